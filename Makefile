@@ -1,0 +1,63 @@
+# Targets set up what is missing, then do their job. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# make extract: the user's images, or else the sample photographs with untrained weights, offline.
+DATA ?=
+LAYERS ?= relu4_1
+ARGS ?=
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help extract layers test test-slow check format wheel clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+extract: $(VENV)/.ready ## extract features: [DATA=imgs] [LAYERS=relu4_1,relu5_1] [ARGS="batch_size=8"]
+ifeq ($(strip $(DATA)),)
+	@echo "No DATA given: sample photographs, random weights. These weights are untrained; the real ones: make extract DATA=imgs"
+	@$(BIN)/python -m pipeline.run data.dir=tests/photographs name=samples network.weights=random 'layers=[$(LAYERS)]' $(ARGS)
+else
+	@$(BIN)/python -m pipeline.run 'data.dir="$(DATA)"' 'layers=[$(LAYERS)]' $(ARGS)
+endif
+
+layers: $(VENV)/.ready ## print the table of layers: [ARGS="network=vgg16 data.size=256"]
+	@$(BIN)/python -m pipeline.layers $(ARGS)
+
+test: $(VENV)/.ready-dev ## run the quick tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.ready-dev ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.ready-dev ## format, lint, types, quick tests: what CI runs
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+format: $(VENV)/.ready-dev ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+wheel: $(VENV)/.ready-dev ## build a wheel into dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove the environment and what tools left behind
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+
+$(BIN)/python:
+	@echo "setting up $(VENV) with $$($(PYTHON) --version) (once, some minutes)"
+	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "Python 3.10 to 3.13 is needed: make PYTHON=python3.12 ..."'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv is missing: install it (Debian: apt install python3-venv) and try again"; exit 1; }
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@$(PIP) --editable '.[dev]'
+	@touch $@
