@@ -1,0 +1,63 @@
+"""What can go wrong, by name. Every error a user can meet is one of these, and reads as one line.
+
+The form is ``<where>: <what happened>, got <value>. Expected <rule or list>. <What to do.>``
+Doors print the line on stderr and leave with :attr:`PipelineError.exit_code`; nothing else prints a traceback.
+A bad *image* is not an error: it is a row whose :class:`~pipeline.records.ImageStatus` says why it failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """An error with a line for the user; leaves the program with exit code 1."""
+
+    exit_code = 1
+
+
+class OptionError(PipelineError):
+    """A wrong option: an unknown key, an unknown value, a wrong type, options that exclude each other. Exit code 2."""
+
+    exit_code = 2
+
+
+class DatasetError(PipelineError):
+    """The images cannot be listed, there are none, or too many of them fail."""
+
+
+class WeightsError(PipelineError):
+    """A weights file is missing, damaged, of another network or of a format that is not read."""
+
+
+class ImageError(ValueError):
+    """One image cannot be used: its row fails with this text, ``<word>: <reason>``, and the run goes on."""
+
+
+class NetworkError(PipelineError):
+    """The network cannot run on this input, or gave values that cannot be stored."""
+
+
+class StoreError(PipelineError):
+    """A run folder, shard or index cannot be written or read, or does not belong to this run."""
+
+
+class LockedError(StoreError):
+    """Another live process is writing the same run folder."""
+
+
+def nearest(wrong: str, known: Iterable[str], limit: int = 3) -> str:
+    """Gives the known names nearest to a wrong one, as words for the middle of a message.
+
+    Args:
+        wrong: What was given.
+        known: All valid names.
+        limit: How many to name at most.
+
+    Returns:
+        ``"relu4_1, relu4_2"``; all known names, comma-separated, where none is near.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(wrong, names, n=limit, cutoff=0.6)
+    return ", ".join(close or names)

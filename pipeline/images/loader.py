@@ -1,0 +1,178 @@
+"""Manifest rows, in; batches of decoded images with one status a row, out. A tf.data pipeline on the host's CPU.
+
+Stands between the manifest and the preprocessing. A bad image is a failed status here and never an exception: rows are
+neither lost nor reordered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from ..records import Batch, ImageStatus, Manifest
+from .decode import ImageDecodeError, decode_image
+
+# No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
+MAX_FILE_BYTES = 2**30
+
+# Batches that wait, whole, for the consumer. One is enough: the next is being filled meanwhile.
+_PREFETCHED_BATCHES = 1
+
+# What a row hands from the worker's thread to the batch besides its pixels; the order of the int64 vector.
+_NUMBERS = ("height_px", "width_px", "rows_px", "columns_px", "source_rows_px", "source_columns_px", "file_bytes")
+_TEXTS = ("error", "sha256")
+
+
+def load_batches(
+    manifest: Manifest,
+    indices: NDArray[np.int64],
+    *,
+    batch_size: int,
+    workers: int,
+    reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ratio_for: Callable[[int, int], int] | None = None,
+) -> Iterator[Batch]:
+    """Reads, hashes and decodes these rows, in this order, ahead of the consumer.
+
+    At most ``workers + 2 * batch_size`` images are decoded and not yet handed over (those in the workers, the batch that is
+    being filled and the one that waits), as large as ``reduce`` leaves them; besides, each worker may hold one image at full
+    size. Closing the generator stops the workers and frees all of this.
+
+    The errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``too large``,
+    ``internal`` (``reduce`` or ``ratio_for`` raised something else than an ``ImageError``), or one of :class:`~pipeline.images.decode.ImageDecodeError`'s.
+
+    Args:
+        manifest: The rows of the run.
+        indices: (N,) int64, which of them to load.
+        batch_size: Rows a batch; the last may have fewer.
+        workers: Images read and decoded at the same time.
+        reduce: (h, w, 3) uint8 RGB -> (h', w', 3) uint8, applied to each image in the worker. None: as decoded.
+        ratio_for: As for :func:`~pipeline.images.decode.decode_image`.
+
+    Yields:
+        Batches whose statuses follow ``indices``.
+    """
+    import tensorflow as tf  # Late: the doors must be able to refuse a wrong option without it.
+
+    # Pixels go round TensorFlow, from the worker to the batch: numpy_function would copy them into a tensor, and
+    # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. Order, number and
+    # life of what waits here are those of the small tensors that go through the dataset.
+    images: dict[int, NDArray[np.uint8]] = {}
+    buffers: dict[int, NDArray[np.uint8]] = {}
+
+    def load(position: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+        path = manifest[int(indices[position])].path
+        images[int(position)], numbers, texts = _load_row(path, reduce, ratio_for)
+        return numbers, texts
+
+    def join(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        buffers[int(positions[0])] = np.concatenate([images.pop(int(position)) for position in positions])
+        return positions
+
+    def load_in_graph(position: Any) -> Any:
+        numbers, texts = tf.numpy_function(load, [position], (tf.int64, tf.string))
+        return position, tf.ensure_shape(numbers, [len(_NUMBERS)]), tf.ensure_shape(texts, [len(_TEXTS)])
+
+    def join_in_graph(positions: Any, numbers: Any, texts: Any) -> Any:
+        return tf.numpy_function(join, [positions], tf.int64), numbers, texts
+
+    options = tf.data.Options()
+    options.deterministic = True
+    # Autotuning would grow the buffers, and the graph's own rewriting (map and batch in one, a further prefetch) would add
+    # some: the bound on memory that is promised above would not hold.
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    # Threads of its own: decoding must not queue behind the network's operations in TensorFlow's common pool.
+    options.threading.private_threadpool_size = workers
+    # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
+    with tf.device("/CPU:0"):
+        dataset = tf.data.Dataset.range(len(indices)).map(load_in_graph, num_parallel_calls=workers, deterministic=True)
+        dataset = dataset.batch(batch_size).map(join_in_graph).prefetch(_PREFETCHED_BATCHES).with_options(options)
+        elements = iter(dataset)
+    while True:
+        with tf.device("/CPU:0"):
+            element = next(elements, None)
+        if element is None:
+            return
+        positions, numbers, texts = (np.asarray(tensor) for tensor in element)
+        yield _batch(indices[positions], buffers.pop(int(positions[0])), numbers, texts)
+
+
+def _batch(
+    indices: NDArray[np.int64], pixels: NDArray[np.uint8], numbers: NDArray[np.int64], texts: NDArray[np.object_]
+) -> Batch:
+    statuses = tuple(
+        ImageStatus(int(index), error.decode(), int(height), int(width), int(file_bytes), sha256.decode())
+        for index, (height, width, *_, file_bytes), (error, sha256) in zip(indices, numbers, texts, strict=True)
+    )
+    sides = numbers.astype(np.int32)
+    first = _NUMBERS.index("rows_px")
+    return Batch(statuses, pixels, sides[:, first], sides[:, first + 1], sides[:, first + 2 : first + 4])
+
+
+def _load_row(
+    path: str,
+    reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None,
+    ratio_for: Callable[[int, int], int] | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.object_]]:
+    """Gives the flat pixels of one image, its :data:`_NUMBERS` and its :data:`_TEXTS`. Raises nothing but signals."""
+    error, sha256, data = "", "", b""
+    height = width = 0
+    pixels = decoded = np.empty((0, 0, 3), np.uint8)
+    try:
+        data = _read(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        decoded, (height, width) = decode_image(data, ratio_for)
+        reduced = decoded if reduce is None else reduce(decoded)
+        assert reduced.dtype == np.uint8, reduced.dtype
+        assert reduced.shape[2:] == (3,), reduced.shape
+        pixels = reduced
+    except ImageError as problem:
+        error = str(problem)
+    except (FileNotFoundError, NotADirectoryError):
+        error = "missing: file not found"
+    except OSError as problem:
+        error = f"unreadable: {(problem.strerror or type(problem).__name__).lower()}"
+    except MemoryError:
+        error = "out of memory: the image does not fit"
+    except Exception as problem:  # Whatever one image does to a caller's function, the other rows are still wanted.
+        error = f"internal: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+    rows, columns, _ = pixels.shape
+    numbers = np.array([height, width, rows, columns, *decoded.shape[:2], len(data)], np.int64)
+    return pixels.reshape(-1), numbers, np.array([error, sha256], np.object_)
+
+
+def _read(path: str) -> bytes:
+    """Reads a regular file whole.
+
+    Raises:
+        ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
+        OSError: It is missing or cannot be read.
+    """
+    # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
+    # pipe opened without O_NONBLOCK would wait for a writer for ever.
+    _require_regular(Path(path).stat())
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 (Path.open takes no descriptor)
+        size = _require_regular(os.fstat(file.fileno()))
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise ImageDecodeError("unreadable: the file changed while it was read")
+    return data
+
+
+def _require_regular(info: os.stat_result) -> int:
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe" if stat.S_ISFIFO(info.st_mode) else "a device or socket"
+        raise ImageDecodeError(f"not a regular file: {kind}")
+    if info.st_size > MAX_FILE_BYTES:
+        raise ImageDecodeError(f"too large: {info.st_size} bytes, limit {MAX_FILE_BYTES} bytes")
+    return info.st_size

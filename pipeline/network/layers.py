@@ -1,0 +1,155 @@
+"""Tables of the networks: names, kernels, channels, strides; which layers a user's words mean; shapes and costs. No TensorFlow.
+
+A further network is an entry in :data:`NETWORKS` and a file in ``conf/network``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Sequence
+
+from ..errors import NetworkError, OptionError, nearest
+from ..records import FeatureSpec, LayerSpec
+
+# Convolutions in each of the five blocks.
+# Source: Simonyan & Zisserman, "Very Deep Convolutional Networks", arXiv 1409.1556, table 1, columns D and E.
+NETWORKS: dict[str, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+# Channels of each block, same source.
+BLOCK_CHANNELS = (64, 128, 256, 512, 512)
+
+# Mean colour of the training images, R, G, B in 0..255; stored in the weight files, used where a file has none.
+# Source: ``normalization.averageImage`` of imagenet-vgg-verydeep-19.mat; keras ``imagenet_utils`` 'caffe' mode in B, G, R.
+MEAN_PIXEL_RGB = (123.68, 116.779, 103.939)
+
+CLASSES = 1000
+CLASSIFIER_BLOCK = 6
+# fc6 is a convolution as large as pool5 of a 224 px image. Source: the kernel stored in the file, (7, 7, 512, 4096).
+FC6_SIDE = 7
+FC_CHANNELS = 4096
+
+# Users know the last layer by what it does; the file calls it "prob".
+SYNONYMS = {"softmax": "prob"}
+
+
+def layer_table(network: str) -> tuple[LayerSpec, ...]:
+    """Gives all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files."""
+    layers: list[LayerSpec] = []
+
+    def add(name: str, kind: str, block: int, kernel: tuple[int, int, int, int] | None, channels: int, stride: int) -> None:
+        layers.append(LayerSpec(name, kind, len(layers), block, kernel, channels, stride))
+
+    channels = 3
+    for block, (count, width) in enumerate(zip(NETWORKS[network], BLOCK_CHANNELS, strict=True), start=1):
+        stride = 2 ** (block - 1)
+        for position in range(1, count + 1):
+            add(f"conv{block}_{position}", "conv", block, (3, 3, channels, width), width, stride)
+            add(f"relu{block}_{position}", "relu", block, None, width, stride)
+            channels = width
+        add(f"pool{block}", "pool", block, None, width, stride * 2)
+    add("fc6", "fc", CLASSIFIER_BLOCK, (FC6_SIDE, FC6_SIDE, channels, FC_CHANNELS), FC_CHANNELS, 32)
+    add("relu6", "relu", CLASSIFIER_BLOCK, None, FC_CHANNELS, 32)
+    add("fc7", "fc", CLASSIFIER_BLOCK, (1, 1, FC_CHANNELS, FC_CHANNELS), FC_CHANNELS, 32)
+    add("relu7", "relu", CLASSIFIER_BLOCK, None, FC_CHANNELS, 32)
+    add("fc8", "fc", CLASSIFIER_BLOCK, (1, 1, FC_CHANNELS, CLASSES), CLASSES, 32)
+    add("prob", "softmax", CLASSIFIER_BLOCK, None, CLASSES, 32)
+    return tuple(layers)
+
+
+def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
+    """Gives the layers that a user's words mean, in network order, each once.
+
+    Args:
+        network: ``vgg19`` or ``vgg16``.
+        words: Names (``relu4_1``), shell patterns (``relu?_1``), blocks (``block3``, its pooling included) or ``all``: every
+            layer from conv1_1 to the last ReLU of the convolutional part (36 for vgg19). ``*`` takes the classifier too.
+
+    Raises:
+        OptionError: A word means no layer; the nearest names are given.
+    """
+    table = layer_table(network)
+    names = [layer.name for layer in table]
+    if not words:
+        raise OptionError("layers: the list is empty. Expected at least one layer name, e.g. layers=[relu4_1].")
+    chosen: set[str] = set()
+    for word in words:
+        word = SYNONYMS.get(word.strip(), word.strip())
+        if word == "all":
+            matched = [layer.name for layer in table if layer.block < CLASSIFIER_BLOCK and layer.name != "pool5"]
+        elif re.fullmatch(r"block\d+", word):
+            matched = [layer.name for layer in table if layer.block == int(word[5:]) < CLASSIFIER_BLOCK]
+        elif any(mark in word for mark in "*?["):
+            matched = fnmatch.filter(names, word)
+        else:
+            matched = [word] if word in names else []
+        if not matched:
+            known = [*names, *(f"block{n}" for n in range(1, 6)), "all"]
+            near = nearest(word, known)
+            rule = "a name as conv1_1, relu4_1, pool3, fc7, a pattern as relu?_1, block1 to block5, or all"
+            raise OptionError(
+                f"layers: no layer of {network} matches, got {word!r}. "
+                f"Expected {rule if near == ', '.join(known) else f'one of: {near}'}. "
+                f"Run `python -m pipeline.layers network={network}` for the whole table."
+            )
+        chosen.update(matched)
+    return tuple(layer for layer in table if layer.name in chosen)
+
+
+def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> dict[str, tuple[int, int, int]]:
+    """Gives the (h, w, c) of each layer for an input of this size, up to the last layer that fits it.
+
+    Args:
+        network: Name in :data:`NETWORKS`.
+        size_px: (height, width) of the input.
+        pool_padding: ``same``: pooling of an odd side rounds up (Caffe, TensorFlow SAME); ``valid``: down (Keras, PyTorch).
+    """
+    height, width = size_px
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for layer in layer_table(network):
+        if layer.kind == "pool":
+            up = 1 if pool_padding == "same" else 0
+            height, width = (height + up) // 2, (width + up) // 2
+        elif layer.kind == "fc":
+            assert layer.kernel_shape is not None
+            height, width = height - layer.kernel_shape[0] + 1, width - layer.kernel_shape[1] + 1
+        if height < 1 or width < 1:
+            break
+        shapes[layer.name] = (height, width, layer.channels)
+    return shapes
+
+
+def smallest_side_px(network: str, layer: LayerSpec, pool_padding: str) -> int:
+    """Gives the smallest input side for which this layer has an output."""
+    side = 1
+    while layer.name not in output_shapes(network, (side, side), pool_padding):
+        side += 1
+    return side
+
+
+def plan_features(
+    network: str, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None, pool_padding: str
+) -> tuple[FeatureSpec, ...]:
+    """Gives the layers with the shape of a row of each; no shapes at native size.
+
+    Raises:
+        NetworkError: The input is too small for a layer.
+    """
+    if size_px is None:
+        return tuple(FeatureSpec(layer, None) for layer in layers)
+    shapes = output_shapes(network, size_px, pool_padding)
+    for layer in layers:
+        if layer.name not in shapes:
+            raise NetworkError(
+                f"data.size: too small for layer {layer.name}, got {size_px[0]} x {size_px[1]} px. Expected sides of at least "
+                f"{smallest_side_px(network, layer, pool_padding)} px. Choose a larger data.size or an earlier layer."
+            )
+    return tuple(FeatureSpec(layer, shapes[layer.name]) for layer in layers)
+
+
+def multiply_adds(layer: LayerSpec, shape: tuple[int, int, int]) -> int:
+    """Gives the multiply-adds of a direct evaluation of this layer for one image; 0 for layers without kernels."""
+    if layer.kernel_shape is None:
+        return 0
+    return math.prod(layer.kernel_shape) * shape[0] * shape[1]

@@ -1,0 +1,258 @@
+"""The nouns: frozen records that the stages hand to one another. NumPy only; every stage may import this, it imports none.
+
+``Manifest -> Batch -> FeatureBatch -> shard``: a row keeps its ``index`` (row in the run) from one end to the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+OK = "ok"
+FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One row of the manifest: an image that somebody wants features of, whether or not it can be read.
+
+    Attributes:
+        index: Row in the run, from 0.
+        key: The name a person reads: path relative to the data folder, ``/`` on every system. Unique in a run.
+        path: Where the file is, for this machine.
+        label: First folder of the key, or the list's ``label`` column; ``""`` if none.
+        file_bytes: Size of the file when it was listed; 0 where it could not be found.
+    """
+
+    index: int
+    key: str
+    path: str
+    label: str
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The images of a run, in order: row i of everything that is written is image i of this.
+
+    Stored by column, since a run may have millions of rows.
+
+    Attributes:
+        root: Folder that keys are relative to.
+        keys: (N) unique names, in the order of the run.
+        labels: (N) labels, ``""`` where there is none.
+        file_bytes: (N,) int64, size of each file when it was listed.
+        paths: Where a file is, by index, for those that do not lie at ``root/key``.
+        metadata: Further columns of the list, each (N) strings.
+        skipped: Files passed over while walking a folder: reason -> how many. For the report alone.
+        digest: SHA-256, hex, of keys, sizes, labels and metadata.
+    """
+
+    root: str
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    file_bytes: NDArray[np.int64]
+    paths: Mapping[int, str]
+    metadata: Mapping[str, tuple[str, ...]]
+    skipped: Mapping[str, int]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        path = self.paths.get(index)
+        if path is None:
+            path = str(Path(self.root, self.keys[index]))
+        return ImageRecord(index, self.keys[index], path, self.labels[index], int(self.file_bytes[index]))
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatus:
+    """What became of one image: the row of the status table. Every manifest row gets exactly one.
+
+    Attributes:
+        index: Row in the run.
+        error: Why it failed, one line; ``""`` for an image that is ``ok``.
+        height_px: Height after EXIF orientation, before resizing; 0 where the image could not be decoded.
+        width_px: Width, likewise.
+        file_bytes: Size of the file as read.
+        sha256: Of the file as read, hex; ``""`` where it could not be read.
+    """
+
+    index: int
+    error: str
+    height_px: int
+    width_px: int
+    file_bytes: int
+    sha256: str
+
+    @property
+    def word(self) -> str:
+        """``"ok"`` or ``"failed"``, as stored in ``/images/status``."""
+        return FAILED if self.error else OK
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B decoded images of differing sizes, and one status for each.
+
+    Attributes:
+        statuses: (B) one a row, in the order of the manifest.
+        pixels: (P,) uint8, the images' RGB values in row-major order, one image after the other; a failed row has none.
+        heights_px: (B,) int32, height of the pixels handed over; 0 for a failed row.
+        widths_px: (B,) int32, likewise.
+        sources_px: (B, 2) int32, (height, width) of the decoded image before the host cut or resampled it: what resizing is
+            planned from. Smaller than the status says where a JPEG was reduced while decoding.
+    """
+
+    statuses: tuple[ImageStatus, ...]
+    pixels: NDArray[np.uint8]
+    heights_px: NDArray[np.int32]
+    widths_px: NDArray[np.int32]
+    sources_px: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.statuses)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One layer of a network, as its table gives it.
+
+    Attributes:
+        name: ``conv1_1``, ``relu1_1``, ``pool1``, ``fc6``, ``prob`` ...
+        kind: ``conv``, ``relu``, ``pool``, ``fc`` (a convolution without padding) or ``softmax``.
+        network_index: Position in the network, from 0; the index in the MatConvNet file.
+        block: 1 to 5 for the convolutional part, 6 for the classifier.
+        kernel_shape: (height, width, channels in, channels out) for ``conv`` and ``fc``, else None.
+        channels: Channels of the output.
+        stride_px: Distance in input pixels between neighbouring positions of the output.
+    """
+
+    name: str
+    kind: str
+    network_index: int
+    block: int
+    kernel_shape: tuple[int, int, int, int] | None
+    channels: int
+    stride_px: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """A layer whose activations are stored, and the shape of a row of it.
+
+    Attributes:
+        layer: The layer.
+        shape: (h, w, c) of one image's activations; None at native size, where images differ.
+    """
+
+    layer: LayerSpec
+    shape: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """Activations of one layer for n images. Images that failed are not among them.
+
+    Attributes:
+        layer: Name of the layer.
+        indices: (n,) int64, ascending: which rows of the run these are.
+        values: (n, h, w, c) float32.
+    """
+
+    layer: str
+    indices: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap.
+
+    Attributes:
+        number: From 0.
+        count: How many shards the run has.
+        first: Index of its first row.
+        stop: Index after its last row.
+    """
+
+    number: int
+    count: int
+    first: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.number < self.count, self
+        assert 0 <= self.first < self.stop, self
+
+    @property
+    def file_name(self) -> str:
+        """``shard-00000-of-00012.h5``."""
+        return f"shard-{self.number:05d}-of-{self.count:05d}.h5"
+
+    @property
+    def rows(self) -> int:
+        """How many rows it holds."""
+        return self.stop - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All that the store must know of a run before its first row.
+
+    Attributes:
+        manifest: The rows.
+        features: What is stored for each, in network order.
+        dtype: ``float32`` or ``float16``.
+        compression: ``gzip`` or ``none``. Cannot change a number, so it is not part of the identity.
+        images_per_shard: Rows a shard; the last may have fewer.
+        identity: All that can change a number, option -> value as text. The digest is taken over this.
+        attributes: Further root attributes of every file: text, or float64 arrays.
+    """
+
+    manifest: Manifest
+    features: tuple[FeatureSpec, ...]
+    dtype: str
+    compression: str
+    images_per_shard: int
+    identity: Mapping[str, str]
+    attributes: Mapping[str, str | NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex, of the identity: two runs with the same digest have the same features."""
+        return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()
+
+    def shards(self) -> tuple[ShardSpec, ...]:
+        """Gives the shard plan, a function of the number of rows and ``images_per_shard`` alone."""
+        rows, step = len(self.manifest), self.images_per_shard
+        count = -(-rows // step)
+        return tuple(ShardSpec(n, count, n * step, min(rows, (n + 1) * step)) for n in range(count))
+
+
+class Sink(Protocol):
+    """Where the loop's results go. The store's writer is one; a sink that drops all is used to time the rest."""
+
+    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
+        """Takes what became of some images. Features of an image may come before or after its status."""
+
+    def put_features(self, features: FeatureBatch) -> None:
+        """Takes activations; may return before they are stored, and blocks while too much is waiting."""
+
+    def close(self) -> None:
+        """Finishes all; raises what went wrong in the background."""
+
+    def abort(self) -> None:
+        """Drops what is unfinished, leaving no partial file behind."""

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+PHOTOGRAPHS = Path(__file__).parent / "photographs"
+MEAN_PIXEL = np.array([123.68, 116.779, 103.939])
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    return PHOTOGRAPHS
+
+
+@pytest.fixture(scope="session")
+def random_weights() -> Callable[..., Any]:
+    """Gives seeded weights; those of a network are drawn once."""
+    from functools import cache
+
+    from pipeline.network.weights import load_weights
+
+    @cache
+    def draw(network: str = "vgg19", classifier: bool = False) -> Any:
+        return load_weights(network, "random", seed=0, classifier=classifier, progress=False, log=lambda line: None)
+
+    return draw

@@ -1,0 +1,442 @@
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.images import decode
+from pipeline.images.decode import MAX_PIXELS, ImageDecodeError, decode_image, image_extensions
+
+ORIENTATION = 0x0112
+LINE = re.compile(r"(empty|not an image|truncated|corrupt|too large|unsupported|out of memory): [^\n]+")
+
+
+def smooth(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
+    """(height, width, channels) uint8 of no symmetry, with the soft gradients of a photograph."""
+    rows, columns, channel = np.ogrid[:height, :width, :channels]
+    waves = np.sin(rows / (5 + channel)) + np.cos(columns / (7 - channel)) + rows * columns / (height * width)
+    noise = np.random.default_rng(height * 1000 + width).normal(0, 0.1, (height, width, channels))
+    return np.clip((waves + noise) * 50 + 100, 0, 255).astype(np.uint8)
+
+
+def picture(mode: str, height: int = 43, width: int = 61) -> Image.Image:
+    rgb = Image.fromarray(smooth(height, width))
+    if mode == "RGBA":
+        rgb.putalpha(Image.fromarray(smooth(height, width)[..., 1]))
+        return rgb
+    if mode == "LA":
+        return Image.merge("LA", [rgb.convert("L"), Image.fromarray(smooth(height, width)[..., 1])])
+    return rgb.quantize(32) if mode == "P" else rgb.convert(mode)
+
+
+def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def as_pillow(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    colour, alpha = rgba[..., :3].astype(float), rgba[..., 3:].astype(float)
+    return np.floor((colour * alpha + 255 * (255 - alpha)) / 255 + 0.5).astype(np.uint8)
+
+
+def decoded(data: bytes) -> NDArray[np.uint8]:
+    pixels, size_px = decode_image(data)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.shape == (*size_px, 3)
+    return pixels
+
+
+def refusal(data: bytes) -> str | None:
+    """The text of the refusal; None for an image."""
+    try:
+        decode_image(data)
+    except ImageDecodeError as error:
+        return str(error)
+    return None
+
+
+def png_header(width: int, height: int, rest: bytes = b"") -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + rest
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+@pytest.mark.parametrize("size_px", [(1, 1), (1, 9), (9, 1), (8, 8), (17, 33), (101, 203), (120, 160)])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_jpegs_are_decoded_bit_for_bit_as_pillow_decodes_them(size_px: tuple[int, int], subsampling: str) -> None:
+    for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 2}, {"quality": 100}):
+        data = encode(picture("RGB", *size_px), "JPEG", subsampling=subsampling, **options)
+        np.testing.assert_array_equal(decoded(data), as_pillow(data), err_msg=str(options))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_grey_jpegs_and_jpegs_that_store_rgb_are_decoded_as_pillow_decodes_them(options: dict[str, Any]) -> None:
+    for data in (encode(picture("L"), "JPEG", **options), encode(picture("RGB"), "JPEG", keep_rgb=True, **options)):
+        np.testing.assert_array_equal(decoded(data), as_pillow(data))
+
+
+def test_jpegs_that_tensorflow_refuses_are_put_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(picture("RGB"), "JPEG")
+    fast = decoded(data)
+    monkeypatch.setattr(decode, "_decode_jpeg", lambda *_: None)
+    np.testing.assert_array_equal(decoded(data), fast)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode", "options"),
+    [
+        *(("PNG", mode, {}) for mode in ("1", "L", "P", "RGB")),
+        *(("BMP", mode, {}) for mode in ("1", "L", "P", "RGB")),
+        *(("TIFF", mode, {"compression": "tiff_lzw"}) for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB")),
+        ("TIFF", "RGB", {}),
+        ("TIFF", "RGB", {"compression": "jpeg"}),
+        ("TIFF", "RGB", {"compression": "tiff_adobe_deflate"}),
+        *(("PPM", mode, {}) for mode in ("1", "L", "RGB")),
+        *(("TGA", mode, {"compression": "tga_rle"}) for mode in ("L", "P", "RGB")),
+        *(("SGI", mode, {}) for mode in ("L", "RGB")),
+        *(("GIF", mode, {}) for mode in ("1", "L", "P")),
+        *(("JPEG2000", mode, {}) for mode in ("L", "RGB")),
+        *(("WEBP", mode, {"lossless": True}) for mode in ("L", "P", "RGB")),
+        ("WEBP", "RGB", {"quality": 60}),
+        ("DIB", "RGB", {}),
+        ("QOI", "RGB", {}),
+        ("AVIF", "RGB", {}),
+        ("JPEG", "CMYK", {}),
+    ],
+)
+def test_every_format_and_mode_becomes_rgb_as_pillow_converts_it(file_format: str, mode: str, options: dict[str, Any]) -> None:
+    data = encode(picture(mode), file_format, **options)
+    np.testing.assert_array_equal(decoded(data), as_pillow(data))
+
+
+def test_of_a_psd_file_the_flattened_picture_is_taken() -> None:
+    planes = smooth(6, 9).transpose(2, 0, 1).tobytes()
+    header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 6, 9, 8, 3) + bytes(12) + struct.pack(">H", 0)
+    np.testing.assert_array_equal(decoded(header + planes), smooth(6, 9))
+
+
+@pytest.mark.parametrize(("file_format", "mode"), [("PNG", "RGB"), ("PNG", "P"), ("BMP", "RGB"), ("TIFF", "L"), ("QOI", "RGB")])
+def test_lossless_formats_give_back_what_was_stored(file_format: str, mode: str) -> None:
+    image = picture(mode)
+    np.testing.assert_array_equal(decoded(encode(image, file_format)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode", "options"),
+    [
+        ("PNG", "RGBA", {}),
+        ("PNG", "LA", {}),
+        ("TIFF", "RGBA", {}),
+        ("TIFF", "LA", {}),
+        ("WEBP", "RGBA", {"lossless": True, "exact": True}),
+        ("TGA", "RGBA", {}),
+        ("JPEG2000", "RGBA", {}),
+        ("QOI", "RGBA", {}),
+        ("SGI", "RGBA", {}),
+    ],
+)
+def test_transparent_images_are_composited_on_white(file_format: str, mode: str, options: dict[str, Any]) -> None:
+    image = picture(mode)
+    expected = on_white(np.asarray(image.convert("RGBA")))
+    np.testing.assert_array_equal(decoded(encode(image, file_format, **options)), expected)
+
+
+def test_transparent_palette_entries_are_composited_on_white() -> None:
+    image = picture("P")
+    indices = np.asarray(image)
+    colours = np.asarray(image.convert("RGB"))
+    by_index = decoded(encode(image, "PNG", transparency=3))
+    np.testing.assert_array_equal(by_index, np.where(indices[..., None] == 3, 255, colours))
+    np.testing.assert_array_equal(decoded(encode(image, "GIF", transparency=3)), by_index)
+    alphas = np.arange(32, dtype=np.uint8) * 8
+    by_table = decoded(encode(image, "PNG", transparency=alphas.tobytes()))
+    np.testing.assert_array_equal(by_table, on_white(np.dstack([colours, alphas[indices]])))
+
+
+def test_key_colours_are_composited_on_white() -> None:
+    rgb, grey = smooth(20, 30), smooth(20, 30)[..., 0]
+    rgb[3:7, 4:9] = (1, 2, 3)
+    grey[3:7, 4:9] = 7
+    wide = grey.astype(np.uint16) * 256 + 7
+    hole = np.zeros((20, 30, 1), bool)
+    hole[3:7, 4:9] = True
+    pixels = decoded(encode(Image.fromarray(rgb), "PNG", transparency=(1, 2, 3)))
+    np.testing.assert_array_equal(pixels, np.where(hole, 255, rgb))
+    pixels = decoded(encode(Image.fromarray(grey), "PNG", transparency=7))
+    np.testing.assert_array_equal(pixels, np.where(grey[..., None] == 7, 255, np.dstack([grey] * 3)))
+    # A 16-bit key colour is compared with the 16-bit values, not with what becomes of them.
+    wide[0, 0] = wide[4, 5] + 1
+    assert decoded(encode(Image.fromarray(wide), "PNG", transparency=7))[4, 5].tolist() == [7, 7, 7]
+    pixels = decoded(encode(Image.fromarray(wide), "PNG", transparency=int(wide[4, 5])))
+    assert pixels[4, 5].tolist() == [255, 255, 255]
+    assert pixels[0, 0].tolist() == [7, 7, 7]
+
+
+def test_sixteen_bit_grey_is_divided_by_257_and_rounded() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.rint(values / 257).astype(np.uint8)
+    pgm = b"P5 256 256 65535 " + values.astype(">u2").tobytes()
+    big_endian = io.BytesIO()
+    Image.frombytes("I;16B", (256, 256), values.astype(">u2").tobytes()).save(big_endian, "TIFF")
+    for data in (encode(Image.fromarray(values), "PNG"), encode(Image.fromarray(values), "TIFF"), pgm, big_endian.getvalue()):
+        np.testing.assert_array_equal(decoded(data), np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_32_bit_grey_is_read_as_16_bit_and_other_values_are_refused() -> None:
+    values = np.array([[0, 128, 129, 65535]], np.int32)
+    assert decoded(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 1, 255]
+    with pytest.raises(ImageDecodeError, match=r"^unsupported: grey values from 0 to 70000, only 0 to 65535 can be read$"):
+        decode_image(encode(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))
+
+
+def test_float_grey_is_read_from_0_to_1_and_other_values_are_refused() -> None:
+    values = np.array([[0, 0.25, 0.5, 1]], np.float32)
+    assert decoded(encode(Image.fromarray(values), "TIFF"))[0, :, 1].tolist() == [0, 64, 128, 255]
+    for wrong, text in (([[0, 255]], "from 0 to 255"), ([[-1, 0]], "from -1 to 0"), ([[0, np.nan]], "from nan to nan")):
+        with pytest.raises(ImageDecodeError, match=f"^unsupported: grey values {text}, only 0 to 1 can be read$"):
+            decode_image(encode(Image.fromarray(np.array(wrong, np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("file_format", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB")]
+)
+def test_all_exif_orientations_are_applied(file_format: str, mode: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encode(picture(mode, 24, 40), file_format, exif=exif)
+    pixels = decoded(data)
+    assert pixels.shape == ((40, 24, 3) if orientation >= 5 else (24, 40, 3))
+    np.testing.assert_array_equal(pixels, as_pillow(data))
+
+
+def test_orientation_6_turns_the_stored_picture_clockwise() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = smooth(5, 8)
+    np.testing.assert_array_equal(decoded(encode(Image.fromarray(stored), "PNG", exif=exif)), np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize(
+    "block", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01", b""]
+)
+def test_a_damaged_exif_block_is_ignored(block: bytes) -> None:
+    data = encode(picture("RGB"), "JPEG", exif=block)
+    np.testing.assert_array_equal(decoded(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_ignored(value: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    assert decoded(encode(picture("RGB", 24, 40), "JPEG", exif=exif)).shape == (24, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"), [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("MPO", {})]
+)
+def test_of_several_frames_the_first_counts(file_format: str, options: dict[str, Any]) -> None:
+    first, second = picture("L"), Image.new("L", (61, 43), 200)
+    alone = decoded(encode(first, "JPEG" if file_format == "MPO" else file_format, **options))
+    pixels = decoded(encode(first, file_format, save_all=True, append_images=[second], **options))
+    np.testing.assert_array_equal(pixels, alone)
+
+
+def test_colour_profiles_are_ignored() -> None:
+    image = picture("RGB")
+    np.testing.assert_array_equal(decoded(encode(image, "PNG", icc_profile=b"\0" * 200)), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"progressive": True, "optimize": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_cut_anywhere_is_refused(mode: str, options: dict[str, Any]) -> None:
+    data = encode(picture(mode), "JPEG", **options)
+    for cut in {*range(1, len(data), len(data) // 40), *range(len(data) - 20, len(data))}:
+        text = refusal(data[:cut])
+        assert text is not None, cut
+        assert LINE.fullmatch(text), cut
+    assert decoded(data).shape == (43, 61, 3)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode", "options"),
+    [
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("GIF", "P", {}),
+        ("BMP", "RGB", {}),
+        ("DIB", "RGB", {}),
+        ("TIFF", "RGB", {}),
+        ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+        ("TIFF", "RGB", {"compression": "jpeg"}),
+        ("TIFF", "L", {"compression": "tiff_adobe_deflate"}),
+        ("WEBP", "RGB", {}),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("AVIF", "RGB", {}),
+        ("JPEG2000", "RGB", {}),
+        ("JPEG2000", "RGB", {"irreversible": True, "quality_layers": [20, 5]}),
+        ("PPM", "RGB", {}),
+        ("QOI", "RGB", {}),
+        ("SGI", "RGB", {}),
+        ("TGA", "RGB", {}),
+        ("TGA", "P", {"compression": "tga_rle"}),
+    ],
+)
+def test_a_cut_file_is_refused_unless_all_its_pixels_are_there(file_format: str, mode: str, options: dict[str, Any]) -> None:
+    data = encode(picture(mode), file_format, **options)
+    whole = decoded(data)
+    refused = 0
+    for cut in {*np.linspace(1, len(data) - 1, 12).astype(int).tolist(), *range(len(data) - 6, len(data))}:
+        text = refusal(data[:cut])
+        if text is None:
+            np.testing.assert_array_equal(decode_image(data[:cut])[0], whole)
+        else:
+            refused += 1
+            assert LINE.fullmatch(text)
+            assert "0x" not in text
+    assert refused >= 10
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "empty: the file has no bytes"),
+        (b"hello, world", "not an image: begins with b'hello, w'"),
+        (b"<!DOCTYPE html><html></html>", "not an image: begins with b'<!DOCTYP'"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image: begins with b'%!PS-Ado'"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), r"not an image: begins with b'\x89HDF\r\n\x1a\n'"),
+        (bytes(64), r"not an image: begins with b'\x00\x00\x00\x00\x00\x00\x00\x00'"),
+        (b"\xff\xd8\xff", "corrupt: the header of this JPEG file is damaged or incomplete"),
+        (b"\x89PNG\r\n\x1a\n", "corrupt: the header of this PNG file is damaged or incomplete"),
+        (png_header(50_000, 50_000, png_chunk(b"IDAT", b"")), "too large: 2500000000 px, limit 178956970 px"),
+        (png_header(2**31 - 1, 1, png_chunk(b"IDAT", b"")), "too large: 2147483647 px, limit 178956970 px"),
+        # Large enough for Pillow's warning, which must not come out.
+        (png_header(10_000, 9_000, png_chunk(b"IDAT", zlib.compress(b""))), "truncated: image file is truncated"),
+        (b"P6 0 5 255 ", None),
+        (png_header(0, 5, png_chunk(b"IDAT", zlib.compress(b""))), None),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_refused_with_the_reason(data: bytes, text: str | None) -> None:
+    refused = refusal(data)
+    assert refused is not None
+    assert LINE.fullmatch(refused)
+    assert text in (None, refused)
+    assert refusal(data) == refused
+
+
+def test_the_limit_on_pixels_is_read_from_the_header() -> None:
+    width = 20_000
+    data = png_header(width, MAX_PIXELS // width + 1, png_chunk(b"IDAT", zlib.compress(bytes(2000))))
+    with pytest.raises(ImageDecodeError, match=r"^too large: "):
+        decode_image(data)
+    with pytest.raises(ImageDecodeError, match=r"^truncated: "):
+        decode_image(png_header(width, MAX_PIXELS // width, png_chunk(b"IDAT", zlib.compress(b""))))
+
+
+def test_a_larger_limit_of_pillow_does_not_lift_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(ImageDecodeError, match=r"^too large: 50000 x 50000 px, limit 178956970 px$"):
+        decode_image(png_header(50_000, 50_000, png_chunk(b"IDAT", b"")))
+
+
+def test_a_png_with_a_text_bomb_is_refused() -> None:
+    bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000), 9))
+    assert len(bomb) < 30_000
+    with pytest.raises(ImageDecodeError, match=r"^corrupt: Decompressed data too large"):
+        decode_image(png_header(8, 8, bomb + png_chunk(b"IDAT", zlib.compress(bytes(200))) + png_chunk(b"IEND", b"")))
+
+
+def test_a_png_with_a_flipped_bit_is_corrupt() -> None:
+    data = bytearray(encode(picture("RGB"), "PNG"))
+    data[len(data) // 2] ^= 16
+    with pytest.raises(ImageDecodeError, match=r"^corrupt: "):
+        decode_image(bytes(data))
+
+
+def test_damaged_jpegs_never_raise_anything_else(capfd: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(5)
+    for options in ({}, {"progressive": True}):
+        clean = encode(picture("RGB"), "JPEG", **options)
+        for _ in range(60):
+            data = bytearray(clean)
+            data[int(random.integers(2, len(data)))] = int(random.integers(256))
+            text = refusal(bytes(data))
+            assert text is None or LINE.fullmatch(text)
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("size_px", [(1, 1), (1, 300), (300, 1)])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
+def test_sides_of_one_pixel_are_images(file_format: str, size_px: tuple[int, int]) -> None:
+    assert decoded(encode(picture("RGB", *size_px), file_format)).shape == (*size_px, 3)
+
+
+def test_a_ratio_reduces_jpegs_alone_and_is_asked_with_the_turned_size() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def quarter(height_px: int, width_px: int) -> int:
+        asked.append((height_px, width_px))
+        return 4
+
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    image = picture("RGB", 101, 203)
+    pixels, size_px = decode_image(encode(image, "JPEG", exif=exif), quarter)
+    assert asked == [(203, 101)]
+    assert size_px == (203, 101)
+    assert pixels.shape == (51, 26, 3)
+    full = decoded(encode(image, "JPEG", exif=exif))
+    blocks = full[3:, :100].reshape(50, 4, 25, 4, 3).mean((1, 3))
+    assert abs(pixels[1:, :25].astype(float) - blocks).mean() < 8
+    for data in (encode(image, "PNG"), encode(image.convert("CMYK"), "JPEG")):
+        pixels, size_px = decode_image(data, quarter)
+        assert pixels.shape == (101, 203, 3)
+        assert size_px == (101, 203)
+    assert len(asked) == 1
+
+
+def test_too_little_memory_is_an_image_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(image: Image.Image) -> NDArray[np.uint8]:
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "_decode_with_pillow", exhausted)
+    with pytest.raises(ImageDecodeError, match=r"^out of memory: "):
+        decode_image(encode(picture("RGB"), "PNG"))
+
+
+def test_extensions_are_those_of_photographs_and_not_of_programs_or_documents() -> None:
+    extensions = image_extensions()
+    assert {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".avif",
+        ".jp2",
+        ".ppm",
+        ".pfm",
+        ".mpo",
+    } <= extensions
+    assert not extensions & {".eps", ".ps", ".pdf", ".wmf", ".h5", ".hdf", ".mpg", ".grib", ".bufr", ".ico", ".txt"}

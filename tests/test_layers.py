@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipeline.errors import NetworkError, OptionError
+from pipeline.network.layers import layer_table, multiply_adds, output_shapes, plan_features, resolve_layers, smallest_side_px
+
+
+def names(network: str, *words: str) -> list[str]:
+    return [layer.name for layer in resolve_layers(network, words)]
+
+
+def test_vgg19_has_the_43_layers_of_its_file_in_order() -> None:
+    table = layer_table("vgg19")
+    assert [layer.network_index for layer in table] == list(range(43))
+    by_index = {layer.network_index: layer.name for layer in table}
+    # Positions as published for the MatConvNet file and for torchvision's features.
+    expected = {0: "conv1_1", 1: "relu1_1", 4: "pool1", 9: "pool2", 10: "conv3_1", 18: "pool3", 19: "conv4_1", 27: "pool4"}
+    expected |= {28: "conv5_1", 35: "relu5_4", 36: "pool5", 37: "fc6", 38: "relu6", 39: "fc7", 41: "fc8", 42: "prob"}
+    assert {index: by_index[index] for index in expected} == expected
+
+
+@pytest.mark.parametrize(("network", "whole", "convolutions"), [("vgg19", 143_667_240, 20_024_384), ("vgg16", 138_357_544, 14_714_688)])
+def test_networks_have_the_published_number_of_parameters(network: str, whole: int, convolutions: int) -> None:
+    sizes = {layer.name: math.prod(layer.kernel_shape) + layer.channels for layer in layer_table(network) if layer.kernel_shape}
+    assert sum(sizes.values()) == whole
+    assert sum(size for name, size in sizes.items() if name.startswith("conv")) == convolutions
+
+
+def test_names_patterns_and_blocks_mix_keep_network_order_and_drop_doubles() -> None:
+    assert names("vgg19", "relu4_1", "block1", "relu?_1", "conv1_1") == [
+        *("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
+    ]
+
+
+def test_all_means_the_36_layers_of_the_convolutional_part() -> None:
+    assert len(names("vgg19", "all")) == 36
+    assert names("vgg19", "all")[-1] == "relu5_4"
+    assert len(names("vgg16", "all")) == 30
+    assert len(names("vgg19", "*")) == 43
+    assert names("vgg19", "softmax") == ["prob"]
+
+
+def test_an_unknown_layer_names_the_nearest_ones() -> None:
+    with pytest.raises(OptionError, match=r"layers: no layer of vgg16 matches, got 'relu4_4'. Expected one of: .*relu4_3"):
+        resolve_layers("vgg16", ["relu4_4"])
+    with pytest.raises(OptionError, match=r"got 'zz\*'. Expected a name as conv1_1"):
+        resolve_layers("vgg19", ["zz*"])
+    with pytest.raises(OptionError, match="the list is empty"):
+        resolve_layers("vgg19", [])
+
+
+def test_odd_sides_are_rounded_as_the_padding_says() -> None:
+    # The chain published for 326 x 458 with rounding up; rounding down parts from it at pool2.
+    up, down = output_shapes("vgg19", (326, 458), "same"), output_shapes("vgg19", (326, 458), "valid")
+    assert [up[f"pool{n}"][:2] for n in range(1, 5)] == [(163, 229), (82, 115), (41, 58), (21, 29)]
+    assert [down[f"pool{n}"][:2] for n in range(1, 3)] == [(163, 229), (81, 114)]
+
+
+def test_the_reference_photograph_has_the_published_shapes() -> None:
+    shapes = output_shapes("vgg19", (1440, 2560), "same")
+    assert shapes["conv1_1"] == shapes["relu1_2"] == (1440, 2560, 64)
+    assert shapes["pool1"] == (720, 1280, 64)
+    assert shapes["relu5_4"] == (90, 160, 512)
+
+
+def test_a_layer_that_does_not_fit_the_input_says_what_would() -> None:
+    layers = resolve_layers("vgg19", ["fc6"])
+    assert smallest_side_px("vgg19", layers[0], "same") == 193
+    assert smallest_side_px("vgg19", layers[0], "valid") == 224
+    assert plan_features("vgg19", layers, (224, 256), "same")[0].shape == (1, 2, 4096)
+    with pytest.raises(NetworkError, match=r"too small for layer fc6, got 128 x 128 px. Expected sides of at least 193 px"):
+        plan_features("vgg19", layers, (128, 128), "same")
+
+
+def test_the_cost_to_relu4_1_is_the_published_one() -> None:
+    shapes = output_shapes("vgg19", (224, 224), "same")
+    until = [layer for layer in layer_table("vgg19") if layer.network_index <= 20]
+    assert sum(2e-9 * multiply_adds(layer, shapes[layer.name]) for layer in until) == pytest.approx(24.2, abs=0.1)

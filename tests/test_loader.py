@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.images import loader
+from pipeline.images.loader import load_batches
+from pipeline.images.manifest import list_folder, read_list
+from pipeline.records import Batch, Manifest
+
+
+def photograph(number: int, height: int = 40, width: int = 50) -> NDArray[np.uint8]:
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def folder_of(tmp_path: Path, count: int) -> Manifest:
+    for number in range(count):
+        Image.fromarray(photograph(number, 20 + number, 60 - number)).save(tmp_path / f"{number:03}.png")
+    return list_folder(tmp_path)
+
+
+def rows(batches: list[Batch]) -> list[NDArray[np.uint8]]:
+    """The images of all batches, cut out of their flat buffers."""
+    images = []
+    for batch in batches:
+        assert batch.pixels.dtype == np.uint8
+        assert batch.pixels.ndim == 1
+        assert batch.heights_px.dtype == batch.widths_px.dtype == np.int32
+        ends = np.cumsum(batch.heights_px.astype(int) * batch.widths_px * 3)
+        assert batch.pixels.size == ends[-1]
+        shapes = zip(batch.heights_px, batch.widths_px, strict=True)
+        images += [part.reshape(h, w, 3) for part, (h, w) in zip(np.split(batch.pixels, ends[:-1]), shapes, strict=True)]
+    return images
+
+
+def load(manifest: Manifest, **options: Any) -> list[Batch]:
+    options = {"batch_size": 4, "workers": 2, **options}
+    return list(load_batches(manifest, options.pop("indices", np.arange(len(manifest))), **options))
+
+
+def errors(manifest: Manifest) -> dict[str, str]:
+    return {manifest.keys[status.index]: status.error for batch in load(manifest) for status in batch.statuses}
+
+
+def test_batches_hold_the_images_one_after_the_other_with_their_statuses(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 10)
+    batches = load(manifest)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    for number, image in enumerate(rows(batches)):
+        np.testing.assert_array_equal(image, photograph(number, 20 + number, 60 - number))
+    statuses = [status for batch in batches for status in batch.statuses]
+    for number, status in enumerate(statuses):
+        data = Path(manifest[number].path).read_bytes()
+        assert (status.index, status.error, status.word) == (number, "", "ok")
+        assert (status.height_px, status.width_px) == (20 + number, 60 - number)
+        assert (status.file_bytes, status.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert type(status.height_px) is type(status.file_bytes) is int
+
+
+def test_only_the_asked_rows_are_loaded_in_the_asked_order(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 6)
+    indices = np.array([5, 0, 3, 3])
+    batches = load(manifest, indices=indices, batch_size=3)
+    assert [status.index for batch in batches for status in batch.statuses] == [5, 0, 3, 3]
+    for number, image in zip(indices, rows(batches), strict=True):
+        np.testing.assert_array_equal(image, photograph(number, 20 + number, 60 - number))
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (7, 3), (64, 8)])
+def test_batch_size_and_workers_change_no_row(tmp_path: Path, batch_size: int, workers: int) -> None:
+    manifest = folder_of(tmp_path, 20)
+    (tmp_path / "005.png").write_bytes(b"")
+    reference, other = load(manifest), load(manifest, batch_size=batch_size, workers=workers)
+    assert [s for b in reference for s in b.statuses] == [s for b in other for s in b.statuses]
+    for one, two in zip(rows(reference), rows(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_no_rows_give_no_batches(tmp_path: Path) -> None:
+    assert load(folder_of(tmp_path, 1), indices=np.empty(0, np.int64)) == []
+
+
+def test_every_way_to_fail_is_a_status(tmp_path: Path) -> None:
+    good = photograph(1)
+    Image.fromarray(good).save(tmp_path / "good.png")
+    data = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "page.jpg").write_bytes(b"<html>no such image</html>")
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/null")
+    names = [
+        "empty.jpg",
+        "page.jpg",
+        "good.png",
+        "cut.png",
+        "folder.jpg",
+        "pipe.jpg",
+        "dangling.jpg",
+        "loop.jpg",
+        "device.jpg",
+        "s.jpg",
+    ]
+    names += ["none.jpg", "good.png/x.jpg", "n" * 300]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.jpg"))
+        assert errors(read_list(tmp_path / "list.txt")) == {
+            "empty.jpg": "empty: the file has no bytes",
+            "page.jpg": "not an image: begins with b'<html>no'",
+            "good.png": "",
+            "cut.png": "truncated: image file is truncated",
+            "folder.jpg": "not a regular file: a folder",
+            "pipe.jpg": "not a regular file: a pipe",
+            "dangling.jpg": "missing: file not found",
+            "loop.jpg": "unreadable: too many levels of symbolic links",
+            "device.jpg": "not a regular file: a device or socket",
+            "s.jpg": "not a regular file: a device or socket",
+            "none.jpg": "missing: file not found",
+            "good.png/x.jpg": "missing: file not found",
+            "n" * 300: "unreadable: file name too long",
+        }
+
+
+def test_a_failed_row_has_no_pixels_and_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 3)
+    (tmp_path / "001.png").write_bytes(b"broken")
+    (batch,) = load(manifest)
+    assert batch.heights_px.tolist() == [20, 0, 22]
+    assert batch.widths_px.tolist() == [60, 0, 58]
+    status = batch.statuses[1]
+    assert (status.word, status.height_px, status.width_px, status.file_bytes) == ("failed", 0, 0, 6)
+    assert status.sha256 == hashlib.sha256(b"broken").hexdigest()
+    np.testing.assert_array_equal(rows([batch])[2], photograph(2, 22, 58))
+
+
+def test_a_batch_of_failures_is_a_batch(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 3)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    (batch,) = load(manifest)
+    assert batch.pixels.shape == (0,)
+    assert [status.error for status in batch.statuses] == ["missing: file not found"] * 3
+    assert [(status.file_bytes, status.sha256) for status in batch.statuses] == [(0, "")] * 3
+
+
+def test_a_file_that_changed_since_it_was_listed_is_taken_as_it_is(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 1)
+    Image.fromarray(photograph(9, 11, 12)).save(tmp_path / "000.png", compress_level=0)
+    (batch,) = load(manifest)
+    assert batch.statuses[0].file_bytes == (tmp_path / "000.png").stat().st_size != manifest.file_bytes[0]
+    np.testing.assert_array_equal(rows([batch])[0], photograph(9, 11, 12))
+
+
+def test_a_file_that_may_not_be_read_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = folder_of(tmp_path, 2)
+    opened = os.open
+
+    # Refused by hand: permissions do not bind the super-user, whom containers often run tests as.
+    def guarded(path: Any, *options: Any, **named: Any) -> int:
+        if str(path).endswith("000.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, *options, **named)
+
+    monkeypatch.setattr(os, "open", guarded)
+    assert errors(manifest) == {"000.png": "unreadable: permission denied", "001.png": ""}
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = folder_of(tmp_path, 1)
+    opened = os.open
+
+    def swapped(path: Any, *options: Any, **named: Any) -> int:
+        if str(path).endswith("000.png"):
+            Path(path).unlink()
+            os.mkfifo(path)
+        return opened(path, *options, **named)
+
+    monkeypatch.setattr(os, "open", swapped)
+    assert errors(manifest) == {"000.png": "not a regular file: a pipe"}
+
+
+def test_a_file_that_grows_while_it_is_read_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = folder_of(tmp_path, 1)
+    require_regular = loader._require_regular
+    monkeypatch.setattr(loader, "_require_regular", lambda info: require_regular(info) - 1)
+    assert errors(manifest) == {"000.png": "unreadable: the file changed while it was read"}
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(loader.MAX_FILE_BYTES + 1)
+    assert errors(list_folder(tmp_path)) == {"huge.png": "too large: 1073741825 bytes, limit 1073741824 bytes"}
+
+
+def test_reduced_images_fill_the_buffer_and_the_status_keeps_the_full_size(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 2)
+    batches = load(manifest, reduce=lambda image: image[::2, ::3])
+    np.testing.assert_array_equal(rows(batches)[1], photograph(1, 21, 59)[::2, ::3])
+    assert batches[0].heights_px.tolist() == [10, 11]
+    assert [(status.height_px, status.width_px) for status in batches[0].statuses] == [(20, 60), (21, 59)]
+
+
+def test_jpegs_are_reduced_while_they_are_decoded(tmp_path: Path) -> None:
+    Image.fromarray(photograph(0, 64, 33)).save(tmp_path / "a.jpg")
+    (batch,) = load(list_folder(tmp_path), ratio_for=lambda height_px, width_px: 8)
+    assert (batch.heights_px.tolist(), batch.widths_px.tolist()) == ([8], [5])
+    assert (batch.statuses[0].height_px, batch.statuses[0].width_px) == (64, 33)
+
+
+def test_what_goes_wrong_in_a_callers_function_is_a_failed_row(tmp_path: Path) -> None:
+    def reduce(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if image.shape[0] == 21:
+            raise ZeroDivisionError("by\nzero")
+        if image.shape[0] == 22:
+            raise MemoryError
+        return image.astype(np.float32) if image.shape[0] == 23 else image  # type: ignore[return-value]
+
+    (batch,) = load(folder_of(tmp_path, 4), reduce=reduce)
+    assert [status.error for status in batch.statuses] == [
+        "",
+        "internal: ZeroDivisionError: by zero",
+        "out of memory: the image does not fit",
+        "internal: AssertionError: float32",
+    ]
+    assert batch.heights_px.tolist() == [20, 0, 0, 0]
+
+
+def test_closing_early_stops_the_workers_and_frees_their_images(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 30)
+    decoded: list[int] = []
+
+    def count(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        decoded.append(image.shape[0])
+        return image
+
+    def native_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    load(manifest)
+    before = native_threads()
+    batches = load_batches(manifest, np.tile(np.arange(30), 40), batch_size=4, workers=3, reduce=count)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    del batches
+    gc.collect()
+    time.sleep(0.3)
+    stopped_at = len(decoded)
+    assert native_threads() <= before
+    time.sleep(0.2)
+    assert len(decoded) == stopped_at < 100
+
+
+def test_what_is_decoded_ahead_of_the_consumer_is_bounded(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 30)
+    lock, decoded = threading.Lock(), [0]
+
+    def count(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        with lock:
+            decoded[0] += 1
+        return image
+
+    batch_size, workers, taken = 4, 3, 0
+    for batch in load_batches(manifest, np.tile(np.arange(30), 4), batch_size=batch_size, workers=workers, reduce=count):
+        taken += len(batch)
+        time.sleep(0.01)
+        assert decoded[0] - taken <= workers + 2 * batch_size
+    assert taken == decoded[0] == 120
+
+
+def test_the_consumers_device_is_left_alone(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    for _ in load_batches(folder_of(tmp_path, 3), np.arange(3), batch_size=1, workers=1):
+        assert tf.constant(1.0).device.endswith(tf.config.list_logical_devices()[-1].name[-5:])
+        assert not tf.executing_eagerly() or tf.constant(1).shape == ()
+
+
+def test_two_loaders_can_run_side_by_side(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 9)
+    pairs = zip(
+        load_batches(manifest, np.arange(9), batch_size=2, workers=2),
+        load_batches(manifest, np.arange(9)[::-1].copy(), batch_size=2, workers=2),
+        strict=True,
+    )
+    seen = [(a.statuses[0].index, b.statuses[0].index) for a, b in pairs]
+    assert seen == [(0, 8), (2, 6), (4, 4), (6, 2), (8, 0)]
+
+
+def test_images_of_all_kinds_in_one_batch_are_rgb(tmp_path: Path) -> None:
+    grey = Image.fromarray(photograph(3)[..., 0])
+    for name, image in {
+        "a.png": grey,
+        "b.jpg": grey,
+        "c.gif": grey,
+        "d.tif": grey.convert("CMYK"),
+        "e.png": grey.convert("LA"),
+    }.items():
+        image.save(tmp_path / name)
+    (batch,) = load(list_folder(tmp_path), batch_size=8)
+    assert [status.error for status in batch.statuses] == [""] * 5
+    assert batch.heights_px.tolist() == [40] * 5
+    np.testing.assert_array_equal(rows([batch])[0], np.asarray(grey.convert("RGB")))
+    jpeg = Image.open(io.BytesIO((tmp_path / "b.jpg").read_bytes())).convert("RGB")
+    np.testing.assert_array_equal(rows([batch])[1], np.asarray(jpeg))
