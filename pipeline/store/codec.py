@@ -1,0 +1,97 @@
+"""A chunk on its way to the disk and back: check, convert, compress, checksum. Bytes and arrays only; no HDF5, no threads.
+
+The bytes are those that HDF5's own deflate filter would accept, so that every HDF5 program reads them; ISA-L makes them several
+times faster than zlib, and outside the interpreter's lock, so that threads encode in parallel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+# Measured on sparse ReLU maps, one thread, against zlib at level 4 (h5py's default): ISA-L's level 2 is 6 to 8 times as fast
+# for 1.03 of the size; level 1 is as fast for a little more, 0 as fast for 1.17, 3 half as fast for 1.05. On maps without
+# zeros it is 20 times as fast for the same size. Bytes are not shuffled: whole zeros are what compresses here.
+LEVEL = 2
+# Level named in the file; readers ignore it. The nearest of zlib's.
+STORED_LEVEL = 4
+
+# Half way between the largest float16, 65504, and the next step: from here on a conversion rounds to infinity.
+FLOAT16_LIMIT = 65520.0
+
+# isal's type information has an instance in place of the class.
+DecodeError: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]
+
+
+def storable(values: NDArray[np.float32], dtype: str) -> bool:
+    """Tells whether all values are finite and stay so in this dtype.
+
+    Args:
+        values: float32, any shape, not empty.
+        dtype: ``float32`` or ``float16``.
+    """
+    # Two passes without a copy; a NaN is the minimum and the maximum of whatever it is among, and compares false.
+    low, high = values.min(), values.max()
+    if dtype == "float16":
+        return bool(low > -FLOAT16_LIMIT and high < FLOAT16_LIMIT)
+    return bool(np.isfinite(low) and np.isfinite(high))
+
+
+def first_unstorable(values: NDArray[np.float32], dtype: str) -> float:
+    """Gives the first value, in C order, that is not finite or would not be in this dtype; there must be one."""
+    flat = values.reshape(-1)
+    limit = FLOAT16_LIMIT if dtype == "float16" else np.inf
+    return float(flat[~(np.abs(flat) < limit)][0])
+
+
+def checksum(values: NDArray[np.floating]) -> int:
+    """Gives the CRC-32 of the values' bytes, little-endian in C order."""
+    return int(isal_zlib.crc32(_bytes(values)))
+
+
+def join_checksums(parts: list[tuple[int, int]]) -> int:
+    """Gives the CRC-32 of bytes joined end to end from (CRC-32, number of bytes) of each part."""
+    joined, _ = parts[0]
+    for crc, length_bytes in parts[1:]:
+        joined = int(isal_zlib.crc32_combine(joined, crc, length_bytes))
+    return joined
+
+
+def encode(values: NDArray[np.floating], compression: str) -> bytes | NDArray[np.uint8]:
+    """Gives the bytes of a chunk as HDF5 stores them.
+
+    Args:
+        values: The whole chunk in the stored dtype, little-endian, C order.
+        compression: ``gzip`` or ``none``.
+
+    Returns:
+        A zlib stream, or the chunk's own bytes, not copied.
+    """
+    raw = _bytes(values)
+    return bytes(isal_zlib.compress(raw, LEVEL)) if compression == "gzip" else raw
+
+
+def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[np.floating], deflated: bool) -> NDArray[np.floating]:
+    """Gives the chunk that :func:`encode` was given, or any HDF5 program's deflated one.
+
+    Args:
+        data: As stored.
+        shape: Of the chunk.
+        dtype: Stored dtype.
+        deflated: Whether it is a zlib stream.
+
+    Returns:
+        The chunk, read-only.
+
+    Raises:
+        DecodeError: The stream is damaged.
+        ValueError: It has another length.
+    """
+    length_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = isal_zlib.decompress(data, bufsize=length_bytes) if deflated else data
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -1,0 +1,99 @@
+"""What the store asks of the disk: files that survive a power cut, and one line for whatever the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ..errors import StoreError
+from .format import PARTIAL_SUFFIX
+
+# What h5py raises when HDF5 fails: by the part of HDF5 that gave up, not by the cause.
+HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError)
+
+# errno -> (what happened, what to do).
+_CAUSES = {
+    errno.ENOSPC: ("the disk is full", "Free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space or raise the quota"),
+    errno.EFBIG: ("the file would be larger than this system allows", "Raise the limit or lower output.images_per_shard"),
+    errno.EROFS: ("the file system is read-only", "Choose another folder with name=..."),
+    errno.EACCES: ("permission is denied", "Change the permissions or choose another folder with name=..."),
+    errno.EPERM: ("permission is denied", "Change the permissions or choose another folder with name=..."),
+    errno.ENOENT: ("the folder has been removed", "Leave the folder alone while the run lives"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder with name=..."),
+    errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another folder with name=..."),
+    errno.EIO: ("the disk failed", "Check the disk"),
+}
+
+
+def write_error(path: Path, error: BaseException) -> StoreError:
+    """Gives the one line for a write that the disk, or HDF5 on top of it, refused."""
+    number = _errno(error)
+    happened, remedy = _CAUSES.get(number, ("it cannot be written", "Check the disk and the folder"))
+    got = errno.errorcode.get(number) or " ".join(str(error).split())[:200]
+    return StoreError(
+        f"{path}: {happened}, got {got}. Expected a folder that can be written. "
+        f"{remedy}, then run again: finished shards are kept."
+    )
+
+
+def _errno(error: BaseException) -> int:
+    """Gives the system's error number, 0 where there is none; HDF5 hides it in its message where a close or a flush fails."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"errno = (\d+)", str(error))
+    return int(found[1]) if found else 0
+
+
+def partial_path(path: Path) -> Path:
+    """Gives the name under which a file is written before it is whole."""
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def publish(path: Path) -> None:
+    """Gives ``<name>.partial`` its final name, once its bytes are on the disk.
+
+    The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
+    cut sees a whole file.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    partial = partial_path(path)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the system can."""
+    if os.name != "posix":  # Windows opens no folders and orders its own metadata.
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it is there.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Gives the free space of the disk that holds this folder, or that will once it is made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,175 @@
+"""The format of what is written, version 1: specification and constants. No HDF5 here, so that all may import it.
+
+::
+
+    outputs/<name>/
+      features.h5                      the index: virtual datasets over all shards, relative paths
+      shards/shard-00000-of-00012.h5   the data; complete, or absent
+
+A shard and the index have the same tree. N is the number of rows of the file: of the shard, or of the run.
+
+============================ ================================ ==========================================================
+path                         shape, type                      meaning
+============================ ================================ ==========================================================
+``/features/<layer>``        (N, h, w, c) float32 or float16  row i is image ``first_row + i`` of the manifest; fill
+                                                              value NaN; a failed row is NaN
+``/features/<layer>/<row>``  (h, w, c), likewise              native size only, where images differ: one dataset an
+                                                              image, named by its row in the run in 9 digits, in a
+                                                              shard too; a failed row has none
+``/images/key``              (N,) UTF-8                       path relative to the data folder, ``/`` on every system
+``/images/status``           (N,) UTF-8                       ``ok`` or ``failed``
+``/images/error``            (N,) UTF-8                       why it failed, else ``""``
+``/images/label``            (N,) UTF-8                       first folder of the key, or the list's label, or ``""``
+``/images/height, width``    (N,) int32, px                   of the image after EXIF orientation, before resizing
+``/images/bytes``            (N,) int64                       size of the file as read
+``/images/sha256``           (N,) UTF-8                       of the file as read, hex
+``/images/<other>``          (N,) UTF-8                       further columns of the list, see :func:`column_names`
+``/checksums/<layer>``       (N,) uint32                      CRC-32 of the row's stored values, little-endian in C
+                                                              order; 0 for a failed row
+============================ ================================ ==========================================================
+
+Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image`` at native size), ``channels``, ``stride_px``,
+``network_index``, and ``dtype``. A column of ``/images`` has ``crc32``: of its little-endian bytes, or of its texts in UTF-8,
+each ended by a NUL byte.
+
+Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard`` or ``index``), ``run_digest`` (SHA-256 of
+``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest``, ``first_row`` (0 in the
+index), ``rows`` (of the run) and ``images_per_shard`` (the shard plan), ``created`` (UTC), and those of the run: ``config``,
+``network``, ``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions.
+
+Chunks are HDF5 deflate (zlib) or unfiltered, little-endian, and hold whole rows; see :func:`chunk_shape` and :func:`band_shape`.
+A chunk whose rows have all failed is not stored. No plug-in is needed to read any of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from ..records import FeatureSpec
+
+FORMAT = "deep-feature-pipeline"
+FORMAT_VERSION = 1
+SHARD = "shard"
+INDEX = "index"
+
+SHARD_FOLDER = "shards"
+INDEX_NAME = "features.h5"
+# Written by the doors beside the data.
+COMPANION_NAMES = ("config.yaml", "report.json", "run.log")
+LOCK_NAME = ".lock"
+PARTIAL_SUFFIX = ".partial"
+SHARD_NAME = re.compile(r"shard-\d{5,}-of-\d{5,}\.h5")
+
+AXES = "image,height,width,channel"
+NATIVE_AXES = "height,width,channel"
+STORED_DTYPES = {"float32": "<f4", "float16": "<f2"}
+ITEMSIZE_BYTES = {"float32": 4, "float16": 2}
+
+TEXT_COLUMNS = ("key", "status", "error", "label", "sha256")
+NUMBER_COLUMNS = {"height": "<i4", "width": "<i4", "bytes": "<i8"}
+
+# A row of this size or more is a chunk of its own: smaller pieces cost more in bookkeeping and seeks than they save in
+# reading; and chunks of several rows are made about as large as four such rows.
+SINGLE_ROW_BYTES = 64 << 10
+SEVERAL_ROWS_BYTES = 256 << 10
+BAND_BYTES = 1 << 20
+# A row larger than the first is cut in bands of the second.
+# Source: HDF5 reference manual, H5Pset_chunk: a chunk must be smaller than 4 GiB. The rest is room for the encoder.
+LARGEST_CHUNK_BYTES = 1 << 30
+LARGE_ROW_BAND_BYTES = 64 << 20
+
+SHARD_BYTES = 256 << 20
+# A shard is what a killed run loses. Small rows would make it an hour's work, so rows are limited too.
+SHARD_ROWS = 4096
+LARGEST_SHARD_COUNT = 2000
+
+
+def native_name(index: int) -> str:
+    """Gives the name of an image's dataset at native size: its row in the run, 9 digits."""
+    return f"{index:09d}"
+
+
+def chunk_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, int, int, int]:
+    """Gives the chunk of ``/features/<layer>``: whole rows, unless one is above :data:`LARGEST_CHUNK_BYTES`.
+
+    Rows a chunk are a power of two, so that the chunks of all layers end together at the end of a shard.
+
+    Args:
+        shape: (h, w, c) of a row.
+        itemsize_bytes: Of a stored value.
+    """
+    height, width, channels = shape
+    row_bytes = math.prod(shape) * itemsize_bytes
+    if row_bytes > LARGEST_CHUNK_BYTES:
+        return (1, *_bands(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES))
+    if row_bytes >= SINGLE_ROW_BYTES:
+        return 1, height, width, channels
+    return 1 << (SEVERAL_ROWS_BYTES // row_bytes).bit_length() - 1, height, width, channels
+
+
+def band_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, int, int]:
+    """Gives the chunk of ``/features/<layer>/<row>``, native size: whole map rows, about 1 MiB of them and at least one.
+
+    Args:
+        shape: (h, w, c) of the image's activations.
+        itemsize_bytes: Of a stored value.
+    """
+    return _bands(shape, itemsize_bytes, BAND_BYTES)
+
+
+def _bands(shape: tuple[int, int, int], itemsize_bytes: int, band_bytes: int) -> tuple[int, int, int]:
+    height, width, channels = shape
+    return min(height, max(1, band_bytes // (width * channels * itemsize_bytes))), width, channels
+
+
+def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:
+    """Gives the rows of a shard: about 256 MiB, at most 4096 rows; more of both where there would be over 2000 shards.
+
+    A function of its arguments alone: the same run is cut alike on every machine.
+
+    Args:
+        row_bytes: Bytes of one image's activations over all layers, uncompressed; at native size an estimate.
+        rows: Of the run.
+        chunk_rows: The largest number of rows that a chunk of any layer holds; shards end where chunks do.
+    """
+    step = min(max(1, SHARD_BYTES // max(1, row_bytes)), SHARD_ROWS)
+    step = max(step, -(-rows // LARGEST_SHARD_COUNT))
+    if step > chunk_rows:
+        step = -(-step // chunk_rows) * chunk_rows
+    return max(1, min(step, rows))
+
+
+def row_bytes(features: Iterable[FeatureSpec], dtype: str) -> int:
+    """Gives the bytes of one image's activations over all layers of fixed shape, uncompressed."""
+    return sum(math.prod(feature.shape) for feature in features if feature.shape) * ITEMSIZE_BYTES[dtype]
+
+
+def largest_chunk_rows(features: Iterable[FeatureSpec], dtype: str) -> int:
+    """Gives the largest number of rows that a chunk of any of these layers holds."""
+    return max(chunk_shape(feature.shape, ITEMSIZE_BYTES[dtype])[0] if feature.shape else 1 for feature in features)
+
+
+def column_names(metadata: Iterable[str]) -> dict[str, str]:
+    """Gives the names under which further columns of a list are stored in ``/images``.
+
+    A name that is taken by a column of the format gets ``list_`` before it; ``/``, which HDF5 reads as a folder, becomes ``_``.
+
+    Returns:
+        Name in the list -> name in the file, each once.
+    """
+    taken = {*TEXT_COLUMNS, *NUMBER_COLUMNS}
+    names: dict[str, str] = {}
+    for name in metadata:
+        stored = plain_text(name).replace("/", "_")
+        while stored in taken or stored in ("", "."):
+            stored = f"list_{stored}"
+        taken.add(stored)
+        names[name] = stored
+    return names
+
+
+def plain_text(text: str) -> str:
+    """Gives a text as it is stored: undecodable bytes of a file name and NUL, which UTF-8 and HDF5 lack, as escapes."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,161 @@
+"""A finished run as one object: layers by name, rows by index, images by key. Shards and index are hidden behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import StoreError, nearest
+from ..records import ShardSpec
+from . import format, tables
+from .layer import Layer
+from .shards import Shards
+from .tables import Column, Table
+
+# Keys compared for the nearest one in a message; all of a large run would take minutes.
+KEYS_COMPARED = 5000
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Opens a finished run.
+
+    Args:
+        path: A run folder, its ``features.h5``, or one shard; of a shard, row 0 is the shard's first row.
+
+    Raises:
+        StoreError: There is no run, it is not finished, or a shard of it is missing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _index_of(path)
+    elif not path.exists():
+        folders = [folder.name for folder in _siblings(path) if (folder / format.INDEX_NAME).exists()]
+        known = f" one of: {nearest(path.name, folders)}" if folders else " a run folder, its features.h5 or a shard"
+        raise StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
+    return Run(path)
+
+
+def _siblings(path: Path) -> list[Path]:
+    return sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+
+
+def _index_of(folder: Path) -> Path:
+    index = folder / format.INDEX_NAME
+    if index.exists():
+        return index
+    shards = [path for path in _siblings(folder / format.SHARD_FOLDER / "_") if format.SHARD_NAME.fullmatch(path.name)]
+    if shards:
+        count = int(shards[0].stem.rpartition("-")[2])
+        raise StoreError(
+            f"{folder}: the run is not finished, got {len(shards)} of {count} shards and no {format.INDEX_NAME}. Expected both. "
+            f"Run the extraction again to go on, or open a single shard."
+        )
+    raise StoreError(
+        f"{folder}: not a run folder, got no {format.INDEX_NAME}. Expected what an extraction has written. "
+        f"Give the folder that was named by name=..., usually outputs/<name>."
+    )
+
+
+class Run:
+    """The activations and the table of images of a finished run. Made by :func:`open_run`.
+
+    It may be pickled, and used after a fork: each process opens the shards for itself.
+
+    Attributes:
+        path: The file that was opened: the index, or a shard.
+        layers: Names of the layers, in network order.
+        images: The table: column -> (N,) array; text columns are object arrays of str.
+        attributes: Attributes of the root: digests, config, network, versions.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # Absolute: the run must still be found after a change of the working directory.
+        self.path = path.absolute()
+        with tables.open_file(path) as file:
+            digest, plan = tables.read_plan(file, path)
+            try:
+                self.attributes: dict[str, Any] = dict(file.attrs)
+                rows, columns = len(file["images"]["key"]), tables.column_order(file["images"])
+                self._shards = Shards(self._locate(plan), digest)
+                self.layers = tuple(tables.layer_names(file))
+                self._layers = {name: Layer(self._shards, name, file["features"][name]) for name in self.layers}
+            except tables.HDF5_READ_ERRORS as error:
+                raise tables.damaged(path, "the tree", error) from error
+            if rows != len(self._shards):
+                raise tables.damaged(path, "the table /images", f"{rows} rows")
+        self.images: Mapping[str, Column] = Table(self.path, columns, rows)
+        self._rows_by_key: dict[str, int] | None = None
+
+    def _locate(self, plan: tuple[ShardSpec, ...]) -> dict[ShardSpec, Path]:
+        if self.attributes["file_kind"] == format.SHARD:
+            return {shard: self.path for shard in plan if shard.first == self.attributes["first_row"]}
+        folder = self.path.parent / format.SHARD_FOLDER
+        present = {path.name for path in _siblings(folder / "_")}
+        missing = [shard.file_name for shard in plan if shard.file_name not in present]
+        if missing:
+            # HDF5 would read a missing shard as NaN, as if all its images had failed.
+            raise StoreError(
+                f"{folder / missing[0]}: the shard is missing, got {len(plan) - len(missing)} of {len(plan)} shards. Expected "
+                f"all of them. Put it back, or run the extraction again: only what is missing is made again."
+            )
+        return {shard: folder / shard.file_name for shard in plan}
+
+    @property
+    def shards(self) -> tuple[ShardSpec, ...]:
+        """Which rows of the run lie in which shard."""
+        return self._shards.specs
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._layers
+
+    def __getitem__(self, layer: str) -> Layer:
+        if layer not in self._layers:
+            raise StoreError(
+                f"{self.path}: no such layer, got {layer!r}. Expected one of: {nearest(str(layer), self.layers)}. "
+                f"The run's layers are in run.layers."
+            )
+        return self._layers[layer]
+
+    def row(self, key: str) -> int:
+        """Gives the row of an image.
+
+        Args:
+            key: Its path relative to the data folder, with ``/``.
+
+        Raises:
+            StoreError: There is no such key; the nearest ones are given.
+        """
+        if self._rows_by_key is None:
+            self._rows_by_key = {name: row for row, name in enumerate(self.images["key"])}
+        found = self._rows_by_key.get(format.plain_text(key))
+        if found is None:
+            name = key.rpartition("/")[2]
+            same_name = [other for other in self._rows_by_key if other.rpartition("/")[2] == name]
+            known = nearest(key, same_name or [*self._rows_by_key][:KEYS_COMPARED])
+            raise StoreError(
+                f"{self.path}: no such image, got {key!r}. Expected a key such as: {known[:300]}. "
+                f"All keys are in run.images['key']."
+            )
+        return found
+
+    def close(self) -> None:
+        """Closes the shards; reading opens them again."""
+        self._shards.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Run], tuple[Path]]:
+        return Run, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"<run {str(self.path)!r}: {len(self)} images, layers {', '.join(self.layers)}>"

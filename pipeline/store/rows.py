@@ -1,0 +1,177 @@
+"""Rows of one finished shard: chunks fetched as they are stored, decoded here, and held to their checksums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+# Taken here, since h5py up to 2025 forgets it for direct chunks; see shard.py.
+from h5py._objects import phil
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+from ..records import FAILED, ShardSpec
+from . import codec, format, tables
+
+# What a damaged chunk raises: ISA-L, an absurd length, HDF5.
+_CHUNK_ERRORS = (codec.DecodeError, MemoryError, *tables.HDF5_READ_ERRORS)
+
+
+class ShardRows:
+    """A finished shard, open for reading. Threads may share it; it closes when nobody refers to it any more.
+
+    Args:
+        path: Of the file.
+        digest: Of the run that it must be of.
+        shard: Which rows it must hold.
+
+    Raises:
+        StoreError: It is missing, damaged, of another run or of other rows.
+    """
+
+    def __init__(self, path: Path, digest: str, shard: ShardSpec) -> None:
+        self._path = path
+        self._shard = shard
+        self._file = tables.open_file(path)
+        try:
+            tables.check_shard(self._file, path, digest, shard)
+            self._failed = tables.read_column(self._file, path, "status") == FAILED
+        except BaseException:
+            # At once: HDF5 would give this file again, as it is now, to whoever opens its successor.
+            self._file.close()
+            raise
+        self._layers: dict[str, tuple[Any, NDArray[np.uint32]]] = {}
+        # Layer -> (first row, values) of the last chunk of several rows, for those who read row after row.
+        self._last: dict[str, tuple[int, NDArray[np.floating]]] = {}
+
+    def read(self, layer: str, rows: NDArray[np.int64], places: NDArray[np.int64], into: NDArray[np.floating]) -> None:
+        """Reads rows of a layer of fixed shape.
+
+        Args:
+            layer: Name of a layer of the run.
+            rows: (n,) rows in the shard, best ascending.
+            places: (n,) where in ``into`` each row goes.
+            into: (m, h, w, c) in the stored dtype; failed rows become NaN.
+
+        Raises:
+            StoreError: A row is damaged.
+        """
+        stored, checksums = self._layer(layer)
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            if self._failed[row]:
+                into[place] = np.nan
+                continue
+            try:
+                into[place] = self._row(layer, stored, row)
+            except _CHUNK_ERRORS as error:
+                raise self._damaged(layer, row, error) from error
+            self._check(layer, row, into[place], int(checksums[row]))
+
+    def read_native(self, layer: str, row: int) -> NDArray[np.floating]:
+        """Reads one image of a layer at native size.
+
+        Args:
+            layer: Name of a layer of the run.
+            row: Row in the shard.
+
+        Returns:
+            (h, w, c) in the stored dtype; one NaN a channel, (1, 1, c), for a failed row.
+
+        Raises:
+            StoreError: The row is damaged.
+        """
+        group, checksums = self._layer(layer)
+        if self._failed[row]:
+            return np.full((1, 1, int(group.attrs["channels"])), np.nan, format.STORED_DTYPES[str(group.attrs["dtype"])])
+        try:
+            stored = _Stored(group[format.native_name(self._shard.first + row)])
+            values = np.array(stored.read_image(()))  # a copy, since what was decoded cannot be written to
+        except _CHUNK_ERRORS as error:
+            raise self._damaged(layer, row, error) from error
+        self._check(layer, row, values, int(checksums[row]))
+        return values
+
+    def _row(self, layer: str, stored: _Stored, row: int) -> NDArray[np.floating]:
+        if stored.chunk is None or stored.chunk[0] == 1:
+            return stored.read_image((row,))
+        first = row - row % stored.chunk[0]
+        last = self._last.get(layer)
+        if last is None or last[0] != first:
+            last = self._last[layer] = first, stored.read_chunk((first, 0, 0, 0))
+        values: NDArray[np.floating] = last[1][row - first]
+        return values
+
+    def _layer(self, name: str) -> tuple[Any, NDArray[np.uint32]]:
+        """Gives a layer's ``_Stored``, or its group at native size; and its checksums."""
+        if name not in self._layers:
+            try:
+                node, checksums = self._file["features"][name], self._file["checksums"][name][()]
+                self._layers[name] = node if isinstance(node, h5py.Group) else _Stored(node), checksums
+            except tables.HDF5_READ_ERRORS as error:
+                raise tables.damaged(self._path, f"layer {name}", error) from error
+        return self._layers[name]
+
+    def _check(self, layer: str, row: int, values: NDArray[np.floating], expected: int) -> None:
+        got = codec.checksum(values)
+        if got != expected:
+            raise self._damaged(layer, row, f"checksum {got:08x} in place of {expected:08x}")
+
+    def _damaged(self, layer: str, row: int, got: object) -> StoreError:
+        key = tables.read_column(self._file, self._path, "key")[row]
+        return tables.damaged(self._path, f"layer {layer}, row {self._shard.first + row} ({key})", got)
+
+
+class _Stored:
+    """A dataset, and what of it need not be asked again for each row.
+
+    Attributes:
+        dataset: (n, h, w, c), or (h, w, c) at native size.
+        chunk: Shape of its chunks; None where they are not such as this program writes, and HDF5 must read them.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self.dataset = dataset
+        self.shape: tuple[int, ...] = dataset.shape
+        self._dtype = dataset.dtype
+        self._deflated = dataset.compression == "gzip"
+        self._empty = dataset.id.get_storage_size() == 0
+        chunk = dataset.chunks
+        ours = (
+            chunk is not None
+            and chunk[-2:] == self.shape[-2:]
+            and (len(chunk) == 3 or chunk[0] == 1 or chunk[1] == self.shape[1])
+            and dataset.id.get_create_plist().get_nfilters() == self._deflated
+            and dataset.dtype.newbyteorder("<") == dataset.dtype
+        )
+        self.chunk: tuple[int, ...] | None = chunk if ours else None
+
+    def read_chunk(self, offset: tuple[int, ...]) -> NDArray[np.floating]:
+        """Gives a chunk, decoded."""
+        assert self.chunk is not None
+        if self._empty:
+            # HDF5 leaves the size of a chunk unset where there is none at all, and h5py takes it for one.
+            raise ValueError("no chunk")
+        with phil:
+            mask, data = self.dataset.id.read_direct_chunk(offset)
+        if mask:
+            raise ValueError(f"filter mask {mask:#x}")
+        return codec.decode(data, self.chunk, self._dtype, self._deflated)
+
+    def read_image(self, lead: tuple[int, ...]) -> NDArray[np.floating]:
+        """Gives one image's values, (h, w, c), from its chunk or its bands.
+
+        Args:
+            lead: (row,), or nothing at native size.
+        """
+        if self.chunk is None:
+            values: NDArray[np.floating] = self.dataset[lead]
+            return values
+        height, band_height = self.shape[-3], self.chunk[-3]
+        bands = []
+        for start in range(0, height, band_height):
+            band = self.read_chunk((*lead, start, 0, 0)).reshape(self.chunk[-3:])
+            bands.append(band[: height - start])
+        return bands[0] if len(bands) == 1 else np.concatenate(bands)

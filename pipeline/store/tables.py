@@ -1,0 +1,267 @@
+"""Attributes and the ``/images`` table: one place that writes them for shards and index, and reads them back."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreError, nearest
+from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
+from . import format
+
+Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
+
+_TEXT = h5py.string_dtype("utf-8")
+
+# What h5py raises for bytes that are not as they were written, or are missing.
+HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+
+
+class DamagedError(StoreError):
+    """A file of the store is not as it was written; making it again mends it."""
+
+
+def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> None:
+    """Writes the attributes of the root.
+
+    Args:
+        file: Open for writing.
+        spec: The run.
+        kind: ``shard`` or ``index``.
+        first_row: Row in the run of the file's first row.
+    """
+    attributes = {
+        **{name: value if isinstance(value, np.ndarray) else format.plain_text(value) for name, value in spec.attributes.items()},
+        "format": format.FORMAT,
+        "format_version": np.int64(format.FORMAT_VERSION),
+        "file_kind": kind,
+        "run_digest": spec.digest,
+        "identity": json.dumps(dict(spec.identity), sort_keys=True),
+        "manifest_digest": spec.manifest.digest,
+        "first_row": np.int64(first_row),
+        "rows": np.int64(len(spec.manifest)),
+        "images_per_shard": np.int64(spec.images_per_shard),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    for name, value in attributes.items():
+        file.attrs[name] = value
+
+
+def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: str) -> None:
+    """Writes the attributes of ``/features/<layer>``."""
+    node.attrs["axes"] = format.NATIVE_AXES if feature.shape is None else format.AXES
+    node.attrs["channels"] = np.int64(feature.layer.channels)
+    node.attrs["stride_px"] = np.int64(feature.layer.stride_px)
+    node.attrs["network_index"] = np.int64(feature.layer.network_index)
+    node.attrs["dtype"] = dtype
+
+
+def image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, Column]:
+    """Gives the columns of a shard's ``/images``.
+
+    Args:
+        spec: The run.
+        shard: Which rows.
+        statuses: One for each of these rows, in order.
+    """
+    rows, manifest = slice(shard.first, shard.stop), spec.manifest
+    columns: dict[str, Column] = {
+        "key": _texts(manifest.keys[rows]),
+        "status": _texts([status.word for status in statuses]),
+        "error": _texts([status.error for status in statuses]),
+        "label": _texts(manifest.labels[rows]),
+        "height": np.array([status.height_px for status in statuses], np.int32),
+        "width": np.array([status.width_px for status in statuses], np.int32),
+        "bytes": np.array([status.file_bytes for status in statuses], np.int64),
+        "sha256": _texts([status.sha256 for status in statuses]),
+    }
+    for name, stored in format.column_names(manifest.metadata).items():
+        columns[stored] = _texts(manifest.metadata[name][rows])
+    return columns
+
+
+def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
+    return np.array([*map(format.plain_text, texts), None], object)[:-1]  # the None keeps NumPy from guessing a dtype
+
+
+def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
+    """Writes ``/images``, each column with the checksum that :func:`read_column` holds it to."""
+    group = file.create_group("images")
+    for name, values in columns.items():
+        dtype = format.NUMBER_COLUMNS.get(name, _TEXT)
+        dataset = group.create_dataset(name, data=values, dtype=dtype)
+        dataset.attrs["crc32"] = np.uint32(_column_checksum(values))
+
+
+def read_column(file: h5py.File, path: Path, name: str) -> Column:
+    """Gives one column of ``/images``: numbers, or an object array of str.
+
+    Args:
+        file: Open shard or index.
+        path: Of the file, for messages.
+        name: One that is there.
+
+    Raises:
+        StoreError: It is damaged.
+    """
+    try:
+        dataset = file["images"][name]
+        values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
+        expected, got = int(dataset.attrs["crc32"]), _column_checksum(values)
+    except (*HDF5_READ_ERRORS, UnicodeDecodeError) as error:
+        raise damaged(path, f"column {name!r} of /images", error) from error
+    if got != expected:
+        raise damaged(path, f"column {name!r} of /images", f"checksum {got:08x}")
+    return values
+
+
+def _column_checksum(values: Column) -> int:
+    """Gives the CRC-32 of a column: of its little-endian bytes, or of its texts in UTF-8, each ended by a NUL byte."""
+    if values.dtype == object:
+        return zlib.crc32("".join(f"{text}\0" for text in values).encode())
+    return zlib.crc32(values.astype(values.dtype.newbyteorder("<")).tobytes())
+
+
+def damaged(path: Path, part: str, got: object) -> DamagedError:
+    """Gives the one line for a file that is not as it was written."""
+    return DamagedError(
+        f"{path}: {part} is damaged, got {' '.join(str(got).split())[:200] or type(got).__name__}. Expected the bytes that were "
+        f"written. Remove this file and run the extraction again: only what is missing is made again."
+    )
+
+
+def open_file(path: Path) -> h5py.File:
+    """Opens a shard or an index for reading.
+
+    Raises:
+        StoreError: It is missing, cannot be read, is damaged, is not of this program or of a later version of the format.
+    """
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be read, got {error.strerror or error}. Expected a file of a finished run. "
+            f"Put it back, or run the extraction again: only what is missing is made again."
+        ) from error
+    try:
+        opened = h5py.File(path, "r")
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, "the HDF5 file", error) from error
+    try:
+        kind, version = opened.attrs.get("format"), opened.attrs.get("format_version")
+        if kind != format.FORMAT or version is None:
+            raise StoreError(
+                f"{path}: not a file of this program, got format {kind!r}. Expected {format.FORMAT!r}. "
+                f"Give a run folder, its {format.INDEX_NAME} or one of its shards."
+            )
+        if int(version) > format.FORMAT_VERSION:
+            raise StoreError(
+                f"{path}: written by a later version of this program, got format version {int(version)}. Expected at most "
+                f"{format.FORMAT_VERSION}. Update the program."
+            )
+    except BaseException as error:
+        opened.close()
+        if isinstance(error, HDF5_READ_ERRORS):
+            raise damaged(path, "the root", error) from error
+        raise
+    return opened
+
+
+def read_plan(file: h5py.File, path: Path) -> tuple[str, tuple[ShardSpec, ...]]:
+    """Gives the run digest and the shard plan that a shard or index names.
+
+    Raises:
+        StoreError: They are damaged.
+    """
+    try:
+        digest = str(file.attrs["run_digest"])
+        rows, step = int(file.attrs["rows"]), int(file.attrs["images_per_shard"])
+        count = -(-rows // step)
+        return digest, tuple(ShardSpec(n, count, n * step, min(rows, (n + 1) * step)) for n in range(count))
+    except (*HDF5_READ_ERRORS, ZeroDivisionError) as error:
+        raise damaged(path, "the root", error) from error
+
+
+def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> None:
+    """Holds an open file to the run and the rows that it should be of.
+
+    Raises:
+        StoreError: It is of another run, of other rows, or damaged.
+    """
+    try:
+        found = str(file.attrs["run_digest"])
+        first, rows = int(file.attrs["first_row"]), len(file["images"]["key"])
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, "the root", error) from error
+    if found != digest:
+        raise StoreError(
+            f"{path}: a shard of another run, got run digest {found[:12]}. Expected {digest[:12]}. "
+            f"Put the run's own shard back, or remove this one and run the extraction again."
+        )
+    if (first, rows) != (shard.first, shard.rows):
+        raise StoreError(
+            f"{path}: not the shard that its name says, got rows {first} to {first + rows - 1}. Expected {shard.first} to "
+            f"{shard.stop - 1}. Put the right one back, or remove this one and run the extraction again."
+        )
+
+
+def column_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Gives the columns of ``/images`` as a person wants them: those of the format first, HDF5 having sorted them by name."""
+    known = ("key", "label", "status", "error", "height", "width", "bytes", "sha256")
+    return tuple(sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name)))
+
+
+def layer_names(file: h5py.File) -> Iterator[str]:
+    """Gives the layers of an open file, in network order."""
+    group = file["features"]
+    return iter(sorted(group, key=lambda name: int(group[name].attrs["network_index"])))
+
+
+class Table(Mapping[str, Column]):
+    """The table of images: column -> (N,) array. A column is read when first asked for.
+
+    Args:
+        path: Of the index or shard that holds it.
+        names: Of the columns.
+        rows: How many.
+    """
+
+    def __init__(self, path: Path, names: tuple[str, ...], rows: int) -> None:
+        self._path = path
+        self._names = names
+        self._rows = rows
+        self._columns: dict[str, Column] = {}
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self._names:
+            raise StoreError(
+                f"{self._path}: no such column, got {name!r}. Expected one of: {nearest(str(name), self._names)}. "
+                f"The columns are in list(run.images)."
+            )
+        if name not in self._columns:
+            with open_file(self._path) as file:
+                self._columns[name] = read_column(file, self._path, name)
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __repr__(self) -> str:
+        return f"<table of {self._rows} images: {', '.join(self._names)}>"
+
+    def __reduce__(self) -> tuple[type[Table], tuple[Path, tuple[str, ...], int]]:
+        return Table, (self._path, self._names, self._rows)

@@ -1,0 +1,249 @@
+"""From activations to finished shards, in the background: cut, encode in threads, write, finish. The loop's sink."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NetworkError, StoreError
+from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
+from . import codec, format
+from .cutter import Cutter, Piece
+from .progress import Progress
+from .shard import ShardFile
+
+WAITING_BYTES = 1 << 30
+
+
+class Writer:
+    """Writes the shards of a run that are still to make; a :class:`~pipeline.records.Sink`.
+
+    Rows of a layer must come in ascending order, those of failed images not at all; an image's features and its status may
+    come in either order. A shard is finished in the background as soon as all of it has come. Arrays that are put must not be
+    changed afterwards. One thread puts.
+
+    Args:
+        folder: The run's folder, opened by :func:`pipeline.store.folder.open_folder`.
+        spec: The run.
+        shards: Those to make.
+        workers: Threads that encode.
+        waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one chunk always
+            may.
+
+    Attributes:
+        bytes_raw: Activations written so far, before compression.
+        bytes_stored: The same, after.
+        encode_seconds: Spent on encoding, summed over threads.
+        write_seconds: Spent on writing and on finishing files.
+        shards_done: Shards that have their final name.
+    """
+
+    def __init__(
+        self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, waiting_bytes: int = WAITING_BYTES
+    ) -> None:
+        self.bytes_raw = self.bytes_stored = self.shards_done = 0
+        self.encode_seconds = self.write_seconds = 0.0
+        self._folder = folder
+        self._spec = spec
+        self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
+        self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
+        self._to_make = {shard.number: shard for shard in shards}
+        self._open: dict[int, Progress] = {}
+        self._waiting_bytes = waiting_bytes
+        self._bytes_waiting = 0
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+        self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
+        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next.
+        self._finisher = ThreadPoolExecutor(1, "finish")
+
+    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
+        """Takes what became of some images, each once.
+
+        Raises:
+            PipelineError: What went wrong in the background.
+        """
+        self._raise()
+        for status in statuses:
+            progress = self._progress(status.index // self._spec.images_per_shard)
+            progress.add_status(status)
+            self._finish_if_complete(progress)
+
+    def put_features(self, features: FeatureBatch) -> None:
+        """Takes activations of one layer; returns before they are stored, and blocks while too much is waiting.
+
+        Raises:
+            PipelineError: What went wrong in the background: a value that is not finite or does not fit, a full disk.
+        """
+        self._raise()
+        numbers = features.indices // self._spec.images_per_shard
+        for number in np.unique(numbers).tolist():
+            progress, among = self._progress(number), numbers == number
+            # A slice, since a mask would copy.
+            first, count = int(among.argmax()), int(among.sum())
+            rows = features.indices[first : first + count] - progress.shard.first
+            self._put_rows(progress, features.layer, rows, features.values[first : first + count])
+            progress.rows_put[features.layer] += count
+            self._finish_if_complete(progress)
+
+    def _put_rows(self, progress: Progress, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        assert values.shape[1:] == self._shapes[layer] or self._shapes[layer] is None, f"{layer} has shape {values.shape}"
+        if layer in progress.cutters:
+            for piece in progress.cutters[layer].put(rows, values):
+                self._submit(progress, layer, piece, progress.file.dataset(layer))
+            return
+        for place, row in enumerate(rows.tolist()):
+            dataset, chunk = progress.file.add_native(layer, row, values.shape[1:])
+            for piece in Cutter(chunk).put(rows[place : place + 1], values[place : place + 1]):
+                self._submit(progress, layer, piece, dataset)
+
+    def _progress(self, number: int) -> Progress:
+        if number not in self._open:
+            shard = self._to_make.pop(number)
+            self._open[number] = Progress(ShardFile(self._folder, self._spec, shard), shard, self._spec.features)
+        return self._open[number]
+
+    def _submit(self, progress: Progress, layer: str, piece: Piece, dataset: Any) -> None:
+        size_bytes = piece.values.nbytes
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._error or not self._bytes_waiting or self._bytes_waiting + size_bytes <= self._waiting_bytes
+            )
+            self._raise()
+            self._bytes_waiting += size_bytes
+            progress.pieces_waiting += 1
+        self._encoders.submit(self._store, progress, layer, piece, dataset)
+
+    def _store(self, progress: Progress, layer: str, piece: Piece, dataset: Any) -> None:
+        def work() -> None:
+            started = time.perf_counter()
+            data, raw_bytes = self._encode(progress, layer, piece)
+            encode_seconds = time.perf_counter() - started
+            # HDF5 lets one thread in at a time. Waiting for it is nobody's work, so the clock starts after.
+            with self._writing:
+                started = time.perf_counter()
+                progress.file.write(dataset, piece.offset, data)
+                write_seconds = time.perf_counter() - started
+            with self._changed:
+                self.bytes_raw += raw_bytes
+                self.bytes_stored += len(data)
+                self.encode_seconds += encode_seconds
+                self.write_seconds += write_seconds
+
+        self._guarded(progress, work)
+        with self._changed:
+            self._bytes_waiting -= piece.values.nbytes
+            progress.pieces_waiting -= 1
+            self._hand_over(progress)
+            self._changed.notify_all()
+
+    def _encode(self, progress: Progress, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
+        """Gives the chunk's bytes, and how many the values had; notes the checksum of each row."""
+        for row in piece.rows:
+            if not codec.storable(piece.row_values(row), self._spec.dtype):
+                raise self._value_error(progress.shard.first + row, layer, piece.row_values(row))
+        stored = piece.values.astype(self._dtype, copy=False)
+        for row in piece.rows:
+            values = stored[row - piece.first_row]
+            progress.parts.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
+        raw_bytes = stored.nbytes
+        if stored.shape != piece.chunk:
+            # HDF5 stores the chunk at the edge of a dataset in full.
+            whole = np.full(piece.chunk, np.nan, self._dtype)
+            whole[:, : stored.shape[1]] = stored
+            stored = whole
+        return codec.encode(stored, self._spec.compression), raw_bytes
+
+    def _value_error(self, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
+        got = codec.first_unstorable(values, self._spec.dtype)
+        where = f"{self._spec.manifest.keys[index]}: layer {layer}"
+        if np.isfinite(got):
+            return NetworkError(
+                f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
+                f"Use output.dtype=float32."
+            )
+        return NetworkError(
+            f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
+        )
+
+    def _finish_if_complete(self, progress: Progress) -> None:
+        if not progress.complete:
+            return
+        for layer, cutter in progress.cutters.items():
+            for piece in cutter.flush():
+                self._submit(progress, layer, piece, progress.file.dataset(layer))
+        with self._changed:
+            progress.all_put = True
+            self._hand_over(progress)
+
+    def _hand_over(self, progress: Progress) -> None:
+        """Finishes a shard of which all has been written; called with the lock held, by whoever sees that first."""
+        if progress.all_put and not progress.pieces_waiting and not progress.broken:
+            progress.all_put = False
+            self._finisher.submit(self._finish, progress)
+
+    def _finish(self, progress: Progress) -> None:
+        def work() -> None:
+            started = time.perf_counter()
+            progress.file.finish(progress.statuses(), progress.checksums())
+            with self._changed:
+                self.write_seconds += time.perf_counter() - started
+                self.shards_done += 1
+                del self._open[progress.shard.number]
+
+        self._guarded(progress, work)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _guarded(self, progress: Progress, work: Callable[[], None]) -> None:
+        """Does background work on a shard, unless some of it has failed; keeps the first error for the next call of the loop.
+
+        Other shards go on: one of which all has come can still be finished and kept.
+        """
+        if progress.broken:
+            return
+        try:
+            work()
+        except BaseException as error:
+            progress.broken = True
+            if isinstance(error, MemoryError):
+                error = StoreError(
+                    f"{self._folder}: out of memory while encoding, got {self._waiting_bytes} bytes allowed to wait. "
+                    f"Expected room for them. Lower batch_size or data.size, then run again: finished shards are kept."
+                )
+            self._error = self._error or error
+
+    def _raise(self) -> None:
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        """Waits until every shard has its final name.
+
+        Raises:
+            PipelineError: What went wrong in the background; partial files are removed, finished shards kept.
+        """
+        try:
+            with self._changed:
+                assert not self._to_make, f"nothing came for shards {sorted(self._to_make)}"
+                assert all(progress.complete for progress in self._open.values())
+                self._changed.wait_for(lambda: self._error or not self._open)
+            self._raise()
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drops what is unfinished, leaving no partial file behind; shards of which all has come are finished first."""
+        self._encoders.shutdown(wait=True)
+        self._finisher.shutdown(wait=True)
+        for progress in self._open.values():
+            progress.file.drop()
+        self._open.clear()

@@ -1,0 +1,125 @@
+"""Small runs for the tests of the store: specifications, activations, and the loop that puts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec
+from pipeline.store.folder import open_folder
+from pipeline.store.index import build_index
+from pipeline.store.writer import Writer
+
+Shape = tuple[int, int, int]
+
+
+def make_feature(name: str, shape: Shape | None, network_index: int, channels: int = 0) -> FeatureSpec:
+    return FeatureSpec(LayerSpec(name, "relu", network_index, 1, None, shape[2] if shape else channels, 8), shape)
+
+
+def make_spec(
+    rows: int = 10,
+    shapes: Mapping[str, Shape | None] | None = None,
+    *,
+    dtype: str = "float32",
+    compression: str = "gzip",
+    images_per_shard: int = 4,
+    identity: Mapping[str, str] | None = None,
+    metadata: Mapping[str, tuple[str, ...]] | None = None,
+    keys: Sequence[str] | None = None,
+) -> RunSpec:
+    shapes = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)} if shapes is None else shapes
+    keys = keys or [f"folder{i % 3}/image é{i}.jpg" for i in range(rows)]
+    manifest = Manifest(
+        root="/data",
+        keys=tuple(keys),
+        labels=tuple(key.rpartition("/")[0] for key in keys),
+        file_bytes=np.full(rows, 1234, np.int64),
+        paths={},
+        metadata=metadata or {},
+        skipped={},
+        digest="ab" * 32,
+    )
+    return RunSpec(
+        manifest=manifest,
+        features=tuple(make_feature(name, shape, number, 3) for number, (name, shape) in enumerate(shapes.items())),
+        dtype=dtype,
+        compression=compression,
+        images_per_shard=images_per_shard,
+        identity={"layers": ",".join(shapes), "output.dtype": dtype, **(identity or {})},
+        attributes={"network": "vgg19", "mean_pixel": np.array([123.68, 116.779, 103.939])},
+    )
+
+
+def make_statuses(spec: RunSpec, failed: Sequence[int] = ()) -> list[ImageStatus]:
+    return [
+        ImageStatus(i, "truncated after 17 bytes", 0, 0, 17, "")
+        if i in failed
+        else ImageStatus(i, "", 300 + i, 400 + i, 1234 + i, f"{i:064x}")
+        for i in range(len(spec.manifest))
+    ]
+
+
+def make_values(spec: RunSpec, native: Mapping[int, tuple[int, int]] | None = None) -> dict[str, list[NDArray[np.float32]]]:
+    """Gives sparse activations of every image, layer -> row -> (h, w, c); ``native``: row -> map size where shapes are None."""
+    random = np.random.default_rng(7)
+    values: dict[str, list[NDArray[np.float32]]] = {}
+    for feature in spec.features:
+        shapes = [feature.shape or (*(native or {})[i], feature.layer.channels) for i in range(len(spec.manifest))]
+        values[feature.layer.name] = [
+            np.maximum(random.standard_normal(shape), 0).astype(np.float16).astype(np.float32) for shape in shapes
+        ]
+    return values
+
+
+def put_rows(
+    writer: Writer,
+    rows: Sequence[int],
+    values: Mapping[str, list[NDArray[np.float32]]],
+    statuses: Sequence[ImageStatus],
+    batch_size: int = 3,
+    statuses_first: bool = True,
+) -> None:
+    """Puts these rows as the loop does: in order, in batches, failed ones without features."""
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        if statuses_first:
+            writer.put_statuses([statuses[row] for row in batch])
+        ok = [row for row in batch if not statuses[row].error]
+        for layer, of_layer in values.items():
+            if len({of_layer[row].shape for row in ok}) == 1:
+                writer.put_features(FeatureBatch(layer, np.array(ok, np.int64), np.stack([of_layer[row] for row in ok])))
+            else:
+                for row in ok:
+                    writer.put_features(FeatureBatch(layer, np.array([row], np.int64), of_layer[row][None]))
+        if not statuses_first:
+            writer.put_statuses([statuses[row] for row in batch])
+
+
+def write_run(
+    folder: Path,
+    spec: RunSpec,
+    failed: Sequence[int] = (),
+    values: Mapping[str, list[NDArray[np.float32]]] | None = None,
+    existing: str = "resume",
+    index: bool = True,
+    **putting: Any,
+) -> dict[str, list[NDArray[np.float32]]]:
+    """Writes what is missing of a run, index included; gives the activations."""
+    made = dict(make_values(spec) if values is None else values)
+    with open_folder(folder, spec, existing) as run_folder:
+        writer = Writer(folder, spec, run_folder.missing, workers=2)
+        rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
+        try:
+            put_rows(writer, rows, made, make_statuses(spec, failed), **putting)
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+        if index:
+            build_index(folder, spec)
+    return made

@@ -1,0 +1,201 @@
+"""What the reader says of files that are damaged, missing, foreign or not finished."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.store.reader import open_run
+
+from .stored_runs import make_spec, make_values, write_run
+
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
+    write_run(path, make_spec(metadata={"author": tuple("abcdefghij"), "width": tuple("0123456789")}), failed=[3])
+    return path
+
+
+@pytest.fixture(scope="module")
+def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("native")
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    return path
+
+
+@pytest.fixture
+def values() -> dict[str, NDArray[np.float32]]:
+    """What ``folder`` holds: layer -> (10, h, w, c)."""
+    stacked = {layer: np.stack(of_layer) for layer, of_layer in make_values(make_spec()).items()}
+    for of_layer in stacked.values():
+        of_layer[3] = np.nan
+    return stacked
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
+    with h5py.File(path, "r+") as file:
+        edit(file)
+
+
+def flip_byte(path: Path, layer: str, row: int) -> None:
+    """Damages the middle byte of the chunk that holds a row of a shard, as a bad disk would."""
+    with h5py.File(path) as file:
+        dataset = file["features"][layer]
+        first = row - row % dataset.chunks[0]
+        info = dataset.id.get_chunk_info_by_coord((first, 0, 0, 0))
+    data = bytearray(path.read_bytes())
+    data[info.byte_offset + info.size // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("layer", ["conv1_1", "relu4_1"])
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_damaged_chunk_names_shard_layer_and_row(tmp_path: Path, compression: str, layer: str) -> None:
+    values = write_run(tmp_path, make_spec(compression=compression))
+    path = tmp_path / "shards/shard-00001-of-00003.h5"
+    flip_byte(path, layer, 2)
+    run = open_run(tmp_path)
+    errors = {}
+    for row in range(10):
+        try:
+            np.testing.assert_array_equal(run[layer][row], values[layer][row])
+        except StoreError as error:
+            errors[row] = str(error)
+    assert set(errors) <= ({6} if layer == "relu4_1" else {4, 5, 6, 7})
+    row, line = max(errors.items())
+    assert line.startswith(f"{path}: layer {layer}, row {row} (folder{row % 3}/image é{row}.jpg) is damaged, got ")
+    assert line.endswith("Remove this file and run the extraction again: only what is missing is made again.")
+    with pytest.raises(StoreError, match="is damaged"):
+        run[layer][:]
+
+
+def test_a_damaged_image_of_native_size_is_named(native_folder: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(native_folder, tmp_path / "moved"))
+    change(moved / "shards/shard-00001-of-00002.h5", lambda file: file["features/relu4_1/000000004"].__setitem__((0, 0, 0), 7))
+    with pytest.raises(StoreError, match=r"shard-00001-of-00002.h5: layer relu4_1, row 4 \(folder1/image é4.jpg\) is damaged"):
+        open_run(moved)["relu4_1"][:]
+    change(moved / "shards/shard-00001-of-00002.h5", lambda file: file["features/relu4_1"].__delitem__("000000005"))
+    with pytest.raises(StoreError, match=r"row 5 .* is damaged"):
+        open_run(moved)["relu4_1"][5]
+
+
+def test_a_row_that_was_never_stored_is_not_taken_for_nan(copy: Path) -> None:
+    def empty(file: h5py.File) -> None:
+        old = file["features/relu4_1"]
+        attributes, shape = dict(old.attrs), old.shape
+        del file["features/relu4_1"]
+        new = file["features"].create_dataset("relu4_1", shape, "<f4", chunks=(1, *shape[1:]), fillvalue=np.nan)
+        new.attrs.update(attributes)
+
+    change(copy / "shards/shard-00000-of-00003.h5", empty)
+    with pytest.raises(StoreError, match=r"shard-00000-of-00003.h5: layer relu4_1, row 0 .* is damaged"):
+        open_run(copy)["relu4_1"][0]
+
+
+def test_a_missing_shard_is_an_error_not_nan(copy: Path) -> None:
+    run = open_run(copy)
+    path = copy / "shards/shard-00001-of-00003.h5"
+    path.unlink()
+    np.testing.assert_array_equal(run["conv1_1"][0], run["conv1_1"][0])
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: cannot be read, got No such file or directory"):
+        run["conv1_1"][5]
+    with pytest.raises(StoreError) as raised:
+        open_run(copy)
+    assert str(raised.value) == (
+        f"{path}: the shard is missing, got 2 of 3 shards. Expected all of them. Put it back, or run the extraction again: "
+        f"only what is missing is made again."
+    )
+
+
+def test_reader_refuses_a_shard_of_another_run(copy: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "other", make_spec(identity={"seed": "2"}))
+    name = "shards/shard-00001-of-00003.h5"
+    shutil.copy(tmp_path / "other" / name, copy / name)
+    run = open_run(copy)
+    assert np.isfinite(run["conv1_1"][0]).all()
+    with pytest.raises(StoreError) as raised:
+        run["conv1_1"][5]
+    digests = [make_spec(identity=identity).digest[:12] for identity in ({"seed": "2"}, None)]
+    assert str(raised.value) == (
+        f"{copy / name}: a shard of another run, got run digest {digests[0]}. Expected {digests[1]}. "
+        f"Put the run's own shard back, or remove this one and run the extraction again."
+    )
+    shutil.copy(copy / "shards/shard-00000-of-00003.h5", copy / name)
+    with pytest.raises(StoreError, match=r"not the shard that its name says, got rows 0 to 3\. Expected 4 to 7"):
+        open_run(copy)["conv1_1"][5]
+
+
+def test_a_damaged_table_is_named(copy: Path) -> None:
+    def edit(file: h5py.File) -> None:
+        file["images/label"][2] = "dogs"
+        file["images/width"][2] = 7
+
+    change(copy / "features.h5", edit)
+    images = open_run(copy).images
+    assert images["height"][2] == 302
+    for column in ("label", "width"):
+        with pytest.raises(StoreError, match=f"features.h5: column '{column}' of /images is damaged, got checksum"):
+            images[column]
+
+
+@pytest.mark.parametrize("cut", [100, 5000])
+def test_a_cut_index_is_damaged(copy: Path, cut: int) -> None:
+    index = copy / "features.h5"
+    index.write_bytes(index.read_bytes()[:cut])
+    with pytest.raises(StoreError, match=r"features.h5: the HDF5 file is damaged, got .* Expected the bytes that were written"):
+        open_run(copy)
+
+
+def test_files_of_other_programs_and_later_versions_are_refused(copy: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(StoreError, match=r"other.h5: not a file of this program, got format None\. Expected 'deep-feature-pipe"):
+        open_run(tmp_path / "other.h5")
+    change(copy / "features.h5", lambda file: file.attrs.__setitem__("format_version", 2))
+    with pytest.raises(StoreError, match=r"features.h5: written by a later version of this program, got format version 2\."):
+        open_run(copy)
+    change(copy / "features.h5", lambda file: (file.attrs.__setitem__("format_version", 1), file.attrs.__delitem__("rows")))
+    with pytest.raises(StoreError, match=r"features.h5: the root is damaged"):
+        open_run(copy)
+
+
+def test_what_is_no_finished_run_says_what_it_is(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cpoy: there is no such run, got a path that does not exist\. Expected one of: copy\."):
+        open_run(tmp_path / "cpoy")
+    with pytest.raises(StoreError, match=r"Expected a run folder, its features.h5 or a shard\. Check the path\."):
+        open_run(tmp_path / "nowhere/cpoy")
+    with pytest.raises(StoreError, match=r"not a run folder, got no features.h5\. Expected what an extraction has written\."):
+        open_run(tmp_path)
+    (copy / "features.h5").unlink()
+    (copy / "shards/shard-00001-of-00003.h5").unlink()
+    with pytest.raises(StoreError, match=r"the run is not finished, got 2 of 3 shards and no features.h5\. Expected both\."):
+        open_run(copy)
+
+
+def test_shards_packed_anew_by_another_program_are_read(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:
+    def repack(file: h5py.File) -> None:
+        for layer, options in (("conv1_1", {}), ("relu4_1", {"chunks": (2, 40, 80, 3), "compression": "gzip", "shuffle": True})):
+            data, attributes = file["features"][layer][:], dict(file["features"][layer].attrs)
+            del file["features"][layer]
+            file["features"].create_dataset(layer, data=data, **options).attrs.update(attributes)
+
+    change(copy / "shards/shard-00000-of-00003.h5", repack)
+    run = open_run(copy)
+    for layer in run.layers:
+        np.testing.assert_array_equal(run[layer][:], values[layer])

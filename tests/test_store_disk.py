@@ -1,0 +1,140 @@
+"""Disks that refuse, and files that survive a power cut."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store import disk
+from pipeline.store.folder import expected_bytes, open_folder
+from pipeline.store.writer import Writer
+
+from .stored_runs import make_spec, make_statuses, make_values, put_rows
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="file/run: a part of the path is a file, not a folder, got ENOTDIR"):
+        open_folder(tmp_path / "file/run", make_spec(), "resume")
+
+
+def test_a_folder_removed_under_the_run_is_one_line(tmp_path: Path) -> None:
+    spec = make_spec()
+    with open_folder(tmp_path / "run", spec, "resume") as opened:
+        writer = Writer(tmp_path / "run", spec, opened.missing, 2)
+        put_rows(writer, range(3), make_values(spec), make_statuses(spec))
+        (tmp_path / "run").rename(tmp_path / "gone")
+        with pytest.raises(StoreError, match=r"the folder has been removed, got ENOENT\. Expected a folder that can be"):
+            put_rows(writer, range(3, 10), make_values(spec), make_statuses(spec))
+        writer.abort()
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from tests.stored_runs import *
+from pipeline.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+spec = make_spec(9, {"a": (80, 80, 3), "b": (5, 5, 5)}, images_per_shard=3, compression="none")
+limit = int(sys.argv[2])
+values, statuses = make_values(spec), make_statuses(spec, [0, 1])
+with open_folder(Path(sys.argv[1]), spec, "resume") as folder:
+    writer = Writer(Path(sys.argv[1]), spec, folder.missing, 3)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        put_rows(writer, range(9), values, statuses)
+        writer.close()
+    except StoreError as error:
+        print(error)
+        writer.abort()
+print("end")
+"""
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 1500, 50_000, 100_000, 160_000, 200_000, 232_000])
+def test_a_full_disk_stops_the_run_with_one_line_and_keeps_finished_shards(tmp_path: Path, limit_bytes: int) -> None:
+    # A file of the first shard, of one image, takes 90 kB; of the others, of three, 240 kB.
+    ended = run_python(LIMITED, tmp_path, limit_bytes)
+    assert ended.stderr == ""
+    assert ended.returncode == 0
+    line, end = ended.stdout.splitlines()
+    assert end == "end"
+    assert ".h5.partial: the file would be larger than this system allows, got EFBIG. " in line
+    assert line.endswith("then run again: finished shards are kept.")
+    finished = {name for name in files_in(tmp_path) if name.startswith("shards/")}
+    assert finished == ({"shards/shard-00000-of-00003.h5"} if limit_bytes >= 100_000 else set())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full, got ENOSPC"),
+        (RuntimeError("Can't close (unable to extend, errno = 28, error message = 'No space')"), "the disk is full, got ENOSPC"),
+        (OSError(errno.EDQUOT, "Quota"), "the disk quota is used up, got EDQUOT"),
+        (OSError(errno.EROFS, "Read-only"), "the file system is read-only, got EROFS"),
+        (PermissionError(errno.EACCES, "Permission denied"), "permission is denied, got EACCES"),
+        (OSError(errno.EIO, "Input/output"), "the disk failed, got EIO"),
+        (RuntimeError("something\nelse"), "it cannot be written, got something else"),
+    ],
+)
+def test_whatever_the_disk_refuses_is_one_line(error: Exception, words: str) -> None:
+    line = str(disk.write_error(Path("run/shards/a.h5"), error))
+    assert line.startswith(f"run/shards/a.h5: {words}. Expected a folder that can be written. ")
+    assert line.endswith(", then run again: finished shards are kept.")
+    assert "\n" not in line
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreError, match=f"^{tmp_path}: the file system is read-only, got EROFS"):
+        open_folder(tmp_path, make_spec(), "resume")
+
+
+def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.h5.partial").write_text("x")
+    steps: list[str] = []
+    replace = Path.replace
+
+    def note_sync(handle: int) -> None:
+        steps.append("sync folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "sync file")
+
+    def note_replace(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    disk.publish(tmp_path / "a.h5")
+    assert steps == ["sync file", "rename", "sync folder"]
+    assert files_in(tmp_path) == {"a.h5"}
+
+
+def test_disk_space_is_told_of_a_folder_to_be(tmp_path: Path) -> None:
+    assert disk.free_bytes(tmp_path / "not/yet/there") > 0
+    spec = make_spec(rows=10)
+    assert expected_bytes(spec, spec.shards()) == 10 * 4 * (80 * 80 * 3 + 5 * 4 * 3)
+    assert expected_bytes(spec, spec.shards()[2:]) == 2 * 4 * (80 * 80 * 3 + 5 * 4 * 3)
+    native = make_spec(shapes={"relu4_1": None})
+    assert expected_bytes(native, native.shards()) is None

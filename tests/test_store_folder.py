@@ -1,0 +1,197 @@
+"""The run folder: resuming, refusing, replacing, locking."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import LockedError, StoreError
+from pipeline.store.folder import open_folder
+from pipeline.store.reader import open_run
+from pipeline.store.writer import Writer
+
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+
+
+def stored_values(folder: Path) -> dict[str, bytes]:
+    run = open_run(folder)
+    return {layer: run[layer][:].tobytes() for layer in run.layers}
+
+
+def test_a_stopped_run_goes_on_and_equals_one_never_stopped(tmp_path: Path) -> None:
+    spec = make_spec(rows=10)
+    write_run(tmp_path / "whole", spec, failed=[3])
+    folder = tmp_path / "stopped"
+    with open_folder(folder, spec, "resume") as opened:
+        assert opened.finished == frozenset()
+        assert [shard.number for shard in opened.missing] == [0, 1, 2]
+        writer = Writer(folder, spec, opened.missing, 2)
+        put_rows(writer, range(6), make_values(spec), make_statuses(spec, [3]))
+        writer.abort()
+    kept = (folder / "shards/shard-00000-of-00003.h5").stat().st_mtime_ns
+    with open_folder(folder, spec, "resume") as opened:
+        assert opened.finished == {0}
+        assert [shard.first for shard in opened.missing] == [4, 8]
+    write_run(folder, spec, failed=[3])
+    assert (folder / "shards/shard-00000-of-00003.h5").stat().st_mtime_ns == kept
+    assert stored_values(folder) == stored_values(tmp_path / "whole")
+
+
+def test_a_killed_run_goes_on_and_equals_one_never_killed(tmp_path: Path) -> None:
+    spec = make_spec(rows=10)
+    write_run(tmp_path / "whole", spec)
+    program = (
+        "import os, signal, sys; from tests.stored_runs import *\n"
+        "replace = Path.replace\n"
+        "def die(path, target):\n"
+        "    if '00001-of' in path.name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return replace(path, target)\n"
+        "Path.replace = die\n"
+        "write_run(Path(sys.argv[1]), make_spec(rows=10))"
+    )
+    folder = tmp_path / "killed"
+    assert run_python(program, folder).returncode == -signal.SIGKILL
+    assert "shards/shard-00001-of-00003.h5.partial" in files_in(folder)
+    with open_folder(folder, spec, "resume") as opened:  # the killed process holds no lock
+        assert 1 not in opened.finished
+    assert not any(name.endswith(".partial") for name in files_in(folder))
+    write_run(folder, spec)
+    assert stored_values(folder) == stored_values(tmp_path / "whole")
+
+
+def test_a_finished_run_has_nothing_left_to_make(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path, spec)
+    with open_folder(tmp_path, spec, "resume") as opened:
+        assert opened.missing == ()
+    assert "features.h5" in files_in(tmp_path)
+
+
+def test_another_compression_is_the_same_run(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(), index=False)
+    (tmp_path / "shards/shard-00001-of-00003.h5").unlink()
+    values = write_run(tmp_path, make_spec(compression="none"))
+    np.testing.assert_array_equal(open_run(tmp_path)["relu4_1"][:], np.stack(values["relu4_1"]))
+
+
+def test_another_run_is_refused_with_the_differing_options(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(identity={"data.size": "224", "network": "vgg19", "seed": "1"}))
+    before = files_in(tmp_path)
+    with pytest.raises(StoreError) as raised:
+        open_folder(tmp_path, make_spec(identity={"data.size": "256", "network": "vgg19", "list": "x" * 99}), "resume")
+    assert str(raised.value) == (
+        f"{tmp_path}: the folder holds a run with other options, got data.size '256' (in the folder '224'), "
+        f"list '{'x' * 57}...' (in the folder none), seed none (in the folder '1'). Expected the same options, to go on "
+        f"with that run. Choose another folder with name=..., or use output.existing=replace to discard what is there."
+    )
+    assert files_in(tmp_path) == before
+    write_run(tmp_path, make_spec(identity={"data.size": "224", "network": "vgg19", "seed": "1"}), existing="resume")
+
+
+def test_an_index_alone_tells_another_run(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(identity={"seed": "1"}))
+    for path in (tmp_path / "shards").iterdir():
+        path.unlink()
+    with pytest.raises(StoreError, match=r"seed '2' \(in the folder '1'\)"):
+        open_folder(tmp_path, make_spec(identity={"seed": "2"}), "resume")
+
+
+def test_fail_refuses_results_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text("begun")
+    open_folder(tmp_path, make_spec(), "fail").close()
+    write_run(tmp_path, make_spec())
+    with pytest.raises(StoreError) as raised:
+        open_folder(tmp_path, make_spec(), "fail")
+    assert str(raised.value) == (
+        f"{tmp_path}: the folder holds results, got 4 files from shard-00000-of-00003.h5 on. Expected none, since "
+        f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
+    )
+
+
+def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(identity={"seed": "1"}))
+    own = ["config.yaml", "report.json", "run.log", "features.h5.partial", "shards/shard-00007-of-00009.h5.partial"]
+    foreign = ["notes.txt", "other.h5", "shards/notes.txt", "shards/shard-1.h5", "shards/shard-00000-of-00003.h5.bak"]
+    for name in own + foreign:
+        (tmp_path / name).write_text("x")
+    with open_folder(tmp_path, make_spec(identity={"seed": "2"}), "replace") as opened:
+        assert len(opened.missing) == 3
+    assert files_in(tmp_path) == {".lock", *foreign}
+
+
+def test_damaged_shards_are_made_again_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spec = make_spec()
+    values = write_run(tmp_path, spec)
+    broken, renamed, _ = sorted((tmp_path / "shards").iterdir())
+    broken.write_bytes(broken.read_bytes()[:3000])
+    renamed.write_bytes((tmp_path / "shards/shard-00002-of-00003.h5").read_bytes())
+    with open_folder(tmp_path, spec, "resume") as opened:
+        assert opened.finished == {2}
+    assert f"{broken}: removed, since it is damaged" in caplog.messages
+    assert f"{renamed}: removed, since it is damaged" in caplog.messages
+    assert f"{tmp_path / 'features.h5'}: removed, since it is an index of shards that are to be made again" in caplog.messages
+    write_run(tmp_path, spec)
+    np.testing.assert_array_equal(open_run(tmp_path)["conv1_1"][:], np.stack(values["conv1_1"]))
+
+
+def test_a_shard_outside_the_plan_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec())
+    (tmp_path / "shards/shard-00003-of-00004.h5").write_bytes((tmp_path / "shards/shard-00002-of-00003.h5").read_bytes())
+    with pytest.raises(StoreError, match=r"shard-00003-of-00004.h5: not in this run's plan of 3 shards, got an extra file"):
+        open_folder(tmp_path, make_spec(), "resume")
+
+
+def test_a_shard_of_a_later_version_is_refused_and_kept(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec())
+    path = tmp_path / "shards/shard-00001-of-00003.h5"
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 2
+    with pytest.raises(StoreError, match=r"later version of this program, got format version 2\. Expected at most 1"):
+        open_folder(tmp_path, make_spec(), "resume")
+    assert path.exists()
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.stored_runs import *\n"
+        "folder = open_folder(Path(sys.argv[1]), make_spec(), 'resume'); print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "open\n"
+        for existing in ("resume", "replace", "fail"):
+            with pytest.raises(LockedError) as raised:
+                open_folder(tmp_path, make_spec(), existing)
+        first.kill()
+    assert str(raised.value) == (
+        f"{tmp_path}: another run writes this folder, got a lock held by a live process. Expected one run at a time. "
+        f"Wait for it or stop it, or choose another folder with name=..."
+    )
+    open_folder(tmp_path, make_spec(), "resume").close()
+
+
+def test_a_refused_folder_is_not_left_locked(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec())
+    with pytest.raises(StoreError):
+        open_folder(tmp_path, make_spec(), "fail")
+    open_folder(tmp_path, make_spec(), "resume").close()

@@ -1,0 +1,167 @@
+"""The format's numbers: chunks, shard plan, names; and the codec of a chunk."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.store import codec, format
+
+from .stored_runs import make_feature, make_spec
+
+shapes = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 4096))
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "chunk"),
+    [
+        ((28, 28, 512), 4, (1, 28, 28, 512)),
+        ((224, 224, 64), 4, (1, 224, 224, 64)),
+        ((1, 1, 4096), 4, (16, 1, 1, 4096)),
+        ((1, 1, 1000), 4, (64, 1, 1, 1000)),
+        ((1, 1, 1), 2, (131072, 1, 1, 1)),
+        ((4, 4, 1024), 4, (1, 4, 4, 1024)),  # 64 KiB: a chunk of its own
+        ((4, 4, 1023), 4, (4, 4, 4, 1023)),
+        ((2048, 2048, 64), 4, (1, 2048, 2048, 64)),  # 1 GiB, still whole
+        ((2049, 2048, 64), 4, (1, 128, 2048, 64)),  # above it
+    ],
+)
+def test_chunks_hold_whole_rows_up_to_a_gibibyte(
+    shape: tuple[int, int, int], itemsize: int, chunk: tuple[int, int, int, int]
+) -> None:
+    assert format.chunk_shape(shape, itemsize) == chunk
+
+
+@given(shape=shapes, itemsize=st.sampled_from([2, 4]))
+def test_chunks_of_several_rows_are_at_most_256_kib_and_a_power_of_two(shape: tuple[int, int, int], itemsize: int) -> None:
+    rows, *rest = format.chunk_shape(shape, itemsize)
+    assert tuple(rest) == shape
+    assert rows & (rows - 1) == 0
+    row_bytes = math.prod(shape) * itemsize
+    assert (rows == 1) == (row_bytes >= 64 << 10)
+    assert rows == 1 or (128 << 10) < rows * row_bytes <= (256 << 10)
+
+
+@given(shape=shapes)
+def test_bands_are_whole_map_rows_of_about_a_mebibyte(shape: tuple[int, int, int]) -> None:
+    height, *rest = format.band_shape(shape, 4)
+    map_row_bytes = math.prod(rest) * 4
+    assert tuple(rest) == shape[1:]
+    assert 1 <= height <= shape[0]
+    assert height == 1 or height * map_row_bytes <= 1 << 20
+    assert height == shape[0] or (height + 1) * map_row_bytes > 1 << 20
+
+
+def test_a_shard_holds_about_256_mib() -> None:
+    assert format.plan_images_per_shard(28 * 28 * 512 * 4, 10_000) == 167
+
+
+def test_a_shard_of_small_rows_holds_at_most_4096_images() -> None:
+    assert format.plan_images_per_shard(4000, 1_000_000, 64) == 4096
+
+
+def test_a_shard_of_huge_rows_holds_one_image() -> None:
+    assert format.plan_images_per_shard(300 << 20, 100) == 1
+
+
+def test_a_shard_is_not_larger_than_the_run() -> None:
+    assert format.plan_images_per_shard(4000, 10, 64) == 10
+
+
+@given(row_bytes=st.integers(1, 1 << 30), rows=st.integers(1, 20_000_000), chunk_rows=st.sampled_from([1, 2, 16, 1024]))
+def test_there_are_never_thousands_of_shards_and_they_end_where_chunks_do(row_bytes: int, rows: int, chunk_rows: int) -> None:
+    step = format.plan_images_per_shard(row_bytes, rows, chunk_rows)
+    assert 1 <= step <= rows
+    assert -(-rows // step) <= 2000
+    assert step % chunk_rows == 0 or step < chunk_rows or step == rows
+
+
+@given(rows=st.integers(1, 500), images_per_shard=st.integers(1, 600))
+def test_shards_tile_the_manifest(rows: int, images_per_shard: int) -> None:
+    shards = make_spec(rows, keys=[str(i) for i in range(rows)], images_per_shard=images_per_shard).shards()
+    assert [row for shard in shards for row in range(shard.first, shard.stop)] == list(range(rows))
+    assert {shard.count for shard in shards} == {len(shards)}
+
+
+def test_row_bytes_and_chunk_rows_are_taken_over_all_layers() -> None:
+    features = [make_feature("relu7", (1, 1, 4096), 0), make_feature("prob", (1, 1, 1000), 1)]
+    assert format.row_bytes(features, "float32") == 4 * 5096
+    assert format.row_bytes(features, "float16") == 2 * 5096
+    assert format.largest_chunk_rows(features, "float32") == 64
+    assert format.largest_chunk_rows([make_feature("relu1_1", None, 0, 64)], "float32") == 1
+
+
+def test_metadata_columns_never_take_a_name_of_the_format() -> None:
+    names = format.column_names(["author", "status", "list_status", "a/b", "a_b", "", "."])
+    assert names == {
+        "author": "author",
+        "status": "list_status",
+        "list_status": "list_list_status",
+        "a/b": "a_b",
+        "a_b": "list_a_b",
+        "": "list_",
+        ".": "list_.",
+    }
+
+
+def test_text_that_is_not_unicode_is_stored_as_escapes() -> None:
+    assert format.plain_text("caf\udce9\0.jpg") == "caf\\udce9\\x00.jpg"
+    assert format.plain_text("café 猫.jpg") == "café 猫.jpg"
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
+def test_a_decoded_chunk_is_what_was_encoded(compression: str, dtype: str) -> None:
+    values = np.maximum(np.random.default_rng(0).standard_normal((2, 7, 5, 3)), 0).astype(dtype)
+    values[0, 0, 0, 0] = np.nan
+    data = bytes(codec.encode(values, compression))
+    decoded = codec.decode(data, values.shape, values.dtype, compression == "gzip")
+    assert decoded.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(decoded, values)
+    if compression == "gzip":
+        assert zlib.decompress(data) == values.tobytes()
+
+
+def test_a_damaged_or_short_chunk_is_an_error() -> None:
+    data = bytearray(codec.encode(np.arange(999, dtype=np.float32), "gzip"))
+    with pytest.raises(codec.DecodeError):
+        codec.decode(bytes(data[:50]), (999,), np.dtype("<f4"), True)
+    with pytest.raises(ValueError, match="reshape"):
+        codec.decode(bytes(data), (998,), np.dtype("<f4"), True)
+    data[-1] ^= 1
+    with pytest.raises(codec.DecodeError):
+        codec.decode(bytes(data), (999,), np.dtype("<f4"), True)
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5))
+def test_joined_checksums_equal_that_of_the_whole(sizes: list[int]) -> None:
+    parts = [np.random.default_rng(i).random(size).astype(np.float32) for i, size in enumerate(sizes)]
+    assert codec.join_checksums([(codec.checksum(part), part.nbytes) for part in parts]) == zlib.crc32(
+        np.concatenate(parts).tobytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "float32", "float16"),
+    [
+        (65504.0, True, True),
+        (65519.0, True, True),
+        (65520.0, True, False),
+        (-65520.0, True, False),
+        (np.inf, False, False),
+        (np.nan, False, False),
+    ],
+)
+def test_values_are_storable_as_long_as_they_stay_finite(value: float, float32: bool, float16: bool) -> None:
+    values = np.array([[1.0, value, 2.0]], np.float32)
+    assert codec.storable(values, "float32") is float32
+    assert codec.storable(values, "float16") is float16
+    with np.errstate(over="ignore"):
+        assert bool(np.isfinite(values.astype(np.float16)).all()) is float16
+    if not float16:
+        np.testing.assert_equal(codec.first_unstorable(values, "float16"), value)

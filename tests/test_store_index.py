@@ -1,0 +1,138 @@
+"""The index: all shards as one file, wherever it is opened from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.store.index import build_index
+
+from .stored_runs import make_spec, make_values, write_run
+
+ROOT = Path(__file__).parent.parent
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
+    write_run(path, make_spec(metadata={"author": tuple("abcdefghij"), "width": tuple("0123456789")}), failed=[3])
+    return path
+
+
+@pytest.fixture(scope="module")
+def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("native")
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    return path
+
+
+@pytest.fixture
+def values() -> dict[str, NDArray[np.float32]]:
+    """What ``folder`` holds: layer -> (10, h, w, c)."""
+    stacked = {layer: np.stack(of_layer) for layer, of_layer in make_values(make_spec()).items()}
+    for of_layer in stacked.values():
+        of_layer[3] = np.nan
+    return stacked
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
+    with h5py.File(path, "r+") as file:
+        edit(file)
+
+
+def test_the_index_opens_from_any_directory_and_after_a_move(
+    copy: Path, tmp_path: Path, values: dict[str, NDArray[np.float32]]
+) -> None:
+    # A folder of the same names where the program runs must not be taken for the run's own.
+    decoy = tmp_path / "decoy"
+    write_run(
+        decoy, make_spec(identity={"seed": "9"}), values={k: [0 * x for x in v] for k, v in make_values(make_spec()).items()}
+    )
+    moved = copy.rename(tmp_path / "moved")
+    program = (
+        "import sys, h5py, numpy; from pipeline.store.reader import open_run\n"
+        "with h5py.File(sys.argv[1] + '/features.h5') as file: a = file['features/relu4_1'][:]\n"
+        "b = open_run(sys.argv[1])['relu4_1'][:]\n"
+        "numpy.save(sys.argv[2], numpy.stack([a, b]))"
+    )
+    for directory, given in ((decoy, "../moved"), (tmp_path, "moved"), (Path("/"), str(moved))):
+        command = [sys.executable, "-c", program, given, str(tmp_path / "read.npy")]
+        subprocess.run(command, check=True, cwd=directory, env={"PYTHONPATH": str(ROOT)}, timeout=60)
+        by_hdf5, by_reader = np.load(tmp_path / "read.npy")
+        np.testing.assert_array_equal(by_hdf5, values["relu4_1"])
+        np.testing.assert_array_equal(by_reader, values["relu4_1"])
+
+
+def test_the_index_links_the_images_of_native_size(native_folder: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(native_folder, tmp_path / "moved"))
+    expected = make_values(make_spec(6, {"relu4_1": None}), NATIVE_SIZES)["relu4_1"]
+    with h5py.File(moved / "features.h5") as file:
+        group = file["features/relu4_1"]
+        assert list(group) == [f"{i:09d}" for i in (0, 2, 3, 4, 5)]
+        assert group.attrs["axes"] == "height,width,channel"
+        assert group.get("000000005", getlink=True).filename == "shards/shard-00001-of-00002.h5"
+        np.testing.assert_array_equal(group["000000005"][()], expected[5])
+
+
+def test_the_index_has_the_tree_of_a_shard(folder: Path) -> None:
+    with h5py.File(folder / "features.h5") as index, h5py.File(folder / "shards/shard-00000-of-00003.h5") as shard:
+        assert set(index.attrs) == set(shard.attrs)
+        assert (index.attrs["file_kind"], index.attrs["first_row"]) == ("index", 0)
+        for group in ("features", "images", "checksums"):
+            assert set(index[group]) == set(shard[group])
+        assert index["features/relu4_1"].is_virtual
+        assert np.isnan(index["features/relu4_1"].fillvalue)
+        assert dict(index["features/relu4_1"].attrs) == dict(shard["features/relu4_1"].attrs)
+        assert {source.file_name for source in index["features/relu4_1"].virtual_sources()} == {
+            f"shards/shard-0000{n}-of-00003.h5" for n in range(3)
+        }
+
+
+def test_the_identity_is_stored_as_json(tmp_path: Path) -> None:
+    spec = make_spec(identity={"seed": "3"})
+    write_run(tmp_path, spec)
+    with h5py.File(tmp_path / "features.h5") as file:
+        assert json.loads(file.attrs["identity"]) == dict(spec.identity)
+
+
+def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path, spec, index=False)
+    path = tmp_path / "shards/shard-00001-of-00003.h5"
+    whole = path.read_bytes()
+    path.unlink()
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: cannot be read, got No such file or directory"):
+        build_index(tmp_path, spec)
+    path.write_bytes(whole)
+    change(path, lambda file: file.attrs.__setitem__("run_digest", "f" * 64))
+    with pytest.raises(StoreError, match=r"a shard of another run, got run digest ffffffffffff\. Expected " + spec.digest[:12]):
+        build_index(tmp_path, spec)
+    path.write_bytes((tmp_path / "shards/shard-00000-of-00003.h5").read_bytes())
+    with pytest.raises(StoreError, match=r"not the shard that its name says, got rows 0 to 3\. Expected 4 to 7"):
+        build_index(tmp_path, spec)
+    path.write_bytes(whole)
+    change(path, lambda file: file["images"].__delitem__("label"))
+    with pytest.raises(StoreError, match=r"column 'label' is missing in some shards, got it in 2\. Expected it in all 3"):
+        build_index(tmp_path, spec)
+    path.write_bytes(whole)
+    change(path, lambda file: file["checksums"].__delitem__("conv1_1"))
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: a table is damaged"):
+        build_index(tmp_path, spec)
+    assert not (tmp_path / "features.h5").exists()

@@ -1,0 +1,279 @@
+"""The reader: rows by index, layer and key; threads and processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.store import shards
+from pipeline.store.reader import Run, open_run
+
+from .stored_runs import make_spec, make_values, write_run
+
+ROOT = Path(__file__).parent.parent
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
+    write_run(path, make_spec(metadata={"author": tuple("abcdefghij"), "width": tuple("0123456789")}), failed=[3])
+    return path
+
+
+@pytest.fixture(scope="module")
+def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("native")
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    return path
+
+
+@pytest.fixture
+def values() -> dict[str, NDArray[np.float32]]:
+    """What ``folder`` holds: layer -> (10, h, w, c)."""
+    stacked = {layer: np.stack(of_layer) for layer, of_layer in make_values(make_spec()).items()}
+    for of_layer in stacked.values():
+        of_layer[3] = np.nan
+    return stacked
+
+
+def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
+    with h5py.File(path, "r+") as file:
+        edit(file)
+
+
+def test_a_run_opens_by_its_folder_or_its_index(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
+    for path in (folder, folder / "features.h5", str(folder)):
+        with open_run(path) as run:
+            assert run.layers == ("conv1_1", "relu4_1")
+            assert len(run) == 10
+            assert "relu4_1" in run
+            assert "relu9_9" not in run
+            assert run.attributes["network"] == "vgg19"
+            assert [shard.first for shard in run.shards] == [0, 4, 8]
+            np.testing.assert_array_equal(run["relu4_1"][:], values["relu4_1"])
+
+
+def test_a_single_shard_opens_as_a_run_of_its_rows(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
+    run = open_run(folder / "shards/shard-00001-of-00003.h5")
+    assert len(run) == 4
+    assert run.row("folder2/image é5.jpg") == 1
+    np.testing.assert_array_equal(run["conv1_1"][:], values["conv1_1"][4:8])
+    np.testing.assert_array_equal(run["relu4_1"][-1], values["relu4_1"][7])
+    last = open_run(folder / "shards/shard-00002-of-00003.h5")
+    assert len(last) == 2
+    np.testing.assert_array_equal(last["relu4_1"][[1, 0]], values["relu4_1"][[9, 8]])
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        0,
+        9,
+        -1,
+        -10,
+        np.int64(4),
+        slice(None),
+        slice(2, 9, 3),
+        slice(None, None, -1),
+        slice(5, 5),
+        [1, 8, 1, 3],
+        [-1, 0],
+        [],
+        np.array([7, 2], np.uint8),
+        np.arange(10) % 3 == 1,
+        [True] * 5 + [False] * 5,
+        (4, slice(1, 3)),
+        (slice(3, 6), 0, 1),
+        ([5, 2], slice(None), slice(None), 2),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("layer", ["conv1_1", "relu4_1"])
+def test_a_layer_is_indexed_as_an_array(folder: Path, values: dict[str, NDArray[np.float32]], layer: str, wanted: Any) -> None:
+    expected = values[layer][np.array(wanted, np.int64) if isinstance(wanted, list) and not wanted else wanted]
+    read = open_run(folder)[layer][wanted]
+    assert read.dtype == np.float32
+    assert read.shape == expected.shape
+    assert read.flags.writeable
+    np.testing.assert_array_equal(read, expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "line"),
+    [
+        (10, "layer relu4_1: no such row, got 10. Expected -10 to 9. len(run) is 10."),
+        ([3, -11], "layer relu4_1: no such row, got -11. Expected -10 to 9. len(run) is 10."),
+        (
+            [True, False],
+            "layer relu4_1: a mask of another length, got 2 values. Expected 10, one a row. Make it from a column of run.images.",
+        ),
+        (
+            "cats/tom.jpg",
+            "layer relu4_1: cannot be indexed so, got 'cats/tom.jpg'. Expected a row, a slice, a mask or a list of rows. "
+            "The row of a key is run.row(key).",
+        ),
+        (
+            1.5,
+            "layer relu4_1: cannot be indexed so, got 1.5. Expected a row, a slice, a mask or a list of rows. "
+            "The row of a key is run.row(key).",
+        ),
+    ],
+)
+def test_a_wrong_index_is_one_line(folder: Path, wanted: Any, line: str) -> None:
+    with pytest.raises(StoreError) as raised:
+        open_run(folder)["relu4_1"][wanted]
+    assert str(raised.value) == line
+
+
+def test_a_layer_is_iterated_and_made_an_array(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
+    layer = open_run(folder)["conv1_1"]
+    assert (layer.shape, layer.dtype, layer.channels, layer.stride_px, len(layer)) == ((10, 5, 4, 3), np.float32, 3, 8, 10)
+    np.testing.assert_array_equal(np.stack(list(layer)), values["conv1_1"])
+    np.testing.assert_array_equal(np.asarray(layer), values["conv1_1"])
+    assert np.asarray(layer, np.float64).dtype == np.float64
+
+
+def test_native_size_is_indexed_alike(native_folder: Path) -> None:
+    expected = make_values(make_spec(6, {"relu4_1": None}), NATIVE_SIZES)["relu4_1"]
+    layer = open_run(native_folder)["relu4_1"]
+    assert layer.shape == (6, None, None, 3)
+    np.testing.assert_array_equal(layer[-1], expected[5])
+    assert layer[4].flags.writeable
+    assert [read.shape for read in layer[[5, 0]]] == [(8, 4, 3), (3, 9, 3)]
+    np.testing.assert_array_equal(layer[2:5, 1][1], expected[3][1])
+    assert layer[1].shape == (1, 1, 3)
+    assert layer[1].dtype == np.float32
+    assert np.isnan(layer[1]).all()
+    assert [read.shape[:2] for read in layer] == [(1, 1) if i == 1 else NATIVE_SIZES[i] for i in range(6)]
+    with pytest.raises(StoreError, match="layer relu4_1: images of differing shapes make no array, got native size"):
+        np.asarray(layer)
+    np.testing.assert_array_equal(open_run(native_folder / "shards/shard-00001-of-00002.h5")["relu4_1"][1], expected[5])
+
+
+def test_the_table_of_images_has_the_columns_of_the_format_and_the_list(folder: Path) -> None:
+    images = open_run(folder).images
+    assert list(images) == ["key", "label", "status", "error", "height", "width", "bytes", "sha256", "author", "list_width"]
+    assert len(images) == 10
+    assert "author" in images
+    assert images["author"].tolist() == list("abcdefghij")
+    assert images["list_width"].tolist() == list("0123456789")
+    assert images["width"].dtype == np.int32
+    assert images["width"].tolist() == [0 if i == 3 else 400 + i for i in range(10)]
+    assert images["bytes"].dtype == np.int64
+    assert images["key"][8] == "folder2/image é8.jpg"
+    assert np.flatnonzero(images["status"] == "failed").tolist() == [3]
+    assert open_run(folder)["conv1_1"][images["label"] == "folder1"].shape == (3, 5, 4, 3)
+    with pytest.raises(StoreError, match=r"features\.h5: no such column, got 'hight'\. Expected one of: height"):
+        images["hight"]
+
+
+def test_unknown_layers_and_keys_name_the_nearest(folder: Path) -> None:
+    run = open_run(folder)
+    with pytest.raises(StoreError) as raised:
+        run["relu4_2"]
+    assert str(raised.value) == (
+        f"{folder / 'features.h5'}: no such layer, got 'relu4_2'. Expected one of: relu4_1. The run's layers are in run.layers."
+    )
+    assert run.row("folder1/image é7.jpg") == 7
+    with pytest.raises(StoreError) as raised:
+        run.row("folder9/image é7.jpg")
+    assert str(raised.value) == (
+        f"{folder / 'features.h5'}: no such image, got 'folder9/image é7.jpg'. Expected a key such as: folder1/image é7.jpg. "
+        f"All keys are in run.images['key']."
+    )
+    with pytest.raises(StoreError, match="Expected a key such as: folder"):
+        run.row("folder1/image 7.jpg")
+
+
+def test_keys_that_are_not_unicode_are_found(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(2, keys=["caf\udce9.jpg", "b.jpg"]))
+    run = open_run(tmp_path)
+    assert run.images["key"][0] == "caf\\udce9.jpg"
+    assert run.row("caf\udce9.jpg") == 0
+
+
+def test_a_run_says_what_it_is(folder: Path) -> None:
+    run = open_run(folder)
+    assert repr(run) == f"<run '{folder / 'features.h5'}': 10 images, layers conv1_1, relu4_1>"
+    assert repr(run["conv1_1"]) == "<layer conv1_1: (10, 5, 4, 3) float32>"
+    assert repr(run.images).startswith("<table of 10 images: key, label, status")
+
+
+def sums(run: Run) -> list[float]:
+    return [float(np.nansum(run["relu4_1"][row])) for row in range(len(run))]
+
+
+def test_a_run_is_read_in_worker_processes(folder: Path) -> None:
+    run = open_run(folder)
+    expected = sums(run)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(sums, [run]) == [expected]
+
+
+def test_a_run_and_a_layer_are_pickled_by_their_path(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
+    run = open_run(folder)
+    assert run.images["key"].size == 10
+    assert run["relu4_1"][0].size
+    assert len(pickle.dumps(run)) < 500
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(run))["conv1_1"][:], values["conv1_1"])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(run["conv1_1"]))[5], values["conv1_1"][5])
+    assert pickle.loads(pickle.dumps(run.images))["label"][1] == "folder1"
+
+
+def test_a_forked_process_opens_the_shards_for_itself(folder: Path) -> None:
+    program = (
+        "import os, sys; from pipeline.store.reader import open_run\n"
+        "run = open_run(sys.argv[1]); first = run['relu4_1'][0].sum(); mine = run._shards.open(0)\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(int(run['relu4_1'][0].sum() != first or run._shards.open(0) is mine))\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "assert run['relu4_1'][0].sum() == first and run._shards.open(0) is mine"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, env={"PYTHONPATH": str(ROOT)}, timeout=60)
+
+
+def test_few_shards_stay_open_and_none_after_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    values = write_run(tmp_path, make_spec(12, images_per_shard=2))
+    run = open_run(tmp_path)
+    for row in [*range(12), *range(11, -1, -1)]:
+        np.testing.assert_array_equal(run["conv1_1"][row], values["conv1_1"][row])
+        assert len(run._shards._open) <= 2
+    run.close()
+    for path in (tmp_path / "shards").iterdir():
+        change(path, lambda file: None)  # HDF5 refuses to write a file that is open for reading
+    np.testing.assert_array_equal(run["conv1_1"][3], values["conv1_1"][3])
+
+
+def test_threads_share_a_run(folder: Path, values: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
+    run, errors = open_run(folder), []
+
+    def read(seed: int) -> None:
+        try:
+            for row in np.random.default_rng(seed).integers(0, 10, 60):
+                for layer in run.layers:
+                    np.testing.assert_array_equal(run[layer][int(row)], values[layer][row])
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []

@@ -1,0 +1,158 @@
+"""The writer's work in the background: its bounds, counters, errors and its end."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import NetworkError, StoreError
+from pipeline.records import FeatureBatch, RunSpec
+from pipeline.store.folder import open_folder
+from pipeline.store.progress import Progress
+from pipeline.store.writer import Writer
+
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "shards").iterdir())
+
+
+def test_counters_tell_bytes_and_seconds(tmp_path: Path) -> None:
+    spec = make_spec(rows=6)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 2)
+        put_rows(writer, range(6), make_values(spec), make_statuses(spec, [1]))
+        writer.close()
+    # Chunks of several rows hold NaN for a failed row: those bytes are stored too.
+    assert writer.bytes_raw == 5 * 80 * 80 * 3 * 4 + 6 * 5 * 4 * 3 * 4
+    assert 0 < writer.bytes_stored < writer.bytes_raw
+    assert writer.encode_seconds > 0
+    assert writer.write_seconds > 0
+    assert writer.shards_done == 2
+
+
+def test_putting_waits_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(rows=4, shapes={"relu4_1": (80, 80, 3)})
+    gate, encode = threading.Event(), Writer._encode
+    waiting: list[int] = []
+
+    def slow(self: Writer, *arguments: Any) -> Any:
+        waiting.append(self._bytes_waiting)
+        gate.wait(10)
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Writer, "_encode", slow)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 4, waiting_bytes=2 * 76_800)
+        putting = threading.Thread(target=put_rows, args=(writer, range(4), make_values(spec), make_statuses(spec), 4))
+        putting.start()
+        putting.join(0.3)
+        assert putting.is_alive()
+        assert len(waiting) == 2
+        gate.set()
+        putting.join(10)
+        writer.close()
+    assert max(waiting) <= 2 * 76_800
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "line"),
+    [
+        (
+            70_000.0,
+            "float16",
+            "folder2/image é2.jpg: layer relu4_1 has a value that float16 cannot hold, got 70000. "
+            "Expected values from -65504 to 65504. Use output.dtype=float32.",
+        ),
+        (
+            np.inf,
+            "float16",
+            "folder2/image é2.jpg: layer relu4_1 has a value that is not finite, got inf. Expected finite numbers. "
+            "Check network.weights and the image.",
+        ),
+        (
+            np.nan,
+            "float32",
+            "folder2/image é2.jpg: layer relu4_1 has a value that is not finite, got nan. Expected finite numbers. "
+            "Check network.weights and the image.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("shape", [(5, 4, 3), (80, 80, 3)])
+def test_values_that_cannot_be_stored_name_layer_and_image(
+    tmp_path: Path, value: float, dtype: str, line: str, shape: tuple[int, int, int]
+) -> None:
+    spec = make_spec(4, {"relu4_1": shape}, dtype=dtype)
+    values = make_values(spec)
+    values["relu4_1"][2][1, 2, 1] = value
+    with pytest.raises(NetworkError) as raised:
+        write_run(tmp_path, spec, values=values)
+    assert str(raised.value) == line
+    assert names_in(tmp_path) == []
+
+
+def test_an_error_in_the_background_is_raised_at_the_next_put(tmp_path: Path) -> None:
+    spec = make_spec(rows=8, shapes={"relu4_1": (80, 80, 3)})
+    values = make_values(spec)
+    values["relu4_1"][1][0] = np.nan
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 1, waiting_bytes=1)
+        with pytest.raises(NetworkError):
+            put_rows(writer, range(8), values, make_statuses(spec))
+        with pytest.raises(NetworkError):
+            writer.put_statuses([])
+        with pytest.raises(NetworkError):
+            writer.put_features(FeatureBatch("relu4_1", np.zeros(0, np.int64), np.zeros((0, 80, 80, 3), np.float32)))
+        writer.abort()
+    assert names_in(tmp_path) == []
+
+
+def test_running_out_of_memory_is_one_line_and_other_shards_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(rows=10)
+    encode = Writer._encode
+
+    def exhausted(self: Writer, progress: Progress, *arguments: Any) -> Any:
+        if progress.shard.number == 1:
+            raise MemoryError
+        return encode(self, progress, *arguments)
+
+    monkeypatch.setattr(Writer, "_encode", exhausted)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 2)
+        put_rows(writer, range(4), make_values(spec), make_statuses(spec))
+        with pytest.raises(StoreError, match=r"out of memory while encoding, got 1073741824 bytes allowed to wait\."):
+            fill_and_close(writer, spec, range(4, 10))
+        writer.abort()
+    assert "shard-00000-of-00003.h5" in names_in(tmp_path)
+    assert not any("00001" in name or "partial" in name for name in names_in(tmp_path))
+
+
+def fill_and_close(writer: Writer, spec: RunSpec, rows: range) -> None:
+    put_rows(writer, rows, make_values(spec), make_statuses(spec))
+    writer.close()
+
+
+def test_abort_keeps_whole_shards_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    spec = make_spec(rows=10)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 2)
+        put_rows(writer, range(6), make_values(spec), make_statuses(spec))
+        assert (tmp_path / "shards/shard-00001-of-00003.h5.partial").exists()
+        writer.abort()
+        writer.abort()
+    assert names_in(tmp_path) == ["shard-00000-of-00003.h5"]
+
+
+def test_closing_before_all_has_come_is_a_fault_of_the_program(tmp_path: Path) -> None:
+    spec = make_spec(rows=10)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 2)
+        put_rows(writer, range(9), make_values(spec), make_statuses(spec))
+        with pytest.raises(AssertionError):
+            writer.close()
+    assert names_in(tmp_path) == ["shard-00000-of-00003.h5", "shard-00001-of-00003.h5"]
