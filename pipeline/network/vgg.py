@@ -1,0 +1,117 @@
+"""The VGG networks on the device, cut where the user wants activations.
+
+Takes float32 (n, H, W, 3) with the mean removed; gives one layer's activations after the other. Between two layers that
+are wanted lies a *segment*, compiled once; what a segment gives leaves the device before the next one runs, so memory
+holds a few of the largest layers and never their sum. Nothing is computed past the deepest layer wanted, and nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from ..records import LayerSpec
+from .layers import layer_table, output_shapes
+from .weights import Weights
+
+Operation = Callable[[Any], Any]
+
+POOL_SIDE = 2
+POOL_STRIDE = 2
+
+
+class Network:
+    """A VGG network that gives the activations of some of its layers.
+
+    On a CPU, with the same number of images a call, a row's bits depend on its image alone.
+
+    Args:
+        weights: Kernels (HWIO, RGB), biases and the padding of the pooling layers.
+        wanted: Layers to give, in network order.
+        pooling: ``max`` or ``avg``.
+        kernel_order: ``hwio``: kernels as stored. ``whio``: their first two axes swapped, which reproduces scripts that
+            do so by mistake.
+        device: TensorFlow's name of the device.
+        size_px: (height, width) of all inputs; None where they differ.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        wanted: Sequence[LayerSpec],
+        *,
+        pooling: str,
+        kernel_order: str,
+        device: str,
+        size_px: tuple[int, int] | None,
+    ) -> None:
+        self._weights = weights
+        self._pooling = pooling
+        self._kernel_order = kernel_order
+        self._device = device
+        self._shapes = output_shapes(weights.network, size_px, weights.pool_padding) if size_px else {}
+        self._segments: list[tuple[str, Any]] = []
+        table = layer_table(weights.network)
+        input_shape: tuple[int | None, ...] = (None, *(size_px or (None, None)), 3)
+        done = 0
+        with tf.device(device):
+            for layer in wanted:
+                part = table[done : layer.network_index + 1]
+                self._segments.append((layer.name, self._compile(part, input_shape)))
+                input_shape = (None, *self._shapes.get(layer.name, (None, None, layer.channels)))
+                done = layer.network_index + 1
+
+    def __call__(self, images: Any) -> Iterator[tuple[str, Any]]:
+        """Gives (name, activations (n, h, w, c) float32 on the device) for each wanted layer, computed when asked for."""
+        values = images
+        for name, segment in self._segments:
+            with tf.device(self._device):
+                values = segment(values)
+            yield name, values
+
+    def _compile(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Any:
+        operations = [self._operation(layer) for layer in layers]
+
+        def segment(values: tf.Tensor) -> tf.Tensor:
+            for operation in operations:
+                values = operation(values)
+            return values
+
+        # One trace serves every number of images, and at native size every height and width.
+        return tf.function(segment, input_signature=[tf.TensorSpec(input_shape, tf.float32)], autograph=False)
+
+    def _operation(self, layer: LayerSpec) -> Operation:
+        if layer.kind == "relu":
+            return lambda values: tf.nn.relu(values)
+        if layer.kind == "softmax":
+            return lambda values: tf.nn.softmax(values)
+        if layer.kind == "pool":
+            return self._pool
+        kernel = tf.constant(self._ordered(self._weights.kernels[layer.name]))
+        bias = tf.constant(self._weights.biases[layer.name])
+        if layer.kind == "fc":
+            return lambda values: tf.nn.bias_add(_fully_connected(values, kernel), bias)
+        return lambda values: tf.nn.bias_add(tf.nn.conv2d(values, kernel, 1, "SAME"), bias)
+
+    def _pool(self, values: tf.Tensor) -> tf.Tensor:
+        # SAME ignores what lies outside the map, in the maximum and in the average: Caffe's and MatConvNet's rule.
+        pool = tf.nn.max_pool2d if self._pooling == "max" else tf.nn.avg_pool2d
+        return pool(values, POOL_SIDE, POOL_STRIDE, self._weights.pool_padding.upper())
+
+    def _ordered(self, kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+        return kernel if self._kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3))
+
+
+def _fully_connected(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Convolves without padding; as a matrix product where the kernel covers the map or is one pixel."""
+    height, width, inputs, outputs = kernel.shape
+    if (height, width) == (1, 1):
+        return tf.matmul(values, kernel[0, 0])
+    if tuple(values.shape[1:3]) == (height, width):
+        flat = tf.reshape(values, [-1, height * width * inputs])
+        return tf.reshape(tf.matmul(flat, tf.reshape(kernel, [-1, outputs])), [-1, 1, 1, outputs])
+    return tf.nn.conv2d(values, kernel, 1, "VALID")

@@ -1,0 +1,152 @@
+"""Downloads, from a server of our own that misbehaves in the ways servers do."""
+
+import hashlib
+import http.server
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import WeightsError
+from pipeline.network.download import download_file
+from pipeline.network.known_files import KnownFile
+
+CONTENT = bytes(range(256)) * 4000
+KNOWN = KnownFile("vgg19", "keras", False, "vgg19/some.h5", len(CONTENT), hashlib.md5(CONTENT).hexdigest())
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        kind = self.path.split("/")[1]
+        if kind == "missing":
+            self.send_error(404)
+            return
+        if kind == "silent":
+            self.server.released.wait(10)
+            return
+        self.send_response(200)
+        if kind != "unsized":
+            self.send_header("Content-Length", str(len(CONTENT) * (2 if kind == "endless" else 1)))
+        self.end_headers()
+        content = {"cut": CONTENT[:5000], "stalled": CONTENT[:5000], "wrong": CONTENT[::-1], "endless": CONTENT * 2}.get(
+            kind, CONTENT
+        )
+        try:
+            self.wfile.write(content)
+            if kind == "stalled":
+                self.server.released.wait(10)
+        except ConnectionError:
+            pass
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.released = threading.Event()
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.released.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def refusal(address: str, target: Path, known: KnownFile = KNOWN, timeout_seconds: float = 5) -> str:
+    with pytest.raises(WeightsError) as caught:
+        download_file(known, address, target, progress=False, timeout_seconds=timeout_seconds)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert known.words in message
+    assert address in message
+    # Neither the file nor a part of it is left.
+    assert not target.parent.is_dir() or list(target.parent.iterdir()) == []
+    return message
+
+
+@pytest.mark.parametrize("kind", ["whole", "unsized"])
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_whole_file_appears_under_its_name(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, progress: bool
+) -> None:
+    target = tmp_path / "new" / "folder" / "some.h5"
+    download_file(KNOWN, KNOWN.address({"keras": f"{address}/{kind}/"}), target, progress=progress)
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+    assert ("some.h5: 100%" in capsys.readouterr().err) == progress
+
+
+def test_a_downloaded_file_has_the_rights_of_any_new_file(address: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    download_file(KNOWN, f"{address}/whole", tmp_path / "some.h5", progress=False)
+    assert (tmp_path / "some.h5").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "got HTTP status 404 Not Found"),
+        ("cut", "got a connection cut after 5,000 of 1,024,000 bytes"),
+        ("wrong", f"got another file: 1,024,000 bytes, MD5 {hashlib.md5(CONTENT[::-1]).hexdigest()}"),
+        ("endless", "got more than 1,024,000 bytes"),
+        ("silent", "got no answer for 0.3 seconds"),
+    ],
+)
+def test_a_download_that_goes_wrong_says_how_and_leaves_nothing(address: str, tmp_path: Path, kind: str, words: str) -> None:
+    message = refusal(f"{address}/{kind}", tmp_path / "weights" / "some.h5", timeout_seconds=0.3)
+    assert words in message
+    assert f"Put that file into {tmp_path / 'weights'} by hand, or run again with network.weights=random" in message
+
+
+def test_a_server_that_stops_in_the_middle_is_given_up(address: str, tmp_path: Path) -> None:
+    message = refusal(f"{address}/stalled", tmp_path / "weights" / "some.h5", timeout_seconds=0.3)
+    assert "got no answer for 0.3 seconds after 5,000 bytes" in message
+
+
+def test_without_a_network_the_message_names_file_address_and_way_out(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    message = refusal(f"http://127.0.0.1:{port}/some.h5", tmp_path / "weights" / "some.h5")
+    assert message.startswith(f"network.weights: cannot download http://127.0.0.1:{port}/some.h5, got [Errno ")
+    assert "network.weights=random" in message
+
+
+def test_a_name_that_does_not_resolve_is_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert "got [Errno -2] Name or service not known." in refusal("http://weights.invalid/some.h5", tmp_path / "w" / "some.h5")
+
+
+def test_a_folder_that_cannot_be_made_is_named(address: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match=r"cannot write .*some\.h5, got \[Errno .*Expected a folder that can be written\."):
+        download_file(KNOWN, f"{address}/whole", tmp_path / "file" / "some.h5", progress=False)
+
+
+def test_a_full_disk_is_told_from_a_bad_connection(monkeypatch: pytest.MonkeyPatch, address: str, tmp_path: Path) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    message = refusal(f"{address}/whole", tmp_path / "weights" / "some.h5")
+    assert "cannot write " in message
+    assert "No space left on device" in message

@@ -1,0 +1,274 @@
+"""Reading Keras' weight files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import WeightsError
+from pipeline.network import layers
+from pipeline.network.keras_h5 import read_keras
+from pipeline.network.stored import wanted_layers
+
+from .weight_files import (
+    Arrays,
+    keras_arrays,
+    keras_name,
+    make_weights,
+    shrink_networks,
+    write_keras_2,
+)
+
+
+@pytest.fixture(autouse=True)
+def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_networks(monkeypatch)
+
+
+def write_keras_1(path: Path, arrays: Arrays) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_group("block1_pool")
+        for name, (kernel, bias) in arrays.items():
+            file[f"{name}/{name}_W_1:0"], file[f"{name}/{name}_b_1:0"] = kernel, bias
+
+
+def write_keras_2_model(path: Path, arrays: Arrays) -> None:
+    with h5py.File(path, "w") as file:
+        for name, (kernel, bias) in arrays.items():
+            file[f"model_weights/vgg/{name}/kernel:0"], file[f"model_weights/vgg/{name}/bias:0"] = kernel, bias
+            file[f"optimizer_weights/Adam/m/{name}/kernel:0"] = kernel
+
+
+def write_keras_3(path: Path, arrays: Arrays, names: bool = True) -> None:
+    counts = {"conv2d": 0, "dense": 0}
+    with h5py.File(path, "w") as file:
+        file["optimizer/vars/0"] = 1.0
+        for name, (kernel, bias) in arrays.items():
+            kind = "conv2d" if kernel.ndim == 4 else "dense"
+            number = f"_{counts[kind]}" if counts[kind] else ""
+            counts[kind] += 1
+            group = file.create_group(f"layers/{kind}{number}/vars")
+            group["0"], group["1"] = kernel, bias
+            if names:
+                group.attrs["name"] = name
+
+
+def write_early_keras_3(path: Path, arrays: Arrays) -> None:
+    write_keras_3(path, arrays, names=False)
+
+
+WRITERS: list[tuple[Callable[[Path, Arrays], None], str]] = [
+    (write_keras_1, "Keras 1 weights"),
+    (write_keras_2, "Keras 2 weights"),
+    (write_keras_2_model, "Keras 2 weights"),
+    (write_keras_3, "Keras 3 weights"),
+    (write_early_keras_3, "Keras 3 weights"),
+]
+
+
+def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
+    with pytest.raises(WeightsError) as caught:
+        read_keras(path, wanted_layers(network, classifier))
+    message = str(caught.value)
+    assert message.startswith(f"network.weights: {path} ")
+    assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("write", "layout"), WRITERS)
+@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
+def test_every_layout_gives_the_same_arrays(
+    tmp_path: Path, network: str, write: Callable[[Path, Arrays], None], layout: str, asked: bool, in_file: bool
+) -> None:
+    path = tmp_path / "weights.h5"
+    write(path, keras_arrays(make_weights(network, in_file)))
+    if asked and not in_file:
+        assert "has no classifier (a 'notop' file), got no layer fc6, fc7, fc8" in refusal(path, network, classifier=True)
+        return
+    expected = make_weights(network, asked)
+    stored = read_keras(path, wanted_layers(network, asked))
+    assert list(stored.kernels) == list(stored.biases) == list(expected.kernels)
+    for name, kernel in expected.kernels.items():
+        assert stored.kernels[name].dtype == stored.biases[name].dtype == np.float32
+        assert stored.kernels[name].flags.c_contiguous
+        np.testing.assert_array_equal(stored.kernels[name], kernel)
+        np.testing.assert_array_equal(stored.biases[name], np.arange(kernel.shape[3]))
+    assert stored.mean_pixel.dtype == np.float64
+    assert tuple(stored.mean_pixel) == layers.MEAN_PIXEL_RGB
+    assert stored.pool_padding == "same"
+    assert stored.layout == layout
+
+
+def test_a_vgg_among_other_layers_is_found_by_its_names(tmp_path: Path) -> None:
+    arrays = keras_arrays(make_weights())
+    stem = {"stem": (np.zeros((1, 1, 3, 3), np.float32), np.zeros(3, np.float32))}
+    write_keras_3(tmp_path / "weights.h5", stem | arrays)
+    stored = read_keras(tmp_path / "weights.h5", wanted_layers("vgg19", classifier=True))
+    for name, kernel in make_weights().kernels.items():
+        np.testing.assert_array_equal(stored.kernels[name], kernel)
+    write_early_keras_3(tmp_path / "weights.h5", stem | arrays)
+    assert "is an HDF5 file, but no Keras weights of a VGG" in refusal(tmp_path / "weights.h5")
+
+
+def test_two_models_in_a_file_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.h5"
+    write_early_keras_3(path, keras_arrays(make_weights(classifier=False)))
+    with h5py.File(path, "a") as file:
+        file.move("layers/conv2d_7", "other/layers/conv2d_7")
+    assert "is an HDF5 file, but no Keras weights of a VGG, got the root layers, optimizer, other" in refusal(path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("file_name", ["a.weights.h5", "a.h5"])
+def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str, nested: bool) -> None:
+    import keras
+
+    wanted = wanted_layers("vgg19", classifier=True)
+    arrays = keras_arrays(make_weights())
+    values = image = keras.layers.Input((224, 224, 3))
+    for layer in layers.layer_table("vgg19"):
+        if layer.kind == "conv":
+            values = keras.layers.Conv2D(layer.channels, 3, padding="same", name=keras_name(layer.name))(values)
+        elif layer.kind == "pool":
+            values = keras.layers.MaxPooling2D(name=layer.name)(values)
+        elif layer.kind == "fc":
+            values = keras.layers.Flatten()(values) if layer.name == "fc6" else values
+            values = keras.layers.Dense(layer.channels, name=keras_name(layer.name))(values)
+    model = keras.Model(image, values, name="vgg19")
+    for name, pair in arrays.items():
+        model.get_layer(name).set_weights(pair)
+    if nested:
+        model = keras.Sequential([keras.layers.Input((224, 224, 3)), model])
+    path = tmp_path / file_name
+    if ".weights" in file_name:
+        model.save_weights(path)
+    else:
+        model.save(path)
+    stored = read_keras(path, wanted)
+    for name, kernel in make_weights().kernels.items():
+        np.testing.assert_array_equal(stored.kernels[name], kernel)
+
+
+@pytest.mark.parametrize(("write", "layout"), WRITERS)
+def test_a_file_of_the_other_network_is_refused_by_its_name(
+    tmp_path: Path, write: Callable[[Path, Arrays], None], layout: str
+) -> None:
+    path = tmp_path / "weights.h5"
+    write(path, keras_arrays(make_weights("vgg16", False)))
+    assert "is a vgg16 file, got its 13 convolutions" in refusal(path, "vgg19")
+    write(path, keras_arrays(make_weights()))
+    assert "is a vgg19 file, got its 16 convolutions" in refusal(path, "vgg16")
+
+
+def test_a_missing_layer_is_named(tmp_path: Path) -> None:
+    arrays = keras_arrays(make_weights())
+    del arrays["block2_conv1"]
+    write_keras_2(tmp_path / "weights.h5", arrays)
+    assert "lacks layer conv2_1, got layers conv1_1, conv1_2, conv2_2" in refusal(tmp_path / "weights.h5")
+
+
+NAN = np.zeros((3, 3, 3, 4), np.float32)
+NAN[0, 0, 0, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "words"),
+    [
+        (np.zeros((4, 3, 3, 3), "f4"), np.zeros(4, "f4"), "another shape in conv1_1 (expected (3, 3, 3, 4)), got (4, 3, 3, 3)"),
+        (np.zeros((3, 3, 3, 4), "f4"), np.zeros(5, "f4"), "another number of biases in conv1_1 (expected 4), got 5"),
+        (
+            np.zeros((3, 3, 3, 4), "i4"),
+            np.zeros(4, "f4"),
+            "has not one kernel and one bias in conv1_1, got float32(4,), int32(3, 3, 3, 4)",
+        ),
+        (NAN, np.zeros(4, "f4"), "NaN or infinite values in conv1_1, got 1 of 108 values"),
+    ],
+)
+def test_a_file_with_a_wrong_array_is_refused(tmp_path: Path, kernel: Any, bias: Any, words: str) -> None:
+    write_keras_2(tmp_path / "weights.h5", keras_arrays(make_weights()) | {"block1_conv1": (kernel, bias)})
+    assert words in refusal(tmp_path / "weights.h5")
+
+
+def test_declared_shapes_are_checked_before_data_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras_2(path, keras_arrays(make_weights()))
+    with h5py.File(path, "a") as file:
+        del file["block1_conv1/block1_conv1/kernel:0"]
+        # 40 TB, of which not one chunk is stored.
+        file.create_dataset("block1_conv1/block1_conv1/kernel:0", (10**5, 10**5, 10**3), "f4", chunks=(10, 10, 10))
+    assert "another shape in conv1_1 (expected (3, 3, 3, 4)), got (100000, 100000, 1000)" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [h5py.SoftLink("/block1_conv1"), h5py.ExternalLink("other.h5", "/secret")],
+    ids=["soft", "external"],
+)
+@pytest.mark.parametrize("place", ["block1_conv2/extra", "model_weights"])
+def test_links_are_not_followed(tmp_path: Path, link: Any, place: str) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras_2(path, keras_arrays(make_weights()))
+    with h5py.File(path, "a") as file:
+        file[place] = link
+    assert f"has a link out of the file or to another place, which is not followed, got {place}" in refusal(path)
+
+
+def test_data_kept_in_other_files_are_not_read(tmp_path: Path) -> None:
+    path, secret = tmp_path / "weights.h5", tmp_path / "secret"
+    secret.write_bytes(bytes(16))
+    place = "block1_conv1/block1_conv1/bias:0"
+    write_keras_2(path, keras_arrays(make_weights()))
+    with h5py.File(path, "a") as file:
+        del file[place]
+        file.create_dataset(place, (4,), "f4", external=[(str(secret), 0, 16)])
+    assert f"keeps data in other files, which are not read, got {place}" in refusal(path)
+    with h5py.File(path, "a") as file:
+        del file[place]
+        layout = h5py.VirtualLayout((4,), "f4")
+        layout[:] = h5py.VirtualSource(str(secret), "x", (4,))
+        file.create_virtual_dataset(place, layout)
+    assert f"keeps data in other files, which are not read, got {place}" in refusal(path)
+
+
+def test_groups_that_contain_themselves_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras_2(path, keras_arrays(make_weights()))
+    with h5py.File(path, "a") as file:
+        file["block1_conv1/again"] = file["block1_conv1"]
+    assert "has too many or too deeply nested groups for a weights file" in refusal(path)
+
+
+def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "features.h5"
+    with h5py.File(path, "w") as file:
+        file["features/relu4_1"] = np.zeros(3)
+    assert "is an HDF5 file, but no Keras weights of a VGG, got the root features" in refusal(path)
+    with h5py.File(path, "w"):
+        pass
+    assert "got the root (empty)" in refusal(path)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras_2(path, keras_arrays(make_weights(classifier=False)))
+    content = path.read_bytes()
+    for size in np.linspace(8, len(content) - 1, 9, dtype=int):
+        path.write_bytes(content[:size])
+        assert f"is a truncated or damaged HDF5 file, got {size:,} bytes" in refusal(path)
+
+
+def test_whatever_h5py_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*arguments: Any) -> None:
+        raise TypeError("Unknown string encoding (value 2)")
+
+    write_keras_2(tmp_path / "weights.h5", keras_arrays(make_weights()))
+    monkeypatch.setattr("pipeline.network.keras_h5._parameters", fail)
+    assert "is a truncated or damaged HDF5 file, got " in refusal(tmp_path / "weights.h5")

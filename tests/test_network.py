@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import ImageError, OptionError
+from pipeline.network.device import choose_device
+from pipeline.network.fitting import NativeLimit
+from pipeline.network.layers import plan_features, resolve_layers
+from pipeline.network.vgg import Network
+
+from . import oracle
+
+TOLERANCE = 1e-5
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
+    """A smooth coloured picture with the mean removed, (1, h, w, 3)."""
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    phases = np.random.default_rng(seed).uniform(0, 6, 3)
+    waves = [np.sin(9 * rows + 5 * columns * (channel + 1) + phase) for channel, phase in enumerate(phases)]
+    return (100 * np.stack(waves, axis=-1)[None]).astype(np.float32)
+
+
+def run(weights: Any, words: list[str], image: Any, fixed: bool = True, **options: Any) -> dict[str, NDArray[np.float32]]:
+    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", **options}
+    size_px = tuple(image.shape[1:3]) if fixed else None
+    network = Network(weights, resolve_layers(weights.network, words), size_px=size_px, **settings)
+    found = {name: np.asarray(values) for name, values in network(image)}
+    assert all(values.dtype == np.float32 for values in found.values())
+    return found
+
+
+def differences(found: dict[str, NDArray[np.float32]], expected: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    for name, values in found.items():
+        assert values.shape == (1, *expected[name].shape), name
+    return {name: oracle.relative_error(values[0], expected[name]) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("network", ["vgg19", "vgg16"])
+def test_every_convolutional_layer_agrees_with_the_oracle(network: str, random_weights: Any) -> None:
+    weights, image = random_weights(network), picture(48, 40)
+    column = oracle.COLUMN_E if network == "vgg19" else oracle.COLUMN_D
+    words = ["block1", "block2", "block3", "block4", "block5"]
+    expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, column, until="pool5")
+    errors = differences(run(weights, words, image), expected)
+    assert len(errors) == (37 if network == "vgg19" else 31)
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+def test_odd_sides_are_pooled_as_told(padding: str, pooling: str, random_weights: Any) -> None:
+    weights, image = replace(random_weights(), pool_padding=padding), picture(39, 37)
+    expected = oracle.forward(
+        image[0].astype(np.float64),
+        weights.kernels,
+        weights.biases,
+        round_up=padding == "same",
+        mean=pooling == "avg",
+        until="pool4",
+    )
+    found = run(weights, ["pool*"], image, pooling=pooling)
+    found.pop("pool5")
+    errors = differences(found, expected)
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+def test_biases_are_added(random_weights: Any) -> None:
+    drawn = random_weights()
+    biases = {name: np.linspace(-50, 50, bias.size, dtype=np.float32) for name, bias in drawn.biases.items()}
+    weights, image = replace(drawn, biases=biases), picture(16, 16)
+    expected = oracle.forward(image[0].astype(np.float64), weights.kernels, biases, until="relu2_1")
+    errors = differences(run(weights, ["conv1_1", "relu2_1"], image), expected)
+    assert max(errors.values()) < TOLERANCE, errors
+    # The mean colour is zero here, also at the borders: every position of conv1_1 is the bias.
+    flat = run(weights, ["conv1_1"], np.zeros((1, 8, 8, 3), np.float32))["conv1_1"]
+    np.testing.assert_array_equal(flat, np.broadcast_to(biases["conv1_1"], flat.shape))
+
+
+def test_kernels_are_used_as_stored(random_weights: Any) -> None:
+    """One bright pixel: what lies right of it shows the kernel's left column, what lies below it the upper row."""
+    weights, image = random_weights(), np.zeros((1, 9, 9, 3), np.float32)
+    image[0, 4, 4, 0] = 1.0
+    kernel = weights.kernels["conv1_1"]
+    stored = run(weights, ["conv1_1"], image)["conv1_1"][0]
+    np.testing.assert_allclose(stored[4, 5], kernel[1, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(stored[5, 4], kernel[0, 1, 0], rtol=1e-6)
+    swapped = run(weights, ["conv1_1"], image, kernel_order="whio")["conv1_1"][0]
+    np.testing.assert_allclose(swapped[4, 5], kernel[0, 1, 0], rtol=1e-6)
+
+
+def test_swapped_kernels_are_the_right_network_on_the_transposed_image(random_weights: Any) -> None:
+    weights, image = random_weights(), picture(33, 28)
+    swapped = run(weights, ["relu3_1"], image, kernel_order="whio")["relu3_1"]
+    transposed = run(weights, ["relu3_1"], np.ascontiguousarray(image.transpose(0, 2, 1, 3)))["relu3_1"]
+    assert oracle.relative_error(swapped, transposed.transpose(0, 2, 1, 3).astype(np.float64)) < 2e-6
+
+
+def test_the_layers_asked_for_together_are_those_asked_for_alone(random_weights: Any) -> None:
+    weights, image = random_weights(), picture(32, 32)
+    together = run(weights, ["relu1_1", "conv2_2", "pool3"], image)
+    assert list(together) == ["relu1_1", "conv2_2", "pool3"]
+    for name, values in together.items():
+        assert oracle.relative_error(run(weights, [name], image)[name], values.astype(np.float64)) < 1e-6
+
+
+def test_native_size_takes_any_size_with_the_same_network(random_weights: Any) -> None:
+    weights = random_weights()
+    network = Network(
+        weights, resolve_layers("vgg19", ["pool2"]), pooling="max", kernel_order="hwio", device="/CPU:0", size_px=None
+    )
+    for height, width in [(17, 31), (40, 8), (1, 1)]:
+        image = picture(height, width)
+        found = {name: np.asarray(values) for name, values in network(image)}
+        expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, until="pool2")
+        assert max(differences(found, expected).values()) < TOLERANCE
+
+
+def test_the_same_image_gives_the_same_bits_whatever_came_before(random_weights: Any) -> None:
+    weights = random_weights()
+    network = Network(
+        weights, resolve_layers("vgg19", ["relu3_1"]), pooling="max", kernel_order="hwio", device="/CPU:0", size_px=(32, 32)
+    )
+
+    def features(image: Any) -> Any:
+        return next(np.asarray(values) for _, values in network(image))
+
+    first = features(picture(32, 32)).copy()
+    for seed in range(1, 4):
+        features(picture(32, 32, seed))
+    np.testing.assert_array_equal(features(picture(32, 32)), first)
+
+
+@pytest.mark.slow
+def test_the_classifier_agrees_with_the_oracle(random_weights: Any) -> None:
+    weights, image = random_weights("vgg19", classifier=True), picture(224, 224)
+    expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases)
+    errors = differences(run(weights, ["pool5", "fc*", "relu6", "prob"], image), expected)
+    assert max(errors.values()) < TOLERANCE, errors
+    # A larger input: the classifier slides over the map, with the same kernels.
+    wide = picture(224, 260)
+    expected = oracle.forward(wide[0].astype(np.float64), weights.kernels, weights.biases)
+    for fixed in (True, False):
+        errors = differences(run(weights, ["fc6", "prob"], wide, fixed=fixed), expected)
+        assert max(errors.values()) < TOLERANCE, errors
+
+
+def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
+    assert choose_device("cpu", None, (224, 224)).step_images == 1
+    assert choose_device("cpu", 32, (224, 224)) == choose_device("auto", 32, (224, 224))
+    assert choose_device("cpu", 3, None).batch_size == 3
+
+
+def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:
+    import tensorflow as tf
+
+    assert not tf.config.list_physical_devices("GPU")
+    with pytest.raises(OptionError, match=r"runtime.device: TensorFlow sees no GPU here, got gpu. .*runtime.device=cpu"):
+        choose_device("gpu", None, (224, 224))
+
+
+def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reason() -> None:
+    deep = plan_features("vgg19", resolve_layers("vgg19", ["fc6"]), None, "same")
+    limit = NativeLimit("vgg19", deep, "same", memory_bytes=10**9)
+    image = np.zeros((200, 193, 3), np.uint8)
+    assert limit(image) is image
+    with pytest.raises(ImageError, match="too small: 200 x 192 px, layer fc6 needs sides of 193 px"):
+        limit(np.zeros((200, 192, 3), np.uint8))
+    with pytest.raises(ImageError, match="too large for memory: 2000 x 1000 px need 2 GB at native size, 1 GB may be used"):
+        limit(np.zeros((2000, 1000, 3), np.uint8))

@@ -1,0 +1,50 @@
+"""Real photographs, decoded, resized and sent through the whole network at 224 px, against the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.images.decode import decode_image
+from pipeline.images.preprocess import FixedSize
+from pipeline.images.resample import ResizeSpec
+from pipeline.network.layers import resolve_layers
+from pipeline.network.vgg import Network
+
+from . import oracle
+from .conftest import MEAN_PIXEL
+from .test_resample import batch_of
+
+SPEC = ResizeSpec((224, 224), "squash", "bilinear")
+
+
+def errors_of(path: Path, weights: Any, words: list[str]) -> dict[str, float]:
+    pixels, _ = decode_image(path.read_bytes(), None)
+    step = next(FixedSize(SPEC, MEAN_PIXEL, "/CPU:0", 1)(batch_of([pixels], SPEC)))
+    network = Network(
+        weights, resolve_layers("vgg19", words), pooling="max", kernel_order="hwio", device="/CPU:0", size_px=(224, 224)
+    )
+    found = {name: np.asarray(values)[0] for name, values in network(step.images)}
+    with Image.open(path) as picture:
+        seen = oracle.resize(np.asarray(picture.convert("RGB")), 224, 224, "bilinear") - MEAN_PIXEL
+    expected = oracle.forward(seen, weights.kernels, weights.biases, until=list(found)[-1])
+    return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
+
+
+def test_features_of_a_photograph_agree_with_the_oracle(photographs: Path, random_weights: Any) -> None:
+    errors = errors_of(photographs / "animals/chelsea.jpg", random_weights(), ["relu1_1", "pool3", "relu4_1", "relu5_4"])
+    assert len(errors) == 4
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.slow
+def test_features_of_every_photograph_agree_with_the_oracle_up_to_the_classifier(photographs: Path, random_weights: Any) -> None:
+    paths = sorted(path for path in photographs.glob("*/*") if path.suffix in (".jpg", ".png"))
+    assert len(paths) >= 5
+    for path in paths:
+        errors = errors_of(path, random_weights("vgg19", classifier=True), ["relu1_1", "pool3", "relu4_1", "relu5_4", "fc7"])
+        assert max(errors.values()) < 1e-5, (path, errors)

@@ -1,0 +1,90 @@
+"""Weight files for tests, of networks with few channels, and the door to them, shut off from the world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import WeightsError
+from pipeline.network import layers
+from pipeline.network.matconvnet_writer import write_matconvnet
+from pipeline.network.stored import wanted_layers
+from pipeline.network.weights import Weights, load_weights, random_weights
+
+Arrays = dict[str, tuple[Any, Any]]
+
+NOTOP = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+WHOLE = "vgg19_weights_tf_dim_ordering_tf_kernels.h5"
+MAT = "imagenet-vgg-verydeep-19.mat"
+
+
+def shrink_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives all networks few channels, so that a whole file has some kilobytes."""
+    monkeypatch.setattr(layers, "BLOCK_CHANNELS", (4, 5, 6, 7, 8))
+    monkeypatch.setattr(layers, "FC_CHANNELS", 9)
+    monkeypatch.setattr(layers, "CLASSES", 10)
+
+
+def make_weights(network: str = "vgg19", classifier: bool = True, **changes: Any) -> Weights:
+    """Gives random weights whose biases are 0, 1, 2 ..., so that an exchanged one shows."""
+    plain = random_weights(wanted_layers(network, classifier), seed=1)
+    values = {name: getattr(plain, name) for name in Weights.__slots__} | changes
+    values["biases"] = {name: np.arange(bias.size, dtype=np.float32) for name, bias in plain.biases.items()}
+    return Weights(**values)
+
+
+def keras_name(name: str) -> str:
+    classifier = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions"}
+    return classifier.get(name) or f"block{name[4]}_conv{name[6]}"
+
+
+def keras_arrays(stored: Weights) -> Arrays:
+    """Gives Keras' name -> (kernel, bias) as Keras has them: conv1_1 in B, G, R; the classifier's kernels as matrices."""
+    arrays = {}
+    for name, kernel in stored.kernels.items():
+        if name == "conv1_1":
+            kernel = kernel[:, :, ::-1]
+        if name.startswith("fc"):
+            kernel = kernel.reshape(-1, kernel.shape[3])
+        arrays[keras_name(name)] = (kernel, stored.biases[name])
+    return arrays
+
+
+def write_keras_2(path: Path, arrays: Arrays) -> None:
+    with h5py.File(path, "w") as file:
+        for name, (kernel, bias) in arrays.items():
+            file[f"{name}/{name}/kernel:0"], file[f"{name}/{name}/bias:0"] = kernel, bias
+
+
+def save_keras(path: Path, stored: Weights) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_keras_2(path, keras_arrays(stored))
+
+
+def save_mat(path: Path, stored: Weights, generation: str = "new") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_matconvnet(path, stored, generation)
+
+
+class Door:
+    """``load_weights`` with every folder inside one temporary folder, and no server behind the addresses."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder, self.keras_cache, self.cache = root / "weights", root / "keras", root / "cache"
+        self.lines: list[str] = []
+
+    def __call__(self, source: str | Path, network: str = "vgg19", classifier: bool = False, **options: Any) -> Weights:
+        options = {"folder": self.folder, "keras_cache": self.keras_cache, "cache_folder": self.cache} | options
+        nowhere = {"keras": "http://127.0.0.1:9/keras", "matconvnet": "http://127.0.0.1:9/matconvnet"}
+        options = {"seed": 0, "base_urls": nowhere, "progress": False, "log": self.lines.append} | options
+        return load_weights(network, str(source), classifier=classifier, **options)
+
+    def refusal(self, source: str | Path, network: str = "vgg19", classifier: bool = False) -> str:
+        with pytest.raises(WeightsError) as caught:
+            self(source, network, classifier)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
