@@ -22,7 +22,9 @@ def test_vgg19_has_the_43_layers_of_its_file_in_order() -> None:
     assert {index: by_index[index] for index in expected} == expected
 
 
-@pytest.mark.parametrize(("network", "whole", "convolutions"), [("vgg19", 143_667_240, 20_024_384), ("vgg16", 138_357_544, 14_714_688)])
+@pytest.mark.parametrize(
+    ("network", "whole", "convolutions"), [("vgg19", 143_667_240, 20_024_384), ("vgg16", 138_357_544, 14_714_688)]
+)
 def test_networks_have_the_published_number_of_parameters(network: str, whole: int, convolutions: int) -> None:
     sizes = {layer.name: math.prod(layer.kernel_shape) + layer.channels for layer in layer_table(network) if layer.kernel_shape}
     assert sum(sizes.values()) == whole

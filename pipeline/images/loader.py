@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def load_batches(
     workers: int,
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
     ratio_for: Callable[[int, int], int] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Reads, hashes and decodes these rows, in this order, ahead of the consumer.
 
     At most ``workers + 2 * batch_size`` images are decoded and not yet handed over (those in the workers, the batch that is
@@ -47,7 +47,8 @@ def load_batches(
     size. Closing the generator stops the workers and frees all of this.
 
     The errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``too large``,
-    ``internal`` (``reduce`` or ``ratio_for`` raised something else than an ``ImageError``), or one of :class:`~pipeline.images.decode.ImageDecodeError`'s.
+    ``internal`` (``reduce`` or ``ratio_for`` raised something else than an ``ImageError``), or one of
+    :class:`~pipeline.images.decode.ImageDecodeError`'s.
 
     Args:
         manifest: The rows of the run.

@@ -134,7 +134,7 @@ class FixedSize:
             weights = [np.empty(0, np.float32)] * len(batch)
             for row, plan in enumerate(plans):
                 if plan is not None:
-                    table = axis_table(plan[axis])
+                    table = axis_table(plan.rows if axis == 0 else plan.columns)
                     window_starts[row] = table.starts
                     weights[row] = table.weights.ravel()
             bands += [window_starts, np.concatenate(weights), _offsets([len(part) for part in weights])]

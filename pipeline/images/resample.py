@@ -14,14 +14,11 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-ResizeMode = Literal["squash", "crop", "pad"]
 
 # Output positions that share a window of input: small enough that little of a window is multiplied by zero when an
 # image shrinks, large enough for a matrix product to be worth its call.
@@ -53,7 +50,7 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where((-3.0 <= x) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
+    return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
 
 
 class _Filter(NamedTuple):
@@ -83,8 +80,8 @@ class ResizeSpec:
     """
 
     size_px: tuple[int, int]
-    mode: ResizeMode
-    interpolation: Interpolation
+    mode: str
+    interpolation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +283,10 @@ def hand_over(pixels: NDArray[np.uint8], spec: ResizeSpec) -> NDArray[np.uint8]:
         pixels = pixels[plan.rows.first : plan.rows.stop]
     if not plan.columns.on_host:
         pixels = pixels[:, plan.columns.first : plan.columns.stop]
-    for axis in (0, 1) if plan.rows_first else (1, 0):
-        if plan[axis].on_host:
-            pixels = _resample_on_host(pixels, axis, plan[axis])
+    passes = [(0, plan.rows), (1, plan.columns)]
+    for axis, of_axis in passes if plan.rows_first else passes[::-1]:
+        if of_axis.on_host:
+            pixels = _resample_on_host(pixels, axis, of_axis)
     return pixels
 
 

@@ -1,0 +1,257 @@
+"""Options in the typed, checked form in which the rest of the program gets them; what is wrong with those that are not right.
+
+Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import OptionError, nearest
+from .schema import AUTO, CHOICES, known_keys
+
+# A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
+LARGEST_SIDE_PX = 8192
+# A larger batch is one too: it is only what is read ahead.
+LARGEST_BATCH = 65536
+# Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
+LARGEST_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """Which images, and how they are brought to size. ``size_px`` is (height, width), or None for native size."""
+
+    dir: Path | None
+    list: Path | None
+    size_px: tuple[int, int] | None
+    resize: str
+    interpolation: str
+    decode: str
+    max_failed_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """Which network, with which weights."""
+
+    name: str
+    weights: str
+    pooling: str
+    pool_padding: str
+    kernel_order: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """Where results go and how they are stored. ``images_per_shard`` None: from the bytes of an image."""
+
+    dir: Path
+    dtype: str
+    compression: str
+    images_per_shard: int | None
+    existing: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How this machine does it; changes no number beyond the tolerances of the contract. ``workers`` None: all cores."""
+
+    device: str
+    convolution: str
+    workers: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything a user can set, checked. ``batch_size`` None: chosen by device. ``name`` is the run folder's."""
+
+    data: DataOptions
+    layers: tuple[str, ...]
+    batch_size: int | None
+    network: NetworkOptions
+    output: OutputOptions
+    name: str
+    runtime: RuntimeOptions
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.output.dir / self.name
+
+
+def _keys_of(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in values.items():
+        keys += _keys_of(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [f"{prefix}{key}"]
+    return keys
+
+
+def unknown_key(key: str) -> OptionError:
+    """Makes the error for an option that does not exist."""
+    last_words = {known.rsplit(".", 1)[-1]: known for known in known_keys()}
+    # "resize" alone means data.resize; "dta.size" is near data.size as a whole.
+    near = last_words.get(key) or nearest(key, known_keys())
+    return OptionError(
+        f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m pipeline.run --help` for all."
+    )
+
+
+def check_options(values: Mapping[str, Any]) -> Options:
+    """Turns plain values, as Hydra composes them, into checked options.
+
+    Args:
+        values: Nested like :class:`Schema`.
+
+    Raises:
+        OptionError: The first value that is wrong, what was expected, and where to look.
+    """
+    given, known = _keys_of(values), known_keys()
+    for key in given:
+        if key not in known:
+            raise unknown_key(key)
+    for key in known:
+        if key not in given:
+            raise OptionError(f"{key}: the option was removed, got none. Expected a value. Leave out `~{key}`.")
+    data, network, output, runtime = (values[group] for group in ("data", "network", "output", "runtime"))
+    for key in CHOICES:
+        group, name = key.split(".")
+        check_choice(key, values[group][name])
+    directory, listing = _path("data.dir", data["dir"]), _path("data.list", data["list"])
+    if directory is None and listing is None:
+        raise OptionError(
+            "data.dir: no images were named, got null. Expected a folder of images, or data.list=FILE. "
+            "Run e.g. `python -m pipeline.run data.dir=imgs layers=[relu4_1]`."
+        )
+    fraction = data["max_failed_fraction"]
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 <= fraction <= 1.0:
+        raise _wrong("data.max_failed_fraction", fraction, "a number from 0 to 1")
+    source = directory if listing is None else listing
+    assert source is not None
+    options = Options(
+        data=DataOptions(
+            dir=directory,
+            list=listing,
+            size_px=check_size(data["size"]),
+            resize=data["resize"],
+            interpolation=data["interpolation"],
+            decode=data["decode"],
+            max_failed_fraction=float(fraction),
+        ),
+        layers=check_layers(values["layers"]),
+        batch_size=_count("batch_size", values["batch_size"], LARGEST_BATCH),
+        network=NetworkOptions(
+            name=network["name"],
+            weights=_text("network.weights", network["weights"], "imagenet, matconvnet, random or a file"),
+            pooling=network["pooling"],
+            pool_padding=network["pool_padding"],
+            kernel_order=network["kernel_order"],
+            seed=_seed(network["seed"]),
+        ),
+        output=OutputOptions(
+            dir=_path("output.dir", output["dir"]) or Path("outputs"),
+            dtype=output["dtype"],
+            compression=output["compression"],
+            images_per_shard=_count("output.images_per_shard", output["images_per_shard"], 2**31),
+            existing=output["existing"],
+        ),
+        name=_name(values["name"], source, network["name"]),
+        runtime=RuntimeOptions(
+            device=runtime["device"],
+            convolution=runtime["convolution"],
+            workers=_count("runtime.workers", runtime["workers"], 1024),
+        ),
+    )
+    if options.data.size_px is None and options.data.decode == "fast":
+        raise OptionError(
+            "data.decode: nothing can be reduced at native size, got fast. Expected exact, or a data.size. Set one of them."
+        )
+    return options
+
+
+def check_choice(key: str, value: Any) -> str:
+    """Gives the value of an option that has a fixed set of them.
+
+    Raises:
+        OptionError: It is none of them.
+    """
+    if value not in CHOICES[key]:
+        raise _wrong(key, value, f"one of: {', '.join(CHOICES[key])}", CHOICES[key])
+    return str(value)
+
+
+def check_size(value: Any) -> tuple[int, int] | None:
+    """Gives (height, width) in px for ``data.size``: one side, a pair, or null.
+
+    Raises:
+        OptionError: It is none of them.
+    """
+    if value is None:
+        return None
+    sides = [value, value] if isinstance(value, int) else value
+    if (
+        not isinstance(sides, Sequence)
+        or isinstance(sides, str)
+        or len(sides) != 2
+        or any(isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE_PX for side in sides)
+    ):
+        raise _wrong("data.size", value, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], or null for native size")
+    return int(sides[0]), int(sides[1])
+
+
+def check_layers(value: Any) -> tuple[str, ...]:
+    """Gives the words of ``layers``; one word without brackets is a list of one.
+
+    Raises:
+        OptionError: It is no list of words.
+    """
+    words = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
+        raise _wrong("layers", value, "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]")
+    return tuple(words)
+
+
+def _wrong(key: str, value: Any, rule: str, allowed: Sequence[str] = ()) -> OptionError:
+    near = nearest(str(value), allowed) if allowed else ""
+    hint = f" Did you mean {near}?" if near and near != ", ".join(allowed) else f" Set {key} to one of these."
+    return OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}.{hint}")
+
+
+def _count(key: str, value: Any, largest: int) -> int | None:
+    if value == AUTO:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise _wrong(key, value, f"auto or a whole number from 1 to {largest}")
+    return value
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_SEED:
+        raise _wrong("network.seed", value, f"a whole number from 0 to {LARGEST_SEED}")
+    return value
+
+
+def _text(key: str, value: Any, rule: str) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _wrong(key, value, rule)
+    return value
+
+
+def _path(key: str, value: Any) -> Path | None:
+    # Hydra reads 2024 as a number; as a path it is a folder's name.
+    return None if value is None else Path(_text(key, str(value), "a path")).expanduser()
+
+
+def _name(value: Any, source: Path, network: str) -> str:
+    if value is None:
+        # The stem of a list, the last part of a folder, also of "." and "imgs/..".
+        stem = source.stem if source.suffix and source.is_file() else source.resolve().name
+        return f"{stem or 'images'}-{network}"
+    name = _text("name", str(value), "the name of a folder")
+    if name in (".", "..") or any(mark in name for mark in "/\\:"):
+        raise _wrong("name", value, "the name of one folder, without / \\ or :")
+    return name

@@ -1,0 +1,103 @@
+"""From options, manifest and weights to the plan of a run: what is stored, in which shards, what identifies it. No TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import Options
+from .network.layers import plan_features
+from .network.weights import Weights
+from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
+from .store import format
+
+# At native size nobody knows how many pixels an image has before it is read; photographs stored as JPEG have about this
+# many a byte (500 x 375 px in 40 kB). It decides the number of images a shard and nothing else.
+PIXELS_PER_FILE_BYTE = 5.0
+
+# Libraries whose version may show in the numbers or in the files.
+LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "isal")
+
+
+def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Sequence[LayerSpec], config_yaml: str) -> RunSpec:
+    """Plans a run.
+
+    Args:
+        options: The user's.
+        manifest: The rows.
+        weights: Their content is part of the run's identity.
+        layers: Those to store, in network order.
+        config_yaml: All options as composed, stored with the data.
+
+    Raises:
+        NetworkError: The input is too small for a layer.
+    """
+    data, network, output = options.data, options.network, options.output
+    features = plan_features(network.name, layers, data.size_px, weights.pool_padding)
+    images_per_shard = output.images_per_shard or format.plan_images_per_shard(
+        _row_bytes(features, output.dtype, manifest), len(manifest), format.largest_chunk_rows(features, output.dtype)
+    )
+    identity = {
+        "network": network.name,
+        "network.weights": weights.sha256,
+        "network.pooling": network.pooling,
+        "network.pool_padding": weights.pool_padding,
+        "network.kernel_order": network.kernel_order,
+        "layers": ",".join(layer.name for layer in layers),
+        "data.size": "native" if data.size_px is None else f"{data.size_px[0]}x{data.size_px[1]}",
+        "images": manifest.digest,
+        "output.dtype": output.dtype,
+        "output.images_per_shard": str(images_per_shard),
+        "format_version": str(format.FORMAT_VERSION),
+        "runtime.convolution": options.runtime.convolution,
+    }
+    if data.size_px is not None:
+        # At native size nothing is resized, so these cannot change a number.
+        identity |= {
+            "data.resize": data.resize,
+            "data.interpolation": data.interpolation,
+            "data.decode": data.decode,
+        }
+    attributes: dict[str, str | NDArray[np.float64]] = {
+        "config": config_yaml,
+        "network": network.name,
+        "weights": weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}",
+        "weights_sha256": weights.sha256,
+        "preprocess": _preprocess_words(options),
+        "mean_pixel": weights.mean_pixel,
+        **{f"version_{name}": text for name, text in versions().items()},
+    }
+    return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes)
+
+
+def versions() -> dict[str, str]:
+    """Gives the version of Python, of this program and of the libraries that may show in the results."""
+    found = {"python": platform.python_version()}
+    for name in ("deep-feature-pipeline", *LIBRARIES):
+        try:
+            found[name.replace("-", "_")] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            # The program may run from a checkout; TensorFlow may be installed as tensorflow-cpu.
+            continue
+    return found
+
+
+def _row_bytes(features: Sequence[FeatureSpec], dtype: str, manifest: Manifest) -> int:
+    if features[0].shape is not None:
+        return format.row_bytes(features, dtype)
+    values_per_pixel = sum(feature.layer.channels / feature.layer.stride_px**2 for feature in features)
+    pixels = PIXELS_PER_FILE_BYTE * float(manifest.file_bytes.mean())
+    return int(pixels * values_per_pixel * format.ITEMSIZE_BYTES[dtype])
+
+
+def _preprocess_words(options: Options) -> str:
+    data = options.data
+    if data.size_px is None:
+        return "RGB 0..255, native size, minus mean_pixel"
+    height, width = data.size_px
+    decode = ", JPEG reduced while decoding" if data.decode == "fast" else ""
+    return f"RGB 0..255, {data.resize} to {height} x {width} px, {data.interpolation} (antialiased){decode}, minus mean_pixel"

@@ -1,0 +1,79 @@
+"""How far a run is: a bar on a terminal, a line every half minute elsewhere; and the end of a run in which too much fails."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+from .errors import DatasetError
+from .records import ImageStatus
+
+LINE_EVERY_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts rows as they are done.
+
+    Args:
+        rows: Of the run.
+        rows_before: Finished by an earlier run.
+        failed_before: Of these, failed.
+        max_failed_fraction: The run stops when more than this share of all rows has failed.
+    """
+
+    def __init__(self, rows: int, rows_before: int, failed_before: int, max_failed_fraction: float) -> None:
+        self._rows = rows
+        self._done = rows_before
+        self._before = rows_before
+        self._failed = failed_before
+        self._max_failed = max_failed_fraction * rows
+        self._fraction = max_failed_fraction
+        self._began = self._last_line = time.monotonic()
+        self._on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=rows, initial=rows_before, unit="img", disable=not self._on_terminal, dynamic_ncols=True, smoothing=0.05
+        )
+
+    def __call__(self, statuses: Sequence[ImageStatus]) -> None:
+        """Counts a batch.
+
+        Raises:
+            DatasetError: More than the allowed share of images has failed.
+        """
+        failed = [status for status in statuses if status.error]
+        self._done += len(statuses)
+        self._failed += len(failed)
+        self._bar.set_postfix(failed=self._failed, refresh=False)
+        self._bar.update(len(statuses))
+        if self._failed > self._max_failed:
+            raise DatasetError(
+                f"data.max_failed_fraction: too many images fail, got {self._failed} of {self._rows}, "
+                f"the last one {failed[-1].error!r}. Expected at most a share of {self._fraction:g}. "
+                "Mend the images or raise data.max_failed_fraction."
+            )
+        now = time.monotonic()
+        if not self._on_terminal and now - self._last_line >= LINE_EVERY_SECONDS:
+            self._last_line = now
+            rate = (self._done - self._before) / (now - self._began)
+            left = (self._rows - self._done) / rate
+            _log.info(
+                "%d of %d images, %d failed, %.2f images/s, %s left", self._done, self._rows, self._failed, rate, _clock(left)
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

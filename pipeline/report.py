@@ -1,0 +1,179 @@
+"""What a run did: seconds by stage, counts, the bottleneck; as words for people and as ``report.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+# Stages of the loop in order, and what a user can do where most of the time goes there.
+STAGES: dict[str, str] = {
+    "list": "listing the images",
+    "start": "loading TensorFlow and the weights",
+    "read": "waiting for images to be read and decoded: faster disk, more runtime.workers, data.decode=fast",
+    "preprocess": "resizing on the device: a smaller data.size",
+    "network": "the network itself: a GPU, an earlier layer, a smaller data.size",
+    "store": "waiting for features to be encoded and written: faster disk, more runtime.workers, output.dtype=float16",
+    "finish": "finishing shards and writing the index",
+    "other": "everything else",
+}
+
+
+class Stopwatch:
+    """Splits the wall time of one thread into stages; they add up to the whole, what no stage claims is ``other``.
+
+    A stage entered inside another stops the outer one's clock.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._last = time.perf_counter()
+        self._stack = ["other"]
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the time inside the ``with`` block for this stage."""
+        self._turn()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._stack.pop()
+
+    def over(self, items: Iterable[Item], name: str) -> Iterator[Item]:
+        """Gives the items, counting the time it takes to get each for this stage."""
+        iterator = iter(items)
+        while True:
+            with self.stage(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def seconds(self) -> dict[str, float]:
+        """Gives the seconds of every stage so far."""
+        self._turn()
+        return dict(self._seconds)
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        self._seconds[self._stack[-1]] += now - self._last
+        self._last = now
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did, in numbers.
+
+    Attributes:
+        folder: Where the results are.
+        index: File to open.
+        device: ``cpu`` or ``gpu``.
+        network: Its name.
+        weights: What they are.
+        layers: Name -> shape of a row, None at native size.
+        rows: Rows of the manifest.
+        failed: Rows that failed, in this run and in what it resumed.
+        causes: First words of the reasons -> rows.
+        skipped: Files passed over while listing: reason -> how many.
+        rows_now: Rows done by this run; the others were finished before.
+        seconds_by_stage: Wall time of the main thread by what it did or waited for; they add up to ``seconds``.
+        images_per_second: ``rows_now`` over the time from the first batch asked for to the last shard finished.
+        threads_seconds: Seconds of background threads by work, summed over threads.
+        bytes_raw: Features of this run before encoding.
+        bytes_stored: As stored.
+        peak_memory_bytes: Largest resident size of the process; 0 where the system does not tell.
+        versions: Of this program and the libraries.
+    """
+
+    folder: str
+    index: str
+    device: str
+    network: str
+    weights: str
+    layers: Mapping[str, tuple[int, int, int] | None]
+    rows: int
+    failed: int
+    causes: Mapping[str, int]
+    skipped: Mapping[str, int]
+    rows_now: int
+    seconds_by_stage: Mapping[str, float]
+    images_per_second: float
+    threads_seconds: Mapping[str, float]
+    bytes_raw: int
+    bytes_stored: int
+    peak_memory_bytes: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+        return sum(self.seconds_by_stage.values())
+
+    @property
+    def bottleneck(self) -> str:
+        """Stage of the loop that took longest once images were flowing."""
+        flowing = ("read", "preprocess", "network", "store")
+        return max(flowing, key=lambda name: self.seconds_by_stage[name])
+
+    def json(self) -> str:
+        """Gives the report as JSON text."""
+        content = {**asdict(self), "seconds": self.seconds, "bottleneck": self.bottleneck}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    def summary(self) -> str:
+        """Gives the report as a screenful of words."""
+        lines = [f"rows       {self.rows} ({self.rows - self.failed} ok, {self.failed} failed)"]
+        lines += [f"             {count:6d} {cause}" for cause, count in sorted(self.causes.items(), key=lambda item: -item[1])]
+        if self.rows_now < self.rows:
+            lines.append(f"             {self.rows - self.rows_now:6d} finished by an earlier run")
+        if self.skipped:
+            lines.append("skipped    " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())))
+        if self.rows_now:
+            ratio = f", {self.bytes_stored / self.bytes_raw:.0%} of raw" if self.bytes_raw else ""
+            lines.append(f"rate       {self.images_per_second:.2f} images/s on the {self.device}")
+            lines.append(f"stored     {words_for_bytes(self.bytes_stored)}{ratio}")
+            lines.append(f"memory     {words_for_bytes(self.peak_memory_bytes)} at the peak")
+        parts = [f"{name} {seconds:.1f}" for name, seconds in self.seconds_by_stage.items() if seconds >= 0.05]
+        lines.append(f"seconds    {self.seconds:.1f} = " + " + ".join(parts))
+        if self.rows_now:
+            lines.append(f"limit      {self.bottleneck}: {STAGES[self.bottleneck]}")
+        lines.append(f"results    {self.index}")
+        first = next(iter(self.layers))
+        lines.append(f'open       from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]')
+        return "\n".join(lines)
+
+
+def count_causes(errors: Iterable[str]) -> dict[str, int]:
+    """Counts failed rows by the words before the colon of their reason."""
+    return dict(Counter(error.split(":", 1)[0] for error in errors if error))
+
+
+def peak_memory_bytes() -> int:
+    """Gives the largest resident size of this process so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Source: getrusage(2): kilobytes on Linux, bytes on macOS.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def words_for_bytes(count: float) -> str:
+    """Gives ``1.6 MB``, ``3.2 TB``: decimal units, as disks are sold."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    units = ("kB", "MB", "GB", "TB", "PB")
+    power = min(len(units), int(math.log(count, 1000)))
+    return f"{count / 1000**power:.1f} {units[power - 1]}"

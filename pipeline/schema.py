@@ -1,0 +1,90 @@
+"""The options' names, defaults and choices, as Hydra composes them; :mod:`pipeline.config` checks the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .network.layers import NETWORKS
+
+AUTO = "auto"
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.resize": ("squash", "crop", "pad"),
+    "data.interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
+    "data.decode": ("exact", "fast"),
+    "network.name": tuple(sorted(NETWORKS)),
+    "network.pooling": ("max", "avg"),
+    "network.pool_padding": (AUTO, "same", "valid"),
+    "network.kernel_order": ("hwio", "whio"),
+    "output.dtype": ("float32", "float16"),
+    "output.compression": ("gzip", "none"),
+    "output.existing": ("resume", "replace", "fail"),
+    "runtime.device": (AUTO, "cpu", "gpu"),
+    "runtime.convolution": (AUTO, "direct"),
+}
+
+
+@dataclass
+class DataSchema:
+    """Keys of ``data``. Values are checked by :func:`pipeline.config.check_options`, so that every message has one form."""
+
+    dir: Any = None
+    list: Any = None
+    size: Any = 224
+    resize: Any = "squash"
+    interpolation: Any = "bilinear"
+    decode: Any = "exact"
+    max_failed_fraction: Any = 1.0
+
+
+@dataclass
+class NetworkSchema:
+    """Keys of ``network``, a group of files in ``conf/network``."""
+
+    name: Any = "vgg19"
+    weights: Any = "imagenet"
+    pooling: Any = "max"
+    pool_padding: Any = AUTO
+    kernel_order: Any = "hwio"
+    seed: Any = 0
+
+
+@dataclass
+class OutputSchema:
+    """Keys of ``output``."""
+
+    dir: Any = "outputs"
+    dtype: Any = "float32"
+    compression: Any = "gzip"
+    images_per_shard: Any = AUTO
+    existing: Any = "resume"
+
+
+@dataclass
+class RuntimeSchema:
+    """Keys of ``runtime``."""
+
+    device: Any = AUTO
+    convolution: Any = AUTO
+    workers: Any = AUTO
+
+
+@dataclass
+class Schema:
+    """All keys and their defaults; a key that is not here is an error."""
+
+    data: DataSchema = field(default_factory=DataSchema)
+    layers: Any = field(default_factory=lambda: ["relu4_1"])
+    batch_size: Any = AUTO
+    network: NetworkSchema = field(default_factory=NetworkSchema)
+    output: OutputSchema = field(default_factory=OutputSchema)
+    name: Any = None
+    runtime: RuntimeSchema = field(default_factory=RuntimeSchema)
+
+
+def known_keys(schema: Any = None, prefix: str = "") -> list[str]:
+    """Gives all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
+    keys = []
+    for key, value in vars(schema if schema is not None else Schema()).items():
+        keys += known_keys(value, f"{prefix}{key}.") if hasattr(value, "__dataclass_fields__") else [prefix + key]
+    return keys

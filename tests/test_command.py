@@ -1,0 +1,323 @@
+"""The real command, as a subprocess: what a user sees and finds on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import open_run
+
+REPOSITORY = Path(__file__).parent.parent
+QUICK = ["network.weights=random", "data.size=32"]
+WHOLE = ["network.weights=random", "data.size=[72,64]", "layers=[relu2_1,pool5]", "output.images_per_shard=16"]
+
+
+def command(*arguments: str, cwd: Path, module: str = "pipeline.run") -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "default"}
+
+
+def call(*arguments: str, cwd: Path, module: str = "pipeline.run") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, cwd=cwd, module=module),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Gives every dataset of a run, and the attributes that do not tell the time or the options of this machine."""
+    found: dict[str, Any] = {}
+    with h5py.File(folder / "features.h5") as file:
+
+        def visit(name: str, node: Any) -> None:
+            if isinstance(node, h5py.Dataset):
+                found[name] = node[()]
+            found[name + "@"] = {key: str(value) for key, value in node.attrs.items()}
+
+        file.visititems(visit)
+        found["@"] = {key: str(value) for key, value in file.attrs.items() if key not in ("created", "config")}
+    return found
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    one, other = contents(first), contents(second)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, np.ndarray):
+            assert value.dtype == other[name].dtype, name
+            if value.dtype.kind == "f":
+                value, other[name] = (array.view(f"u{array.itemsize}") for array in (value, other[name]))
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+        else:
+            assert value == other[name], name
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """Thirty pictures and some rubbish."""
+    folder = tmp_path_factory.mktemp("data") / "imgs"
+    originals = [path for path in sorted(photographs.glob("*/*")) if path.suffix != ".md"]
+    for number in range(30):
+        source = originals[number % len(originals)]
+        target = folder / f"class {number % 3}" / f"{number:02d}{source.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    (folder / "class 0/broken.jpg").write_bytes((folder / "class 0/00.jpg").read_bytes()[:5000])
+    (folder / "class 1/empty.png").write_bytes(b"")
+    (folder / "class 2/page.jpg").write_text("<!doctype html><title>404</title>")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    result = call(f"data.dir={images}", *WHOLE, cwd=images.parent)
+    return images.parent / "outputs/imgs-vgg19", result
+
+
+def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, result = finished
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    for text in (
+        "images: 33 under",
+        "skipped: 1 extension .txt, 1 hidden",
+        "these features are untrained",
+        "layer: pool5, 3 x 2 x 512 float32, 12.3 kB an image",
+        "rows       33 (30 ok, 3 failed)",
+        "1 truncated",
+        "1 empty",
+        "1 not an image",
+        "images/s on the cpu",
+        'open_run("outputs/imgs-vgg19")',
+    ):
+        assert text in result.stderr, (text, result.stderr)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["rows"] == report["rows_now"] == 33
+    assert report["causes"] == {"truncated": 1, "empty": 1, "not an image": 1}
+    assert report["layers"]["pool5"] == [3, 2, 512]
+    assert sum(report["seconds_by_stage"].values()) == pytest.approx(report["seconds"], rel=1e-6)
+    assert (folder / "config.yaml").is_file()
+    assert "rows       33 (30 ok, 3 failed)" in (folder / "run.log").read_text()
+    assert sorted(path.name for path in (folder / "shards").iterdir()) == [f"shard-0000{n}-of-00003.h5" for n in range(3)]
+
+
+def test_rows_are_those_of_the_manifest_whatever_fails(finished: tuple[Path, Any], images: Path) -> None:
+    run = open_run(finished[0])
+    keys = sorted((path.relative_to(images).as_posix() for path in images.rglob("class*/*")), key=str.encode)
+    assert list(run.images["key"]) == keys
+    failed = run.images["status"] == "failed"
+    assert failed.sum() == 3
+    assert [key.split("/")[1] for key in run.images["key"][failed]] == ["broken.jpg", "empty.png", "page.jpg"]
+    assert list(run.images["label"]) == [key.split("/")[0] for key in keys]
+    assert np.isnan(run["relu2_1"][np.flatnonzero(failed)]).all()
+    assert np.isfinite(run["pool5"][np.flatnonzero(~failed)]).all()
+    row = run.row("class 0/00.jpg")
+    with Image.open(images / "class 0/00.jpg") as picture:
+        assert (run.images["height"][row], run.images["width"][row]) == (picture.height, picture.width)
+
+
+def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
+    finished: tuple[Path, Any], images: Path, random_weights: Any
+) -> None:
+    from pipeline.images.preprocess import FixedSize
+    from pipeline.images.resample import ResizeSpec
+    from pipeline.network.layers import resolve_layers
+    from pipeline.network.vgg import Network
+
+    from .conftest import MEAN_PIXEL
+    from .test_resample import batch_of
+
+    run, key = open_run(finished[0]), "class 1/01.jpg"
+    with Image.open(images / key) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    spec = ResizeSpec((72, 64), "squash", "bilinear")
+    step = next(FixedSize(spec, MEAN_PIXEL, "/CPU:0", 1)(batch_of([pixels], spec)))
+    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": (72, 64)}
+    network = Network(random_weights(), resolve_layers("vgg19", ["relu2_1"]), **settings)
+    by_hand = next(np.asarray(values)[0] for _, values in network(step.images))
+    np.testing.assert_array_equal(run["relu2_1"][run.row(key)], by_hand)
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, Any], images: Path) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in (finished[0] / "shards").iterdir()}
+    result = call(f"data.dir={images}", *WHOLE, cwd=images.parent)
+    assert result.returncode == 0, result.stderr
+    assert "33 finished by an earlier run" in result.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in (finished[0] / "shards").iterdir()}
+
+
+def test_another_run_in_the_same_folder_is_refused_with_the_differences(finished: tuple[Path, Any], images: Path) -> None:
+    result = call(f"data.dir={images}", *WHOLE, "layers=[relu2_2]", cwd=images.parent)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: outputs/imgs-vgg19: ")
+    assert "relu2_1,pool5" in last
+    assert "relu2_2" in last
+    assert "data.size" not in last
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["kill", "interrupt", "terminate"],
+)
+def test_a_run_that_is_stopped_goes_on_where_it_was_and_ends_with_the_same_bits(
+    moment: signal.Signals, images: Path, tmp_path: Path
+) -> None:
+    arguments = [f"data.dir={images}", "layers=[relu1_1,relu2_1]", *QUICK, "output.images_per_shard=2", "batch_size=3"]
+    whole = images.parent / "outputs/whole"
+    if not whole.exists():
+        assert call(*arguments, "name=whole", cwd=images.parent).returncode == 0
+    process = subprocess.Popen(
+        command(*arguments, "name=stopped", cwd=tmp_path), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    shards = tmp_path / "outputs/stopped/shards"
+    deadline = time.monotonic() + 120
+    while not any(shards.glob("*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(moment)
+    _, said = process.communicate(timeout=60)
+    expected = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[moment]
+    # A run of a second may end before the signal arrives; then nothing was stopped and nothing can be shown.
+    assert process.returncode == expected, said
+    if moment != signal.SIGKILL:
+        assert not list(shards.glob("*.partial"))
+        assert "Traceback" not in said
+        assert "Run the same command again to go on." in said.splitlines()[-1]
+    assert 0 < len(list(shards.glob("*.h5"))) < 17
+    result = call(*arguments, "name=stopped", "batch_size=7", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "resume: " in result.stderr
+    assert_equal_runs(whole, tmp_path / "outputs/stopped")
+
+
+def test_native_size_keeps_every_image_as_it_is(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    sizes = [(40, 61), (33, 20), (17, 17)]
+    for number, (height, width) in enumerate(sizes):
+        Image.fromarray(np.full((height, width, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
+    (folder / "9.png").write_bytes(b"")
+    result = call(f"data.dir={folder}", "layers=[all]", QUICK[0], "data.size=null", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = open_run(tmp_path / "outputs/few-vgg19")
+    assert len(run.layers) == 36
+    for row, (height, width) in enumerate(sizes):
+        assert run["conv1_1"][row].shape == (height, width, 64)
+        assert run["relu5_4"][row].shape == (-(-height // 16), -(-width // 16), 512)
+    assert run.images["status"][3] == "failed"
+
+
+def test_all_images_failing_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for number in range(3):
+        (tmp_path / f"bad/{number}.jpg").write_text("no image")
+    result = call("data.dir=bad", *QUICK, cwd=tmp_path)
+    assert result.returncode == 1
+    assert 'all 3 images failed, got e.g. "not an image' in result.stderr.splitlines()[-1]
+
+
+def test_too_many_failures_stop_the_run(images: Path, tmp_path: Path) -> None:
+    result = call(f"data.dir={images}", *QUICK, "data.max_failed_fraction=0.05", "batch_size=4", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "error: data.max_failed_fraction: too many images fail, got 2 of 33" in result.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("outputs/*/shards/*.partial"))
+
+
+WRONG = [
+    (["data.dir=x", "batchsize=3"], "batchsize: there is no such option, got 'batchsize'. Expected one of: batch_size"),
+    (["data.dir=x", "data.sise=3"], "data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"),
+    (["data.dir=x", "+extra=3"], "extra: there is no such option"),
+    (["data.dir=x", "resize=crop"], "resize: there is no such option, got 'resize'. Expected one of: data.resize"),
+    (["data.dir=x", "network=vgg18"], "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16"),
+    (["data.dir=x", "layers=[relu4_9]"], "layers: no layer of vgg19 matches, got 'relu4_9'. Expected one of: relu4_4"),
+    (
+        ["data.dir=x", "data.interpolation=bilinaer"],
+        "data.interpolation: not a valid value, got 'bilinaer'. Expected one of: nearest",
+    ),
+    (["data.dir=x", "batch_size=many"], "batch_size: not a valid value, got 'many'. Expected auto or a whole number"),
+    (["data.dir=x", "~runtime"], "runtime.device: the option was removed"),
+    (["data.dir=x", "data=3"], "command line: "),
+    (["data.dir=a,b"], "command line: "),
+    (["foo"], "command line: "),
+    ([], "data.dir: no images were named"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_a_wrong_option_is_one_line_at_once_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = call(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}"), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_option_loads_no_tensorflow(tmp_path: Path) -> None:
+    code = """
+import runpy, sys
+sys.argv[1:] = ["data.dir=x", "layers=[zz]"]
+try:
+    runpy.run_module("pipeline.run", run_name="__main__")
+except SystemExit as error:
+    print(error.code, *(name in sys.modules for name in ("tensorflow", "h5py", "scipy")))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["2", "False", "False", "False"]
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    from pipeline.schema import known_keys
+
+    result = call("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for key in known_keys():
+        assert f"{key.rsplit('.', 1)[-1]}:" in result.stdout, key
+
+
+def test_missing_folders_and_empty_ones_are_said(tmp_path: Path) -> None:
+    result = call("data.dir=nowhere", *QUICK, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr.splitlines()[-1]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/a.txt").write_text("")
+    result = call("data.dir=none", *QUICK, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "none" in result.stderr.splitlines()[-1]
+    assert "extension .txt" in result.stderr.splitlines()[-1]
+
+
+def test_the_table_of_layers_is_printed(tmp_path: Path) -> None:
+    result = call("data.size=[1440,2560]", "layers=[relu4_1]", cwd=tmp_path, module="pipeline.layers")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 + 43
+    assert "1440 x 2560 x 64" in next(line for line in lines if " conv1_1 " in line)
+    assert next(line for line in lines if "relu4_1" in line).startswith("*")
+    assert "90 x 160 x 512" in next(line for line in lines if " relu5_4 " in line)
+    wrong = call("data.size=null", cwd=tmp_path, module="pipeline.layers")
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import check_options
+from pipeline.errors import OptionError
+from pipeline.schema import CHOICES, Schema, known_keys
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    """Plain defaults with some options set: ``values(data__dir="x")``."""
+    plain = asdict(Schema())
+    plain["data"]["dir"] = "imgs"
+    for key, value in changes.items():
+        *groups, last = key.split("__")
+        target = plain
+        for group in groups:
+            target = target[group]
+        target[last] = value
+    return plain
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    options = check_options(values())
+    assert options.data.size_px == (224, 224)
+    assert (options.data.resize, options.data.interpolation, options.data.decode) == ("squash", "bilinear", "exact")
+    assert options.layers == ("relu4_1",)
+    assert options.batch_size is options.runtime.workers is options.output.images_per_shard is None
+    assert (options.network.name, options.network.weights, options.network.pooling) == ("vgg19", "imagenet", "max")
+    assert (options.output.dtype, options.output.compression, options.output.existing) == ("float32", "gzip", "resume")
+    assert options.folder == Path("outputs/imgs-vgg19")
+
+
+def test_sizes_are_a_side_a_pair_or_null() -> None:
+    assert check_options(values(data__size=[100, 200])).data.size_px == (100, 200)
+    assert check_options(values(data__size=None)).data.size_px is None
+    for wrong in (0, -1, "224px", [1, 2, 3], [1.5, 2], True, 9000, {}):
+        with pytest.raises(OptionError, match=r"^data.size: not a valid value, got .* Expected a side from 1 to 8192 px"):
+            check_options(values(data__size=wrong))
+
+
+def test_one_layer_needs_no_brackets() -> None:
+    assert check_options(values(layers="relu4_1,relu5_1")).layers == ("relu4_1", "relu5_1")
+    for wrong in ([], "", [1], 3, None, {}):
+        with pytest.raises(OptionError, match=r"^layers: not a valid value"):
+            check_options(values(layers=wrong))
+
+
+@pytest.mark.parametrize("key", sorted(CHOICES))
+def test_a_wrong_choice_names_the_right_ones(key: str) -> None:
+    group, name = key.split(".")
+    for value in CHOICES[key]:
+        if key != "data.decode":
+            check_options(values(**{f"{group}__{name}": value}))
+    with pytest.raises(
+        OptionError, match=rf"^{key}: not a valid value, got 'sqash'. Expected one of: {', '.join(CHOICES[key])}"
+    ) as caught:
+        check_options(values(**{f"{group}__{name}": "sqash"}))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("key", ["batch_size", "output__images_per_shard", "runtime__workers"])
+def test_counts_are_whole_and_positive(key: str) -> None:
+    check_options(values(**{key: 1}))
+    for wrong in (0, -3, 1.5, "many", True, None):
+        with pytest.raises(OptionError, match=r"Expected auto or a whole number from 1 to"):
+            check_options(values(**{key: wrong}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__dir": None}, r"data.dir: no images were named, got null. .* data.list=FILE"),
+        ({"data__max_failed_fraction": 1.1}, r"data.max_failed_fraction: .* Expected a number from 0 to 1"),
+        ({"data__max_failed_fraction": "half"}, r"data.max_failed_fraction: .* Expected a number from 0 to 1"),
+        ({"network__seed": -1}, r"network.seed: .* Expected a whole number from 0"),
+        ({"network__weights": None}, r"network.weights: .* Expected imagenet, matconvnet, random or a file"),
+        ({"name": "a/b"}, r"name: .* Expected the name of one folder"),
+        ({"name": ".."}, r"name: .* Expected the name of one folder"),
+        ({"data__size": None, "data__decode": "fast"}, r"data.decode: nothing can be reduced at native size"),
+    ],
+)
+def test_each_wrong_value_has_its_message(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message) as caught:
+        check_options(values(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_that_do_not_exist_or_were_removed_are_named() -> None:
+    with pytest.raises(OptionError, match=r"data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"):
+        check_options(values(data__sise=3))
+    removed = values()
+    del removed["runtime"]["workers"]
+    with pytest.raises(OptionError, match=r"runtime.workers: the option was removed"):
+        check_options(removed)
+
+
+def test_the_name_of_a_run_comes_from_its_data(tmp_path: Path) -> None:
+    listing = tmp_path / "birds.csv"
+    listing.write_text("path\n")
+    assert check_options(values(data__dir=None, data__list=str(listing))).name == "birds-vgg19"
+    assert check_options(values(data__dir=f"{tmp_path}/.")).name == f"{tmp_path.name}-vgg19"
+    assert check_options(values(data__dir=2024)).name == "2024-vgg19"
+    assert check_options(values(name="mine", network__name="vgg16")).folder == Path("outputs/mine")
+
+
+def test_every_key_is_in_the_configuration_files() -> None:
+    import yaml
+
+    folder = Path(__file__).parent.parent / "conf"
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    written["network"] = yaml.safe_load((folder / "network/vgg19.yaml").read_text())
+    plain = asdict(Schema())
+    for key in known_keys():
+        ours, theirs = plain, written
+        for part in key.split("."):
+            ours, theirs = ours[part], theirs[part]
+        assert ours == theirs, key

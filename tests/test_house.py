@@ -1,0 +1,83 @@
+"""The shape of the house: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pipeline"
+ROOMS = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+WINGS = ("images", "network", "store")
+DOORS = {"run.py", "layers.py"}
+NOUNS = {"records", "errors"}
+
+# Where each library may be loaded. The Keras reader reads HDF5 because the weights file is one.
+ONLY_IN = {
+    "tensorflow": ("images/", "network/"),
+    "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
+    "hydra": tuple(DOORS),
+    "omegaconf": tuple(DOORS),
+    "matplotlib": ("plot",),
+}
+# What a wrong option must not wait for.
+LIGHT = {"run.py", "layers.py", "config.py", "schema.py", "errors.py", "network/layers.py", "report.py"}
+
+
+def imports(room: str) -> list[tuple[str, bool]]:
+    """Gives (absolute name, whether at the top level of the file) of everything that a room imports."""
+    tree = ast.parse((PACKAGE / room).read_text(encoding="utf-8"))
+    package = ["pipeline", *Path(room).parts[:-1]]
+    found = []
+    for node in ast.walk(tree):
+        top = node in tree.body
+        if isinstance(node, ast.Import):
+            found += [(alias.name, top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+                if node.level
+                else node.module
+            )
+            found += [(f"{base}.{alias.name}", top) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_wings_meet_only_through_the_records(room: str) -> None:
+    wing = Path(room).parts[0]
+    for name, _ in imports(room):
+        parts = name.split(".")
+        if parts[0] != "pipeline" or len(parts) < 2:
+            continue
+        if wing in WINGS:
+            assert parts[1] == wing or parts[1] in NOUNS, f"{room} imports {name}"
+        assert parts[1] not in {"run"} or room in DOORS, f"{room} imports the door {name}"
+        if room in ("records.py", "errors.py"):
+            assert parts[1] in NOUNS, f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_library_stays_in_its_wing(room: str) -> None:
+    for name, _ in imports(room):
+        allowed = ONLY_IN.get(name.split(".")[0])
+        assert allowed is None or room.startswith(allowed), f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("room", sorted(LIGHT))
+def test_what_answers_a_wrong_option_loads_nothing_heavy(room: str) -> None:
+    heavy = {"tensorflow", "scipy", "h5py", "matplotlib"}
+    for name, top in imports(room):
+        assert not top or name.split(".")[0] not in heavy, f"{room} imports {name}"
+
+
+def test_no_room_is_a_drawer() -> None:
+    for room in ROOMS:
+        assert not {"utils", "helpers", "common", "misc"} & set(Path(room).with_suffix("").parts), room
+
+
+def test_no_room_is_overfull() -> None:
+    for room in ROOMS:
+        lines = len((PACKAGE / room).read_text(encoding="utf-8").splitlines())
+        assert lines <= 320, f"{room} has {lines} lines"
