@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from .journal import to_file, to_terminal
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
-from .progress import Progress
-from .records import FAILED, Manifest, RunSpec
+from .progress import Progress, refuse_failures
+from .records import Manifest, RunSpec
 from .report import Report, Stopwatch, count_causes, peak_memory_bytes, words_for_bytes
 from .schema import AUTO
-from .stages import make_stages
+from .stages import Stages, make_stages
 from .store import disk, folder, format
 from .store.index import build_index
 from .store.reader import open_run
@@ -48,51 +49,23 @@ def run(options: Options, config_yaml: str) -> Report:
         PipelineError: What stopped it; finished shards are kept.
     """
     watch = Stopwatch()
-    with to_terminal():
+    with to_terminal() as kept_lines:
         layers = resolve_layers(options.network.name, options.layers)
         with watch.stage("list"):
             manifest = _list_images(options)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)
-        with folder.open_folder(options.folder, spec, options.output.existing) as run_folder, to_file(options.folder / "run.log"):
+        with folder.open_folder(options.folder, spec, options.output.existing) as run_folder:
             _preflight(options, spec, run_folder)
-            _write_text(options.folder / "config.yaml", config_yaml)
-            rows_now, writer, seconds_flowing, device = _extract_missing(options, spec, weights, run_folder, watch)
-            with watch.stage("finish"):
-                if rows_now or not _index_is_whole(options.folder, spec):
-                    build_index(options.folder, spec)
-                with open_run(options.folder) as finished:
-                    errors = finished.images["error"]
-            causes = count_causes(errors)
-            report = Report(
-                folder=str(options.folder),
-                index=str(options.folder / format.INDEX_NAME),
-                device=device,
-                network=options.network.name,
-                weights=str(spec.attributes["weights"]),
-                layers={feature.layer.name: feature.shape for feature in spec.features},
-                rows=len(manifest),
-                failed=sum(causes.values()),
-                causes=causes,
-                skipped=manifest.skipped,
-                rows_now=rows_now,
-                seconds_by_stage=watch.seconds(),
-                images_per_second=rows_now / seconds_flowing if rows_now else 0.0,
-                threads_seconds={"encode": writer.encode_seconds, "write": writer.write_seconds} if writer else {},
-                bytes_raw=writer.bytes_raw if writer else 0,
-                bytes_stored=writer.bytes_stored if writer else 0,
-                peak_memory_bytes=peak_memory_bytes(),
-                versions=versions(),
-            )
-            _write_text(options.folder / "report.json", report.json())
-            for line in report.summary().splitlines():
-                _log.info(line)
-    if report.failed == report.rows:
-        raise DatasetError(
-            f"{manifest.root}: all {report.rows} images failed, got e.g. {errors[0]!r}. Expected at least one that can be read. "
-            f"See /images/error in {report.index}."
-        )
+            stages = None
+            if run_folder.missing:
+                with watch.stage("start"):
+                    stages = make_stages(options, spec, weights)
+            # From here on nothing but the disk can refuse the run.
+            run_folder.make_room()
+            with to_file(options.folder / "run.log", kept_lines):
+                report = _make_missing(options, spec, run_folder, stages, watch)
     return report
 
 
@@ -144,7 +117,8 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(spec.shards()), rows)
     if not rows:
         return
-    free, needed = disk.free_bytes(options.folder), folder.expected_bytes(spec, run_folder.missing)
+    free = disk.free_bytes(options.folder) + sum(path.stat().st_size for path in run_folder.replaced)
+    needed = folder.expected_bytes(spec, run_folder.missing)
     words = "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression"
     _log.info(
         "output: %d images, %s, in %d shards under %s; %s free",
@@ -157,39 +131,102 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.warning("%s before compression. Finished shards are kept if the disk fills up.", text)
 
 
+def _make_missing(
+    options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None, watch: Stopwatch
+) -> Report:
+    """Makes the missing shards and the index; says and stores what was done."""
+    errors_before = _look_at_finished(options.folder, spec, run_folder)
+    writer, seconds_flowing = None, 0.0
+    if stages is not None:
+        _write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
+        began = time.monotonic()
+        writer = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
+        seconds_flowing = time.monotonic() - began
+    nothing_done = stages is None and _index_is_whole(options.folder, spec)
+    with watch.stage("finish"):
+        if not nothing_done:
+            build_index(options.folder, spec)
+        with open_run(options.folder) as finished:
+            errors = [error for error in finished.images["error"] if error]
+    rows_now = sum(shard.rows for shard in run_folder.missing)
+    report = Report(
+        folder=str(options.folder),
+        index=str(options.folder / format.INDEX_NAME),
+        device=stages.device.kind if stages else "none",
+        network=options.network.name,
+        weights=str(spec.attributes["weights"]),
+        layers={feature.layer.name: feature.shape for feature in spec.features},
+        rows=len(spec.manifest),
+        failed=len(errors),
+        causes=count_causes(errors),
+        skipped=spec.manifest.skipped,
+        rows_now=rows_now,
+        seconds_by_stage=watch.seconds(),
+        images_per_second=rows_now / seconds_flowing if rows_now else 0.0,
+        threads_seconds={"encode": writer.encode_seconds, "write": writer.write_seconds} if writer else {},
+        bytes_raw=writer.bytes_raw if writer else 0,
+        bytes_stored=writer.bytes_stored if writer else 0,
+        peak_memory_bytes=peak_memory_bytes(),
+        versions=versions(),
+    )
+    if not nothing_done:
+        # What the run took when it did something is worth more than that this time there was nothing to do.
+        _write_text(options.folder / "report.json", report.json())
+    for line in report.summary().splitlines():
+        _log.info(line)
+    if report.failed == report.rows:
+        raise DatasetError(
+            f"{spec.manifest.root}: all {report.rows} images failed, got e.g. {errors[0]!r}. Expected at least one that can be "
+            f"read. See /images/error in {report.index}."
+        )
+    refuse_failures(report.failed, report.rows, options.data.max_failed_fraction, next(iter(errors), ""))
+    return report
+
+
 def _extract_missing(
-    options: Options, spec: RunSpec, weights: Weights, run_folder: folder.RunFolder, watch: Stopwatch
-) -> tuple[int, Writer | None, float, str]:
-    """Makes the missing shards; gives the rows done, the writer, the seconds from the first batch on, and the device's kind."""
-    if not run_folder.missing:
-        return 0, None, 0.0, "none"
-    with watch.stage("start"):
-        stages = make_stages(options, spec, weights)
-    workers = options.runtime.workers or os.cpu_count() or 1
+    options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages, errors_before: Sequence[str], watch: Stopwatch
+) -> Writer:
+    workers = options.runtime.workers or usable_cores()
     indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in run_folder.missing])
-    rows, failed_before = len(spec.manifest), _failed_before(options.folder, spec, run_folder)
-    began = time.monotonic()
+    rows = len(spec.manifest)
     with ExitStack() as stack:
         writer = Writer(options.folder, spec, run_folder.missing, workers)
         # Last in, first out: reading stops before what is unfinished is dropped.
         stack.push(lambda kind, error, trace: writer.abort() if kind else None)
-        progress = Progress(rows, rows - len(indices), failed_before, options.data.max_failed_fraction)
+        progress = Progress(rows, rows - len(indices), errors_before, options.data.max_failed_fraction)
         stack.enter_context(progress)
         stack.enter_context(logging_redirect_tqdm([_log]))
         batches = stack.enter_context(closing(stages.load(spec.manifest, indices, workers)))
         extract(batches, stages.preprocess, stages.network, writer, watch, progress, asynchronous=stages.device.kind == "gpu")
         with watch.stage("finish"):
             writer.close()
-    return len(indices), writer, time.monotonic() - began, stages.device.kind
+    return writer
 
 
-def _failed_before(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> int:
-    failed = 0
+def usable_cores() -> int:
+    """Gives the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> list[str]:
+    """Gives why rows of the finished shards failed; warns where other versions of the libraries have made them."""
+    errors: list[str] = []
+    others: set[str] = set()
     for shard in spec.shards():
         if shard.number in run_folder.finished:
             with open_run(path / format.SHARD_FOLDER / shard.file_name) as found:
-                failed += int((found.images["status"] == FAILED).sum())
-    return failed
+                errors += [error for error in found.images["error"] if error]
+                for name, text in spec.attributes.items():
+                    if name.startswith("version_") and name in found.attributes and found.attributes[name] != text:
+                        others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
+    if others and run_folder.missing:
+        _log.warning(
+            "versions: finished shards were made with %s; bits may differ, within the tolerance", "; ".join(sorted(others))
+        )
+    return errors
 
 
 def _index_is_whole(path: Path, spec: RunSpec) -> bool:
@@ -207,4 +244,6 @@ def _write_text(path: Path, text: str) -> None:
         disk.partial_path(path).write_text(text, encoding="utf-8")
         disk.publish(path)
     except OSError as error:
+        with suppress(OSError):
+            disk.partial_path(path).unlink()
         raise disk.write_error(path, error) from error

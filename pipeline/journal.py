@@ -6,8 +6,10 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from .errors import PipelineError
 from .store import disk
 
 # All rooms log below this name.
@@ -15,17 +17,18 @@ LOGGER = logging.getLogger("pipeline")
 
 
 @contextmanager
-def to_terminal() -> Iterator[None]:
-    """Sends lines to stderr, as they are."""
+def to_terminal() -> Iterator[MemoryHandler]:
+    """Sends lines to stderr, as they are, and keeps them for :func:`to_file`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    with _attached(handler):
-        yield
+    kept = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    with closing(kept), _attached(handler), _attached(kept):
+        yield kept
 
 
 @contextmanager
-def to_file(path: Path) -> Iterator[None]:
-    """Appends lines with their time to a file.
+def to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
+    """Appends lines with their time to a file: those kept so far, and all that follow; last, what ended the run.
 
     Raises:
         StoreError: It cannot be written.
@@ -35,8 +38,17 @@ def to_file(path: Path) -> Iterator[None]:
     except OSError as error:
         raise disk.write_error(path, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    with closing(handler), _attached(handler):
-        yield
+    with closing(handler):
+        for record in kept.buffer:
+            handler.handle(record)
+        try:
+            with _attached(handler):
+                yield
+        except BaseException as error:
+            # For the file alone: the door says it on the terminal.
+            text = str(error) if isinstance(error, PipelineError) else f"stopped by {type(error).__name__} {error}".strip()
+            handler.handle(LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, text, (), None))
+            raise
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Options
-from .network.layers import plan_features
+from .network.layers import layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
 from .store import format
@@ -44,8 +44,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
     identity = {
         "network": network.name,
         "network.weights": weights.sha256,
-        "network.pooling": network.pooling,
-        "network.pool_padding": weights.pool_padding,
+        **_pooling_identity(options, weights, layers[-1]),
         "network.kernel_order": network.kernel_order,
         "layers": ",".join(layer.name for layer in layers),
         "data.size": "native" if data.size_px is None else f"{data.size_px[0]}x{data.size_px[1]}",
@@ -72,6 +71,20 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         **{f"version_{name}": text for name, text in versions().items()},
     }
     return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes)
+
+
+def _pooling_identity(options: Options, weights: Weights, deepest: LayerSpec) -> dict[str, str]:
+    """Gives what of the pooling can change a number: nothing before the first pooling layer, the padding only at odd sides."""
+    name, size_px = options.network.name, options.data.size_px
+    if not any(layer.kind == "pool" for layer in layer_table(name)[: deepest.network_index + 1]):
+        return {}
+    identity = {"network.pooling": options.network.pooling}
+    up, down = (output_shapes(name, size_px, padding) if size_px else {} for padding in ("same", "valid"))
+    if size_px is None or any(
+        up.get(layer.name) != down.get(layer.name) for layer in layer_table(name)[: deepest.network_index + 1]
+    ):
+        identity["network.pool_padding"] = weights.pool_padding
+    return identity
 
 
 def versions() -> dict[str, str]:

@@ -24,17 +24,17 @@ class Progress:
     Args:
         rows: Of the run.
         rows_before: Finished by an earlier run.
-        failed_before: Of these, failed.
+        errors_before: Why some of these failed.
         max_failed_fraction: The run stops when more than this share of all rows has failed.
     """
 
-    def __init__(self, rows: int, rows_before: int, failed_before: int, max_failed_fraction: float) -> None:
+    def __init__(self, rows: int, rows_before: int, errors_before: Sequence[str], max_failed_fraction: float) -> None:
         self._rows = rows
         self._done = rows_before
         self._before = rows_before
-        self._failed = failed_before
-        self._max_failed = max_failed_fraction * rows
+        self._failed = len(errors_before)
         self._fraction = max_failed_fraction
+        self._example = next(iter(errors_before), "")
         self._began = self._last_line = time.monotonic()
         self._on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
@@ -47,17 +47,12 @@ class Progress:
         Raises:
             DatasetError: More than the allowed share of images has failed.
         """
-        failed = [status for status in statuses if status.error]
         self._done += len(statuses)
-        self._failed += len(failed)
+        self._failed += sum(bool(status.error) for status in statuses)
         self._bar.set_postfix(failed=self._failed, refresh=False)
         self._bar.update(len(statuses))
-        if self._failed > self._max_failed:
-            raise DatasetError(
-                f"data.max_failed_fraction: too many images fail, got {self._failed} of {self._rows}, "
-                f"the last one {failed[-1].error!r}. Expected at most a share of {self._fraction:g}. "
-                "Mend the images or raise data.max_failed_fraction."
-            )
+        self._example = next((status.error for status in statuses if status.error), self._example)
+        refuse_failures(self._failed, self._rows, self._fraction, self._example)
         now = time.monotonic()
         if not self._on_terminal and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
@@ -72,6 +67,20 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
+
+
+def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example: str) -> None:
+    """Stops a run in which too much fails.
+
+    Raises:
+        DatasetError: More than this share of all rows has failed.
+    """
+    # The quotient is rounded the way the user's decimal number was: 29 of 100 is 0.29.
+    if failed / rows > max_failed_fraction:
+        raise DatasetError(
+            f"data.max_failed_fraction: too many images fail, got {failed} of {rows}, e.g. {example!r}. Expected "
+            f"at most a share of {max_failed_fraction:g}. Mend the images or raise data.max_failed_fraction."
+        )
 
 
 def _clock(seconds: float) -> str:

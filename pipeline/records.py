@@ -243,7 +243,7 @@ class RunSpec:
 
 
 class Sink(Protocol):
-    """Where the loop's results go. The store's writer is one; a sink that drops all is used to time the rest."""
+    """Where the loop's results go. The store's writer is one."""
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
         """Takes what became of some images. Features of an image may come before or after its status."""

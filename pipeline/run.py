@@ -114,7 +114,7 @@ def fail(error: PipelineError) -> NoReturn:
 
 def stop(word: str, exit_code: int) -> NoReturn:
     """Says that a signal stopped the run, and leaves."""
-    print(f"{word}: finished shards are kept. Run the same command again to go on.", file=sys.stderr)
+    print(f"{word}: finished shards are kept. Run the command again, with output.existing=resume, to go on.", file=sys.stderr)
     sys.exit(exit_code)
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +13,7 @@ from .config import Options
 from .extract import Step
 from .images.resample import ResizeSpec, dct_reduction, hand_over
 from .network.fitting import NativeLimit
+from .network.start import load_tensorflow
 from .network.weights import Weights
 from .records import Batch, Manifest, RunSpec
 
@@ -47,8 +44,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     Raises:
         OptionError: The device asked for is not there.
     """
-    with _silent_start():
-        import_module("tensorflow")
+    load_tensorflow()
     from .images.loader import load_batches
     from .images.preprocess import FixedSize, NativeSize
     from .network.device import choose_device
@@ -88,23 +84,3 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         return load_batches(manifest, indices, batch_size=device.batch_size, workers=workers, reduce=reduce, ratio_for=ratio_for)
 
     return Stages(device, load, preprocess, network)
-
-
-@contextmanager
-def _silent_start() -> Iterator[None]:
-    """Keeps from the terminal what TensorFlow's C++ part writes while it loads, and lowers its voice after.
-
-    It tells of CPU instructions and missing GPU drivers on file descriptor 2, where no setting of its own reaches it.
-    What is wrong with an installation comes as an exception all the same.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)

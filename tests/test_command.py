@@ -162,9 +162,11 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
 
 def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, Any], images: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in (finished[0] / "shards").iterdir()}
+    report = (finished[0] / "report.json").read_text()
     result = call(f"data.dir={images}", *WHOLE, cwd=images.parent)
     assert result.returncode == 0, result.stderr
     assert "33 finished by an earlier run" in result.stderr
+    assert (finished[0] / "report.json").read_text() == report
     assert stamps == {path: path.stat().st_mtime_ns for path in (finished[0] / "shards").iterdir()}
 
 
@@ -205,7 +207,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was_and_ends_with_the_same_bits(
     if moment != signal.SIGKILL:
         assert not list(shards.glob("*.partial"))
         assert "Traceback" not in said
-        assert "Run the same command again to go on." in said.splitlines()[-1]
+        assert "Run the command again, with output.existing=resume, to go on." in said.splitlines()[-1]
     assert 0 < len(list(shards.glob("*.h5"))) < 17
     result = call(*arguments, "name=stopped", "batch_size=7", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -239,11 +241,31 @@ def test_all_images_failing_is_an_error(tmp_path: Path) -> None:
     assert 'all 3 images failed, got e.g. "not an image' in result.stderr.splitlines()[-1]
 
 
-def test_too_many_failures_stop_the_run(images: Path, tmp_path: Path) -> None:
-    result = call(f"data.dir={images}", *QUICK, "data.max_failed_fraction=0.05", "batch_size=4", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "error: data.max_failed_fraction: too many images fail, got 2 of 33" in result.stderr.splitlines()[-1]
-    assert not list(tmp_path.glob("outputs/*/shards/*.partial"))
+def test_too_many_failures_stop_the_run_and_every_later_one(images: Path, tmp_path: Path) -> None:
+    arguments = [f"data.dir={images}", *QUICK, "data.max_failed_fraction=0.05", "batch_size=4", "output.images_per_shard=4"]
+    for _ in range(2):
+        result = call(*arguments, cwd=tmp_path)
+        assert result.returncode == 1
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("error: data.max_failed_fraction: too many images fail, got 2 of 33, e.g. '"), last
+        assert not list(tmp_path.glob("outputs/*/shards/*.partial"))
+    log = (tmp_path / "outputs/imgs-vgg19/run.log").read_text()
+    assert log.count("ERROR data.max_failed_fraction: too many images fail") == 2
+    assert "untrained" in log
+    assert "images: 33 under" in log
+    # What is finished stays, and a higher limit goes on with it.
+    result = call(*arguments, "data.max_failed_fraction=0.5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    # All shards are there now; the lower limit still holds.
+    assert call(*arguments, cwd=tmp_path).returncode == 1
+
+
+def test_a_run_that_cannot_start_replaces_nothing(finished: tuple[Path, Any], images: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished[0].rglob("*") if path.name != ".lock"}
+    result = call(f"data.dir={images}", *WHOLE, "output.existing=replace", "runtime.device=gpu", cwd=images.parent)
+    assert result.returncode == 2
+    assert "runtime.device: TensorFlow sees no GPU here" in result.stderr.splitlines()[-1]
+    assert {path: path.stat().st_mtime_ns for path in finished[0].rglob("*") if path.name != ".lock"} == before
 
 
 WRONG = [
@@ -321,3 +343,23 @@ def test_the_table_of_layers_is_printed(tmp_path: Path) -> None:
     assert "90 x 160 x 512" in next(line for line in lines if " relu5_4 " in line)
     wrong = call("data.size=null", cwd=tmp_path, module="pipeline.layers")
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "generation", ["old", pytest.param("new", marks=pytest.mark.slow), pytest.param("pre11", marks=pytest.mark.slow)]
+)
+def test_weights_from_a_file_give_the_features_of_the_same_weights_drawn(
+    generation: str, images: Path, tmp_path: Path, random_weights: Any
+) -> None:
+    from pipeline.network.matconvnet_writer import write_matconvnet
+
+    write_matconvnet(tmp_path / "file.mat", random_weights(), generation)
+    arguments = [f"data.dir={images / 'class 1'}", "data.size=32", "layers=[relu1_1,relu4_1]", f"output.dir={tmp_path}"]
+    for name, weights in (("drawn", "random"), ("read", str(tmp_path / "file.mat"))):
+        result = call(*arguments, f"network.weights={weights}", f"name={name}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert "untrained" not in result.stderr
+    drawn, read = open_run(tmp_path / "drawn"), open_run(tmp_path / "read")
+    assert drawn.attributes["weights_sha256"] == read.attributes["weights_sha256"]
+    for layer in ("relu1_1", "relu4_1"):
+        np.testing.assert_array_equal(drawn[layer][:], read[layer][:])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError
-from pipeline.images.manifest import RESERVED_COLUMNS, list_folder, read_list
+from pipeline.images.manifest import list_folder, read_list
 from pipeline.records import Manifest
 
 
@@ -344,14 +344,14 @@ def test_a_table_without_a_path_column_is_refused(tmp_path: Path) -> None:
     assert "got an empty file" in refused(tmp_path, "", "l.csv")
 
 
-@pytest.mark.parametrize("column", [*RESERVED_COLUMNS, "a/b", "."])
-def test_columns_that_cannot_be_stored_are_refused(tmp_path: Path, column: str) -> None:
-    text = refused(tmp_path, f"path,{column}\na.jpg,1\n", "l.csv")
-    assert f"columns that cannot be kept, got ['{column}']. Expected names that occur once" in text
+def test_columns_that_the_store_uses_itself_are_kept_for_it_to_rename(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,width,height,a/b\na.jpg,640,480,x\n")
+    manifest = read_list(tmp_path / "l.csv")
+    assert dict(manifest.metadata) == {"width": ("640",), "height": ("480",), "a/b": ("x",)}
 
 
 def test_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
-    assert "columns that cannot be kept, got ['x']." in refused(tmp_path, "path,x,x\na.jpg,1,2\n", "l.csv")
+    assert "columns of the same name, got ['x']." in refused(tmp_path, "path,x,x\na.jpg,1,2\n", "l.csv")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_finished_shards(tmp_p
     line, end = ended.stdout.splitlines()
     assert end == "end"
     assert ".h5.partial: the file would be larger than this system allows, got EFBIG. " in line
-    assert line.endswith("then run again: finished shards are kept.")
+    assert line.endswith("then run again with output.existing=resume: finished shards are kept.")
     finished = {name for name in files_in(tmp_path) if name.startswith("shards/")}
     assert finished == ({"shards/shard-00000-of-00003.h5"} if limit_bytes >= 100_000 else set())
 
@@ -99,7 +99,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_finished_shards(tmp_p
 def test_whatever_the_disk_refuses_is_one_line(error: Exception, words: str) -> None:
     line = str(disk.write_error(Path("run/shards/a.h5"), error))
     assert line.startswith(f"run/shards/a.h5: {words}. Expected a folder that can be written. ")
-    assert line.endswith(", then run again: finished shards are kept.")
+    assert line.endswith(", then run again with output.existing=resume: finished shards are kept.")
     assert "\n" not in line
 
 

@@ -177,6 +177,7 @@ def test_the_table_of_images_has_the_columns_of_the_format_and_the_list(folder: 
     assert images["key"][8] == "folder2/image é8.jpg"
     assert np.flatnonzero(images["status"] == "failed").tolist() == [3]
     assert open_run(folder)["conv1_1"][images["label"] == "folder1"].shape == (3, 5, 4, 3)
+    assert images.get("hight", "none") == "none"
     with pytest.raises(StoreError, match=r"features\.h5: no such column, got 'hight'\. Expected one of: height"):
         images["hight"]
 

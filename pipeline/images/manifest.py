@@ -29,9 +29,6 @@ from ..errors import DatasetError
 from ..records import Manifest
 from .decode import image_extensions
 
-# Names of the image table that a list's own columns would overwrite. Source: DESIGN.md, section 3.
-RESERVED_COLUMNS = ("key", "status", "error", "height", "width", "bytes", "sha256")
-
 # Folders that file systems keep for themselves; some can be read by nobody else, which is no reason to stop.
 SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX"})
 
@@ -279,17 +276,15 @@ def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]
         ) from error
     # Data frames are often saved with an index, whose column has no name.
     header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
-    wrong = [name for name in header if name in RESERVED_COLUMNS or "/" in name or name == "."]
     if "path" not in header:
         raise DatasetError(
             f"data.list: {str(path)!r}: no column 'path', got {header or 'an empty file'}. Expected a first line that "
             "names the columns, one of them path. Add it, or rename the column that holds the paths."
         )
-    if wrong or len(set(header)) < len(header):
+    if len(set(header)) < len(header):
         twice = [name for name, count in Counter(header).items() if count > 1]
         raise DatasetError(
-            f"data.list: {str(path)!r}: columns that cannot be kept, got {wrong or twice}. Expected names that occur once, "
-            f"have no '/' and are none of {', '.join(RESERVED_COLUMNS)}. Rename them."
+            f"data.list: {str(path)!r}: columns of the same name, got {twice}. Expected names that occur once. Rename them."
         )
     columns = {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
     if "" in columns["path"]:

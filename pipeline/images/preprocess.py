@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -49,13 +49,6 @@ class Step(NamedTuple):
     images: Any
 
 
-class Preprocess(Protocol):
-    """What the loop asks of this room."""
-
-    def __call__(self, batch: Batch) -> Iterator[Step]:
-        """Gives the images of a batch that did not fail, in order."""
-
-
 class NativeSize:
     """Removes the mean colour and leaves each image its own size: one step an image.
 
@@ -65,8 +58,9 @@ class NativeSize:
     """
 
     def __init__(self, mean_pixel: NDArray[np.float64], device: str) -> None:
-        self._mean = tf.constant(mean_pixel, tf.float32)
         self._device = device
+        with tf.device(device):
+            self._mean = tf.constant(mean_pixel, tf.float32)
 
     def __call__(self, batch: Batch) -> Iterator[Step]:
         """Gives one image a step, (1, h, w, 3)."""
@@ -96,7 +90,8 @@ class FixedSize:
 
     def __init__(self, spec: ResizeSpec, mean_pixel: NDArray[np.float64], device: str, step_images: int) -> None:
         self._spec = spec
-        self._mean = tf.constant(mean_pixel, tf.float32)
+        with tf.device(device):
+            self._mean = tf.constant(mean_pixel, tf.float32)
         self._device = device
         self._step_images = step_images
         offsets, vector = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.int32)

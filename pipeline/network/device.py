@@ -27,7 +27,8 @@ class Device(NamedTuple):
         name: TensorFlow's name, ``/CPU:0`` or ``/GPU:0``.
         kind: ``cpu`` or ``gpu``.
         batch_size: Images read and resized together.
-        step_images: Images that the network takes at a time; the same for every step.
+        step_images: Images that the network takes at a time; the same for every step. On a GPU it is the batch size, so there
+            the batch size can change a number, within the contract's tolerance; on a CPU it is 1 and cannot.
     """
 
     name: str
@@ -48,6 +49,8 @@ def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, in
         OptionError: A GPU is asked for and TensorFlow sees none.
     """
     gpus = tf.config.list_physical_devices("GPU") if requested != "cpu" else []
+    # One process uses one GPU. Those it does not use it must not see: TensorFlow would reserve their memory.
+    tf.config.set_visible_devices(gpus[:1], "GPU")
     if requested == "gpu" and not gpus:
         raise OptionError(
             "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device and the `gpu` extra "
@@ -60,8 +63,8 @@ def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, in
     kind = "gpu" if gpus else "cpu"
     if size_px is None:
         return Device(f"/{kind.upper()}:0", kind, batch_size or NATIVE_BATCH, 1)
-    if not gpus:
-        return Device("/CPU:0", kind, batch_size or CPU_BATCH, 1)
     fitting = max(1, GPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
+    if not gpus:
+        return Device("/CPU:0", kind, batch_size or min(CPU_BATCH, fitting), 1)
     chosen = batch_size or min(GPU_BATCH, fitting)
     return Device("/GPU:0", kind, chosen, chosen)

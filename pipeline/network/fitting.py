@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from ..records import FeatureSpec
 from .layers import output_shapes, smallest_side_px
 
 FLOAT_BYTES = 4
+
+MEMORY_WHERE_NOBODY_TELLS_BYTES = 16 << 30
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # A convolution reads one layer, makes another, and a third waits to be written; the encoder needs some more.
 LAYERS_IN_MEMORY = 4
@@ -34,7 +38,7 @@ class NativeLimit:
         self._deepest = features[-1].layer
         self._pool_padding = pool_padding
         self._smallest_px = smallest_side_px(network, self._deepest, pool_padding)
-        self._memory_bytes = memory_bytes if memory_bytes is not None else _machine_bytes() * 3 // 4
+        self._memory_bytes = usable_bytes() if memory_bytes is None else memory_bytes
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Gives the image (h, w, 3) uint8 back.
@@ -47,9 +51,7 @@ class NativeLimit:
             raise ImageError(
                 f"too small: {height} x {width} px, layer {self._deepest.name} needs sides of {self._smallest_px} px"
             )
-        shapes = output_shapes(self._network, (height, width), self._pool_padding)
-        largest = max(math.prod(shape) for shape in shapes.values()) * FLOAT_BYTES
-        needed = largest * LAYERS_IN_MEMORY
+        needed = needed_bytes(self._network, (height, width), self._pool_padding)
         if needed > self._memory_bytes:
             raise ImageError(
                 f"too large for memory: {height} x {width} px need {needed / 1e9:.0f} GB at native size, "
@@ -58,8 +60,24 @@ class NativeLimit:
         return pixels
 
 
+def needed_bytes(network: str, size_px: tuple[int, int], pool_padding: str) -> int:
+    """Gives about the memory that the network needs for one image of this size."""
+    shapes = output_shapes(network, size_px, pool_padding)
+    return max(math.prod(shape) for shape in shapes.values()) * FLOAT_BYTES * LAYERS_IN_MEMORY
+
+
+def usable_bytes() -> int:
+    """Gives the memory that may be used for an image: three quarters of the machine's or the container's."""
+    return _machine_bytes() * 3 // 4
+
+
 def _machine_bytes() -> int:
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
-        return 16 << 30
+        return MEMORY_WHERE_NOBODY_TELLS_BYTES
+    try:
+        # Source: Linux, Documentation/admin-guide/cgroup-v2.rst: the limit of this container, or the word "max".
+        return min(physical, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return physical

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ..errors import NetworkError
 from ..records import LayerSpec
 from .layers import layer_table, output_shapes
 from .weights import Weights
@@ -66,11 +67,22 @@ class Network:
                 done = layer.network_index + 1
 
     def __call__(self, images: Any) -> Iterator[tuple[str, Any]]:
-        """Gives (name, activations (n, h, w, c) float32 on the device) for each wanted layer, computed when asked for."""
+        """Gives (name, activations (n, h, w, c) float32 on the device) for each wanted layer, computed when asked for.
+
+        Raises:
+            NetworkError: The device is out of memory.
+        """
         values = images
         for name, segment in self._segments:
-            with tf.device(self._device):
-                values = segment(values)
+            try:
+                with tf.device(self._device):
+                    values = segment(values)
+            except tf.errors.ResourceExhaustedError as error:
+                shape = " x ".join(map(str, values.shape))
+                raise NetworkError(
+                    f"{name}: the device is out of memory, got an input of {shape} float32. Expected room for it. "
+                    "Lower batch_size or data.size, or use runtime.device=cpu."
+                ) from error
             yield name, values
 
     def _compile(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Any:

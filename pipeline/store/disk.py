@@ -25,6 +25,7 @@ _CAUSES = {
     errno.ENOENT: ("the folder has been removed", "Leave the folder alone while the run lives"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder with name=..."),
     errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another folder with name=..."),
+    errno.EMFILE: ("too many files are open", "Lower batch_size or raise the limit (ulimit -n)"),
     errno.EIO: ("the disk failed", "Check the disk"),
 }
 
@@ -36,7 +37,7 @@ def write_error(path: Path, error: BaseException) -> StoreError:
     got = errno.errorcode.get(number) or " ".join(str(error).split())[:200]
     return StoreError(
         f"{path}: {happened}, got {got}. Expected a folder that can be written. "
-        f"{remedy}, then run again: finished shards are kept."
+        f"{remedy}, then run again with output.existing=resume: finished shards are kept."
     )
 
 
@@ -73,11 +74,16 @@ def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable, where the system can."""
     if os.name != "posix":  # Windows opens no folders and orders its own metadata.
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        # Source: fsync(2): file systems that cannot sync a folder say so with EINVAL; the file itself has been synced.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+            raise
 
 
 def remove(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +14,7 @@ from ..errors import LockedError, StoreError
 from ..records import RunSpec, ShardSpec
 from . import disk, format, tables
 
-RESUME, REPLACE, FAIL = "resume", "replace", "fail"
+REPLACE, FAIL = "replace", "fail"
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +26,24 @@ class RunFolder:
         path: The folder.
         finished: Numbers of the shards that are there and belong to the run.
         missing: The others, in order: those to make.
+        replaced: Files of an earlier run that :meth:`make_room` will remove.
     """
 
-    def __init__(self, path: Path, lock: FileLock, finished: frozenset[int], spec: RunSpec) -> None:
+    def __init__(self, path: Path, lock: FileLock, finished: frozenset[int], spec: RunSpec, replaced: Sequence[Path]) -> None:
         self.path = path
+        self.replaced = tuple(replaced)
         self.finished = finished
         self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in spec.shards() if shard.number not in finished)
         self._lock = lock
+
+    def make_room(self) -> None:
+        """Removes what is to be replaced. Not done before everything that could still refuse the run has agreed.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        for path in self.replaced:
+            disk.remove(path)
 
     def close(self) -> None:
         """Lets others write the folder."""
@@ -51,8 +62,9 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
     Args:
         folder: Where the run is written; made if missing.
         spec: The run.
-        existing: ``resume``: keep finished shards of the same run, refuse those of another; ``replace``: remove what this
-            program has written there, and nothing else; ``fail``: refuse a folder that holds results.
+        existing: ``resume``: keep finished shards of the same run, refuse those of another; ``replace``: what this program
+            has written there, and nothing else, is removed by :meth:`RunFolder.make_room`; ``fail``: refuse a folder that
+            holds results.
 
     Raises:
         LockedError: A live process writes the folder.
@@ -66,14 +78,14 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
     lock = _take_lock(folder)
     try:
         if existing == REPLACE:
-            _remove_all(folder)
+            return RunFolder(folder, lock, frozenset(), spec, _all_files(folder))
         results = _results(folder)
         if existing == FAIL and results:
             raise StoreError(
                 f"{folder}: the folder holds results, got {len(results)} files from {results[0].name} on. Expected none, since "
                 f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
             )
-        return RunFolder(folder, lock, _keep(folder, spec), spec)
+        return RunFolder(folder, lock, _keep(folder, spec), spec, ())
     except BaseException:
         lock.release()
         raise
@@ -96,7 +108,7 @@ def _take_lock(folder: Path) -> FileLock:
             f"{folder}: another run writes this folder, got a lock held by a live process. Expected one run at a time. "
             f"Wait for it or stop it, or choose another folder with name=..."
         ) from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         raise disk.write_error(folder / format.LOCK_NAME, error) from error
     return lock
 
@@ -113,12 +125,12 @@ def _results(folder: Path) -> list[Path]:
     ]
 
 
-def _remove_all(folder: Path) -> None:
+def _all_files(folder: Path) -> list[Path]:
+    """Gives everything this program has written in a folder, in the order in which to remove it."""
     # The index first: while it is there, a reader takes the run for whole.
-    for path in reversed(_results(folder)):
-        disk.remove(path)
-    for name in format.COMPANION_NAMES:
-        disk.remove(folder / name)
+    companions = [folder / name for name in format.COMPANION_NAMES]
+    written = [*reversed(_results(folder)), *companions, *map(disk.partial_path, companions)]
+    return [path for path in written if path.is_file()]
 
 
 def _keep(folder: Path, spec: RunSpec) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -50,7 +51,8 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             file.flush()
         disk.publish(path)
     except disk.HDF5_ERRORS as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise disk.write_error(partial, error) from error
     return path
 

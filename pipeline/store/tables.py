@@ -28,6 +28,13 @@ class DamagedError(StoreError):
     """A file of the store is not as it was written; making it again mends it."""
 
 
+class ColumnError(StoreError, KeyError):
+    """There is no such column in the table of images; a KeyError too, as a mapping's users expect."""
+
+    # KeyError's own would put the message in quotes.
+    __str__ = StoreError.__str__
+
+
 def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> None:
     """Writes the attributes of the root.
 
@@ -242,7 +249,7 @@ class Table(Mapping[str, Column]):
 
     def __getitem__(self, name: str) -> Column:
         if name not in self._names:
-            raise StoreError(
+            raise ColumnError(
                 f"{self._path}: no such column, got {name!r}. Expected one of: {nearest(str(name), self._names)}. "
                 f"The columns are in list(run.images)."
             )

@@ -1,0 +1,99 @@
+"""What the README promises is run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.schema import CHOICES, known_keys
+from pipeline.store import format
+
+from .test_command import REPOSITORY, call
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make extract` makes, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(REPOSITORY / "tests/photographs", folder / "tests/photographs")
+    result = call("data.dir=tests/photographs", "name=samples", "network.weights=random", "layers=[relu4_1]", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_every_block_of_python_runs_and_gives_what_it_says(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(samples)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(block, names)
+        assert names["features"].shape == (28, 28, 512)
+        assert names["features"].dtype == "float32"
+        if "run" in names:
+            assert names["run"].layers == ("relu4_1",)
+            assert len(names["run"]) == 7
+            assert (names["row"], names["labels"][names["row"]]) == (0, "animals")
+            assert names["good"].all()
+            assert names["some"].shape == (3, 28, 28, 512)
+            names["run"].close()
+        else:
+            assert names["key"] == "sky/hubble.jpg"
+
+
+def test_every_option_is_in_the_table() -> None:
+    table = README.split("## Options")[1].split("\n## ")[0]
+    for key in known_keys():
+        if key == "network.name":
+            key = "network"
+        assert f"`{key}`" in table, key
+    for key, values in CHOICES.items():
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{key.removesuffix('.name')}`"))
+        for value in values:
+            assert f"`{value}`" in row, (key, value)
+
+
+def test_every_column_and_every_room_is_named() -> None:
+    for column in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
+        assert f"`/images/{column}`" in README, column
+    for folder in ("images", "network", "store"):
+        assert f"{folder}/ " in README
+
+
+def make(*arguments: str) -> str:
+    result = subprocess.run(["make", "-n", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def test_make_passes_data_layers_and_arguments_on() -> None:
+    said = make("extract", "DATA=my imgs", "LAYERS=relu4_1,relu5_1", "ARGS=batch_size=8 data.size=64")
+    assert """-m pipeline.run 'data.dir="my imgs"' 'layers=[relu4_1,relu5_1]' batch_size=8 data.size=64""" in said
+    assert "untrained" not in said
+
+
+def test_make_without_data_takes_the_samples_and_says_what_the_weights_are() -> None:
+    said = make("extract")
+    assert "These weights are untrained" in said
+    assert "data.dir=tests/photographs name=samples network.weights=random" in said
+
+
+def test_make_help_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+    assert targets
+    for target in targets[1].split():
+        assert f"make {target} " in listed, target
+
+
+def test_the_samples_are_credited() -> None:
+    credits = (REPOSITORY / "tests/photographs/CREDITS.md").read_text()
+    pictures = [path for path in (REPOSITORY / "tests/photographs").glob("*/*") if path.suffix in (".jpg", ".png")]
+    assert len(pictures) >= 5
+    for path in pictures:
+        assert f"`{path.parent.name}/{path.name}`" in credits
