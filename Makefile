@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 DATA ?=
 LAYERS ?= relu4_1
 ARGS ?=
+# As typed, through the environment: neither make nor the shell reads a path's quotes and dollars.
+export DATA_AS_TYPED := $(value DATA)
+export LAYERS_AS_TYPED := $(value LAYERS)
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -17,11 +20,11 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 extract: $(VENV)/.ready ## extract features: [DATA=imgs] [LAYERS=relu4_1,relu5_1] [ARGS="batch_size=8"]
-ifeq ($(strip $(DATA)),)
+ifeq ($(strip $(value DATA)),)
 	@echo "No DATA given: sample photographs, random weights. These weights are untrained; the real ones: make extract DATA=imgs"
-	@$(BIN)/python -m pipeline.run data.dir=tests/photographs name=samples network.weights=random 'layers=[$(LAYERS)]' $(ARGS)
+	@$(BIN)/python -m pipeline.run data.dir=tests/photographs name=samples network.weights=random "layers=[$$LAYERS_AS_TYPED]" $(ARGS)
 else
-	@$(BIN)/python -m pipeline.run 'data.dir="$(DATA)"' 'layers=[$(LAYERS)]' $(ARGS)
+	@$(BIN)/python -m pipeline.run "data.dir=$$DATA_AS_TYPED" "layers=[$$LAYERS_AS_TYPED]" $(ARGS)
 endif
 
 layers: $(VENV)/.ready ## print the table of layers: [ARGS="network=vgg16 data.size=256"]

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .config import Options
 from .errors import DatasetError, StoreError
 from .extract import extract
+from .freshness import refuse_changed_images
 from .images import manifest as manifests
 from .journal import LOGGER as _log
 from .journal import to_file, to_terminal
@@ -121,8 +122,8 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
     needed = folder.expected_bytes(spec, run_folder.missing)
     words = "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression"
     _log.info(
-        "output: %d images, %s, in %d shards under %s; %s free",
-        *(rows, words, len(run_folder.missing), options.folder, words_for_bytes(free)),
+        "output: %d images, %s, in %s under %s; %s free",
+        *(rows, words, _counted(len(run_folder.missing), "shard"), options.folder, words_for_bytes(free)),
     )
     if needed is not None and needed > free:
         text = f"{options.folder}: the features may not fit, got {words_for_bytes(free)} free for {words_for_bytes(needed)}"
@@ -193,7 +194,7 @@ def _extract_missing(
         writer = Writer(options.folder, spec, run_folder.missing, workers)
         # Last in, first out: reading stops before what is unfinished is dropped.
         stack.push(lambda kind, error, trace: writer.abort() if kind else None)
-        progress = Progress(rows, rows - len(indices), errors_before, options.data.max_failed_fraction)
+        progress = Progress(spec.manifest.keys, rows - len(indices), errors_before, options.data.max_failed_fraction)
         stack.enter_context(progress)
         stack.enter_context(logging_redirect_tqdm([_log]))
         batches = stack.enter_context(closing(stages.load(spec.manifest, indices, workers)))
@@ -212,21 +213,31 @@ def usable_cores() -> int:
 
 
 def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> list[str]:
-    """Gives why rows of the finished shards failed; warns where other versions of the libraries have made them."""
+    """Gives why rows of the finished shards failed; says where other libraries or another compression have made them.
+
+    Raises:
+        StoreError: An image has changed since.
+    """
     errors: list[str] = []
     others: set[str] = set()
     for shard in spec.shards():
         if shard.number in run_folder.finished:
             with open_run(path / format.SHARD_FOLDER / shard.file_name) as found:
+                created, root = str(found.attributes["created"]), str(found.attributes["data_root"])
+                refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
                 errors += [error for error in found.images["error"] if error]
+                if found.attributes["compression"] != spec.compression:
+                    others.add(f"compression {found.attributes['compression']}, now {spec.compression}")
                 for name, text in spec.attributes.items():
                     if name.startswith("version_") and name in found.attributes and found.attributes[name] != text:
                         others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
     if others and run_folder.missing:
-        _log.warning(
-            "versions: finished shards were made with %s; bits may differ, within the tolerance", "; ".join(sorted(others))
-        )
+        _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
     return errors
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _index_is_whole(path: Path, spec: RunSpec) -> bool:

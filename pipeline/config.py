@@ -19,6 +19,8 @@ LARGEST_SIDE_PX = 8192
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
 LARGEST_SEED = 2**64 - 1
+# What network.weights may say besides the path of a file.
+WEIGHTS = ("imagenet", "matconvnet", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
         batch_size=_count("batch_size", values["batch_size"], LARGEST_BATCH),
         network=NetworkOptions(
             name=network["name"],
-            weights=_text("network.weights", network["weights"], "imagenet, matconvnet, random or a file"),
+            weights=_weights(network["weights"]),
             pooling=network["pooling"],
             pool_padding=network["pool_padding"],
             kernel_order=network["kernel_order"],
@@ -217,8 +219,9 @@ def check_layers(value: Any) -> tuple[str, ...]:
 
 def _wrong(key: str, value: Any, rule: str, allowed: Sequence[str] = ()) -> OptionError:
     near = nearest(str(value), allowed) if allowed else ""
-    hint = f" Did you mean {near}?" if near and near != ", ".join(allowed) else f" Set {key} to one of these."
-    return OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}.{hint}")
+    is_near = near and near != ", ".join(allowed)
+    hint = f"Did you mean {near}?" if is_near else "Run `python -m pipeline.run --help` for all options."
+    return OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}. {hint}")
 
 
 def _count(key: str, value: Any, largest: int) -> int | None:
@@ -241,9 +244,23 @@ def _text(key: str, value: Any, rule: str) -> str:
     return value
 
 
+def _weights(value: Any) -> str:
+    text = _text("network.weights", value, f"{', '.join(WEIGHTS)} or a file")
+    if text not in WEIGHTS and not _expanded(text).exists():
+        raise _wrong("network.weights", text, f"one of: {', '.join(WEIGHTS)}, or a file that exists", WEIGHTS)
+    return text if text in WEIGHTS else str(_expanded(text))
+
+
 def _path(key: str, value: Any) -> Path | None:
     # Hydra reads 2024 as a number; as a path it is a folder's name.
-    return None if value is None else Path(_text(key, str(value), "a path")).expanduser()
+    return None if value is None else _expanded(_text(key, str(value), "a path"))
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~ and the name of nobody
+        return Path(text)
 
 
 def _name(value: Any, source: Path, network: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -38,7 +38,9 @@ def to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
     except OSError as error:
         raise disk.write_error(path, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    with closing(handler):
+    # A full disk stops the run by its own error; that the log cannot be written then is no news.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    with _closing(handler):
         for record in kept.buffer:
             handler.handle(record)
         try:
@@ -49,6 +51,15 @@ def to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
             text = str(error) if isinstance(error, PipelineError) else f"stopped by {type(error).__name__} {error}".strip()
             handler.handle(LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, text, (), None))
             raise
+
+
+@contextmanager
+def _closing(handler: logging.Handler) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            handler.close()
 
 
 @contextmanager

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from .config import check_choice, check_layers, check_size
-from .errors import OptionError, PipelineError
+from .errors import OptionError
 from .network.layers import layer_table, multiply_adds, output_shapes, resolve_layers
 from .report import words_for_bytes
-from .run import configuration_folder, fail, wrong_override
-from .schema import AUTO, Schema
+from .run import answered, compose, configuration_folder
+from .schema import AUTO
 
 FLOAT_BYTES = {"float32": 4, "float16": 2}
 HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")
@@ -62,7 +57,7 @@ def table(network: str, size_px: tuple[int, int], pool_padding: str, dtype: str,
 
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="config")
 def _print(config: DictConfig) -> None:
-    try:
+    with answered():
         values: Any = OmegaConf.to_container(config, resolve=True)
         size_px = check_size(values["data"]["size"])
         if size_px is None:
@@ -78,22 +73,12 @@ def _print(config: DictConfig) -> None:
         print(
             f"{network}, input {size_px[0]} x {size_px[1]} px, {dtype}, pool_padding {chosen}; * = layers of this configuration"
         )
-        print(table(network, size_px, chosen, dtype, check_layers(values["layers"])))
-    except PipelineError as error:
-        fail(error)
+        print(table(network, size_px, chosen, dtype, check_layers(values["layers"])), flush=True)
 
 
 def main() -> None:
     """Prints the table; leaves with exit code 2 for a wrong option."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    ConfigStore.instance().store(name="schema", node=Schema)
-    try:
-        _print()
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(wrong_override(error))
-    except BrokenPipeError:
-        # The reader of a pipe, `head` for instance, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    compose(_print)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         config_yaml: All options as composed, stored with the data.
 
     Raises:
-        NetworkError: The input is too small for a layer.
+        OptionError: The input is too small for a layer.
     """
     data, network, output = options.data, options.network, options.output
     features = plan_features(network.name, layers, data.size_px, weights.pool_padding)
@@ -48,7 +48,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "network.kernel_order": network.kernel_order,
         "layers": ",".join(layer.name for layer in layers),
         "data.size": "native" if data.size_px is None else f"{data.size_px[0]}x{data.size_px[1]}",
-        "images": manifest.digest,
+        "images": f"{len(manifest)} rows, digest {manifest.digest}",
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
@@ -67,6 +67,8 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "weights": weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}",
         "weights_sha256": weights.sha256,
         "preprocess": _preprocess_words(options),
+        "compression": output.compression,
+        "data_root": manifest.root,
         "mean_pixel": weights.mean_pixel,
         **{f"version_{name}": text for name, text in versions().items()},
     }

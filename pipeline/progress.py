@@ -14,6 +14,8 @@ from .errors import DatasetError
 from .records import ImageStatus
 
 LINE_EVERY_SECONDS = 30.0
+# Failed images that are named while the run goes on.
+FAILURES_SAID = 20
 
 _log = logging.getLogger(__name__)
 
@@ -22,14 +24,17 @@ class Progress:
     """Counts rows as they are done.
 
     Args:
-        rows: Of the run.
+        keys: Of all rows of the run.
         rows_before: Finished by an earlier run.
         errors_before: Why some of these failed.
         max_failed_fraction: The run stops when more than this share of all rows has failed.
     """
 
-    def __init__(self, rows: int, rows_before: int, errors_before: Sequence[str], max_failed_fraction: float) -> None:
+    def __init__(self, keys: Sequence[str], rows_before: int, errors_before: Sequence[str], max_failed_fraction: float) -> None:
+        rows = len(keys)
         self._rows = rows
+        self._keys = keys
+        self._said = 0
         self._done = rows_before
         self._before = rows_before
         self._failed = len(errors_before)
@@ -51,7 +56,10 @@ class Progress:
         self._failed += sum(bool(status.error) for status in statuses)
         self._bar.set_postfix(failed=self._failed, refresh=False)
         self._bar.update(len(statuses))
-        self._example = next((status.error for status in statuses if status.error), self._example)
+        for status in statuses:
+            if status.error:
+                self._example = status.error
+                self._say_failed(status)
         refuse_failures(self._failed, self._rows, self._fraction, self._example)
         now = time.monotonic()
         if not self._on_terminal and now - self._last_line >= LINE_EVERY_SECONDS:
@@ -61,6 +69,13 @@ class Progress:
             _log.info(
                 "%d of %d images, %d failed, %.2f images/s, %s left", self._done, self._rows, self._failed, rate, _clock(left)
             )
+
+    def _say_failed(self, status: ImageStatus) -> None:
+        if self._said < FAILURES_SAID:
+            _log.warning("failed: %r: %s", self._keys[status.index], status.error)
+        elif self._said == FAILURES_SAID:
+            _log.warning("failed: further ones are only counted here; all reasons are in /images/error")
+        self._said += 1
 
     def __enter__(self) -> Progress:
         return self
@@ -79,7 +94,8 @@ def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example:
     if failed / rows > max_failed_fraction:
         raise DatasetError(
             f"data.max_failed_fraction: too many images fail, got {failed} of {rows}, e.g. {example!r}. Expected "
-            f"at most a share of {max_failed_fraction:g}. Mend the images or raise data.max_failed_fraction."
+            f"at most a share of {max_failed_fraction:g}. Raise data.max_failed_fraction to go on, or "
+            "mend the images and start again with output.existing=replace."
         )
 
 

@@ -9,23 +9,30 @@ import os
 import re
 import signal
 import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .config import check_options, unknown_key
 from .errors import OptionError, PipelineError, nearest
-from .schema import Schema
+from .network.layers import plan_features, resolve_layers
+from .schema import AUTO, Schema
 
 # Source: POSIX shells report death by signal n as 128 + n.
 INTERRUPTED_EXIT_CODE = 130
 TERMINATED_EXIT_CODE = 143
+
+
+# Options whose value is a piece of text and nothing else.
+LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "network.weights")
 
 
 class Terminated(BaseException):
@@ -66,23 +73,55 @@ def wrong_override(error: Exception) -> OptionError:
     )
 
 
+def literal_arguments(arguments: Sequence[str]) -> list[str]:
+    """Gives the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
+
+    Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already, and the
+    commas of a sweep (``--multirun``), stay as they are. Layers with commas get their brackets.
+    """
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+    return [_literal_argument(argument) for argument in arguments]
+
+
+def _literal_argument(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if key == "layers" and "," in value and not value.startswith(("[", "'", '"')):
+        return f"layers=[{value}]"
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    if not equals or key not in LITERAL_OPTIONS or is_quoted or value == "null":
+        return argument
+    # Source: Hydra, "The extended override grammar", quoted values: backslashes count only before a quote; and OmegaConf:
+    # a backslash before ${ keeps it from being an interpolation.
+    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    value = re.sub(r'(\\*)(")', lambda match: match[1] * 2 + r"\"", value)
+    value = re.sub(r"(\\+)$", lambda match: match[1] * 2, value)
+    return f'{key}="{value}"'
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="config")
 def _run(config: DictConfig) -> None:
-    # Left from here: on an exception that comes out of this function Hydra prints lines of its own.
-    try:
+    with answered():
         values: Any = OmegaConf.to_container(config, resolve=True)
         options = check_options(values)
-        from .network.layers import resolve_layers
-
-        resolve_layers(options.network.name, options.layers)
+        layers = resolve_layers(options.network.name, options.layers)
+        padding = options.network.pool_padding
+        plan_features(options.network.name, layers, options.data.size_px, "same" if padding == AUTO else padding)
         from .assemble import run
 
         signal.signal(signal.SIGTERM, _terminate)
         run(options, OmegaConf.to_yaml(config, resolve=True))
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turns what ends a command into a line and an exit code, before Hydra sees it and prints lines of its own."""
+    try:
+        yield
     except PipelineError as error:
         fail(error)
     except OmegaConfBaseException as error:
@@ -91,19 +130,43 @@ def _run(config: DictConfig) -> None:
         stop("interrupted", INTERRUPTED_EXIT_CODE)
     except Terminated:
         stop("terminated", TERMINATED_EXIT_CODE)
+    except BrokenPipeError:
+        _forget_stdout()
+    except Exception:
+        # A mistake of the program's own. Said here, so that Hydra does not take it for one of the command line.
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _forget_stdout() -> None:
+    """Lets what is still to be printed go: the reader of the pipe, `head` for instance, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def compose(command: Callable[[], None]) -> None:
+    """Runs a command of Hydra's on the command line; what Hydra finds wrong before the command starts is a wrong option.
+
+    Args:
+        command: Decorated with ``hydra.main``; answers its own errors.
+    """
+    # Hydra would print its errors itself, over several lines and with its own exit code.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    ConfigStore.instance().store(name="schema", node=Schema)
+    sys.argv[1:] = literal_arguments(sys.argv[1:])
+    try:
+        command()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        stop("interrupted", INTERRUPTED_EXIT_CODE)
+    except BrokenPipeError:
+        _forget_stdout()
+    except Exception as error:
+        fail(wrong_override(error))
 
 
 def main() -> None:
     """Runs the command; leaves with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    # Hydra would print its errors itself, over several lines and with its own exit code.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    ConfigStore.instance().store(name="schema", node=Schema)
-    try:
-        _run()
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(wrong_override(error))
-    except KeyboardInterrupt:
-        stop("interrupted", INTERRUPTED_EXIT_CODE)
+    compose(_run)
 
 
 def fail(error: PipelineError) -> NoReturn:

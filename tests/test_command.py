@@ -282,7 +282,10 @@ WRONG = [
     (["data.dir=x", "batch_size=many"], "batch_size: not a valid value, got 'many'. Expected auto or a whole number"),
     (["data.dir=x", "~runtime"], "runtime.device: the option was removed"),
     (["data.dir=x", "data=3"], "command line: "),
-    (["data.dir=a,b"], "command line: "),
+    (["data.dir=x", "batch_size=1,2"], "command line: "),
+    (["data.dir=x", "network=null"], "command line: "),
+    (["data.dir=x", "network.weights=imagnet"], "network.weights: not a valid value, got 'imagnet'"),
+    (["data.dir=x", "layers=[fc6]", "data.size=32"], "data.size: too small for layer fc6"),
     (["foo"], "command line: "),
     ([], "data.dir: no images were named"),
 ]
@@ -363,3 +366,51 @@ def test_weights_from_a_file_give_the_features_of_the_same_weights_drawn(
     assert drawn.attributes["weights_sha256"] == read.attributes["weights_sha256"]
     for layer in ("relu1_1", "relu4_1"):
         np.testing.assert_array_equal(drawn[layer][:], read[layer][:])
+
+
+def test_other_images_of_the_same_names_and_sizes_are_not_taken_for_those_of_the_run(tmp_path: Path) -> None:
+    for folder, colour in (("a/frames", 10), ("b/frames", 200)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(np.full((8, 8, 3), colour, np.uint8)).save(tmp_path / folder / f"{number}.bmp")
+    assert call("data.dir=a/frames", *QUICK, "layers=relu1_1", cwd=tmp_path).returncode == 0
+    result = call("data.dir=b/frames", *QUICK, "layers=relu1_1", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "an image has changed since its features were made, got another content of '0.bmp'" in result.stderr.splitlines()[-1]
+    # The same images in another place are the same images.
+    shutil.move(tmp_path / "a", tmp_path / "c")
+    result = call("data.dir=c/frames", *QUICK, "layers=relu1_1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+ODD_NAMES = ["2024_01", "1e3", "true", "ünï", "it's", 'q"uote', "a,b", "a=b", "${foo}", "[br]", "#x", "~x", "back\\", "null "]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_paths_are_taken_as_they_are_typed(name: str) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    from pipeline.run import configuration_folder, literal_arguments
+    from pipeline.schema import Schema
+
+    ConfigStore.instance().store(name="schema", node=Schema)
+    for typed in (name, f"/{name}", f"{name}/x"):
+        with initialize_config_dir(configuration_folder(), version_base="1.3"):
+            config = compose("config", literal_arguments([f"data.dir={typed}", f"name={typed}", "layers=relu4_1,relu5_1"]))
+        assert config.data.dir == config.name == typed
+        assert list(config.layers) == ["relu4_1", "relu5_1"]
+
+
+def test_what_is_quoted_or_swept_is_left_to_hydra() -> None:
+    from pipeline.run import literal_arguments
+
+    for arguments in (
+        ["data.dir='a b'"],
+        ['name="x"'],
+        ["data.dir=null"],
+        ["-m", "data.dir=a,b"],
+        ["layers=[a,b]"],
+        ["batch_size=3"],
+    ):
+        assert literal_arguments(arguments) == arguments

@@ -79,6 +79,7 @@ def test_counts_are_whole_and_positive(key: str) -> None:
         ({"data__max_failed_fraction": "half"}, r"data.max_failed_fraction: .* Expected a number from 0 to 1"),
         ({"network__seed": -1}, r"network.seed: .* Expected a whole number from 0"),
         ({"network__weights": None}, r"network.weights: .* Expected imagenet, matconvnet, random or a file"),
+        ({"network__weights": "imagnet"}, r"network.weights: .* got 'imagnet'. Expected one of: .* Did you mean imagenet"),
         ({"name": "a/b"}, r"name: .* Expected the name of one folder"),
         ({"name": ".."}, r"name: .* Expected the name of one folder"),
         ({"data__size": None, "data__decode": "fast"}, r"data.decode: nothing can be reduced at native size"),

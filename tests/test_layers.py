@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.errors import NetworkError, OptionError
+from pipeline.errors import OptionError
 from pipeline.network.layers import layer_table, multiply_adds, output_shapes, plan_features, resolve_layers, smallest_side_px
 
 
@@ -73,7 +73,7 @@ def test_a_layer_that_does_not_fit_the_input_says_what_would() -> None:
     assert smallest_side_px("vgg19", layers[0], "same") == 193
     assert smallest_side_px("vgg19", layers[0], "valid") == 224
     assert plan_features("vgg19", layers, (224, 256), "same")[0].shape == (1, 2, 4096)
-    with pytest.raises(NetworkError, match=r"too small for layer fc6, got 128 x 128 px. Expected sides of at least 193 px"):
+    with pytest.raises(OptionError, match=r"too small for layer fc6, got 128 x 128 px. Expected sides of at least 193 px"):
         plan_features("vgg19", layers, (128, 128), "same")
 
 

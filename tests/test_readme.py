@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,21 +68,40 @@ def test_every_column_and_every_room_is_named() -> None:
         assert f"{folder}/ " in README
 
 
-def make(*arguments: str) -> str:
-    result = subprocess.run(["make", "-n", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return result.stdout
+@pytest.fixture
+def make_extract(tmp_path: Path) -> Callable[..., list[str]]:
+    """Runs `make extract` in an environment whose Python only tells its arguments; gives the last call's, and what was said."""
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").write_text('#!/bin/sh\nprintf \'%s\\0\' "$@" > "$TOLD"\n')
+    (tmp_path / "venv/bin/python").chmod(0o755)
+    for stamp in (".ready", ".ready-dev"):
+        (tmp_path / "venv" / stamp).touch()
+
+    def call_make(*arguments: str) -> list[str]:
+        told = tmp_path / "told"
+        environment = {**os.environ, "TOLD": str(told)}
+        command = ["make", "extract", f"VENV={tmp_path / 'venv'}", *arguments]
+        said = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
+        return [said, *told.read_text().split("\0")[:-1]]
+
+    return call_make
 
 
-def test_make_passes_data_layers_and_arguments_on() -> None:
-    said = make("extract", "DATA=my imgs", "LAYERS=relu4_1,relu5_1", "ARGS=batch_size=8 data.size=64")
-    assert """-m pipeline.run 'data.dir="my imgs"' 'layers=[relu4_1,relu5_1]' batch_size=8 data.size=64""" in said
+def test_make_passes_data_layers_and_arguments_on(make_extract: Callable[..., list[str]]) -> None:
+    said, *arguments = make_extract("DATA=my imgs", "LAYERS=relu4_1,relu5_1", "ARGS=batch_size=8 data.size=64")
+    assert arguments == ["-m", "pipeline.run", "data.dir=my imgs", "layers=[relu4_1,relu5_1]", "batch_size=8", "data.size=64"]
     assert "untrained" not in said
 
 
-def test_make_without_data_takes_the_samples_and_says_what_the_weights_are() -> None:
-    said = make("extract")
+@pytest.mark.parametrize("folder", ["it's", 'q"uote', "$(x)", "${foo}", "$HOME", "new\nline", "back\\", "#hash", "a;b", "ünï"])
+def test_make_passes_a_folder_on_as_it_is_typed(folder: str, make_extract: Callable[..., list[str]]) -> None:
+    assert make_extract(f"DATA=/x/{folder}")[3] == f"data.dir=/x/{folder}"
+
+
+def test_make_without_data_takes_the_samples_and_says_what_the_weights_are(make_extract: Callable[..., list[str]]) -> None:
+    said, *arguments = make_extract()
     assert "These weights are untrained" in said
-    assert "data.dir=tests/photographs name=samples network.weights=random" in said
+    assert arguments[2:] == ["data.dir=tests/photographs", "name=samples", "network.weights=random", "layers=[relu4_1]"]
 
 
 def test_make_help_lists_every_target() -> None:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from ..errors import NetworkError, OptionError, nearest
+from ..errors import OptionError, nearest
 from ..records import FeatureSpec, LayerSpec
 
 # Convolutions in each of the five blocks.
@@ -134,14 +134,14 @@ def plan_features(
     """Gives the layers with the shape of a row of each; no shapes at native size.
 
     Raises:
-        NetworkError: The input is too small for a layer.
+        OptionError: The input is too small for a layer.
     """
     if size_px is None:
         return tuple(FeatureSpec(layer, None) for layer in layers)
     shapes = output_shapes(network, size_px, pool_padding)
     for layer in layers:
         if layer.name not in shapes:
-            raise NetworkError(
+            raise OptionError(
                 f"data.size: too small for layer {layer.name}, got {size_px[0]} x {size_px[1]} px. Expected sides of at least "
                 f"{smallest_side_px(network, layer, pool_padding)} px. Choose a larger data.size or an earlier layer."
             )

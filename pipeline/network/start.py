@@ -18,7 +18,10 @@ def load_tensorflow() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        import tensorflow  # noqa: F401
+        import tensorflow as tf
+
+        # Its warnings are for those who write graphs, not for those who run them.
+        tf.get_logger().setLevel("ERROR")
     finally:
         os.dup2(kept, 2)
         os.close(nowhere)

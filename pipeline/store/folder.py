@@ -144,16 +144,16 @@ def _keep(folder: Path, spec: RunSpec) -> frozenset[int]:
             continue
         identity = _read_identity(path)
         if identity is None:
+            # Perhaps somebody else's; what this run would never write over is not for it to remove.
+            if path.name != format.INDEX_NAME and path.name not in plan:
+                raise _extra_file(path, plan)
             useless[path] = "damaged"
         elif identity != dict(spec.identity):
             raise _another_run(folder, identity, spec.identity)
         elif path.name == format.INDEX_NAME:
             continue
         elif path.name not in plan:
-            raise StoreError(
-                f"{path}: not in this run's plan of {len(plan)} shards, got an extra file. Expected "
-                f"{next(iter(plan))} and its like. Move it away, or use output.existing=replace."
-            )
+            raise _extra_file(path, plan)
         elif _is_whole(path, spec, plan[path.name]):
             finished.add(plan[path.name].number)
         else:
@@ -165,6 +165,13 @@ def _keep(folder: Path, spec: RunSpec) -> frozenset[int]:
         _log.warning("%s: removed, since it is %s", path, reason)
         disk.remove(path)
     return frozenset(finished)
+
+
+def _extra_file(path: Path, plan: Mapping[str, ShardSpec]) -> StoreError:
+    return StoreError(
+        f"{path}: not in this run's plan of {len(plan)} shards, got an extra file. Expected "
+        f"{next(iter(plan))} and its like. Move it away, or use output.existing=replace."
+    )
 
 
 def _read_identity(path: Path) -> dict[str, str] | None:
@@ -191,11 +198,11 @@ def _is_whole(path: Path, spec: RunSpec, shard: ShardSpec) -> bool:
 
 
 def _another_run(folder: Path, there: Mapping[str, str], now: Mapping[str, str]) -> StoreError:
-    differing = [
-        f"{name} {_short(now.get(name))} (in the folder {_short(there.get(name))})"
-        for name in sorted({*there, *now})
-        if there.get(name) != now.get(name)
-    ]
+    names = {name for name in {*there, *now} if there.get(name) != now.get(name)}
+    if "images" in names:
+        # The plan of shards follows from the number of images; nobody has set it.
+        names.discard("output.images_per_shard")
+    differing = [f"{name} {_short(now.get(name))} (in the folder {_short(there.get(name))})" for name in sorted(names)]
     return StoreError(
         f"{folder}: the folder holds a run with other options, got {', '.join(differing)}. Expected the same options, to go on "
         f"with that run. Choose another folder with name=..., or use output.existing=replace to discard what is there."

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import h5py
+
 from ..errors import StoreError, nearest
 from ..records import ShardSpec
 from . import format, tables
@@ -35,6 +37,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         folders = [folder.name for folder in _siblings(path) if (folder / format.INDEX_NAME).exists()]
         known = f" one of: {nearest(path.name, folders)}" if folders else " a run folder, its features.h5 or a shard"
         raise StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
+    own_name = path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name)
+    if path.is_file() and not own_name and not h5py.is_hdf5(path):
+        raise StoreError(f"{path}: not a run, got a file that is no HDF5. Expected a run folder, its features.h5 or a shard.")
     return Run(path)
 
 
