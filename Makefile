@@ -13,7 +13,7 @@ export LAYERS_AS_TYPED := $(value LAYERS)
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help extract layers test test-slow check format wheel clean
+.PHONY: help extract layers test test-slow bench check format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,9 @@ test: $(VENV)/.ready-dev ## run the quick tests
 
 test-slow: $(VENV)/.ready-dev ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/.ready-dev ## time the ways of convolving against each other: [ARGS="--size 224 --repeats 9"]
+	@$(BIN)/python -m tests.benchmarks.convolution $(ARGS)
 
 check: $(VENV)/.ready-dev ## format, lint, types, quick tests: what CI runs
 	@$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Options
+from .network.convolution import choose_convolution
 from .network.layers import layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
@@ -52,7 +53,9 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
-        "runtime.convolution": options.runtime.convolution,
+        "runtime.convolution": choose_convolution(
+            options.runtime.convolution, network.name, layers, data.size_px, weights.pool_padding, len(manifest)
+        ),
     }
     if data.size_px is not None:
         # At native size nothing is resized, so these cannot change a number.

@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "output.compression": ("gzip", "none"),
     "output.existing": ("resume", "replace", "fail"),
     "runtime.device": (AUTO, "cpu", "gpu"),
-    "runtime.convolution": (AUTO, "direct"),
+    "runtime.convolution": (AUTO, "direct", "winograd"),
 }
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .config import Options
 from .extract import Step
 from .images.resample import ResizeSpec, dct_reduction, hand_over
+from .network.convolution import DIRECT
 from .network.fitting import NativeLimit
 from .network.start import load_tensorflow
 from .network.weights import Weights
@@ -59,6 +60,8 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         kernel_order=options.network.kernel_order,
         device=device.name,
         size_px=size_px,
+        # On a GPU cuDNN chooses.
+        convolution=spec.identity["runtime.convolution"] if device.kind == "cpu" else DIRECT,
     )
     # What the loader's threads do to each decoded image, and how far a JPEG may be reduced while it is decoded.
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]

@@ -52,6 +52,17 @@ def test_every_convolutional_layer_agrees_with_the_oracle(network: str, random_w
     assert max(errors.values()) < TOLERANCE, errors
 
 
+def test_winograd_agrees_with_the_oracle_in_every_layer(random_weights: Any) -> None:
+    # Large enough for most layers to suit it; asked for alone and all together, since alone a ReLU is taken in.
+    weights, image = random_weights(), picture(96, 90)
+    expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, until="pool5")
+    for words in (["block1", "block2", "block3", "block4", "block5"], ["relu2_1", "relu4_1"]):
+        errors = differences(run(weights, words, image, convolution="winograd"), expected)
+        assert max(errors.values()) < TOLERANCE, errors
+    by_winograd = run(weights, ["relu4_1"], image, convolution="winograd")["relu4_1"]
+    assert not np.array_equal(by_winograd, run(weights, ["relu4_1"], image)["relu4_1"])
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 def test_odd_sides_are_pooled_as_told(padding: str, pooling: str, random_weights: Any) -> None:
@@ -121,19 +132,18 @@ def test_native_size_takes_any_size_with_the_same_network(random_weights: Any) -
         assert max(differences(found, expected).values()) < TOLERANCE
 
 
-def test_the_same_image_gives_the_same_bits_whatever_came_before(random_weights: Any) -> None:
-    weights = random_weights()
-    network = Network(
-        weights, resolve_layers("vgg19", ["relu3_1"]), pooling="max", kernel_order="hwio", device="/CPU:0", size_px=(32, 32)
-    )
+@pytest.mark.parametrize("convolution", ["direct", "winograd"])
+def test_the_same_image_gives_the_same_bits_whatever_came_before(convolution: str, random_weights: Any) -> None:
+    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": (64, 64), "convolution": convolution}
+    network = Network(random_weights(), resolve_layers("vgg19", ["relu3_1"]), **settings)
 
     def features(image: Any) -> Any:
         return next(np.asarray(values) for _, values in network(image))
 
-    first = features(picture(32, 32)).copy()
+    first = features(picture(64, 64)).copy()
     for seed in range(1, 4):
-        features(picture(32, 32, seed))
-    np.testing.assert_array_equal(features(picture(32, 32)), first)
+        features(picture(64, 64, seed))
+    np.testing.assert_array_equal(features(picture(64, 64)), first)
 
 
 @pytest.mark.slow

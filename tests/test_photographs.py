@@ -22,12 +22,11 @@ from .test_resample import batch_of
 SPEC = ResizeSpec((224, 224), "squash", "bilinear")
 
 
-def errors_of(path: Path, weights: Any, words: list[str]) -> dict[str, float]:
+def errors_of(path: Path, weights: Any, words: list[str], convolution: str) -> dict[str, float]:
     pixels, _ = decode_image(path.read_bytes(), None)
     step = next(FixedSize(SPEC, MEAN_PIXEL, "/CPU:0", 1)(batch_of([pixels], SPEC)))
-    network = Network(
-        weights, resolve_layers("vgg19", words), pooling="max", kernel_order="hwio", device="/CPU:0", size_px=(224, 224)
-    )
+    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": (224, 224)}
+    network = Network(weights, resolve_layers("vgg19", words), convolution=convolution, **settings)
     found = {name: np.asarray(values)[0] for name, values in network(step.images)}
     with Image.open(path) as picture:
         seen = oracle.resize(np.asarray(picture.convert("RGB")), 224, 224, "bilinear") - MEAN_PIXEL
@@ -35,8 +34,10 @@ def errors_of(path: Path, weights: Any, words: list[str]) -> dict[str, float]:
     return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
 
 
-def test_features_of_a_photograph_agree_with_the_oracle(photographs: Path, random_weights: Any) -> None:
-    errors = errors_of(photographs / "animals/chelsea.jpg", random_weights(), ["relu1_1", "pool3", "relu4_1", "relu5_4"])
+@pytest.mark.parametrize("convolution", ["winograd", pytest.param("direct", marks=pytest.mark.slow)])
+def test_features_of_a_photograph_agree_with_the_oracle(convolution: str, photographs: Path, random_weights: Any) -> None:
+    layers = ["relu1_1", "pool3", "relu4_1", "relu5_4"]
+    errors = errors_of(photographs / "animals/chelsea.jpg", random_weights(), layers, convolution)
     assert len(errors) == 4
     assert max(errors.values()) < 1e-5, errors
 
@@ -46,5 +47,7 @@ def test_features_of_every_photograph_agree_with_the_oracle_up_to_the_classifier
     paths = sorted(path for path in photographs.glob("*/*") if path.suffix in (".jpg", ".png"))
     assert len(paths) >= 5
     for path in paths:
-        errors = errors_of(path, random_weights("vgg19", classifier=True), ["relu1_1", "pool3", "relu4_1", "relu5_4", "fc7"])
-        assert max(errors.values()) < 1e-5, (path, errors)
+        for convolution in ("direct", "winograd"):
+            layers = ["relu1_1", "pool3", "relu4_1", "relu5_4", "fc7"]
+            errors = errors_of(path, random_weights("vgg19", classifier=True), layers, convolution)
+            assert max(errors.values()) < 1e-5, (path, convolution, errors)

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError
 from ..records import LayerSpec
+from .convolution import DIRECT, WINOGRAD, suits
 from .layers import layer_table, output_shapes
 from .weights import Weights
+from .winograd import compiled_convolve, transform_kernel
 
 Operation = Callable[[Any], Any]
 
@@ -38,6 +40,7 @@ class Network:
             do so by mistake.
         device: TensorFlow's name of the device.
         size_px: (height, width) of all inputs; None where they differ.
+        convolution: ``direct``, or ``winograd`` for the layers that suit it: on a CPU, at a fixed size, one image a call.
     """
 
     def __init__(
@@ -49,7 +52,10 @@ class Network:
         kernel_order: str,
         device: str,
         size_px: tuple[int, int] | None,
+        convolution: str = DIRECT,
     ) -> None:
+        assert convolution == DIRECT or size_px is not None
+        self._convolution = convolution
         self._weights = weights
         self._pooling = pooling
         self._kernel_order = kernel_order
@@ -57,13 +63,15 @@ class Network:
         self._shapes = output_shapes(weights.network, size_px, weights.pool_padding) if size_px else {}
         self._segments: list[tuple[str, Any]] = []
         table = layer_table(weights.network)
-        input_shape: tuple[int | None, ...] = (None, *(size_px or (None, None)), 3)
+        # Compiled code has the number of images in it.
+        images = None if convolution == DIRECT else 1
+        input_shape: tuple[int | None, ...] = (images, *(size_px or (None, None)), 3)
         done = 0
         with tf.device(device):
             for layer in wanted:
                 part = table[done : layer.network_index + 1]
                 self._segments.append((layer.name, self._compile(part, input_shape)))
-                input_shape = (None, *self._shapes.get(layer.name, (None, None, layer.channels)))
+                input_shape = (images, *self._shapes.get(layer.name, (None, None, layer.channels)))
                 done = layer.network_index + 1
 
     def __call__(self, images: Any) -> Iterator[tuple[str, Any]]:
@@ -86,7 +94,7 @@ class Network:
             yield name, values
 
     def _compile(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Any:
-        operations = [self._operation(layer) for layer in layers]
+        operations = self._operations(layers)
 
         def segment(values: tf.Tensor) -> tf.Tensor:
             for operation in operations:
@@ -95,6 +103,31 @@ class Network:
 
         # One trace serves every number of images, and at native size every height and width.
         return tf.function(segment, input_signature=[tf.TensorSpec(input_shape, tf.float32)], autograph=False)
+
+    def _operations(self, layers: Sequence[LayerSpec]) -> list[Operation]:
+        operations = []
+        left = list(layers)
+        while left:
+            layer = left.pop(0)
+            if self._by_winograd(layer):
+                # In one pass over memory with the ReLU, where no one asks for what is between them.
+                with_relu = bool(left) and left[0].kind == "relu"
+                left = left[1:] if with_relu else left
+                operations.append(self._winograd_operation(layer, with_relu))
+            else:
+                operations.append(self._operation(layer))
+        return operations
+
+    def _by_winograd(self, layer: LayerSpec) -> bool:
+        if self._convolution != WINOGRAD or layer.kind != "conv":
+            return False
+        assert layer.kernel_shape is not None
+        return suits(*self._shapes[layer.name][:2], layer.kernel_shape)
+
+    def _winograd_operation(self, layer: LayerSpec, with_relu: bool) -> Operation:
+        kernel = tf.constant(transform_kernel(self._ordered(self._weights.kernels[layer.name])))
+        bias = tf.constant(self._weights.biases[layer.name])
+        return lambda values: compiled_convolve(values, kernel, bias, with_relu)
 
     def _operation(self, layer: LayerSpec) -> Operation:
         if layer.kind == "relu":
