@@ -31,7 +31,7 @@ layers: $(VENV)/.ready ## print the table of layers: [ARGS="network=vgg16 data.s
 	@$(BIN)/python -m pipeline.layers $(ARGS)
 
 test: $(VENV)/.ready-dev ## run the quick tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.ready-dev ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
