@@ -156,3 +156,20 @@ def test_closing_before_all_has_come_is_a_fault_of_the_program(tmp_path: Path) -
         with pytest.raises(AssertionError):
             writer.close()
     assert names_in(tmp_path) == ["shard-00000-of-00003.h5", "shard-00001-of-00003.h5"]
+
+
+def test_an_interrupt_while_a_file_is_made_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come after the file is there and before the writer knows of it."""
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    spec = make_spec(rows=6)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 1)
+        monkeypatch.setattr("pipeline.store.writer.Progress", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.put_statuses(make_statuses(spec, [])[:1])
+        assert names_in(tmp_path)[0].endswith(".partial")
+        writer.abort()
+    assert names_in(tmp_path) == []

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from . import codec, format
+from . import codec, disk, format
 from .cutter import Cutter, Piece
 from .progress import Progress
 from .shard import ShardFile
@@ -54,6 +55,7 @@ class Writer:
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
+        self._shards = tuple(shards)
         self._to_make = {shard.number: shard for shard in shards}
         self._open: dict[int, Progress] = {}
         self._waiting_bytes = waiting_bytes
@@ -248,3 +250,7 @@ class Writer:
         for progress in self._open.values():
             progress.file.drop()
         self._open.clear()
+        # Ctrl-C comes anywhere, also after a file has been made and before anybody knows of it.
+        for shard in self._shards:
+            with suppress(OSError):
+                disk.partial_path(self._folder / format.SHARD_FOLDER / shard.file_name).unlink()
