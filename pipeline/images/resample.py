@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from .filters import FILTERS
 
 # Output positions that share a window of input: small enough that little of a window is multiplied by zero when an
 # image shrinks, large enough for a matrix product to be worth its call.
@@ -35,36 +36,6 @@ HOST_PIXELS_LEFT = 2**24
 
 # Nearest neighbour is followed step by step as Pillow does (see _nearest); beyond this many steps the closed form is used.
 NEAREST_STEPS = 2**24
-
-
-def _bilinear(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(0.0, 1.0 - np.abs(x))
-
-
-def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    a = -0.5
-    x = np.abs(x)
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-
-
-def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
-
-
-class _Filter(NamedTuple):
-    support: float
-    weight: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-    pillow: Image.Resampling
-
-
-# Source: Pillow, src/libImaging/Resample.c: supports, the cubic's a = -0.5, Lanczos of 3 lobes.
-_FILTERS: dict[str, _Filter] = {
-    "bilinear": _Filter(1.0, _bilinear, Image.Resampling.BILINEAR),
-    "bicubic": _Filter(2.0, _bicubic, Image.Resampling.BICUBIC),
-    "lanczos": _Filter(3.0, _lanczos, Image.Resampling.LANCZOS),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +157,7 @@ def _reach(source: int, resized: int, position: int, interpolation: str) -> tupl
         # One more on each side than the closed form, for the sums of _nearest.
         middle = int((position + 0.5) * scale)
         return max(0, min(source - 1, middle - 1)), min(source, middle + 2)
-    center, support = (position + 0.5) * scale, _FILTERS[interpolation].support * max(1.0, scale)
+    center, support = (position + 0.5) * scale, FILTERS[interpolation].support * max(1.0, scale)
     return max(0, int(center - support + 0.5)), min(source, int(center + support + 0.5))
 
 
@@ -236,7 +207,7 @@ def axis_table(plan: AxisPlan) -> AxisTable:
     else:
         scale = plan.source / plan.resized
         widened = max(1.0, scale)
-        support = _FILTERS[plan.interpolation].support * widened
+        support = FILTERS[plan.interpolation].support * widened
         centers = (positions + 0.5) * scale
         low = np.maximum(0, (centers - support + 0.5).astype(np.int64)) - plan.first
         high = np.minimum(plan.source, (centers + support + 0.5).astype(np.int64)) - plan.first
@@ -256,7 +227,7 @@ def axis_table(plan: AxisPlan) -> AxisTable:
     if plan.on_host or plan.interpolation == "nearest":
         band = inside.astype(np.float64)
     else:
-        weight = _FILTERS[plan.interpolation].weight
+        weight = FILTERS[plan.interpolation].weight
         band = np.where(inside, weight((taps + plan.first + 0.5 - centers[:, None]) / widened), 0.0)
         total = band.sum(axis=1, keepdims=True)
         band = np.divide(band, total, out=band, where=total != 0.0)
@@ -305,7 +276,7 @@ def _resample_on_host(pixels: NDArray[np.uint8], axis: int, plan: AxisPlan) -> N
         else ((stop - first, height), (low, 0.0, high, float(height)))
     )
     # Pillow reads the pixels around the box where the filter reaches them, as it does for a whole image.
-    shown = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, _FILTERS[plan.interpolation].pillow, box=box)
+    shown = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, FILTERS[plan.interpolation].pillow, box=box)
     return np.asarray(shown)
 
 

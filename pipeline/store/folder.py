@@ -108,7 +108,7 @@ def _take_lock(folder: Path) -> FileLock:
             f"{folder}: another run writes this folder, got a lock held by a live process. Expected one run at a time. "
             f"Wait for it or stop it, or choose another folder with name=..."
         ) from error
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+    except (OSError, NotImplementedError) as error:  # the second is filelock's, for a file system without locks
         raise disk.write_error(folder / format.LOCK_NAME, error) from error
     return lock
 
