@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from .progress import Progress, refuse_failures
 from .records import Manifest, RunSpec
 from .report import Report, Stopwatch, count_causes, peak_memory_bytes, words_for_bytes
 from .schema import AUTO
-from .stages import Stages, make_stages
+from .stages import Stages, make_stages, usable_cores
 from .store import disk, folder, format
 from .store.index import build_index
 from .store.reader import open_run
@@ -198,18 +197,10 @@ def _extract_missing(
         stack.enter_context(progress)
         stack.enter_context(logging_redirect_tqdm([_log]))
         batches = stack.enter_context(closing(stages.load(spec.manifest, indices, workers)))
-        extract(batches, stages.preprocess, stages.network, writer, watch, progress, asynchronous=stages.device.kind == "gpu")
+        extract(batches, stages.preprocess, stages.network, writer, watch, progress, asynchronous=stages.device.asynchronous)
         with watch.stage("finish"):
             writer.close()
     return writer
-
-
-def usable_cores() -> int:
-    """Gives the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> list[str]:

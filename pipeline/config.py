@@ -172,11 +172,6 @@ def check_options(values: Mapping[str, Any]) -> Options:
         raise OptionError(
             "data.decode: nothing can be reduced at native size, got fast. Expected exact, or a data.size. Set one of them."
         )
-    if options.data.size_px is None and options.runtime.convolution == "winograd":
-        raise OptionError(
-            "runtime.convolution: each size would have to be compiled at native size, got winograd. Expected auto or direct, or "
-            "a data.size. Set one of them."
-        )
     return options
 
 

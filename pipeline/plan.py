@@ -53,9 +53,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
-        "runtime.convolution": choose_convolution(
-            options.runtime.convolution, network.name, layers, data.size_px, weights.pool_padding, len(manifest)
-        ),
+        "runtime.convolution": choose_convolution(options.runtime.convolution),
     }
     if data.size_px is not None:
         # At native size nothing is resized, so these cannot change a number.

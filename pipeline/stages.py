@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 from .config import Options
 from .extract import Step
 from .images.resample import ResizeSpec, dct_reduction, hand_over
-from .network.convolution import DIRECT
+from .network.convolution import WINOGRAD
+from .network.cpu import prepare_parts
 from .network.fitting import NativeLimit
 from .network.start import load_tensorflow
 from .network.weights import Weights
@@ -39,12 +42,32 @@ class Stages:
     network: Callable[[Any], Iterable[tuple[str, Any]]]
 
 
+def usable_cores() -> int:
+    """Gives the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
 def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     """Loads TensorFlow and makes the stages.
 
     Raises:
         OptionError: The device asked for is not there.
     """
+    convolution, threads = spec.identity["runtime.convolution"], options.runtime.workers or usable_cores()
+    wanted = [feature.layer for feature in spec.features]
+    preparing = None
+    if convolution == WINOGRAD and options.runtime.device != "gpu":
+        # While TensorFlow is loaded.
+        preparing = ThreadPoolExecutor(1).submit(
+            prepare_parts,
+            *(weights, wanted),
+            pooling=options.network.pooling,
+            kernel_order=options.network.kernel_order,
+            threads=threads,
+        )
     load_tensorflow()
     from .images.loader import load_batches
     from .images.preprocess import FixedSize, NativeSize
@@ -52,16 +75,16 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     from .network.vgg import Network
 
     data, size_px = options.data, options.data.size_px
-    device = choose_device(options.runtime.device, options.batch_size, size_px)
+    device = choose_device(options.runtime.device, options.batch_size, size_px, convolution, threads)
     network = Network(
         weights,
-        [feature.layer for feature in spec.features],
+        wanted,
         pooling=options.network.pooling,
         kernel_order=options.network.kernel_order,
         device=device.name,
         size_px=size_px,
         # On a GPU cuDNN chooses.
-        convolution=spec.identity["runtime.convolution"] if device.kind == "cpu" else DIRECT,
+        parts=preparing.result() if preparing and device.kind == "cpu" else None,
     )
     # What the loader's threads do to each decoded image, and how far a JPEG may be reduced while it is decoded.
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]

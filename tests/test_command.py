@@ -143,10 +143,9 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
 ) -> None:
     from pipeline.images.preprocess import FixedSize
     from pipeline.images.resample import ResizeSpec
-    from pipeline.network.layers import resolve_layers
-    from pipeline.network.vgg import Network
 
     from .conftest import MEAN_PIXEL
+    from .networks import build
     from .test_resample import batch_of
 
     run, key = open_run(finished[0]), "class 1/01.jpg"
@@ -154,8 +153,7 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
         pixels = np.asarray(picture.convert("RGB"))
     spec = ResizeSpec((72, 64), "squash", "bilinear")
     step = next(FixedSize(spec, MEAN_PIXEL, "/CPU:0", 1)(batch_of([pixels], spec)))
-    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": (72, 64)}
-    network = Network(random_weights(), resolve_layers("vgg19", ["relu2_1"]), **settings)
+    network = build(random_weights(), ["relu2_1"], (72, 64), convolution="winograd")
     by_hand = next(np.asarray(values)[0] for _, values in network(step.images))
     np.testing.assert_array_equal(run["relu2_1"][run.row(key)], by_hand)
 

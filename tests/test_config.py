@@ -82,7 +82,6 @@ def test_counts_are_whole_and_positive(key: str) -> None:
         ({"network__weights": "imagnet"}, r"network.weights: .* got 'imagnet'. Expected one of: .* Did you mean imagenet"),
         ({"name": "a/b"}, r"name: .* Expected the name of one folder"),
         ({"name": ".."}, r"name: .* Expected the name of one folder"),
-        ({"data__size": None, "runtime__convolution": "winograd"}, r"runtime.convolution: each size would have to be compiled"),
         ({"data__size": None, "data__decode": "fast"}, r"data.decode: nothing can be reduced at native size"),
     ],
 )

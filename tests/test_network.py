@@ -11,9 +11,9 @@ from pipeline.errors import ImageError, OptionError
 from pipeline.network.device import choose_device
 from pipeline.network.fitting import NativeLimit
 from pipeline.network.layers import plan_features, resolve_layers
-from pipeline.network.vgg import Network
 
 from . import oracle
+from .networks import build
 
 TOLERANCE = 1e-5
 
@@ -27,9 +27,7 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def run(weights: Any, words: list[str], image: Any, fixed: bool = True, **options: Any) -> dict[str, NDArray[np.float32]]:
-    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", **options}
-    size_px = tuple(image.shape[1:3]) if fixed else None
-    network = Network(weights, resolve_layers(weights.network, words), size_px=size_px, **settings)
+    network = build(weights, words, tuple(image.shape[1:3]) if fixed else None, **options)
     found = {name: np.asarray(values) for name, values in network(image)}
     assert all(values.dtype == np.float32 for values in found.values())
     return found
@@ -53,19 +51,20 @@ def test_every_convolutional_layer_agrees_with_the_oracle(network: str, random_w
 
 
 def test_winograd_agrees_with_the_oracle_in_every_layer(random_weights: Any) -> None:
-    # Large enough for most layers to suit it; asked for alone and all together, since alone a ReLU is taken in.
-    weights, image = random_weights(), picture(96, 90)
+    # Asked for alone and all together, since alone ReLU and pooling are taken in; odd sides from pool3 on.
+    weights, image = random_weights(), picture(72, 90)
     expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, until="pool5")
-    for words in (["block1", "block2", "block3", "block4", "block5"], ["relu2_1", "relu4_1"]):
+    for words in (["block1", "block2", "block3", "block4", "block5"], ["relu2_1", "pool4"]):
         errors = differences(run(weights, words, image, convolution="winograd"), expected)
         assert max(errors.values()) < TOLERANCE, errors
     by_winograd = run(weights, ["relu4_1"], image, convolution="winograd")["relu4_1"]
     assert not np.array_equal(by_winograd, run(weights, ["relu4_1"], image)["relu4_1"])
 
 
+@pytest.mark.parametrize("convolution", ["direct", "winograd"])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("pooling", ["max", "avg"])
-def test_odd_sides_are_pooled_as_told(padding: str, pooling: str, random_weights: Any) -> None:
+def test_odd_sides_are_pooled_as_told(padding: str, pooling: str, convolution: str, random_weights: Any) -> None:
     weights, image = replace(random_weights(), pool_padding=padding), picture(39, 37)
     expected = oracle.forward(
         image[0].astype(np.float64),
@@ -75,7 +74,7 @@ def test_odd_sides_are_pooled_as_told(padding: str, pooling: str, random_weights
         mean=pooling == "avg",
         until="pool4",
     )
-    found = run(weights, ["pool*"], image, pooling=pooling)
+    found = run(weights, ["pool*"], image, pooling=pooling, convolution=convolution)
     found.pop("pool5")
     errors = differences(found, expected)
     assert max(errors.values()) < TOLERANCE, errors
@@ -105,9 +104,10 @@ def test_kernels_are_used_as_stored(random_weights: Any) -> None:
     np.testing.assert_allclose(swapped[4, 5], kernel[0, 1, 0], rtol=1e-6)
 
 
-def test_swapped_kernels_are_the_right_network_on_the_transposed_image(random_weights: Any) -> None:
+@pytest.mark.parametrize("convolution", ["direct", "winograd"])
+def test_swapped_kernels_are_the_right_network_on_the_transposed_image(convolution: str, random_weights: Any) -> None:
     weights, image = random_weights(), picture(33, 28)
-    swapped = run(weights, ["relu3_1"], image, kernel_order="whio")["relu3_1"]
+    swapped = run(weights, ["relu3_1"], image, kernel_order="whio", convolution=convolution)["relu3_1"]
     transposed = run(weights, ["relu3_1"], np.ascontiguousarray(image.transpose(0, 2, 1, 3)))["relu3_1"]
     assert oracle.relative_error(swapped, transposed.transpose(0, 2, 1, 3).astype(np.float64)) < 2e-6
 
@@ -120,11 +120,10 @@ def test_the_layers_asked_for_together_are_those_asked_for_alone(random_weights:
         assert oracle.relative_error(run(weights, [name], image)[name], values.astype(np.float64)) < 1e-6
 
 
-def test_native_size_takes_any_size_with_the_same_network(random_weights: Any) -> None:
+@pytest.mark.parametrize("convolution", ["direct", "winograd"])
+def test_native_size_takes_any_size_with_the_same_network(convolution: str, random_weights: Any) -> None:
     weights = random_weights()
-    network = Network(
-        weights, resolve_layers("vgg19", ["pool2"]), pooling="max", kernel_order="hwio", device="/CPU:0", size_px=None
-    )
+    network = build(weights, ["pool2"], None, convolution=convolution)
     for height, width in [(17, 31), (40, 8), (1, 1)]:
         image = picture(height, width)
         found = {name: np.asarray(values) for name, values in network(image)}
@@ -134,8 +133,7 @@ def test_native_size_takes_any_size_with_the_same_network(random_weights: Any) -
 
 @pytest.mark.parametrize("convolution", ["direct", "winograd"])
 def test_the_same_image_gives_the_same_bits_whatever_came_before(convolution: str, random_weights: Any) -> None:
-    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": (64, 64), "convolution": convolution}
-    network = Network(random_weights(), resolve_layers("vgg19", ["relu3_1"]), **settings)
+    network = build(random_weights(), ["relu3_1"], (64, 64), convolution=convolution)
 
     def features(image: Any) -> Any:
         return next(np.asarray(values) for _, values in network(image))
@@ -160,14 +158,28 @@ def test_the_classifier_agrees_with_the_oracle(random_weights: Any) -> None:
     wide = picture(224, 260)
     expected = oracle.forward(wide[0].astype(np.float64), weights.kernels, weights.biases)
     for fixed in (True, False):
-        errors = differences(run(weights, ["fc6", "fc8"], wide, fixed=fixed), expected)
-        assert max(errors.values()) < TOLERANCE, errors
+        for convolution in ("direct", "winograd"):
+            errors = differences(run(weights, ["fc6", "fc8"], wide, fixed=fixed, convolution=convolution), expected)
+            assert max(errors.values()) < TOLERANCE, errors
+
+
+def test_the_classifier_takes_a_batch_image_by_image(random_weights: Any) -> None:
+    weights = random_weights("vgg19", classifier=True)
+    images = np.concatenate([picture(193, 193, seed) for seed in range(3)])
+    network = build(weights, ["fc7"], (193, 193), convolution="winograd")
+    together, first = (np.asarray(next(network(batch))[1]) for batch in (images, images[:1]))
+    assert together.shape == (3, 1, 1, 4096)
+    np.testing.assert_array_equal(together[:1], first)
+    assert len(np.unique(together[:, 0, 0, 0])) == 3
 
 
 def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
-    assert choose_device("cpu", None, (224, 224)).step_images == 1
-    assert choose_device("cpu", 32, (224, 224)) == choose_device("auto", 32, (224, 224))
-    assert choose_device("cpu", 3, None).batch_size == 3
+    assert choose_device("cpu", None, (224, 224), "direct", 4).step_images == 1
+    assert choose_device("cpu", None, (224, 224), "winograd", 2).batch_size == 8
+    assert choose_device("cpu", None, (224, 224), "winograd", 16).batch_size == 64
+    assert choose_device("cpu", None, (1000, 1000), "winograd", 16).batch_size == 3
+    assert choose_device("cpu", 32, (224, 224), "winograd", 2) == choose_device("auto", 32, (224, 224), "winograd", 2)
+    assert choose_device("cpu", 3, None, "winograd", 2).batch_size == 3
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:
@@ -175,7 +187,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:
 
     assert not tf.config.list_physical_devices("GPU")
     with pytest.raises(OptionError, match=r"runtime.device: TensorFlow sees no GPU here, got gpu. .*runtime.device=cpu"):
-        choose_device("gpu", None, (224, 224))
+        choose_device("gpu", None, (224, 224), "winograd", 2)
 
 
 def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reason() -> None:

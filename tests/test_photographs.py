@@ -12,11 +12,10 @@ from PIL import Image
 from pipeline.images.decode import decode_image
 from pipeline.images.preprocess import FixedSize
 from pipeline.images.resample import ResizeSpec
-from pipeline.network.layers import resolve_layers
-from pipeline.network.vgg import Network
 
 from . import oracle
 from .conftest import MEAN_PIXEL
+from .networks import build
 from .test_resample import batch_of
 
 SPEC = ResizeSpec((224, 224), "squash", "bilinear")
@@ -25,8 +24,7 @@ SPEC = ResizeSpec((224, 224), "squash", "bilinear")
 def errors_of(path: Path, weights: Any, words: list[str], convolution: str) -> dict[str, float]:
     pixels, _ = decode_image(path.read_bytes(), None)
     step = next(FixedSize(SPEC, MEAN_PIXEL, "/CPU:0", 1)(batch_of([pixels], SPEC)))
-    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": (224, 224)}
-    network = Network(weights, resolve_layers("vgg19", words), convolution=convolution, **settings)
+    network = build(weights, words, (224, 224), convolution=convolution)
     found = {name: np.asarray(values)[0] for name, values in network(step.images)}
     with Image.open(path) as picture:
         seen = oracle.resize(np.asarray(picture.convert("RGB")), 224, 224, "bilinear") - MEAN_PIXEL

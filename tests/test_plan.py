@@ -64,20 +64,9 @@ def test_what_cannot_change_a_number_does_not_change_the_digest(changes: dict[st
 
 
 def test_the_method_of_convolution_counts_by_what_it_comes_to(plan: Any) -> None:
-    # Seven images do not repay compiling.
-    assert plan().identity["runtime.convolution"] == "direct"
-    assert plan().digest == plan(runtime__convolution="direct").digest != plan(runtime__convolution="winograd").digest
-
-
-def test_winograd_is_chosen_where_the_images_repay_compiling() -> None:
-    from pipeline.network.convolution import choose_convolution
-
-    layers = resolve_layers("vgg19", ["relu4_1"])
-    chosen = [choose_convolution("auto", "vgg19", layers, (224, 224), "same", images) for images in (1, 50, 500, 10**6)]
-    assert chosen == ["direct", "direct", "winograd", "winograd"]
-    assert choose_convolution("auto", "vgg19", layers, None, "same", 10**6) == "direct"
-    assert choose_convolution("auto", "vgg19", layers, (16, 16), "same", 10**6) == "direct"
-    assert choose_convolution("winograd", "vgg19", layers, (224, 224), "same", 1) == "winograd"
+    assert plan().identity["runtime.convolution"] == "winograd"
+    assert plan().digest == plan(runtime__convolution="winograd").digest != plan(runtime__convolution="direct").digest
+    assert plan(data__size=None).identity["runtime.convolution"] == "winograd"
 
 
 def test_pooling_counts_only_where_something_is_pooled(plan: Any) -> None:

@@ -1,38 +1,49 @@
 from __future__ import annotations
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline.network.convolution import repays_compiling, suits
-from pipeline.network.layers import layer_table, output_shapes
-from pipeline.network.winograd import compiled_convolve, convolve, transform_kernel, transform_matrices
+from pipeline.network.cpu import Part, Workers
+from pipeline.network.kernels import compile_kernels
+from pipeline.network.operations import Operation, Pooling, Rectification, make_convolution
+from pipeline.network.vector_code import Processor, this_processor
+from pipeline.network.winograd import transform_kernel, transform_matrices
 
 from . import oracle
 
-ONE_LAYER = 2e-6
-ALL_LAYERS = 1e-5
+ONE_LAYER = 3e-6
+CHANNELS = (64, 128)
+
+# The newest processors run the code of older ones: LLVM's names, registers as their instructions have them.
+OLDER = {
+    "sse": Processor("x86-64", "", 4, 6, 2),
+    "avx2": Processor("x86-64-v3", "", 8, 6, 2),
+    "many narrow registers": Processor("x86-64-v4", "", 4, 7, 4),
+}
 
 
 def draw(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def smooth(height: int, width: int) -> NDArray[np.float32]:
-    """A coloured picture with the mean removed, (h, w, 3); unlike noise, its channels agree and large sums cancel."""
-    rows, columns = np.mgrid[:height, :width] / max(height, width)
-    return (100 * np.stack([np.sin(9 * rows + 5 * columns * (channel + 1)) for channel in range(3)], axis=-1)).astype(np.float32)
+@pytest.fixture(scope="module")
+def workers() -> Workers:
+    return Workers(compile_kernels(this_processor(), CHANNELS), 2)
 
 
-def convolutions(until: str, side: int) -> list[tuple[int, int, tuple[int, int, int, int]]]:
-    shapes = output_shapes("vgg19", (side, side), "same")
-    layers = list(itertools.takewhile(lambda layer: layer.name != until, layer_table("vgg19")))
-    return [(*shapes[layer.name][:2], layer.kernel_shape) for layer in layers if layer.kernel_shape]
+def convolution(cin: int, cout: int, *, rectified: bool = False, pooling: Pooling | None = None) -> tuple[Operation, Any]:
+    """Gives an operation and what the oracle needs to do the same."""
+    kernel, bias = draw((3, 3, cin, cout), 1), draw((cout,), 2)
+    return make_convolution(kernel, bias, this_processor(), rectified=rectified, pooling=pooling), (kernel, bias)
+
+
+def expect(image: NDArray[np.float32], weights: Any, rectified: bool, pooling: Pooling | None) -> NDArray[np.float64]:
+    values = oracle.convolve(image.astype(np.float64), *weights, 1)
+    values = np.maximum(values, 0.0) if rectified else values
+    return oracle.pool(values, pooling.padding == "same", pooling.kind == "avg") if pooling else values
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -52,93 +63,92 @@ def test_a_kernel_is_transformed_in_float64_and_rounded_once() -> None:
     np.testing.assert_allclose(transformed.reshape(6, 6, 5, 7), expected, rtol=6e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (13, 2), (1, 30), (28, 28)])
-def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool) -> None:
-    images, kernel, bias = draw((2, *size, 16), 0), draw((3, 3, 16, 24), 1), draw((24,), 2)
-    found = convolve(images, transform_kernel(kernel), bias, relu)
-    assert found.shape == (2, *size, 24)
-    assert found.dtype == tf.float32
-    for row, image in zip(found.numpy(), images, strict=True):
-        expected = oracle.convolve(image.astype(np.float64), kernel, bias, 1)
-        assert oracle.relative_error(row, np.maximum(expected, 0) if relu else expected) < ONE_LAYER
+@pytest.mark.parametrize("channels", [3, 64, 128])
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (13, 2), (1, 30), (28, 28), (3, 61)])
+def test_every_size_agrees_with_the_oracle(size: tuple[int, int], rectified: bool, channels: int, workers: Workers) -> None:
+    images = draw((2, *size, channels), 0)
+    operation, weights = convolution(channels, 64, rectified=rectified)
+    found = Part([operation], workers)(images).wait()
+    assert found.shape == (2, *size, 64)
+    assert found.dtype == np.float32
+    for row, image in zip(found, images, strict=True):
+        assert oracle.relative_error(row, expect(image, weights, rectified, None)) < ONE_LAYER
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [(2, 2), (9, 7), (70, 31), (6, 260)])
+def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], padding: str, kind: str, workers: Workers) -> None:
+    images, pooling = draw((2, *size, 64), 0), Pooling(kind, padding)
+    operation, weights = convolution(64, 64, rectified=True, pooling=pooling)
+    together = Part([operation], workers)(images).wait()
+    apart = Part([convolution(64, 64)[0], Rectification(), pooling], workers)(images).wait()
+    np.testing.assert_array_equal(together, apart)
+    for row, image in zip(together, images, strict=True):
+        assert oracle.relative_error(row, expect(image, weights, True, pooling)) < ONE_LAYER
 
 
 @pytest.mark.parametrize("size", [(83, 81), (9, 1700), (404, 16)])
-def test_strips_leave_no_seam(size: tuple[int, int]) -> None:
-    images, kernel, bias = draw((2, *size, 4), 0), draw((3, 3, 4, 3), 1), draw((3,), 2)
-    found = compiled_convolve(images, transform_kernel(kernel), bias, False).numpy()
-    assert found.shape == (2, *size, 3)
-    for row, image in zip(found, images, strict=True):
-        difference = np.abs(row - oracle.convolve(image.astype(np.float64), kernel, bias, 1))
-        assert difference.max() < 1e-4
+@pytest.mark.parametrize("channels", [3, 64])
+def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Workers) -> None:
+    image = draw((1, *size, channels), 0)
+    operation, weights = convolution(channels, 64)
+    assert len(operation.strips(*size)) > 1
+    found = Part([operation], workers)(image).wait()[0]
+    difference = np.abs(found - expect(image[0], weights, False, None))
+    assert difference.max() < 1e-3 * np.abs(found).max() / 100
 
 
-def test_errors_do_not_add_up_over_the_network(random_weights: Any) -> None:
-    weights, picture = random_weights(), smooth(64, 60)
-    expected = oracle.forward(picture.astype(np.float64), weights.kernels, weights.biases, until="relu5_4")
-    values, errors = tf.constant(picture[None]), {}
-    for layer in itertools.takewhile(lambda layer: layer.name != "pool5", layer_table("vgg19")):
-        if layer.kind == "conv":
-            kernel = transform_kernel(weights.kernels[layer.name])
-            values = convolve(values, kernel, weights.biases[layer.name], relu=False)
-        else:
-            values = tf.nn.relu(values) if layer.kind == "relu" else tf.nn.max_pool2d(values, 2, 2, "SAME")
-        errors[layer.name] = oracle.relative_error(values.numpy()[0], expected[layer.name])
-    assert len(errors) == 36
-    assert max(errors.values()) < ALL_LAYERS, errors
+@pytest.mark.parametrize("name", sorted(OLDER))
+def test_code_for_older_processors_computes_the_same(name: str) -> None:
+    processor = OLDER[name]
+    workers = Workers(compile_kernels(processor, [64]), 1)
+    kernels = {3: draw((3, 3, 3, 64), 1), 64: draw((3, 3, 64, 128), 3)}
+    bias, image = draw((128,), 2), draw((1, 30, 45, 3), 0)
+    operations = [
+        make_convolution(kernels[3], bias[:64], processor, rectified=True, pooling=None),
+        make_convolution(kernels[64], bias, processor, rectified=True, pooling=Pooling("max", "same")),
+    ]
+    found = Part(operations, workers)(image).wait()[0]
+    between = expect(image[0], (kernels[3], bias[:64]), True, None)
+    values = np.maximum(oracle.convolve(between, kernels[64], bias, 1), 0.0)
+    assert oracle.relative_error(found, oracle.pool(values, True)) < ONE_LAYER
 
 
-def test_one_image_has_one_result_however_often_and_from_however_many_threads() -> None:
-    images = [tf.constant(draw((1, 28, 28, 64), seed)) for seed in range(3)]
-    kernel, bias = tf.constant(transform_kernel(draw((3, 3, 64, 64), 7))), tf.constant(draw((64,), 8))
-
-    def run(index: int) -> bytes:
-        return bytes(compiled_convolve(images[index], kernel, bias, True).numpy().tobytes())
-
-    first = [run(index) for index in range(3)]
-    with ThreadPoolExecutor(4) as pool:
-        again = list(pool.map(run, [0, 1, 2] * 8))
-    assert again == first * 8
-
-
-def test_layers_of_equal_shape_share_one_compilation() -> None:
-    traces = compiled_convolve.experimental_get_tracing_count()
-    for seed in range(3):
-        compiled_convolve(
-            tf.constant(draw((1, 6, 10, 8), seed)), transform_kernel(draw((3, 3, 8, 8), seed)), np.zeros(8, "f"), False
-        )
-    assert compiled_convolve.experimental_get_tracing_count() == traces + 1
+def test_neither_the_batch_nor_threads_nor_the_way_of_sharing_work_change_a_bit(random_weights: Any) -> None:
+    weights = random_weights()
+    kernels = [(weights.kernels[name], weights.biases[name]) for name in ("conv1_1", "conv1_2", "conv2_1", "conv2_2")]
+    pool = Pooling("max", "same")
+    operations = [
+        make_convolution(kernel, bias, this_processor(), rectified=True, pooling=pool if place % 2 else None)
+        for place, (kernel, bias) in enumerate(kernels)
+    ]
+    images = 100 * draw((7, 60, 52, 3), 0)
+    code = compile_kernels(this_processor(), CHANNELS)
+    # Fewer images than threads are computed strip by strip, others side by side in groups of up to four.
+    expected = np.concatenate([Part(operations, Workers(code, 8))(image[None]).wait() for image in images])
+    for threads, count in [(1, 1), (1, 3), (1, 7), (2, 7), (3, 5), (7, 7), (8, 7)]:
+        found = Part(operations, Workers(code, threads))(images[:count]).wait()
+        np.testing.assert_array_equal(found, expected[:count])
 
 
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        ((224, 224, (3, 3, 3, 64)), False),
-        ((2000, 2000, (3, 3, 3, 64)), False),
-        ((224, 224, (3, 3, 64, 64)), True),
-        ((112, 112, (3, 3, 128, 128)), True),
-        ((28, 28, (3, 3, 512, 512)), True),
-        ((14, 14, (3, 3, 512, 512)), False),
-        ((32, 32, (3, 3, 64, 64)), False),
-        ((224, 224, (1, 1, 64, 64)), False),
-        ((224, 224, (7, 7, 512, 4096)), False),
-    ],
-)
-def test_a_layer_is_chosen_by_its_shape(layer: tuple[int, int, tuple[int, int, int, int]], expected: bool) -> None:
-    assert suits(*layer) is expected
+def test_a_part_goes_on_where_the_one_before_it_is_still_computing(workers: Workers) -> None:
+    images = draw((9, 40, 40, 64), 0)
+    first, second = convolution(64, 64)[0], convolution(64, 128, rectified=True)[0]
+    together = Part([first, second], workers)(images).wait()
+    waiting = Part([first], workers)(images)
+    np.testing.assert_array_equal(np.asarray(Part([second], workers)(waiting)), together)
 
 
-@pytest.mark.parametrize(("until", "images"), [("relu4_1", 90), ("relu5_4", 72)])
-def test_a_short_job_is_not_worth_compiling_for(until: str, images: int) -> None:
-    layers = convolutions(until, 224)
-    assert not repays_compiling(layers, images - 1)
-    assert repays_compiling(layers, images + 1)
+def test_not_a_number_stays_one(workers: Workers) -> None:
+    image = np.zeros((1, 8, 8, 64), np.float32)
+    image[0, 2, 2, 5] = np.nan
+    found = Part([convolution(64, 64, rectified=True)[0]], workers)(image).wait()
+    assert np.isnan(found[0, 2, 2]).all()
 
 
-def test_small_images_never_repay_compiling() -> None:
-    assert not repays_compiling(convolutions("relu5_4", 32), 10**9)
-
-
-def test_one_large_image_repays_compiling() -> None:
-    assert repays_compiling(convolutions("relu5_4", 2560), 1)
+def test_images_of_any_layout_are_read_right(workers: Workers) -> None:
+    images = draw((3, 64, 12, 10), 0).transpose(0, 2, 3, 1)
+    part = Part([convolution(64, 64)[0]], workers)
+    np.testing.assert_array_equal(part(images).wait(), part(np.ascontiguousarray(images)).wait())

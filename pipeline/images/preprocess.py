@@ -85,10 +85,10 @@ class FixedSize:
         mean_pixel: (3,) float64, R, G, B in 0..255.
         device: TensorFlow's name of the device, ``/CPU:0`` or ``/GPU:0``.
         step_images: Images that the network takes at a time. Every step has this many rows, so that the network's
-            arithmetic is the same however many images a batch has.
+            arithmetic is the same however many images a batch has. None: all of the batch, where it is the same anyway.
     """
 
-    def __init__(self, spec: ResizeSpec, mean_pixel: NDArray[np.float64], device: str, step_images: int) -> None:
+    def __init__(self, spec: ResizeSpec, mean_pixel: NDArray[np.float64], device: str, step_images: int | None) -> None:
         self._spec = spec
         with tf.device(device):
             self._mean = tf.constant(mean_pixel, tf.float32)
@@ -110,10 +110,13 @@ class FixedSize:
             return
         images = self.resize(batch)
         indices = np.array([status.index for status in batch.statuses], np.int64)
-        for first in range(0, len(good), self._step_images):
-            rows = good[first : first + self._step_images]
-            with tf.device(self._device):
-                step = tf.gather(images, np.resize(rows, self._step_images))
+        count = self._step_images or len(good)
+        for first in range(0, len(good), count):
+            rows = good[first : first + count]
+            step = images
+            if count != len(batch) or len(rows) != count:
+                with tf.device(self._device):
+                    step = tf.gather(images, np.resize(rows, count))
             yield Step(indices[rows], step)
 
     def resize(self, batch: Batch) -> Any:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from ..errors import OptionError
+from .convolution import DIRECT
 
-# Images read, resized and sent to the device together. On a CPU the network takes them one by one: with one image at a
-# time its layers stay in the cache and buffers are reused, and more gain nothing (5.5 images a second at 1, 4.1 at 32).
+# Images read and resized together on a CPU: enough for all threads to have some while the next are made ready.
 CPU_BATCH = 8
+CPU_BATCH_A_THREAD = 4
 
 # Images of 224 x 224 px a step on a GPU; conv1_1 alone is 12.8 MB an image.
 GPU_BATCH = 64
@@ -27,23 +28,30 @@ class Device(NamedTuple):
         name: TensorFlow's name, ``/CPU:0`` or ``/GPU:0``.
         kind: ``cpu`` or ``gpu``.
         batch_size: Images read and resized together.
-        step_images: Images that the network takes at a time; the same for every step. On a GPU it is the batch size, so there
-            the batch size can change a number, within the contract's tolerance; on a CPU it is 1 and cannot.
+        step_images: Images that the network takes at a time, the same for every step, or None: all there are, since it changes
+            no number. On a GPU it is the batch size, so there the batch size can change a number, within the contract's
+            tolerance; with TensorFlow's convolutions on a CPU it is 1 and cannot.
+        asynchronous: Whether the network computes while its caller goes on.
     """
 
     name: str
     kind: str
     batch_size: int
-    step_images: int
+    step_images: int | None
+    asynchronous: bool
 
 
-def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, int] | None) -> Device:
+def choose_device(
+    requested: str, batch_size: int | None, size_px: tuple[int, int] | None, convolution: str, threads: int
+) -> Device:
     """Finds the device and sets TensorFlow up for it.
 
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
         batch_size: The user's, or None for the device's own.
         size_px: Size of all images, or None at native size.
+        convolution: What a CPU uses, ``direct`` or ``winograd``.
+        threads: Of the network on a CPU.
 
     Raises:
         OptionError: A GPU is asked for and TensorFlow sees none.
@@ -62,9 +70,13 @@ def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, in
         tf.config.experimental.set_memory_growth(gpus[0], True)
     kind = "gpu" if gpus else "cpu"
     if size_px is None:
-        return Device(f"/{kind.upper()}:0", kind, batch_size or NATIVE_BATCH, 1)
+        # On a CPU the layers of one large image are computed by all threads; one more would double the memory.
+        return Device(f"/{kind.upper()}:0", kind, batch_size or NATIVE_BATCH, 1, kind == "gpu")
     fitting = max(1, GPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
     if not gpus:
-        return Device("/CPU:0", kind, batch_size or min(CPU_BATCH, fitting), 1)
+        if convolution == DIRECT:
+            return Device("/CPU:0", kind, batch_size or min(CPU_BATCH, fitting), 1, False)
+        chosen = batch_size or min(max(CPU_BATCH, CPU_BATCH_A_THREAD * threads), fitting)
+        return Device("/CPU:0", kind, chosen, None, True)
     chosen = batch_size or min(GPU_BATCH, fitting)
-    return Device("/GPU:0", kind, chosen, chosen)
+    return Device("/GPU:0", kind, chosen, chosen, True)

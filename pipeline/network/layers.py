@@ -30,6 +30,10 @@ CLASSIFIER_BLOCK = 6
 FC6_SIDE = 7
 FC_CHANNELS = 4096
 
+# 2 x 2 pixels, which do not overlap. Source: Simonyan & Zisserman, section 2.1.
+POOL_SIDE = 2
+POOL_STRIDE = 2
+
 # Users know the last layer by what it does; the file calls it "prob".
 SYNONYMS = {"softmax": "prob"}
 
@@ -109,8 +113,7 @@ def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> 
     shapes: dict[str, tuple[int, int, int]] = {}
     for layer in layer_table(network):
         if layer.kind == "pool":
-            up = 1 if pool_padding == "same" else 0
-            height, width = (height + up) // 2, (width + up) // 2
+            height, width = pooled_side(height, pool_padding), pooled_side(width, pool_padding)
         elif layer.kind == "fc":
             assert layer.kernel_shape is not None
             height, width = height - layer.kernel_shape[0] + 1, width - layer.kernel_shape[1] + 1
@@ -118,6 +121,11 @@ def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> 
             break
         shapes[layer.name] = (height, width, layer.channels)
     return shapes
+
+
+def pooled_side(side: int, pool_padding: str) -> int:
+    """Gives the side of a map after pooling."""
+    return -(-side // POOL_STRIDE) if pool_padding == "same" else side // POOL_STRIDE
 
 
 def smallest_side_px(network: str, layer: LayerSpec, pool_padding: str) -> int:

@@ -1,13 +1,13 @@
 """The VGG networks on the device, cut where the user wants activations.
 
 Takes float32 (n, H, W, 3) with the mean removed; gives one layer's activations after the other. Between two layers that
-are wanted lies a *segment*, compiled once; what a segment gives leaves the device before the next one runs, so memory
-holds a few of the largest layers and never their sum. Nothing is computed past the deepest layer wanted, and nothing twice.
+are wanted lies a *segment*; what a segment gives leaves the device before the next one runs, so memory holds a few of the largest
+layers and never their sum. Nothing is computed past the deepest layer wanted, and nothing twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,15 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError
 from ..records import LayerSpec
-from .convolution import DIRECT, WINOGRAD, suits
-from .layers import layer_table, output_shapes
+from .cpu import Part
+from .layers import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .weights import Weights
-from .winograd import compiled_convolve, transform_kernel
 
-Operation = Callable[[Any], Any]
-
-POOL_SIDE = 2
-POOL_STRIDE = 2
+Segment = Callable[[Any], Any]
 
 
 class Network:
     """A VGG network that gives the activations of some of its layers.
-
-    On a CPU, with the same number of images a call, a row's bits depend on its image alone.
 
     Args:
         weights: Kernels (HWIO, RGB), biases and the padding of the pooling layers.
@@ -40,7 +34,8 @@ class Network:
             do so by mistake.
         device: TensorFlow's name of the device.
         size_px: (height, width) of all inputs; None where they differ.
-        convolution: ``direct``, or ``winograd`` for the layers that suit it: on a CPU, at a fixed size, one image a call.
+        parts: Of the layers before the classifier, from :func:`~pipeline.network.cpu.prepare_parts`: then a row's bits depend on
+            its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
     """
 
     def __init__(
@@ -52,30 +47,29 @@ class Network:
         kernel_order: str,
         device: str,
         size_px: tuple[int, int] | None,
-        convolution: str = DIRECT,
+        parts: Mapping[str, Part] | None = None,
     ) -> None:
-        assert convolution == DIRECT or size_px is not None
-        self._convolution = convolution
         self._weights = weights
         self._pooling = pooling
         self._kernel_order = kernel_order
         self._device = device
-        self._shapes = output_shapes(weights.network, size_px, weights.pool_padding) if size_px else {}
-        self._segments: list[tuple[str, Any]] = []
+        self._parts = parts
+        shapes = output_shapes(weights.network, size_px, weights.pool_padding) if size_px else {}
         table = layer_table(weights.network)
-        # Compiled code has the number of images in it.
-        images = None if convolution == DIRECT else 1
-        input_shape: tuple[int | None, ...] = (images, *(size_px or (None, None)), 3)
+        self._segments: list[tuple[str, Segment]] = []
+        input_shape: tuple[int | None, ...] = (*(size_px or (None, None)), 3)
         done = 0
         with tf.device(device):
             for layer in wanted:
                 part = table[done : layer.network_index + 1]
-                self._segments.append((layer.name, self._compile(part, input_shape)))
-                input_shape = (images, *self._shapes.get(layer.name, (None, None, layer.channels)))
+                self._segments.append((layer.name, self._segment(part, input_shape)))
+                input_shape = shapes.get(layer.name, (None, None, layer.channels))
                 done = layer.network_index + 1
 
     def __call__(self, images: Any) -> Iterator[tuple[str, Any]]:
-        """Gives (name, activations (n, h, w, c) float32 on the device) for each wanted layer, computed when asked for.
+        """Gives (name, activations (n, h, w, c) float32) for each wanted layer, computed when asked for.
+
+        The activations are on the device, or still being computed; ``numpy.asarray`` waits for them.
 
         Raises:
             NetworkError: The device is out of memory.
@@ -85,7 +79,7 @@ class Network:
             try:
                 with tf.device(self._device):
                     values = segment(values)
-            except tf.errors.ResourceExhaustedError as error:
+            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
                 shape = " x ".join(map(str, values.shape))
                 raise NetworkError(
                     f"{name}: the device is out of memory, got an input of {shape} float32. Expected room for it. "
@@ -93,8 +87,27 @@ class Network:
                 ) from error
             yield name, values
 
-    def _compile(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Any:
-        operations = self._operations(layers)
+    def _segment(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Segment:
+        if self._parts is None:
+            return self._graph(layers, input_shape)
+        classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
+        maps = layers[: len(layers) - len(classifier)]
+        part = self._parts[maps[-1].name] if maps else None
+        if not classifier:
+            assert part is not None
+            return part
+        # The classifier's matrices are used once an image: reading them is all the work, and TensorFlow does it as fast.
+        graph = self._graph(classifier, (None, None, input_shape[2] if part is None else maps[-1].channels))
+
+        def segment(values: Any) -> NDArray[np.float32]:
+            values = np.asarray(values if part is None else part(values))
+            # One by one: TensorFlow's sums depend on the number of images.
+            return np.concatenate([graph(values[place : place + 1]) for place in range(len(values))])
+
+        return segment
+
+    def _graph(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Segment:
+        operations = [self._operation(layer) for layer in layers]
 
         def segment(values: tf.Tensor) -> tf.Tensor:
             for operation in operations:
@@ -102,34 +115,11 @@ class Network:
             return values
 
         # One trace serves every number of images, and at native size every height and width.
-        return tf.function(segment, input_signature=[tf.TensorSpec(input_shape, tf.float32)], autograph=False)
+        signature = [tf.TensorSpec((None, *input_shape), tf.float32)]
+        graph: Segment = tf.function(segment, input_signature=signature, autograph=False)
+        return graph
 
-    def _operations(self, layers: Sequence[LayerSpec]) -> list[Operation]:
-        operations = []
-        left = list(layers)
-        while left:
-            layer = left.pop(0)
-            if self._by_winograd(layer):
-                # In one pass over memory with the ReLU, where no one asks for what is between them.
-                with_relu = bool(left) and left[0].kind == "relu"
-                left = left[1:] if with_relu else left
-                operations.append(self._winograd_operation(layer, with_relu))
-            else:
-                operations.append(self._operation(layer))
-        return operations
-
-    def _by_winograd(self, layer: LayerSpec) -> bool:
-        if self._convolution != WINOGRAD or layer.kind != "conv":
-            return False
-        assert layer.kernel_shape is not None
-        return suits(*self._shapes[layer.name][:2], layer.kernel_shape)
-
-    def _winograd_operation(self, layer: LayerSpec, with_relu: bool) -> Operation:
-        kernel = tf.constant(transform_kernel(self._ordered(self._weights.kernels[layer.name])))
-        bias = tf.constant(self._weights.biases[layer.name])
-        return lambda values: compiled_convolve(values, kernel, bias, with_relu)
-
-    def _operation(self, layer: LayerSpec) -> Operation:
+    def _operation(self, layer: LayerSpec) -> Segment:
         if layer.kind == "relu":
             return lambda values: tf.nn.relu(values)
         if layer.kind == "softmax":
