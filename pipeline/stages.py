@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .config import Options
 from .extract import Step
 from .images.resample import ResizeSpec, dct_reduction, hand_over
+from .images.resize_host import HostResize
 from .network.convolution import WINOGRAD
 from .network.cpu import prepare_parts
 from .network.fitting import NativeLimit
@@ -71,6 +72,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     load_tensorflow()
     from .images.loader import load_batches
     from .images.preprocess import FixedSize, NativeSize
+    from .images.resize_device import DeviceResize
     from .network.device import choose_device
     from .network.vgg import Network
 
@@ -104,7 +106,12 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
             def ratio_for(height: int, width: int) -> int:
                 return dct_reduction(height, width, resize)
 
-        preprocess = FixedSize(resize, weights.mean_pixel, device.name, device.step_images)
+        resizer: Callable[[Batch], Any] = (
+            HostResize(resize, weights.mean_pixel, threads)
+            if device.kind == "cpu"
+            else DeviceResize(resize, weights.mean_pixel, device.name)
+        )
+        preprocess = FixedSize(resizer, device.step_images)
 
     def load(manifest: Manifest, indices: NDArray[np.int64], workers: int) -> Generator[Batch, None, None]:
         return load_batches(manifest, indices, batch_size=device.batch_size, workers=workers, reduce=reduce, ratio_for=ratio_for)

@@ -143,6 +143,7 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
 ) -> None:
     from pipeline.images.preprocess import FixedSize
     from pipeline.images.resample import ResizeSpec
+    from pipeline.images.resize_host import HostResize
 
     from .conftest import MEAN_PIXEL
     from .networks import build
@@ -152,7 +153,7 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
     with Image.open(images / key) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     spec = ResizeSpec((72, 64), "squash", "bilinear")
-    step = next(FixedSize(spec, MEAN_PIXEL, "/CPU:0", 1)(batch_of([pixels], spec)))
+    step = next(FixedSize(HostResize(spec, MEAN_PIXEL, 1), 1)(batch_of([pixels], spec)))
     network = build(random_weights(), ["relu2_1"], (72, 64), convolution="winograd")
     by_hand = next(np.asarray(values)[0] for _, values in network(step.images))
     np.testing.assert_array_equal(run["relu2_1"][run.row(key)], by_hand)

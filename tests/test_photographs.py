@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.images.decode import decode_image
 from pipeline.images.preprocess import FixedSize
 from pipeline.images.resample import ResizeSpec
+from pipeline.images.resize_host import HostResize
 
 from . import oracle
 from .conftest import MEAN_PIXEL
@@ -23,7 +24,7 @@ SPEC = ResizeSpec((224, 224), "squash", "bilinear")
 
 def errors_of(path: Path, weights: Any, words: list[str], convolution: str) -> dict[str, float]:
     pixels, _ = decode_image(path.read_bytes(), None)
-    step = next(FixedSize(SPEC, MEAN_PIXEL, "/CPU:0", 1)(batch_of([pixels], SPEC)))
+    step = next(FixedSize(HostResize(SPEC, MEAN_PIXEL, 1), 1)(batch_of([pixels], SPEC)))
     network = build(weights, words, (224, 224), convolution=convolution)
     found = {name: np.asarray(values)[0] for name, values in network(step.images)}
     with Image.open(path) as picture:

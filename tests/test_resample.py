@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -9,10 +9,14 @@ from PIL import Image
 
 from pipeline.images.preprocess import FixedSize, NativeSize, restore_image, save_image
 from pipeline.images.resample import HOST_PIXELS, ResizeSpec, axis_table, dct_reduction, hand_over, plan_resize
+from pipeline.images.resize_device import DeviceResize
+from pipeline.images.resize_host import HostResize
 from pipeline.records import Batch, ImageStatus
 
 from . import oracle
 from .conftest import MEAN_PIXEL
+
+Resized = Callable[[Sequence[NDArray[np.uint8] | None], ResizeSpec], NDArray[np.float32]]
 
 # Up and down, one pixel, strips, sides of 8000 px; some large enough to be resampled on the host.
 SIZES = [
@@ -55,10 +59,15 @@ def batch_of(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec | None
     return Batch(tuple(statuses), np.concatenate([image.ravel() for image in handed]), sides[:, 0], sides[:, 1], sources)
 
 
-def resized(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDArray[np.float32]:
-    found = np.asarray(FixedSize(spec, MEAN_PIXEL, "/CPU:0", 1).resize(batch_of(images, spec)))
-    assert found.dtype == np.float32
-    return found
+@pytest.fixture(params=["host", "device"])
+def resized(request: pytest.FixtureRequest) -> Resized:
+    def resize(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDArray[np.float32]:
+        resizer = HostResize(spec, MEAN_PIXEL, 2) if request.param == "host" else DeviceResize(spec, MEAN_PIXEL, "/CPU:0")
+        found = np.asarray(resizer(batch_of(images, spec)))
+        assert found.dtype == np.float32
+        return found
+
+    return resize
 
 
 def expected(image: NDArray[np.uint8], spec: ResizeSpec) -> NDArray[np.float64]:
@@ -85,7 +94,7 @@ def expected(image: NDArray[np.uint8], spec: ResizeSpec) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("mode", ["squash", "crop", "pad"])
-def test_resizing_is_within_one_grey_level_of_pillow(mode: str, interpolation: str) -> None:
+def test_resizing_is_within_one_grey_level_of_pillow(mode: str, interpolation: str, resized: Resized) -> None:
     spec = ResizeSpec((64, 56), mode, interpolation)
     for make in (stripes, noise):
         images = [make(*size) for size in SIZES]
@@ -105,14 +114,14 @@ def test_some_of_these_sizes_are_resampled_on_the_host() -> None:
     assert (tall.rows.on_host, tall.columns.on_host, tall.rows_first) == (True, False, True)
 
 
-def test_resizing_agrees_with_the_picture_pillow_makes() -> None:
+def test_resizing_agrees_with_the_picture_pillow_makes(resized: Resized) -> None:
     spec = ResizeSpec((64, 56), "squash", "bilinear")
     image = noise(375, 500)
     picture = np.asarray(Image.fromarray(image).resize((56, 64), Image.Resampling.BILINEAR))
     assert np.abs(resized([image], spec)[0] + MEAN_PIXEL - picture).max() <= 1.0
 
 
-def test_enormous_strips_cost_no_memory() -> None:
+def test_enormous_strips_cost_no_memory(resized: Resized) -> None:
     spec = ResizeSpec((32, 32), "crop", "bilinear")
     # Scaled as a whole this would be 32 x 6,400,000 px.
     strip = noise(1, 200_000)
@@ -122,14 +131,14 @@ def test_enormous_strips_cost_no_memory() -> None:
     assert both.rows.handed_over * both.columns.handed_over <= 32 * 32
 
 
-def test_an_image_of_the_target_size_is_not_changed() -> None:
+def test_an_image_of_the_target_size_is_not_changed(resized: Resized) -> None:
     image = noise(48, 40)
     for interpolation in ("nearest", "bilinear", "bicubic", "lanczos"):
         found = resized([image], ResizeSpec((48, 40), "squash", interpolation))[0]
         np.testing.assert_array_equal(restore_image(found, MEAN_PIXEL), image)
 
 
-def test_neighbours_and_batch_size_change_no_bit() -> None:
+def test_neighbours_and_batch_size_change_no_bit(resized: Resized) -> None:
     spec = ResizeSpec((64, 56), "crop", "bicubic")
     images = [noise(*size, seed=index) for index, size in enumerate(SIZES)]
     together = resized(images, spec)
@@ -138,21 +147,21 @@ def test_neighbours_and_batch_size_change_no_bit() -> None:
     np.testing.assert_array_equal(resized(images[::-1], spec), together[::-1])
 
 
-def test_a_failed_image_is_a_row_of_zeros_and_no_step() -> None:
+def test_a_failed_image_is_a_row_of_zeros_and_no_step(resized: Resized) -> None:
     spec = ResizeSpec((16, 16), "squash", "bilinear")
     images = [noise(20, 30, 1), None, noise(40, 10, 2)]
     found = resized(images, spec)
     assert not found[1].any()
-    steps = list(FixedSize(spec, MEAN_PIXEL, "/CPU:0", 1)(batch_of(images, spec)))
+    steps = list(FixedSize(lambda batch: found, 1)(batch_of(images, spec)))
     assert [step.indices.tolist() for step in steps] == [[0], [2]]
     np.testing.assert_array_equal(np.asarray(steps[1].images)[0], found[2])
-    assert list(FixedSize(spec, MEAN_PIXEL, "/CPU:0", 1)(batch_of([None], spec))) == []
+    assert list(FixedSize(HostResize(spec, MEAN_PIXEL, 2), 1)(batch_of([None], spec))) == []
 
 
-def test_every_step_has_the_same_number_of_rows() -> None:
+def test_every_step_has_the_same_number_of_rows(resized: Resized) -> None:
     spec = ResizeSpec((16, 16), "squash", "bilinear")
     images = [noise(20, 30, seed) for seed in range(5)]
-    steps = list(FixedSize(spec, MEAN_PIXEL, "/CPU:0", 3)(batch_of(images, spec)))
+    steps = list(FixedSize(lambda batch: resized(images, spec), 3)(batch_of(images, spec)))
     assert [step.indices.tolist() for step in steps] == [[0, 1, 2], [3, 4]]
     assert [tuple(step.images.shape) for step in steps] == [(3, 16, 16, 3)] * 2
     np.testing.assert_array_equal(np.asarray(steps[1].images)[:2], resized(images, spec)[3:])

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pipeline.network.cpu import Part, Workers
 from pipeline.network.kernels import compile_kernels
 from pipeline.network.operations import Operation, Pooling, Rectification, make_convolution
-from pipeline.network.vector_code import Processor, this_processor
 from pipeline.network.winograd import transform_kernel, transform_matrices
+from pipeline.vector_code import Processor, this_processor
 
 from . import oracle
 

@@ -182,7 +182,7 @@ class AxisTable(NamedTuple):
 
     Attributes:
         starts: (blocks,) int32, first input position of each block's window.
-        weights: (blocks, BLOCK, window) float32; rows past the target and rows that show padding are zero.
+        weights: (blocks, block, window) float32; rows past the target and rows that show padding are zero.
     """
 
     starts: NDArray[np.int32]
@@ -190,11 +190,15 @@ class AxisTable(NamedTuple):
 
 
 @functools.lru_cache(maxsize=128)
-def axis_table(plan: AxisPlan) -> AxisTable:
+def axis_table(plan: AxisPlan, block: int = BLOCK) -> AxisTable:
     """Gives the weights that turn the pixels handed over into the result, along one axis.
 
     Computed in float64 as Pillow computes its own, then rounded to float32. Tables are kept for the next images of the same
     size: at most 128, of a few hundred kB at the most for a result of 224 px.
+
+    Args:
+        plan: Of the axis.
+        block: Output positions that share a window.
     """
     first, stop = plan.visible
     positions = np.arange(first, stop)
@@ -211,14 +215,14 @@ def axis_table(plan: AxisPlan) -> AxisTable:
         centers = (positions + 0.5) * scale
         low = np.maximum(0, (centers - support + 0.5).astype(np.int64)) - plan.first
         high = np.minimum(plan.source, (centers + support + 0.5).astype(np.int64)) - plan.first
-    blocks = -(-plan.target // BLOCK)
+    blocks = -(-plan.target // block)
     rows = positions - plan.offset
-    block_of_row = rows // BLOCK
+    block_of_row = rows // block
     starts = np.zeros(blocks, np.int64)
     ends = np.zeros(blocks, np.int64)
     used = np.unique(block_of_row)
-    starts[used] = [low[block_of_row == block].min() for block in used]
-    ends[used] = [high[block_of_row == block].max() for block in used]
+    starts[used] = [low[block_of_row == number].min() for number in used]
+    ends[used] = [high[block_of_row == number].max() for number in used]
     window = int((ends - starts).max())
     starts = np.minimum(starts, plan.handed_over - window)
 
@@ -231,9 +235,9 @@ def axis_table(plan: AxisPlan) -> AxisTable:
         band = np.where(inside, weight((taps + plan.first + 0.5 - centers[:, None]) / widened), 0.0)
         total = band.sum(axis=1, keepdims=True)
         band = np.divide(band, total, out=band, where=total != 0.0)
-    weights = np.zeros((blocks * BLOCK, window), np.float32)
+    weights = np.zeros((blocks * block, window), np.float32)
     weights[rows] = band
-    return AxisTable(starts.astype(np.int32), weights.reshape(blocks, BLOCK, window))
+    return AxisTable(starts.astype(np.int32), weights.reshape(blocks, block, window))
 
 
 def hand_over(pixels: NDArray[np.uint8], spec: ResizeSpec) -> NDArray[np.uint8]:
@@ -249,6 +253,7 @@ def hand_over(pixels: NDArray[np.uint8], spec: ResizeSpec) -> NDArray[np.uint8]:
     Returns:
         (h', w', 3) uint8, with the sides :attr:`AxisPlan.handed_over` of ``plan_resize(h, w, spec)``.
     """
+    decoded = pixels
     plan = plan_resize(pixels.shape[0], pixels.shape[1], spec)
     # What the host does not resample is only cut, before anything else is done to it.
     if not plan.rows.on_host:
@@ -260,7 +265,7 @@ def hand_over(pixels: NDArray[np.uint8], spec: ResizeSpec) -> NDArray[np.uint8]:
         if of_axis.on_host:
             pixels = _resample_on_host(pixels, axis, of_axis)
     # A cut is a view that would keep the whole image in memory.
-    return pixels if pixels.flags.c_contiguous and pixels.base is None else pixels.copy()
+    return pixels if pixels.flags.c_contiguous and pixels.size == decoded.size else pixels.copy()
 
 
 def _resample_on_host(pixels: NDArray[np.uint8], axis: int, plan: AxisPlan) -> NDArray[np.uint8]:

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import LayerSpec
+from ..vector_code import MachineCode, this_processor
 from .kernels import compile_kernels
 from .layers import CLASSIFIER_BLOCK, layer_table
 from .memory import FLOAT_BYTES, Memory
 from .operations import Convolution, Operation, Pooling, Rectification, Workspace, make_convolution
-from .vector_code import MachineCode, this_processor
 from .weights import Weights
 
 Array = NDArray[np.float32]

@@ -12,9 +12,9 @@ from typing import Any
 
 from llvmlite import ir
 
+from ..vector_code import INTEGER, POINTER, Code, MachineCode, Processor, integer, new_function
 from .products import CONVOLVE_COLOURS, MULTIPLY, add_convolve_colours, add_multiply
 from .transforms import TRANSFORM_INPUT, TRANSFORM_OUTPUT, add_transform_input, add_transform_output
-from .vector_code import INTEGER, POINTER, Code, MachineCode, Processor, integer, new_function
 
 # image, height, width, channels; output rows, output columns, output
 POOL = [POINTER, *[INTEGER] * 3, INTEGER, INTEGER, POINTER]

@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..vector_code import MachineCode, Processor
 from .convolution import KERNEL_SIDE, TILE
 from .layers import POOL_STRIDE, pooled_side
 from .memory import CACHE_LINE_BYTES, FLOAT_BYTES, Memory
 from .products import COLOURS, PLANES, pack_columns
-from .vector_code import MachineCode, Processor
 from .winograd import transform_kernel
 
 Array = NDArray[np.float32]

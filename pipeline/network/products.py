@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..vector_code import FLOAT, INTEGER, POINTER, Code, Processor, integer, new_function
 from .convolution import KERNEL_SIDE
-from .vector_code import FLOAT, INTEGER, POINTER, Code, Processor, integer, new_function
 from .winograd import SIDE
 
 PLANES = SIDE**2

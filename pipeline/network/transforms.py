@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..vector_code import FLOAT, INTEGER, POINTER, Code, Processor, integer, new_function
 from .convolution import TILE
-from .vector_code import FLOAT, INTEGER, POINTER, Code, Processor, integer, new_function
 from .winograd import SIDE, transform_matrices
 
 # image, height, width, channels; first row of tiles, rows of tiles, tiles a row; data, floats a plane; scratch (36, channels)

@@ -1,11 +1,12 @@
 """Vector code for this machine's processor, made while the program runs: LLVM in the words of this house.
 
-A room below :mod:`~pipeline.network.kernels`, which says what is computed. Code is made for the processor at hand in some
-hundredths of a second, so there is nothing to install, to cache or to choose from.
+Below the wings: :mod:`~pipeline.images.passes` and :mod:`~pipeline.network.kernels` say what is computed. Code is made for the
+processor at hand in some tenths of a second, so there is nothing to install, to cache or to choose from.
 """
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,19 @@ class Code:
             single, undefined, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         )
 
+    def of_lanes(self, lanes: int) -> Code:
+        """Gives the same place for vectors of so many floats."""
+        other = copy.copy(self)
+        other.lanes, other.vector = lanes, ir.VectorType(FLOAT, lanes)
+        return other
+
+    def load_integer(self, pointer: Any, place: Any) -> Any:
+        """Loads one of the 32-bit integers of an array."""
+        bits = ir.IntType(32)
+        return self.builder.sext(
+            self.builder.load(self.builder.gep(pointer, [integer(place)], source_etype=bits), typ=bits), INTEGER
+        )
+
     def constant(self, value: float) -> Any:
         """Gives a vector with this number in all lanes."""
         return ir.Constant(self.vector, [value] * self.lanes)
@@ -104,6 +118,10 @@ class Code:
     def largest(self, value: Any, floor: Any) -> Any:
         """Gives the larger of each lane; a NaN of the first stays."""
         return self.builder.select(self.builder.fcmp_ordered("<", value, floor), floor, value)
+
+    def smallest(self, value: Any, ceiling: Any) -> Any:
+        """Gives the smaller of each lane; a NaN of the first stays."""
+        return self.builder.select(self.builder.fcmp_ordered(">", value, ceiling), ceiling, value)
 
     def smaller(self, left: Any, right: Any) -> Any:
         """Gives the smaller of two integers."""
@@ -133,6 +151,14 @@ class Code:
         counter.add_incoming(following, builder.block)
         builder.branch(head)
         builder.position_at_end(after)
+
+    def every_float(self, count: Any, body: Callable[[Code, Any], None]) -> None:
+        """Writes a body for vectors as long as they fit, and once more for what is left; the body gets code and place."""
+        whole = self.builder.sub(integer(count), self.builder.srem(integer(count), integer(self.lanes)))
+        with self.loop(0, whole, self.lanes) as place:
+            body(self, place)
+        with self.loop(whole, count) as place:
+            body(self.of_lanes(1), place)
 
     def accumulate(self, count: Any, step: int, sums: Sequence[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
         """Repeats ``sums = body(counter, sums)`` for a counter from 0 until below a positive count; sums stay in registers."""
