@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.network.convolutions import make_colour_convolution, make_convolution
 from pipeline.network.cpu import Part, Workers
 from pipeline.network.kernels import compile_kernels
-from pipeline.network.operations import Operation, Pooling, Rectification, make_convolution
+from pipeline.network.operations import Operation, Pooling, Rectification
 from pipeline.network.winograd import transform_kernel, transform_matrices
 from pipeline.vector_code import Processor, this_processor
 
@@ -37,6 +38,8 @@ def workers() -> Workers:
 def convolution(cin: int, cout: int, *, rectified: bool = False, pooling: Pooling | None = None) -> tuple[Operation, Any]:
     """Gives an operation and what the oracle needs to do the same."""
     kernel, bias = draw((3, 3, cin, cout), 1), draw((cout,), 2)
+    if cin == 3:
+        return make_colour_convolution(kernel, bias, this_processor(), rectified=rectified), (kernel, bias)
     return make_convolution(kernel, bias, this_processor(), rectified=rectified, pooling=pooling), (kernel, bias)
 
 
@@ -107,7 +110,7 @@ def test_code_for_older_processors_computes_the_same(name: str) -> None:
     kernels = {3: draw((3, 3, 3, 64), 1), 64: draw((3, 3, 64, 128), 3)}
     bias, image = draw((128,), 2), draw((1, 30, 45, 3), 0)
     operations = [
-        make_convolution(kernels[3], bias[:64], processor, rectified=True, pooling=None),
+        make_colour_convolution(kernels[3], bias[:64], processor, rectified=True),
         make_convolution(kernels[64], bias, processor, rectified=True, pooling=Pooling("max", "same")),
     ]
     found = Part(operations, workers)(image).wait()[0]
@@ -118,11 +121,13 @@ def test_code_for_older_processors_computes_the_same(name: str) -> None:
 
 def test_neither_the_batch_nor_threads_nor_the_way_of_sharing_work_change_a_bit(random_weights: Any) -> None:
     weights = random_weights()
-    kernels = [(weights.kernels[name], weights.biases[name]) for name in ("conv1_1", "conv1_2", "conv2_1", "conv2_2")]
-    pool = Pooling("max", "same")
-    operations = [
-        make_convolution(kernel, bias, this_processor(), rectified=True, pooling=pool if place % 2 else None)
-        for place, (kernel, bias) in enumerate(kernels)
+    names, pool = ("conv1_1", "conv1_2", "conv2_1", "conv2_2"), Pooling("max", "same")
+    factors = [(weights.kernels[name], weights.biases[name], this_processor()) for name in names]
+    operations: list[Operation] = [
+        make_colour_convolution(*factors[0], rectified=True),
+        make_convolution(*factors[1], rectified=True, pooling=pool),
+        make_convolution(*factors[2], rectified=True),
+        make_convolution(*factors[3], rectified=True, pooling=pool),
     ]
     images = 100 * draw((7, 60, 52, 3), 0)
     code = compile_kernels(this_processor(), CHANNELS)
@@ -152,3 +157,13 @@ def test_images_of_any_layout_are_read_right(workers: Workers) -> None:
     images = draw((3, 64, 12, 10), 0).transpose(0, 2, 3, 1)
     part = Part([convolution(64, 64)[0]], workers)
     np.testing.assert_array_equal(part(images).wait(), part(np.ascontiguousarray(images)).wait())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (30, 45), (90, 61)])
+def test_the_first_convolution_in_the_same_pass_is_the_one_before(size: tuple[int, int], workers: Workers) -> None:
+    images, bias = draw((3, *size, 3), 0), draw((64,), 2)
+    colours = make_colour_convolution(draw((3, 3, 3, 64), 1), bias, this_processor(), rectified=True)
+    factors = draw((3, 3, 64, 64), 3), bias, this_processor()
+    apart = Part([colours, make_convolution(*factors, rectified=True)], workers)(images).wait()
+    together = Part([make_convolution(*factors, rectified=True, colours=colours)], workers)(images).wait()
+    np.testing.assert_array_equal(together, apart)

@@ -12,17 +12,20 @@ import itertools
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..records import LayerSpec
-from ..vector_code import MachineCode, this_processor
+from ..vector_code import MachineCode, Processor, this_processor
+from .convolutions import make_colour_convolution, make_convolution
 from .kernels import compile_kernels
 from .layers import CLASSIFIER_BLOCK, layer_table
 from .memory import FLOAT_BYTES, Memory
-from .operations import Convolution, Operation, Pooling, Rectification, Workspace, make_convolution
+from .operations import Operation, Pooling, Rectification, Workspace
+from .products import COLOURS
 from .weights import Weights
 
 Array = NDArray[np.float32]
@@ -195,46 +198,54 @@ def prepare_parts(
         if layer.name in ends:
             parts[layer.name] = maps[start:stop]
             start = stop
-    padded = Pooling(pooling, weights.pool_padding)
+    pooled = Pooling(pooling, weights.pool_padding)
 
-    def convolution(layer: LayerSpec, rectified: bool, pooled: bool) -> Convolution:
+    def make(step: _Step) -> Operation:
+        if step.layer.kind != "conv":
+            return Rectification() if step.layer.kind == "relu" else pooled
+        convolution = partial(
+            make_convolution,
+            *factors(step.layer),
+            rectified=step.rectified,
+            pooling=pooled if step.pooled else None,
+        )
+        if step.before:
+            return convolution(colours=make_colour_convolution(*factors(step.before.layer), rectified=step.before.rectified))
+        if step.layer.kernel_shape and step.layer.kernel_shape[2] == COLOURS:
+            return make_colour_convolution(*factors(step.layer), rectified=step.rectified)
+        return convolution()
+
+    def factors(layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32], Processor]:
         kernel = weights.kernels[layer.name]
         kernel = kernel if kernel_order == "hwio" else kernel.transpose(1, 0, 2, 3)
-        bias = weights.biases[layer.name]
-        return make_convolution(kernel, bias, this_processor(), rectified=rectified, pooling=padded if pooled else None)
+        return kernel, weights.biases[layer.name], this_processor()
 
-    planned = {name: _plan(part) for name, part in parts.items()}
-    convolutions = [step for steps in planned.values() for step in steps if step.layer.kind == "conv"]
-    made = dict(
-        zip(
-            (step.layer.name for step in convolutions),
-            workers.pool.map(lambda step: convolution(*step), convolutions),
-            strict=True,
-        )
-    )
-    others: dict[str, Operation] = {"relu": Rectification(), "pool": padded}
-    return {
-        name: Part([made[step.layer.name] if step.layer.kind == "conv" else others[step.layer.kind] for step in steps], workers)
-        for name, steps in planned.items()
-    }
+    steps = {name: _plan(part) for name, part in parts.items()}
+    made = workers.pool.map(make, itertools.chain.from_iterable(steps.values()))
+    return {name: Part(list(itertools.islice(made, len(of_part))), workers) for name, of_part in steps.items()}
 
 
 class _Step(NamedTuple):
+    """Layers that are computed in one pass: the first, whether ReLU and pooling follow, and the step taken in before it."""
+
     layer: LayerSpec
     rectified: bool
     pooled: bool
+    before: _Step | None
 
 
 def _plan(layers: Sequence[LayerSpec]) -> list[_Step]:
-    """Takes a ReLU and a pooling layer together with the convolution before them."""
     steps: list[_Step] = []
     kinds = [layer.kind for layer in layers]
     place = 0
     while place < len(layers):
-        convolved = kinds[place] == "conv"
+        layer = layers[place]
+        convolved = layer.kind == "conv"
+        of_colours = layer.kernel_shape is not None and layer.kernel_shape[2] == COLOURS
         rectified = convolved and kinds[place + 1 : place + 2] == ["relu"]
-        pooled = rectified and kinds[place + 2 : place + 3] == ["pool"]
-        steps.append(_Step(layers[place], rectified, pooled))
+        pooled = rectified and not of_colours and kinds[place + 2 : place + 3] == ["pool"]
+        before = steps.pop() if convolved and steps and steps[-1].layer.name == "conv1_1" else None
+        steps.append(_Step(layer, rectified, pooled, before))
         place += 1 + rectified + pooled
     return steps
 
