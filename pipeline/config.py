@@ -65,6 +65,7 @@ class RuntimeOptions:
 
     device: str
     convolution: str
+    precision: str
     workers: int | None
 
 
@@ -165,12 +166,18 @@ def check_options(values: Mapping[str, Any]) -> Options:
         runtime=RuntimeOptions(
             device=runtime["device"],
             convolution=runtime["convolution"],
+            precision=runtime["precision"],
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
     )
     if options.data.size_px is None and options.data.decode == "fast":
         raise OptionError(
             "data.decode: nothing can be reduced at native size, got fast. Expected exact, or a data.size. Set one of them."
+        )
+    if options.runtime.device == "cpu" and options.runtime.precision != "float32":
+        raise OptionError(
+            f"runtime.precision: a CPU computes in float32, got {options.runtime.precision}. Expected float32, or a GPU. "
+            "Leave it out, or use runtime.device=gpu."
         )
     return options
 

@@ -54,6 +54,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
         "runtime.convolution": choose_convolution(options.runtime.convolution),
+        "runtime.precision": options.runtime.precision,
     }
     if data.size_px is not None:
         # At native size nothing is resized, so these cannot change a number.

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "output.existing": ("resume", "replace", "fail"),
     "runtime.device": (AUTO, "cpu", "gpu"),
     "runtime.convolution": (AUTO, "direct", "winograd"),
+    "runtime.precision": ("float32", "tf32", "bfloat16"),
 }
 
 
@@ -66,6 +67,7 @@ class RuntimeSchema:
 
     device: Any = AUTO
     convolution: Any = AUTO
+    precision: Any = "float32"
     workers: Any = AUTO
 
 

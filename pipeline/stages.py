@@ -74,10 +74,12 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     from .images.preprocess import FixedSize, NativeSize
     from .images.resize_device import DeviceResize
     from .network.device import choose_device
+    from .network.precision import set_precision
     from .network.vgg import Network
 
     data, size_px = options.data, options.data.size_px
     device = choose_device(options.runtime.device, options.batch_size, size_px, convolution, threads)
+    set_precision(options.runtime.precision, device.kind)
     network = Network(
         weights,
         wanted,
@@ -85,6 +87,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         kernel_order=options.network.kernel_order,
         device=device.name,
         size_px=size_px,
+        precision=options.runtime.precision,
         # On a GPU cuDNN chooses.
         parts=preparing.result() if preparing and device.kind == "cpu" else None,
     )

@@ -82,6 +82,7 @@ def test_counts_are_whole_and_positive(key: str) -> None:
         ({"network__weights": "imagnet"}, r"network.weights: .* got 'imagnet'. Expected one of: .* Did you mean imagenet"),
         ({"name": "a/b"}, r"name: .* Expected the name of one folder"),
         ({"name": ".."}, r"name: .* Expected the name of one folder"),
+        ({"runtime__device": "cpu", "runtime__precision": "tf32"}, r"runtime.precision: a CPU computes in float32, got tf32"),
         ({"data__size": None, "data__decode": "fast"}, r"data.decode: nothing can be reduced at native size"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, OptionError
-from pipeline.network.device import choose_device
+from pipeline.network.device import choose_device, gpu_batch, gpu_memory_bytes
 from pipeline.network.fitting import NativeLimit
 from pipeline.network.layers import plan_features, resolve_layers
 
@@ -180,6 +181,31 @@ def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
     assert choose_device("cpu", None, (1000, 1000), "winograd", 16).batch_size == 3
     assert choose_device("cpu", 32, (224, 224), "winograd", 2) == choose_device("auto", 32, (224, 224), "winograd", 2)
     assert choose_device("cpu", 3, None, "winograd", 2).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("size_px", "memory_bytes", "batch"),
+    [
+        ((224, 224), None, 64),
+        ((224, 224), 80 << 30, 128),
+        ((224, 224), 8 << 30, 83),
+        ((1024, 1024), 8 << 30, 4),
+        ((9000, 9000), 8 << 30, 1),
+        ((448, 448), None, 16),
+    ],
+)
+def test_a_step_fits_into_half_of_the_gpu(size_px: tuple[int, int], memory_bytes: int | None, batch: int) -> None:
+    assert gpu_batch(size_px, memory_bytes) == batch
+
+
+def test_the_driver_is_asked_for_the_memory_of_the_smallest_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_memory_bytes() is None
+    program = tmp_path / "nvidia-smi"
+    for answer, expected in [("81920\n24576\n", 24576 << 20), ("no devices were found\n", None), ("", None)]:
+        program.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        program.chmod(0o755)
+        assert gpu_memory_bytes() == expected
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:

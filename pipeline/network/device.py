@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -12,9 +13,16 @@ from .convolution import DIRECT
 # Images read and resized together on a CPU: enough for all threads to have some while the next are made ready.
 CPU_BATCH = 8
 CPU_BATCH_A_THREAD = 4
+LARGEST_CPU_BATCH = 64
 
-# Images of 224 x 224 px a step on a GPU; conv1_1 alone is 12.8 MB an image.
-GPU_BATCH = 64
+# Images of a step on a GPU, at most: more would only wait longer to be read. Fewer where half of its memory holds fewer: of the
+# largest layers, of 64 channels, an input, an output and what cuDNN needs beside them; the rest is for kernels and resizing.
+GPU_BATCH = 128
+GPU_BATCH_WHERE_NOBODY_TELLS = 64
+LARGEST_CHANNELS = 64
+LAYERS_IN_MEMORY = 4
+FLOAT_BYTES = 4
+DRIVER_SECONDS = 20
 REFERENCE_PIXELS = 224 * 224
 
 # Images of differing sizes go through the network one by one anyway; more would only wait in memory.
@@ -64,19 +72,41 @@ def choose_device(
             "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device and the `gpu` extra "
             "(tensorflow[and-cuda]). Install it, or use runtime.device=cpu."
         )
-    # TensorFloat-32 keeps 10 bits of each factor; features must agree with the CPU's to the contract's tolerance.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
     if gpus:
         tf.config.experimental.set_memory_growth(gpus[0], True)
     kind = "gpu" if gpus else "cpu"
     if size_px is None:
         # On a CPU the layers of one large image are computed by all threads; one more would double the memory.
         return Device(f"/{kind.upper()}:0", kind, batch_size or NATIVE_BATCH, 1, kind == "gpu")
-    fitting = max(1, GPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
     if not gpus:
+        fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
         if convolution == DIRECT:
             return Device("/CPU:0", kind, batch_size or min(CPU_BATCH, fitting), 1, False)
         chosen = batch_size or min(max(CPU_BATCH, CPU_BATCH_A_THREAD * threads), fitting)
         return Device("/CPU:0", kind, chosen, None, True)
-    chosen = batch_size or min(GPU_BATCH, fitting)
+    chosen = batch_size or gpu_batch(size_px, gpu_memory_bytes())
     return Device("/GPU:0", kind, chosen, chosen, True)
+
+
+def gpu_batch(size_px: tuple[int, int], memory_bytes: int | None) -> int:
+    """Gives the images of a step on a GPU.
+
+    Args:
+        size_px: (height, width) of the input.
+        memory_bytes: Of the GPU; None where nobody tells.
+    """
+    pixels = size_px[0] * size_px[1]
+    if memory_bytes is None:
+        return max(1, GPU_BATCH_WHERE_NOBODY_TELLS * REFERENCE_PIXELS // pixels)
+    image_bytes = pixels * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
+    return max(1, min(GPU_BATCH, memory_bytes // 2 // image_bytes))
+
+
+def gpu_memory_bytes() -> int | None:
+    """Gives the memory of the smallest GPU, as its driver says; TensorFlow does not tell. None where there is no answer."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout.split()
+        return min(int(mebibytes) for mebibytes in found) << 20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

@@ -18,6 +18,7 @@ from ..errors import NetworkError
 from ..records import LayerSpec
 from .cpu import Part
 from .layers import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
+from .precision import BFLOAT, FLOAT32, convolve
 from .weights import Weights
 
 Segment = Callable[[Any], Any]
@@ -34,6 +35,7 @@ class Network:
             do so by mistake.
         device: TensorFlow's name of the device.
         size_px: (height, width) of all inputs; None where they differ.
+        precision: Of TensorFlow's products, one of :data:`~pipeline.network.precision.TOLERANCES`.
         parts: Of the layers before the classifier, from :func:`~pipeline.network.cpu.prepare_parts`: then a row's bits depend on
             its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
     """
@@ -48,12 +50,14 @@ class Network:
         device: str,
         size_px: tuple[int, int] | None,
         parts: Mapping[str, Part] | None = None,
+        precision: str = FLOAT32,
     ) -> None:
         self._weights = weights
         self._pooling = pooling
         self._kernel_order = kernel_order
         self._device = device
         self._parts = parts
+        self._precision = precision
         shapes = output_shapes(weights.network, size_px, weights.pool_padding) if size_px else {}
         table = layer_table(weights.network)
         self._segments: list[tuple[str, Segment]] = []
@@ -129,8 +133,8 @@ class Network:
         kernel = tf.constant(self._ordered(self._weights.kernels[layer.name]))
         bias = tf.constant(self._weights.biases[layer.name])
         if layer.kind == "fc":
-            return lambda values: tf.nn.bias_add(_fully_connected(values, kernel), bias)
-        return lambda values: tf.nn.bias_add(tf.nn.conv2d(values, kernel, 1, "SAME"), bias)
+            return lambda values: tf.nn.bias_add(_fully_connected(values, kernel, self._precision), bias)
+        return lambda values: tf.nn.bias_add(convolve(values, kernel, "SAME", self._precision), bias)
 
     def _pool(self, values: tf.Tensor) -> tf.Tensor:
         # SAME ignores what lies outside the map, in the maximum and in the average: Caffe's and MatConvNet's rule.
@@ -141,12 +145,14 @@ class Network:
         return kernel if self._kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3))
 
 
-def _fully_connected(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def _fully_connected(values: tf.Tensor, kernel: tf.Tensor, precision: str) -> tf.Tensor:
     """Convolves without padding; as a matrix product where the kernel covers the map or is one pixel."""
     height, width, inputs, outputs = kernel.shape
+    if precision == BFLOAT:
+        return convolve(values, kernel, "VALID", precision)
     if (height, width) == (1, 1):
         return tf.matmul(values, kernel[0, 0])
     if tuple(values.shape[1:3]) == (height, width):
         flat = tf.reshape(values, [-1, height * width * inputs])
         return tf.reshape(tf.matmul(flat, tf.reshape(kernel, [-1, outputs])), [-1, 1, 1, outputs])
-    return tf.nn.conv2d(values, kernel, 1, "VALID")
+    return convolve(values, kernel, "VALID", precision)
