@@ -111,7 +111,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
 
         resizer: Callable[[Batch], Any] = (
             HostResize(resize, weights.mean_pixel, threads)
-            if device.kind == "cpu"
+            if device.kind == "cpu" and convolution == WINOGRAD
             else DeviceResize(resize, weights.mean_pixel, device.name)
         )
         preprocess = FixedSize(resizer, device.step_images)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.errors import NetworkError
 from pipeline.network.convolutions import make_colour_convolution, make_convolution
 from pipeline.network.cpu import Part, Workers
 from pipeline.network.kernels import compile_kernels
-from pipeline.network.operations import Operation, Pooling, Rectification
+from pipeline.network.operations import Operation, Pooling, Rectification, Strip
 from pipeline.network.winograd import transform_kernel, transform_matrices
 from pipeline.vector_code import Processor, this_processor
 
@@ -167,3 +169,37 @@ def test_the_first_convolution_in_the_same_pass_is_the_one_before(size: tuple[in
     apart = Part([colours, make_convolution(*factors, rectified=True)], workers)(images).wait()
     together = Part([make_convolution(*factors, rectified=True, colours=colours)], workers)(images).wait()
     np.testing.assert_array_equal(together, apart)
+
+
+def test_too_little_memory_is_an_error_that_says_what_to_do(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, images = Part([convolution(64, 64)[0]], workers), draw((4, 9, 9, 64), 0)
+
+    def refuse(*shape: int) -> None:
+        raise MemoryError
+
+    for place in (workers.memory, workers.workspace):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(place), "take", lambda self, *shape: refuse())
+            with pytest.raises(
+                NetworkError, match=r"out of memory, got activations of 4 x 9 x 9 x 64 float32. .* Lower batch_size"
+            ):
+                np.asarray(part(images))
+    assert np.isfinite(part(images).wait()).all()
+
+
+def test_an_interrupted_image_leaves_no_work_behind(workers: Workers) -> None:
+    started: list[Strip] = []
+
+    class Interrupted(Rectification):
+        def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
+            return [Strip(place, 1) for place in range(50)]
+
+        def run(self, code: Any, workspace: Any, images: Any, outputs: Any, strip: Strip) -> None:
+            started.append(strip)
+            time.sleep(0.02)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Part([Interrupted()], workers)(draw((1, 9, 9, 64), 0))
+    workers.pool.submit(int).result()
+    assert len(started) < 10

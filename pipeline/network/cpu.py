@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import NetworkError
 from ..records import LayerSpec
 from ..vector_code import MachineCode, Processor, this_processor
 from .convolutions import make_colour_convolution, make_convolution
@@ -55,10 +56,13 @@ class Pending:
         """Gives the activations once they are there.
 
         Raises:
-            MemoryError: There is too little of it.
+            NetworkError: There is too little memory.
         """
-        for _, future in self.parts:
-            future.result()
+        try:
+            for _, future in self.parts:
+                future.result()
+        except MemoryError as error:
+            raise out_of_memory(self.shape) from error
         return self.values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -100,14 +104,17 @@ class Part:
             images: (n, h, w, c) float32; from a part before this one, as it gave them.
 
         Raises:
-            MemoryError: There is too little of it.
+            NetworkError: There is too little memory.
         """
-        given = images if isinstance(images, Pending) else Pending(_as_contiguous(images))
+        given = images if isinstance(images, Pending) else Pending(np.ascontiguousarray(np.asarray(images), np.float32))
         count, height, width, channels = given.shape
         shapes = self._shapes(height, width, channels)
-        if count < self._workers.count or self._own_bytes(shapes) > SIDE_BY_SIDE_BYTES:
-            return Pending(self._strip_by_strip(given.wait(), shapes))
-        values = self._workers.memory.take(count, *shapes[-1])
+        try:
+            if count < self._workers.count or self._own_bytes(shapes) > SIDE_BY_SIDE_BYTES:
+                return Pending(self._strip_by_strip(given.wait(), shapes))
+            values = self._workers.memory.take(count, *shapes[-1])
+        except MemoryError as error:
+            raise out_of_memory((count, *shapes[-1])) from error
         parts: Sequence[tuple[slice, Future[None] | None]] = given.parts
         parts = parts or [(part, None) for part in _groups(count, self._workers.count)]
         submit = self._workers.pool.submit
@@ -138,8 +145,14 @@ class Part:
                     workers.pool.submit(operation.run, workers.code, workers.workspace, [image], [output], strip)
                     for strip in strips
                 ]
-                for future in futures:
-                    future.result()
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    # Ctrl-C must not wait for the rest of a large image.
+                    for future in futures:
+                        future.cancel()
+                    raise
             values = outputs
         return values
 
@@ -250,12 +263,16 @@ def _plan(layers: Sequence[LayerSpec]) -> list[_Step]:
     return steps
 
 
+def out_of_memory(shape: Sequence[int | None]) -> NetworkError:
+    """Gives the error of a machine that has no room for activations of this shape, or for what they are made from."""
+    return NetworkError(
+        f"network: out of memory, got activations of {' x '.join(map(str, shape))} float32. Expected room for them. "
+        "Lower batch_size, runtime.workers or data.size."
+    )
+
+
 def _groups(count: int, workers: int) -> list[slice]:
     """Cuts so many images into parts of nearly equal size, a multiple of the workers of them where there are enough."""
     parts = -(-count // (GROUP_IMAGES * workers)) * workers
     bounds = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
-
-
-def _as_contiguous(images: Any) -> Array:
-    return np.ascontiguousarray(np.asarray(images), np.float32)

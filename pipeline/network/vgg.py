@@ -83,7 +83,7 @@ class Network:
             try:
                 with tf.device(self._device):
                     values = segment(values)
-            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+            except tf.errors.ResourceExhaustedError as error:
                 shape = " x ".join(map(str, values.shape))
                 raise NetworkError(
                     f"{name}: the device is out of memory, got an input of {shape} float32. Expected room for it. "
