@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from .config import Options
 from .extract import Step
-from .images.resample import ResizeSpec, dct_reduction, hand_over
+from .images.resample import hand_over
 from .images.resize_host import HostResize
+from .images.tables import ResizeSpec, dct_reduction
 from .network.convolution import WINOGRAD
 from .network.cpu import prepare_parts
 from .network.fitting import NativeLimit

@@ -79,6 +79,18 @@ class Code:
         """Stores a vector."""
         self.builder.store(value, self.at(pointer, offset), align=FLOAT_BYTES)
 
+    def load_bytes(self, pointer: Any, offset: Any = 0) -> Any:
+        """Loads as many bytes, as floats; the offset counts bytes."""
+        byte = ir.IntType(8)
+        place = self.builder.gep(pointer, [integer(offset)], source_etype=byte)
+        return self.builder.uitofp(self.builder.load(place, typ=ir.VectorType(byte, self.lanes), align=1), self.vector)
+
+    def store_bytes(self, value: Any, pointer: Any, offset: Any = 0) -> None:
+        """Stores floats from 0 to 255 as bytes, rounded, halves up; the offset counts bytes."""
+        byte = ir.IntType(8)
+        rounded = self.builder.fptoui(self.builder.fadd(value, self.constant(0.5)), ir.VectorType(byte, self.lanes))
+        self.builder.store(rounded, self.builder.gep(pointer, [integer(offset)], source_etype=byte), align=1)
+
     def load_everywhere(self, pointer: Any, offset: Any = 0) -> Any:
         """Loads one float into all lanes."""
         return self.everywhere(self.builder.load(self.at(pointer, offset), typ=FLOAT, align=FLOAT_BYTES))

@@ -142,8 +142,8 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
     finished: tuple[Path, Any], images: Path, random_weights: Any
 ) -> None:
     from pipeline.images.preprocess import FixedSize
-    from pipeline.images.resample import ResizeSpec
     from pipeline.images.resize_host import HostResize
+    from pipeline.images.tables import ResizeSpec
 
     from .conftest import MEAN_PIXEL
     from .networks import build

@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline.images.decode import decode_image
 from pipeline.images.preprocess import FixedSize
-from pipeline.images.resample import ResizeSpec
 from pipeline.images.resize_host import HostResize
+from pipeline.images.tables import ResizeSpec
 
 from . import oracle
 from .conftest import MEAN_PIXEL

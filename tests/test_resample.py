@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.images.preprocess import FixedSize, NativeSize, restore_image, save_image
-from pipeline.images.resample import HOST_PIXELS, ResizeSpec, axis_table, dct_reduction, hand_over, plan_resize
+from pipeline.images.resample import hand_over
 from pipeline.images.resize_device import DeviceResize
 from pipeline.images.resize_host import HostResize
+from pipeline.images.tables import HOST_PIXELS, ResizeSpec, axis_table, dct_reduction, plan_resize
 from pipeline.records import Batch, ImageStatus
 
 from . import oracle
@@ -105,13 +106,20 @@ def test_resizing_is_within_one_grey_level_of_pillow(mode: str, interpolation: s
 
 
 def test_some_of_these_sizes_are_resampled_on_the_host() -> None:
-    spec = ResizeSpec((64, 56), "squash", "bilinear")
-    plan = plan_resize(1100, 1300, spec)
     assert HOST_PIXELS < 1100 * 1300
-    assert (plan.rows.on_host, plan.columns.on_host) == (False, True)
-    assert hand_over(noise(1100, 1300), spec).shape == (1100, 56, 3)
-    tall = plan_resize(2400, 500, spec)
+    for interpolation, on_host, shape in [
+        ("bilinear", (True, False), (64, 1300, 3)),
+        ("bicubic", (False, True), (1100, 56, 3)),
+        ("lanczos", (False, True), (1100, 56, 3)),
+    ]:
+        spec = ResizeSpec((64, 56), "squash", interpolation)
+        plan = plan_resize(1100, 1300, spec)
+        assert (plan.rows.on_host, plan.columns.on_host) == on_host
+        assert hand_over(noise(1100, 1300), spec).shape == shape
+    tall = plan_resize(2400, 500, ResizeSpec((64, 56), "squash", "lanczos"))
     assert (tall.rows.on_host, tall.columns.on_host, tall.rows_first) == (True, False, True)
+    wide = plan_resize(100, 20_000, ResizeSpec((64, 56), "squash", "bilinear"))
+    assert (wide.rows.on_host, wide.columns.on_host, wide.rows_first) == (False, True, False)
 
 
 def test_resizing_agrees_with_the_picture_pillow_makes(resized: Resized) -> None:

@@ -8,11 +8,15 @@ Source: Pillow, src/libImaging/Resample.c.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
-from ..vector_code import INTEGER, POINTER, Code, MachineCode, Processor, integer, new_function
+from ..vector_code import INTEGER, POINTER, Code, MachineCode, Processor, integer, new_function, this_processor
+from .tables import AxisTable
 
 COLOURS = 3
 # A pixel is moved as a vector of 4; what is beyond the third colour is written over by the next pixel, or padding.
@@ -25,16 +29,22 @@ LARGEST_LEVEL = 255.0
 TABLE = [POINTER, INTEGER, POINTER]
 # image, rows, floats a row; table, outputs a row; (outputs x 3) to take off, output, line (outputs x 3 + 1) of scratch
 ALONG_COLUMNS = [POINTER, INTEGER, INTEGER, *TABLE, INTEGER, POINTER, POINTER, POINTER]
-# image, floats a row; table, output rows; floats of an output row, as many to take off, output, floats from one row to the next
+# image, values a row; table, output rows; values of an output row, as many to take off, output, values from one row to the next
 ALONG_ROWS = [POINTER, INTEGER, *TABLE, INTEGER, INTEGER, POINTER, POINTER, INTEGER]
+# What images are made of: before and after a pass along the rows.
+FLOATS, BYTES = "floats", "bytes"
+ROWS = ((BYTES, BYTES), (BYTES, FLOATS), (FLOATS, FLOATS))
 
 
-def compile_passes(processor: Processor) -> MachineCode:
-    """Makes ``along_columns`` and ``along_rows``; images are float32, their rows begin where they say, colours last."""
-    module = ir.Module()
+@functools.cache
+def compiled_passes() -> MachineCode:
+    """Gives ``along_columns``, of floats, and ``along_rows_<before>_<after>``; a byte is rounded and has nothing taken off it."""
+    processor, module = this_processor(), ir.Module()
+    functions = {"along_columns": ALONG_COLUMNS}
     _add_along_columns(module, processor)
-    _add_along_rows(module, processor)
-    return MachineCode(module, processor, {"along_columns": ALONG_COLUMNS, "along_rows": ALONG_ROWS})
+    for before, after in ROWS:
+        functions[_add_along_rows(module, processor, before, after)] = ALONG_ROWS
+    return MachineCode(module, processor, functions)
 
 
 def _add_along_columns(module: Any, processor: Processor) -> None:
@@ -64,28 +74,78 @@ def _add_along_columns(module: Any, processor: Processor) -> None:
     builder.ret_void()
 
 
-def _add_along_rows(module: Any, processor: Processor) -> None:
-    function = new_function(module, "along_rows", ALONG_ROWS)
-    image, stride, starts, window, weights, rows, floats, off, output, output_stride = function.args
+def _add_along_rows(module: Any, processor: Processor, before: str, after: str) -> str:
+    name = f"along_rows_{before}_{after}"
+    function = new_function(module, name, ALONG_ROWS)
+    image, stride, starts, window, weights, rows, values, off, output, output_stride = function.args
     code = Code(function, processor.lanes)
     builder = code.builder
     with code.loop(0, rows) as row:
-        source = code.at(image, builder.mul(code.load_integer(starts, row), stride))
+        source = builder.mul(code.load_integer(starts, row), stride)
         factors = code.at(weights, builder.mul(row, window))
-        target = code.at(output, builder.mul(row, output_stride))
+        target = builder.mul(row, output_stride)
 
         def finish(part: Code, place: Any, source: Any = source, factors: Any = factors, target: Any = target) -> None:
             def step(tap: Any, sums: list[Any]) -> list[Any]:
-                value = part.load(code.at(source, builder.mul(tap, stride)), place)
+                offset = builder.add(builder.add(source, builder.mul(tap, stride)), place)
+                value = part.load(image, offset) if before == FLOATS else part.load_bytes(image, offset)
                 return [part.multiply_add(part.load_everywhere(factors, tap), value, sums[0])]
 
             (total,) = part.accumulate(window, 1, [part.constant(0.0)], step)
-            part.store(_finished(part, total, part.load(off, place)), target, place)
+            if after == FLOATS:
+                part.store(_finished(part, total, part.load(off, place)), output, builder.add(target, place))
+            else:
+                part.store_bytes(_finished(part, total, part.constant(0.0)), output, builder.add(target, place))
 
-        code.every_float(floats, finish)
+        code.every_float(values, finish)
     builder.ret_void()
+    return name
 
 
 def _finished(code: Code, total: Any, off: Any) -> Any:
     level = code.smallest(code.largest(total, code.constant(0.0)), code.constant(LARGEST_LEVEL))
     return code.builder.fsub(level, off)
+
+
+def pass_along_columns(
+    image: NDArray[np.float32], table: AxisTable, off: NDArray[np.float32], output: NDArray[np.float32]
+) -> None:
+    """Resamples every row of an image.
+
+    Args:
+        image: (h, w x 3 + :data:`PADDING`), colours last.
+        table: Of the columns, each output with a window of its own.
+        off: (W x 3) to take off.
+        output: (h, W, 3) or (h, W x 3), written.
+    """
+    outputs = len(table.starts)
+    line = np.empty(outputs * COLOURS + PADDING, np.float32)
+    compiled_passes()["along_columns"](
+        *(image.ctypes.data, *image.shape),
+        *(table.starts.ctypes.data, table.weights.shape[2], table.weights.ctypes.data, outputs),
+        *(off.ctypes.data, output.ctypes.data, line.ctypes.data),
+    )
+
+
+def pass_along_rows(
+    image: NDArray[np.floating | np.uint8],
+    table: AxisTable,
+    off: NDArray[np.float32] | None,
+    output: NDArray[np.floating | np.uint8],
+    values: int,
+) -> None:
+    """Resamples every column of an image.
+
+    Args:
+        image: (h, m) float32 or uint8.
+        table: Of the rows, each output with a window of its own.
+        off: (values,) to take off; None for bytes.
+        output: (H, M) float32 or uint8, written.
+        values: Of each row, not above m and M.
+    """
+    before, after = (BYTES if part.dtype == np.uint8 else FLOATS for part in (image, output))
+    compiled_passes()[f"along_rows_{before}_{after}"](
+        *(image.ctypes.data, image.shape[1]),
+        *(table.starts.ctypes.data, table.weights.shape[2], table.weights.ctypes.data, len(table.starts)),
+        *(values, 0 if off is None else off.ctypes.data, output.ctypes.data, output.shape[1]),
+    )

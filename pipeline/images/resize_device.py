@@ -13,7 +13,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ..records import Batch
-from .resample import BLOCK, ResizeSpec, axis_table, plan_resize
+from .tables import BLOCK, ResizeSpec, axis_table, plan_resize
 
 # Images of a batch resampled at the same time; each is independent of the others, so this changes no number.
 PARALLEL_IMAGES = 4

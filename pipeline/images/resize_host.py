@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import Batch
-from ..vector_code import this_processor
-from .passes import COLOURS, PADDING, compile_passes
-from .resample import AxisTable, ResizePlan, ResizeSpec, axis_table, plan_resize
+from .passes import COLOURS, PADDING, compiled_passes, pass_along_columns, pass_along_rows
+from .resample import ROWS_AT_ONCE
+from .tables import ResizePlan, ResizeSpec, axis_table, plan_resize
 
 Array = NDArray[np.float32]
-
-# Rows of an image that are floats at a time; a photograph as a whole would leave the cache.
-ROWS_AT_ONCE = 64
 
 
 class HostResize:
@@ -34,7 +31,7 @@ class HostResize:
     def __init__(self, spec: ResizeSpec, mean_pixel: NDArray[np.float64], threads: int) -> None:
         self._spec = spec
         self._mean = mean_pixel.astype(np.float32)
-        self._code = compile_passes(this_processor())
+        compiled_passes()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="resize")
 
     def __call__(self, batch: Batch) -> Array:
@@ -65,42 +62,19 @@ class HostResize:
         shown = slice(*(position - plan.rows.offset for position in plan.rows.visible))
         off = np.zeros((width, COLOURS), np.float32)
         off[slice(*(position - plan.columns.offset for position in plan.columns.visible))] = self._mean
-        nothing = np.zeros(max(width * COLOURS, pixels.shape[1]), np.float32)
         if plan.rows_first:
-            between = np.empty((height, pixels.shape[1] + PADDING), np.float32)
-            for first in range(0, height, ROWS_AT_ONCE):
-                part = AxisTable(rows.starts[first : first + ROWS_AT_ONCE], rows.weights[first : first + ROWS_AT_ONCE])
-                start, stop = int(part.starts.min()), int(part.starts.max()) + part.weights.shape[2]
-                floats = pixels[start:stop].astype(np.float32)
-                self._along_rows(floats, part.starts - np.int32(start), part.weights, nothing, between[first:], pixels.shape[1])
-            between[:, pixels.shape[1] :] = 0.0
-            self._along_columns(between, columns, off, result)
+            between = np.zeros((height, pixels.shape[1] + PADDING), np.float32)
+            pass_along_rows(pixels, rows, np.zeros(pixels.shape[1], np.float32), between, pixels.shape[1])
+            pass_along_columns(between, columns, off, result)
         else:
             between = np.empty((len(pixels), width * COLOURS), np.float32)
+            floats = np.zeros((ROWS_AT_ONCE, pixels.shape[1] + PADDING), np.float32)
+            nothing = np.zeros(width * COLOURS, np.float32)
             for first in range(0, len(pixels), ROWS_AT_ONCE):
-                part_pixels = pixels[first : first + ROWS_AT_ONCE]
-                floats = np.zeros((len(part_pixels), pixels.shape[1] + PADDING), np.float32)
-                floats[:, : pixels.shape[1]] = part_pixels
-                self._along_columns(floats, columns, nothing, between[first : first + ROWS_AT_ONCE])
-            self._along_rows(between, rows.starts, rows.weights, off, result.reshape(height, -1), width * COLOURS)
+                part = pixels[first : first + ROWS_AT_ONCE]
+                floats[: len(part), : pixels.shape[1]] = part
+                pass_along_columns(floats[: len(part)], columns, nothing, between[first:])
+            pass_along_rows(between, rows, off, result.reshape(height, -1), width * COLOURS)
         # What shows no image is padding, and the network must see zero there.
         result[: shown.start] = 0.0
         result[shown.stop :] = 0.0
-
-    def _along_columns(self, image: Array, table: AxisTable, off: Array, output: Array) -> None:
-        outputs, window = len(table.starts), table.weights.shape[2]
-        line = np.empty(outputs * COLOURS + PADDING, np.float32)
-        self._code["along_columns"](
-            *(image.ctypes.data, len(image), image.shape[1]),
-            *(table.starts.ctypes.data, window, table.weights.ctypes.data, outputs),
-            *(off.ctypes.data, output.ctypes.data, line.ctypes.data),
-        )
-
-    def _along_rows(
-        self, image: Array, starts: NDArray[np.int32], weights: Array, off: Array, output: Array, floats: int
-    ) -> None:
-        self._code["along_rows"](
-            *(image.ctypes.data, image.shape[1]),
-            *(starts.ctypes.data, weights.shape[2], weights.ctypes.data, len(starts)),
-            *(floats, off.ctypes.data, output.ctypes.data, output.shape[1]),
-        )
