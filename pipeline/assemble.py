@@ -57,6 +57,8 @@ def run(options: Options, config_yaml: str) -> Report:
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)
         with folder.open_folder(options.folder, spec, options.output.existing) as run_folder:
+            # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
+            spec = run_folder.spec
             _preflight(options, spec, run_folder)
             stages = None
             if run_folder.missing:
@@ -113,6 +115,10 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
             size = words_for_bytes(format.row_bytes([feature], spec.dtype))
             _log.info("layer: %s, %s %s, %s an image", feature.layer.name, " x ".join(map(str, feature.shape)), spec.dtype, size)
     rows = sum(shard.rows for shard in run_folder.missing)
+    if run_folder.added:
+        _log.info("extend: %s after the %d of the run", _counted(run_folder.added, "new image"), spec.first_row)
+    if len(run_folder.removed):
+        _log.warning("extend: %s", _removed_words(spec, run_folder))
     if run_folder.finished:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(spec.shards()), rows)
     if not rows:
@@ -136,11 +142,12 @@ def _make_missing(
 ) -> Report:
     """Makes the missing shards and the index; says and stores what was done."""
     errors_before = _look_at_finished(options.folder, spec, run_folder)
-    writer, seconds_flowing = None, 0.0
+    writers: list[Writer] = []
+    seconds_flowing = 0.0
     if stages is not None:
         _write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
         began = time.monotonic()
-        writer = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
+        writers = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
         seconds_flowing = time.monotonic() - began
     nothing_done = stages is None and _index_is_whole(options.folder, spec)
     with watch.stage("finish"):
@@ -161,11 +168,15 @@ def _make_missing(
         causes=count_causes(errors),
         skipped=spec.manifest.skipped,
         rows_now=rows_now,
+        rows_added=sum(shard.rows for shard in run_folder.missing if shard.part),
         seconds_by_stage=watch.seconds(),
         images_per_second=rows_now / seconds_flowing if rows_now else 0.0,
-        threads_seconds={"encode": writer.encode_seconds, "write": writer.write_seconds} if writer else {},
-        bytes_raw=writer.bytes_raw if writer else 0,
-        bytes_stored=writer.bytes_stored if writer else 0,
+        threads_seconds={
+            "encode": sum(writer.encode_seconds for writer in writers),
+            "write": sum(writer.write_seconds for writer in writers),
+        },
+        bytes_raw=sum(writer.bytes_raw for writer in writers),
+        bytes_stored=sum(writer.bytes_stored for writer in writers),
         peak_memory_bytes=peak_memory_bytes(),
         versions=versions(),
     )
@@ -185,22 +196,29 @@ def _make_missing(
 
 def _extract_missing(
     options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages, errors_before: Sequence[str], watch: Stopwatch
-) -> Writer:
+) -> list[Writer]:
+    """Makes the missing shards, those of one part after the other."""
     workers = options.runtime.workers or usable_cores()
-    indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in run_folder.missing])
-    rows = len(spec.manifest)
-    with ExitStack() as stack:
-        writer = Writer(options.folder, spec, run_folder.missing, workers)
-        # Last in, first out: reading stops before what is unfinished is dropped.
-        stack.push(lambda kind, error, trace: writer.abort() if kind else None)
-        progress = Progress(spec.manifest.keys, rows - len(indices), errors_before, options.data.max_failed_fraction)
-        stack.enter_context(progress)
-        stack.enter_context(logging_redirect_tqdm([_log]))
-        batches = stack.enter_context(closing(stages.load(spec.manifest, indices, workers)))
-        extract(batches, stages.preprocess, stages.network, writer, watch, progress, asynchronous=stages.device.asynchronous)
-        with watch.stage("finish"):
-            writer.close()
-    return writer
+    writers: list[Writer] = []
+    rows_before = sum(shard.rows for shard in run_folder.finished)
+    with (
+        Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress,
+        logging_redirect_tqdm([_log]),
+    ):
+        for part, missing in run_folder.parts():
+            indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in missing])
+            with ExitStack() as stack:
+                writer = Writer(options.folder, part, missing, workers)
+                # Last in, first out: reading stops before what is unfinished is dropped.
+                stack.push(lambda kind, error, trace, writer=writer: writer.abort() if kind else None)
+                batches = stack.enter_context(closing(stages.load(part.manifest, indices, workers)))
+                extract(
+                    batches, stages.preprocess, stages.network, writer, watch, progress, asynchronous=stages.device.asynchronous
+                )
+                with watch.stage("finish"):
+                    writer.close()
+            writers.append(writer)
+    return writers
 
 
 def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> list[str]:
@@ -212,7 +230,7 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
     errors: list[str] = []
     others: set[str] = set()
     for shard in spec.shards():
-        if shard.number in run_folder.finished:
+        if shard in run_folder.finished:
             with open_run(path / format.SHARD_FOLDER / shard.file_name) as found:
                 created, root = str(found.attributes["created"]), str(found.attributes["data_root"])
                 refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
@@ -225,6 +243,19 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
     if others and run_folder.missing:
         _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
     return errors
+
+
+def _removed_words(spec: RunSpec, run_folder: folder.RunFolder) -> str:
+    """Says what comes of the rows whose images are no longer there."""
+    removed = run_folder.removed
+    first = np.array([shard.first for shard in spec.shards()])
+    kept = np.isin(
+        np.searchsorted(first, removed, side="right") - 1,
+        [n for n, shard in enumerate(spec.shards()) if shard in run_folder.finished],
+    )
+    words = f"{_counted(len(removed), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(removed[0])]!r}: "
+    words += f"{_counted(int(kept.sum()), 'row')} of them stay as they are"
+    return words if kept.all() else f"{words}, {int((~kept).sum())} were not finished and will fail"
 
 
 def _counted(count: int, noun: str) -> str:

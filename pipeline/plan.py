@@ -14,6 +14,7 @@ from .network.convolution import choose_convolution
 from .network.layers import layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
+from .schema import AUTO
 from .store import format
 
 # At native size nobody knows how many pixels an image has before it is read; photographs stored as JPEG have about this
@@ -49,7 +50,6 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "network.kernel_order": network.kernel_order,
         "layers": ",".join(layer.name for layer in layers),
         "data.size": "native" if data.size_px is None else f"{data.size_px[0]}x{data.size_px[1]}",
-        "images": f"{len(manifest)} rows, digest {manifest.digest}",
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
@@ -74,7 +74,9 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "mean_pixel": weights.mean_pixel,
         **{f"version_{name}": text for name, text in versions().items()},
     }
-    return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes)
+    asked = {"output.images_per_shard": output.images_per_shard, "runtime.convolution": options.runtime.convolution}
+    chosen = frozenset(name for name, value in asked.items() if value in (None, AUTO))
+    return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes, chosen)
 
 
 def _pooling_identity(options: Options, weights: Weights, deepest: LayerSpec) -> dict[str, str]:

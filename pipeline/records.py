@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class Manifest:
         paths: Where a file is, by index, for those that do not lie at ``root/key``.
         metadata: Further columns of the list, each (N) strings.
         skipped: Files passed over while walking a folder: reason -> how many. For the report alone.
-        digest: SHA-256, hex, of keys, sizes, labels and metadata.
+        digest: By :func:`digest_images`; of an extended run, of the rows that its last part has added.
     """
 
     root: str
@@ -75,6 +75,21 @@ class Manifest:
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self[index] for index in range(len(self)))
+
+
+def digest_images(
+    keys: Sequence[str], labels: Sequence[str], file_bytes: NDArray[np.int64], metadata: Mapping[str, Sequence[str]]
+) -> str:
+    """Gives the SHA-256, hex, of keys, labels, sizes and metadata."""
+    digest = hashlib.sha256()
+    for name, column in (("key", keys), ("label", labels), *sorted(metadata.items())):
+        # The number of texts and their lengths go before them: no two manifests can run together into the same stream.
+        encoded = [text.encode("utf-8", "surrogateescape") for text in (name, *column)]
+        digest.update(np.fromiter((len(encoded), *map(len, encoded)), "<i8", len(encoded) + 1).tobytes())
+        digest.update(b"".join(encoded))
+        if name == "key":
+            digest.update(file_bytes.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +197,18 @@ class ShardSpec:
     """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap.
 
     Attributes:
-        number: From 0.
-        count: How many shards the run has.
+        number: From 0, in its part.
+        count: How many shards the part has.
         first: Index of its first row.
         stop: Index after its last row.
+        part: 0 for the images that the run began with, then one for each extension.
     """
 
     number: int
     count: int
     first: int
     stop: int
+    part: int = 0
 
     def __post_init__(self) -> None:
         assert 0 <= self.number < self.count, self
@@ -199,8 +216,9 @@ class ShardSpec:
 
     @property
     def file_name(self) -> str:
-        """``shard-00000-of-00012.h5``."""
-        return f"shard-{self.number:05d}-of-{self.count:05d}.h5"
+        """``shard-00000-of-00012.h5``; of an added part ``shard-part001-00000-of-00003.h5``, which sorts after all before."""
+        part = f"part{self.part:03d}-" if self.part else ""
+        return f"shard-{part}{self.number:05d}-of-{self.count:05d}.h5"
 
     @property
     def rows(self) -> int:
@@ -208,18 +226,41 @@ class ShardSpec:
         return self.stop - self.first
 
 
+def plan_shards(stops: Sequence[int], step: int) -> tuple[ShardSpec, ...]:
+    """Gives the shard plan of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
+    shards: list[ShardSpec] = []
+    for part, (start, stop) in enumerate(zip((0, *stops), stops, strict=False)):
+        count = -(-(stop - start) // step)
+        shards += [ShardSpec(n, count, start + n * step, min(stop, start + (n + 1) * step), part) for n in range(count)]
+    return tuple(shards)
+
+
+class Part(NamedTuple):
+    """Rows that were planned together. ``digest``: of the run that ends with it; ``stop``: index after its last row."""
+
+    digest: str
+    stop: int
+
+
+def digest_identity(identity: Mapping[str, str]) -> str:
+    """Gives the run digest: SHA-256, hex, of the identity."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """All that the store must know of a run before its first row.
+    """All that the store must know of a run, or of its parts up to one of them, before its first row.
 
     Attributes:
-        manifest: The rows.
+        manifest: The rows, those of all parts.
         features: What is stored for each, in network order.
         dtype: ``float32`` or ``float16``.
         compression: ``gzip`` or ``none``. Cannot change a number, so it is not part of the identity.
-        images_per_shard: Rows a shard; the last may have fewer.
-        identity: All that can change a number, option -> value as text. The digest is taken over this.
+        images_per_shard: Rows a shard; the last of a part may have fewer.
+        options: All but the images that can change a number, option -> value as text.
         attributes: Further root attributes of every file: text, or float64 arrays.
+        chosen: Which of the options the program has chosen itself: a run that is there already keeps its own.
+        before: The parts that the last one extends; none for a run that was never extended.
     """
 
     manifest: Manifest
@@ -227,19 +268,37 @@ class RunSpec:
     dtype: str
     compression: str
     images_per_shard: int
-    identity: Mapping[str, str]
+    options: Mapping[str, str]
     attributes: Mapping[str, str | NDArray[np.float64]] = field(default_factory=dict)
+    chosen: frozenset[str] = frozenset()
+    before: tuple[Part, ...] = ()
+
+    @property
+    def first_row(self) -> int:
+        """Index of the last part's first row."""
+        return self.before[-1].stop if self.before else 0
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """All that can change a number: the options, the images of the last part, and the run that it extends."""
+        identity = {**self.options, "images": f"{len(self.manifest) - self.first_row} rows, digest {self.manifest.digest}"}
+        if self.before:
+            identity["extends"] = f"{self.first_row} rows, digest {self.before[-1].digest}"
+        return identity
 
     @property
     def digest(self) -> str:
-        """SHA-256, hex, of the identity: two runs with the same digest have the same features."""
-        return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()
+        """Digest of the identity, and so of all parts: two runs with the same digest have the same features."""
+        return digest_identity(self.identity)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, in order."""
+        return (*self.before, Part(self.digest, len(self.manifest)))
 
     def shards(self) -> tuple[ShardSpec, ...]:
-        """Gives the shard plan, a function of the number of rows and ``images_per_shard`` alone."""
-        rows, step = len(self.manifest), self.images_per_shard
-        count = -(-rows // step)
-        return tuple(ShardSpec(n, count, n * step, min(rows, (n + 1) * step)) for n in range(count))
+        """Gives the shard plan of all parts, a function of their numbers of rows and ``images_per_shard`` alone."""
+        return plan_shards([*(part.stop for part in self.before), len(self.manifest)], self.images_per_shard)
 
 
 class Sink(Protocol):

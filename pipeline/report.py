@@ -86,7 +86,8 @@ class Report:
         failed: Rows that failed, in this run and in what it resumed.
         causes: First words of the reasons -> rows.
         skipped: Files passed over while listing: reason -> how many.
-        rows_now: Rows done by this run; the others were finished before.
+        rows_now: Rows done by this run; the others were finished before and kept.
+        rows_added: Those of ``rows_now`` whose images came after the run had begun: ``output.existing=extend``.
         seconds_by_stage: Wall time of the main thread by what it did or waited for; they add up to ``seconds``.
         images_per_second: ``rows_now`` over the time from the first batch asked for to the last shard finished.
         threads_seconds: Seconds of background threads by work, summed over threads.
@@ -107,6 +108,7 @@ class Report:
     causes: Mapping[str, int]
     skipped: Mapping[str, int]
     rows_now: int
+    rows_added: int
     seconds_by_stage: Mapping[str, float]
     images_per_second: float
     threads_seconds: Mapping[str, float]
@@ -137,6 +139,8 @@ class Report:
         lines += [f"             {count:6d} {cause}" for cause, count in sorted(self.causes.items(), key=lambda item: -item[1])]
         if self.rows_now < self.rows:
             lines.append(f"             {self.rows - self.rows_now:6d} finished by an earlier run")
+        if self.rows_added:
+            lines.append(f"             {self.rows_added:6d} added to it")
         if self.skipped:
             lines.append("skipped    " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())))
         if self.rows_now:

@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "network.kernel_order": ("hwio", "whio"),
     "output.dtype": ("float32", "float16"),
     "output.compression": ("gzip", "none"),
-    "output.existing": ("resume", "replace", "fail"),
+    "output.existing": ("resume", "extend", "replace", "fail"),
     "runtime.device": (AUTO, "cpu", "gpu"),
     "runtime.convolution": (AUTO, "direct", "winograd"),
     "runtime.precision": ("float32", "tf32", "bfloat16"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec
+from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, digest_images
 from pipeline.store.folder import open_folder
 from pipeline.store.index import build_index
 from pipeline.store.writer import Writer
@@ -34,23 +34,16 @@ def make_spec(
 ) -> RunSpec:
     shapes = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)} if shapes is None else shapes
     keys = keys or [f"folder{i % 3}/image é{i}.jpg" for i in range(rows)]
-    manifest = Manifest(
-        root="/data",
-        keys=tuple(keys),
-        labels=tuple(key.rpartition("/")[0] for key in keys),
-        file_bytes=np.full(rows, 1234, np.int64),
-        paths={},
-        metadata=metadata or {},
-        skipped={},
-        digest="ab" * 32,
-    )
+    labels, sizes = tuple(key.rpartition("/")[0] for key in keys), np.full(rows, 1234, np.int64)
+    digest = digest_images(keys, labels, sizes, metadata or {})
+    manifest = Manifest("/data", tuple(keys), labels, sizes, {}, metadata or {}, {}, digest)
     return RunSpec(
         manifest=manifest,
         features=tuple(make_feature(name, shape, number, 3) for number, (name, shape) in enumerate(shapes.items())),
         dtype=dtype,
         compression=compression,
         images_per_shard=images_per_shard,
-        identity={"layers": ",".join(shapes), "output.dtype": dtype, **(identity or {})},
+        options={"layers": ",".join(shapes), "output.dtype": dtype, **(identity or {})},
         attributes={"network": "vgg19", "mean_pixel": np.array([123.68, 116.779, 103.939])},
     )
 
@@ -109,17 +102,19 @@ def write_run(
     index: bool = True,
     **putting: Any,
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """Writes what is missing of a run, index included; gives the activations."""
-    made = dict(make_values(spec) if values is None else values)
+    """Writes what is missing of a run, index included; gives the activations of all its rows."""
     with open_folder(folder, spec, existing) as run_folder:
-        writer = Writer(folder, spec, run_folder.missing, workers=2)
-        rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
-        try:
-            put_rows(writer, rows, made, make_statuses(spec, failed), **putting)
-            writer.close()
-        except BaseException:
-            writer.abort()
-            raise
+        run_folder.make_room()
+        made = dict(make_values(run_folder.spec) if values is None else values)
+        for part, missing in run_folder.parts():
+            writer = Writer(folder, part, missing, workers=2)
+            rows = [row for shard in missing for row in range(shard.first, shard.stop)]
+            try:
+                put_rows(writer, rows, made, make_statuses(part, failed), **putting)
+                writer.close()
+            except BaseException:
+                writer.abort()
+                raise
         if index:
-            build_index(folder, spec)
+            build_index(folder, run_folder.spec)
     return made

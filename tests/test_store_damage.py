@@ -131,7 +131,7 @@ def test_reader_refuses_a_shard_of_another_run(copy: Path, tmp_path: Path) -> No
     assert np.isfinite(run["conv1_1"][0]).all()
     with pytest.raises(StoreError) as raised:
         run["conv1_1"][5]
-    digests = [make_spec(identity=identity).digest[:12] for identity in ({"seed": "2"}, None)]
+    digests = [opened.attributes["run_digest"][:12] for opened in (open_run(tmp_path / "other"), run)]
     assert str(raised.value) == (
         f"{copy / name}: a shard of another run, got run digest {digests[0]}. Expected {digests[1]}. "
         f"Put the run's own shard back, or remove this one and run the extraction again."

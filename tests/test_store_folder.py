@@ -49,7 +49,7 @@ def test_a_stopped_run_goes_on_and_equals_one_never_stopped(tmp_path: Path) -> N
         writer.abort()
     kept = (folder / "shards/shard-00000-of-00003.h5").stat().st_mtime_ns
     with open_folder(folder, spec, "resume") as opened:
-        assert opened.finished == {0}
+        assert {shard.number for shard in opened.finished} == {0}
         assert [shard.first for shard in opened.missing] == [4, 8]
     write_run(folder, spec, failed=[3])
     assert (folder / "shards/shard-00000-of-00003.h5").stat().st_mtime_ns == kept
@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_and_equals_one_never_killed(tmp_path: Path) -> Non
     assert run_python(program, folder).returncode == -signal.SIGKILL
     assert "shards/shard-00001-of-00003.h5.partial" in files_in(folder)
     with open_folder(folder, spec, "resume") as opened:  # the killed process holds no lock
-        assert 1 not in opened.finished
+        assert 1 not in {shard.number for shard in opened.finished}
     assert not any(name.endswith(".partial") for name in files_in(folder))
     write_run(folder, spec)
     assert stored_values(folder) == stored_values(tmp_path / "whole")
@@ -116,6 +116,7 @@ def test_an_index_alone_tells_another_run(tmp_path: Path) -> None:
 
 
 def test_fail_refuses_results_and_nothing_else(tmp_path: Path) -> None:
+    open_folder(tmp_path, make_spec(), "resume").close()
     (tmp_path / "run.log").write_text("begun")
     open_folder(tmp_path, make_spec(), "fail").close()
     write_run(tmp_path, make_spec())
@@ -139,7 +140,7 @@ def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path
         # Something may still refuse the run: the device, the size of the disk.
         assert files_in(tmp_path) == before | {".lock"}
         opened.make_room()
-    assert files_in(tmp_path) == {".lock", *foreign}
+    assert files_in(tmp_path) == {".lock", "manifest.jsonl.gz", *foreign}
 
 
 def test_damaged_shards_are_made_again_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +150,7 @@ def test_damaged_shards_are_made_again_and_said_so(tmp_path: Path, caplog: pytes
     broken.write_bytes(broken.read_bytes()[:3000])
     renamed.write_bytes((tmp_path / "shards/shard-00002-of-00003.h5").read_bytes())
     with open_folder(tmp_path, spec, "resume") as opened:
-        assert opened.finished == {2}
+        assert {shard.number for shard in opened.finished} == {2}
     assert f"{broken}: removed, since it is damaged" in caplog.messages
     assert f"{renamed}: removed, since it is damaged" in caplog.messages
     assert f"{tmp_path / 'features.h5'}: removed, since it is an index of shards that are to be made again" in caplog.messages

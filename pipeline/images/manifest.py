@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
-import hashlib
 import heapq
 import io
 import os
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatasetError
-from ..records import Manifest
+from ..records import Manifest, digest_images
 from .decode import image_extensions
 
 # Folders that file systems keep for themselves; some can be read by nobody else, which is no reason to stop.
@@ -184,15 +183,8 @@ def _manifest(
     metadata: Mapping[str, tuple[str, ...]],
     skipped: Mapping[str, int],
 ) -> Manifest:
-    digest = hashlib.sha256()
-    for name, column in (("key", keys), ("label", labels), *sorted(metadata.items())):
-        # The number of texts and their lengths go before them: no two manifests can run together into the same stream.
-        encoded = [text.encode() for text in (name, *column)]
-        digest.update(np.fromiter((len(encoded), *map(len, encoded)), "<i8", len(encoded) + 1).tobytes())
-        digest.update(b"".join(encoded))
-        if name == "key":
-            digest.update(sizes.astype("<i8").tobytes())
-    return Manifest(root, tuple(keys), tuple(labels), sizes, paths, metadata, skipped, digest.hexdigest())
+    digest = digest_images(keys, labels, sizes, metadata)
+    return Manifest(root, tuple(keys), tuple(labels), sizes, paths, metadata, skipped, digest)
 
 
 def _first_folders(keys: Sequence[str]) -> list[str]:

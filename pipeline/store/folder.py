@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from ..errors import LockedError, StoreError
-from ..records import RunSpec, ShardSpec
+from ..records import RunSpec, ShardSpec, digest_identity
 from . import disk, format, tables
+from .chain import Chain, another_run, settle_parts
+from .found import Result, find_parts, listing_paths, read_result, result_paths
+from .listing import write_listing
 
-REPLACE, FAIL = "replace", "fail"
+REPLACE, FAIL, EXTEND = "replace", "fail", "extend"
 
 _log = logging.getLogger(__name__)
 
@@ -24,26 +28,46 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        finished: Numbers of the shards that are there and belong to the run.
+        spec: The run with all its parts, those that are there and the one that is to be added.
+        finished: The shards that are there and belong to the run.
         missing: The others, in order: those to make.
         replaced: Files of an earlier run that :meth:`make_room` will remove.
+        added: Rows of the part that is new.
+        removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
-    def __init__(self, path: Path, lock: FileLock, finished: frozenset[int], spec: RunSpec, replaced: Sequence[Path]) -> None:
+    def __init__(
+        self, path: Path, lock: FileLock, finished: frozenset[ShardSpec], chain: Chain, replaced: Sequence[Path]
+    ) -> None:
         self.path = path
+        self.spec = chain.spec
         self.replaced = tuple(replaced)
         self.finished = finished
-        self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in spec.shards() if shard.number not in finished)
+        self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in chain.spec.shards() if shard not in finished)
+        self.added = chain.added
+        self.removed: NDArray[np.int64] = chain.removed
+        self._chain = chain
         self._lock = lock
 
+    def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
+        """Gives the run up to each part of which shards are missing, and these shards."""
+        for part in sorted({shard.part for shard in self.missing}):
+            yield self._chain.up_to(part), tuple(shard for shard in self.missing if shard.part == part)
+
     def make_room(self) -> None:
-        """Removes what is to be replaced. Not done before everything that could still refuse the run has agreed.
+        """Removes what is to be replaced, and lists the images of each part that is new.
+
+        Not done before everything that could still refuse the run has agreed.
 
         Raises:
             StoreError: The disk refuses.
         """
         for path in self.replaced:
             disk.remove(path)
+        for part in range(len(self.spec.parts)):
+            path = self.path / format.manifest_name(part)
+            if not path.exists():
+                write_listing(path, self._chain.up_to(part), self._chain.gone[part])
 
     def close(self) -> None:
         """Lets others write the folder."""
@@ -61,16 +85,19 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
 
     Args:
         folder: Where the run is written; made if missing.
-        spec: The run.
-        existing: ``resume``: keep finished shards of the same run, refuse those of another; ``replace``: what this program
-            has written there, and nothing else, is removed by :meth:`RunFolder.make_room`; ``fail``: refuse a folder that
-            holds results.
+        spec: The run, as it would be in an empty folder.
+        existing: ``resume``: keep finished shards of the same run, refuse those of another; ``extend``: likewise, but images
+            that the run does not have are added to it, and rows of those that are no longer there stay; ``replace``: what this
+            program has written there, and nothing else, is removed by :meth:`RunFolder.make_room`; ``fail``: refuse a folder
+            that holds results.
 
     Raises:
         LockedError: A live process writes the folder.
-        StoreError: It holds another run, or results where ``fail`` allows none; the disk refuses.
+        StoreError: It holds another run, or results where ``fail`` allows none, or something else under a name that the run
+            needs; the disk refuses.
     """
     shards = folder / format.SHARD_FOLDER
+    _refuse_foreign_folder(folder)
     try:
         shards.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,14 +105,18 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
     lock = _take_lock(folder)
     try:
         if existing == REPLACE:
-            return RunFolder(folder, lock, frozenset(), spec, _all_files(folder))
-        results = _results(folder)
-        if existing == FAIL and results:
-            raise StoreError(
-                f"{folder}: the folder holds results, got {len(results)} files from {results[0].name} on. Expected none, since "
-                f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
-            )
-        return RunFolder(folder, lock, _keep(folder, spec), spec, ())
+            replaced, chain = _all_files(folder), settle_parts(folder, spec, (), extend=False)
+            run_folder = RunFolder(folder, lock, frozenset(), chain, replaced)
+        else:
+            paths = result_paths(folder)
+            if existing == FAIL and paths:
+                raise StoreError(
+                    f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
+                    f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
+                )
+            run_folder = _go_on(folder, lock, spec, paths, existing == EXTEND)
+        _refuse_strangers(run_folder)
+        return run_folder
     except BaseException:
         lock.release()
         raise
@@ -113,58 +144,104 @@ def _take_lock(folder: Path) -> FileLock:
     return lock
 
 
-def _results(folder: Path) -> list[Path]:
-    """Gives what the store has written in a folder, whole or partial."""
-    names = [*sorted((folder / format.SHARD_FOLDER).iterdir()), folder / format.INDEX_NAME]
-    names.append(disk.partial_path(names[-1]))
-    return [
-        path
-        for path in names
-        if path.is_file()
-        and (path.parent == folder or format.SHARD_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX)))
-    ]
-
-
 def _all_files(folder: Path) -> list[Path]:
     """Gives everything this program has written in a folder, in the order in which to remove it."""
     # The index first: while it is there, a reader takes the run for whole.
-    companions = [folder / name for name in format.COMPANION_NAMES]
-    written = [*reversed(_results(folder)), *companions, *map(disk.partial_path, companions)]
-    return [path for path in written if path.is_file()]
+    results = [path for path in reversed(result_paths(folder)) if _is_partial(path) or not tables.is_foreign(path)]
+    companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
+    partial = [path for path in folder.iterdir() if format.MANIFEST_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX))]
+    written = dict.fromkeys([*results, *companions, *map(disk.partial_path, companions), *partial])
+    # This program makes no links: what one leads to is somebody else's, and so is the link.
+    return [path for path in written if path.is_file() and not path.is_symlink()]
 
 
-def _keep(folder: Path, spec: RunSpec) -> frozenset[int]:
-    """Gives the numbers of the finished shards; removes partial and damaged files, once all others prove to be of this run."""
-    plan = {shard.file_name: shard for shard in spec.shards()}
-    finished: set[int] = set()
-    useless: dict[Path, str] = {}
-    for path in _results(folder):
-        if path.name.endswith(format.PARTIAL_SUFFIX):
-            useless[path] = "unfinished"
+def _refuse_foreign_folder(folder: Path) -> None:
+    """Refuses a folder with files that the run would write over, and no sign that this program has made them."""
+    if not folder.is_dir():
+        return
+    lock = folder / format.LOCK_NAME
+    names = [format.LOCK_NAME] if lock.is_symlink() or lock.is_dir() else []
+    if not (lock.exists() or result_paths(folder) or listing_paths(folder)):
+        names += [name for name in format.COMPANION_NAMES if (folder / name).exists()]
+    if names:
+        raise StoreError(
+            f"{folder}: not a run folder, got {', '.join(names)} of somebody else. Expected an empty folder, or one that this "
+            f"program has written. Choose another with name=... or output.dir=..."
+        )
+
+
+def _refuse_strangers(run_folder: RunFolder) -> None:
+    """Refuses links, folders and files of other programs under the names of files that are to be made.
+
+    HDF5 would follow a link and write over what it leads to; over a folder nothing can be written, which would show at the end.
+    """
+    folder, replaced = run_folder.path, set(run_folder.replaced)
+    new = [folder / format.SHARD_FOLDER / shard.file_name for shard in run_folder.missing]
+    old = [folder / name for name in (format.INDEX_NAME, *format.COMPANION_NAMES)]
+    old += [folder / format.manifest_name(part) for part in range(len(run_folder.spec.parts))]
+    strangers = [path for path in _with_partials(new) if path not in replaced and (path.is_symlink() or path.exists())]
+    strangers += [path for path in _with_partials(old) if path.is_symlink() or (path.exists() and not path.is_file())]
+    index = folder / format.INDEX_NAME
+    if index.is_file() and tables.is_foreign(index):
+        strangers.append(index)
+    if strangers:
+        path = strangers[0]
+        what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file of another program"
+        raise StoreError(
+            f"{path}: not a file that this program has written, got {what}. Expected nothing of this name, since the run needs "
+            f"it. Move it away, or choose another folder with name=..."
+        )
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.endswith(format.PARTIAL_SUFFIX)
+
+
+def _with_partials(paths: Iterable[Path]) -> list[Path]:
+    return [name for path in paths for name in (path, disk.partial_path(path))]
+
+
+def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], extend: bool) -> RunFolder:
+    """Keeps finished shards; removes partial and damaged files, once all others prove to be of this run."""
+    useless = {path: "unfinished" for path in paths if _is_partial(path)}
+    results = [read_result(path) for path in paths if path not in useless]
+    chain = settle_parts(folder, spec, find_parts(folder, results), extend)
+    plan = {shard.file_name: shard for shard in chain.spec.shards()}
+    digests = [part.digest for part in chain.spec.parts]
+    finished: set[ShardSpec] = set()
+    for result in results:
+        path, shard = result.path, plan.get(result.path.name)
+        if result.identity is not None and digest_identity(result.identity) != digests[result.part]:
+            raise another_run(path, chain.spec, result.identity)
+        if path.name == format.INDEX_NAME:
             continue
-        identity = _read_identity(path)
-        if identity is None:
+        if shard is None:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
-            if path.name != format.INDEX_NAME and path.name not in plan:
-                raise _extra_file(path, plan)
-            useless[path] = "damaged"
-        elif identity != dict(spec.identity):
-            raise _another_run(folder, identity, spec.identity)
-        elif path.name == format.INDEX_NAME:
-            continue
-        elif path.name not in plan:
             raise _extra_file(path, plan)
-        elif _is_whole(path, spec, plan[path.name]):
-            finished.add(plan[path.name].number)
+        if _is_whole(result, chain.spec, digests[shard.part], shard):
+            finished.add(shard)
         else:
             useless[path] = "damaged"
-    index = folder / format.INDEX_NAME
-    if len(finished) < len(plan) and index.exists():
-        useless[index] = "an index of shards that are to be made again"
+    index = next((result for result in results if result.path.name == format.INDEX_NAME), None)
+    if index and (reason := _why_useless(index, chain.spec, finished)):
+        useless[index.path] = reason
     for path, reason in useless.items():
+        if path.is_symlink():
+            continue  # refused, or left alone, as any other link
         _log.warning("%s: removed, since it is %s", path, reason)
         disk.remove(path)
-    return frozenset(finished)
+    # A list of a part that is not of this run, or is planned anew.
+    kept = {folder / format.manifest_name(part) for part in range(chain.kept)}
+    return RunFolder(folder, lock, frozenset(finished), chain, [path for path in listing_paths(folder) if path not in kept])
+
+
+def _why_useless(index: Result, spec: RunSpec, finished: set[ShardSpec]) -> str:
+    """Says why an index is to be removed; nothing if it is right, for all rows or for those before an extension."""
+    if index.identity is None:
+        return "damaged"
+    if any(shard.part <= index.part and shard not in finished for shard in spec.shards()):
+        return "an index of shards that are to be made again"
+    return ""
 
 
 def _extra_file(path: Path, plan: Mapping[str, ShardSpec]) -> StoreError:
@@ -174,42 +251,12 @@ def _extra_file(path: Path, plan: Mapping[str, ShardSpec]) -> StoreError:
     )
 
 
-def _read_identity(path: Path) -> dict[str, str] | None:
-    """Gives the identity of the run that a file is of; None if it is damaged.
-
-    Raises:
-        StoreError: The file cannot be opened, or is of a later version: perhaps good, and not ours to remove.
-    """
+def _is_whole(result: Result, spec: RunSpec, digest: str, shard: ShardSpec) -> bool:
+    if result.identity is None:
+        return False
     try:
-        with tables.open_file(path) as file:
-            identity: dict[str, str] = json.loads(file.attrs["identity"])
-            return identity
-    except (tables.DamagedError, *tables.HDF5_READ_ERRORS):
-        return None
-
-
-def _is_whole(path: Path, spec: RunSpec, shard: ShardSpec) -> bool:
-    try:
-        with tables.open_file(path) as file:
-            tables.check_shard(file, path, spec.digest, shard)
+        with tables.open_file(result.path) as file:
+            tables.check_shard(file, result.path, digest, shard)
             return all(feature.layer.name in file["features"] for feature in spec.features)
     except (StoreError, *tables.HDF5_READ_ERRORS):
         return False
-
-
-def _another_run(folder: Path, there: Mapping[str, str], now: Mapping[str, str]) -> StoreError:
-    names = {name for name in {*there, *now} if there.get(name) != now.get(name)}
-    if "images" in names:
-        # The plan of shards follows from the number of images; nobody has set it.
-        names.discard("output.images_per_shard")
-    differing = [f"{name} {_short(now.get(name))} (in the folder {_short(there.get(name))})" for name in sorted(names)]
-    return StoreError(
-        f"{folder}: the folder holds a run with other options, got {', '.join(differing)}. Expected the same options, to go on "
-        f"with that run. Choose another folder with name=..., or use output.existing=replace to discard what is there."
-    )
-
-
-def _short(value: str | None) -> str:
-    if value is None:
-        return "none"
-    return repr(value if len(value) <= 60 else f"{value[:57]}...")

@@ -5,6 +5,16 @@
     outputs/<name>/
       features.h5                      the index: virtual datasets over all shards, relative paths
       shards/shard-00000-of-00012.h5   the data; complete, or absent
+      manifest.jsonl.gz                the images that the run was planned for
+
+A run may be extended: images that came later are a further part, planned for itself. Its shards are
+``shards/shard-part001-00000-of-00003.h5``, its images ``manifest-part001.jsonl.gz``; the next one's are ``part002``. Rows of a
+part come after all rows before; files of earlier parts stay as they are, but for the index, which is made again over all.
+
+A manifest is JSON text, compressed by gzip. Its first line has ``format``, ``format_version``, ``part``, ``first_row``, ``rows``
+(of the part), ``identity`` (as below) and ``gone`` (rows before the part whose images were no longer there when it was planned).
+The others have the part's rows in order, some thousands a line: ``key``, ``bytes`` (of the file when it was listed, 0 where it
+could not be found), ``label``, and ``columns``: the list's further columns, name -> values.
 
 A shard and the index have the same tree. N is the number of rows of the file: of the shard, or of the run.
 
@@ -33,9 +43,14 @@ Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image
 each ended by a NUL byte.
 
 Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard`` or ``index``), ``run_digest`` (SHA-256 of
-``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest``, ``first_row`` (0 in the
-index), ``rows`` (of the run) and ``images_per_shard`` (the shard plan), ``created`` (UTC), and those of the run: ``config``,
-``network``, ``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions.
+``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest`` (of the images of the
+part), ``first_row`` (0 in the index), ``rows`` (of the run) and ``images_per_shard`` (the shard plan), ``created`` (UTC), and
+those of the run: ``config``, ``network``, ``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions.
+
+The files of an added part, and the index over it, speak of the run as it is with that part: ``identity`` has ``extends``, the
+rows and the run digest of the run before, so that ``run_digest`` stands for all parts; ``rows`` counts all. They have besides
+``part_stops``, (P,) int64, the rows of the run after each part up to this one, and ``part_digests``, (P,) UTF-8, the
+``run_digest`` that the shards of each part have.
 
 Chunks are HDF5 deflate (zlib) or unfiltered, little-endian, and hold whole rows; see :func:`chunk_shape` and :func:`band_shape`.
 A chunk whose rows have all failed is not stored. No plug-in is needed to read any of it.
@@ -58,9 +73,13 @@ SHARD_FOLDER = "shards"
 INDEX_NAME = "features.h5"
 # Written by the doors beside the data.
 COMPANION_NAMES = ("config.yaml", "report.json", "run.log")
+MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
+MANIFEST_FORMAT = f"{FORMAT}-manifest"
+# More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.
+LARGEST_PART = 999
 LOCK_NAME = ".lock"
 PARTIAL_SUFFIX = ".partial"
-SHARD_NAME = re.compile(r"shard-\d{5,}-of-\d{5,}\.h5")
+SHARD_NAME = re.compile(r"shard-(?:part(\d{3})-)?\d{5,}-of-(\d{5,})\.h5")
 
 AXES = "image,height,width,channel"
 NATIVE_AXES = "height,width,channel"
@@ -84,6 +103,11 @@ SHARD_BYTES = 256 << 20
 # A shard is what a killed run loses. Small rows would make it an hour's work, so rows are limited too.
 SHARD_ROWS = 4096
 LARGEST_SHARD_COUNT = 2000
+
+
+def manifest_name(part: int) -> str:
+    """Gives the name of the file that lists the images of a part."""
+    return f"manifest-part{part:03d}.jsonl.gz" if part else "manifest.jsonl.gz"
 
 
 def native_name(index: int) -> str:
@@ -131,14 +155,14 @@ def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int
 
     Args:
         row_bytes: Bytes of one image's activations over all layers, uncompressed; at native size an estimate.
-        rows: Of the run.
+        rows: Of the run. Fewer rows than a shard holds do not make it smaller: the run may be extended.
         chunk_rows: The largest number of rows that a chunk of any layer holds; shards end where chunks do.
     """
     step = min(max(1, SHARD_BYTES // max(1, row_bytes)), SHARD_ROWS)
     step = max(step, -(-rows // LARGEST_SHARD_COUNT))
     if step > chunk_rows:
         step = -(-step // chunk_rows) * chunk_rows
-    return max(1, min(step, rows))
+    return step
 
 
 def row_bytes(features: Iterable[FeatureSpec], dtype: str) -> int:

@@ -59,12 +59,13 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
 
 def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]]]:
     """Gives the tables and checksums of all shards, joined, having held each to the run."""
+    digests = [part.digest for part in spec.parts]
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {}
     for shard in spec.shards():
         path = folder / format.SHARD_FOLDER / shard.file_name
         with tables.open_file(path) as file:
-            tables.check_shard(file, path, spec.digest, shard)
+            tables.check_shard(file, path, digests[shard.part], shard)
             try:
                 for name in file["images"]:
                     columns.setdefault(name, []).append(tables.read_column(file, path, name))

@@ -51,9 +51,11 @@ def _index_of(folder: Path) -> Path:
     index = folder / format.INDEX_NAME
     if index.exists():
         return index
-    shards = [path for path in _siblings(folder / format.SHARD_FOLDER / "_") if format.SHARD_NAME.fullmatch(path.name)]
+    shards = [
+        found for path in _siblings(folder / format.SHARD_FOLDER / "_") if (found := format.SHARD_NAME.fullmatch(path.name))
+    ]
     if shards:
-        count = int(shards[0].stem.rpartition("-")[2])
+        count = sum({found[1]: int(found[2]) for found in shards}.values())
         raise StoreError(
             f"{folder}: the run is not finished, got {len(shards)} of {count} shards and no {format.INDEX_NAME}. Expected both. "
             f"Run the extraction again to go on, or open a single shard."
@@ -80,11 +82,11 @@ class Run:
         # Absolute: the run must still be found after a change of the working directory.
         self.path = path.absolute()
         with tables.open_file(path) as file:
-            digest, plan = tables.read_plan(file, path)
+            digests, plan = tables.read_plan(file, path)
             try:
                 self.attributes: dict[str, Any] = dict(file.attrs)
                 rows, columns = len(file["images"]["key"]), tables.column_order(file["images"])
-                self._shards = Shards(self._locate(plan), digest)
+                self._shards = Shards(self._locate(plan), digests)
                 self.layers = tuple(tables.layer_names(file))
                 self._layers = {name: Layer(self._shards, name, file["features"][name]) for name in self.layers}
             except tables.HDF5_READ_ERRORS as error:

@@ -22,13 +22,15 @@ class Shards:
 
     Args:
         paths: Where each shard lies, in order, the first row of the first one being row 0.
-        digest: Of the run.
+        digests: That the shards of each part must have.
     """
 
-    def __init__(self, paths: dict[ShardSpec, Path], digest: str) -> None:
+    def __init__(self, paths: dict[ShardSpec, Path], digests: tuple[str, ...]) -> None:
         self.specs = tuple(paths)
         self._paths = paths
-        self._digest = digest
+        self._digests = digests
+        # Each part ends with a shard of its own length: rows cannot be found by division.
+        self._firsts = np.array([spec.first - self.specs[0].first for spec in self.specs], np.int64)
         self._open: OrderedDict[int, ShardRows] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -39,8 +41,8 @@ class Shards:
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Gives for each row the place of its shard in :attr:`specs`, and that shard's first row; each (n,) int64."""
-        step = self.specs[0].rows
-        return rows // step, rows // step * step
+        numbers = np.searchsorted(self._firsts, rows, side="right") - 1
+        return numbers, self._firsts[numbers]
 
     def open(self, number: int) -> ShardRows:
         """Gives an open shard by its place in :attr:`specs`; the last few stay open.
@@ -55,7 +57,7 @@ class Shards:
                 self._process = os.getpid()
             if number not in self._open:
                 spec = self.specs[number]
-                self._open[number] = ShardRows(self._paths[spec], self._digest, spec)
+                self._open[number] = ShardRows(self._paths[spec], self._digests[spec.part], spec)
                 # Dropped, not closed: another thread may be reading it, and it closes with its last reader.
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
@@ -67,5 +69,5 @@ class Shards:
         with self._lock:
             self._open.clear()
 
-    def __reduce__(self) -> tuple[type[Shards], tuple[dict[ShardSpec, Path], str]]:
-        return Shards, (self._paths, self._digest)
+    def __reduce__(self) -> tuple[type[Shards], tuple[dict[ShardSpec, Path], tuple[str, ...]]]:
+        return Shards, (self._paths, self._digests)

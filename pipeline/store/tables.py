@@ -7,13 +7,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError, nearest
-from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
+from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
 from . import format
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
@@ -44,7 +45,7 @@ def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> Non
         kind: ``shard`` or ``index``.
         first_row: Row in the run of the file's first row.
     """
-    attributes = {
+    attributes: dict[str, Any] = {
         **{name: value if isinstance(value, np.ndarray) else format.plain_text(value) for name, value in spec.attributes.items()},
         "format": format.FORMAT,
         "format_version": np.int64(format.FORMAT_VERSION),
@@ -57,6 +58,9 @@ def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> Non
         "images_per_shard": np.int64(spec.images_per_shard),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    if spec.before:
+        attributes["part_stops"] = np.array([part.stop for part in spec.parts], np.int64)
+        attributes["part_digests"] = np.array([part.digest for part in spec.parts], object)
     for name, value in attributes.items():
         file.attrs[name] = value
 
@@ -182,18 +186,41 @@ def open_file(path: Path) -> h5py.File:
     return opened
 
 
-def read_plan(file: h5py.File, path: Path) -> tuple[str, tuple[ShardSpec, ...]]:
-    """Gives the run digest and the shard plan that a shard or index names.
+def is_foreign(path: Path) -> bool:
+    """Tells whether this is a whole HDF5 file of another program; of what is damaged nobody can tell."""
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("format") != format.FORMAT)
+    except HDF5_READ_ERRORS:
+        return False
+
+
+def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
+    """Gives the parts of the run, up to its own, that a shard or index names.
 
     Raises:
         StoreError: They are damaged.
     """
     try:
-        digest = str(file.attrs["run_digest"])
-        rows, step = int(file.attrs["rows"]), int(file.attrs["images_per_shard"])
-        count = -(-rows // step)
-        return digest, tuple(ShardSpec(n, count, n * step, min(rows, (n + 1) * step)) for n in range(count))
-    except (*HDF5_READ_ERRORS, ZeroDivisionError) as error:
+        # A run that was never extended has one part, and no attributes about it.
+        stops = file.attrs.get("part_stops", [file.attrs["rows"]])
+        digests = file.attrs.get("part_digests", [file.attrs["run_digest"]])
+        return tuple(Part(str(digest), int(stop)) for digest, stop in zip(digests, stops, strict=True))
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, "the root", error) from error
+
+
+def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[ShardSpec, ...]]:
+    """Gives the digest that the shards of each part have, and the shard plan of all parts, that a shard or index names.
+
+    Raises:
+        StoreError: They are damaged.
+    """
+    parts = read_parts(file, path)
+    try:
+        shards = plan_shards([part.stop for part in parts], int(file.attrs["images_per_shard"]))
+        return tuple(part.digest for part in parts), shards
+    except (*HDF5_READ_ERRORS, ZeroDivisionError, AssertionError) as error:
         raise damaged(path, "the root", error) from error
 
 
@@ -255,7 +282,8 @@ class Table(Mapping[str, Column]):
             )
         if name not in self._columns:
             with open_file(self._path) as file:
-                self._columns[name] = read_column(file, self._path, name)
+                # The run may have been extended since it was opened.
+                self._columns[name] = read_column(file, self._path, name)[: self._rows]
         return self._columns[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -24,7 +24,7 @@ WAITING_BYTES = 1 << 30
 
 
 class Writer:
-    """Writes the shards of a run that are still to make; a :class:`~pipeline.records.Sink`.
+    """Writes the shards of a run's last part that are still to make; a :class:`~pipeline.records.Sink`.
 
     Rows of a layer must come in ascending order, those of failed images not at all; an image's features and its status may
     come in either order. A shard is finished in the background as soon as all of it has come. Arrays that are put must not be
@@ -32,7 +32,7 @@ class Writer:
 
     Args:
         folder: The run's folder, opened by :func:`pipeline.store.folder.open_folder`.
-        spec: The run.
+        spec: The run, up to the part that the shards are of.
         shards: Those to make.
         workers: Threads that encode.
         waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one chunk always
@@ -75,7 +75,7 @@ class Writer:
         """
         self._raise()
         for status in statuses:
-            progress = self._progress(status.index // self._spec.images_per_shard)
+            progress = self._progress((status.index - self._spec.first_row) // self._spec.images_per_shard)
             progress.add_status(status)
             self._finish_if_complete(progress)
 
@@ -86,7 +86,7 @@ class Writer:
             PipelineError: What went wrong in the background: a value that is not finite or does not fit, a full disk.
         """
         self._raise()
-        numbers = features.indices // self._spec.images_per_shard
+        numbers = (features.indices - self._spec.first_row) // self._spec.images_per_shard
         for number in np.unique(numbers).tolist():
             progress, among = self._progress(number), numbers == number
             # A slice, since a mask would copy.

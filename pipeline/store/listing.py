@@ -1,0 +1,120 @@
+"""The list of images that a part of a run was planned for, ``manifest.jsonl.gz``: written before the first shard, then only read.
+
+Without it nobody could say which images an unfinished run was of, once others have come or some have gone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..records import Manifest, RunSpec, digest_images
+from . import disk, format
+
+# A line of so many rows is some megabytes: a list of millions never lies in memory twice.
+ROWS_A_LINE = 1 << 15
+# The fastest of zlib's: higher ones take several times as long for a tenth less.
+LEVEL = 1
+
+# What comes of bytes that are not as they were written: of the disk, of gzip, of JSON, of this room.
+_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a part of a run was planned for.
+
+    Attributes:
+        identity: Of the run with this part, option -> value.
+        images: Of this part alone: row 0 is the part's first.
+        gone: (g,) int64, rows of the run before the part whose images were no longer there when it was planned.
+    """
+
+    identity: Mapping[str, str]
+    images: Manifest
+    gone: NDArray[np.int64]
+
+
+def write_listing(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
+    """Writes the list of the images of a run's last part.
+
+    Args:
+        path: Where; complete, or not there.
+        spec: The run, up to the part.
+        gone: (g,) int64, as in :class:`Listing`.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    manifest = spec.manifest
+    header = {
+        "format": format.MANIFEST_FORMAT,
+        "format_version": format.FORMAT_VERSION,
+        "part": len(spec.before),
+        "first_row": spec.first_row,
+        "rows": len(manifest) - spec.first_row,
+        "identity": dict(spec.identity),
+        "gone": gone.tolist(),
+    }
+    partial = disk.partial_path(path)
+    try:
+        # Neither a name nor a time in it: the same images make the same file.
+        with partial.open("wb") as raw, gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as file:
+            file.write(_line(header))
+            for first in range(spec.first_row, len(manifest), ROWS_A_LINE):
+                rows = slice(first, first + ROWS_A_LINE)
+                line = {
+                    "key": manifest.keys[rows],
+                    "bytes": manifest.file_bytes[rows].tolist(),
+                    "label": manifest.labels[rows],
+                    "columns": {name: values[rows] for name, values in manifest.metadata.items()},
+                }
+                file.write(_line(line))
+        disk.publish(path)
+    except BaseException as error:  # Ctrl-C too
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise disk.write_error(path, error) from error
+        raise
+
+
+def read_listing(path: Path) -> Listing | None:
+    """Gives what :func:`write_listing` has written; None if it is not there or not as it was written."""
+    try:
+        with gzip.open(path, "rb") as file:
+            header = json.loads(file.readline())
+            if (header["format"], header["format_version"]) != (format.MANIFEST_FORMAT, format.FORMAT_VERSION):
+                return None
+            lines: list[dict[str, Any]] = [json.loads(line) for line in file]
+        images = _joined(lines)
+        identity = {str(name): str(value) for name, value in header["identity"].items()}
+        # The digest is in the run's, which is in every shard: a list that agrees with it is the right one.
+        if len(images) != header["rows"] or identity["images"] != f"{len(images)} rows, digest {images.digest}":
+            return None
+        return Listing(identity, images, np.array(header["gone"], np.int64))
+    except _READ_ERRORS:
+        return None
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    # With escapes for what is not ASCII: UTF-8 has none for half a surrogate pair.
+    return json.dumps(content).encode() + b"\n"
+
+
+def _joined(lines: list[dict[str, Any]]) -> Manifest:
+    names = list(lines[0]["columns"]) if lines else []
+    keys = tuple(key for line in lines for key in line["key"])
+    labels = tuple(label for line in lines for label in line["label"])
+    sizes = np.array([size for line in lines for size in line["bytes"]], np.int64)
+    metadata = {name: tuple(value for line in lines for value in line["columns"][name]) for name in names}
+    return Manifest("", keys, labels, sizes, {}, metadata, {}, digest_images(keys, labels, sizes, metadata))
