@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -163,6 +164,7 @@ def _make_missing(
         network=options.network.name,
         weights=str(spec.attributes["weights"]),
         layers={feature.layer.name: feature.shape for feature in spec.features},
+        run_digest=spec.digest,
         rows=len(spec.manifest),
         failed=len(errors),
         causes=count_causes(errors),
@@ -180,7 +182,7 @@ def _make_missing(
         peak_memory_bytes=peak_memory_bytes(),
         versions=versions(),
     )
-    if not nothing_done:
+    if not nothing_done or not _is_reported(options.folder, spec):
         # What the run took when it did something is worth more than that this time there was nothing to do.
         _write_text(options.folder / "report.json", report.json())
     for line in report.summary().splitlines():
@@ -269,6 +271,14 @@ def _index_is_whole(path: Path, spec: RunSpec) -> bool:
         with open_run(path / format.INDEX_NAME) as found:
             return bool(found.attributes["run_digest"] == spec.digest)
     except StoreError:
+        return False
+
+
+def _is_reported(path: Path, spec: RunSpec) -> bool:
+    """Tells whether the report is of this run, and not of the one that it extends: it may have been killed in between."""
+    try:
+        return bool(json.loads((path / "report.json").read_text(encoding="utf-8"))["run_digest"] == spec.digest)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -82,6 +82,7 @@ class Report:
         network: Its name.
         weights: What they are.
         layers: Name -> shape of a row, None at native size.
+        run_digest: Of the run, as in its files.
         rows: Rows of the manifest.
         failed: Rows that failed, in this run and in what it resumed.
         causes: First words of the reasons -> rows.
@@ -103,6 +104,7 @@ class Report:
     network: str
     weights: str
     layers: Mapping[str, tuple[int, int, int] | None]
+    run_digest: str
     rows: int
     failed: int
     causes: Mapping[str, int]

@@ -143,6 +143,135 @@ def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path
     assert files_in(tmp_path) == {".lock", "manifest.jsonl.gz", *foreign}
 
 
+def test_replace_removes_the_shards_and_lists_of_all_parts(tmp_path: Path) -> None:
+    keys = [f"{i}.jpg" for i in range(9)]
+    for count in (2, 5, 9):
+        write_run(tmp_path, make_spec(count, keys=keys[:count]), existing="extend")
+    assert "shards/shard-part002-00000-of-00001.h5" in files_in(tmp_path)
+    for name in ("manifest-part7.jsonl.gz", "shards/shard-part01-00000-of-00001.h5", "shards/shard-part003.h5"):
+        (tmp_path / name).write_text("not ours")
+    with open_folder(tmp_path, make_spec(3, identity={"seed": "2"}), "replace") as opened:
+        opened.make_room()
+    assert files_in(tmp_path) == {
+        ".lock",
+        "manifest.jsonl.gz",
+        "manifest-part7.jsonl.gz",
+        "shards/shard-part01-00000-of-00001.h5",
+        "shards/shard-part003.h5",
+    }
+    write_run(tmp_path, make_spec(3, identity={"seed": "2"}))
+    assert len(open_run(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("existing", ["resume", "extend", "replace"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shards/shard-00001-of-00003.h5",
+        "shards/shard-00001-of-00003.h5.partial",
+        "features.h5",
+        "features.h5.partial",
+        "manifest.jsonl.gz",
+        "run.log",
+        "config.yaml.partial",
+    ],
+)
+@pytest.mark.parametrize("kind", ["link to a file", "link to nothing", "folder"])
+def test_a_link_or_a_folder_under_a_name_that_the_run_needs_is_refused(
+    tmp_path: Path, kind: str, name: str, existing: str
+) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    write_run(folder, make_spec())
+    (folder / "shards/shard-00001-of-00003.h5").unlink()
+    (folder / name).unlink(missing_ok=True)
+    if kind == "folder":
+        (folder / name).mkdir()
+        (folder / name / "precious").write_text("x")
+    else:
+        (folder / name).symlink_to(outside)
+        if kind == "link to a file":
+            outside.write_text("precious")
+    with pytest.raises(StoreError) as raised:
+        open_folder(folder, make_spec(), existing)
+    assert str(raised.value) == (
+        f"{folder / name}: not a file that this program has written, got {kind.split()[0].replace('link', 'a link')}. Expected "
+        "nothing of this name, since the run needs it. Move it away, or choose another folder with name=..."
+    ).replace("got folder", "got a folder")
+    if kind == "folder":
+        assert (folder / name / "precious").read_text() == "x"
+    else:
+        assert (folder / name).is_symlink()
+        assert not outside.exists() if kind == "link to nothing" else outside.read_text() == "precious"
+
+
+def test_what_a_link_with_a_shards_name_leads_to_is_not_touched(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside.h5"
+    write_run(folder, make_spec())
+    outside.write_text("precious")
+    for name in ("shard-00007-of-00009.h5", "shard-part001-00000-of-00001.h5", "shard-00007-of-00009.h5.partial"):
+        (folder / "shards" / name).symlink_to(outside)
+    with pytest.raises(StoreError, match=r"shard-00007-of-00009\.h5: not in this run's plan of 3 shards, got an extra file"):
+        open_folder(folder, make_spec(), "resume")
+    write_run(folder, make_spec(), existing="replace")
+    assert len(list((folder / "shards").iterdir())) == 6
+    assert outside.read_text() == "precious"
+
+
+def test_a_finished_shard_may_lie_elsewhere_behind_a_link(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere.h5"
+    write_run(folder, make_spec())
+    shard = folder / "shards/shard-00001-of-00003.h5"
+    shard.rename(elsewhere)
+    shard.symlink_to(elsewhere)
+    with open_folder(folder, make_spec(), "resume") as opened:
+        assert opened.missing == ()
+
+
+@pytest.mark.parametrize("name", ["features.h5", "shards/shard-00001-of-00003.h5"])
+def test_a_file_of_another_program_is_not_replaced(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path, make_spec())
+    (tmp_path / name).unlink()
+    with h5py.File(tmp_path / name, "w") as file:
+        file["precious"] = 1
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(StoreError, match=r"not a file that this program has written, got a file of another program\. Expected"):
+        open_folder(tmp_path, make_spec(), "replace")
+    with pytest.raises(StoreError, match="not a file of this program, got format None"):
+        open_folder(tmp_path, make_spec(), "resume")
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_folder_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("precious")
+    for existing in ("resume", "extend", "replace", "fail"):
+        with pytest.raises(StoreError) as raised:
+            open_folder(tmp_path, make_spec(), existing)
+        assert str(raised.value) == (
+            f"{tmp_path}: not a run folder, got config.yaml of somebody else. Expected an empty folder, or one that this program "
+            "has written. Choose another with name=... or output.dir=..."
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    (tmp_path / "config.yaml").rename(tmp_path / "notes.txt")
+    (tmp_path / ".lock").symlink_to(tmp_path / "notes.txt")
+    with pytest.raises(StoreError, match=r"not a run folder, got \.lock of somebody else"):
+        open_folder(tmp_path, make_spec(), "replace")
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_a_shard_of_another_run_among_those_of_this_one_is_refused_and_kept(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", make_spec())
+    write_run(tmp_path / "other", make_spec(identity={"seed": "2"}))
+    shard = "shards/shard-00001-of-00003.h5"
+    (tmp_path / "one" / shard).write_bytes((tmp_path / "other" / shard).read_bytes())
+    with pytest.raises(StoreError) as raised:
+        open_folder(tmp_path / "one", make_spec(), "resume")
+    assert str(raised.value) == (
+        f"{tmp_path / 'one' / shard}: of another run than other files beside it, got seed none (in the folder '2'). Expected "
+        "files of one run. Move it away, or use output.existing=replace to discard all that is there."
+    )
+    assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "other" / shard).read_bytes()
+
+
 def test_damaged_shards_are_made_again_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = make_spec()
     values = write_run(tmp_path, spec)

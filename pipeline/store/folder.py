@@ -149,8 +149,8 @@ def _all_files(folder: Path) -> list[Path]:
     # The index first: while it is there, a reader takes the run for whole.
     results = [path for path in reversed(result_paths(folder)) if _is_partial(path) or not tables.is_foreign(path)]
     companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
-    partial = [path for path in folder.iterdir() if format.MANIFEST_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX))]
-    written = dict.fromkeys([*results, *companions, *map(disk.partial_path, companions), *partial])
+    partial = [*map(disk.partial_path, companions), *_partial_listings(folder)]
+    written = dict.fromkeys([*results, *companions, *partial])
     # This program makes no links: what one leads to is somebody else's, and so is the link.
     return [path for path in written if path.is_file() and not path.is_symlink()]
 
@@ -193,6 +193,14 @@ def _refuse_strangers(run_folder: RunFolder) -> None:
         )
 
 
+def _partial_listings(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.iterdir()
+        if _is_partial(path) and path.is_file() and format.MANIFEST_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX))
+    ]
+
+
 def _is_partial(path: Path) -> bool:
     return path.name.endswith(format.PARTIAL_SUFFIX)
 
@@ -203,7 +211,7 @@ def _with_partials(paths: Iterable[Path]) -> list[Path]:
 
 def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], extend: bool) -> RunFolder:
     """Keeps finished shards; removes partial and damaged files, once all others prove to be of this run."""
-    useless = {path: "unfinished" for path in paths if _is_partial(path)}
+    useless = dict.fromkeys([path for path in paths if _is_partial(path)] + _partial_listings(folder), "unfinished")
     results = [read_result(path) for path in paths if path not in useless]
     chain = settle_parts(folder, spec, find_parts(folder, results), extend)
     plan = {shard.file_name: shard for shard in chain.spec.shards()}

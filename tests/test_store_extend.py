@@ -1,0 +1,523 @@
+"""Extending a run: parts, the rows that stay, what is refused, and runs that were stopped on the way."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.records import ImageStatus, Manifest, RunSpec, digest_images
+from pipeline.store import format
+from pipeline.store.folder import RunFolder, open_folder
+from pipeline.store.index import build_index
+from pipeline.store.listing import read_listing
+from pipeline.store.reader import open_run
+from pipeline.store.writer import Writer
+
+from .stored_runs import make_spec, put_rows
+
+SHAPES = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
+STEP = frozenset({"output.images_per_shard"})
+
+
+def spec_of(
+    keys: str | Sequence[str],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    labels: Mapping[str, str] | None = None,
+    columns: Mapping[str, tuple[str, ...]] | None = None,
+    shapes: Mapping[str, tuple[int, int, int] | None] | None = None,
+    identity: Mapping[str, str] | None = None,
+    images_per_shard: int = 2,
+    chosen: frozenset[str] = frozenset(),
+) -> RunSpec:
+    """Gives the run that an empty folder would get: an image a letter, in this order."""
+    spec = make_spec(
+        len(keys),
+        shapes or SHAPES,
+        keys=list(keys),
+        images_per_shard=images_per_shard,
+        identity={"output.images_per_shard": str(images_per_shard), **(identity or {})},
+        metadata=columns,
+    )
+    manifest = spec.manifest
+    file_bytes = np.array([(sizes or {}).get(key, 1234) for key in keys], np.int64)
+    label = tuple((labels or {}).get(key, "") for key in keys)
+    digest = digest_images(manifest.keys, label, file_bytes, manifest.metadata)
+    manifest = replace(manifest, file_bytes=file_bytes, labels=label, digest=digest)
+    return replace(spec, manifest=manifest, chosen=chosen)
+
+
+def values_of(spec: RunSpec) -> dict[str, list[NDArray[np.float32]]]:
+    """Gives activations that depend on the key and the layer alone, as a network's do."""
+    values: dict[str, list[NDArray[np.float32]]] = {}
+    for feature in spec.features:
+        values[feature.layer.name] = []
+        for key in spec.manifest.keys:
+            seed = zlib.crc32(f"{feature.layer.name} {key}".encode("utf-8", "backslashreplace"))
+            shape = feature.shape or (2 + seed % 5, 2 + seed % 7, feature.layer.channels)
+            values[feature.layer.name].append(np.random.default_rng(seed).random(shape, np.float32))
+    return values
+
+
+def statuses_of(manifest: Manifest, failed: str = "") -> list[ImageStatus]:
+    return [
+        ImageStatus(row, "missing: file not found", 0, 0, 0, "")
+        if key in failed
+        else ImageStatus(row, "", 30, 40, int(manifest.file_bytes[row]), f"{row:064x}")
+        for row, key in enumerate(manifest.keys)
+    ]
+
+
+def make(folder: RunFolder, failed: str = "", shards: int | None = None) -> None:
+    """Makes what is missing, or so many shards of it and no index."""
+    folder.make_room()
+    left = len(folder.missing) if shards is None else shards
+    for part, missing in folder.parts():
+        writer = Writer(folder.path, part, missing[:left], workers=2)
+        rows = [row for shard in missing[:left] for row in range(shard.first, shard.stop)]
+        put_rows(writer, rows, values_of(part), statuses_of(part.manifest, failed))
+        writer.close()
+        left -= len(missing[:left])
+    if shards is None:
+        build_index(folder.path, folder.spec)
+
+
+def run(path: Path, spec: RunSpec, existing: str = "extend", **making: Any) -> RunFolder:
+    with open_folder(path, spec, existing) as folder:
+        make(folder, **making)
+    return folder
+
+
+def tree(path: Path) -> dict[str, Any]:
+    """Gives everything in an HDF5 file, but for when and by which command it was made."""
+    found: dict[str, Any] = {}
+    with h5py.File(path) as file:
+
+        def visit(name: str, node: Any) -> None:
+            found[name] = node[()].tobytes() if isinstance(node, h5py.Dataset) and node.dtype != object else None
+            if isinstance(node, h5py.Dataset) and node.dtype == object:
+                found[name] = node[()].tolist()
+            found[f"{name}@"] = sorted((key, str(value)) for key, value in node.attrs.items())
+
+        file.visititems(visit)
+        found["@"] = sorted(
+            (key, str(value)) for key, value in file.attrs.items() if key not in ("created", "config", "data_root")
+        )
+    return found
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """Gives all that makes up a run: two runs with the same are the same bit for bit."""
+    files = [folder / "features.h5", *sorted((folder / "shards").iterdir())]
+    listed = {path.name: path.read_bytes() for path in folder.glob("manifest*")}
+    return {**{path.name: tree(path) for path in files}, **listed}
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in (folder / "shards").glob("*.h5")
+    }
+
+
+def rows_are_those_of_their_keys(folder: Path, keys: str, failed: str = "") -> None:
+    with open_run(folder) as opened:
+        assert "".join(opened.images["key"]) == keys
+        expected = values_of(spec_of(keys, shapes={name: SHAPES[name] for name in opened.layers}))
+        for layer in opened.layers:
+            for row, key in enumerate(keys):
+                assert opened.row(key) == row
+                if key in failed:
+                    assert np.isnan(opened[layer][row]).all()
+                else:
+                    np.testing.assert_array_equal(opened[layer][row], expected[layer][row])
+
+
+def test_new_images_become_rows_after_the_old_ones_whose_shards_stay_as_they_are(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdf"))
+    before = stamps(tmp_path)
+    folder = run(tmp_path, spec_of("abcdef"))
+    assert (folder.added, len(folder.removed)) == (3, 0)
+    assert [(shard.file_name, shard.first, shard.stop) for shard in folder.missing] == [
+        ("shard-part001-00000-of-00002.h5", 3, 5),
+        ("shard-part001-00001-of-00002.h5", 5, 6),
+    ]
+    after = stamps(tmp_path)
+    assert {name: after[name] for name in before} == before
+    rows_are_those_of_their_keys(tmp_path, "bdface")
+    with h5py.File(tmp_path / "features.h5") as index:
+        assert (index.attrs["rows"], index.attrs["first_row"]) == (6, 0)
+        assert index.attrs["part_stops"].tolist() == [3, 6]
+        assert list(index.attrs["part_digests"]) == [spec_of("bdf").digest, folder.spec.digest]
+        assert json.loads(index.attrs["identity"])["extends"] == f"3 rows, digest {spec_of('bdf').digest}"
+        expected = np.stack(values_of(spec_of("bdface"))["relu4_1"])
+        np.testing.assert_array_equal(index["features/relu4_1"][:], expected)
+    with h5py.File(tmp_path / "shards/shard-part001-00000-of-00002.h5") as shard:
+        assert shard.attrs["run_digest"] == folder.spec.digest
+        assert (shard.attrs["first_row"], shard.attrs["rows"]) == (3, 6)
+
+
+def test_a_run_is_extended_again_and_again(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+    for keys in ("c", "bc", "abcde", "abcdefghijk"):
+        run(tmp_path, spec_of(keys))
+        now = stamps(tmp_path)
+        assert {name: now[name] for name in seen} == seen
+        seen = now
+    rows_are_those_of_their_keys(tmp_path, "cbadefghijk")
+    assert sorted(path.name for path in tmp_path.glob("manifest*")) == [
+        "manifest-part001.jsonl.gz",
+        "manifest-part002.jsonl.gz",
+        "manifest-part003.jsonl.gz",
+        "manifest.jsonl.gz",
+    ]
+    # A folder's files sorted by name are in the order of the rows.
+    with open_run(tmp_path) as opened:
+        assert [shard.file_name for shard in opened.shards] == sorted(path.name for path in (tmp_path / "shards").iterdir())
+        assert [shard.first for shard in opened.shards] == [0, 1, 2, 4, 5, 7, 9]
+
+
+@pytest.mark.parametrize("existing", ["resume", "extend"])
+def test_what_was_extended_is_finished_for_the_same_images(tmp_path: Path, existing: str) -> None:
+    run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("abcde"))
+    before = everything(tmp_path)
+    with open_folder(tmp_path, spec_of("abcde"), existing) as folder:
+        assert folder.missing == ()
+        assert folder.added == 0
+        folder.make_room()
+    assert everything(tmp_path) == before
+
+
+def test_a_stopped_run_is_finished_from_its_own_list_and_extended_in_one_go(tmp_path: Path) -> None:
+    for shards in (1, 2):
+        path = tmp_path / str(shards)
+        run(path, spec_of("bdfhj"), shards=shards)
+        kept = stamps(path)
+        folder = run(path, spec_of("abcdefghij"))
+        assert [shard.part for shard in folder.missing] == [0] * (3 - shards) + [1, 1, 1]
+        now = stamps(path)
+        assert {name: now[name] for name in kept} == kept
+        rows_are_those_of_their_keys(path, "bdfhjacegi")
+    run(tmp_path / "whole", spec_of("bdfhj"))
+    run(tmp_path / "whole", spec_of("abcdefghij"))
+    assert everything(tmp_path / "1") == everything(tmp_path / "2") == everything(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("existing", ["resume", "extend"])
+@pytest.mark.parametrize("shards", [0, 1, 2, 3])
+def test_a_stopped_extension_goes_on_to_the_same_bits(tmp_path: Path, shards: int, existing: str) -> None:
+    for name in ("whole", "stopped"):
+        run(tmp_path / name, spec_of("bdf"))
+    run(tmp_path / "whole", spec_of("abcdefghi"))
+    run(tmp_path / "stopped", spec_of("abcdefghi"), shards=shards)
+    # Until the last, a reader sees the run as it was.
+    rows_are_those_of_their_keys(tmp_path / "stopped", "bdf")
+    folder = run(tmp_path / "stopped", spec_of("abcdefghi"), existing)
+    assert len(folder.missing) == 3 - shards
+    assert everything(tmp_path / "stopped") == everything(tmp_path / "whole")
+
+
+def test_an_extension_of_which_nothing_was_made_is_planned_anew(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("abcd"), shards=0)
+    # One of those to be added has gone, another has come.
+    folder = run(tmp_path, spec_of("bcde"))
+    assert folder.added == 2
+    rows_are_those_of_their_keys(tmp_path, "bdce")
+    with open_folder(tmp_path, spec_of("bcde"), "resume") as again:
+        assert again.missing == ()
+
+
+def test_a_list_of_an_extension_that_is_not_wanted_any_more_is_removed(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("abcd"), shards=0)
+    assert (tmp_path / "manifest-part001.jsonl.gz").exists()
+    (tmp_path / "manifest-part001.jsonl.gz.partial").write_bytes(b"what a killed run has left")
+    folder = run(tmp_path, spec_of("bd"), "resume")
+    assert folder.missing == ()
+    assert [path.name for path in tmp_path.glob("manifest*")] == ["manifest.jsonl.gz"]
+
+
+def test_an_extension_begun_can_be_extended_before_it_is_finished(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("abcde"), shards=1)
+    folder = run(tmp_path, spec_of("abcdefg"))
+    assert [shard.part for shard in folder.missing] == [1, 2]
+    rows_are_those_of_their_keys(tmp_path, "bdacefg")
+
+
+ADDED = (
+    "the images are not those of the run in the folder, got 1 added ('c'). Expected its 4 images. Use output.existing=extend to "
+    "append the new ones, or another folder with name=..., or output.existing=replace."
+)
+MANY_ADDED = (
+    "the images are not those of the run in the folder, got 5 added ('c', 'e', 'g', ...). Expected its 4 images. "
+    "Use output.existing=extend to append the new ones, or another folder with name=..., or output.existing=replace."
+)
+REMOVED = (
+    "the images are not those of the run in the folder, got 1 added ('c'), 2 removed ('b', 'd'). Expected its 4 images. Choose "
+    "another folder with name=..., or use output.existing=replace to discard what is there, or output.existing=extend to keep "
+    "the rows of removed images as they are, and append the new ones."
+)
+CHANGED = (
+    "the images are not those of the run in the folder, got 1 removed ('f'), 2 changed ('b': 99 bytes, before 1234, 'd': label "
+    "'x', before ''). Expected its 4 images. Choose another folder with name=..., or use output.existing=replace to discard what "
+    "is there."
+)
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "extended", "without list"])
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        (spec_of("bcdfh"), ADDED),
+        (spec_of("bcdefghij"), MANY_ADDED),
+        (spec_of("cfh"), REMOVED),
+        (spec_of("bdh", sizes={"b": 99}, labels={"d": "x"}), CHANGED),
+        (spec_of("hfdb"), "got the same ones in another order. Expected its 4 images. Choose another folder"),
+    ],
+    ids=["added", "many added", "removed", "changed", "order"],
+)
+def test_a_folder_of_other_images_says_how_many_and_which(tmp_path: Path, state: str, now: RunSpec, line: str) -> None:
+    if state == "extended":
+        run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("bdfh"), shards=1 if state == "stopped" else None)
+    if state == "without list":
+        (tmp_path / "manifest.jsonl.gz").unlink()
+    if state == "extended" and "another order" in line:
+        now = spec_of("dbfh")
+    before = stamps(tmp_path)
+    with pytest.raises(StoreError) as raised:
+        open_folder(tmp_path, now, "resume")
+    assert line in str(raised.value)
+    assert stamps(tmp_path) == before
+    if line in (CHANGED,) or "another order" in line:
+        with pytest.raises(StoreError, match=r"the images are not those of the run in the folder, got (2 changed|the same ones)"):
+            open_folder(tmp_path, now, "extend")
+    else:
+        run(tmp_path, now)
+        with open_run(tmp_path) as opened:
+            assert set(opened.images["key"]) == {*"bdfh", *now.manifest.keys}
+
+
+def test_other_options_are_refused_with_each_difference_and_the_images(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdf", identity={"data.size": "224", "seed": "1"}))
+    other = spec_of("abdf", identity={"data.size": "256"})
+    with pytest.raises(StoreError) as raised:
+        open_folder(tmp_path, other, "resume")
+    assert str(raised.value) == (
+        f"{tmp_path}: the folder holds a run with other options, got data.size '256' (in the folder '224'), seed none (in the "
+        "folder '1'), 1 added ('a'). Expected the same options, to go on with that run. Choose another folder with name=..., or "
+        "use output.existing=replace to discard what is there."
+    )
+    with pytest.raises(StoreError) as raised:
+        open_folder(tmp_path, other, "extend")
+    assert "seed none (in the folder '1'). Expected the same options" in str(raised.value)
+
+
+def test_what_the_program_chose_for_the_first_images_holds_for_all(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdf", images_per_shard=2, chosen=STEP))
+    folder = run(tmp_path, spec_of("abcdef", images_per_shard=100, chosen=STEP))
+    assert folder.spec.images_per_shard == 2
+    assert [shard.rows for shard in folder.missing] == [2, 1]
+    with pytest.raises(StoreError, match=r"got output\.images_per_shard '100' \(in the folder '2'\)\. Expected the same options"):
+        open_folder(tmp_path, spec_of("abcdef", images_per_shard=100), "extend")
+
+
+def test_rows_of_images_that_have_gone_stay_and_later_runs_do_not_ask_for_them(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdf"))
+    folder = run(tmp_path, spec_of("abf"))
+    assert folder.removed.tolist() == [1]
+    rows_are_those_of_their_keys(tmp_path, "bdfa")
+    for existing in ("resume", "extend"):
+        with open_folder(tmp_path, spec_of("abf"), existing) as again:
+            assert again.missing == ()
+    # It may come back as it was, but not as another one.
+    with open_folder(tmp_path, spec_of("abdf"), "resume") as again:
+        assert again.missing == ()
+    with pytest.raises(StoreError, match=r"1 changed \('d': 7 bytes, before 1234\)"):
+        open_folder(tmp_path, spec_of("abdf", sizes={"d": 7}), "extend")
+    with pytest.raises(StoreError, match=r"got 1 removed \('a'\)"):
+        open_folder(tmp_path, spec_of("bf"), "resume")
+
+
+def test_images_that_went_before_their_row_was_made_become_failed_rows(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdfh"), shards=1)
+    folder = run(tmp_path, spec_of("abdf"), failed="h")
+    assert folder.removed.tolist() == [3]
+    rows_are_those_of_their_keys(tmp_path, "bdfha", failed="h")
+
+
+def test_columns_of_a_list_must_agree(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bd", columns={"author": ("x", "y"), "a/b": ("1", "2")}))
+    for columns, words in (
+        (None, "none (in the folder 'a/b,author')"),
+        ({"author": ("x", "y", "z")}, "'author' (in the folder 'a/b,author')"),
+        ({"author": ("x", "y", "z"), "year": ("1", "2", "3")}, "'author,year' (in the folder 'a/b,author')"),
+    ):
+        for existing in ("resume", "extend"):
+            with pytest.raises(StoreError) as raised:
+                open_folder(tmp_path, spec_of("bdc", columns=columns), existing)
+            assert f"got columns of data.list {words}" in str(raised.value)
+    with pytest.raises(StoreError, match=r"got 1 changed \('d': author 'Y', before 'y'\)"):
+        open_folder(tmp_path, spec_of("bdc", columns={"author": ("x", "Y", "z"), "a/b": ("1", "2", "3")}), "extend")
+    run(tmp_path, spec_of("bcd", columns={"author": ("x", "z", "y"), "a/b": ("1", "3", "2")}))
+    with open_run(tmp_path) as opened:
+        assert opened.images["author"].tolist() == ["x", "y", "z"]
+        assert opened.images["a_b"].tolist() == ["1", "2", "3"]
+
+
+def test_images_of_native_size_are_appended_too(tmp_path: Path) -> None:
+    shapes = {"relu4_1": None}
+    run(tmp_path, spec_of("bdf", shapes=shapes), failed="d")
+    run(tmp_path, spec_of("abcdef", shapes=shapes), failed="ce")
+    expected = values_of(spec_of("bdface", shapes=shapes))["relu4_1"]
+    with open_run(tmp_path) as opened, h5py.File(tmp_path / "features.h5") as index:
+        assert list(index["features/relu4_1"]) == ["000000000", "000000002", "000000003"]
+        for row in (0, 2, 3):
+            np.testing.assert_array_equal(opened["relu4_1"][row], expected[row])
+            np.testing.assert_array_equal(index[f"features/relu4_1/{row:09d}"][()], expected[row])
+        assert np.isnan(opened["relu4_1"][4]).all()
+        assert opened.images["status"].tolist() == ["ok", "failed", "ok", "ok", "failed", "failed"]
+
+
+def test_a_run_that_is_open_while_it_is_extended_stays_what_it_was(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bd"))
+    with open_run(tmp_path) as opened:
+        first = opened["relu4_1"][0]
+        run(tmp_path, spec_of("abcd"))
+        assert len(opened) == 2
+        assert opened.images["label"].size == opened.images["key"].size == 2
+        np.testing.assert_array_equal(opened["relu4_1"][0], first)
+        # A process that opens it now sees what is there now; rows have not moved.
+        again = pickle.loads(pickle.dumps(opened))
+        assert len(again) == 4
+        assert again.row("d") == opened.row("d") == 1
+        again.close()
+
+
+def test_an_added_shard_opens_alone(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("abcde"))
+    expected = values_of(spec_of("bdace"))["conv1_1"]
+    with open_run(tmp_path / "shards/shard-part001-00001-of-00002.h5") as opened:
+        assert opened.images["key"].tolist() == ["e"]
+        np.testing.assert_array_equal(opened["conv1_1"][0], expected[4])
+    with open_run(tmp_path) as opened:
+        np.testing.assert_array_equal(opened["conv1_1"][[4, 0, 3, 2, 1]], np.stack(expected)[[4, 0, 3, 2, 1]])
+
+
+def test_a_damaged_shard_of_an_earlier_part_is_made_again_with_its_index(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdf"))
+    run(tmp_path, spec_of("abcdef"))
+    whole = everything(tmp_path)
+    shard = tmp_path / "shards/shard-00001-of-00002.h5"
+    shard.write_bytes(shard.read_bytes()[:2000])
+    with open_folder(tmp_path, spec_of("abcdef"), "resume") as folder:
+        assert [(missing.part, missing.first) for missing in folder.missing] == [(0, 2)]
+    assert not (tmp_path / "features.h5").exists()
+    with pytest.raises(StoreError, match=r"the run is not finished, got 3 of 4 shards"):
+        open_run(tmp_path)
+    run(tmp_path, spec_of("abcdef"), "resume")
+    assert everything(tmp_path) == whole
+
+
+def test_a_shard_of_another_extension_is_refused_and_kept(tmp_path: Path) -> None:
+    for name, keys in (("one", "abcd"), ("other", "bdxy")):
+        run(tmp_path / name, spec_of("bd"))
+        run(tmp_path / name, spec_of(keys))
+    shard = "shards/shard-part001-00000-of-00001.h5"
+    shutil.copy(tmp_path / "other" / shard, tmp_path / "one" / shard)
+    before = stamps(tmp_path / "one")
+    for existing in ("resume", "extend"):
+        with pytest.raises(StoreError):
+            open_folder(tmp_path / "one", spec_of("abcd"), existing)
+    assert stamps(tmp_path / "one") == before
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    for name, keys in (("one", "bd"), ("other", "xy")):
+        run(tmp_path / name, spec_of(keys))
+        run(tmp_path / name, spec_of(f"a{keys}"))
+    shard = "shards/shard-part001-00000-of-00001.h5"
+    shutil.copy(tmp_path / "other" / shard, tmp_path / "one" / shard)
+    (tmp_path / "one/manifest-part001.jsonl.gz").unlink()
+    (tmp_path / "one/features.h5").unlink()
+    with pytest.raises(StoreError, match=r"shard-part001-00000-of-00001\.h5: of another run than the parts before, got one that"):
+        open_folder(tmp_path / "one", spec_of("abd"), "resume")
+    for path in [*tmp_path.glob("other/shards/shard-0*"), tmp_path / "other/manifest.jsonl.gz"]:
+        path.unlink()
+    with pytest.raises(StoreError, match=r"got neither manifest\.jsonl\.gz nor a shard of part 0, which part 1 follows"):
+        open_folder(tmp_path / "other", spec_of("axy"), "resume")
+
+
+def test_without_the_list_a_stopped_run_says_what_can_be_known(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdfh"), shards=1)
+    listing = tmp_path / "manifest.jsonl.gz"
+    for damage in (listing.read_bytes()[:-9], b"", b"\x1f\x8b rubbish"):
+        listing.write_bytes(damage)
+        with pytest.raises(StoreError) as raised:
+            open_folder(tmp_path, spec_of("acdfh"), "extend")
+        assert str(raised.value) == (
+            f"{tmp_path}: the images of the run in the folder are not known, since manifest.jsonl.gz is missing or damaged, got "
+            f"5 images now; against the 2 that are finished, of {spec_of('bdfh').identity['images']}: 1 removed ('b'). "
+            "Expected those of the run. Put the file back, or choose another folder with name=..., or use "
+            "output.existing=replace to discard what is there."
+        )
+    # The same images need no list, and give it back.
+    listing.unlink()
+    run(tmp_path, spec_of("bdfh"), "resume")
+    found = read_listing(listing)
+    assert found is not None
+    assert found.images.keys == tuple("bdfh")
+
+
+def test_a_list_holds_what_the_manifest_held(tmp_path: Path) -> None:
+    odd = ['line\nbreak"', "caf\udce9.jpg", "名前/\\x.png", "", "\U0001f600"]
+    columns = {"a": ("1", "", "é", "\udcff", "5"), "ü": tuple("vwxyz")}
+    spec = spec_of(odd, columns=columns, sizes={"": 2**40})
+    run(tmp_path, spec, shards=0)
+    listing = read_listing(tmp_path / "manifest.jsonl.gz")
+    assert listing is not None
+    assert dict(listing.identity) == spec.identity
+    assert (listing.images.keys, listing.images.labels) == (spec.manifest.keys, spec.manifest.labels)
+    assert listing.images.metadata == columns
+    assert listing.images.file_bytes.dtype == np.int64
+    assert listing.images.file_bytes.tolist() == spec.manifest.file_bytes.tolist()
+    assert listing.images.digest == spec.manifest.digest
+    assert listing.gone.tolist() == []
+
+
+def test_a_run_is_extended_a_limited_number_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "LARGEST_PART", 1)
+    run(tmp_path, spec_of("a"))
+    run(tmp_path, spec_of("ab"))
+    with pytest.raises(StoreError, match=r"extended too often, got 1 times\. Expected at most 1\. Choose another folder"):
+        open_folder(tmp_path, spec_of("abc"), "extend")
+
+
+def test_as_many_parts_as_are_allowed_fit_into_the_attributes(tmp_path: Path) -> None:
+    from pipeline.records import Part
+    from pipeline.store import tables
+
+    spec = spec_of([f"{i:04d}" for i in range(format.LARGEST_PART + 1)])
+    spec = replace(spec, before=tuple(Part(f"{i:064x}", i + 1) for i in range(format.LARGEST_PART)))
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        tables.write_root(file, spec, "index", 0)
+    with h5py.File(tmp_path / "features.h5") as file:
+        assert tables.read_parts(file, tmp_path) == spec.parts
+        digests, shards = tables.read_plan(file, tmp_path)
+    assert len(digests) == len(shards) == format.LARGEST_PART + 1
+    assert all(format.SHARD_NAME.fullmatch(shard.file_name) for shard in shards)
