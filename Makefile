@@ -36,8 +36,8 @@ test: $(VENV)/.ready-dev ## run the quick tests
 test-slow: $(VENV)/.ready-dev ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: $(VENV)/.ready-dev ## time the ways of convolving against each other: [ARGS="--size 224 --repeats 9"]
-	@$(BIN)/python -m tests.benchmarks.convolution $(ARGS)
+bench: $(VENV)/.ready-bench ## measure against the rivals that are installed: [ARGS="--only network --turns 5"] [ARGS=--list]
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 check: $(VENV)/.ready-dev ## format, lint, types, quick tests: what CI runs
 	@$(BIN)/ruff format --check .
@@ -66,4 +66,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready
+	@$(PIP) --editable '.[bench]'
 	@touch $@

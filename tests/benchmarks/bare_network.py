@@ -1,0 +1,247 @@
+"""The network alone: images in memory, no decoding and no writing; every program's features compared with ours."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .photographs import make_photographs
+from .rivals import (
+    BATCHES,
+    SIDE_PX,
+    best_batch,
+    onnx_session,
+    relative_difference,
+    seeded_weights,
+    torch_model,
+    write_onnx_model,
+)
+from .rows import Bench, Line, interleave, missing, row
+from .sides import Side, usable_cores
+
+LAYERS = (("relu4_1",), ("relu5_4",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"))
+
+# A turn takes a second or more; a multiple of every batch size that is tried.
+IMAGES = 16
+
+# Images whose features are compared.
+COMPARED = 2
+LARGEST_DIFFERENCE = 1e-3
+
+# Rival -> function below and what it needs.
+RIVALS = {
+    "TensorFlow, direct convolutions": ("direct", ()),
+    "ONNX Runtime": ("onnx", ("onnx", "onnxruntime")),
+    "PyTorch": ("torch", ("torch", "torchvision")),
+    "OpenVINO": ("openvino", ("onnx", "openvino")),
+}
+
+
+def make_inputs(folder: Path) -> Path:
+    """Writes what the network gets for :data:`IMAGES` photographs, (n, 224, 224, 3) float32, mean removed; gives the file."""
+    path = folder / "inputs.npy"
+    if not path.is_file():
+        photographs = make_photographs(folder / "for the bare network", IMAGES)
+        with Side("bare_network:inputs", photographs=str(photographs), path=str(path)):
+            pass
+    return path
+
+
+def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], None]]:
+    """A side that measures nothing: reads and resizes photographs as the program does."""
+    from pipeline.images.loader import load_batches
+    from pipeline.images.manifest import list_folder
+    from pipeline.images.preprocess import FixedSize
+    from pipeline.images.resample import ResizeSpec
+
+    manifest = list_folder(Path(photographs))
+    resize = FixedSize(ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear"), seeded_weights().mean_pixel, "/CPU:0", None)
+    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=usable_cores())
+    np.save(path, np.concatenate([np.asarray(step.images) for batch in batches for step in resize(batch)]))
+    return {}, lambda: None
+
+
+def ours(
+    path: str, layers: Sequence[str], features: str, batches: Sequence[int] = (8,)
+) -> tuple[dict[str, Any], Callable[[], float]]:
+    """This program's network, the next batch asked for before the last is waited for, as its loop does.
+
+    Args:
+        path: The images, (n, 224, 224, 3) float32.
+        layers: Wanted.
+        features: File for those of the first images.
+        batches: Numbers of images a call to choose from.
+    """
+    from pipeline.network.cpu import prepare_parts
+    from pipeline.network.layers import resolve_layers
+    from pipeline.network.vgg import Network
+
+    weights, wanted = seeded_weights(), resolve_layers("vgg19", layers)
+    settings = {"pooling": "max", "kernel_order": "hwio"}
+    parts = prepare_parts(weights, wanted, threads=usable_cores(), **settings)
+    network = Network(weights, wanted, device="/CPU:0", size_px=(SIDE_PX, SIDE_PX), parts=parts, **settings)
+    images = np.load(path)
+
+    def in_turn(batch: int) -> None:
+        waiting: list[Any] = []
+        for first in range(0, len(images), batch):
+            following = [values for _, values in network(images[first : first + batch])]
+            for values in waiting:
+                np.asarray(values)
+            waiting = following
+        for values in waiting:
+            np.asarray(values)
+
+    def call(some: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        return {name: np.asarray(values) for name, values in network(some)}
+
+    np.savez(features, **call(images[:COMPARED]))
+    batch = best_batch(call, images, batches)
+    return {"batch": batch}, _timed(lambda: in_turn(batch), len(images))
+
+
+def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """TensorFlow's own convolutions, as ``runtime.convolution=direct`` runs them, but at its best batch size."""
+    from pipeline.network.layers import resolve_layers
+    from pipeline.network.vgg import Network
+
+    network = Network(
+        seeded_weights(),
+        resolve_layers("vgg19", layers),
+        pooling="max",
+        kernel_order="hwio",
+        device="/CPU:0",
+        size_px=(SIDE_PX, SIDE_PX),
+    )
+
+    def call(some: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        return {name: np.asarray(values) for name, values in network(some)}
+
+    images = np.load(path)
+    np.savez(features, **call(images[:COMPARED]))
+    batch = best_batch(call, images)
+    return {"batch": batch}, _timed(lambda: _all(call, images, batch), len(images))
+
+
+def onnx(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """ONNX Runtime on its CPU provider, all cores within an operation; NCHW in and out."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = onnx_session(write_onnx_model(seeded_weights(), layers, Path(folder, "vgg19.onnx")), usable_cores())
+    images = _channels_first(path)
+
+    def call(some: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = session.run(None, {"images": some})
+        return found
+
+    _save_channels_first(features, layers, call(images[:COMPARED]))
+    batch = best_batch(call, images)
+    return {"batch": batch}, _timed(lambda: _all(call, images, batch), len(images))
+
+
+def torch(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """PyTorch, the better of its two memory formats, all cores, nothing kept for gradients."""
+    import torch
+
+    torch.set_num_threads(usable_cores())
+    images = _channels_first(path)
+    turns: dict[str, tuple[Callable[[Any], object], Any]] = {}
+    for memory in (torch.contiguous_format, torch.channels_last):
+        model = torch_model(seeded_weights(), layers).to(memory_format=memory)
+
+        def call(some: Any, model: Any = model) -> Any:
+            with torch.inference_mode():
+                return model(some)
+
+        turns[str(memory).removeprefix("torch.")] = call, torch.from_numpy(images).contiguous(memory_format=memory)
+    found = call(torch.from_numpy(images[:COMPARED]))
+    _save_channels_first(features, layers, [found[name].contiguous().numpy() for name in layers])
+    rates = {memory: _timed(lambda turn=turn: _all(*turn, batch=4), len(images))() for memory, turn in turns.items()}
+    memory = max(rates, key=lambda memory: rates[memory])
+    call, prepared = turns[memory]
+    batch = best_batch(call, prepared)
+    return {"batch": batch, "memory format": memory}, _timed(lambda: _all(call, prepared, batch), len(images))
+
+
+def openvino(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """OpenVINO on the CPU, float32 throughout: by itself it would round to bfloat16 where the processor can."""
+    import openvino
+
+    core = openvino.Core()
+    with tempfile.TemporaryDirectory() as folder:
+        model = core.read_model(write_onnx_model(seeded_weights(), layers, Path(folder, "vgg19.onnx")))
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": usable_cores()}
+        compiled = core.compile_model(model, "CPU", settings)
+    images = _channels_first(path)
+
+    def call(some: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        found = compiled(some)
+        return [found[output] for output in compiled.outputs]
+
+    _save_channels_first(features, layers, call(images[:COMPARED]))
+    batch = best_batch(call, images)
+    return {"batch": batch}, _timed(lambda: _all(call, images, batch), len(images))
+
+
+@row("network", "the network alone, 224 px, images a second")
+def measure(bench: Bench) -> Iterator[Line]:
+    """Ours at the program's own batch size against every other at its best."""
+    path = make_inputs(bench.folder)
+    for layers in LAYERS:
+        words = ", ".join(layers)
+        absent = {name: missing(modules) for name, (_, modules) in RIVALS.items()}
+        with ExitStack() as stack:
+            arguments = {"path": str(path), "layers": layers}
+            sides = {"ours": stack.enter_context(Side("bare_network:ours", features=str(bench.folder / "ours.npz"), **arguments))}
+            for name, (function, _) in RIVALS.items():
+                if not absent[name]:
+                    features = str(bench.folder / f"{function}.npz")
+                    sides[name] = stack.enter_context(Side(f"bare_network:{function}", features=features, **arguments))
+            figures = interleave({name: side.turn for name, side in sides.items()}, bench.turns)
+        for name, (function, _) in RIVALS.items():
+            what = f"network alone, {words}: {name}"
+            if absent[name]:
+                yield Line(what, notes=absent[name])
+                continue
+            difference = _largest_difference(bench.folder / f"{function}.npz", bench.folder / "ours.npz")
+            if not difference <= LARGEST_DIFFERENCE:
+                raise RuntimeError(f"{what}: another network, got features that differ by {difference:.1e}")
+            facts = ", ".join(f"{key} {value}" for key, value in sides[name].facts.items())
+            notes = f"ours: batch {sides['ours'].facts['batch']}; {name}: {facts}, features differ by {difference:.1e}"
+            yield Line(what, "images/s", figures["ours"], figures[name], goal=1.0, notes=notes)
+
+
+def _timed(work: Callable[[], object], images: int) -> Callable[[], float]:
+    def turn() -> float:
+        began = time.perf_counter()
+        work()
+        return images / (time.perf_counter() - began)
+
+    return turn
+
+
+def _all(call: Callable[[Any], object], images: Any, batch: int) -> None:
+    for first in range(0, len(images), batch):
+        call(images[first : first + batch])
+
+
+def _channels_first(path: str) -> NDArray[np.float32]:
+    return np.ascontiguousarray(np.load(path).transpose(0, 3, 1, 2))
+
+
+def _save_channels_first(path: str, layers: Sequence[str], values: Sequence[NDArray[np.float32]]) -> None:
+    np.savez(path, **{name: value.transpose(0, 2, 3, 1) for name, value in zip(layers, values, strict=True)})
+
+
+def _largest_difference(path: Path, reference: Path) -> float:
+    with np.load(path) as found, np.load(reference) as expected:
+        return max(relative_difference(found[name], expected[name]) for name in expected)
+
+
+assert all(IMAGES % batch == 0 for batch in BATCHES)

@@ -1,0 +1,201 @@
+"""Reading alone: JPEGs decoded, or decoded and resized to one size, into batches; no network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .photographs import LARGE_PX, make_photographs
+from .rows import Bench, Line, interleave, missing, row
+from .sides import Side, usable_cores
+
+SIDE_PX = 224
+BATCH = 8
+LARGE_IMAGES = 12
+
+ROUNDED = "Pillow rounds to whole grey levels"
+ROUGH = "image_dataset_from_directory does not antialias: a cheaper and coarser resizing"
+
+# Rival -> function below, packages, note.
+Rivals = dict[str, tuple[str, tuple[str, ...], str]]
+
+
+def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, Any], Callable[[], float]]:
+    """The program's loader, and its antialiased resizing where that is asked for."""
+    from pipeline.images.loader import load_batches
+    from pipeline.images.manifest import list_folder
+    from pipeline.images.preprocess import FixedSize
+    from pipeline.images.resample import ResizeSpec, dct_reduction, hand_over
+
+    manifest = list_folder(Path(photographs))
+    spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
+    fixed = FixedSize(spec, np.array([123.68, 116.779, 103.939]), "/CPU:0", None)
+
+    def reduce(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return hand_over(pixels, spec)
+
+    def ratio_for(height: int, width: int) -> int:
+        return dct_reduction(height, width, spec)
+
+    def batches() -> Iterator[Any]:
+        loaded = load_batches(
+            manifest,
+            np.arange(len(manifest)),
+            batch_size=BATCH,
+            workers=usable_cores(),
+            reduce=reduce if resize else None,
+            ratio_for=ratio_for if fast else None,
+        )
+        for batch in loaded:
+            assert not any(status.error for status in batch.statuses)
+            if resize:
+                yield from (np.asarray(step.images) for step in fixed(batch))
+            else:
+                yield batch.pixels
+
+    return {}, _passing(batches, len(manifest))
+
+
+def keras(photographs: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Keras' ``image_dataset_from_directory``, which resizes."""
+    import keras
+    import tensorflow as tf
+
+    dataset = keras.utils.image_dataset_from_directory(
+        photographs, labels=None, image_size=(SIDE_PX, SIDE_PX), batch_size=BATCH, shuffle=False, verbose=False
+    ).prefetch(tf.data.AUTOTUNE)
+    return {}, _passing(lambda: (batch.numpy() for batch in dataset), _count(photographs))
+
+
+def tf_data(photographs: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """tf.data and ``tf.io.decode_jpeg``, decoding only."""
+    import tensorflow as tf
+
+    def read(path: Any) -> Any:
+        return tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+
+    paths = [str(path) for path in sorted(Path(photographs).glob("*.jpg"))]
+    dataset = tf.data.Dataset.from_tensor_slices(paths).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(BATCH).prefetch(tf.data.AUTOTUNE)
+    return {}, _passing(lambda: (batch.numpy() for batch in dataset), len(paths))
+
+
+def torch(photographs: str, resize: bool) -> tuple[dict[str, Any], Callable[[], float]]:
+    """PyTorch's ``DataLoader`` with as many workers as cores over Pillow, and Pillow's antialiased resizing."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision.transforms import v2
+
+    paths = sorted(Path(photographs).glob("*.jpg"))
+    steps = [v2.Resize((SIDE_PX, SIDE_PX))] if resize else []
+    transform = v2.Compose([*steps, v2.PILToTensor()])
+
+    class Photographs(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, index: int) -> Any:
+            return transform(Image.open(paths[index]).convert("RGB"))
+
+    loader = DataLoader(Photographs(), batch_size=BATCH, num_workers=usable_cores(), persistent_workers=True)
+    return {}, _passing(lambda: loader, len(paths))
+
+
+def pillow(photographs: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Pillow in a thread pool, large JPEGs reduced while they are decoded by ``draft`` to no less than twice the size."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image
+
+    paths = sorted(Path(photographs).glob("*.jpg"))
+    pool = ThreadPoolExecutor(usable_cores())
+
+    def read(path: Path) -> NDArray[np.float32]:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (2 * SIDE_PX, 2 * SIDE_PX))
+            return np.asarray(picture.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR), np.float32)
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        waiting = [pool.submit(read, path) for path in paths]
+        for first in range(0, len(paths), BATCH):
+            yield np.stack([future.result() for future in waiting[first : first + BATCH]])
+
+    return {}, _passing(batches, len(paths))
+
+
+@row("reading", "500 x 375 px JPEGs into batches, decoded alone and resized to 224 px, images a second")
+def measure(bench: Bench) -> Iterator[Line]:
+    """Decoding, then decoding and resizing."""
+    photographs = make_photographs(bench.folder / "photographs", bench.images)
+    torch_needs = ("torch", "torchvision")
+    decoding: Rivals = {"torch DataLoader": ("torch", torch_needs, ""), "tf.data, decode_jpeg": ("tf_data", (), "")}
+    yield from _compare(bench, photographs, "decoding 500 x 375 px", {"resize": False}, decoding, {"torch": {"resize": False}})
+    resizing: Rivals = {
+        "torch DataLoader": ("torch", torch_needs, ROUNDED),
+        "Keras image_dataset_from_directory": ("keras", (), ROUGH),
+    }
+    yield from _compare(
+        bench, photographs, "decoding 500 x 375 px and resizing", {"resize": True}, resizing, {"torch": {"resize": True}}
+    )
+
+
+@row("large-images", f"{LARGE_IMAGES} JPEGs of 12 megapixels resized to 224 px, images a second")
+def measure_large(bench: Bench) -> Iterator[Line]:
+    """``data.decode=exact`` and ``fast``."""
+    photographs = make_photographs(bench.folder / "large", LARGE_IMAGES, LARGE_PX)
+    exact: Rivals = {
+        "torch DataLoader": ("torch", ("torch", "torchvision"), ROUNDED),
+        "Keras image_dataset_from_directory": ("keras", (), ROUGH),
+    }
+    yield from _compare(bench, photographs, "12 megapixels", {"resize": True}, exact, {"torch": {"resize": True}})
+    fast: Rivals = {"Pillow with draft, in threads": ("pillow", (), ROUNDED)}
+    arguments = {"resize": True, "fast": True}
+    yield from _compare(bench, photographs, "12 megapixels, data.decode=fast", arguments, fast, {})
+
+
+def _compare(
+    bench: Bench,
+    photographs: Path,
+    what: str,
+    arguments: dict[str, bool],
+    rivals: Rivals,
+    of_rivals: dict[str, dict[str, bool]],
+) -> Iterator[Line]:
+    absent = {name: missing(needs) for name, (_, needs, _) in rivals.items()}
+    with ExitStack() as stack:
+        sides = {"ours": stack.enter_context(Side("reading:ours", photographs=str(photographs), **arguments))}
+        for name, (function, _, _) in rivals.items():
+            if not absent[name]:
+                further = of_rivals.get(function, {})
+                sides[name] = stack.enter_context(Side(f"reading:{function}", photographs=str(photographs), **further))
+        figures = interleave({name: side.turn for name, side in sides.items()}, bench.turns)
+    for name, (_, _, notes) in rivals.items():
+        if absent[name]:
+            yield Line(f"{what}: {name}", notes=absent[name])
+        else:
+            yield Line(f"{what}: {name}", "images/s", figures["ours"], figures[name], goal=1.0, notes=notes)
+
+
+def _passing(batches: Callable[[], Iterable[Any]], images: int) -> Callable[[], float]:
+    """Gives what times a pass over all batches, after one that is not timed."""
+
+    def turn() -> float:
+        began = time.perf_counter()
+        seen = 0
+        for batch in batches():
+            seen += len(batch)
+        assert seen >= images, (seen, images)
+        return images / (time.perf_counter() - began)
+
+    turn()
+    return turn
+
+
+def _count(photographs: str) -> int:
+    return sum(1 for _ in Path(photographs).glob("*.jpg"))

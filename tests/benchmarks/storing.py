@@ -1,0 +1,162 @@
+"""Writing alone: real activations, computed once, handed over as fast as they are taken."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bare_network import make_inputs
+from .rows import Bench, Line, interleave, row
+from .sides import Side, usable_cores
+
+LAYER = "relu4_1"
+# 256 rows are 411 MB.
+ROWS = 256
+BATCH = 8
+
+
+def activations(path: str, inputs: str) -> tuple[dict[str, Any], Callable[[], None]]:
+    """A side that measures nothing: writes relu4_1 of photographs, (n, 28, 28, 512) float32."""
+    from pipeline.network.cpu import prepare_parts
+    from pipeline.network.layers import resolve_layers
+
+    from .rivals import seeded_weights
+
+    wanted = resolve_layers("vgg19", [LAYER])
+    parts = prepare_parts(seeded_weights(), wanted, pooling="max", kernel_order="hwio", threads=usable_cores())
+    np.save(path, np.asarray(parts[LAYER](np.load(inputs))))
+    return {}, lambda: None
+
+
+def ours(path: str, folder: str, compression: str) -> tuple[dict[str, Any], Callable[[], list[float]]]:
+    """The program's writer with all cores, from the first row put to the last shard synced and named."""
+    from pipeline.records import FeatureBatch, ImageStatus
+    from pipeline.store.folder import open_folder
+    from pipeline.store.writer import Writer
+    from tests.stored_runs import make_spec
+
+    values = np.load(path)
+    spec = make_spec(ROWS, {LAYER: values.shape[1:]}, compression=compression, images_per_shard=ROWS // 2)
+
+    def turn() -> list[float]:
+        shutil.rmtree(folder, ignore_errors=True)
+        with open_folder(Path(folder), spec, "resume") as run_folder:
+            began = time.perf_counter()
+            writer = Writer(Path(folder), spec, run_folder.missing, usable_cores())
+            for first in range(0, ROWS, BATCH):
+                indices = np.arange(first, first + BATCH)
+                writer.put_statuses([ImageStatus(int(index), "", 375, 500, 1, f"{index:064x}") for index in indices])
+                writer.put_features(FeatureBatch(LAYER, indices, _batch(values, first)))
+            writer.close()
+            return [time.perf_counter() - began, writer.bytes_stored]
+
+    return {}, turn
+
+
+def h5py_rows(path: str, folder: str, compression: str) -> tuple[dict[str, Any], Callable[[], list[float]]]:
+    """h5py, one row a chunk, gzip of level 4 or none; closed and synced."""
+    import h5py
+
+    values = np.load(path)
+    Path(folder).mkdir(exist_ok=True)
+    file_path = Path(folder, "features.h5")
+    filters = {} if compression == "none" else {"compression": "gzip", "compression_opts": 4}
+
+    def turn() -> list[float]:
+        file_path.unlink(missing_ok=True)
+        began = time.perf_counter()
+        with h5py.File(file_path, "w") as file:
+            dataset = file.create_dataset("features", (ROWS, *values.shape[1:]), "f4", chunks=(1, *values.shape[1:]), **filters)
+            for first in range(0, ROWS, BATCH):
+                dataset[first : first + BATCH] = _batch(values, first)
+        _sync(file_path)
+        return [time.perf_counter() - began, file_path.stat().st_size]
+
+    return {}, turn
+
+
+def plain(path: str, folder: str) -> tuple[dict[str, Any], Callable[[], list[float]]]:
+    """The same bytes into a plain file, synced: what the disk allows."""
+    values = np.load(path)
+    Path(folder).mkdir(exist_ok=True)
+    file_path = Path(folder, "features.bin")
+
+    def turn() -> list[float]:
+        file_path.unlink(missing_ok=True)
+        began = time.perf_counter()
+        with file_path.open("wb", buffering=0) as file:
+            for first in range(0, ROWS, BATCH):
+                file.write(memoryview(_batch(values, first)).cast("B"))
+        _sync(file_path)
+        return [time.perf_counter() - began, file_path.stat().st_size]
+
+    return {}, turn
+
+
+@row("writing", f"{ROWS} rows of relu4_1 handed over as fast as they are taken, MB a second before compression")
+def measure(bench: Bench) -> Iterator[Line]:
+    """Gzip against h5py's gzip, in speed and size; uncompressed against h5py and a plain file."""
+    path = bench.folder / "activations.npy"
+    with Side("storing:activations", path=str(path), inputs=str(make_inputs(bench.folder))):
+        pass
+    functions: dict[str, tuple[str, dict[str, str]]] = {
+        "ours, gzip": ("ours", {"compression": "gzip"}),
+        "h5py, gzip 4": ("h5py_rows", {"compression": "gzip"}),
+        "ours, uncompressed": ("ours", {"compression": "none"}),
+        "h5py, uncompressed": ("h5py_rows", {"compression": "none"}),
+        "plain file": ("plain", {}),
+    }
+    raw_megabytes = ROWS * np.load(path, mmap_mode="r")[0].nbytes / 1e6
+    stored: dict[str, float] = {}
+    with ExitStack() as stack:
+
+        def side(name: str, function: str, arguments: dict[str, str]) -> Callable[[], float]:
+            folder = str(bench.folder / f"storing {name}")
+            process = stack.enter_context(Side(f"storing:{function}", path=str(path), folder=folder, **arguments))
+
+            def turn() -> float:
+                seconds, stored_bytes = process.turn()
+                stored[name] = stored_bytes / 1e6
+                return raw_megabytes / seconds
+
+            return turn
+
+        figures = interleave({name: side(name, *how) for name, how in functions.items()}, bench.turns)
+    for ours_name, rival in (
+        ("ours, gzip", "h5py, gzip 4"),
+        ("ours, uncompressed", "h5py, uncompressed"),
+        ("ours, uncompressed", "plain file"),
+    ):
+        goal = None if rival == "plain file" else 1.0
+        notes = "every side syncs its file to the disk, within the time; activations of photographs by untrained weights"
+        yield Line(
+            f"writing, {ours_name.removeprefix('ours, ')}: {rival}",
+            "MB/s",
+            figures[ours_name],
+            figures[rival],
+            goal=goal,
+            notes=notes,
+        )
+    sizes = [stored["ours, gzip"]], [stored["h5py, gzip 4"]]
+    notes = f"of {raw_megabytes:.0f} MB"
+    yield Line("size, gzip: h5py, gzip 4", "MB", *sizes, more_is_better=False, notes=notes)
+
+
+def _batch(values: NDArray[np.float32], first: int) -> NDArray[np.float32]:
+    """Gives the next rows: those there are, over and over."""
+    assert len(values) % BATCH == 0, len(values)
+    place = first % len(values)
+    return values[place : place + BATCH]
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
