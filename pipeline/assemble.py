@@ -27,6 +27,7 @@ from .progress import Progress, refuse_failures
 from .records import Manifest, RunSpec
 from .report import Report, Stopwatch, count_causes, peak_memory_bytes, words_for_bytes
 from .schema import AUTO
+from .signals import clearing, leaving_at_once
 from .stages import Stages, make_stages, usable_cores
 from .store import disk, folder, format
 from .store.index import build_index
@@ -63,11 +64,11 @@ def run(options: Options, config_yaml: str) -> Report:
             _preflight(options, spec, run_folder)
             stages = None
             if run_folder.missing:
-                with watch.stage("start"):
+                with watch.stage("start"), leaving_at_once():
                     stages = make_stages(options, spec, weights)
             # From here on nothing but the disk can refuse the run.
             run_folder.make_room()
-            with to_file(options.folder / "run.log", kept_lines):
+            with to_file(options.folder / "run.log", kept_lines), clearing(run_folder.drop_partial_files):
                 report = _make_missing(options, spec, run_folder, stages, watch)
     return report
 

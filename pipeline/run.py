@@ -7,36 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from .config import check_options, unknown_key
+from . import signals
 from .errors import OptionError, PipelineError, nearest
-from .network.layers import plan_features, resolve_layers
-from .schema import AUTO, Schema
 
-# Source: POSIX shells report death by signal n as 128 + n.
-INTERRUPTED_EXIT_CODE = 130
-TERMINATED_EXIT_CODE = 143
-
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Options whose value is a piece of text and nothing else.
 LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "network.weights")
-
-
-class Terminated(BaseException):
-    """SIGTERM: what is unfinished is dropped as for Ctrl-C, with an exit code of its own."""
 
 
 def configuration_folder() -> str:
@@ -47,6 +32,8 @@ def configuration_folder() -> str:
 
 def wrong_override(error: Exception) -> OptionError:
     """Turns what Hydra or OmegaConf says of the command line into an error of the house's form."""
+    from .config import unknown_key
+
     text = str(error)
     chain: BaseException | None = error
     while chain is not None:
@@ -99,13 +86,14 @@ def _literal_argument(argument: str) -> str:
     return f'{key}="{value}"'
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
-
-
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="config")
 def _run(config: DictConfig) -> None:
     with answered():
+        from omegaconf import OmegaConf
+
+        from .config import check_options
+        from .network.layers import plan_features, resolve_layers
+        from .schema import AUTO
+
         values: Any = OmegaConf.to_container(config, resolve=True)
         options = check_options(values)
         layers = resolve_layers(options.network.name, options.layers)
@@ -113,7 +101,7 @@ def _run(config: DictConfig) -> None:
         plan_features(options.network.name, layers, options.data.size_px, "same" if padding == AUTO else padding)
         from .assemble import run
 
-        signal.signal(signal.SIGTERM, _terminate)
+        signals.heed_in_order()
         run(options, OmegaConf.to_yaml(config, resolve=True))
 
 
@@ -124,15 +112,15 @@ def answered() -> Iterator[None]:
         yield
     except PipelineError as error:
         fail(error)
-    except OmegaConfBaseException as error:
-        fail(wrong_override(error))
-    except KeyboardInterrupt:
-        stop("interrupted", INTERRUPTED_EXIT_CODE)
-    except Terminated:
-        stop("terminated", TERMINATED_EXIT_CODE)
+    except (KeyboardInterrupt, signals.Terminated) as error:
+        signals.stop(error)
     except BrokenPipeError:
         _forget_stdout()
-    except Exception:
+    except Exception as error:
+        from omegaconf.errors import OmegaConfBaseException
+
+        if isinstance(error, OmegaConfBaseException):
+            fail(wrong_override(error))
         # A mistake of the program's own. Said here, so that Hydra does not take it for one of the command line.
         traceback.print_exc()
         sys.exit(1)
@@ -149,6 +137,10 @@ def compose(command: Callable[[], None]) -> None:
     Args:
         command: Decorated with ``hydra.main``; answers its own errors.
     """
+    from hydra.core.config_store import ConfigStore
+
+    from .schema import Schema
+
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     ConfigStore.instance().store(name="schema", node=Schema)
@@ -156,8 +148,8 @@ def compose(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        stop("interrupted", INTERRUPTED_EXIT_CODE)
+    except (KeyboardInterrupt, signals.Terminated) as error:
+        signals.stop(error)
     except BrokenPipeError:
         _forget_stdout()
     except Exception as error:
@@ -166,19 +158,18 @@ def compose(command: Callable[[], None]) -> None:
 
 def main() -> None:
     """Runs the command; leaves with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    compose(_run)
+    # Before everything that takes time, Hydra included: in an import Ctrl-C is a traceback otherwise.
+    signals.heed()
+    import hydra
+
+    compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="config")(_run))
+    signals.ignore()
 
 
 def fail(error: PipelineError) -> NoReturn:
     """Prints an error as one line and leaves."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-def stop(word: str, exit_code: int) -> NoReturn:
-    """Says that a signal stopped the run, and leaves."""
-    print(f"{word}: finished shards are kept. Run the command again, with output.existing=resume, to go on.", file=sys.stderr)
-    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

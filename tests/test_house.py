@@ -25,7 +25,7 @@ ONLY_IN = {
     "matplotlib": ("plot",),
 }
 # What a wrong option must not wait for.
-LIGHT = {"run.py", "layers.py", "config.py", "schema.py", "errors.py", "network/layers.py", "report.py"}
+LIGHT = {"run.py", "layers.py", "config.py", "schema.py", "errors.py", "network/layers.py", "report.py", "signals.py"}
 
 
 def imports(room: str) -> list[tuple[str, bool]]:

@@ -69,6 +69,12 @@ class RunFolder:
             if not path.exists():
                 write_listing(path, self._chain.up_to(part), self._chain.gone[part])
 
+    def drop_partial_files(self) -> None:
+        """Removes what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
+        for path in _all_files(self.path):
+            if path.name.endswith(format.PARTIAL_SUFFIX):
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Lets others write the folder."""
         self._lock.release()

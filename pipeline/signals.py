@@ -1,0 +1,151 @@
+"""Ctrl-C and SIGTERM: heeded from the first moment on, in order where something could be lost, once, and within seconds.
+
+Light, since it must be there before everything that takes time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+# Source: POSIX shells report death by signal n as 128 + n.
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+# What a stop in order may take: dropping the open shard, finishing those of which all has come. One step of the network over a
+# huge image, or a disk that does not answer, can take longer, and Python's main thread hears nothing before it returns; then
+# the process ends as it is, which loses no more than SIGKILL. Half of what `docker stop` waits before it kills.
+GRACE_SECONDS = 5.0
+
+
+class Terminated(BaseException):
+    """SIGTERM: what is unfinished is dropped as for Ctrl-C, with an exit code of its own."""
+
+
+@dataclass(slots=True)
+class _State:
+    """Signals belong to the process, and so does this."""
+
+    raises: bool = False
+    said: bool = False
+    terminal: int = 2
+    clear: Callable[[], None] | None = None
+
+
+_state = _State()
+
+
+def heed() -> None:
+    """Makes signals leave the program with a line, at once: as long as there is nothing to lose.
+
+    A signal that whoever started the program has set to be ignored, as shells do with Ctrl-C for what runs in the background,
+    stays ignored.
+    """
+    for number in WORDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _answer)
+    # Of its own: loading TensorFlow sends the usual one elsewhere for a while.
+    with suppress(OSError):
+        _state.terminal = os.dup(2)
+
+
+def heed_in_order() -> None:
+    """Makes the first signal raise in the main thread, at any moment; further ones do nothing, and the process ends anyway.
+
+    What it raises: ``KeyboardInterrupt`` for Ctrl-C, :class:`Terminated` for SIGTERM. Does nothing unless :func:`heed` has been
+    called: a program that runs a job from Python answers its own signals.
+    """
+    if not any(signal.getsignal(number) is _answer for number in WORDS):
+        return
+    _state.raises = True
+    # Python's handlers wait until the main thread comes back from what it computes; the thread that reads these bytes does not.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Makes signals leave at once inside the block, though they raise around it.
+
+    For imports: libraries take what is raised while they are loaded for a fault of their own, and say so at length.
+    """
+    before, _state.raises = _state.raises, False
+    try:
+        yield
+    finally:
+        _state.raises = before
+
+
+@contextmanager
+def clearing(clear: Callable[[], None]) -> Iterator[None]:
+    """Has something done if the process is ended inside the block without the block's own end.
+
+    Args:
+        clear: Is called in a thread of its own, beside whatever the block is at; what it raises is lost.
+    """
+    before, _state.clear = _state.clear, clear
+    try:
+        yield
+    finally:
+        _state.clear = before
+
+
+def ignore() -> None:
+    """Makes signals do nothing: all is done, or given up, and the process only ends."""
+    for number in WORDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def stop(error: BaseException) -> NoReturn:
+    """Says that a signal stopped the run, and leaves with its exit code.
+
+    Args:
+        error: What the signal raised.
+    """
+    number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    _say(number)
+    sys.exit(EXIT_CODES[number])
+
+
+def _answer(number: int, frame: FrameType | None) -> None:
+    # Impatient people press twice, and a shell may pass on what the terminal has sent already. A second exception would come
+    # into the middle of what answers the first.
+    ignore()
+    if not _state.raises:
+        _end(signal.Signals(number))
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _watch(reader: int) -> None:
+    """Waits for a signal, gives the main thread its time, and ends the process."""
+    while (number := os.read(reader, 1)[0]) not in WORDS:
+        pass
+    time.sleep(GRACE_SECONDS)
+    _end(signal.Signals(number))
+
+
+def _end(number: signal.Signals) -> NoReturn:
+    if _state.clear is not None:
+        with suppress(Exception):
+            _state.clear()
+    _say(number)
+    os._exit(EXIT_CODES[number])
+
+
+def _say(number: signal.Signals) -> None:
+    if not _state.said:
+        _state.said = True
+        text = f"{WORDS[number]}: finished shards are kept. Run the command again, with output.existing=resume, to go on.\n"
+        # Not by print, which may wait for a lock of the thread that was stopped.
+        with suppress(OSError):
+            os.write(_state.terminal, text.encode())

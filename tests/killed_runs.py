@@ -1,0 +1,184 @@
+"""Runs that are stopped at chosen moments, and what must be left of them.
+
+The program has no hook for this. Python loads ``sitecustomize`` at the start of every process; the one below listens to what
+the interpreter tells its auditors (a file is opened, is renamed) and, at the moment asked for, sends its own process a signal, or
+lowers the size that the system allows a file to have, so that the next write past it is cut in the middle and kills.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+
+LISTENER = """
+import fnmatch, os, signal, sys
+
+event, name, count, number, limit_bytes = os.environ["STOPPED_AT"].split("|")
+seen = 0
+if limit_bytes:
+    import resource
+
+    # Python ignores it, so that a write beyond the limit is an error; by default it kills.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def listen(happened, arguments):
+    global seen
+    if happened != event or not isinstance(arguments[0], (str, os.PathLike)):
+        return
+    if not fnmatch.fnmatch(os.fspath(arguments[0]), name):
+        return
+    seen += 1
+    if seen != int(count):
+        return
+    if limit_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit_bytes), int(limit_bytes)))
+    else:
+        os.kill(os.getpid(), int(number))
+
+
+sys.addaudithook(listen)
+"""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a process is stopped, and how.
+
+    Attributes:
+        event: What the interpreter tells auditors: ``open``, ``os.rename``, ``os.mkdir``, ``import``.
+        name: Pattern of the path, or of the module, that it is told of.
+        count: At which occasion, from 1.
+        signal: What is sent; SIGXFSZ: what the system sends at the first write beyond ``limit_bytes``.
+        limit_bytes: Largest file from this moment on.
+    """
+
+    event: str
+    name: str
+    count: int = 1
+    signal: signal.Signals = signal.SIGKILL
+    limit_bytes: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with, as Python gives it."""
+        return {signal.SIGINT: 130, signal.SIGTERM: 143}.get(self.signal, -self.signal)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the program hears of it and can tidy up."""
+        return self.signal in (signal.SIGINT, signal.SIGTERM)
+
+    def environment(self) -> dict[str, str]:
+        """Gives the variable that the listener reads."""
+        return {"STOPPED_AT": f"{self.event}|{self.name}|{self.count}|{self.signal.value}|{self.limit_bytes or ''}"}
+
+    def __str__(self) -> str:
+        limit = f", {self.limit_bytes} bytes" if self.limit_bytes else ""
+        return f"{self.signal.name} at {self.event} {self.name} {self.count}{limit}"
+
+
+def closed(name: str, count: int = 1, **how: Any) -> Moment:
+    """All of a file has been handed to the system, nothing of it is forced to the disk yet."""
+    return Moment("open", f"*{name}.partial", count, **how)
+
+
+def synced(name: str, count: int = 1, **how: Any) -> Moment:
+    """A file is on the disk and has not got its final name."""
+    return Moment("os.rename", f"*{name}.partial", count, **how)
+
+
+def renamed(folder: str, count: int = 1, **how: Any) -> Moment:
+    """A file in this folder has got its final name; the name is not forced to the disk yet."""
+    return Moment("open", f"*{folder}", count, **how)
+
+
+def cut(after: str, limit_bytes: int, count: int = 1) -> Moment:
+    """In the middle of a write, of whatever is the first to grow beyond the limit after this file has been put in place."""
+    return Moment("os.rename", f"*{after}.partial", count, signal.SIGXFSZ, limit_bytes)
+
+
+def call_python(
+    listener: Path, arguments: Sequence[str], folder: Path, moment: Moment | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a folder, to its end or to the moment.
+
+    Args:
+        listener: A folder for the listener's file.
+        arguments: Of the interpreter.
+        folder: Working directory.
+        moment: When it is stopped; None: it is not.
+    """
+    (listener / "sitecustomize.py").write_text(LISTENER)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if moment is not None:
+        environment |= {"PYTHONPATH": f"{listener}{os.pathsep}{ROOT}", **moment.environment()}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def partial_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.partial*"))
+
+
+def finished_shards(folder: Path) -> dict[str, tuple[int, int]]:
+    """Gives (inode, time of change in ns) of the shards with their final name: a file written again has others."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("shards/*.h5")}
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Gives every dataset and attribute of a file but the time at which it was made; floats as their bits."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        for key, value in node.attrs.items():
+            if key != "created":
+                found[f"{name}@{key}"] = (np.asarray(value).dtype, np.asarray(value).tolist())
+        if isinstance(node, h5py.Dataset):
+            values = node[()]
+            if values.dtype.kind == "f":
+                values = values.view(f"u{values.itemsize}")
+            found[name] = (node.dtype, node.chunks, node.shape, values.tobytes() if values.dtype != object else values.tolist())
+
+    with h5py.File(path) as file:
+        visit("/", file)
+        file.visititems(visit)
+    return found
+
+
+def assert_same_run(folder: Path, undisturbed: Path) -> None:
+    """Holds all files of a run to those of another, bit for bit."""
+    names, expected = (
+        {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} for root in (folder, undisturbed)
+    )
+    assert names == expected
+    for name in sorted(names):
+        if name.endswith(".h5"):
+            one, other = contents(folder / name), contents(undisturbed / name)
+            assert one.keys() == other.keys(), name
+            for part in one:
+                assert one[part] == other[part], (name, part)
+
+
+def write_in_store(folder: Path) -> None:
+    """Writes a run of some shards without network, TensorFlow and images."""
+    from .stored_runs import make_spec, write_run
+
+    write_run(folder, make_spec(rows=40), failed=[3, 8, 9, 10, 11])
+
+
+if __name__ == "__main__":
+    write_in_store(Path(sys.argv[1]))
