@@ -151,9 +151,9 @@ def _make_missing(
         began = time.monotonic()
         writers = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
         seconds_flowing = time.monotonic() - began
-    nothing_done = stages is None and _index_is_whole(options.folder, spec)
+    is_indexed = stages is None and _index_is_whole(options.folder, spec)
     with watch.stage("finish"):
-        if not nothing_done:
+        if not is_indexed:
             build_index(options.folder, spec)
         with open_run(options.folder) as finished:
             errors = [error for error in finished.images["error"] if error]
@@ -183,7 +183,7 @@ def _make_missing(
         peak_memory_bytes=peak_memory_bytes(),
         versions=versions(),
     )
-    if not nothing_done or not _is_reported(options.folder, spec):
+    if not is_indexed or not _is_reported(options.folder, spec):
         # What the run took when it did something is worth more than that this time there was nothing to do.
         _write_text(options.folder / "report.json", report.json())
     for line in report.summary().splitlines():
@@ -276,9 +276,12 @@ def _index_is_whole(path: Path, spec: RunSpec) -> bool:
 
 
 def _is_reported(path: Path, spec: RunSpec) -> bool:
-    """Tells whether the report is of this run, and not of the one that it extends: it may have been killed in between."""
+    """Tells whether the report is there and of this run; a run may have been killed before it could write one."""
+    report = path / "report.json"
+    if disk.partial_path(report).exists():
+        return False
     try:
-        return bool(json.loads((path / "report.json").read_text(encoding="utf-8"))["run_digest"] == spec.digest)
+        return bool(json.loads(report.read_text(encoding="utf-8"))["run_digest"] == spec.digest)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -287,7 +290,9 @@ def _write_text(path: Path, text: str) -> None:
     try:
         disk.partial_path(path).write_text(text, encoding="utf-8")
         disk.publish(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             disk.partial_path(path).unlink()
-        raise disk.write_error(path, error) from error
+        if isinstance(error, OSError):
+            raise disk.write_error(path, error) from error
+        raise

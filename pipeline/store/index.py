@@ -50,10 +50,12 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             tables.write_root(file, spec, format.INDEX, 0)
             file.flush()
         disk.publish(path)
-    except disk.HDF5_ERRORS as error:
+    except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             partial.unlink()
-        raise disk.write_error(partial, error) from error
+        if isinstance(error, disk.HDF5_ERRORS):
+            raise disk.write_error(partial, error) from error
+        raise
     return path
 
 

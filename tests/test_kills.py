@@ -1,0 +1,212 @@
+"""Whatever stops a run, finished shards are whole and kept, and the same command ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .killed_runs import (
+    Moment,
+    assert_same_run,
+    call_python,
+    closed,
+    cut,
+    finished_shards,
+    partial_files,
+    renamed,
+    synced,
+    write_in_store,
+)
+from .test_command import command, environment
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no signals to stop a process by")
+
+IMAGES = 40
+SHARDS = 20
+OPTIONS = ["network.weights=random", "data.size=32", "layers=[relu1_1]", "output.images_per_shard=2", "batch_size=2", "name=run"]
+Call = Callable[[Path, Moment | None], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small images, some of them broken."""
+    folder = tmp_path_factory.mktemp("data") / "imgs"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(IMAGES):
+        picture = Image.fromarray(draw.integers(0, 256, (20 + number, 37, 3), dtype=np.uint8))
+        picture.save(folder / f"{number:02d}.{'png' if number % 3 else 'jpg'}")
+    (folder / "05.png").write_bytes(b"")
+    (folder / "12.jpg").write_bytes((folder / "12.jpg").read_bytes()[:400])
+    (folder / "13.png").write_text("no image")
+    (folder / "14.png").write_bytes((folder / "14.png").read_bytes()[:300])
+    (folder / "15.jpg").write_bytes(b"\xff\xd8\xff")
+    return folder
+
+
+@pytest.fixture
+def in_store(tmp_path: Path) -> Call:
+    """Runs the store alone, in ``<folder>/outputs/run``."""
+    return lambda folder, moment: call_python(tmp_path, ["-m", "tests.killed_runs", "outputs/run"], folder, moment)
+
+
+@pytest.fixture
+def real(tmp_path: Path, images: Path) -> Call:
+    """Runs the command."""
+
+    def call(folder: Path, moment: Moment | None) -> subprocess.CompletedProcess[str]:
+        return call_python(tmp_path, ["-m", "pipeline.run", f"data.dir={images}", *OPTIONS], folder, moment)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stored")
+    write_in_store(folder / "outputs/run")
+    return folder / "outputs/run"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = call_python(folder, ["-m", "pipeline.run", f"data.dir={images}", *OPTIONS], folder)
+    assert ended.returncode == 0, ended.stderr
+    (folder / "sitecustomize.py").unlink()
+    return folder / "outputs/run"
+
+
+def stop_and_go_on(folder: Path, call: Call, moments: Sequence[Moment], expected: Path) -> None:
+    """Runs, is stopped at one moment after the other, goes on each time, and is let go to the end."""
+    run = folder / "outputs/run"
+    kept: dict[str, tuple[int, int]] = {}
+    for moment in moments:
+        ended = call(folder, moment)
+        assert ended.returncode == moment.exit_code, (str(moment), ended.stderr)
+        assert "Traceback" not in ended.stderr, (str(moment), ended.stderr)
+        if moment.in_order:
+            assert partial_files(run) == [], moment
+            assert ended.stderr.splitlines()[-1].endswith("with output.existing=resume, to go on."), ended.stderr
+        found = finished_shards(run)
+        assert found.items() >= kept.items(), f"{moment}: a finished shard was written again"
+        kept = found
+    ended = call(folder, None)
+    assert ended.returncode == 0, ended.stderr
+    assert finished_shards(run).items() >= kept.items()
+    assert partial_files(run) == []
+    assert_same_run(run, expected)
+
+
+# Shards are finished in the background, in no certain order, so a moment names the occasion and not the shard.
+SHARD = "shards/shard-*"
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        # Twice at the same place, since going on can be stopped too.
+        [closed(SHARD), closed(SHARD), synced(SHARD, 3), cut(SHARD, 30_000, 2)],
+        [renamed("shards", 9), closed("features.h5"), synced("features.h5")],
+    ],
+    ids=["shards", "index"],
+)
+def test_a_store_that_is_killed_goes_on_to_the_same_bits(
+    moments: Sequence[Moment], in_store: Call, stored: Path, tmp_path: Path
+) -> None:
+    stop_and_go_on(tmp_path, in_store, moments, stored)
+
+
+def test_a_run_that_is_killed_while_it_reports_has_its_report_in_the_end(real: Call, undisturbed: Path, tmp_path: Path) -> None:
+    stop_and_go_on(tmp_path, real, [synced("report.json")], undisturbed)
+    report = json.loads((tmp_path / "outputs/run/report.json").read_text())
+    assert (report["rows"], report["failed"]) == (IMAGES, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moments",
+    [
+        # Start: nothing is there yet, or folders alone.
+        [
+            Moment("import", "hydra*", 1, signal.SIGTERM),
+            Moment("import", "tensorflow*", 40, signal.SIGINT),
+            Moment("import", "tensorflow*", 40),
+            Moment("os.mkdir", "*outputs*", 1),
+            Moment("open", "*config.yaml.partial", 1),
+            synced("config.yaml"),
+            cut("config.yaml", 120_000),
+            Moment("open", "*run.log", 1),
+        ],
+        [closed(SHARD, 2), synced(SHARD, 2), renamed("shards", 2), cut(SHARD, 200_000), cut(SHARD, 3_000)],
+        [
+            closed(SHARD, 3, signal=signal.SIGINT),
+            renamed("shards", signal=signal.SIGINT),
+            synced(SHARD, 2, signal=signal.SIGTERM),
+            closed(SHARD, signal=signal.SIGTERM),
+        ],
+        [
+            cut("shards/shard-*", 5_000, SHARDS),
+            closed("features.h5"),
+            closed("features.h5", signal=signal.SIGINT),
+            synced("features.h5"),
+            synced("features.h5", signal=signal.SIGTERM),
+            renamed("run"),
+        ],
+        [
+            synced("report.json", signal=signal.SIGINT),
+            closed("report.json"),
+            synced("report.json"),
+            Moment("open", "*report.json.partial", 1, signal.SIGTERM),
+        ],
+    ],
+    ids=["start", "shards", "signals", "index", "report"],
+)
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
+    moments: Sequence[Moment], real: Call, undisturbed: Path, tmp_path: Path
+) -> None:
+    stop_and_go_on(tmp_path, real, moments, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_at_random_goes_on_to_the_same_bits(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    arguments = command(f"data.dir={images}", *OPTIONS, cwd=tmp_path)
+    run, stopped = tmp_path / "outputs/run", 0
+    for number in range(12):
+        sent = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
+        with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+            before = finished_shards(run)
+            # Every other one while shards are written, the others anywhere.
+            deadline = time.monotonic() + (60 if number % 2 else draw.uniform(0.15, 4))
+            while time.monotonic() < deadline and len(finished_shards(run)) == len(before) and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.1))
+            process.send_signal(sent)
+            if number % 4 == 2:
+                process.send_signal(sent)
+            asked = time.monotonic()
+            _, said = process.communicate(timeout=30)
+        assert time.monotonic() - asked < 8
+        assert "Traceback" not in said, said
+        assert process.returncode in (0, Moment("", "", 1, sent).exit_code), said
+        if sent != signal.SIGKILL:
+            assert partial_files(run) == []
+        assert finished_shards(run).items() >= before.items()
+        stopped += process.returncode != 0
+        if process.returncode == 0:
+            assert_same_run(run, undisturbed)
+            for path in run.glob("shards/shard-0001*"):
+                path.unlink()
+    assert stopped >= 6
+    assert subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, check=False).returncode == 0
+    assert_same_run(run, undisturbed)
