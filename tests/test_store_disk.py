@@ -16,7 +16,7 @@ from pipeline.store import disk
 from pipeline.store.folder import expected_bytes, open_folder
 from pipeline.store.writer import Writer
 
-from .stored_runs import make_spec, make_statuses, make_values, put_rows
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -129,6 +129,40 @@ def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_path:
     disk.publish(tmp_path / "a.h5")
     assert steps == ["sync file", "rename", "sync folder"]
     assert files_in(tmp_path) == {"a.h5"}
+
+
+def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, int]] = []  # inode, time of change in ns
+    renamed: dict[str, int] = {}  # name -> how many had been synced
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(handle: int) -> None:
+        sync(handle)
+        state = os.fstat(handle)
+        synced.append((state.st_ino, state.st_mtime_ns))
+
+    def note_replace(source: Path, target: Path) -> None:
+        state = Path(source).stat()
+        assert synced[-1] == (state.st_ino, state.st_mtime_ns), f"{source} has changed since it was forced to the disk"
+        replace(source, target)
+        renamed[Path(target).name] = len(synced)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    # Path.replace asks for it by name before Python 3.11 and at each call from then on.
+    monkeypatch.setattr(Path, "replace", lambda path, target: note_replace(path, target))
+    folder = tmp_path / "new/outputs/run"
+    write_run(folder, make_spec())
+    shards = [shard.file_name for shard in make_spec().shards()]
+    assert sorted(renamed) == sorted([*shards, "features.h5"])
+    folders = [place.stat().st_ino for place in (tmp_path, tmp_path / "new", tmp_path / "new/outputs", folder)]
+    assert [inode for inode, _ in synced[:4]] == folders
+    for name, count in renamed.items():
+        assert synced[count][0] == (folder if name == "features.h5" else folder / "shards").stat().st_ino
+    # The index says that all shards are there: its name comes after theirs are durable.
+    assert renamed["features.h5"] == len(synced) - 1
 
 
 def test_disk_space_is_told_of_a_folder_to_be(tmp_path: Path) -> None:

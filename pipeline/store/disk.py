@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -68,6 +69,17 @@ def publish(path: Path) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, so that a power cut does not take them away with all that is in them.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    for path in reversed([folder, *itertools.takewhile(lambda path: not path.exists(), folder.parents)]):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -105,7 +105,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
     shards = folder / format.SHARD_FOLDER
     _refuse_foreign_folder(folder)
     try:
-        shards.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(shards)
     except OSError as error:
         raise disk.write_error(folder, error) from error
     lock = _take_lock(folder)
