@@ -1,0 +1,118 @@
+"""The digest that going on depends on: each option either changes it or cannot change a number. A new one must say which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import check_options
+from pipeline.images.manifest import list_folder, read_list
+from pipeline.network.layers import resolve_layers
+from pipeline.network.weights import load_weights
+from pipeline.plan import plan_run
+from pipeline.schema import AUTO, CHOICES, known_keys
+
+from .test_config import values
+
+# An odd side, at which the padding of the pooling shows.
+BASE = {"data__size": 225, "network__weights": "random"}
+
+# Option -> another value. Those in CHOICES are tried with each of their values.
+CHANGES_A_NUMBER: dict[str, Any] = {
+    "data.dir": "other images",
+    "data.list": "a list",
+    "data.size": 224,
+    "layers": ["relu1_1"],
+    "network.weights": "a file",
+    "network.seed": 1,
+    "output.images_per_shard": 3,
+    **dict.fromkeys(
+        ("data.resize", "data.interpolation", "data.decode", "network.name", "network.pooling", "network.pool_padding")
+    ),
+    **dict.fromkeys(("network.kernel_order", "output.dtype", "runtime.convolution")),
+}
+CHANGES_NONE: dict[str, Any] = {
+    "data.max_failed_fraction": 0.5,
+    "batch_size": 3,
+    "name": "another",
+    "output.dir": "elsewhere",
+    "output.compression": None,
+    "output.existing": None,
+    # The contract: within a tolerance on a GPU; the same bits on a CPU.
+    "runtime.device": None,
+    "runtime.workers": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def digest(tmp_path_factory: pytest.TempPathFactory, photographs: Path, random_weights: Any) -> Callable[..., str]:
+    """Gives the digest of a run with some options set: ``digest(data__size=64)``."""
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "image.jpg").write_bytes((photographs / "sky/hubble.jpg").read_bytes())
+    (folder / "list.txt").write_text("image.jpg\n")
+
+    def plan(**changes: Any) -> str:
+        # Stand-ins above for what must be a path.
+        source = changes.get("network__weights")
+        where = {"data__dir": str(folder)} if "data__dir" in changes else {}
+        if "data__list" in changes:
+            where["data__list"] = str(folder / "list.txt")
+        options = check_options(values(**{**BASE, **changes, **where, "network__weights": "random"}))
+        manifest = list_folder(folder if "data__dir" in changes else photographs)
+        if "data__list" in changes:
+            manifest = read_list(folder / "list.txt", folder)
+        weights = random_weights(options.network.name)
+        if options.network.seed:
+            weights = load_weights(
+                options.network.name,
+                "random",
+                seed=options.network.seed,
+                classifier=False,
+                progress=False,
+                log=lambda line: None,
+            )
+        if source is not None:
+            # A file is known by its numbers, whatever its name.
+            weights = replace(weights, sha256="0" * 64)
+        if options.network.pool_padding != AUTO:
+            weights = replace(weights, pool_padding=options.network.pool_padding)
+        return plan_run(options, manifest, weights, resolve_layers(options.network.name, options.layers), "").digest
+
+    return plan
+
+
+def test_every_option_says_whether_it_can_change_a_number() -> None:
+    assert not set(CHANGES_A_NUMBER) & set(CHANGES_NONE)
+    assert sorted([*CHANGES_A_NUMBER, *CHANGES_NONE]) == sorted(known_keys())
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES_A_NUMBER))
+def test_an_option_that_can_change_a_number_changes_the_digest(key: str, digest: Callable[..., str]) -> None:
+    name = key.replace(".", "__")
+    if key in CHOICES:
+        # What is chosen automatically is one of the others.
+        found = {choice: digest(**{name: choice}) for choice in CHOICES[key]}
+        assert len(set(found.values())) == len(found) - (AUTO in found), found
+    else:
+        assert digest(**{name: CHANGES_A_NUMBER[key]}) != digest()
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES_NONE))
+def test_an_option_that_can_change_no_number_does_not_change_the_digest(key: str, digest: Callable[..., str]) -> None:
+    for value in CHOICES.get(key, (CHANGES_NONE[key],)):
+        assert digest(**{key.replace(".", "__"): value}) == digest()
+
+
+def test_the_same_layers_in_other_words_are_the_same_run(digest: Callable[..., str]) -> None:
+    expected = digest(layers=["relu1_1", "relu1_2"])
+    for words in ("relu1_1,relu1_2", ["relu1_2", "relu1_1"], ["relu1_?"], ["relu1_?", "relu1_1"]):
+        assert digest(layers=words) == expected
+
+
+def test_the_same_images_in_another_folder_are_the_same_run(digest: Callable[..., str]) -> None:
+    # By name and size; content is held to the digests in the table when a run goes on.
+    assert digest(data__dir="x") == digest(data__dir="x", data__list="x")

@@ -1,0 +1,127 @@
+"""Properties of what is stored: every bit comes back, in whatever chunks, shards and batches it went in."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.records import RunSpec
+from pipeline.store import codec, format
+from pipeline.store.reader import open_run
+
+from .stored_runs import Shape, make_spec, write_run
+
+# float16 and float32: sign with nothing, the smallest subnormal, the largest finite value, one.
+ODD_BITS = {"float16": (0x8000, 0x0001, 0x7BFF, 0x3C00), "float32": (0x80000000, 0x00000001, 0x7F7FFFFF, 0x3F800000)}
+EXPONENT = {"float16": 0x7C00, "float32": 0x7F800000}
+UNSIGNED = {"float16": "<u2", "float32": "<u4"}
+dtypes = st.sampled_from(["float16", "float32"])
+compressions = st.sampled_from(["gzip", "none"])
+
+
+@given(
+    data=st.binary(min_size=4, max_size=600),
+    dtype=dtypes,
+    compression=compressions,
+    sides=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
+)
+@example(
+    data=np.array([0x7FC00001, 0xFFFFFFFF, 0x7F800001, 0x80000000], "<u4").tobytes(),
+    dtype="float32",
+    compression="gzip",
+    sides=(1, 1, 1),
+)
+@example(data=np.array([0x7E01, 0xFFFF, 0x7C01, 0x8000], "<u2").tobytes(), dtype="float16", compression="gzip", sides=(1, 1, 1))
+def test_a_chunk_comes_back_bit_for_bit_whatever_its_bits_mean(
+    data: bytes, dtype: str, compression: str, sides: tuple[int, int, int]
+) -> None:
+    stored = np.dtype(format.STORED_DTYPES[dtype])
+    row_bytes = int(np.prod(sides)) * stored.itemsize
+    # As many whole rows as the bytes fill, at least one: the chunk may have any shape.
+    rows = max(1, len(data) // row_bytes)
+    values = np.frombuffer(data.ljust(rows * row_bytes, b"\xff")[: rows * row_bytes], stored).reshape(rows, *sides)
+    written = bytes(codec.encode(values, compression))
+    assert (zlib.decompress(written) if compression == "gzip" else written) == values.tobytes()
+    read = codec.decode(written, values.shape, stored, compression == "gzip")
+    assert (read.shape, read.dtype, read.tobytes()) == (values.shape, stored, values.tobytes())
+    assert codec.checksum(values) == zlib.crc32(values.tobytes())
+
+
+def draw_values(data: st.DataObject, shape: Shape, dtype: str) -> NDArray[np.float32]:
+    """Gives values of any finite bits of the stored dtype, as float32, which holds them all."""
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    bits = np.random.default_rng(seed).integers(0, 1 << (8 * np.dtype(UNSIGNED[dtype]).itemsize), shape, dtype=UNSIGNED[dtype])
+    bits[(bits & EXPONENT[dtype]) == EXPONENT[dtype]] &= ~np.array(EXPONENT[dtype], UNSIGNED[dtype])
+    odd = data.draw(st.lists(st.sampled_from(ODD_BITS[dtype]), max_size=bits.size))
+    bits.reshape(-1)[: len(odd)] = odd
+    return bits.view(format.STORED_DTYPES[dtype]).astype(np.float32)
+
+
+def as_bits(values: NDArray[np.floating], dtype: str) -> bytes:
+    return values.astype(format.STORED_DTYPES[dtype]).tobytes()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_run_comes_back_bit_for_bit_in_whatever_chunks_and_shards(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    rows, dtype = data.draw(st.integers(1, 9), "rows"), data.draw(dtypes, "dtype")
+    sides = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 6))
+    native = data.draw(st.booleans(), "native")
+    fixed = data.draw(sides, "sides")
+    shapes = [(*data.draw(sides, "image")[:2], 3) if native else fixed for _ in range(rows)]
+    failed = data.draw(st.sets(st.integers(0, rows - 1)), "failed")
+    spec = make_spec(
+        rows,
+        {"relu1_1": None if native else fixed},
+        dtype=dtype,
+        compression=data.draw(compressions, "compression"),
+        images_per_shard=data.draw(st.integers(1, 10), "images_per_shard"),
+    )
+    values = [draw_values(data, shape, dtype) for shape in shapes]
+    single_bytes = data.draw(st.integers(1, 600), "single_bytes")
+    with pytest.MonkeyPatch.context() as patch:
+        # What is forced to the disk is no matter of this test, and takes most of its time.
+        patch.setattr(os, "fsync", lambda handle: None)
+        # Small arrays then make every kind of chunk: of several rows, of one, of bands of one.
+        patch.setattr(format, "SINGLE_ROW_BYTES", single_bytes)
+        patch.setattr(format, "SEVERAL_ROWS_BYTES", single_bytes * data.draw(st.integers(1, 8), "several"))
+        patch.setattr(format, "LARGEST_CHUNK_BYTES", single_bytes + data.draw(st.integers(0, 400), "largest"))
+        for name in ("LARGE_ROW_BAND_BYTES", "BAND_BYTES"):
+            patch.setattr(format, name, data.draw(st.integers(1, 500), name))
+        folder = tmp_path_factory.mktemp("run")
+        write_run(folder, spec, sorted(failed), {"relu1_1": values}, batch_size=data.draw(st.integers(1, 4), "batch_size"))
+    with open_run(folder) as run, h5py.File(folder / "features.h5") as index:
+        assert [status == "failed" for status in run.images["status"]] == [row in failed for row in range(rows)]
+        for row, expected in enumerate(values):
+            if row in failed:
+                assert np.isnan(run["relu1_1"][row]).all()
+                continue
+            assert as_bits(run["relu1_1"][row], dtype) == as_bits(expected, dtype)
+            node = index["features/relu1_1"]
+            by_hdf5 = node[format.native_name(row)][()] if native else node[row]
+            assert as_bits(by_hdf5, dtype) == as_bits(expected, dtype)
+            assert index["checksums/relu1_1"][row] == zlib.crc32(as_bits(expected, dtype))
+        assert_index_joins_shards(index, spec)
+
+
+def assert_index_joins_shards(index: h5py.File, spec: RunSpec) -> None:
+    """Holds the index's tables to those of the shards, one after the other."""
+    shards = [h5py.File(f"{index.filename[: -len(format.INDEX_NAME)]}shards/{shard.file_name}") for shard in spec.shards()]
+    for group in ("images", "checksums"):
+        assert set(index[group]) == set(shards[0][group])
+        for name in index[group]:
+            joined = np.concatenate([shard[group][name][()] for shard in shards])
+            assert index[group][name].dtype == shards[0][group][name].dtype
+            assert index[group][name][()].tolist() == joined.tolist()
+    assert [int(shard.attrs["first_row"]) for shard in shards] == [shard.first for shard in spec.shards()]
+    for shard in shards:
+        shard.close()
