@@ -45,7 +45,18 @@ MAX_PIXELS = 178_956_970
 # Source: EXIF 2.3, tag 0x0112: rows and columns of the stored picture change places in 5 to 8.
 _FIRST_SIDEWAYS_ORIENTATION = 5
 
+# Cameras and programs write some ten. Each scan costs a pass over all pixels, and 31 bytes are enough for one.
+# Source: libtiff, tif_jpeg.c, JPEG_MAX_ALLOWED_SCAN_NUMBER.
+MAX_JPEG_SCANS = 100
+# Pillow decodes run-length coded bitmaps in Python, 0.2 us a pixel, and a kilobyte may declare as many as it likes.
+MAX_RUN_LENGTH_BITMAP_PIXELS = 2**24
+# Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
+_STRIP_PIXELS = 2**23
+
 _END_OF_JPEG = b"\xff\xd9"
+_START_OF_SCAN = b"\xff\xda"
+# Source: ITU T.81, B.1.1.2: after FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PILLOW_MODULES = r"PIL\."
 
 
@@ -63,7 +74,9 @@ def image_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in names)
 
 
-def decode_image(data: bytes, ratio_for: Callable[[int, int], int] | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def decode_image(
+    data: bytes, ratio_for: Callable[[int, int], int] | None = None, admit: Callable[[int], None] | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decodes one image as the module's docstring says.
 
     Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs are decoded by TensorFlow, which gives the same
@@ -74,6 +87,7 @@ def decode_image(data: bytes, ratio_for: Callable[[int, int], int] | None = None
         data: The whole file.
         ratio_for: (height, width) in px after orientation -> 1, 2, 4 or 8, by which a JPEG's sides are divided (rounding up)
             while it is decoded. Other formats, CMYK JPEGs and JPEGs that only Pillow accepts keep their size. None: exact.
+        admit: Told how many pixels the header promises before any of them takes memory; may wait.
 
     Returns:
         (h, w, 3) uint8 RGB in 0..255, C-contiguous, possibly read-only; and the image's (height, width) in px after
@@ -85,6 +99,8 @@ def decode_image(data: bytes, ratio_for: Callable[[int, int], int] | None = None
     _silence_pillow()
     try:
         image = _open(data)
+        if admit is not None:
+            admit(image.width * image.height)
         pixels = None
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _END_OF_JPEG in data:
             orientation = _orientation(image)
@@ -131,7 +147,32 @@ def _open(data: bytes) -> Image.Image:
         raise ImageDecodeError(f"too large: {image.width} x {image.height} px, limit {MAX_PIXELS} px")
     if min(image.size) < 1:
         raise ImageDecodeError(f"corrupt: {image.width} x {image.height} px")
+    _refuse_endless(image, data)
     return image
+
+
+def _refuse_endless(image: Image.Image, data: bytes) -> None:
+    """Refuses files of a few kilobytes that would take minutes or hours."""
+    if image.format in ("JPEG", "MPO") and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS and _has_endless_scans(data):
+        raise ImageDecodeError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
+    run_length = any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
+    if run_length and image.width * image.height > MAX_RUN_LENGTH_BITMAP_PIXELS:
+        raise ImageDecodeError(
+            f"too large: {image.width} x {image.height} px, limit {MAX_RUN_LENGTH_BITMAP_PIXELS} px for run-length coded bitmaps"
+        )
+
+
+def _has_endless_scans(data: bytes) -> bool:
+    """Walks from marker to marker; the same two bytes may stand in thumbnails, and in films behind the picture."""
+    place, scans = len(_START_OF_SCAN), 0
+    while marker := _JPEG_MARKER.search(data, place):
+        if marker[0] == _END_OF_JPEG:
+            return False
+        scans += marker[0] == _START_OF_SCAN
+        if scans > MAX_JPEG_SCANS:
+            return True
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False
 
 
 def _why_unidentified(data: bytes) -> str:
@@ -171,19 +212,32 @@ def _decode_jpeg(data: bytes, ratio: int, size: tuple[int, int]) -> NDArray[np.u
 def _decode_with_pillow(image: Image.Image) -> NDArray[np.uint8]:
     try:
         image.load()
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return _deep_grey(image)
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.new("RGB", layer.size, "white")
-            image.paste(layer, mask=layer)
-        return np.asarray(image.convert("RGB"))
+        rows = max(1, _STRIP_PIXELS // image.width)
+        if rows >= image.height:
+            return _as_rgb(image)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            pixels[top:bottom] = _as_rgb(image.crop((0, top, image.width, bottom)))
+        return pixels
     except (ImageDecodeError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise ImageDecodeError(f"too large: a part of the file, limit {MAX_PIXELS} px") from None
     except Exception as error:  # As above.
         raise ImageDecodeError(_one_line(error)) from error
+
+
+def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Gives (h, w, 3) uint8 of a loaded image, or of some rows of one."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_grey(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer)
+    # Converting RGB to RGB would copy it.
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _deep_grey(image: Image.Image) -> NDArray[np.uint8]:

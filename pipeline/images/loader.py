@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError
 from ..records import Batch, ImageStatus, Manifest
-from .decode import ImageDecodeError, decode_image
+from .decode import MAX_PIXELS, ImageDecodeError, decode_image
 
 # No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
 MAX_FILE_BYTES = 2**30
+
+# Larger images share MAX_PIXELS among them: each worker may decode a photograph, but not each a decompression bomb.
+LARGE_PIXELS = 2**25
 
 # Batches that wait, whole, for the consumer. One is enough: the next is being filled meanwhile.
 _PREFETCHED_BATCHES = 1
@@ -44,7 +49,8 @@ def load_batches(
 
     At most ``workers + 2 * batch_size`` images are decoded and not yet handed over (those in the workers, the batch that is
     being filled and the one that waits), as large as ``reduce`` leaves them; besides, each worker may hold one image at full
-    size. Closing the generator stops the workers and frees all of this.
+    size, and all those above :data:`LARGE_PIXELS` together no more than one image may have. Closing the generator stops the
+    workers and frees all of this.
 
     The errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``too large``,
     ``internal`` (``reduce`` or ``ratio_for`` raised something else than an ``ImageError``), or one of
@@ -66,12 +72,13 @@ def load_batches(
     # Pixels go round TensorFlow, from the worker to the batch: numpy_function would copy them into a tensor, and
     # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. Order, number and
     # life of what waits here are those of the small tensors that go through the dataset.
+    room = _Room(MAX_PIXELS)
     images: dict[int, NDArray[np.uint8]] = {}
     buffers: dict[int, NDArray[np.uint8]] = {}
 
     def load(position: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
         path = manifest[int(indices[position])].path
-        images[int(position)], numbers, texts = _load_row(path, reduce, ratio_for)
+        images[int(position)], numbers, texts = _load_row(path, room, reduce, ratio_for)
         return numbers, texts
 
     def join(positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -107,6 +114,39 @@ def load_batches(
         yield _batch(indices[positions], buffers.pop(int(positions[0])), numbers, texts)
 
 
+class _Room:
+    """How many pixels of large images may be in memory at a time.
+
+    Args:
+        pixels: Their number; no image has more.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def for_one_image(self) -> Iterator[Callable[[int], None]]:
+        """Gives what waits until there is room for an image of so many pixels. The room is free again afterwards."""
+        taken = 0
+
+        def take(pixels: int) -> None:
+            nonlocal taken
+            if pixels > LARGE_PIXELS:
+                with self._changed:
+                    self._changed.wait_for(lambda: pixels <= self._free)
+                    self._free -= pixels
+                    taken = pixels
+
+        try:
+            yield take
+        finally:
+            if taken:
+                with self._changed:
+                    self._free += taken
+                    self._changed.notify_all()
+
+
 def _batch(
     indices: NDArray[np.int64], pixels: NDArray[np.uint8], numbers: NDArray[np.int64], texts: NDArray[np.object_]
 ) -> Batch:
@@ -121,6 +161,7 @@ def _batch(
 
 def _load_row(
     path: str,
+    room: _Room,
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None,
     ratio_for: Callable[[int, int], int] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.object_]]:
@@ -131,8 +172,9 @@ def _load_row(
     try:
         data = _read(path)
         sha256 = hashlib.sha256(data).hexdigest()
-        decoded, (height, width) = decode_image(data, ratio_for)
-        reduced = decoded if reduce is None else reduce(decoded)
+        with room.for_one_image() as take:
+            decoded, (height, width) = decode_image(data, ratio_for, take)
+            reduced = decoded if reduce is None else reduce(decoded)
         assert reduced.dtype == np.uint8, reduced.dtype
         assert reduced.shape[2:] == (3,), reduced.shape
         pixels = reduced
@@ -163,9 +205,12 @@ def _read(path: str) -> bytes:
     _require_regular(Path(path).stat())
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 (Path.open takes no descriptor)
-        size = _require_regular(os.fstat(file.fileno()))
-        data = file.read(size + 1)
-    if len(data) != size:
+        before = os.fstat(file.fileno())
+        size = _require_regular(before)
+        # None: a file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
+        data = file.read(size + 1) or b""
+        after = os.fstat(file.fileno())
+    if len(data) != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
         raise ImageDecodeError("unreadable: the file changed while it was read")
     return data
 
