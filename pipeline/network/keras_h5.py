@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ _NOT_LAYERS = ("optimizer", "optimizer_weights")
 # VGG-19 whole, saved with its optimizer, has about 300 objects, eight groups deep.
 _MOST_OBJECTS = 10_000
 _DEEPEST = 12
+
+# Source: HDF5, H5Zpublic.h: deflate, shuffle and Fletcher's checksum, which neither need a plug-in nor, but for the first, unpack
+# to more than they are.
+_DEFLATE, _FILTERS = 1, frozenset((1, 2, 3))
+# A chunk may be larger than the array in it, and unpack to a checksum more than its values.
+_CHUNK_SPARE_BYTES, _CHECKSUM_BYTES = 1 << 20, 64
 
 
 def read_keras(path: Path, wanted: Wanted) -> StoredWeights:
@@ -63,6 +70,8 @@ def _read(file: Any, path: Path, wanted: Wanted) -> StoredWeights:
         if name.startswith("fc") and shape == (math.prod(expected[:3]), expected[3]):
             shape = expected
         wanted.check_shape(path, name, shape, int(bias.shape[0]))
+        for dataset in (kernel, bias):
+            _check_storage(path, wanted, name, dataset)
         values = kernel[()].reshape(expected)
         if name == "conv1_1":
             values = values[:, :, ::-1, :]
@@ -127,6 +136,9 @@ def _datasets(file: Any, path: Path, wanted: Wanted) -> dict[tuple[str, ...], An
     seen = 0
     while waiting:
         place, group = waiting.pop()
+        # Before the names are read: a group may have millions.
+        if seen + len(group) > _MOST_OBJECTS:
+            raise wanted.refusal(path, "has too many groups and arrays for a weights file", f"{seen + len(group):,} objects")
         for name in group:
             seen += 1
             inner = (*place, name)
@@ -170,3 +182,36 @@ def _parameters(path: Path, wanted: Wanted, name: str, datasets: list[Any]) -> t
         shapes = ", ".join(f"{dataset.dtype}{dataset.shape}" for dataset in datasets)
         raise wanted.refusal(path, f"has not one kernel and one bias in {name}", shapes or "nothing")
     return kernels[0], biases[0]
+
+
+def _check_storage(path: Path, wanted: Wanted, name: str, dataset: Any) -> None:
+    """Makes sure that all of an array is stored, and that HDF5 can unpack it without taking more memory than it needs.
+
+    HDF5 gives fill values for what is not stored, allocates chunks as large as they are declared, and inflates them to whatever
+    size they have: a thousand times that of the file.
+    """
+    chunks = dataset.chunks
+    total = 1 if chunks is None else math.prod(-(-side // step) for side, step in zip(dataset.shape, chunks, strict=True))
+    found = dataset.id.get_num_chunks() if chunks is not None else int(dataset.id.get_storage_size() > 0)
+    if found < total:
+        raise wanted.refusal(path, f"declares an array in {name} that is not stored", f"{found:,} of {total:,} chunks")
+    if chunks is None:
+        return
+    chunk_bytes = math.prod(chunks) * dataset.dtype.itemsize
+    if chunk_bytes > dataset.nbytes + _CHUNK_SPARE_BYTES:
+        raise wanted.refusal(
+            path, f"has chunks larger than their array in {name}", f"{chunk_bytes:,} of {dataset.nbytes:,} bytes"
+        )
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(place)[0] for place in range(properties.get_nfilters())]
+    if not _FILTERS.issuperset(filters) or filters.count(_DEFLATE) > 1:
+        raise wanted.refusal(path, f"is compressed in a way that is not read in {name} (expected gzip)", f"filters {filters}")
+    if _DEFLATE not in filters:
+        return
+    for number in range(found):
+        mask, packed = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(number).chunk_offset)
+        if mask >> filters.index(_DEFLATE) & 1:
+            continue
+        most = chunk_bytes + _CHECKSUM_BYTES
+        if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
+            raise wanted.refusal(path, f"has a chunk in {name} that unpacks to more than its array", f"over {most:,} bytes")

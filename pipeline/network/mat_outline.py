@@ -33,6 +33,8 @@ _DEEPEST = 12
 # The classes' names and descriptions are 2,000; the layers have some hundred.
 _MOST_ARRAYS = 100_000
 _MOST_AXES = 32
+# Names, types and the classes' descriptions. SciPy takes up to 16 bytes of memory for a byte of text.
+_LONGEST_TEXT = 1_000_000
 
 
 class OutlineError(Exception):
@@ -258,4 +260,6 @@ class _Walk:
             raise OutlineError(
                 "is damaged: an array has fewer data than elements", f"{bytes_of_data:,} bytes for {count:,} elements"
             )
+        if kind == _CHAR and max(count, bytes_of_data) > _LONGEST_TEXT:
+            raise OutlineError(f"has a text too long for a weights file (limit {_LONGEST_TEXT:,})", f"{count:,} characters")
         return used_in_all

@@ -21,6 +21,9 @@ Struct = np.void
 
 # VGG-Face has VGG-16's layers, but tells 2,622 persons apart. Source: Parkhi et al., "Deep Face Recognition", BMVC 2015.
 _FACES = 2622
+# Pads and strides have at most four numbers, published mean images 150,528: more would only take memory.
+_MOST_NUMBERS = 16
+_LARGEST_MEAN_IMAGE = 16_000_000
 # A mean stored in single precision differs by 4e-6 from the same constant in double.
 _SAME_MEAN = 1e-5
 
@@ -120,7 +123,9 @@ def _text(struct: Struct, name: str) -> str:
 
 def _numbers(struct: Struct, name: str) -> list[float] | None:
     value = _field(struct, name)
-    return None if value is None or value.dtype.kind not in "fiu" else [float(number) for number in value.reshape(-1)]
+    if value is None or value.dtype.kind not in "fiu":
+        return None
+    return [float(number) for number in value.reshape(-1)[:_MOST_NUMBERS]]
 
 
 def _parameters(struct: Struct) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -174,6 +179,8 @@ def _mean_pixel(path: Path, wanted: Wanted, data: dict[str, Any]) -> NDArray[np.
         image = None if root is None else _field(root.reshape(-1)[0], "averageImage")
         if image is None or image.size == 0:
             return known
+        if image.size > _LARGEST_MEAN_IMAGE:
+            raise wanted.refusal(path, f"has an average image of more than {_LARGEST_MEAN_IMAGE:,} numbers", str(image.shape))
         # A column of three, (3, 1), is a colour too.
         colours = np.asarray(image, dtype=np.float64).reshape(-1, image.size if image.size == 3 else image.shape[-1])
     except (AttributeError, IndexError, TypeError, ValueError) as error:

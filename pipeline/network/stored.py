@@ -16,6 +16,9 @@ from .layers import CLASSIFIER_BLOCK, NETWORKS, layer_table
 
 KernelShape = tuple[int, int, int, int]
 
+# Of what a message quotes. Names in a stranger's file may have megabytes, line breaks and codes for the terminal.
+_LONGEST_QUOTE = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -35,8 +38,9 @@ class Wanted:
         """Gives the error for a file that cannot be used: what it is, and which file is meant."""
         meant = " or ".join(known.words for known in known_files.files_for(self.network, self.classifier))
         remedy = remedy or "Give one of these, or set network.weights=imagenet to have one downloaded."
+        where, what, value = _quoted(str(path)), _quoted(happened), _quoted(got)
         return WeightsError(
-            f"network.weights: {path} {happened}, got {got}. Expected weights of {self.network}: {meant}. {remedy}"
+            f"network.weights: {where} {what}, got {value}. Expected weights of {self.network}: {meant}. {remedy}"
         )
 
     def check_names(self, path: Path, found: Collection[str]) -> None:
@@ -113,6 +117,12 @@ class StoredWeights:
     mean_pixel: NDArray[np.float64]
     pool_padding: str
     layout: str
+
+
+def _quoted(text: str) -> str:
+    """Gives the beginning of a text on one line, with all that cannot be printed as escapes."""
+    begin = text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in begin)
 
 
 def wanted_layers(network: str, classifier: bool) -> Wanted:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError, WeightsError, nearest
 from . import known_files, recognise
+from .apart import read_apart
 from .download import download_file
 from .keras_h5 import read_keras
 from .known_files import BASE_URLS, KnownFile
@@ -172,7 +173,8 @@ def _given_file(wanted: Wanted, source: str) -> Path:
         path = path.expanduser()
         if path.is_file():
             return path
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        what = "is a folder, not a file" if path.is_dir() else "is a pipe or a device, not a file"
+        what = what if path.exists() else "does not exist"
     except (OSError, RuntimeError) as error:  # a folder on the way that may not be searched; a user without a home
         what = f"cannot be reached ({error})"
     words = nearest(source, SOURCES)
@@ -190,14 +192,15 @@ def _from_file(wanted: Wanted, path: Path, cache_folder: Path | None, log: Calla
     if found == recognise.MAT5 and cache_folder is not None:
         stored = load_cached(cache_folder, path, wanted)
     if stored is None:
-        _warn_of_unknown_copy(path, log)
+        published = _is_published(path, log)
         if found == recognise.MAT5:
             log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
             stored = read_matconvnet(path, wanted)
             if cache_folder is not None:
                 save_cached(cache_folder, path, wanted, stored, log)
         else:
-            stored = read_keras(path, wanted)
+            # The published files are no strangers, and the largest of them need not go through a pipe.
+            stored = read_keras(path, wanted) if published else read_apart(path, wanted)
     recognised = recognise.recognise_training(stored.kernels["conv1_1"])
     for words, effect in _EFFECTS.items():
         if words in recognised:
@@ -224,11 +227,15 @@ def _wrong_format(wanted: Wanted, path: Path, found: str) -> WeightsError:
     )
 
 
-def _warn_of_unknown_copy(path: Path, log: Callable[[str], None]) -> None:
-    """Says so where a file bears a published file's name and is not that file. Not an error: copies saved again are common."""
+def _is_published(path: Path, log: Callable[[str], None]) -> bool:
+    """Gives whether a file that bears a published file's name is that file. Where not, says so: copies saved again are common."""
     known: KnownFile | None = next((known for known in known_files.KNOWN_FILES if known.name == path.name), None)
-    if known is not None and (md5 := _md5(path)) not in (known.md5, *known.earlier_md5):
-        log(f"weights: warning: {path} has MD5 {md5}, which is not that of a published {known.words}; it is read all the same")
+    if known is None:
+        return False
+    if (md5 := _md5(path)) in (known.md5, *known.earlier_md5):
+        return True
+    log(f"weights: warning: {path} has MD5 {md5}, which is not that of a published {known.words}; it is read all the same")
+    return False
 
 
 def _md5(path: Path) -> str:

@@ -1,0 +1,294 @@
+"""A folder of bad images, with good ones among them: what each should become is said beside it."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+OK, FAILED, EITHER, NO_ROW = "ok", "failed", "either", "no row"
+ORIENTATION = 0x0112
+
+# Format as Pillow calls it, extension, mode and options of what is cut and spoilt.
+KINDS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("JPEG", ".jpg", "RGB", {}),
+    ("JPEG", ".jpeg", "RGB", {"progressive": True}),
+    ("JPEG", ".jpe", "CMYK", {}),
+    ("JPEG", ".jfif", "L", {"restart_marker_rows": 1}),
+    ("MPO", ".mpo", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}),
+    ("PNG", ".png", "RGB", {}),
+    ("PNG", ".apng", "P", {}),
+    ("GIF", ".gif", "P", {}),
+    ("BMP", ".bmp", "RGB", {}),
+    ("DIB", ".dib", "L", {}),
+    ("TIFF", ".tif", "RGB", {}),
+    ("TIFF", ".tiff", "RGB", {"compression": "tiff_lzw"}),
+    ("WEBP", ".webp", "RGB", {}),
+    ("WEBP", ".webp", "RGBA", {"lossless": True}),
+    ("AVIF", ".avif", "RGB", {}),
+    ("JPEG2000", ".jp2", "RGB", {}),
+    ("PPM", ".ppm", "RGB", {}),
+    ("QOI", ".qoi", "RGB", {}),
+    ("SGI", ".sgi", "RGB", {}),
+    ("TGA", ".tga", "RGB", {"compression": "tga_rle"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One name in the folder.
+
+    Attributes:
+        key: Of its row in a manifest.
+        outcome: :data:`OK`, :data:`FAILED`, :data:`EITHER` (a spoilt file may still hold a picture) or :data:`NO_ROW`.
+        reason: What the error of a failed row begins with.
+    """
+
+    key: str
+    outcome: str
+    reason: str = ""
+
+
+def picture(number: int, height: int = 40, width: int = 56) -> Image.Image:
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / (3 + number % 7)) + np.cos(columns / (4 + colour)) for colour in range(3)]
+    noise = np.random.default_rng(number).normal(0, 0.2, (height, width, 3))
+    return Image.fromarray(np.clip((np.dstack(waves) + noise) * 50 + 120, 0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, file_format: str, mode: str = "RGB", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    if mode == "RGBA":
+        image.putalpha(image.convert("L"))
+    image.convert(mode).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def whole_files() -> Iterator[tuple[str, str, bytes]]:
+    """Gives (name, extension, content) of one good file of each kind."""
+    for number, (file_format, extension, mode, options) in enumerate(KINDS):
+        yield (
+            f"{number:02}-{file_format.lower()}-{mode.lower()}",
+            extension,
+            encode(picture(number), file_format, mode, **options),
+        )
+
+
+def write(folder: Path, key: str, content: bytes) -> None:
+    path = folder / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def make_corpus(folder: Path, cuts: int, flips: int) -> list[Case]:
+    """Fills a folder.
+
+    Args:
+        folder: Where to.
+        cuts: How often each kind of file is cut short.
+        flips: How often some of its bits are turned over.
+
+    Returns:
+        What is in it.
+    """
+    cases: list[Case] = []
+    for part in (_good, _cut, _flipped, _wrong_contents, _bombs, _exif, _links_and_special_files, _odd_names):
+        cases += part(folder) if part not in (_cut, _flipped) else part(folder, cuts if part is _cut else flips)  # type: ignore[operator]
+    return cases
+
+
+def _good(folder: Path) -> Iterator[Case]:
+    for name, extension, content in whole_files():
+        write(folder, f"good/{name}{extension}", content)
+        yield Case(f"good/{name}{extension}", OK)
+    for name, size_px in {
+        "dot": (1, 1),
+        "line": (1, 3000),
+        "column": (3000, 1),
+        "long": (1, 60_000),
+        "high": (60_000, 1),
+    }.items():
+        write(folder, f"good/{name}.png", encode(picture(1, *size_px), "PNG"))
+        yield Case(f"good/{name}.png", OK)
+    # The extension chooses the files, not their readers.
+    write(folder, "good/really-png.jpg", encode(picture(2), "PNG"))
+    yield Case("good/really-png.jpg", OK)
+
+
+def _cut(folder: Path, count: int) -> Iterator[Case]:
+    for name, extension, content in whole_files():
+        for size in np.linspace(1, len(content) - 1, count).astype(int).tolist():
+            key = f"cut/{name}-{size:06}{extension}"
+            write(folder, key, content[:size])
+            yield Case(key, EITHER)
+
+
+def _flipped(folder: Path, count: int) -> Iterator[Case]:
+    for name, extension, content in whole_files():
+        for number in range(count):
+            random = np.random.default_rng(number)
+            spoilt = bytearray(content)
+            for place in random.integers(len(content) if number % 2 else min(len(content), 64), size=1 + number % 4):
+                spoilt[place] ^= 1 << int(random.integers(8))
+            key = f"flipped/{name}-{number:02}{extension}"
+            write(folder, key, bytes(spoilt))
+            yield Case(key, EITHER)
+
+
+def _wrong_contents(folder: Path) -> Iterator[Case]:
+    for key, content, reason in (
+        ("empty.jpg", b"", "empty: the file has no bytes"),
+        ("text.jpg", b"This is not a picture.\n", "not an image: begins with b'This is '"),
+        ("page.jpg", b"<!DOCTYPE html><html><body>404</body></html>", "not an image: begins with b'<!DOCTYP'"),
+        ("svg.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image: begins with b'<svg xml'"),
+        ("script.gif", b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image: begins with b'%!PS-Ado'"),
+        ("pdf.jpg", b"%PDF-1.7\n", r"not an image: begins with b'%PDF-1.7'"),
+        ("zeros.tif", bytes(5000), "not an image: begins with b'"),
+        ("noise.webp", np.random.default_rng(0).bytes(5000), "not an image: begins with b'"),
+        ("terminal.bmp", b"\x1b[2J\x1b]0;title\x07", r"not an image: begins with b'\x1b[2J\x1b]0;'"),
+        ("zip.png", b"PK\x03\x04" + bytes(100), "not an image: begins with b'PK"),
+    ):
+        write(folder, f"contents/{key}", content)
+        yield Case(f"contents/{key}", FAILED, reason)
+
+
+def png(width: int, height: int, colour: int, rows: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Gives a PNG file of one colour, as many rows of which are there, in some kilobytes."""
+    row_bytes = (width * {0: 1, 2: 24, 3: 1, 6: 32}[colour] + 7) // 8 + 1
+    deflate = zlib.compressobj(9)
+    data = b"".join(deflate.compress(bytes(row_bytes)) for _ in range(rows)) + deflate.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1 if colour in (0, 3) else 8, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )
+
+
+def tiff(width: int, height: int) -> bytes:
+    entries = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 122), (277, 1), (278, height), (279, 8))
+    return b"II*\0" + struct.pack("<IH", 8, 9) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in entries) + bytes(12)
+
+
+def run_length_bitmap(width: int, height: int, data: bytes) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(data), 0, 0, 1078) + header + bytes(1024) + data
+
+
+def jpeg_of_size(width: int, height: int) -> bytes:
+    data = encode(picture(0), "JPEG")
+    place = data.index(b"\xff\xc0") + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def jpeg_of_scans(count: int, behind: bytes = b"", side_px: int = 64) -> bytes:
+    """Gives a progressive JPEG whose last scan is repeated."""
+    data = encode(Image.new("L", (side_px, side_px)), "JPEG", "L", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * count + b"\xff\xd9" + behind
+
+
+def _bombs(folder: Path) -> Iterator[Case]:
+    colour_key = ((b"PLTE", b"\0\0\0\1\1\1"), (b"tRNS", b"\0\1"))
+    text = (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000), 9))
+    for key, content, reason in (
+        ("square.png", png(50_000, 50_000, 2, 100), "too large: 2500000000 px, limit 178956970 px"),
+        ("wide.png", png(2**31 - 1, 1, 0, 0), "too large: 2147483647 px"),
+        ("cut.png", png(13_000, 13_000, 3, 20, *colour_key), "truncated: "),
+        ("text.png", png(8, 8, 0, 8, text), "corrupt: Decompressed data too large"),
+        ("screen.gif", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";", "too large: 4294836225 px"),
+        ("huge.jpg", jpeg_of_size(65_500, 65_500), "too large: 4290250000 px"),
+        ("scans.jpg", jpeg_of_scans(5000), "corrupt: more than 100 scans, as no camera or program writes"),
+        ("huge.tif", tiff(2**31 - 1, 2**31 - 1), "too large: "),
+        ("huge.bmp", run_length_bitmap(2**31 - 1, 2**30, b"\0\1"), "too large: "),
+        ("lines.bmp", run_length_bitmap(170_000_000, 1, b"\1\0\0\0\0\1"), "too large: 170000000 x 1 px, limit 16777216 px"),
+        ("huge.ppm", b"P6 99999 99999 255\n", "too large: 9999800001 px"),
+        ("huge.qoi", b"qoif" + struct.pack(">IIBB", 2**30, 2**30, 3, 0), "too large: "),
+        ("huge.tga", bytes(2) + b"\2" + bytes(9) + struct.pack("<HHBB", 65535, 65535, 24, 0) + bytes(99), "too large: "),
+        ("huge.psd", b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 300_000, 300_000, 8, 3) + bytes(14), "not an image: "),
+        ("canvas.webp", b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2, "corrupt: "),
+        ("none.png", png(0, 5, 0, 0), "corrupt: "),
+        ("none.gif", b"GIF89a" + bytes(7) + b";", ""),
+        ("none.ppm", b"P6 0 5 255\n", ""),
+    ):
+        write(folder, f"bombs/{key}", content)
+        yield Case(f"bombs/{key}", FAILED, reason)
+    # Two bytes of a scan's marker may stand anywhere behind the picture: a phone puts a film there.
+    write(folder, "bombs/film.jpg", jpeg_of_scans(1, behind=b"\xff\xda\0\x02" * 500))
+    yield Case("bombs/film.jpg", OK)
+
+
+def _exif(folder: Path) -> Iterator[Case]:
+    for value in (0, 6, 9, 65535):
+        exif = Image.Exif()
+        exif[ORIENTATION] = value
+        write(folder, f"exif/orientation-{value}.jpg", encode(picture(3), "JPEG", exif=exif))
+        yield Case(f"exif/orientation-{value}.jpg", OK)
+    endless = (
+        b"MM\0*\0\0\0\x08"
+        + struct.pack(">H", 5000)
+        + b"".join(struct.pack(">HHII", 1000 + tag, 1, 60_000, 0) for tag in range(5000))
+    )
+    for name, block in {
+        "torn": b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01",
+        "rubbish": b"Exif\0\0rubbish",
+        "lost": b"Exif\0\0II*\0\xff\xff\xff\xff",
+        "circle": b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 0x8769, 4, 1, 8, 8),
+        "endless": b"Exif\0\0" + endless,
+        "large": b"Exif\0\0" + bytes(65_000),
+    }.items():
+        for extension, file_format in ((".jpg", "JPEG"), (".png", "PNG"), (".webp", "WEBP")):
+            write(folder, f"exif/{name}{extension}", encode(picture(4), file_format, exif=block))
+            yield Case(f"exif/{name}{extension}", OK)
+
+
+def _links_and_special_files(folder: Path) -> Iterator[Case]:
+    (folder / "links").mkdir()
+    (folder / "links" / "folder.jpg").mkdir()
+    yield Case("links/folder.jpg", NO_ROW)
+    (folder / "links" / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
+    yield Case("links/dangling.jpg", FAILED, "missing: file not found")
+    (folder / "links" / "circle.jpg").symlink_to(folder / "links" / "circle.jpg")
+    yield Case("links/circle.jpg", FAILED, "unreadable: too many levels of symbolic links")
+    (folder / "links" / "up").symlink_to(folder)
+    yield Case("links/up", NO_ROW)
+    (folder / "links" / "device.jpg").symlink_to("/dev/zero")
+    yield Case("links/device.jpg", NO_ROW)
+    os.mkfifo(folder / "links" / "pipe.jpg")
+    yield Case("links/pipe.jpg", NO_ROW)
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(folder / "links")  # the address of a socket has room for 107 bytes
+        try:
+            server.bind("socket.jpg")
+        finally:
+            os.chdir(here)
+    yield Case("links/socket.jpg", NO_ROW)
+    with (folder / "links" / "sparse.jpg").open("wb") as file:
+        file.truncate(2**30 + 1)
+    yield Case("links/sparse.jpg", FAILED, "too large: 1073741825 bytes, limit 1073741824 bytes")
+
+
+def _odd_names(folder: Path) -> Iterator[Case]:
+    content = encode(picture(5), "PNG")
+    names = [" leading.png", "two  spaces.png", "it's.png", 'say "x".png', "new\nline.png", "tab\t.png", "\x1b[31mred.png"]
+    names += ["back\\slash.png", "%s{0}$HOME`id`.png", "-rf.png", "*?[a].png", "a,b;c.png", "#no.png", "C:.png", "\u202egnp.png"]
+    names += ["case.png", "Case.png", "CASE.PNG", "n" * 251 + ".png", "日本語.png", "\U0001f600.png"]
+    names += [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
+    for name in names:
+        write(folder, f"names/{name}", content)
+        yield Case(f"names/{name}", OK)
+    write(folder, os.fsdecode(b"names/\xff\xfe.png"), content)
+    yield Case(r"names/\xff\xfe.png", OK)
+    deep = "/".join(["deep"] + ["d" * 60] * 50)
+    write(folder, f"{deep}/x.png", content)
+    yield Case(f"{deep}/x.png", OK)

@@ -1,0 +1,266 @@
+"""Bad images among good ones: every file gets one status with a reason, and no good one is touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import open_run
+from pipeline.images import decode, loader
+from pipeline.images.decode import ImageDecodeError, decode_image
+from pipeline.images.loader import load_batches
+from pipeline.images.manifest import list_folder, read_list
+from pipeline.records import ImageStatus
+
+from .bad_images import EITHER, FAILED, NO_ROW, OK, Case, encode, jpeg_of_scans, make_corpus, picture, png
+
+REPOSITORY = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="names and special files as on Unix")
+
+REASON = re.compile(
+    r"(empty|not an image|truncated|corrupt|too large|unsupported|out of memory|missing|unreadable|not a regular file): \S[^\n]*"
+)
+MEBIBYTE = 1 << 20
+
+
+def load(path: Path) -> dict[str, ImageStatus]:
+    manifest = list_folder(path) if path.is_dir() else read_list(path)
+    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=2)
+    statuses = [status for batch in batches for status in batch.statuses]
+    assert [status.index for status in statuses] == list(range(len(manifest)))
+    return {manifest.keys[status.index]: status for status in statuses}
+
+
+def check(cases: list[Case], errors: dict[str, str]) -> Counter[str]:
+    """Holds the errors, key -> text, to what the corpus says; gives how many files became what."""
+    assert set(errors) == {case.key for case in cases if case.outcome != NO_ROW}
+    for case in cases:
+        if case.outcome == NO_ROW:
+            continue
+        error = errors[case.key]
+        assert case.outcome == EITHER or bool(error) == (case.outcome == FAILED), (case, error)
+        assert error.startswith(case.reason), (case, error)
+        assert not error or REASON.fullmatch(error), (case, error)
+        assert error.isprintable(), (case, error)
+        assert len(error) < 300, (case, error)
+    return Counter(error.partition(":")[0] or OK for error in errors.values())
+
+
+def test_one_bad_file_of_each_kind_has_its_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cases = make_corpus(tmp_path / "corpus", cuts=2, flips=2)
+    found = check(cases, {key: status.error for key, status in load(tmp_path / "corpus").items()})
+    assert {OK, "empty", "not an image", "truncated", "corrupt", "too large", "missing", "unreadable"} <= set(found)
+    capfd.readouterr()
+
+
+def run(folder: Path, name: str, cwd: Path) -> tuple[str, int]:
+    """Runs the real command; gives what it said, and the most memory that it had, in bytes."""
+    arguments = [f"data.dir={folder}", "network.weights=random", "data.size=32", "layers=[relu1_1]", "batch_size=auto"]
+    command = [sys.executable, "-m", "pipeline.run", *arguments, f"name={name}", "runtime.workers=2"]
+    with (cwd / f"{name}.txt").open("wb") as said:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error::ResourceWarning"},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        watch = threading.Timer(900, process.kill)
+        watch.start()
+        _, code, usage = os.wait4(process.pid, 0)
+        watch.cancel()
+        process.returncode = os.waitstatus_to_exitcode(code)
+    words = (cwd / f"{name}.txt").read_text(encoding="utf-8")
+    assert process.returncode == 0, words
+    return words, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.slow
+def test_hundreds_of_bad_files_leave_the_good_ones_of_a_run_untouched(tmp_path: Path) -> None:
+    cases = make_corpus(tmp_path / "corpus", cuts=14, flips=10)
+    # Bombs just below the limit are images: large ones, which share the room of one.
+    for number in range(2):
+        content = png(13_377, 13_377, 3, 13_377, (b"PLTE", b"\0\0\0\1\1\1"), (b"tRNS", bytes([number, 1])))
+        (tmp_path / "corpus" / f"bomb{number}.png").write_bytes(content)
+        cases.append(Case(f"bomb{number}.png", OK))
+    for case in cases:
+        if case.key.startswith("good/"):
+            (tmp_path / "alone" / "good").mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "corpus" / case.key, tmp_path / "alone" / case.key)
+    rows = sum(case.outcome != NO_ROW for case in cases)
+    assert rows >= 500
+    _, alone_bytes = run(tmp_path / "alone", "alone", tmp_path)
+    words, bytes_at_most = run(tmp_path / "corpus", "all", tmp_path)
+    assert "Traceback" not in words
+    assert not re.search(r"[^\n\r -\U0010ffff]", words.replace("\x1b[A", "")), "codes for the terminal"
+    with open_run(tmp_path / "outputs" / "all") as everything, open_run(tmp_path / "outputs" / "alone") as alone:
+        assert len(everything) == rows
+        errors = dict(zip(everything.images["key"], everything.images["error"], strict=True))
+        for status, error in zip(everything.images["status"], errors.values(), strict=True):
+            assert status == (FAILED if error else OK)
+        found = check(cases, errors)
+        for key in alone.images["key"]:
+            one, two = alone["relu1_1"][alone.row(key)], everything["relu1_1"][everything.row(key)]
+            assert one.tobytes() == two.tobytes(), key
+            assert np.isfinite(one).all()
+        for row, error in enumerate(errors.values()):
+            assert np.isnan(everything["relu1_1"][row]).all() == bool(error)
+    print(
+        f"{rows} rows, {dict(found)}; at most {bytes_at_most / MEBIBYTE:.0f} MiB, {alone_bytes / MEBIBYTE:.0f} MiB without the bad"
+    )
+    # One bomb at full size is 0.5 GB of pixels and 0.7 GB in Pillow; the second waits for the first.
+    assert bytes_at_most < alone_bytes + 2000 * MEBIBYTE
+
+
+def test_large_images_share_the_room_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(loader, "MAX_PIXELS", 2000)
+    lock, inside, most = threading.Lock(), [0], [0]
+
+    def reduce(pixels: Any) -> Any:
+        with lock:
+            inside[0] += pixels.shape[0] > 10
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        with lock:
+            inside[0] -= pixels.shape[0] > 10
+        return pixels
+
+    for number in range(12):
+        side = 30 if number % 3 else 8
+        picture(number, side, side).save(tmp_path / f"{number}.png")
+    manifest = list_folder(tmp_path)
+    batches = list(load_batches(manifest, np.arange(12), batch_size=4, workers=6, reduce=reduce))
+    assert [status.error for batch in batches for status in batch.statuses] == [""] * 12
+    assert most[0] == 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "CMYK", "1", "I;16", "F"])
+def test_a_large_image_converted_in_strips_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(7, 41, 23)
+    if mode == "F":
+        image = Image.fromarray(np.asarray(image.convert("L"), np.float32) / 255)
+    elif mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
+    elif mode in ("RGBA", "LA"):
+        image.putalpha(image.convert("L"))
+        image = image.convert(mode)
+    else:
+        image = image.convert(mode)
+    options = {"transparency": bytes(range(255))} if mode == "P" else {"transparency": 77} if mode == "L" else {}
+    file_format = "TIFF" if mode in ("CMYK", "F") else "PNG"
+    data = encode(image, file_format, image.mode, **options)
+    whole = decode_image(data)[0]
+    monkeypatch.setattr(decode, "_STRIP_PIXELS", 23 * 7)
+    strips = decode_image(data)[0]
+    assert strips.dtype == np.uint8
+    np.testing.assert_array_equal(strips, whole)
+
+
+def test_a_hundred_scans_are_a_picture_and_more_are_not() -> None:
+    scans = jpeg_of_scans(0).count(b"\xff\xda")
+    assert decode_image(jpeg_of_scans(100 - scans))[1] == (64, 64)
+    for count in (101 - scans, 3000):
+        with pytest.raises(ImageDecodeError, match=r"^corrupt: more than 100 scans, as no camera or program writes$"):
+            decode_image(jpeg_of_scans(count))
+    assert decode_image(jpeg_of_scans(0, behind=b"\xff\xda\0\x02" * 500))[1] == (64, 64)
+    baseline = encode(picture(0), "JPEG", comment=b"\xff\xda" * 500)
+    assert decode_image(baseline)[1] == (40, 56)
+
+
+def test_a_pipe_whose_writer_never_writes_does_not_stop_the_rest(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "good.png")
+    os.mkfifo(tmp_path / "stalled.png")
+    (tmp_path / "list.txt").write_text("stalled.png\ngood.png\n")
+    reader = os.open(tmp_path / "stalled.png", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "stalled.png", os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        errors = {key: status.error for key, status in load(tmp_path / "list.txt").items()}
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert errors == {"stalled.png": "not a regular file: a pipe", "good.png": ""}
+
+
+def test_a_file_of_the_kernel_that_has_nothing_yet_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(0).save(tmp_path / "good.png")
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    opened = os.open
+    # As /proc/kmsg: it calls itself a regular file of no bytes, and blocks.
+    monkeypatch.setattr(os, "open", lambda path, *rest: os.dup(reader) if str(path).endswith("good.png") else opened(path, *rest))
+    monkeypatch.setattr(loader, "_require_regular", lambda info: 0)
+    try:
+        (status,) = load(tmp_path).values()
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert status.error == "empty: the file has no bytes"
+
+
+@pytest.mark.parametrize("change", ["cut", "grown", "overwritten", "replaced"])
+def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = tmp_path / "a.png"
+    content = encode(picture(0), "PNG")
+    path.write_bytes(content)
+    picture(1).save(tmp_path / "b.png")
+    require, calls = loader._require_regular, [0]
+
+    def changing(info: os.stat_result) -> int:
+        size = require(info)
+        calls[0] += size == len(content)
+        # After the second look, the file is open and about to be read.
+        if size == len(content) and calls[0] == 2:
+            if change == "replaced":
+                path.with_suffix(".new").write_bytes(b"another file")
+                path.with_suffix(".new").replace(path)
+            else:
+                with path.open("r+b") as file:
+                    file.truncate(100) if change == "cut" else file.seek(0, os.SEEK_END if change == "grown" else os.SEEK_SET)
+                    file.write(b"" if change == "cut" else content[:100])
+                os.utime(path, ns=(0, 0))
+        return size
+
+    monkeypatch.setattr(loader, "_require_regular", changing)
+    errors = {key: status.error for key, status in load(tmp_path).items()}
+    # Who has it open keeps the old file.
+    expected = "" if change == "replaced" else "unreadable: the file changed while it was read"
+    assert errors == {"a.png": expected, "b.png": ""}
+
+
+def test_image_files_are_not_mapped_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow maps uncompressed files that it is given by name; one that is cut by another program would then kill this one.
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a file was mapped")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    monkeypatch.setattr(Image.core, "map_buffer", refuse)
+    for extension in (".bmp", ".tif", ".ppm", ".tga", ".png", ".jpg"):
+        picture(0).save(tmp_path / f"a{extension}")
+    with pytest.raises(AssertionError):
+        Image.open(tmp_path / "a.bmp").load()
+    assert {status.error for status in load(tmp_path).values()} == {""}
+
+
+def test_a_file_without_permission_is_a_failed_row(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("permissions do not bind the super-user, who runs this test")
+    for name in ("a.png", "b.png"):
+        picture(0).save(tmp_path / name)
+    (tmp_path / "a.png").chmod(0)
+    errors = {key: status.error for key, status in load(tmp_path).items()}
+    assert errors == {"a.png": "unreadable: permission denied", "b.png": ""}

@@ -1,0 +1,139 @@
+"""Thousands of spoilt weight files: each is read right or refused with one line, in bounded time and memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from pipeline.errors import WeightsError
+
+from .weight_files import Door, keras_arrays, make_weights, save_mat, shrink_networks, write_keras_2
+from .weight_mutations import mutate
+
+REPOSITORY = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time of a process are limited on Linux")
+
+# Seed -> how many mutations of it in the quick test and in the slow one.
+COUNTS = {
+    "old.mat": (20, 600),
+    "new.mat": (40, 2000),
+    "pre11.mat": (5, 400),
+    "keras2.h5": (30, 1500),
+    "gzip.h5": (20, 1000),
+    "latest.h5": (25, 1500),
+    "keras3.h5": (20, 1000),
+}
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Gives a folder with whole files of networks with few channels, in every form that is read."""
+    folder = tmp_path_factory.mktemp("seeds")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_networks(patch)
+        weights = make_weights(classifier=False)
+        for generation in ("old", "new", "pre11"):
+            save_mat(folder / f"{generation}.mat", weights, generation)
+        arrays = keras_arrays(weights)
+        write_keras_2(folder / "keras2.h5", arrays)
+        _write(folder / "gzip.h5", arrays, {}, {"compression": "gzip", "shuffle": True})
+        # Another form of nearly everything: superblock, object headers, groups, chunks' indices.
+        _write(folder / "latest.h5", arrays, {"libver": "latest", "track_order": True}, {"chunks": True})
+        with h5py.File(folder / "keras3.h5", "w") as file:
+            for number, (name, (kernel, bias)) in enumerate(arrays.items()):
+                group = file.create_group(f"layers/thing{number}/vars")
+                group["0"], group["1"] = kernel, bias
+                group.attrs["name"] = name
+        yield folder
+
+
+def _write(path: Path, arrays: Any, of_file: dict[str, Any], of_arrays: dict[str, Any]) -> None:
+    with h5py.File(path, "w", **of_file) as file:
+        for name, (kernel, bias) in arrays.items():
+            file.create_dataset(f"{name}/{name}/kernel:0", data=kernel, **of_arrays)
+            file.create_dataset(f"{name}/{name}/bias:0", data=bias, **of_arrays)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the mutations of one seed; ``died`` are those that ended the process that read them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    died: list[int] = field(default_factory=list)
+    slowest_seconds: float = 0.0
+
+
+def fuzz(seed: Path, count: int) -> Outcome:
+    outcome, first = Outcome(), 0
+    while first < count:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.weight_fuzzer", str(seed), str(first), str(count)],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},
+            capture_output=True,
+            timeout=1800,
+            check=False,
+        )
+        lines = done.stdout.decode().splitlines()
+        assert lines, done.stderr.decode()
+        for line in lines:
+            parts = line.split(" ", 3)
+            if len(parts) > 2:
+                outcome.counts[parts[1]] += 1
+                outcome.slowest_seconds = max(outcome.slowest_seconds, float(parts[2]))
+                outcome.wrong += [line] if parts[1] not in ("loaded", "refused") else []
+        first = int(lines[-1].split()[0]) + 1
+        if done.returncode:
+            outcome.died.append(first - 1)
+            outcome.counts["died"] += 1
+    assert sum(outcome.counts.values()) == count
+    return outcome
+
+
+def check(seeds: Path, name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = fuzz(seeds / name, count)
+    print(f"{name}: {dict(outcome.counts)}, slowest {outcome.slowest_seconds:.2f} s, died {outcome.died}")
+    assert outcome.wrong == []
+    assert outcome.counts["refused"] > 0
+    # SciPy is never reached by what would crash it; HDF5 cannot be kept from crashing, so strangers' files are read apart.
+    assert not outcome.died or name.endswith(".h5")
+    shrink_networks(monkeypatch)
+    for number in outcome.died:
+        path = tmp_path / f"{number}.h5"
+        path.write_bytes(mutate((seeds / name).read_bytes(), number, "h5"))
+        # What the library does once it has written over its own memory differs from one time to the next.
+        with suppress(WeightsError):
+            Door(tmp_path)(path)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(seeds, name, COUNTS[name][0], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
+def test_thousands_of_spoilt_weight_files_are_read_or_refused(
+    seeds: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(seeds, name, COUNTS[name][1], tmp_path, monkeypatch)
+
+
+def test_the_same_number_spoils_a_file_in_the_same_way(seeds: Path) -> None:
+    content = (seeds / "new.mat").read_bytes()
+    spoilt = [mutate(content, number, "mat") for number in range(40)]
+    assert spoilt == [mutate(content, number, "mat") for number in range(40)]
+    assert len(set(spoilt)) == 40
+    assert content not in spoilt
+    assert all(one[:128] == content[:128] for one in spoilt)

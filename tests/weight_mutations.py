@@ -1,0 +1,122 @@
+"""Weight files spoilt as a bad disk, a bad line or a bad person might: the same for the same number, everywhere."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+# What stands in the place of a length, a size, an offset or a type.
+_ODD_NUMBERS = (0, 1, 2, 7, 8, 15, 16, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+_UNDEFINED = 0xFFFFFFFFFFFFFFFF
+
+# Of a MATLAB 5 file: what cannot be spoilt without its becoming a file of another format, which is tested elsewhere.
+_MAT_HEADER_BYTES = 128
+
+
+def mutate(content: bytes, number: int, kind: str) -> bytes:
+    """Gives a spoilt copy of a weights file.
+
+    Args:
+        content: The whole file.
+        number: Of the mutation; the same number gives the same bytes.
+        kind: ``mat`` or ``h5``: in a compressed ``.mat``, what is inside the compressed elements is spoilt too.
+    """
+    random = np.random.Generator(np.random.PCG64([number, len(kind)]))
+    if kind == "mat" and number % 2:
+        return _inside_an_element(content, random)
+    first = _MAT_HEADER_BYTES if kind == "mat" else 0
+    return content[:first] + _spoil(content[first:], random)
+
+
+def _spoil(content: bytes, random: np.random.Generator) -> bytes:
+    for _ in range(int(random.choice([1, 1, 1, 2, 5]))):
+        way = _WAYS[int(random.integers(len(_WAYS)))]
+        if len(content) > 16:
+            content = way(content, random)
+    return content
+
+
+def _inside_an_element(content: bytes, random: np.random.Generator) -> bytes:
+    """Spoils what one compressed element unpacks to, and packs it again with a right length and checksum."""
+    elements, place = [], _MAT_HEADER_BYTES
+    while place < len(content):
+        kind, length = struct.unpack_from("<II", content, place)
+        elements.append((kind, content[place + 8 : place + 8 + length]))
+        place += 8 + length
+    packed = [at for at, (kind, _) in enumerate(elements) if kind == 15]
+    if not packed:
+        return content[:_MAT_HEADER_BYTES] + _spoil(content[_MAT_HEADER_BYTES:], random)
+    at = packed[int(random.integers(len(packed)))]
+    elements[at] = (15, zlib.compress(_spoil(zlib.decompress(elements[at][1]), random), 1))
+    return content[:_MAT_HEADER_BYTES] + b"".join(struct.pack("<II", kind, len(data)) + data for kind, data in elements)
+
+
+def _place(content: bytes, random: np.random.Generator) -> int:
+    # Half of the time near the beginning, where sizes, types and names are closer together than the numbers are.
+    end = len(content) if random.random() < 0.5 else min(len(content), 4096)
+    return int(random.integers(end))
+
+
+def _flip(content: bytes, random: np.random.Generator) -> bytes:
+    spoilt = bytearray(content)
+    for _ in range(int(random.choice([1, 1, 4, 32]))):
+        spoilt[_place(content, random)] ^= 1 << int(random.integers(8))
+    return bytes(spoilt)
+
+
+def _replace(content: bytes, random: np.random.Generator) -> bytes:
+    place, count = _place(content, random), int(random.integers(1, 64))
+    return content[:place] + random.bytes(len(content[place : place + count])) + content[place + count :]
+
+
+def _insert(content: bytes, random: np.random.Generator) -> bytes:
+    place = _place(content, random)
+    return content[:place] + random.bytes(int(random.integers(1, 64))) + content[place:]
+
+
+def _remove(content: bytes, random: np.random.Generator) -> bytes:
+    place = _place(content, random)
+    return content[:place] + content[place + int(random.integers(1, 64)) :]
+
+
+def _cut(content: bytes, random: np.random.Generator) -> bytes:
+    return content[: _place(content, random)]
+
+
+def _repeat(content: bytes, random: np.random.Generator) -> bytes:
+    place, count = _place(content, random), int(random.integers(8, 2048))
+    return content[: place + count] + content[place:]
+
+
+def _swap(content: bytes, random: np.random.Generator) -> bytes:
+    count = 1 << int(random.integers(3, 10))
+    one, two = sorted((_place(content, random) // 8 * 8, _place(content, random) // 8 * 8))
+    if one + count > two or two + count > len(content):
+        return _flip(content, random)
+    first, second = content[one : one + count], content[two : two + count]
+    return content[:one] + second + content[one + count : two] + first + content[two + count :]
+
+
+def _lie(content: bytes, random: np.random.Generator) -> bytes:
+    """Puts an odd number of 1, 2, 4 or 8 bytes where a length or an address may stand: sizes stand at multiples of theirs."""
+    size = int(random.choice([1, 2, 4, 4, 8]))
+    place = _place(content, random) // size * size
+    number = int(random.choice(np.array(_ODD_NUMBERS, dtype=np.uint64)))
+    number = _UNDEFINED if size == 8 and random.random() < 0.3 else number
+    return content[:place] + (number % (1 << 8 * size)).to_bytes(size, "little") + content[place + size :]
+
+
+def _shift(content: bytes, random: np.random.Generator) -> bytes:
+    """Adds a little to a number that is there: a length, an offset or a count that is nearly right."""
+    size = int(random.choice([1, 2, 4, 8]))
+    place = _place(content, random) // size * size
+    number = int.from_bytes(content[place : place + size], "little") + int(random.integers(-9, 10))
+    return content[:place] + (number % (1 << 8 * size)).to_bytes(size, "little") + content[place + size :]
+
+
+_WAYS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
+    _flip, _flip, _replace, _insert, _remove, _cut, _repeat, _swap, _lie, _lie, _lie, _shift, _shift,
+)  # fmt: skip
