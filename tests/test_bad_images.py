@@ -118,7 +118,8 @@ def test_hundreds_of_bad_files_leave_the_good_ones_of_a_run_untouched(tmp_path: 
         for row, error in enumerate(errors.values()):
             assert np.isnan(everything["relu1_1"][row]).all() == bool(error)
     print(
-        f"{rows} rows, {dict(found)}; at most {bytes_at_most / MEBIBYTE:.0f} MiB, {alone_bytes / MEBIBYTE:.0f} MiB without the bad"
+        f"{rows} rows, {dict(found)}; "
+        f"at most {bytes_at_most / MEBIBYTE:.0f} MiB, {alone_bytes / MEBIBYTE:.0f} MiB without the bad"
     )
     # One bomb at full size is 0.5 GB of pixels and 0.7 GB in Pillow; the second waits for the first.
     assert bytes_at_most < alone_bytes + 2000 * MEBIBYTE
