@@ -251,14 +251,10 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
 def _removed_words(spec: RunSpec, run_folder: folder.RunFolder) -> str:
     """Says what comes of the rows whose images are no longer there."""
     removed = run_folder.removed
-    first = np.array([shard.first for shard in spec.shards()])
-    kept = np.isin(
-        np.searchsorted(first, removed, side="right") - 1,
-        [n for n, shard in enumerate(spec.shards()) if shard in run_folder.finished],
-    )
+    lost = sum(int(((removed >= shard.first) & (removed < shard.stop)).sum()) for shard in run_folder.missing)
     words = f"{_counted(len(removed), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(removed[0])]!r}: "
-    words += f"{_counted(int(kept.sum()), 'row')} of them stay as they are"
-    return words if kept.all() else f"{words}, {int((~kept).sum())} were not finished and will fail"
+    words += f"{_counted(len(removed) - lost, 'finished row')} kept"
+    return f"{words}, {lost} not finished will fail" if lost else words
 
 
 def _counted(count: int, noun: str) -> str:
