@@ -156,11 +156,11 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
     folder = tmp_path / "new/outputs/run"
     write_run(folder, make_spec())
     shards = [shard.file_name for shard in make_spec().shards()]
-    assert sorted(renamed) == sorted([*shards, "features.h5"])
+    assert sorted(renamed) == sorted([*shards, "features.h5", "manifest.jsonl.gz"])
     folders = [place.stat().st_ino for place in (tmp_path, tmp_path / "new", tmp_path / "new/outputs", folder)]
     assert [inode for inode, _ in synced[:4]] == folders
     for name, count in renamed.items():
-        assert synced[count][0] == (folder if name == "features.h5" else folder / "shards").stat().st_ino
+        assert synced[count][0] == (folder / "shards" if name in shards else folder).stat().st_ino
     # The index says that all shards are there: its name comes after theirs are durable.
     assert renamed["features.h5"] == len(synced) - 1
 
