@@ -34,6 +34,12 @@ SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE
 _ENCODINGS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _DELIMITERS = (",", "\t", ";")
 
+# Ten million images with long paths and some columns. A list is read whole.
+MAX_LIST_BYTES = 2**31
+_MOST_COLUMNS = 1000
+# Of a message: names in a stranger's list may have megabytes.
+_LONGEST_QUOTE = 300
+
 
 def list_folder(folder: Path) -> Manifest:
     r"""Lists the images below a folder, by extension, in the order of their keys' UTF-8 bytes: the same on every system.
@@ -101,7 +107,7 @@ def read_list(path: Path, base: Path | None = None) -> Manifest:
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise DatasetError(
-            f"data.list: {len(twice)} images are named more than once, got {', '.join(map(repr, twice[:3]))}. Expected each "
+            f"data.list: {len(twice)} images are named more than once, got {_quoted(twice[:3])}. Expected each "
             "image once. Remove the repeated lines."
         )
     keys, odd = _readable(names)
@@ -142,7 +148,7 @@ class _Found:
                     for entry in entries:
                         self._take(entry, prefix, folders, linked)
             except OSError as error:
-                self.unreadable.append(f"{path!r} ({(error.strerror or '').lower()})")
+                self.unreadable.append(f"{_quoted([path])} ({(error.strerror or '').lower()})")
 
     def _take(self, entry: os.DirEntry[str], prefix: str, folders: list[tuple[str, str]], linked: list[tuple[str, str]]) -> None:
         name = entry.name
@@ -228,6 +234,11 @@ def _size(path: str) -> int:
 def _read_text(path: Path) -> str:
     what = f"got {str(path)!r}. Expected a text or CSV file of image paths."
     try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
+            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file first.")
+        if info.st_size > MAX_LIST_BYTES:
+            raise DatasetError(f"data.list: too large ({info.st_size} bytes, limit {MAX_LIST_BYTES} bytes), {what} Divide it.")
         data = path.read_bytes()
     except OSError as error:
         raise DatasetError(
@@ -242,6 +253,12 @@ def _read_text(path: Path) -> str:
     if rubbish := re.search(r"[^\t\n\r -\U0010ffff]", text):
         raise DatasetError(f"data.list: not text (character {rubbish[0]!r}), {what} Check the path; data.dir takes a folder.")
     return text
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Gives the first names, or their beginnings."""
+    shown = ", ".join(repr(name[:_LONGEST_QUOTE]) for name in names[:3])
+    return f"{shown} and {len(names) - 3} others" if len(names) > 3 else shown
 
 
 def _delimiter(path: Path, text: str) -> str | None:
@@ -259,6 +276,8 @@ def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]
     try:
         for row in reader:
             rows += [row] if row else []
+            if len(row) > _MOST_COLUMNS:
+                raise csv.Error(f"{len(row):,} columns, more than {_MOST_COLUMNS:,}")
             if row and len(row) != len(rows[0]):
                 raise csv.Error(f"{len(row)} fields where the header has {len(rows[0])}")
     except csv.Error as error:
@@ -269,14 +288,15 @@ def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]
     # Data frames are often saved with an index, whose column has no name.
     header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
     if "path" not in header:
+        got = f"[{_quoted(header)}]" if header else "an empty file"
         raise DatasetError(
-            f"data.list: {str(path)!r}: no column 'path', got {header or 'an empty file'}. Expected a first line that "
+            f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
             "names the columns, one of them path. Add it, or rename the column that holds the paths."
         )
     if len(set(header)) < len(header):
-        twice = [name for name, count in Counter(header).items() if count > 1]
+        got = _quoted([name for name, count in Counter(header).items() if count > 1])
         raise DatasetError(
-            f"data.list: {str(path)!r}: columns of the same name, got {twice}. Expected names that occur once. Rename them."
+            f"data.list: {str(path)!r}: columns of the same name, got [{got}]. Expected names that occur once. Rename them."
         )
     columns = {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
     if "" in columns["path"]:
