@@ -5,6 +5,7 @@ import http.server
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_a_download_that_goes_wrong_says_how_and_leaves_nothing(address: str, tm
     message = refusal(f"{address}/{kind}", tmp_path / "weights" / "some.h5", timeout_seconds=0.3)
     assert words in message
     assert f"Put that file into {tmp_path / 'weights'} by hand, or run again with network.weights=random" in message
+
+
+def test_what_a_killed_download_left_is_removed_after_a_day(address: str, tmp_path: Path) -> None:
+    for name, age_seconds in (("a.h5.1-ab.partial", 90_000), ("a.h5.2-cd.partial", 3600), ("b.h5.3-ef.partial", 90_000)):
+        (tmp_path / name).write_bytes(b"some")
+        written = time.time() - age_seconds
+        os.utime(tmp_path / name, (written, written))
+    download_file(KNOWN, f"{address}/good", tmp_path / "a.h5", progress=False)
+    # The second may belong to a process that lives, the third to another file.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "a.h5.2-cd.partial", "b.h5.3-ef.partial"]
 
 
 def test_a_server_that_stops_in_the_middle_is_given_up(address: str, tmp_path: Path) -> None:

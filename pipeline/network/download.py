@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import http.client
 import os
 import secrets
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,6 +18,7 @@ from ..errors import WeightsError
 from .known_files import KnownFile
 
 TIMEOUT_SECONDS = 30.0
+ABANDONED_SECONDS = 24 * 3600
 _BLOCK_BYTES = 1 << 18
 # For files of unknown size; the largest published one has 575 MB.
 _LARGEST_BYTES = 1_500_000_000
@@ -45,6 +49,7 @@ def download_file(
     partial = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent, f"{glob.escape(target.name)}.*.partial")
         # Not mkstemp: its files are readable by their owner alone.
         file = partial.open("xb")
     except OSError as error:
@@ -69,6 +74,21 @@ def download_file(
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Removes what processes that were killed have left unfinished: files to which nothing was written for a day.
+
+    Not sooner, and not by asking whether the process lives: the folder may be shared with other machines.
+
+    Args:
+        folder: Where they are.
+        pattern: Of their names.
+    """
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def _transfer(known: KnownFile, address: str, file: BinaryIO, progress: bool, timeout_seconds: float) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .download import remove_abandoned
 from .stored import StoredWeights, Wanted
 
 # To be raised when what is stored, or how a file is understood, changes.
@@ -97,6 +98,7 @@ def save_cached(folder: Path, source: Path, wanted: Wanted, stored: StoredWeight
             for former in folder.glob(f"{place.name.split('-')[0]}-*-{part}.npz"):
                 if former != place:
                     former.unlink(missing_ok=True)
+            remove_abandoned(folder, "*.npz.*.partial")
         except OSError as error:
             log(f"weights cache: {place} is not written: {error}; the next start reads {source} again")
         finally:
