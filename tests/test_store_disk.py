@@ -84,6 +84,36 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_finished_shards(tmp_p
     assert finished == ({"shards/shard-00000-of-00003.h5"} if limit_bytes >= 100_000 else set())
 
 
+FULL = """
+import contextlib, os, resource, sys
+from pathlib import Path
+from tests.stored_runs import *
+from pipeline.errors import StoreError
+folder, spec = Path(sys.argv[1]), make_spec(300, {"a": (1, 1, 4), "b": (2, 2, 3)}, images_per_shard=100)
+for limit in map(int, sys.argv[3:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    with contextlib.suppress(StoreError):
+        write_run(folder, spec) if sys.argv[2] == "run" else build_index(folder, spec)
+        print("no error", limit)
+    print(*sorted(path.name for path in folder.rglob("*.partial")), end="")
+print("end")
+"""
+
+
+def test_a_disk_that_is_full_when_tables_or_index_are_written_is_no_end_of_the_process(tmp_path: Path) -> None:
+    # Little but tables: HDF5 keeps these in memory and is refused when it closes the file, which it does not survive.
+    limits = (100, 900, 5000, 11_000, 15_000, 20_000, 30_000, 40_000, 44_000)
+    ended = run_python(FULL, tmp_path, "run", *limits)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
+    write_run(tmp_path, spec := make_spec(300, {"a": (1, 1, 4), "b": (2, 2, 3)}, images_per_shard=100))
+    index = (tmp_path / "features.h5").read_bytes()
+    (tmp_path / "features.h5").unlink()
+    ended = run_python(FULL, tmp_path, "index", *limits, len(index) - 1)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
+    write_run(tmp_path, spec)
+    assert (tmp_path / "features.h5").stat().st_size == len(index)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

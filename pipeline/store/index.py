@@ -35,7 +35,8 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     path = folder / format.INDEX_NAME
     partial = disk.partial_path(path)
     try:
-        with h5py.File(partial, "w") as file:
+        # In memory: a disk that refuses is more than HDF5 survives, see SteadyFile; and the tables are in memory already.
+        with h5py.File(partial, "w", driver="core", backing_store=False) as file:
             group = file.create_group("features")
             for feature in spec.features:
                 if feature.shape is None:
@@ -49,6 +50,8 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
                 group.create_dataset(layer, data=values, dtype="<u4")
             tables.write_root(file, spec, format.INDEX, 0)
             file.flush()
+            content = file.id.get_file_image()
+        partial.write_bytes(content)
         disk.publish(path)
     except BaseException as error:  # Ctrl-C too
         with suppress(OSError):

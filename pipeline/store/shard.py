@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format, tables
 from .cutter import Shape4
+from .steady import SteadyFile
 
 
 class ShardFile:
@@ -39,7 +40,12 @@ class ShardFile:
         self._partial = disk.partial_path(self.path)
         self._nodes: dict[str, h5py.Dataset | h5py.Group] = {}
         try:
-            self._file = h5py.File(self._partial, "w")
+            self._bytes = SteadyFile(self._partial)
+            with contextlib.ExitStack() as on_error:
+                on_error.enter_context(self._bytes)
+                self._file = h5py.File(self._bytes, "w")
+                self._bytes.hide_refusals()
+                on_error.pop_all()
         except disk.HDF5_ERRORS as error:
             with contextlib.suppress(OSError):
                 self._partial.unlink(missing_ok=True)
@@ -93,6 +99,7 @@ class ShardFile:
             with phil:
                 # A dataset of native size has no axis of images.
                 dataset.id.write_direct_chunk(offset[-len(dataset.shape) :], data)
+            self._bytes.check()
         except disk.HDF5_ERRORS as error:
             raise disk.write_error(self._partial, error) from error
 
@@ -109,9 +116,9 @@ class ShardFile:
             for layer, values in checksums.items():
                 group.create_dataset(layer, data=values, dtype="<u4")
             tables.write_root(self._file, self._spec, format.SHARD, self._shard.first)
-            # A flush raises the system's error; a close that fails says less.
-            self._file.flush()
             self._file.close()
+            self._bytes.check()
+            self._bytes.close()
             disk.publish(self.path)
         except disk.HDF5_ERRORS as error:
             self.drop()
@@ -119,8 +126,9 @@ class ShardFile:
 
     def drop(self) -> None:
         """Removes the file, whatever state it is in; never raises."""
-        # After a failed write HDF5 fails to close too, since it cannot write what it holds; nothing of it is wanted.
         with contextlib.suppress(*disk.HDF5_ERRORS):
             self._file.close()
+        with contextlib.suppress(OSError):
+            self._bytes.close()
         with contextlib.suppress(OSError):
             self._partial.unlink(missing_ok=True)
