@@ -43,7 +43,7 @@ def ours(path: str, folder: str, compression: str) -> tuple[dict[str, Any], Call
     from pipeline.store.writer import Writer
     from tests.stored_runs import make_spec
 
-    values = np.load(path)
+    values = _rows(path)
     spec = make_spec(ROWS, {LAYER: values.shape[1:]}, compression=compression, images_per_shard=ROWS // 2)
 
     def turn() -> list[float]:
@@ -54,7 +54,7 @@ def ours(path: str, folder: str, compression: str) -> tuple[dict[str, Any], Call
             for first in range(0, ROWS, BATCH):
                 indices = np.arange(first, first + BATCH)
                 writer.put_statuses([ImageStatus(int(index), "", 375, 500, 1, f"{index:064x}") for index in indices])
-                writer.put_features(FeatureBatch(LAYER, indices, _batch(values, first)))
+                writer.put_features(FeatureBatch(LAYER, indices, values[first : first + BATCH]))
             writer.close()
             return [time.perf_counter() - began, writer.bytes_stored]
 
@@ -65,7 +65,7 @@ def h5py_rows(path: str, folder: str, compression: str) -> tuple[dict[str, Any],
     """h5py, one row a chunk, gzip of level 4 or none; closed and synced."""
     import h5py
 
-    values = np.load(path)
+    values = _rows(path)
     Path(folder).mkdir(exist_ok=True)
     file_path = Path(folder, "features.h5")
     filters = {} if compression == "none" else {"compression": "gzip", "compression_opts": 4}
@@ -76,7 +76,7 @@ def h5py_rows(path: str, folder: str, compression: str) -> tuple[dict[str, Any],
         with h5py.File(file_path, "w") as file:
             dataset = file.create_dataset("features", (ROWS, *values.shape[1:]), "f4", chunks=(1, *values.shape[1:]), **filters)
             for first in range(0, ROWS, BATCH):
-                dataset[first : first + BATCH] = _batch(values, first)
+                dataset[first : first + BATCH] = values[first : first + BATCH]
         _sync(file_path)
         return [time.perf_counter() - began, file_path.stat().st_size]
 
@@ -85,7 +85,7 @@ def h5py_rows(path: str, folder: str, compression: str) -> tuple[dict[str, Any],
 
 def plain(path: str, folder: str) -> tuple[dict[str, Any], Callable[[], list[float]]]:
     """The same bytes into a plain file, synced: what the disk allows."""
-    values = np.load(path)
+    values = _rows(path)
     Path(folder).mkdir(exist_ok=True)
     file_path = Path(folder, "features.bin")
 
@@ -94,7 +94,7 @@ def plain(path: str, folder: str) -> tuple[dict[str, Any], Callable[[], list[flo
         began = time.perf_counter()
         with file_path.open("wb", buffering=0) as file:
             for first in range(0, ROWS, BATCH):
-                file.write(memoryview(_batch(values, first)).cast("B"))
+                file.write(memoryview(values[first : first + BATCH]).cast("B"))
         _sync(file_path)
         return [time.perf_counter() - began, file_path.stat().st_size]
 
@@ -150,11 +150,10 @@ def measure(bench: Bench) -> Iterator[Line]:
     yield Line("size, gzip: h5py, gzip 4", "MB", *sizes, more_is_better=False, notes=notes)
 
 
-def _batch(values: NDArray[np.float32], first: int) -> NDArray[np.float32]:
-    """Gives the next rows: those there are, over and over."""
-    assert len(values) % BATCH == 0, len(values)
-    place = first % len(values)
-    return values[place : place + BATCH]
+def _rows(path: str) -> NDArray[np.float32]:
+    """Gives all rows: the images there are, over and over, but each in memory of its own, so that none is in a cache."""
+    values = np.load(path)
+    return np.concatenate([values] * -(-ROWS // len(values)))[:ROWS]
 
 
 def _sync(path: Path) -> None:
