@@ -25,11 +25,12 @@ from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
 from .progress import Progress, refuse_failures
 from .records import Manifest, RunSpec
-from .report import Report, Stopwatch, count_causes, peak_memory_bytes, words_for_bytes
+from .report import Report, Stopwatch, count_causes, peak_memory_bytes, usable_cores, words_for_bytes
 from .schema import AUTO
 from .signals import clearing, leaving_at_once
-from .stages import Stages, make_stages, usable_cores
+from .stages import Stages, make_stages
 from .store import disk, folder, format
+from .store.digests import Digests
 from .store.index import build_index
 from .store.reader import open_run
 from .store.writer import Writer
@@ -146,8 +147,10 @@ def _make_missing(
     errors_before = _look_at_finished(options.folder, spec, run_folder)
     writers: list[Writer] = []
     seconds_flowing = 0.0
-    if stages is not None:
+    digests = Digests(options.folder)
+    if stages is not None or not digests.agrees("config.yaml"):
         _write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
+    if stages is not None:
         began = time.monotonic()
         writers = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
         seconds_flowing = time.monotonic() - began
@@ -183,7 +186,7 @@ def _make_missing(
         peak_memory_bytes=peak_memory_bytes(),
         versions=versions(),
     )
-    if not is_indexed or not _is_reported(options.folder, spec):
+    if not is_indexed or not digests.agrees("report.json") or not _is_reported(options.folder, spec):
         # What the run took when it did something is worth more than that this time there was nothing to do.
         _write_text(options.folder / "report.json", report.json())
     for line in report.summary().splitlines():
@@ -262,7 +265,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _index_is_whole(path: Path, spec: RunSpec) -> bool:
-    if not (path / format.INDEX_NAME).is_file():
+    if not Digests(path).agrees(format.INDEX_NAME):
         return False
     try:
         with open_run(path / format.INDEX_NAME) as found:
@@ -285,7 +288,7 @@ def _is_reported(path: Path, spec: RunSpec) -> bool:
 def _write_text(path: Path, text: str) -> None:
     try:
         disk.partial_path(path).write_text(text, encoding="utf-8")
-        disk.publish(path)
+        Digests(path.parent).publish(path)
     except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             disk.partial_path(path).unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .network.fitting import NativeLimit
 from .network.start import load_tensorflow
 from .network.weights import Weights
 from .records import Batch, Manifest, RunSpec
+from .report import usable_cores
 
 if TYPE_CHECKING:
     from .network.device import Device
@@ -42,14 +42,6 @@ class Stages:
     load: Callable[[Manifest, NDArray[np.int64], int], Generator[Batch, None, None]]
     preprocess: Callable[[Batch], Iterable[Step]]
     network: Callable[[Any], Iterable[tuple[str, Any]]]
-
-
-def usable_cores() -> int:
-    """Gives the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:

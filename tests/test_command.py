@@ -44,6 +44,10 @@ def call(*arguments: str, cwd: Path, module: str = "pipeline.run") -> subprocess
     )
 
 
+# Attributes that tell the time or the options of this machine, and the checksums of these.
+TELLING = ("created", "config", "attribute_checksums")
+
+
 def contents(folder: Path) -> dict[str, Any]:
     """Gives every dataset of a run, and the attributes that do not tell the time or the options of this machine."""
     found: dict[str, Any] = {}
@@ -55,7 +59,7 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name + "@"] = {key: str(value) for key, value in node.attrs.items()}
 
         file.visititems(visit)
-        found["@"] = {key: str(value) for key, value in file.attrs.items() if key not in ("created", "config")}
+        found["@"] = {key: str(value) for key, value in file.attrs.items() if key not in TELLING}
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LockedError, StoreError
+from pipeline.store.attributes import write_attributes
 from pipeline.store.folder import open_folder
 from pipeline.store.reader import open_run
 from pipeline.store.writer import Writer
@@ -299,7 +300,7 @@ def test_a_shard_of_a_later_version_is_refused_and_kept(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec())
     path = tmp_path / "shards/shard-00001-of-00003.h5"
     with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 2
+        write_attributes(file, {"format_version": 2})
     with pytest.raises(StoreError, match=r"later version of this program, got format version 2\. Expected at most 1"):
         open_folder(tmp_path, make_spec(), "resume")
     assert path.exists()

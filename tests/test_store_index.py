@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
+from pipeline.store.attributes import write_attributes
 from pipeline.store.index import build_index
 
 from .stored_runs import make_spec, make_values, write_run
@@ -121,7 +122,7 @@ def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path
     with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: cannot be read, got No such file or directory"):
         build_index(tmp_path, spec)
     path.write_bytes(whole)
-    change(path, lambda file: file.attrs.__setitem__("run_digest", "f" * 64))
+    change(path, lambda file: write_attributes(file, {"run_digest": "f" * 64}))
     with pytest.raises(StoreError, match=r"a shard of another run, got run digest ffffffffffff\. Expected " + spec.digest[:12]):
         build_index(tmp_path, spec)
     path.write_bytes((tmp_path / "shards/shard-00000-of-00003.h5").read_bytes())

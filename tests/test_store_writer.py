@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import zlib
 from pathlib import Path
@@ -43,7 +44,12 @@ def test_a_shard_has_the_tree_that_the_format_says(tmp_path: Path, compression: 
         assert dataset.compression == (compression if compression == "gzip" else None)
         assert not dataset.shuffle
         assert np.isnan(dataset.fillvalue)
-        assert {name: dataset.attrs[name] for name in dataset.attrs} == {
+        attributes = dict(dataset.attrs)
+        checksums = json.loads(attributes.pop("attribute_checksums"))
+        assert checksums.keys() == attributes.keys()
+        assert checksums["dtype"] == zlib.crc32(dtype.encode())
+        assert checksums["channels"] == zlib.crc32(np.array(3, "<i8").tobytes())
+        assert attributes == {
             "axes": "image,height,width,channel",
             "channels": 3,
             "stride_px": 8,

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from ..errors import LockedError, StoreError
+from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, digest_identity
 from . import disk, format, tables
 from .chain import Chain, another_run, settle_parts
+from .damage import extra_file
+from .digests import Digests
 from .found import Result, find_parts, listing_paths, read_result, result_paths
 from .listing import write_listing
+from .lock import take_lock
+from .repair import complete_digests, forget_missing
 
 REPLACE, FAIL, EXTEND = "replace", "fail", "extend"
 
@@ -55,7 +59,7 @@ class RunFolder:
             yield self._chain.up_to(part), tuple(shard for shard in self.missing if shard.part == part)
 
     def make_room(self) -> None:
-        """Removes what is to be replaced, and lists the images of each part that is new.
+        """Removes what is to be replaced, and lists the images of each part that is new, or whose list is missing or damaged.
 
         Not done before everything that could still refuse the run has agreed.
 
@@ -64,9 +68,11 @@ class RunFolder:
         """
         for path in self.replaced:
             disk.remove(path)
+        forget_missing(self.path)
+        digests = Digests(self.path)
         for part in range(len(self.spec.parts)):
             path = self.path / format.manifest_name(part)
-            if not path.exists():
+            if not digests.agrees(path.name):
                 write_listing(path, self._chain.up_to(part), self._chain.gone[part])
 
     def drop_partial_files(self) -> None:
@@ -108,7 +114,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
         disk.make_folder(shards)
     except OSError as error:
         raise disk.write_error(folder, error) from error
-    lock = _take_lock(folder)
+    lock = take_lock(folder)
     try:
         if existing == REPLACE:
             replaced, chain = _all_files(folder), settle_parts(folder, spec, (), extend=False)
@@ -136,20 +142,6 @@ def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
     return sum(shard.rows for shard in shards) * format.row_bytes(spec.features, spec.dtype)
 
 
-def _take_lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / format.LOCK_NAME, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(
-            f"{folder}: another run writes this folder, got a lock held by a live process. Expected one run at a time. "
-            f"Wait for it or stop it, or choose another folder with name=..."
-        ) from error
-    except (OSError, NotImplementedError) as error:  # the second is filelock's, for a file system without locks
-        raise disk.write_error(folder / format.LOCK_NAME, error) from error
-    return lock
-
-
 def _all_files(folder: Path) -> list[Path]:
     """Gives everything this program has written in a folder, in the order in which to remove it."""
     # The index first: while it is there, a reader takes the run for whole.
@@ -166,7 +158,9 @@ def _refuse_foreign_folder(folder: Path) -> None:
     if not folder.is_dir():
         return
     lock = folder / format.LOCK_NAME
-    names = [format.LOCK_NAME] if lock.is_symlink() or lock.is_dir() else []
+    # What is written before all else has been looked at.
+    early = [format.LOCK_NAME, format.DIGESTS_NAME, format.DIGESTS_NAME + format.PARTIAL_SUFFIX]
+    names = [name for name in early if (folder / name).is_symlink() or (folder / name).is_dir()]
     if not (lock.exists() or result_paths(folder) or listing_paths(folder)):
         names += [name for name in format.COMPANION_NAMES if (folder / name).exists()]
     if names:
@@ -231,11 +225,13 @@ def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], e
             continue
         if shard is None:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
-            raise _extra_file(path, plan)
+            raise extra_file(path, next(iter(plan)), len(plan))
         if _is_whole(result, chain.spec, digests[shard.part], shard):
             finished.add(shard)
         else:
             useless[path] = "damaged"
+    useless |= complete_digests(folder, finished)
+    finished = {shard for shard in finished if folder / format.shard_path(shard.file_name) not in useless}
     index = next((result for result in results if result.path.name == format.INDEX_NAME), None)
     if index and (reason := _why_useless(index, chain.spec, finished)):
         useless[index.path] = reason
@@ -244,6 +240,7 @@ def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], e
             continue  # refused, or left alone, as any other link
         _log.warning("%s: removed, since it is %s", path, reason)
         disk.remove(path)
+    forget_missing(folder)
     # A list of a part that is not of this run, or is planned anew.
     kept = {folder / format.manifest_name(part) for part in range(chain.kept)}
     return RunFolder(folder, lock, frozenset(finished), chain, [path for path in listing_paths(folder) if path not in kept])
@@ -256,13 +253,6 @@ def _why_useless(index: Result, spec: RunSpec, finished: set[ShardSpec]) -> str:
     if any(shard.part <= index.part and shard not in finished for shard in spec.shards()):
         return "an index of shards that are to be made again"
     return ""
-
-
-def _extra_file(path: Path, plan: Mapping[str, ShardSpec]) -> StoreError:
-    return StoreError(
-        f"{path}: not in this run's plan of {len(plan)} shards, got an extra file. Expected "
-        f"{next(iter(plan))} and its like. Move it away, or use output.existing=replace."
-    )
 
 
 def _is_whole(result: Result, spec: RunSpec, digest: str, shard: ShardSpec) -> bool:

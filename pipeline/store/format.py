@@ -6,6 +6,7 @@
       features.h5                      the index: virtual datasets over all shards, relative paths
       shards/shard-00000-of-00012.h5   the data; complete, or absent
       manifest.jsonl.gz                the images that the run was planned for
+      SHA256SUMS                       SHA-256 of each of these files, of config.yaml and of report.json
 
 A run may be extended: images that came later are a further part, planned for itself. Its shards are
 ``shards/shard-part001-00000-of-00003.h5``, its images ``manifest-part001.jsonl.gz``; the next one's are ``part002``. Rows of a
@@ -39,8 +40,8 @@ path                         shape, type                      meaning
 ============================ ================================ ==========================================================
 
 Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image`` at native size), ``channels``, ``stride_px``,
-``network_index``, and ``dtype``. A column of ``/images`` has ``crc32``: of its little-endian bytes, or of its texts in UTF-8,
-each ended by a NUL byte.
+``network_index``, ``dtype``, and ``attribute_checksums``. A column of ``/images`` has ``crc32``: of its little-endian bytes, or
+of its texts in UTF-8, each ended by a NUL byte.
 
 Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard`` or ``index``), ``run_digest`` (SHA-256 of
 ``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest`` (of the images of the
@@ -51,6 +52,13 @@ The files of an added part, and the index over it, speak of the run as it is wit
 rows and the run digest of the run before, so that ``run_digest`` stands for all parts; ``rows`` counts all. They have besides
 ``part_stops``, (P,) int64, the rows of the run after each part up to this one, and ``part_digests``, (P,) UTF-8, the
 ``run_digest`` that the shards of each part have.
+
+``attribute_checksums``, of the root and of each layer, is JSON: name of every other attribute there -> CRC-32 of its text in
+UTF-8, or of its little-endian bytes. It means the same in every later version of the format.
+
+``SHA256SUMS`` is in the format of coreutils: ``sha256sum -c SHA256SUMS`` in the run folder checks it. A file's line is added
+once the file has its final name, and removed before a file of that name is written anew: a kill leaves a line missing, never a
+wrong one. ``run.log`` has no line, since every later run adds to it.
 
 Chunks are HDF5 deflate (zlib) or unfiltered, little-endian, and hold whole rows; see :func:`chunk_shape` and :func:`band_shape`.
 A chunk whose rows have all failed is not stored. No plug-in is needed to read any of it.
@@ -71,8 +79,11 @@ INDEX = "index"
 
 SHARD_FOLDER = "shards"
 INDEX_NAME = "features.h5"
-# Written by the doors beside the data.
-COMPANION_NAMES = ("config.yaml", "report.json", "run.log")
+DIGESTS_NAME = "SHA256SUMS"
+# Written beside the data.
+COMPANION_NAMES = ("config.yaml", "report.json", "run.log", DIGESTS_NAME)
+# What has a line in DIGESTS_NAME besides shards and lists of images: all of it but the log, which grows with every run.
+DIGESTED_NAMES = (INDEX_NAME, "config.yaml", "report.json")
 MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
 MANIFEST_FORMAT = f"{FORMAT}-manifest"
 # More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.
@@ -85,6 +96,8 @@ AXES = "image,height,width,channel"
 NATIVE_AXES = "height,width,channel"
 STORED_DTYPES = {"float32": "<f4", "float16": "<f2"}
 ITEMSIZE_BYTES = {"float32": 4, "float16": 2}
+# Name of the attribute that holds the checksums of its neighbours.
+ATTRIBUTE_CHECKSUMS = "attribute_checksums"
 
 TEXT_COLUMNS = ("key", "status", "error", "label", "sha256")
 NUMBER_COLUMNS = {"height": "<i4", "width": "<i4", "bytes": "<i8"}
@@ -103,6 +116,11 @@ SHARD_BYTES = 256 << 20
 # A shard is what a killed run loses. Small rows would make it an hour's work, so rows are limited too.
 SHARD_ROWS = 4096
 LARGEST_SHARD_COUNT = 2000
+
+
+def shard_path(file_name: str) -> str:
+    """Gives where a shard lies, from the run folder: always with ``/``, also on Windows."""
+    return f"{SHARD_FOLDER}/{file_name}"
 
 
 def manifest_name(part: int) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import OK, FeatureSpec, RunSpec, ShardSpec
 from . import disk, format, tables
+from .digests import Digests
 from .tables import Column
 
 
@@ -52,7 +53,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             file.flush()
             content = file.id.get_file_image()
         partial.write_bytes(content)
-        disk.publish(path)
+        Digests(folder).publish(path)
     except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             partial.unlink()
@@ -93,8 +94,8 @@ def _joined(parts: Mapping[str, list[NDArray]]) -> dict[str, NDArray]:  # type: 
 
 
 def _source_path(shard: ShardSpec) -> str:
-    # HDF5 takes a relative path from the folder of the file that holds it. Always "/", also on Windows.
-    return f"{format.SHARD_FOLDER}/{shard.file_name}"
+    # HDF5 takes a relative path from the folder of the file that holds it.
+    return format.shard_path(shard.file_name)
 
 
 def _map_layer(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.Dataset:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..records import Manifest, RunSpec, digest_images
 from . import disk, format
+from .digests import Digests
 
 # A line of so many rows is some megabytes: a list of millions never lies in memory twice.
 ROWS_A_LINE = 1 << 15
@@ -79,7 +80,7 @@ def write_listing(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
                     "columns": {name: values[rows] for name, values in manifest.metadata.items()},
                 }
                 file.write(_line(line))
-        disk.publish(path)
+        Digests(path.parent).publish(path)
     except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             partial.unlink()

@@ -13,6 +13,8 @@ import h5py
 from ..errors import StoreError, nearest
 from ..records import ShardSpec
 from . import format, tables
+from .attributes import check_attributes
+from .damage import missing_shard, no_run, unfinished
 from .layer import Layer
 from .shards import Shards
 from .tables import Column, Table
@@ -34,13 +36,18 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     if path.is_dir():
         path = _index_of(path)
     elif not path.exists():
-        folders = [folder.name for folder in _siblings(path) if (folder / format.INDEX_NAME).exists()]
-        known = f" one of: {nearest(path.name, folders)}" if folders else " a run folder, its features.h5 or a shard"
-        raise StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
+        raise no_such_run(path)
     own_name = path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name)
     if path.is_file() and not own_name and not h5py.is_hdf5(path):
         raise StoreError(f"{path}: not a run, got a file that is no HDF5. Expected a run folder, its features.h5 or a shard.")
     return Run(path)
+
+
+def no_such_run(path: Path) -> StoreError:
+    """Gives the one line for a path that does not exist, with the names of the runs beside it."""
+    folders = [folder.name for folder in _siblings(path) if (folder / format.INDEX_NAME).exists()]
+    known = f" one of: {nearest(path.name, folders)}" if folders else " a run folder, its features.h5 or a shard"
+    return StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
 
 
 def _siblings(path: Path) -> list[Path]:
@@ -56,14 +63,8 @@ def _index_of(folder: Path) -> Path:
     ]
     if shards:
         count = sum({found[1]: int(found[2]) for found in shards}.values())
-        raise StoreError(
-            f"{folder}: the run is not finished, got {len(shards)} of {count} shards and no {format.INDEX_NAME}. Expected both. "
-            f"Run the extraction again to go on, or open a single shard."
-        )
-    raise StoreError(
-        f"{folder}: not a run folder, got no {format.INDEX_NAME}. Expected what an extraction has written. "
-        f"Give the folder that was named by name=..., usually outputs/<name>."
-    )
+        raise unfinished(folder, len(shards), count, format.INDEX_NAME)
+    raise no_run(folder, format.INDEX_NAME)
 
 
 class Run:
@@ -88,6 +89,8 @@ class Run:
                 rows, columns = len(file["images"]["key"]), tables.column_order(file["images"])
                 self._shards = Shards(self._locate(plan), digests)
                 self.layers = tuple(tables.layer_names(file))
+                for name in self.layers:
+                    check_attributes(file["features"][name], path, f"layer {name}")
                 self._layers = {name: Layer(self._shards, name, file["features"][name]) for name in self.layers}
             except tables.HDF5_READ_ERRORS as error:
                 raise tables.damaged(path, "the tree", error) from error
@@ -104,10 +107,7 @@ class Run:
         missing = [shard.file_name for shard in plan if shard.file_name not in present]
         if missing:
             # HDF5 would read a missing shard as NaN, as if all its images had failed.
-            raise StoreError(
-                f"{folder / missing[0]}: the shard is missing, got {len(plan) - len(missing)} of {len(plan)} shards. Expected "
-                f"all of them. Put it back, or run the extraction again: only what is missing is made again."
-            )
+            raise missing_shard(folder / missing[0], len(plan) - len(missing), len(plan))
         return {shard: folder / shard.file_name for shard in plan}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import FAILED, ShardSpec
 from . import codec, format, tables
+from .attributes import check_attributes
+from .damage import HDF5_READ_ERRORS, damaged
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
-_CHUNK_ERRORS = (codec.DecodeError, MemoryError, *tables.HDF5_READ_ERRORS)
+_CHUNK_ERRORS = (codec.DecodeError, MemoryError, *HDF5_READ_ERRORS)
 
 
 class ShardRows:
@@ -44,6 +47,7 @@ class ShardRows:
             self._file.close()
             raise
         self._layers: dict[str, tuple[Any, NDArray[np.uint32]]] = {}
+        self._keys: tables.Column | None = None
         # Layer -> (first row, values) of the last chunk of several rows, for those who read row after row.
         self._last: dict[str, tuple[int, NDArray[np.floating]]] = {}
 
@@ -94,6 +98,70 @@ class ShardRows:
         self._check(layer, row, values, int(checksums[row]))
         return values
 
+    def groups(self, layer: str) -> Iterator[range]:
+        """Gives the rows of the shard that lie in a chunk together, for every chunk of a layer.
+
+        Raises:
+            StoreError: The layer is damaged.
+        """
+        stored, _ = self._layer(layer)
+        step = stored.chunk[0] if isinstance(stored, _Stored) and stored.chunk else 1
+        return (range(first, min(self._shard.rows, first + step)) for first in range(0, self._shard.rows, step))
+
+    def unexpected(self, layer: str) -> list[str]:
+        """Gives the names of what lies in a layer at native size and is no row of the shard."""
+        stored, _ = self._layer(layer)
+        rows = range(self._shard.first, self._shard.stop)
+        return [] if isinstance(stored, _Stored) else sorted(set(stored) - {format.native_name(row) for row in rows})
+
+    def examine(self, layer: str, group: range) -> tuple[list[StoreError], int]:
+        """Gives what is wrong with the rows of a chunk, and the bytes of their values, but for failed ones.
+
+        Args:
+            layer: Name of a layer of the run.
+            group: One of :meth:`groups`.
+        """
+        stored, _ = self._layer(layer)
+        try:
+            rows = self._group_values(stored, group)
+        except _CHUNK_ERRORS as error:
+            return [self._damaged_rows(layer, group, error)], 0
+        return list(self._wrong_rows(layer, group, rows)), sum(
+            values.nbytes for row, values in zip(group, rows, strict=True) if values is not None and not self._failed[row]
+        )
+
+    def _wrong_rows(self, layer: str, group: range, rows: list[NDArray[np.floating] | None]) -> Iterator[StoreError]:
+        _, checksums = self._layer(layer)
+        for row, values in zip(group, rows, strict=True):
+            if self._failed[row]:
+                # At native size there is nothing to be read of a failed row.
+                if values is not None and not np.isnan(values).all():
+                    yield self._damaged(layer, row, "a number in a row of a failed image")
+                if checksums[row]:
+                    yield self._damaged(layer, row, f"checksum {int(checksums[row]):08x} for a failed image")
+                continue
+            assert values is not None
+            got = codec.checksum(values)
+            if got != checksums[row]:
+                yield self._damaged(layer, row, f"checksum {got:08x} in place of {int(checksums[row]):08x}")
+            elif not np.isfinite(values).all():
+                yield self._damaged(layer, row, "a value that is not finite, although its checksum agrees")
+
+    def _group_values(self, stored: Any, group: range) -> list[NDArray[np.floating] | None]:
+        if not isinstance(stored, _Stored):
+            name = format.native_name(self._shard.first + group.start)
+            if self._failed[group.start]:
+                if name in stored:
+                    raise ValueError("a dataset of a failed image")
+                return [None]
+            return [_Stored(stored[name]).read_image(())]
+        if self._failed[group.start : group.stop].all():
+            # Such a chunk is not stored: HDF5 gives the fill value.
+            return list(stored.dataset[group.start : group.stop])
+        if stored.chunk is None or stored.chunk[0] == 1:
+            return [stored.read_image((group.start,))]
+        return list(stored.read_chunk((group.start, 0, 0, 0))[: len(group)])
+
     def _row(self, layer: str, stored: _Stored, row: int) -> NDArray[np.floating]:
         if stored.chunk is None or stored.chunk[0] == 1:
             return stored.read_image((row,))
@@ -109,9 +177,12 @@ class ShardRows:
         if name not in self._layers:
             try:
                 node, checksums = self._file["features"][name], self._file["checksums"][name][()]
+                check_attributes(node, self._path, f"layer {name}")
+                if checksums.shape != (self._shard.rows,):
+                    raise ValueError(f"checksums of shape {checksums.shape}")
                 self._layers[name] = node if isinstance(node, h5py.Group) else _Stored(node), checksums
-            except tables.HDF5_READ_ERRORS as error:
-                raise tables.damaged(self._path, f"layer {name}", error) from error
+            except HDF5_READ_ERRORS as error:
+                raise damaged(self._path, f"layer {name}", error) from error
         return self._layers[name]
 
     def _check(self, layer: str, row: int, values: NDArray[np.floating], expected: int) -> None:
@@ -120,8 +191,21 @@ class ShardRows:
             raise self._damaged(layer, row, f"checksum {got:08x} in place of {expected:08x}")
 
     def _damaged(self, layer: str, row: int, got: object) -> StoreError:
-        key = tables.read_column(self._file, self._path, "key")[row]
-        return tables.damaged(self._path, f"layer {layer}, row {self._shard.first + row} ({key})", got)
+        return self._damaged_rows(layer, range(row, row + 1), got)
+
+    def _damaged_rows(self, layer: str, rows: range, got: object) -> StoreError:
+        first, last, key = self._shard.first + rows[0], self._shard.first + rows[-1], self._key(rows[0])
+        words = f"row {first} ({key})" if first == last else f"rows {first} ({key}) to {last}"
+        return damaged(self._path, f"layer {layer}, {words}", got)
+
+    def _key(self, row: int) -> str:
+        if self._keys is None:
+            try:
+                self._keys = tables.read_column(self._file, self._path, "key")
+            except StoreError:
+                # Two things are damaged; the row is what was asked for.
+                return "key damaged too"
+        return str(self._keys[row])
 
 
 class _Stored:

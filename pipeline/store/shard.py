@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format, tables
 from .cutter import Shape4
+from .digests import Digests
 from .steady import SteadyFile
 
 
@@ -103,12 +104,13 @@ class ShardFile:
         except disk.HDF5_ERRORS as error:
             raise disk.write_error(self._partial, error) from error
 
-    def finish(self, statuses: Sequence[ImageStatus], checksums: Mapping[str, NDArray[np.uint32]]) -> None:
-        """Adds the tables, closes the file, and gives it its final name once it is on the disk.
+    def finish(self, statuses: Sequence[ImageStatus], checksums: Mapping[str, NDArray[np.uint32]], digests: Digests) -> None:
+        """Adds the tables, closes the file, and gives it its final name and its digest once it is on the disk.
 
         Args:
             statuses: One for each row, in order.
             checksums: Layer -> (rows,), 0 for failed rows.
+            digests: Of the run folder.
         """
         try:
             tables.write_columns(self._file, tables.image_columns(self._spec, self._shard, statuses))
@@ -119,7 +121,7 @@ class ShardFile:
             self._file.close()
             self._bytes.check()
             self._bytes.close()
-            disk.publish(self.path)
+            digests.publish(self.path)
         except disk.HDF5_ERRORS as error:
             self.drop()
             raise disk.write_error(self._partial, error) from error

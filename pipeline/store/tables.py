@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 from ..errors import StoreError, nearest
 from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
 from . import format
+from .attributes import check_attributes, write_attributes
+from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
+from .damage import DamagedError as DamagedError
+from .damage import ForeignError, of_another_run, unreadable
+from .damage import damaged as damaged
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
 _TEXT = h5py.string_dtype("utf-8")
-
-# What h5py raises for bytes that are not as they were written, or are missing.
-HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)
-
-
-class DamagedError(StoreError):
-    """A file of the store is not as it was written; making it again mends it."""
 
 
 class ColumnError(StoreError, KeyError):
@@ -61,17 +59,19 @@ def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> Non
     if spec.before:
         attributes["part_stops"] = np.array([part.stop for part in spec.parts], np.int64)
         attributes["part_digests"] = np.array([part.digest for part in spec.parts], object)
-    for name, value in attributes.items():
-        file.attrs[name] = value
+    write_attributes(file, attributes)
 
 
 def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: str) -> None:
     """Writes the attributes of ``/features/<layer>``."""
-    node.attrs["axes"] = format.NATIVE_AXES if feature.shape is None else format.AXES
-    node.attrs["channels"] = np.int64(feature.layer.channels)
-    node.attrs["stride_px"] = np.int64(feature.layer.stride_px)
-    node.attrs["network_index"] = np.int64(feature.layer.network_index)
-    node.attrs["dtype"] = dtype
+    attributes = {
+        "axes": format.NATIVE_AXES if feature.shape is None else format.AXES,
+        "channels": np.int64(feature.layer.channels),
+        "stride_px": np.int64(feature.layer.stride_px),
+        "network_index": np.int64(feature.layer.network_index),
+        "dtype": dtype,
+    }
+    write_attributes(node, attributes)
 
 
 def image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, Column]:
@@ -108,7 +108,7 @@ def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
     for name, values in columns.items():
         dtype = format.NUMBER_COLUMNS.get(name, _TEXT)
         dataset = group.create_dataset(name, data=values, dtype=dtype)
-        dataset.attrs["crc32"] = np.uint32(_column_checksum(values))
+        dataset.attrs["crc32"] = np.uint32(column_checksum(values))
 
 
 def read_column(file: h5py.File, path: Path, name: str) -> Column:
@@ -125,7 +125,7 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
     try:
         dataset = file["images"][name]
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
-        expected, got = int(dataset.attrs["crc32"]), _column_checksum(values)
+        expected, got = int(dataset.attrs["crc32"]), column_checksum(values)
     except (*HDF5_READ_ERRORS, UnicodeDecodeError) as error:
         raise damaged(path, f"column {name!r} of /images", error) from error
     if got != expected:
@@ -133,19 +133,11 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
     return values
 
 
-def _column_checksum(values: Column) -> int:
+def column_checksum(values: Column) -> int:
     """Gives the CRC-32 of a column: of its little-endian bytes, or of its texts in UTF-8, each ended by a NUL byte."""
     if values.dtype == object:
         return zlib.crc32("".join(f"{text}\0" for text in values).encode())
     return zlib.crc32(values.astype(values.dtype.newbyteorder("<")).tobytes())
-
-
-def damaged(path: Path, part: str, got: object) -> DamagedError:
-    """Gives the one line for a file that is not as it was written."""
-    return DamagedError(
-        f"{path}: {part} is damaged, got {' '.join(str(got).split())[:200] or type(got).__name__}. Expected the bytes that were "
-        f"written. Remove this file and run the extraction again: only what is missing is made again."
-    )
 
 
 def open_file(path: Path) -> h5py.File:
@@ -158,23 +150,22 @@ def open_file(path: Path) -> h5py.File:
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be read, got {error.strerror or error}. Expected a file of a finished run. "
-            f"Put it back, or run the extraction again: only what is missing is made again."
-        ) from error
+        raise unreadable(path, error) from error
     try:
         opened = h5py.File(path, "r")
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the HDF5 file", error) from error
     try:
+        # Before anything is believed: an attribute that has lost a bit would tell of another program, run or version.
+        check_attributes(opened, path, "the root")
         kind, version = opened.attrs.get("format"), opened.attrs.get("format_version")
         if kind != format.FORMAT or version is None:
-            raise StoreError(
+            raise ForeignError(
                 f"{path}: not a file of this program, got format {kind!r}. Expected {format.FORMAT!r}. "
                 f"Give a run folder, its {format.INDEX_NAME} or one of its shards."
             )
         if int(version) > format.FORMAT_VERSION:
-            raise StoreError(
+            raise ForeignError(
                 f"{path}: written by a later version of this program, got format version {int(version)}. Expected at most "
                 f"{format.FORMAT_VERSION}. Update the program."
             )
@@ -236,12 +227,9 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the root", error) from error
     if found != digest:
-        raise StoreError(
-            f"{path}: a shard of another run, got run digest {found[:12]}. Expected {digest[:12]}. "
-            f"Put the run's own shard back, or remove this one and run the extraction again."
-        )
+        raise of_another_run(path, found, digest)
     if (first, rows) != (shard.first, shard.rows):
-        raise StoreError(
+        raise ForeignError(
             f"{path}: not the shard that its name says, got rows {first} to {first + rows - 1}. Expected {shard.first} to "
             f"{shard.stop - 1}. Put the right one back, or remove this one and run the extraction again."
         )

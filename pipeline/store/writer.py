@@ -17,6 +17,7 @@ from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format
 from .cutter import Cutter, Piece
+from .digests import Digests
 from .progress import Progress
 from .shard import ShardFile
 
@@ -52,6 +53,7 @@ class Writer:
         self.bytes_raw = self.bytes_stored = self.shards_done = 0
         self.encode_seconds = self.write_seconds = 0.0
         self._folder = folder
+        self._digests = Digests(folder)
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
@@ -64,7 +66,8 @@ class Writer:
         self._changed = threading.Condition()
         self._writing = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
-        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next.
+        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; one, since
+        # one at a time may write the digests.
         self._finisher = ThreadPoolExecutor(1, "finish")
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
@@ -195,7 +198,7 @@ class Writer:
     def _finish(self, progress: Progress) -> None:
         def work() -> None:
             started = time.perf_counter()
-            progress.file.finish(progress.statuses(), progress.checksums())
+            progress.file.finish(progress.statuses(), progress.checksums(), self._digests)
             with self._changed:
                 self.write_seconds += time.perf_counter() - started
                 self.shards_done += 1

@@ -1,0 +1,124 @@
+"""What a file of the store is said to be that is not as it was written: one place for the words of reader, index and verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import StoreError
+
+# What h5py raises for bytes that are not as they were written, or are missing; the last two where an object has become one of
+# another kind.
+HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+
+
+class DamagedError(StoreError):
+    """A file of the store is not as it was written; making it again mends it."""
+
+
+class ForeignError(StoreError):
+    """A file is whole, and not the one that belongs there: of another run, of other rows, of another program or version."""
+
+
+def damaged(path: Path, part: str, got: object) -> DamagedError:
+    """Gives the one line for a file that is not as it was written."""
+    return DamagedError(
+        f"{path}: {part} is damaged, got {' '.join(str(got).split())[:200] or type(got).__name__}. Expected the bytes that were "
+        f"written. Remove this file and run the extraction again: only what is missing is made again."
+    )
+
+
+def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
+    """Gives the one line for a shard whose run digest is not that of the run."""
+    return ForeignError(
+        f"{path}: a shard of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
+        f"Put the run's own shard back, or remove this one and run the extraction again."
+    )
+
+
+def missing_shard(path: Path, there: int, count: int) -> StoreError:
+    """Gives the one line for a shard that is not there."""
+    return StoreError(
+        f"{path}: the shard is missing, got {there} of {count} shards. Expected "
+        f"all of them. Put it back, or run the extraction again: only what is missing is made again."
+    )
+
+
+def unfinished(folder: Path, there: int, count: int, index_name: str) -> StoreError:
+    """Gives the one line for a run folder that has shards and no index."""
+    return StoreError(
+        f"{folder}: the run is not finished, got {there} of {count} shards and no {index_name}. Expected both. "
+        f"Run the extraction again to go on, or open a single shard."
+    )
+
+
+def no_run(folder: Path, index_name: str) -> StoreError:
+    """Gives the one line for a folder without anything of a run."""
+    return StoreError(
+        f"{folder}: not a run folder, got no {index_name}. Expected what an extraction has written. "
+        f"Give the folder that was named by name=..., usually outputs/<name>."
+    )
+
+
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """Gives the one line for a file that the system does not let us read."""
+    return StoreError(
+        f"{path}: cannot be read, got {error.strerror or error}. Expected a file of a finished run. "
+        f"Put it back, or run the extraction again: only what is missing is made again."
+    )
+
+
+def extra_file(path: Path, example: str, count: int) -> ForeignError:
+    """Gives the one line for a file with the name of a shard that the run does not have."""
+    return ForeignError(
+        f"{path}: not in this run's plan of {count} shards, got an extra file. Expected {example} and its like. "
+        f"Move it away, or use output.existing=replace."
+    )
+
+
+def changed(path: Path, found: str, expected: str, has_data: bool) -> DamagedError:
+    """Gives the one line for a file whose digest differs though nothing that it holds is found wrong.
+
+    Args:
+        path: Of the file.
+        found: Its SHA-256.
+        expected: What it was.
+        has_data: Whether rows, tables and attributes have been held to their checksums.
+    """
+    where = ": bytes outside the data have changed, every row, table and attribute agrees" if has_data else ""
+    return damaged(path, "the file", f"SHA-256 {found[:12]} in place of {expected[:12]}{where}")
+
+
+def wrong_line(path: Path, number: int, text: str) -> StoreError:
+    """Gives the one line for a line of ``SHA256SUMS`` that is none."""
+    return _wrong_digest(path, f"line {number} is damaged, got {text[:120]!r}")
+
+
+def unlikely_digest(path: Path, name: str, found: str, expected: str) -> StoreError:
+    """Gives the one line for a digest of which only some digits are wrong: the file cannot have changed it so."""
+    places = sum(one != other for one, other in zip(found, expected, strict=True))
+    return _wrong_digest(path, f"the digest of {name} is damaged, got {places} of {len(found)} digits other than the file's")
+
+
+def without_line(path: Path, name: str) -> StoreError:
+    """Gives the one line for a file that ``SHA256SUMS`` does not know."""
+    return _wrong_digest(path, f"there is no line for {name}, got a file that nobody can say to be unchanged")
+
+
+def stray_line(path: Path, name: str) -> StoreError:
+    """Gives the one line for a line of ``SHA256SUMS`` that names nothing."""
+    return _wrong_digest(path, f"a line names a file that is not of the run, got {name[:120]!r}")
+
+
+def lost_file(path: Path, digests_name: str) -> StoreError:
+    """Gives the one line for a file that has a line in ``SHA256SUMS`` and is not there."""
+    return StoreError(
+        f"{path}: the file is missing, got a line in {digests_name} and no file. Expected both. "
+        f"Put it back, or run the extraction again, which writes it anew."
+    )
+
+
+def _wrong_digest(path: Path, happened: str) -> StoreError:
+    return StoreError(
+        f"{path}: {happened}. Expected one line a file, a digest and a name. "
+        f"Verify with repair=true, then run the extraction again: it checks the file and adds its line."
+    )

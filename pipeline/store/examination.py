@@ -1,0 +1,263 @@
+"""One file of a run, shard or index, held to everything that it says of itself: attributes, tables, tree, every row.
+
+What only several files together can tell, and what becomes of the findings, is for :mod:`pipeline.store.verification`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import StoreError
+from ..records import FAILED, OK, ShardSpec
+from . import format, tables
+from .attributes import damaged_attributes
+from .damage import HDF5_READ_ERRORS, ForeignError, damaged
+from .mapping import wrong_sources
+from .rows import ShardRows
+from .tables import Column
+
+# What a damaged file raises besides: an absurd length, half a character.
+FILE_ERRORS = (*HDF5_READ_ERRORS, MemoryError, OverflowError)
+# Attributes of the root that all files of a run have alike. Options of the machine may differ after a resume.
+RUN_ATTRIBUTES = (
+    "identity",
+    "manifest_digest",
+    "rows",
+    "images_per_shard",
+    "network",
+    "weights_sha256",
+    "preprocess",
+    "mean_pixel",
+)
+TREE = {"features", "images", "checksums"}
+
+# Takes a finding; takes a sign of life.
+Say = Callable[[StoreError], None]
+Alive = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file tells of its run, for comparison with the others.
+
+    Attributes:
+        digest: The run's.
+        rows: Of the run.
+        images_per_shard: Of the shard plan.
+        attributes: Those of :data:`RUN_ATTRIBUTES` that it has, as text.
+        layers: Name -> shape of a row, dtype, stride and place in the network, as text.
+        columns: Column -> CRC-32 of its part for each shard that the file covers, in order.
+        checksums: Layer -> likewise.
+        failed: Failed rows.
+        row_bytes: Bytes of values that were read and held to their checksums.
+    """
+
+    digest: str
+    rows: int
+    images_per_shard: int
+    attributes: dict[str, str]
+    layers: dict[str, str]
+    columns: dict[str, list[int]]
+    checksums: dict[str, list[int]]
+    failed: int
+    row_bytes: int
+
+
+def examine(path: Path, threads: int, say: Say, alive: Alive) -> Facts | None:
+    """Examines a file by what its name says it is: a shard, or the index.
+
+    Args:
+        path: Of the file.
+        threads: That decode rows.
+        say: Called with each finding, by the calling thread.
+        alive: Called now and then.
+
+    Returns:
+        What it tells of the run; None where that cannot be read.
+    """
+    try:
+        with tables.open_file(path) as file:
+            is_index = path.name == format.INDEX_NAME
+            digest, plan = tables.read_plan(file, path)
+            _examine_root(file, path, format.INDEX if is_index else format.SHARD, digest, say)
+            if not is_index:
+                plan = tuple(shard for shard in plan if shard.file_name == path.name)
+                if not plan:
+                    raise ForeignError(
+                        f"{path}: not a shard of the plan that it names, got {file.attrs['rows']} rows of the run, "
+                        f"{file.attrs['images_per_shard']} a shard. Expected a name as that plan has. Put the right one back, or "
+                        f"remove this one and run the extraction again."
+                    )
+                tables.check_shard(file, path, digest, plan[0])
+            alive()
+            columns = _examine_columns(file, path, plan, say, alive)
+            layers = []
+            for layer in _layer_names(file):
+                wrong = list(_wrong_layer(file, path, layer, plan[-1].stop - plan[0].first))
+                if is_index and not wrong:
+                    sources = wrong_sources(file["features"][layer], layer, plan, columns.get("status"))
+                    wrong += [damaged(path, f"layer {layer}", got) for got in sources]
+                alive()
+                for error in wrong:
+                    say(error)
+                if not wrong:
+                    layers.append(layer)
+            row_bytes = 0
+            if not is_index and "status" in columns:
+                row_bytes = sum(_examine_rows(path, digest, plan[0], layers, threads, say, alive))
+            statuses = columns.get("status", np.zeros(0, object))
+            return Facts(
+                digest,
+                int(file.attrs["rows"]),
+                int(file.attrs["images_per_shard"]),
+                {name: repr(_plain(file.attrs[name])) for name in RUN_ATTRIBUTES if name in file.attrs},
+                {layer: _layer_words(file["features"][layer]) for layer in layers},
+                {name: _parts(values, plan, tables.column_checksum) for name, values in columns.items()},
+                {layer: _parts(file["checksums"][layer][()], plan, tables.column_checksum) for layer in layers},
+                int((statuses == FAILED).sum()),
+                row_bytes,
+            )
+    except StoreError as error:
+        say(error)
+    except FILE_ERRORS as error:
+        say(damaged(path, "the HDF5 file", error))
+    return None
+
+
+def _examine_root(file: h5py.File, path: Path, kind: str, digest: str, say: Say) -> None:
+    """Holds the tree and the root's attributes to the format; their checksums have agreed when the file was opened."""
+    if set(file) != TREE:
+        say(damaged(path, "the tree", f"groups {', '.join(sorted(file))}"))
+    identity = str(file.attrs["identity"])
+    if hashlib.sha256(identity.encode()).hexdigest() != digest:
+        say(damaged(path, "attribute 'run_digest' of the root", f"{digest[:12]}, which is not that of the identity"))
+    expected = {"file_kind": kind, **({"first_row": 0} if kind == format.INDEX else {})}
+    options: Any = json.loads(identity)
+    for name, option in (("images_per_shard", "output.images_per_shard"), ("format_version", "format_version")):
+        if option in options:
+            expected[name] = int(options[option])
+    for name, value in expected.items():
+        if file.attrs[name] != value:
+            say(damaged(path, f"attribute {name!r} of the root", f"{_plain(file.attrs[name])!r} in place of {value!r}"))
+
+
+def _examine_columns(file: h5py.File, path: Path, plan: tuple[ShardSpec, ...], say: Say, alive: Alive) -> dict[str, Column]:
+    """Gives the columns of ``/images`` that are whole, of one length, each row with one status that the others agree with."""
+    rows = plan[-1].stop - plan[0].first
+    columns: dict[str, Column] = {}
+    for name in sorted({*file["images"], *format.TEXT_COLUMNS, *format.NUMBER_COLUMNS}):
+        alive()
+        try:
+            values = tables.read_column(file, path, name)
+            if len(values) != rows:
+                raise damaged(path, f"column {name!r} of /images", f"{len(values)} rows in place of {rows}")
+            columns[name] = values
+        except StoreError as error:
+            say(error)
+        except MemoryError as error:
+            say(damaged(path, f"column {name!r} of /images", error))
+    if {"status", "error", "height", "width"} <= columns.keys():
+        for row, got in _wrong_statuses(columns):
+            say(damaged(path, f"the status of row {plan[0].first + row}", got))
+    if "key" in columns and len(set(columns["key"])) != rows:
+        say(damaged(path, "column 'key' of /images", f"{len(set(columns['key']))} different keys in {rows} rows"))
+    return columns
+
+
+def _wrong_statuses(columns: Mapping[str, Column]) -> Iterator[tuple[int, str]]:
+    for row, (status, error) in enumerate(zip(columns["status"], columns["error"], strict=True)):
+        has_size = bool(columns["height"][row] > 0 and columns["width"][row] > 0)
+        if status not in (OK, FAILED) or (status == OK) == bool(error):
+            yield row, f"{status!r} with the error {error!r}"
+        elif status == OK and not has_size:
+            yield row, f"ok with a size of {columns['height'][row]} x {columns['width'][row]} px"
+
+
+def _layer_names(file: h5py.File) -> list[str]:
+    """Gives the layers that the identity names, and all others that are there."""
+    there = {*file["features"], *file["checksums"]}
+    named = [name for name in str(json.loads(str(file.attrs["identity"])).get("layers", "")).split(",") if name]
+    return [*named, *sorted(there - set(named))]
+
+
+def _wrong_layer(file: h5py.File, path: Path, name: str, rows: int) -> Iterator[StoreError]:
+    try:
+        node, checksums = file["features"][name], file["checksums"][name]
+        yield from damaged_attributes(node, path, f"layer {name}")
+        for got in _wrong_node(node, rows):
+            yield damaged(path, f"layer {name}", got)
+        if checksums.shape != (rows,) or checksums.dtype != np.dtype("<u4"):
+            yield damaged(path, f"/checksums/{name}", f"{checksums.dtype} of shape {checksums.shape}")
+        else:
+            checksums[()]
+    except FILE_ERRORS as error:
+        yield damaged(path, f"layer {name}", error)
+
+
+def _wrong_node(node: h5py.Dataset | h5py.Group, rows: int) -> Iterator[str]:
+    """Gives what of a layer's shape, type and fill value is not as its attributes say."""
+    dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
+    if isinstance(node, h5py.Group):
+        return
+    if len(node.shape) != 4 or node.shape[0] != rows or node.shape[3] != node.attrs["channels"]:
+        yield f"shape {node.shape} for {rows} rows of {node.attrs['channels']} channels"
+    if node.dtype != dtype:
+        yield f"dtype {node.dtype} in place of {dtype}"
+    if not np.isnan(node.fillvalue):
+        yield f"fill value {node.fillvalue} in place of nan"
+
+
+def _examine_rows(
+    path: Path, digest: str, shard: ShardSpec, layers: Iterable[str], threads: int, say: Say, alive: Alive
+) -> Iterator[int]:
+    """Reads every chunk, some at a time, and gives the bytes of values in each."""
+    rows = ShardRows(path, digest, shard)
+    # Few are waiting at any time, so memory holds two chunks a thread, however large the shard.
+    waiting: deque[Future[tuple[list[StoreError], int]]] = deque()
+
+    def take() -> int:
+        found, size_bytes = waiting.popleft().result()
+        alive()
+        for error in found:
+            say(error)
+        return size_bytes
+
+    with ThreadPoolExecutor(threads, "rows") as pool:
+        for layer in layers:
+            try:
+                for group in rows.groups(layer):
+                    waiting.append(pool.submit(rows.examine, layer, group))
+                    if len(waiting) > threads:
+                        yield take()
+                unexpected = rows.unexpected(layer)
+                if unexpected:
+                    say(damaged(path, f"layer {layer}", f"a dataset {unexpected[0]!r} of no row"))
+            except StoreError as error:
+                say(error)
+        while waiting:
+            yield take()
+
+
+def _layer_words(node: h5py.Dataset | h5py.Group) -> str:
+    shape = "native size" if isinstance(node, h5py.Group) else " x ".join(map(str, node.shape[1:]))
+    values = [int(node.attrs[name]) for name in ("channels", "stride_px", "network_index")]
+    return f"{shape}, {node.attrs['dtype']}, {values[0]} channels, {values[1]} px, position {values[2]}"
+
+
+def _parts(values: Column, plan: tuple[ShardSpec, ...], checksum: Callable[[Any], int]) -> list[int]:
+    first = plan[0].first
+    return [checksum(values[shard.first - first : shard.stop - first]) for shard in plan]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

@@ -1,0 +1,99 @@
+"""What is taken out of a run folder, so that the extraction makes it again, and what is added to its digests on a resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..records import ShardSpec
+from . import disk, format
+from .digests import Digests, file_digest
+from .guard import Guard
+from .judgement import Verdict
+
+_log = logging.getLogger(__name__)
+
+
+def repair(verdict: Verdict) -> list[str]:
+    """Removes the shards and the index that are damaged, and the lines of ``SHA256SUMS`` that are wrong; nothing else.
+
+    Whoever calls it holds the folder's lock, and has held it since before the verdict.
+
+    Args:
+        verdict: Of the folder.
+
+    Returns:
+        What was removed: paths from the run folder, and ``SHA256SUMS: <name>`` for a line.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    folder, index = verdict.folder, format.INDEX_NAME
+    names = list(verdict.damaged)
+    if index not in names and (folder / index).is_file() and (names or _lacks_shards(verdict)):
+        # While it is there, a reader takes the run for whole.
+        names.append(index)
+    digests = Digests(folder)
+    lines = [name for name in digests.by_name if name in {*names, *verdict.distrusted}]
+    removed = [*names, *(f"{format.DIGESTS_NAME}: line {number}" for number, _ in digests.unreadable)]
+    removed += [f"{format.DIGESTS_NAME}: {name}" for name in lines]
+    try:
+        # First: a kill in between leaves lines missing, never wrong ones.
+        digests.drop(lines)
+    except OSError as error:
+        raise disk.write_error(digests.path, error) from error
+    for name in sorted(names, key=lambda name: name != index):
+        disk.remove(folder / name)
+    return removed
+
+
+def _lacks_shards(verdict: Verdict) -> bool:
+    return any(name.startswith(f"{format.SHARD_FOLDER}/") and not (verdict.folder / name).exists() for name in verdict.findings)
+
+
+def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, str]:
+    """Adds the lines that a killed run has left out, once rows and columns of those shards have been checked.
+
+    Args:
+        folder: The run folder, locked.
+        finished: The shards that are there and belong to the run.
+
+    Returns:
+        Those of them that are damaged, and have got no line -> what is wrong.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    digests = Digests(folder)
+    names = sorted(format.shard_path(shard.file_name) for shard in finished)
+    without = [name for name in names if name not in digests.by_name]
+    if without:
+        _log.info("%s: %d finished shards have no line yet; checking them", digests.path, len(without))
+    damaged: dict[Path, str] = {}
+    guard = Guard(threads=1)
+    try:
+        for name in without:
+            found = guard.examine(folder / name).findings
+            if found:
+                damaged[folder / name] = f"damaged: {found[0].line}"
+            else:
+                digests.add(name, file_digest(folder / name))
+    except OSError as error:
+        raise disk.write_error(digests.path, error) from error
+    finally:
+        guard.close()
+    return damaged
+
+
+def forget_missing(folder: Path) -> None:
+    """Removes the lines of ``SHA256SUMS`` whose files are not there any more, and those that are torn.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    digests = Digests(folder)
+    try:
+        digests.drop_missing()
+    except OSError as error:
+        raise disk.write_error(digests.path, error) from error

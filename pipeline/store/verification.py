@@ -1,0 +1,107 @@
+"""Whether a run folder is whole and unchanged: reads every file of it, some at a time.
+
+HDF5 opens no file in this process; see :mod:`pipeline.store.guard`. What is made of it all: :mod:`pipeline.store.judgement`.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from . import damage, format
+from .digests import Digests, file_digest
+from .guard import SILENCE_SECONDS, Examination, Guard
+from .judgement import Judge, Verdict
+from .reader import no_such_run
+
+
+def verify_folder(
+    folder: Path,
+    workers: int,
+    progress: Callable[[int], None] = lambda size_bytes: None,
+    silence_seconds: float = SILENCE_SECONDS,
+) -> Verdict:
+    """Checks a run folder, and writes nothing.
+
+    Args:
+        folder: A run folder.
+        workers: Files that are read at a time, and threads over all of them.
+        progress: Called with the size of each file that has been checked.
+        silence_seconds: See :class:`Guard`.
+
+    Raises:
+        StoreError: There is no such folder, or nothing of a run in it.
+    """
+    if not folder.exists():
+        raise no_such_run(folder)
+    names = _names(folder)
+    if not any(name.endswith(".h5") for name in names):
+        raise damage.no_run(folder, format.INDEX_NAME)
+    digests = Digests(folder)
+    found, examined = _read_all(folder, names, workers, progress, silence_seconds)
+    return Judge(folder, digests, found, examined).judge()
+
+
+def _names(folder: Path) -> list[str]:
+    shards = folder / format.SHARD_FOLDER
+    there = sorted(path.name for path in shards.iterdir()) if shards.is_dir() else []
+    names = [format.shard_path(name) for name in there if format.SHARD_NAME.fullmatch(name)] + [*format.DIGESTED_NAMES]
+    return [name for name in names if (folder / name).is_file()]
+
+
+def _read_all(
+    folder: Path, names: list[str], workers: int, progress: Callable[[int], None], silence_seconds: float
+) -> tuple[dict[str, str | OSError], dict[str, Examination]]:
+    """Gives each file's digest, and what came of each HDF5 file."""
+    hdf5 = [name for name in names if name.endswith(".h5")]
+    guards = [Guard(max(1, workers // len(hdf5)), silence_seconds) for _ in range(min(workers, len(hdf5)))]
+    idle: queue.SimpleQueue[Guard] = queue.SimpleQueue()
+    for guard in guards:
+        idle.put(guard)
+    stop = Event()
+
+    def digest(name: str) -> str | OSError:
+        try:
+            return file_digest(folder / name, stop)
+        except OSError as error:
+            return error
+
+    def examine(name: str) -> Examination:
+        guard = idle.get()
+        try:
+            return guard.examine(folder / name)
+        finally:
+            idle.put(guard)
+
+    pool = ThreadPoolExecutor(workers, "verify")
+    try:
+        # Digest and rows of a file one after the other, so that the second finds the file in the system's cache.
+        tasks: dict[Future[Any], str] = {}
+        for name in names:
+            tasks[pool.submit(digest, name)] = name
+            if name in hdf5:
+                tasks[pool.submit(examine, name)] = name
+        found: dict[str, str | OSError] = {}
+        examined: dict[str, Examination] = {}
+        for task in as_completed(tasks):
+            name, result = tasks[task], task.result()
+            if isinstance(result, Examination):
+                examined[name] = result
+            else:
+                found[name] = result
+            if name in found and (name in examined or name not in hdf5):
+                progress((folder / name).stat().st_size)
+        # In the order of the names, not in that in which they were done.
+        return {name: found[name] for name in names}, {name: examined[name] for name in hdf5}
+    finally:
+        # Also for Ctrl-C, which must not wait for a file of terabytes.
+        stop.set()
+        for guard in guards:
+            guard.stop()
+        pool.shutdown(cancel_futures=True)
+        for guard in guards:
+            guard.close()

@@ -1,0 +1,55 @@
+"""Bytes of a stored run to damage, by what lies there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+
+from pipeline.store.digests import Digests, file_digest
+
+
+def flip(path: Path, place: int, bits: int = 0x10) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= bits
+    path.write_bytes(content)
+
+
+def change_digit(path: Path, place: int) -> None:
+    """Makes another hexadecimal digit of one."""
+    content = bytearray(path.read_bytes())
+    content[place] = ord("1" if content[place] == ord("0") else "0")
+    path.write_bytes(content)
+
+
+def place_of(path: Path, text: bytes) -> int:
+    """Gives where the middle of a text lies that the file has once."""
+    content = path.read_bytes()
+    assert content.count(text) == 1, (path, text, content.count(text))
+    return content.index(text) + len(text) // 2
+
+
+def chunk_place(path: Path, layer: str, row: int) -> int:
+    """Gives where the middle of the chunk lies that holds a row of a shard."""
+    with h5py.File(path) as file:
+        node = file["features"][layer]
+        if isinstance(node, h5py.Group):
+            info = node[sorted(node)[row]].id.get_chunk_info(0)
+        else:
+            info = node.id.get_chunk_info_by_coord((row - row % node.chunks[0], 0, 0, 0))
+    return int(info.byte_offset + info.size // 2)
+
+
+def accept(folder: Path, *names: str) -> None:
+    """Gives these files lines that agree with them as they are now, so that only their content can accuse them."""
+    for name in names:
+        digests = Digests(folder)
+        digests.drop([name])
+        digests.add(name, file_digest(folder / name))
+
+
+def write_companions(folder: Path) -> None:
+    """Writes the files that the doors write beside the data."""
+    for name, text in (("config.yaml", "data:\n  size: 224\n"), ("report.json", '{\n  "rows": 10\n}\n')):
+        (folder / f"{name}.partial").write_text(text)
+        Digests(folder).publish(folder / name)

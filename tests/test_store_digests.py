@@ -1,0 +1,179 @@
+"""``SHA256SUMS``: what is in it, when, and what a kill leaves of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store import disk
+from pipeline.store.digests import Digests, file_digest
+from pipeline.store.folder import open_folder
+
+from .damage import chunk_place, flip
+from .stored_runs import make_spec, write_run
+from .test_store_folder import run_python, stored_values
+
+NAMES = [*(f"shards/shard-0000{n}-of-00003.h5" for n in range(3)), "features.h5"]
+
+
+def test_every_finished_file_has_a_line_that_coreutils_can_check(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec())
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    # Shards are finished in any order.
+    assert sorted(lines[:3], key=lambda line: line[64:]) + lines[3:] == [
+        f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}" for name in NAMES
+    ]
+    program = shutil.which("sha256sum")
+    if program is None:
+        pytest.skip("sha256sum of GNU coreutils is not installed")
+    checked = subprocess.run([program, "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (checked.returncode, sorted(checked.stdout.splitlines())) == (0, sorted(f"{name}: OK" for name in NAMES))
+
+
+def test_a_line_is_on_the_disk_after_the_file_and_gone_before_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    publish = disk.publish
+
+    def note(path: Path) -> None:
+        lines = (tmp_path / "SHA256SUMS").read_text().splitlines() if path.name != "SHA256SUMS" else []
+        steps.append(f"{path.name} beside {[line.split()[1] for line in lines]}")
+        publish(path)
+
+    monkeypatch.setattr(disk, "publish", note)
+    digests = Digests(tmp_path)
+    digests.add("features.h5", "0" * 64)
+    for text in ("a: 1\n", "a: 2\n"):
+        (tmp_path / "config.yaml.partial").write_text(text)
+        digests.publish(tmp_path / "config.yaml")
+    assert steps == ["config.yaml beside ['features.h5']", "SHA256SUMS beside []", "config.yaml beside ['features.h5']"]
+    assert Digests(tmp_path).by_name == {"features.h5": "0" * 64, "config.yaml": hashlib.sha256(b"a: 2\n").hexdigest()}
+    assert not (tmp_path / "SHA256SUMS.partial").exists()
+
+
+def test_a_line_is_appended_and_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    digests = Digests(tmp_path)
+    digests.add("features.h5", "0" * 64)
+    inode = (tmp_path / "SHA256SUMS").stat().st_ino
+    digests.add("report.json", "1" * 64)
+    assert 78 in synced
+    assert synced[-1] == 2 * 78
+    assert (tmp_path / "SHA256SUMS").stat().st_ino == inode
+    assert Digests(tmp_path).by_name == {"features.h5": "0" * 64, "report.json": "1" * 64}
+
+
+@pytest.mark.parametrize(
+    ("content", "unreadable"),
+    [
+        (b"0" * 64 + b"  features.h5", [1]),
+        (b"0" * 64 + b"  features.h5\n" + b"1" * 30, [2]),
+        (b"0" * 64 + b" features.h5\n", [1]),
+        (b"0" * 63 + b"G  features.h5\n", [1]),
+        (b"\n", [1]),
+        (b"0" * 64 + b"  features.h5\n" + b"1" * 64 + b"  features.h5\n", [2]),
+        (b"\xff" * 64 + b"  features.h5\n", [1]),
+    ],
+)
+def test_lines_that_are_none_are_numbered_and_go_with_the_next_change(
+    tmp_path: Path, content: bytes, unreadable: list[int]
+) -> None:
+    (tmp_path / "SHA256SUMS").write_bytes(content)
+    digests = Digests(tmp_path)
+    assert [number for number, _ in digests.unreadable] == unreadable
+    digests.add("report.json", "2" * 64)
+    again = Digests(tmp_path)
+    assert again.unreadable == []
+    assert again.by_name.pop("report.json") == "2" * 64
+    assert again.by_name == ({} if unreadable == [1] else {"features.h5": "0" * 64})
+
+
+def test_a_disk_that_refuses_leaves_the_old_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = Digests(tmp_path)
+    digests.add("features.h5", "0" * 64)
+
+    def refuse(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "publish", refuse)
+    with pytest.raises(OSError, match="No space"):
+        digests.drop(["features.h5"])
+    assert (tmp_path / "SHA256SUMS").read_text() == "0" * 64 + "  features.h5\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["SHA256SUMS"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/SHA256SUMS").mkdir()
+    with pytest.raises(StoreError, match=r"folder/SHA256SUMS: it cannot be written, got EISDIR"):
+        Digests(tmp_path / "folder")
+
+
+KILLED_BEFORE_ITS_LINE = (
+    "import os, signal, sys; from tests.stored_runs import *; from pipeline.store.digests import Digests\n"
+    "add = Digests.add\n"
+    "def die(digests, name, digest):\n"
+    "    if '00001-of' in name:\n"
+    "        with digests.path.open('a') as file: file.write(digest[:17])\n"
+    "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    "    add(digests, name, digest)\n"
+    "Digests.add = die\n"
+    "write_run(Path(sys.argv[1]), make_spec(rows=10))"
+)
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_shard_that_a_kill_left_without_a_line_is_checked_and_gets_it(
+    tmp_path: Path, damage: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, folder = make_spec(rows=10), tmp_path / "killed"
+    write_run(tmp_path / "whole", spec)
+    assert run_python(KILLED_BEFORE_ITS_LINE, folder).returncode == -signal.SIGKILL
+    path = folder / NAMES[1]
+    assert path.exists()
+    known = list(Digests(folder).by_name)
+    assert NAMES[1] not in known
+    others = {NAMES.index(name) for name in known}
+    if damage:
+        flip(path, chunk_place(path, "relu4_1", 2))
+    with open_folder(folder, spec, "resume") as opened:
+        assert opened.finished == (others if damage else others | {1})
+    assert path.exists() != damage
+    assert any(line.startswith(f"{path}: removed, since it is damaged: {path}: ") for line in caplog.messages) == damage
+    digests = Digests(folder)
+    assert digests.unreadable == []
+    assert digests.by_name == {name: file_digest(folder / name) for name in (known if damage else [*known, NAMES[1]])}
+    write_run(folder, spec)
+    assert sorted(Digests(folder).by_name) == sorted(NAMES)
+    assert all(Digests(folder).agrees(name) for name in NAMES)
+    assert stored_values(folder) == stored_values(tmp_path / "whole")
+
+
+def test_a_run_without_digests_gets_them_on_resume(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path, spec)
+    stamps = [(tmp_path / name).stat().st_mtime_ns for name in NAMES[:3]]
+    (tmp_path / "SHA256SUMS").unlink()
+    write_run(tmp_path, spec)
+    assert [(tmp_path / name).stat().st_mtime_ns for name in NAMES[:3]] == stamps
+    assert all(Digests(tmp_path).agrees(name) for name in NAMES)
+
+
+def test_lines_of_files_that_are_gone_go_too_and_those_of_others_stay(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path, spec)
+    with (tmp_path / "SHA256SUMS").open("a") as file:
+        file.write("3" * 64 + "  my notes.txt\n")
+    (tmp_path / NAMES[1]).unlink()
+    with open_folder(tmp_path, spec, "resume"):
+        assert sorted(Digests(tmp_path).by_name) == ["my notes.txt", NAMES[0], NAMES[2]]
+
+
+def test_python_and_this_program_agree_on_a_digest_of_several_blocks(tmp_path: Path) -> None:
+    content = os.urandom((1 << 20) * 2 + 17)
+    (tmp_path / "a").write_bytes(content)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()

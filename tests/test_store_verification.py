@@ -1,0 +1,515 @@
+"""Whether a run is whole and unchanged: what is found where, and that nothing is found where nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store import codec
+from pipeline.store.attributes import write_attributes
+from pipeline.store.guard import FINDINGS_KEPT, Guard, serve
+from pipeline.store.judgement import Verdict
+from pipeline.store.reader import open_run
+from pipeline.store.repair import repair
+from pipeline.store.verification import verify_folder
+
+from .damage import accept, change_digit, chunk_place, flip, place_of, write_companions
+from .stored_runs import make_spec, make_values, write_run
+from .test_store_folder import files_in, stored_values
+
+SHARDS = [f"shards/shard-0000{n}-of-00003.h5" for n in range(3)]
+SHAPES = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+
+
+def verify(folder: Path) -> Verdict:
+    return verify_folder(folder, workers=1)
+
+
+def lines(verdict: Verdict) -> dict[str, list[str]]:
+    """Gives file -> what was said of it, without the folder and what to do."""
+    return {
+        name: [found.line.removeprefix(f"{verdict.folder}/").split(". Expected ")[0] for found in findings]
+        for name, findings in verdict.findings.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
+    write_run(path, make_spec(metadata={"author": tuple("abcdefghij")}), failed=[3])
+    write_companions(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "float16", "compression": "none"}, {"shapes": {"a": None, "b": None}, "rows": 6}, {"rows": 3}],
+    ids=["several shards", "float16, not compressed", "native size", "one shard"],
+)
+def test_a_whole_run_is_whole_wherever_it_lies(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(**options)
+    native = None if all(feature.shape for feature in spec.features) else NATIVE_SIZES
+    write_run(tmp_path / "run", spec, failed=[1], values=make_values(spec, native))
+    write_companions(tmp_path / "run")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    before = {path: path.stat().st_mtime_ns for path in moved.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    verdict = verify_folder(Path("moved"), workers=2)
+    assert lines(verdict) == {}
+    assert (verdict.count, verdict.rows, verdict.failed) == (0, len(spec.manifest), 1)
+    assert verdict.layers == tuple(feature.layer.name for feature in spec.features)
+    assert verdict.files == len(spec.shards()) + 3
+    assert verdict.row_bytes > 0
+    assert {path: path.stat().st_mtime_ns for path in moved.rglob("*")} == before
+
+
+def test_a_layer_whose_rows_are_cut_in_bands_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.store import format
+
+    monkeypatch.setattr(format, "LARGEST_CHUNK_BYTES", 70_000)
+    monkeypatch.setattr(format, "LARGE_ROW_BAND_BYTES", 30_000)
+    write_run(tmp_path, make_spec(rows=3), failed=[1])
+    assert lines(verify(tmp_path)) == {}
+    flip(tmp_path / "shards/shard-00000-of-00001.h5", chunk_place(tmp_path / "shards/shard-00000-of-00001.h5", "relu4_1", 2))
+    assert "layer relu4_1, row 2 (folder2/image é2.jpg) is damaged" in str(lines(verify(tmp_path)))
+
+
+class Here(Guard):
+    """Examines in this process, which is quicker, and right where nothing can crash."""
+
+    def _exchange(self, path: Path) -> Iterator[dict[str, Any]]:
+        messages: list[str] = []
+        serve(path, 1, lambda message: messages.append(json.dumps(message)))
+        return map(json.loads, messages)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.store.verification.Guard", Here)
+
+
+def middle_of_row(path: Path) -> int:
+    return chunk_place(path, "relu4_1", 2)
+
+
+FLIPS: dict[str, tuple[str, Callable[[Path], int], str, str]] = {
+    "a chunk of one row": (
+        SHARDS[1],
+        middle_of_row,
+        SHARDS[1],
+        "layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got Error",
+    ),
+    "a chunk of several rows": (
+        SHARDS[1],
+        lambda path: chunk_place(path, "conv1_1", 2),
+        SHARDS[1],
+        "layer conv1_1, rows 4 (folder1/image é4.jpg) to 7 is damaged, got Error",
+    ),
+    "a text of a table": (
+        SHARDS[0],
+        lambda path: place_of(path, "folder0/image é0.jpg".encode()),
+        SHARDS[0],
+        "column 'key' of /images is damaged, got checksum",
+    ),
+    "a number of a table": (
+        SHARDS[2],
+        lambda path: place_of(path, np.array([308, 309], "<i4").tobytes()),
+        SHARDS[2],
+        "column 'height' of /images is damaged, got checksum",
+    ),
+    "a checksum of a row": (
+        SHARDS[2],
+        lambda path: table_place(path, "checksums/relu4_1"),
+        SHARDS[2],
+        "layer relu4_1, row 8 (folder2/image é8.jpg) is damaged, got checksum",
+    ),
+    "an attribute": (
+        SHARDS[0],
+        lambda path: place_of(path, np.array([123.68, 116.779, 103.939]).tobytes()),
+        SHARDS[0],
+        "attribute 'mean_pixel' of the root is damaged, got [",
+    ),
+    "the superblock": (SHARDS[1], lambda path: 3, SHARDS[1], "the HDF5 file is damaged, got "),
+    "unused space": (SHARDS[1], lambda path: unused_place(path), SHARDS[1], "bytes outside the data have changed"),
+    "a table of the index": (
+        "features.h5",
+        lambda path: place_of(path, b"folder2/image \xc3\xa98.jpg"),
+        "features.h5",
+        "column 'key' of /images is damaged, got checksum",
+    ),
+    "a source of the index": (
+        "features.h5",
+        lambda path: source_place(path),
+        "features.h5",
+        "layer conv1_1 is damaged, got ",
+    ),
+    "config.yaml": ("config.yaml", lambda path: 9, "config.yaml", "the file is damaged, got SHA-256 "),
+    "report.json": ("report.json", lambda path: 9, "report.json", "the file is damaged, got SHA-256 "),
+    "a digest": ("SHA256SUMS", lambda path: 9, "SHA256SUMS", f"the digest of {SHARDS[0]} is damaged, got "),
+    "a line's end": ("SHA256SUMS", lambda path: path.read_bytes().index(b"\n"), "SHA256SUMS", "line 1 is damaged, got "),
+}
+
+
+def table_place(path: Path, name: str) -> int:
+    with h5py.File(path) as file:
+        return int(file[name].id.get_offset())
+
+
+def unused_place(path: Path) -> int:
+    """Gives a byte that HDF5 has kept for more links of the root's group than there are."""
+    content = path.read_bytes()
+    return content.index(b"SNOD") + 8 + 7 * 40 + 5
+
+
+def source_place(path: Path) -> int:
+    content = path.read_bytes()
+    return content.index(SHARDS[1].encode()) + len(SHARDS[1]) - 4
+
+
+@pytest.mark.parametrize("case", FLIPS)
+def test_a_byte_that_has_changed_is_named_by_what_lies_there(copy: Path, case: str) -> None:
+    name, find, accused, words = FLIPS[case]
+    place = find(copy / name)
+    if case == "a digest":
+        change_digit(copy / name, place)
+    else:
+        flip(copy / name, place)
+    verdict = verify(copy)
+    assert words in "; ".join(lines(verdict)[accused]), verdict.findings
+    assert set(lines(verdict)) == {accused}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_byte_of_an_uncompressed_chunk_is_named_by_its_row(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(compression="none"))
+    flip(tmp_path / SHARDS[1], chunk_place(tmp_path / SHARDS[1], "relu4_1", 3))
+    flip(tmp_path / SHARDS[2], chunk_place(tmp_path / SHARDS[2], "conv1_1", 0))
+    found = lines(verify(tmp_path))
+    assert found.keys() == {*SHARDS[1:]}
+    assert found[SHARDS[1]][0].startswith(f"{SHARDS[1]}: layer relu4_1, row 7 (folder1/image é7.jpg) is damaged, got checksum ")
+    assert "layer conv1_1, row" in found[SHARDS[2]][0]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_reader_says_the_same_of_the_same_damage(copy: Path) -> None:
+    flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
+    flip(copy / "features.h5", place_of(copy / "features.h5", b"folder2/image \xc3\xa98.jpg"))
+    found = {finding.line for findings in verify(copy).findings.values() for finding in findings}
+    run = open_run(copy)
+    said = []
+    for read in (lambda: run["relu4_1"][6], lambda: run.images["key"]):
+        with pytest.raises(StoreError) as raised:
+            read()
+        said.append(str(raised.value))
+    assert set(said) <= found
+
+
+def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
+    with h5py.File(path, "r+") as file:
+        edit(file)
+
+
+def overwrite(file: h5py.File, layer: str, row: int, values: Any, checksum: int | None) -> None:
+    file["features"][layer][row] = values
+    if checksum is not None:
+        file["checksums"][layer][row] = checksum
+
+
+NAN_ROW = np.full((80, 80, 3), np.nan, np.float32)
+EDITS: dict[str, tuple[str, Callable[[h5py.File], object], str]] = {
+    "NaN in a row that is ok": (
+        SHARDS[0],
+        lambda file: overwrite(file, "relu4_1", 1, np.nan, codec.checksum(NAN_ROW)),
+        "layer relu4_1, row 1 (folder1/image é1.jpg) is damaged, got a value that is not finite, although its checksum agrees",
+    ),
+    "a number in a failed row of its own": (
+        SHARDS[0],
+        lambda file: overwrite(file, "relu4_1", 3, 1.0, None),
+        "layer relu4_1, row 3 (folder0/image é3.jpg) is damaged, got a number in a row of a failed image",
+    ),
+    "a number in a failed row among others": (
+        SHARDS[0],
+        lambda file: file["features/conv1_1"].__setitem__((3, 0, 0, 0), 1.0),
+        "layer conv1_1, row 3 (folder0/image é3.jpg) is damaged, got a number in a row of a failed image",
+    ),
+    "a checksum of a failed row": (
+        SHARDS[0],
+        lambda file: file["checksums/relu4_1"].__setitem__(3, 7),
+        "layer relu4_1, row 3 (folder0/image é3.jpg) is damaged, got checksum 00000007 for a failed image",
+    ),
+    "a layer that is gone": (SHARDS[1], lambda file: file["features"].__delitem__("conv1_1"), "layer conv1_1 is damaged, got "),
+    "a column that is gone": (
+        SHARDS[1],
+        lambda file: file["images"].__delitem__("label"),
+        "column 'label' of /images is damaged",
+    ),
+    "a group too many": (
+        SHARDS[1],
+        lambda file: file.create_group("x"),
+        "the tree is damaged, got groups checksums, features, im",
+    ),
+    "other rows of the run": (
+        SHARDS[1],
+        lambda file: write_attributes(file, {"first_row": 0}),
+        "not the shard that its name says, got rows 0 to 3",
+    ),
+    "another identity": (
+        SHARDS[1],
+        lambda file: write_attributes(file, {"identity": '{"layers": "conv1_1,relu4_1"}'}),
+        "attribute 'run_digest' of the root is damaged, got ",
+    ),
+    "another mean colour": (
+        SHARDS[1],
+        lambda file: write_attributes(file, {"mean_pixel": np.array([1.0, 2.0, 3.0])}),
+        "attribute 'mean_pixel' of the root is damaged, got [1.0, 2.0, 3.0], where the other files have [123.68, ",
+    ),
+    "another stride": (
+        SHARDS[1],
+        lambda file: write_attributes(file["features/conv1_1"], {"stride_px": 16}),
+        "layer conv1_1 is damaged, got 5 x 4 x 3, float32, 3 channels, 16 px, position 0, where the other files have 5 x 4 x 3",
+    ),
+    "an index that is called a shard": (
+        "features.h5",
+        lambda file: write_attributes(file, {"file_kind": "shard"}),
+        "attribute 'file_kind' of the root is damaged, got 'shard' in place of 'index'",
+    ),
+    "a layer of the index that is no virtual one": (
+        "features.h5",
+        lambda file: (lambda node, data: (file["features"].__delitem__("conv1_1"), restore(file, node, data)))(
+            dict(file["features/conv1_1"].attrs), np.zeros((10, 5, 4, 3), "<f4")
+        ),
+        "layer conv1_1 is damaged, got no virtual dataset",
+    ),
+    "other checksums in the index": (
+        "features.h5",
+        lambda file: file["checksums/conv1_1"].__setitem__(5, 7),
+        "/checksums/conv1_1 is damaged, got other values than shard-00001-of-00003.h5 for rows 4 to 7",
+    ),
+}
+
+
+def restore(file: h5py.File, attributes: dict[str, Any], data: Any) -> None:
+    file["features"].create_dataset("conv1_1", data=data, fillvalue=np.nan).attrs.update(attributes)
+
+
+@pytest.mark.parametrize("case", EDITS)
+@pytest.mark.usefixtures("here")
+def test_what_a_digest_cannot_know_is_found_in_the_content(copy: Path, case: str) -> None:
+    name, edit, words = EDITS[case]
+    change(copy / name, edit)
+    accept(copy, name)
+    found = lines(verify(copy))
+    assert words in "; ".join(found[name]), found
+    assert set(found) == {name}
+
+
+@pytest.mark.usefixtures("here")
+def test_statuses_and_keys_are_held_to_each_other(copy: Path) -> None:
+    from pipeline.store import tables
+
+    def edit(file: h5py.File) -> None:
+        columns = {name: tables.read_column(file, copy, name) for name in file["images"]}
+        columns["status"][1] = "fine"
+        columns["error"][2] = "truncated"
+        columns["height"][0] = 0
+        columns["key"][1] = columns["key"][0]
+        del file["images"]
+        tables.write_columns(file, columns)
+
+    change(copy / SHARDS[1], edit)
+    accept(copy, SHARDS[1])
+    found = lines(verify(copy))
+    for words in (
+        "the status of row 4 is damaged, got ok with a size of 0 x 404 px",
+        "the status of row 5 is damaged, got 'fine' with the error ''",
+        "the status of row 6 is damaged, got 'ok' with the error 'truncated'",
+        "column 'key' of /images is damaged, got 3 different keys in 4 rows",
+    ):
+        assert f"{SHARDS[1]}: {words}" in found[SHARDS[1]]
+    assert set(found) == {SHARDS[1]}
+
+
+@pytest.mark.usefixtures("here")
+def test_tables_of_the_index_are_held_to_those_of_the_shards(copy: Path) -> None:
+    from pipeline.store import tables
+
+    def edit(file: h5py.File) -> None:
+        columns = {name: tables.read_column(file, copy, name) for name in file["images"]}
+        columns["label"][5] = "dogs"
+        columns["width"][9] = 7
+        del columns["author"], file["images"]
+        tables.write_columns(file, columns)
+
+    change(copy / "features.h5", edit)
+    accept(copy, "features.h5")
+    found = lines(verify(copy))
+    assert set(found) == {"features.h5"}
+    for words in (
+        "column 'label' of /images is damaged, got other values than shard-00001-of-00003.h5 for rows 4 to 7",
+        "column 'width' of /images is damaged, got other values than shard-00002-of-00003.h5 for rows 8 to 9",
+        "column 'author' of /images is damaged, got it in only one of shard-00000-of-00003.h5 and features.h5",
+    ):
+        assert f"features.h5: {words}" in found["features.h5"]
+
+
+@pytest.mark.usefixtures("here")
+def test_images_of_native_size_are_held_to_their_rows_and_links(tmp_path: Path) -> None:
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    first, second = (f"shards/shard-0000{n}-of-00002.h5" for n in range(2))
+    flip(tmp_path / first, chunk_place(tmp_path / first, "relu4_1", 1))
+    change(
+        tmp_path / second,
+        lambda file: (
+            file.move("features/relu4_1/000000005", "features/relu4_1/000000009"),
+            file["features/relu4_1"].create_dataset("x", data=1),
+        ),
+    )
+
+    def edit(file: h5py.File) -> None:
+        del file["features/relu4_1/000000000"], file["features/relu4_1/000000002"]
+        file["features/relu4_1/000000001"] = h5py.ExternalLink(first, "/features/relu4_1/000000000")
+        file["features/relu4_1/000000002"] = h5py.ExternalLink(second, "/features/relu4_1/000000002")
+
+    change(tmp_path / "features.h5", edit)
+    found = {name: "; ".join(of) for name, of in lines(verify(tmp_path)).items()}
+    assert "layer relu4_1, row 2 (folder2/image é2.jpg) is damaged, got Error" in found[first]
+    assert "layer relu4_1, row 5 (folder2/image é5.jpg) is damaged, got " in found[second]
+    assert "layer relu4_1 is damaged, got a dataset '000000009' of no row" in found[second]
+    assert "layer relu4_1 is damaged, got no link for row 0" in found["features.h5"]
+    assert f"got a wrong link for row 2: '{second}', '/features/relu4_1/000000002'" in found["features.h5"]
+    assert "got a link '000000001' of no row that is ok" in found["features.h5"]
+
+
+@pytest.mark.usefixtures("here")
+def test_an_unfinished_run_names_what_is_missing_and_the_rest_is_checked(copy: Path) -> None:
+    (copy / "features.h5").unlink()
+    (copy / SHARDS[2]).unlink()
+    flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
+    found = lines(verify(copy))
+    assert found[SHARDS[2]] == [f"{SHARDS[2]}: the shard is missing, got 2 of 3 shards"]
+    assert found["features.h5"] == [f"{copy}: the run is not finished, got 2 of 3 shards and no features.h5"]
+    assert "layer relu4_1, row 6" in found[SHARDS[1]][0]
+    assert len(found) == 3
+
+
+@pytest.mark.usefixtures("here")
+def test_files_without_lines_and_lines_without_files_are_named(copy: Path) -> None:
+    (copy / "report.json").unlink()
+    sums = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (copy / "SHA256SUMS").write_text("".join(sums[1:]) + "4" * 64 + "  foreign.txt\n" + "5" * 64 + "  shards/sharf\n")
+    (copy / "foreign.txt").write_text("of somebody else, who keeps its digest here")
+    assert lines(verify(copy)) == {
+        "report.json": ["report.json: the file is missing, got a line in SHA256SUMS and no file"],
+        "SHA256SUMS": [
+            "SHA256SUMS: a line names a file that is not of the run, got 'shards/sharf'",
+            f"SHA256SUMS: there is no line for {SHARDS[0]}, got a file that nobody can say to be unchanged",
+        ],
+    }
+    with pytest.raises(StoreError, match=r"not a run folder, got no features.h5"):
+        verify(copy / "shards")
+    with pytest.raises(StoreError, match=r"cpoy: there is no such run, got a path that does not exist. Expected one of: copy"):
+        verify(copy.parent / "cpoy")
+
+
+@pytest.mark.usefixtures("here")
+def test_findings_are_counted_beyond_those_that_are_kept(tmp_path: Path) -> None:
+    spec = make_spec(40, {"a": (80, 80, 3)}, images_per_shard=40, compression="none")
+    write_run(tmp_path, spec)
+    path = tmp_path / "shards/shard-00000-of-00001.h5"
+    change(path, lambda file: file["checksums/a"].write_direct(np.zeros(40, np.uint32)))
+    verdict = verify(tmp_path)
+    assert len(verdict.findings["shards/shard-00000-of-00001.h5"]) == FINDINGS_KEPT
+    assert verdict.count == 40
+
+
+@pytest.mark.usefixtures("here")
+def test_repair_removes_what_is_damaged_and_the_same_run_makes_the_same_bits(copy: Path, folder: Path) -> None:
+    spec = make_spec(metadata={"author": tuple("abcdefghij")})
+    flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
+    flip(copy / "config.yaml", 3)
+    change_digit(copy / "SHA256SUMS", (copy / "SHA256SUMS").read_bytes().index(SHARDS[2].encode()) - 9)
+    for name in ("notes.txt", "shards/notes.h5", "shards/shard-1.h5"):
+        (copy / name).write_text("of somebody else")
+    before = files_in(copy)
+    verdict = verify(copy)
+    assert set(verdict.findings) == {SHARDS[1], "config.yaml", "SHA256SUMS"}
+    removed = repair(verdict)
+    assert sorted(removed) == sorted(
+        [SHARDS[1], "features.h5", *(f"SHA256SUMS: {name}" for name in (SHARDS[1], SHARDS[2], "features.h5", "config.yaml"))]
+    )
+    assert before - files_in(copy) == {SHARDS[1], "features.h5"}
+    write_run(copy, spec, failed=[3])
+    write_companions(copy)
+    assert lines(verify(copy)) == {}
+    assert stored_values(copy) == stored_values(folder)
+
+
+@pytest.mark.usefixtures("here")
+def test_repair_leaves_what_is_not_of_the_run(copy: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "other", make_spec(identity={"seed": "2"}))
+    shutil.copy(tmp_path / "other" / SHARDS[1], copy / SHARDS[1])
+    shutil.copy(copy / SHARDS[0], copy / SHARDS[2])
+    shutil.copy(copy / SHARDS[0], copy / "shards/shard-00003-of-00004.h5")
+    verdict = verify(copy)
+    found = lines(verdict)
+    assert "a shard of another run, got run digest" in found[SHARDS[1]][0]
+    assert found[SHARDS[2]] == [f"{SHARDS[2]}: not the shard that its name says, got rows 0 to 3"]
+    assert "not a shard of the plan that it names" in found["shards/shard-00003-of-00004.h5"][0]
+    assert not {SHARDS[1], SHARDS[2], "shards/shard-00003-of-00004.h5"} & set(verdict.damaged)
+    before = files_in(copy)
+    repair(verdict)
+    assert before - files_in(copy) == set()
+
+
+@pytest.mark.usefixtures("here")
+def test_an_index_over_shards_that_are_gone_is_removed_by_repair(copy: Path) -> None:
+    (copy / SHARDS[0]).unlink()
+    verdict = verify(copy)
+    assert set(verdict.findings) == {SHARDS[0]}
+    assert set(repair(verdict)) == {"features.h5", f"SHA256SUMS: {SHARDS[0]}", "SHA256SUMS: features.h5"}
+    assert not (copy / "features.h5").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes, on which to wait for ever")
+def test_a_file_on_which_hdf5_crashes_or_hangs_is_a_finding(tmp_path: Path, folder: Path) -> None:
+    pipe = tmp_path / SHARDS[0]
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    guard = Guard(threads=1, silence_seconds=1.0)
+    (finding,) = guard.examine(pipe).findings
+    assert finding.line.startswith(f"{pipe}: the HDF5 file is damaged, got no sign of life from HDF5 for 1 s. Expected the bytes")
+
+    def crash() -> None:
+        deadline = time.monotonic() + 30
+        while guard._process is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(guard._process.pid, signal.SIGSEGV)
+
+    guard._silence_seconds = 60.0
+    killer = threading.Thread(target=crash)
+    killer.start()
+    (finding,) = guard.examine(pipe).findings
+    killer.join()
+    assert "the HDF5 file is damaged, got a crash of HDF5, SIGSEGV, while it was read. Expected" in finding.line
+    # The next file finds a new process.
+    assert guard.examine(folder / SHARDS[0]).findings == ()
+    guard.close()
