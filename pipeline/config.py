@@ -94,13 +94,20 @@ def _keys_of(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def unknown_key(key: str) -> OptionError:
-    """Makes the error for an option that does not exist."""
-    last_words = {known.rsplit(".", 1)[-1]: known for known in known_keys()}
+def unknown_key(key: str, schema: Any = None, module: str = "pipeline.run") -> OptionError:
+    """Makes the error for an option that does not exist.
+
+    Args:
+        key: As given.
+        schema: Holds the options that exist; None: those of the extraction.
+        module: Whose ``--help`` lists them.
+    """
+    keys = known_keys(schema)
+    last_words = {known.rsplit(".", 1)[-1]: known for known in keys}
     # "resize" alone means data.resize; "dta.size" is near data.size as a whole.
-    near = last_words.get(key) or nearest(key, known_keys())
+    near = last_words.get(key) or nearest(key, keys)
     return OptionError(
-        f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m pipeline.run --help` for all."
+        f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m {module} --help` for all."
     )
 
 

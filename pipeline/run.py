@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,8 +21,30 @@ from .errors import OptionError, PipelineError, nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Options whose value is a piece of text and nothing else.
-LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "network.weights")
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What differs between the commands.
+
+    Attributes:
+        module: Name after ``python -m``.
+        schema: Name in :mod:`pipeline.schema` of what holds the options that exist.
+        literal_options: Those whose value is a piece of text and nothing else.
+        when_stopped: What Ctrl-C and SIGTERM leave behind, and what to do.
+    """
+
+    module: str
+    schema: str
+    literal_options: tuple[str, ...]
+    when_stopped: str
+
+
+RUN = Door(
+    "pipeline.run",
+    "Schema",
+    ("data.dir", "data.list", "name", "output.dir", "network.weights"),
+    "finished shards are kept. Run the command again, with output.existing=resume, to go on.",
+)
 
 
 def configuration_folder() -> str:
@@ -30,7 +53,7 @@ def configuration_folder() -> str:
     return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
 
 
-def wrong_override(error: Exception) -> OptionError:
+def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
     """Turns what Hydra or OmegaConf says of the command line into an error of the house's form."""
     from .config import unknown_key
 
@@ -41,7 +64,7 @@ def wrong_override(error: Exception) -> OptionError:
         if missing:
             key = (missing.group(2) or missing.group(1)).lstrip("+~")
             whole = re.search(r"full_key: (\S+)", str(chain))
-            return unknown_key(whole.group(1) if whole and key in whole.group(1) else key)
+            return unknown_key(whole.group(1) if whole and key in whole.group(1) else key, door.schema, door.module)
         chain = chain.__cause__ or chain.__context__
     group = re.search(r"Could not find '(\w+)/([^']+)'", text)
     if group:
@@ -52,15 +75,15 @@ def wrong_override(error: Exception) -> OptionError:
         )
     group = re.search(r"Could not override '?(\S+?)'?\.", text)
     if group:
-        return unknown_key(group[1])
+        return unknown_key(group[1], door.schema, door.module)
     first_line = " ".join(text.split("\n")[0].split()).rstrip(".")
     return OptionError(
         f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes "
-        "inside quotes, e.g. 'data.dir=\"a,b\"'. Run `python -m pipeline.run --help` for all options."
+        f"inside quotes, e.g. '{door.literal_options[0]}=\"a,b\"'. Run `python -m {door.module} --help` for all options."
     )
 
 
-def literal_arguments(arguments: Sequence[str]) -> list[str]:
+def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] = RUN.literal_options) -> list[str]:
     """Gives the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
 
     Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already, and the
@@ -68,15 +91,15 @@ def literal_arguments(arguments: Sequence[str]) -> list[str]:
     """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
-    return [_literal_argument(argument) for argument in arguments]
+    return [_literal_argument(argument, literal_options) for argument in arguments]
 
 
-def _literal_argument(argument: str) -> str:
+def _literal_argument(argument: str, literal_options: Sequence[str]) -> str:
     key, equals, value = argument.partition("=")
     if key == "layers" and "," in value and not value.startswith(("[", "'", '"')):
         return f"layers=[{value}]"
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-    if not equals or key not in LITERAL_OPTIONS or is_quoted or value == "null":
+    if not equals or key not in literal_options or is_quoted or value == "null":
         return argument
     # Source: Hydra, "The extended override grammar", quoted values: backslashes count only before a quote; and OmegaConf:
     # a backslash before ${ keeps it from being an interpolation.
@@ -106,13 +129,12 @@ def _run(config: DictConfig) -> None:
 
 
 @contextmanager
-def answered() -> Iterator[None]:
+def answered(door: Door = RUN) -> Iterator[None]:
     """Turns what ends a command into a line and an exit code, before Hydra sees it and prints lines of its own."""
     try:
         yield
     except PipelineError as error:
         fail(error)
-    except (KeyboardInterrupt, signals.Terminated) as error:
         signals.stop(error)
     except BrokenPipeError:
         _forget_stdout()
@@ -120,7 +142,7 @@ def answered() -> Iterator[None]:
         from omegaconf.errors import OmegaConfBaseException
 
         if isinstance(error, OmegaConfBaseException):
-            fail(wrong_override(error))
+            fail(wrong_override(error, door))
         # A mistake of the program's own. Said here, so that Hydra does not take it for one of the command line.
         traceback.print_exc()
         sys.exit(1)
@@ -131,35 +153,35 @@ def _forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def compose(command: Callable[[], None]) -> None:
+def compose(command: Callable[[], None], door: Door = RUN) -> None:
     """Runs a command of Hydra's on the command line; what Hydra finds wrong before the command starts is a wrong option.
 
     Args:
         command: Decorated with ``hydra.main``; answers its own errors.
+        door: Whose command line it is.
     """
     from hydra.core.config_store import ConfigStore
 
-    from .schema import Schema
+    from . import schema
 
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    ConfigStore.instance().store(name="schema", node=Schema)
-    sys.argv[1:] = literal_arguments(sys.argv[1:])
+    ConfigStore.instance().store(name="schema", node=getattr(schema, door.schema))
+    sys.argv[1:] = literal_arguments(sys.argv[1:], door.literal_options)
     try:
         command()
         sys.stdout.flush()
-    except (KeyboardInterrupt, signals.Terminated) as error:
         signals.stop(error)
     except BrokenPipeError:
         _forget_stdout()
     except Exception as error:
-        fail(wrong_override(error))
+        fail(wrong_override(error, door))
 
 
 def main() -> None:
     """Runs the command; leaves with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
     # Before everything that takes time, Hydra included: in an import Ctrl-C is a traceback otherwise.
-    signals.heed()
+    signals.heed(RUN.when_stopped)
     import hydra
 
     compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="config")(_run))

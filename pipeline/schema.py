@@ -84,6 +84,14 @@ class Schema:
     runtime: RuntimeSchema = field(default_factory=RuntimeSchema)
 
 
+@dataclass
+class VerifySchema:
+    """All keys of ``python -m pipeline.verify`` and their defaults."""
+
+    run: Any = None
+    repair: Any = False
+
+
 def known_keys(schema: Any = None, prefix: str = "") -> list[str]:
     """Gives all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
     keys = []

@@ -37,18 +37,23 @@ class _State:
     raises: bool = False
     said: bool = False
     terminal: int = 2
+    advice: str = ""
     clear: Callable[[], None] | None = None
 
 
 _state = _State()
 
 
-def heed() -> None:
+def heed(advice: str) -> None:
     """Makes signals leave the program with a line, at once: as long as there is nothing to lose.
 
     A signal that whoever started the program has set to be ignored, as shells do with Ctrl-C for what runs in the background,
     stays ignored.
+
+    Args:
+        advice: What a stop leaves behind, and what to do.
     """
+    _state.advice = advice
     for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _answer)
@@ -145,7 +150,7 @@ def _end(number: signal.Signals) -> NoReturn:
 def _say(number: signal.Signals) -> None:
     if not _state.said:
         _state.said = True
-        text = f"{WORDS[number]}: finished shards are kept. Run the command again, with output.existing=resume, to go on.\n"
+        text = f"{WORDS[number]}: {_state.advice}\n"
         # Not by print, which may wait for a lock of the thread that was stopped.
         with suppress(OSError):
             os.write(_state.terminal, text.encode())

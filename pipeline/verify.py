@@ -1,0 +1,146 @@
+"""Door: ``python -m pipeline.verify``. Is a run whole and unchanged? Exit code 0 only if it is; loads no TensorFlow."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import signals
+from .errors import OptionError, StoreError
+from .report import usable_cores, words_for_bytes
+from .run import Door, answered, compose, configuration_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from .store.judgement import Verdict
+
+# Findings that are printed; of one file no more than this many again.
+LINES = 100
+LINES_A_FILE = 10
+
+
+VERIFY = Door(
+    "pipeline.verify",
+    "VerifySchema",
+    ("run",),
+    "the run folder holds what it held, but for damaged files that repair=true had removed. Run the command again.",
+)
+
+
+def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
+    """Gives the run folder and whether to repair it.
+
+    Raises:
+        OptionError: One is missing, unknown or of another type.
+    """
+    from .config import unknown_key
+    from .schema import VerifySchema, known_keys
+
+    for key in values:
+        if key not in known_keys(VerifySchema()):
+            raise unknown_key(key, VerifySchema(), VERIFY.module)
+    run, repair = values.get("run"), values.get("repair")
+    if run is None or not str(run) or "\0" in str(run):
+        raise OptionError(
+            f"run: no run was named, got {run!r}. Expected a run folder. "
+            f"Run e.g. `python -m pipeline.verify run=outputs/imgs-vgg19`."
+        )
+    if not isinstance(repair, bool):
+        raise OptionError(
+            f"repair: not a valid value, got {repair!r}. Expected true or false. "
+            f"Run `python -m pipeline.verify --help` for all options."
+        )
+    try:
+        folder = Path(str(run)).expanduser()
+    except RuntimeError:  # ~ and the name of nobody
+        folder = Path(str(run))
+    return folder, repair
+
+
+def verify(folder: Path, repair: bool) -> None:
+    """Checks a run, prints what is wrong with it, and removes that if asked to.
+
+    Args:
+        folder: A run folder, or the ``features.h5`` in it.
+        repair: Whether damaged files are removed.
+
+    Raises:
+        StoreError: The run is not whole, or not as it was written.
+    """
+    from tqdm import tqdm
+
+    from .store import format
+    from .store.lock import take_lock
+    from .store.repair import repair as remove_damaged
+    from .store.verification import verify_folder
+
+    if folder.name == format.INDEX_NAME and folder.is_file():
+        folder = folder.parent
+    with ExitStack() as stack:
+        if repair and folder.is_dir():
+            stack.callback(take_lock(folder).release)
+        total_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+        bar = tqdm(total=total_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
+        with bar:
+            verdict = verify_folder(folder, usable_cores(), bar.update)
+        for line in _lines(verdict):
+            print(line)
+        print(summary(verdict), flush=True)
+        if not verdict.count:
+            return
+        advice = f"Verify with repair=true, or remove what is named, then {_NEXT}"
+        if repair:
+            removed = remove_damaged(verdict)
+            for name in removed:
+                print(f"removed: {name}")
+            print(f"next: {_NEXT.format(folder=folder)}", flush=True)
+            advice = f"What could be removed has been; {_NEXT}" if removed else f"There is nothing to remove; {_NEXT}"
+        raise StoreError(
+            f"{folder}: the run is not whole and unchanged, got {verdict.count} findings. Expected none. "
+            + advice.format(folder=folder)
+        )
+
+
+_NEXT = "run the extraction again (python -m pipeline.run with the options in {folder}/config.yaml): it makes what is missing."
+
+
+def _lines(verdict: Verdict) -> list[str]:
+    """Gives the findings, so many of each file and so many in all, and how many more there are."""
+    lines = [found.line for findings in verdict.findings.values() for found in findings[:LINES_A_FILE]][:LINES]
+    left = verdict.count - len(lines)
+    return lines + [f"... and {left} more"] * bool(left)
+
+
+def summary(verdict: Verdict) -> str:
+    """Gives the last line: what was checked, and what came of it."""
+    result = f"{verdict.count} findings" if verdict.count else "whole and unchanged"
+    return (
+        f"checked: {verdict.files} files ({words_for_bytes(verdict.file_bytes)}), {verdict.rows} rows ({verdict.failed} failed), "
+        f"{len(verdict.layers)} layers ({', '.join(verdict.layers)}), {words_for_bytes(verdict.row_bytes)} of features: {result}"
+    )
+
+
+def _verify(config: DictConfig) -> None:
+    with answered(VERIFY):
+        from omegaconf import OmegaConf
+
+        values: Any = OmegaConf.to_container(config, resolve=True)
+        folder, repair = check_options(values)
+        signals.heed_in_order()
+        verify(folder, repair)
+
+
+def main() -> None:
+    """Runs the command; leaves with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
+    signals.heed(VERIFY.when_stopped)
+    import hydra
+
+    compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="verify")(_verify), VERIFY)
+    signals.ignore()
+
+
+if __name__ == "__main__":
+    main()

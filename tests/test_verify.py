@@ -1,0 +1,262 @@
+"""``python -m pipeline.verify``, as a subprocess: lines, exit codes, and the run that repair makes possible."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.report import words_for_bytes
+from pipeline.store.judgement import Verdict
+from pipeline.store.verification import verify_folder
+
+from .damage import chunk_place, flip, write_companions
+from .stored_runs import make_spec, make_values, write_run
+from .test_command import assert_equal_runs, call, command, environment
+from .test_store_folder import files_in, stored_values
+from .test_store_verification import SHARDS
+
+MODULE = "pipeline.verify"
+
+
+def verify(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return call(*arguments, cwd=cwd, module=MODULE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "outputs" / "a,b 2024_01"
+    write_run(path, make_spec(), failed=[3])
+    write_companions(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
+def test_a_whole_run_is_one_line_and_exit_code_0(folder: Path) -> None:
+    result = verify(f"run=outputs/{folder.name}", cwd=folder.parent.parent)
+    assert (result.returncode, result.stderr) == (0, "")
+    size = words_for_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".h5", ".yaml", ".json")))
+    assert result.stdout == (
+        f"checked: 6 files ({size}), 10 rows (1 failed), 2 layers (conv1_1, relu4_1), 693.4 kB of features: whole and unchanged\n"
+    )
+
+
+def test_damage_is_named_and_exit_code_1_and_nothing_is_written(copy: Path) -> None:
+    for row in (0, 2):
+        flip(copy / SHARDS[1], chunk_place(copy / SHARDS[1], "relu4_1", row))
+    (copy / SHARDS[2]).unlink()
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    result = verify(f"run={copy}/features.h5", cwd=copy)
+    assert result.returncode == 1
+    first, second, missing, last = result.stdout.splitlines()
+    assert first.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 4 (folder1/image é4.jpg) is damaged, got ")
+    assert second.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got ")
+    assert missing.startswith(f"{copy / SHARDS[2]}: the shard is missing, got 2 of 3 shards. ")
+    assert last.startswith("checked: 5 files (")
+    assert last.endswith(": 3 findings")
+    assert result.stderr == (
+        f"error: {copy}: the run is not whole and unchanged, got 3 findings. Expected none. Verify with repair=true, or remove "
+        f"what is named, then run the extraction again (python -m pipeline.run with the options in {copy}/config.yaml): "
+        f"it makes what is missing.\n"
+    )
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+def test_repair_removes_what_is_damaged_and_says_what_to_run(copy: Path) -> None:
+    flip(copy / SHARDS[1], chunk_place(copy / SHARDS[1], "relu4_1", 0))
+    (copy / "shards/notes.txt").write_text("of somebody else")
+    before = files_in(copy)
+    result = verify(f"run={copy}", "repair=true", cwd=copy)
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[2:] == [
+        f"removed: {SHARDS[1]}",
+        "removed: features.h5",
+        f"removed: SHA256SUMS: {SHARDS[1]}",
+        "removed: SHA256SUMS: features.h5",
+        f"next: run the extraction again (python -m pipeline.run with the options in {copy}/config.yaml): "
+        "it makes what is missing.",
+    ]
+    assert "What could be removed has been; run the extraction again" in result.stderr
+    assert files_in(copy) == before - {SHARDS[1], "features.h5"} | {".lock"}
+
+
+def test_repair_is_refused_while_a_run_writes_the_folder(copy: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from pipeline.store.lock import take_lock\n"
+        "lock = take_lock(Path(sys.argv[1])); print('taken', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(copy)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "taken\n"
+        flip(copy / SHARDS[1], 3)
+        result = verify(f"run={copy}", "repair=true", cwd=copy)
+        assert result.returncode == 1
+        assert "another run writes this folder" in result.stderr
+        assert (copy / SHARDS[1]).exists()
+        holder.kill()
+
+
+WRONG = [
+    (["rum=x"], "rum: there is no such option, got 'rum'. Expected one of: run. Run `python -m pipeline.verify --help` for all."),
+    (["run=x", "repare=true"], "repare: there is no such option, got 'repare'. Expected one of: repair. "),
+    (["run=x", "+extra=3"], "extra: there is no such option, got 'extra'. Expected one of: run, repair. "),
+    (["run=x", "data.dir=y"], "data"),
+    (["run=x", "repair=1"], "repair: not a valid value, got 1. Expected true or false. "),
+    (["run=x", "repair"], "command line: "),
+    (["run="], "run: no run was named, got ''. Expected a run folder. "),
+    ([], "run: no run was named, got None. Expected a run folder. "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_a_wrong_option_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = verify(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"error: {message}"), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_neither_a_wrong_option_nor_a_whole_run_loads_tensorflow(folder: Path) -> None:
+    program = """
+import runpy, sys
+sys.argv[1:] = sys.argv[1:2]
+try:
+    runpy.run_module("pipeline.verify", run_name="__main__")
+except SystemExit as error:
+    print(error.code, end=" ")
+print(*(name in sys.modules for name in ("tensorflow", "scipy", "h5py")))
+"""
+    for argument, expected in (("runn=x", "2 False False False"), (f"run={folder}", "False False True")):
+        command_line = [sys.executable, "-c", program, argument]
+        result = subprocess.run(command_line, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
+        assert result.stdout.splitlines()[-1] == expected
+
+
+def test_a_missing_run_is_one_line_and_exit_code_1(folder: Path) -> None:
+    result = verify("run=outputs/a", cwd=folder.parent.parent)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        "error: outputs/a: there is no such run, got a path that does not exist. Expected one of: a,b 2024"
+    )
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_interrupt_ends_the_check_at_once_with_exit_code_130(copy: Path) -> None:
+    # A file without content of 64 GB: minutes of hashing.
+    os.truncate(copy / "report.json", 64 << 30)
+    (copy / ".lock").unlink()
+    process = subprocess.Popen(
+        command(f"run={copy}", "repair=true", cwd=copy, module=MODULE),
+        cwd=copy,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (copy / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    said, error = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, ""), error
+    assert error.startswith("interrupted: the run folder holds what it held")
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["small", "native size", "not compressed"])
+def test_whatever_byte_changes_is_found_and_named(kind: str, tmp_path: Path) -> None:
+    spec = {
+        "small": make_spec(10, {"conv1_1": (5, 4, 3), "relu4_1": (12, 12, 3)}),
+        "native size": make_spec(6, {"relu4_1": None, "b": None}, images_per_shard=4),
+        "not compressed": make_spec(10, dtype="float16", compression="none"),
+    }[kind]
+    native = {i: (3 + i, 9 - i) for i in range(6)}
+    write_run(tmp_path, spec, failed=[1], values=make_values(spec, native if kind == "native size" else None))
+    write_companions(tmp_path)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
+    sizes = [path.stat().st_size for path in files]
+    dice = random.Random(2026)
+    for number in range(150):
+        # By turns any file and any byte: tables and metadata are small beside the rows.
+        path = dice.choice(files) if number % 2 else dice.choices(files, sizes)[0]
+        place, bit = dice.randrange(path.stat().st_size), 1 << dice.randrange(8)
+        flip(path, place, bit)
+        verdict = verify_folder(tmp_path, workers=1, silence_seconds=20)
+        name = path.relative_to(tmp_path).as_posix()
+        assert verdict.count, (name, place, bit)
+        # No other file is accused.
+        assert verdict.findings.keys() == {name}, (name, place, bit, verdict.findings)
+        assert name in verdict.findings[name][0].line
+        flip(path, place, bit)
+    assert verify_folder(tmp_path, workers=1).count == 0
+
+
+def damaged_at_random(folder: Path, dice: random.Random) -> str:
+    path = dice.choice(
+        sorted(path for path in folder.rglob("*") if path.suffix in (".h5", ".yaml", ".json") or path.name == "SHA256SUMS")
+    )
+    flip(path, dice.randrange(path.stat().st_size), 1 << dice.randrange(8))
+    return path.relative_to(folder).as_posix()
+
+
+@pytest.mark.slow
+def test_repair_and_resume_mend_whatever_byte_has_changed(tmp_path: Path) -> None:
+    from pipeline.store.lock import take_lock
+    from pipeline.store.repair import repair
+
+    spec, dice = make_spec(10, {"conv1_1": (5, 4, 3), "relu4_1": (12, 12, 3)}), random.Random(7)
+    write_run(tmp_path / "whole", spec, failed=[3])
+    expected = stored_values(tmp_path / "whole")
+    for number in range(40):
+        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"run{number}"))
+        write_companions(folder)
+        name = damaged_at_random(folder, dice)
+        lock = take_lock(folder)
+        verdict: Verdict = verify_folder(folder, workers=1, silence_seconds=20)
+        repair(verdict)
+        lock.release()
+        write_run(folder, spec, failed=[3])
+        write_companions(folder)
+        assert verify_folder(folder, workers=1).count == 0, name
+        assert stored_values(folder) == expected, name
+
+
+@pytest.mark.slow
+def test_the_real_command_remakes_what_repair_has_removed_bit_for_bit(photographs: Path, tmp_path: Path) -> None:
+    arguments = [f"data.dir={photographs}", "network.weights=random", "data.size=32", "layers=[relu1_1,relu2_1]"]
+    arguments += ["output.images_per_shard=2", "name=run"]
+    assert call(*arguments, cwd=tmp_path).returncode == 0
+    run, dice = tmp_path / "outputs/run", random.Random(1)
+    program = shutil.which("sha256sum")
+    if program:
+        subprocess.run([program, "--quiet", "-c", "SHA256SUMS"], cwd=run, check=True)
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    names = {line.split("  ")[1] for line in (run / "SHA256SUMS").read_text().splitlines()}
+    assert names == {*(path.relative_to(run).as_posix() for path in run.rglob("*") if path.suffix in (".h5", ".json", ".yaml"))}
+    for _ in range(4):
+        damaged_at_random(run, dice)
+    (run / SHARDS[0].replace("00003", "00004")).unlink()
+    assert verify("run=outputs/run", cwd=tmp_path).returncode == 1
+    assert verify("run=outputs/run", "repair=true", cwd=tmp_path).returncode == 1
+    result = call(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = verify("run=outputs/run", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert_equal_runs(whole, run)
