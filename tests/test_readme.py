@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.schema import CHOICES, known_keys
+from pipeline.schema import CHOICES, VerifySchema, known_keys
 from pipeline.store import format
 
 from .test_command import REPOSITORY, call
@@ -59,6 +59,14 @@ def test_every_option_is_in_the_table() -> None:
         row = next(line for line in table.splitlines() if line.startswith(f"| `{key.removesuffix('.name')}`"))
         for value in values:
             assert f"`{value}`" in row, (key, value)
+
+
+def test_every_option_and_exit_code_of_verify_is_named() -> None:
+    section = README.split("## Checking it")[1].split("\n## ")[0]
+    for key in known_keys(VerifySchema()):
+        assert f" {key}=" in section, key
+    for code in ("0", "1", "2", "130"):
+        assert f"\n| {code}" in section, code
 
 
 def test_every_column_and_every_room_is_named() -> None:
