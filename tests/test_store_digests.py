@@ -20,14 +20,14 @@ from .damage import chunk_place, flip
 from .stored_runs import make_spec, write_run
 from .test_store_folder import run_python, stored_values
 
-NAMES = [*(f"shards/shard-0000{n}-of-00003.h5" for n in range(3)), "features.h5"]
+NAMES = [*(f"shards/shard-0000{n}-of-00003.h5" for n in range(3)), "features.h5", "manifest.jsonl.gz"]
 
 
 def test_every_finished_file_has_a_line_that_coreutils_can_check(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec())
     lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
-    # Shards are finished in any order.
-    assert sorted(lines[:3], key=lambda line: line[64:]) + lines[3:] == [
+    # Shards are finished in any order, after the list of images.
+    assert [*sorted(lines[1:4], key=lambda line: line[64:]), *lines[4:], lines[0]] == [
         f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}" for name in NAMES
     ]
     program = shutil.which("sha256sum")
@@ -137,11 +137,11 @@ def test_a_shard_that_a_kill_left_without_a_line_is_checked_and_gets_it(
     assert path.exists()
     known = list(Digests(folder).by_name)
     assert NAMES[1] not in known
-    others = {NAMES.index(name) for name in known}
+    others = {NAMES.index(name) for name in known} - {NAMES.index("manifest.jsonl.gz")}
     if damage:
         flip(path, chunk_place(path, "relu4_1", 2))
     with open_folder(folder, spec, "resume") as opened:
-        assert opened.finished == (others if damage else others | {1})
+        assert {shard.number for shard in opened.finished} == (others if damage else others | {1})
     assert path.exists() != damage
     assert any(line.startswith(f"{path}: removed, since it is damaged: {path}: ") for line in caplog.messages) == damage
     digests = Digests(folder)
@@ -170,7 +170,7 @@ def test_lines_of_files_that_are_gone_go_too_and_those_of_others_stay(tmp_path: 
         file.write("3" * 64 + "  my notes.txt\n")
     (tmp_path / NAMES[1]).unlink()
     with open_folder(tmp_path, spec, "resume"):
-        assert sorted(Digests(tmp_path).by_name) == ["my notes.txt", NAMES[0], NAMES[2]]
+        assert sorted(Digests(tmp_path).by_name) == ["manifest.jsonl.gz", "my notes.txt", NAMES[0], NAMES[2]]
 
 
 def test_python_and_this_program_agree_on_a_digest_of_several_blocks(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from pipeline.store.writer import Writer
 from .stored_runs import make_spec, put_rows
 
 SHAPES = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
+# Of the attributes of the root, and so of when it was made.
+CHECKSUMS = "attribute_checksums"
 STEP = frozenset({"output.images_per_shard"})
 
 
@@ -113,7 +115,7 @@ def tree(path: Path) -> dict[str, Any]:
 
         file.visititems(visit)
         found["@"] = sorted(
-            (key, str(value)) for key, value in file.attrs.items() if key not in ("created", "config", "data_root")
+            (key, str(value)) for key, value in file.attrs.items() if key not in ("created", "config", "data_root", CHECKSUMS)
         )
     return found
 

@@ -141,7 +141,7 @@ def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path
         # Something may still refuse the run: the device, the size of the disk.
         assert files_in(tmp_path) == before | {".lock"}
         opened.make_room()
-    assert files_in(tmp_path) == {".lock", "manifest.jsonl.gz", *foreign}
+    assert files_in(tmp_path) == {".lock", "manifest.jsonl.gz", "SHA256SUMS", *foreign}
 
 
 def test_replace_removes_the_shards_and_lists_of_all_parts(tmp_path: Path) -> None:
@@ -155,6 +155,7 @@ def test_replace_removes_the_shards_and_lists_of_all_parts(tmp_path: Path) -> No
         opened.make_room()
     assert files_in(tmp_path) == {
         ".lock",
+        "SHA256SUMS",
         "manifest.jsonl.gz",
         "manifest-part7.jsonl.gz",
         "shards/shard-part01-00000-of-00001.h5",
@@ -162,6 +163,18 @@ def test_replace_removes_the_shards_and_lists_of_all_parts(tmp_path: Path) -> No
     }
     write_run(tmp_path, make_spec(3, identity={"seed": "2"}))
     assert len(open_run(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "SHA256SUMS.partial"])
+def test_digests_are_not_written_through_a_link(tmp_path: Path, name: str) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    write_run(folder, make_spec())
+    (folder / name).unlink(missing_ok=True)
+    outside.write_text("precious")
+    (folder / name).symlink_to(outside)
+    with pytest.raises(StoreError, match=rf"not a run folder, got {name} of somebody else"):
+        open_folder(folder, make_spec(), "resume")
+    assert outside.read_text() == "precious"
 
 
 @pytest.mark.parametrize("existing", ["resume", "extend", "replace"])

@@ -46,9 +46,11 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 def test_a_whole_run_is_one_line_and_exit_code_0(folder: Path) -> None:
     result = verify(f"run=outputs/{folder.name}", cwd=folder.parent.parent)
     assert (result.returncode, result.stderr) == (0, "")
-    size = words_for_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".h5", ".yaml", ".json")))
+    size = words_for_bytes(
+        sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".h5", ".gz", ".yaml", ".json"))
+    )
     assert result.stdout == (
-        f"checked: 6 files ({size}), 10 rows (1 failed), 2 layers (conv1_1, relu4_1), 693.4 kB of features: whole and unchanged\n"
+        f"checked: 7 files ({size}), 10 rows (1 failed), 2 layers (conv1_1, relu4_1), 693.4 kB of features: whole and unchanged\n"
     )
 
 
@@ -63,7 +65,7 @@ def test_damage_is_named_and_exit_code_1_and_nothing_is_written(copy: Path) -> N
     assert first.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 4 (folder1/image é4.jpg) is damaged, got ")
     assert second.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got ")
     assert missing.startswith(f"{copy / SHARDS[2]}: the shard is missing, got 2 of 3 shards. ")
-    assert last.startswith("checked: 5 files (")
+    assert last.startswith("checked: 6 files (")
     assert last.endswith(": 3 findings")
     assert result.stderr == (
         f"error: {copy}: the run is not whole and unchanged, got 3 findings. Expected none. Verify with repair=true, or remove "
@@ -210,7 +212,7 @@ def test_whatever_byte_changes_is_found_and_named(kind: str, tmp_path: Path) -> 
 
 def damaged_at_random(folder: Path, dice: random.Random) -> str:
     path = dice.choice(
-        sorted(path for path in folder.rglob("*") if path.suffix in (".h5", ".yaml", ".json") or path.name == "SHA256SUMS")
+        sorted(path for path in folder.rglob("*") if path.suffix in (".h5", ".gz", ".yaml", ".json") or path.name == "SHA256SUMS")
     )
     flip(path, dice.randrange(path.stat().st_size), 1 << dice.randrange(8))
     return path.relative_to(folder).as_posix()
@@ -249,7 +251,9 @@ def test_the_real_command_remakes_what_repair_has_removed_bit_for_bit(photograph
         subprocess.run([program, "--quiet", "-c", "SHA256SUMS"], cwd=run, check=True)
     whole = Path(shutil.copytree(run, tmp_path / "whole"))
     names = {line.split("  ")[1] for line in (run / "SHA256SUMS").read_text().splitlines()}
-    assert names == {*(path.relative_to(run).as_posix() for path in run.rglob("*") if path.suffix in (".h5", ".json", ".yaml"))}
+    assert names == {
+        *(path.relative_to(run).as_posix() for path in run.rglob("*") if path.suffix in (".h5", ".gz", ".json", ".yaml"))
+    }
     for _ in range(4):
         damaged_at_random(run, dice)
     (run / SHARDS[0].replace("00003", "00004")).unlink()

@@ -75,6 +75,39 @@ def extra_file(path: Path, example: str, count: int) -> ForeignError:
     )
 
 
+def missing_list(path: Path) -> StoreError:
+    """Gives the one line for a list of images that is not there."""
+    return StoreError(
+        f"{path}: the list of images is missing, got no such file. Expected one a part of the run. "
+        f"Put it back, or run the extraction again, which writes it anew."
+    )
+
+
+def damaged_list(path: Path) -> DamagedError:
+    """Gives the one line for a list of images that cannot be read, or does not agree with the digest that it has within."""
+    return DamagedError(
+        f"{path}: the list of images is damaged, got no list that agrees with its own digest. Expected the bytes that were "
+        f"written. Put it back, or run the extraction again, which writes it anew."
+    )
+
+
+def list_of_another_run(path: Path, found: str, expected: str) -> ForeignError:
+    """Gives the one line for a list of images whose run digest is not that of the shards of its part."""
+    return ForeignError(
+        f"{path}: a list of images of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
+        f"Put the run's own list back, or remove this one and run the extraction again."
+    )
+
+
+def unfinished_extension(folder: Path, index_name: str, stop: int, rows: int, is_whole: bool) -> StoreError:
+    """Gives the one line for an index over the rows before an extension that was stopped on the way."""
+    whole = ", which are whole and unchanged" * is_whole
+    return StoreError(
+        f"{folder}: an extension of the run is not finished, got {index_name} over the first {stop} of {rows} rows{whole}. "
+        f"Expected all {rows}. Run the extraction again to go on."
+    )
+
+
 def changed(path: Path, found: str, expected: str, has_data: bool) -> DamagedError:
     """Gives the one line for a file whose digest differs though nothing that it holds is found wrong.
 

@@ -18,27 +18,21 @@ import h5py
 import numpy as np
 
 from ..errors import StoreError
-from ..records import FAILED, OK, ShardSpec
+from ..records import FAILED, OK, Part, ShardSpec
 from . import format, tables
 from .attributes import damaged_attributes
 from .damage import HDF5_READ_ERRORS, ForeignError, damaged
 from .mapping import wrong_sources
 from .rows import ShardRows
+from .succession import extends
 from .tables import Column
 
 # What a damaged file raises besides: an absurd length, half a character.
 FILE_ERRORS = (*HDF5_READ_ERRORS, MemoryError, OverflowError)
 # Attributes of the root that all files of a run have alike. Options of the machine may differ after a resume.
-RUN_ATTRIBUTES = (
-    "identity",
-    "manifest_digest",
-    "rows",
-    "images_per_shard",
-    "network",
-    "weights_sha256",
-    "preprocess",
-    "mean_pixel",
-)
+RUN_ATTRIBUTES = ("images_per_shard", "network", "weights_sha256", "preprocess", "mean_pixel")
+# What of the identity each part has for itself; the rest is alike too.
+PART_OPTIONS = {"images", "extends"}
 TREE = {"features", "images", "checksums"}
 
 # Takes a finding; takes a sign of life.
@@ -51,10 +45,9 @@ class Facts:
     """What a file tells of its run, for comparison with the others.
 
     Attributes:
-        digest: The run's.
-        rows: Of the run.
+        parts: Those of the run, up to the file's own.
         images_per_shard: Of the shard plan.
-        attributes: Those of :data:`RUN_ATTRIBUTES` that it has, as text.
+        attributes: Those of :data:`RUN_ATTRIBUTES` that it has, and the options of the identity, as text.
         layers: Name -> shape of a row, dtype, stride and place in the network, as text.
         columns: Column -> CRC-32 of its part for each shard that the file covers, in order.
         checksums: Layer -> likewise.
@@ -62,8 +55,7 @@ class Facts:
         row_bytes: Bytes of values that were read and held to their checksums.
     """
 
-    digest: str
-    rows: int
+    parts: tuple[Part, ...]
     images_per_shard: int
     attributes: dict[str, str]
     layers: dict[str, str]
@@ -71,6 +63,15 @@ class Facts:
     checksums: dict[str, list[int]]
     failed: int
     row_bytes: int
+
+    def __post_init__(self) -> None:
+        # JSON, through which it comes from another process, has lists alone.
+        object.__setattr__(self, "parts", tuple(Part(*part) for part in self.parts))
+
+    @property
+    def digest(self) -> str:
+        """Digest of the run up to the file's own part."""
+        return self.parts[-1].digest
 
 
 def examine(path: Path, threads: int, say: Say, alive: Alive) -> Facts | None:
@@ -88,17 +89,18 @@ def examine(path: Path, threads: int, say: Say, alive: Alive) -> Facts | None:
     try:
         with tables.open_file(path) as file:
             is_index = path.name == format.INDEX_NAME
-            digest, plan = tables.read_plan(file, path)
-            _examine_root(file, path, format.INDEX if is_index else format.SHARD, digest, say)
+            parts = tables.read_parts(file, path)
+            digests, plan = tables.read_plan(file, path)
+            _examine_root(file, path, format.INDEX if is_index else format.SHARD, parts, say)
             if not is_index:
-                plan = tuple(shard for shard in plan if shard.file_name == path.name)
+                plan = tuple(shard for shard in plan if shard.file_name == path.name and shard.part == len(parts) - 1)
                 if not plan:
                     raise ForeignError(
                         f"{path}: not a shard of the plan that it names, got {file.attrs['rows']} rows of the run, "
                         f"{file.attrs['images_per_shard']} a shard. Expected a name as that plan has. Put the right one back, or "
                         f"remove this one and run the extraction again."
                     )
-                tables.check_shard(file, path, digest, plan[0])
+                tables.check_shard(file, path, digests[-1], plan[0])
             alive()
             columns = _examine_columns(file, path, plan, say, alive)
             layers = []
@@ -114,13 +116,12 @@ def examine(path: Path, threads: int, say: Say, alive: Alive) -> Facts | None:
                     layers.append(layer)
             row_bytes = 0
             if not is_index and "status" in columns:
-                row_bytes = sum(_examine_rows(path, digest, plan[0], layers, threads, say, alive))
+                row_bytes = sum(_examine_rows(path, digests[-1], plan[0], layers, threads, say, alive))
             statuses = columns.get("status", np.zeros(0, object))
             return Facts(
-                digest,
-                int(file.attrs["rows"]),
+                parts,
                 int(file.attrs["images_per_shard"]),
-                {name: repr(_plain(file.attrs[name])) for name in RUN_ATTRIBUTES if name in file.attrs},
+                _run_attributes(file),
                 {layer: _layer_words(file["features"][layer]) for layer in layers},
                 {name: _parts(values, plan, tables.column_checksum) for name, values in columns.items()},
                 {layer: _parts(file["checksums"][layer][()], plan, tables.column_checksum) for layer in layers},
@@ -134,15 +135,28 @@ def examine(path: Path, threads: int, say: Say, alive: Alive) -> Facts | None:
     return None
 
 
-def _examine_root(file: h5py.File, path: Path, kind: str, digest: str, say: Say) -> None:
+def _run_attributes(file: h5py.File) -> dict[str, str]:
+    options = {name: value for name, value in json.loads(str(file.attrs["identity"])).items() if name not in PART_OPTIONS}
+    found = {name: repr(_plain(file.attrs[name])) for name in RUN_ATTRIBUTES if name in file.attrs}
+    return {**found, "identity": json.dumps(options, sort_keys=True)}
+
+
+def _examine_root(file: h5py.File, path: Path, kind: str, parts: tuple[Part, ...], say: Say) -> None:
     """Holds the tree and the root's attributes to the format; their checksums have agreed when the file was opened."""
     if set(file) != TREE:
         say(damaged(path, "the tree", f"groups {', '.join(sorted(file))}"))
-    identity = str(file.attrs["identity"])
+    identity, digest = str(file.attrs["identity"]), str(file.attrs["run_digest"])
     if hashlib.sha256(identity.encode()).hexdigest() != digest:
         say(damaged(path, "attribute 'run_digest' of the root", f"{digest[:12]}, which is not that of the identity"))
-    expected = {"file_kind": kind, **({"first_row": 0} if kind == format.INDEX else {})}
     options: Any = json.loads(identity)
+    before = parts[-2].stop if len(parts) > 1 else 0
+    images = f"{parts[-1].stop - before} rows, digest {file.attrs['manifest_digest']}"
+    for option, words in (("images", images), ("extends", extends(parts[:-1]))):
+        if "images" in options and options.get(option) != words:
+            say(
+                damaged(path, f"{option!r} in attribute 'identity' of the root", f"{options.get(option)!r} in place of {words!r}")
+            )
+    expected = {"file_kind": kind, "rows": parts[-1].stop, **({"first_row": 0} if kind == format.INDEX else {})}
     for name, option in (("images_per_shard", "output.images_per_shard"), ("format_version", "format_version")):
         if option in options:
             expected[name] = int(options[option])

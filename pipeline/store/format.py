@@ -128,6 +128,12 @@ def manifest_name(part: int) -> str:
     return f"manifest-part{part:03d}.jsonl.gz" if part else "manifest.jsonl.gz"
 
 
+def planned_shards(names: Iterable[str]) -> int:
+    """Gives how many shards the parts have of which these are the names of shards."""
+    found = [name for text in names if (name := SHARD_NAME.fullmatch(text))]
+    return sum({name[1]: int(name[2]) for name in found}.values())
+
+
 def native_name(index: int) -> str:
     """Gives the name of an image's dataset at native size: its row in the run, 9 digits."""
     return f"{index:09d}"

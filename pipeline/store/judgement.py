@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StoreError
-from ..records import ShardSpec
+from ..records import plan_shards
 from . import damage, format
 from .digests import Digests, is_own
 from .examination import Facts
 from .guard import Examination, Finding
+from .succession import Listed, find_run, is_of
 
 # Of a digest's 64 hexadecimal digits, 60 differ where the file differs. Where fewer do, it is the line that has changed.
 # Source: the digits of another file's SHA-256 are as good as random: 24 or fewer differ once in 10^31 times.
@@ -35,6 +35,7 @@ class Verdict:
         failed: Rows of images that have failed, in the shards that could be read.
         layers: Names of the layers.
         row_bytes: Bytes of features that were decoded and held to their checksums.
+        indexed: Names of the shards that the index stands over: not all of them, where an extension is not finished.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Verdict:
     failed: int
     layers: tuple[str, ...]
     row_bytes: int
+    indexed: frozenset[str]
 
     @property
     def count(self) -> int:
@@ -63,20 +65,31 @@ class Judge:
         digests: What its files should be.
         found: Path from the run folder -> the file's digest, or why it cannot be read; all files there are.
         examined: Likewise -> what came of it, for shards and index.
+        listed: Likewise, for the lists of images; None for one that is damaged.
     """
 
     def __init__(
-        self, folder: Path, digests: Digests, found: Mapping[str, str | OSError], examined: Mapping[str, Examination]
+        self,
+        folder: Path,
+        digests: Digests,
+        found: Mapping[str, str | OSError],
+        examined: Mapping[str, Examination],
+        listed: Mapping[str, Listed | None],
     ) -> None:
         self._folder = folder
         self._digests = digests
         self._found = found
         self._examined = examined
+        self._listed = listed
         self._findings: dict[str, list[Finding]] = {name: list(of.findings) for name, of in examined.items()}
         self._changed: set[str] = set()
         self._distrusted: list[str] = []
-        self._leader = self._leading_facts()
-        self._plan = _plan(self._leader)
+        facts = self._trusted_facts()
+        self._run = find_run([of.parts for of in facts], listed)
+        # What files are compared with in all that is alike in all parts.
+        self._leader = next((of for of in facts if is_of(of.parts, self._run)), None)
+        self._plan = plan_shards([part.stop for part in self._run], self._leader.images_per_shard) if self._leader else ()
+        self._index_is_good = False
 
     def _add(self, name: str, error: StoreError) -> None:
         found = self._findings.setdefault(name, [])
@@ -85,12 +98,15 @@ class Judge:
     def _agrees(self, name: str) -> bool:
         return name in self._found and self._found[name] == self._digests.by_name.get(name)
 
-    def _leading_facts(self) -> Facts | None:
-        """Gives the facts that files are compared with: of the run that most are of, among those that agree with their digest."""
+    def _trusted_facts(self) -> list[Facts]:
+        """Gives the facts of the files that agree with their digest; of all, if none does."""
         facts = {name: of.facts for name, of in self._examined.items() if of.facts}
-        trusted = {name: of for name, of in facts.items() if self._agrees(name) and not self._findings[name]} or facts
-        digests = Counter(of.digest for of in trusted.values()).most_common(1)
-        return next((of for of in trusted.values() if of.digest == digests[0][0]), None)
+        return [of for name, of in facts.items() if self._agrees(name) and not self._findings[name]] or list(facts.values())
+
+    def _facts(self, name: str) -> Facts | None:
+        """Gives the facts of a file that is there, can be read, and is of the run."""
+        of = self._examined.get(name)
+        return of.facts if of and of.facts and is_of(of.facts.parts, self._run) else None
 
     def judge(self) -> Verdict:
         """Gives the verdict."""
@@ -124,14 +140,20 @@ class Judge:
                 self._add(format.DIGESTS_NAME, damage.without_line(path, name))
 
     def _expected_names(self) -> set[str]:
-        return {format.INDEX_NAME, *(format.shard_path(shard.file_name) for shard in self._plan)}
+        lists = [format.manifest_name(part) for part in range(len(self._run))]
+        return {format.INDEX_NAME, *lists, *(format.shard_path(shard.file_name) for shard in self._plan)}
+
+    def _indexed(self) -> frozenset[str]:
+        index = self._facts(format.INDEX_NAME)
+        parts = len(index.parts) if index else len(self._run)
+        return frozenset(format.shard_path(shard.file_name) for shard in self._plan if shard.part < parts)
 
     def _judge_files(self) -> None:
         """Holds the files to the plan and to each other; names those that differ and hold nothing wrong."""
         for name, digest in self._found.items():
             if isinstance(digest, OSError):
                 self._add(name, damage.unreadable(self._folder / name, digest))
-        for name, error in self._against_plan():
+        for name, error in [*self._against_plan(), *self._lists()]:
             self._add(name, error)
         for name, error in list(self._against_leader()):
             self._add(name, error)
@@ -143,6 +165,31 @@ class Judge:
                 assert isinstance(found, str)
                 expected = self._digests.by_name[name]
                 self._add(name, damage.changed(self._folder / name, found, expected, name in self._examined))
+        self._judge_extension()
+
+    def _judge_extension(self) -> None:
+        """Says so where the index has not all rows yet. It is right for those that it has, and not to be removed."""
+        index = self._facts(format.INDEX_NAME)
+        if index is None or len(index.parts) == len(self._run):
+            return
+        self._index_is_good = not self._findings[format.INDEX_NAME]
+        is_whole = self._index_is_good and not any(self._findings.get(name) for name in self._indexed())
+        rows = index.parts[-1].stop, self._run[-1].stop
+        self._add(format.INDEX_NAME, damage.unfinished_extension(self._folder, format.INDEX_NAME, *rows, is_whole))
+
+    def _lists(self) -> Iterator[tuple[str, StoreError]]:
+        """Holds the lists of images to the parts of the run."""
+        names = [format.manifest_name(part) for part in range(len(self._run))]
+        for name in names:
+            if name not in self._listed:
+                yield name, damage.missing_list(self._folder / name)
+        for name, listed in self._listed.items():
+            if listed is None:
+                yield name, damage.damaged_list(self._folder / name)
+            elif self._run:
+                part = self._run[names.index(name) if name in names else -1]
+                if name not in names or listed.digest != part.digest:
+                    yield name, damage.list_of_another_run(self._folder / name, listed.digest, part.digest)
 
     def _against_plan(self) -> Iterator[tuple[str, StoreError]]:
         shards = [name for name in self._examined if name != format.INDEX_NAME]
@@ -155,7 +202,7 @@ class Judge:
             if expected and name not in expected:
                 yield name, damage.extra_file(self._folder / name, expected[0], len(expected))
         if format.INDEX_NAME not in self._examined:
-            count = len(expected) or int(shards[0].removesuffix(".h5").rpartition("-")[2])
+            count = len(expected) or format.planned_shards(Path(name).name for name in shards)
             yield format.INDEX_NAME, damage.unfinished(self._folder, there, count, format.INDEX_NAME)
 
     def _against_leader(self) -> Iterator[tuple[str, StoreError]]:
@@ -164,8 +211,9 @@ class Judge:
             facts, path = of.facts, self._folder / name
             if facts is None or leader is None or self._findings[name]:
                 continue
-            if facts.digest != leader.digest:
-                yield name, damage.of_another_run(path, facts.digest, leader.digest)
+            if not is_of(facts.parts, self._run):
+                part = self._run[min(len(facts.parts), len(self._run)) - 1]
+                yield name, damage.of_another_run(path, facts.digest, part.digest)
                 continue
             for attribute, value in leader.attributes.items():
                 if facts.attributes.get(attribute) != value:
@@ -177,22 +225,20 @@ class Judge:
                     yield name, damage.damaged(path, f"layer {layer}", got)
 
     def _index_against_shards(self) -> Iterator[tuple[str, StoreError]]:
-        examined = self._examined.get(format.INDEX_NAME)
-        index = examined.facts if examined else None
-        if index is None or self._leader is None or index.digest != self._leader.digest:
+        examined, index = self._examined.get(format.INDEX_NAME), self._facts(format.INDEX_NAME)
+        if index is None:
             return
-        for number, shard in enumerate(self._plan):
+        # Those that it stands over are the first of the plan.
+        for number, shard in enumerate(self._plan[: len(self._indexed())]):
             name = format.shard_path(shard.file_name)
-            of = self._examined.get(name)
-            if of is None or of.facts is None or of.facts.digest != index.digest:
-                continue
-            if self._findings[name]:
+            facts = self._facts(name)
+            if facts is None or self._findings[name]:
                 # Its tables may be what is wrong; the index is held to them once it has been made again.
                 continue
             # What either lacks has been found already, unless it is a column of the list.
             both = [
-                ("column {!r} of /images", index.columns, of.facts.columns),
-                ("/checksums/{}", index.checksums, of.facts.checksums),
+                ("column {!r} of /images", index.columns, facts.columns),
+                ("/checksums/{}", index.checksums, facts.checksums),
             ]
             for words, here, there in both:
                 for part in sorted({*here} & {*there}):
@@ -200,7 +246,7 @@ class Judge:
                         got = f"other values than {shard.file_name} for rows {shard.first} to {shard.stop - 1}"
                         yield format.INDEX_NAME, damage.damaged(self._folder / format.INDEX_NAME, words.format(part), got)
             if examined and not examined.findings:
-                for column in sorted({*index.columns} ^ {*of.facts.columns}):
+                for column in sorted({*index.columns} ^ {*facts.columns}):
                     got = f"it in only one of {shard.file_name} and {format.INDEX_NAME}"
                     yield (
                         format.INDEX_NAME,
@@ -215,7 +261,9 @@ class Judge:
         damaged = [
             name
             for name in self._examined
-            if (name in self._changed or findings.get(name)) and not any(found.is_foreign for found in findings.get(name, ()))
+            if (name in self._changed or findings.get(name))
+            and not any(found.is_foreign for found in findings.get(name, ()))
+            and not (name == format.INDEX_NAME and self._index_is_good)
         ]
         leader = self._leader
         return Verdict(
@@ -226,16 +274,9 @@ class Judge:
             distrusted=tuple({*self._distrusted, *self._changed}),
             files=len(self._found),
             file_bytes=sum((self._folder / name).stat().st_size for name in self._found),
-            rows=leader.rows if leader else 0,
+            rows=self._run[-1].stop if self._run else 0,
             failed=sum(of.facts.failed for name, of in self._examined.items() if of.facts and name != format.INDEX_NAME),
             layers=tuple(leader.layers) if leader else (),
             row_bytes=sum(of.facts.row_bytes for of in self._examined.values() if of.facts),
+            indexed=self._indexed(),
         )
-
-
-def _plan(facts: Facts | None) -> tuple[ShardSpec, ...]:
-    if facts is None:
-        return ()
-    rows, step = facts.rows, facts.images_per_shard
-    count = -(-rows // step)
-    return tuple(ShardSpec(n, count, n * step, min(rows, (n + 1) * step)) for n in range(count))

@@ -58,12 +58,9 @@ def _index_of(folder: Path) -> Path:
     index = folder / format.INDEX_NAME
     if index.exists():
         return index
-    shards = [
-        found for path in _siblings(folder / format.SHARD_FOLDER / "_") if (found := format.SHARD_NAME.fullmatch(path.name))
-    ]
+    shards = [path.name for path in _siblings(folder / format.SHARD_FOLDER / "_") if format.SHARD_NAME.fullmatch(path.name)]
     if shards:
-        count = sum({found[1]: int(found[2]) for found in shards}.values())
-        raise unfinished(folder, len(shards), count, format.INDEX_NAME)
+        raise unfinished(folder, len(shards), format.planned_shards(shards), format.INDEX_NAME)
     raise no_run(folder, format.INDEX_NAME)
 
 

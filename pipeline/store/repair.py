@@ -31,8 +31,8 @@ def repair(verdict: Verdict) -> list[str]:
     """
     folder, index = verdict.folder, format.INDEX_NAME
     names = list(verdict.damaged)
-    if index not in names and (folder / index).is_file() and (names or _lacks_shards(verdict)):
-        # While it is there, a reader takes the run for whole.
+    if index not in names and (folder / index).is_file() and (verdict.indexed & {*names} or _lacks_shards(verdict)):
+        # While it is there, a reader takes all rows that it has for whole.
         names.append(index)
     digests = Digests(folder)
     lines = [name for name in digests.by_name if name in {*names, *verdict.distrusted}]
@@ -49,7 +49,7 @@ def repair(verdict: Verdict) -> list[str]:
 
 
 def _lacks_shards(verdict: Verdict) -> bool:
-    return any(name.startswith(f"{format.SHARD_FOLDER}/") and not (verdict.folder / name).exists() for name in verdict.findings)
+    return any(name in verdict.indexed and not (verdict.folder / name).exists() for name in verdict.findings)
 
 
 def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, str]:

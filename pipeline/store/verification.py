@@ -17,6 +17,7 @@ from .digests import Digests, file_digest
 from .guard import SILENCE_SECONDS, Examination, Guard
 from .judgement import Judge, Verdict
 from .reader import no_such_run
+from .succession import read_listed
 
 
 def verify_folder(
@@ -43,13 +44,16 @@ def verify_folder(
         raise damage.no_run(folder, format.INDEX_NAME)
     digests = Digests(folder)
     found, examined = _read_all(folder, names, workers, progress, silence_seconds)
-    return Judge(folder, digests, found, examined).judge()
+    listed = {name: read_listed(folder / name) for name in names if format.MANIFEST_NAME.fullmatch(name)}
+    return Judge(folder, digests, found, examined, listed).judge()
 
 
 def _names(folder: Path) -> list[str]:
     shards = folder / format.SHARD_FOLDER
     there = sorted(path.name for path in shards.iterdir()) if shards.is_dir() else []
-    names = [format.shard_path(name) for name in there if format.SHARD_NAME.fullmatch(name)] + [*format.DIGESTED_NAMES]
+    names = [format.shard_path(name) for name in there if format.SHARD_NAME.fullmatch(name)]
+    names += sorted(path.name for path in folder.iterdir() if format.MANIFEST_NAME.fullmatch(path.name))
+    names += format.DIGESTED_NAMES
     return [name for name in names if (folder / name).is_file()]
 
 

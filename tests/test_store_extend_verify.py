@@ -1,0 +1,188 @@
+"""Extended runs and what keeps them whole: their digests, what verify says of them, and repair."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.digests import Digests
+from pipeline.store.folder import open_folder
+from pipeline.store.judgement import Verdict
+from pipeline.store.repair import repair
+from pipeline.store.verification import verify_folder
+
+from .damage import accept, chunk_place, flip
+from .test_store_extend import everything, run, spec_of
+from .test_store_verification import lines
+
+OLD = [f"shards/shard-0000{n}-of-00002.h5" for n in range(2)]
+NEW = [f"shards/shard-part001-0000{n}-of-00003.h5" for n in range(3)]
+LISTS = ["manifest.jsonl.gz", "manifest-part001.jsonl.gz"]
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("extended") / "run"
+    run(path, spec_of("bdf"))
+    run(path, spec_of("abcdefghi"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gives a run whose extension was stopped after the first of three shards."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    run(path, spec_of("bdf"))
+    run(path, spec_of("abcdefghi"), shards=1)
+    return path
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / "copy"))
+
+
+def verify(folder: Path) -> Verdict:
+    return verify_folder(folder, workers=1)
+
+
+def damage_row(folder: Path, name: str) -> None:
+    flip(folder / name, chunk_place(folder / name, "relu4_1", 0))
+
+
+def sums(folder: Path) -> list[str]:
+    return (folder / "SHA256SUMS").read_text().splitlines()
+
+
+def sums_are_right(folder: Path) -> None:
+    """Holds every line to its file, and every file of the run to its having one."""
+    names = {path.relative_to(folder).as_posix() for path in [*folder.rglob("*.h5"), *folder.glob("manifest*")]}
+    assert sorted(sums(folder)) == sorted(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in names)
+
+
+def test_an_extension_keeps_the_lines_adds_its_own_and_replaces_that_of_the_index(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdf"))
+    before = sums(tmp_path)
+    assert before[-1].endswith("  features.h5")
+    run(tmp_path, spec_of("abcdefghi"), shards=2)
+    assert sums(tmp_path)[: len(before)] == before
+    sums_are_right(tmp_path)
+    run(tmp_path, spec_of("abcdefghi"), "resume")
+    assert sums(tmp_path)[: len(before) - 1] == before[:-1]
+    assert before[-1] not in sums(tmp_path)
+    sums_are_right(tmp_path)
+    stays = sums(tmp_path)
+    run(tmp_path, spec_of("abcdefghi"), "resume")
+    assert sums(tmp_path)[:-1] == stays[:-1]
+    run(tmp_path, spec_of("xyz"), "replace")
+    assert len(sums(tmp_path)) == 4
+    sums_are_right(tmp_path)
+
+
+def test_an_extended_run_is_whole(extended: Path) -> None:
+    verdict = verify(extended)
+    assert lines(verdict) == {}
+    assert (verdict.files, verdict.rows) == (8, 9)
+
+
+def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before_it_are_whole(
+    stopped: Path, tmp_path: Path
+) -> None:
+    copy = copied(stopped, tmp_path)
+    verdict = verify(copy)
+    assert lines(verdict) == {
+        "features.h5": [
+            f"{copy}: an extension of the run is not finished, got features.h5 over the first 3 of 9 rows, which are whole and "
+            "unchanged"
+        ],
+        **{name: [f"{name}: the shard is missing, got 3 of 5 shards"] for name in NEW[1:]},
+    }
+    # There is nothing to repair, and the index is good for the rows that it has.
+    assert repair(verdict) == []
+    assert (copy / "features.h5").exists()
+    damage_row(copy, NEW[0])
+    verdict = verify(copy)
+    assert "first 3 of 9 rows, which are whole" in lines(verdict)["features.h5"][0]
+    assert repair(verdict) == [NEW[0], f"SHA256SUMS: {NEW[0]}"]
+    damage_row(copy, OLD[1])
+    verdict = verify(copy)
+    assert lines(verdict)["features.h5"][0].endswith("first 3 of 9 rows")
+    assert set(repair(verdict)) == {OLD[1], "features.h5", f"SHA256SUMS: {OLD[1]}", "SHA256SUMS: features.h5"}
+    run(copy, spec_of("abcdefghi"), "resume")
+    assert lines(verify(copy)) == {}
+    sums_are_right(copy)
+
+
+def test_of_an_extension_with_no_more_than_a_list_all_shards_are_missing(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("bdf"))
+    run(tmp_path, spec_of("abcdefghi"), shards=0)
+    assert set(lines(verify(tmp_path))) == {"features.h5", *NEW}
+    # Given up: the list goes, and its line.
+    run(tmp_path, spec_of("bdf"), "resume")
+    assert lines(verify(tmp_path)) == {}
+    sums_are_right(tmp_path)
+
+
+@pytest.mark.parametrize("existing", ["resume", "extend"])
+@pytest.mark.parametrize("name", [OLD[0], NEW[1]])
+def test_repair_removes_the_damaged_shard_of_any_part_and_the_same_bits_are_made_again(
+    extended: Path, tmp_path: Path, name: str, existing: str
+) -> None:
+    copy = copied(extended, tmp_path)
+    damage_row(copy, name)
+    verdict = verify(copy)
+    assert set(lines(verdict)) == {name}
+    assert set(repair(verdict)) == {name, "features.h5", f"SHA256SUMS: {name}", "SHA256SUMS: features.h5"}
+    folder = run(copy, spec_of("abcdefghi"), existing)
+    assert [f"shards/{shard.file_name}" for shard in folder.missing] == [name]
+    assert lines(verify(copy)) == {}
+    assert everything(copy) == everything(extended)
+    sums_are_right(copy)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_damaged_or_lost_list_is_named_and_written_anew(extended: Path, tmp_path: Path, name: str) -> None:
+    copy = copied(extended, tmp_path)
+    flip(copy / name, 40)
+    verdict = verify(copy)
+    assert lines(verdict) == {name: [f"{name}: the list of images is damaged, got no list that agrees with its own digest"]}
+    assert repair(verdict) == [f"SHA256SUMS: {name}"]
+    run(copy, spec_of("abcdefghi"), "resume")
+    assert lines(verify(copy)) == {}
+    assert (copy / name).read_bytes() == (extended / name).read_bytes()
+    # A time in the head of the file: nothing that it lists.
+    flip(copy / name, 5)
+    assert ": the file is damaged, got SHA-256 " in lines(verify(copy))[name][0]
+    (copy / name).unlink()
+    assert lines(verify(copy)) == {name: [f"{name}: the list of images is missing, got no such file"]}
+    run(copy, spec_of("abcdefghi"), "resume")
+    assert everything(copy) == everything(extended)
+    sums_are_right(copy)
+
+
+def test_files_of_another_extension_are_not_of_the_run(extended: Path, tmp_path: Path) -> None:
+    copy, other = copied(extended, tmp_path), tmp_path / "other"
+    run(other, spec_of("bdf"))
+    run(other, spec_of("bdfuvwxyz"))
+    for name in (NEW[1], LISTS[1]):
+        shutil.copy(other / name, copy / name)
+        accept(copy, name)
+    verdict = verify(copy)
+    found = lines(verdict)
+    assert set(found) == {NEW[1], LISTS[1]}
+    assert found[NEW[1]][0].startswith(f"{NEW[1]}: a shard of another run, got run digest ")
+    assert found[LISTS[1]][0].startswith(f"{LISTS[1]}: a list of images of another run, got run digest ")
+    assert verdict.damaged == ()
+
+
+def test_a_shard_of_an_extension_without_a_line_is_checked_before_it_gets_one(stopped: Path, tmp_path: Path) -> None:
+    copy = copied(stopped, tmp_path)
+    Digests(copy).drop([NEW[0], OLD[0]])
+    damage_row(copy, NEW[0])
+    with open_folder(copy, spec_of("abcdefghi"), "extend") as folder:
+        assert [f"shards/{shard.file_name}" for shard in folder.missing] == NEW
+    # The index is over the rows before, and those are whole.
+    assert (copy / "features.h5").exists()
+    sums_are_right(copy)
