@@ -55,6 +55,7 @@ def configuration_folder() -> str:
 
 def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
     """Turns what Hydra or OmegaConf says of the command line into an error of the house's form."""
+    from . import schema
     from .config import unknown_key
 
     text = str(error)
@@ -64,7 +65,9 @@ def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
         if missing:
             key = (missing.group(2) or missing.group(1)).lstrip("+~")
             whole = re.search(r"full_key: (\S+)", str(chain))
-            return unknown_key(whole.group(1) if whole and key in whole.group(1) else key, door.schema, door.module)
+            return unknown_key(
+                whole.group(1) if whole and key in whole.group(1) else key, getattr(schema, door.schema)(), door.module
+            )
         chain = chain.__cause__ or chain.__context__
     group = re.search(r"Could not find '(\w+)/([^']+)'", text)
     if group:
@@ -75,7 +78,7 @@ def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
         )
     group = re.search(r"Could not override '?(\S+?)'?\.", text)
     if group:
-        return unknown_key(group[1], door.schema, door.module)
+        return unknown_key(group[1], getattr(schema, door.schema)(), door.module)
     first_line = " ".join(text.split("\n")[0].split()).rstrip(".")
     return OptionError(
         f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes "
@@ -135,6 +138,7 @@ def answered(door: Door = RUN) -> Iterator[None]:
         yield
     except PipelineError as error:
         fail(error)
+    except (KeyboardInterrupt, signals.Terminated) as error:
         signals.stop(error)
     except BrokenPipeError:
         _forget_stdout()
@@ -171,6 +175,7 @@ def compose(command: Callable[[], None], door: Door = RUN) -> None:
     try:
         command()
         sys.stdout.flush()
+    except (KeyboardInterrupt, signals.Terminated) as error:
         signals.stop(error)
     except BrokenPipeError:
         _forget_stdout()

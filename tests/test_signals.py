@@ -17,7 +17,8 @@ from .test_command import command, environment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no signals to stop a process by")
 
-LINE = "{}: finished shards are kept. Run the command again, with output.existing=resume, to go on.\n"
+ADVICE = "finished shards are kept. Run the command again, with output.existing=resume, to go on."
+LINE = f"{{}}: {ADVICE}\n"
 BOTH = pytest.mark.parametrize(
     ("sent", "line", "exit_code"),
     [(signal.SIGINT, LINE.format("interrupted"), 130), (signal.SIGTERM, LINE.format("terminated"), 143)],
@@ -37,7 +38,7 @@ def answer():
         signals.stop(error)
 
 signals.GRACE_SECONDS = {grace}
-signals.heed()
+signals.heed({advice!r})
 {before}
 answer()
 """
@@ -53,7 +54,7 @@ def stop_waiting(
     before: str = "signals.heed_in_order()",
 ) -> tuple[int, str, float]:
     """Gives exit code, stderr and seconds of a child that is sent these signals, 0.1 s apart, at its work."""
-    program = WAITING.format(work=work, answer=answer, grace=grace, before=before)
+    program = WAITING.format(work=work, answer=answer, grace=grace, before=before, advice=ADVICE)
     with subprocess.Popen(
         [sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -116,7 +117,7 @@ def test_a_signal_that_is_swallowed_ends_the_process_all_the_same() -> None:
 
 
 def test_what_is_ignored_by_the_caller_stays_ignored() -> None:
-    ignoring = "signal.signal(signal.SIGINT, signal.SIG_IGN); signals.heed(); signals.heed_in_order()"
+    ignoring = "signal.signal(signal.SIGINT, signal.SIG_IGN); signals.heed(''); signals.heed_in_order()"
     assert stop_waiting(signal.SIGINT, signal.SIGTERM, work=SLEEPING, before=ignoring)[0] == 143
 
 
