@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ _PREFETCHED_BATCHES = 1
 # What a row hands from the worker's thread to the batch besides its pixels; the order of the int64 vector.
 _NUMBERS = ("height_px", "width_px", "rows_px", "columns_px", "source_rows_px", "source_columns_px", "file_bytes")
 _TEXTS = ("error", "sha256")
+# What no one waits for any more.
+_NOTHING = np.empty(0, np.uint8), np.zeros(len(_NUMBERS), np.int64), np.array(["", ""], np.object_)
 
 
 def load_batches(
@@ -47,8 +50,8 @@ def load_batches(
 ) -> Generator[Batch, None, None]:
     """Reads, hashes and decodes these rows, in this order, ahead of the consumer.
 
-    At most ``workers + 2 * batch_size`` images are decoded and not yet handed over (those in the workers, the batch that is
-    being filled and the one that waits), as large as ``reduce`` leaves them; besides, each worker may hold one image at full
+    At most ``2 * batch_size`` images are decoded and not yet handed over (the batch that is being filled and the one that
+    waits), as large as ``reduce`` leaves them; besides, each worker may hold one image at full
     size, and all those above :data:`LARGE_PIXELS` together no more than one image may have. Closing the generator stops the
     workers and frees all of this.
 
@@ -69,49 +72,53 @@ def load_batches(
     """
     import tensorflow as tf  # Late: the doors must be able to refuse a wrong option without it.
 
-    # Pixels go round TensorFlow, from the worker to the batch: numpy_function would copy them into a tensor, and
-    # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. Order, number and
-    # life of what waits here are those of the small tensors that go through the dataset.
+    # Pixels go round TensorFlow, from the workers to the batch: numpy_function would copy them into a tensor, and
+    # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. A call of its own for each
+    # image would take as long as decoding too, and leave the workers waiting for each other: one call makes a batch.
     room = _Room(MAX_PIXELS)
-    images: dict[int, NDArray[np.uint8]] = {}
     buffers: dict[int, NDArray[np.uint8]] = {}
+    stopped = threading.Event()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
 
-    def load(position: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-        path = manifest[int(indices[position])].path
-        images[int(position)], numbers, texts = _load_row(path, room, reduce, ratio_for)
-        return numbers, texts
+    def load(index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.object_]]:
+        if stopped.is_set():
+            return _NOTHING
+        return _load_row(manifest[int(index)].path, room, reduce, ratio_for)
 
-    def join(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        buffers[int(positions[0])] = np.concatenate([images.pop(int(position)) for position in positions])
-        return positions
+    def load_batch(first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+        rows = list(pool.map(load, indices[first : first + batch_size]))
+        pixels, numbers, texts = zip(*rows, strict=True)
+        buffers[int(first)] = np.concatenate(pixels)
+        return np.stack(numbers), np.stack(texts)
 
-    def load_in_graph(position: Any) -> Any:
-        numbers, texts = tf.numpy_function(load, [position], (tf.int64, tf.string))
-        return position, tf.ensure_shape(numbers, [len(_NUMBERS)]), tf.ensure_shape(texts, [len(_TEXTS)])
-
-    def join_in_graph(positions: Any, numbers: Any, texts: Any) -> Any:
-        return tf.numpy_function(join, [positions], tf.int64), numbers, texts
+    def load_in_graph(first: Any) -> Any:
+        numbers, texts = tf.numpy_function(load_batch, [first], (tf.int64, tf.string))
+        return first, tf.ensure_shape(numbers, [None, len(_NUMBERS)]), tf.ensure_shape(texts, [None, len(_TEXTS)])
 
     options = tf.data.Options()
     options.deterministic = True
-    # Autotuning would grow the buffers, and the graph's own rewriting (map and batch in one, a further prefetch) would add
-    # some: the bound on memory that is promised above would not hold.
+    # Autotuning would grow the buffers, and the graph's own rewriting (a further prefetch) would add some: the bound on memory
+    # that is promised above would not hold.
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    # Threads of its own: decoding must not queue behind the network's operations in TensorFlow's common pool.
-    options.threading.private_threadpool_size = workers
-    # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
-    with tf.device("/CPU:0"):
-        dataset = tf.data.Dataset.range(len(indices)).map(load_in_graph, num_parallel_calls=workers, deterministic=True)
-        dataset = dataset.batch(batch_size).map(join_in_graph).prefetch(_PREFETCHED_BATCHES).with_options(options)
-        elements = iter(dataset)
-    while True:
+    # A thread of its own: the batch must not queue behind the network's operations in TensorFlow's common pool.
+    options.threading.private_threadpool_size = 1
+    try:
+        # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
         with tf.device("/CPU:0"):
-            element = next(elements, None)
-        if element is None:
-            return
-        positions, numbers, texts = (np.asarray(tensor) for tensor in element)
-        yield _batch(indices[positions], buffers.pop(int(positions[0])), numbers, texts)
+            firsts = tf.data.Dataset.range(0, len(indices), batch_size)
+            dataset = firsts.map(tf.autograph.experimental.do_not_convert(load_in_graph)).prefetch(_PREFETCHED_BATCHES)
+            elements = iter(dataset.with_options(options))
+        while True:
+            with tf.device("/CPU:0"):
+                element = next(elements, None)
+            if element is None:
+                return
+            first, numbers, texts = (np.asarray(tensor) for tensor in element)
+            yield _batch(indices[first : first + batch_size], buffers.pop(int(first)), numbers, texts)
+    finally:
+        stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Room:
