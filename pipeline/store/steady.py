@@ -7,6 +7,7 @@ writes after it goes nowhere; the file is dropped anyway.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ class SteadyFile(io.FileIO):
         """
         if self._refusal is not None:
             raise self._refusal
+
+    def __del__(self) -> None:
+        # Ctrl-C can take a file away from its writer before anybody knows of it; no reason for a warning.
+        with contextlib.suppress(OSError):
+            self.close()
 
     def _write(self, data: Any) -> int:
         rest = memoryview(data)
