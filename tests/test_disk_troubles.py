@@ -73,7 +73,7 @@ def test_files_that_may_not_grow_stop_the_run_and_more_room_lets_it_go_on(
         (run / name).unlink()
         assert_refused(call(images, tmp_path, limit_bytes=limit_bytes), name, run)
         assert not (run / name).exists()
-    assert call(images, tmp_path).returncode == 0
+        assert call(images, tmp_path).returncode == 0
     assert finished_shards(run).items() >= kept.items()
     assert_same_run(run, undisturbed)
 
