@@ -140,12 +140,12 @@ def finished_shards(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Gives every dataset and attribute of a file but the time at which it was made; floats as their bits."""
+    """Gives every dataset and attribute of a file but the time at which it was made and what covers it; floats as their bits."""
     found: dict[str, Any] = {}
 
     def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
         for key, value in node.attrs.items():
-            if key != "created":
+            if key != "created" and (name, key) != ("/", "attribute_checksums"):
                 found[f"{name}@{key}"] = (np.asarray(value).dtype, np.asarray(value).tolist())
         if isinstance(node, h5py.Dataset):
             values = node[()]

@@ -185,7 +185,7 @@ def test_another_run_in_the_same_folder_is_refused_with_the_differences(finished
 
 @pytest.mark.parametrize(
     "moment",
-    [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))],
     ids=["kill", "interrupt", "terminate"],
 )
 def test_a_run_that_is_stopped_goes_on_where_it_was_and_ends_with_the_same_bits(
@@ -244,6 +244,7 @@ def test_all_images_failing_is_an_error(tmp_path: Path) -> None:
     assert 'all 3 images failed, got e.g. "not an image' in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_too_many_failures_stop_the_run_and_every_later_one(images: Path, tmp_path: Path) -> None:
     arguments = [f"data.dir={images}", *QUICK, "data.max_failed_fraction=0.05", "batch_size=4", "output.images_per_shard=4"]
     for _ in range(2):

@@ -126,6 +126,7 @@ def test_a_store_that_is_killed_goes_on_to_the_same_bits(
     stop_and_go_on(tmp_path, in_store, moments, stored)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_reports_has_its_report_in_the_end(real: Call, tmp_path: Path) -> None:
     assert real(tmp_path, synced("report.json")).returncode == -signal.SIGKILL
     assert real(tmp_path, None).returncode == 0

@@ -164,6 +164,7 @@ def test_the_classifier_agrees_with_the_oracle(random_weights: Any) -> None:
             assert max(errors.values()) < TOLERANCE, errors
 
 
+@pytest.mark.slow
 def test_the_classifier_takes_a_batch_image_by_image(random_weights: Any) -> None:
     weights = random_weights("vgg19", classifier=True)
     images = np.concatenate([picture(193, 193, seed) for seed in range(3)])
