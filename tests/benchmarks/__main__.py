@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             print(f"{row.name}: {row.question} ...", file=sys.stderr, flush=True)
             lines += row.measure(bench)
+            # After every row, so that a call that is stopped leaves what it has measured.
+            print(format_table(lines), file=sys.stderr, flush=True)
             if given.json:
-                # After every row, so that a call that is stopped leaves what it has measured.
                 given.json.write_text(to_json(machine, lines), encoding="utf-8")
     if given.json:
         given.json.write_text(to_json(machine, lines), encoding="utf-8")

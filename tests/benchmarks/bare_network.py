@@ -59,10 +59,12 @@ def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], No
     from pipeline.images.loader import load_batches
     from pipeline.images.manifest import list_folder
     from pipeline.images.preprocess import FixedSize
-    from pipeline.images.resample import ResizeSpec
+    from pipeline.images.resize_host import HostResize
+    from pipeline.images.tables import ResizeSpec
 
     manifest = list_folder(Path(photographs))
-    resize = FixedSize(ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear"), seeded_weights().mean_pixel, "/CPU:0", None)
+    spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
+    resize = FixedSize(HostResize(spec, seeded_weights().mean_pixel, usable_cores()), None)
     batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=usable_cores())
     np.save(path, np.concatenate([np.asarray(step.images) for batch in batches for step in resize(batch)]))
     return {}, lambda: None

@@ -31,11 +31,13 @@ def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, 
     from pipeline.images.loader import load_batches
     from pipeline.images.manifest import list_folder
     from pipeline.images.preprocess import FixedSize
-    from pipeline.images.resample import ResizeSpec, dct_reduction, hand_over
+    from pipeline.images.resample import hand_over
+    from pipeline.images.resize_host import HostResize
+    from pipeline.images.tables import ResizeSpec, dct_reduction
 
     manifest = list_folder(Path(photographs))
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
-    fixed = FixedSize(spec, np.array([123.68, 116.779, 103.939]), "/CPU:0", None)
+    fixed = FixedSize(HostResize(spec, np.array([123.68, 116.779, 103.939]), usable_cores()), None)
 
     def reduce(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return hand_over(pixels, spec)
