@@ -99,7 +99,7 @@ def verify(folder: Path, repair: bool) -> None:
             print(f"next: {_NEXT.format(folder=folder)}", flush=True)
             advice = f"What could be removed has been; {_NEXT}" if removed else f"There is nothing to remove; {_NEXT}"
         raise StoreError(
-            f"{folder}: the run is not whole and unchanged, got {verdict.count} findings. Expected none. "
+            f"{folder}: the run is not whole and unchanged, got {_counted(verdict.count)}. Expected none. "
             + advice.format(folder=folder)
         )
 
@@ -114,9 +114,13 @@ def _lines(verdict: Verdict) -> list[str]:
     return lines + [f"... and {left} more"] * bool(left)
 
 
+def _counted(findings: int) -> str:
+    return "1 finding" if findings == 1 else f"{findings} findings"
+
+
 def summary(verdict: Verdict) -> str:
     """Gives the last line: what was checked, and what came of it."""
-    result = f"{verdict.count} findings" if verdict.count else "whole and unchanged"
+    result = _counted(verdict.count) if verdict.count else "whole and unchanged"
     return (
         f"checked: {verdict.files} files ({words_for_bytes(verdict.file_bytes)}), {verdict.rows} rows ({verdict.failed} failed), "
         f"{len(verdict.layers)} layers ({', '.join(verdict.layers)}), {words_for_bytes(verdict.row_bytes)} of features: {result}"

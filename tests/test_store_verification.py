@@ -19,7 +19,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import codec
 from pipeline.store.attributes import write_attributes
-from pipeline.store.guard import FINDINGS_KEPT, Guard, serve
+from pipeline.store.guard import FINDINGS_KEPT, UNSURE, Guard, serve
 from pipeline.store.judgement import Verdict
 from pipeline.store.reader import open_run
 from pipeline.store.repair import repair
@@ -97,7 +97,7 @@ class Here(Guard):
 
     def _exchange(self, path: Path) -> Iterator[dict[str, Any]]:
         messages: list[str] = []
-        serve(path, 1, lambda message: messages.append(json.dumps(message)))
+        serve(path, 1, 1000, lambda message: messages.append(json.dumps(message)))
         return map(json.loads, messages)
 
 
@@ -185,7 +185,9 @@ def source_place(path: Path) -> int:
 
 
 @pytest.mark.parametrize("case", FLIPS)
-def test_a_byte_that_has_changed_is_named_by_what_lies_there(copy: Path, case: str) -> None:
+def test_a_byte_that_has_changed_is_named_by_what_lies_there(copy: Path, case: str, request: pytest.FixtureRequest) -> None:
+    if case not in ("the superblock", "a source of the index"):
+        request.getfixturevalue("here")
     name, find, accused, words = FLIPS[case]
     place = find(copy / name)
     if case == "a digest":
@@ -489,6 +491,21 @@ def test_an_index_over_shards_that_are_gone_is_removed_by_repair(copy: Path) -> 
     assert not (copy / "features.h5").exists()
 
 
+@pytest.mark.usefixtures("here")
+def test_repair_keeps_what_may_be_whole(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without memory cannot read a row; that is no reason to remove it, unless its file has changed."""
+
+    def exhausted(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(codec, "decode", exhausted)
+    flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
+    verdict = verify(copy)
+    assert set(verdict.findings) == {*SHARDS}
+    assert "layer conv1_1, rows 0 (folder0/image é0.jpg) to 3 is damaged, got MemoryError" in lines(verdict)[SHARDS[0]][0]
+    assert verdict.damaged == (SHARDS[1],)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes, on which to wait for ever")
 def test_a_file_on_which_hdf5_crashes_or_hangs_is_a_finding(tmp_path: Path, folder: Path) -> None:
     pipe = tmp_path / SHARDS[0]
@@ -510,6 +527,7 @@ def test_a_file_on_which_hdf5_crashes_or_hangs_is_a_finding(tmp_path: Path, fold
     (finding,) = guard.examine(pipe).findings
     killer.join()
     assert "the HDF5 file is damaged, got a crash of HDF5, SIGSEGV, while it was read. Expected" in finding.line
+    assert finding.kind == UNSURE
     # The next file finds a new process.
     assert guard.examine(folder / SHARDS[0]).findings == ()
     guard.close()

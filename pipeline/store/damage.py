@@ -15,13 +15,18 @@ class DamagedError(StoreError):
     """A file of the store is not as it was written; making it again mends it."""
 
 
+class UnsureError(DamagedError):
+    """A file that looks damaged where it may be the machine that failed, for want of memory: no reason to remove it."""
+
+
 class ForeignError(StoreError):
     """A file is whole, and not the one that belongs there: of another run, of other rows, of another program or version."""
 
 
 def damaged(path: Path, part: str, got: object) -> DamagedError:
     """Gives the one line for a file that is not as it was written."""
-    return DamagedError(
+    kind = UnsureError if isinstance(got, MemoryError) else DamagedError
+    return kind(
         f"{path}: {part} is damaged, got {' '.join(str(got).split())[:200] or type(got).__name__}. Expected the bytes that were "
         f"written. Remove this file and run the extraction again: only what is missing is made again."
     )

@@ -35,6 +35,9 @@ RUN_ATTRIBUTES = ("images_per_shard", "network", "weights_sha256", "preprocess",
 PART_OPTIONS = {"images", "extends"}
 TREE = {"features", "images", "checksums"}
 
+# Of values held at a time, over all files.
+WAITING_BYTES = 1 << 30
+
 # Takes a finding; takes a sign of life.
 Say = Callable[[StoreError], None]
 Alive = Callable[[], None]
@@ -74,12 +77,13 @@ class Facts:
         return self.parts[-1].digest
 
 
-def examine(path: Path, threads: int, say: Say, alive: Alive) -> Facts | None:
+def examine(path: Path, threads: int, waiting_bytes: int, say: Say, alive: Alive) -> Facts | None:
     """Examines a file by what its name says it is: a shard, or the index.
 
     Args:
         path: Of the file.
         threads: That decode rows.
+        waiting_bytes: Of values that they hold at a time; one chunk's always may be.
         say: Called with each finding, by the calling thread.
         alive: Called now and then.
 
@@ -116,7 +120,8 @@ def examine(path: Path, threads: int, say: Say, alive: Alive) -> Facts | None:
                     layers.append(layer)
             row_bytes = 0
             if not is_index and "status" in columns:
-                row_bytes = sum(_examine_rows(path, digests[-1], plan[0], layers, threads, say, alive))
+                rows = ShardRows(path, digests[-1], plan[0])
+                row_bytes = _examine_rows(rows, path, layers, (threads, waiting_bytes), say, alive)
             statuses = columns.get("status", np.zeros(0, object))
             return Facts(
                 parts,
@@ -231,35 +236,38 @@ def _wrong_node(node: h5py.Dataset | h5py.Group, rows: int) -> Iterator[str]:
         yield f"fill value {node.fillvalue} in place of nan"
 
 
-def _examine_rows(
-    path: Path, digest: str, shard: ShardSpec, layers: Iterable[str], threads: int, say: Say, alive: Alive
-) -> Iterator[int]:
-    """Reads every chunk, some at a time, and gives the bytes of values in each."""
-    rows = ShardRows(path, digest, shard)
-    # Few are waiting at any time, so memory holds two chunks a thread, however large the shard.
-    waiting: deque[Future[tuple[list[StoreError], int]]] = deque()
+def _examine_rows(rows: ShardRows, path: Path, layers: Iterable[str], limits: tuple[int, int], say: Say, alive: Alive) -> int:
+    """Reads every chunk, some at a time, and gives the bytes of values in all of them."""
+    threads, waiting_bytes = limits
+    waiting: deque[tuple[Future[tuple[list[StoreError], int]], int]] = deque()
+    held_bytes = read_bytes = 0
 
-    def take() -> int:
-        found, size_bytes = waiting.popleft().result()
+    def take() -> None:
+        nonlocal held_bytes, read_bytes
+        task, size_bytes = waiting.popleft()
+        found, found_bytes = task.result()
+        held_bytes -= size_bytes
+        read_bytes += found_bytes
         alive()
         for error in found:
             say(error)
-        return size_bytes
 
     with ThreadPoolExecutor(threads, "rows") as pool:
         for layer in layers:
             try:
                 for group in rows.groups(layer):
-                    waiting.append(pool.submit(rows.examine, layer, group))
-                    if len(waiting) > threads:
-                        yield take()
-                unexpected = rows.unexpected(layer)
-                if unexpected:
-                    say(damaged(path, f"layer {layer}", f"a dataset {unexpected[0]!r} of no row"))
+                    size_bytes = rows.size_bytes(layer, group)
+                    while waiting and (len(waiting) > threads or held_bytes + size_bytes > waiting_bytes):
+                        take()
+                    waiting.append((pool.submit(rows.examine, layer, group), size_bytes))
+                    held_bytes += size_bytes
+                for name in rows.unexpected(layer):
+                    say(damaged(path, f"layer {layer}", f"a dataset {name!r} of no row"))
             except StoreError as error:
                 say(error)
         while waiting:
-            yield take()
+            take()
+    return read_bytes
 
 
 def _layer_words(node: h5py.Dataset | h5py.Group) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import StoreError
 from . import examination
-from .damage import ForeignError, damaged
+from .damage import DamagedError, ForeignError, UnsureError, damaged
 from .examination import Facts
 
 # A sign of life is due after every chunk; the largest takes seconds on a slow disk.
@@ -34,17 +34,28 @@ FINDINGS_KEPT = 20
 _PACKAGE = __name__.partition(".")[0]
 
 
+# What a finding says of its file: making it again mends it; it is whole and another's; it may be the machine that failed.
+DAMAGED, FOREIGN, UNSURE = "damaged", "foreign", "unsure"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What is wrong with a file, in one line.
 
     Attributes:
         line: For the user.
-        is_foreign: The file is whole and another's; it is not for this program to remove.
+        kind: :data:`DAMAGED`, or :data:`FOREIGN` or :data:`UNSURE`, for which the file must be kept.
     """
 
     line: str
-    is_foreign: bool = False
+    kind: str
+
+
+def make_finding(error: StoreError) -> Finding:
+    """Makes a finding of an error."""
+    if isinstance(error, ForeignError):
+        return Finding(str(error), FOREIGN)
+    return Finding(str(error), DAMAGED if isinstance(error, DamagedError) and not isinstance(error, UnsureError) else UNSURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +78,15 @@ class Guard:
 
     Args:
         threads: That decode rows, in the process.
+        waiting_bytes: Of values that they hold at a time; one row always may.
         silence_seconds: Without a sign of life for so long, the process is taken to hang, and ended.
     """
 
-    def __init__(self, threads: int, silence_seconds: float = SILENCE_SECONDS) -> None:
+    def __init__(
+        self, threads: int, silence_seconds: float = SILENCE_SECONDS, waiting_bytes: int = examination.WAITING_BYTES
+    ) -> None:
         self._threads = threads
+        self._waiting_bytes = waiting_bytes
         self._silence_seconds = silence_seconds
         self._process: subprocess.Popen[str] | None = None
         # What the process says besides, should it end by itself.
@@ -84,7 +99,7 @@ class Guard:
         try:
             for message in self._exchange(path):
                 if "line" in message:
-                    findings.append(Finding(message["line"], message["is_foreign"]))
+                    findings.append(Finding(message["line"], message["kind"]))
                 if "facts" in message:
                     facts = None if message["facts"] is None else Facts(**message["facts"])
                     return Examination(tuple(findings), message["uncounted"], facts)
@@ -94,7 +109,7 @@ class Guard:
         except OSError:
             got = self._last_words()
         self._end()
-        findings.append(Finding(str(damaged(path, "the HDF5 file", got))))
+        findings.append(Finding(str(damaged(path, "the HDF5 file", got)), UNSURE))
         return Examination(tuple(findings), 0, None)
 
     def stop(self) -> None:
@@ -135,7 +150,7 @@ class Guard:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([str(path), self._threads]) + "\n")
+        process.stdin.write(json.dumps([str(path), self._threads, self._waiting_bytes]) + "\n")
         process.stdin.flush()
         hangs = threading.Event()
 
@@ -185,16 +200,17 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for request in sys.stdin:
-        path, threads = json.loads(request)
-        serve(Path(path), threads, lambda message: print(json.dumps(message), file=replies, flush=True))
+        path, threads, waiting_bytes = json.loads(request)
+        serve(Path(path), threads, waiting_bytes, lambda message: print(json.dumps(message), file=replies, flush=True))
 
 
-def serve(path: Path, threads: int, reply: Callable[[dict[str, Any]], None]) -> None:
+def serve(path: Path, threads: int, waiting_bytes: int, reply: Callable[[dict[str, Any]], None]) -> None:
     """Examines a file in this process.
 
     Args:
         path: Of the file.
         threads: That decode rows.
+        waiting_bytes: Of values that they hold at a time.
         reply: Called with each message.
     """
     said = 0
@@ -204,7 +220,7 @@ def serve(path: Path, threads: int, reply: Callable[[dict[str, Any]], None]) -> 
         nonlocal said
         said += 1
         if said <= FINDINGS_KEPT:
-            reply({"line": str(error), "is_foreign": isinstance(error, ForeignError)})
+            reply(asdict(make_finding(error)))
 
     def alive() -> None:
         nonlocal last_sign
@@ -212,7 +228,7 @@ def serve(path: Path, threads: int, reply: Callable[[dict[str, Any]], None]) -> 
             last_sign = time.monotonic()
             reply({})
 
-    facts = examination.examine(path, threads, say, alive)
+    facts = examination.examine(path, threads, waiting_bytes, say, alive)
     reply({"facts": None if facts is None else asdict(facts), "uncounted": max(0, said - FINDINGS_KEPT)})
 
 

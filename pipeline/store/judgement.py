@@ -11,7 +11,7 @@ from ..records import plan_shards
 from . import damage, format
 from .digests import Digests, is_own
 from .examination import Facts
-from .guard import Examination, Finding
+from .guard import DAMAGED, FOREIGN, Examination, Finding, make_finding
 from .succession import Listed, find_run, is_of
 
 # Of a digest's 64 hexadecimal digits, 60 differ where the file differs. Where fewer do, it is the line that has changed.
@@ -89,11 +89,9 @@ class Judge:
         # What files are compared with in all that is alike in all parts.
         self._leader = next((of for of in facts if is_of(of.parts, self._run)), None)
         self._plan = plan_shards([part.stop for part in self._run], self._leader.images_per_shard) if self._leader else ()
-        self._index_is_good = False
 
     def _add(self, name: str, error: StoreError) -> None:
-        found = self._findings.setdefault(name, [])
-        found.append(Finding(str(error), isinstance(error, damage.ForeignError)))
+        self._findings.setdefault(name, []).append(make_finding(error))
 
     def _agrees(self, name: str) -> bool:
         return name in self._found and self._found[name] == self._digests.by_name.get(name)
@@ -168,12 +166,11 @@ class Judge:
         self._judge_extension()
 
     def _judge_extension(self) -> None:
-        """Says so where the index has not all rows yet. It is right for those that it has, and not to be removed."""
+        """Says so where the index has not all rows yet. It may be right for those that it has, and is no reason to remove it."""
         index = self._facts(format.INDEX_NAME)
         if index is None or len(index.parts) == len(self._run):
             return
-        self._index_is_good = not self._findings[format.INDEX_NAME]
-        is_whole = self._index_is_good and not any(self._findings.get(name) for name in self._indexed())
+        is_whole = not any(self._findings.get(name) for name in (format.INDEX_NAME, *self._indexed()))
         rows = index.parts[-1].stop, self._run[-1].stop
         self._add(format.INDEX_NAME, damage.unfinished_extension(self._folder, format.INDEX_NAME, *rows, is_whole))
 
@@ -193,14 +190,15 @@ class Judge:
 
     def _against_plan(self) -> Iterator[tuple[str, StoreError]]:
         shards = [name for name in self._examined if name != format.INDEX_NAME]
-        expected = [format.shard_path(shard.file_name) for shard in self._plan]
-        there = len(set(expected) & set(shards))
+        # A mapping, in which names are found however many there are.
+        expected = {format.shard_path(shard.file_name): shard for shard in self._plan}
+        there = len({*expected} & {*shards})
         for name in expected:
             if name not in self._examined:
                 yield name, damage.missing_shard(self._folder / name, there, len(expected))
         for name in shards:
             if expected and name not in expected:
-                yield name, damage.extra_file(self._folder / name, expected[0], len(expected))
+                yield name, damage.extra_file(self._folder / name, next(iter(expected)), len(expected))
         if format.INDEX_NAME not in self._examined:
             count = len(expected) or format.planned_shards(Path(name).name for name in shards)
             yield format.INDEX_NAME, damage.unfinished(self._folder, there, count, format.INDEX_NAME)
@@ -253,18 +251,17 @@ class Judge:
                         damage.damaged(self._folder / format.INDEX_NAME, f"column {column!r} of /images", got),
                     )
 
+    def _must_be_made_again(self, name: str) -> bool:
+        kinds = {found.kind for found in self._findings[name]}
+        # What is of neither kind says nothing against the file; a digest that differs does.
+        return FOREIGN not in kinds and (name in self._changed or DAMAGED in kinds)
+
     def _verdict(self) -> Verdict:
         last = [*format.DIGESTED_NAMES, format.DIGESTS_NAME]
         names = sorted(name for name, found in self._findings.items() if found)
         names.sort(key=lambda name: last.index(name) if name in last else -1)
         findings = {name: tuple(self._findings[name]) for name in names}
-        damaged = [
-            name
-            for name in self._examined
-            if (name in self._changed or findings.get(name))
-            and not any(found.is_foreign for found in findings.get(name, ()))
-            and not (name == format.INDEX_NAME and self._index_is_good)
-        ]
+        damaged = [name for name in self._examined if name in findings and self._must_be_made_again(name)]
         leader = self._leader
         return Verdict(
             folder=self._folder,

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import StoreError
 from ..records import ShardSpec
 from . import disk, format
 from .digests import Digests, file_digest
-from .guard import Guard
+from .guard import DAMAGED, Guard
 from .judgement import Verdict
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def repair(verdict: Verdict) -> list[str]:
         StoreError: The disk refuses.
     """
     folder, index = verdict.folder, format.INDEX_NAME
-    names = list(verdict.damaged)
+    # This program makes no links: what one leads to is somebody else's, and so is the link.
+    names = [name for name in verdict.damaged if not (folder / name).is_symlink()]
     if index not in names and (folder / index).is_file() and (verdict.indexed & {*names} or _lacks_shards(verdict)):
         # While it is there, a reader takes all rows that it has for whole.
         names.append(index)
@@ -63,7 +65,7 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
         Those of them that are damaged, and have got no line -> what is wrong.
 
     Raises:
-        StoreError: The disk refuses.
+        StoreError: The disk refuses; a shard can neither be trusted nor removed.
     """
     digests = Digests(folder)
     names = sorted(format.shard_path(shard.file_name) for shard in finished)
@@ -75,6 +77,9 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
     try:
         for name in without:
             found = guard.examine(folder / name).findings
+            if found and {finding.kind for finding in found} != {DAMAGED}:
+                # Whatever this is, it is no leftover of a kill.
+                raise StoreError(found[0].line)
             if found:
                 damaged[folder / name] = f"damaged: {found[0].line}"
             else:

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import damage, format
 from .digests import Digests, file_digest
+from .examination import WAITING_BYTES
 from .guard import SILENCE_SECONDS, Examination, Guard
 from .judgement import Judge, Verdict
 from .reader import no_such_run
@@ -62,7 +63,8 @@ def _read_all(
 ) -> tuple[dict[str, str | OSError], dict[str, Examination]]:
     """Gives each file's digest, and what came of each HDF5 file."""
     hdf5 = [name for name in names if name.endswith(".h5")]
-    guards = [Guard(max(1, workers // len(hdf5)), silence_seconds) for _ in range(min(workers, len(hdf5)))]
+    count = min(workers, len(hdf5))
+    guards = [Guard(max(1, workers // len(hdf5)), silence_seconds, WAITING_BYTES // count) for _ in range(count)]
     idle: queue.SimpleQueue[Guard] = queue.SimpleQueue()
     for guard in guards:
         idle.put(guard)
