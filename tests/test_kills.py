@@ -185,12 +185,17 @@ def test_a_run_that_is_stopped_at_random_goes_on_to_the_same_bits(images: Path, 
     draw = random.Random(0)
     arguments = command(f"data.dir={images}", *OPTIONS, cwd=tmp_path)
     run, stopped = tmp_path / "outputs/run", 0
+    seconds: list[tuple[str, float]] = []
     for number in range(12):
         sent = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
         with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
             before = finished_shards(run)
+            unfinished = {path.stat().st_ino for path in run.rglob("*.partial")}
+            # Not before the program is there to hear it: that it says its first line.
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("images: ")
             # Every other one while shards are written, the others anywhere.
-            deadline = time.monotonic() + (60 if number % 2 else draw.uniform(0.15, 4))
+            deadline = time.monotonic() + (60 if number % 2 else draw.uniform(0, 4))
             while time.monotonic() < deadline and len(finished_shards(run)) == len(before) and process.poll() is None:
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.1))
@@ -198,18 +203,24 @@ def test_a_run_that_is_stopped_at_random_goes_on_to_the_same_bits(images: Path, 
             if number % 4 == 2:
                 process.send_signal(sent)
             asked = time.monotonic()
-            _, said = process.communicate(timeout=30)
-        assert time.monotonic() - asked < 8
+            _, said = process.communicate(timeout=60)
+        seconds.append((sent.name, round(time.monotonic() - asked, 2)))
         assert "Traceback" not in said, said
         assert process.returncode in (0, Moment("", "", 1, sent).exit_code), said
         if sent != signal.SIGKILL:
-            assert partial_files(run) == []
+            # Those of a run that was killed are there until the next one gets as far as the folder.
+            left = {path.stat().st_ino for path in run.rglob("*.partial")}
+            assert left in (set(), unfinished), (sent, said)
+            assert not left or "layer: relu1_1" not in said, (sent, said)
         assert finished_shards(run).items() >= before.items()
         stopped += process.returncode != 0
         if process.returncode == 0:
             assert_same_run(run, undisturbed)
             for path in run.glob("shards/shard-0001*"):
                 path.unlink()
+    # The program allows itself 5; the rest is for a busy machine.
+    assert max(took for _, took in seconds) < 15, seconds
+    print(stopped, "of", len(seconds), "stopped:", seconds)
     assert stopped >= 6
     assert subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, check=False).returncode == 0
     assert_same_run(run, undisturbed)
