@@ -112,14 +112,18 @@ def ignore() -> None:
 
 
 def stop(error: BaseException) -> NoReturn:
-    """Says that a signal stopped the run, and leaves with its exit code.
+    """Says that a signal stopped the run, and leaves with its exit code, at once.
+
+    Everything has been closed by then. Python would clear TensorFlow away object by object, which takes a second, on a busy
+    machine ten, and nobody can hurry it: the thread that waits for a signal is not there any more.
 
     Args:
         error: What the signal raised.
     """
-    number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-    _say(number)
-    sys.exit(EXIT_CODES[number])
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    _end(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
