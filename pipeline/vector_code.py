@@ -173,7 +173,10 @@ class Code:
             body(self.of_lanes(1), place)
 
     def accumulate(self, count: Any, step: int, sums: Sequence[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-        """Repeats ``sums = body(counter, sums)`` for a counter from 0 until below a positive count; sums stay in registers."""
+        """Repeats ``sums = body(counter, sums)`` for a counter from 0 until below a positive count; sums stay in registers.
+
+        Sums are of any type: vectors, floats, integers.
+        """
         builder = self.builder
         before = builder.block
         inside, after = builder.append_basic_block(), builder.append_basic_block()
@@ -181,7 +184,7 @@ class Code:
         builder.position_at_end(inside)
         counter = builder.phi(INTEGER)
         counter.add_incoming(integer(0), before)
-        carried = [builder.phi(self.vector) for _ in sums]
+        carried = [builder.phi(start.type) for start in sums]
         for phi, start in zip(carried, sums, strict=True):
             phi.add_incoming(start, before)
         results = body(counter, list(carried))

@@ -18,7 +18,7 @@ FOUNDATION = NOUNS | {"vector_code"}
 # Where each library may be loaded. The Keras reader reads HDF5 because the weights file is one.
 ONLY_IN = {
     "tensorflow": ("images/", "network/"),
-    "llvmlite": ("vector_code.py", "network/kernels.py", "images/passes.py"),
+    "llvmlite": ("vector_code.py", "network/kernels.py", "images/passes.py", "store/deflate_code.py"),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     "hydra": tuple(DOORS),
     "omegaconf": tuple(DOORS),
