@@ -150,7 +150,8 @@ def _write(values: NDArray[np.float32], symbols: PrefixCode, distances: PrefixCo
     if written + len(end) >= raw.size:
         return None
     adler = int(isal_zlib.adler32(raw))
-    return output[:written].tobytes() + end + adler.to_bytes(4, "big")
+    stream: bytes = output[:written].tobytes() + end + adler.to_bytes(4, "big")
+    return stream
 
 
 def _codes_of(code: PrefixCode, table: NDArray[np.int64]) -> NDArray[np.int64]:
