@@ -8,14 +8,13 @@ Source: Pillow, src/libImaging/Resample.c.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from ..vector_code import INTEGER, POINTER, Code, MachineCode, Processor, integer, new_function, this_processor
+from ..vector_code import INTEGER, POINTER, Code, MachineCode, Processor, compiled_once, integer, new_function, this_processor
 from .tables import AxisTable
 
 COLOURS = 3
@@ -45,7 +44,7 @@ FLOATS, BYTES = "floats", "bytes"
 ROWS = ((BYTES, BYTES), (BYTES, FLOATS), (FLOATS, FLOATS))
 
 
-@functools.cache
+@compiled_once
 def compiled_passes() -> MachineCode:
     """Gives ``along_columns``, of floats, ``along_rows_<before>_<after>`` and ``along_both``, of bytes, the rows first.
 

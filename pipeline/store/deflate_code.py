@@ -7,13 +7,12 @@ foretell it: both tokens are made, one is written.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 
-from ..vector_code import INTEGER, POINTER, Code, MachineCode, integer, new_function, this_processor
+from ..vector_code import INTEGER, POINTER, Code, MachineCode, compiled_once, integer, new_function, this_processor
 
 # One bit of a word for each; as a match they are just not too long.
 GROUP = 64
@@ -54,7 +53,7 @@ _WORD = ir.IntType(32)
 _BYTE = ir.IntType(8)
 
 
-@functools.cache
+@compiled_once
 def compiled_deflate() -> MachineCode:
     """Gives ``count``, ``encode_groups`` (of a multiple of :data:`GROUP` values) and ``encode_literals`` (of the rest)."""
     module = ir.Module()
