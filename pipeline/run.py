@@ -9,13 +9,14 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import signals
+from .command_line import LITERAL_OPTIONS, literal_arguments
 from .errors import OptionError, PipelineError, nearest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Door:
 RUN = Door(
     "pipeline.run",
     "Schema",
-    ("data.dir", "data.list", "name", "output.dir", "network.weights"),
+    LITERAL_OPTIONS,
     "finished shards are kept. Run the command again, with output.existing=resume, to go on.",
 )
 
@@ -84,32 +85,6 @@ def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
         f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes "
         f"inside quotes, e.g. '{door.literal_options[0]}=\"a,b\"'. Run `python -m {door.module} --help` for all options."
     )
-
-
-def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] = RUN.literal_options) -> list[str]:
-    """Gives the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
-
-    Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already, and the
-    commas of a sweep (``--multirun``), stay as they are. Layers with commas get their brackets.
-    """
-    if {"-m", "--multirun"} & set(arguments):
-        return list(arguments)
-    return [_literal_argument(argument, literal_options) for argument in arguments]
-
-
-def _literal_argument(argument: str, literal_options: Sequence[str]) -> str:
-    key, equals, value = argument.partition("=")
-    if key == "layers" and "," in value and not value.startswith(("[", "'", '"')):
-        return f"layers=[{value}]"
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-    if not equals or key not in literal_options or is_quoted or value == "null":
-        return argument
-    # Source: Hydra, "The extended override grammar", quoted values: backslashes count only before a quote; and OmegaConf:
-    # a backslash before ${ keeps it from being an interpolation.
-    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
-    value = re.sub(r'(\\*)(")', lambda match: match[1] * 2 + r"\"", value)
-    value = re.sub(r"(\\+)$", lambda match: match[1] * 2, value)
-    return f'{key}="{value}"'
 
 
 def _run(config: DictConfig) -> None:
