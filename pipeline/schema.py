@@ -92,6 +92,14 @@ class VerifySchema:
     repair: Any = False
 
 
+@dataclass
+class ShowSchema:
+    """All keys of ``python -m pipeline.show`` and their defaults."""
+
+    run: Any = None
+    json: Any = False
+
+
 def known_keys(schema: Any = None, prefix: str = "") -> list[str]:
     """Gives all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
     keys = []
