@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -11,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .config import Options
 from .errors import DatasetError, StoreError
@@ -19,7 +17,7 @@ from .extract import extract
 from .freshness import refuse_changed_images
 from .images import manifest as manifests
 from .journal import LOGGER as _log
-from .journal import to_file, to_terminal
+from .journal import can_draw, to_file, to_terminal
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
@@ -41,18 +39,19 @@ UNTRAINED = (
 )
 
 
-def run(options: Options, config_yaml: str) -> Report:
+def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report:
     """Does a whole run.
 
     Args:
         options: Checked.
         config_yaml: The same as the user's configuration, to be stored.
+        quiet: Whether only warnings go to the terminal.
 
     Raises:
         PipelineError: What stopped it; finished shards are kept.
     """
     watch = Stopwatch()
-    with to_terminal() as kept_lines:
+    with to_terminal(quiet) as kept_lines:
         layers = resolve_layers(options.network.name, options.layers)
         with watch.stage("list"):
             manifest = _list_images(options)
@@ -91,7 +90,7 @@ def _load_weights(options: Options, needs_classifier: bool) -> Weights:
         options.network.weights,
         seed=options.network.seed,
         classifier=needs_classifier,
-        progress=sys.stderr.isatty(),
+        progress=can_draw(),
         log=_log.info,
     )
     if options.network.pool_padding != AUTO:
@@ -207,10 +206,7 @@ def _extract_missing(
     workers = options.runtime.workers or usable_cores()
     writers: list[Writer] = []
     rows_before = sum(shard.rows for shard in run_folder.finished)
-    with (
-        Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress,
-        logging_redirect_tqdm([_log]),
-    ):
+    with Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress:
         for part, missing in run_folder.parts():
             indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in missing])
             with ExitStack() as stack:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from .errors import OptionError, PipelineError, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from .config import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +89,32 @@ def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
     )
 
 
+def checked_options(values: Mapping[str, Any]) -> Options:
+    """Turns plain values into options that can be right together; loads nothing for it.
+
+    Args:
+        values: Nested like :class:`pipeline.schema.Schema`.
+
+    Raises:
+        OptionError: A value is wrong, or no layer is meant, or the size is too small for one.
+    """
+    from .config import check_options
+    from .network.layers import plan_features, resolve_layers
+    from .schema import AUTO
+
+    options = check_options(values)
+    layers = resolve_layers(options.network.name, options.layers)
+    padding = options.network.pool_padding
+    plan_features(options.network.name, layers, options.data.size_px, "same" if padding == AUTO else padding)
+    return options
+
+
 def _run(config: DictConfig) -> None:
     with answered():
         from omegaconf import OmegaConf
 
-        from .config import check_options
-        from .network.layers import plan_features, resolve_layers
-        from .schema import AUTO
-
         values: Any = OmegaConf.to_container(config, resolve=True)
-        options = check_options(values)
-        layers = resolve_layers(options.network.name, options.layers)
-        padding = options.network.pool_padding
-        plan_features(options.network.name, layers, options.data.size_px, "same" if padding == AUTO else padding)
+        options = checked_options(values)
         from .assemble import run
 
         signals.heed_in_order()
