@@ -117,6 +117,8 @@ def _run(config: DictConfig) -> None:
         options = checked_options(values)
         from .assemble import run
 
+        if options.dry_run:
+            signals.advise("nothing was written.")
         signals.heed_in_order()
         run(options, OmegaConf.to_yaml(config, resolve=True))
 

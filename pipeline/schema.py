@@ -81,6 +81,7 @@ class Schema:
     network: NetworkSchema = field(default_factory=NetworkSchema)
     output: OutputSchema = field(default_factory=OutputSchema)
     name: Any = None
+    dry_run: Any = False
     runtime: RuntimeSchema = field(default_factory=RuntimeSchema)
 
 
