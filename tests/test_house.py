@@ -27,7 +27,7 @@ ONLY_IN = {
 # What a wrong option must not wait for.
 LIGHT = {
     *("run.py", "layers.py", "verify.py", "show.py", "from_python.py", "config.py", "schema.py", "errors.py", "report.py"),
-    *("network/layers.py", "network/start.py", "signals.py", "command_line.py", "layer_rows.py", "overview.py"),
+    *("network/layers.py", "network/start.py", "signals.py", "command_line.py", "completion.py", "layer_rows.py", "overview.py"),
 }
 
 
