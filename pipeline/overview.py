@@ -100,7 +100,7 @@ class Overview:
         """
         lines: list[str] = []
         for label, text in self._facts():
-            lines += [text] if label == "layers" and text is None else _wrapped(label, text, width)
+            lines += _wrapped(label, text, width)
             if label == "shards":
                 lines += _layer_lines(self._held.layers, self._held.is_sampled, width)
         # Last and unbroken, to be copied.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .store.holdings import Holdings
 
 SHOW = Door("pipeline.show", "ShowSchema", ("run",), "nothing was changed.")
+# Of the stored options, what this program reads by name.
+_GROUPS = ("data", "network", "output")
 
 
 def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
@@ -71,19 +73,23 @@ def _read_config(holdings: Holdings) -> Mapping[str, Any]:
     import yaml
 
     try:
-        text = holdings.attributes.get("config") or (holdings.path / "config.yaml").read_text(encoding="utf-8")
+        text = str(holdings.attributes.get("config") or (holdings.path / "config.yaml").read_text(encoding="utf-8"))
+        # This program writes no aliases. Those of a stranger's file can stand for more than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            return {}
         config = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return config if isinstance(config, dict) else {}
+    return config if isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in _GROUPS) else {}
 
 
 def _read_report(path: Path) -> Mapping[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         # What is shown of it, so that a damaged one is none.
-        return report if all(name in report for name in ("rows_now", "images_per_second", "seconds", "device")) else {}
-    except (OSError, ValueError, TypeError):
+        numbers = [report[name] for name in ("rows_now", "images_per_second", "seconds")]
+        return report if all(isinstance(number, (int, float)) for number in numbers) and "device" in report else {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
 
 

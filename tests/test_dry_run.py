@@ -57,9 +57,11 @@ def rehearse(folder: Path, **changes: Any) -> None:
 
 
 def snapshot() -> dict[Path, tuple[int, bytes]]:
-    """Gives everything that lies here; a lock may be touched."""
-    paths = [path for path in Path().rglob("*") if path.name != ".lock"]
-    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in paths}
+    """Gives everything that lies here, and when it was written; a lock may be touched."""
+    return {
+        path: (path.name != ".lock" and path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in Path().rglob("*")
+    }
 
 
 def extract(folder: Path, **options: Any) -> Any:

@@ -239,8 +239,22 @@ def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
 def test_broken_companions_are_as_if_they_were_not_there(copy: Path) -> None:
     (copy / "report.json").write_text('{"rows_now": ')
     assert "rate " not in overview(copy).text(None)
-    (copy / "report.json").write_text("3")
-    assert "rate " not in overview(copy).text(None)
+    for text in ("3", '{"rows_now": 3, "images_per_second": "x", "seconds": 1, "device": "cpu"}', "[" * 100_000):
+        (copy / "report.json").write_text(text)
+        assert "rate " not in overview(copy).text(None)
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)) + "layers: *a11"
+
+
+@pytest.mark.parametrize("text", [LAUGHS, "data: 3", "- 1", "a: [", "[" * 5000], ids=["laughs", "group", "list", "torn", "deep"])
+def test_options_of_a_stranger_are_as_if_they_were_not_there(text: str, copy: Path) -> None:
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    (copy / "config.yaml").write_text(text)
+    found = overview(copy)
+    assert "command" not in found.text(None)
+    assert json.loads(found.json())["options"] == {}
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
