@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .store.holdings import Holdings
 
 SHOW = Door("pipeline.show", "ShowSchema", ("run",), "nothing was changed.")
+LONGEST_CONFIG = 1 << 18
+MOST_BRACKETS = 200
 # Of the stored options, what this program reads by name.
 _GROUPS = ("data", "network", "output")
 
@@ -74,7 +76,10 @@ def _read_config(holdings: Holdings) -> Mapping[str, Any]:
 
     try:
         text = str(holdings.attributes.get("config") or (holdings.path / "config.yaml").read_text(encoding="utf-8"))
-        # This program writes no aliases. Those of a stranger's file can stand for more than any memory holds.
+        # This program writes few brackets and no aliases. Of a stranger's file the ones take hours to read, and the others can
+        # stand for more than any memory holds.
+        if len(text) > LONGEST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
+            return {}
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             return {}
         config = yaml.safe_load(text)
