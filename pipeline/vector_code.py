@@ -181,7 +181,7 @@ class Code:
         builder.position_at_end(inside)
         counter = builder.phi(INTEGER)
         counter.add_incoming(integer(0), before)
-        carried = [builder.phi(self.vector) for _ in sums]
+        carried = [builder.phi(start.type) for start in sums]
         for phi, start in zip(carried, sums, strict=True):
             phi.add_incoming(start, before)
         results = body(counter, list(carried))
