@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 ROOMS = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-WINGS = ("images", "network", "store")
+WINGS = ("images", "network", "store", "pages")
 DOORS = {"run.py", "layers.py", "verify.py"}
 # What all may import: the nouns, and the words in which both wings of arithmetic are written.
 NOUNS = {"records", "statistics", "errors"}

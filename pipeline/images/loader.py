@@ -177,7 +177,7 @@ def _load_row(
     height = width = 0
     pixels = decoded = np.empty((0, 0, 3), np.uint8)
     try:
-        data = _read(path)
+        data = read_file(path)
         sha256 = hashlib.sha256(data).hexdigest()
         with room.for_one_image() as take:
             decoded, (height, width) = decode_image(data, ratio_for, take)
@@ -200,7 +200,7 @@ def _load_row(
     return pixels.reshape(-1), numbers, np.array([error, sha256], np.object_)
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """Reads a regular file whole.
 
     Raises:

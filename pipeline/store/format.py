@@ -62,10 +62,10 @@ rows and the run digest of the run before, so that ``run_digest`` stands for all
 
 Bins of a histogram are powers of two, ascending. Bin 129 + k, for k from 0 to 126, has values from 2^(k - 62) to below
 2^(k - 61), the last one all above; bin 126 - k the same with a minus sign; bin 127 has the zeros of either sign, bin 128 all
-other values whose magnitude is below 2^-62. Of several files, rows, sums and bins are added, minima and maxima taken: so the index has
-them from its shards. Files that were written before statistics were gathered have none, and an index over some of these counts
-the others' rows. The root's attribute ``statistics_checksums``, JSON, says that they are there: ``<layer>/<name>`` -> CRC-32 of
-its little-endian bytes.
+other values whose magnitude is below 2^-62. Of several files, rows, sums and bins are added, minima and maxima taken: so the
+index has them from its shards. Files that were written before statistics were gathered have none, and an index over some of these
+counts the others' rows. The root's attribute ``statistics_checksums``, JSON, says that they are there: ``<layer>/<name>`` ->
+CRC-32 of its little-endian bytes.
 
 ``attribute_checksums``, of the root and of each layer, is JSON: name of every other attribute there -> CRC-32 of its text in
 UTF-8, or of its little-endian bytes. It means the same in every later version of the format.
