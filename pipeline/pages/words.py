@@ -17,7 +17,7 @@ def plain(text: str, longest: int = LONGEST_TEXT) -> str:
     that change the direction of what follows, halves of surrogate pairs. Long texts lose their middle.
     """
     if len(text) > longest:
-        text = f"{text[: longest * 2 // 3]} … {text[-longest // 3 :]}"
+        text = f"{text[: longest * 2 // 3]} … {text[-(longest // 3) :]}"
     return html.escape("".join(map(_visible, text)), quote=True)
 
 
