@@ -169,8 +169,6 @@ def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_lay
         versions=report.versions,
         rows=report.rows,
         failed=report.failed,
-        rows_now=report.rows_now,
-        rows_added=report.rows_added,
         causes=_causes(run) if report.failed else (),
         skipped=report.skipped,
         figures=_figures(report),

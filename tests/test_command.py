@@ -102,7 +102,7 @@ def finished(images: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     return images.parent / "outputs/imgs-vgg19", result
 
 
-def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subprocess.CompletedProcess[str]], images: Path) -> None:
     folder, result = finished
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr

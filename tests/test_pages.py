@@ -63,8 +63,6 @@ def make_contents(layers: int = 2, samples: int = 2, text: str = "plain", **chan
         versions={"numpy": text},
         rows=100,
         failed=7,
-        rows_now=60,
-        rows_added=0,
         causes=(Cause(text, 7, ((text, f"{text}: it is {text}"),)),),
         skipped={text: 2},
         figures={"images": "100"},
@@ -168,7 +166,7 @@ def test_thirty_six_layers_are_one_card_each() -> None:
 
 
 def test_a_run_without_anything_done_names_no_limit() -> None:
-    found = read(make_contents(bottleneck="", rows_now=0))
+    found = read(make_contents(bottleneck=""))
     assert "The limit" not in found.text
     assert "Threads beside it" not in found.text
     assert "8.0\u202fs of wall time" in found.text

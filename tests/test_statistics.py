@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import platform
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError, StoreError
 from pipeline.statistics import BINS, OCTAVES, TINY, ZEROS, LayerStatistics, bin_edges, join_statistics
-from pipeline.store import format
+from pipeline.store import format, gathering
 from pipeline.store.attributes import write_attributes
 from pipeline.store.folder import open_folder
 from pipeline.store.gathering import BLOCK_VALUES, gather
@@ -26,6 +27,7 @@ from pipeline.store.reader import open_run
 from pipeline.store.tally import Tally
 from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
+from pipeline.vector_code import Processor, this_processor
 
 from .damage import accept, write_companions
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
@@ -105,6 +107,25 @@ def test_one_pass_finds_what_a_slow_oracle_finds(pixels: int, channels: int, see
     found = gather(values)
     assert found.is_finite
     assert_equal(statistics_of([values]), oracle([values]))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="code for processors of this family")
+@pytest.mark.parametrize(("name", "features"), [("x86-64", ""), ("haswell", "+avx2,+fma")])
+def test_every_processor_finds_the_same_bits(name: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "haswell" and not this_processor().features.count("+avx2"):
+        pytest.skip("this processor has no AVX2")
+    values = [np.random.default_rng(seed).standard_normal((61, 67)).astype(np.float32) * 100 for seed in range(3)]
+    values[1] = np.maximum(values[1], 0)
+    here = [gather(part) for part in values]
+    monkeypatch.setattr(gathering, "this_processor", lambda: Processor(name, features, 8, 6, 2))
+    # Held, since the memory of the code goes with it.
+    code = gathering._compiled.__wrapped__()
+    monkeypatch.setattr(gathering, "compiled_gathering", lambda: code)
+    for part, expected in zip(values, here, strict=True):
+        found = gather(part)
+        assert (found.sum, found.sum_of_squares) == (expected.sum, expected.sum_of_squares)
+        for one, other in zip(found[2:], expected[2:], strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("shape", [(3, BLOCK_VALUES + 71), (BLOCK_VALUES // 64 + 3, 64), (2, 1), (900, 20)])

@@ -103,8 +103,6 @@ class Contents:
         versions: Of libraries.
         rows: Of the run.
         failed: Of these.
-        rows_now: Made the last time that the run did something.
-        rows_added: Those of them that extended the run.
         causes: Of failures, most frequent first.
         skipped: Files passed over while listing: reason -> how many.
         figures: What to see first, name -> text.
@@ -126,8 +124,6 @@ class Contents:
     versions: Mapping[str, str]
     rows: int
     failed: int
-    rows_now: int
-    rows_added: int
     causes: tuple[Cause, ...]
     skipped: Mapping[str, int]
     figures: Mapping[str, str]

@@ -65,7 +65,7 @@ def _section(title: str, content: Iterator[str]) -> str:
 def _subtitle(contents: Contents) -> str:
     names = [layer.name for layer in contents.layers]
     layers = ", ".join(names) if len(names) <= 6 else f"{len(names)} layers from {names[0]} to {names[-1]}"
-    return f"{words.counted(contents.rows, 'image')}, {layers} of {words.plain(contents.network)}"
+    return f"{words.counted(contents.rows, 'image')}, {words.plain(layers)} of {words.plain(contents.network)}"
 
 
 def _warning(contents: Contents) -> str:
@@ -83,7 +83,7 @@ def _samples(contents: Contents, budget: _Budget) -> Iterator[str]:
     if not contents.samples:
         return
     shown, there = contents.sampled_layers, len(contents.layers)
-    which = f"{len(shown)} of {there} layers" if len(shown) < there else "all layers" if there > 1 else shown[0]
+    which = f"{len(shown)} of {there} layers" if len(shown) < there else "all layers" if there > 1 else words.plain(shown[0])
     yield (
         f'<p class="soft">Images spread over the run; of {which} channel 0 and the two channels that are most active on the '
         "image. Each map from its own least value, dark, to its own largest, bright.</p>"
@@ -100,7 +100,9 @@ def _sample(sample: Sample, budget: _Budget) -> str:
     else:
         photo = budget.image(pictures.photograph(sample.picture), f"{sample.key}, small", sample.picture.shape[:2])
     maps = "".join(_maps(layer, of_layer, sample, budget) for layer, of_layer in sample.maps.items())
-    maps += "".join(f"<div><p>{layer}</p><p class='none'>{words.plain(note)}</p></div>" for layer, note in sample.notes.items())
+    maps += "".join(
+        f"<div><p>{words.plain(layer)}</p><p class='none'>{words.plain(note)}</p></div>" for layer, note in sample.notes.items()
+    )
     return (
         f'<article class="sample"><div class="name"><h3>{words.name(sample.key)}</h3><p class="soft">row {sample.row}, {width} × '
         f'{height} px{label}</p></div><div class="photo">{photo}</div><div class="maps">{maps}</div></article>'
@@ -115,7 +117,7 @@ def _maps(layer: str, maps: tuple[FeatureMap, ...], sample: Sample, budget: _Bud
         image = budget.image(picture, f"{layer}, {what}, of {sample.key}", of_channel.values.shape[:2])
         reach = f"{words.number(of_channel.low, 3)} to {words.number(of_channel.high, 3)}"
         tiles.append(f"<figure>{image}<figcaption>{what}<br>{reach}</figcaption></figure>")
-    return f'<div><p>{layer}</p><div class="tiles">{"".join(tiles)}</div></div>'
+    return f'<div><p>{words.plain(layer)}</p><div class="tiles">{"".join(tiles)}</div></div>'
 
 
 def _layers(contents: Contents) -> Iterator[str]:
@@ -135,7 +137,9 @@ def _layers(contents: Contents) -> Iterator[str]:
 
 
 def _layer(layer: LayerFacts) -> str:
-    head = f'<header><h3>{layer.name}</h3><span class="soft">{words.shape(layer.shape, layer.channels)}</span></header>'
+    head = (
+        f'<header><h3>{words.plain(layer.name)}</h3><span class="soft">{words.shape(layer.shape, layer.channels)}</span></header>'
+    )
     statistics = layer.statistics
     if statistics is None or not statistics.rows:
         return f'<article class="card">{head}</article>'
