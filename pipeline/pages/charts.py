@@ -15,7 +15,8 @@ AXIS = 18
 FEWEST_OCTAVES, MOST_OCTAVES = 6, 22
 # Of the values that are not zero, what may be hidden in the first bar.
 HIDDEN_SHARE = 0.005
-MOST_TICKS = 5
+# Numbers under the bars of one sign: where it has all of the width, and where the other has half.
+MOST_TICKS, MOST_TICKS_OF_TWO = 5, 2
 
 
 def bar(part: float, kind: str = "bar") -> str:
@@ -80,7 +81,7 @@ def _bars(side: NDArray[np.int64], first: int, stop: int) -> NDArray[np.int64]:
 def _ticks(first: int, stop: int, both: bool) -> list[tuple[float, str, str]]:
     """Gives (place, text, anchor) of the numbers under the axis, at bounds between bars."""
     octaves = stop - first
-    step = -(-octaves // (MOST_TICKS - 2 if both else MOST_TICKS))
+    step = -(-octaves // (MOST_TICKS_OF_TWO if both else MOST_TICKS))
     ticks: list[tuple[float, str, str]] = []
     for octave in range(octaves, 0, -step):
         # Not so near to the zero that the numbers meet.

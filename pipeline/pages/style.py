@@ -53,6 +53,8 @@ figure { margin: 0; width: var(--tile); } figcaption { font-size: 12px; line-hei
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: 3px 14px 3px 0; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { overflow-wrap: break-word; } td:nth-child(2) { overflow-wrap: anywhere; }
+th, td:first-child, td:nth-child(3) { white-space: nowrap; }
 .names { margin: 4px 0 16px; padding: 0; list-style: none; font-size: 13.5px; }
 .names li { padding: 3px 0; border-bottom: 1px solid var(--line); }
 .names span { color: var(--soft); }
