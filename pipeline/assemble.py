@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
 from .progress import Progress, refuse_failures
+from .publishing import look_at_reports, write_text
 from .records import ImageStatus, Manifest, RunSpec
 from .rehearsal import rehearse
 from .report import Report, Stopwatch, count_causes, peak_memory_bytes, usable_cores, words_for_bytes
@@ -161,9 +161,8 @@ def _make_missing(
     errors_before = _look_at_finished(options.folder, spec, run_folder)
     writers: list[Writer] = []
     seconds_flowing = 0.0
-    digests = Digests(options.folder)
-    if stages is not None or not digests.agrees("config.yaml"):
-        _write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
+    if stages is not None or not Digests(options.folder).agrees("config.yaml"):
+        write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
     if stages is not None:
         began = time.monotonic()
         writers = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
@@ -172,8 +171,8 @@ def _make_missing(
     with watch.stage("finish"):
         if not is_indexed:
             build_index(options.folder, spec)
-        with open_run(options.folder) as finished:
-            errors = [error for error in finished.images["error"] if error]
+        reports = look_at_reports(options.folder, spec, is_indexed)
+        errors = reports.errors
     rows_now = sum(shard.rows for shard in run_folder.missing)
     report = Report(
         folder=str(options.folder),
@@ -199,10 +198,9 @@ def _make_missing(
         bytes_stored=sum(writer.bytes_stored for writer in writers),
         peak_memory_bytes=peak_memory_bytes(),
         versions=versions(),
+        options=options.given,
     )
-    if not is_indexed or not digests.agrees("report.json") or not _is_reported(options.folder, spec):
-        # What the run took when it did something is worth more than that this time there was nothing to do.
-        _write_text(options.folder / "report.json", report.json())
+    reports.write(report)
     for line in report.summary().splitlines():
         _log.info(line)
     if report.failed == report.rows:
@@ -287,26 +285,3 @@ def _index_is_whole(path: Path, spec: RunSpec) -> bool:
             return bool(found.attributes["run_digest"] == spec.digest)
     except StoreError:
         return False
-
-
-def _is_reported(path: Path, spec: RunSpec) -> bool:
-    """Tells whether the report is there and of this run; a run may have been killed before it could write one."""
-    report = path / "report.json"
-    if disk.partial_path(report).exists():
-        return False
-    try:
-        return bool(json.loads(report.read_text(encoding="utf-8"))["run_digest"] == spec.digest)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        disk.partial_path(path).write_text(text, encoding="utf-8")
-        Digests(path.parent).publish(path)
-    except BaseException as error:  # Ctrl-C too
-        with suppress(OSError):
-            disk.partial_path(path).unlink()
-        if isinstance(error, OSError):
-            raise disk.write_error(path, error) from error
-        raise

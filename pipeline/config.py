@@ -6,7 +6,7 @@ Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,10 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Everything a user can set, checked. ``batch_size`` None: chosen by device. ``name`` is the run folder's."""
+    """Everything a user can set, checked. ``batch_size`` None: chosen by device. ``name`` is the run folder's.
+
+    ``given`` has every option as it was set or is by default, name -> plain value, for people to read.
+    """
 
     data: DataOptions
     layers: tuple[str, ...]
@@ -81,6 +84,7 @@ class Options:
     name: str
     runtime: RuntimeOptions
     dry_run: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -88,11 +92,11 @@ class Options:
         return self.output.dir / self.name
 
 
-def _keys_of(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        keys += _keys_of(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [f"{prefix}{key}"]
-    return keys
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def unknown_key(key: str, schema: Any = None, module: str = "pipeline.run") -> OptionError:
@@ -121,7 +125,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
     Raises:
         OptionError: The first value that is wrong, what was expected, and where to look.
     """
-    given, known = _keys_of(values), known_keys()
+    given, known = _flat(values), known_keys()
     for key in given:
         if key not in known:
             raise unknown_key(key)
@@ -178,6 +182,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
         dry_run=_switch("dry_run", values["dry_run"]),
+        given=given,
     )
     if options.data.size_px is None and options.data.decode == "fast":
         raise OptionError(

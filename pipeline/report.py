@@ -10,8 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -97,6 +98,7 @@ class Report:
         bytes_stored: As stored.
         peak_memory_bytes: Largest resident size of the process; 0 where the system does not tell.
         versions: Of this program and the libraries.
+        options: Every option as it was set or is by default, name -> value.
     """
 
     folder: str
@@ -119,11 +121,30 @@ class Report:
     bytes_stored: int
     peak_memory_bytes: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Gives the report that :meth:`json` was made of, or that of an earlier version of the program.
+
+        Raises:
+            ValueError: It is no JSON.
+            TypeError: It is not that of a report; also KeyError and AttributeError.
+        """
+        content = json.loads(text)
+        report = cls(**{part.name: content[part.name] for part in fields(cls) if part.name in content})
+        shapes = {name: None if shape is None else (shape[0], shape[1], shape[2]) for name, shape in report.layers.items()}
+        return replace(report, layers=shapes)
 
     @property
     def seconds(self) -> float:
         """Wall time."""
         return sum(self.seconds_by_stage.values())
+
+    @property
+    def page(self) -> str:
+        """The page that shows it."""
+        return str(Path(self.folder, "report.html"))
 
     @property
     def bottleneck(self) -> str:
@@ -156,6 +177,7 @@ class Report:
         if self.rows_now:
             lines.append(f"limit      {self.bottleneck}: {STAGES[self.bottleneck]}")
         lines.append(f"results    {self.index}")
+        lines.append(f"page       {self.page}")
         first = next(iter(self.layers))
         lines.append(f'open       from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]')
         return "\n".join(lines)

@@ -101,9 +101,14 @@ class ShowSchema:
     json: Any = False
 
 
+def defaults(schema: Any = None, prefix: str = "") -> dict[str, Any]:
+    """Gives option name -> default."""
+    values: dict[str, Any] = {}
+    for key, value in vars(schema if schema is not None else Schema()).items():
+        values |= defaults(value, f"{prefix}{key}.") if hasattr(value, "__dataclass_fields__") else {prefix + key: value}
+    return values
+
+
 def known_keys(schema: Any = None, prefix: str = "") -> list[str]:
     """Gives all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
-    keys = []
-    for key, value in vars(schema if schema is not None else Schema()).items():
-        keys += known_keys(value, f"{prefix}{key}.") if hasattr(value, "__dataclass_fields__") else [prefix + key]
-    return keys
+    return list(defaults(schema, prefix))

@@ -19,6 +19,8 @@ from PIL import Image
 
 from pipeline import open_run
 
+from .pages import Page
+
 REPOSITORY = Path(__file__).parent.parent
 QUICK = ["network.weights=random", "data.size=32"]
 WHOLE = ["network.weights=random", "data.size=[72,64]", "layers=[relu2_1,pool5]", "output.images_per_shard=16"]
@@ -100,7 +102,7 @@ def finished(images: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     return images.parent / "outputs/imgs-vgg19", result
 
 
-def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subprocess.CompletedProcess[str]], images: Path) -> None:
     folder, result = finished
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
@@ -123,6 +125,14 @@ def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subproces
     assert report["layers"]["pool5"] == [3, 2, 512]
     assert sum(report["seconds_by_stage"].values()) == pytest.approx(report["seconds"], rel=1e-6)
     assert (folder / "config.yaml").is_file()
+    assert "page       outputs/imgs-vgg19/report.html" in result.stderr
+    page = Page((folder / "report.html").read_text())
+    assert page.wrong == []
+    for text in ("33 images, relu2_1, pool5 of vgg19", "1 truncated", "class 0/broken.jpg", "Untrained weights", "dead channels"):
+        assert text in page.text, text
+    assert f"python -m pipeline.run data.dir={images} 'data.size=[72,64]' 'layers=[relu2_1,pool5]'" in page.text
+    # Of six rows a photograph, and of two layers three maps each.
+    assert len(page.of("img")) == 6 * 7
     assert "rows       33 (30 ok, 3 failed)" in (folder / "run.log").read_text()
     assert sorted(path.name for path in (folder / "shards").iterdir()) == [f"shard-0000{n}-of-00003.h5" for n in range(3)]
 
@@ -165,11 +175,12 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
 
 def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, Any], images: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in (finished[0] / "shards").iterdir()}
-    report = (finished[0] / "report.json").read_text()
+    names = ("report.json", "report.html")
+    reports = [(finished[0] / name).stat().st_mtime_ns for name in names]
     result = call(f"data.dir={images}", *WHOLE, cwd=images.parent)
     assert result.returncode == 0, result.stderr
     assert "33 finished by an earlier run" in result.stderr
-    assert (finished[0] / "report.json").read_text() == report
+    assert [(finished[0] / name).stat().st_mtime_ns for name in names] == reports
     assert stamps == {path: path.stat().st_mtime_ns for path in (finished[0] / "shards").iterdir()}
 
 

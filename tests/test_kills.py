@@ -133,6 +133,13 @@ def test_a_run_that_is_killed_while_it_reports_has_its_report_in_the_end(real: C
     assert partial_files(tmp_path / "outputs") == []
     report = json.loads((tmp_path / "outputs/run/report.json").read_text())
     assert (report["rows"], report["failed"]) == (IMAGES, 5)
+    before = (tmp_path / "outputs/run/report.json").read_bytes()
+    (tmp_path / "outputs/run/report.html").unlink()
+    assert real(tmp_path, synced("report.html")).returncode == -signal.SIGKILL
+    assert not (tmp_path / "outputs/run/report.html").exists()
+    assert real(tmp_path, None).returncode == 0
+    assert (tmp_path / "outputs/run/report.json").read_bytes() == before
+    assert "</html>" in (tmp_path / "outputs/run/report.html").read_text()
 
 
 @pytest.mark.slow
@@ -170,6 +177,9 @@ def test_a_run_that_is_killed_while_it_reports_has_its_report_in_the_end(real: C
             closed("report.json"),
             synced("report.json"),
             Moment("open", "*report.json.partial", 1, signal.SIGTERM),
+            closed("report.html"),
+            synced("report.html", signal=signal.SIGTERM),
+            Moment("open", "*report.html.partial", 1, signal.SIGINT),
         ],
     ],
     ids=["start", "shards", "signals", "index", "report"],

@@ -131,7 +131,14 @@ def test_fail_refuses_results_and_nothing_else(tmp_path: Path) -> None:
 
 def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec(identity={"seed": "1"}))
-    own = ["config.yaml", "report.json", "run.log", "features.h5.partial", "shards/shard-00007-of-00009.h5.partial"]
+    own = [
+        "config.yaml",
+        "report.json",
+        "report.html",
+        "run.log",
+        "features.h5.partial",
+        "shards/shard-00007-of-00009.h5.partial",
+    ]
     foreign = ["notes.txt", "other.h5", "shards/notes.txt", "shards/shard-1.h5", "shards/shard-00000-of-00003.h5.bak"]
     for name in own + foreign:
         (tmp_path / name).write_text("x")

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import codec
+from pipeline.statistics import LayerStatistics
+from pipeline.store import codec, summaries
 from pipeline.store.attributes import write_attributes
 from pipeline.store.guard import FINDINGS_KEPT, UNSURE, Guard, serve
 from pipeline.store.judgement import Verdict
 from pipeline.store.reader import open_run
 from pipeline.store.repair import repair
+from pipeline.store.tally import Tally
 from pipeline.store.verification import verify_folder
 
 from .damage import accept, change_digit, chunk_place, flip, place_of, write_companions
@@ -300,12 +302,43 @@ EDITS: dict[str, tuple[str, Callable[[h5py.File], object], str]] = {
         ),
         "layer conv1_1 is damaged, got no virtual dataset",
     ),
+    "statistics that have changed": (
+        SHARDS[1],
+        lambda file: file["statistics/conv1_1/sum"].__setitem__((), 1.0),
+        "/statistics/conv1_1 is damaged, got sum of type float64 with checksum ",
+    ),
+    "statistics that are gone": (
+        SHARDS[1],
+        lambda file: file.__delitem__("statistics"),
+        "the tree is damaged, got groups checksums, features, images",
+    ),
+    "statistics of a layer that are gone": (
+        "features.h5",
+        lambda file: file["statistics"].__delitem__("conv1_1"),
+        "/statistics/conv1_1 is damaged, got ",
+    ),
+    "statistics of another shard": (
+        SHARDS[1],
+        lambda file: write_statistics(file, {name: Tally(3).statistics(9) for name in ("conv1_1", "relu4_1")}),
+        "/statistics/relu4_1 is damaged, got 9 rows in place of 4",
+    ),
+    "statistics of one layer alone": (
+        SHARDS[1],
+        lambda file: write_statistics(file, {"conv1_1": Tally(3).statistics(4)}),
+        "/statistics/relu4_1 is damaged, got none",
+    ),
     "other checksums in the index": (
         "features.h5",
         lambda file: file["checksums/conv1_1"].__setitem__(5, 7),
         "/checksums/conv1_1 is damaged, got other values than shard-00001-of-00003.h5 for rows 4 to 7",
     ),
 }
+
+
+def write_statistics(file: h5py.File, statistics: dict[str, LayerStatistics]) -> None:
+    del file["statistics"]
+    summaries.write_statistics(file, statistics)
+    write_attributes(file, {})
 
 
 def restore(file: h5py.File, attributes: dict[str, Any], data: Any) -> None:

@@ -37,7 +37,7 @@ def test_a_shard_has_the_tree_that_the_format_says(tmp_path: Path, compression: 
     values = write_run(tmp_path, spec, failed=[5])
     assert names_in(tmp_path) == [f"shard-0000{n}-of-00003.h5" for n in range(3)]
     with h5py.File(shard_path(tmp_path, spec, 1)) as file:
-        assert set(file) == {"features", "images", "checksums"}
+        assert set(file) == {"features", "images", "checksums", "statistics"}
         dataset = file["features/relu4_1"]
         assert dataset.shape == (4, 80, 80, 3)
         assert dataset.dtype == np.dtype(dtype)

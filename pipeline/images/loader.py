@@ -217,7 +217,7 @@ def _load_row(
     height = width = 0
     pixels = decoded = _NO_PIXELS
     try:
-        data = _read(path)
+        data = read_file(path)
         sha256 = hashlib.sha256(data).hexdigest()
         with room.for_one_image() as take:
             decoded, (height, width) = decode_image(data, ratio_for, take, kept.buffer_for)
@@ -238,7 +238,7 @@ def _load_row(
     return _Row(error, height, width, len(data), sha256, pixels, (decoded.shape[0], decoded.shape[1]))
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """Reads a regular file whole.
 
     Raises:

@@ -27,18 +27,10 @@ FLOAT16_LIMIT = 65520.0
 DecodeError: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]
 
 
-def storable(values: NDArray[np.float32], dtype: str) -> bool:
-    """Tells whether all values are finite and stay so in this dtype.
-
-    Args:
-        values: float32, any shape, not empty.
-        dtype: ``float32`` or ``float16``.
-    """
-    # Two passes without a copy; a NaN is the minimum and the maximum of whatever it is among, and compares false.
-    low, high = values.min(), values.max()
-    if dtype == "float16":
-        return bool(low > -FLOAT16_LIMIT and high < FLOAT16_LIMIT)
-    return bool(np.isfinite(low) and np.isfinite(high))
+def converted(values: NDArray[np.float32], dtype: np.dtype[np.floating]) -> NDArray[np.floating]:
+    """Gives the values in the stored dtype, C order; one that does not fit becomes infinite, without a warning."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(values.astype(dtype, copy=False))
 
 
 def first_unstorable(values: NDArray[np.float32], dtype: str) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..records import FAILED, OK, Part, ShardSpec
-from . import format, tables
+from . import format, summaries, tables
 from .attributes import damaged_attributes
 from .damage import HDF5_READ_ERRORS, ForeignError, damaged
 from .mapping import wrong_sources
@@ -34,6 +34,7 @@ RUN_ATTRIBUTES = ("images_per_shard", "network", "weights_sha256", "preprocess",
 # What of the identity each part has for itself; the rest is alike too.
 PART_OPTIONS = {"images", "extends"}
 TREE = {"features", "images", "checksums"}
+STATISTICS_GROUP = {"statistics"}
 
 # Of values held at a time, over all files.
 WAITING_BYTES = 1 << 30
@@ -118,6 +119,10 @@ def examine(path: Path, threads: int, waiting_bytes: int, say: Say, alive: Alive
                     say(error)
                 if not wrong:
                     layers.append(layer)
+            if "status" in columns:
+                rows_ok = int((columns["status"] == OK).sum())
+                for error in summaries.wrong_statistics(file, path, _layer_names(file), rows_ok, is_index):
+                    say(error)
             row_bytes = 0
             if not is_index and "status" in columns:
                 rows = ShardRows(path, digests[-1], plan[0])
@@ -148,7 +153,7 @@ def _run_attributes(file: h5py.File) -> dict[str, str]:
 
 def _examine_root(file: h5py.File, path: Path, kind: str, parts: tuple[Part, ...], say: Say) -> None:
     """Holds the tree and the root's attributes to the format; their checksums have agreed when the file was opened."""
-    if set(file) != TREE:
+    if set(file) != (TREE | STATISTICS_GROUP if summaries.has_statistics(file) else TREE):
         say(damaged(path, "the tree", f"groups {', '.join(sorted(file))}"))
     identity, digest = str(file.attrs["identity"]), str(file.attrs["run_digest"])
     if hashlib.sha256(identity.encode()).hexdigest() != digest:

@@ -6,7 +6,7 @@
       features.h5                      the index: virtual datasets over all shards, relative paths
       shards/shard-00000-of-00012.h5   the data; complete, or absent
       manifest.jsonl.gz                the images that the run was planned for
-      SHA256SUMS                       SHA-256 of each of these files, of config.yaml and of report.json
+      SHA256SUMS                       SHA-256 of each of these files, of config.yaml, report.json and report.html
 
 A run may be extended: images that came later are a further part, planned for itself. Its shards are
 ``shards/shard-part001-00000-of-00003.h5``, its images ``manifest-part001.jsonl.gz``; the next one's are ``part002``. Rows of a
@@ -37,6 +37,13 @@ path                         shape, type                      meaning
 ``/images/<other>``          (N,) UTF-8                       further columns of the list, see :func:`column_names`
 ``/checksums/<layer>``       (N,) uint32                      CRC-32 of the row's stored values, little-endian in C
                                                               order; 0 for a failed row
+``/statistics/<layer>/``     (a group)                        of the stored values of the rows that have not failed:
+``rows``                     () int64                         how many rows these are
+``sum, sum_of_squares``      () float64                       each row's summed in double precision, these without a
+                                                              further rounding but the last
+``channel_minimum``          (c,) float32                     of each channel; inf without rows
+``channel_maximum``          (c,) float32                     likewise; -inf without rows
+``histogram``                (256,) int64                     values in each bin, see below
 ============================ ================================ ==========================================================
 
 Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image`` at native size), ``channels``, ``stride_px``,
@@ -52,6 +59,13 @@ The files of an added part, and the index over it, speak of the run as it is wit
 rows and the run digest of the run before, so that ``run_digest`` stands for all parts; ``rows`` counts all. They have besides
 ``part_stops``, (P,) int64, the rows of the run after each part up to this one, and ``part_digests``, (P,) UTF-8, the
 ``run_digest`` that the shards of each part have.
+
+Bins of a histogram are powers of two, ascending. Bin 129 + k, for k from 0 to 126, has values from 2^(k - 62) to below
+2^(k - 61), the last one all above; bin 126 - k the same with a minus sign; bin 127 has the zeros of either sign, bin 128 all
+other values whose magnitude is below 2^-62. Of several files, rows, sums and bins are added, minima and maxima taken: so the
+index has them from its shards. Files that were written before statistics were gathered have none, and an index over some of these
+counts the others' rows. The root's attribute ``statistics_checksums``, JSON, says that they are there: ``<layer>/<name>`` ->
+CRC-32 of its little-endian bytes.
 
 ``attribute_checksums``, of the root and of each layer, is JSON: name of every other attribute there -> CRC-32 of its text in
 UTF-8, or of its little-endian bytes. It means the same in every later version of the format.
@@ -81,9 +95,9 @@ SHARD_FOLDER = "shards"
 INDEX_NAME = "features.h5"
 DIGESTS_NAME = "SHA256SUMS"
 # Written beside the data.
-COMPANION_NAMES = ("config.yaml", "report.json", "run.log", DIGESTS_NAME)
+COMPANION_NAMES = ("config.yaml", "report.json", "report.html", "run.log", DIGESTS_NAME)
 # What has a line in DIGESTS_NAME besides shards and lists of images: all of it but the log, which grows with every run.
-DIGESTED_NAMES = (INDEX_NAME, "config.yaml", "report.json")
+DIGESTED_NAMES = (INDEX_NAME, "config.yaml", "report.json", "report.html")
 MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
 MANIFEST_FORMAT = f"{FORMAT}-manifest"
 # More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.
@@ -98,6 +112,17 @@ STORED_DTYPES = {"float32": "<f4", "float16": "<f2"}
 ITEMSIZE_BYTES = {"float32": 4, "float16": 2}
 # Name of the attribute that holds the checksums of its neighbours.
 ATTRIBUTE_CHECKSUMS = "attribute_checksums"
+
+# Of a layer, name -> type in the file; in the order of the fields of LayerStatistics.
+STATISTICS = {
+    "rows": "<i8",
+    "sum": "<f8",
+    "sum_of_squares": "<f8",
+    "channel_minimum": "<f4",
+    "channel_maximum": "<f4",
+    "histogram": "<i8",
+}
+STATISTICS_CHECKSUMS = "statistics_checksums"
 
 TEXT_COLUMNS = ("key", "status", "error", "label", "sha256")
 NUMBER_COLUMNS = {"height": "<i4", "width": "<i4", "bytes": "<i8"}

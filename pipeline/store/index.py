@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import OK, FeatureSpec, RunSpec, ShardSpec
-from . import disk, format, tables
+from ..statistics import LayerStatistics, join_statistics
+from . import disk, format, summaries, tables
 from .digests import Digests
 from .tables import Column
 
@@ -32,7 +33,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
     """
-    columns, checksums = _gather(folder, spec)
+    columns, checksums, statistics = _gather(folder, spec)
     path = folder / format.INDEX_NAME
     partial = disk.partial_path(path)
     try:
@@ -49,6 +50,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             group = file.create_group("checksums")
             for layer, values in checksums.items():
                 group.create_dataset(layer, data=values, dtype="<u4")
+            summaries.write_statistics(file, statistics)
             tables.write_root(file, spec, format.INDEX, 0)
             file.flush()
             content = file.id.get_file_image()
@@ -63,11 +65,12 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     return path
 
 
-def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]]]:
-    """Gives the tables and checksums of all shards, joined, having held each to the run."""
+def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics]]:
+    """Gives the tables, checksums and statistics of all shards, joined, having held each to the run."""
     digests = [part.digest for part in spec.parts]
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {}
+    statistics: dict[str, LayerStatistics] = {}
     for shard in spec.shards():
         path = folder / format.SHARD_FOLDER / shard.file_name
         with tables.open_file(path) as file:
@@ -78,6 +81,10 @@ def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, N
                 for feature in spec.features:
                     layer = feature.layer.name
                     checksums.setdefault(layer, []).append(file["checksums"][layer][()])
+                # One by one, so that those of thousands of shards do not lie in memory.
+                for layer, of_layer in summaries.read_statistics(file, path).items():
+                    before = [statistics[layer]] if layer in statistics else []
+                    statistics[layer] = join_statistics([*before, of_layer])
             except tables.HDF5_READ_ERRORS as error:
                 raise tables.damaged(path, "a table", error) from error
     for name, parts in columns.items():
@@ -86,7 +93,7 @@ def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, N
                 f"{folder}: column {name!r} is missing in some shards, got it in {len(parts)}. Expected it in all "
                 f"{len(spec.shards())}. Use output.existing=replace to make them all again."
             )
-    return _joined(columns), _joined(checksums)
+    return _joined(columns), _joined(checksums), statistics
 
 
 def _joined(parts: Mapping[str, list[NDArray]]) -> dict[str, NDArray]:  # type: ignore[type-arg]

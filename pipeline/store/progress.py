@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import FeatureSpec, ImageStatus, ShardSpec
+from ..statistics import LayerStatistics
 from . import codec
 from .cutter import Cutter
 from .shard import ShardFile
+from .tally import Tally
 
 
 class Progress:
@@ -25,6 +27,7 @@ class Progress:
         rows_put: Layer -> how many rows have come.
         cutters: Layer -> where its rows are cut, for layers of fixed shape.
         parts: (layer, row) -> band -> (CRC-32, bytes). Threads finish the bands of a row in any order.
+        tallies: Layer -> what has been gathered of its values.
         pieces_waiting: Chunks on their way to the disk; guarded by the writer's lock, as is ``all_put``.
         all_put: Nothing more will come, and nobody has taken it for finishing yet.
         broken: Some of it could not be encoded or written; it is to be dropped.
@@ -38,6 +41,7 @@ class Progress:
             feature.layer.name: Cutter(file.chunk(feature.shape)) for feature in features if feature.shape is not None
         }
         self.parts: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
+        self.tallies = {feature.layer.name: Tally(feature.layer.channels) for feature in features}
         self.pieces_waiting = 0
         self.all_put = False
         self.broken = False
@@ -61,6 +65,10 @@ class Progress:
     def statuses(self) -> list[ImageStatus]:
         """Gives the statuses that have come, in order."""
         return [status for status in self._statuses if status]
+
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Gives layer -> statistics of its rows."""
+        return {layer: tally.statistics(self._rows_ok) for layer, tally in self.tallies.items()}
 
     def checksums(self) -> dict[str, NDArray[np.uint32]]:
         """Gives layer -> (rows,) CRC-32 of each row; 0 for failed ones."""

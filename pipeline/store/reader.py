@@ -12,7 +12,8 @@ import h5py
 
 from ..errors import StoreError, nearest
 from ..records import ShardSpec
-from . import format, shown, tables
+from ..statistics import LayerStatistics
+from . import format, shown, summaries, tables
 from .attributes import check_attributes
 from .damage import missing_shard, no_run, unfinished
 from .layer import Layer
@@ -74,6 +75,8 @@ class Run:
         layers: Names of the layers, in network order.
         images: The table: column -> (N,) array; text columns are object arrays of str.
         attributes: Attributes of the root: digests, config, network, versions.
+        statistics: Layer -> range, mean, zeros, dead channels, histogram of all its values, gathered while they were written;
+            empty for a run of an earlier version of the program.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,6 +97,7 @@ class Run:
             if rows != len(self._shards):
                 raise tables.damaged(path, "the table /images", f"{rows} rows")
         self.images: Mapping[str, Column] = Table(self.path, columns, rows)
+        self.statistics: Mapping[str, LayerStatistics] = summaries.Statistics(self.path, self.layers)
         self._rows_by_key: dict[str, int] | None = None
 
     def _locate(self, plan: tuple[ShardSpec, ...]) -> dict[ShardSpec, Path]:

@@ -15,7 +15,8 @@ from h5py._objects import phil
 from numpy.typing import NDArray
 
 from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format, tables
+from ..statistics import LayerStatistics
+from . import codec, disk, format, summaries, tables
 from .cutter import Shape4
 from .digests import Digests
 from .steady import SteadyFile
@@ -104,12 +105,19 @@ class ShardFile:
         except disk.HDF5_ERRORS as error:
             raise disk.write_error(self._partial, error) from error
 
-    def finish(self, statuses: Sequence[ImageStatus], checksums: Mapping[str, NDArray[np.uint32]], digests: Digests) -> None:
+    def finish(
+        self,
+        statuses: Sequence[ImageStatus],
+        checksums: Mapping[str, NDArray[np.uint32]],
+        statistics: Mapping[str, LayerStatistics],
+        digests: Digests,
+    ) -> None:
         """Adds the tables, closes the file, and gives it its final name and its digest once it is on the disk.
 
         Args:
             statuses: One for each row, in order.
             checksums: Layer -> (rows,), 0 for failed rows.
+            statistics: Layer -> those of its rows.
             digests: Of the run folder.
         """
         try:
@@ -117,6 +125,7 @@ class ShardFile:
             group = self._file.create_group("checksums")
             for layer, values in checksums.items():
                 group.create_dataset(layer, data=values, dtype="<u4")
+            summaries.write_statistics(self._file, statistics)
             tables.write_root(self._file, self._spec, format.SHARD, self._shard.first)
             self._file.close()
             self._bytes.check()

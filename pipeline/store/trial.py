@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import FeatureBatch, ImageStatus, RunSpec
-from . import codec, format
+from . import codec, format, gathering
 from .cutter import Cutter, Piece
 from .writer import WAITING_BYTES, value_error
 
@@ -79,12 +79,13 @@ class Trial:
     def _encode(self, layer: str, piece: Piece) -> None:
         raw = stored = 0
         try:
-            for row in piece.rows:
-                if not codec.storable(piece.row_values(row), self._spec.dtype):
-                    raise value_error(self._spec, self._indices[layer][row], layer, piece.row_values(row))
-                raw += piece.row_values(row).size * self._dtype.itemsize
             # The rows alone: the last chunk of a layer need not be full.
-            values = piece.values[: piece.rows[-1] - piece.first_row + 1].astype(self._dtype, copy=False)
+            values = codec.converted(piece.values[: piece.rows[-1] - piece.first_row + 1], self._dtype)
+            for row in piece.rows:
+                of_row = values[row - piece.first_row]
+                if not gathering.gather(of_row.astype(np.float32, copy=False)).is_finite:
+                    raise value_error(self._spec, self._indices[layer][row], layer, piece.row_values(row))
+                raw += of_row.nbytes
             stored = len(codec.encode(values, self._spec.compression))
         except BaseException as error:
             self._error = self._error or error

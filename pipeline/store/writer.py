@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format
+from . import codec, disk, format, gathering
 from .cutter import Cutter, Piece
 from .digests import Digests
 from .progress import Progress
@@ -151,13 +151,14 @@ class Writer:
             self._changed.notify_all()
 
     def _encode(self, progress: Progress, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
-        """Gives the chunk's bytes, and how many the values had; notes the checksum of each row."""
-        for row in piece.rows:
-            if not codec.storable(piece.row_values(row), self._spec.dtype):
-                raise value_error(self._spec, progress.shard.first + row, layer, piece.row_values(row))
-        stored = piece.values.astype(self._dtype, copy=False)
+        """Gives the chunk's bytes, and how many the values had; notes the checksum and the statistics of each row."""
+        stored = codec.converted(piece.values, self._dtype)
         for row in piece.rows:
             values = stored[row - piece.first_row]
+            found = gathering.gather(values.astype(np.float32, copy=False))
+            if not found.is_finite:
+                raise value_error(self._spec, progress.shard.first + row, layer, piece.row_values(row))
+            progress.tallies[layer].add(found)
             progress.parts.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
         raw_bytes = stored.nbytes
         if stored.shape != piece.chunk:
@@ -186,7 +187,7 @@ class Writer:
     def _finish(self, progress: Progress) -> None:
         def work() -> None:
             started = time.perf_counter()
-            progress.file.finish(progress.statuses(), progress.checksums(), self._digests)
+            progress.file.finish(progress.statuses(), progress.checksums(), progress.statistics(), self._digests)
             with self._changed:
                 self.write_seconds += time.perf_counter() - started
                 self.shards_done += 1

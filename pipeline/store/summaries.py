@@ -1,0 +1,162 @@
+"""The statistics of layers in a file of the store, shard or index: written, read, held to their checksums."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import StoreError, nearest
+from ..statistics import BINS, LayerStatistics
+from . import format, tables
+from .damage import HDF5_READ_ERRORS, DamagedError, damaged
+
+
+class StatisticsError(StoreError, KeyError):
+    """There are no statistics of such a layer; a KeyError too, as a mapping's users expect."""
+
+    # KeyError's own would put the message in quotes.
+    __str__ = StoreError.__str__
+
+
+def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics]) -> None:
+    """Writes ``/statistics`` and its checksums, an attribute of the root; before the root's other attributes.
+
+    Args:
+        file: Open for writing.
+        statistics: Layer -> statistics of the file's rows; none: nothing is written.
+    """
+    if not statistics:
+        return
+    group, checksums = file.create_group("statistics"), {}
+    for layer, of_layer in statistics.items():
+        node = group.create_group(layer)
+        for (name, dtype), value in zip(format.STATISTICS.items(), astuple(of_layer), strict=True):
+            array = np.asarray(value, dtype)
+            node.create_dataset(name, data=array)
+            checksums[f"{layer}/{name}"] = zlib.crc32(array.tobytes())
+    file.attrs[format.STATISTICS_CHECKSUMS] = json.dumps(checksums)
+
+
+def has_statistics(file: h5py.File) -> bool:
+    """Tells whether an open file was written with statistics; earlier versions of the program gathered none."""
+    return format.STATISTICS_CHECKSUMS in file.attrs
+
+
+def read_statistics(file: h5py.File, path: Path) -> dict[str, LayerStatistics]:
+    """Gives layer -> statistics of an open file's rows; nothing where the file was written without.
+
+    Raises:
+        StoreError: They are damaged.
+    """
+    found = {}
+    for layer, of_layer in _read_layers(file, path):
+        if isinstance(of_layer, StoreError):
+            raise of_layer
+        found[layer] = of_layer
+    return found
+
+
+def wrong_statistics(file: h5py.File, path: Path, layers: list[str], rows_ok: int, is_index: bool) -> Iterator[StoreError]:
+    """Gives what of the statistics is not as it was written, or cannot be of these rows.
+
+    Args:
+        file: Open shard or index.
+        path: Of the file, for messages.
+        layers: Of the run.
+        rows_ok: Rows of the file that did not fail.
+        is_index: The index stands over shards that may have been written without statistics.
+    """
+    if not has_statistics(file):
+        return
+    found = dict(_read_layers(file, path))
+    for layer in [*layers, *(name for name in found if name not in layers)]:
+        of_layer = found.get(layer)
+        if layer not in layers or of_layer is None:
+            yield _damaged(path, layer, "none" if of_layer is None else "statistics of no layer")
+        elif isinstance(of_layer, StoreError):
+            yield of_layer
+        elif of_layer.rows > rows_ok or (of_layer.rows < rows_ok and not is_index):
+            yield _damaged(path, layer, f"{of_layer.rows} rows in place of {rows_ok}")
+
+
+def _read_layers(file: h5py.File, path: Path) -> Iterator[tuple[str, LayerStatistics | StoreError]]:
+    if not has_statistics(file):
+        return
+    try:
+        expected: dict[str, int] = json.loads(str(file.attrs[format.STATISTICS_CHECKSUMS]))
+        layers = list(dict.fromkeys(name.rpartition("/")[0] for name in expected))
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, "the statistics", error) from error
+    for layer in layers:
+        try:
+            node, values = file["statistics"][layer], []
+            for name, dtype in format.STATISTICS.items():
+                array = np.asarray(node[name][()])
+                got = zlib.crc32(array.astype(array.dtype.newbyteorder("<")).tobytes())
+                if array.dtype != np.dtype(dtype) or got != expected[f"{layer}/{name}"]:
+                    raise ValueError(f"{name} of type {array.dtype} with checksum {got:08x}")
+                values.append(array if array.ndim else array.item())
+            yield layer, _checked(*values)
+        except (*HDF5_READ_ERRORS, MemoryError) as error:
+            yield layer, _damaged(path, layer, error)
+
+
+def _checked(*values: Any) -> LayerStatistics:
+    statistics = LayerStatistics(*values)
+    if statistics.histogram.shape != (BINS,) or statistics.channel_minimum.shape != statistics.channel_maximum.shape:
+        raise ValueError(f"a histogram of shape {statistics.histogram.shape}")
+    return statistics
+
+
+def _damaged(path: Path, layer: str, got: object) -> DamagedError:
+    return damaged(path, f"/statistics/{layer}", got)
+
+
+class Statistics(Mapping[str, LayerStatistics]):
+    """Layer -> its statistics; read when first asked for.
+
+    Args:
+        path: Of the index or shard that they are of.
+        layers: Of the run.
+    """
+
+    def __init__(self, path: Path, layers: tuple[str, ...]) -> None:
+        self._path = path
+        self._layers = layers
+        self._read: dict[str, LayerStatistics] | None = None
+
+    def _found(self) -> dict[str, LayerStatistics]:
+        if self._read is None:
+            with tables.open_file(self._path) as file:
+                found = read_statistics(file, self._path)
+            self._read = {layer: found[layer] for layer in self._layers if layer in found}
+        return self._read
+
+    def __getitem__(self, layer: str) -> LayerStatistics:
+        if layer in self._found():
+            return self._found()[layer]
+        if layer in self._layers:
+            raise StatisticsError(
+                f"{self._path}: no statistics of layer {layer}, got a run of an earlier version of this program. "
+                f"Expected /statistics/{layer}. Compute them from run[{layer!r}], or use output.existing=replace."
+            )
+        raise StatisticsError(
+            f"{self._path}: no such layer, got {layer!r}. Expected one of: {nearest(str(layer), self._layers)}. "
+            f"The run's layers are in run.layers."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found())
+
+    def __len__(self) -> int:
+        return len(self._found())
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{layer}: {of_layer!r}" for layer, of_layer in self.items()) or "<no statistics>"

@@ -1,0 +1,82 @@
+"""What the tests of the page look with: its elements, as a browser that is strict would have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+# Source: HTML Living Standard, void elements.
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+# What makes a browser ask for something, or run something.
+ADDRESSES = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "xlink:href"}
+ACTIVE = {
+    "script",
+    "iframe",
+    "object",
+    "embed",
+    "link",
+    "base",
+    "form",
+    "video",
+    "audio",
+    "foreignobject",
+    "animate",
+    "set",
+    "use",
+}
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page, read strictly.
+
+    Attributes:
+        text: All that is to be read, the elements taken away.
+        elements: (name, attributes) of each.
+        wrong: What is not as it should be.
+    """
+
+    content: str
+    text: str = ""
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        HTMLParser.__init__(self)
+        self._open: list[str] = []
+        self.feed(self.content)
+        self.close()
+        self.wrong += [f"<{name}> is not closed" for name in self._open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if len({name for name, _ in attrs}) != len(attrs):
+            self.wrong.append(f"<{tag}> has an attribute twice")
+        if tag in ACTIVE:
+            self.wrong.append(f"<{tag}>")
+        for name, value in attrs:
+            if name.startswith("on") or (name in ADDRESSES and not str(value).startswith("data:image/")):
+                self.wrong.append(f"<{tag} {name}={value!r}>")
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.wrong.append(f"</{tag}> closes something else")
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "style":
+            self.wrong += [f"style: {word}" for word in ("url(", "@import", "http:", "https:") if word in data]
+        elif not self._open and data.strip():
+            self.wrong.append(f"outside of all elements: {data[:40]!r}")
+        else:
+            self.text += data
+
+    def of(self, name: str) -> list[dict[str, str | None]]:
+        """Gives the attributes of all elements of a name."""
+        return [attributes for tag, attributes in self.elements if tag == name]

@@ -1,0 +1,269 @@
+"""The page of a run, held by parsing it: what it says, that it asks for nothing, and that no name gets out of its place."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.pages import charts, page, pictures, words
+from pipeline.pages.contents import Cause, Contents, FeatureMap, LayerFacts, Sample, Stage
+from pipeline.pages.page import render
+from pipeline.statistics import LayerStatistics
+from pipeline.store.gathering import gather
+from pipeline.store.tally import Tally
+
+from .pages import Page
+
+EVIL = (
+    "<script>alert(1)</script>",
+    '"><img src=http://evil.example/x onerror=alert(1)>',
+    "' onload='alert(1)",
+    "</title></style><b>",
+    "a\nb\r\tc\x00\x1b[31m",
+    "rtl\u202egpj.exe \u2066 \ufeff",
+    "half \ud83d a pair",
+    "&lt;b&gt; &amp;amp;",
+    "]]><!-- -->",
+    "https://example.org/a.jpg",
+)
+
+
+def statistics_of(values: NDArray[np.float32]) -> LayerStatistics:
+    tally = Tally(values.shape[-1])
+    tally.add(gather(values))
+    return tally.statistics(1)
+
+
+def relu_values(seed: int = 0) -> NDArray[np.float32]:
+    return np.maximum(np.random.default_rng(seed).standard_normal((7, 7, 6)).astype(np.float32) * 40, 0)
+
+
+def make_contents(layers: int = 2, samples: int = 2, text: str = "plain", **changes: object) -> Contents:
+    names = [f"relu{number}_1" for number in range(1, layers + 1)]
+    values = relu_values()
+    shown = tuple(FeatureMap(channel, values[..., channel], 0.0, float(values[..., channel].max())) for channel in (0, 3, 4))
+    picture = np.full((20, 30, 3), 77, np.uint8)
+    contents = Contents(
+        name=text,
+        network="vgg19",
+        command=f"python -m pipeline.run data.dir={text}",
+        warning=text,
+        changed={"data.dir": (text, "null")},
+        unchanged={"data.size": "224"},
+        facts={"weights": text},
+        versions={"numpy": text},
+        rows=100,
+        failed=7,
+        causes=(Cause(text, 7, ((text, f"{text}: it is {text}"),)),),
+        skipped={text: 2},
+        figures={"images": "100"},
+        stages=(Stage("read", 2.0, "waiting for images", "a faster disk"), Stage("network", 6.0, "the network itself", "a GPU")),
+        bottleneck="network",
+        threads_seconds={"encode": 3.25, "write": 1.0},
+        layers=tuple(LayerFacts(name, (7, 7, 6), 6, statistics_of(values)) for name in names),
+        samples=tuple(Sample(row, text, text, (200, 300), picture, "", {names[0]: shown}, {}) for row in range(samples)),
+        sampled_layers=(names[0],),
+    )
+    return replace(contents, **changes)  # type: ignore[arg-type]
+
+
+def read(contents: Contents) -> Page:
+    text = render(contents)
+    # As it is written.
+    return Page(text.encode("utf-8").decode("utf-8"))
+
+
+def test_the_page_is_whole_and_says_what_it_is_told() -> None:
+    found = read(make_contents())
+    assert found.wrong == []
+    for text in (
+        "100 images, relu1_1, relu2_1 of vgg19",
+        "The limit: network. What helps: a GPU.",
+        "6.0\u202fs",
+        "8.0\u202fs of wall time, by what the main thread did or waited for. Threads beside it took, added up, 3.2\u202fs to",
+        "7 × 7 × 6",
+        "dead channels0 of 6",
+        "and 6 more; all are in /images/error of features.h5",
+        "of 1 of 2 layers channel 0",
+        "row 1, 300 × 200 px, label plain",
+        "channel 3",
+        "python -m pipeline.run data.dir=plain",
+        "Passed over while listing: 2 plain.",
+    ):
+        assert text in found.text, (text, found.text)
+    statistics = statistics_of(relu_values())
+    assert f"range0 to {statistics.maximum:.4g}" in found.text
+    assert f"zeros{statistics.zero_share:.1%}".replace("%", "\u202f%") in found.text
+    assert len(found.of("img")) == 2 * 4
+    assert sum("histogram" in str(of.get("class")) for of in found.of("svg")) == 2
+    policy = next(of["content"] for of in found.of("meta") if of.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_no_text_of_a_user_gets_out_of_its_place(text: str) -> None:
+    harmless, attacked = read(make_contents()), read(make_contents(text=text))
+    assert attacked.wrong == []
+    assert [name for name, _ in attacked.elements] == [name for name, _ in harmless.elements]
+    assert [set(of) for _, of in attacked.elements] == [set(of) for _, of in harmless.elements]
+    hidden = {chr(code) for code in (*range(9), *range(11, 32), 0x202E, 0x2066, 0xFEFF)}
+    assert not hidden & set(attacked.text)
+
+
+@given(text=st.text(alphabet=st.characters(exclude_categories=()), max_size=60))
+def test_any_text_is_shown_as_it_is_or_spelt_out(text: str) -> None:
+    shown = Page(f"<p>{words.name(text)}</p>")
+    assert shown.wrong == []
+    assert [name for name, _ in shown.elements] == ["p", "bdi"]
+    spelt = text.encode("unicode_escape").decode("ascii")
+    assert len(shown.text) <= len(spelt)
+    if text.isascii() and text.isprintable():
+        assert shown.text == text
+
+
+def test_what_cannot_be_seen_is_spelt_out_and_long_names_lose_their_middle() -> None:
+    assert words.plain("a\nb") == "a\\nb"
+    assert words.plain("x\u202ey") == "x\\u202ey"
+    assert words.plain("\ud83d") == "\\ud83d"
+    assert words.plain("日本 é 👩\u200d👩") == "日本 é 👩\u200d👩"
+    assert words.plain("<'\">&") == "&lt;&#x27;&quot;&gt;&amp;"
+    assert len(words.plain("n" * 100_000)) == 202
+
+
+def test_a_million_failures_make_no_long_page() -> None:
+    long = "<&\"'>" * 2000
+    causes = tuple(Cause(long, 80_000, tuple((long, long) for _ in range(12))) for _ in range(13))
+    text = render(make_contents(causes=causes, failed=1_040_000))
+    assert len(text.encode()) < 600_000
+    assert "80\u202f000" in Page(text).text
+
+
+def test_pictures_never_make_a_large_page() -> None:
+    noise = np.random.default_rng(0).random((112, 112))
+    maps = {f"relu{n}_1": (FeatureMap(0, noise, 0.0, 1.0),) * 3 for n in range(4)}
+    photo = np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)
+    samples = tuple(Sample(row, "k", "", (1, 1), photo, "", maps, {}) for row in range(20))
+    found = read(replace(make_contents(), samples=samples))
+    assert len(found.content) < 1_300_000
+    assert "left out, for the size of this page" in found.text
+    assert found.wrong == []
+
+
+def test_thirty_six_layers_are_one_card_each() -> None:
+    found = read(make_contents(layers=36))
+    assert sum(of.get("class") == "card" for of in found.of("article")) == 36
+    assert "36 layers from relu1_1 to relu36_1 of vgg19" in found.text
+    assert len(found.content) < 250_000
+
+
+def test_a_run_without_anything_done_names_no_limit() -> None:
+    found = read(make_contents(bottleneck=""))
+    assert "The limit" not in found.text
+    assert "Threads beside it" not in found.text
+    assert "8.0\u202fs of wall time" in found.text
+
+
+def test_a_run_of_failed_images_alone_has_a_page() -> None:
+    nothing = tuple(LayerFacts(name, (7, 7, 6), 6, Tally(6).statistics(0)) for name in ("relu1_1", "relu2_1"))
+    found = read(replace(make_contents(samples=0, rows=7, failed=7), layers=nothing))
+    assert found.wrong == []
+    assert "Samples" not in found.text
+    assert "Histograms" not in found.text
+
+
+def test_statistics_of_some_rows_say_of_how_many() -> None:
+    contents = make_contents(rows=10, failed=0)
+    assert "Statistics of 1 of 10 images: the others were written by an earlier version" in read(contents).text
+    without = tuple(replace(layer, statistics=None) for layer in contents.layers)
+    found = read(replace(contents, layers=without))
+    assert "Statistics of 0 of 10 images" in found.text
+    assert "zeros" not in found.text
+
+
+def test_what_a_sample_lacks_is_said() -> None:
+    sample = Sample(3, "k", "", (200, 300), None, "no picture: file <not> found", {}, {"relu1_1": "943.7 MB an image"})
+    found = read(replace(make_contents(), samples=(sample,)))
+    assert "no picture: file <not> found" in found.text
+    assert "943.7 MB an image" in found.text
+    assert found.wrong == []
+
+
+def picture_of(address: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1])))
+
+
+def test_a_map_is_dark_where_least_and_bright_where_most() -> None:
+    values = np.array([[0.0, 5.0], [10.0, np.nan]], np.float32)
+    data = pictures.feature_map(values, 0.0, 10.0)
+    assert pictures.data_address(data).startswith("data:image/png;base64,")
+    pixels = np.asarray(picture_of(pictures.data_address(data)).convert("RGB"))
+    assert pixels.tolist() == [[[68, 1, 84], [33, 144, 141]], [[253, 231, 37], [128, 128, 128]]]
+    flat = pictures.feature_map(np.full((2, 2), 3.0), 3.0, 3.0)
+    assert np.asarray(picture_of(pictures.data_address(flat)).convert("RGB")).tolist() == [[[68, 1, 84]] * 2] * 2
+
+
+def test_large_maps_become_means_of_squares_and_vectors_a_square() -> None:
+    values = np.arange(240 * 113, dtype=np.float32).reshape(240, 113)
+    small = pictures.smaller(values, 112)
+    assert small.shape == (80, 37)
+    assert small[0, 0] == values[:3, :3].mean()
+    assert pictures.smaller(values[:112, :112], 112).shape == (112, 112)
+    assert pictures.smaller(values[:1], 20).shape == (1, 18)
+    square = pictures.as_square(np.arange(1000, dtype=np.float32))
+    assert square.shape == (32, 32)
+    assert square[1, 0] == 32
+    assert np.isnan(square.ravel()[1000:]).all()
+
+
+def test_numbers_are_short_and_shares_are_no_rounder_than_true() -> None:
+    assert [words.number(value) for value in (0.0, -1.5, 12345.6, 3e-7, 2.5e9, math.inf, 0.12345)] == [
+        *("0", "−1.5", "12346", "3.00e−7", "2.50e9", "–", "0.1235"),
+    ]
+    assert [words.share(value) for value in (0.0, 1.0, 0.5, 0.9999, 0.00001, 0.99999999, math.nan)] == [
+        *("0\u202f%", "100\u202f%", "50.0\u202f%", "99.99\u202f%", "0.001\u202f%", "100.000\u202f%", "–"),
+    ]
+    assert words.count(1_040_000) == "1\u202f040\u202f000"
+
+
+def bars(svg: str) -> list[dict[str, str | None]]:
+    return [of for of in Page(svg).of("rect") if of.get("class") == "bar"]
+
+
+def test_a_histogram_has_a_bar_for_each_power_of_two() -> None:
+    values = np.array([[1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 40.0, 0.0]], np.float32)
+    drawn = charts.histogram(statistics_of(values))
+    found = bars(drawn)
+    assert len(found) == 6
+    heights = [float(str(of["height"])) for of in found]
+    assert heights[0] == max(heights) == 2 * heights[1]
+    assert Page(drawn).wrong == []
+    assert "64" in Page(drawn).text
+    signed = charts.histogram(statistics_of(np.concatenate([values, -values])))
+    assert len(bars(signed)) == 12
+    assert "−64" in Page(signed).text
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 3e38, -3e38, 1e-45, 5.0])
+def test_a_histogram_of_one_value_is_drawn(value: float) -> None:
+    drawn = charts.histogram(statistics_of(np.full((3, 2), value, np.float32)))
+    assert Page(drawn).wrong == []
+    if value == 0.0:
+        assert "no value but zero" in drawn
+    elif abs(value) > 1e-18:
+        assert len(bars(drawn)) == 1
+    for of in bars(drawn):
+        assert 0.0 <= float(str(of["x"])) <= charts.WIDTH
+
+
+def test_the_same_contents_make_the_same_page() -> None:
+    assert render(make_contents()) == render(make_contents())
+    assert page.PICTURE_BYTES * 4 / 3 < 1_200_000

@@ -1,0 +1,360 @@
+"""When report.json and report.html are written, what the page of a stored run says, and the samples in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import samples
+from pipeline.config import check_options
+from pipeline.errors import ImageError, StoreError
+from pipeline.publishing import CAUSES, EXAMPLES, command_for, look_at_reports, option_text, stored_report, words_for_seconds
+from pipeline.records import ImageStatus, RunSpec
+from pipeline.report import STAGES, Report
+from pipeline.samples import spread, take_samples
+from pipeline.schema import defaults
+from pipeline.store import disk
+from pipeline.store.digests import Digests
+from pipeline.store.folder import open_folder
+from pipeline.store.index import build_index
+from pipeline.store.reader import open_run
+from pipeline.store.verification import verify_folder
+from pipeline.store.writer import Writer
+
+from .damage import chunk_place, flip, write_companions
+from .pages import Page
+from .stored_runs import make_spec, make_values, put_rows, write_run
+from .test_config import values as option_values
+
+ATTRIBUTES = {
+    "network": "vgg19",
+    "weights": "a file <b>; conv1_1 says: VGG-19",
+    "weights_sha256": "ab" * 32,
+    "preprocess": "RGB 0..255",
+    "compression": "gzip",
+    "data_root": "/data/<i>",
+    "mean_pixel": np.array([123.68, 116.779, 103.939]),
+}
+
+
+def full_spec(rows: int = 10, **settings: Any) -> RunSpec:
+    return replace(make_spec(rows, **settings), attributes=ATTRIBUTES)
+
+
+def make_report(folder: Path, spec: RunSpec, **changes: Any) -> Report:
+    report = Report(
+        folder=str(folder),
+        index=str(folder / "features.h5"),
+        device="cpu",
+        network="vgg19",
+        weights="a file",
+        layers={feature.layer.name: feature.shape for feature in spec.features},
+        run_digest=spec.digest,
+        rows=len(spec.manifest),
+        failed=2,
+        causes={"truncated after 17 bytes": 2},
+        skipped={},
+        rows_now=len(spec.manifest),
+        rows_added=0,
+        seconds_by_stage={name: 1.5 + number for number, name in enumerate(STAGES)},
+        images_per_second=12.5,
+        threads_seconds={"encode": 1.0, "write": 2.0},
+        bytes_raw=1000,
+        bytes_stored=250,
+        peak_memory_bytes=1 << 30,
+        versions={"numpy": "2.4"},
+        options=defaults() | {"data.dir": "imgs <1>", "layers": ["conv1_1", "relu4_1"]},
+    )
+    return replace(report, **changes)
+
+
+REAL_PICTURE = samples._picture
+
+
+@pytest.fixture(autouse=True)
+def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No photographs: TensorFlow would have to be loaded for them."""
+    monkeypatch.setattr(samples, "_picture", lambda path, sha256: (None, "no picture: file not found"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[Path, RunSpec]:
+    folder, spec = tmp_path / "run <x>", full_spec()
+    write_run(folder, spec, failed=[2, 5])
+    write_companions(folder)
+    Digests(folder).drop(["report.json"])
+    (folder / "report.json").unlink()
+    look_at_reports(folder, spec, is_unchanged=False).write(make_report(folder, spec))
+    return folder, spec
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {name: ((folder / name).read_bytes(), (folder / name).stat().st_mtime_ns) for name in ("report.json", "report.html")}
+
+
+def page_of(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_finished_run_has_both_and_verify_knows_them(run: tuple[Path, RunSpec]) -> None:
+    folder, _ = run
+    assert verify_folder(folder, 1).count == 0
+    assert Digests(folder).by_name.keys() >= {"report.json", "report.html"}
+    found = page_of(folder)
+    assert found.wrong == []
+    for text in (
+        "run <x>",
+        "10 images, conv1_1, relu4_1 of vgg19",
+        "rate12.5 images/s",
+        "compressed to25.0\u202f%",
+        "What helps: faster disk, more runtime.workers, output.dtype=float16",
+        "python -m pipeline.run 'data.dir=imgs <1>' 'layers=[conv1_1,relu4_1]'",
+        "2 truncated after 17 bytes",
+        "folder2/image é2.jpg truncated after 17 bytes",
+        "folder2/image é5.jpg",
+        "row 0, 400 × 300 px, label folder0",
+        "no picture: file not found",
+        "/data/<i>",
+        "123.680, 116.779, 103.939",
+        "float32, compression gzip",
+    ):
+        assert text in found.text, text
+    assert "Untrained" not in found.text
+    statistics = open_run(folder).statistics["relu4_1"]
+    assert statistics.rows == 8
+    assert f"{statistics.maximum:.4g}" in found.text
+    assert len(found.of("img")) == 6 * 2 * 3
+
+
+def test_a_run_that_has_nothing_to_do_rewrites_neither(run: tuple[Path, RunSpec]) -> None:
+    folder, spec = run
+    before = state(folder)
+    reports = look_at_reports(folder, spec, is_unchanged=True)
+    assert (reports.report, reports.page, reports.samples) == (False, False, ())
+    reports.write(make_report(folder, spec, rows_now=0))
+    assert state(folder) == before
+    assert reports.errors == ("truncated after 17 bytes",) * 2
+
+
+@pytest.mark.parametrize("how", ["missing", "changed", "without a line", "partly written"])
+def test_a_page_that_is_not_there_is_made_of_what_the_report_tells(run: tuple[Path, RunSpec], how: str) -> None:
+    folder, spec = run
+    before = state(folder)
+    if how == "missing":
+        (folder / "report.html").unlink()
+    elif how == "changed":
+        flip(folder / "report.html", 2000)
+    elif how == "without a line":
+        Digests(folder).drop(["report.html"])
+    else:
+        disk.partial_path(folder / "report.html").write_text("<!doc")
+    reports = look_at_reports(folder, spec, is_unchanged=True)
+    assert (reports.report, reports.page) == (False, True)
+    # This time there was nothing to do; the page shows the time when there was.
+    reports.write(make_report(folder, spec, rows_now=0, images_per_second=0.0))
+    after = state(folder)
+    assert after["report.json"] == before["report.json"]
+    assert after["report.html"][0] == before["report.html"][0]
+    assert not disk.partial_path(folder / "report.html").exists()
+    assert verify_folder(folder, 1).count == 0
+
+
+def test_a_kill_between_the_two_leaves_no_page_of_another_state(
+    run: tuple[Path, RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spec = run
+    reports = look_at_reports(folder, spec, is_unchanged=False)
+    assert (reports.report, reports.page) == (True, True)
+    renamed = Path.replace
+
+    def stop(path: Path, target: Path) -> Any:
+        if target.name == "report.json":
+            raise KeyboardInterrupt
+        return renamed(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        reports.write(make_report(folder, spec, rows_now=3))
+    assert not (folder / "report.html").exists()
+    assert "report.html" not in Digests(folder).by_name
+    monkeypatch.undo()
+    monkeypatch.setattr(samples, "_picture", lambda path, sha256: (None, "gone"))
+    look_at_reports(folder, spec, is_unchanged=True).write(make_report(folder, spec, rows_now=0))
+    assert verify_folder(folder, 1).count == 0
+    assert "gone" in page_of(folder).text
+
+
+def test_a_report_of_an_earlier_version_gets_a_page(run: tuple[Path, RunSpec]) -> None:
+    folder, spec = run
+    content = json.loads((folder / "report.json").read_text())
+    del content["options"]
+    (folder / "report.json").write_text(json.dumps(content))
+    digests = Digests(folder)
+    digests.drop(["report.json"])
+    digests.add("report.json", hashlib.sha256((folder / "report.json").read_bytes()).hexdigest())
+    (folder / "report.html").unlink()
+    reports = look_at_reports(folder, spec, is_unchanged=True)
+    assert (reports.report, reports.page) == (False, True)
+    reports.write(make_report(folder, spec))
+    found = page_of(folder)
+    assert found.wrong == []
+    assert "python -m pipeline.run" not in found.text
+    assert "rate12.5 images/s" in found.text
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"rows": 3}', "null"])
+def test_what_is_no_report_is_written_anew(run: tuple[Path, RunSpec], content: str) -> None:
+    folder, spec = run
+    (folder / "report.json").write_text(content)
+    assert stored_report(folder) is None
+    assert look_at_reports(folder, spec, is_unchanged=True).report
+
+
+def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:
+    report = make_report(tmp_path, full_spec())
+    again = Report.from_json(report.json())
+    assert again == replace(report, options=json.loads(json.dumps(report.options)))
+    assert again.layers == {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
+
+
+def test_a_full_disk_is_one_line(run: tuple[Path, RunSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, spec = run
+    written = Path.write_text
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.name.startswith("report.html"):
+            raise OSError(28, "No space left on device")
+        return written(path, *arguments, **options)
+
+    reports = look_at_reports(folder, spec, is_unchanged=False)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match=r"report\.html: the disk is full, got ENOSPC\."):
+        reports.write(make_report(folder, spec))
+    assert list(folder.glob("report.html*")) == []
+    assert (folder / "report.json").exists()
+
+
+def test_failures_are_counted_by_cause_and_the_first_are_named(tmp_path: Path) -> None:
+    spec = full_spec(60, shapes={"relu1_1": (1, 1, 3)}, images_per_shard=60)
+    causes = [f"cause {row % 20}: of {row}" if row < 40 else "missing: file not found" for row in range(59)]
+    with open_folder(tmp_path, spec, "resume") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 1)
+        statuses = [ImageStatus(row, causes[row], 0, 0, 1, "") for row in range(59)] + [ImageStatus(59, "", 3, 3, 1, "ab")]
+        put_rows(writer, range(60), make_values(spec), statuses)
+        writer.close()
+        build_index(tmp_path, spec)
+    look_at_reports(tmp_path, spec, is_unchanged=False).write(make_report(tmp_path, spec, failed=59))
+    text = page_of(tmp_path).text
+    assert "19 missing" in text
+    assert f"and {19 - EXAMPLES} more; all are in /images/error" in text
+    assert f"{2 * (21 - CAUSES)} for other causes" in text
+    assert text.count("file not found") == EXAMPLES + 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_samples_are_spread_and_show_the_most_active_channels(tmp_path: Path, dtype: str) -> None:
+    spec = full_spec(12, shapes={"relu1_1": None, "fc6": (1, 1, 5)} if dtype == "float32" else {"relu1_1": None}, dtype=dtype)
+    native = {row: (30 + row, 40) for row in range(12)}
+    values = make_values(spec, native)
+    for row in range(12):
+        values["relu1_1"][row][..., 1] += 3
+    write_run(tmp_path, spec, failed=[0, 11], values=values)
+    run = open_run(tmp_path)
+    found, layers = take_samples(run, spec.manifest)
+    assert [sample.row for sample in found] == [1, 3, 5, 6, 8, 10]
+    assert layers == run.layers
+    first = found[0].maps["relu1_1"]
+    assert [of.channel for of in first] == [0, 1, 2]
+    np.testing.assert_array_equal(first[1].values, run["relu1_1"][1][..., 1])
+    assert (first[1].low, first[1].high) == (run["relu1_1"][1][..., 1].min(), run["relu1_1"][1][..., 1].max())
+    if dtype == "float32":
+        (vector,) = found[0].maps["fc6"]
+        assert vector.channel is None
+        assert vector.values.ravel()[:5].tolist() == run["fc6"][1].ravel().tolist()
+
+
+def test_a_row_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = full_spec(2)
+    write_run(tmp_path, spec)
+    monkeypatch.setattr(samples, "LARGEST_ROW_BYTES", 1000)
+    found, _ = take_samples(open_run(tmp_path), spec.manifest)
+    assert found[0].notes == {"relu4_1": "76.8 kB an image, too much to be read for this page"}
+    assert list(found[0].maps) == ["conv1_1"]
+
+
+def test_a_damaged_row_is_said_where_its_map_would_be(tmp_path: Path) -> None:
+    spec = full_spec(2)
+    write_run(tmp_path, spec)
+    path = tmp_path / "shards" / spec.shards()[0].file_name
+    flip(path, chunk_place(path, "relu4_1", 1))
+    found, _ = take_samples(open_run(tmp_path), spec.manifest)
+    assert found[0].notes == {}
+    assert "layer relu4_1, row 1 (folder1/image é1.jpg) is damaged" in found[1].notes["relu4_1"]
+
+
+def test_layers_and_rows_are_spread_from_the_first_to_the_last() -> None:
+    assert spread(36, 4) == [0, 12, 23, 35]
+    assert spread(3, 6) == [0, 1, 2]
+    assert spread(1, 6) == [0]
+    assert spread(0, 6) == []
+
+
+@pytest.fixture
+def small_picture(photographs: Path, tmp_path: Path) -> Callable[..., Any]:
+    from pipeline.images.thumbnail import thumbnail
+
+    def make(name: str = "animals/chelsea.jpg", sha256: str | None = None, side_px: int = 100) -> Any:
+        path = tmp_path / "picture"
+        shutil.copy(photographs / name, path)
+        return thumbnail(str(path), sha256 or hashlib.sha256(path.read_bytes()).hexdigest(), side_px)
+
+    return make
+
+
+def test_a_small_picture_is_the_image_made_smaller(small_picture: Callable[..., Any], photographs: Path) -> None:
+    pixels = small_picture()
+    with Image.open(photographs / "animals/chelsea.jpg") as image:
+        expected = image.convert("RGB").resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.LANCZOS)
+        assert max(pixels.shape[:2]) == 100
+        assert pixels.shape[1] / pixels.shape[0] == pytest.approx(image.width / image.height, rel=0.02)
+    # A JPEG was reduced while it was decoded.
+    assert np.abs(pixels.astype(int) - np.asarray(expected).astype(int)).mean() < 4
+
+
+def test_a_small_picture_of_another_file_is_refused(
+    small_picture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pipeline.images import thumbnail
+
+    with pytest.raises(ImageError, match="changed: the file is not the one that the features were made from"):
+        small_picture(sha256="0" * 64)
+    monkeypatch.setattr(thumbnail, "MAX_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"too large: \d+ px, limit 1000 px"):
+        small_picture()
+    assert REAL_PICTURE(str(tmp_path / "nothing"), "") == (None, "no picture: no such file or directory")
+
+
+def test_the_command_is_that_of_the_options_that_differ() -> None:
+    options = check_options(option_values(data__dir="it's $HOME", data__size=[64, 72], layers=["relu1_1", "pool*"])).given
+    command = command_for(options)
+    assert shlex.split(command)[:3] == ["python", "-m", "pipeline.run"]
+    assert shlex.split(command)[3:] == ["data.dir=it's $HOME", "data.size=[64,72]", 'layers=[relu1_1,"pool*"]']
+    assert shlex.split(command_for(defaults() | {"network.name": "vgg16", "data.size": None}))[3:] == [
+        "data.size=null",
+        "network=vgg16",
+    ]
+    assert option_text(0.5) == "0.5"
+
+
+def test_seconds_are_told_as_people_do() -> None:
+    assert [words_for_seconds(seconds) for seconds in (4.24, 185.0, 26400.0)] == ["4.2 s", "3 min 5 s", "7 h 20 min"]

@@ -1,0 +1,307 @@
+"""Statistics gathered while writing: as a slow oracle has them, whatever the order of rows, and as the reader gives them."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import platform
+import zlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.errors import NetworkError, StoreError
+from pipeline.statistics import BINS, OCTAVES, TINY, ZEROS, LayerStatistics, bin_edges, join_statistics
+from pipeline.store import format, gathering
+from pipeline.store.attributes import write_attributes
+from pipeline.store.folder import open_folder
+from pipeline.store.gathering import BLOCK_VALUES, gather
+from pipeline.store.index import build_index
+from pipeline.store.reader import open_run
+from pipeline.store.tally import Tally
+from pipeline.store.verification import verify_folder
+from pipeline.store.writer import Writer
+from pipeline.vector_code import Processor, this_processor
+
+from .damage import accept, write_companions
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
+
+
+def oracle(rows: list[NDArray[np.floating]]) -> LayerStatistics:
+    """The slow and obvious way: value by value into bins, sums without rounding."""
+    channels = rows[0].shape[-1]
+    flat = np.concatenate([row.reshape(-1, channels) for row in rows]).astype(np.float64)
+    edges = [bin_edges(place) for place in range(BINS)]
+    histogram = np.zeros(BINS, np.int64)
+    for value in flat.ravel().tolist():
+        if value == 0.0 or abs(value) < edges[TINY][1]:
+            histogram[ZEROS if value == 0.0 else TINY] += 1
+        elif value > 0.0:
+            histogram[next(place for place in range(TINY + 1, BINS) if edges[place][0] <= value < edges[place][1])] += 1
+        else:
+            histogram[next(place for place in range(ZEROS) if edges[place][0] < value <= edges[place][1])] += 1
+    return LayerStatistics(
+        len(rows),
+        math.fsum(flat.ravel()),
+        math.fsum(flat.ravel() ** 2),
+        flat.min(0).astype(np.float32),
+        flat.max(0).astype(np.float32),
+        histogram,
+    )
+
+
+def assert_equal(found: LayerStatistics, expected: LayerStatistics, exactly: bool = False) -> None:
+    assert found.rows == expected.rows
+    np.testing.assert_array_equal(found.histogram, expected.histogram)
+    for name in ("channel_minimum", "channel_maximum"):
+        got = getattr(found, name)
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, getattr(expected, name))
+        assert not np.signbit(got[got == 0]).any()
+    tolerance = 0.0 if exactly else 1e-12
+    assert found.sum_of_squares == pytest.approx(expected.sum_of_squares, rel=tolerance, abs=0.0)
+    # Terms cancel: the sum is as near as the magnitudes allow.
+    assert abs(found.sum - expected.sum) <= tolerance * math.sqrt(expected.sum_of_squares * expected.values)
+
+
+def statistics_of(rows: list[NDArray[np.float32]]) -> LayerStatistics:
+    tally = Tally(rows[0].shape[-1])
+    for row in rows:
+        tally.add(gather(row))
+    return tally.statistics(len(rows))
+
+
+ODD = np.array([0x80000000, 0x00000001, 0x807FFFFF, 0x7F7FFFFF, 0xFF7FFFFF, 0x20800000, 0x207FFFFF, 0xA07FFFFF], "<u4")
+
+
+@given(
+    pixels=st.integers(1, 60),
+    channels=st.integers(1, 150),
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(["relu", "signed", "negative", "zeros", "any bits", "tiny"]),
+)
+@example(pixels=1, channels=1, seed=0, kind="signed")
+@example(pixels=33, channels=64, seed=3, kind="any bits")
+def test_one_pass_finds_what_a_slow_oracle_finds(pixels: int, channels: int, seed: int, kind: str) -> None:
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((pixels, channels)).astype(np.float32) * np.float32(300)
+    if kind == "relu":
+        values = np.maximum(values - 100, 0)
+    elif kind == "negative":
+        values = -np.abs(values) - np.float32(1)
+    elif kind == "zeros":
+        values *= 0
+    elif kind == "tiny":
+        values *= np.float32(1e-21)
+    elif kind == "any bits":
+        bits = random.integers(0, 1 << 32, (pixels, channels), dtype=np.uint32)
+        bits[(bits & 0x7F800000) == 0x7F800000] &= ~np.uint32(0x7F800000)
+        values = bits.view(np.float32)
+        values.reshape(-1)[: len(ODD)] = ODD.view(np.float32)[: values.size]
+    found = gather(values)
+    assert found.is_finite
+    assert_equal(statistics_of([values]), oracle([values]))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="code for processors of this family")
+@pytest.mark.parametrize(("name", "features"), [("x86-64", ""), ("haswell", "+avx2,+fma")])
+def test_every_processor_finds_the_same_bits(name: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "haswell" and not this_processor().features.count("+avx2"):
+        pytest.skip("this processor has no AVX2")
+    values = [np.random.default_rng(seed).standard_normal((61, 67)).astype(np.float32) * 100 for seed in range(3)]
+    values[1] = np.maximum(values[1], 0)
+    here = [gather(part) for part in values]
+    monkeypatch.setattr(gathering, "this_processor", lambda: Processor(name, features, 8, 6, 2))
+    # Held, since the memory of the code goes with it.
+    code = gathering._compiled.__wrapped__()
+    monkeypatch.setattr(gathering, "compiled_gathering", lambda: code)
+    for part, expected in zip(values, here, strict=True):
+        found = gather(part)
+        assert (found.sum, found.sum_of_squares) == (expected.sum, expected.sum_of_squares)
+        for one, other in zip(found[2:], expected[2:], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(3, BLOCK_VALUES + 71), (BLOCK_VALUES // 64 + 3, 64), (2, 1), (900, 20)])
+def test_values_of_more_than_a_block_are_all_counted(shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    found = statistics_of([values])
+    assert found.values == values.size
+    np.testing.assert_array_equal(found.channel_maximum, values.max(0))
+    np.testing.assert_array_equal(found.channel_minimum, values.min(0))
+    exponents = np.frexp(values)[1] - 1
+    for sign, first, step in ((1, TINY + 1, 1), (-1, ZEROS - 1, -1)):
+        for exponent in range(-20, 3):
+            among = (exponents == exponent) & (np.sign(values) == sign)
+            assert found.histogram[first + step * (exponent + 62)] == among.sum()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 63, 64, 200, 209])
+def test_a_value_that_is_not_finite_is_seen_wherever_it_lies(bad: float, place: int) -> None:
+    values = np.zeros((3, 70), np.float32)
+    values.reshape(-1)[place] = bad
+    assert not gather(values).is_finite
+
+
+def test_the_bins_tile_the_numbers() -> None:
+    edges = [bin_edges(place) for place in range(BINS) if place != TINY]
+    assert edges[0] == (-math.inf, -(2.0**64))
+    assert edges[-1] == (2.0**64, math.inf)
+    assert bin_edges(ZEROS) == (0.0, 0.0)
+    assert bin_edges(TINY) == (-(2.0**-62), 2.0**-62)
+    assert bin_edges(TINY + 1) == (2.0**-62, 2.0**-61)
+    assert bin_edges(TINY + 1 + 62) == (1.0, 2.0)
+    assert all(edges[place][1] == edges[place + 1][0] for place in range(OCTAVES - 1))
+
+
+def test_dead_channels_are_those_that_tell_nothing() -> None:
+    relu = np.array([[[1, 0, 0, 5]], [[0, 0, 2, 5]]], np.float32)
+    assert statistics_of([relu]).dead_channels.tolist() == [1]
+    conv = np.array([[[1, -3, 0, 5]], [[0, -3, 2, 6]]], np.float32)
+    assert statistics_of([conv]).dead_channels.tolist() == [1]
+    # Of one value nobody can say that it never changes.
+    assert statistics_of([conv[:1]]).dead_channels.tolist() == []
+
+
+def test_statistics_of_nothing_are_no_numbers_and_change_none() -> None:
+    nothing = Tally(3).statistics(0)
+    assert math.isnan(nothing.mean)
+    assert math.isnan(nothing.zero_share)
+    assert nothing.dead_channels.tolist() == []
+    something = statistics_of([np.array([[[1, 0, 2]]], np.float32)])
+    assert_equal(join_statistics([nothing, something]), something, exactly=True)
+    assert "1 rows: 0 to 2, mean 1, standard deviation 0.8165, 33.3% zeros, 1 dead of 3 channels" in repr(something)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("native", [False, True])
+def test_the_reader_gives_statistics_of_what_is_stored(tmp_path: Path, dtype: str, native: bool) -> None:
+    shapes: dict[str, Any] = {"conv1_1": None, "relu4_1": None} if native else {"conv1_1": (5, 4, 3), "relu4_1": (7, 9, 70)}
+    spec = make_spec(9, shapes, dtype=dtype, images_per_shard=4)
+    values = make_values(spec, {row: (3 + row, 4) for row in range(9)})
+    # What float16 makes a zero of.
+    values["conv1_1"][2][0, 0, :] = [-1e-9, 1e-9, -7.0]
+    write_run(tmp_path, spec, failed=[1, 5], values=values)
+    run = open_run(tmp_path)
+    assert list(run.statistics) == ["conv1_1", "relu4_1"]
+    for layer in run.layers:
+        expected = oracle([run[layer][row] for row in range(9) if row not in (1, 5)])
+        assert_equal(run.statistics[layer], expected)
+        assert_equal(pickle.loads(pickle.dumps(run)).statistics[layer], expected)
+    assert run.statistics["conv1_1"].minimum == -7.0
+    assert run.statistics["relu4_1"].zero_share == pytest.approx(0.5, abs=0.1)
+    shard = open_run(tmp_path / "shards" / spec.shards()[1].file_name)
+    assert_equal(shard.statistics["conv1_1"], oracle([shard["conv1_1"][row] for row in (0, 2, 3)]))
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """Gives the bytes of all statistics of a run, in index and shards."""
+    found = {}
+    for path in [folder / "features.h5", *sorted((folder / "shards").iterdir())]:
+        with h5py.File(path) as file:
+            for layer in file["statistics"]:
+                for name, node in file["statistics"][layer].items():
+                    found[f"{path.name} {layer} {name}"] = np.asarray(node[()]).tobytes()
+    return found
+
+
+def test_neither_batches_nor_threads_nor_order_nor_a_kill_change_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "BAND_BYTES", 3000)
+    spec = make_spec(40, {"a": None, "b": None}, images_per_shard=7)
+    random = np.random.default_rng(5)
+    values = {
+        layer: [random.standard_normal((9, 11 + row % 3, 3)).astype(np.float32) * 100 for row in range(40)]
+        for layer in ("a", "b")
+    }
+    statuses = make_statuses(spec, [3, 13])
+    for name, workers, batch_size in (("one", 1, 1), ("many", 8, 11)):
+        with open_folder(tmp_path / name, spec, "fail") as folder:
+            writer = Writer(tmp_path / name, spec, folder.missing, workers, waiting_bytes=2000)
+            put_rows(writer, range(40), values, statuses, batch_size)
+            writer.close()
+            build_index(tmp_path / name, spec)
+    write_run(tmp_path / "killed", spec, [3, 13], values)
+    for number in (0, 2, 5):
+        (tmp_path / "killed/shards" / spec.shards()[number].file_name).unlink()
+    write_run(tmp_path / "killed", spec, [3, 13], values)
+    one = bits(tmp_path / "one")
+    assert len(one) == 7 * 2 * 6
+    assert one == bits(tmp_path / "many") == bits(tmp_path / "killed")
+
+
+def test_an_extension_joins_its_statistics_to_those_before(tmp_path: Path) -> None:
+    keys = [f"{row}.jpg" for row in range(9)]
+    write_run(tmp_path, make_spec(6, keys=keys[:6]))
+    before = open_run(tmp_path).statistics["relu4_1"]
+    write_run(tmp_path, make_spec(9, keys=keys), existing="extend")
+    assert before.rows == 6
+    run = open_run(tmp_path)
+    assert_equal(run.statistics["conv1_1"], oracle(list(run["conv1_1"][:])))
+
+
+def without_statistics(path: Path, folder: Path) -> None:
+    """Makes a file what an earlier version of the program would have written."""
+    with h5py.File(path, "r+") as file:
+        del file["statistics"]
+        del file.attrs[format.STATISTICS_CHECKSUMS]
+        write_attributes(file, {})
+    accept(folder, path.relative_to(folder).as_posix())
+
+
+def test_shards_of_an_earlier_version_open_resume_and_are_not_counted(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path, spec)
+    write_companions(tmp_path)
+    for shard in spec.shards():
+        without_statistics(tmp_path / "shards" / shard.file_name, tmp_path)
+    build_index(tmp_path, spec)
+    run = open_run(tmp_path)
+    assert len(run) == 10
+    assert len(run.statistics) == 0
+    assert repr(run.statistics) == "<no statistics>"
+    with pytest.raises(StoreError, match=r"no statistics of layer relu4_1, got a run of an earlier version of this program\."):
+        run.statistics["relu4_1"]
+    assert verify_folder(tmp_path, 1).count == 0
+    (tmp_path / "features.h5").unlink()
+    (tmp_path / "shards" / spec.shards()[1].file_name).unlink()
+    made = write_run(tmp_path, spec)
+    mixed = open_run(tmp_path)
+    assert_equal(mixed.statistics["conv1_1"], oracle(made["conv1_1"][4:8]))
+    assert verify_folder(tmp_path, 1).count == 0
+
+
+def test_a_layer_that_the_run_lacks_has_no_statistics(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec())
+    statistics = open_run(tmp_path).statistics
+    with pytest.raises(KeyError, match=r"no such layer, got 'relu4_2'\. Expected one of: relu4_1"):
+        statistics["relu4_2"]
+    assert "relu4_2" not in statistics
+
+
+def test_damaged_statistics_are_named_by_the_reader(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec())
+    with h5py.File(tmp_path / "features.h5", "r+") as file:
+        file["statistics/conv1_1/histogram"][ZEROS] += 1
+        changed = zlib.crc32(file["statistics/conv1_1/histogram"][()].tobytes())
+    run = open_run(tmp_path)
+    assert run["conv1_1"][0].shape == (5, 4, 3)
+    with pytest.raises(
+        StoreError, match=f"/statistics/conv1_1 is damaged, got histogram of type int64 with checksum {changed:08x}"
+    ):
+        run.statistics["relu4_1"]
+
+
+@pytest.mark.parametrize(("dtype", "bad"), [("float32", np.nan), ("float16", 65520.0), ("float16", -np.inf)])
+def test_a_value_that_cannot_be_stored_stops_the_writer(tmp_path: Path, dtype: str, bad: float) -> None:
+    spec = make_spec(dtype=dtype)
+    values = make_values(spec)
+    values["relu4_1"][6][79, 79, 2] = bad
+    with pytest.raises(NetworkError, match=r"folder0/image é6\.jpg: layer relu4_1 has a value that"):
+        write_run(tmp_path, spec, values=values)
