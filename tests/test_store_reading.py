@@ -98,6 +98,19 @@ def test_chunks_that_another_program_has_cut_are_read_too(
     np.testing.assert_array_equal(np.stack([run["small"][row] for row in range(10)]), expected["small"])
 
 
+@pytest.mark.parametrize("shape", [(4, 40, 160, 3), (4, 80, 80, 2)])
+def test_a_layer_of_another_shape_than_the_index_says_is_damaged(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_run(tmp_path, make_spec(10, SHAPES, compression="none"))
+    with h5py.File(tmp_path / "shards/shard-00001-of-00003.h5", "r+") as file:
+        values, attributes = file["features/large"][:], dict(file["features/large"].attrs)
+        del file["features/large"]
+        data = values.reshape(4, -1)[:, : np.prod(shape[1:])].reshape(shape)
+        new = file["features"].create_dataset("large", data=data, chunks=(1, *shape[1:]))
+        new.attrs.update(attributes)
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer large, row 4 .* is damaged, got a row of shape \("):
+        open_run(tmp_path)["large"][:]
+
+
 def test_rows_are_converted_on_the_way(tmp_path: Path) -> None:
     values = write_run(tmp_path, make_spec(10, SHAPES, dtype="float16"), failed=[3])
     run = open_run(tmp_path)

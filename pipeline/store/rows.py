@@ -72,6 +72,8 @@ class ShardRows:
                 continue
             try:
                 values = self._row(layer, stored, row)
+                if values.shape != into.shape[1:]:
+                    raise ValueError(f"a row of shape {values.shape}")
             except _CHUNK_ERRORS as error:
                 raise self._damaged(layer, row, error) from error
             self._check(layer, row, values, int(checksums[row]))

@@ -77,7 +77,7 @@ class Shards:
         """
         try:
             table = self._table(number, layer)
-            if table is not None:
+            if table is not None and table.shape == into.shape[1:]:
                 handle, chunks = self._handle(number), rows // table.chunk_rows
                 # One, but for files whose chunks were cut anew by another program.
                 for chunk in chunks[:1].tolist() if chunks[0] == chunks[-1] else np.unique(chunks).tolist():
