@@ -20,10 +20,11 @@ STORED_LEVEL = 4
 # Half way between the largest float16, 65504, and the next step: from here on a conversion rounds to infinity.
 FLOAT16_LIMIT = 65520.0
 
-# Bytes that go in, and at most come out, at once on the way into an array: they stay in a processor's cache, and are small
-# enough for the allocator to keep. A whole stream's content is fresh memory for each chunk, whose pages cost a fifth of the time.
-PIECE_IN_BYTES = 64 << 10
-PIECE_OUT_BYTES = 256 << 10
+# Bytes that go in, and at most come out, at once on the way into an array: they stay in a processor's cache. The whole content of
+# a stream would be fresh memory for each chunk, whose pages cost a fifth of the time; so does any piece of 128 KiB or more once
+# TensorFlow is loaded, which has the allocator give such memory back at once.
+PIECE_IN_BYTES = 32 << 10
+PIECE_OUT_BYTES = 64 << 10
 
 # isal's type information has an instance in place of the class.
 DecodeError: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]
