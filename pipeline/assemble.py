@@ -18,6 +18,7 @@ from .freshness import refuse_changed_images
 from .images import manifest as manifests
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
+from .machine import peak_memory_bytes, usable_cores
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
@@ -25,7 +26,7 @@ from .progress import Progress, refuse_failures
 from .publishing import look_at_reports, write_text
 from .records import ImageStatus, Manifest, RunSpec
 from .rehearsal import rehearse
-from .report import Report, Stopwatch, count_causes, peak_memory_bytes, usable_cores, words_for_bytes
+from .report import Report, Stopwatch, count_causes, words_for_bytes
 from .schema import AUTO
 from .signals import clearing, leaving_at_once
 from .stages import Stages, make_stages

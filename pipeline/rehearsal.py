@@ -14,9 +14,10 @@ from . import estimate
 from .errors import DatasetError
 from .extract import extract
 from .journal import LOGGER as _log
+from .machine import usable_cores
 from .progress import clock, refuse_failures
 from .records import ImageStatus, RunSpec
-from .report import Stopwatch, count_causes, usable_cores
+from .report import Stopwatch, count_causes
 from .stages import Stages
 from .store import disk
 from .store.folder import RunFolder

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -186,25 +184,6 @@ class Report:
 def count_causes(errors: Iterable[str]) -> dict[str, int]:
     """Counts failed rows by the words before the colon of their reason."""
     return dict(Counter(error.split(":", 1)[0] for error in errors if error))
-
-
-def peak_memory_bytes() -> int:
-    """Gives the largest resident size of this process so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Source: getrusage(2): kilobytes on Linux, bytes on macOS.
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def usable_cores() -> int:
-    """Gives the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 def words_for_bytes(count: float) -> str:

@@ -15,13 +15,13 @@ from .extract import Step
 from .images.resample import hand_over
 from .images.resize_host import HostResize
 from .images.tables import ResizeSpec, dct_reduction
+from .machine import usable_cores
 from .network.convolution import WINOGRAD
 from .network.cpu import prepare_parts
 from .network.fitting import NativeLimit
 from .network.start import load_tensorflow
 from .network.weights import Weights
 from .records import Batch, Manifest, RunSpec
-from .report import usable_cores
 
 if TYPE_CHECKING:
     from .network.device import Device

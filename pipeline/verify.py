@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import signals
 from .errors import OptionError, StoreError
-from .report import usable_cores, words_for_bytes
+from .machine import usable_cores
+from .report import words_for_bytes
 from .run import Door, answered, compose, configuration_folder
 
 if TYPE_CHECKING:

@@ -348,7 +348,7 @@ def test_the_command_is_that_of_the_options_that_differ() -> None:
     options = check_options(option_values(data__dir="it's $HOME", data__size=[64, 72], layers=["relu1_1", "pool*"])).given
     command = command_for(options)
     assert shlex.split(command)[:3] == ["python", "-m", "pipeline.run"]
-    assert shlex.split(command)[3:] == ["data.dir=it's $HOME", "data.size=[64,72]", 'layers=[relu1_1,"pool*"]']
+    assert shlex.split(command)[3:] == ["data.dir=it's $HOME", "data.size=[64,72]", "layers=[relu1_1,pool*]"]
     assert shlex.split(command_for(defaults() | {"network.name": "vgg16", "data.size": None}))[3:] == [
         "data.size=null",
         "network=vgg16",

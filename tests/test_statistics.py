@@ -119,7 +119,7 @@ def test_every_processor_finds_the_same_bits(name: str, features: str, monkeypat
     here = [gather(part) for part in values]
     monkeypatch.setattr(gathering, "this_processor", lambda: Processor(name, features, 8, 6, 2))
     # Held, since the memory of the code goes with it.
-    code = gathering._compiled.__wrapped__()
+    code = gathering.compiled_gathering.__wrapped__()
     monkeypatch.setattr(gathering, "compiled_gathering", lambda: code)
     for part, expected in zip(values, here, strict=True):
         found = gather(part)

@@ -258,7 +258,7 @@ def test_few_shards_stay_open_and_none_after_closing(tmp_path: Path, monkeypatch
     run = open_run(tmp_path)
     for row in [*range(12), *range(11, -1, -1)]:
         np.testing.assert_array_equal(run["conv1_1"][row], values["conv1_1"][row])
-        assert len(run._shards._open) <= 2
+        assert len(run._shards._current.shards) <= 2
     run.close()
     for path in (tmp_path / "shards").iterdir():
         change(path, lambda file: None)  # HDF5 refuses to write a file that is open for reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..machine import usable_cores
 from . import format, shown
+from .parallel import do_all
 from .selection import select_rows
 from .shards import Shards
+
+# Rows that an iteration reads at once where each is a chunk: what it holds besides the row that it gives.
+LARGEST_STEP = 8
 
 
 class Layer:
@@ -26,6 +32,8 @@ class Layer:
         dtype: Of the stored values.
         channels: Channels of the layer.
         stride_px: Input pixels between neighbouring positions.
+        row_shape: (h, w, c) of an image; None at native size, where images differ.
+        chunk_rows: Rows that are stored together: reading one costs as much as reading all.
     """
 
     def __init__(self, shards: Shards, name: str, node: h5py.Dataset | h5py.Group) -> None:
@@ -34,12 +42,13 @@ class Layer:
         self.channels = int(node.attrs["channels"])
         self.stride_px = int(node.attrs["stride_px"])
         self._shards = shards
-        self._row_shape = None if isinstance(node, h5py.Group) else tuple(int(side) for side in node.shape[1:])
+        self.row_shape = _row_shape(node)
+        self.chunk_rows = format.chunk_shape(self.row_shape, self.dtype.itemsize)[0] if self.row_shape else 1
 
     @property
     def shape(self) -> tuple[int | None, ...]:
         """(N, h, w, c); h and w are None at native size."""
-        return len(self._shards), *(self._row_shape or (None, None, self.channels))
+        return len(self._shards), *(self.row_shape or (None, None, self.channels))
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -51,36 +60,61 @@ class Layer:
             rest = tuple(others)
         rows = select_rows(wanted, len(self._shards), f"layer {self.name}")
         if isinstance(rows, int):
-            (values,) = self._read(np.array([rows], np.int64))
+            (values,) = self.read(np.array([rows], np.int64))
             return values[rest]
-        many = self._read(rows)
+        many = self.read(rows)
         return many[(slice(None), *rest)] if isinstance(many, np.ndarray) else [values[rest] for values in many]
 
     def __iter__(self) -> Iterator[NDArray[np.floating]]:
-        return (self[row] for row in range(len(self)))
+        # Some at a time, so that threads share the work and a chunk of several rows is decoded once.
+        step = max(self.chunk_rows, min(usable_cores(), LARGEST_STEP))
+        for first in range(0, len(self), step):
+            yield from self[first : first + step]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if self._row_shape is None:
+        if self.row_shape is None:
             raise StoreError(
                 f"layer {self.name}: images of differing shapes make no array, got native size. Expected one shape. "
                 f"Read image by image, or extract with a fixed data.size."
             )
         return np.asarray(self[:], dtype)
 
-    def _read(self, rows: NDArray[np.int64]) -> NDArray[np.floating] | list[NDArray[np.floating]]:
-        """Reads rows in any order, repeated or not, each shard's in one go."""
+    def read(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None, threads: int | None = None) -> Any:
+        """Reads rows in any order, repeated or not, each chunk once, several at once.
+
+        Args:
+            rows: (n,) each in [0, N).
+            out: Where to: (n, h, w, c), C order, of any floating dtype; None: an array is made.
+            threads: How many decode; None: as many as there are cores.
+
+        Returns:
+            (n, h, w, c); at native size a list of (h, w, c).
+
+        Raises:
+            StoreError: A shard is missing or damaged.
+        """
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
         numbers, firsts = self._shards.locate(ascending)
-        if self._row_shape is None:
+        local = ascending - firsts
+        if self.row_shape is None:
             images: list[Any] = [None] * len(rows)
-            for place, number, row in zip(order.tolist(), numbers.tolist(), (ascending - firsts).tolist(), strict=True):
-                images[place] = self._shards.open(number).read_native(self.name, row)
+
+            def read_image(place: int) -> None:
+                images[order[place]] = self._shards.open(int(numbers[place])).read_native(self.name, int(local[place]))
+
+            do_all(read_image, range(len(rows)), threads)
             return images
-        values = np.empty((len(rows), *self._row_shape), self.dtype)
-        for number in np.unique(numbers).tolist():
-            among = numbers == number
-            self._shards.open(number).read(self.name, (ascending - firsts)[among], order[among], values)
+        values = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
+        assert values.shape == (len(rows), *self.row_shape), values.shape
+        assert values.flags.c_contiguous
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1) | np.diff(local // self.chunk_rows, prepend=-1))
+
+        def read_chunk(among: tuple[int, int]) -> None:
+            start, stop = among
+            self._shards.read(int(numbers[start]), self.name, local[start:stop], order[start:stop], values)
+
+        do_all(read_chunk, list(itertools.pairwise([*starts.tolist(), len(rows)])), threads)
         return values
 
     def __repr__(self) -> str:
@@ -88,3 +122,10 @@ class Layer:
 
     def _repr_html_(self) -> str:
         return shown.html_table(f"layer {self.name}", shown.LAYER_HEADINGS, [shown.layer_row(self)])
+
+
+def _row_shape(node: h5py.Dataset | h5py.Group) -> tuple[int, int, int] | None:
+    if isinstance(node, h5py.Group):
+        return None
+    _, height, width, channels = node.shape
+    return int(height), int(width), int(channels)

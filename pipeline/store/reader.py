@@ -16,6 +16,7 @@ from ..statistics import LayerStatistics
 from . import format, shown, summaries, tables
 from .attributes import check_attributes
 from .damage import missing_shard, no_run, unfinished
+from .feeding import Feeding
 from .layer import Layer
 from .shards import Shards
 from .tables import Column, Table
@@ -65,7 +66,7 @@ def _index_of(folder: Path) -> Path:
     raise no_run(folder, format.INDEX_NAME)
 
 
-class Run:
+class Run(Feeding):
     """The activations and the table of images of a finished run. Made by :func:`open_run`.
 
     It may be pickled, and used after a fork: each process opens the shards for itself.

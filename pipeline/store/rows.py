@@ -18,6 +18,7 @@ from ..errors import StoreError
 from ..records import FAILED, ShardSpec
 from . import codec, format, tables
 from .attributes import check_attributes
+from .chunk_table import HAS_POSITIONED_READS, ChunkTable, stamp_of
 from .damage import HDF5_READ_ERRORS, damaged
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
@@ -59,7 +60,7 @@ class ShardRows:
             layer: Name of a layer of the run.
             rows: (n,) rows in the shard, best ascending.
             places: (n,) where in ``into`` each row goes.
-            into: (m, h, w, c) in the stored dtype; failed rows become NaN.
+            into: (m, h, w, c) of any floating dtype; failed rows become NaN.
 
         Raises:
             StoreError: A row is damaged.
@@ -70,10 +71,13 @@ class ShardRows:
                 into[place] = np.nan
                 continue
             try:
-                into[place] = self._row(layer, stored, row)
+                values = self._row(layer, stored, row)
+                if values.shape != into.shape[1:]:
+                    raise ValueError(f"a row of shape {values.shape}")
             except _CHUNK_ERRORS as error:
                 raise self._damaged(layer, row, error) from error
-            self._check(layer, row, into[place], int(checksums[row]))
+            self._check(layer, row, values, int(checksums[row]))
+            into[place] = values
 
     def read_native(self, layer: str, row: int) -> NDArray[np.floating]:
         """Reads one image of a layer at native size.
@@ -98,6 +102,35 @@ class ShardRows:
             raise self._damaged(layer, row, error) from error
         self._check(layer, row, values, int(checksums[row]))
         return values
+
+    def chunk_table(self, layer: str) -> ChunkTable | None:
+        """Gives where the chunks of a layer lie; None where they are not whole rows, or no file can be read by position.
+
+        Raises:
+            StoreError: The layer is damaged.
+        """
+        stored, checksums = self._layer(layer)
+        if not HAS_POSITIONED_READS or not isinstance(stored, _Stored) or stored.chunk is None:
+            return None
+        if stored.chunk[1:] != stored.shape[1:]:
+            return None
+        try:
+            stamp = stamp_of(self._file.id.get_vfd_handle())
+            positions, sizes = stored.chunk_places()
+        except HDF5_READ_ERRORS as error:
+            raise damaged(self._path, f"layer {layer}", error) from error
+        return ChunkTable(
+            layer=layer,
+            stamp=stamp,
+            dtype=stored.dtype,
+            shape=(stored.shape[1], stored.shape[2], stored.shape[3]),
+            chunk_rows=stored.chunk[0],
+            deflated=stored.deflated,
+            positions=positions,
+            sizes=sizes,
+            failed=self._failed,
+            checksums=checksums,
+        )
 
     def groups(self, layer: str) -> Iterator[range]:
         """Gives the rows of the shard that lie in a chunk together, for every chunk of a layer.
@@ -225,21 +258,24 @@ class _Stored:
 
     Attributes:
         dataset: (n, h, w, c), or (h, w, c) at native size.
+        shape: Of it.
+        dtype: Of its values.
+        deflated: Whether its chunks are zlib streams.
         chunk: Shape of its chunks; None where they are not such as this program writes, and HDF5 must read them.
     """
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         self.dataset = dataset
         self.shape: tuple[int, ...] = dataset.shape
-        self._dtype = dataset.dtype
-        self._deflated = dataset.compression == "gzip"
+        self.dtype = dataset.dtype
+        self.deflated = dataset.compression == "gzip"
         self._empty = dataset.id.get_storage_size() == 0
         chunk = dataset.chunks
         ours = (
             chunk is not None
             and chunk[-2:] == self.shape[-2:]
             and (len(chunk) == 3 or chunk[0] == 1 or chunk[1] == self.shape[1])
-            and dataset.id.get_create_plist().get_nfilters() == self._deflated
+            and dataset.id.get_create_plist().get_nfilters() == self.deflated
             and dataset.dtype.newbyteorder("<") == dataset.dtype
         )
         self.chunk: tuple[int, ...] | None = chunk if ours else None
@@ -254,7 +290,17 @@ class _Stored:
             mask, data = self.dataset.id.read_direct_chunk(offset)
         if mask:
             raise ValueError(f"filter mask {mask:#x}")
-        return codec.decode(data, self.chunk, self._dtype, self._deflated)
+        return codec.decode(data, self.chunk, self.dtype, self.deflated)
+
+    def chunk_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Gives each chunk's first byte in the file, and its bytes, along the first axis; -1 and 0 where it cannot be taken."""
+        assert self.chunk is not None
+        offsets = [(first, 0, 0, 0) for first in range(0, self.shape[0], self.chunk[0])]
+        # As in read_chunk: not to be asked where there is no chunk at all.
+        found = [] if self._empty else [self.dataset.id.get_chunk_info_by_coord(offset) for offset in offsets]
+        places = [(-1, 0) if info.byte_offset is None or info.filter_mask else (info.byte_offset, info.size) for info in found]
+        both = np.array(places or [(-1, 0)] * len(offsets), np.int64).reshape(-1, 2)
+        return both[:, 0].copy(), both[:, 1].copy()
 
     def read_image(self, lead: tuple[int, ...]) -> NDArray[np.floating]:
         """Gives one image's values, (h, w, c), from its chunk or its bands.

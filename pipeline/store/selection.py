@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 
 
+class RowError(StoreError, IndexError):
+    """There is no such row; an IndexError too, by which Python knows where a sequence ends."""
+
+
 def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
     """Gives the rows that an index means, as NumPy would take it along the first axis.
 
@@ -44,6 +48,6 @@ def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
     indices = array.astype(np.int64)
     wrong = indices[(indices < -rows) | (indices >= rows)]
     if wrong.size:
-        raise StoreError(f"{where}: no such row, got {wrong.reshape(-1)[0]}. Expected {-rows} to {rows - 1}. len(run) is {rows}.")
+        raise RowError(f"{where}: no such row, got {wrong.reshape(-1)[0]}. Expected {-rows} to {rows - 1}. len(run) is {rows}.")
     indices = np.where(indices < 0, indices + rows, indices)
     return int(indices) if indices.ndim == 0 else indices

@@ -1,4 +1,4 @@
-"""The shards of a finished run: where each lies, and the few of them that are open."""
+"""The shards of a finished run: where each lies, what of it is known, and the few of them that are open."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..records import ShardSpec
+from .chunk_table import ChunkTable, Handle, StaleError
 from .rows import ShardRows
 
 # Open shards a run: few enough for any system's limit on open files, with many worker processes.
 OPEN_SHARDS = 16
+# Of those that need no HDF5 to be read; cheap to open again.
+OPEN_HANDLES = 64
+
+
+class _Open:
+    """What one process has open. A forked child begins anew: HDF5's open files are the parent's, and its locks may be taken."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.lock = threading.RLock()
+        self.shards: OrderedDict[int, ShardRows] = OrderedDict()
+        self.handles: OrderedDict[int, Handle] = OrderedDict()
 
 
 class Shards:
@@ -31,9 +45,13 @@ class Shards:
         self._digests = digests
         # Each part ends with a shard of its own length: rows cannot be found by division.
         self._firsts = np.array([spec.first - self.specs[0].first for spec in self.specs], np.int64)
-        self._open: OrderedDict[int, ShardRows] = OrderedDict()
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+        self._current = _Open()
+        # Kept of every shard that was ever read, some 20 bytes a row: opening by HDF5 costs more than reading a row, and a
+        # shuffled pass over a large run opens another shard for almost every row. A fork inherits them; numbers cannot go stale
+        # without the stamp of the file telling.
+        self._tables: dict[tuple[int, str], ChunkTable | None] = {}
+        # Layer -> the last chunk of several rows, for those who read row after row.
+        self._last: dict[str, tuple[ChunkTable, int, NDArray[np.floating]]] = {}
 
     def __len__(self) -> int:
         """Rows of all of them."""
@@ -44,30 +62,109 @@ class Shards:
         numbers = np.searchsorted(self._firsts, rows, side="right") - 1
         return numbers, self._firsts[numbers]
 
+    def read(self, number: int, layer: str, rows: NDArray[np.int64], places: NDArray[np.int64], into: Any) -> None:
+        """Reads rows of a layer of fixed shape that lie in one chunk, as this program cuts them.
+
+        Args:
+            number: Place of the shard in :attr:`specs`.
+            layer: Name of a layer of the run.
+            rows: (n,) rows in the shard, ascending.
+            places: (n,) where in ``into`` each row goes.
+            into: (m, h, w, c), C order, of any floating dtype; failed rows become NaN.
+
+        Raises:
+            StoreError: The shard is missing, damaged or of another run, or a row is damaged.
+        """
+        try:
+            table = self._table(number, layer)
+            if table is not None and table.shape == into.shape[1:]:
+                handle, chunks = self._handle(number), rows // table.chunk_rows
+                # One, but for files whose chunks were cut anew by another program.
+                for chunk in chunks[:1].tolist() if chunks[0] == chunks[-1] else np.unique(chunks).tolist():
+                    among = chunks == chunk
+                    self._read_chunk(table, handle, chunk, (rows[among], places[among]), into)
+                return
+        except (StaleError, OSError):
+            self._forget(number)
+        # The careful way: it says what is wrong, or finds nothing wrong, as with a shard that was made anew.
+        self.open(number).read(layer, rows, places, into)
+
+    def _read_chunk(
+        self, table: ChunkTable, handle: Handle, chunk: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], into: Any
+    ) -> None:
+        rows, places = where
+        if table.failed[rows].all():
+            into[places] = np.nan
+        elif table.chunk_rows == 1 and into.dtype == table.dtype:
+            for place in places.tolist():
+                table.read_row(handle, chunk, into[place])
+        else:
+            last = self._last.get(table.layer)
+            if last is None or last[0] is not table or last[1] != chunk:
+                last = table, chunk, table.decode(handle, chunk)
+                if table.chunk_rows > len(rows):
+                    self._last[table.layer] = last
+            table.copy(last[2], chunk, rows, places, into)
+
+    def _table(self, number: int, layer: str) -> ChunkTable | None:
+        key = number, layer
+        if key not in self._tables:
+            with self._of_this_process().lock:
+                if key not in self._tables:
+                    table = self._tables[key] = self.open(number).chunk_table(layer)
+                    return table
+        return self._tables.get(key)
+
     def open(self, number: int) -> ShardRows:
         """Gives an open shard by its place in :attr:`specs`; the last few stay open.
 
         Raises:
             StoreError: It is missing, damaged or of another run.
         """
-        with self._lock:
-            if self._process != os.getpid():
-                # HDF5's state of an open file must not be shared with the parent process.
-                self._open.clear()
-                self._process = os.getpid()
-            if number not in self._open:
+        current = self._of_this_process()
+        with current.lock:
+            if number not in current.shards:
                 spec = self.specs[number]
-                self._open[number] = ShardRows(self._paths[spec], self._digests[spec.part], spec)
+                current.shards[number] = ShardRows(self._paths[spec], self._digests[spec.part], spec)
                 # Dropped, not closed: another thread may be reading it, and it closes with its last reader.
-                if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(number)
-            return self._open[number]
+                if len(current.shards) > OPEN_SHARDS:
+                    current.shards.popitem(last=False)
+            current.shards.move_to_end(number)
+            return current.shards[number]
+
+    def _handle(self, number: int) -> Handle:
+        current = self._of_this_process()
+        with current.lock:
+            if number not in current.handles:
+                current.handles[number] = Handle(self._paths[self.specs[number]])
+                if len(current.handles) > OPEN_HANDLES:
+                    current.handles.popitem(last=False)
+            current.handles.move_to_end(number)
+            return current.handles[number]
+
+    def _forget(self, number: int) -> None:
+        """Forgets all about a shard, so that it is opened as it is now."""
+        for key in [key for key in self._tables.copy() if key[0] == number]:
+            self._tables.pop(key, None)
+        current = self._of_this_process()
+        with current.lock:
+            current.handles.pop(number, None)
+            current.shards.pop(number, None)
+
+    def _of_this_process(self) -> _Open:
+        if self._current.process != os.getpid():
+            self._current = _Open()
+        return self._current
 
     def close(self) -> None:
         """Closes them; reading opens them again."""
-        with self._lock:
-            self._open.clear()
+        current = self._of_this_process()
+        with current.lock:
+            current.shards.clear()
+            current.handles.clear()
+        # A shard that is opened again is looked at again.
+        self._tables.clear()
+        self._last.clear()
 
     def __reduce__(self) -> tuple[type[Shards], tuple[dict[ShardSpec, Path], tuple[str, ...]]]:
         return Shards, (self._paths, self._digests)

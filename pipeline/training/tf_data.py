@@ -1,0 +1,52 @@
+"""A run as a ``tf.data.Dataset``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from .batches import Batches
+
+
+def as_dataset(batches: Batches, batch_size: int | None, drop_remainder: bool) -> tf.data.Dataset:
+    """Gives a dataset of batches, or of single rows; its length is known, and each pass over it is the next epoch.
+
+    Args:
+        batches: What to read.
+        batch_size: Rows an element, as in ``batches``; at native size images are put together as ragged tensors. None: elements
+            are single rows.
+        drop_remainder: Whether all elements are full, so that ``batch_size`` is part of their shapes.
+    """
+    examples = batches.examples
+    is_split = batch_size is None or examples.is_native
+    lead: tuple[int | None, ...] = () if is_split else (batch_size if drop_remainder else None,)
+    features = {name: _spec((*lead, *shape), examples.dtype(name)) for name, shape in examples.shapes().items()}
+    signature: Any = examples.structure(features)
+    if examples.labels is not None:
+        signature = signature, _spec((*lead, *examples.labels.shape[1:]), examples.labels.dtype)
+
+    def elements() -> Iterator[Any]:
+        for values, labels in batches:
+            if not is_split:
+                yield values if labels is None else (values, labels)
+                continue
+            named = examples.named(values)
+            for place in range(len(next(iter(named.values())))):
+                row = examples.structure({name: of_layer[place] for name, of_layer in named.items()})
+                yield row if labels is None else (row, labels[place])
+
+    dataset = tf.data.Dataset.from_generator(elements, output_signature=signature)
+    count = batches.rows if is_split else len(batches)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
+    if examples.is_native and batch_size is not None:
+        dataset = dataset.ragged_batch(batch_size, drop_remainder)
+    dataset = dataset.prefetch(1)
+    dataset.class_names = examples.classes
+    return dataset
+
+
+def _spec(shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> tf.TensorSpec:
+    return tf.TensorSpec(shape, tf.as_dtype(dtype.newbyteorder("=")))

@@ -1,0 +1,1 @@
+"""Programs that use this one as its users do. Each is run by a test."""

@@ -1,0 +1,264 @@
+"""The fast way of reading: chunks by position, by several threads; and the ways back to the careful one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.store import codec, parallel, rows, shards
+from pipeline.store.chunk_table import HAS_POSITIONED_READS
+from pipeline.store.reader import Run, open_run
+
+from .damage import chunk_place, flip
+from .stored_runs import make_spec, make_values, write_run
+
+ROOT = Path(__file__).parent.parent
+SHAPES = {"small": (5, 4, 3), "large": (80, 80, 3)}
+
+
+@pytest.fixture(params=["gzip", "none"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    write_run(tmp_path / "run", make_spec(10, SHAPES, compression=request.param), failed=[3, 8])
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def expected() -> dict[str, NDArray[np.float32]]:
+    stacked = {layer: np.stack(of_layer) for layer, of_layer in make_values(make_spec(10, SHAPES)).items()}
+    for of_layer in stacked.values():
+        of_layer[[3, 8]] = np.nan
+    return stacked
+
+
+def careful_reads(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gives a list that grows by a shard's number whenever its rows are read through HDF5."""
+    read, found = rows.ShardRows.read, []
+
+    def noted(self: Any, *arguments: Any) -> None:
+        found.append(self._shard.number)
+        read(self, *arguments)
+
+    monkeypatch.setattr(rows.ShardRows, "read", noted)
+    return found
+
+
+@pytest.mark.skipif(not HAS_POSITIONED_READS, reason="this system has no reads by position; HDF5 reads everything")
+def test_rows_are_read_without_hdf5_once_their_places_are_known(
+    folder: Path, expected: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(folder)
+    careful = careful_reads(run, monkeypatch)
+    for layer in SHAPES:
+        np.testing.assert_array_equal(run[layer][:], expected[layer])
+        np.testing.assert_array_equal(np.stack(list(run[layer])), expected[layer])
+        np.testing.assert_array_equal(run[layer][[9, 0, 4, 4, 3]], expected[layer][[9, 0, 4, 4, 3]])
+    monkeypatch.setattr(shards.Shards, "open", lambda *_: pytest.fail("HDF5 was opened again"))
+    for row in (0, 1, 2, 9, 4):
+        np.testing.assert_array_equal(run["small"][row], expected["small"][row])
+    assert careful == []
+
+
+def test_rows_are_the_same_where_there_are_no_reads_by_position(
+    folder: Path, expected: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "HAS_POSITIONED_READS", False)
+    run = open_run(folder)
+    careful = careful_reads(run, monkeypatch)
+    for layer in SHAPES:
+        np.testing.assert_array_equal(run[layer][:], expected[layer])
+    assert set(careful) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("chunk", [(3, 5, 4, 3), (2, 5, 4, 3), (1, 5, 4, 3), (4, 5, 2, 3), (1, 3, 4, 3), None])
+def test_chunks_that_another_program_has_cut_are_read_too(
+    folder: Path, expected: dict[str, NDArray[np.float32]], chunk: tuple[int, ...] | None
+) -> None:
+    with h5py.File(folder / "shards/shard-00001-of-00003.h5", "r+") as file:
+        old = file["features/small"]
+        values, attributes, filters = old[:], dict(old.attrs), old.compression
+        del file["features/small"]
+        new = file["features"].create_dataset("small", data=values, chunks=chunk, compression=filters if chunk else None)
+        new.attrs.update(attributes)
+    run = open_run(folder)
+    np.testing.assert_array_equal(run["small"][:], expected["small"])
+    np.testing.assert_array_equal(np.stack([run["small"][row] for row in range(10)]), expected["small"])
+
+
+@pytest.mark.parametrize("shape", [(4, 40, 160, 3), (4, 80, 80, 2)])
+def test_a_layer_of_another_shape_than_the_index_says_is_damaged(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_run(tmp_path, make_spec(10, SHAPES, compression="none"))
+    with h5py.File(tmp_path / "shards/shard-00001-of-00003.h5", "r+") as file:
+        values, attributes = file["features/large"][:], dict(file["features/large"].attrs)
+        del file["features/large"]
+        data = values.reshape(4, -1)[:, : np.prod(shape[1:])].reshape(shape)
+        new = file["features"].create_dataset("large", data=data, chunks=(1, *shape[1:]))
+        new.attrs.update(attributes)
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer large, row 4 .* is damaged, got a row of shape \("):
+        open_run(tmp_path)["large"][:]
+
+
+def test_rows_are_converted_on_the_way(tmp_path: Path) -> None:
+    values = write_run(tmp_path, make_spec(10, SHAPES, dtype="float16"), failed=[3])
+    run = open_run(tmp_path)
+    for layer, shape in SHAPES.items():
+        expected = np.stack(values[layer])
+        expected[3] = np.nan
+        into = np.empty((10, *shape), np.float32)
+        assert run[layer].read(np.arange(10), into) is into
+        np.testing.assert_array_equal(into, expected)
+        assert run[layer][4].dtype == np.float16
+
+
+def test_a_shard_that_is_made_anew_is_read_as_it_is_now(folder: Path, expected: dict[str, NDArray[np.float32]]) -> None:
+    run = open_run(folder)
+    for layer in SHAPES:
+        np.testing.assert_array_equal(run[layer][:], expected[layer])
+    (folder / "shards/shard-00001-of-00003.h5").unlink()
+    write_run(folder, make_spec(10, SHAPES, compression="gzip"), failed=[3, 8], existing="resume")
+    np.testing.assert_array_equal(run["large"][:], expected["large"])
+    run.close()
+    for layer in SHAPES:
+        np.testing.assert_array_equal(run[layer][:], expected[layer])
+
+
+def test_a_shard_of_another_run_in_its_place_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "other", make_spec(10, SHAPES, identity={"network.seed": "7"}))
+    run = open_run(folder)
+    assert run["large"][5].size
+    (tmp_path / "other/shards/shard-00001-of-00003.h5").replace(folder / "shards/shard-00001-of-00003.h5")
+    run.close()
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: a shard of another run"):
+        run["large"][5]
+
+
+@pytest.mark.parametrize("layer", SHAPES)
+def test_damage_that_comes_while_a_run_is_open_is_named(folder: Path, layer: str) -> None:
+    run = open_run(folder)
+    assert run[layer][:].size
+    flip(folder / "shards/shard-00001-of-00003.h5", chunk_place(folder / "shards/shard-00001-of-00003.h5", layer, 2))
+    row = r"row 6 \(folder0/image é6\.jpg\)" if layer == "large" else r"row [4567] .*"
+    run["small"][0]  # so that no chunk of that shard is remembered
+    with pytest.raises(StoreError, match=rf"shard-00001-of-00003\.h5: layer {layer}, {row} is damaged, got .*"):
+        run[layer][:]
+
+
+def test_a_shard_that_is_cut_short_while_a_run_is_open_is_damaged(folder: Path) -> None:
+    run = open_run(folder)
+    assert run["large"][:].size
+    os.truncate(folder / "shards/shard-00001-of-00003.h5", 4096)
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: .* damaged"):
+        run["large"][6]
+
+
+def test_more_shards_than_are_kept_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(shards, "OPEN_HANDLES", 3)
+    values = write_run(tmp_path, make_spec(20, SHAPES, images_per_shard=2))
+    run = open_run(tmp_path)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(20)
+        np.testing.assert_array_equal(run["large"][order], np.stack(values["large"])[order])
+        assert len(run._shards._current.shards) <= 2
+        assert len(run._shards._current.handles) <= 3
+
+
+def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(10, SHAPES))
+    program = (
+        "import os, sys, threading, numpy as np; from pipeline.store.reader import open_run\n"
+        "run = open_run(sys.argv[1]); expected = run['large'][:].sum(); stop = threading.Event()\n"
+        "def read():\n"
+        "    while not stop.is_set(): run['large'][:]; run.close()\n"
+        "threads = [threading.Thread(target=read) for _ in range(3)]\n"
+        "[thread.start() for thread in threads]\n"
+        "for _ in range(10):\n"
+        "    child = os.fork()\n"
+        "    if child == 0: os._exit(int(run['large'][:].sum() != expected))\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "stop.set(); [thread.join() for thread in threads]\n"
+    )
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, str(tmp_path)]
+    subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT)}, timeout=60)
+
+
+def test_all_tasks_are_done_once_by_several_threads() -> None:
+    done: list[tuple[int, int]] = []
+    parallel.do_all(lambda task: done.append((task, threading.get_ident())), range(500), threads=4)
+    assert sorted(task for task, _ in done) == list(range(500))
+    parallel.do_all(done.append, [], threads=4)
+    alone: list[int] = []
+    parallel.do_all(lambda task: alone.append(threading.get_ident()), range(5), threads=1)
+    assert set(alone) == {threading.get_ident()}
+
+
+def test_tasks_may_themselves_be_shared_out() -> None:
+    def outer(task: int) -> None:
+        parallel.do_all(lambda inner: found.append((task, inner)), range(10), threads=8)
+
+    found: list[tuple[int, int]] = []
+    parallel.do_all(outer, range(20), threads=8)
+    assert sorted(found) == [(task, inner) for task in range(20) for inner in range(10)]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_first_task_that_fails_is_raised_and_the_rest_is_left(threads: int) -> None:
+    begun = []
+
+    def work(task: int) -> None:
+        begun.append(task)
+        if task >= 7:
+            raise ValueError(f"task {task}")
+
+    with pytest.raises(ValueError, match="task 7"):
+        parallel.do_all(work, range(1000), threads)
+    assert len(begun) < 100
+
+
+@given(st.integers(1, 2_000_000), st.integers(0, 255), st.randoms(use_true_random=False))
+def test_inflating_into_an_array_gives_what_was_deflated(length: int, mask: int, random: Any) -> None:
+    values = (np.random.default_rng(random.randrange(2**32)).integers(0, 256, length, np.uint8) & mask).astype(np.uint8)
+    into = np.empty_like(values)
+    codec.decode_into(np.frombuffer(codec.encode(values, "gzip"), np.uint8), into)
+    np.testing.assert_array_equal(into, values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data[:-20], "bytes in place of 400000"),
+        (lambda data: data[:0], "0 bytes in place of 400000"),
+        (lambda data: np.frombuffer(codec.encode(np.zeros(100_001, np.float32), "gzip"), np.uint8), "more than 400000 bytes"),
+        (lambda data: np.frombuffer(codec.encode(np.zeros(99_999, np.float32), "gzip"), np.uint8), "399996 bytes in place"),
+        (lambda data: data[::-1], "[Ee]rror|header"),
+    ],
+)
+def test_a_stream_that_is_not_the_chunk_is_an_error(change: Callable[[Any], Any], words: str) -> None:
+    values = np.random.default_rng(0).random(100_000, np.float32)
+    data = np.frombuffer(codec.encode(values, "gzip"), np.uint8)
+    into = np.empty_like(values)
+    codec.decode_into(data, into)
+    np.testing.assert_array_equal(into, values)
+    with pytest.raises((codec.DecodeError, ValueError), match=words):
+        codec.decode_into(np.ascontiguousarray(change(data)), into)
+
+
+def test_a_moved_copy_needs_no_more_than_its_shards(
+    folder: Path, tmp_path: Path, expected: dict[str, NDArray[np.float32]]
+) -> None:
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    shutil.rmtree(folder)
+    np.testing.assert_array_equal(open_run(moved)["large"][:], expected["large"])

@@ -1,0 +1,385 @@
+"""Rows, labels, orders and batches for training, as NumPy arrays: what both PyTorch and TensorFlow are fed from."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline import open_run
+from pipeline.errors import OptionError, StoreError
+from pipeline.store.reader import Run
+from pipeline.training import arrays, order
+from pipeline.training.examples import Examples
+
+from .damage import chunk_place, flip
+from .stored_runs import make_spec, make_values, write_run
+
+# Rows of the first share chunks of 256; each of the second is a chunk.
+SHAPES = {"small": (8, 8, 4), "large": (80, 80, 3)}
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+ROWS = 40
+FAILED = [3, 17]
+OK_ROWS = [row for row in range(ROWS) if row not in FAILED]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
+    metadata = {"score": tuple(f"{row / 7:.3f}" for row in range(ROWS))}
+    write_run(path, make_spec(ROWS, SHAPES, dtype="float16", images_per_shard=16, metadata=metadata), failed=FAILED)
+    return path
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return open_run(folder)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("native")
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    return open_run(path)
+
+
+def all_of(batches: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    features, labels = zip(*batches, strict=True)
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def rows_of(batches: Any, run: Run) -> list[int]:
+    """Gives the rows of the run that batches hold, told by their label: the width of the image is 400 + row."""
+    return [int(width) - 400 for _, labels in batches for width in labels]
+
+
+@pytest.mark.parametrize("layer", SHAPES)
+def test_batches_have_all_good_rows_in_order(run: Run, layer: str) -> None:
+    batches = run.batches(layer, 7, label="label")
+    assert len(batches) == 6
+    sizes = [len(features) for features, _ in batches]
+    assert sizes == [7, 7, 7, 7, 7, 3]
+    features, labels = all_of(batches)
+    np.testing.assert_array_equal(features, run[layer][OK_ROWS])
+    assert features.dtype == np.float16
+    assert batches.examples.classes == ("folder0", "folder1", "folder2")
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [row % 3 for row in OK_ROWS]
+
+
+@pytest.mark.parametrize("layer", SHAPES)
+def test_shuffled_batches_have_all_rows_once_in_another_order_each_epoch(run: Run, layer: str) -> None:
+    batches = run.batches(layer, 6, label="width", shuffle=True, seed=3)
+    first, second = rows_of(batches, run), rows_of(batches, run)
+    assert sorted(first) == sorted(second) == OK_ROWS
+    assert first != second
+    again = run.batches(layer, 6, label="width", shuffle=True, seed=3)
+    assert [rows_of(again, run), rows_of(again, run)] == [first, second]
+    again.set_epoch(0)
+    assert rows_of(again, run) == first
+    assert rows_of(run.batches(layer, 6, label="width", shuffle=True, seed=4), run) != first
+    for features, widths in batches:
+        np.testing.assert_array_equal(features, run[layer][widths - 400])
+
+
+def test_float16_becomes_float32_on_request(run: Run) -> None:
+    for layer in SHAPES:
+        features, _ = next(iter(run.batches(layer, 5, dtype="float32", failed=True)))
+        assert features.dtype == np.float32
+        np.testing.assert_array_equal(features, run[layer][:5].astype(np.float32))
+        assert np.isnan(features[3]).all()
+
+
+def test_several_layers_come_by_name(run: Run) -> None:
+    for features, labels in run.batches(["large", "small"], 9, label="width", shuffle=True):
+        assert list(features) == ["large", "small"]
+        for layer in SHAPES:
+            np.testing.assert_array_equal(features[layer], run[layer][labels - 400])
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ([5, 3, -1, 5], [5, 39, 5]),
+        (slice(2, 9, 2), [2, 4, 6, 8]),
+        (np.arange(ROWS) % 10 == 7, [7, 27, 37]),
+        (-2, [38]),
+    ],
+    ids=repr,
+)
+def test_rows_are_chosen_by_mask_rows_or_slice_and_failed_ones_left_out(run: Run, where: Any, expected: list[int]) -> None:
+    assert rows_of(run.batches("large", 4, label="width", where=where), run) == expected
+    assert Examples(run, "large", where=where).rows.tolist() == expected
+    assert len(Examples(run, "large", where=where, failed=True).rows) >= len(expected)
+
+
+def test_rows_are_chosen_by_the_table_of_images(run: Run) -> None:
+    where = (run.images["label"] == "folder1") & (run.images["width"] > 420)
+    assert rows_of(run.batches("small", 4, label="width", where=where), run) == [row for row in range(21, ROWS) if row % 3 == 1]
+
+
+def test_a_subset_has_the_classes_of_the_whole_run(run: Run) -> None:
+    examples = Examples(run, "large", label="label", where=run.images["label"] == "folder2")
+    assert examples.classes == ("folder0", "folder1", "folder2")
+    assert examples.labels is not None
+    assert set(examples.labels.tolist()) == {2}
+
+
+def test_labels_may_be_numbers_or_given_values(run: Run) -> None:
+    heights = Examples(run, "large", label="height")
+    assert heights.classes is None
+    assert heights.labels is not None
+    assert heights.labels.dtype == np.int32
+    assert heights.labels.tolist() == [300 + row for row in OK_ROWS]
+    scores = run.images["score"].astype(np.float32)
+    given = Examples(run, "large", label=np.stack([scores, -scores], axis=1), where=[9])
+    np.testing.assert_array_equal(given.labels, [[scores[9], -scores[9]]])
+    named = Examples(run, "large", label=["cat", "ant"] * 20)
+    assert named.classes == ("ant", "cat")
+    assert named.labels is not None
+    assert named.labels.tolist() == [1 - row % 2 for row in OK_ROWS]
+
+
+def test_images_of_native_size_come_as_lists(native: Run) -> None:
+    batches = native.batches("relu4_1", 2, label="width", shuffle=True, dtype="float32")
+    seen = []
+    for images, widths in batches:
+        assert isinstance(images, list)
+        for image, width in zip(images, widths, strict=True):
+            np.testing.assert_array_equal(image, native["relu4_1"][int(width) - 400])
+            seen.append(int(width) - 400)
+    assert sorted(seen) == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("layer", SHAPES)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_parts_and_shares_tile_an_epoch(run: Run, layer: str, shuffle: bool) -> None:
+    whole = run.batches(layer, 5, label="width", shuffle=shuffle, seed=1)
+    parts = [rows_of(whole.read((4,), (number, 3)), run) for number in range(3)]
+    assert [*chain(*parts)] == rows_of(whole.read((4,)), run)
+    shares = [run.batches(layer, 5, label="width", shuffle=shuffle, seed=1, share=(rank, 3)) for rank in range(3)]
+    rows = [rows_of(share.read((4,)), run) for share in shares]
+    assert [len(share) for share in shares] == [len(list(share.read((0,)))) for share in shares]
+    if shuffle:
+        assert [len(of_rank) for of_rank in rows] == [12, 12, 12]
+        assert len({*chain(*rows)}) == 36
+    else:
+        assert [*chain(*rows)] == OK_ROWS
+    many = [rows_of(whole.read((0,), (number, 50)), run) for number in range(50)]
+    assert sorted([*chain(*many)]) == OK_ROWS
+
+
+def test_a_last_batch_that_is_not_full_is_left_out_on_request(run: Run) -> None:
+    for layer in SHAPES:
+        batches = run.batches(layer, 7, shuffle=True, drop_last=True)
+        assert len(batches) == 5
+        assert [len(features) for features, _ in batches] == [7] * 5
+
+
+def test_rows_that_are_stored_together_are_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.store.chunk_table import ChunkTable
+
+    write_run(tmp_path, make_spec(900, {"small": (8, 8, 4)}, images_per_shard=600))
+    decode, decoded = ChunkTable.decode, []
+
+    def noted(self: Any, handle: Any, chunk: int) -> Any:
+        decoded.append((int(self.stamp[1]), chunk))
+        return decode(self, handle, chunk)
+
+    monkeypatch.setattr(ChunkTable, "decode", noted)
+    for shuffle in (True, False):
+        run = open_run(tmp_path)
+        assert run["small"].chunk_rows == 256
+        decoded.clear()
+        batches = run.batches("small", 32, label="width", shuffle=shuffle, buffer_chunks=2)
+        rows = rows_of(batches, run)
+        assert sorted(rows) == list(range(900))
+        assert set(Counter(decoded).values()) == {1}, decoded
+        assert len(decoded) == 5
+
+
+def test_an_epoch_is_read_ahead_by_two_batches_and_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, begun = Examples.read, []
+
+    def noted(self: Any, places: Any, threads: Any) -> Any:
+        begun.append(len(places))
+        return read(self, places, threads)
+
+    monkeypatch.setattr(Examples, "read", noted)
+    batches = iter(run.batches("large", 3))
+    for taken in range(1, 6):
+        next(batches)
+        time.sleep(0.05)
+        assert len(begun) <= taken + 2
+    batches.close()
+    assert len(begun) <= 7
+
+
+def test_an_epoch_that_is_left_leaves_no_thread(run: Run) -> None:
+    def readers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+    for layer in SHAPES:
+        for _ in run.batches(layer, 3, shuffle=True):
+            assert len(readers()) == 1
+            break
+        assert readers() == []
+
+
+def test_a_damaged_row_stops_an_epoch_with_its_name(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(10, SHAPES))
+    path = tmp_path / "shards/shard-00001-of-00003.h5"
+    flip(path, chunk_place(path, "large", 2))
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer large, row 6 .* is damaged"):
+        list(open_run(tmp_path).batches("large", 3, shuffle=True))
+
+
+def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> None:
+    batches = run.batches("large", 6, label="label", shuffle=True, seed=5, share=(1, 2))
+    path = str(folder / "features.h5")
+    assert repr(batches) == f"<4 batches of 6, shuffled, seed 5, share 1 of 2: 38 rows of large, 3 classes, of {path!r}>"
+    assert repr(run.batches(["large", "small"], 6)) == f"<7 batches of 6, in order: 38 rows of large, small, of {path!r}>"
+    copied = pickle.loads(pickle.dumps(batches))
+    for (one, labels), (other, others) in zip(batches, copied, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(labels, others)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"layers": "lerge"}, "no such layer, got 'lerge'. Expected one of: large. The run's layers are in run.layers."),
+        ({"layers": []}, "layers: none is given, got []. Expected one or more of: small, large."),
+        ({"label": "lable"}, "no such column, got 'lable'. Expected one of: label. The columns are in list(run.images)."),
+        ({"label": [1, 2]}, "label: values of another number, got shape (2,). Expected 40, one a row of the run, or the name"),
+        ({"where": [True, False]}, "where: a mask of another length, got 2 values. Expected 40, one a row."),
+        ({"where": [40]}, "where: no such row, got 40. Expected -40 to 39. len(run) is 40."),
+        ({"where": "cats"}, "where: cannot be indexed so, got 'cats'. Expected a row, a slice, a mask or a list of rows."),
+        ({"where": FAILED}, "no rows are left, got 2 of 40 by where=, 2 of them failed. Expected at least one. Widen where=;"),
+        ({"where": []}, "no rows are left, got 0 of 40 by where=, 0 of them failed. Expected at least one."),
+        ({"dtype": "int8"}, "dtype: cannot be given so, got 'int8'. Expected 'float32', or None for the dtype as stored."),
+        ({"batch_size": 0}, "batch_size: out of range, got 0. Expected a whole number from 1 on."),
+        ({"batch_size": 2.5}, "batch_size: out of range, got 2.5. Expected a whole number from 1 on."),
+        ({"seed": -1}, "seed: out of range, got -1. Expected a whole number from 0 on."),
+        ({"buffer_chunks": 0}, "buffer_chunks: out of range, got 0. Expected a whole number from 1 on."),
+        ({"share": (2, 2)}, "share: out of range, got (2, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
+        (
+            {"batch_size": 39, "drop_last": True},
+            "batch_size: no batch is left, got 39 for 38 of 38 rows (share 0 of 1). Expected fewer rows a batch, or fewer ranks.",
+        ),
+        (
+            {"shuffle": True, "share": (0, 39)},
+            "batch_size: no batch is left, got 4 for 0 of 38 rows (share 0 of 39). Expected fewer rows a batch, or fewer ranks.",
+        ),
+    ],
+    ids=repr,
+)
+def test_a_wrong_option_is_one_line(run: Run, options: dict[str, Any], line: str) -> None:
+    with pytest.raises((StoreError, OptionError)) as raised:
+        run.batches(**{"layers": "large", "batch_size": 4, **options})
+    assert line in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunk_rows", "window"), [(1000, 1, 3), (1000, 16, 8), (1000, 16, 1), (100, 16, 512), (5, 8, 2)]
+)
+def test_a_shuffled_order_has_every_row_once_and_every_chunk_in_one_window(rows: int, chunk_rows: int, window: int) -> None:
+    units = np.arange(rows) // chunk_rows + 7
+    found = order.shuffled(units, window, (0, 1))
+    assert sorted(found.places.tolist()) == list(range(rows))
+    if found.stops is None:
+        assert chunk_rows == 1
+        return
+    assert found.stops[-1] == rows
+    starts = [0, *found.stops.tolist()[:-1]]
+    windows = [set(units[found.places[start:stop]].tolist()) for start, stop in zip(starts, found.stops.tolist(), strict=True)]
+    assert max(map(len, windows)) <= window
+    assert sum(map(len, windows)) == len(set(units.tolist()))
+    middle = found.cut(rows // 3, rows // 2)
+    assert middle.places.tolist() == found.places[rows // 3 : rows // 2].tolist()
+    assert middle.stops is not None
+    assert middle.stops[-1] == len(middle.places)
+
+
+def test_every_row_is_equally_likely_at_every_place() -> None:
+    units = np.arange(64) // 8
+    counts = np.zeros((64, 64))
+    for epoch in range(4000):
+        counts[order.shuffled(units, 2, (0, epoch)).places, np.arange(64)] += 1
+    # 4096 counts of mean 62.5: five standard deviations.
+    assert np.abs(counts - 4000 / 64).max() < 5.5 * np.sqrt(4000 / 64)
+
+
+def test_a_batch_is_as_mixed_as_the_documentation_says() -> None:
+    # Listed class by class, half of the images of each: the worst case, every chunk is of one class.
+    batch, window, chunk_rows, rows = 64, 64, 16, 32768
+    units, labels = np.arange(rows) // chunk_rows, np.arange(rows) >= rows // 2
+    shares = []
+    for epoch in range(20):
+        places = order.shuffled(units, window, (1, epoch)).places
+        shares.append(labels[places].reshape(-1, batch).mean(axis=1))
+    variance = np.concatenate(shares).var()
+    documented = 0.25 * (1 / batch + 1 / window)
+    assert 0.85 * documented < variance < 1.05 * documented
+    uniform = np.concatenate(
+        [labels[order.shuffled(np.arange(rows), 1, (2, e)).places].reshape(-1, batch).mean(1) for e in range(20)]
+    )
+    assert uniform.var() == pytest.approx(0.25 / batch, rel=0.05)
+
+
+def test_a_whole_run_becomes_one_array(run: Run) -> None:
+    features, labels = run.to_numpy("large", label="label", dtype="float32")
+    np.testing.assert_array_equal(features, run["large"][OK_ROWS].astype(np.float32))
+    assert labels.tolist() == [row % 3 for row in OK_ROWS]
+    both = run.to_numpy(["small", "large"], where=[4, 2])
+    np.testing.assert_array_equal(both["small"], run["small"][[4, 2]])
+
+
+def test_an_array_may_be_written_to_a_file_and_mapped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "STEP_BYTES", 100_000)
+    monkeypatch.setattr(arrays, "available_bytes", lambda: 0)
+    mapped, labels = run.to_numpy("large", label="height", out=tmp_path / "large.npy")
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(mapped, run["large"][OK_ROWS])
+    np.testing.assert_array_equal(np.load(tmp_path / "large.npy"), mapped)
+    assert labels[0] == 300
+    named = run.to_numpy(["small"], out=str(tmp_path / "small.npy"), dtype="float32")
+    np.testing.assert_array_equal(named["small"], run["small"][OK_ROWS].astype(np.float32))
+
+
+def test_an_array_that_cannot_be_made_is_one_line(run: Run, native: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert arrays.available_bytes() is None or arrays.available_bytes() > 1e6  # type: ignore[operator]
+    monkeypatch.setattr(arrays, "available_bytes", lambda: 1_000_000)
+    line = (
+        r"features\.h5: does not fit into memory, got 0\.00292 GB for 38 rows\. Expected at most the 0\.001 GB that are free\. "
+        r"Read batches, choose rows, or give out='features\.npy'\."
+    )
+    with pytest.raises(StoreError, match=line):
+        run.to_numpy("large", dtype="float32")
+    with pytest.raises(StoreError, match="images of differing shapes make no array, got native size"):
+        native.to_numpy("relu4_1")
+    with pytest.raises(
+        OptionError, match=r"out: a file holds one layer, got 2: small, large\. Expected one\. Call it once a layer\."
+    ):
+        run.to_numpy(["small", "large"], out=tmp_path / "both.npy")
+    with pytest.raises(
+        StoreError, match=r"missing/large\.npy: cannot be written, got No such file or directory\. Expected room for"
+    ):
+        run.to_numpy("large", out=tmp_path / "missing/large.npy")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "full.npy").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match=r"full\.npy: cannot be written, got No space left on device\."):
+        run.to_numpy("large", out=tmp_path / "full.npy")
+    assert not (tmp_path / "full.npy").is_symlink()

@@ -1,0 +1,107 @@
+"""A run as a tf.data.Dataset."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import open_run
+from pipeline.errors import OptionError, StoreError
+from pipeline.store.reader import Run
+
+from .damage import chunk_place, flip
+from .stored_runs import make_spec, make_values, write_run
+
+SHAPES = {"small": (8, 8, 4), "large": (80, 80, 3)}
+ROWS = 40
+FAILED = [3, 17]
+OK_ROWS = [row for row in range(ROWS) if row not in FAILED]
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
+    write_run(path, make_spec(ROWS, SHAPES, dtype="float16", images_per_shard=16), failed=FAILED)
+    return open_run(path)
+
+
+def rows_of(dataset: Any) -> list[int]:
+    return [int(width) - 400 for _, widths in dataset for width in np.atleast_1d(widths)]
+
+
+def test_elements_have_shapes_types_and_a_known_number(run: Run) -> None:
+    dataset = run.tf_dataset("large", label="label", batch_size=8)
+    assert dataset.element_spec == (tf.TensorSpec((None, 80, 80, 3), tf.float16), tf.TensorSpec((None,), tf.int64))
+    assert len(dataset) == 5
+    assert dataset.class_names == ("folder0", "folder1", "folder2")
+    full = run.tf_dataset("large", label="label", batch_size=8, drop_remainder=True, dtype="float32")
+    assert full.element_spec == (tf.TensorSpec((8, 80, 80, 3), tf.float32), tf.TensorSpec((8,), tf.int64))
+    assert len(full) == 4
+    assert [features.shape[0] for features, _ in full] == [8] * 4
+    alone = run.tf_dataset("large", label="height")
+    assert alone.element_spec == (tf.TensorSpec((80, 80, 3), tf.float16), tf.TensorSpec((), tf.int32))
+    assert len(alone) == 38
+    assert alone.class_names is None
+    named = run.tf_dataset(["small", "large"], batch_size=8)
+    assert named.element_spec == {layer: tf.TensorSpec((None, *shape), tf.float16) for layer, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("layer", SHAPES)
+@pytest.mark.parametrize("batch_size", [6, None])
+def test_every_pass_is_another_epoch_and_the_seed_repeats_them(run: Run, layer: str, batch_size: int | None) -> None:
+    dataset = run.tf_dataset(layer, label="width", shuffle=True, batch_size=batch_size, seed=3)
+    epochs = [rows_of(dataset), rows_of(dataset)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == OK_ROWS
+    assert epochs[0] != epochs[1]
+    again = run.tf_dataset(layer, label="width", shuffle=True, batch_size=batch_size, seed=3)
+    assert rows_of(again.repeat(2)) == epochs[0] + epochs[1]
+    for features, widths in again:
+        np.testing.assert_array_equal(features.numpy(), run[layer][widths.numpy() - 400])
+
+
+def test_rows_come_in_order_and_in_shares(run: Run) -> None:
+    assert rows_of(run.tf_dataset("large", label="width")) == OK_ROWS
+    assert rows_of(run.tf_dataset("small", label="width", batch_size=7, where=[5, 4])) == [5, 4]
+    shares = [rows_of(run.tf_dataset("large", label="width", share=(rank, 3))) for rank in range(3)]
+    assert sum(shares[1:], shares[0]) == OK_ROWS
+
+
+def test_native_sizes_are_unknown_sides_and_batches_ragged(tmp_path: Path) -> None:
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    run = open_run(tmp_path)
+    alone = run.tf_dataset("relu4_1", label="width", shuffle=True)
+    assert alone.element_spec[0] == tf.TensorSpec((None, None, 3), tf.float32)
+    for image, width in alone:
+        np.testing.assert_array_equal(image.numpy(), run["relu4_1"][int(width) - 400])
+    ragged = run.tf_dataset("relu4_1", label="width", batch_size=2)
+    images, widths = next(iter(ragged))
+    assert isinstance(images, tf.RaggedTensor)
+    np.testing.assert_array_equal(images[1].to_tensor().numpy(), run["relu4_1"][2])
+    assert widths.numpy().tolist() == [400, 402]
+    assert len(ragged) == 3
+    assert len(run.tf_dataset("relu4_1", batch_size=2, drop_remainder=True)) == 2
+
+
+def test_a_pass_that_is_left_leaves_no_thread(run: Run) -> None:
+    for _ in run.tf_dataset("large", batch_size=3, shuffle=True):
+        break
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("batches")] == []
+
+
+def test_what_is_wrong_is_said(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such layer, got 'lerge'"):
+        run.tf_dataset("lerge")
+    with pytest.raises(OptionError, match="batch_size: out of range, got 0"):
+        run.tf_dataset("large", batch_size=0)
+    write_run(tmp_path, make_spec(10, SHAPES))
+    path = tmp_path / "shards/shard-00001-of-00003.h5"
+    flip(path, chunk_place(path, "large", 2))
+    with pytest.raises(tf.errors.OpError, match=r"shard-00001-of-00003\.h5: layer large, row 6 .* is damaged"):
+        list(open_run(tmp_path).tf_dataset("large", batch_size=3, shuffle=True))

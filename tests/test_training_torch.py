@@ -1,0 +1,256 @@
+"""A run as PyTorch datasets. PyTorch is optional: without it these tests are skipped, but for the last, and say so."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import open_run
+from pipeline.errors import OptionError, StoreError
+from pipeline.store.reader import Run
+
+from .stored_runs import make_spec, make_values, write_run
+
+try:
+    import torch
+    from torch.utils.data import DataLoader
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(
+    torch is None, reason="PyTorch is not installed (pip install torch): run.torch_dataset is NOT tested"
+)
+# Python 3.12 and later warn of any fork in a process that has threads; the next lines are about just that.
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+ROOT = Path(__file__).parent.parent
+SHAPES = {"small": (8, 8, 4), "large": (80, 80, 3)}
+ROWS = 40
+FAILED = [3, 17]
+OK_ROWS = [row for row in range(ROWS) if row not in FAILED]
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
+    write_run(path, make_spec(ROWS, SHAPES, dtype="float16", images_per_shard=16), failed=FAILED)
+    return path
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return open_run(folder)
+
+
+def rows_of(widths: Any) -> list[int]:
+    return [int(width) - 400 for batch in widths for width in batch]
+
+
+@needs_torch
+def test_items_are_tensors_with_labels(run: Run) -> None:
+    dataset = run.torch_dataset("large", label="label", dtype="float32")
+    assert len(dataset) == 38
+    assert dataset.classes == ("folder0", "folder1", "folder2")
+    assert dataset.rows.tolist() == OK_ROWS
+    features, label = dataset[3]
+    assert (features.dtype, tuple(features.shape)) == (torch.float32, (80, 80, 3))
+    np.testing.assert_array_equal(features.numpy(), run["large"][4].astype(np.float32))
+    assert (label.dtype, int(label)) == (torch.int64, 1)
+    np.testing.assert_array_equal(dataset[-1][0].numpy(), run["large"][39])
+    assert repr(dataset).startswith("<dataset: 38 rows of large, 3 classes, of '")
+    assert len(list(dataset)) == 38
+    (plain,) = run.torch_dataset("large", where=[5])
+    assert plain.dtype == torch.float16
+
+
+@needs_torch
+def test_slices_lists_and_masks_are_batches(run: Run) -> None:
+    dataset = run.torch_dataset(["large", "small"], label="width")
+    for index, expected in (
+        (slice(2, 6), [2, 4, 5, 6]),
+        ([0, -1, 1], [0, 39, 1]),
+        (np.arange(38) == 9, [10]),
+        (torch.tensor([7]), [8]),
+    ):
+        features, widths = dataset[index]
+        assert (widths - 400).tolist() == expected
+        assert widths.dtype == torch.int32
+        for layer in SHAPES:
+            np.testing.assert_array_equal(features[layer].numpy(), run[layer][expected])
+    items = dataset.__getitems__([5, 5, 0])
+    assert [int(width) - 400 for _, width in items] == [6, 6, 0]
+    np.testing.assert_array_equal(items[1][0]["small"].numpy(), run["small"][6])
+    with pytest.raises(IndexError, match=r"dataset: no such row, got 38\. Expected -38 to 37\."):
+        dataset[38]
+
+
+@needs_torch
+@forks
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("layer", SHAPES)
+def test_a_loader_shuffles_rows_with_and_without_workers(run: Run, workers: int, layer: str) -> None:
+    dataset = run.torch_dataset(layer, label="width")
+    assert dataset[0][0].numel()  # the shards are open when it forks
+    loader = DataLoader(
+        dataset,
+        batch_size=8,
+        shuffle=True,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        persistent_workers=workers > 0,
+    )
+    epochs = []
+    for _ in range(2):
+        widths = []
+        for features, of_batch in loader:
+            np.testing.assert_array_equal(features.numpy(), run[layer][of_batch.numpy() - 400])
+            widths.append(of_batch)
+        epochs.append(rows_of(widths))
+    assert sorted(epochs[0]) == sorted(epochs[1]) == OK_ROWS
+    assert epochs[0] != epochs[1]
+
+
+@needs_torch
+@pytest.mark.slow  # each worker loads PyTorch anew
+def test_spawned_workers_read_both_kinds_of_datasets(run: Run) -> None:
+    rows = run.torch_dataset("large", label="width")
+    stream = run.torch_dataset("small", label="width", shuffle=True, batch_size=4, seed=3)
+    stream.set_epoch(5)
+    for dataset, batch_size in ((rows, 8), (stream, None)):
+        assert sorted(
+            rows_of(widths for _, widths in DataLoader(dataset, batch_size, num_workers=1, multiprocessing_context="spawn"))
+        ) == (OK_ROWS)
+
+
+@needs_torch
+def test_a_stream_gives_whole_batches_in_another_order_each_epoch(run: Run) -> None:
+    for layer in SHAPES:
+        dataset = run.torch_dataset(layer, label="width", shuffle=True, batch_size=8, seed=1)
+        assert len(dataset) == len(DataLoader(dataset, batch_size=None)) == 5
+        first, second = (rows_of(widths for _, widths in DataLoader(dataset, batch_size=None)) for _ in range(2))
+        assert sorted(first) == sorted(second) == OK_ROWS
+        assert first != second
+        again = run.torch_dataset(layer, label="width", shuffle=True, seed=1)
+        again.set_epoch(1)
+        assert len(again) == 38
+        # The same order, whether rows come in batches or alone.
+        assert rows_of(widths for _, widths in DataLoader(again, batch_size=5)) == second
+        for features, widths in dataset:
+            np.testing.assert_array_equal(features.numpy(), run[layer][widths.numpy() - 400])
+    assert repr(dataset).startswith("<dataset: <5 batches of 8, shuffled, seed 1: 38 rows of large")
+    in_order = run.torch_dataset("large", label="width", batch_size=8)
+    assert rows_of(widths for _, widths in in_order) == OK_ROWS
+    assert len(run.torch_dataset("large", batch_size=8, drop_last=True)) == 4
+
+
+@needs_torch
+@forks
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_share_an_epoch_of_a_stream(run: Run, persistent: bool) -> None:
+    dataset = run.torch_dataset("large", label="width", shuffle=True, batch_size=4)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", persistent_workers=persistent)
+
+    def epoch() -> list[int]:
+        return rows_of(widths for _, widths in loader)
+
+    unset = [epoch(), epoch()]
+    assert sorted(unset[0]) == sorted(unset[1]) == OK_ROWS
+    assert unset[0] != unset[1]
+    dataset.set_epoch(0)
+    first = epoch()
+    dataset.set_epoch(1)
+    second = epoch()
+    dataset.set_epoch(0)
+    assert epoch() == first
+    assert sorted(first) == sorted(second) == OK_ROWS
+    assert first != second
+
+
+@needs_torch
+@forks
+def test_manual_seed_repeats_the_epochs_of_workers(run: Run) -> None:
+    orders = []
+    for _ in range(2):
+        torch.manual_seed(11)
+        dataset = run.torch_dataset("large", label="width", shuffle=True, batch_size=4)
+        loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        orders.append(rows_of(widths for _, widths in loader))
+    assert orders[0] == orders[1]
+
+
+@needs_torch
+@forks
+def test_ranks_share_an_epoch_and_must_agree_on_its_number(run: Run) -> None:
+    ranks = [run.torch_dataset("large", label="width", shuffle=True, batch_size=4, share=(rank, 3)) for rank in range(3)]
+    rows = [rows_of(widths for _, widths in dataset) for dataset in ranks]
+    assert [len(of_rank) for of_rank in rows] == [12, 12, 12]
+    assert len({row for of_rank in rows for row in of_rank}) == 36
+    loader = DataLoader(ranks[1], batch_size=None, num_workers=2, multiprocessing_context="fork")
+    with pytest.raises(OptionError, match="set_epoch: was not called, got worker processes of several ranks"):
+        list(loader)
+    ranks[1].set_epoch(0)
+    assert sorted(rows_of(widths for _, widths in loader)) == sorted(rows[1])
+
+
+@needs_torch
+def test_the_rank_is_that_of_torch_distributed(run: Run, tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch is built without torch.distributed")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        assert run.torch_dataset("large", batch_size=4)._batches.share == (0, 1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@needs_torch
+def test_images_of_native_size_come_one_by_one(tmp_path: Path) -> None:
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    run = open_run(tmp_path)
+    dataset = run.torch_dataset("relu4_1", label="width")
+    for features, width in DataLoader(dataset, batch_size=1):
+        np.testing.assert_array_equal(features[0].numpy(), run["relu4_1"][int(width) - 400])
+    assert sorted(tuple(features.shape) for features, _ in run.torch_dataset("relu4_1", label="width", shuffle=True)) == sorted(
+        (*NATIVE_SIZES[row], 3) for row in (0, 2, 3, 4, 5)
+    )
+    images, widths = next(iter(run.torch_dataset("relu4_1", label="width", batch_size=3)))
+    assert [tuple(image.shape[:2]) for image in images] == [NATIVE_SIZES[int(width) - 400] for width in widths]
+
+
+@needs_torch
+def test_datasets_are_pickled(run: Run) -> None:
+    for dataset in (run.torch_dataset("large", label="width"), run.torch_dataset("large", label="width", batch_size=1)):
+        (_, one), *_ = pickle.loads(pickle.dumps(dataset))
+        assert int(one) == 400
+
+
+@needs_torch
+def test_a_wrong_option_of_a_dataset_is_one_line(run: Run) -> None:
+    with pytest.raises(StoreError, match="no such layer, got 'lerge'"):
+        run.torch_dataset("lerge")
+    with pytest.raises(OptionError, match=r"drop_last: there are no batches, got batch_size=None\. Expected it"):
+        run.torch_dataset("large", drop_last=True)
+
+
+def test_without_pytorch_one_line_says_how_to_get_it(folder: Path) -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None; from pipeline import open_run; from pipeline.errors import OptionError\n"
+        "try: open_run(sys.argv[1]).torch_dataset('large')\n"
+        "except OptionError as error: print(error)\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], check=True, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    ).stdout
+    assert said.startswith(
+        "torch_dataset: PyTorch cannot be loaded, got import of torch halted; None in sys.modules. Expected it"
+    )
+    assert said.endswith("pip install torch\n")
