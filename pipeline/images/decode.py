@@ -120,6 +120,24 @@ def decode_image(
         raise ImageDecodeError("out of memory: the decoded image does not fit") from None
 
 
+def decode_without_tensorflow(data: bytes) -> NDArray[np.uint8]:
+    """Gives the pixels of :func:`decode_image` without ``ratio_for``, where loading TensorFlow for one image is not worth it.
+
+    Args:
+        data: The whole file.
+
+    Raises:
+        ImageDecodeError: The bytes are no image, or a damaged or too large one.
+    """
+    _silence_pillow()
+    try:
+        image = _open(data)
+        pixels = _decode_with_pillow(image)
+        return np.ascontiguousarray(_turn(pixels, _orientation(image)))
+    except MemoryError:
+        raise ImageDecodeError("out of memory: the decoded image does not fit") from None
+
+
 def _silence_pillow() -> None:
     # Pillow warns about what a status row says better, or what changes no pixel (a torn EXIF block). A filter for the whole
     # process, looked for before it is added: warnings.catch_warnings is not safe with threads.
