@@ -46,6 +46,9 @@ RUN = Door(
     "finished shards are kept. Run the command again, with output.existing=resume, to go on.",
 )
 
+# Options that are lists: commas make one, with brackets or without.
+LISTS = ("layers", "channels", "images")
+
 
 def configuration_folder() -> str:
     """Gives the folder of YAML files: inside an installed package, or beside it in a checkout."""
@@ -90,7 +93,7 @@ def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] =
     """Gives the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
 
     Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already, and the
-    commas of a sweep (``--multirun``), stay as they are. Layers with commas get their brackets.
+    commas of a sweep (``--multirun``), stay as they are. Lists with commas get their brackets.
     """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -99,8 +102,8 @@ def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] =
 
 def _literal_argument(argument: str, literal_options: Sequence[str]) -> str:
     key, equals, value = argument.partition("=")
-    if key == "layers" and "," in value and not value.startswith(("[", "'", '"')):
-        return f"layers=[{value}]"
+    if key in LISTS and "," in value and not value.startswith(("[", "'", '"')):
+        return f"{key}=[{value}]"
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     if not equals or key not in literal_options or is_quoted or value == "null":
         return argument

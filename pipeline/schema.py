@@ -23,6 +23,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "runtime.convolution": (AUTO, "direct", "winograd"),
     "runtime.precision": ("float32", "tf32", "bfloat16"),
 }
+# Of the command that draws.
+SCALES = ("own", "shared")
+ONLY = "only"
 
 
 @dataclass
@@ -90,6 +93,25 @@ class VerifySchema:
 
     run: Any = None
     repair: Any = False
+
+
+@dataclass
+class PlotSchema:
+    """All keys of ``python -m pipeline.plot`` and their defaults."""
+
+    run: Any = None
+    image: Any = None
+    images: Any = None
+    layers: Any = "all"
+    channel: Any = 0
+    channels: Any = None
+    scale: Any = "own"
+    colormap: Any = "gray"
+    input: Any = True
+    exact: Any = False
+    file: Any = None
+    dpi: Any = 100
+    show: Any = False
 
 
 def known_keys(schema: Any = None, prefix: str = "") -> list[str]:
