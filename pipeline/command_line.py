@@ -21,6 +21,9 @@ from .schema import Schema
 # Those whose value is a piece of text and nothing else.
 LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "network.weights")
 
+# Options that are lists: commas make one, with brackets or without.
+LISTS = ("layers", "channels", "images")
+
 # The one option that is a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
 _GROUP_NAME = "network.name"
 # What Hydra takes for a word between brackets and commas, without quotes.
@@ -33,7 +36,7 @@ def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] =
     """Gives the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
 
     Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already, and the
-    commas of a sweep (``--multirun``), stay as they are. Layers with commas get their brackets.
+    commas of a sweep (``--multirun``), stay as they are. Lists with commas get their brackets.
     """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -42,8 +45,8 @@ def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] =
 
 def _literal_argument(argument: str, literal_options: Sequence[str]) -> str:
     key, equals, value = argument.partition("=")
-    if key == "layers" and "," in value and not value.startswith(("[", "'", '"')):
-        return f"layers=[{value}]"
+    if key in LISTS and "," in value and not value.startswith(("[", "'", '"')):
+        return f"{key}=[{value}]"
     if not equals or key not in literal_options or not _is_typed(value):
         return argument
     return f"{key}={quoted(value)}"

@@ -7,7 +7,7 @@ of the key. Here everything is written into the script: nothing is started.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from .config import WEIGHTS
 from .network.layers import NETWORKS, SYNONYMS, layer_table
 
 # Command -> name in pipeline/schema.py of what holds its options.
-COMMANDS = {"run": "Schema", "layers": "Schema", "verify": "VerifySchema", "show": "ShowSchema"}
+COMMANDS = {"run": "Schema", "layers": "Schema", "verify": "VerifySchema", "show": "ShowSchema", "plot": "PlotSchema"}
 FOLDERS = ("data.dir", "output.dir", "run")
-FILES = ("data.list", "network.weights")
+FILES = ("data.list", "network.weights", "file")
 FLAGS = ("-sc", "--shell-completion")
 
 _SCRIPT = r"""
@@ -107,15 +107,8 @@ def answer(arguments: Sequence[str]) -> str | None:
 
 
 def _options(name: str) -> list[_Option]:
-    defaults: Mapping[str, Any] = dict(_leaves(getattr(schema, name)()))
-    return [_Option("network" if key == "network.name" else key, _choices(key, value)) for key, value in defaults.items()]
-
-
-def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
-    for key, value in vars(node).items():
-        leaves += _leaves(value, f"{prefix}{key}.") if hasattr(value, "__dataclass_fields__") else [(prefix + key, value)]
-    return leaves
+    options = schema.defaults(getattr(schema, name)())
+    return [_Option("network" if key == "network.name" else key, _choices(key, value)) for key, value in options.items()]
 
 
 def _choices(key: str, default: Any) -> Sequence[str]:

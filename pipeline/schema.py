@@ -23,6 +23,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "runtime.convolution": (AUTO, "direct", "winograd"),
     "runtime.precision": ("float32", "tf32", "bfloat16"),
 }
+# Of the command that draws.
+SCALES = ("own", "shared")
+ONLY = "only"
 
 
 @dataclass
@@ -99,6 +102,25 @@ class ShowSchema:
 
     run: Any = None
     json: Any = False
+
+
+@dataclass
+class PlotSchema:
+    """All keys of ``python -m pipeline.plot`` and their defaults."""
+
+    run: Any = None
+    image: Any = None
+    images: Any = None
+    layers: Any = "all"
+    channel: Any = 0
+    channels: Any = None
+    scale: Any = "own"
+    colormap: Any = "gray"
+    input: Any = True
+    exact: Any = False
+    file: Any = None
+    dpi: Any = 100
+    show: Any = False
 
 
 def defaults(schema: Any = None, prefix: str = "") -> dict[str, Any]:

@@ -100,9 +100,10 @@ def write_run(
     values: Mapping[str, list[NDArray[np.float32]]] | None = None,
     existing: str = "resume",
     index: bool = True,
+    statuses: Mapping[int, ImageStatus] | None = None,
     **putting: Any,
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """Writes what is missing of a run, index included; gives the activations of all its rows."""
+    """Writes what is missing of a run, index included; gives the activations of all its rows. ``statuses``: other ones."""
     with open_folder(folder, spec, existing) as run_folder:
         run_folder.make_room()
         made = dict(make_values(run_folder.spec) if values is None else values)
@@ -110,7 +111,8 @@ def write_run(
             writer = Writer(folder, part, missing, workers=2)
             rows = [row for shard in missing for row in range(shard.first, shard.stop)]
             try:
-                put_rows(writer, rows, made, make_statuses(part, failed), **putting)
+                told = [(statuses or {}).get(status.index, status) for status in make_statuses(part, failed)]
+                put_rows(writer, rows, made, told, **putting)
                 writer.close()
             except BaseException:
                 writer.abort()

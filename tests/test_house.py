@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 ROOMS = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-WINGS = ("images", "network", "store", "training", "pages")
+WINGS = ("images", "network", "store", "training", "pages", "pictures")
 # Training stands after the store and reads from it; the store has one door that leads there.
 BEHIND = {"training": {"store"}}
 DOORS_BETWEEN = {"store/feeding.py": {"training"}}
-DOORS = {"run.py", "layers.py", "verify.py", "show.py", "from_python.py"}
+DOORS = {"run.py", "layers.py", "verify.py", "show.py", "plot.py", "from_python.py"}
 # What all may import: the nouns, and the words in which both wings of arithmetic are written.
 NOUNS = {"records", "statistics", "errors"}
 FOUNDATION = NOUNS | {"machine", "vector_code"}
@@ -27,12 +27,24 @@ ONLY_IN = {
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     "hydra": tuple(DOORS),
     "omegaconf": tuple(DOORS),
-    "matplotlib": ("plot",),
+    "matplotlib": ("pictures/",),
 }
 # What a wrong option must not wait for.
 LIGHT = {
-    *("run.py", "layers.py", "verify.py", "show.py", "from_python.py", "config.py", "schema.py", "errors.py", "report.py"),
+    *(
+        "run.py",
+        "layers.py",
+        "verify.py",
+        "show.py",
+        "plot.py",
+        "from_python.py",
+        "config.py",
+        "schema.py",
+        "errors.py",
+        "report.py",
+    ),
     *("network/layers.py", "network/start.py", "signals.py", "command_line.py", "completion.py", "layer_rows.py", "overview.py"),
+    *("errors.py", "report.py", "plot_config.py"),
 }
 
 

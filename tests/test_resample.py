@@ -7,10 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images.preprocess import FixedSize, NativeSize, restore_image, save_image
+from pipeline.images.preprocess import FixedSize, NativeSize
 from pipeline.images.resample import hand_over
 from pipeline.images.resize_device import DeviceResize
 from pipeline.images.resize_host import HostResize
+from pipeline.images.seen import restore_image
 from pipeline.images.tables import HOST_PIXELS, ResizeSpec, axis_table, dct_reduction, plan_resize
 from pipeline.records import Batch, ImageStatus
 
@@ -182,15 +183,6 @@ def test_native_size_only_removes_the_mean() -> None:
         values = np.asarray(step.images)
         assert values.dtype == np.float32
         np.testing.assert_allclose(values[0], image - MEAN_PIXEL, atol=1e-4)
-
-
-def test_the_way_back_gives_the_picture(tmp_path) -> None:
-    image = noise(9, 11)
-    values = (image - MEAN_PIXEL).astype(np.float32)
-    np.testing.assert_array_equal(restore_image(values, MEAN_PIXEL), image)
-    assert restore_image(values + 400, MEAN_PIXEL).min() == 255
-    save_image(values, MEAN_PIXEL, tmp_path / "picture.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "picture.png")), image)
 
 
 def test_every_weight_of_a_table_lies_inside_its_window_and_rows_sum_to_one() -> None:

@@ -1,19 +1,18 @@
-"""From batches to what the network reads: float32, mean removed, at one size or at each image's own; and the way back.
+"""From batches to what the network reads: float32, mean removed, at one size or at each image's own.
 
 Takes the loader's :class:`~pipeline.records.Batch`; gives :class:`Step`. The resizing itself is done by
-:mod:`~pipeline.images.resize_device` on a GPU, and by :mod:`~pipeline.images.resize_host` where there is none.
+:mod:`~pipeline.images.resize_device` on a GPU, and by :mod:`~pipeline.images.resize_host` where there is none; the way back is
+:mod:`~pipeline.images.seen`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..records import Batch
 
@@ -87,21 +86,3 @@ def _take(images: Any, rows: NDArray[np.int64]) -> Any:
         return images[rows]
     with tf.device(images.device):
         return tf.gather(images, rows)
-
-
-def restore_image(values: NDArray[np.float32], mean_pixel: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Gives the picture that the network saw: adds the mean colour, rounds, clips to 0..255.
-
-    Args:
-        values: (..., 3) float32, mean removed.
-        mean_pixel: (3,) float64, R, G, B in 0..255.
-
-    Returns:
-        Same shape, uint8 RGB.
-    """
-    return np.clip(np.rint(values + mean_pixel), 0, 255).astype(np.uint8)
-
-
-def save_image(values: NDArray[np.float32], mean_pixel: NDArray[np.float64], path: Path) -> None:
-    """Writes one preprocessed image (h, w, 3) as a picture; the suffix of ``path`` chooses the format."""
-    Image.fromarray(restore_image(values, mean_pixel)).save(path)

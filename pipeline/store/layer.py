@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..machine import usable_cores
 from . import format, shown
+from .bands import image_shape, read_bands
 from .parallel import do_all
 from .selection import select_rows
 from .shards import Shards
@@ -70,6 +71,33 @@ class Layer:
         step = max(self.chunk_rows, min(usable_cores(), LARGEST_STEP))
         for first in range(0, len(self), step):
             yield from self[first : first + step]
+
+    def shape_of(self, row: int) -> tuple[int, int, int]:
+        """Gives (h, w, c) of one image that is ok, at native size too; reads none of its values.
+
+        Raises:
+            StoreError: The row is damaged.
+        """
+        numbers, firsts = self._shards.locate(np.array([row], np.int64))
+        return image_shape(self._shards.open(int(numbers[0])), self.name, row - int(firsts[0]))
+
+    def bands(self, row: int, every: int = 1) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        """Gives one image that is ok piece after piece, from top to bottom, for who need not hold all of a large one.
+
+        A piece is a chunk of the file: about 1 MiB at native size, otherwise all of an image but above 1 GiB.
+
+        Args:
+            row: Of the run, from 0.
+            every: Map rows from the beginning of one piece to that of the next, at least: to look at a part. 1: all of it.
+
+        Yields:
+            The piece's first map row, and (h', w, c) in the stored dtype.
+
+        Raises:
+            StoreError: The row is damaged; it may be the last piece only that tells, or none where some are left out.
+        """
+        numbers, firsts = self._shards.locate(np.array([row], np.int64))
+        return read_bands(self._shards.open(int(numbers[0])), self.name, row - int(firsts[0]), every)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if self.row_shape is None:

@@ -132,6 +132,13 @@ class ShardRows:
             checksums=checksums,
         )
 
+    def image(self, layer: str, row: int) -> tuple[_Stored, tuple[int, ...], int]:
+        """Gives the dataset that holds an image that is ok, where in it, and the checksum of its values."""
+        stored, checksums = self._layer(layer)
+        if isinstance(stored, _Stored):
+            return stored, (row,), int(checksums[row])
+        return _Stored(stored[format.native_name(self._shard.first + row)]), (), int(checksums[row])
+
     def groups(self, layer: str) -> Iterator[range]:
         """Gives the rows of the shard that lie in a chunk together, for every chunk of a layer.
 

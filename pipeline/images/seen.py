@@ -1,0 +1,91 @@
+"""The picture that the network saw of an image, made again from its file; the way back from its input. No TensorFlow.
+
+The same rooms as an extraction's, but for the decoder: Pillow, whose pixels are those of the run, is there at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import ImageError
+from ..records import Batch, ImageStatus
+from .decode import decode_image
+from .resample import hand_over
+from .resize_host import HostResize
+from .tables import ResizeSpec, dct_reduction
+
+
+def seen_picture(
+    path: Path, status: ImageStatus, resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], is_reduced: bool
+) -> NDArray[np.uint8]:
+    """Gives the picture that the network saw: decoded, turned, resized as in the run.
+
+    Args:
+        path: Where the file should be.
+        status: What the run says of it; its size and digest must still be the file's.
+        resize: The run's; None: native size.
+        mean_pixel: (3,) float64, the run's: what pads.
+        is_reduced: Whether JPEGs are reduced while decoding (``data.decode=fast``).
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: The file is gone, has changed, or cannot be read.
+    """
+    data = _read(path, status)
+    if resize is None:
+        return decode_image(data)[0]
+    pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
+    batch = Batch((status,), (hand_over(pixels, resize),), np.array([pixels.shape[:2]], np.int32))
+    return restore_image(HostResize(resize, mean_pixel, threads=1)(batch)[0], mean_pixel)
+
+
+def _read(path: Path, status: ImageStatus) -> bytes:
+    try:
+        info = path.stat()
+        # Before it is opened: a pipe of that name would be waited for.
+        if not stat.S_ISREG(info.st_mode):
+            raise ImageError("not a regular file")
+        if info.st_size != status.file_bytes:
+            raise ImageError(f"changed: {info.st_size} bytes, {status.file_bytes} when it was extracted")
+        data = path.read_bytes()
+    except ImageError:  # a ValueError too
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError("missing: file not found") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"unreadable: {getattr(error, 'strerror', None) or error}".lower()) from error
+    if hashlib.sha256(data).hexdigest() != status.sha256:
+        raise ImageError("changed: its SHA-256 is not that of the file that was extracted")
+    return data
+
+
+def restore_image(values: NDArray[np.float32], mean_pixel: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Gives the picture that the network saw: adds the mean colour, rounds, clips to 0..255.
+
+    Args:
+        values: (..., 3) float32, mean removed.
+        mean_pixel: (3,) float64, R, G, B in 0..255.
+
+    Returns:
+        Same shape, uint8 RGB.
+    """
+    return np.clip(np.rint(values + mean_pixel), 0, 255).astype(np.uint8)
+
+
+def save_image(picture: NDArray[np.uint8], path: Path, file_format: str) -> None:
+    """Writes a picture (h, w, 3), pixel for pixel.
+
+    Args:
+        picture: uint8 RGB.
+        path: Of the file.
+        file_format: One that Pillow writes, e.g. ``png``.
+    """
+    Image.fromarray(picture).save(path, file_format)

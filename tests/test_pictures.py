@@ -1,0 +1,334 @@
+"""What is drawn, pixel by pixel: means, colours, order, proportions, words that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import OptionError, StoreError
+from pipeline.pictures import paper
+from pipeline.pictures.colours import NOT_FINITE, check_colormap, colour, common_range
+from pipeline.pictures.maps import FeatureMap, fold, gather, reduction
+from pipeline.pictures.sheet import Look, Sheet, draw, number_words, plan_layout, share_words
+
+FRAME_LEVEL = 0xB0
+# No colour of this map is the frames'.
+HOT = "hot"
+OWN, SHARED = Look(HOT, False, 100), Look(HOT, True, 100)
+
+
+def maps_of(values: NDArray[np.floating], layer: str = "relu1_1", **options: Any) -> list[FeatureMap]:
+    return gather(layer, [(0, values)], values.shape, range(values.shape[2]), options.pop("side", 1), **options)
+
+
+def render(path: Path, maps: Sequence[FeatureMap], look: Look = OWN, mosaic: bool = False, **sheet: Any) -> NDArray[np.uint8]:
+    layout = plan_layout([one.shape for one in maps], is_mosaic=mosaic)
+    given = {"heading": "a/b.jpg", "lines": ("row 0", "channel 0"), "seen": None, "seen_lines": (), **sheet}
+    with paper.plain():
+        draw(Sheet(maps=maps, **given), look, layout).save(path / "sheet.png")
+    return np.asarray(Image.open(path / "sheet.png"))
+
+
+def framed(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Gives what stands inside frames: maps and colour bars, in reading order."""
+    is_frame = (image == FRAME_LEVEL).all(axis=2)
+    edges: dict[tuple[int, int], list[int]] = {}
+    for y in np.flatnonzero(is_frame.sum(axis=1) > 5).tolist():
+        row = is_frame[y]
+        ends = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
+        for left, right in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=True):
+            if right - left > 5:
+                edges.setdefault((left, right), []).append(y)
+    found = []
+    for (left, right), rows in edges.items():
+        found += [
+            (top, left, image[top + 1 : bottom, left + 1 : right - 1]) for top, bottom in zip(rows[::2], rows[1::2], strict=True)
+        ]
+    return [inside for _, _, inside in sorted(found, key=lambda each: each[:2])]
+
+
+def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """Gives the pixel in the middle of each cell."""
+    y, x = (
+        ((np.arange(count) + 0.5) * side / count).astype(int)
+        for count, side in ((rows, picture.shape[0]), (columns, picture.shape[1]))
+    )
+    return picture[np.ix_(y, x)]
+
+
+def test_means_and_numbers_are_those_of_an_obvious_computation() -> None:
+    values = np.random.default_rng(5).integers(-3, 4, (11, 9, 4)).astype(np.float16)
+    bands = [(first, values[first : first + 3]) for first in range(0, 11, 3)]
+    for side in (1, 2, 4, 20):
+        for one in gather("x", bands, (11, 9, 4), [2, 0], side):
+            channel = values[:, :, one.channel].astype(np.float64)
+            expected = [[channel[y : y + side, x : x + side].mean() for x in range(0, 9, side)] for y in range(0, 11, side)]
+            assert one.pixels.dtype == np.float32
+            np.testing.assert_allclose(one.pixels, expected, atol=1e-6)
+            assert (one.low, one.high) == (channel.min(), channel.max())
+            assert one.zeros == pytest.approx(np.mean(channel == 0))
+            assert (one.not_finite, one.rows_read, one.shape, one.layer) == (0, 11, (11, 9, 4), "x")
+        assert [one.channel for one in gather("x", bands, (11, 9, 4), [2, 0], side)] == [2, 0]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5), st.integers(1, 6))
+def test_how_an_image_is_cut_in_bands_changes_no_map(height: int, width: int, side: int, band: int) -> None:
+    values = np.random.default_rng(height * 13 + width).integers(0, 9, (height, width, 2)).astype(np.float32)
+    whole = gather("x", [(0, values)], values.shape, [0, 1], side)
+    parts = gather("x", [(first, values[first : first + band]) for first in range(0, height, band)], values.shape, [0, 1], side)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one.pixels, other.pixels, rtol=1e-6)
+        assert (one.low, one.high, one.zeros) == (other.low, other.high, other.zeros)
+
+
+def test_of_a_part_of_the_rows_the_numbers_are_those_of_that_part() -> None:
+    values = np.arange(8 * 4, dtype=np.float32).reshape(8, 4, 1)
+    (one,) = gather("x", [(row, values[row : row + 1]) for row in (0, 2, 4, 7)], (8, 4, 1), [0], 4)
+    np.testing.assert_allclose(one.pixels, [[values[[0, 2]].mean()], [values[[4, 7]].mean()]])
+    assert (one.rows_read, one.low, one.high, one.zeros) == (4, 0.0, 31.0, 1 / 16)
+
+
+def test_maps_are_reduced_to_no_less_than_will_be_seen() -> None:
+    assert reduction((1440, 2560, 64), (99, 175)) == 14
+    assert reduction((224, 224, 64), (175, 175)) == 1
+    assert reduction((28, 28, 512), (175, 175)) == 1
+    assert reduction((4000, 100, 3), (100, 100)) == 1
+
+
+def test_the_most_active_channels_come_first_and_of_equals_the_first() -> None:
+    values = np.zeros((3, 3, 6), np.float32)
+    values[0, 0] = [1, 5, -9, 5, np.nan, 7]
+    with np.errstate(invalid="ignore"):
+        assert [one.channel for one in maps_of(values, most_active=5)] == [5, 1, 3, 0, 2]
+        assert [one.channel for one in maps_of(values, most_active=99)] == [5, 1, 3, 0, 2, 4]
+
+
+def test_what_is_not_finite_is_counted_and_left_out_of_the_range() -> None:
+    values = np.array([[1, np.nan], [np.inf, -2]], np.float32)[:, :, None]
+    (one,) = maps_of(values)
+    assert (one.low, one.high, one.not_finite) == (-2.0, 1.0, 2)
+    (none,) = maps_of(np.full((2, 2, 1), np.nan, np.float32))
+    assert math.isnan(none.low)
+    assert none.not_finite == 4
+
+
+def test_a_layer_without_extent_is_folded_row_after_row() -> None:
+    for channels, shape in ((4096, (64, 64)), (1000, (25, 40)), (7, (1, 7))):
+        values = np.arange(channels, dtype=np.float32).reshape(1, 1, -1)
+        one = fold("fc6", values)
+        assert one.pixels.shape == shape
+        np.testing.assert_array_equal(one.pixels.reshape(-1), values.reshape(-1))
+        assert (one.channel, one.low, one.high, one.zeros) == (None, 0, channels - 1, 1 / channels)
+
+
+def test_colours_go_from_the_first_to_the_last_of_the_map() -> None:
+    values = np.array([[-1.0, 0.0, 1.0, 9.0, np.nan, -np.inf]], np.float32)
+    grey = colour(values, -1.0, 1.0, "gray")
+    assert grey.dtype == np.uint8
+    assert grey[0, :4, 0].tolist() == [0, 128, 255, 255]
+    assert [tuple(pixel) for pixel in grey[0, 4:]] == [NOT_FINITE, NOT_FINITE]
+    assert tuple(colour(values, -1.0, 1.0, "viridis")[0, 0]) == (68, 1, 84, 255)
+    # Without extent, without values, beyond what the difference of two floats can hold.
+    assert colour(np.zeros((2, 2), np.float32), 0.0, 0.0, "gray")[..., 0].max() == 0
+    assert (colour(np.full((1, 1), np.nan, np.float32), math.nan, math.nan, "gray") == NOT_FINITE).all()
+    assert colour(np.array([[-3e38, 3e38]], np.float32), -3e38, 3e38, "gray")[0, :, 0].tolist() == [0, 255]
+    assert common_range([(1.0, 2.0), (math.nan, math.nan), (-3.0, 0.0)]) == (-3.0, 2.0)
+
+
+def test_an_unknown_colour_map_names_the_nearest() -> None:
+    assert check_colormap("gray") == "gray"
+    for name, near in (("viridi", "viridis, "), ("Magma", "magma, "), ("GRAY", "gray, "), ("no such map", "gray, viridis, ")):
+        with pytest.raises(OptionError, match=rf"^colormap: there is none of this name, got '{name}'. Expected one of: {near}"):
+            check_colormap(name)
+
+
+@pytest.mark.parametrize("sides", [(28, 28), (7, 7), (14, 25), (40, 12), (1, 5)])
+def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, int], tmp_path: Path) -> None:
+    values = np.random.default_rng(1).standard_normal((*sides, 1)).astype(np.float32)
+    drawn, bar = framed(render(tmp_path, maps_of(values), Look("viridis", False, 100)))
+    (one,) = maps_of(values)
+    expected = colour(one.pixels, one.low, one.high, "viridis")[:, :, :3]
+    np.testing.assert_array_equal(cells(drawn, *sides), expected)
+    # Proportions, to the pixel.
+    height, width = drawn.shape[:2]
+    assert abs(height / sides[0] - width / sides[1]) <= max(1 / sides[0], 1 / sides[1])
+    assert max(height, width) > 200
+    assert bar.shape[0] == height
+    assert np.abs(bar[0, 0].astype(int) - [253, 231, 37]).max() <= 4
+    assert np.abs(bar[-1, 0].astype(int) - [68, 1, 84]).max() <= 4
+
+
+def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
+    values = np.kron(np.array([[0, 1], [2, 3]], np.float32), np.ones((360, 640), np.float32))[:, :, None]
+    # A single value that is far above: it makes the range, and vanishes in the means.
+    values[300, 300] = 30
+    layout = plan_layout([values.shape] * 10, is_mosaic=False)
+    side = reduction(values.shape, layout.limit_px(100))
+    drawn = framed(render(tmp_path, maps_of(values, side=side) * 10))
+    assert side == 7
+    assert len(drawn) == 20
+    assert drawn[0].shape[:2] == (99, 175)
+    assert abs(drawn[0].shape[0] / 720 * 1280 - drawn[0].shape[1]) < 1.5
+    expected = colour(np.array([[0, 1], [2, 3]], np.float32), 0, 30, HOT)[..., :3]
+    np.testing.assert_allclose(cells(drawn[0], 2, 2).astype(int), expected, atol=2)
+
+
+def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:
+    values = np.ones((4, 4, 12), np.float32) * np.arange(12, dtype=np.float32)
+    maps = maps_of(values)
+    drawn = [each for each in framed(render(tmp_path, maps, SHARED, mosaic=True)) if each.shape[1] > 12]
+    expected = colour(np.arange(12, dtype=np.float32)[None], 0, 11, HOT)[0, :, :3]
+    np.testing.assert_array_equal([each[5, 5] for each in drawn], expected)
+    chosen = gather("x", [(0, values)], values.shape, [9, 0, 11], 1)
+    drawn = [each for each in framed(render(tmp_path, chosen, SHARED, mosaic=True)) if each.shape[1] > 12]
+    np.testing.assert_array_equal([each[5, 5] for each in drawn], expected[[9, 0, 11]])
+
+
+def test_own_scales_show_what_a_common_one_hides(tmp_path: Path) -> None:
+    values = np.stack([np.array([[0, 1], [1, 0]]), np.array([[0, 100], [0, 0]])], axis=2).astype(np.float32)
+    for look, high in ((OWN, 1.0), (SHARED, 100.0)):
+        first, second = (each for each in framed(render(tmp_path, maps_of(values), look)) if each.shape[1] > 12)
+        np.testing.assert_array_equal(cells(first, 2, 2), colour(values[..., 0], 0, high, HOT)[..., :3])
+        np.testing.assert_array_equal(cells(second, 2, 2), colour(values[..., 1], 0, 100, HOT)[..., :3])
+
+
+def test_the_input_stands_beside_pixel_for_pixel(tmp_path: Path) -> None:
+    seen = np.random.default_rng(2).integers(0, 256, (13, 20, 3), np.uint8)
+    drawn = framed(render(tmp_path, maps_of(np.ones((3, 3, 4), np.float32)), mosaic=True, seen=seen, seen_lines=("13 × 20 px",)))
+    np.testing.assert_array_equal(cells(drawn[0], 13, 20), seen)
+
+
+def test_what_is_constant_or_no_number_is_drawn_and_said(tmp_path: Path) -> None:
+    constant, nothing = np.zeros((5, 5, 1), np.float32), np.full((5, 5, 1), np.nan, np.float32)
+    drawn = framed(render(tmp_path, maps_of(constant) + maps_of(nothing)))
+    assert (drawn[0] == (10, 0, 0)).all()
+    assert (drawn[-1] == NOT_FINITE[:3]).all()
+    # The constant one has a bar of its one colour; the other has none.
+    assert [picture.shape[1] > 12 for picture in drawn] == [True, False, True]
+    assert (drawn[1] == (10, 0, 0)).all()
+
+
+def test_bars_are_as_high_as_their_values_are(tmp_path: Path) -> None:
+    values = np.array([4, -2, 0, 1, np.nan], np.float32).reshape(1, 1, -1)
+    image = render(tmp_path, maps_of(values, "fc6"), mosaic=True)
+    is_ink = (np.abs(image.astype(int) - 0x1A) <= 2).all(axis=2)
+    columns = [x for x in range(image.shape[1]) if is_ink[:, x].sum() > 30]
+    groups = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+    heights = [int(is_ink[:, group[len(group) // 2]].sum()) for group in groups if len(group) > 8]
+    assert len(heights) == 3
+    np.testing.assert_allclose(np.array(heights) / heights[0], [1, 0.5, 0.25], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("count", "is_mosaic", "grid"),
+    [
+        *(
+            (1, False, (1, 1)),
+            (2, False, (2, 1)),
+            (5, False, (3, 2)),
+            (6, False, (3, 2)),
+            (16, False, (6, 3)),
+            (36, False, (9, 4)),
+        ),
+        *((1, True, (1, 1)), (3, True, (2, 2)), (64, True, (8, 8)), (512, True, (23, 23)), (10, True, (4, 3))),
+    ],
+)
+def test_the_grid_is_wide_for_layers_and_square_for_channels(count: int, is_mosaic: bool, grid: tuple[int, int]) -> None:
+    layout = plan_layout([(28, 28, 512)] * count, is_mosaic)
+    assert (layout.columns, layout.rows) == grid
+    assert layout.columns * layout.rows >= count
+
+
+@pytest.mark.parametrize(
+    ("sides", "count"), [((28, 28), 1), ((1440, 2560), 1), ((300, 7), 1), ((7, 300), 1), ((1440, 2560), 36), ((300, 7), 12)]
+)
+def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int) -> None:
+    one = FeatureMap("relu4_1", 0, (*sides, 512), np.eye(7, 9, dtype=np.float32), -1.234e-5, 6.55e4, 0.123, 17, sides[0])
+    seen = np.zeros((*sides, 3), np.uint8)[:99, :99]
+    layout = plan_layout([one.shape] * count, is_mosaic=False)
+    with paper.plain():
+        drawn = draw(Sheet("k" * 300, ("row 0 of " + "n" * 300,), [one] * count, seen, ("a" * 60,)), OWN, layout)
+        renderer = FigureCanvasAgg(drawn._figure).get_renderer()
+        boxes = np.array([text.get_window_extent(renderer).extents for text in drawn._figure.axes[0].texts])
+    # A name, two lines, and the words of a bar, each time; and what is said of all of them and of the input.
+    assert len(boxes) - 4 in (count * 5, count * 8)
+    left, bottom, right, top = boxes.T
+    assert min(left.min(), bottom.min()) >= 0
+    assert right.max() <= drawn.size_px[0]
+    assert top.max() <= drawn.size_px[1]
+    # The room of a line's letters may touch that of the next by a pixel.
+    beside = (left[:, None] >= right - 3) | (right[:, None] <= left + 3)
+    above = (bottom[:, None] >= top - 3) | (top[:, None] <= bottom + 3)
+    assert (beside | above | np.eye(len(boxes), dtype=bool)).all()
+
+
+def test_names_in_any_script_are_one_line_of_letters_that_there_are(tmp_path: Path) -> None:
+    assert paper.printable("cats/tom.jpg") == "cats/tom.jpg"
+    assert paper.printable("кот/ŝtono–é.jpg") == "кот/ŝtono–é.jpg"
+    assert paper.printable("猫/a\tb\nc\x1b[1m.jpg") == "▯/a b c▯[1m.jpg"
+    assert paper.printable("\ud800.jpg") == "▯.jpg"
+    render(tmp_path, maps_of(np.ones((2, 2, 1), np.float32)), heading="$\\frac{1}{$ 猫 \U0001f431 $x$", lines=("$", "%s {layer}"))
+
+
+def test_a_long_line_loses_its_middle_and_fits() -> None:
+    text = "a/" + "long name " * 40 + "end.jpg"
+    for room in (1.0, 3.0):
+        short = paper.shortened(text, room, 9.0)
+        assert paper.width_in(short, 9.0) <= room < paper.width_in(text, 9.0)
+        assert short.startswith("a/long")
+        assert short.endswith(".jpg")
+        assert "…" in short
+    assert paper.shortened("short", 1.0, 9.0) == "short"
+    assert paper.shortened("wwww", 0.01, 9.0) == "…"
+
+
+def test_too_many_pixels_are_refused() -> None:
+    for width, height, dpi in ((30, 30, 1200), (700, 1, 100)):
+        with pytest.raises(OptionError, match=r"^dpi: the picture would be too large, got .* px with"):
+            paper.Paper(width, height, dpi)
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sheet.png").mkdir()
+    with pytest.raises(StoreError, match=r"sheet.png: the picture cannot be written, got is a directory. Expected a place"):
+        render(tmp_path, maps_of(np.ones((2, 2, 1), np.float32)))
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_equal_pictures_are_equal_bytes_and_a_users_settings_change_none(tmp_path: Path) -> None:
+    maps = maps_of(np.random.default_rng(1).random((9, 9, 2), np.float32))
+    contents = []
+    for settings in ({}, {"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 10, "image.cmap": "jet", "text.color": "red"}):
+        with matplotlib.rc_context(settings), paper.plain():
+            sheet = draw(Sheet("a", ("b",), maps, None, ()), OWN, plan_layout([(9, 9, 2)] * 2, is_mosaic=False))
+            for suffix in paper.FORMATS:
+                sheet.save(tmp_path / f"sheet.{suffix}")
+        contents.append([(tmp_path / f"sheet.{suffix}").read_bytes() for suffix in paper.FORMATS])
+    assert contents[0] == contents[1]
+    png, pdf, svg = contents[0]
+    assert (png[:4], pdf[:5], svg[:5]) == (b"\x89PNG", b"%PDF-", b"<?xml")
+    for content in (png, pdf, svg):
+        assert b"20" + b"26-" not in content
+        assert b"Date" not in content
+
+
+def test_numbers_and_shares_are_told_briefly_and_never_round_to_a_lie() -> None:
+    assert [number_words(value) for value in (0, 12.3456, -3.25, 65504, 1e-7)] == [
+        "0",
+        "12.35",
+        "−3.25",
+        "6.55e+04",
+        "1e-07".replace("-", "−"),
+    ]
+    assert [share_words(share) for share in (0, 1e-9, 0.012, 0.5, 0.9999, 1)] == ["0 %", "<1 %", "1 %", "50 %", ">99 %", "100 %"]

@@ -1,0 +1,413 @@
+"""``python -m pipeline.plot``: from a stored run to files; every message, every option."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import OptionError, StoreError
+from pipeline.pictures import paper
+from pipeline.plot_config import Choice, check_plot
+from pipeline.schema import PlotSchema
+from pipeline.store import format
+from pipeline.store.reader import open_run
+from pipeline.views import choose_layers, draw_views
+
+from .conftest import PHOTOGRAPHS
+from .stored_runs import make_spec, make_values, write_run
+from .test_command import REPOSITORY, call, environment
+from .test_pictures import framed
+from .test_seen import status_of
+
+MODULE = "pipeline.plot"
+SHAPES: dict[str, Any] = {"conv1_1": (12, 16, 3), "relu1_1": (12, 16, 3), "pool2": (6, 8, 5), "fc6": (1, 1, 40)}
+KEYS = ["sky/rocket.jpg", "people/broken.jpg", "sky/hubble.jpg", "things/coffee.jpg", "3", "gone/猫.jpg"]
+
+
+def choice(run: Path | None, **values: Any) -> Choice:
+    return check_plot({**vars(PlotSchema()), "run": run and str(run), **values}, MODULE)
+
+
+def plot(run: Path, **values: Any) -> None:
+    draw_views(choice(run, **values))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the sample photographs as the store writes it, features made up; its second image failed."""
+    path = tmp_path_factory.mktemp("plot") / "outputs" / "samples"
+    identity = {"data.size": "24x32", "data.resize": "squash", "data.interpolation": "bilinear"}
+    spec = make_spec(len(KEYS), SHAPES, identity=identity, keys=KEYS)
+    spec.attributes.update({"data_root": str(PHOTOGRAPHS), "weights": "random (He normal, seed 0)"})
+    statuses = {
+        row: replace(status_of(PHOTOGRAPHS / key), index=row) for row, key in enumerate(KEYS) if (PHOTOGRAPHS / key).exists()
+    }
+    write_run(path, spec, failed=[1], statuses=statuses)
+    return path
+
+
+@pytest.fixture
+def written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Draws into a new folder; gives the names of the files that were said to be written, and are, and what was said besides."""
+    monkeypatch.chdir(tmp_path)
+
+    def draw(*, run: Path = folder, **values: Any) -> tuple[list[str], str]:
+        plot(run, **{"file": "{run}-{image}-{layer}.png", **values})
+        said = capsys.readouterr()
+        names = [line.removeprefix("written: ").split(" (")[0] for line in said.out.splitlines()]
+        assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+        return names, said.err
+
+    return draw
+
+
+def test_all_stored_layers_of_the_first_good_image_beside_the_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path for path in folder.rglob("*"))
+    plot(folder)
+    path = folder.parent / "samples-sky-rocket.jpg-4-layers.png"
+    with Image.open(path) as image:
+        assert capsys.readouterr().out == f"written: {path} ({image.width} x {image.height} px, 4 maps)\n"
+    assert sorted(path for path in folder.rglob("*")) == before
+    path.unlink()
+    monkeypatch.chdir(folder.parent.parent)
+    plot(folder, layers="pool2", channel=1)
+    path = Path("outputs/samples-sky-rocket.jpg-pool2-channel-1.png")
+    assert capsys.readouterr().out.startswith(f"written: {path} (")
+    path.unlink()
+
+
+def test_images_are_chosen_by_key_and_by_row(written: Callable[..., Any]) -> None:
+    names, said = written(image="things/coffee.jpg", layers="pool2")
+    assert names == ["samples-things-coffee.jpg-pool2.png"]
+    assert said == ""
+
+
+def test_several_images_are_a_sheet_each(written: Callable[..., Any]) -> None:
+    names, said = written(images=[-1, "sky/hubble.jpg", 2, 0], layers=["relu*", "block2"], channel=1, input=False)
+    assert names == [
+        f"samples-{image}-relu1_1-pool2-channel-1.png" for image in ("gone-猫.jpg", "sky-hubble.jpg", "sky-rocket.jpg")
+    ]
+    assert said == ""
+
+
+def test_a_row_goes_before_a_key_of_digits(written: Callable[..., Any]) -> None:
+    assert written(image="3", layers="pool2")[0] == ["samples-things-coffee.jpg-pool2.png"]
+
+
+def test_a_mosaic_is_a_sheet_a_layer(written: Callable[..., Any]) -> None:
+    names, _ = written(channels=4, layers=["conv1_1", "pool2", "fc6"], scale="shared", input=False)
+    assert names == [
+        f"samples-sky-rocket.jpg-{layer}-first-{count}-channels.png"
+        for layer, count in (("conv1_1", 3), ("pool2", 4), ("fc6", 4))
+    ]
+
+
+def test_mosaics_of_other_channels_have_other_names(folder: Path, tmp_path: Path) -> None:
+    for channels in (2, [4, 0], "active:2"):
+        plot(folder, channels=channels, layers="pool2", input=False, file=str(tmp_path / "{layer}.png"))
+    names = {"pool2-first-2-channels.png", "pool2-channels-4-0.png", "pool2-2-most-active.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("identity", "{}"),
+        ("identity", "no JSON"),
+        ("identity", '{"data.size": "99999x1"}'),
+        ("mean_pixel", np.zeros(4)),
+        ("mean_pixel", None),
+    ],
+)
+def test_an_input_of_which_the_run_says_nothing_sensible_is_left_out(
+    name: str, value: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(folder)
+    run.attributes[name] = value
+    monkeypatch.setattr("pipeline.views.open_run", lambda path: run)
+    plot(folder, layers="pool2", file=str(tmp_path / "a.png"))
+    assert capsys.readouterr().err.endswith("the run does not say how its images were made ready; drawn without it\n")
+
+
+def test_an_input_that_is_gone_or_another_now_is_said_and_left_out(written: Callable[..., Any]) -> None:
+    _, said = written(image="gone/猫.jpg", layers="pool2")
+    assert said == f"input: {str(PHOTOGRAPHS / 'gone/猫.jpg')!r}: missing: file not found; drawn without it\n"
+    with pytest.raises(
+        StoreError, match=r"gone/猫.jpg': the input cannot be shown, got missing: file not found. Expected the file"
+    ):
+        written(image="gone/猫.jpg", input="only")
+
+
+def test_the_input_alone_is_what_the_network_saw(written: Callable[..., Any]) -> None:
+    names, _ = written(input="only")
+    assert names == ["samples-sky-rocket.jpg-input.png"]
+    expected = np.asarray(Image.open(PHOTOGRAPHS / "sky/rocket.jpg").resize((32, 24), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(np.asarray(Image.open(names[0])) - expected).max() <= 1
+
+
+def test_a_shard_and_a_run_that_was_moved_are_drawn_alike(folder: Path, written: Callable[..., Any], tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(folder, tmp_path.parent / f"{tmp_path.name} moved" / "there"))
+    shard = next((moved / "shards").glob("*-00001-of-*.h5"))
+    names, _ = written(run=shard, image="0", layers="pool2", file="{layer} {image}.png")
+    assert names == ["pool2 3.png"]
+    lone = tmp_path.parent / f"{tmp_path.name} moved" / shard.name
+    shutil.copy(shard, lone)
+    plot(lone, layers="pool2", input=False)
+    assert (lone.parent / f"{lone.stem}-3-pool2.png").exists()
+
+
+def test_native_size_float16_and_added_parts_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "BAND_BYTES", 1)
+    keys = [f"{number}.jpg" for number in range(7)]
+    sizes = {row: (40 + row, 30 + 7 * row) for row in range(7)}
+    for count, existing in ((4, "resume"), (7, "extend")):
+        spec = make_spec(count, {"relu4_1": None}, dtype="float16", identity={"data.size": "native"}, keys=keys[:count])
+        whole = make_spec(7, {"relu4_1": None}, keys=keys)
+        write_run(tmp_path / "run", spec, values=make_values(whole, sizes), existing=existing)
+    for row in (0, 6):
+        plot(tmp_path / "run", image=str(row), channels=3, input=False, colormap="hot", file=str(tmp_path / "native.png"))
+        first = framed(np.asarray(Image.open(tmp_path / "native.png")))[0]
+        assert first.shape[0] / first.shape[1] == pytest.approx(sizes[row][0] / sizes[row][1], abs=0.01)
+
+
+def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "BAND_BYTES", 1)
+    monkeypatch.setattr("pipeline.views.WHOLE_BYTES", 1000)
+    spec = make_spec(1, {"relu1_1": None}, keys=["a.jpg"])
+    values = make_values(spec, {0: (1200, 900)})
+    write_run(tmp_path / "run", spec, values=values)
+    sheets: list[Any] = []
+    monkeypatch.setattr("pipeline.views.draw", lambda sheet, *rest: sheets.append(sheet) or paper.Paper(1, 1, 20))
+    for exact in (False, True):
+        plot(tmp_path / "run", exact=exact, dpi=50, input=False)
+    part, whole = (sheet.maps[0] for sheet in sheets)
+    channel = values["relu1_1"][0][:, :, 0]
+    # 4.2 x 5.6 inches of 50 px: squares of 4, two rows of each.
+    assert (part.rows_read, whole.rows_read) == (601, 1200)
+    assert whole.zeros == pytest.approx(np.mean(channel == 0))
+    assert part.high == max(channel[::2].max(), channel[-1].max())
+    assert abs(part.zeros - whole.zeros) < 0.01
+
+
+WRONG = [
+    ({"run": None}, "run: no run was named, got None. Expected a run folder, its features.h5 or a shard. Run e.g. `python"),
+    ({"runn": 1}, "runn: there is no such option, got 'runn'. Expected one of: run. "),
+    ({"scale": "shard"}, "scale: not a valid value, got 'shard'. Expected one of: own, shared. Did you mean shared?"),
+    ({"input": "yes"}, "input: not a valid value, got 'yes'. Expected true, false or only. Run `python -m pipeline.plot --help`"),
+    ({"show": 1}, "show: not a valid value, got 1. Expected true or false. "),
+    ({"exact": None}, "exact: not a valid value, got None. Expected true or false. "),
+    ({"input": "only", "show": True}, "show: the input alone is written and not shown, got input=only. "),
+    ({"colormap": 3}, "colormap: not a valid value, got 3. Expected the name of one of Matplotlib's colour maps. "),
+    ({"channel": -1}, "channel: not a valid value, got -1. Expected a whole number from 0 to 1048576. "),
+    ({"channel": 3, "channels": 9}, "channel: one channel and several exclude each other, got channel=3 and channels=9. "),
+    ({"channels": 0}, "channels: not a valid value, got 0. Expected a number of channels, a list as [0,5,9], or active:64. "),
+    ({"channels": "active:0"}, "channels: not a valid value, got 'active:0'. Expected a number of channels, "),
+    ({"channels": "activ:9"}, "channels: not a valid value, got 'activ:9'. Expected a number of channels, "),
+    ({"channels": [1, "a"]}, "channels: not a valid value, got 'a'. Expected a whole number from 0 to 1048576. "),
+    ({"channels": [1, 1]}, "channels: not a valid value, got [1, 1]. Expected each channel once. "),
+    ({"image": "a", "images": ["b"]}, "image: one image and several exclude each other, got 'a' and ['b']. "),
+    ({"image": ""}, "image: not a valid value, got ''. Expected a key as cats/tom.jpg, or a row as 3. "),
+    ({"images": []}, "images: not a valid value, got []. Expected a list of keys and rows, e.g. images=[3,cats/tom.jpg]. "),
+    ({"images": [1.5]}, "images: not a valid value, got 1.5. Expected a key as cats/tom.jpg, or a row as 3. "),
+    ({"dpi": 5}, "dpi: not a valid value, got 5. Expected a whole number from 20 to 1200. "),
+    ({"file": "a.jpg"}, "file: not the name of a picture, got 'a.jpg'. Expected one that ends in .png, .pdf, .svg. "),
+    (
+        {"file": "a.svg", "input": "only"},
+        "file: not the name of a picture of the input alone, got 'a.svg'. Expected one that ends in",
+    ),
+    ({"layers": 4}, "layers: not a valid value, got 4. Expected a list of names, patterns, blocks or all, "),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG, ids=lambda part: str(part)[:30])
+def test_a_wrong_value_says_what_is_right(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        choice(**{"run": Path("x"), **values})
+    assert str(raised.value).startswith(message)
+
+
+NOT_THERE = [
+    (
+        {"image": "sky/rockt.jpg"},
+        "image: {run}/features.h5: no such image, got 'sky/rockt.jpg'. Expected a key such as: sky/rocket",
+    ),
+    ({"image": "6"}, "image: no such row, got 6. Expected -6 to 5, or a key as 'sky/rocket.jpg'. Rows are counted from 0."),
+    ({"layers": "relu1_2"}, "layers: not stored in this run, got 'relu1_2'. Expected one of: relu1_1. Leave it out for all"),
+    ({"layers": "block3"}, "layers: not stored in this run, got 'block3'. Expected one of: conv1_1, relu1_1, pool2, fc6, all. "),
+    ({"channel": 3}, "channel: layer conv1_1 has no such channel, got 3. Expected 0 to 2. Choose another, or other layers."),
+    ({"channels": [0, 5], "layers": "pool2"}, "channels: layer pool2 has no such channel, got 5. Expected 0 to 4. Choose others"),
+    ({"colormap": "grey2"}, "colormap: there is none of this name, got 'grey2'. Expected one of: grey"),
+    ({"images": [0, 2], "file": "x.png"}, "file: 2 pictures would have one name, got 'x.png'. Expected {{image}} in it. Write"),
+    ({"channels": 2, "file": "x.png"}, "file: 4 pictures would have one name, got 'x.png'. Expected {{layer}} in it. "),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), NOT_THERE, ids=lambda part: str(part)[:30])
+def test_what_the_run_does_not_have_names_the_nearest(folder: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        plot(folder, **{"input": False, **values})
+    assert str(raised.value).startswith(message.format(run=folder))
+
+
+def test_a_failed_image_says_why_it_has_no_picture(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as raised:
+        plot(folder, image="people/broken.jpg")
+    assert str(raised.value) == (
+        f"{folder}/features.h5: row 1 ('people/broken.jpg') failed and has no features, got 'truncated after 17 bytes'. "
+        f"Expected an image that is ok, as row 0. Choose another with image=..."
+    )
+    write_run(tmp_path / "bad", make_spec(2), failed=[0, 1])
+    with pytest.raises(StoreError, match=r"all 2 images failed, got e.g. 'truncated after 17 bytes'. Expected one that is ok."):
+        plot(tmp_path / "bad")
+
+
+def test_layers_are_named_by_patterns_and_blocks() -> None:
+    stored = ("conv1_1", "relu1_1", "conv3_1", "pool3", "fc6")
+    for words, expected in (
+        (["all"], stored),
+        (["block3"], ("conv3_1", "pool3")),
+        (["fc6", "*1_1"], ("conv1_1", "relu1_1", "fc6")),
+    ):
+        assert choose_layers(stored, words) == list(expected)
+
+
+def test_images_whose_names_would_be_one_get_their_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run", make_spec(2, {"a": (2, 2, 1)}, keys=["a/b.jpg", "a-b.jpg"]))
+    plot(tmp_path / "run", images=[0, 1], input=False)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["run-0-a-b.jpg-a.png", "run-1-a-b.jpg-a.png"]
+
+
+def test_keys_of_any_kind_make_names_that_every_system_takes(tmp_path: Path) -> None:
+    keys = ["x" * 400 + "/猫.jpg", "猫" * 100, "a\nb", "{run}$HOME%s;|.jpg", "..", "-"]
+    write_run(tmp_path / "run", make_spec(6, {"a": (2, 2, 1)}, keys=keys))
+    plot(tmp_path / "run", images=[*range(6)], input=False, dpi=20)
+    names = [path.name for path in tmp_path.glob("*.png")]
+    assert len(names) == 6
+    assert all(len(name.encode()) < 200 and not set("/\\\n:*?|;$%{}") & set(name) for name in names)
+
+
+def test_a_window_is_refused_where_there_is_none_and_shown_where_there_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with pytest.raises(OptionError) as raised:
+        plot(folder, layers="pool2", show=True, file=str(tmp_path / "a.png"))
+    assert str(raised.value).startswith(
+        "show: no window can be opened here, got MPLBACKEND=agg. Expected a display, and a toolkit as"
+    )
+    monkeypatch.setenv("MPLBACKEND", "module://nothing")
+    with pytest.raises(OptionError, match=r"show: no window can be opened here, got No module named 'nothing'\. "):
+        plot(folder, layers="pool2", show=True)
+    assert not list(tmp_path.iterdir())
+    # A canvas that has a window, as far as anybody can tell.
+    shown: list[int] = []
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(FigureCanvasAgg, "required_interactive_framework", "any", raising=False)
+    monkeypatch.setattr("matplotlib.cbook._get_running_interactive_framework", lambda: None)
+    monkeypatch.setattr(pyplot, "show", lambda block: shown.append(len(pyplot.get_fignums())))
+    plot(folder, images=[0, 2], layers="pool2", show=True, file=str(tmp_path / "{image}.png"))
+    pyplot.close("all")
+    assert shown == [2]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_command_writes_the_same_bytes_and_loads_no_tensorflow(folder: Path, tmp_path: Path) -> None:
+    program = """
+import runpy, sys
+try:
+    runpy.run_module("pipeline.plot", run_name="__main__")
+except SystemExit as error:
+    print(error.code, end=" ")
+print(*(name in sys.modules for name in ("tensorflow", "h5py", "matplotlib")))
+"""
+    # A notebook's backend, which the programs that it starts inherit and may not have.
+    told = {**environment(), "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "error"}
+    outcomes = []
+    for arguments in (["image=sky/rocket.jpg", "channels=active:2", "file={layer}.png"], ["layer=pool2"]):
+        command = [sys.executable, "-c", program, f"run={folder}", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True, check=False)
+        outcomes.append((result.stdout.splitlines()[-1], result.stderr))
+    assert outcomes == [
+        ("False True True", ""),
+        (
+            "2 False False False",
+            "error: layer: there is no such option, got 'layer'. Expected one of: layers. "
+            "Run `python -m pipeline.plot --help` for all.\n",
+        ),
+    ]
+    for layer in ("conv1_1", "fc6"):
+        path = next(tmp_path.glob(f"{layer}*.png"))
+        plot(folder, layers=layer, channels="active:2", file=str(tmp_path / "again.png"))
+        assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
+
+
+def test_a_missing_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    result = call("run=nothing", "channels=active:64", cwd=tmp_path, module=MODULE)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: nothing: there is no such run, got a path that does not exist. ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_leaves_whole_pictures_and_no_half_ones(folder: Path, tmp_path: Path) -> None:
+    arguments = (f"run={folder}", "images=[0,2,3,4,5]", "dpi=300", "input=false", "file={image}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", MODULE, *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, error = process.communicate(timeout=60)
+    assert first.startswith("written: sky-rocket.jpg.png (")
+    assert process.returncode == 130, error
+    assert error == "interrupted: pictures that are written stay, none is half written. Run the command again.\n"
+    assert {path.name for path in tmp_path.iterdir()} == {line.split()[1] for line in [first, *rest.splitlines()]}
+
+
+def test_commas_make_lists_and_keys_are_taken_as_typed() -> None:
+    from pipeline.plot import PLOT
+    from pipeline.run import literal_arguments
+
+    arguments = ["layers=relu1_1,relu2_1", "channels=0,5", "channels=[0,5]", "channels=9", "images=1,2", "image=a, b=[c].jpg"]
+    assert literal_arguments(arguments, PLOT.literal_options) == [
+        *("layers=[relu1_1,relu2_1]", "channels=[0,5]", "channels=[0,5]", "channels=9", "images=[1,2]", 'image="a, b=[c].jpg"')
+    ]
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_what_its_command_makes(tmp_path: Path) -> None:
+    shutil.copytree(PHOTOGRAPHS, tmp_path / "tests/photographs")
+    arguments = ["data.dir=tests/photographs", "name=maps", "network.weights=random", "layers=[relu?_1,pool4]"]
+    assert call(*arguments, cwd=tmp_path).returncode == 0
+    arguments = ["run=outputs/maps", "image=sky/rocket.jpg", "channel=49", "file=feature-maps.png"]
+    assert call(*arguments, cwd=tmp_path, module=MODULE).returncode == 0
+    made, kept = (
+        np.asarray(Image.open(path)).astype(int)
+        for path in (tmp_path / "feature-maps.png", REPOSITORY / "tests/pictures/feature-maps.png")
+    )
+    assert made.shape == kept.shape
+    # Letters differ a little from one version of Matplotlib to the next, values from one processor to the next.
+    assert np.mean(np.abs(made - kept).max(axis=2) > 8) < 0.01
+    assert (REPOSITORY / "tests/pictures/feature-maps.png").stat().st_size < 150_000

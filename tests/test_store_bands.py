@@ -1,0 +1,116 @@
+"""An image read piece after piece is the image, and damage is named as by all readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store import format
+from pipeline.store.reader import open_run
+from pipeline.store.rows import ShardRows
+
+from .damage import chunk_place, flip
+from .stored_runs import make_spec, make_values, write_run
+
+SHARD = "shards/shard-00001-of-00003.h5"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_the_pieces_of_an_image_are_the_image(dtype: str, compression: str, tmp_path: Path) -> None:
+    values = write_run(tmp_path, make_spec(dtype=dtype, compression=compression))
+    with open_run(tmp_path) as run:
+        for layer in run.layers:
+            for row in (0, 5, 9):
+                pieces = list(run[layer].bands(row))
+                assert len(pieces) == 1
+                assert pieces[0][0] == 0
+                assert pieces[0][1].dtype == dtype
+                np.testing.assert_array_equal(pieces[0][1], values[layer][row])
+                assert run[layer].shape_of(row) == values[layer][row].shape
+
+
+def test_an_image_of_native_size_comes_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "BAND_BYTES", 200)
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    values = write_run(tmp_path, spec, failed=[1], values=make_values(spec, {i: (3 + i, 9 - i) for i in range(6)}))
+    with open_run(tmp_path) as run:
+        bands = list(run["relu4_1"].bands(5))
+        assert [(first, band.shape) for first, band in bands] == [(0, (4, 4, 3)), (4, (4, 4, 3))]
+        np.testing.assert_array_equal(np.concatenate([band for _, band in bands]), values["relu4_1"][5])
+        assert run["relu4_1"].shape_of(5) == (8, 4, 3)
+
+
+def test_a_row_above_a_gibibyte_comes_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "LARGEST_CHUNK_BYTES", 70_000)
+    monkeypatch.setattr(format, "LARGE_ROW_BAND_BYTES", 30_000)
+    values = write_run(tmp_path, make_spec())
+    with open_run(tmp_path) as run:
+        bands = list(run["relu4_1"].bands(7))
+        assert [(first, len(band)) for first, band in bands] == [(0, 31), (31, 31), (62, 18)]
+        np.testing.assert_array_equal(np.concatenate([band for _, band in bands]), values["relu4_1"][7])
+
+
+def test_pieces_are_left_out_but_never_the_first_and_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "BAND_BYTES", 1)
+    spec = make_spec(1, {"relu4_1": None})
+    values = write_run(tmp_path, spec, values=make_values(spec, {0: (12, 5)}))
+    with open_run(tmp_path) as run:
+        for every, expected in ((1, [*range(12)]), (3, [0, 3, 6, 9, 11]), (5, [0, 5, 10, 11]), (11, [0, 11]), (99, [0, 11])):
+            bands = list(run["relu4_1"].bands(0, every))
+            assert [first for first, _ in bands] == expected
+            for first, band in bands:
+                np.testing.assert_array_equal(band, values["relu4_1"][0][first : first + 1])
+
+
+def test_chunks_of_another_program_are_read_alike(tmp_path: Path) -> None:
+    values = write_run(tmp_path, make_spec())
+    with h5py.File(tmp_path / SHARD, "r+") as file:
+        data, attributes = file["features/relu4_1"][:], dict(file["features/relu4_1"].attrs)
+        del file["features/relu4_1"]
+        file["features"].create_dataset("relu4_1", data=data, chunks=(2, 40, 80, 3), shuffle=True).attrs.update(attributes)
+    with open_run(tmp_path) as run:
+        np.testing.assert_array_equal(next(run["relu4_1"].bands(6))[1], values["relu4_1"][6])
+
+
+@pytest.mark.parametrize("layer", ["conv1_1", "relu4_1"])
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_damaged_piece_is_named_as_by_all_readers(layer: str, compression: str, tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(compression=compression))
+    flip(tmp_path / SHARD, chunk_place(tmp_path / SHARD, layer, 2))
+    with open_run(tmp_path) as run:
+        lines = set()
+        for row in (4, 5, 6, 7):
+            try:
+                list(run[layer].bands(row))
+            except StoreError as error:
+                lines.add(str(error))
+        assert len(lines) == 1 or layer == "conv1_1"
+        assert all(line.startswith(f"{tmp_path / SHARD}: layer {layer}, row") and "is damaged, got " in line for line in lines)
+        assert lines
+
+
+def test_an_image_that_is_gone_is_damage_too(tmp_path: Path) -> None:
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(tmp_path, spec, values=make_values(spec, {i: (3 + i, 9 - i) for i in range(6)}))
+    shard = tmp_path / "shards/shard-00001-of-00002.h5"
+    with h5py.File(shard, "r+") as file:
+        del file["features/relu4_1/000000005"]
+    with open_run(tmp_path) as run:
+        for read in (run["relu4_1"].shape_of, lambda row: list(run["relu4_1"].bands(row))):
+            with pytest.raises(StoreError, match=r"relu4_1, row 5 .* is damaged"):
+                read(5)
+
+
+def test_what_the_examination_cannot_find_again_was_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, make_spec())
+    flip(tmp_path / SHARD, chunk_place(tmp_path / SHARD, "relu4_1", 2))
+    monkeypatch.setattr(ShardRows, "examine", lambda *arguments: ([], 0))
+    with open_run(tmp_path) as run, pytest.raises(StoreError) as raised:
+        list(run["relu4_1"].bands(6))
+    assert str(raised.value).startswith("layer relu4_1, row 2 of its shard: cannot be read, got ")
+    assert str(raised.value).endswith("Expected a file and memory that do not change while they are read. Run the command again.")
