@@ -58,9 +58,11 @@ def test_files_that_may_not_grow_stop_the_run_and_more_room_lets_it_go_on(
 ) -> None:
     run = tmp_path / "outputs/run"
     sizes = [path.stat().st_size for path in sorted((undisturbed / "shards").iterdir())]
-    # Options, shards, index and report are written in this order; each limit lets one more through.
-    config_bytes = (undisturbed / "config.yaml").stat().st_size
-    assert_refused(call(images, tmp_path, limit_bytes=config_bytes - 1), "config.yaml: the file would be larger than", run)
+    # The list of images, options, shards, index and report are written in this order; each limit lets one more through.
+    list_bytes, config_bytes = ((undisturbed / name).stat().st_size for name in ("manifest.jsonl.gz", "config.yaml"))
+    assert_refused(call(images, tmp_path, limit_bytes=list_bytes - 1), "manifest.jsonl.gz: the file would be larger than", run)
+    if config_bytes > list_bytes:
+        assert_refused(call(images, tmp_path, limit_bytes=config_bytes - 1), "config.yaml: the file would be larger than", run)
     assert finished_shards(run) == {}
     limit_bytes = max(sizes[:5])
     assert max(sizes[8:]) > limit_bytes

@@ -109,6 +109,12 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
             needs; the disk refuses.
     """
     shards = folder / format.SHARD_FOLDER
+    count = -(-len(spec.manifest) // spec.images_per_shard)
+    if count > format.MOST_SHARDS or len(spec.manifest) > format.MOST_ROWS:
+        raise StoreError(
+            f"{folder}: the run is too large, got {len(spec.manifest)} images in {count} shards. Expected at most "
+            f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
+        )
     _refuse_foreign_folder(folder)
     try:
         disk.make_folder(shards)
@@ -160,7 +166,9 @@ def _refuse_foreign_folder(folder: Path) -> None:
     lock = folder / format.LOCK_NAME
     # What is written before all else has been looked at.
     early = [format.LOCK_NAME, format.DIGESTS_NAME, format.DIGESTS_NAME + format.PARTIAL_SUFFIX]
-    names = [name for name in early if (folder / name).is_symlink() or (folder / name).is_dir()]
+    names = [name for name in early if (folder / name).is_symlink() or _is_special(folder / name)]
+    # Behind a link in its place, shards would be written into another folder.
+    names += [name for name in (format.SHARD_FOLDER,) if (folder / name).is_symlink()]
     if not (lock.exists() or result_paths(folder) or listing_paths(folder)):
         names += [name for name in format.COMPANION_NAMES if (folder / name).exists()]
     if names:
@@ -168,6 +176,11 @@ def _refuse_foreign_folder(folder: Path) -> None:
             f"{folder}: not a run folder, got {', '.join(names)} of somebody else. Expected an empty folder, or one that this "
             f"program has written. Choose another with name=... or output.dir=..."
         )
+
+
+def _is_special(path: Path) -> bool:
+    """Tells whether something other than a regular file is there: a folder, a pipe that would be waited for, a device."""
+    return path.exists() and not path.is_file()
 
 
 def _refuse_strangers(run_folder: RunFolder) -> None:
@@ -180,17 +193,21 @@ def _refuse_strangers(run_folder: RunFolder) -> None:
     old = [folder / name for name in (format.INDEX_NAME, *format.COMPANION_NAMES)]
     old += [folder / format.manifest_name(part) for part in range(len(run_folder.spec.parts))]
     strangers = [path for path in _with_partials(new) if path not in replaced and (path.is_symlink() or path.exists())]
-    strangers += [path for path in _with_partials(old) if path.is_symlink() or (path.exists() and not path.is_file())]
+    strangers += [path for path in _with_partials(old) if path.is_symlink() or _is_special(path)]
     index = folder / format.INDEX_NAME
     if index.is_file() and tables.is_foreign(index):
         strangers.append(index)
     if strangers:
-        path = strangers[0]
-        what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file of another program"
-        raise StoreError(
-            f"{path}: not a file that this program has written, got {what}. Expected nothing of this name, since the run needs "
-            f"it. Move it away, or choose another folder with name=..."
-        )
+        raise _stranger(strangers[0])
+
+
+def _stranger(path: Path) -> StoreError:
+    kinds = ((path.is_symlink(), "a link"), (path.is_dir(), "a folder"), (path.is_file(), "a file of another program"))
+    what = next((words for is_kind, words in kinds if is_kind), "a pipe or device")
+    return StoreError(
+        f"{path}: not a file that this program has written, got {what}. Expected nothing of this name, since the run needs "
+        f"it. Move it away, or choose another folder with name=..."
+    )
 
 
 def _partial_listings(folder: Path) -> list[Path]:
@@ -211,6 +228,10 @@ def _with_partials(paths: Iterable[Path]) -> list[Path]:
 
 def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], extend: bool) -> RunFolder:
     """Keeps finished shards; removes partial and damaged files, once all others prove to be of this run."""
+    links = [path for path in paths if path.is_symlink()]
+    if links:
+        # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
+        raise _stranger(links[0])
     useless = dict.fromkeys([path for path in paths if _is_partial(path)] + _partial_listings(folder), "unfinished")
     results = [read_result(path) for path in paths if path not in useless]
     chain = settle_parts(folder, spec, find_parts(folder, results), extend)
@@ -236,8 +257,6 @@ def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], e
     if index and (reason := _why_useless(index, chain.spec, finished)):
         useless[index.path] = reason
     for path, reason in useless.items():
-        if path.is_symlink():
-            continue  # refused, or left alone, as any other link
         _log.warning("%s: removed, since it is %s", path, reason)
         disk.remove(path)
     forget_missing(folder)

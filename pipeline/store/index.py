@@ -14,6 +14,7 @@ from ..errors import StoreError
 from ..records import OK, FeatureSpec, RunSpec, ShardSpec
 from . import disk, format, tables
 from .digests import Digests
+from .regular import require_own_shards
 from .tables import Column
 
 
@@ -68,6 +69,7 @@ def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, N
     digests = [part.digest for part in spec.parts]
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {}
+    require_own_shards(folder)
     for shard in spec.shards():
         path = folder / format.SHARD_FOLDER / shard.file_name
         with tables.open_file(path) as file:
@@ -77,7 +79,7 @@ def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, N
                     columns.setdefault(name, []).append(tables.read_column(file, path, name))
                 for feature in spec.features:
                     layer = feature.layer.name
-                    checksums.setdefault(layer, []).append(file["checksums"][layer][()])
+                    checksums.setdefault(layer, []).append(tables.read_checksums(file, path, layer))
             except tables.HDF5_READ_ERRORS as error:
                 raise tables.damaged(path, "a table", error) from error
     for name, parts in columns.items():

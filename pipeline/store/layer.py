@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from . import format
+from .damage import does_not_fit
 from .selection import select_rows
 from .shards import Shards
 
@@ -72,12 +74,19 @@ class Layer:
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
         numbers, firsts = self._shards.locate(ascending)
+        if len(rows):
+            # Before memory is taken for what only the index has said.
+            self._shards.open(int(numbers[0])).hold_to(self.name, self._row_shape, self.dtype)
         if self._row_shape is None:
             images: list[Any] = [None] * len(rows)
             for place, number, row in zip(order.tolist(), numbers.tolist(), (ascending - firsts).tolist(), strict=True):
                 images[place] = self._shards.open(number).read_native(self.name, row)
             return images
-        values = np.empty((len(rows), *self._row_shape), self.dtype)
+        try:
+            values = np.empty((len(rows), *self._row_shape), self.dtype)
+        except (MemoryError, ValueError) as error:
+            size_bytes = len(rows) * math.prod(self._row_shape) * self.dtype.itemsize
+            raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
         for number in np.unique(numbers).tolist():
             among = numbers == number
             self._shards.open(number).read(self.name, (ascending - firsts)[among], order[among], values)
