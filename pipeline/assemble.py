@@ -281,7 +281,7 @@ def _is_reported(path: Path, spec: RunSpec) -> bool:
         return False
     try:
         return bool(json.loads(report.read_text(encoding="utf-8"))["run_digest"] == spec.digest)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

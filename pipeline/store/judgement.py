@@ -193,6 +193,8 @@ class Judge:
             if name not in self._listed:
                 yield name, damage.missing_list(self._folder / name)
         for name, listed in self._listed.items():
+            if isinstance(self._found.get(name), StoreError):
+                continue  # no file of its own, which has been found already
             if listed is None:
                 yield name, damage.damaged_list(self._folder / name)
             elif self._run:

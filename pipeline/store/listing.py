@@ -31,13 +31,13 @@ LEVEL = 1
 
 # A list may unpack to so many times its size, as one with a long text in every row does, or to so many bytes: a stranger's can
 # unpack to a thousand times.
-_LARGEST_FACTOR, _SMALL_BYTES = 300, 32 << 20
+_LARGEST_FACTOR, _SMALL_BYTES = 300, 16 << 20
 
 # What comes of bytes that are not as they were written: of the disk, of gzip, of JSON (nested too deeply: RuntimeError; a number
 # of thousands of digits: OverflowError), of this room.
 _READ_ERRORS = (
     *(OSError, EOFError, zlib.error, StoreError, RuntimeError),
-    *(ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError),
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError),
 )
 
 
@@ -116,7 +116,10 @@ def read_listing(path: Path) -> Listing | None:
                 left_bytes -= len(line)
                 if left_bytes < 0:
                     return None
-                lines.append(json.loads(line))
+                content = json.loads(line)
+                if not content["key"]:
+                    return None
+                lines.append(content)
         identity = checked_identity(header["identity"])
         if identity is None:
             return None
