@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import signals
-from .errors import OptionError, PipelineError, nearest
+from .errors import OptionError, PipelineError, nearest, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -195,7 +195,7 @@ def main() -> None:
 
 def fail(error: PipelineError) -> NoReturn:
     """Prints an error as one line and leaves."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import signals
-from .errors import OptionError, StoreError
+from .errors import OptionError, StoreError, printable
 from .report import usable_cores, words_for_bytes
 from .run import Door, answered, compose, configuration_folder
 
@@ -87,7 +88,7 @@ def verify(folder: Path, repair: bool) -> None:
         with bar:
             verdict = verify_folder(folder, usable_cores(), bar.update)
         for line in _lines(verdict):
-            print(line)
+            print(printable(line))
         print(summary(verdict), flush=True)
         if not verdict.count:
             return
@@ -140,6 +141,9 @@ def _verify(config: DictConfig) -> None:
 def main() -> None:
     """Runs the command; leaves with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
     signals.heed(VERIFY.when_stopped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does by itself: a folder's name need not be such as this terminal's encoding has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     import hydra
 
     compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="verify")(_verify), VERIFY)

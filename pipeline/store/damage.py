@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import StoreError
+from ..errors import StoreError, printable
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
 # become one of another kind.
@@ -31,11 +31,6 @@ def damaged(path: Path, part: str, got: object) -> DamagedError:
         f"{path}: {printable(part, 1000)} is damaged, got {words}. Expected the bytes that were "
         f"written. Remove this file and run the extraction again: only what is missing is made again."
     )
-
-
-def printable(text: str, most: int) -> str:
-    """Gives the beginning of a text that a stranger may have written: on one line, and nothing that a terminal would obey."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[:most])
 
 
 def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
