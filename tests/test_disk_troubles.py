@@ -147,3 +147,22 @@ def test_a_folder_that_is_taken_away_stops_the_run_and_goes_on_when_it_is_back(
     assert call(images, tmp_path).returncode == 0
     assert finished_shards(run).items() >= kept.items()
     assert_same_run(run, undisturbed)
+
+
+def test_a_folder_that_is_removed_stops_the_run_and_the_next_one_begins_anew(
+    images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "outputs/run"
+    program = command(f"data.dir={images}", *OPTIONS, cwd=tmp_path)
+    with subprocess.Popen(program, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not finished_shards(run) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        while run.exists() and time.monotonic() < deadline:
+            shutil.rmtree(run, ignore_errors=True)
+        _, said = process.communicate(timeout=60)
+    ended = subprocess.CompletedProcess(program, process.returncode, "", said)
+    assert_refused(ended, "the folder has been removed, got ENOENT.", run)
+    assert not run.exists()
+    assert call(images, tmp_path).returncode == 0
+    assert_same_run(run, undisturbed)

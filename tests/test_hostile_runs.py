@@ -26,6 +26,7 @@ from pipeline.store.verification import verify_folder
 
 from .damage import accept, write_companions
 from .hostile_runs import IDENTITIES, INDEX, LAYER, LISTINGS, REFILLS, SHARD, TREES, identity, refill
+from .run_fuzzer import fuzz
 from .stored_runs import make_spec, make_values, write_run
 from .test_store_damage import change
 from .test_store_verification import Here
@@ -64,7 +65,7 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     if pages:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 600 * MEBIBYTE, limits[1]))
-    signal.alarm(60)
+    signal.alarm(120)
     yield
     signal.alarm(0)
     resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -399,3 +400,14 @@ def test_a_report_nested_too_deeply_is_written_anew(copy: Path) -> None:
     (copy / "report.json").write_text(json.dumps({"run_digest": make_spec().digest}))
     assert _is_reported(copy, make_spec())
     assert os.path.lexists(copy / "report.json")
+
+
+@pytest.mark.slow
+def test_a_reader_of_damaged_files_gives_what_was_written_or_one_line(tmp_path: Path) -> None:
+    found = fuzz(tmp_path, mutations=600, seed=2026)
+    print(found)
+    # HDF5 itself crashes on, or never comes back from, some of what is no HDF5 any more; verify reads in another process.
+    assert sum(found.values()) == 600
+    assert found["lost"] <= 12
+    assert found.keys() <= {"same", "one line", "lost"}
+    assert found["one line"] >= 200
