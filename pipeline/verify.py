@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,14 +77,14 @@ def verify(folder: Path, repair: bool) -> None:
     from .store import format
     from .store.lock import take_lock
     from .store.repair import repair as remove_damaged
-    from .store.verification import verify_folder
+    from .store.verification import files_to_check, verify_folder
 
-    if folder.name == format.INDEX_NAME and folder.is_file():
+    if folder.name == format.INDEX_NAME and os.path.lexists(folder) and not folder.is_dir():
         folder = folder.parent
+    total_bytes = sum((folder / name).lstat().st_size for name in files_to_check(folder))
     with ExitStack() as stack:
-        if repair and folder.is_dir():
+        if repair:
             stack.callback(take_lock(folder).release)
-        total_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
         bar = tqdm(total=total_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
         with bar:
             verdict = verify_folder(folder, usable_cores(), bar.update)

@@ -81,6 +81,14 @@ def does_not_fit(where: str, rows: int, size_bytes: int) -> StoreError:
     )
 
 
+def no_folder(path: Path) -> StoreError:
+    """Gives the one line for something else than a folder where a run folder was named."""
+    return StoreError(
+        f"{path}: not a run folder, got a file, a pipe or a device. Expected the folder that an extraction has written. "
+        f"Give the folder that was named by name=..., usually outputs/<name>."
+    )
+
+
 def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
     """Gives the one line for a file that the system does not let us read."""
     return StoreError(

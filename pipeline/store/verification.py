@@ -41,19 +41,35 @@ def verify_folder(
     Raises:
         StoreError: There is no such folder, or nothing of a run in it.
     """
-    if not folder.exists():
-        raise no_such_run(folder)
-    require_own_shards(folder)
-    names = _names(folder)
-    if not any(name.endswith(".h5") for name in names):
-        raise damage.no_run(folder, format.INDEX_NAME)
+    names = files_to_check(folder)
     digests = Digests(folder)
     found, examined = _read_all(folder, names, workers, progress, silence_seconds)
     listed = {name: read_listed(folder / name) for name in names if format.MANIFEST_NAME.fullmatch(name)}
     return Judge(folder, digests, found, examined, listed).judge()
 
 
+def files_to_check(folder: Path) -> list[str]:
+    """Gives the files of a run that are there, as paths from its folder.
+
+    Raises:
+        StoreError: There is no such folder, or nothing of a run in it.
+    """
+    try:
+        is_folder, exists = folder.is_dir(), os.path.lexists(folder)
+        names = _names(folder) if is_folder else []
+    except (OSError, ValueError) as error:
+        raise damage.unreadable(folder, error) from error
+    if not exists:
+        raise no_such_run(folder)
+    if not is_folder:
+        raise damage.no_folder(folder)
+    if not any(name.endswith(".h5") for name in names):
+        raise damage.no_run(folder, format.INDEX_NAME)
+    return names
+
+
 def _names(folder: Path) -> list[str]:
+    require_own_shards(folder)
     shards = folder / format.SHARD_FOLDER
     there = sorted(path.name for path in shards.iterdir()) if shards.is_dir() else []
     names = [format.shard_path(name) for name in there if format.SHARD_NAME.fullmatch(name)]
