@@ -73,22 +73,19 @@ def _target(link: Any) -> str:
     return repr(f"{link.filename}:{path}" if isinstance(link, h5py.ExternalLink) else path)
 
 
-def check_tree(file: h5py.File, path: Path) -> None:
-    """Makes sure that groups and arrays of a shard or index are its own, of the kinds that this program writes, and no larger.
+def check_groups(file: h5py.File, path: Path) -> None:
+    """Makes sure that the groups of a shard or index are its own; what is in them is for :func:`own_node` to look at.
 
-    What is missing is for whoever needs it. At native size a layer's images are looked at when they are read.
+    What is missing is for whoever needs it.
 
     Raises:
-        StoreError: Something leads out of the file, or is declared and cannot be there.
+        StoreError: One leads out of the file, or holds more than any run has.
     """
-    part = "the tree"
     try:
         # Places of texts in the file are counted from its beginning, in eight bytes.
         if file.userblock_size or file.id.get_create_plist().get_sizes() != (8, 8):
             raise ValueError("a file with a block of another program before it")
-        file_bytes = path.stat().st_size
-        for place, words in _PARTS.items():
-            part = "the tree"
+        for place in _PARTS:
             if file.get(place, getlink=True) is None:
                 continue
             group = member(file, place)
@@ -96,11 +93,45 @@ def check_tree(file: h5py.File, path: Path) -> None:
                 raise ValueError(f"no group /{place}")
             if len(group) > (_MOST_COLUMNS if place == "images" else _MOST_LAYERS):
                 raise ValueError(f"{len(group)} members of /{place}")
-            for name in group:
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, "the tree", error) from error
+
+
+def check_tree(file: h5py.File, path: Path) -> None:
+    """Makes sure of the same, and that all arrays are the file's own, of kinds that this program writes, and no larger.
+
+    At native size a layer's images are looked at when they are read.
+
+    Raises:
+        StoreError: Something leads out of the file, or is declared and cannot be there.
+    """
+    check_groups(file, path)
+    part = "the tree"
+    try:
+        for place, words in _PARTS.items():
+            for name in file.get(place, ()):
                 part = words.format(name[:100])
-                _check_node(place, name, member(group, name), file_bytes)
+                own_node(file, path, place, name)
     except HDF5_READ_ERRORS as error:
         raise damaged(path, part, error) from error
+
+
+def own_node(file: h5py.File, path: Path, place: str, name: str) -> Any:
+    """Gives a layer, a column or the checksums of a layer, if it is such as this program writes.
+
+    Args:
+        file: Of which :func:`check_groups` has made sure.
+        path: Of the file.
+        place: ``features``, ``images`` or ``checksums``.
+        name: Of what lies there.
+
+    Raises:
+        KeyError: There is nothing.
+        ValueError: It is something else, or leads out of the file.
+    """
+    node = member(file[place], name)
+    _check_node(place, name, node, path.stat().st_size)
+    return node
 
 
 def _check_node(place: str, name: str, node: Any, file_bytes: int) -> None:

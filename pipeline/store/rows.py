@@ -16,7 +16,7 @@ from ..records import FAILED, ShardSpec
 from . import codec, format, tables
 from .array import StoredArray
 from .attributes import check_attributes
-from .border import check_image, check_layer, member
+from .border import check_image, check_layer, member, own_node
 from .damage import HDF5_READ_ERRORS, damaged
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
@@ -38,7 +38,8 @@ class ShardRows:
     def __init__(self, path: Path, digest: str, shard: ShardSpec) -> None:
         self._path = path
         self._shard = shard
-        self._file = tables.open_file(path)
+        # A layer or two are read of it, perhaps of many.
+        self._file = tables.open_file(path, all_nodes=False)
         try:
             tables.check_shard(self._file, path, digest, shard)
             self._failed = tables.read_column(self._file, path, "status") == FAILED
@@ -217,7 +218,8 @@ class ShardRows:
         """Gives a layer's ``StoredArray``, or its group at native size; and its checksums."""
         if name not in self._layers:
             try:
-                node, checksums = self._file["features"][name], tables.read_checksums(self._file, self._path, name)
+                node = own_node(self._file, self._path, "features", name)
+                checksums = tables.read_checksums(self._file, self._path, name)
                 check_attributes(node, self._path, f"layer {name}")
                 check_layer(node)
                 if checksums.shape != (self._shard.rows,):

@@ -17,7 +17,7 @@ from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
 from . import format
 from .attributes import check_attributes, write_attributes
-from .border import check_attribute_sizes, check_tree
+from .border import check_attribute_sizes, check_groups, check_tree, own_node
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
 from .damage import DamagedError as DamagedError
 from .damage import ForeignError, of_another_run, unreadable
@@ -120,7 +120,7 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
         StoreError: It is damaged.
     """
     try:
-        dataset = file["images"][name]
+        dataset = own_node(file, path, "images", name)
         check_table(dataset, path)
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
         expected, got = int(dataset.attrs["crc32"]), column_checksum(values)
@@ -138,7 +138,7 @@ def read_checksums(file: h5py.File, path: Path, layer: str) -> NDArray[np.uint32
         StoreError: It is damaged.
     """
     try:
-        dataset = file["checksums"][layer]
+        dataset = own_node(file, path, "checksums", layer)
         if dataset.dtype != np.dtype("<u4"):
             raise ValueError(f"{dataset.dtype} of shape {dataset.shape}")
         check_table(dataset, path)
@@ -155,8 +155,12 @@ def column_checksum(values: Column) -> int:
     return zlib.crc32(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
-def open_file(path: Path) -> h5py.File:
+def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
     """Opens a shard or an index for reading.
+
+    Args:
+        path: Of the file.
+        all_nodes: Whether all of it is looked at now, or by :func:`~pipeline.store.border.own_node` what is taken of it.
 
     Raises:
         StoreError: It is missing, a link, cannot be read, is damaged, leads out of itself, is not of this program or of a later
@@ -186,7 +190,7 @@ def open_file(path: Path) -> h5py.File:
                 f"{path}: written by a later version of this program, got format version {int(version)}. Expected at most "
                 f"{format.FORMAT_VERSION}. Update the program."
             )
-        check_tree(opened, path)
+        (check_tree if all_nodes else check_groups)(opened, path)
     except BaseException as error:
         opened.close()
         if isinstance(error, HDF5_READ_ERRORS):
@@ -243,7 +247,7 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
     """
     try:
         found = str(file.attrs["run_digest"])
-        first, rows = int(file.attrs["first_row"]), len(file["images"]["key"])
+        first, rows = int(file.attrs["first_row"]), len(own_node(file, path, "images", "key"))
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the root", error) from error
     if found != digest:
