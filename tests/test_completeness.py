@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -226,3 +227,11 @@ def test_a_jpeg2000_without_some_of_its_tiles_fails() -> None:
     for number, start in enumerate(starts):
         for end in (b"", b"\xff\xd9"):
             assert error_of(data[:start] + end) in (f"{ENDS_EARLY}{number} of 12 tiles are there", "corrupt: broken data stream")
+
+
+def test_a_code_stream_without_end_is_not_walked_for_ever() -> None:
+    data = encode(picture(3), "JPEG2000", no_jp2=True)
+    size = data.index(b"\xff\x52")
+    began = time.monotonic()
+    error_of(data[:size] + bytes(50_000_000))
+    assert time.monotonic() - began < 10

@@ -27,9 +27,13 @@ _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _JPEG_IN_TIFF, _SEPARATE_PLANES = 7, 2
 _END_OF_JPEG = b"\xff\xd9"
+# Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
+_TAIL_BYTES = 1024
 
 # Source: ITU T.800, annex A: start of the code stream, size, start of a tile-part, end.
 _J2K_START, _J2K_SIZE, _J2K_TILE, _J2K_END = b"\xff\x4f", b"\xff\x51", b"\xff\x90", b"\xff\xd9"
+# A second's walk; 65,535 tiles of sixteen parts.
+_MOST_MARKERS = 1 << 20
 
 
 def missing_parts(image: Image.Image, data: bytes) -> str:
@@ -110,7 +114,8 @@ def _missing_strips(image: Any, data: bytes) -> str:
         return f"{there} of {count} {words}"
     if tags.get(_COMPRESSION) == _JPEG_IN_TIFF:
         # libtiff fills in the rest of a JPEG that ends early, and only warns.
-        ended = sum(_END_OF_JPEG in data[at : at + size] for at, size in zip(offsets[:count], sizes, strict=False))
+        ends = ((max(at, at + size - _TAIL_BYTES), at + size) for at, size in zip(offsets[:count], sizes, strict=False))
+        ended = sum(data.rfind(_END_OF_JPEG, first, stop) >= 0 for first, stop in ends)
         return f"{ended} of {count} {words}" if ended < count else ""
     return ""
 
@@ -131,9 +136,9 @@ def _missing_tiles(data: bytes) -> str:
     parts: dict[int, int] = {}
     announced: dict[int, int] = {}
     place += len(_J2K_START)
-    while place + 12 <= len(data):
+    for _ in range(_MOST_MARKERS):
         marker = data[place : place + 2]
-        if marker == _J2K_END:
+        if place + 12 > len(data) or marker == _J2K_END:
             break
         if marker != _J2K_TILE:
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
