@@ -411,3 +411,23 @@ def test_a_reader_of_damaged_files_gives_what_was_written_or_one_line(tmp_path: 
     assert found["lost"] <= 12
     assert found.keys() <= {"same", "one line", "lost"}
     assert found["one line"] >= 200
+
+
+def test_what_a_user_has_added_to_a_file_is_kept(copy: Path) -> None:
+    def add(file: h5py.File) -> None:
+        file["images/score"] = np.arange(len(file["images/key"]))
+        file["checksums"].attrs["mine"] = "x"
+        file.attrs["checked"] = True
+        file["pca"] = np.zeros((10, 3))
+
+    for name in (SHARD, INDEX):
+        change(copy / name, add)
+    run = open_run(copy)
+    assert list(run.images["key"]) == list(make_spec().manifest.keys)
+    assert "score" in run.images
+    with pytest.raises(StoreError, match="column 'score' of /images is damaged, got another type than is stored there: 'i' of 8"):
+        run.images["score"]
+    with open_folder(copy, make_spec(), "resume") as opened:
+        assert opened.missing == ()
+    assert (copy / SHARD).exists()
+    assert (copy / INDEX).exists()

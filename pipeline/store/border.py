@@ -27,6 +27,8 @@ _MOST_CHANNELS = 1 << 20
 _MOST_LAYERS, _MOST_COLUMNS, _MOST_ATTRIBUTES = 1000, 2000, 1000
 # Source: HDF5 file format: an attribute in the header of its object, where this program's all are, has less than 64 KiB.
 _ATTRIBUTE_BYTES = 1 << 16
+# The last for a user's own True and False.
+_ATTRIBUTE_KINDS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)
 _PARTS = {"features": "layer {}", "images": "column {!r} of /images", "checksums": "/checksums/{}"}
 
 
@@ -47,7 +49,7 @@ def check_attribute_sizes(node: h5py.Group | h5py.Dataset, path: Path, of: str) 
     for number in range(count):
         attribute = h5py.h5a.open(node.id, index=number)
         size_bytes, kind = attribute.get_storage_size(), attribute.get_type().get_class()
-        if size_bytes > _ATTRIBUTE_BYTES or kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING):
+        if size_bytes > _ATTRIBUTE_BYTES or kind not in _ATTRIBUTE_KINDS:
             name = attribute.name.decode("utf-8", "replace")[:100]
             got = f"{size_bytes} bytes" if size_bytes > _ATTRIBUTE_BYTES else "neither text nor number"
             raise damaged(path, f"attribute {name!r} of {of}", got)
@@ -98,7 +100,7 @@ def check_groups(file: h5py.File, path: Path) -> None:
 
 
 def check_tree(file: h5py.File, path: Path) -> None:
-    """Makes sure of the same, and that all arrays are the file's own, of kinds that this program writes, and no larger.
+    """Makes sure of the same, and that all arrays are the file's own; of layers, that they are such as this program writes.
 
     At native size a layer's images are looked at when they are read.
 
@@ -111,7 +113,11 @@ def check_tree(file: h5py.File, path: Path) -> None:
         for place, words in _PARTS.items():
             for name in file.get(place, ()):
                 part = words.format(name[:100])
-                own_node(file, path, place, name)
+                if place == "features":
+                    own_node(file, path, place, name)
+                else:
+                    # What is of another kind may be the user's own, and is refused if it is asked for.
+                    _check_place(place, member(file[place], name))
     except HDF5_READ_ERRORS as error:
         raise damaged(path, part, error) from error
 
@@ -135,13 +141,13 @@ def own_node(file: h5py.File, path: Path, place: str, name: str) -> Any:
 
 
 def _check_node(place: str, name: str, node: Any, file_bytes: int) -> None:
+    """Makes sure that a node may be read."""
     if place == "features":
         if not _LAYER_NAME.fullmatch(name):
             raise ValueError("a name that no layer has")
         if isinstance(node, h5py.Group):
             return
-    if not isinstance(node, h5py.Dataset):
-        raise ValueError("no array")
+    _check_place(place, node)
     kind = node.id.get_type()
     if place == "images" and name not in format.NUMBER_COLUMNS:
         is_ours = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
@@ -149,17 +155,22 @@ def _check_node(place: str, name: str, node: Any, file_bytes: int) -> None:
         is_ours = kind.get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) and kind.get_size() <= 8
     if not is_ours:
         raise ValueError(f"another type than is stored there: {node.dtype.kind!r} of {kind.get_size()} bytes")
-    properties = node.id.get_create_plist()
-    if properties.get_external_count():
-        raise ValueError("data in another file, which is not read")
-    layout = properties.get_layout()
-    if layout == h5py.h5d.VIRTUAL:
-        # Before the shape is asked for, which HDF5 may have to ask the sources for.
-        _check_sources(place, properties)
-    elif layout != h5py.h5d.CHUNKED and math.prod(node.shape) * stored_bytes(node) > file_bytes:
+    is_whole = node.id.get_create_plist().get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
+    if is_whole and math.prod(node.shape) * stored_bytes(node) > file_bytes:
         raise ValueError(f"shape {node.shape} in a file of {file_bytes} bytes")
     if node.ndim != (4 if place == "features" else 1):
         raise ValueError(f"shape {node.shape}")
+
+
+def _check_place(place: str, node: Any) -> None:
+    """Makes sure that an array is in its file; asks for no shape, for which HDF5 may have to ask a virtual one's sources."""
+    if not isinstance(node, h5py.Dataset):
+        raise ValueError("no array")
+    properties = node.id.get_create_plist()
+    if properties.get_external_count():
+        raise ValueError("data in another file, which is not read")
+    if properties.get_layout() == h5py.h5d.VIRTUAL:
+        _check_sources(place, properties)
     filters_of(properties)
 
 

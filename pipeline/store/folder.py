@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, digest_identity
 from . import disk, format, tables
+from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import extra_file
 from .digests import Digests
@@ -278,8 +279,10 @@ def _is_whole(result: Result, spec: RunSpec, digest: str, shard: ShardSpec) -> b
     if result.identity is None:
         return False
     try:
-        with tables.open_file(result.path) as file:
+        with tables.open_file(result.path, all_nodes=False) as file:
             tables.check_shard(file, result.path, digest, shard)
-            return all(feature.layer.name in file["features"] for feature in spec.features)
+            for feature in spec.features:
+                own_node(file, result.path, "features", feature.layer.name)
+            return True
     except (StoreError, *tables.HDF5_READ_ERRORS):
         return False

@@ -100,7 +100,8 @@ def read_result(path: Path) -> Result:
     """
     shard = format.SHARD_NAME.fullmatch(path.name)
     try:
-        with tables.open_file(path) as file:
+        # No more than is needed: what a user has added to a file is no reason to call it damaged, and to remove it.
+        with tables.open_file(path, all_nodes=False) as file:
             part = len(tables.read_parts(file, path)) - 1
             return Result(path, read_identity(file.attrs["identity"]), _part(shard) if shard else part)
     except (tables.DamagedError, *tables.HDF5_READ_ERRORS):

@@ -14,7 +14,7 @@ from ..errors import StoreError, nearest
 from ..records import ShardSpec
 from . import format, tables
 from .attributes import check_attributes
-from .border import check_layer
+from .border import check_layer, own_node
 from .damage import missing_shard, no_run, unfinished, unreadable
 from .layer import Layer
 from .regular import require_own_shards
@@ -94,7 +94,7 @@ class Run:
             digests, plan = tables.read_plan(file, path)
             try:
                 self.attributes: dict[str, Any] = dict(file.attrs)
-                rows, columns = len(file["images"]["key"]), tables.column_order(file["images"])
+                rows, columns = len(own_node(file, path, "images", "key")), tables.column_order(file["images"])
                 self._shards = Shards(self._locate(plan), digests)
                 for name, node in file["features"].items():
                     check_attributes(node, path, f"layer {name}")
