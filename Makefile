@@ -7,13 +7,15 @@ BIN := $(VENV)/bin
 DATA ?=
 LAYERS ?= relu4_1
 ARGS ?=
+RUN ?= outputs/samples
 # As typed, through the environment: neither make nor the shell reads a path's quotes and dollars.
 export DATA_AS_TYPED := $(value DATA)
 export LAYERS_AS_TYPED := $(value LAYERS)
+export RUN_AS_TYPED := $(value RUN)
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help extract layers test test-slow bench check format wheel clean
+.PHONY: help extract layers show test test-slow bench check format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +31,9 @@ endif
 
 layers: $(VENV)/.ready ## print the table of layers: [ARGS="network=vgg16 data.size=256"]
 	@$(BIN)/python -m pipeline.layers $(ARGS)
+
+show: $(VENV)/.ready ## say what a run holds: [RUN=outputs/imgs-vgg19]
+	@$(BIN)/python -m pipeline.show "run=$$RUN_AS_TYPED" $(ARGS)
 
 test: $(VENV)/.ready-dev ## run the quick tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

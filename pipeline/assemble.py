@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -11,20 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .config import Options
 from .errors import DatasetError, StoreError
+from .estimate import Forecast
 from .extract import extract
 from .freshness import refuse_changed_images
 from .images import manifest as manifests
 from .journal import LOGGER as _log
-from .journal import to_file, to_terminal
+from .journal import can_draw, to_file, to_terminal
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
 from .progress import Progress, refuse_failures
-from .records import Manifest, RunSpec
+from .records import ImageStatus, Manifest, RunSpec
+from .rehearsal import rehearse
 from .report import Report, Stopwatch, count_causes, peak_memory_bytes, usable_cores, words_for_bytes
 from .schema import AUTO
 from .signals import clearing, leaving_at_once
@@ -41,25 +41,27 @@ UNTRAINED = (
 )
 
 
-def run(options: Options, config_yaml: str) -> Report:
-    """Does a whole run.
+def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | None:
+    """Does a whole run; of a dry one, says what it would make and take, and gives nothing.
 
     Args:
         options: Checked.
         config_yaml: The same as the user's configuration, to be stored.
+        quiet: Whether only warnings go to the terminal.
 
     Raises:
         PipelineError: What stopped it; finished shards are kept.
     """
     watch = Stopwatch()
-    with to_terminal() as kept_lines:
+    with to_terminal(quiet) as kept_lines:
         layers = resolve_layers(options.network.name, options.layers)
         with watch.stage("list"):
             manifest = _list_images(options)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)
-        with folder.open_folder(options.folder, spec, options.output.existing) as run_folder:
+        opening = folder.preview_folder if options.dry_run else folder.open_folder
+        with opening(options.folder, spec, options.output.existing) as run_folder:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             spec = run_folder.spec
             _preflight(options, spec, run_folder)
@@ -67,6 +69,9 @@ def run(options: Options, config_yaml: str) -> Report:
             if run_folder.missing:
                 with watch.stage("start"), leaving_at_once():
                     stages = make_stages(options, spec, weights)
+            if options.dry_run:
+                _rehearse(options, spec, run_folder, stages)
+                return None
             # From here on nothing but the disk can refuse the run.
             run_folder.make_room()
             with to_file(options.folder / "run.log", kept_lines), clearing(run_folder.drop_partial_files):
@@ -91,7 +96,7 @@ def _load_weights(options: Options, needs_classifier: bool) -> Weights:
         options.network.weights,
         seed=options.network.seed,
         classifier=needs_classifier,
-        progress=sys.stderr.isatty(),
+        progress=can_draw(),
         log=_log.info,
     )
     if options.network.pool_padding != AUTO:
@@ -138,6 +143,15 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         if spec.compression == "none":
             raise StoreError(f"{text}. Expected room for all, since output.compression=none. Use gzip, float16 or another disk.")
         _log.warning("%s before compression. Finished shards are kept if the disk fills up.", text)
+
+
+def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None) -> None:
+    _look_at_finished(options.folder, spec, run_folder)
+    if stages is None:
+        _log.info("estimate: all %d rows are finished, nothing is left to make", len(spec.manifest))
+    else:
+        rehearse(spec, run_folder, stages, options.runtime.workers, options.data.max_failed_fraction)
+    _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
 def _make_missing(
@@ -207,10 +221,8 @@ def _extract_missing(
     workers = options.runtime.workers or usable_cores()
     writers: list[Writer] = []
     rows_before = sum(shard.rows for shard in run_folder.finished)
-    with (
-        Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress,
-        logging_redirect_tqdm([_log]),
-    ):
+    forecast = Forecast(options.folder, spec, sum(shard.rows for shard in run_folder.missing))
+    with Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress:
         for part, missing in run_folder.parts():
             indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in missing])
             with ExitStack() as stack:
@@ -218,9 +230,12 @@ def _extract_missing(
                 # Last in, first out: reading stops before what is unfinished is dropped.
                 stack.push(lambda kind, error, trace, writer=writer: writer.abort() if kind else None)
                 batches = stack.enter_context(closing(stages.load(part.manifest, indices, workers)))
-                extract(
-                    batches, stages.preprocess, stages.network, writer, watch, progress, asynchronous=stages.device.asynchronous
-                )
+
+                def done(statuses: Sequence[ImageStatus], writer: Writer = writer) -> None:
+                    progress(statuses)
+                    forecast.look(statuses, writer.bytes_raw, writer.bytes_stored)
+
+                extract(batches, stages.preprocess, stages.network, writer, watch, done, asynchronous=stages.device.asynchronous)
                 with watch.stage("finish"):
                     writer.close()
             writers.append(writer)

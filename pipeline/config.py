@@ -80,6 +80,7 @@ class Options:
     output: OutputOptions
     name: str
     runtime: RuntimeOptions
+    dry_run: bool = False
 
     @property
     def folder(self) -> Path:
@@ -176,6 +177,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
             precision=runtime["precision"],
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
+        dry_run=_switch("dry_run", values["dry_run"]),
     )
     if options.data.size_px is None and options.data.decode == "fast":
         raise OptionError(
@@ -243,6 +245,12 @@ def _count(key: str, value: Any, largest: int) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         raise _wrong(key, value, f"auto or a whole number from 1 to {largest}")
+    return value
+
+
+def _switch(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(key, value, "true or false")
     return value
 
 

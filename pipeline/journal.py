@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -15,15 +16,32 @@ from .store import disk
 # All rooms log below this name.
 LOGGER = logging.getLogger("pipeline")
 
+_is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+
+
+def can_draw() -> bool:
+    """Tells whether a bar may be drawn: on a terminal, or in a notebook, whose kernel says of its stderr that it is none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return not _is_quiet.get() and (sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", {}))
+
 
 @contextmanager
-def to_terminal() -> Iterator[MemoryHandler]:
-    """Sends lines to stderr, as they are, and keeps them for :func:`to_file`."""
+def to_terminal(quiet: bool = False) -> Iterator[MemoryHandler]:
+    """Sends lines to stderr, as they are, and keeps them for :func:`to_file`.
+
+    Args:
+        quiet: Whether only warnings are sent, and no bar is drawn.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
     handler.setFormatter(logging.Formatter("%(message)s"))
     kept = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
-    with closing(kept), _attached(handler), _attached(kept):
-        yield kept
+    token = _is_quiet.set(quiet)
+    try:
+        with closing(kept), _attached(handler), _attached(kept):
+            yield kept
+    finally:
+        _is_quiet.reset(token)
 
 
 @contextmanager
@@ -64,6 +82,7 @@ def _closing(handler: logging.Handler) -> Iterator[None]:
 
 @contextmanager
 def _attached(handler: logging.Handler) -> Iterator[None]:
+    before = LOGGER.level, LOGGER.propagate
     LOGGER.setLevel(logging.INFO)
     # A program that runs a job from Python may have handlers of its own at the root; lines must not come twice.
     LOGGER.propagate = False
@@ -72,3 +91,5 @@ def _attached(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before[0])
+        LOGGER.propagate = before[1]

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+with warnings.catch_warnings():
+    # That a notebook lacks ipywidgets is no fault: the bar is drawn in characters then.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 from .errors import DatasetError
+from .journal import LOGGER, can_draw
 from .records import ImageStatus
 
 LINE_EVERY_SECONDS = 30.0
@@ -43,10 +51,9 @@ class Progress:
         self._fraction = max_failed_fraction
         self._example = next(iter(errors_before), "")
         self._began = self._last_line = time.monotonic()
-        self._on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=rows, initial=rows_before, unit="img", disable=not self._on_terminal, dynamic_ncols=True, smoothing=0.05
-        )
+        self._draws = can_draw()
+        self._above = ExitStack()
+        self._bar = tqdm(total=rows, initial=rows_before, unit="img", disable=not self._draws, dynamic_ncols=True, smoothing=0.05)
 
     def __call__(self, statuses: Sequence[ImageStatus]) -> None:
         """Counts a batch.
@@ -64,12 +71,12 @@ class Progress:
                 self._say_failed(status)
         refuse_failures(self._failed, self._rows, self._fraction, self._example)
         now = time.monotonic()
-        if not self._on_terminal and now - self._last_line >= LINE_EVERY_SECONDS:
+        if not self._draws and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             rate = (self._done - self._before) / (now - self._began)
             left = (self._rows - self._done) / rate
             _log.info(
-                "%d of %d images, %d failed, %.2f images/s, %s left", self._done, self._rows, self._failed, rate, _clock(left)
+                "%d of %d images, %d failed, %.2f images/s, %s left", self._done, self._rows, self._failed, rate, clock(left)
             )
 
     def _say_failed(self, status: ImageStatus) -> None:
@@ -80,9 +87,13 @@ class Progress:
         self._said += 1
 
     def __enter__(self) -> Progress:
+        if self._draws:
+            # Above the bar. Without one there is nothing to keep clear of, and tqdm would let through what is to be kept quiet.
+            self._above.enter_context(logging_redirect_tqdm([LOGGER]))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._above.close()
         self._bar.close()
 
 
@@ -101,6 +112,7 @@ def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example:
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Gives ``0:03:20``."""
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

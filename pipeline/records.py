@@ -124,17 +124,13 @@ class Batch:
 
     Attributes:
         statuses: (B) one a row, in the order of the manifest.
-        pixels: (P,) uint8, the images' RGB values in row-major order, one image after the other; a failed row has none.
-        heights_px: (B,) int32, height of the pixels handed over; 0 for a failed row.
-        widths_px: (B,) int32, likewise.
+        images: (B) uint8 RGB, each (h, w, 3) and C-contiguous as handed over; (0, 0, 3) for a failed row.
         sources_px: (B, 2) int32, (height, width) of the decoded image before the host cut or resampled it: what resizing is
             planned from. Smaller than the status says where a JPEG was reduced while decoding.
     """
 
     statuses: tuple[ImageStatus, ...]
-    pixels: NDArray[np.uint8]
-    heights_px: NDArray[np.int32]
-    widths_px: NDArray[np.int32]
+    images: tuple[NDArray[np.uint8], ...]
     sources_px: NDArray[np.int32]
 
     def __len__(self) -> int:

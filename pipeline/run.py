@@ -9,17 +9,20 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import signals
+from .command_line import LITERAL_OPTIONS, literal_arguments
 from .errors import OptionError, PipelineError, nearest, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from .config import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Door:
 RUN = Door(
     "pipeline.run",
     "Schema",
-    ("data.dir", "data.list", "name", "output.dir", "network.weights"),
+    LITERAL_OPTIONS,
     "finished shards are kept. Run the command again, with output.existing=resume, to go on.",
 )
 
@@ -86,47 +89,36 @@ def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
     )
 
 
-def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] = RUN.literal_options) -> list[str]:
-    """Gives the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
+def checked_options(values: Mapping[str, Any]) -> Options:
+    """Turns plain values into options that can be right together; loads nothing for it.
 
-    Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already, and the
-    commas of a sweep (``--multirun``), stay as they are. Layers with commas get their brackets.
+    Args:
+        values: Nested like :class:`pipeline.schema.Schema`.
+
+    Raises:
+        OptionError: A value is wrong, or no layer is meant, or the size is too small for one.
     """
-    if {"-m", "--multirun"} & set(arguments):
-        return list(arguments)
-    return [_literal_argument(argument, literal_options) for argument in arguments]
+    from .config import check_options
+    from .network.layers import plan_features, resolve_layers
+    from .schema import AUTO
 
-
-def _literal_argument(argument: str, literal_options: Sequence[str]) -> str:
-    key, equals, value = argument.partition("=")
-    if key == "layers" and "," in value and not value.startswith(("[", "'", '"')):
-        return f"layers=[{value}]"
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-    if not equals or key not in literal_options or is_quoted or value == "null":
-        return argument
-    # Source: Hydra, "The extended override grammar", quoted values: backslashes count only before a quote; and OmegaConf:
-    # a backslash before ${ keeps it from being an interpolation.
-    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
-    value = re.sub(r'(\\*)(")', lambda match: match[1] * 2 + r"\"", value)
-    value = re.sub(r"(\\+)$", lambda match: match[1] * 2, value)
-    return f'{key}="{value}"'
+    options = check_options(values)
+    layers = resolve_layers(options.network.name, options.layers)
+    padding = options.network.pool_padding
+    plan_features(options.network.name, layers, options.data.size_px, "same" if padding == AUTO else padding)
+    return options
 
 
 def _run(config: DictConfig) -> None:
     with answered():
         from omegaconf import OmegaConf
 
-        from .config import check_options
-        from .network.layers import plan_features, resolve_layers
-        from .schema import AUTO
-
         values: Any = OmegaConf.to_container(config, resolve=True)
-        options = check_options(values)
-        layers = resolve_layers(options.network.name, options.layers)
-        padding = options.network.pool_padding
-        plan_features(options.network.name, layers, options.data.size_px, "same" if padding == AUTO else padding)
+        options = checked_options(values)
         from .assemble import run
 
+        if options.dry_run:
+            signals.advise("nothing was written.")
         signals.heed_in_order()
         run(options, OmegaConf.to_yaml(config, resolve=True))
 
@@ -166,8 +158,11 @@ def compose(command: Callable[[], None], door: Door = RUN) -> None:
     """
     from hydra.core.config_store import ConfigStore
 
-    from . import schema
+    from . import completion, schema
 
+    if text := completion.answer(sys.argv[1:]):
+        print(text, end="")
+        return
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     ConfigStore.instance().store(name="schema", node=getattr(schema, door.schema))

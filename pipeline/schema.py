@@ -81,6 +81,7 @@ class Schema:
     network: NetworkSchema = field(default_factory=NetworkSchema)
     output: OutputSchema = field(default_factory=OutputSchema)
     name: Any = None
+    dry_run: Any = False
     runtime: RuntimeSchema = field(default_factory=RuntimeSchema)
 
 
@@ -90,6 +91,14 @@ class VerifySchema:
 
     run: Any = None
     repair: Any = False
+
+
+@dataclass
+class ShowSchema:
+    """All keys of ``python -m pipeline.show`` and their defaults."""
+
+    run: Any = None
+    json: Any = False
 
 
 def known_keys(schema: Any = None, prefix: str = "") -> list[str]:

@@ -62,6 +62,11 @@ def heed(advice: str) -> None:
         _state.terminal = os.dup(2)
 
 
+def advise(advice: str) -> None:
+    """Says otherwise what a stop leaves behind, and what to do."""
+    _state.advice = advice
+
+
 def heed_in_order() -> None:
     """Makes the first signal raise in the main thread, at any moment; further ones do nothing, and the process ends anyway.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -173,7 +175,10 @@ class Code:
             body(self.of_lanes(1), place)
 
     def accumulate(self, count: Any, step: int, sums: Sequence[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-        """Repeats ``sums = body(counter, sums)`` for a counter from 0 until below a positive count; sums stay in registers."""
+        """Repeats ``sums = body(counter, sums)`` for a counter from 0 until below a positive count; sums stay in registers.
+
+        Sums are of any type: vectors, floats, integers.
+        """
         builder = self.builder
         before = builder.block
         inside, after = builder.append_basic_block(), builder.append_basic_block()
@@ -181,7 +186,7 @@ class Code:
         builder.position_at_end(inside)
         counter = builder.phi(INTEGER)
         counter.add_incoming(integer(0), before)
-        carried = [builder.phi(self.vector) for _ in sums]
+        carried = [builder.phi(start.type) for start in sums]
         for phi, start in zip(carried, sums, strict=True):
             phi.add_incoming(start, before)
         results = body(counter, list(carried))
@@ -204,6 +209,25 @@ def new_function(module: Any, name: str, arguments: Sequence[Any]) -> Any:
     return ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
 
 
+# LLVM keeps what it knows of types in one place for all threads, and dies where two write there at once.
+_COMPILING = threading.RLock()
+
+
+def compiled_once(make: Callable[[], MachineCode]) -> Callable[[], MachineCode]:
+    """Gives what compiles at its first call, in one thread however many call it, and gives the same code ever after."""
+    made: list[MachineCode] = []
+
+    @functools.wraps(make)
+    def give() -> MachineCode:
+        if not made:
+            with _COMPILING:
+                if not made:
+                    made.append(make())
+        return made[0]
+
+    return give
+
+
 class MachineCode:
     """Compiled functions, to be called with addresses and integers. Calls let other threads of Python run.
 
@@ -214,16 +238,17 @@ class MachineCode:
     """
 
     def __init__(self, module: Any, processor: Processor, functions: Mapping[str, Sequence[Any]]) -> None:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        target = llvm.Target.from_default_triple()
-        machine = target.create_target_machine(cpu=processor.name, features=processor.features, opt=3, jit=True)
-        module.triple = machine.triple
-        module.data_layout = str(machine.target_data)
-        parsed = llvm.parse_assembly(str(module))
-        # Holds the memory in which the code lies.
-        self._engine = llvm.create_mcjit_compiler(parsed, machine)
-        self._engine.finalize_object()
+        with _COMPILING:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            target = llvm.Target.from_default_triple()
+            machine = target.create_target_machine(cpu=processor.name, features=processor.features, opt=3, jit=True)
+            module.triple = machine.triple
+            module.data_layout = str(machine.target_data)
+            parsed = llvm.parse_assembly(str(module))
+            # Holds the memory in which the code lies.
+            self._engine = llvm.create_mcjit_compiler(parsed, machine)
+            self._engine.finalize_object()
         self._functions = {name: self._callable(name, arguments) for name, arguments in functions.items()}
 
     def __getitem__(self, name: str) -> Callable[..., None]:

@@ -91,7 +91,7 @@ def test_grey_jpegs_and_jpegs_that_store_rgb_are_decoded_as_pillow_decodes_them(
         np.testing.assert_array_equal(decoded(data), as_pillow(data))
 
 
-def test_jpegs_that_tensorflow_refuses_are_put_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpegs_that_the_fast_decoder_refuses_are_put_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(picture("RGB"), "JPEG")
     fast = decoded(data)
     monkeypatch.setattr(decode, "_decode_jpeg", lambda *_: None)

@@ -39,6 +39,7 @@ CHANGES_NONE: dict[str, Any] = {
     "data.max_failed_fraction": 0.5,
     "batch_size": 3,
     "name": "another",
+    "dry_run": True,
     "output.dir": "elsewhere",
     "output.compression": None,
     "output.existing": None,

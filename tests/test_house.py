@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 ROOMS = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 WINGS = ("images", "network", "store")
-DOORS = {"run.py", "layers.py", "verify.py"}
+DOORS = {"run.py", "layers.py", "verify.py", "show.py", "from_python.py"}
 # What all may import: the nouns, and the words in which both wings of arithmetic are written.
 NOUNS = {"records", "errors"}
 FOUNDATION = NOUNS | {"vector_code"}
@@ -18,7 +18,7 @@ FOUNDATION = NOUNS | {"vector_code"}
 # Where each library may be loaded. The Keras reader reads HDF5 because the weights file is one.
 ONLY_IN = {
     "tensorflow": ("images/", "network/"),
-    "llvmlite": ("vector_code.py", "network/kernels.py", "images/passes.py"),
+    "llvmlite": ("vector_code.py", "network/kernels.py", "images/passes.py", "store/deflate_code.py"),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     "hydra": tuple(DOORS),
     "omegaconf": tuple(DOORS),
@@ -26,7 +26,8 @@ ONLY_IN = {
 }
 # What a wrong option must not wait for.
 LIGHT = {
-    *("run.py", "layers.py", "verify.py", "config.py", "schema.py", "errors.py", "network/layers.py", "report.py", "signals.py")
+    *("run.py", "layers.py", "verify.py", "show.py", "from_python.py", "config.py", "schema.py", "errors.py", "report.py"),
+    *("network/layers.py", "network/start.py", "signals.py", "command_line.py", "completion.py", "layer_rows.py", "overview.py"),
 }
 
 

@@ -32,16 +32,9 @@ def folder_of(tmp_path: Path, count: int) -> Manifest:
 
 
 def rows(batches: list[Batch]) -> list[NDArray[np.uint8]]:
-    """The images of all batches, cut out of their flat buffers."""
-    images = []
-    for batch in batches:
-        assert batch.pixels.dtype == np.uint8
-        assert batch.pixels.ndim == 1
-        assert batch.heights_px.dtype == batch.widths_px.dtype == np.int32
-        ends = np.cumsum(batch.heights_px.astype(int) * batch.widths_px * 3)
-        assert batch.pixels.size == ends[-1]
-        shapes = zip(batch.heights_px, batch.widths_px, strict=True)
-        images += [part.reshape(h, w, 3) for part, (h, w) in zip(np.split(batch.pixels, ends[:-1]), shapes, strict=True)]
+    """The images of all batches."""
+    images = [image for batch in batches for image in batch.images]
+    assert all(image.dtype == np.uint8 and image.ndim == 3 and image.flags.c_contiguous for image in images)
     return images
 
 
@@ -141,8 +134,7 @@ def test_a_failed_row_has_no_pixels_and_leaves_its_neighbours_alone(tmp_path: Pa
     manifest = folder_of(tmp_path, 3)
     (tmp_path / "001.png").write_bytes(b"broken")
     (batch,) = load(manifest)
-    assert batch.heights_px.tolist() == [20, 0, 22]
-    assert batch.widths_px.tolist() == [60, 0, 58]
+    assert [image.shape for image in batch.images] == [(20, 60, 3), (0, 0, 3), (22, 58, 3)]
     status = batch.statuses[1]
     assert (status.word, status.height_px, status.width_px, status.file_bytes) == ("failed", 0, 0, 6)
     assert status.sha256 == hashlib.sha256(b"broken").hexdigest()
@@ -154,7 +146,7 @@ def test_a_batch_of_failures_is_a_batch(tmp_path: Path) -> None:
     for file in tmp_path.iterdir():
         file.unlink()
     (batch,) = load(manifest)
-    assert batch.pixels.shape == (0,)
+    assert [image.shape for image in batch.images] == [(0, 0, 3)] * len(batch)
     assert [status.error for status in batch.statuses] == ["missing: file not found"] * 3
     assert [(status.file_bytes, status.sha256) for status in batch.statuses] == [(0, "")] * 3
 
@@ -212,14 +204,14 @@ def test_reduced_images_fill_the_buffer_and_the_status_keeps_the_full_size(tmp_p
     manifest = folder_of(tmp_path, 2)
     batches = load(manifest, reduce=lambda image: image[::2, ::3])
     np.testing.assert_array_equal(rows(batches)[1], photograph(1, 21, 59)[::2, ::3])
-    assert batches[0].heights_px.tolist() == [10, 11]
+    assert [len(image) for image in batches[0].images] == [10, 11]
     assert [(status.height_px, status.width_px) for status in batches[0].statuses] == [(20, 60), (21, 59)]
 
 
 def test_jpegs_are_reduced_while_they_are_decoded(tmp_path: Path) -> None:
     Image.fromarray(photograph(0, 64, 33)).save(tmp_path / "a.jpg")
     (batch,) = load(list_folder(tmp_path), ratio_for=lambda height_px, width_px: 8)
-    assert (batch.heights_px.tolist(), batch.widths_px.tolist()) == ([8], [5])
+    assert [image.shape for image in batch.images] == [(8, 5, 3)]
     assert (batch.statuses[0].height_px, batch.statuses[0].width_px) == (64, 33)
 
 
@@ -238,7 +230,7 @@ def test_what_goes_wrong_in_a_callers_function_is_a_failed_row(tmp_path: Path) -
         "out of memory: the image does not fit",
         "internal: AssertionError: float32",
     ]
-    assert batch.heights_px.tolist() == [20, 0, 0, 0]
+    assert [len(image) for image in batch.images] == [20, 0, 0, 0]
 
 
 def test_closing_early_stops_the_workers_and_frees_their_images(tmp_path: Path) -> None:
@@ -314,7 +306,7 @@ def test_images_of_all_kinds_in_one_batch_are_rgb(tmp_path: Path) -> None:
         image.save(tmp_path / name)
     (batch,) = load(list_folder(tmp_path), batch_size=8)
     assert [status.error for status in batch.statuses] == [""] * 5
-    assert batch.heights_px.tolist() == [40] * 5
+    assert [len(image) for image in batch.images] == [40] * 5
     np.testing.assert_array_equal(rows([batch])[0], np.asarray(grey.convert("RGB")))
     jpeg = Image.open(io.BytesIO((tmp_path / "b.jpg").read_bytes())).convert("RGB")
     np.testing.assert_array_equal(rows([batch])[1], np.asarray(jpeg))

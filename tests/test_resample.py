@@ -56,8 +56,7 @@ def batch_of(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec | None
         for index, image in enumerate(images)
     ]
     sources = np.array([(0, 0) if image is None else image.shape[:2] for image in images], np.int32)
-    sides = np.array([image.shape[:2] for image in handed], np.int32)
-    return Batch(tuple(statuses), np.concatenate([image.ravel() for image in handed]), sides[:, 0], sides[:, 1], sources)
+    return Batch(tuple(statuses), tuple(handed), sources)
 
 
 @pytest.fixture(params=["host", "device"])

@@ -209,7 +209,12 @@ def test_keys_that_are_not_unicode_are_found(tmp_path: Path) -> None:
 
 def test_a_run_says_what_it_is(folder: Path) -> None:
     run = open_run(folder)
-    assert repr(run) == f"<run '{folder / 'features.h5'}': 10 images, layers conv1_1, relu4_1>"
+    assert repr(run).splitlines() == [
+        f"<run '{folder / 'features.h5'}': 10 images, vgg19, made {run.attributes['created']}>",
+        "layer    shape             dtype    channels  stride",
+        "conv1_1  10 x 5 x 4 x 3    float32  3         8 px",
+        "relu4_1  10 x 80 x 80 x 3  float32  3         8 px",
+    ]
     assert repr(run["conv1_1"]) == "<layer conv1_1: (10, 5, 4, 3) float32>"
     assert repr(run.images).startswith("<table of 10 images: key, label, status")
 

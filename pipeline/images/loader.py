@@ -10,11 +10,10 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +28,30 @@ MAX_FILE_BYTES = 2**30
 # Larger images share MAX_PIXELS among them: each worker may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
 
-# Batches that wait, whole, for the consumer. One is enough: the next is being filled meanwhile.
-_PREFETCHED_BATCHES = 1
+# Batches that are being filled or wait, whole, for the consumer: with one alone, workers would wait for the slowest of them.
+_BATCHES_AHEAD = 2
 
-# What a row hands from the worker's thread to the batch besides its pixels; the order of the int64 vector.
-_NUMBERS = ("height_px", "width_px", "rows_px", "columns_px", "source_rows_px", "source_columns_px", "file_bytes")
-_TEXTS = ("error", "sha256")
+# Images of more bytes than the first, as decoded, are decoded into memory that their worker keeps for the next, since the system
+# takes as long to hand out and clear so much as a seventh of the decoding; above the second it would be too much to keep.
+_KEPT_FROM_BYTES = 2**22
+_KEPT_BYTES = 2**26
+
+
+class _Row(NamedTuple):
+    """What becomes of one image: its status, its pixels as handed over, and (height, width) as decoded."""
+
+    error: str
+    height_px: int
+    width_px: int
+    file_bytes: int
+    sha256: str
+    pixels: NDArray[np.uint8]
+    source_px: tuple[int, int]
+
+
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 # What no one waits for any more.
-_NOTHING = np.empty(0, np.uint8), np.zeros(len(_NUMBERS), np.int64), np.array(["", ""], np.object_)
+_NOTHING = _Row("", 0, 0, 0, "", _NO_PIXELS, (0, 0))
 
 
 def load_batches(
@@ -72,28 +87,36 @@ def load_batches(
     """
     import tensorflow as tf  # Late: the doors must be able to refuse a wrong option without it.
 
-    # Pixels go round TensorFlow, from the workers to the batch: numpy_function would copy them into a tensor, and
+    # Images go round TensorFlow, from the workers to the batch: numpy_function would copy them into a tensor, and
     # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. A call of its own for each
     # image would take as long as decoding too, and leave the workers waiting for each other: one call makes a batch.
     room = _Room(MAX_PIXELS)
-    buffers: dict[int, NDArray[np.uint8]] = {}
+    loaded: dict[int, list[_Row]] = {}
     stopped = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
 
-    def load(index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.object_]]:
-        if stopped.is_set():
-            return _NOTHING
-        return _load_row(manifest[int(index)].path, room, reduce, ratio_for)
+    kept = _Kept()
 
-    def load_batch(first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-        rows = list(pool.map(load, indices[first : first + batch_size]))
-        pixels, numbers, texts = zip(*rows, strict=True)
-        buffers[int(first)] = np.concatenate(pixels)
-        return np.stack(numbers), np.stack(texts)
+    def load(index: int) -> _Row:
+        return _NOTHING if stopped.is_set() else _load_row(manifest[index].path, room, kept, reduce, ratio_for)
+
+    def load_batch(first: NDArray[np.int64]) -> NDArray[np.int64]:
+        wanted = indices[first : first + batch_size].tolist()
+        rows = [_NOTHING] * len(wanted)
+        places = iter(range(len(wanted)))
+
+        def load_some() -> None:
+            # Whoever is free takes the next one: a task for each image would cost a fifth of its decoding.
+            for place in places:
+                rows[place] = load(wanted[place])
+
+        for task in [pool.submit(load_some) for _ in range(min(workers, len(wanted)))]:
+            task.result()
+        loaded[int(first)] = rows
+        return first
 
     def load_in_graph(first: Any) -> Any:
-        numbers, texts = tf.numpy_function(load_batch, [first], (tf.int64, tf.string))
-        return first, tf.ensure_shape(numbers, [None, len(_NUMBERS)]), tf.ensure_shape(texts, [None, len(_TEXTS)])
+        return tf.numpy_function(load_batch, [first], tf.int64)
 
     options = tf.data.Options()
     options.deterministic = True
@@ -101,21 +124,22 @@ def load_batches(
     # that is promised above would not hold.
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    # A thread of its own: the batch must not queue behind the network's operations in TensorFlow's common pool.
-    options.threading.private_threadpool_size = 1
+    # Threads of its own: the batches must not queue behind the network's operations in TensorFlow's common pool.
+    options.threading.private_threadpool_size = _BATCHES_AHEAD
     try:
         # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
         with tf.device("/CPU:0"):
             firsts = tf.data.Dataset.range(0, len(indices), batch_size)
-            dataset = firsts.map(tf.autograph.experimental.do_not_convert(load_in_graph)).prefetch(_PREFETCHED_BATCHES)
+            in_graph = tf.autograph.experimental.do_not_convert(load_in_graph)
+            dataset = firsts.map(in_graph, num_parallel_calls=_BATCHES_AHEAD)
             elements = iter(dataset.with_options(options))
         while True:
             with tf.device("/CPU:0"):
                 element = next(elements, None)
             if element is None:
                 return
-            first, numbers, texts = (np.asarray(tensor) for tensor in element)
-            yield _batch(indices[first : first + batch_size], buffers.pop(int(first)), numbers, texts)
+            first = int(element)
+            yield _batch(indices[first : first + batch_size], loaded.pop(first))
     finally:
         stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -154,34 +178,50 @@ class _Room:
                     self._changed.notify_all()
 
 
-def _batch(
-    indices: NDArray[np.int64], pixels: NDArray[np.uint8], numbers: NDArray[np.int64], texts: NDArray[np.object_]
-) -> Batch:
+class _Kept(threading.local):
+    """Memory into which a worker decodes one large image after the other."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def buffer_for(self, size_bytes: int) -> NDArray[np.uint8] | None:
+        """Gives the thread's memory, made larger where it must be; None where the image shall have its own."""
+        if not _KEPT_FROM_BYTES < size_bytes <= _KEPT_BYTES:
+            return None
+        if self._memory.size < size_bytes:
+            self._memory = np.empty(size_bytes, np.uint8)
+        return self._memory
+
+    def released(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Gives pixels that the next image does not write over."""
+        return pixels.copy() if np.may_share_memory(pixels, self._memory) else pixels
+
+
+def _batch(indices: NDArray[np.int64], rows: Sequence[_Row]) -> Batch:
     statuses = tuple(
-        ImageStatus(int(index), error.decode(), int(height), int(width), int(file_bytes), sha256.decode())
-        for index, (height, width, *_, file_bytes), (error, sha256) in zip(indices, numbers, texts, strict=True)
+        ImageStatus(index, row.error, row.height_px, row.width_px, row.file_bytes, row.sha256)
+        for index, row in zip(indices.tolist(), rows, strict=True)
     )
-    sides = numbers.astype(np.int32)
-    first = _NUMBERS.index("rows_px")
-    return Batch(statuses, pixels, sides[:, first], sides[:, first + 1], sides[:, first + 2 : first + 4])
+    return Batch(statuses, tuple(row.pixels for row in rows), np.array([row.source_px for row in rows], np.int32))
 
 
 def _load_row(
     path: str,
     room: _Room,
+    kept: _Kept,
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None,
     ratio_for: Callable[[int, int], int] | None,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.object_]]:
-    """Gives the flat pixels of one image, its :data:`_NUMBERS` and its :data:`_TEXTS`. Raises nothing but signals."""
+) -> _Row:
+    """Reads one image. Raises nothing but signals."""
     error, sha256, data = "", "", b""
     height = width = 0
-    pixels = decoded = np.empty((0, 0, 3), np.uint8)
+    pixels = decoded = _NO_PIXELS
     try:
         data = _read(path)
         sha256 = hashlib.sha256(data).hexdigest()
         with room.for_one_image() as take:
-            decoded, (height, width) = decode_image(data, ratio_for, take)
-            reduced = decoded if reduce is None else reduce(decoded)
+            decoded, (height, width) = decode_image(data, ratio_for, take, kept.buffer_for)
+            reduced = kept.released(np.ascontiguousarray(decoded if reduce is None else reduce(decoded)))
         assert reduced.dtype == np.uint8, reduced.dtype
         assert reduced.shape[2:] == (3,), reduced.shape
         pixels = reduced
@@ -195,9 +235,7 @@ def _load_row(
         error = "out of memory: the image does not fit"
     except Exception as problem:  # Whatever one image does to a caller's function, the other rows are still wanted.
         error = f"internal: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
-    rows, columns, _ = pixels.shape
-    numbers = np.array([height, width, rows, columns, *decoded.shape[:2], len(data)], np.int64)
-    return pixels.reshape(-1), numbers, np.array([error, sha256], np.object_)
+    return _Row(error, height, width, len(data), sha256, pixels, (decoded.shape[0], decoded.shape[1]))
 
 
 def _read(path: str) -> bytes:
@@ -209,7 +247,7 @@ def _read(path: str) -> bytes:
     """
     # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
     # pipe opened without O_NONBLOCK would wait for a writer for ever.
-    _require_regular(Path(path).stat())
+    _require_regular(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 (Path.open takes no descriptor)
         before = os.fstat(file.fileno())

@@ -45,13 +45,10 @@ class NativeSize:
 
     def __call__(self, batch: Batch) -> Iterator[Step]:
         """Gives one image a step, (1, h, w, 3)."""
-        stop = 0
-        for status, height, width in zip(batch.statuses, batch.heights_px, batch.widths_px, strict=True):
-            start, stop = stop, stop + int(height) * int(width) * 3
-            if height > 0:
+        for status, pixels in zip(batch.statuses, batch.images, strict=True):
+            if pixels.size:
                 with tf.device(self._device):
-                    pixels = tf.constant(batch.pixels[start:stop].reshape(1, height, width, 3))
-                    image = tf.cast(pixels, tf.float32) - self._mean
+                    image = tf.cast(tf.constant(pixels[np.newaxis]), tf.float32) - self._mean
                 yield Step(np.array([status.index], np.int64), image)
 
 
@@ -73,7 +70,7 @@ class FixedSize:
 
     def __call__(self, batch: Batch) -> Iterator[Step]:
         """Gives the images that did not fail, ``step_images`` at a time; the last step is filled up with repeats."""
-        good = np.flatnonzero(batch.heights_px > 0)
+        good = np.flatnonzero([image.size for image in batch.images])
         if not len(good):
             return
         images = self._resize(batch)

@@ -60,7 +60,7 @@ class DeviceResize:
 
     def __call__(self, batch: Batch) -> Any:
         """Gives (B, H, W, 3) float32 on the device, mean removed; rows of failed images are zero."""
-        heights, widths = batch.heights_px, batch.widths_px
+        heights, widths = (np.array([image.shape[axis] for image in batch.images], np.int32) for axis in (0, 1))
         plans = [
             plan_resize(int(source[0]), int(source[1]), self._spec) if height else None
             for source, height in zip(batch.sources_px, heights, strict=True)
@@ -76,9 +76,11 @@ class DeviceResize:
                     weights[row] = table.weights.ravel()
             bands += [window_starts, np.concatenate(weights), _offsets([len(part) for part in weights])]
         rows_first = np.array([plan is not None and plan.rows_first for plan in plans])
-        pixel_starts = _offsets(heights.astype(np.int64) * widths * 3)
+        # Flat, so that images of differing sizes go to the device in one piece.
+        pixels = np.concatenate([image.reshape(-1) for image in batch.images])
+        pixel_starts = _offsets([image.size for image in batch.images])
         with tf.device(self._device):
-            return self._graph(batch.pixels, pixel_starts, heights, widths, rows_first, *bands)
+            return self._graph(pixels, pixel_starts, heights, widths, rows_first, *bands)
 
     def _resize_batch(
         self,

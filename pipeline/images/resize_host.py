@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import Batch
-from .passes import COLOURS, PADDING, compiled_passes, pass_along_columns, pass_along_rows
+from .passes import COLOURS, PADDING, compiled_passes, pass_along_both, pass_along_columns, pass_along_rows
 from .resample import ROWS_AT_ONCE
 from .tables import ResizePlan, ResizeSpec, axis_table, plan_resize
 
@@ -32,21 +32,26 @@ class HostResize:
         self._spec = spec
         self._mean = mean_pixel.astype(np.float32)
         compiled_passes()
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="resize")
 
     def __call__(self, batch: Batch) -> Array:
         """Gives (B, H, W, 3) float32, mean removed; rows of failed images are zero."""
-        results = np.zeros((len(batch), *self._spec.size_px, COLOURS), np.float32)
-        futures = []
-        stop = 0
-        for result, height, width, source in zip(results, batch.heights_px, batch.widths_px, batch.sources_px, strict=True):
-            start, stop = stop, stop + int(height) * int(width) * COLOURS
-            if height:
-                pixels = batch.pixels[start:stop].reshape(height, width * COLOURS)
-                plan = plan_resize(int(source[0]), int(source[1]), self._spec)
-                futures.append(self._pool.submit(self._resize, pixels, plan, result))
-        for future in futures:
-            future.result()
+        results = np.empty((len(batch), *self._spec.size_px, COLOURS), np.float32)
+        sources = batch.sources_px.tolist()
+        rows = iter(range(len(batch)))
+
+        def resize_some() -> None:
+            # Whoever is free takes the next one.
+            for row in rows:
+                image = batch.images[row]
+                if image.size:
+                    self._resize(image.reshape(len(image), -1), plan_resize(*sources[row], self._spec), results[row])
+                else:
+                    results[row].fill(0.0)
+
+        for task in [self._pool.submit(resize_some) for _ in range(min(self._threads, len(batch)))]:
+            task.result()
         return results
 
     def _resize(self, pixels: NDArray[np.uint8], plan: ResizePlan, result: Array) -> None:
@@ -63,9 +68,7 @@ class HostResize:
         off = np.zeros((width, COLOURS), np.float32)
         off[slice(*(position - plan.columns.offset for position in plan.columns.visible))] = self._mean
         if plan.rows_first:
-            between = np.zeros((height, pixels.shape[1] + PADDING), np.float32)
-            pass_along_rows(pixels, rows, np.zeros(pixels.shape[1], np.float32), between, pixels.shape[1])
-            pass_along_columns(between, columns, off, result)
+            pass_along_both(pixels, rows, columns, off, result)
         else:
             between = np.empty((len(pixels), width * COLOURS), np.float32)
             floats = np.zeros((ROWS_AT_ONCE, pixels.shape[1] + PADDING), np.float32)

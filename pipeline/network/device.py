@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -65,8 +65,7 @@ def choose_device(
         OptionError: A GPU is asked for and TensorFlow sees none.
     """
     gpus = tf.config.list_physical_devices("GPU") if requested != "cpu" else []
-    # One process uses one GPU. Those it does not use it must not see: TensorFlow would reserve their memory.
-    tf.config.set_visible_devices(gpus[:1], "GPU")
+    gpus = _shown(gpus[:1], requested)
     if requested == "gpu" and not gpus:
         raise OptionError(
             "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device and the `gpu` extra "
@@ -86,6 +85,27 @@ def choose_device(
         return Device("/CPU:0", kind, chosen, None, True)
     chosen = batch_size or gpu_batch(size_px, gpu_memory_bytes())
     return Device("/GPU:0", kind, chosen, chosen, True)
+
+
+def _shown(gpus: list[Any], requested: str) -> list[Any]:
+    """Lets TensorFlow see these GPUs and no others; gives those that it sees.
+
+    One process uses one GPU. Those it does not use it must not see: TensorFlow would reserve their memory.
+
+    Raises:
+        OptionError: A GPU is asked for, and an earlier run in this process has decided otherwise.
+    """
+    try:
+        tf.config.set_visible_devices(gpus, "GPU")
+    except RuntimeError:
+        # A process decides once, with its first run. A CPU can be used in any case.
+        gpus = [gpu for gpu in gpus if gpu in tf.config.get_visible_devices("GPU")]
+        if requested == "gpu" and not gpus:
+            raise OptionError(
+                "runtime.device: an earlier run of this process uses the CPU, got gpu. Expected the device of the first run, or "
+                "cpu. Start Python anew."
+            ) from None
+    return gpus
 
 
 def gpu_batch(size_px: tuple[int, int], memory_bytes: int | None) -> int:

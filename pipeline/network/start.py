@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 def load_tensorflow() -> None:
@@ -18,11 +24,36 @@ def load_tensorflow() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        import tensorflow as tf
-
-        # Its warnings are for those who write graphs, not for those who run them.
-        tf.get_logger().setLevel("ERROR")
+        undisturbed(_import_tensorflow)
     finally:
         os.dup2(kept, 2)
         os.close(nowhere)
         os.close(kept)
+
+
+def undisturbed(work: Callable[[], Result]) -> Result:
+    """Does something in a thread of its own, and waits for it. Ctrl-C ends the waiting, and the work goes on.
+
+    For imports: signals raise in the main thread, and a library of which half is loaded can be neither used nor loaded again.
+
+    Raises:
+        BaseException: What the work raised.
+    """
+    done: Future[Result] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    # A daemon: the process must not wait for it at its end.
+    Thread(target=do, name="import", daemon=True).start()
+    return done.result()
+
+
+def _import_tensorflow() -> None:
+    import tensorflow as tf
+
+    # Its warnings are for those who write graphs, not for those who run them.
+    tf.get_logger().setLevel("ERROR")

@@ -82,6 +82,21 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Finds out whether files could be made in a folder, or the folder itself, without making any.
+
+    Raises:
+        StoreError: They could not, as far as anybody can tell beforehand.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise write_error(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(place, os.W_OK | os.X_OK):
+        is_read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
+        number = errno.EROFS if is_read_only else errno.EACCES
+        raise write_error(folder, OSError(number, os.strerror(number)))
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable, where the system can."""
     if os.name != "posix":  # Windows opens no folders and orders its own metadata.

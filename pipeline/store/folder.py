@@ -123,22 +123,46 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
         raise disk.write_error(folder, error) from error
     lock = take_lock(folder)
     try:
-        if existing == REPLACE:
-            replaced, chain = _all_files(folder), settle_parts(folder, spec, (), extend=False)
-            run_folder = RunFolder(folder, lock, frozenset(), chain, replaced)
-        else:
-            paths = result_paths(folder)
-            if existing == FAIL and paths:
-                raise StoreError(
-                    f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
-                    f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
-                )
-            run_folder = _go_on(folder, lock, spec, paths, existing == EXTEND)
-        _refuse_strangers(run_folder)
-        return run_folder
+        return _settle(folder, lock, spec, existing, mends=True)
     except BaseException:
         lock.release()
         raise
+
+
+def preview_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
+    """Gives what :func:`open_folder` would give, and refuses what it would refuse, but changes nothing and holds no lock.
+
+    Shards without a digest count as finished: what :func:`open_folder` would find in them takes as long as reading them.
+
+    Raises:
+        LockedError: As there.
+        StoreError: As there.
+    """
+    _refuse_foreign_folder(folder)
+    disk.refuse_unwritable(folder)
+    if (folder / format.LOCK_NAME).exists():
+        take_lock(folder).release()
+    lock = FileLock(folder / format.LOCK_NAME)
+    if not folder.is_dir():
+        return RunFolder(folder, lock, frozenset(), settle_parts(folder, spec, (), extend=False), ())
+    return _settle(folder, lock, spec, existing, mends=False)
+
+
+def _settle(folder: Path, lock: FileLock, spec: RunSpec, existing: str, mends: bool) -> RunFolder:
+    """Says what is kept, replaced and made in a folder that is there; ``mends``: whether useless files are removed at once."""
+    if existing == REPLACE:
+        replaced, chain = _all_files(folder), settle_parts(folder, spec, (), extend=False)
+        run_folder = RunFolder(folder, lock, frozenset(), chain, replaced)
+    else:
+        paths = result_paths(folder)
+        if existing == FAIL and paths:
+            raise StoreError(
+                f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
+                f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
+            )
+        run_folder = _go_on(folder, lock, spec, paths, existing == EXTEND, mends)
+    _refuse_strangers(run_folder)
+    return run_folder
 
 
 def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
@@ -227,8 +251,8 @@ def _with_partials(paths: Iterable[Path]) -> list[Path]:
     return [name for path in paths for name in (path, disk.partial_path(path))]
 
 
-def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], extend: bool) -> RunFolder:
-    """Keeps finished shards; removes partial and damaged files, once all others prove to be of this run."""
+def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], extend: bool, mends: bool) -> RunFolder:
+    """Keeps finished shards; where it ``mends``, removes partial and damaged files, once all others prove to be of this run."""
     links = [path for path in paths if path.is_symlink()]
     if links:
         # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
@@ -252,18 +276,24 @@ def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], e
             finished.add(shard)
         else:
             useless[path] = "damaged"
-    useless |= complete_digests(folder, finished)
+    if mends:
+        useless |= complete_digests(folder, finished)
     finished = {shard for shard in finished if folder / format.shard_path(shard.file_name) not in useless}
     index = next((result for result in results if result.path.name == format.INDEX_NAME), None)
     if index and (reason := _why_useless(index, chain.spec, finished)):
         useless[index.path] = reason
     for path, reason in useless.items():
-        _log.warning("%s: removed, since it is %s", path, reason)
-        disk.remove(path)
-    forget_missing(folder)
+        _log.warning("%s: %s, since it is %s", path, "removed" if mends else "to be removed", reason)
+        if mends:
+            disk.remove(path)
+    if mends:
+        forget_missing(folder)
     # A list of a part that is not of this run, or is planned anew.
     kept = {folder / format.manifest_name(part) for part in range(chain.kept)}
-    return RunFolder(folder, lock, frozenset(finished), chain, [path for path in listing_paths(folder) if path not in kept])
+    replaced = [path for path in listing_paths(folder) if path not in kept]
+    if not mends:
+        replaced += [path for path in useless if not path.is_symlink()]
+    return RunFolder(folder, lock, frozenset(finished), chain, replaced)
 
 
 def _why_useless(index: Result, spec: RunSpec, finished: set[ShardSpec]) -> str:

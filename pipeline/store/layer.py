@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from . import format
+from . import format, shown
 from .damage import does_not_fit
 from .selection import select_rows
 from .shards import Shards
@@ -94,3 +94,6 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<layer {self.name}: {self.shape} {self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        return shown.html_table(f"layer {self.name}", shown.LAYER_HEADINGS, [shown.layer_row(self)])

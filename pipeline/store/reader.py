@@ -12,7 +12,7 @@ import h5py
 
 from ..errors import StoreError, nearest
 from ..records import ShardSpec
-from . import format, tables
+from . import format, shown, tables
 from .attributes import check_attributes
 from .border import check_layer, own_node
 from .damage import missing_shard, no_run, unfinished, unreadable
@@ -178,4 +178,11 @@ class Run:
         return Run, (self.path,)
 
     def __repr__(self) -> str:
-        return f"<run {str(self.path)!r}: {len(self)} images, layers {', '.join(self.layers)}>"
+        rows = shown.text_table(shown.LAYER_HEADINGS, map(shown.layer_row, self._layers.values()))
+        return f"<{self._caption()}>\n{rows}"
+
+    def _repr_html_(self) -> str:
+        return shown.html_table(self._caption(), shown.LAYER_HEADINGS, map(shown.layer_row, self._layers.values()))
+
+    def _caption(self) -> str:
+        return f"run {str(self.path)!r}: {len(self)} images, {self.attributes['network']}, made {self.attributes['created']}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import StoreError, nearest
+from . import shown
 from .damage import damaged
 from .tables import Column, open_file, read_column
 
@@ -57,7 +58,25 @@ class Table(Mapping[str, Column]):
         return name in self._names
 
     def __repr__(self) -> str:
-        return f"<table of {self._rows} images: {', '.join(self._names)}>"
+        try:
+            table = shown.text_table(*self._ends()) if self._rows <= shown.LARGEST_READ else ""
+        except StoreError as error:
+            # Looking at something must be possible whatever is wrong with it.
+            table = str(error)
+        return f"<{self._caption()}>" + f"\n{table}" * bool(table)
+
+    def _repr_html_(self) -> str:
+        try:
+            headings, rows = self._ends() if self._rows <= shown.LARGEST_READ else ([], [])
+        except StoreError as error:
+            headings, rows = [str(error)], []
+        return shown.html_table(self._caption(), headings, rows)
+
+    def _ends(self) -> tuple[list[str], list[list[str]]]:
+        return shown.image_rows(self, self._rows)
+
+    def _caption(self) -> str:
+        return f"table of {self._rows} images: {', '.join(self._names)}"
 
     def __reduce__(self) -> tuple[type[Table], tuple[Path, tuple[str, ...], int]]:
         return Table, (self._path, self._names, self._rows)

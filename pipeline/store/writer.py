@@ -154,7 +154,7 @@ class Writer:
         """Gives the chunk's bytes, and how many the values had; notes the checksum of each row."""
         for row in piece.rows:
             if not codec.storable(piece.row_values(row), self._spec.dtype):
-                raise self._value_error(progress.shard.first + row, layer, piece.row_values(row))
+                raise value_error(self._spec, progress.shard.first + row, layer, piece.row_values(row))
         stored = piece.values.astype(self._dtype, copy=False)
         for row in piece.rows:
             values = stored[row - piece.first_row]
@@ -166,18 +166,6 @@ class Writer:
             whole[:, : stored.shape[1]] = stored
             stored = whole
         return codec.encode(stored, self._spec.compression), raw_bytes
-
-    def _value_error(self, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
-        got = codec.first_unstorable(values, self._spec.dtype)
-        where = f"{self._spec.manifest.keys[index]}: layer {layer}"
-        if np.isfinite(got):
-            return NetworkError(
-                f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
-                f"Use output.dtype=float32."
-            )
-        return NetworkError(
-            f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
-        )
 
     def _finish_if_complete(self, progress: Progress) -> None:
         if not progress.complete:
@@ -257,3 +245,17 @@ class Writer:
         for shard in self._shards:
             with suppress(OSError):
                 disk.partial_path(self._folder / format.SHARD_FOLDER / shard.file_name).unlink()
+
+
+def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
+    """Gives the one line for a row with a value that cannot be stored."""
+    got = codec.first_unstorable(values, spec.dtype)
+    where = f"{spec.manifest.keys[index]}: layer {layer}"
+    if np.isfinite(got):
+        return NetworkError(
+            f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
+            f"Use output.dtype=float32."
+        )
+    return NetworkError(
+        f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
+    )

@@ -59,7 +59,7 @@ def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, 
             if resize:
                 yield from (np.asarray(step.images) for step in fixed(batch))
             else:
-                yield batch.pixels
+                yield batch.images
 
     return {}, _passing(batches, len(manifest))
 

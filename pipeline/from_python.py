@@ -1,0 +1,148 @@
+"""Door for Python: ``extract_features(...)`` does what ``python -m pipeline.run`` does, from a script or a notebook.
+
+Its errors are exceptions; it answers no signal and never ends the process. TensorFlow is loaded after the options have been found
+right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from .command_line import without_interpolation
+from .errors import OptionError, nearest
+from .network.start import undisturbed
+from .run import checked_options
+from .schema import Schema, known_keys
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .store.reader import Run
+
+# Names in Python of those options whose last word alone would not say what they are.
+_OWN_NAMES = {"network.name": "network", "output.dir": "output_dir"}
+# What makes no run to be returned.
+_OF_THE_COMMAND = ("dry_run",)
+
+
+class Settings(TypedDict, total=False):
+    """Options of :func:`extract_features` besides the first two, by the last word of their names; the README explains them."""
+
+    list: str | os.PathLike[str] | None
+    size: int | Sequence[int] | None
+    resize: str
+    interpolation: str
+    decode: str
+    max_failed_fraction: float
+    batch_size: int | str
+    network: str
+    weights: str | os.PathLike[str]
+    pooling: str
+    pool_padding: str
+    kernel_order: str
+    seed: int
+    output_dir: str | os.PathLike[str]
+    name: str | None
+    dtype: str
+    compression: str
+    images_per_shard: int | str
+    existing: str
+    device: str
+    convolution: str
+    precision: str
+    workers: int | str
+
+
+def extract_features(
+    dir: str | os.PathLike[str] | None = None,
+    layers: str | Sequence[str] = "relu4_1",
+    *,
+    quiet: bool = False,
+    **options: Unpack[Settings],
+) -> Run:
+    """Extracts features of a folder of images, or goes on where an earlier call has stopped, and opens the result.
+
+    ::
+
+        run = extract_features("imgs", ["relu4_1"], size=256, weights="random")
+        run["relu4_1"][17]
+
+    The same options, checks, files and bits as ``python -m pipeline.run``. An option is named by its last word (``size`` is
+    ``data.size``), or in full: ``**{"data.size": 256}``; the options ``network`` and ``output.dir`` are ``network`` and
+    ``output_dir``. Where all is there already, nothing is computed. Calls may follow each other with other weights, sizes or
+    devices. After Ctrl-C (``KeyboardInterrupt``) finished shards are kept, and the same call goes on.
+
+    Args:
+        dir: Folder of images, walked recursively; or else ``list``, a file of paths.
+        layers: Names, patterns, blocks, or ``"all"``.
+        quiet: Whether only warnings are printed; the whole of it is in ``run.log`` all the same.
+        **options: See :class:`Settings`.
+
+    Returns:
+        The finished run, open.
+
+    Raises:
+        OptionError: An option is wrong; at once, before anything is loaded or written.
+        PipelineError: What else stopped it, in one line; finished shards are kept.
+        KeyboardInterrupt: Likewise.
+    """
+    given: dict[str, Any] = {"data.dir": dir, "layers": layers}
+    for name, value in _full_names(options):
+        if name in given and name != "data.dir":
+            raise OptionError(f"{name}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
+        given[name] = value
+    values = _nested({name: _plain(value) for name, value in given.items()})
+    checked = checked_options(values)
+    # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
+    assemble = undisturbed(lambda: importlib.import_module("pipeline.assemble"))
+    assemble.run(checked, _yaml(values), quiet=quiet)
+    from .store.reader import open_run
+
+    return open_run(checked.folder)
+
+
+def _full_names(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    known = [name for name in known_keys() if name not in _OF_THE_COMMAND]
+    short = {_OWN_NAMES.get(name, name.rsplit(".", 1)[-1]): name for name in known}
+    for name, value in options.items():
+        if name not in known and name not in short:
+            raise OptionError(
+                f"{name}: there is no such option, got {name!r}. Expected one of: {nearest(name.rpartition('.')[2], short)}. "
+                f"See help(pipeline.extract_features)."
+            )
+        yield short.get(name, name), value
+
+
+def _plain(value: Any) -> Any:
+    """Gives a value as YAML would have it: paths as text, NumPy's numbers as Python's, sequences as lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return list(map(_plain, value)) if isinstance(value, (tuple, list, np.ndarray)) else value
+
+
+def _nested(given: Mapping[str, Any]) -> dict[str, Any]:
+    values = asdict(Schema())
+    for name, value in given.items():
+        group, _, last = name.rpartition(".")
+        (values[group] if group else values)[last] = value
+    return values
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    """Gives the options as Hydra would have composed and written them."""
+    from omegaconf import OmegaConf
+
+    def escaped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: escaped(part) for name, part in value.items()}
+        return without_interpolation(value) if isinstance(value, str) else value
+
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(dict(values))), resolve=True)

@@ -1,0 +1,93 @@
+"""How large the layers of a run are, before compression and on the disk: as HDF5 keeps account of it, without reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from . import tables
+from .attributes import check_attributes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerHolding:
+    """A layer of a run, and its bytes.
+
+    Attributes:
+        name: Of the layer.
+        shape: (h, w, c) of a row; None at native size, or where no file tells.
+        dtype: Of the stored values.
+        channels: 0 where no file tells.
+        stride_px: Likewise.
+        raw_bytes: Activations of the good images in the finished shards, before compression.
+        stored_bytes: The same, as they lie on the disk.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    channels: int
+    stride_px: int
+    raw_bytes: int
+    stored_bytes: int
+
+
+class Sizes:
+    """Adds up the bytes of layers over shards, as HDF5 tells them without reading.
+
+    Args:
+        layers: Their names.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.raw = dict.fromkeys(layers, 0)
+        self.stored = dict.fromkeys(layers, 0)
+        self.good = 0
+
+    def ask(self, path: Path, good: NDArray[np.bool_]) -> None:
+        """Adds those of one shard.
+
+        Args:
+            path: Of the file.
+            good: (rows,) which of its images have not failed.
+        """
+        count, raw, stored = int(good.sum()), {}, {}
+        with h5py.File(path, "r") as file:
+            for layer in self.raw:
+                # By h5py's lower half: its upper one takes ten times as long for each dataset.
+                node = h5py.h5o.open(file.id, f"features/{layer}".encode())
+                datasets = list(_members(node)) if isinstance(node, h5py.h5g.GroupID) else [node]
+                values = [math.prod(dataset.shape) * dataset.dtype.itemsize for dataset in datasets]
+                if datasets == [node]:
+                    values = [values[0] * count // len(good)]
+                raw[layer], stored[layer] = sum(values), sum(dataset.get_storage_size() for dataset in datasets)
+        # All or nothing of a shard.
+        for layer in raw:
+            self.raw[layer] += raw[layer]
+            self.stored[layer] += stored[layer]
+        self.good += count
+
+
+def _members(group: Any) -> Iterator[Any]:
+    return (h5py.h5d.open(group, name) for name in group)
+
+
+def layers_of(file: h5py.File, path: Path, sizes: Sizes, good: int) -> tuple[LayerHolding, ...]:
+    """Gives the layers of an open file with their sizes, brought up from the images that were asked to all that are good."""
+    factor = good / sizes.good if sizes.good else 0.0
+    found = []
+    for name in tables.layer_names(file):
+        node = file["features"][name]
+        check_attributes(node, path, f"layer {name}")
+        shape = None if isinstance(node, h5py.Group) else tuple(int(side) for side in node.shape[1:])
+        raw, stored = (round(part.get(name, 0) * factor) for part in (sizes.raw, sizes.stored))
+        facts = node.attrs
+        found.append(LayerHolding(name, shape, str(facts["dtype"]), int(facts["channels"]), int(facts["stride_px"]), raw, stored))
+    return tuple(found)

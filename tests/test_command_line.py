@@ -1,0 +1,128 @@
+"""The command that makes a run again: through a shell and Hydra's grammar back to the same options."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from pipeline.command_line import command_again, differing_options, literal_arguments, shell_word
+from pipeline.run import configuration_folder
+from pipeline.schema import Schema
+
+from .test_command import ODD_NAMES
+
+HARD_NAMES = [
+    *ODD_NAMES,
+    "null",
+    "'x'",
+    '"',
+    "a b ",
+    "new\nline",
+    "\x1b[31mred",
+    "$(x)`y`",
+    "*",
+    "\\${a}",
+    "é\u202ex",
+    "-m",
+    "!x",
+]
+
+
+def composed(arguments: list[str]) -> dict[str, Any]:
+    """Gives what the options of a command line come to, as they are stored with a run."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Schema)
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        config = compose("config", literal_arguments(arguments))
+    stored: dict[str, Any] = yaml.safe_load(OmegaConf.to_yaml(config, resolve=True))
+    return stored
+
+
+def shell_words(command: str) -> list[str]:
+    """Gives the words of a command as bash sees them."""
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+    return done.stdout.decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+
+def again(config: dict[str, Any], folder: Path, root: str) -> dict[str, Any]:
+    python, _, module, *arguments = shell_words(command_again(config, folder, root))
+    assert (python, module) == ("python", "pipeline.run")
+    return composed(arguments)
+
+
+@pytest.mark.parametrize("name", HARD_NAMES)
+def test_hard_names_come_back_as_they_were(name: str, tmp_path: Path) -> None:
+    config = composed([f"data.dir=/data/{name.replace('/', '')}/x", "name=set below"])
+    config["data"]["dir"] = f"/data/{name}"
+    config["network"]["weights"] = name
+    command = command_again(config, tmp_path / "outputs" / name, f"/data/{name}")
+    assert command.isprintable()
+    found = again(config, tmp_path / "outputs" / name, f"/data/{name}")
+    assert found["data"]["dir"] == f"/data/{name}"
+    assert found["network"]["weights"] == found["name"] == name
+    assert found["output"]["dir"] == str(tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["layers=[relu?_1,'conv[45]_*',all]", "data.size=[72,64]", "network=vgg16"],
+        ["layers=relu4_1,relu5_1", "data.size=null", "batch_size=3", "network.seed=7", "data.max_failed_fraction=0.05"],
+        ["data.resize=crop", "output.dtype=float16", "runtime.workers=2", "network.pool_padding=valid"],
+    ],
+)
+def test_options_come_back_as_they_were(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = composed(["data.dir=imgs", *arguments])
+    # As long as it lies where the command would put it, nothing but the options is in the command.
+    name = f"imgs-{config['network']['name']}"
+    command = command_again(config, Path("outputs", name), str(tmp_path / "imgs"))
+    assert "name=" not in command
+    assert "output.dir" not in command
+    assert composed(shell_words(command)[3:]) == config
+
+
+def test_only_options_that_differ_are_named() -> None:
+    assert differing_options(composed(["data.dir=imgs"])) == {"data.dir": "imgs"}
+    assert differing_options(composed(["data.dir=imgs", "network=vgg16", "data.size=null"])) == {
+        "data.dir": "imgs",
+        "data.size": None,
+        "network.name": "vgg16",
+    }
+    # Of a run of a later version.
+    assert differing_options({"data": {"dir": "x", "tint": 3}}) == {"data.dir": "x", "data.tint": 3}
+
+
+def test_going_on_neither_discards_nor_refuses_what_is_there(tmp_path: Path) -> None:
+    for existing, is_named in (("replace", False), ("fail", False), ("extend", True)):
+        config = composed(["data.dir=/imgs", f"output.existing={existing}"])
+        assert ("output.existing" in command_again(config, tmp_path / "x", "/imgs")) == is_named
+
+
+def test_images_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("/runs/mine")
+    by_folder = composed(["data.dir=imgs"])
+    assert " data.dir=imgs " in command_again(by_folder, run, str(tmp_path / "imgs"))
+    assert " data.dir=/far/imgs " in command_again(by_folder, run, "/far/imgs")
+    assert " 'data.dir=~/imgs' " in command_again(composed(["data.dir=~/imgs"]), run, str(Path("~/imgs").expanduser()))
+    by_list = composed(["data.list=lists/birds.csv"])
+    assert " data.list=lists/birds.csv " in command_again(by_list, run, str(tmp_path / "lists"))
+    assert " data.list=/far/birds.csv " in command_again(by_list, run, "/far")
+    both = composed(["data.list=birds.csv", "data.dir=imgs"])
+    assert " data.dir=/far data.list=birds.csv " in command_again(both, run, "/far")
+    # The present folder has a name all the same.
+    assert command_again(by_folder, Path(), "").endswith(f" output.dir={tmp_path.parent} name={tmp_path.name}")
+    # A run without a shard does not tell.
+    assert " data.dir=imgs " in command_again(by_folder, run, "")
+
+
+def test_bytes_that_are_no_text_come_back_too() -> None:
+    assert shell_words(shell_word("caf\udce9\t'x\\")) == ["caf\udce9\t'x\\"]

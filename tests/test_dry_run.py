@@ -1,0 +1,316 @@
+"""``dry_run=true``: what a run would make and take, and refuse, with nothing written; and what a run foresees by itself."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import extract_features
+from pipeline.assemble import run as run_all
+from pipeline.config import check_options
+from pipeline.errors import DatasetError, LockedError, NetworkError, OptionError, StoreError
+from pipeline.estimate import Forecast
+from pipeline.records import FeatureBatch, ImageStatus
+from pipeline.run import checked_options
+from pipeline.store import disk
+from pipeline.store.folder import preview_folder
+from pipeline.store.lock import take_lock
+from pipeline.store.trial import Trial
+from pipeline.store.writer import Writer
+
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
+from .test_command import call
+from .test_config import values
+
+QUICK: dict[str, Any] = {"network__weights": "random", "data__size": 32, "layers": ["relu1_1"], "name": "x"}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Any) -> None:
+    """An empty folder, and weights that need not be drawn anew for each run."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("pipeline.assemble.load_weights", lambda *arguments, **options: random_weights())
+
+
+@pytest.fixture
+def images(photographs: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "imgs"
+    folder.mkdir()
+    for number, path in enumerate(sorted(photographs.glob("*/*.jpg"))):
+        shutil.copy(path, folder / f"{number}.jpg")
+    return folder
+
+
+def rehearse(folder: Path, **changes: Any) -> None:
+    """Does what the command does with ``dry_run=true``; everything must be as it was after it."""
+    before = snapshot()
+    try:
+        assert run_all(checked_options(values(**{**QUICK, "data__dir": str(folder), "dry_run": True, **changes})), "") is None
+    finally:
+        assert snapshot() == before
+
+
+def snapshot() -> dict[Path, tuple[int, bytes]]:
+    """Gives everything that lies here, and when it was written; a lock may be touched."""
+    return {
+        path: (path.name != ".lock" and path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in Path().rglob("*")
+    }
+
+
+def extract(folder: Path, **options: Any) -> Any:
+    return extract_features(folder, "relu1_1", **{"weights": "random", "size": 32, "name": "x", "quiet": True, **options})
+
+
+def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "bad.jpg").write_text("no image")
+    rehearse(images)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[2:4] == [
+        "layer: relu1_1, 32 x 32 x 64 float32, 262.1 kB an image",
+        lines[3],
+    ]
+    assert re.fullmatch(r"output: 7 images, 1.8 MB before compression, in 1 shard under outputs/x; .* free", lines[3])
+    assert lines[4] == "sample: all 7 images; 1 failed: 1 not an image"
+    assert re.fullmatch(r"sample: relu1_1 is stored in \d\d% of its bytes", lines[5])
+    # Of six images: a failed one takes nothing.
+    assert re.fullmatch(r"estimate: about .* kB after compression, \d\d% of 1.6 MB; .* free", lines[6])
+    assert re.fullmatch(
+        r"estimate: about 0:00:\d\d for 7 images, at .* images/s on the cpu; the disk's own time is not in it", lines[7]
+    )
+    assert lines[8:] == ["dry run: nothing was written. Leave out dry_run=true to extract."]
+    assert not list(Path().iterdir())
+
+
+def test_the_estimate_is_what_the_run_takes_then(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rehearse(images)
+    (said,) = re.findall(r"estimate: about (.* kB) after compression", capsys.readouterr().err)
+    run = extract(images)
+    stored = run._shards.open(0)._file["features/relu1_1"].id.get_storage_size()
+    assert said == f"{stored / 1000:.1f} kB"
+
+
+def test_of_many_images_a_sample_spread_over_all_is_run(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rehearse(images, batch_size=1)
+    said = capsys.readouterr().err
+    assert "sample: 4 of 6 images, spread evenly; 0 failed" in said
+    assert "for 6 images" in said
+
+
+def test_of_a_run_that_was_stopped_only_what_is_left_counts(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extract(images, images_per_shard=2)
+    Path("outputs/x/features.h5").unlink()
+    Path("outputs/x/shards/shard-00001-of-00003.h5").rename("outputs/x/shards/shard-00001-of-00003.h5.partial")
+    changes: dict[str, Any] = {"output__images_per_shard": 2}
+    rehearse(images, **changes)
+    said = capsys.readouterr().err
+    assert "shard-00001-of-00003.h5.partial: to be removed, since it is unfinished" in said
+    assert "resume: 2 of 3 shards are finished, 2 images are left" in said
+    assert "sample: all 2 images; 0 failed" in said
+    extract(images, images_per_shard=2)
+    rehearse(images, **changes)
+    assert "estimate: all 6 rows are finished, nothing is left to make" in capsys.readouterr().err
+
+
+def test_an_extension_is_rehearsed_and_refused_as_it_would_be(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extract(images)
+    shutil.copy(images / "0.jpg", images / "new.jpg")
+    with pytest.raises(StoreError, match=r"the images are not those of the run in the folder, got 1 added"):
+        rehearse(images)
+    rehearse(images, output__existing="extend")
+    said = capsys.readouterr().err
+    assert "extend: 1 new image after the 6 of the run" in said
+    assert "sample: all 1 images; 0 failed" in said
+
+
+def test_native_size_gets_its_size_from_the_sample(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rehearse(images, data__size=None)
+    said = capsys.readouterr().err
+    assert "output: 6 images, a size that depends on the images, in " in said
+    assert re.search(r"estimate: about [\d.]+ MB after compression, \d\d% of [\d.]+ MB; ", said)
+
+
+def test_a_disk_that_is_too_small_is_said_before_and_refused_as_in_the_run(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
+    rehearse(images)
+    said = capsys.readouterr().err
+    assert re.search(r"outputs/x: the features will hardly fit, got 1.0 kB free for about [\d.]+ kB. Finished shards are", said)
+    with pytest.raises(
+        StoreError, match=r"outputs/x: the features may not fit, got 1.0 kB free for 1.6 MB. Expected room for all"
+    ):
+        rehearse(images, output__compression="none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        (
+            {"data__size": 48},
+            StoreError,
+            r"the folder holds a run with other options, got data.size '48x48' \(in the folder '32x32'",
+        ),
+        ({"output__existing": "fail"}, StoreError, r"the folder holds results, got 2 files"),
+        ({"runtime__device": "gpu"}, OptionError, r"runtime.device: TensorFlow sees no GPU here"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(changes: dict[str, Any], kind: Any, message: str, images: Path) -> None:
+    extract(images)
+    if "runtime__device" in changes:
+        shutil.rmtree("outputs")
+    with pytest.raises(kind, match=message):
+        rehearse(images, **changes)
+    with pytest.raises(kind, match=message):
+        run_all(checked_options(values(**{**QUICK, "data__dir": str(images), **changes})), "")
+
+
+def test_images_that_changed_are_refused(images: Path) -> None:
+    extract(images)
+    data = bytearray((images / "0.jpg").read_bytes())
+    data[-3] ^= 1
+    (images / "0.jpg").write_bytes(data)
+    with pytest.raises(StoreError, match=r"an image has changed since its features were made"):
+        rehearse(images)
+
+
+def test_a_run_in_which_all_fail_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in images.iterdir():
+        path.write_text("no image")
+    with pytest.raises(DatasetError, match=r"all 6 images failed, got e\.g\. .not an image"):
+        rehearse(images)
+    # Of a part of the images nobody can tell.
+    rehearse(images, batch_size=1)
+    said = capsys.readouterr().err
+    assert "sample: no image of it can be used, so nothing can be said of the rest" in said
+    assert "estimate" not in said
+
+
+def test_too_many_failures_are_refused(images: Path) -> None:
+    (images / "0.jpg").write_text("no image")
+    with pytest.raises(DatasetError, match=r"data.max_failed_fraction: too many images fail, got 1 of 6"):
+        rehearse(images, data__max_failed_fraction=0.1)
+
+
+def test_a_folder_that_is_written_or_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, spec = tmp_path / "run", make_spec()
+    folder.mkdir()
+    lock = take_lock(folder)
+    with pytest.raises(LockedError, match="another run writes this folder"):
+        preview_folder(folder, spec, "resume")
+    lock.release()
+    preview_folder(folder, spec, "resume").close()
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="a part of the path is a file, not a folder, got ENOTDIR"):
+        preview_folder(tmp_path / "file/run", spec, "resume")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(StoreError, match="permission is denied, got EACCES"):
+        preview_folder(tmp_path / "new", spec, "resume")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_preview_of_replacing_names_what_would_go(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path / "run", spec)
+    preview = preview_folder(tmp_path / "run", spec, "replace")
+    assert len(preview.missing) == 3
+    assert tmp_path / "run/features.h5" in preview.replaced
+    assert (tmp_path / "run/features.h5").exists()
+
+
+def test_dry_run_is_true_or_false() -> None:
+    assert not check_options(values()).dry_run
+    with pytest.raises(OptionError, match=r"dry_run: not a valid value, got 'maybe'. Expected true or false"):
+        check_options(values(dry_run="maybe"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_trial_counts_the_bytes_that_the_writer_stores(dtype: str, compression: str, tmp_path: Path) -> None:
+    spec = make_spec(8, {"relu4_1": (200, 80, 3)}, dtype=dtype, compression=compression)
+    features = make_values(spec)
+    trial = Trial(spec, 2)
+    put_rows(trial, range(8), features, make_statuses(spec, [3]))  # type: ignore[arg-type]
+    trial.close()
+    write_run(tmp_path, spec)
+    writer = Writer(tmp_path, spec, spec.shards(), 2)
+    put_rows(writer, range(8), features, make_statuses(spec, [3]))
+    writer.close()
+    assert trial.raw_bytes == {"relu4_1": writer.bytes_raw}
+    assert trial.stored_bytes == {"relu4_1": writer.bytes_stored}
+    assert [status.index for status in trial.statuses] == list(range(8))
+
+
+def test_a_trial_says_what_cannot_be_stored() -> None:
+    trial = Trial(make_spec(4, {"relu4_1": (1, 1, 3)}, dtype="float16"), 1)
+    trial.put_features(FeatureBatch("relu4_1", np.array([2]), np.full((1, 1, 1, 3), 1e6, np.float32)))
+    with pytest.raises(NetworkError, match=r"image é2\.jpg: layer relu4_1 has a value that float16 cannot hold, got 1e"):
+        trial.close()
+
+
+def statuses_of(count: int, failed: int = 0) -> list[ImageStatus]:
+    return [ImageStatus(i, "bad" * (i < failed), 32, 48, 9, "") for i in range(count)]
+
+
+def forecast(spec: Any, rows: int, *looks: tuple[int, int, int]) -> None:
+    foresees = Forecast(Path("x"), spec, rows)
+    with_terminal(lambda: [foresees.look(statuses_of(count), raw, stored) for count, raw, stored in looks])
+
+
+def with_terminal(work: Any) -> None:
+    from pipeline.journal import to_terminal
+
+    with to_terminal():
+        work()
+
+
+def test_a_run_says_once_and_early_what_it_will_take(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 5_000_000)
+    spec = make_spec(4, {"relu4_1": (10, 10, 10)})
+    # The first time too little has been encoded to speak for it; what is said is said once.
+    forecast(spec, 1000, (10, 8_000, 4_000), (10, 60_000, 30_000), (10, 100_000, 10_000))
+    assert capsys.readouterr().err == "estimate: about 2.0 MB after compression, 50% of 4.0 MB; 5.0 MB free\n"
+    # Failed images take nothing.
+    foresees = Forecast(Path("x"), spec, 1000)
+    with_terminal(lambda: foresees.look(statuses_of(10, failed=5), 20_000, 10_000))
+    assert capsys.readouterr().err == "estimate: about 1.0 MB after compression, 50% of 2.0 MB; 5.0 MB free\n"
+
+
+def test_a_run_warns_early_of_a_disk_that_will_be_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1_000_000)
+    forecast(make_spec(4, {"relu4_1": (10, 10, 10)}), 1000, (10, 40_000, 20_000))
+    assert capsys.readouterr().err.splitlines()[1] == (
+        "x: the features will hardly fit, got 1.0 MB free for about 2.0 MB. Finished shards are kept if the disk fills up. Free "
+        "some space, use output.dtype=float16, or another disk with output.dir=..."
+    )
+
+
+def test_nothing_is_foreseen_where_it_is_known_or_nearly_over(capsys: pytest.CaptureFixture[str]) -> None:
+    forecast(make_spec(4, {"relu4_1": (10, 10, 10)}, compression="none"), 1000, (10, 40_000, 40_000))
+    forecast(make_spec(4, {"relu4_1": (10, 10, 10)}), 12, (10, 40_000, 20_000))
+    assert capsys.readouterr().err == ""
+
+
+def test_at_native_size_shapes_come_from_the_images(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 5_000_000_000)
+    spec = make_spec(4, {"relu1_1": None}, identity={"network": "vgg19"})
+    raw = 32 * 48 * 64 * 4
+    forecast(spec, 1000, (10, 10 * raw, 4 * raw))
+    assert capsys.readouterr().err == "estimate: about 157.3 MB after compression, 40% of 393.2 MB; 5.0 GB free\n"
+
+
+@pytest.mark.slow
+def test_the_command_leaves_with_0_and_no_file(images: Path) -> None:
+    arguments = [f"data.dir={images}", "network.weights=random", "data.size=32", "dry_run=true"]
+    result = call(*arguments, cwd=Path.cwd())
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "dry run: nothing was written. Leave out dry_run=true to extract."
+    assert not list(Path().iterdir())

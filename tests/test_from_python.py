@@ -1,0 +1,206 @@
+"""``pipeline.extract_features``: the whole program from Python, as often as one likes in a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import extract_features, open_run
+from pipeline.errors import DatasetError, OptionError, PipelineError, StoreError
+from pipeline.from_python import Settings
+from pipeline.schema import known_keys
+
+from .test_command import assert_equal_runs, call, environment
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_it_gives_the_run_and_then_the_same_without_computing(photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    level, propagates = logging.getLogger("pipeline").level, logging.getLogger("pipeline").propagate
+    run = extract_features(photographs, ["relu2_1"], size=(48, np.int64(32)), weights="random", name="mine")
+    assert run.path == Path("outputs/mine/features.h5").absolute()
+    assert run.layers == ("relu2_1",)
+    assert (run["relu2_1"][3].shape, run["relu2_1"].dtype) == ((24, 16, 128), np.float32)
+    assert "these features are untrained" in capfd.readouterr().err
+    stamps = {path: path.stat().st_mtime_ns for path in Path("outputs/mine/shards").iterdir()}
+    again = extract_features(photographs, ["relu2_1"], size=(48, 32), weights="random", name="mine", quiet=True)
+    assert capfd.readouterr() == ("", "")
+    assert "7 finished by an earlier run" in Path("outputs/mine/run.log").read_text()
+    assert stamps == {path: path.stat().st_mtime_ns for path in Path("outputs/mine/shards").iterdir()}
+    np.testing.assert_array_equal(again["relu2_1"][:], run["relu2_1"][:])
+    # As it was before: a program's own logging is its own.
+    assert (logging.getLogger("pipeline").level, logging.getLogger("pipeline").propagate) == (level, propagates)
+
+
+def test_one_process_makes_runs_of_other_networks_weights_sizes_and_threads(photographs: Path) -> None:
+    common: Any = {"weights": "random", "quiet": True}
+    first = extract_features(photographs, "relu1_1", size=32, name="first", **common)
+    others = [
+        extract_features(photographs, ["pool3", "relu1_1"], size=[32, 48], name="second", network="vgg16", workers=1, **common),
+        extract_features(photographs, "relu1_1", size=32, seed=1, name="third", convolution="direct", dtype="float16", **common),
+        extract_features(photographs, "relu1_1", name="fourth", output_dir=Path("deep/er"), **{"data.size": None}, **common),
+    ]
+    assert [run.layers for run in others] == [("relu1_1", "pool3"), ("relu1_1",), ("relu1_1",)]
+    assert others[0]["pool3"].shape == (7, 4, 6, 256)
+    assert others[1]["relu1_1"].dtype == np.float16
+    assert others[2].path == Path("deep/er/fourth/features.h5").absolute()
+    assert first.attributes["weights_sha256"] != others[1].attributes["weights_sha256"]
+    once_more = extract_features(photographs, "relu1_1", size=32, name="fifth", **common)
+    assert_equal_runs(Path("outputs/first"), Path("outputs/fifth"))
+    assert len(once_more) == 7
+
+
+def test_failed_images_and_lists_are_as_on_the_command_line(photographs: Path) -> None:
+    Path("list.csv").write_text(f"path,label,day\n{photographs}/sky/rocket.jpg,up,Monday\nnone.jpg,down,Tuesday\n")
+    run = extract_features(list="list.csv", layers="relu1_1", size=32, weights="random", quiet=True)
+    assert run.path.parent.name == "list-vgg19"
+    assert run.images["status"].tolist() == ["ok", "failed"]
+    assert run.images["day"].tolist() == ["Monday", "Tuesday"]
+    with pytest.raises(DatasetError, match=r"data.max_failed_fraction: too many images fail, got 1 of 2"):
+        extract_features(list="list.csv", layers="relu1_1", size=32, weights="random", quiet=True, max_failed_fraction=0.1)
+
+
+def test_the_stored_options_are_those_that_the_command_stores(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from pipeline.command_line import literal_arguments
+    from pipeline.run import configuration_folder
+    from pipeline.schema import Schema
+
+    Path("${odd} 1e3").symlink_to(photographs)
+    run = extract_features("${odd} 1e3", "relu1_1", size=(32, 32), weights="random", quiet=True, name="a")
+    ConfigStore.instance().store(name="schema", node=Schema)
+    arguments = ["data.dir=${odd} 1e3", "layers=[relu1_1]", "data.size=[32,32]", "network.weights=random", "name=a"]
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        config = compose("config", literal_arguments(arguments))
+    assert run.attributes["config"].replace("layers: relu1_1", "layers:\n- relu1_1") == OmegaConf.to_yaml(config, resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"sise": 3}, OptionError, r"^sise: there is no such option, got 'sise'. Expected one of: size"),
+        ({"data.sise": 3}, OptionError, r"^data.sise: there is no such option, got 'data.sise'. Expected one of: size"),
+        ({"dry_run": True}, OptionError, r"^dry_run: there is no such option"),
+        ({"size": 3, "data.size": 4}, OptionError, r"^data.size: given twice, got 4 too. Expected one value"),
+        ({"size": "big"}, OptionError, r"^data.size: not a valid value, got 'big'"),
+        ({"network": "vgg18"}, OptionError, r"^network.name: not a valid value, got 'vgg18'"),
+        ({"layers": "relu4_9"}, OptionError, r"^layers: no layer of vgg19 matches, got 'relu4_9'"),
+        ({"layers": "fc6", "size": 32}, OptionError, r"^data.size: too small for layer fc6"),
+        ({"dir": None}, OptionError, r"^data.dir: no images were named"),
+        ({"dir": "nowhere", "weights": "random"}, DatasetError, r"^data.dir: no such folder, got '.*nowhere'"),
+        ({"output_dir": "/dev/null", "weights": "random", "size": 32}, StoreError, r"a part of the path is a file, not a folder"),
+    ],
+)
+def test_errors_are_exceptions_of_one_line(
+    options: dict[str, Any], kind: type[PipelineError], message: str, photographs: Path
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        extract_features(**{"dir": photographs, "quiet": True, **options})
+    assert "\n" not in str(caught.value)
+    assert not list(Path().iterdir())
+
+
+def test_every_option_has_a_name_in_python() -> None:
+    short = {{"network.name": "network", "output.dir": "output_dir"}.get(key, key.rsplit(".")[-1]) for key in known_keys()}
+    assert set(Settings.__annotations__) == short - {"dir", "layers", "dry_run"}
+
+
+def test_a_wrong_option_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from pipeline import extract_features
+try:
+    extract_features("x", size="big")
+except Exception as error:
+    print(type(error).__name__, *(name in sys.modules for name in ("tensorflow", "h5py", "scipy", "hydra")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["OptionError", "False", "False", "False", "False"]
+
+
+@pytest.mark.parametrize("requested", ["gpu", "auto", "cpu"])
+def test_a_gpu_that_an_earlier_run_has_hidden_stays_hidden(requested: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    from pipeline.network.device import choose_device
+
+    def refuse(devices: Any, kind: str) -> None:
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["the GPU"])
+    monkeypatch.setattr(tf.config, "set_visible_devices", refuse)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [])
+    if requested == "gpu":
+        with pytest.raises(OptionError, match=r"runtime.device: an earlier run of this process uses the CPU, got gpu. Expected"):
+            choose_device(requested, None, (32, 32), "winograd", 2)
+    else:
+        assert choose_device(requested, None, (32, 32), "winograd", 2).kind == "cpu"
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from pipeline import extract_features
+
+def interrupt_when(happened):
+    def wait():
+        while not happened():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=wait, daemon=True).start()
+
+def interrupted(name, happened, **options):
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt_when(happened)
+    try:
+        extract_features(sys.argv[1], ["relu1_1", "relu3_1"], size=64, weights="random", name=name, quiet=True, batch_size=2,
+                         images_per_shard=1, **options)
+        print("not interrupted")
+    except KeyboardInterrupt:
+        pass
+    assert signal.getsignal(signal.SIGINT) is handler
+    return sorted(path.name for path in Path("outputs", name).rglob("*.partial"))
+
+# In the middle of loading TensorFlow, which cannot be loaded twice.
+print(interrupted("early", lambda: "tensorflow" in sys.modules))
+print(interrupted("late", lambda: any(Path("outputs/late/shards").glob("*.h5"))))
+finished = len(list(Path("outputs/late/shards").glob("*.h5")))
+print(0 < finished < 40)
+for name in ("early", "late"):
+    run = extract_features(sys.argv[1], ["relu1_1", "relu3_1"], size=64, weights="random", name=name, quiet=True,
+                           images_per_shard=1)
+    print(len(run), run["relu3_1"][6].shape)
+"""
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_the_process_goes_on_and_the_run_too(photographs: Path) -> None:
+    # Slow enough to be caught in the middle.
+    Path("images").mkdir()
+    for number in range(40):
+        os.link(photographs / "sky/rocket.jpg", f"images/{number:02d}.jpg")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "images"], env=environment(), capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "[]", "True", "40 (16, 16, 256)", "40 (16, 16, 256)"]
+    assert "Traceback" not in done.stderr
+    assert "estimate" not in done.stderr
+    whole = ["data.dir=images", "layers=[relu1_1,relu3_1]", "data.size=64", "network.weights=random", "name=whole"]
+    assert call(*whole, "output.images_per_shard=1", cwd=Path.cwd()).returncode == 0
+    for name in ("early", "late"):
+        assert_equal_runs(Path("outputs/whole"), Path("outputs", name))
+    assert len(open_run("outputs/whole")) == 40

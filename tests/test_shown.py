@@ -1,0 +1,137 @@
+"""How runs, layers and tables look in a notebook."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import layer_table, open_run
+from pipeline.errors import OptionError
+from pipeline.store import shown
+
+from .damage import flip
+from .stored_runs import make_spec, make_values, write_run
+
+HOSTILE = ["<script>alert(1)</script>.jpg", "a&b\x1b[31m.jpg", "line\nbreak.jpg", "x" * 500 + ".jpg"]
+
+
+class Cells(HTMLParser):
+    """Collects tags, and the text of each cell."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_the_table_of_images_shows_both_ends_and_why_images_failed(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(30), failed=[2])
+    images = open_run(tmp_path).images
+    lines = repr(images).splitlines()
+    assert lines[0] == "<table of 30 images: key, label, status, error, height, width, bytes, sha256>"
+    assert lines[1].split() == ["row", "key", "label", "status", "error", "height", "width", "bytes", "sha256"]
+    assert [line.split()[0] for line in lines[2:]] == ["0", "1", "2", "3", "4", "...", "25", "26", "27", "28", "29"]
+    assert "failed  truncated after 17 bytes" in lines[4]
+    assert Cells(images._repr_html_()).cells.count("truncated after 17 bytes") == 1
+
+
+def test_no_name_means_anything_to_a_browser_or_a_terminal(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(4, keys=HOSTILE))
+    images = open_run(tmp_path).images
+    html = Cells(images._repr_html_())
+    assert set(html.tags) == {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
+    assert HOSTILE[0] in html.cells
+    assert "a&b\\x1b[31m.jpg" in html.cells
+    assert len(repr(images).splitlines()) == 2 + 4
+    assert "\x1b" not in repr(images)
+    assert max(map(len, repr(images).splitlines())) < 200
+
+
+def test_a_long_table_is_not_read_to_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, make_spec(10))
+    monkeypatch.setattr(shown, "LARGEST_READ", 9)
+    images = open_run(tmp_path).images
+    assert repr(images) == "<table of 10 images: key, label, status, error, height, width, bytes, sha256>"
+    assert Cells(images._repr_html_()).cells == []
+    assert not images._columns  # type: ignore[attr-defined]
+
+
+def test_a_damaged_table_can_be_looked_at_too(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(10))
+    run = open_run(tmp_path)
+    flip(tmp_path / "features.h5", (tmp_path / "features.h5").read_bytes().index(b"folder0/image") + 2)
+    first, second = repr(run.images).splitlines()
+    assert first.startswith("<table of 10 images")
+    assert "is damaged" in second
+
+
+def test_runs_and_layers_have_a_form_for_notebooks(tmp_path: Path) -> None:
+    write_run(tmp_path / "a<b", make_spec(10))
+    run = open_run(tmp_path / "a<b")
+    html = Cells(run._repr_html_())
+    assert html.cells == [
+        *("layer", "shape", "dtype", "channels", "stride"),
+        *("conv1_1", "10 x 5 x 4 x 3", "float32", "3", "8 px"),
+        *("relu4_1", "10 x 80 x 80 x 3", "float32", "3", "8 px"),
+    ]
+    assert "a&lt;b" in run._repr_html_()
+    assert Cells(run["relu4_1"]._repr_html_()).cells[5:] == html.cells[10:]
+
+
+def test_layers_of_native_size_say_so(tmp_path: Path) -> None:
+    spec = make_spec(1, {"relu4_1": None})
+    write_run(tmp_path, spec, values=make_values(spec, {0: (2, 3)}))
+    assert "1 x native x native x 3  float32" in repr(open_run(tmp_path))
+
+
+def test_the_table_of_a_network_is_had_from_python() -> None:
+    table = layer_table("vgg19", (1440, 2560), ["relu4_1", "pool?"], dtype="float16")
+    assert len(table) == 43
+    assert table["relu5_4"].shape == (90, 160, 512)
+    assert table["relu4_1"].row_bytes == 180 * 320 * 512 * 2
+    assert [row.name for row in table if row.is_chosen] == ["pool1", "pool2", "pool3", "relu4_1", "pool4", "pool5"]
+    lines = repr(table).splitlines()
+    assert lines[0] == "vgg19, input 1440 x 2560 px, float16, pool_padding same; * = layers of this configuration"
+    assert len(lines) == 2 + 43
+    cells = Cells(table._repr_html_()).cells
+    assert cells[7:11] == ["", "conv1_1", "3 x 3 x 3 x 64", "1440 x 2560 x 64"]
+    small = layer_table(size=32)
+    assert small["fc6"].shape is None
+    assert "input too small" in repr(small)
+    assert [row.name for row in small[:2]] == ["conv1_1", "relu1_1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "vgg18"}, r"network.name: not a valid value, got 'vgg18'"),
+        ({"size": None}, r"data.size: shapes depend on the image at native size"),
+        ({"size": 0}, r"data.size: not a valid value, got 0"),
+        ({"layers": "zz"}, r"layers: no layer of vgg19 matches, got 'zz'"),
+        ({"dtype": "int8"}, r"output.dtype: not a valid value, got 'int8'"),
+        ({"pool_padding": "x"}, r"network.pool_padding: not a valid value"),
+    ],
+)
+def test_a_wrong_table_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        layer_table(**arguments)
+
+
+def test_a_layer_that_a_table_lacks_is_named() -> None:
+    with pytest.raises(OptionError, match=re.escape("no such layer of vgg16, got 'relu4_4'. Expected one of: relu4_3")):
+        layer_table("vgg16")["relu4_4"]
