@@ -252,11 +252,12 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
     for shard in spec.shards():
         if shard in run_folder.finished:
             with open_run(path / format.SHARD_FOLDER / shard.file_name) as found:
-                created, root = str(found.attributes["created"]), str(found.attributes["data_root"])
+                created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
                 refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
                 errors += [error for error in found.images["error"] if error]
-                if found.attributes["compression"] != spec.compression:
-                    others.add(f"compression {found.attributes['compression']}, now {spec.compression}")
+                compression = found.attributes.get("compression", spec.compression)
+                if compression != spec.compression:
+                    others.add(f"compression {compression}, now {spec.compression}")
                 for name, text in spec.attributes.items():
                     if name.startswith("version_") and name in found.attributes and found.attributes[name] != text:
                         others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")

@@ -47,6 +47,16 @@ class LockedError(StoreError):
     """Another live process is writing the same run folder."""
 
 
+def printable(text: str, most: int | None = None) -> str:
+    """Gives the beginning of a text that a stranger may have written: on one line, and nothing that a terminal would obey.
+
+    Args:
+        text: Any.
+        most: Characters of it to give; None: all.
+    """
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[:most])
+
+
 def nearest(wrong: str, known: Iterable[str], limit: int = 3) -> str:
     """Gives the known names nearest to a wrong one, as words for the middle of a message.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import stat
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +18,8 @@ def refuse_changed_images(
 ) -> None:
     """Reads again the images of a finished shard that may have changed since, and refuses to go on where one has.
 
-    An image may have changed if it was written after the shard, or if the shard was made from a folder elsewhere.
+    An image may have changed if it was written after the shard, or if the shard was made from a folder elsewhere. Where the
+    clock has been set back since, nobody can say what was written after it.
 
     Args:
         folder: The run folder, for the message.
@@ -29,12 +32,15 @@ def refuse_changed_images(
     Raises:
         StoreError: An image has another content than the features were made from.
     """
-    finished_seconds = datetime.fromisoformat(created).timestamp()
+    finished_seconds = _seconds_of(created)
     for index, digest in zip(range(shard.first, shard.stop), sha256, strict=True):
         path = Path(manifest[index].path)
         try:
-            if root == manifest.root and path.stat().st_mtime < finished_seconds:
+            info = path.stat()
+            if root == manifest.root and info.st_mtime < finished_seconds:
                 continue
+            if not stat.S_ISREG(info.st_mode):
+                continue  # as of a file that cannot be read, and a pipe would be waited for
             with path.open("rb") as file:
                 found = hashlib.sha256(file.read()).hexdigest() if digest else ""
         except OSError:
@@ -45,3 +51,12 @@ def refuse_changed_images(
                 f"{folder}: an image has changed since its features were made, got another content of {manifest.keys[index]!r}. "
                 f"Expected the images of {root!r} as they were. Use another name=..., or output.existing=replace to start again."
             )
+
+
+def _seconds_of(created: str) -> float:
+    """Gives when a shard was finished; 0, before all images, if that cannot be read or is still to come."""
+    try:
+        seconds = datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
+    return seconds if seconds <= time.time() else 0.0

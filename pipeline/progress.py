@@ -24,6 +24,8 @@ from .records import ImageStatus
 LINE_EVERY_SECONDS = 30.0
 # Failed images that are named while the run goes on.
 FAILURES_SAID = 20
+# Characters of a key in a line: a stranger's list may name megabytes.
+LONGEST_KEY = 300
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ class Progress:
 
     def _say_failed(self, status: ImageStatus) -> None:
         if self._said < FAILURES_SAID:
-            _log.warning("failed: %r: %s", self._keys[status.index], status.error)
+            _log.warning("failed: %r: %s", self._keys[status.index][:LONGEST_KEY], status.error)
         elif self._said == FAILURES_SAID:
             _log.warning("failed: further ones are only counted here; all reasons are in /images/error")
         self._said += 1

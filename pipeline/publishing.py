@@ -96,7 +96,7 @@ def stored_report(folder: Path) -> Report | None:
         return None
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -107,7 +107,8 @@ def write_text(path: Path, text: str) -> None:
         StoreError: The disk refuses.
     """
     try:
-        disk.partial_path(path).write_text(text, encoding="utf-8")
+        # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
+        disk.partial_path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
         Digests(path.parent).publish(path)
     except BaseException as error:  # Ctrl-C too
         with suppress(OSError):

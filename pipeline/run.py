@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import signals
 from .command_line import LITERAL_OPTIONS, literal_arguments
-from .errors import OptionError, PipelineError, nearest
+from .errors import OptionError, PipelineError, nearest, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -190,7 +190,7 @@ def main() -> None:
 
 def fail(error: PipelineError) -> NoReturn:
     """Prints an error as one line and leaves."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

@@ -137,6 +137,8 @@ def _answer(number: int, frame: FrameType | None) -> None:
     ignore()
     if not _state.raises:
         _end(signal.Signals(number))
+    # It may come into the middle of a library's making an object, which then cannot be cleared away: h5py says so at length.
+    sys.unraisablehook = lambda _: None
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import signals
-from .errors import OptionError, StoreError
+from .errors import OptionError, StoreError, printable
 from .machine import usable_cores
 from .report import words_for_bytes
 from .run import Door, answered, compose, configuration_folder
@@ -76,19 +78,19 @@ def verify(folder: Path, repair: bool) -> None:
     from .store import format
     from .store.lock import take_lock
     from .store.repair import repair as remove_damaged
-    from .store.verification import verify_folder
+    from .store.verification import files_to_check, verify_folder
 
-    if folder.name == format.INDEX_NAME and folder.is_file():
+    if folder.name == format.INDEX_NAME and os.path.lexists(folder) and not folder.is_dir():
         folder = folder.parent
+    total_bytes = sum((folder / name).lstat().st_size for name in files_to_check(folder))
     with ExitStack() as stack:
-        if repair and folder.is_dir():
+        if repair:
             stack.callback(take_lock(folder).release)
-        total_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
         bar = tqdm(total=total_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
         with bar:
             verdict = verify_folder(folder, usable_cores(), bar.update)
         for line in _lines(verdict):
-            print(line)
+            print(printable(line))
         print(summary(verdict), flush=True)
         if not verdict.count:
             return
@@ -141,6 +143,9 @@ def _verify(config: DictConfig) -> None:
 def main() -> None:
     """Runs the command; leaves with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
     signals.heed(VERIFY.when_stopped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does by itself: a folder's name need not be such as this terminal's encoding has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     import hydra
 
     compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="verify")(_verify), VERIFY)

@@ -169,6 +169,10 @@ def png(width: int, height: int, colour: int, rows: int, *chunks: tuple[bytes, b
     data = b"".join(deflate.compress(bytes(row_bytes)) for _ in range(rows)) + deflate.flush()
     header = struct.pack(">IIBBBBB", width, height, 1 if colour in (0, 3) else 8, colour, 0, 0, 0)
     parts = ((b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b""))
+    return png_of(*parts)
+
+
+def png_of(*parts: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
     )

@@ -122,12 +122,19 @@ def call_python(
         moment: When it is stopped; None: it is not.
     """
     (listener / "sitecustomize.py").write_text(LISTENER)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary_folder(listener))}
     if moment is not None:
         environment |= {"PYTHONPATH": f"{listener}{os.pathsep}{ROOT}", **moment.environment()}
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def temporary_folder(listener: Path) -> Path:
+    """Gives the folder for what :func:`call_python`'s processes do not put elsewhere."""
+    folder = listener / "temporary"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def partial_files(folder: Path) -> list[str]:

@@ -414,7 +414,7 @@ def test_a_ratio_reduces_jpegs_alone_and_is_asked_with_the_turned_size() -> None
 
 
 def test_too_little_memory_is_an_image_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(image: Image.Image) -> NDArray[np.uint8]:
+    def exhausted(*_: object) -> NDArray[np.uint8]:
         raise MemoryError
 
     monkeypatch.setattr(decode, "_decode_with_pillow", exhausted)

@@ -58,9 +58,11 @@ def test_files_that_may_not_grow_stop_the_run_and_more_room_lets_it_go_on(
 ) -> None:
     run = tmp_path / "outputs/run"
     sizes = [path.stat().st_size for path in sorted((undisturbed / "shards").iterdir())]
-    # Options, shards, index and report are written in this order; each limit lets one more through.
-    config_bytes = (undisturbed / "config.yaml").stat().st_size
-    assert_refused(call(images, tmp_path, limit_bytes=config_bytes - 1), "config.yaml: the file would be larger than", run)
+    # The list of images, options, shards, index and report are written in this order; each limit lets one more through.
+    list_bytes, config_bytes = ((undisturbed / name).stat().st_size for name in ("manifest.jsonl.gz", "config.yaml"))
+    assert_refused(call(images, tmp_path, limit_bytes=list_bytes - 1), "manifest.jsonl.gz: the file would be larger than", run)
+    if config_bytes > list_bytes:
+        assert_refused(call(images, tmp_path, limit_bytes=config_bytes - 1), "config.yaml: the file would be larger than", run)
     assert finished_shards(run) == {}
     limit_bytes = max(sizes[:5])
     assert max(sizes[8:]) > limit_bytes
@@ -69,10 +71,16 @@ def test_files_that_may_not_grow_stop_the_run_and_more_room_lets_it_go_on(
     kept = finished_shards(run)
     assert 0 < len(kept) < SHARDS
     assert call(images, tmp_path).returncode == 0
-    for name, limit_bytes in (("features.h5", (run / "features.h5").stat().st_size - 1), ("report.json", 500)):
+    # The line of a report that is gone is taken out before it is written again, in a file that has a line for each shard.
+    for name, limit_bytes, refused in (
+        ("features.h5", (run / "features.h5").stat().st_size - 1, "features.h5.partial: the file would be larger than"),
+        ("report.json", 500, "SHA256SUMS: the file would be larger than"),
+    ):
+        digests = (run / "SHA256SUMS").read_bytes()
         (run / name).unlink()
-        assert_refused(call(images, tmp_path, limit_bytes=limit_bytes), name, run)
+        assert_refused(call(images, tmp_path, limit_bytes=limit_bytes), refused, run)
         assert not (run / name).exists()
+        assert name == "features.h5" or (run / "SHA256SUMS").read_bytes() == digests
         assert call(images, tmp_path).returncode == 0
     assert finished_shards(run).items() >= kept.items()
     assert_same_run(run, undisturbed)
@@ -144,4 +152,23 @@ def test_a_folder_that_is_taken_away_stops_the_run_and_goes_on_when_it_is_back(
     away.rename(run)
     assert call(images, tmp_path).returncode == 0
     assert finished_shards(run).items() >= kept.items()
+    assert_same_run(run, undisturbed)
+
+
+def test_a_folder_that_is_removed_stops_the_run_and_the_next_one_begins_anew(
+    images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "outputs/run"
+    program = command(f"data.dir={images}", *OPTIONS, cwd=tmp_path)
+    with subprocess.Popen(program, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not finished_shards(run) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        while run.exists() and time.monotonic() < deadline:
+            shutil.rmtree(run, ignore_errors=True)
+        _, said = process.communicate(timeout=60)
+    ended = subprocess.CompletedProcess(program, process.returncode, "", said)
+    assert_refused(ended, "the folder has been removed, got ENOENT.", run)
+    assert not run.exists()
+    assert call(images, tmp_path).returncode == 0
     assert_same_run(run, undisturbed)

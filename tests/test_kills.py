@@ -25,6 +25,7 @@ from .killed_runs import (
     partial_files,
     renamed,
     synced,
+    temporary_folder,
     write_in_store,
 )
 from .test_command import command, environment
@@ -82,7 +83,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     ended = call_python(folder, ["-m", "pipeline.run", f"data.dir={images}", *OPTIONS], folder)
     assert ended.returncode == 0, ended.stderr
-    (folder / "sitecustomize.py").unlink()
+    assert list(temporary_folder(folder).iterdir()) == []
     return folder / "outputs/run"
 
 
@@ -105,6 +106,8 @@ def stop_and_go_on(folder: Path, call: Call, moments: Sequence[Moment], expected
     assert finished_shards(run).items() >= kept.items()
     assert partial_files(run) == []
     assert_same_run(run, expected)
+    # Nobody clears away after a process that was killed: TensorFlow's converted functions for instance, if it had any to convert.
+    assert list(temporary_folder(folder).iterdir()) == []
 
 
 # Shards are finished in the background, in no certain order, so a moment names the occasion and not the shard.
@@ -117,12 +120,25 @@ SHARD = "shards/shard-*"
         # Twice at the same place, since going on can be stopped too.
         [closed(SHARD), closed(SHARD), synced(SHARD, 3), cut(SHARD, 30_000, 2)],
         [renamed("shards", 9), closed("features.h5"), synced("features.h5")],
+        # Between a shard and its line, or in the middle of that.
+        [Moment("open", "*SHA256SUMS", 9), cut(SHARD, 500), cut(SHARD, 900, 2)],
     ],
-    ids=["shards", "index"],
+    ids=["shards", "index", "digests"],
 )
 def test_a_store_that_is_killed_goes_on_to_the_same_bits(
     moments: Sequence[Moment], in_store: Call, stored: Path, tmp_path: Path
 ) -> None:
+    stop_and_go_on(tmp_path, in_store, moments, stored)
+
+
+def test_a_store_that_is_killed_while_it_writes_its_digests_anew_goes_on_to_the_same_bits(
+    in_store: Call, stored: Path, tmp_path: Path
+) -> None:
+    assert in_store(tmp_path, renamed("shards", 5)).returncode == -signal.SIGKILL
+    with (tmp_path / "outputs/run/SHA256SUMS").open("ab") as file:
+        file.write(b"0123456789abcdef")
+    # Each of them finds the torn line, which is taken out first.
+    moments = [closed("SHA256SUMS"), synced("SHA256SUMS"), closed("SHA256SUMS", signal=signal.SIGKILL)]
     stop_and_go_on(tmp_path, in_store, moments, stored)
 
 
@@ -173,6 +189,8 @@ def test_a_run_that_is_killed_while_it_reports_has_its_report_in_the_end(real: C
             renamed("run"),
         ],
         [
+            Moment("open", "*SHA256SUMS", 12),
+            Moment("open", "*SHA256SUMS", 12, signal.SIGINT),
             synced("report.json", signal=signal.SIGINT),
             closed("report.json"),
             synced("report.json"),

@@ -141,6 +141,13 @@ def test_loading_the_door_changes_no_signal() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, env=environment())
 
 
+@BOTH
+def test_what_a_library_had_half_made_when_the_signal_came_says_nothing(sent: signal.Signals, line: str, exit_code: int) -> None:
+    half_made = "Half = type('Half', (), {'__del__': lambda self: 1 / 0}); half = Half(); "
+    returncode, said, _ = stop_waiting(sent, work=half_made + SLEEPING, answer="del half")
+    assert (returncode, said) == (exit_code, line)
+
+
 @pytest.mark.slow
 @BOTH
 def test_a_run_stops_within_seconds_while_it_computes_large_images(

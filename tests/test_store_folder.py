@@ -232,21 +232,37 @@ def test_what_a_link_with_a_shards_name_leads_to_is_not_touched(tmp_path: Path) 
     for name in ("shard-00007-of-00009.h5", "shard-part001-00000-of-00001.h5", "shard-00007-of-00009.h5.partial"):
         (folder / "shards" / name).symlink_to(outside)
     (folder / "shards/shard-00008-of-00009.h5").mkdir()
-    with pytest.raises(StoreError, match=r"shard-00007-of-00009\.h5: not in this run's plan of 3 shards, got an extra file"):
+    with pytest.raises(StoreError, match=r"shard-00007-of-00009\.h5: not a file that this program has written, got a link\."):
         open_folder(folder, make_spec(), "resume")
     write_run(folder, make_spec(), existing="replace")
     assert len(list((folder / "shards").iterdir())) == 3 + 4
     assert outside.read_text() == "precious"
 
 
-def test_a_finished_shard_may_lie_elsewhere_behind_a_link(tmp_path: Path) -> None:
+def test_a_finished_shard_behind_a_link_is_refused_and_left_alone(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere.h5"
     write_run(folder, make_spec())
     shard = folder / "shards/shard-00001-of-00003.h5"
     shard.rename(elsewhere)
     shard.symlink_to(elsewhere)
-    with open_folder(folder, make_spec(), "resume") as opened:
-        assert opened.missing == ()
+    for existing in ("resume", "extend"):
+        with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: not a file that this program has written, got a link\."):
+            open_folder(folder, make_spec(), existing)
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: not a file of the run, got a link\. Expected the file or"):
+        open_run(folder)["conv1_1"][5]
+    assert shard.is_symlink()
+    assert elsewhere.stat().st_size
+
+
+def test_shards_are_not_written_through_a_link(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "shards").symlink_to(outside)
+    for existing in ("resume", "extend", "replace", "fail"):
+        with pytest.raises(StoreError, match=r"run: not a run folder, got shards of somebody else\. Expected an empty folder"):
+            open_folder(folder, make_spec(), existing)
+    assert list(outside.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["features.h5", "shards/shard-00001-of-00003.h5"])

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +115,7 @@ FLIPS: dict[str, tuple[str, Callable[[Path], int], str, str]] = {
         SHARDS[1],
         middle_of_row,
         SHARDS[1],
-        "layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got Error",
+        "layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got ",
     ),
     "a chunk of several rows": (
         SHARDS[1],
@@ -361,7 +359,7 @@ def test_statuses_and_keys_are_held_to_each_other(copy: Path) -> None:
     from pipeline.store import tables
 
     def edit(file: h5py.File) -> None:
-        columns = {name: tables.read_column(file, copy, name) for name in file["images"]}
+        columns = {name: tables.read_column(file, copy / SHARDS[1], name) for name in file["images"]}
         columns["status"][1] = "fine"
         columns["error"][2] = "truncated"
         columns["height"][0] = 0
@@ -387,7 +385,7 @@ def test_tables_of_the_index_are_held_to_those_of_the_shards(copy: Path) -> None
     from pipeline.store import tables
 
     def edit(file: h5py.File) -> None:
-        columns = {name: tables.read_column(file, copy, name) for name in file["images"]}
+        columns = {name: tables.read_column(file, copy / "features.h5", name) for name in file["images"]}
         columns["label"][5] = "dogs"
         columns["width"][9] = 7
         del columns["author"], file["images"]
@@ -539,26 +537,17 @@ def test_repair_keeps_what_may_be_whole(copy: Path, monkeypatch: pytest.MonkeyPa
     assert verdict.damaged == (SHARDS[1],)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes, on which to wait for ever")
-def test_a_file_on_which_hdf5_crashes_or_hangs_is_a_finding(tmp_path: Path, folder: Path) -> None:
-    pipe = tmp_path / SHARDS[0]
-    pipe.parent.mkdir()
-    os.mkfifo(pipe)
-    guard = Guard(threads=1, silence_seconds=1.0)
-    (finding,) = guard.examine(pipe).findings
-    assert finding.line.startswith(f"{pipe}: the HDF5 file is damaged, got no sign of life from HDF5 for 1 s. Expected the bytes")
-
-    def crash() -> None:
-        deadline = time.monotonic() + 30
-        while guard._process is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(guard._process.pid, signal.SIGSEGV)
-
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system has no signal that makes a process stand still")
+def test_a_file_on_which_hdf5_crashes_or_hangs_is_a_finding(folder: Path) -> None:
+    path, guard = folder / SHARDS[0], Guard(threads=1, silence_seconds=1.0)
+    # Stands still, as where HDF5 never comes back.
+    os.kill(guard._started().pid, signal.SIGSTOP)
+    (finding,) = guard.examine(path).findings
+    assert finding.line.startswith(f"{path}: the HDF5 file is damaged, got no sign of life from HDF5 for 1 s. Expected the bytes")
+    assert finding.kind == UNSURE
     guard._silence_seconds = 60.0
-    killer = threading.Thread(target=crash)
-    killer.start()
-    (finding,) = guard.examine(pipe).findings
-    killer.join()
+    os.kill(guard._started().pid, signal.SIGSEGV)
+    (finding,) = guard.examine(path).findings
     assert "the HDF5 file is damaged, got a crash of HDF5, SIGSEGV, while it was read. Expected" in finding.line
     assert finding.kind == UNSURE
     # The next file finds a new process.

@@ -179,6 +179,36 @@ def test_a_missing_run_is_one_line_and_exit_code_1(folder: Path) -> None:
     assert list(folder.parent.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("kind", ["file", "pipe", "link to nothing", "too long", "empty"])
+def test_what_is_no_run_folder_is_one_line_and_exit_code_1(kind: str, tmp_path: Path) -> None:
+    path, words = tmp_path / "run", "not a run folder, got a file, a pipe or a device. Expected the folder that"
+    if kind == "file":
+        path.write_text("x")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to nothing":
+        path.symlink_to(tmp_path / "nothing")
+    elif kind == "too long":
+        path, words = tmp_path / ("n" * 5000), "cannot be read, got File name too long. Expected a file of a finished run."
+    else:
+        path.mkdir()
+        words = "not a run folder, got no features.h5. Expected what an extraction has written."
+    result = verify(f"run={path}", "repair=true", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {path}: {words}"), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_repair_empties_nothing_through_a_link_in_place_of_the_lock(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (copy / ".lock").unlink(missing_ok=True)
+    (copy / ".lock").symlink_to(tmp_path / "precious")
+    result = verify(f"run={copy}", "repair=true", cwd=copy)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {copy}/.lock: not a file of the run, got a link. Expected the file or folder itself")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_an_interrupt_ends_the_check_at_once_with_exit_code_130(copy: Path) -> None:
     # A file without content of 64 GB: minutes of hashing.
     os.truncate(copy / "report.json", 64 << 30)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
+from .completeness import missing_parts, missing_rows
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
@@ -115,7 +116,7 @@ def decode_image(
             ratio = 1 if ratio_for is None else ratio_for(height, width)
             pixels = _decode_jpeg(data, ratio, image.size, buffer_for)
         if pixels is None:
-            pixels = _decode_with_pillow(image)
+            pixels = _decode_with_pillow(image, data)
             # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
             orientation = _orientation(image)
             height, width = pixels.shape[:2]
@@ -223,9 +224,14 @@ def _decode_jpeg(
     return pixels if pixels.shape == (height, width, 3) else None
 
 
-def _decode_with_pillow(image: Image.Image) -> NDArray[np.uint8]:
+def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     try:
-        image.load()
+        missing = missing_parts(image, data)
+        if not missing:
+            image.load()
+            missing = missing_rows(image, data)
+        if missing:
+            raise ImageDecodeError(f"truncated: the file ends early, or was never written to the end: {missing} are there")
         rows = max(1, _STRIP_PIXELS // image.width)
         if rows >= image.height:
             return _as_rgb(image)

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from . import format
+from .border import check_attribute_sizes
 from .damage import HDF5_READ_ERRORS, DamagedError, damaged
 
 _ATTRIBUTE_ERRORS = (*HDF5_READ_ERRORS, MemoryError)
@@ -38,6 +39,15 @@ def damaged_attributes(node: h5py.Group | h5py.Dataset, path: Path, of: str) -> 
         path: Of the file, for messages.
         of: Whose attributes they are: ``the root``, ``layer relu4_1``.
     """
+    try:
+        check_attribute_sizes(node, path, of)
+    except DamagedError as error:
+        # Too large to be held to their checksums.
+        yield error
+        return
+    except _ATTRIBUTE_ERRORS as error:
+        yield damaged(path, f"the attributes of {of}", error)
+        return
     for name, got in _wrong_attributes(node):
         yield damaged(path, f"attribute {name!r} of {of}", got)
 

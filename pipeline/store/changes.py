@@ -12,6 +12,8 @@ from ..records import Manifest
 
 # Images that a message names of each kind.
 NAMED = 3
+# Characters of a key, label or column in a message.
+LONGEST_QUOTE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,11 @@ class Changes:
 
     def words_of_added(self) -> list[str]:
         """Gives ``3 added ('a.jpg', 'b.jpg', 'c.jpg')``, or nothing."""
-        return _named("added", len(self.added), [repr(self.now.keys[row]) for row in self.added[:NAMED].tolist()])
+        return _named("added", len(self.added), [_quoted(self.now.keys[row]) for row in self.added[:NAMED].tolist()])
 
     def words_of_removed(self, removed: NDArray[np.int64]) -> list[str]:
         """Gives the same of these rows of the run."""
-        return _named("removed", len(removed), [repr(self.run.keys[row]) for row in removed[:NAMED].tolist()])
+        return _named("removed", len(removed), [_quoted(self.run.keys[row]) for row in removed[:NAMED].tolist()])
 
     def words_of_changed(self) -> list[str]:
         """Gives the same of what has changed, and of the order."""
@@ -56,11 +58,13 @@ class Changes:
     def _difference(self, row: int, place: int) -> str:
         then, now = int(self.run.file_bytes[row]), int(self.now.file_bytes[place])
         if then != now:
-            return f"{self.run.keys[row]!r}: {now} bytes, before {then}"
+            return f"{_quoted(self.run.keys[row])}: {now} bytes, before {then}"
         columns = {"label": (self.run.labels, self.now.labels)}
         columns |= {name: (self.run.metadata[name], self.now.metadata[name]) for name in _shared_columns(self.run, self.now)}
         name = next(name for name, (before, after) in columns.items() if before[row] != after[place])
-        return f"{self.run.keys[row]!r}: {name} {columns[name][1][place]!r}, before {columns[name][0][row]!r}"
+        return (
+            f"{_quoted(self.run.keys[row])}: {name} {_quoted(columns[name][1][place])}, before {_quoted(columns[name][0][row])}"
+        )
 
 
 def compare_images(run: Manifest, stops: Sequence[int], now: Manifest) -> Changes:
@@ -93,6 +97,10 @@ def compare_images(run: Manifest, stops: Sequence[int], now: Manifest) -> Change
 
 def _shared_columns(run: Manifest, now: Manifest) -> list[str]:
     return [name for name in run.metadata if name in now.metadata]
+
+
+def _quoted(text: str) -> str:
+    return repr(text[:LONGEST_QUOTE])
 
 
 def _named(word: str, count: int, names: Sequence[str]) -> list[str]:

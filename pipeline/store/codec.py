@@ -7,6 +7,8 @@ interpreter's lock, so that threads encode in parallel.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from isal import igzip_lib, isal_zlib
 from numpy.typing import NDArray
@@ -92,8 +94,8 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[np.floating], de
         DecodeError: The stream is damaged.
         ValueError: It has another length.
     """
-    length_bytes = int(np.prod(shape)) * dtype.itemsize
-    raw = isal_zlib.decompress(data, bufsize=length_bytes) if deflated else data
+    length_bytes = math.prod(shape) * dtype.itemsize
+    raw = inflate(data, length_bytes) if deflated else data
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
@@ -124,6 +126,21 @@ def decode_into(data: NDArray[np.uint8], into: NDArray[np.floating]) -> None:
             given = b""
     if filled < len(target) or not stream.eof:
         raise ValueError(f"{filled} bytes in place of {len(target)}")
+
+
+def inflate(data: bytes, length_bytes: int, spare_bytes: int = 0) -> bytes:
+    """Gives what is in a zlib stream that must hold so many bytes; takes memory for no more, whatever it holds.
+
+    Raises:
+        DecodeError: It is damaged.
+        ValueError: It holds fewer, or more than the spare ones besides.
+    """
+    stream = isal_zlib.decompressobj()
+    raw: bytes = stream.decompress(data, length_bytes + spare_bytes + 1)
+    if not stream.eof or len(raw) < length_bytes:
+        how = "more" if len(raw) > length_bytes else "fewer"
+        raise ValueError(f"a stream of {how} than {length_bytes} bytes")
+    return raw
 
 
 def _bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:

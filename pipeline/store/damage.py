@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import StoreError
+from ..errors import StoreError, printable
 
-# What h5py raises for bytes that are not as they were written, or are missing; the last two where an object has become one of
-# another kind.
-HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+# What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
+# become one of another kind.
+HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
 
 class DamagedError(StoreError):
@@ -26,8 +26,9 @@ class ForeignError(StoreError):
 def damaged(path: Path, part: str, got: object) -> DamagedError:
     """Gives the one line for a file that is not as it was written."""
     kind = UnsureError if isinstance(got, MemoryError) else DamagedError
+    words = printable(" ".join(str(got).split()), 200) or type(got).__name__
     return kind(
-        f"{path}: {part} is damaged, got {' '.join(str(got).split())[:200] or type(got).__name__}. Expected the bytes that were "
+        f"{path}: {printable(part, 1000)} is damaged, got {words}. Expected the bytes that were "
         f"written. Remove this file and run the extraction again: only what is missing is made again."
     )
 
@@ -64,10 +65,34 @@ def no_run(folder: Path, index_name: str) -> StoreError:
     )
 
 
-def unreadable(path: Path, error: OSError) -> StoreError:
+def not_a_file(path: Path, what: str) -> ForeignError:
+    """Gives the one line for a link or a special file under the name of a file of the run."""
+    return ForeignError(
+        f"{path}: not a file of the run, got {what}. Expected the file or folder itself, as this program has written it. "
+        f"Put it there, or move what is there away and run the extraction again."
+    )
+
+
+def does_not_fit(where: str, rows: int, size_bytes: int) -> StoreError:
+    """Gives the one line for rows that the memory has no room for."""
+    return StoreError(
+        f"{where}: no room in memory, got {rows} rows of {size_bytes} bytes together. Expected fewer. Read some rows at a time, "
+        f"for instance [0:100]."
+    )
+
+
+def no_folder(path: Path) -> StoreError:
+    """Gives the one line for something else than a folder where a run folder was named."""
+    return StoreError(
+        f"{path}: not a run folder, got a file, a pipe or a device. Expected the folder that an extraction has written. "
+        f"Give the folder that was named by name=..., usually outputs/<name>."
+    )
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
     """Gives the one line for a file that the system does not let us read."""
     return StoreError(
-        f"{path}: cannot be read, got {error.strerror or error}. Expected a file of a finished run. "
+        f"{path}: cannot be read, got {getattr(error, 'strerror', None) or error}. Expected a file of a finished run. "
         f"Put it back, or run the extraction again: only what is missing is made again."
     )
 

@@ -13,10 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
+from ..errors import StoreError
 from . import disk, format
+from .regular import require_file
 
 # Large enough that hashing runs outside the interpreter's lock for nearly all of its time.
 BLOCK_BYTES = 1 << 20
+# A line has about a hundred bytes.
+MOST_BYTES = 128 << 20
 
 # Source: GNU coreutils manual, sha2 utilities: digest, a space, a space for text mode, the name, a newline. Names with a
 # backslash or a newline would be escaped; none of ours has one. Where a newline was lost, a digest lies within the name.
@@ -30,7 +34,7 @@ class Digests:
         folder: The run folder.
 
     Raises:
-        StoreError: The file is there and cannot be read.
+        StoreError: The file is there and cannot be read, or is none.
 
     Attributes:
         path: Of the file.
@@ -44,9 +48,19 @@ class Digests:
         self.unreadable: list[tuple[int, str]] = []
         self._folder = folder
         try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
             content = b""
+            if self.path.is_symlink() or self.path.exists():
+                # Else a pipe would be waited for.
+                require_file(self.path)
+                with self.path.open("rb") as file:
+                    content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise StoreError(
+                    f"{self.path}: too large for a list of digests, got more than {MOST_BYTES} bytes. Expected one line a file. "
+                    f"Remove it and run the extraction again, which checks the files and writes it anew."
+                )
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise disk.write_error(self.path, error) from error
         *whole, torn = content.split(b"\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, digest_identity
 from . import disk, format, tables
+from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import extra_file
 from .digests import Digests
@@ -21,6 +22,7 @@ from .found import Result, find_parts, listing_paths, read_result, result_paths
 from .listing import write_listing
 from .lock import take_lock
 from .repair import complete_digests, forget_missing
+from .strangers import refuse_foreign_folder, refuse_strangers, stranger
 
 REPLACE, FAIL, EXTEND = "replace", "fail", "extend"
 
@@ -109,7 +111,13 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
             needs; the disk refuses.
     """
     shards = folder / format.SHARD_FOLDER
-    _refuse_foreign_folder(folder)
+    count = -(-len(spec.manifest) // spec.images_per_shard)
+    if count > format.MOST_SHARDS or len(spec.manifest) > format.MOST_ROWS:
+        raise StoreError(
+            f"{folder}: the run is too large, got {len(spec.manifest)} images in {count} shards. Expected at most "
+            f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
+        )
+    refuse_foreign_folder(folder)
     try:
         disk.make_folder(shards)
     except OSError as error:
@@ -131,7 +139,7 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
         LockedError: As there.
         StoreError: As there.
     """
-    _refuse_foreign_folder(folder)
+    refuse_foreign_folder(folder)
     disk.refuse_unwritable(folder)
     if (folder / format.LOCK_NAME).exists():
         take_lock(folder).release()
@@ -154,7 +162,7 @@ def _settle(folder: Path, lock: FileLock, spec: RunSpec, existing: str, mends: b
                 f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
             )
         run_folder = _go_on(folder, lock, spec, paths, existing == EXTEND, mends)
-    _refuse_strangers(run_folder)
+    refuse_strangers(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
     return run_folder
 
 
@@ -177,46 +185,6 @@ def _all_files(folder: Path) -> list[Path]:
     return [path for path in written if path.is_file() and not path.is_symlink()]
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
-    """Refuses a folder with files that the run would write over, and no sign that this program has made them."""
-    if not folder.is_dir():
-        return
-    lock = folder / format.LOCK_NAME
-    # What is written before all else has been looked at.
-    early = [format.LOCK_NAME, format.DIGESTS_NAME, format.DIGESTS_NAME + format.PARTIAL_SUFFIX]
-    names = [name for name in early if (folder / name).is_symlink() or (folder / name).is_dir()]
-    if not (lock.exists() or result_paths(folder) or listing_paths(folder)):
-        names += [name for name in format.COMPANION_NAMES if (folder / name).exists()]
-    if names:
-        raise StoreError(
-            f"{folder}: not a run folder, got {', '.join(names)} of somebody else. Expected an empty folder, or one that this "
-            f"program has written. Choose another with name=... or output.dir=..."
-        )
-
-
-def _refuse_strangers(run_folder: RunFolder) -> None:
-    """Refuses links, folders and files of other programs under the names of files that are to be made.
-
-    HDF5 would follow a link and write over what it leads to; over a folder nothing can be written, which would show at the end.
-    """
-    folder, replaced = run_folder.path, set(run_folder.replaced)
-    new = [folder / format.SHARD_FOLDER / shard.file_name for shard in run_folder.missing]
-    old = [folder / name for name in (format.INDEX_NAME, *format.COMPANION_NAMES)]
-    old += [folder / format.manifest_name(part) for part in range(len(run_folder.spec.parts))]
-    strangers = [path for path in _with_partials(new) if path not in replaced and (path.is_symlink() or path.exists())]
-    strangers += [path for path in _with_partials(old) if path.is_symlink() or (path.exists() and not path.is_file())]
-    index = folder / format.INDEX_NAME
-    if index.is_file() and tables.is_foreign(index):
-        strangers.append(index)
-    if strangers:
-        path = strangers[0]
-        what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file of another program"
-        raise StoreError(
-            f"{path}: not a file that this program has written, got {what}. Expected nothing of this name, since the run needs "
-            f"it. Move it away, or choose another folder with name=..."
-        )
-
-
 def _partial_listings(folder: Path) -> list[Path]:
     return [
         path
@@ -229,12 +197,12 @@ def _is_partial(path: Path) -> bool:
     return path.name.endswith(format.PARTIAL_SUFFIX)
 
 
-def _with_partials(paths: Iterable[Path]) -> list[Path]:
-    return [name for path in paths for name in (path, disk.partial_path(path))]
-
-
 def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], extend: bool, mends: bool) -> RunFolder:
     """Keeps finished shards; where it ``mends``, removes partial and damaged files, once all others prove to be of this run."""
+    links = [path for path in paths if path.is_symlink()]
+    if links:
+        # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
+        raise stranger(links[0])
     useless = dict.fromkeys([path for path in paths if _is_partial(path)] + _partial_listings(folder), "unfinished")
     results = [read_result(path) for path in paths if path not in useless]
     chain = settle_parts(folder, spec, find_parts(folder, results), extend)
@@ -261,8 +229,6 @@ def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], e
     if index and (reason := _why_useless(index, chain.spec, finished)):
         useless[index.path] = reason
     for path, reason in useless.items():
-        if path.is_symlink():
-            continue  # refused, or left alone, as any other link
         _log.warning("%s: %s, since it is %s", path, "removed" if mends else "to be removed", reason)
         if mends:
             disk.remove(path)
@@ -289,8 +255,10 @@ def _is_whole(result: Result, spec: RunSpec, digest: str, shard: ShardSpec) -> b
     if result.identity is None:
         return False
     try:
-        with tables.open_file(result.path) as file:
+        with tables.open_file(result.path, all_nodes=False) as file:
             tables.check_shard(file, result.path, digest, shard)
-            return all(feature.layer.name in file["features"] for feature in spec.features)
+            for feature in spec.features:
+                own_node(file, result.path, "features", feature.layer.name)
+            return True
     except (StoreError, *tables.HDF5_READ_ERRORS):
         return False

@@ -137,6 +137,12 @@ BAND_BYTES = 1 << 20
 LARGEST_CHUNK_BYTES = 1 << 30
 LARGE_ROW_BAND_BYTES = 64 << 20
 
+# A row has nine digits at native size; and what a plan holds in memory must have an end.
+MOST_ROWS = 10**9
+MOST_SHARDS = 1_000_000
+# What the option allows.
+MOST_SHARD_ROWS = 2**31
+
 SHARD_BYTES = 256 << 20
 # A shard is what a killed run loses. Small rows would make it an hour's work, so rows are limited too.
 SHARD_ROWS = 4096

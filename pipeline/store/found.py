@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from ..errors import StoreError
 from ..records import Manifest, digest_identity, digest_images
 from . import disk, format, tables
+from .identity import read_identity, rows_of
 from .listing import Listing, read_listing
 
 
@@ -100,11 +100,11 @@ def read_result(path: Path) -> Result:
     """
     shard = format.SHARD_NAME.fullmatch(path.name)
     try:
-        with tables.open_file(path) as file:
-            part = _part(shard) if shard else len(tables.read_parts(file, path)) - 1
-            identity = {str(name): str(value) for name, value in json.loads(file.attrs["identity"]).items()}
-            return Result(path, identity if "images" in identity else None, part)
-    except (tables.DamagedError, AttributeError, *tables.HDF5_READ_ERRORS):
+        # No more than is needed: what a user has added to a file is no reason to call it damaged, and to remove it.
+        with tables.open_file(path, all_nodes=False) as file:
+            part = len(tables.read_parts(file, path)) - 1
+            return Result(path, read_identity(file.attrs["identity"]), _part(shard) if shard else part)
+    except (tables.DamagedError, *tables.HDF5_READ_ERRORS):
         return Result(path, None, _part(shard))
 
 
@@ -148,7 +148,7 @@ def _extends(parts: Sequence[FoundPart]) -> str | None:
     """Gives what the identity of the next part says that it extends."""
     if not parts:
         return None
-    rows = sum(int(part.identity["images"].split(" ", 1)[0]) for part in parts)
+    rows = sum(rows_of(part.identity) for part in parts)
     return f"{rows} rows, digest {digest_identity(parts[-1].identity)}"
 
 

@@ -15,6 +15,7 @@ from ..records import OK, FeatureSpec, RunSpec, ShardSpec
 from ..statistics import LayerStatistics, join_statistics
 from . import disk, format, summaries, tables
 from .digests import Digests
+from .regular import require_own_shards
 from .tables import Column
 
 
@@ -71,6 +72,7 @@ def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, N
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {}
     statistics: dict[str, LayerStatistics] = {}
+    require_own_shards(folder)
     for shard in spec.shards():
         path = folder / format.SHARD_FOLDER / shard.file_name
         with tables.open_file(path) as file:
@@ -80,7 +82,7 @@ def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, N
                     columns.setdefault(name, []).append(tables.read_column(file, path, name))
                 for feature in spec.features:
                     layer = feature.layer.name
-                    checksums.setdefault(layer, []).append(file["checksums"][layer][()])
+                    checksums.setdefault(layer, []).append(tables.read_checksums(file, path, layer))
                 # One by one, so that those of thousands of shards do not lie in memory.
                 for layer, of_layer in summaries.read_statistics(file, path).items():
                     before = [statistics[layer]] if layer in statistics else []

@@ -19,6 +19,10 @@ from .succession import Listed, find_run, is_of
 LINE_DIGITS = 24
 
 
+# SHA-256 of a file, or why there is none.
+Digest = str | OSError | StoreError
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What came of a run folder.
@@ -57,6 +61,12 @@ class Verdict:
         return sum(map(len, self.findings.values())) + self.uncounted
 
 
+def _leads_out(name: str) -> bool:
+    """Tells whether a line of ``SHA256SUMS`` names a file that is not in the folder, about which there is nothing to find out."""
+    path = Path(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 class Judge:
     """Puts together what is known of the files of a folder.
 
@@ -72,7 +82,7 @@ class Judge:
         self,
         folder: Path,
         digests: Digests,
-        found: Mapping[str, str | OSError],
+        found: Mapping[str, Digest],
         examined: Mapping[str, Examination],
         listed: Mapping[str, Listed | None],
     ) -> None:
@@ -125,7 +135,7 @@ class Judge:
                     self._distrusted.append(name)
                 else:
                     self._changed.add(name)
-            elif found is None and not (self._folder / name).exists():
+            elif found is None and (_leads_out(name) or not (self._folder / name).exists()):
                 self._distrusted.append(name)
                 if name in self._expected_names():
                     continue  # found by the plan
@@ -151,6 +161,8 @@ class Judge:
         for name, digest in self._found.items():
             if isinstance(digest, OSError):
                 self._add(name, damage.unreadable(self._folder / name, digest))
+            elif isinstance(digest, StoreError) and name not in self._examined:
+                self._add(name, digest)
         for name, error in [*self._against_plan(), *self._lists()]:
             self._add(name, error)
         for name, error in list(self._against_leader()):
@@ -181,6 +193,8 @@ class Judge:
             if name not in self._listed:
                 yield name, damage.missing_list(self._folder / name)
         for name, listed in self._listed.items():
+            if isinstance(self._found.get(name), StoreError):
+                continue  # no file of its own, which has been found already
             if listed is None:
                 yield name, damage.damaged_list(self._folder / name)
             elif self._run:
@@ -270,7 +284,7 @@ class Judge:
             damaged=tuple(damaged),
             distrusted=tuple({*self._distrusted, *self._changed}),
             files=len(self._found),
-            file_bytes=sum((self._folder / name).stat().st_size for name in self._found),
+            file_bytes=sum((self._folder / name).lstat().st_size for name in self._found),
             rows=self._run[-1].stop if self._run else 0,
             failed=sum(of.facts.failed for name, of in self._examined.items() if of.facts and name != format.INDEX_NAME),
             layers=tuple(leader.layers) if leader else (),

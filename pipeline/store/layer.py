@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..errors import StoreError
 from ..machine import usable_cores
 from . import format, shown
 from .bands import image_shape, read_bands
+from .damage import does_not_fit
 from .parallel import do_all
 from .selection import select_rows
 from .shards import Shards
@@ -43,6 +45,7 @@ class Layer:
         self.channels = int(node.attrs["channels"])
         self.stride_px = int(node.attrs["stride_px"])
         self._shards = shards
+        self._is_held = False
         self.row_shape = _row_shape(node)
         self.chunk_rows = format.chunk_shape(self.row_shape, self.dtype.itemsize)[0] if self.row_shape else 1
 
@@ -125,6 +128,10 @@ class Layer:
         ascending = rows[order]
         numbers, firsts = self._shards.locate(ascending)
         local = ascending - firsts
+        if len(rows) and not self._is_held:
+            # Before memory is taken for what only the index has said.
+            self._shards.open(int(numbers[0])).hold_to(self.name, self.row_shape, self.dtype)
+            self._is_held = True
         if self.row_shape is None:
             images: list[Any] = [None] * len(rows)
 
@@ -133,7 +140,11 @@ class Layer:
 
             do_all(read_image, range(len(rows)), threads)
             return images
-        values = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
+        try:
+            values = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
+        except (MemoryError, ValueError) as error:
+            size_bytes = len(rows) * math.prod(self.row_shape) * self.dtype.itemsize
+            raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
         assert values.shape == (len(rows), *self.row_shape), values.shape
         assert values.flags.c_contiguous
         starts = np.flatnonzero(np.diff(numbers, prepend=-1) | np.diff(local // self.chunk_rows, prepend=-1))

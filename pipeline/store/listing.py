@@ -17,17 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import StoreError
 from ..records import Manifest, RunSpec, digest_images
 from . import disk, format
 from .digests import Digests
+from .identity import checked_identity
+from .regular import require_file
 
 # A line of so many rows is some megabytes: a list of millions never lies in memory twice.
 ROWS_A_LINE = 1 << 15
 # The fastest of zlib's: higher ones take several times as long for a tenth less.
 LEVEL = 1
 
-# What comes of bytes that are not as they were written: of the disk, of gzip, of JSON, of this room.
-_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError)
+# A list may unpack to so many times its size, as one with a long text in every row does, or to so many bytes: a stranger's can
+# unpack to a thousand times.
+_LARGEST_FACTOR, _SMALL_BYTES = 300, 16 << 20
+
+# What comes of bytes that are not as they were written: of the disk, of gzip, of JSON (nested too deeply: RuntimeError; a number
+# of thousands of digits: OverflowError), of this room.
+_READ_ERRORS = (
+    *(OSError, EOFError, zlib.error, StoreError, RuntimeError),
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +103,27 @@ def write_listing(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
 def read_listing(path: Path) -> Listing | None:
     """Gives what :func:`write_listing` has written; None if it is not there or not as it was written."""
     try:
+        require_file(path)
+        most_bytes = max(_SMALL_BYTES, _LARGEST_FACTOR * path.stat().st_size)
         with gzip.open(path, "rb") as file:
-            header = json.loads(file.readline())
+            first = file.readline(most_bytes)
+            header = json.loads(first)
             if (header["format"], header["format_version"]) != (format.MANIFEST_FORMAT, format.FORMAT_VERSION):
                 return None
-            lines: list[dict[str, Any]] = [json.loads(line) for line in file]
+            lines: list[dict[str, Any]] = []
+            left_bytes = most_bytes - len(first)
+            while line := file.readline(left_bytes + 1):
+                left_bytes -= len(line)
+                if left_bytes < 0:
+                    return None
+                content = json.loads(line)
+                if not content["key"]:
+                    return None
+                lines.append(content)
+        identity = checked_identity(header["identity"])
+        if identity is None:
+            return None
         images = _joined(lines)
-        identity = {str(name): str(value) for name, value in header["identity"].items()}
         # The digest is in the run's, which is in every shard: a list that agrees with it is the right one.
         if len(images) != header["rows"] or identity["images"] != f"{len(images)} rows, digest {images.digest}":
             return None

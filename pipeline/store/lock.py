@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..errors import LockedError
 from . import disk, format
+from .regular import require_file
 
 
 def take_lock(folder: Path) -> FileLock:
@@ -15,9 +17,13 @@ def take_lock(folder: Path) -> FileLock:
 
     Raises:
         LockedError: A live process has it.
-        StoreError: The disk refuses.
+        StoreError: The disk refuses, or something else than a file is in the lock's place.
     """
-    lock = FileLock(folder / format.LOCK_NAME, timeout=0)
+    path = folder / format.LOCK_NAME
+    if os.path.lexists(path):
+        # Behind a link, the lock would empty whatever that leads to.
+        require_file(path)
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -26,5 +32,5 @@ def take_lock(folder: Path) -> FileLock:
             f"Wait for it or stop it, or choose another folder with name=..."
         ) from error
     except (OSError, NotImplementedError) as error:  # the second is filelock's, for a file system without locks
-        raise disk.write_error(folder / format.LOCK_NAME, error) from error
+        raise disk.write_error(path, error) from error
     return lock

@@ -15,11 +15,14 @@ from ..records import ShardSpec
 from ..statistics import LayerStatistics
 from . import format, shown, summaries, tables
 from .attributes import check_attributes
-from .damage import missing_shard, no_run, unfinished
+from .border import check_layer, own_node
+from .damage import missing_shard, no_run, unfinished, unreadable
 from .feeding import Feeding
 from .layer import Layer
+from .regular import require_own_shards
 from .shards import Shards
-from .tables import Column, Table
+from .table import Table
+from .tables import Column
 
 # Keys compared for the nearest one in a message; all of a large run would take minutes.
 KEYS_COMPARED = 5000
@@ -35,10 +38,18 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         StoreError: There is no run, it is not finished, or a shard of it is missing.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL byte
+        raise unreadable(path, error) from error
+    if is_folder:
+        require_own_shards(path)
         path = _index_of(path)
-    elif not path.exists():
+    elif not exists:
         raise no_such_run(path)
+    elif path.is_symlink():
+        # What the caller has named is followed; what lies in a run folder is not.
+        path = path.resolve()
     own_name = path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name)
     if path.is_file() and not own_name and not h5py.is_hdf5(path):
         raise StoreError(f"{path}: not a run, got a file that is no HDF5. Expected a run folder, its features.h5 or a shard.")
@@ -87,11 +98,12 @@ class Run(Feeding):
             digests, plan = tables.read_plan(file, path)
             try:
                 self.attributes: dict[str, Any] = dict(file.attrs)
-                rows, columns = len(file["images"]["key"]), tables.column_order(file["images"])
+                rows, columns = len(own_node(file, path, "images", "key")), tables.column_order(file["images"])
                 self._shards = Shards(self._locate(plan), digests)
+                for name, node in file["features"].items():
+                    check_attributes(node, path, f"layer {name}")
+                    check_layer(node)
                 self.layers = tuple(tables.layer_names(file))
-                for name in self.layers:
-                    check_attributes(file["features"][name], path, f"layer {name}")
                 self._layers = {name: Layer(self._shards, name, file["features"][name]) for name in self.layers}
             except tables.HDF5_READ_ERRORS as error:
                 raise tables.damaged(path, "the tree", error) from error
@@ -103,7 +115,11 @@ class Run(Feeding):
 
     def _locate(self, plan: tuple[ShardSpec, ...]) -> dict[ShardSpec, Path]:
         if self.attributes["file_kind"] == format.SHARD:
-            return {shard: self.path for shard in plan if shard.first == self.attributes["first_row"]}
+            found = {shard: self.path for shard in plan if shard.first == int(self.attributes["first_row"])}
+            if not found:
+                raise ValueError(f"a first row {self.attributes['first_row']} at which no shard begins")
+            return found
+        require_own_shards(self.path.parent)
         folder = self.path.parent / format.SHARD_FOLDER
         present = {path.name for path in _siblings(folder / "_")}
         missing = [shard.file_name for shard in plan if shard.file_name not in present]

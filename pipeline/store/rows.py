@@ -9,15 +9,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-
-# Taken here, since h5py up to 2025 forgets it for direct chunks; see shard.py.
-from h5py._objects import phil
 from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FAILED, ShardSpec
 from . import codec, format, tables
+from .array import StoredArray
 from .attributes import check_attributes
+from .border import check_image, check_layer, member, own_node
 from .chunk_table import HAS_POSITIONED_READS, ChunkTable, stamp_of
 from .damage import HDF5_READ_ERRORS, damaged
 
@@ -40,10 +39,14 @@ class ShardRows:
     def __init__(self, path: Path, digest: str, shard: ShardSpec) -> None:
         self._path = path
         self._shard = shard
-        self._file = tables.open_file(path)
+        # A layer or two are read of it, perhaps of many.
+        self._file = tables.open_file(path, all_nodes=False)
         try:
             tables.check_shard(self._file, path, digest, shard)
             self._failed = tables.read_column(self._file, path, "status") == FAILED
+            if self._failed.shape != (shard.rows,):
+                raise damaged(path, "column 'status' of /images", f"{self._failed.size} rows in place of {shard.rows}")
+            self._file_bytes = path.stat().st_size
         except BaseException:
             # At once: HDF5 would give this file again, as it is now, to whoever opens its successor.
             self._file.close()
@@ -66,6 +69,7 @@ class ShardRows:
             StoreError: A row is damaged.
         """
         stored, checksums = self._layer(layer)
+        self.hold_to(layer, into.shape[1:])
         for place, row in zip(places.tolist(), rows.tolist(), strict=True):
             if self._failed[row]:
                 into[place] = np.nan
@@ -93,10 +97,12 @@ class ShardRows:
             StoreError: The row is damaged.
         """
         group, checksums = self._layer(layer)
+        if not isinstance(group, h5py.Group):
+            raise damaged(self._path, f"layer {layer}", f"{group.shape} where the run has native size")
         if self._failed[row]:
             return np.full((1, 1, int(group.attrs["channels"])), np.nan, format.STORED_DTYPES[str(group.attrs["dtype"])])
         try:
-            stored = _Stored(group[format.native_name(self._shard.first + row)])
+            stored = self._image(group, row)
             values = np.array(stored.read_image(()))  # a copy, since what was decoded cannot be written to
         except _CHUNK_ERRORS as error:
             raise self._damaged(layer, row, error) from error
@@ -110,7 +116,7 @@ class ShardRows:
             StoreError: The layer is damaged.
         """
         stored, checksums = self._layer(layer)
-        if not HAS_POSITIONED_READS or not isinstance(stored, _Stored) or stored.chunk is None:
+        if not HAS_POSITIONED_READS or not isinstance(stored, StoredArray) or stored.chunk is None:
             return None
         if stored.chunk[1:] != stored.shape[1:]:
             return None
@@ -132,12 +138,36 @@ class ShardRows:
             checksums=checksums,
         )
 
-    def image(self, layer: str, row: int) -> tuple[_Stored, tuple[int, ...], int]:
-        """Gives the dataset that holds an image that is ok, where in it, and the checksum of its values."""
+    def image(self, layer: str, row: int) -> tuple[StoredArray, tuple[int, ...], int]:
+        """Gives the array that holds an image that is ok, where in it, and the checksum of its values."""
         stored, checksums = self._layer(layer)
-        if isinstance(stored, _Stored):
+        if isinstance(stored, StoredArray):
             return stored, (row,), int(checksums[row])
-        return _Stored(stored[format.native_name(self._shard.first + row)]), (), int(checksums[row])
+        return self._image(stored, row), (), int(checksums[row])
+
+    def hold_to(self, layer: str, row_shape: tuple[int, ...] | None, dtype: np.dtype[np.floating] | None = None) -> None:
+        """Makes sure that a layer is stored as the run says, before rows of it take memory.
+
+        Args:
+            layer: Name of a layer of the run.
+            row_shape: (h, w, c); None at native size.
+            dtype: Of the stored values; None: any.
+
+        Raises:
+            StoreError: It is not.
+        """
+        stored, _ = self._layer(layer)
+        found = (stored.shape[1:], dtype and stored.dtype) if isinstance(stored, StoredArray) else (None, dtype)
+        if found != (row_shape, dtype):
+            words = (f"{shape or 'native size'}, {of}" for shape, of in (found, (row_shape, dtype)))
+            raise damaged(self._path, f"layer {layer}", " where the run has ".join(words))
+
+    def _image(self, group: Any, row: int) -> StoredArray:
+        """Gives an image's dataset at native size."""
+        if not isinstance(group, h5py.Group):
+            raise ValueError("no images of native size")
+        node = member(group, format.native_name(self._shard.first + row))
+        return StoredArray(check_image(node, self._file_bytes), self._file_bytes)
 
     def groups(self, layer: str) -> Iterator[range]:
         """Gives the rows of the shard that lie in a chunk together, for every chunk of a layer.
@@ -146,16 +176,16 @@ class ShardRows:
             StoreError: The layer is damaged.
         """
         stored, _ = self._layer(layer)
-        step = stored.chunk[0] if isinstance(stored, _Stored) and stored.chunk else 1
+        step = stored.chunk[0] if isinstance(stored, StoredArray) and stored.chunk else 1
         return (range(first, min(self._shard.rows, first + step)) for first in range(0, self._shard.rows, step))
 
     def size_bytes(self, layer: str, group: range) -> int:
         """Gives the bytes of the values of one of :meth:`groups`; 0 where a damaged file does not tell."""
         stored, _ = self._layer(layer)
-        if isinstance(stored, _Stored):
+        if isinstance(stored, StoredArray):
             return len(group) * math.prod(stored.shape[1:]) * int(stored.dataset.dtype.itemsize)
         try:
-            node = stored[format.native_name(self._shard.first + group.start)]
+            node = self._image(stored, group.start).dataset
             return int(math.prod(node.shape) * node.dtype.itemsize)
         except HDF5_READ_ERRORS:
             return 0
@@ -164,7 +194,7 @@ class ShardRows:
         """Gives the names of what lies in a layer at native size and is no row of the shard."""
         stored, _ = self._layer(layer)
         rows = range(self._shard.first, self._shard.stop)
-        return [] if isinstance(stored, _Stored) else sorted(set(stored) - {format.native_name(row) for row in rows})
+        return [] if isinstance(stored, StoredArray) else sorted(set(stored) - {format.native_name(row) for row in rows})
 
     def examine(self, layer: str, group: range) -> tuple[list[StoreError], int]:
         """Gives what is wrong with the rows of a chunk, and the bytes of their values, but for failed ones.
@@ -200,13 +230,13 @@ class ShardRows:
                 yield self._damaged(layer, row, "a value that is not finite, although its checksum agrees")
 
     def _group_values(self, stored: Any, group: range) -> list[NDArray[np.floating] | None]:
-        if not isinstance(stored, _Stored):
+        if not isinstance(stored, StoredArray):
             name = format.native_name(self._shard.first + group.start)
             if self._failed[group.start]:
                 if name in stored:
                     raise ValueError("a dataset of a failed image")
                 return [None]
-            return [_Stored(stored[name]).read_image(())]
+            return [self._image(stored, group.start).read_image(())]
         if self._failed[group.start : group.stop].all():
             # Such a chunk is not stored: HDF5 gives the fill value.
             return list(stored.dataset[group.start : group.stop])
@@ -214,7 +244,7 @@ class ShardRows:
             return [stored.read_image((group.start,))]
         return list(stored.read_chunk((group.start, 0, 0, 0))[: len(group)])
 
-    def _row(self, layer: str, stored: _Stored, row: int) -> NDArray[np.floating]:
+    def _row(self, layer: str, stored: StoredArray, row: int) -> NDArray[np.floating]:
         if stored.chunk is None or stored.chunk[0] == 1:
             return stored.read_image((row,))
         first = row - row % stored.chunk[0]
@@ -225,14 +255,18 @@ class ShardRows:
         return values
 
     def _layer(self, name: str) -> tuple[Any, NDArray[np.uint32]]:
-        """Gives a layer's ``_Stored``, or its group at native size; and its checksums."""
+        """Gives a layer's ``StoredArray``, or its group at native size; and its checksums."""
         if name not in self._layers:
             try:
-                node, checksums = self._file["features"][name], self._file["checksums"][name][()]
+                node = own_node(self._file, self._path, "features", name)
+                checksums = tables.read_checksums(self._file, self._path, name)
                 check_attributes(node, self._path, f"layer {name}")
+                check_layer(node)
                 if checksums.shape != (self._shard.rows,):
                     raise ValueError(f"checksums of shape {checksums.shape}")
-                self._layers[name] = node if isinstance(node, h5py.Group) else _Stored(node), checksums
+                if not isinstance(node, h5py.Group) and (node.is_virtual or len(node) != self._shard.rows):
+                    raise ValueError(f"shape {node.shape} for {self._shard.rows} rows")
+                self._layers[name] = node if isinstance(node, h5py.Group) else StoredArray(node, self._file_bytes), checksums
             except HDF5_READ_ERRORS as error:
                 raise damaged(self._path, f"layer {name}", error) from error
         return self._layers[name]
@@ -258,69 +292,3 @@ class ShardRows:
                 # Two things are damaged; the row is what was asked for.
                 return "key damaged too"
         return str(self._keys[row])
-
-
-class _Stored:
-    """A dataset, and what of it need not be asked again for each row.
-
-    Attributes:
-        dataset: (n, h, w, c), or (h, w, c) at native size.
-        shape: Of it.
-        dtype: Of its values.
-        deflated: Whether its chunks are zlib streams.
-        chunk: Shape of its chunks; None where they are not such as this program writes, and HDF5 must read them.
-    """
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self.dataset = dataset
-        self.shape: tuple[int, ...] = dataset.shape
-        self.dtype = dataset.dtype
-        self.deflated = dataset.compression == "gzip"
-        self._empty = dataset.id.get_storage_size() == 0
-        chunk = dataset.chunks
-        ours = (
-            chunk is not None
-            and chunk[-2:] == self.shape[-2:]
-            and (len(chunk) == 3 or chunk[0] == 1 or chunk[1] == self.shape[1])
-            and dataset.id.get_create_plist().get_nfilters() == self.deflated
-            and dataset.dtype.newbyteorder("<") == dataset.dtype
-        )
-        self.chunk: tuple[int, ...] | None = chunk if ours else None
-
-    def read_chunk(self, offset: tuple[int, ...]) -> NDArray[np.floating]:
-        """Gives a chunk, decoded."""
-        assert self.chunk is not None
-        if self._empty:
-            # HDF5 leaves the size of a chunk unset where there is none at all, and h5py takes it for one.
-            raise ValueError("no chunk")
-        with phil:
-            mask, data = self.dataset.id.read_direct_chunk(offset)
-        if mask:
-            raise ValueError(f"filter mask {mask:#x}")
-        return codec.decode(data, self.chunk, self.dtype, self.deflated)
-
-    def chunk_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Gives each chunk's first byte in the file, and its bytes, along the first axis; -1 and 0 where it cannot be taken."""
-        assert self.chunk is not None
-        offsets = [(first, 0, 0, 0) for first in range(0, self.shape[0], self.chunk[0])]
-        # As in read_chunk: not to be asked where there is no chunk at all.
-        found = [] if self._empty else [self.dataset.id.get_chunk_info_by_coord(offset) for offset in offsets]
-        places = [(-1, 0) if info.byte_offset is None or info.filter_mask else (info.byte_offset, info.size) for info in found]
-        both = np.array(places or [(-1, 0)] * len(offsets), np.int64).reshape(-1, 2)
-        return both[:, 0].copy(), both[:, 1].copy()
-
-    def read_image(self, lead: tuple[int, ...]) -> NDArray[np.floating]:
-        """Gives one image's values, (h, w, c), from its chunk or its bands.
-
-        Args:
-            lead: (row,), or nothing at native size.
-        """
-        if self.chunk is None:
-            values: NDArray[np.floating] = self.dataset[lead]
-            return values
-        height, band_height = self.shape[-3], self.chunk[-3]
-        bands = []
-        for start in range(0, height, band_height):
-            band = self.read_chunk((*lead, start, 0, 0)).reshape(self.chunk[-3:])
-            bands.append(band[: height - start])
-        return bands[0] if len(bands) == 1 else np.concatenate(bands)

@@ -13,25 +13,22 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreError, nearest
+from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
-from . import format, shown
+from . import format
 from .attributes import check_attributes, write_attributes
+from .border import check_attribute_sizes, check_groups, check_tree, own_node
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
 from .damage import DamagedError as DamagedError
 from .damage import ForeignError, of_another_run, unreadable
 from .damage import damaged as damaged
+from .identity import checked_parts
+from .regular import require_file
+from .storage import check_table
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
 _TEXT = h5py.string_dtype("utf-8")
-
-
-class ColumnError(StoreError, KeyError):
-    """There is no such column in the table of images; a KeyError too, as a mapping's users expect."""
-
-    # KeyError's own would put the message in quotes.
-    __str__ = StoreError.__str__
 
 
 def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> None:
@@ -123,13 +120,31 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
         StoreError: It is damaged.
     """
     try:
-        dataset = file["images"][name]
+        dataset = own_node(file, path, "images", name)
+        check_table(dataset, path)
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
         expected, got = int(dataset.attrs["crc32"]), column_checksum(values)
-    except (*HDF5_READ_ERRORS, UnicodeDecodeError) as error:
+    except (*HDF5_READ_ERRORS, MemoryError) as error:
         raise damaged(path, f"column {name!r} of /images", error) from error
     if got != expected:
         raise damaged(path, f"column {name!r} of /images", f"checksum {got:08x}")
+    return values
+
+
+def read_checksums(file: h5py.File, path: Path, layer: str) -> NDArray[np.uint32]:
+    """Gives ``/checksums/<layer>``, one a row.
+
+    Raises:
+        StoreError: It is damaged.
+    """
+    try:
+        dataset = own_node(file, path, "checksums", layer)
+        if dataset.dtype != np.dtype("<u4"):
+            raise ValueError(f"{dataset.dtype} of shape {dataset.shape}")
+        check_table(dataset, path)
+        values: NDArray[np.uint32] = dataset[()]
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, f"/checksums/{layer}", error) from error
     return values
 
 
@@ -140,12 +155,18 @@ def column_checksum(values: Column) -> int:
     return zlib.crc32(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
-def open_file(path: Path) -> h5py.File:
+def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
     """Opens a shard or an index for reading.
 
+    Args:
+        path: Of the file.
+        all_nodes: Whether all of it is looked at now, or by :func:`~pipeline.store.border.own_node` what is taken of it.
+
     Raises:
-        StoreError: It is missing, cannot be read, is damaged, is not of this program or of a later version of the format.
+        StoreError: It is missing, a link, cannot be read, is damaged, leads out of itself, is not of this program or of a later
+            version of the format.
     """
+    require_file(path)
     try:
         with path.open("rb") as file:
             file.read(1)
@@ -169,6 +190,7 @@ def open_file(path: Path) -> h5py.File:
                 f"{path}: written by a later version of this program, got format version {int(version)}. Expected at most "
                 f"{format.FORMAT_VERSION}. Update the program."
             )
+        (check_tree if all_nodes else check_groups)(opened, path)
     except BaseException as error:
         opened.close()
         if isinstance(error, HDF5_READ_ERRORS):
@@ -180,9 +202,11 @@ def open_file(path: Path) -> h5py.File:
 def is_foreign(path: Path) -> bool:
     """Tells whether this is a whole HDF5 file of another program; of what is damaged nobody can tell."""
     try:
+        require_file(path)
         with h5py.File(path, "r") as file:
+            check_attribute_sizes(file, path, "the root")
             return bool(file.attrs.get("format") != format.FORMAT)
-    except HDF5_READ_ERRORS:
+    except (StoreError, *HDF5_READ_ERRORS):
         return False
 
 
@@ -194,9 +218,9 @@ def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
     """
     try:
         # A run that was never extended has one part, and no attributes about it.
-        stops = file.attrs.get("part_stops", [file.attrs["rows"]])
-        digests = file.attrs.get("part_digests", [file.attrs["run_digest"]])
-        return tuple(Part(str(digest), int(stop)) for digest, stop in zip(digests, stops, strict=True))
+        stops = [int(stop) for stop in file.attrs.get("part_stops", [file.attrs["rows"]])]
+        digests = [str(digest) for digest in file.attrs.get("part_digests", [file.attrs["run_digest"]])]
+        return tuple(Part(*part) for part in checked_parts(digests, stops, int(file.attrs["images_per_shard"])))
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the root", error) from error
 
@@ -211,7 +235,7 @@ def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[Shard
     try:
         shards = plan_shards([part.stop for part in parts], int(file.attrs["images_per_shard"]))
         return tuple(part.digest for part in parts), shards
-    except (*HDF5_READ_ERRORS, ZeroDivisionError, AssertionError) as error:
+    except HDF5_READ_ERRORS as error:
         raise damaged(path, "the root", error) from error
 
 
@@ -223,7 +247,7 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
     """
     try:
         found = str(file.attrs["run_digest"])
-        first, rows = int(file.attrs["first_row"]), len(file["images"]["key"])
+        first, rows = int(file.attrs["first_row"]), len(own_node(file, path, "images", "key"))
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the root", error) from error
     if found != digest:
@@ -245,64 +269,3 @@ def layer_names(file: h5py.File) -> Iterator[str]:
     """Gives the layers of an open file, in network order."""
     group = file["features"]
     return iter(sorted(group, key=lambda name: int(group[name].attrs["network_index"])))
-
-
-class Table(Mapping[str, Column]):
-    """The table of images: column -> (N,) array. A column is read when first asked for.
-
-    Args:
-        path: Of the index or shard that holds it.
-        names: Of the columns.
-        rows: How many.
-    """
-
-    def __init__(self, path: Path, names: tuple[str, ...], rows: int) -> None:
-        self._path = path
-        self._names = names
-        self._rows = rows
-        self._columns: dict[str, Column] = {}
-
-    def __getitem__(self, name: str) -> Column:
-        if name not in self._names:
-            raise ColumnError(
-                f"{self._path}: no such column, got {name!r}. Expected one of: {nearest(str(name), self._names)}. "
-                f"The columns are in list(run.images)."
-            )
-        if name not in self._columns:
-            with open_file(self._path) as file:
-                # The run may have been extended since it was opened.
-                self._columns[name] = read_column(file, self._path, name)[: self._rows]
-        return self._columns[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __repr__(self) -> str:
-        try:
-            table = shown.text_table(*self._ends()) if self._rows <= shown.LARGEST_READ else ""
-        except StoreError as error:
-            # Looking at something must be possible whatever is wrong with it.
-            table = str(error)
-        return f"<{self._caption()}>" + f"\n{table}" * bool(table)
-
-    def _repr_html_(self) -> str:
-        try:
-            headings, rows = self._ends() if self._rows <= shown.LARGEST_READ else ([], [])
-        except StoreError as error:
-            headings, rows = [str(error)], []
-        return shown.html_table(self._caption(), headings, rows)
-
-    def _ends(self) -> tuple[list[str], list[list[str]]]:
-        return shown.image_rows(self, self._rows)
-
-    def _caption(self) -> str:
-        return f"table of {self._rows} images: {', '.join(self._names)}"
-
-    def __reduce__(self) -> tuple[type[Table], tuple[Path, tuple[str, ...], int]]:
-        return Table, (self._path, self._names, self._rows)

@@ -5,6 +5,7 @@ HDF5 opens no file in this process; see :mod:`pipeline.store.guard`. What is mad
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -12,12 +13,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..errors import StoreError
 from . import damage, format
 from .digests import Digests, file_digest
 from .examination import WAITING_BYTES
 from .guard import SILENCE_SECONDS, Examination, Guard
-from .judgement import Judge, Verdict
+from .judgement import Digest, Judge, Verdict
 from .reader import no_such_run
+from .regular import require_file, require_own_shards
 from .succession import read_listed
 
 
@@ -38,29 +41,47 @@ def verify_folder(
     Raises:
         StoreError: There is no such folder, or nothing of a run in it.
     """
-    if not folder.exists():
-        raise no_such_run(folder)
-    names = _names(folder)
-    if not any(name.endswith(".h5") for name in names):
-        raise damage.no_run(folder, format.INDEX_NAME)
+    names = files_to_check(folder)
     digests = Digests(folder)
     found, examined = _read_all(folder, names, workers, progress, silence_seconds)
     listed = {name: read_listed(folder / name) for name in names if format.MANIFEST_NAME.fullmatch(name)}
     return Judge(folder, digests, found, examined, listed).judge()
 
 
+def files_to_check(folder: Path) -> list[str]:
+    """Gives the files of a run that are there, as paths from its folder.
+
+    Raises:
+        StoreError: There is no such folder, or nothing of a run in it.
+    """
+    try:
+        is_folder, exists = folder.is_dir(), os.path.lexists(folder)
+        names = _names(folder) if is_folder else []
+    except (OSError, ValueError) as error:
+        raise damage.unreadable(folder, error) from error
+    if not exists:
+        raise no_such_run(folder)
+    if not is_folder:
+        raise damage.no_folder(folder)
+    if not any(name.endswith(".h5") for name in names):
+        raise damage.no_run(folder, format.INDEX_NAME)
+    return names
+
+
 def _names(folder: Path) -> list[str]:
+    require_own_shards(folder)
     shards = folder / format.SHARD_FOLDER
     there = sorted(path.name for path in shards.iterdir()) if shards.is_dir() else []
     names = [format.shard_path(name) for name in there if format.SHARD_NAME.fullmatch(name)]
     names += sorted(path.name for path in folder.iterdir() if format.MANIFEST_NAME.fullmatch(path.name))
     names += format.DIGESTED_NAMES
-    return [name for name in names if (folder / name).is_file()]
+    # Links, pipes and folders of these names too, which are not opened and are findings.
+    return [name for name in names if os.path.lexists(folder / name)]
 
 
 def _read_all(
     folder: Path, names: list[str], workers: int, progress: Callable[[int], None], silence_seconds: float
-) -> tuple[dict[str, str | OSError], dict[str, Examination]]:
+) -> tuple[dict[str, Digest], dict[str, Examination]]:
     """Gives each file's digest, and what came of each HDF5 file."""
     hdf5 = [name for name in names if name.endswith(".h5")]
     count = min(workers, len(hdf5))
@@ -70,10 +91,11 @@ def _read_all(
         idle.put(guard)
     stop = Event()
 
-    def digest(name: str) -> str | OSError:
+    def digest(name: str) -> Digest:
         try:
+            require_file(folder / name)
             return file_digest(folder / name, stop)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             return error
 
     def examine(name: str) -> Examination:
@@ -91,7 +113,7 @@ def _read_all(
             tasks[pool.submit(digest, name)] = name
             if name in hdf5:
                 tasks[pool.submit(examine, name)] = name
-        found: dict[str, str | OSError] = {}
+        found: dict[str, Digest] = {}
         examined: dict[str, Examination] = {}
         for task in as_completed(tasks):
             name, result = tasks[task], task.result()
@@ -100,7 +122,7 @@ def _read_all(
             else:
                 found[name] = result
             if name in found and (name in examined or name not in hdf5):
-                progress((folder / name).stat().st_size)
+                progress((folder / name).lstat().st_size)
         # In the order of the names, not in that in which they were done.
         return {name: found[name] for name in names}, {name: examined[name] for name in hdf5}
     finally:

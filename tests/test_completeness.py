@@ -1,0 +1,237 @@
+"""No image of which a part is missing becomes one that is good and black, or grey, where the part should be."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.images.decode import ImageDecodeError, decode_image
+
+from .bad_images import encode, picture, png_of
+
+ENDS_EARLY = "truncated: the file ends early, or was never written to the end: "
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+# Format, mode, options: what Pillow can write.
+WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("PNG", "RGB", {}),
+    ("PNG", "P", {}),
+    ("GIF", "P", {}),
+    ("GIF", "P", {"interlace": 0}),
+    ("BMP", "RGB", {}),
+    ("BMP", "P", {}),
+    ("DIB", "L", {}),
+    ("TIFF", "RGB", {}),
+    ("TIFF", "RGB", {"strip_size": 600}),
+    ("TIFF", "RGB", {"strip_size": 600, "compression": "tiff_lzw"}),
+    ("TIFF", "RGB", {"strip_size": 600, "compression": "tiff_adobe_deflate"}),
+    ("TIFF", "RGB", {"strip_size": 600, "compression": "packbits"}),
+    ("TIFF", "RGB", {"strip_size": 600, "compression": "jpeg"}),
+    ("TIFF", "1", {"compression": "group4"}),
+    ("WEBP", "RGB", {}),
+    ("WEBP", "RGBA", {"lossless": True}),
+    ("AVIF", "RGB", {}),
+    ("JPEG2000", "RGB", {}),
+    ("JPEG2000", "RGB", {"no_jp2": True}),
+    ("JPEG2000", "RGB", {"tile_size": (16, 16)}),
+    ("PPM", "RGB", {}),
+    ("PPM", "1", {}),
+    ("QOI", "RGB", {}),
+    ("SGI", "RGB", {}),
+    ("TGA", "RGB", {}),
+    ("TGA", "RGB", {"compression": "tga_rle"}),
+)
+
+
+def error_of(data: bytes) -> str:
+    with pytest.raises(ImageDecodeError) as raised:
+        decode_image(data)
+    return str(raised.value)
+
+
+def psd(compression: int) -> bytes:
+    rows = [bytes([249, 200])] * 24
+    begin = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(12) + struct.pack(">H", compression)
+    return begin + (b"".join(struct.pack(">H", len(row)) for row in rows) + b"".join(rows) if compression else bytes([200]) * 192)
+
+
+def whole_files() -> Iterator[tuple[str, bytes]]:
+    for file_format, mode, options in WRITTEN:
+        yield f"{file_format} {mode} {options}", encode(picture(3), file_format, mode, **options)
+    for compression in (0, 1):
+        yield f"PSD {compression}", psd(compression)
+    yield "plain PPM", b"P3 4 4 9 " + b"7 " * 48
+    yield "PFM", b"Pf 4 4 -1.0\n" + np.full(16, 0.5, "<f4").tobytes()
+
+
+def assert_never_filled_in(data: bytes, step: int) -> None:
+    whole = decode_image(data)[0]
+    for size in range(0, len(data), step):
+        try:
+            pixels = decode_image(data[:size])[0]
+        except ImageDecodeError:
+            continue
+        # What lies behind the pixels is nobody's loss.
+        assert np.array_equal(pixels, whole), size
+
+
+WHOLE = dict(whole_files())
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_file_cut_short_is_whole_or_fails(name: str) -> None:
+    data = WHOLE[name]
+    assert_never_filled_in(data, max(1, len(data) // 60))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_file_cut_short_anywhere_is_whole_or_fails(name: str) -> None:
+    assert_never_filled_in(WHOLE[name], 1)
+
+
+def scanlines(values: NDArray[np.uint8], bits: int) -> bytes:
+    """Gives rows of values (h, w, n) as PNG has them, unfiltered."""
+    height, width, count = values.shape
+    if bits == 8:
+        rows = values.reshape(height, width * count)
+    else:
+        planes = np.unpackbits(values.reshape(height, width, 1), axis=2)[:, :, 8 - bits :]
+        rows = np.packbits(planes.reshape(height, width * bits), axis=1)
+    return b"".join(b"\0" + row.tobytes() for row in rows)
+
+
+def png_bytes(values: NDArray[np.uint8], bits: int, interlaced: bool) -> bytes:
+    if not interlaced:
+        return scanlines(values, bits)
+    passes = (values[top::down, left::across] for left, top, across, down in ADAM7)
+    return b"".join(scanlines(part, bits) for part in passes if part.size)
+
+
+PNGS = {
+    "grey": (0, 8, 1),
+    "bits": (0, 1, 1),
+    "palette of 4": (3, 2, 1),
+    "palette": (3, 8, 1),
+    "colour": (2, 8, 3),
+    "alpha": (6, 8, 4),
+}
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("kind", PNGS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (13, 9), (2, 40)])
+def test_a_png_whose_stream_ends_early_and_properly_fails(kind: str, interlaced: bool, size: tuple[int, int]) -> None:
+    colour, bits, count = PNGS[kind]
+    draw = np.random.default_rng(1)
+    for black in (False, True):
+        values = draw.integers(0, 2**bits, (*size, count), dtype=np.uint8)
+        if black:
+            values[size[0] // 2 :] = 0
+        raw = png_bytes(values, bits, interlaced)
+        palette = (
+            [(b"PLTE", bytes(range(256)) * 3)] if colour == 3 and bits == 8 else [(b"PLTE", bytes(range(12)))] * (colour == 3)
+        )
+
+        def make(content: bytes, palette: list[tuple[bytes, bytes]] = palette) -> bytes:
+            header = struct.pack(">IIBBBBB", size[1], size[0], bits, colour, 0, 0, int(interlaced))
+            packed = zlib.compress(content)
+            parts = [(b"IDAT", packed[at : at + 7]) for at in range(0, len(packed), 7)]
+            return png_of((b"IHDR", header), *palette, *parts, (b"tEXt", b"a\0b"), (b"IEND", b""))
+
+        pixels = decode_image(make(raw))[0]
+        assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(make(raw))).convert("RGBA").convert("RGB"))) or colour == 6
+        for length in range(len(raw)):
+            assert error_of(make(raw[:length])).startswith("truncated: "), (black, length)
+        # More than there should be is nobody's loss.
+        assert np.array_equal(decode_image(make(raw + bytes(50)))[0], pixels)
+
+
+def test_the_reason_says_how_much_is_there() -> None:
+    header = struct.pack(">IIBBBBB", 4, 10, 8, 0, 0, 0, 0)
+    data = png_of((b"IHDR", header), (b"IDAT", zlib.compress(bytes(range(1, 6)) * 4)), (b"IEND", b""))
+    assert error_of(data.replace(b"\1\2\3\4\5", b"\0\2\3\4\5")) != ""
+    rows = b"".join(b"\0" + bytes([200] * 4) for _ in range(4))
+    data = png_of((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    assert error_of(data) == f"{ENDS_EARLY}20 of 50 bytes of pixels are there"
+
+
+def tiff(parts: list[bytes], offsets: list[int] | None = None, **tags: int) -> bytes:
+    """Gives a grey TIFF of 40 x 56 px from its strips or tiles."""
+    known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "samples": 277, "rows": 278}
+    known |= {"planar": 284, "tile_width": 322, "tile_height": 323}
+    values = {"width": 56, "height": 40, "bits": 8, "compression": 1, "photometric": 1, "samples": 1, **tags}
+    is_tiled = "tile_width" in values
+    count = len(parts)
+    begin = 8 + 2 + 12 * (len(values) + 2) + 4
+    places = [begin + 8 * count + sum(map(len, parts[:number])) for number in range(count)] if offsets is None else offsets
+    sizes = [len(part) for part in parts]
+    first, second = (begin, begin + 4 * count) if count > 1 else (places[0], sizes[0])
+    entries = [(known[name], 1, value) for name, value in values.items()]
+    entries += [(324 if is_tiled else 273, count, first), (325 if is_tiled else 279, count, second)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, number, value) for tag, number, value in sorted(entries))
+    return (
+        b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
+        + struct.pack(f"<{2 * count}I", *places, *sizes) + b"".join(parts)
+    )  # fmt: skip
+
+
+def test_a_tiff_without_some_of_its_strips_fails() -> None:
+    grey = np.asarray(picture(3).convert("L"))
+    strips = [grey[top : top + 10].tobytes() for top in range(0, 40, 10)]
+    for whole in (tiff(strips, rows=10), tiff([grey.tobytes()]), tiff([grey.tobytes()], rows=2**32 - 1)):
+        assert np.array_equal(decode_image(whole)[0][:, :, 0], grey)
+    assert error_of(tiff(strips[:3], rows=10)) == f"{ENDS_EARLY}3 of 4 strips are there"
+    assert error_of(tiff(strips[:1], rows=10)) == f"{ENDS_EARLY}1 of 4 strips are there"
+    places = [8 + 2 + 12 * 9 + 4 + 32 + 560 * number for number in range(3)]
+    assert error_of(tiff(strips, [*places, 0], rows=10)) == f"{ENDS_EARLY}3 of 4 strips are there"
+    packed = [zlib.compress(strip) for strip in strips]
+    assert np.array_equal(decode_image(tiff(packed, rows=10, compression=8))[0][:, :, 0], grey)
+    short = [*packed[:3], zlib.compress(strips[3][:300])]
+    assert error_of(tiff(short, rows=10, compression=8)) == "corrupt: decoder error -2"
+
+
+def test_a_tiff_without_some_of_its_tiles_or_planes_fails() -> None:
+    grey = np.zeros((48, 64), np.uint8)
+    grey[:40, :56] = np.asarray(picture(3).convert("L"))
+    tiles = [grey[top : top + 16, left : left + 16].tobytes() for top in range(0, 48, 16) for left in range(0, 64, 16)]
+    options = {"tile_width": 16, "tile_height": 16}
+    assert np.array_equal(decode_image(tiff(tiles, **options))[0][:, :, 0], grey[:40, :56])
+    assert error_of(tiff(tiles[:11], **options)) == f"{ENDS_EARLY}11 of 12 tiles are there"
+    planes = [bytes([value]) * 2240 for value in (10, 20, 30)]
+    separate = {"samples": 3, "photometric": 2, "planar": 2, "rows": 40}
+    assert decode_image(tiff(planes, **separate))[0][0, 0].tolist() == [10, 20, 30]
+    assert error_of(tiff(planes[:2], **separate)) == f"{ENDS_EARLY}2 of 3 strips are there"
+
+
+def test_a_jpeg_in_a_tiff_that_ends_early_fails() -> None:
+    grey = picture(3).convert("L")
+    jpeg = encode(grey, "JPEG", "L")
+    assert decode_image(tiff([jpeg], compression=7))[0].shape == (40, 56, 3)
+    assert error_of(tiff([jpeg[: len(jpeg) // 2]], compression=7)) == f"{ENDS_EARLY}0 of 1 strips are there"
+
+
+def test_a_jpeg2000_without_some_of_its_tiles_fails() -> None:
+    data = encode(picture(3), "JPEG2000", tile_size=(16, 16))
+    starts = [place for place in range(len(data)) if data[place : place + 4] == b"\xff\x90\0\x0a"]
+    assert len(starts) == 12
+    for number, start in enumerate(starts):
+        for end in (b"", b"\xff\xd9"):
+            assert error_of(data[:start] + end) in (f"{ENDS_EARLY}{number} of 12 tiles are there", "corrupt: broken data stream")
+
+
+def test_a_code_stream_without_end_is_not_walked_for_ever() -> None:
+    data = encode(picture(3), "JPEG2000", no_jp2=True)
+    size = data.index(b"\xff\x52")
+    began = time.monotonic()
+    error_of(data[:size] + bytes(50_000_000))
+    assert time.monotonic() - began < 10

@@ -1,0 +1,176 @@
+"""Odd surroundings: languages, homes, clocks, names of folders, terminals of few letters, lists of endless lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import open_run
+from pipeline.errors import PipelineError, StoreError, printable
+from pipeline.freshness import refuse_changed_images
+from pipeline.images.decode import decode_image
+from pipeline.images.manifest import list_folder
+from pipeline.progress import Progress
+from pipeline.records import ImageStatus, ShardSpec
+from pipeline.run import fail
+from pipeline.store.changes import compare_images
+
+from .bad_images import encode, picture, png_of
+from .stored_runs import make_spec, write_run
+from .test_command import command, environment
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names, languages and pipes as on Unix")
+
+NOT_UTF8 = os.fsdecode(b"run \xff\xfe")
+
+
+def verify(folder: Path, **variables: str) -> tuple[int, list[str]]:
+    arguments = [sys.executable, "-m", "pipeline.verify", f"run={folder}"]
+    ended = subprocess.run(arguments, env={**environment(), **variables}, capture_output=True, check=False)
+    return ended.returncode, (ended.stdout + ended.stderr).decode("utf-8", "replace").splitlines()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "utf-8:strict"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
+    ],
+    ids=["strict", "few letters"],
+)
+def test_findings_are_printed_whatever_the_terminal_and_the_name_of_the_folder(tmp_path: Path, variables: dict[str, str]) -> None:
+    folder = tmp_path / f"{NOT_UTF8} \n é"
+    write_run(folder, make_spec(3))
+    with (folder / "features.h5").open("ab") as file:
+        file.write(b"x")
+    code, lines = verify(folder, **variables)
+    assert code == 1
+    found, summary, error = lines
+    assert "features.h5: the file is damaged, got SHA-256" in found
+    assert found.startswith(f"{tmp_path}/run \\udcff\\udcfe \\n ")
+    assert summary.endswith(": 1 finding")
+    assert error.startswith("error: ")
+
+
+def test_an_error_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fail(PipelineError("a\nb\x1b[2J\udcff é"))
+    assert capsys.readouterr().err == "error: a\\nb\\x1b[2J\\udcff é\n"
+    assert printable("abc", 2) == "ab"
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_in_every_language_home_and_order_of_hashing(tmp_path: Path) -> None:
+    (tmp_path / "imgs").mkdir()
+    for number in range(3):
+        picture(number).save(tmp_path / f"imgs/é {number}.png")
+    options = ["data.dir=imgs", "network.weights=random", "data.size=32", "layers=[relu1_1]"]
+    found = []
+    for number, variables in enumerate(
+        (
+            {"PYTHONHASHSEED": "0"},
+            {"PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            {"HOME": ""},
+            {"HOME": "/dev/null", "LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"},
+        )
+    ):
+        surroundings = {**environment(), **variables}
+        if not surroundings["HOME"]:
+            del surroundings["HOME"]
+        name = f"output.dir={NOT_UTF8}" if number == 2 else "output.dir=out"
+        arguments = command(*options, name, f"name=run{number}", cwd=tmp_path)
+        ended = subprocess.run(arguments, cwd=tmp_path, env=surroundings, capture_output=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        folder = tmp_path / name.removeprefix("output.dir=") / f"run{number}"
+        code, lines = verify(folder)
+        assert code == 0, lines
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        assert report["folder"] == str(folder.relative_to(tmp_path))
+        with open_run(folder) as run:
+            assert list(run.images["key"]) == ["é 0.png", "é 1.png", "é 2.png"]
+            found.append((run.attributes["run_digest"], run["relu1_1"][:].tobytes()))
+    assert len(set(found)) == 1
+
+
+def test_images_are_read_again_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    manifest, shard = list_folder(tmp_path), ShardSpec(0, 1, 0, 1)
+    content = (tmp_path / "a.png").read_bytes()
+    root = manifest.root
+    then, soon = (datetime.fromtimestamp(seconds, timezone.utc).isoformat() for seconds in (4e9, 1e9))
+    os.utime(tmp_path / "a.png", (9e8, 9e8))
+    for created, digest, changed in (
+        (soon, "0" * 64, False),  # older than the shard: not looked at
+        (then, "0" * 64, True),
+        (then, hashlib.sha256(content).hexdigest(), False),
+        ("yesterday", "0" * 64, True),
+        ("yesterday", hashlib.sha256(content).hexdigest(), False),
+    ):
+        if changed:
+            with pytest.raises(StoreError, match=r"an image has changed since its features were made, got another content of 'a"):
+                refuse_changed_images(tmp_path, manifest, shard, [digest], created, root)
+        else:
+            refuse_changed_images(tmp_path, manifest, shard, [digest], created, root)
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    refuse_changed_images(tmp_path, manifest, shard, ["0" * 64], then, root)
+
+
+def test_a_name_of_megabytes_is_cut_in_messages(caplog: pytest.LogCaptureFixture) -> None:
+    keys = ["x" * 10_000_000, "b"]
+    with caplog.at_level("WARNING", "pipeline"), Progress(keys, 0, [], 1.0) as progress:
+        progress._say_failed(ImageStatus(0, "missing: file not found", 0, 0, 0, ""))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"failed: '{'x' * 300}': missing: file not found"
+    one, two = (make_spec(2, keys=names).manifest for names in (keys, ["y" * 10_000_000, "b"]))
+    changes = compare_images(one, [2], two)
+    words = changes.words_of_added() + changes.words_of_removed(changes.removed)
+    assert words == [f"1 added ('{'y' * 300}')", f"1 removed ('{'x' * 300}')"]
+
+
+def test_images_of_many_parts_cost_no_time(tmp_path: Path) -> None:
+    from PIL import Image
+
+    frames = [Image.new("L", (8, 8), number % 200) for number in range(2000)]
+    for file_format, options in (("TIFF", {}), ("GIF", {}), ("WEBP", {"lossless": True})):
+        path = tmp_path / f"a.{file_format.lower()}"
+        frames[7].save(
+            path, file_format, save_all=True, append_images=frames[: 200 if file_format == "WEBP" else 2000], **options
+        )
+        assert np.ptp(decode_image(path.read_bytes())[0]) == 0
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0" + bytes(20_000_000)
+    expected = np.asarray(picture(4))
+    assert np.array_equal(decode_image(encode(picture(4), "PNG", exif=exif))[0], expected)
+    data = encode(picture(4), "PNG")
+    comments = png_of(*[(b"abCd", b"")] * 100_000)[8:]
+    assert np.array_equal(decode_image(data[:33] + comments + data[33:])[0], expected)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="this system has no namespaces in which to mount for oneself")
+def test_a_run_on_a_read_only_disk_is_verified_and_read(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", make_spec(3))
+    python = sys.executable
+    script = f"""
+        mount --bind run run; mount -o remount,bind,ro run
+        {python} -m pipeline.verify run=run
+        {python} -c 'from pipeline import open_run; print(open_run("run")["relu4_1"][2].shape)'
+        {python} -m pipeline.verify run=run repair=true || echo $?
+    """
+    arguments = ["unshare", "--map-root-user", "--mount", "sh", "-ec", script]
+    ended = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    if "unshare:" in ended.stderr or "mount:" in ended.stderr:
+        pytest.skip(f"this system lets this user mount nothing: {ended.stderr}")
+    lines = ended.stdout.splitlines()
+    assert lines[0].endswith("whole and unchanged"), ended
+    assert lines[1:] == ["(80, 80, 3)", "1"], ended
+    assert ended.stderr.startswith("error: run/.lock: the file system is read-only, got EROFS."), ended
+    assert len(ended.stderr.splitlines()) == 1
