@@ -147,7 +147,7 @@ def changed(path: Path, found: str, expected: str, has_data: bool) -> DamagedErr
         expected: What it was.
         has_data: Whether rows, tables and attributes have been held to their checksums.
     """
-    where = ": bytes outside the data have changed, every row, table and attribute agrees" if has_data else ""
+    where = ": bytes that no value depends on have changed, every row, table and attribute agrees" if has_data else ""
     return damaged(path, "the file", f"SHA-256 {found[:12]} in place of {expected[:12]}{where}")
 
 

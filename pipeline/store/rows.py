@@ -159,7 +159,7 @@ class ShardRows:
         stored, _ = self._layer(layer)
         found = (stored.shape[1:], dtype and stored.dtype) if isinstance(stored, StoredArray) else (None, dtype)
         if found != (row_shape, dtype):
-            words = (f"{shape or 'native size'}, {of}" for shape, of in (found, (row_shape, dtype)))
+            words = (f"{shape or 'native size'}{f', {of}' if of else ''}" for shape, of in (found, (row_shape, dtype)))
             raise damaged(self._path, f"layer {layer}", " where the run has ".join(words))
 
     def _image(self, group: Any, row: int) -> StoredArray:

@@ -71,5 +71,5 @@ def _to_file(examples: Examples, path: Path) -> Any:
             f"{path}: cannot be written, got {error.strerror or error}. Expected room for "
             f"{len(examples) * examples.row_bytes / 1e9:.3g} GB and a folder that may be written to."
         ) from error
-    mapped = examples.structure({name: np.load(path, mmap_mode="r")})
+    mapped = examples.structure({name: np.load(path, mmap_mode="r", allow_pickle=False)})
     return mapped if examples.labels is None else (mapped, examples.labels)
