@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.schema import CHOICES, VerifySchema, known_keys
+from pipeline.schema import CHOICES, PlotSchema, VerifySchema, known_keys
 from pipeline.store import format
 
 from .test_command import REPOSITORY, call
@@ -32,18 +32,22 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_block_of_python_runs_and_gives_what_it_says(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(samples)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         names: dict[str, object] = {}
         exec(block, names)
-        assert names["features"].shape == (28, 28, 512)
+        assert names["features"].shape[-3:] == (28, 28, 512)
         assert names["features"].dtype == "float32"
-        if "run" in names:
+        if "dataset" in names:
+            assert len(names["features"]) == len(names["heights"]) == 7
+            assert names["dataset"].class_names == ("animals", "people", "sky", "things")
+        elif "run" in names:
             assert names["run"].layers == ("relu4_1",)
             assert len(names["run"]) == 7
             assert (names["row"], names["labels"][names["row"]]) == (0, "animals")
             assert names["good"].all()
             assert names["some"].shape == (3, 28, 28, 512)
+            assert 0.2 < names["statistics"].zero_share < 0.8
             names["run"].close()
         else:
             assert names["key"] == "sky/hubble.jpg"
@@ -69,10 +73,16 @@ def test_every_option_and_exit_code_of_verify_is_named() -> None:
         assert f"\n| {code}" in section, code
 
 
+def test_every_option_of_plot_is_named() -> None:
+    section = README.split("## Looking at it")[1].split("\n## ")[0]
+    for key in known_keys(PlotSchema()):
+        assert f"`{key}`" in section, key
+
+
 def test_every_column_and_every_room_is_named() -> None:
     for column in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
         assert f"`/images/{column}`" in README, column
-    for folder in ("images", "network", "store"):
+    for folder in ("images", "network", "store", "training", "pictures", "pages"):
         assert f"{folder}/ " in README
 
 
