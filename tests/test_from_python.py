@@ -42,6 +42,7 @@ def test_it_gives_the_run_and_then_the_same_without_computing(photographs: Path,
     assert (logging.getLogger("pipeline").level, logging.getLogger("pipeline").propagate) == (level, propagates)
 
 
+@pytest.mark.slow
 def test_one_process_makes_runs_of_other_networks_weights_sizes_and_threads(photographs: Path) -> None:
     common: Any = {"weights": "random", "quiet": True}
     first = extract_features(photographs, "relu1_1", size=32, name="first", **common)
