@@ -138,6 +138,27 @@ def test_the_same_values_give_the_same_bytes() -> None:
     assert stream(values.copy()) == first
 
 
+@pytest.mark.parametrize("seed", [101, 132, 191, *range(6)])
+def test_whole_numbers_come_back(seed: int) -> None:
+    # Of the codes of the first three much space is left, and few symbols could take it.
+    values = np.maximum(np.random.default_rng(seed).integers(-255, 256, 14 * 14 * 512), 0).astype(np.float32)
+    assert zlib.decompress(stream(values, 512)) == values.tobytes()
+
+
+@pytest.mark.parametrize("seed", [10, 102, 276, *range(6)])
+def test_values_rounded_to_bfloat16_come_back(seed: int) -> None:
+    values = np.maximum(np.random.default_rng(seed).standard_normal(14 * 14 * 512).astype(np.float32), 0)
+    values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    assert zlib.decompress(stream(values, 512)) == values.tobytes()
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=270, max_size=280), st.integers(0, 6))
+def test_codes_are_complete_where_few_symbols_are_spare(counts: list[float], power: int) -> None:
+    given_counts = np.array([*(count**power for count in counts), *[0.0] * 6])
+    code = make_code(given_counts)
+    assert np.sum(0.5 ** code.lengths[code.lengths > 0].astype(np.float64)) == 1.0
+
+
 @given(st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=286), st.integers(0, 10))
 def test_codes_are_complete_and_no_longer_than_allowed(counts: list[float], absent: int) -> None:
     given_counts = np.array([*counts, *[0.0] * (absent + LARGEST_LENGTH)])
