@@ -22,7 +22,7 @@ from .store import format
 PIXELS_PER_FILE_BYTE = 5.0
 
 # Libraries whose version may show in the numbers or in the files.
-LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "isal")
+LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
 
 
 def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Sequence[LayerSpec], config_yaml: str) -> RunSpec:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .command_line import argument, shell_word
+from .command_line import command_again
 from .pages.contents import Cause, Contents, LayerFacts, Sample, Stage
 from .pages.page import render
 from .pages.words import share
@@ -135,21 +135,28 @@ def option_text(value: Any) -> str:
     return str(value)
 
 
-def command_for(options: Mapping[str, Any]) -> str:
-    """Gives the command that runs with these options: those that differ from the defaults."""
-    known = defaults()
-    given = {name: value for name, value in options.items() if value != known.get(name)}
-    return " ".join(["python -m pipeline.run", *(shell_word(argument(name, value)) for name, value in given.items())])
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        *groups, last = name.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return nested
 
 
 def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_layers: tuple[str, ...]) -> Contents:
     attributes, known = run.attributes, defaults()
     texts = {name: option_text(value) for name, value in report.options.items()}
+    again = command_again(_nested(report.options), Path(report.folder), str(attributes["data_root"])) if texts else ""
     changed = {name: (text, option_text(known.get(name))) for name, text in texts.items() if text != option_text(known.get(name))}
     return Contents(
         name=Path(report.folder).name,
         network=report.network,
-        command=command_for(report.options) if report.options else "",
+        command=command_again(_nested(report.options), Path(report.folder), str(attributes["data_root"]))
+        if report.options
+        else "",
         warning=UNTRAINED if str(attributes["weights"]).startswith("random") else "",
         changed=changed,
         unchanged={name: text for name, text in texts.items() if name not in changed},

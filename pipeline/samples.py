@@ -85,10 +85,6 @@ def _bounds(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _picture(path: str, sha256: str) -> tuple[NDArray[np.uint8] | None, str]:
-    from .network.start import load_tensorflow
-
-    # Loaded already where features were made. It decodes JPEGs.
-    load_tensorflow()
     from .images.thumbnail import thumbnail
 
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from PIL import Image
 from pipeline import samples
 from pipeline.config import check_options
 from pipeline.errors import ImageError, StoreError
-from pipeline.publishing import CAUSES, EXAMPLES, command_for, look_at_reports, option_text, stored_report, words_for_seconds
+from pipeline.publishing import CAUSES, EXAMPLES, look_at_reports, option_text, stored_report, words_for_seconds
 from pipeline.records import ImageStatus, RunSpec
 from pipeline.report import STAGES, Report
 from pipeline.samples import spread, take_samples
@@ -83,7 +82,7 @@ REAL_PICTURE = samples._picture
 
 @pytest.fixture(autouse=True)
 def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No photographs: TensorFlow would have to be loaded for them."""
+    """No photographs."""
     monkeypatch.setattr(samples, "_picture", lambda path, sha256: (None, "no picture: file not found"))
 
 
@@ -118,7 +117,7 @@ def test_a_finished_run_has_both_and_verify_knows_them(run: tuple[Path, RunSpec]
         "rate12.5 images/s",
         "compressed to25.0\u202f%",
         "What helps: faster disk, more runtime.workers, output.dtype=float16",
-        "python -m pipeline.run 'data.dir=imgs <1>' 'layers=[conv1_1,relu4_1]'",
+        "python -m pipeline.run 'data.dir=/data/<i>' 'layers=[conv1_1,relu4_1]' output.dir=",
         "2 truncated after 17 bytes",
         "folder2/image é2.jpg truncated after 17 bytes",
         "folder2/image é5.jpg",
@@ -344,15 +343,17 @@ def test_a_small_picture_of_another_file_is_refused(
     assert REAL_PICTURE(str(tmp_path / "nothing"), "") == (None, "no picture: no such file or directory")
 
 
-def test_the_command_is_that_of_the_options_that_differ() -> None:
-    options = check_options(option_values(data__dir="it's $HOME", data__size=[64, 72], layers=["relu1_1", "pool*"])).given
-    command = command_for(options)
-    assert shlex.split(command)[:3] == ["python", "-m", "pipeline.run"]
-    assert shlex.split(command)[3:] == ["data.dir=it's $HOME", "data.size=[64,72]", "layers=[relu1_1,pool*]"]
-    assert shlex.split(command_for(defaults() | {"network.name": "vgg16", "data.size": None}))[3:] == [
-        "data.size=null",
-        "network=vgg16",
-    ]
+@pytest.mark.parametrize("existing", ["replace", "fail"])
+def test_the_command_on_the_page_goes_on_with_the_run_and_never_replaces_it(tmp_path: Path, existing: str) -> None:
+    folder, spec = tmp_path / "run", full_spec()
+    write_run(folder, spec)
+    options = check_options(option_values(network__name="vgg16", data__size=[64, 72], output__existing=existing)).given
+    look_at_reports(folder, spec, is_unchanged=False).write(make_report(folder, spec, options=options))
+    text = page_of(folder).text
+    command = text[text.index("python -m pipeline.run") :].split("name=run")[0]
+    assert "data.size=[64,72]" in command
+    assert "network=vgg16" in command
+    assert "existing" not in command
     assert option_text(0.5) == "0.5"
 
 
