@@ -154,9 +154,7 @@ def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_lay
     return Contents(
         name=Path(report.folder).name,
         network=report.network,
-        command=command_again(_nested(report.options), Path(report.folder), str(attributes["data_root"]))
-        if report.options
-        else "",
+        command=again,
         warning=UNTRAINED if str(attributes["weights"]).startswith("random") else "",
         changed=changed,
         unchanged={name: text for name, text in texts.items() if name not in changed},
