@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -177,3 +178,19 @@ def test_python_and_this_program_agree_on_a_digest_of_several_blocks(tmp_path: P
     content = os.urandom((1 << 20) * 2 + 17)
     (tmp_path / "a").write_bytes(content)
     assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_disk_that_refuses_once_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = os.fsync, [OSError(errno.EIO, "Input/output error")]
+
+    def fsync(file: int) -> None:
+        # As Linux does: an error is told once, the next sync of the same file finds nothing wrong.
+        if refusals:
+            raise refusals.pop()
+        real(file)
+
+    (tmp_path / "report.json.partial").write_text("{}")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        Digests(tmp_path).publish(tmp_path / "report.json")
+    assert not (tmp_path / "report.json").exists()

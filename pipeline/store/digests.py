@@ -77,12 +77,14 @@ class Digests:
     def publish(self, path: Path) -> None:
         """Gives ``<name>.partial`` its final name as :func:`disk.publish` does, and adds its line.
 
-        The bytes are hashed as they lie in the system's cache, just written.
+        The bytes are hashed as they lie in the system's cache, just written, while the disk is told to take them.
 
         Raises:
             OSError: The disk refuses.
         """
-        digest = file_digest(disk.partial_path(path))
+        partial = disk.partial_path(path)
+        with disk.flushing(partial):
+            digest = file_digest(partial)
         name = path.relative_to(self._folder).as_posix()
         if name in self.by_name:
             # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.

@@ -7,6 +7,9 @@ import itertools
 import os
 import re
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
@@ -53,6 +56,32 @@ def _errno(error: BaseException) -> int:
 def partial_path(path: Path) -> Path:
     """Gives the name under which a file is written before it is whole."""
     return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+@contextmanager
+def flushing(path: Path) -> Iterator[None]:
+    """Has the disk take a file's bytes while the block reads them.
+
+    Raises:
+        OSError: The disk refuses. It may do so only once: a later sync of the same bytes could find nothing wrong.
+    """
+    refusals: list[OSError] = []
+
+    def flush() -> None:
+        try:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            refusals.append(error)
+
+    thread = threading.Thread(target=flush, name="flush")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if refusals:
+        raise refusals[0]
 
 
 def publish(path: Path) -> None:
