@@ -271,6 +271,9 @@ def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> No
         ({"batch_size": 2.5}, "batch_size: out of range, got 2.5. Expected a whole number from 1 on."),
         ({"seed": -1}, "seed: out of range, got -1. Expected a whole number from 0 on."),
         ({"buffer_chunks": 0}, "buffer_chunks: out of range, got 0. Expected a whole number from 1 on."),
+        ({"share": (0,)}, "share: out of range, got (0,). Expected (rank, ranks) with 0 <= rank < ranks."),
+        ({"share": 2}, "share: out of range, got 2. Expected (rank, ranks) with 0 <= rank < ranks."),
+        ({"share": (0.5, 2)}, "share: out of range, got (0.5, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"share": (2, 2)}, "share: out of range, got (2, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         (
             {"batch_size": 39, "drop_last": True},
