@@ -94,7 +94,8 @@ def extract_features(
     """
     given: dict[str, Any] = {"data.dir": dir, "layers": layers}
     for name, value in _full_names(options):
-        if name in given and name != "data.dir":
+        # None: the folder may be given by its full name instead.
+        if name in given and (name != "data.dir" or dir is not None):
             raise OptionError(f"{name}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
         given[name] = value
     values = _nested({name: _plain(value) for name, value in given.items()})

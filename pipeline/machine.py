@@ -6,6 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+_MEMORY = Path("/proc/meminfo")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
 
 def usable_cores() -> int:
     """Gives the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
@@ -27,10 +31,37 @@ def peak_memory_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """Gives the memory that is free or can be freed; None where the system does not tell."""
-    information = Path("/proc/meminfo")
-    if not information.is_file():
+    """Gives the memory that is free or can be freed, and that this process may take; None where the system does not tell."""
+    limits = [_free_in_group(folder) for folder in _groups()]
+    if _MEMORY.is_file():
+        # Source: proc(5).
+        found = _MEMORY.read_text().partition("MemAvailable:")[2].split()
+        limits.append(int(found[0]) * 1024 if found else None)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _groups() -> list[Path]:
+    """Gives the folders of the control group of this process and of those around it. A container may show its own as the root."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return []
+    # Source: cgroups(7): the line of version 2.
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    if own is None:
+        return []
+    within = Path(own)
+    return [_GROUPS / part for part in (within, *within.parents)]
+
+
+def _free_in_group(folder: Path) -> int | None:
+    """Gives what a control group may still take; None where it has no limit."""
+    try:
+        # Source: Linux, admin-guide/cgroup-v2, memory interface files: bytes, or "max".
+        most, taken = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        # Files that were read count as taken, and are forgotten when room is needed.
+        files = sum(int(kinds.get(kind, 0)) for kind in ("inactive_file", "active_file"))
+        return max(0, int(most) - int(taken) + files)
+    except (OSError, ValueError):  # none there, or "max"
         return None
-    # Source: proc(5).
-    found = information.read_text().partition("MemAvailable:")[2].split()
-    return int(found[0]) * 1024 if found else None

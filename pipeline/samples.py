@@ -72,8 +72,8 @@ def _maps(values: NDArray[np.float32]) -> tuple[FeatureMap, ...]:
     if values.shape[0] * values.shape[1] == 1:
         row = values.reshape(-1)
         return (FeatureMap(None, as_square(row), float(row.min()), float(row.max())),)
-    # A stable order: channels that are equally active come by their number.
-    order = np.argsort(-values.mean((0, 1), dtype=np.float64), kind="stable").tolist()
+    # By the mean of what is above 0, as in pictures of maps. A stable order: of channels that are equally active the first.
+    order = np.argsort(-np.maximum(values, 0).mean((0, 1), dtype=np.float64), kind="stable").tolist()
     channels = [0, *[channel for channel in order if channel][:ACTIVE_CHANNELS]]
     return tuple(
         FeatureMap(channel, smaller(values[..., channel], MAP_PX), *_bounds(values[..., channel])) for channel in channels

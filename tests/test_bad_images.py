@@ -178,6 +178,10 @@ def test_a_hundred_scans_are_a_picture_and_more_are_not() -> None:
     assert decode_image(jpeg_of_scans(0, behind=b"\xff\xda\0\x02" * 500))[1] == (64, 64)
     baseline = encode(picture(0), "JPEG", comment=b"\xff\xda" * 500)
     assert decode_image(baseline)[1] == (40, 56)
+    # A marker without a length, behind which the next one must not be taken for it.
+    begin, first, others = jpeg_of_scans(3000).partition(b"\xff\xda")
+    with pytest.raises(ImageDecodeError, match=r"^corrupt: more than 100 scans"):
+        decode_image(begin + first + others.replace(b"\xff\xda", b"\xff\x01\xff\xda"))
 
 
 def test_a_pipe_whose_writer_never_writes_does_not_stop_the_rest(tmp_path: Path) -> None:

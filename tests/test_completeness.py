@@ -165,6 +165,20 @@ def test_the_reason_says_how_much_is_there() -> None:
     assert error_of(data) == f"{ENDS_EARLY}20 of 50 bytes of pixels are there"
 
 
+def test_what_a_small_png_holds_beyond_its_pixels_is_not_inflated() -> None:
+    packer = zlib.compressobj(9)
+    zeros = bytes(1 << 20)
+    begun = packer.compress(bytes(72)) + packer.flush(zlib.Z_FULL_FLUSH)
+    # Equal from one flush to the next: 16 GiB of zeros in 16 MB.
+    again = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
+    for count in (1, 2048):
+        data = png_of((b"IHDR", header), (b"IDAT", begun), *[(b"IDAT", again * (16384 // count))] * count, (b"IEND", b""))
+        began = time.monotonic()
+        assert not decode_image(data)[0].any()
+        assert time.monotonic() - began < 3
+
+
 def tiff(parts: list[bytes], offsets: list[int] | None = None, **tags: int) -> bytes:
     """Gives a grey TIFF of 40 x 56 px from its strips or tiles."""
     known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "samples": 277, "rows": 278}

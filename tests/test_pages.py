@@ -17,6 +17,8 @@ from PIL import Image
 from pipeline.pages import charts, page, pictures, words
 from pipeline.pages.contents import Cause, Contents, FeatureMap, LayerFacts, Sample, Stage
 from pipeline.pages.page import render
+from pipeline.pictures.maps import gather as gather_maps
+from pipeline.samples import _maps
 from pipeline.statistics import LayerStatistics
 from pipeline.store.gathering import gather
 from pipeline.store.tally import Tally
@@ -209,6 +211,15 @@ def test_a_map_is_dark_where_least_and_bright_where_most() -> None:
     assert pixels.tolist() == [[[68, 1, 84], [33, 144, 141]], [[253, 231, 37], [128, 128, 128]]]
     flat = pictures.feature_map(np.full((2, 2), 3.0), 3.0, 3.0)
     assert np.asarray(picture_of(pictures.data_address(flat)).convert("RGB")).tolist() == [[[68, 1, 84]] * 2] * 2
+
+
+def test_the_most_active_channels_are_those_of_a_picture_of_maps() -> None:
+    # Before the ReLU: of the first the mean is least, of what is above 0 it is greatest.
+    halves = np.repeat([[3.0], [-9.0]], 2, axis=1)
+    values = np.stack([np.zeros((2, 2)), np.full((2, 2), 0.5), halves, np.full((2, 2), 0.4)], axis=2).astype(np.float32)
+    assert [shown.channel for shown in _maps(values)] == [0, 2, 1]
+    gathered = gather_maps("conv1_1", [(0, values)], values.shape, range(4), 1, most_active=2)
+    assert [shown.channel for shown in gathered] == [2, 1]
 
 
 def test_large_maps_become_means_of_squares_and_vectors_a_square() -> None:

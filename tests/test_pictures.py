@@ -21,6 +21,7 @@ from pipeline.pictures import paper
 from pipeline.pictures.colours import NOT_FINITE, check_colormap, colour, common_range
 from pipeline.pictures.maps import FeatureMap, fold, gather, reduction
 from pipeline.pictures.sheet import Look, Sheet, draw, number_words, plan_layout, share_words
+from pipeline.plot_config import SUFFIXES
 
 FRAME_LEVEL = 0xB0
 # No colour of this map is the frames'.
@@ -312,9 +313,9 @@ def test_equal_pictures_are_equal_bytes_and_a_users_settings_change_none(tmp_pat
     for settings in ({}, {"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 10, "image.cmap": "jet", "text.color": "red"}):
         with matplotlib.rc_context(settings), paper.plain():
             sheet = draw(Sheet("a", ("b",), maps, None, ()), OWN, plan_layout([(9, 9, 2)] * 2, is_mosaic=False))
-            for suffix in paper.FORMATS:
-                sheet.save(tmp_path / f"sheet.{suffix}")
-        contents.append([(tmp_path / f"sheet.{suffix}").read_bytes() for suffix in paper.FORMATS])
+            for suffix in SUFFIXES:
+                sheet.save(tmp_path / f"sheet{suffix}")
+        contents.append([(tmp_path / f"sheet{suffix}").read_bytes() for suffix in SUFFIXES])
     assert contents[0] == contents[1]
     png, pdf, svg = contents[0]
     assert (png[:4], pdf[:5], svg[:5]) == (b"\x89PNG", b"%PDF-", b"<?xml")

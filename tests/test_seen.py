@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError
+from pipeline.images import seen
 from pipeline.images.seen import restore_image, save_image, seen_picture
 from pipeline.images.tables import ResizeSpec
 from pipeline.records import ImageStatus
@@ -83,9 +84,27 @@ def test_a_file_that_is_not_what_was_extracted_is_refused(tmp_path: Path) -> Non
     path.unlink()
     assert reason() == "missing: file not found"
     path.mkdir()
-    assert reason() == "not a regular file"
+    assert reason() == "not a regular file: a folder"
     path.rmdir()
     os.mkfifo(path)
-    assert reason() == "not a regular file"
+    assert reason() == "not a regular file: a pipe"
     path = Path("\0")
     assert reason().startswith("unreadable: ")
+
+
+def test_a_file_that_an_extraction_would_not_have_read_is_not_read_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.tif"
+    with path.open("wb") as file:
+        file.truncate(2**30 + 1)
+    status = ImageStatus(0, "", 0, 0, 2**30 + 1, "0" * 64)
+    with pytest.raises(ImageError, match=r"^too large: 1073741825 bytes, limit 1073741824 bytes$"):
+        seen_picture(path, status, None, MEAN_PIXEL, is_reduced=False)
+
+    def read_too_much(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(seen, "read_file", read_too_much)
+    with pytest.raises(ImageError, match=r"^out of memory: the image does not fit$"):
+        seen_picture(path, status, None, MEAN_PIXEL, is_reduced=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import time
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline import open_run
 from pipeline.errors import OptionError, StoreError
 from pipeline.store.reader import Run
-from pipeline.training import arrays, order
+from pipeline.training import arrays, batches, order
 from pipeline.training.examples import Examples
 
 from .damage import chunk_place, flip
@@ -271,6 +272,9 @@ def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> No
         ({"batch_size": 2.5}, "batch_size: out of range, got 2.5. Expected a whole number from 1 on."),
         ({"seed": -1}, "seed: out of range, got -1. Expected a whole number from 0 on."),
         ({"buffer_chunks": 0}, "buffer_chunks: out of range, got 0. Expected a whole number from 1 on."),
+        ({"share": (0,)}, "share: out of range, got (0,). Expected (rank, ranks) with 0 <= rank < ranks."),
+        ({"share": 2}, "share: out of range, got 2. Expected (rank, ranks) with 0 <= rank < ranks."),
+        ({"share": (0.5, 2)}, "share: out of range, got (0.5, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"share": (2, 2)}, "share: out of range, got (2, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         (
             {"batch_size": 39, "drop_last": True},
@@ -378,8 +382,66 @@ def test_an_array_that_cannot_be_made_is_one_line(run: Run, native: Run, tmp_pat
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_full_disk_is_one_line(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "full.npy").symlink_to("/dev/full")
-    with pytest.raises(StoreError, match=r"full\.npy: cannot be written, got No space left on device\."):
-        run.to_numpy("large", out=tmp_path / "full.npy")
-    assert not (tmp_path / "full.npy").is_symlink()
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"mine")
+    (tmp_path / "a.npy.partial").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match=r"a\.npy: cannot be written, got No space left on device\."):
+        run.to_numpy("large", out=tmp_path / "a.npy")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npy", b"mine")]
+
+
+@pytest.mark.parametrize("problem", [StoreError("damaged"), KeyboardInterrupt()], ids=["damaged", "Ctrl-C"])
+def test_an_array_that_is_not_finished_leaves_the_file_of_before(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException
+) -> None:
+    monkeypatch.setattr(arrays, "STEP_BYTES", 100_000)
+    before = run.to_numpy("large", where=[4, 2], out=tmp_path / "a.npy")
+    expected = before.copy()
+    read, reads = Examples.read, []
+
+    def read_some(*arguments: Any) -> Any:
+        reads.append(arguments)
+        if len(reads) > 2:
+            raise problem
+        return read(*arguments)
+
+    monkeypatch.setattr(batches, "STRAIGHT_CHUNKS", 1)
+    monkeypatch.setattr(Examples, "read", read_some)
+    with pytest.raises(type(problem)):
+        run.to_numpy("large", out=tmp_path / "a.npy")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+    # Another may take its place while it is mapped.
+    run.to_numpy("large", where=[5], out=tmp_path / "a.npy")
+    np.testing.assert_array_equal(before, expected)
+
+
+def test_what_cannot_be_written_to_is_left_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "device.npy").symlink_to(os.devnull)
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "loop.npy").symlink_to("loop.npy")
+    for name in ("device.npy", "folder.npy"):
+        with pytest.raises(
+            StoreError, match=rf"{name}: cannot be written, got something that is no regular file\. Expected room"
+        ):
+            run.to_numpy("large", out=tmp_path / name)
+    with pytest.raises(StoreError, match=r"loop\.npy: cannot be written, got Too many levels of symbolic links\. Expected room"):
+        run.to_numpy("large", out=tmp_path / "loop.npy")
+    (tmp_path / "kept.npy").write_bytes(b"mine")
+    # To the administrator nothing is forbidden.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StoreError, match=r"kept\.npy: cannot be written, got Permission denied\. Expected room"):
+        run.to_numpy("large", out=tmp_path / "kept.npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.npy", "folder.npy", "kept.npy", "loop.npy"]
+    assert (tmp_path / "kept.npy").read_bytes() == b"mine"
+    assert (tmp_path / "device.npy").is_symlink()
+
+
+def test_a_link_to_a_file_stays_a_link(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/a.npy").write_bytes(b"old")
+    (tmp_path / "a.npy").symlink_to("disk/a.npy")
+    run.to_numpy("large", where=[5], out=tmp_path / "a.npy")
+    assert (tmp_path / "a.npy").is_symlink()
+    np.testing.assert_array_equal(np.load(tmp_path / "disk/a.npy"), run["large"][[5]])

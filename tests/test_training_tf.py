@@ -105,3 +105,11 @@ def test_what_is_wrong_is_said(run: Run, tmp_path: Path) -> None:
     flip(path, chunk_place(path, "large", 2))
     with pytest.raises(tf.errors.OpError, match=r"shard-00001-of-00003\.h5: layer large, row 6 .* is damaged"):
         list(open_run(tmp_path).tf_dataset("large", batch_size=3, shuffle=True))
+
+
+def test_dropping_a_remainder_of_no_batches_is_refused(run: Run) -> None:
+    with pytest.raises(
+        OptionError,
+        match=r"^drop_remainder: there are no batches, got batch_size=None\. Expected it with a batch_size\. Give one\.$",
+    ):
+        run.tf_dataset("large", drop_remainder=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Of what is inflated only to be counted.
+# Of what is inflated only to be counted, before and after: what is left of a longer input would be copied each time.
 _PIECE_BYTES = 1 << 20
 
 # Source: PNG specification (W3C), 8.2: first column and row, and steps between columns and rows, of each pass.
@@ -68,7 +68,7 @@ def missing_rows(image: Image.Image, data: bytes) -> str:
         _rows_bytes(-(-(width - left) // step), -(-(height - top) // step_down), bits * _PNG_VALUES[colour])
         for left, top, step, step_down in passes
     )
-    found = _inflated_bytes(data)
+    found = _inflated_bytes(data, expected)
     return f"{found} of {expected} bytes of pixels" if found < expected else ""
 
 
@@ -77,16 +77,20 @@ def _rows_bytes(width: int, height: int, bits: int) -> int:
     return max(0, height) * (1 + (width * bits + 7) // 8) if width > 0 else 0
 
 
-def _inflated_bytes(data: bytes) -> int:
-    """Gives how many bytes a PNG's pixels inflate to."""
+def _inflated_bytes(data: bytes, most: int) -> int:
+    """Gives how many bytes a PNG's pixels inflate to, and once it is so many no further: a bomb may hold a million times that."""
     stream, found, place, begun = zlib.decompressobj(), 0, _PNG_SIGNATURE_BYTES, False
-    while place + 8 <= len(data) and not stream.eof:
+    while place + 8 <= len(data) and not stream.eof and found < most:
         size, kind = struct.unpack_from(">I4s", data, place)
         if kind == b"IDAT":
-            begun, packed = True, data[place + 8 : place + 8 + size]
-            while packed and not stream.eof:
-                found += len(stream.decompress(packed, _PIECE_BYTES))
-                packed = stream.unconsumed_tail
+            begun, stop = True, min(place + 8 + size, len(data))
+            for at in range(place + 8, stop, _PIECE_BYTES):
+                packed = data[at : min(at + _PIECE_BYTES, stop)]
+                while packed and not stream.eof and found < most:
+                    found += len(stream.decompress(packed, _PIECE_BYTES))
+                    packed = stream.unconsumed_tail
+                if stream.eof or found >= most:
+                    break
         elif begun:
             break
         place += 12 + size

@@ -57,8 +57,8 @@ _STRIP_PIXELS = 2**23
 
 _END_OF_JPEG = b"\xff\xd9"
 _START_OF_SCAN = b"\xff\xda"
-# Source: ITU T.81, B.1.1.2: after FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# Source: ITU T.81, B.1.1: after FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills; 01 has no length either.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _PILLOW_MODULES = r"PIL\."
 
 

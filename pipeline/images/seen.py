@@ -6,7 +6,6 @@ The same rooms as an extraction's, but for the decoder: Pillow, whose pixels are
 from __future__ import annotations
 
 import hashlib
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..records import Batch, ImageStatus
 from .decode import decode_image
+from .loader import read_file
 from .resample import hand_over
 from .resize_host import HostResize
 from .tables import ResizeSpec, dct_reduction
@@ -49,19 +49,17 @@ def seen_picture(
 
 def _read(path: Path, status: ImageStatus) -> bytes:
     try:
-        info = path.stat()
-        # Before it is opened: a pipe of that name would be waited for.
-        if not stat.S_ISREG(info.st_mode):
-            raise ImageError("not a regular file")
-        if info.st_size != status.file_bytes:
-            raise ImageError(f"changed: {info.st_size} bytes, {status.file_bytes} when it was extracted")
-        data = path.read_bytes()
+        data = read_file(str(path))
     except ImageError:  # a ValueError too
         raise
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError("missing: file not found") from None
+    except MemoryError:
+        raise ImageError("out of memory: the image does not fit") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"unreadable: {getattr(error, 'strerror', None) or error}".lower()) from error
+    if len(data) != status.file_bytes:
+        raise ImageError(f"changed: {len(data)} bytes, {status.file_bytes} when it was extracted")
     if hashlib.sha256(data).hexdigest() != status.sha256:
         raise ImageError("changed: its SHA-256 is not that of the file that was extracted")
     return data

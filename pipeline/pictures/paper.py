@@ -24,7 +24,6 @@ from PIL import Image
 from ..errors import OptionError, StoreError
 
 POINTS_AN_INCH = 72
-FORMATS = ("png", "pdf", "svg")
 INK, FAINT, FRAME = "#1a1a1a", "#666666", "#b0b0b0"
 # How much longer a drawn line may be than its outline's.
 LETTER_SPACING = 1.04

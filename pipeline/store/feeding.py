@@ -144,6 +144,10 @@ class Feeding:
         Raises:
             OptionError: As in :meth:`batches`.
         """
+        if batch_size is None and drop_remainder:
+            raise OptionError(
+                "drop_remainder: there are no batches, got batch_size=None. Expected it with a batch_size. Give one."
+            )
         from ..training.batches import ROWS_AT_ONCE, Batches
         from ..training.examples import Examples
         from ..training.tf_data import as_dataset

@@ -61,16 +61,16 @@ class Batches:
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("buffer_chunks", buffer_chunks, 1)):
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise OptionError(f"{name}: out of range, got {value!r}. Expected a whole number from {least} on.")
-        if not 0 <= share[0] < share[1]:
+        if not _is_share(share):
             raise OptionError(f"share: out of range, got {share!r}. Expected (rank, ranks) with 0 <= rank < ranks.")
         self.examples = examples
         self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.seed = int(seed)
-        self.share = share
+        self.share = int(share[0]), int(share[1])
         self.epoch = 0
         self._buffer_chunks = int(buffer_chunks)
-        self._start, stop = order.share_of(len(examples), share, equal=shuffle)
+        self._start, stop = order.share_of(len(examples), self.share, equal=shuffle)
         self.rows = (stop - self._start) // self.batch_size * self.batch_size if drop_last else stop - self._start
         if not self.rows:
             raise OptionError(
@@ -148,6 +148,12 @@ class Batches:
         how = f"shuffled, seed {self.seed}" if self.shuffle else "in order"
         share = f", share {self.share[0]} of {self.share[1]}" if self.share[1] > 1 else ""
         return f"<{len(self)} batches of {self.batch_size}, {how}{share}: {self.examples!r}>"
+
+
+def _is_share(share: Any) -> bool:
+    """Tells whether this is (rank, ranks)."""
+    whole = isinstance(share, (tuple, list)) and all(isinstance(number, (int, np.integer)) for number in share)
+    return whole and len(share) == 2 and 0 <= share[0] < share[1]
 
 
 def _length(batch: Batch) -> int:
