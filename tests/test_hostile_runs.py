@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -24,7 +25,7 @@ from pipeline.store.repair import repair
 from pipeline.store.verification import verify_folder
 
 from .damage import accept, write_companions
-from .hostile_runs import IDENTITIES, INDEX, LAYER, LISTINGS, REFILLS, SHARD, TREES, identity, refill
+from .hostile_runs import IDENTITIES, INDEX, LAYER, LISTINGS, REFILLS, SHARD, SUMMARIES, TREES, identity, refill
 from .run_fuzzer import fuzz
 from .stored_runs import make_spec, make_values, write_run
 from .test_store_damage import change
@@ -144,6 +145,30 @@ def test_the_index_is_not_built_over_it(copy: Path, case: str) -> None:
     change(copy / SHARD, edit)
     with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: .* is damaged, got "):
         build_index(copy, make_spec())
+
+
+@pytest.mark.parametrize("case", SUMMARIES)
+@pytest.mark.parametrize("name", [INDEX, pytest.param(SHARD, marks=pytest.mark.slow)])
+def test_statistics_that_a_run_cannot_have_are_one_line(copy: Path, tmp_path: Path, name: str, case: str) -> None:
+    edit, words = SUMMARIES[case]
+    os.mkfifo(tmp_path / "pipe")
+    shutil.copy(copy / name, tmp_path / "outside.h5")
+    change(copy / name, edit)
+    accept(copy, name)
+    with pytest.raises(StoreError) as raised:
+        open_run(copy / name).statistics["relu4_1"]
+    line = str(raised.value)
+    assert line.startswith(f"{copy / name}: ")
+    assert words in line
+    assert line.isprintable()
+    verdict = verify_folder(copy, workers=1)
+    found = verdict.findings[name][-1].line
+    assert words in found or "statistics of no layer" in found
+    assert verdict.damaged == (name,)
+    if name == SHARD:
+        with pytest.raises(StoreError) as raised:
+            build_index(copy, make_spec())
+        assert words in str(raised.value)
 
 
 @pytest.mark.parametrize("case", IDENTITIES)

@@ -46,10 +46,10 @@ def stored_bytes(dataset: h5py.Dataset) -> int:
 
 
 def check_table(dataset: h5py.Dataset, path: Path) -> None:
-    """Makes sure that a column is stored as a whole, and that its texts are not longer together than the file.
+    """Makes sure that a table is stored as a whole, and that its texts are not longer together than the file.
 
     Args:
-        dataset: (N,), of the kinds that :func:`check_tree` lets through.
+        dataset: (N,), of the kinds that :func:`check_tree` lets through; or a single number.
         path: Of the file.
 
     Raises:
@@ -78,12 +78,12 @@ def _stored_bytes(dataset: h5py.Dataset, path: Path, size_bytes: int, itemsize_b
     if properties.get_layout() == h5py.h5d.CONTIGUOUS:
         offset = dataset.id.get_offset()
         if offset is None:
-            raise ValueError(f"{len(dataset)} rows of which none is stored")
+            raise ValueError(f"{dataset.size} rows of which none is stored")
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(size_bytes)
         if len(data) < size_bytes:
-            raise ValueError(f"{len(dataset)} rows of which {len(data) // itemsize_bytes} are stored")
+            raise ValueError(f"{dataset.size} rows of which {len(data) // itemsize_bytes} are stored")
         return data
     (step,) = dataset.chunks
     chunk_bytes, count = step * itemsize_bytes, dataset.id.get_num_chunks()
