@@ -217,6 +217,18 @@ TREES: dict[str, tuple[str, Edit, str]] = {
         remade(LAYER, shape=(4, 80, 80, 3), maxshape=(None,) * 4, dtype="<f4", chunks=(16, 2048, 2048, 3), compression="gzip"),
         "is damaged, got chunks (16, 2048, 2048, 3) of shape (4, 80, 80, 3)",
     ),
+    "chunks of this program's that are larger": (
+        SHARD,
+        remade(LAYER, shape=(4, 80, 80, 3), maxshape=(None, 80, 80, 3), dtype="<f4", chunks=(50_000, 80, 80, 3)),
+        "layer relu4_1 is damaged, got chunks (50000, 80, 80, 3) of shape (4, 80, 80, 3)",
+    ),
+    "packed chunks of this program's that are larger": (
+        SHARD,
+        remade(
+            LAYER, shape=(4, 80, 80, 3), maxshape=(None, 80, 80, 3), dtype="<f4", chunks=(50_000, 80, 80, 3), compression="gzip"
+        ),
+        "layer relu4_1 is damaged, got chunks (50000, 80, 80, 3) of shape (4, 80, 80, 3)",
+    ),
     "rows that were never stored": (
         SHARD,
         remade(LAYER, shape=(4, 80, 80, 3), dtype="<f4", chunks=(2, 40, 80, 3), compression="gzip"),

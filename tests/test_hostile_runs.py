@@ -382,6 +382,21 @@ def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, mon
     )
 
 
+def test_a_chunk_that_does_not_fit_beside_the_rows_is_read_the_careful_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_run(folder)["conv1_1"][5]
+    empty, refused = np.empty, []
+
+    def refuse(shape: object, *how: object) -> object:
+        if isinstance(shape, tuple) and shape[1:] == (5, 4, 3) and shape[0] > 1:
+            refused.append(shape)
+            raise MemoryError
+        return empty(shape, *how)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("pipeline.store.chunk_table.np.empty", refuse)
+    np.testing.assert_array_equal(open_run(folder)["conv1_1"][5], expected)
+    assert refused
+
+
 def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
     for name in ("a\0b", "n" * 5000):
         with pytest.raises(StoreError, match=r"cannot be read, got |there is no such run"):
