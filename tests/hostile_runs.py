@@ -278,6 +278,9 @@ TREES: dict[str, tuple[str, Edit, str]] = {
     ),
     "a table for a column": (INDEX, remade("images/width", shape=(10, 10), dtype="<i4"), "column 'width' of /images is damaged"),
     "a layer of whole numbers": (SHARD, remade(LAYER, shape=(4, 80, 80, 3), dtype="<i8", chunks=(1, 80, 80, 3)), "is damaged"),
+    "an index of rows of no height": (INDEX, remade(LAYER, shape=(10, 0, 80, 3), dtype="<f4"), "of shape (10, 0, 80, 3)"),
+    "an index of rows of no channels": (INDEX, remade(LAYER, shape=(10, 80, 80, 0), dtype="<f4"), "of shape (10, 80, 80, 0)"),
+    "rows of no width": (SHARD, remade(LAYER, shape=(4, 80, 0, 3), dtype="<f4"), "of shape (4, 80, 0, 3)"),
     "an index of rows of terabytes": (
         INDEX,
         remade(LAYER, shape=(10, 2**20, 2**20, 3), dtype="<f4", chunks=(1, 64, 2**20, 3)),

@@ -167,4 +167,6 @@ def _row_shape(node: h5py.Dataset | h5py.Group) -> tuple[int, int, int] | None:
     if isinstance(node, h5py.Group):
         return None
     _, height, width, channels = node.shape
+    if 0 in (height, width, channels):
+        raise ValueError(f"layer {node.name.rpartition('/')[2]} of shape {node.shape}")
     return int(height), int(width), int(channels)
