@@ -410,6 +410,11 @@ def _rows(**values: Any) -> Callable[[Path], bytes]:
     return lambda path: _listing(path, lambda lines: [lines[0], {**lines[1], **values}])
 
 
+def endless_rows(file: h5py.File) -> None:
+    """Declares more bytes a row than a number of eight bytes has, 2^95."""
+    remade(LAYER, shape=(10, 2**31, 2**31, 2**31), dtype="<f4", chunks=(1, 64, 64, 3))(file)
+
+
 # What a list of images becomes.
 LISTINGS: dict[str, Callable[[Path], bytes]] = {
     "nothing": lambda path: b"",

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.machine import available_bytes
 from pipeline.publishing import stored_report
 from pipeline.store import tables
 from pipeline.store.digests import Digests
@@ -23,9 +24,10 @@ from pipeline.store.listing import read_listing
 from pipeline.store.reader import open_run
 from pipeline.store.repair import repair
 from pipeline.store.verification import verify_folder
+from pipeline.training.examples import Examples
 
 from .damage import accept, write_companions
-from .hostile_runs import IDENTITIES, INDEX, LAYER, LISTINGS, REFILLS, SHARD, SUMMARIES, TREES, identity, refill
+from .hostile_runs import IDENTITIES, INDEX, LAYER, LISTINGS, REFILLS, SHARD, SUMMARIES, TREES, endless_rows, identity, refill
 from .run_fuzzer import fuzz
 from .stored_runs import make_spec, make_values, write_run
 from .test_store_damage import change
@@ -380,6 +382,32 @@ def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, mon
         "layer relu4_1: no room in memory, got 10 rows of 768000 bytes together. Expected fewer. Read some rows at a time, for "
         "instance [0:100]."
     )
+
+
+def test_rows_for_training_are_held_to_the_shards_before_they_take_memory(copy: Path) -> None:
+    change(copy / INDEX, endless_rows)
+    run = open_run(copy)
+    wrong = r"relu4_1 is damaged, got \(80, 80, 3\), float32 where the run has \(2147483648, 2147483648, 2147483648\), float32"
+    for dtype in (None, "float32"):
+        with pytest.raises(StoreError, match=wrong):
+            next(iter(run.batches("relu4_1", 4, dtype=dtype)))
+    with pytest.raises(StoreError, match=wrong):
+        run.to_numpy("relu4_1", out=copy / "values.npy")
+    assert Examples(run, "relu4_1").row_bytes == 2**95
+    if available_bytes() is not None:
+        with pytest.raises(StoreError, match=r"does not fit into memory, got 3\.57e\+20 GB for 9 rows"):
+            run.to_numpy("relu4_1")
+
+
+def test_rows_for_training_that_do_not_fit_into_memory_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = Examples(open_run(folder), "relu4_1", failed=True, dtype="float32")
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.store.layer.np.empty", refuse)
+    with pytest.raises(StoreError, match=r"layer relu4_1: no room in memory, got 4 rows of 307200 bytes together\. Expected"):
+        examples.read(np.arange(4))
 
 
 def test_a_chunk_that_does_not_fit_beside_the_rows_is_read_the_careful_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
