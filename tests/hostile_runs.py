@@ -217,6 +217,18 @@ TREES: dict[str, tuple[str, Edit, str]] = {
         remade(LAYER, shape=(4, 80, 80, 3), maxshape=(None,) * 4, dtype="<f4", chunks=(16, 2048, 2048, 3), compression="gzip"),
         "is damaged, got chunks (16, 2048, 2048, 3) of shape (4, 80, 80, 3)",
     ),
+    "chunks of this program's that are larger": (
+        SHARD,
+        remade(LAYER, shape=(4, 80, 80, 3), maxshape=(None, 80, 80, 3), dtype="<f4", chunks=(50_000, 80, 80, 3)),
+        "layer relu4_1 is damaged, got chunks (50000, 80, 80, 3) of shape (4, 80, 80, 3)",
+    ),
+    "packed chunks of this program's that are larger": (
+        SHARD,
+        remade(
+            LAYER, shape=(4, 80, 80, 3), maxshape=(None, 80, 80, 3), dtype="<f4", chunks=(50_000, 80, 80, 3), compression="gzip"
+        ),
+        "layer relu4_1 is damaged, got chunks (50000, 80, 80, 3) of shape (4, 80, 80, 3)",
+    ),
     "rows that were never stored": (
         SHARD,
         remade(LAYER, shape=(4, 80, 80, 3), dtype="<f4", chunks=(2, 40, 80, 3), compression="gzip"),
@@ -266,10 +278,106 @@ TREES: dict[str, tuple[str, Edit, str]] = {
     ),
     "a table for a column": (INDEX, remade("images/width", shape=(10, 10), dtype="<i4"), "column 'width' of /images is damaged"),
     "a layer of whole numbers": (SHARD, remade(LAYER, shape=(4, 80, 80, 3), dtype="<i8", chunks=(1, 80, 80, 3)), "is damaged"),
+    "an index of rows of no height": (INDEX, remade(LAYER, shape=(10, 0, 80, 3), dtype="<f4"), "of shape (10, 0, 80, 3)"),
+    "an index of rows of no channels": (INDEX, remade(LAYER, shape=(10, 80, 80, 0), dtype="<f4"), "of shape (10, 80, 80, 0)"),
+    "rows of no width": (SHARD, remade(LAYER, shape=(4, 80, 0, 3), dtype="<f4"), "of shape (4, 80, 0, 3)"),
     "an index of rows of terabytes": (
         INDEX,
         remade(LAYER, shape=(10, 2**20, 2**20, 3), dtype="<f4", chunks=(1, 64, 2**20, 3)),
         "layer relu4_1 is damaged, got (80, 80, 3), float32 where the run has (1048576, 1048576, 3)",
+    ),
+}
+
+
+STATISTICS = "statistics/relu4_1"
+
+
+def _counted_anew(name: str, **options: Any) -> Edit:
+    """Puts another array among the statistics, with a right checksum where that can be known."""
+
+    def edit(file: h5py.File) -> None:
+        remade(f"{STATISTICS}/{name}", **options)(file)
+        if "data" in options:
+            checksums = json.loads(file.attrs["statistics_checksums"])
+            checksums[f"relu4_1/{name}"] = zlib.crc32(np.asarray(options["data"]).tobytes())
+            write_attributes(file, {"statistics_checksums": json.dumps(checksums)})
+
+    return edit
+
+
+def _histogram_of(name: str) -> Edit:
+    def edit(file: h5py.File) -> None:
+        layout = h5py.VirtualLayout((256,), "<i8")
+        layout[:] = h5py.VirtualSource(name, f"{STATISTICS}/histogram", (256,), "<i8")
+        del file[f"{STATISTICS}/histogram"]
+        file[STATISTICS].create_virtual_dataset("histogram", layout)
+
+    return edit
+
+
+def _histogram_bomb(file: h5py.File) -> None:
+    remade(f"{STATISTICS}/histogram", shape=(256,), dtype="<i8", chunks=(256,), compression="gzip")(file)
+    file[f"{STATISTICS}/histogram"].id.write_direct_chunk((0,), zlib.compress(bytes(200 << 20), 1))
+
+
+def _link(name: str, target: str, node: str = "/x") -> Edit:
+    """Links to a file beside the run folder, from there: HDF5 takes a link from the folder of its file."""
+
+    def edit(file: h5py.File) -> None:
+        above = "../.." if Path(file.filename).parent.name == "shards" else ".."
+        put(name, h5py.ExternalLink(f"{above}/{target}", node))(file)
+
+    return edit
+
+
+def _behind_a_link(file: h5py.File) -> None:
+    """Names a layer whose statistics lie behind a link on the way."""
+    file["statistics/x"] = 0
+    _link("statistics/x", "pipe")(file)
+    checksums = json.loads(file.attrs["statistics_checksums"])
+    write_attributes(file, {"statistics_checksums": json.dumps({**checksums, "x/y/rows": 0})})
+
+
+# Name -> (edit, words that the error has). Each is found when statistics are read; pipe and outside.h5 lie beside the run folder.
+SUMMARIES: dict[str, tuple[Edit, str]] = {
+    "another file": (_link(STATISTICS, "outside.h5", STATISTICS), "outside.h5:statistics/relu4_1', which"),
+    "a pipe": (_link(STATISTICS, "pipe"), "pipe:/x', which is not followed"),
+    "a pipe for one number": (_link(f"{STATISTICS}/rows", "pipe"), "pipe:/x', which is not"),
+    "a pipe on the way": (_behind_a_link, "/statistics/x/y is damaged, got "),
+    "another layer's": (put(STATISTICS, h5py.SoftLink("/statistics/conv1_1")), "a link to '/statistics/conv1_1', which is not"),
+    "all in another file": (_link("statistics", "outside.h5", "/statistics"), "the tree is damaged, got a link"),
+    "no group": (put("statistics", np.zeros(3)), "the tree is damaged, got no group /statistics"),
+    "an array for a layer": (put(STATISTICS, np.zeros(3)), "/statistics/relu4_1 is damaged, got "),
+    "gigabytes that are not stored": (
+        _counted_anew("histogram", shape=(2**28,), dtype="<i8", chunks=(2**20,)),
+        "got histogram of shape (268435456,) and type int64 in place of (256,) and int64",
+    ),
+    "channels that no layer has": (
+        _counted_anew("channel_maximum", shape=(2**30,), dtype="<f4", chunks=(2**20,)),
+        "got channel_maximum of shape (1073741824,) and type float32 in place of (3,) and float32",
+    ),
+    "a histogram that was never stored": (
+        _counted_anew("histogram", shape=(256,), dtype="<i8"),
+        "got 256 rows of which none is stored",
+    ),
+    "a number that was never stored": (_counted_anew("sum", shape=(), dtype="<f8"), "got 1 rows of which none is stored"),
+    "a histogram that inflates to 200 MB": (_histogram_bomb, "got a stream of more than 2048 bytes"),
+    "a histogram in another file": (
+        _counted_anew("histogram", shape=(256,), dtype="<i8", external=[("/etc/hostname", 0, 2048)]),
+        "got data in another file, which is not read",
+    ),
+    "a histogram made of another": (_histogram_of("shards/shard-00000-of-00003.h5"), "got a virtual array"),
+    "two numbers of rows": (
+        _counted_anew("rows", data=np.array([1, 2], "<i8")),
+        "got rows of shape (2,) and type int64 in place of () and int64",
+    ),
+    "one channel fewer": (
+        _counted_anew("channel_minimum", data=np.zeros(2, "<f4")),
+        "got channel_minimum of shape (2,) and type float32 in place of (3,) and float32",
+    ),
+    "rows in words": (
+        _counted_anew("rows", data=np.bytes_(b"many")),
+        "got rows of shape () and type |S4 in place of () and int64",
     ),
 }
 
@@ -300,6 +408,11 @@ def _header(**values: Any) -> Callable[[Path], bytes]:
 
 def _rows(**values: Any) -> Callable[[Path], bytes]:
     return lambda path: _listing(path, lambda lines: [lines[0], {**lines[1], **values}])
+
+
+def endless_rows(file: h5py.File) -> None:
+    """Declares more bytes a row than a number of eight bytes has, 2^95."""
+    remade(LAYER, shape=(10, 2**31, 2**31, 2**31), dtype="<f4", chunks=(1, 64, 64, 3))(file)
 
 
 # What a list of images becomes.

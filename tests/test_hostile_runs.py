@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.machine import available_bytes
 from pipeline.publishing import stored_report
 from pipeline.store import tables
 from pipeline.store.digests import Digests
@@ -22,9 +24,10 @@ from pipeline.store.listing import read_listing
 from pipeline.store.reader import open_run
 from pipeline.store.repair import repair
 from pipeline.store.verification import verify_folder
+from pipeline.training.examples import Examples
 
 from .damage import accept, write_companions
-from .hostile_runs import IDENTITIES, INDEX, LAYER, LISTINGS, REFILLS, SHARD, TREES, identity, refill
+from .hostile_runs import IDENTITIES, INDEX, LAYER, LISTINGS, REFILLS, SHARD, SUMMARIES, TREES, endless_rows, identity, refill
 from .run_fuzzer import fuzz
 from .stored_runs import make_spec, make_values, write_run
 from .test_store_damage import change
@@ -144,6 +147,30 @@ def test_the_index_is_not_built_over_it(copy: Path, case: str) -> None:
     change(copy / SHARD, edit)
     with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: .* is damaged, got "):
         build_index(copy, make_spec())
+
+
+@pytest.mark.parametrize("case", SUMMARIES)
+@pytest.mark.parametrize("name", [INDEX, pytest.param(SHARD, marks=pytest.mark.slow)])
+def test_statistics_that_a_run_cannot_have_are_one_line(copy: Path, tmp_path: Path, name: str, case: str) -> None:
+    edit, words = SUMMARIES[case]
+    os.mkfifo(tmp_path / "pipe")
+    shutil.copy(copy / name, tmp_path / "outside.h5")
+    change(copy / name, edit)
+    accept(copy, name)
+    with pytest.raises(StoreError) as raised:
+        open_run(copy / name).statistics["relu4_1"]
+    line = str(raised.value)
+    assert line.startswith(f"{copy / name}: ")
+    assert words in line
+    assert line.isprintable()
+    verdict = verify_folder(copy, workers=1)
+    found = verdict.findings[name][-1].line
+    assert words in found or "statistics of no layer" in found
+    assert verdict.damaged == (name,)
+    if name == SHARD:
+        with pytest.raises(StoreError) as raised:
+            build_index(copy, make_spec())
+        assert words in str(raised.value)
 
 
 @pytest.mark.parametrize("case", IDENTITIES)
@@ -355,6 +382,47 @@ def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, mon
         "layer relu4_1: no room in memory, got 10 rows of 768000 bytes together. Expected fewer. Read some rows at a time, for "
         "instance [0:100]."
     )
+
+
+def test_rows_for_training_are_held_to_the_shards_before_they_take_memory(copy: Path) -> None:
+    change(copy / INDEX, endless_rows)
+    run = open_run(copy)
+    wrong = r"relu4_1 is damaged, got \(80, 80, 3\), float32 where the run has \(2147483648, 2147483648, 2147483648\), float32"
+    for dtype in (None, "float32"):
+        with pytest.raises(StoreError, match=wrong):
+            next(iter(run.batches("relu4_1", 4, dtype=dtype)))
+    with pytest.raises(StoreError, match=wrong):
+        run.to_numpy("relu4_1", out=copy / "values.npy")
+    assert Examples(run, "relu4_1").row_bytes == 2**95
+    if available_bytes() is not None:
+        with pytest.raises(StoreError, match=r"does not fit into memory, got 3\.57e\+20 GB for 9 rows"):
+            run.to_numpy("relu4_1")
+
+
+def test_rows_for_training_that_do_not_fit_into_memory_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = Examples(open_run(folder), "relu4_1", failed=True, dtype="float32")
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.store.layer.np.empty", refuse)
+    with pytest.raises(StoreError, match=r"layer relu4_1: no room in memory, got 4 rows of 307200 bytes together\. Expected"):
+        examples.read(np.arange(4))
+
+
+def test_a_chunk_that_does_not_fit_beside_the_rows_is_read_the_careful_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_run(folder)["conv1_1"][5]
+    empty, refused = np.empty, []
+
+    def refuse(shape: object, *how: object) -> object:
+        if isinstance(shape, tuple) and shape[1:] == (5, 4, 3) and shape[0] > 1:
+            refused.append(shape)
+            raise MemoryError
+        return empty(shape, *how)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("pipeline.store.chunk_table.np.empty", refuse)
+    np.testing.assert_array_equal(open_run(folder)["conv1_1"][5], expected)
+    assert refused
 
 
 def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:

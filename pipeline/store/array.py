@@ -10,7 +10,7 @@ from h5py._objects import phil
 from numpy.typing import NDArray
 
 from . import codec
-from .storage import check_chunks
+from .storage import check_chunk_size, check_chunks
 
 
 class StoredArray:
@@ -26,9 +26,13 @@ class StoredArray:
         dtype: Of its values.
         deflated: Whether its chunks are zlib streams.
         chunk: Shape of its chunks; None where they are not such as this program writes, and HDF5 must read them.
+
+    Raises:
+        ValueError: Its chunks are larger than it is.
     """
 
     def __init__(self, dataset: h5py.Dataset, file_bytes: int) -> None:
+        check_chunk_size(dataset)
         self.dataset = dataset
         self._file_bytes = file_bytes
         self.shape: tuple[int, ...] = dataset.shape

@@ -29,6 +29,8 @@ _MOST_LAYERS, _MOST_COLUMNS, _MOST_ATTRIBUTES = 1000, 2000, 1000
 _ATTRIBUTE_BYTES = 1 << 16
 # The last for a user's own True and False.
 _ATTRIBUTE_KINDS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)
+# What else lies in a file: what it is held to is for :mod:`~pipeline.store.summaries`, which reads it.
+_STATISTICS = "statistics"
 _PARTS = {"features": "layer {}", "images": "column {!r} of /images", "checksums": "/checksums/{}"}
 
 
@@ -62,7 +64,8 @@ def member(group: h5py.Group, name: str) -> Any:
         KeyError: There is nothing.
         ValueError: It is a link.
     """
-    link = group.get(name, getlink=True)
+    # HDF5 takes a name with a slash for a path, and follows what is on the way.
+    link = None if "/" in name else group.get(name, getlink=True)
     if link is None:
         raise KeyError(f"no {name!r}")
     if not isinstance(link, h5py.HardLink):
@@ -87,7 +90,7 @@ def check_groups(file: h5py.File, path: Path) -> None:
         # Places of texts in the file are counted from its beginning, in eight bytes.
         if file.userblock_size or file.id.get_create_plist().get_sizes() != (8, 8):
             raise ValueError("a file with a block of another program before it")
-        for place in _PARTS:
+        for place in (*_PARTS, _STATISTICS):
             if file.get(place, getlink=True) is None:
                 continue
             group = member(file, place)
@@ -117,7 +120,7 @@ def check_tree(file: h5py.File, path: Path) -> None:
                     own_node(file, path, place, name)
                 else:
                     # What is of another kind may be the user's own, and is refused if it is asked for.
-                    _check_place(place, member(file[place], name))
+                    check_place(place, member(file[place], name))
     except HDF5_READ_ERRORS as error:
         raise damaged(path, part, error) from error
 
@@ -147,7 +150,7 @@ def _check_node(place: str, name: str, node: Any, file_bytes: int) -> None:
             raise ValueError("a name that no layer has")
         if isinstance(node, h5py.Group):
             return
-    _check_place(place, node)
+    check_place(place, node)
     kind = node.id.get_type()
     if place == "images" and name not in format.NUMBER_COLUMNS:
         is_ours = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
@@ -162,8 +165,16 @@ def _check_node(place: str, name: str, node: Any, file_bytes: int) -> None:
         raise ValueError(f"shape {node.shape}")
 
 
-def _check_place(place: str, node: Any) -> None:
-    """Makes sure that an array is in its file; asks for no shape, for which HDF5 may have to ask a virtual one's sources."""
+def check_place(place: str, node: Any) -> None:
+    """Makes sure that an array is in its file; asks for no shape, for which HDF5 may have to ask a virtual one's sources.
+
+    Args:
+        place: The group of the root below which it lies. Of ``features`` alone it may be virtual.
+        node: What should be an array.
+
+    Raises:
+        ValueError: It is none, or its values are elsewhere.
+    """
     if not isinstance(node, h5py.Dataset):
         raise ValueError("no array")
     properties = node.id.get_create_plist()

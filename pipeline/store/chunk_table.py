@@ -106,7 +106,10 @@ class ChunkTable:
 
     def decode(self, handle: Handle, chunk: int) -> NDArray[np.floating]:
         """Gives a chunk, (chunk_rows, h, w, c)."""
-        values = np.empty((self.chunk_rows, *self.shape), self.dtype)
+        try:
+            values = np.empty((self.chunk_rows, *self.shape), self.dtype)
+        except (MemoryError, ValueError) as error:
+            raise StaleError from error
         self._decode_into(handle, chunk, values)
         return values
 

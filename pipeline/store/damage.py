@@ -7,8 +7,8 @@ from pathlib import Path
 from ..errors import StoreError, printable
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
-# become one of another kind.
-HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
+# become one of another kind, or a size has become 0.
+HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
 
 
 class DamagedError(StoreError):

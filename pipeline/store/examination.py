@@ -27,8 +27,8 @@ from .rows import ShardRows
 from .succession import extends
 from .tables import Column
 
-# What a damaged file raises besides: an absurd length, half a character.
-FILE_ERRORS = (*HDF5_READ_ERRORS, MemoryError, OverflowError)
+# What a damaged file raises besides: an absurd length.
+FILE_ERRORS = (*HDF5_READ_ERRORS, MemoryError)
 # Attributes of the root that all files of a run have alike. Options of the machine may differ after a resume.
 RUN_ATTRIBUTES = ("images_per_shard", "network", "weights_sha256", "preprocess", "mean_pixel")
 # What of the identity each part has for itself; the rest is alike too.
@@ -233,7 +233,7 @@ def _wrong_node(node: h5py.Dataset | h5py.Group, rows: int) -> Iterator[str]:
     dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
     if isinstance(node, h5py.Group):
         return
-    if len(node.shape) != 4 or node.shape[0] != rows or node.shape[3] != node.attrs["channels"]:
+    if len(node.shape) != 4 or node.shape[0] != rows or 0 in node.shape or node.shape[3] != node.attrs["channels"]:
         yield f"shape {node.shape} for {rows} rows of {node.attrs['channels']} channels"
     if node.dtype != dtype:
         yield f"dtype {node.dtype} in place of {dtype}"

@@ -110,20 +110,21 @@ class Layer:
             )
         return np.asarray(self[:], dtype)
 
-    def read(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None, threads: int | None = None) -> Any:
+    def read(self, rows: NDArray[np.int64], dtype: np.dtype[np.floating] | None = None, threads: int | None = None) -> Any:
         """Reads rows in any order, repeated or not, each chunk once, several at once.
 
         Args:
             rows: (n,) each in [0, N).
-            out: Where to: (n, h, w, c), C order, of any floating dtype; None: an array is made.
+            dtype: Of what is given, converted by the threads that decode; None: as stored.
             threads: How many decode; None: as many as there are cores.
 
         Returns:
             (n, h, w, c); at native size a list of (h, w, c).
 
         Raises:
-            StoreError: A shard is missing or damaged.
+            StoreError: A shard is missing or damaged, or the rows do not fit into memory.
         """
+        dtype = self.dtype if dtype is None else dtype
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
         numbers, firsts = self._shards.locate(ascending)
@@ -136,17 +137,16 @@ class Layer:
             images: list[Any] = [None] * len(rows)
 
             def read_image(place: int) -> None:
-                images[order[place]] = self._shards.open(int(numbers[place])).read_native(self.name, int(local[place]))
+                image = self._shards.open(int(numbers[place])).read_native(self.name, int(local[place]))
+                images[order[place]] = image.astype(dtype, copy=False)
 
             do_all(read_image, range(len(rows)), threads)
             return images
         try:
-            values = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
+            values = np.empty((len(rows), *self.row_shape), dtype)
         except (MemoryError, ValueError) as error:
-            size_bytes = len(rows) * math.prod(self.row_shape) * self.dtype.itemsize
+            size_bytes = len(rows) * math.prod(self.row_shape) * dtype.itemsize
             raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
-        assert values.shape == (len(rows), *self.row_shape), values.shape
-        assert values.flags.c_contiguous
         starts = np.flatnonzero(np.diff(numbers, prepend=-1) | np.diff(local // self.chunk_rows, prepend=-1))
 
         def read_chunk(among: tuple[int, int]) -> None:
@@ -167,4 +167,6 @@ def _row_shape(node: h5py.Dataset | h5py.Group) -> tuple[int, int, int] | None:
     if isinstance(node, h5py.Group):
         return None
     _, height, width, channels = node.shape
+    if 0 in (height, width, channels):
+        raise ValueError(f"layer {node.name.rpartition('/')[2]} of shape {node.shape}")
     return int(height), int(width), int(channels)

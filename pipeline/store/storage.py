@@ -46,10 +46,10 @@ def stored_bytes(dataset: h5py.Dataset) -> int:
 
 
 def check_table(dataset: h5py.Dataset, path: Path) -> None:
-    """Makes sure that a column is stored as a whole, and that its texts are not longer together than the file.
+    """Makes sure that a table is stored as a whole, and that its texts are not longer together than the file.
 
     Args:
-        dataset: (N,), of the kinds that :func:`check_tree` lets through.
+        dataset: (N,), of the kinds that :func:`check_tree` lets through; or a single number.
         path: Of the file.
 
     Raises:
@@ -78,12 +78,12 @@ def _stored_bytes(dataset: h5py.Dataset, path: Path, size_bytes: int, itemsize_b
     if properties.get_layout() == h5py.h5d.CONTIGUOUS:
         offset = dataset.id.get_offset()
         if offset is None:
-            raise ValueError(f"{len(dataset)} rows of which none is stored")
+            raise ValueError(f"{dataset.size} rows of which none is stored")
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(size_bytes)
         if len(data) < size_bytes:
-            raise ValueError(f"{len(dataset)} rows of which {len(data) // itemsize_bytes} are stored")
+            raise ValueError(f"{dataset.size} rows of which {len(data) // itemsize_bytes} are stored")
         return data
     (step,) = dataset.chunks
     chunk_bytes, count = step * itemsize_bytes, dataset.id.get_num_chunks()
@@ -114,10 +114,27 @@ def _unpacked(dataset: h5py.Dataset, place: tuple[int, ...], chunk_bytes: int, f
     return bytes(data)
 
 
+def check_chunk_size(dataset: h5py.Dataset) -> None:
+    """Makes sure that a chunk is not larger than the array that it is cut from, but for a little.
+
+    A header of some bytes may declare 4 GiB, all of which whoever reads a row has to make room for.
+
+    Raises:
+        ValueError: It is larger.
+    """
+    chunks = dataset.chunks
+    if chunks is None:
+        return
+    itemsize_bytes = dataset.id.get_type().get_size()
+    if math.prod(chunks) * itemsize_bytes > math.prod(dataset.shape) * itemsize_bytes + _CHUNK_SPARE_BYTES:
+        raise ValueError(f"chunks {chunks} of shape {dataset.shape}")
+
+
 def check_chunks(dataset: h5py.Dataset, lead: tuple[int, ...], file_bytes: int) -> None:
     """Makes sure that HDF5 may unpack the chunks in which one image's values lie.
 
-    For arrays that another program has packed anew; those of this one it does not read through HDF5.
+    For arrays that another program has packed anew, of which :func:`check_chunk_size` has made sure; those of this one it does
+    not read through HDF5.
 
     Args:
         dataset: (n, h, w, c), or (h, w, c) at native size.
@@ -132,9 +149,8 @@ def check_chunks(dataset: h5py.Dataset, lead: tuple[int, ...], file_bytes: int) 
         if not dataset.id.get_storage_size():
             raise ValueError("no values")
         return
-    itemsize_bytes = dataset.id.get_type().get_size()
-    chunk_bytes = math.prod(chunks) * itemsize_bytes
-    if chunk_bytes > min(math.prod(dataset.shape) * itemsize_bytes + _CHUNK_SPARE_BYTES, file_bytes * DEFLATE_FACTOR):
+    chunk_bytes = math.prod(chunks) * dataset.id.get_type().get_size()
+    if chunk_bytes > file_bytes * DEFLATE_FACTOR:
         raise ValueError(f"chunks {chunks} of shape {dataset.shape} in a file of {file_bytes} bytes")
     filters = filters_of(dataset.id.get_create_plist())
     firsts = [(row - row % step,) for row, step in zip(lead, chunks, strict=False)]

@@ -11,11 +11,14 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import StoreError, nearest
 from ..statistics import BINS, LayerStatistics
 from . import format, tables
+from .border import check_attribute_sizes, check_place, member, own_node
 from .damage import HDF5_READ_ERRORS, DamagedError, damaged
+from .storage import check_table
 
 
 class StatisticsError(StoreError, KeyError):
@@ -96,23 +99,36 @@ def _read_layers(file: h5py.File, path: Path) -> Iterator[tuple[str, LayerStatis
         raise damaged(path, "the statistics", error) from error
     for layer in layers:
         try:
-            node, values = file["statistics"][layer], []
-            for name, dtype in format.STATISTICS.items():
-                array = np.asarray(node[name][()])
+            group, channels = member(member(file, "statistics"), layer), _channels(file, path, layer)
+            values: list[Any] = []
+            for name in format.STATISTICS:
+                array = _read_array(group, name, path, channels)
                 got = zlib.crc32(array.astype(array.dtype.newbyteorder("<")).tobytes())
-                if array.dtype != np.dtype(dtype) or got != expected[f"{layer}/{name}"]:
+                if got != expected[f"{layer}/{name}"]:
                     raise ValueError(f"{name} of type {array.dtype} with checksum {got:08x}")
                 values.append(array if array.ndim else array.item())
-            yield layer, _checked(*values)
+            yield layer, LayerStatistics(*values)
+        except StoreError as error:
+            yield layer, error
         except (*HDF5_READ_ERRORS, MemoryError) as error:
             yield layer, _damaged(path, layer, error)
 
 
-def _checked(*values: Any) -> LayerStatistics:
-    statistics = LayerStatistics(*values)
-    if statistics.histogram.shape != (BINS,) or statistics.channel_minimum.shape != statistics.channel_maximum.shape:
-        raise ValueError(f"a histogram of shape {statistics.histogram.shape}")
-    return statistics
+def _channels(file: h5py.File, path: Path, layer: str) -> int:
+    node = own_node(file, path, "features", layer)
+    check_attribute_sizes(node, path, f"layer {layer}")
+    return int(node.attrs["channels"])
+
+
+def _read_array(group: h5py.Group, name: str, path: Path, channels: int) -> NDArray[Any]:
+    """Reads one of the statistics of a layer, once it is sure to be in the file and of the size that it must have."""
+    node, dtype = member(group, name), np.dtype(format.STATISTICS[name])
+    check_place("statistics", node)
+    shape = {"histogram": (BINS,), "channel_minimum": (channels,), "channel_maximum": (channels,)}.get(name, ())
+    if node.shape != shape or node.dtype != dtype:
+        raise ValueError(f"{name} of shape {node.shape} and type {node.dtype} in place of {shape} and {dtype}")
+    check_table(node, path)
+    return np.asarray(node[()])
 
 
 def _damaged(path: Path, layer: str, got: object) -> DamagedError:

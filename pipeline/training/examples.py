@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,9 @@ class Examples:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's features over all layers as they are given; 0 at native size."""
+        # Python's numbers have no end: NumPy's of what a damaged index declares may come out as 0.
         return sum(
-            int(np.prod(layer.row_shape)) * self.dtype(name).itemsize for name, layer in self._layers.items() if layer.row_shape
+            math.prod(layer.row_shape) * self.dtype(name).itemsize for name, layer in self._layers.items() if layer.row_shape
         )
 
     def dtype(self, layer: str) -> np.dtype[np.floating]:
@@ -116,15 +118,12 @@ class Examples:
 
         Returns:
             Features and labels, of m rows each.
+
+        Raises:
+            StoreError: A shard is missing or damaged, or the rows do not fit into memory.
         """
-        features: dict[str, Any] = {}
         rows = self.rows[places]
-        for name, layer in self._layers.items():
-            if layer.row_shape is None:
-                features[name] = [image.astype(self.dtype(name), copy=False) for image in layer.read(rows, threads=threads)]
-            else:
-                # Converted on the way, by the threads that decode.
-                features[name] = layer.read(rows, np.empty((len(rows), *layer.row_shape), self.dtype(name)), threads)
+        features = {name: layer.read(rows, self.dtype(name), threads) for name, layer in self._layers.items()}
         return self.structure(features), None if self.labels is None else self.labels[places]
 
     def __repr__(self) -> str:
