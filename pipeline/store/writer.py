@@ -21,7 +21,10 @@ from .digests import Digests
 from .progress import Progress
 from .shard import ShardFile
 
-WAITING_BYTES = 1 << 30
+# What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
+# first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
+WAITING_ROWS = 256
+LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
 
 
 class Writer:
@@ -37,7 +40,7 @@ class Writer:
         shards: Those to make.
         workers: Threads that encode.
         waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one chunk always
-            may.
+            may. None: those of some hundred rows, at most 1 GiB.
 
     Attributes:
         bytes_raw: Activations written so far, before compression.
@@ -48,7 +51,7 @@ class Writer:
     """
 
     def __init__(
-        self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, waiting_bytes: int = WAITING_BYTES
+        self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, waiting_bytes: int | None = None
     ) -> None:
         self.bytes_raw = self.bytes_stored = self.shards_done = 0
         self.encode_seconds = self.write_seconds = 0.0
@@ -60,7 +63,9 @@ class Writer:
         self._shards = tuple(shards)
         self._to_make = {shard.number: shard for shard in shards}
         self._open: dict[int, Progress] = {}
-        self._waiting_bytes = waiting_bytes
+        row_bytes = format.row_bytes(spec.features, "float32") if all(self._shapes.values()) else WAITING_BYTES
+        chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
+        self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
         self._bytes_waiting = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
