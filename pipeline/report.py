@@ -26,6 +26,9 @@ STAGES: dict[str, str] = {
     "other": "everything else",
 }
 
+# Of ``report.json``, which has some kilobytes: a stranger's may have gigabytes.
+MOST_REPORT_BYTES = 4 << 20
+
 
 class Stopwatch:
     """Splits the wall time of one thread into stages; they add up to the whole, what no stage claims is ``other``.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.config import check_options
 from pipeline.errors import ImageError, StoreError
 from pipeline.publishing import CAUSES, EXAMPLES, command_for, look_at_reports, option_text, stored_report, words_for_seconds
 from pipeline.records import ImageStatus, RunSpec
-from pipeline.report import STAGES, Report
+from pipeline.report import MOST_REPORT_BYTES, STAGES, Report
 from pipeline.samples import spread, take_samples
 from pipeline.schema import defaults
 from pipeline.store import disk
@@ -32,6 +33,7 @@ from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip, write_companions
+from .hostile_runs import refill
 from .pages import Page
 from .stored_runs import make_spec, make_values, put_rows, write_run
 from .test_config import values as option_values
@@ -218,6 +220,24 @@ def test_what_is_no_report_is_written_anew(run: tuple[Path, RunSpec], content: s
     (folder / "report.json").write_text(content)
     assert stored_report(folder) is None
     assert look_at_reports(folder, spec, is_unchanged=True).report
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a file"])
+def test_a_report_that_is_no_file_of_its_own_is_not_read(run: tuple[Path, RunSpec], kind: str) -> None:
+    folder, _ = run
+    shutil.copy(folder / "report.json", folder.parent / "outside")
+    refill(folder / "report.json", kind, folder.parent / "outside")
+    signal.alarm(60)
+    assert stored_report(folder) is None
+    signal.alarm(0)
+
+
+def test_a_report_of_gigabytes_is_not_read(run: tuple[Path, RunSpec]) -> None:
+    folder, _ = run
+    assert stored_report(folder)
+    with (folder / "report.json").open("ab") as file:
+        file.write(b" " * MOST_REPORT_BYTES)
+    assert stored_report(folder) is None
 
 
 def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:

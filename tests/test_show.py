@@ -7,10 +7,11 @@ import json
 import os
 import pty
 import shutil
+import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ import pytest
 
 from pipeline.errors import OptionError, StoreError
 from pipeline.records import RunSpec
-from pipeline.report import words_for_bytes
-from pipeline.show import check_options, overview
+from pipeline.report import MOST_REPORT_BYTES, words_for_bytes
+from pipeline.show import LONGEST_CONFIG, check_options, overview
 from pipeline.store import holdings
 from pipeline.store.holdings import look_into
 from pipeline.store.reader import open_run
+from pipeline.store.regular import read_small
 
 from .damage import chunk_place, flip
+from .hostile_runs import refill
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import call, command, environment
 
@@ -255,6 +258,49 @@ def test_options_of_a_stranger_are_as_if_they_were_not_there(text: str, copy: Pa
     found = overview(copy)
     assert "command" not in found.text(None)
     assert json.loads(found.json())["options"] == {}
+
+
+@pytest.fixture
+def patience() -> Iterator[None]:
+    """Ends what would wait for ever."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("kind", ["pipe", "link to a file", "link to a device"])
+def test_companions_that_are_no_files_are_not_waited_for_nor_followed(kind: str, copy: Path) -> None:
+    shutil.copy(copy / "report.json", copy.parent / "outside")
+    refill(copy / "report.json", kind, copy.parent / "outside")
+    assert "rate " not in overview(copy).text(None)
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    (copy / "config.yaml").touch()
+    (copy.parent / "outside").write_text(CONFIG)
+    refill(copy / "config.yaml", kind, copy.parent / "outside")
+    assert overview(copy).command == ""
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_pipe_in_the_place_of_a_shard_is_named(copy: Path) -> None:
+    refill(copy / "shards/shard-00001-of-00003.h5", "pipe", copy)
+    held = look_into(copy)
+    assert (held.rows, held.unreadable) == (10, ("shards/shard-00001-of-00003.h5",))
+
+
+def test_companions_of_gigabytes_are_not_read(copy: Path) -> None:
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    (copy / "config.yaml").write_text(CONFIG)
+    assert overview(copy).command
+    for name, most_bytes in (("report.json", MOST_REPORT_BYTES), ("config.yaml", LONGEST_CONFIG)):
+        with (copy / name).open("r+b") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(StoreError, match=rf"{name}: too large for what it is, got more than {most_bytes} bytes\. Expected"):
+            read_small(copy / name, most_bytes)
+    found = overview(copy)
+    assert (found.command, "rate " in found.text(None)) == ("", False)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])

@@ -230,7 +230,7 @@ class _Folder:
             path = self.folder / format.SHARD_FOLDER / shard.file_name
             try:
                 sizes.ask(path, errors[shard] == "")
-            except HDF5_READ_ERRORS:
+            except (StoreError, *HDF5_READ_ERRORS):
                 self.unreadable.append(format.shard_path(shard.file_name))
         return sizes, len(places) < len(known)
 

@@ -57,9 +57,13 @@ class Sizes:
         Args:
             path: Of the file.
             good: (rows,) which of its images have not failed.
+
+        Raises:
+            StoreError: It is damaged, or no file of its own.
         """
         count, raw, stored = int(good.sum()), {}, {}
-        with h5py.File(path, "r") as file:
+        # Not all nodes: of a run of many shards that would take longer than all the rest.
+        with tables.open_file(path, all_nodes=False) as file:
             for layer in self.raw:
                 # By h5py's lower half: its upper one takes ten times as long for each dataset.
                 node = h5py.h5o.open(file.id, f"features/{layer}".encode())
