@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from pipeline.errors import OptionError, StoreError
@@ -25,11 +27,13 @@ from pipeline.store import holdings
 from pipeline.store.holdings import look_into
 from pipeline.store.reader import open_run
 from pipeline.store.regular import read_small
+from pipeline.store.sizes import Sizes
 
 from .damage import chunk_place, flip
 from .hostile_runs import refill
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import call, command, environment
+from .test_store_damage import change
 
 IDENTITY = {"network": "vgg19", "output.images_per_shard": "4", "data.size": "80x80"}
 CONFIG = """
@@ -74,14 +78,13 @@ def show(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return call(*arguments, cwd=cwd, module="pipeline.show")
 
 
-def stored_bytes(folder: Path, layer: str) -> int:
-    import h5py
+def h5_bytes(path: Path, layer: str) -> int:
+    with h5py.File(path) as file:
+        return int(file["features"][layer].id.get_storage_size())
 
-    total = 0
-    for path in sorted((folder / "shards").glob("*.h5")):
-        with h5py.File(path) as file:
-            total += file["features"][layer].id.get_storage_size()
-    return total
+
+def stored_bytes(folder: Path, layer: str) -> int:
+    return sum(h5_bytes(path, layer) for path in (folder / "shards").glob("*.h5"))
 
 
 def test_a_run_is_a_screenful(folder: Path) -> None:
@@ -287,6 +290,70 @@ def test_a_pipe_in_the_place_of_a_shard_is_named(copy: Path) -> None:
     refill(copy / "shards/shard-00001-of-00003.h5", "pipe", copy)
     held = look_into(copy)
     assert (held.rows, held.unreadable) == (10, ("shards/shard-00001-of-00003.h5",))
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "link to nothing"])
+def test_a_link_in_the_place_of_a_shard_is_named_and_not_measured(kind: str, copy: Path) -> None:
+    shard = copy / "shards/shard-00001-of-00003.h5"
+    shutil.copy(shard, copy.parent / "outside")
+    refill(shard, kind, copy.parent / "outside")
+    held = look_into(copy)
+    assert held.unreadable == ("shards/shard-00001-of-00003.h5",)
+    others = [path for path in (copy / "shards").iterdir() if path != shard]
+    # Worked out from the others, whose good images are 3 and 1 of 8.
+    sizes = [h5_bytes(path, "relu4_1") for path in others]
+    assert held.layers[1].stored_bytes == round(sum(sizes) * 8 / 4)
+
+
+def test_a_folder_of_shards_behind_a_link_is_one_line(copy: Path) -> None:
+    (copy / "shards").rename(copy.parent / "elsewhere")
+    (copy / "shards").symlink_to(copy.parent / "elsewhere")
+    for path in (copy, copy / "features.h5"):
+        with pytest.raises(StoreError, match=r"/shards: not a file of the run, got a link\. Expected the file or folder"):
+            look_into(path)
+
+
+def test_what_the_caller_has_named_may_be_a_link(copy: Path) -> None:
+    for number, target in enumerate((copy, copy / "features.h5", copy / "shards/shard-00001-of-00003.h5")):
+        link = copy.parent / str(number)
+        link.symlink_to(target)
+        assert look_into(link).layers[0].stored_bytes > 0
+
+
+@pytest.mark.parametrize("size", ["80x80", "native"])
+@pytest.mark.parametrize("kind", ["external", "soft", "virtual"])
+def test_values_that_lie_elsewhere_are_not_measured(kind: str, size: str, tmp_path: Path) -> None:
+    spec = make_spec(4, {"relu4_1": None if size == "native" else (5, 6, 3)}, identity={**IDENTITY, "data.size": size})
+    write_run(tmp_path / "run", spec, values=make_values(spec, dict.fromkeys(range(4), (5, 6))))
+    shard = tmp_path / "run/shards/shard-00000-of-00001.h5"
+    shutil.copy(shard, tmp_path / "outside.h5")
+    whole = look_into(tmp_path / "run").layers[0]
+    node = "features/relu4_1/000000002" if size == "native" else "features/relu4_1"
+    with h5py.File(shard, "r+") as file:
+        shape = file[node].shape
+        del file[node]
+        if kind == "virtual":
+            layout = h5py.VirtualLayout(shape, "<f4")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "outside.h5"), node, shape, "<f4")
+            file.create_virtual_dataset(node, layout)
+        else:
+            outside = h5py.ExternalLink(str(tmp_path / "outside.h5"), node)
+            file[node] = outside if kind == "external" else h5py.SoftLink("/images/height")
+    held = look_into(tmp_path / "run")
+    if size == "native" and kind != "virtual":
+        assert held.layers[0].raw_bytes == whole.raw_bytes * 3 // 4
+    else:
+        assert held.unreadable == ("shards/shard-00000-of-00001.h5",)
+        assert held.layers[0].stored_bytes == 0
+
+
+def test_a_layer_by_way_of_a_link_is_not_measured(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", make_spec(4, {"relu4_1": (5, 6, 3)}, identity=IDENTITY))
+    shard = tmp_path / "run/shards/shard-00000-of-00001.h5"
+    shutil.copy(shard, tmp_path / "outside.h5")
+    change(shard, lambda file: file["features"].__setitem__("x", h5py.ExternalLink(str(tmp_path / "outside.h5"), "features")))
+    with pytest.raises(ValueError, match="a link, which is not followed"):
+        Sizes(["x/relu4_1"]).ask(shard, np.ones(4, bool))
 
 
 def test_companions_of_gigabytes_are_not_read(copy: Path) -> None:

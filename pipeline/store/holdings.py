@@ -20,6 +20,7 @@ from . import damage, format, tables
 from .damage import HDF5_READ_ERRORS
 from .found import listing_paths
 from .reader import no_such_run, open_run
+from .regular import require_own_shards
 from .sizes import LayerHolding as LayerHolding
 from .sizes import Sizes, layers_of
 
@@ -83,6 +84,9 @@ def look_into(path: Path) -> Holdings:
         raise no_such_run(path)
     if path.is_dir():
         return _Folder(path).holdings()
+    if path.is_symlink():
+        # What the caller has named is followed; what lies in a run folder is not.
+        path = path.resolve()
     if path.name == format.INDEX_NAME:
         return _Folder(path.parent).holdings()
     with open_run(path) as run:  # for its refusals
@@ -115,6 +119,7 @@ class _Folder:
     """A run folder while it is looked into."""
 
     def __init__(self, folder: Path) -> None:
+        require_own_shards(folder)
         self.folder = folder
         shards = folder / format.SHARD_FOLDER
         self.there = {path.name for path in shards.iterdir()} if shards.is_dir() else set()
