@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import pty
@@ -11,7 +12,7 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pipeline.store.regular import read_small
 from pipeline.store.sizes import Sizes
 
 from .damage import chunk_place, flip
-from .hostile_runs import refill
+from .hostile_runs import LISTINGS, refill
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import call, command, environment
 from .test_store_damage import change
@@ -368,6 +369,73 @@ def test_companions_of_gigabytes_are_not_read(copy: Path) -> None:
             read_small(copy / name, most_bytes)
     found = overview(copy)
     assert (found.command, "rate " in found.text(None)) == ("", False)
+
+
+HEADERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an identity that is a list": lambda header: header.update(identity=[]),
+    "an identity without shards": lambda header: header["identity"].pop("output.images_per_shard"),
+    "an identity without layers": lambda header: header["identity"].pop("layers"),
+    "rows that its identity has not": lambda header: header.update(rows=11),
+    "rows in words": lambda header: header.update(rows="x"),
+    "a first row below nothing": lambda header: header.update(first_row=-1),
+    "a first row in words": lambda header: header.update(first_row="0"),
+    "no first row": lambda header: header.pop("first_row"),
+    "another format": lambda header: header.update(format="x"),
+    "a shard a row for a thousand million": lambda header: (
+        header.update(rows=10**9),
+        header["identity"].update({"output.images_per_shard": "1", "images": f"{10**9} rows, digest {'0' * 64}"}),
+    ),
+}
+
+
+def _of_header(name: str) -> Callable[[Path], bytes]:
+    def edit(path: Path) -> bytes:
+        first, *others = gzip.decompress(path.read_bytes()).splitlines()
+        header = json.loads(first)
+        HEADERS[name](header)
+        return gzip.compress(b"\n".join([json.dumps(header).encode(), *others]))
+
+    return edit
+
+
+BROKEN_LISTS = {
+    **{name: edit for name, edit in LISTINGS.items() if name in ("nothing", "no gzip", "a bomb of one line", "nested", "a list")},
+    **{name: _of_header(name) for name in HEADERS},
+}
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("case", BROKEN_LISTS)
+def test_a_list_of_images_gone_wild_is_one_line_or_named(case: str, copy: Path) -> None:
+    path = copy / "manifest.jsonl.gz"
+    path.write_bytes(BROKEN_LISTS[case](path))
+    unseen = case in ("an identity without shards", "an identity without layers", "a shard a row for a thousand million")
+    # Others say what the run is.
+    assert look_into(copy).unreadable == (() if unseen else (path.name,))
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is damaged, got .*\. Expected ") as raised:
+        look_into(copy)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_list_of_a_later_part_tells_of_no_run_without_the_first(tmp_path: Path) -> None:
+    write_run(tmp_path, spec_with_options(6))
+    write_run(tmp_path, spec_with_options(11), existing="extend")
+    shutil.rmtree(tmp_path / "shards")
+    (tmp_path / "features.h5").unlink()
+    assert look_into(tmp_path).parts == (6, 5)
+    (tmp_path / "manifest.jsonl.gz").unlink()
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is missing, got no such file"):
+        look_into(tmp_path)
+
+
+def test_a_list_that_does_not_follow_is_of_an_earlier_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", spec_with_options(6))
+    write_run(tmp_path / "one", spec_with_options(11), existing="extend")
+    write_run(tmp_path / "two", spec_with_options(7))
+    shutil.copy(tmp_path / "one/manifest-part001.jsonl.gz", tmp_path / "two")
+    assert look_into(tmp_path / "two").parts == (7,)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])

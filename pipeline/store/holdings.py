@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from ..records import ShardSpec, plan_shards
 from . import damage, format, tables
 from .damage import HDF5_READ_ERRORS
 from .found import listing_paths
+from .identity import check_plan
+from .listing import read_header
 from .reader import no_such_run, open_run
 from .regular import require_own_shards
 from .sizes import LayerHolding as LayerHolding
@@ -123,8 +123,9 @@ class _Folder:
         self.folder = folder
         shards = folder / format.SHARD_FOLDER
         self.there = {path.name for path in shards.iterdir()} if shards.is_dir() else set()
-        self.listed = [header for path in listing_paths(folder) if (header := _read_header(path))]
-        self.unreadable: list[str] = []
+        lists = {path.name: read_header(path) for path in listing_paths(folder)}
+        self.listed = {name: header for name, header in lists.items() if header}
+        self.unreadable = [name for name in lists if name not in self.listed]
         self.index = self._open(folder / format.INDEX_NAME) if (folder / format.INDEX_NAME).is_file() else None
 
     def _open(self, path: Path) -> h5py.File | None:
@@ -145,12 +146,14 @@ class _Folder:
                 break
             lead = self._open(self.folder / format.SHARD_FOLDER / name)
         if lead is None and not self.listed:
-            raise damage.damaged(self.folder / (self.unreadable or [format.INDEX_NAME])[0], "the HDF5 file", "no other to go by")
+            path = self.folder / self.unreadable[-1]
+            is_list = format.MANIFEST_NAME.fullmatch(path.name)
+            raise damage.damaged_list(path) if is_list else damage.damaged(path, "the HDF5 file", "no other to go by")
         try:
             return self._describe(lead)
         except HDF5_READ_ERRORS as error:
-            assert lead is not None
-            raise tables.damaged(Path(lead.filename), "the tree", error) from error
+            where = Path(lead.filename) if lead else self.folder / format.manifest_name(0)
+            raise tables.damaged(where, "the tree" if lead else "the list of images", error) from error
         finally:
             for file in filter(None, (self.index, lead)):
                 file.close()
@@ -159,10 +162,15 @@ class _Folder:
         attributes = dict(lead.attrs) if lead else {}
         stops = [part.stop for part in tables.read_parts(lead, Path(lead.filename))] if lead else []
         identity = json.loads(attributes["identity"]) if lead else {}
-        for header in self.listed[len(stops) :]:
-            stops.append(int(header["first_row"]) + int(header["rows"]))
-            identity = identity or header["identity"]
+        while header := self.listed.get(format.manifest_name(len(stops))):
+            if header.first_row != (stops[-1] if stops else 0):
+                break  # of an earlier run
+            stops.append(header.first_row + header.rows)
+            identity = identity or header.identity
+        if not stops:
+            raise damage.missing_list(self.folder / format.manifest_name(0))
         step = int(attributes.get("images_per_shard") or identity["output.images_per_shard"])
+        check_plan(stops, step)
         plan = plan_shards(stops, step)
         finished = [shard for shard in plan if shard.file_name in self.there]
         indexed = int(self.index.attrs["rows"]) if self.index else 0
@@ -238,13 +246,3 @@ class _Folder:
             except (StoreError, *HDF5_READ_ERRORS):
                 self.unreadable.append(format.shard_path(shard.file_name))
         return sizes, len(places) < len(known)
-
-
-def _read_header(path: Path) -> Mapping[str, Any] | None:
-    """Gives the first line of a list of images, which says what the run is; None if it cannot be read."""
-    try:
-        with gzip.open(path, "rb") as file:
-            header = json.loads(file.readline())
-        return header if {"identity", "first_row", "rows"} <= header.keys() else None
-    except (OSError, EOFError, zlib.error, ValueError, AttributeError):
-        return None
