@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LABEL = 11
 # Causes and damaged files that are named.
 NAMED = 10
+# Of what is given as JSON.
+DEEPEST = 20
 # What every run has another value of, or what another line says.
 _NOT_SHOWN = ("data.dir", "data.list", "layers", "name", "output.dir", "output.existing")
 # Columns of the table of layers that go first where the terminal is narrow, and last.
@@ -85,10 +87,10 @@ class Overview:
             "unreadable": held.unreadable,
             "identity": held.identity,
             "attributes": {name: _plain(value) for name, value in held.attributes.items() if name not in ("config", "identity")},
-            "options": self._config,
-            "differing_options": self.differing,
+            "options": _plain(self._config),
+            "differing_options": _plain(self.differing),
             "command": self.command,
-            "report": self._report or None,
+            "report": _plain(self._report) or None,
         }
         return json.dumps(content, indent=2, ensure_ascii=False)
 
@@ -124,7 +126,8 @@ class Overview:
         if "data_root" in attributes:
             yield "images", str(attributes["data_root"])
         if "preprocess" in attributes:
-            mean = ", ".join(f"{value:g}" for value in np.asarray(attributes["mean_pixel"]).tolist())
+            values = np.ravel(attributes.get("mean_pixel", ())).tolist()
+            mean = ", ".join(f"{value:g}" if isinstance(value, (int, float)) else str(value) for value in values)
             yield "input", f"{attributes['preprocess']} ({mean})"
         differing = [argument(name, value) for name, value in self.differing.items() if name not in _NOT_SHOWN]
         if self._config:
@@ -234,5 +237,16 @@ def _when(created: str) -> str:
     return created.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Gives what JSON has a word for; what is nested more deeply than anything of this program's is left out."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (Mapping, list, tuple, set)) and depth > DEEPEST:
+        return "..."
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part, depth + 1) for name, part in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(part, depth + 1) for part in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -98,8 +99,9 @@ def _read_report(path: Path) -> Mapping[str, Any]:
         report = json.loads(read_small(path, MOST_REPORT_BYTES))
         # What is shown of it, so that a damaged one is none.
         numbers = [report[name] for name in ("rows_now", "images_per_second", "seconds")]
-        return report if all(isinstance(number, (int, float)) for number in numbers) and "device" in report else {}
-    except (StoreError, ValueError, TypeError, KeyError, RecursionError):
+        is_one = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers) and "device" in report
+        return report if is_one else {}
+    except (StoreError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return {}
 
 

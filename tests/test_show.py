@@ -31,7 +31,7 @@ from pipeline.store.regular import read_small
 from pipeline.store.sizes import Sizes
 
 from .damage import chunk_place, flip
-from .hostile_runs import LISTINGS, refill
+from .hostile_runs import LISTINGS, refill, root
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import call, command, environment
 from .test_store_damage import change
@@ -246,7 +246,9 @@ def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
 def test_broken_companions_are_as_if_they_were_not_there(copy: Path) -> None:
     (copy / "report.json").write_text('{"rows_now": ')
     assert "rate " not in overview(copy).text(None)
-    for text in ("3", '{"rows_now": 3, "images_per_second": "x", "seconds": 1, "device": "cpu"}', "[" * 100_000):
+    report = '{{"rows_now": 3, "images_per_second": {}, "seconds": {}, "device": "cpu"}}'
+    wrong = [report.format(*pair) for pair in (('"x"', 1), (1, "1" + "0" * 400), (1, "1e999"), ("NaN", 1))]
+    for text in ("3", *wrong, "[" * 100_000):
         (copy / "report.json").write_text(text)
         assert "rate " not in overview(copy).text(None)
 
@@ -436,6 +438,97 @@ def test_a_list_that_does_not_follow_is_of_an_earlier_run(tmp_path: Path) -> Non
     write_run(tmp_path / "two", spec_with_options(7))
     shutil.copy(tmp_path / "one/manifest-part001.jsonl.gz", tmp_path / "two")
     assert look_into(tmp_path / "two").parts == (7,)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", '{"images": 3}'], ids=["torn", "deep", "list", "numbers"])
+def test_an_identity_gone_wild_is_one_line(text: str, copy: Path) -> None:
+    shard = copy / "shards/shard-00001-of-00003.h5"
+    for path in (shard, copy / "features.h5"):
+        change(path, root(identity=text if len(text) < 60_000 else text[:60_000]))
+        with pytest.raises(StoreError, match=rf"{path.name}: the tree is damaged, got .*\. Expected the bytes"):
+            look_into(path)
+
+
+@pytest.mark.parametrize("name", ["features.h5", "shards/shard-00001-of-00003.h5"])
+def test_a_table_of_fewer_rows_is_named(name: str, copy: Path) -> None:
+    def shorten(file: h5py.File) -> None:
+        del file["images/error"]
+        file.create_dataset("images/error", shape=(0,), dtype=h5py.string_dtype()).attrs["crc32"] = np.uint32(0)
+
+    change(copy / name, shorten)
+    (copy / "features.h5").unlink() if name != "features.h5" else None
+    held = look_into(copy)
+    assert (held.rows, held.unreadable) == (10, (name,))
+    if name != "features.h5":
+        with pytest.raises(StoreError, match="is damaged, got 0 rows"):
+            look_into(copy / name)
+
+
+def test_what_users_have_added_is_had_as_json(copy: Path) -> None:
+    import yaml
+
+    options = yaml.safe_load(CONFIG)
+    made = {"day": "2024-02-03", "secret": "!!binary aGVsbG8=", "some": "!!set {x, y}"}
+    text = CONFIG + "mine:\n" + "".join(f"  {name}: {value}\n" for name, value in made.items()) + "  2024-02-03: 1\n"
+    change(copy / "features.h5", root(config=text, note=np.bytes_("hello"), checked=True, notes=np.array([b"a", b"\xff"])))
+    found = json.loads(overview(copy).json())
+    assert [found["attributes"][name] for name in ("note", "checked", "notes")] == ["hello", True, ["a", "\\xff"]]
+    mine = found["options"].pop("mine")
+    assert sorted(mine.pop("some")) == ["x", "y"]
+    assert mine == {"day": "2024-02-03", "secret": "hello", "2024-02-03": 1}
+    assert found["options"] == options
+    assert "mine.day=" in overview(copy).text(None)
+
+
+def test_what_is_nested_deeply_is_left_out_of_the_json(copy: Path) -> None:
+    report = json.loads((copy / "report.json").read_text())
+    text = json.dumps(report)[:-1] + ', "x": ' + "[" * 900 + "]" * 900 + "}"
+    (copy / "report.json").write_text(text)
+    found = json.loads(overview(copy).json())["report"] or {**report, "x": None}
+    assert {**report, "x": found["x"]} == found
+
+
+@pytest.mark.parametrize("mean", ["x", 3.5, np.array([b"a"])], ids=["text", "number", "bytes"])
+def test_a_mean_that_is_none_is_shown_as_it_is(mean: Any, copy: Path) -> None:
+    change(copy / "features.h5", root(mean_pixel=mean))
+    assert "input      RGB 0..255, minus mean_pixel (" in overview(copy).text(None)
+
+
+def test_what_the_system_does_not_let_us_read_is_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"a: cannot be read, got File name too long\. Expected a file of a finished run"):
+        look_into(Path("a" * 5000))
+    listed = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        # Whoever runs the tests may be let read everything.
+        if path.name == "shards":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(StoreError, match=r"/shards: cannot be read, got Permission denied\. Expected"):
+        look_into(copy)
+
+
+def test_shards_of_another_program_are_named_unless_there_are_no_others(copy: Path) -> None:
+    (copy / "features.h5").unlink()
+    first, second, third = sorted((copy / "shards").iterdir())
+    for path in (second, third):
+        change(path, root(format="x"))
+    held = look_into(copy)
+    assert (held.state, held.unreadable) == ("not finished", (f"shards/{third.name}", f"shards/{second.name}"))
+    first.unlink()
+    (copy / "manifest.jsonl.gz").unlink()
+    with pytest.raises(StoreError, match="not a file of this program, got format 'x'"):
+        look_into(copy)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "link to a file"])
+def test_an_index_that_is_no_file_of_its_own_is_one_line(kind: str, copy: Path) -> None:
+    shutil.copy(copy / "features.h5", copy.parent / "outside")
+    refill(copy / "features.h5", kind, copy.parent / "outside")
+    with pytest.raises(StoreError, match=r"features\.h5: not a file of the run, got a (pipe|link)\."):
+        look_into(copy)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
