@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .command_line import argument, command_again, differing_options
+from .errors import printable
 from .report import count_causes, words_for_bytes
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Overview:
             yield "input", f"{attributes['preprocess']} ({mean})"
         differing = [argument(name, value) for name, value in self.differing.items() if name not in _NOT_SHOWN]
         if self._config:
-            yield "options", " ".join(map(_printable, differing)) or "all others as by default"
+            yield "options", " ".join(map(printable, differing)) or "all others as by default"
         versions = [f"{name.removeprefix('version_')} {text}" for name, text in attributes.items() if name.startswith("version_")]
         if versions:
             yield "versions", ", ".join(versions)
@@ -207,7 +208,12 @@ def _layer_lines(layers: Sequence[LayerHolding], is_sampled: bool, width: int | 
 
 def _layer_row(name: str, layer: LayerHolding) -> dict[str, str]:
     shape = " x ".join(map(str, layer.shape)) if layer.shape else f"native, {layer.channels} channels" if layer.channels else "-"
-    return {"layer": name, "output": shape, "dtype": layer.dtype, **_size_cells(layer.raw_bytes, layer.stored_bytes)}
+    return {
+        "layer": printable(name),
+        "output": shape,
+        "dtype": printable(layer.dtype),
+        **_size_cells(layer.raw_bytes, layer.stored_bytes),
+    }
 
 
 def _size_cells(raw: int, stored: int) -> dict[str, str]:
@@ -216,16 +222,11 @@ def _size_cells(raw: int, stored: int) -> dict[str, str]:
 
 
 def _wrapped(label: str, text: str, width: int | None) -> list[str]:
-    text = _printable(text)
+    text = printable(text)
     if width is None or LABEL + len(text) <= width:
         return [label.ljust(LABEL) + text]
     parts = textwrap.wrap(text, max(20, width - LABEL), break_on_hyphens=False, break_long_words=False)
     return [(label if not number else "").ljust(LABEL) + part for number, part in enumerate(parts)]
-
-
-def _printable(text: str) -> str:
-    """Gives a text in which a terminal finds nothing to obey."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def _some(names: Sequence[str]) -> str:

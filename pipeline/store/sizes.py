@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import tables
 from .attributes import check_attributes
+from .border import check_layer
 from .regular import require_file
 
 
@@ -103,12 +104,18 @@ def _members(group: Any) -> Iterator[Any]:
 
 
 def layers_of(file: h5py.File, path: Path, sizes: Sizes, good: int) -> tuple[LayerHolding, ...]:
-    """Gives the layers of an open file with their sizes, brought up from the images that were asked to all that are good."""
+    """Gives the layers of an open file with their sizes, brought up from the images that were asked to all that are good.
+
+    Raises:
+        StoreError: What a layer says of itself has changed.
+        ValueError: It is what no layer can be; also what else h5py raises.
+    """
     factor = good / sizes.good if sizes.good else 0.0
     found = []
     for name in tables.layer_names(file):
         node = file["features"][name]
         check_attributes(node, path, f"layer {name}")
+        check_layer(node)
         shape = None if isinstance(node, h5py.Group) else tuple(int(side) for side in node.shape[1:])
         raw, stored = (round(part.get(name, 0) * factor) for part in (sizes.raw, sizes.stored))
         facts = node.attrs
