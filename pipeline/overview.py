@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .command_line import argument, command_again, differing_options
+from .errors import printable
 from .report import count_causes, words_for_bytes
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 LABEL = 11
 # Causes and damaged files that are named.
 NAMED = 10
+# Of what is given as JSON.
+DEEPEST = 20
 # What every run has another value of, or what another line says.
 _NOT_SHOWN = ("data.dir", "data.list", "layers", "name", "output.dir", "output.existing")
 # Columns of the table of layers that go first where the terminal is narrow, and last.
@@ -85,10 +88,10 @@ class Overview:
             "unreadable": held.unreadable,
             "identity": held.identity,
             "attributes": {name: _plain(value) for name, value in held.attributes.items() if name not in ("config", "identity")},
-            "options": self._config,
-            "differing_options": self.differing,
+            "options": _plain(self._config),
+            "differing_options": _plain(self.differing),
             "command": self.command,
-            "report": self._report or None,
+            "report": _plain(self._report) or None,
         }
         return json.dumps(content, indent=2, ensure_ascii=False)
 
@@ -124,11 +127,12 @@ class Overview:
         if "data_root" in attributes:
             yield "images", str(attributes["data_root"])
         if "preprocess" in attributes:
-            mean = ", ".join(f"{value:g}" for value in np.asarray(attributes["mean_pixel"]).tolist())
+            values = np.ravel(attributes.get("mean_pixel", ())).tolist()
+            mean = ", ".join(f"{value:g}" if isinstance(value, (int, float)) else str(value) for value in values)
             yield "input", f"{attributes['preprocess']} ({mean})"
         differing = [argument(name, value) for name, value in self.differing.items() if name not in _NOT_SHOWN]
         if self._config:
-            yield "options", " ".join(map(_printable, differing)) or "all others as by default"
+            yield "options", " ".join(map(printable, differing)) or "all others as by default"
         versions = [f"{name.removeprefix('version_')} {text}" for name, text in attributes.items() if name.startswith("version_")]
         if versions:
             yield "versions", ", ".join(versions)
@@ -204,7 +208,12 @@ def _layer_lines(layers: Sequence[LayerHolding], is_sampled: bool, width: int | 
 
 def _layer_row(name: str, layer: LayerHolding) -> dict[str, str]:
     shape = " x ".join(map(str, layer.shape)) if layer.shape else f"native, {layer.channels} channels" if layer.channels else "-"
-    return {"layer": name, "output": shape, "dtype": layer.dtype, **_size_cells(layer.raw_bytes, layer.stored_bytes)}
+    return {
+        "layer": printable(name),
+        "output": shape,
+        "dtype": printable(layer.dtype),
+        **_size_cells(layer.raw_bytes, layer.stored_bytes),
+    }
 
 
 def _size_cells(raw: int, stored: int) -> dict[str, str]:
@@ -213,16 +222,11 @@ def _size_cells(raw: int, stored: int) -> dict[str, str]:
 
 
 def _wrapped(label: str, text: str, width: int | None) -> list[str]:
-    text = _printable(text)
+    text = printable(text)
     if width is None or LABEL + len(text) <= width:
         return [label.ljust(LABEL) + text]
     parts = textwrap.wrap(text, max(20, width - LABEL), break_on_hyphens=False, break_long_words=False)
     return [(label if not number else "").ljust(LABEL) + part for number, part in enumerate(parts)]
-
-
-def _printable(text: str) -> str:
-    """Gives a text in which a terminal finds nothing to obey."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -234,5 +238,16 @@ def _when(created: str) -> str:
     return created.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Gives what JSON has a word for; what is nested more deeply than anything of this program's is left out."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (Mapping, list, tuple, set)) and depth > DEEPEST:
+        return "..."
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part, depth + 1) for name, part in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(part, depth + 1) for part in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

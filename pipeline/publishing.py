@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from .command_line import command_again
+from .errors import StoreError
 from .pages.contents import Cause, Contents, LayerFacts, Sample, Stage
 from .pages.page import render
 from .pages.words import share
 from .records import RunSpec
-from .report import STAGES, Report, words_for_bytes
+from .report import MOST_REPORT_BYTES, STAGES, Report, words_for_bytes
 from .samples import take_samples
 from .schema import defaults
 from .store import disk
 from .store.digests import Digests
 from .store.reader import Run, open_run
+from .store.regular import read_small
 
 REPORT, PAGE = "report.json", "report.html"
 # Of failures; a run may have a million, each with a cause of its own.
@@ -95,8 +97,8 @@ def stored_report(folder: Path) -> Report | None:
     if disk.partial_path(path).exists():
         return None
     try:
-        return Report.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Report.from_json(read_small(path, MOST_REPORT_BYTES).decode())
+    except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

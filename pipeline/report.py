@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +25,9 @@ STAGES: dict[str, str] = {
     "finish": "finishing shards and writing the index",
     "other": "everything else",
 }
+
+# Of ``report.json``, which has some kilobytes: a stranger's may have gigabytes.
+MOST_REPORT_BYTES = 4 << 20
 
 
 class Stopwatch:
@@ -126,11 +129,15 @@ class Report:
         """Gives the report that :meth:`json` was made of, or that of an earlier version of the program.
 
         Raises:
-            ValueError: It is no JSON.
-            TypeError: It is not that of a report; also KeyError and AttributeError.
+            ValueError: It is no JSON, or something of it has another type, or a number that no run has.
+            TypeError: It is not that of a report; also KeyError and RecursionError.
         """
         content = json.loads(text)
         report = cls(**{part.name: content[part.name] for part in fields(cls) if part.name in content})
+        for part in fields(cls):
+            value = getattr(report, part.name)
+            if not _FITS[str(part.type)](value):
+                raise ValueError(f"{part.name} of another type: {str(value)[:100]}")
         shapes = {name: None if shape is None else (shape[0], shape[1], shape[2]) for name, shape in report.layers.items()}
         return replace(report, layers=shapes)
 
@@ -148,7 +155,8 @@ class Report:
     def bottleneck(self) -> str:
         """Stage of the loop that took longest once images were flowing."""
         flowing = ("read", "preprocess", "network", "store")
-        return max(flowing, key=lambda name: self.seconds_by_stage[name])
+        # That of an earlier version may lack one.
+        return max(flowing, key=lambda name: self.seconds_by_stage.get(name, 0.0))
 
     def json(self) -> str:
         """Gives the report as JSON text."""
@@ -179,6 +187,45 @@ class Report:
         first = next(iter(self.layers))
         lines.append(f'open       from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]')
         return "\n".join(lines)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    # NaN is not below anything. What a run counts and measures fits into 63 bits, and what does not cannot be divided.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
+def _is_shape(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_whole, value)))
+
+
+def _is_option(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(part is None or isinstance(part, (bool, int, float, str)) for part in values)
+
+
+def _is_mapping(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and all(map(_is_text, value)) and all(map(fits, value.values()))
+
+
+# Type of a field of a report -> whether a value is one.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "str": _is_text,
+    "int": _is_whole,
+    "float": _is_number,
+    "Mapping[str, int]": _is_mapping(_is_whole),
+    "Mapping[str, float]": _is_mapping(_is_number),
+    "Mapping[str, str]": _is_mapping(_is_text),
+    "Mapping[str, tuple[int, int, int] | None]": _is_mapping(_is_shape),
+    "Mapping[str, Any]": _is_mapping(_is_option),
+}
 
 
 def count_causes(errors: Iterable[str]) -> dict[str, int]:

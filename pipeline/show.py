@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import signals
-from .errors import OptionError
+from .errors import OptionError, StoreError
+from .report import MOST_REPORT_BYTES
 from .run import Door, answered, compose, configuration_folder
 
 if TYPE_CHECKING:
@@ -74,8 +76,10 @@ def _read_config(holdings: Holdings) -> Mapping[str, Any]:
     """Gives the options as stored in the files, or as the run without a finished shard keeps them; nothing if it is damaged."""
     import yaml
 
+    from .store.regular import read_small
+
     try:
-        text = str(holdings.attributes.get("config") or (holdings.path / "config.yaml").read_text(encoding="utf-8"))
+        text = str(holdings.attributes.get("config") or read_small(holdings.path / "config.yaml", LONGEST_CONFIG).decode())
         # This program writes few brackets and no aliases. Of a stranger's file the ones take hours to read, and the others can
         # stand for more than any memory holds.
         if len(text) > LONGEST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
@@ -83,18 +87,21 @@ def _read_config(holdings: Holdings) -> Mapping[str, Any]:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             return {}
         config = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except (StoreError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in _GROUPS) else {}
 
 
 def _read_report(path: Path) -> Mapping[str, Any]:
+    from .store.regular import read_small
+
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(read_small(path, MOST_REPORT_BYTES))
         # What is shown of it, so that a damaged one is none.
         numbers = [report[name] for name in ("rows_now", "images_per_second", "seconds")]
-        return report if all(isinstance(number, (int, float)) for number in numbers) and "device" in report else {}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        is_one = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers) and "device" in report
+        return report if is_one else {}
+    except (StoreError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from PIL import Image
 from pipeline import samples
 from pipeline.config import check_options
 from pipeline.errors import ImageError, StoreError
-from pipeline.publishing import CAUSES, EXAMPLES, look_at_reports, option_text, stored_report, words_for_seconds
+from pipeline.publishing import CAUSES, EXAMPLES, look_at_reports, option_text, stored_report, words_for_seconds, write_text
 from pipeline.records import ImageStatus, RunSpec
-from pipeline.report import STAGES, Report
+from pipeline.report import MOST_REPORT_BYTES, STAGES, Report
 from pipeline.samples import spread, take_samples
 from pipeline.schema import defaults
 from pipeline.store import disk
@@ -31,6 +32,7 @@ from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip, write_companions
+from .hostile_runs import refill
 from .pages import Page
 from .stored_runs import make_spec, make_values, put_rows, write_run
 from .test_config import values as option_values
@@ -217,6 +219,70 @@ def test_what_is_no_report_is_written_anew(run: tuple[Path, RunSpec], content: s
     (folder / "report.json").write_text(content)
     assert stored_report(folder) is None
     assert look_at_reports(folder, spec, is_unchanged=True).report
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a file"])
+def test_a_report_that_is_no_file_of_its_own_is_not_read(run: tuple[Path, RunSpec], kind: str) -> None:
+    folder, _ = run
+    shutil.copy(folder / "report.json", folder.parent / "outside")
+    refill(folder / "report.json", kind, folder.parent / "outside")
+    signal.alarm(60)
+    assert stored_report(folder) is None
+    signal.alarm(0)
+
+
+def test_a_report_of_gigabytes_is_not_read(run: tuple[Path, RunSpec]) -> None:
+    folder, _ = run
+    assert stored_report(folder)
+    with (folder / "report.json").open("ab") as file:
+        file.write(b" " * MOST_REPORT_BYTES)
+    assert stored_report(folder) is None
+
+
+STRANGE: dict[str, Any] = {
+    "rows": "x",
+    "failed": -1,
+    "rows_now": True,
+    "rows_added": 1.5,
+    "bytes_raw": 10**400,
+    "bytes_stored": None,
+    "peak_memory_bytes": [],
+    "images_per_second": float("nan"),
+    "seconds_by_stage": {"read": "x"},
+    "threads_seconds": {"write": float("inf")},
+    "causes": {"x": "many"},
+    "skipped": ["x"],
+    "versions": {"numpy": 2},
+    "layers": {"relu4_1": [1, 2]},
+    "options": {"layers": [["relu4_1"]]},
+    "network": 19,
+    "folder": None,
+    "device": {},
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_report_of_other_types_is_written_anew(run: tuple[Path, RunSpec], name: str) -> None:
+    folder, spec = run
+    content = json.loads((folder / "report.json").read_text()) | {name: STRANGE[name]}
+    write_text(folder / "report.json", json.dumps(content))
+    (folder / "report.html").unlink()
+    with pytest.raises(ValueError, match=f"^{name} of another type: "):
+        Report.from_json(json.dumps(content))
+    reports = look_at_reports(folder, spec, is_unchanged=True)
+    assert (reports.report, reports.page) == (True, True)
+    reports.write(make_report(folder, spec))
+    assert stored_report(folder) is not None
+    assert page_of(folder).wrong == []
+
+
+def test_a_report_without_a_stage_of_the_loop_is_shown(run: tuple[Path, RunSpec]) -> None:
+    folder, spec = run
+    report = make_report(folder, spec, seconds_by_stage={"network": 3.0})
+    write_text(folder / "report.json", report.json())
+    (folder / "report.html").unlink()
+    look_at_reports(folder, spec, is_unchanged=True).write(make_report(folder, spec))
+    assert "The limit: network." in page_of(folder).text
 
 
 def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:

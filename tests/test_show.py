@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import pty
 import shutil
+import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from pipeline.errors import OptionError, StoreError
 from pipeline.records import RunSpec
-from pipeline.report import words_for_bytes
-from pipeline.show import check_options, overview
+from pipeline.report import MOST_REPORT_BYTES, words_for_bytes
+from pipeline.show import LONGEST_CONFIG, check_options, overview
 from pipeline.store import holdings
 from pipeline.store.holdings import look_into
 from pipeline.store.reader import open_run
+from pipeline.store.regular import read_small
+from pipeline.store.sizes import Sizes
 
 from .damage import chunk_place, flip
+from .hostile_runs import LISTINGS, layer, refill, root
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import call, command, environment
+from .test_store_damage import change
 
 IDENTITY = {"network": "vgg19", "output.images_per_shard": "4", "data.size": "80x80"}
 CONFIG = """
@@ -71,14 +79,13 @@ def show(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return call(*arguments, cwd=cwd, module="pipeline.show")
 
 
-def stored_bytes(folder: Path, layer: str) -> int:
-    import h5py
+def h5_bytes(path: Path, layer: str) -> int:
+    with h5py.File(path) as file:
+        return int(file["features"][layer].id.get_storage_size())
 
-    total = 0
-    for path in sorted((folder / "shards").glob("*.h5")):
-        with h5py.File(path) as file:
-            total += file["features"][layer].id.get_storage_size()
-    return total
+
+def stored_bytes(folder: Path, layer: str) -> int:
+    return sum(h5_bytes(path, layer) for path in (folder / "shards").glob("*.h5"))
 
 
 def test_a_run_is_a_screenful(folder: Path) -> None:
@@ -239,7 +246,9 @@ def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
 def test_broken_companions_are_as_if_they_were_not_there(copy: Path) -> None:
     (copy / "report.json").write_text('{"rows_now": ')
     assert "rate " not in overview(copy).text(None)
-    for text in ("3", '{"rows_now": 3, "images_per_second": "x", "seconds": 1, "device": "cpu"}', "[" * 100_000):
+    report = '{{"rows_now": 3, "images_per_second": {}, "seconds": {}, "device": "cpu"}}'
+    wrong = [report.format(*pair) for pair in (('"x"', 1), (1, "1" + "0" * 400), (1, "1e999"), ("NaN", 1))]
+    for text in ("3", *wrong, "[" * 100_000):
         (copy / "report.json").write_text(text)
         assert "rate " not in overview(copy).text(None)
 
@@ -255,6 +264,274 @@ def test_options_of_a_stranger_are_as_if_they_were_not_there(text: str, copy: Pa
     found = overview(copy)
     assert "command" not in found.text(None)
     assert json.loads(found.json())["options"] == {}
+
+
+@pytest.fixture
+def patience() -> Iterator[None]:
+    """Ends what would wait for ever."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("kind", ["pipe", "link to a file", "link to a device"])
+def test_companions_that_are_no_files_are_not_waited_for_nor_followed(kind: str, copy: Path) -> None:
+    shutil.copy(copy / "report.json", copy.parent / "outside")
+    refill(copy / "report.json", kind, copy.parent / "outside")
+    assert "rate " not in overview(copy).text(None)
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    (copy / "config.yaml").touch()
+    (copy.parent / "outside").write_text(CONFIG)
+    refill(copy / "config.yaml", kind, copy.parent / "outside")
+    assert overview(copy).command == ""
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_pipe_in_the_place_of_a_shard_is_named(copy: Path) -> None:
+    refill(copy / "shards/shard-00001-of-00003.h5", "pipe", copy)
+    held = look_into(copy)
+    assert (held.rows, held.unreadable) == (10, ("shards/shard-00001-of-00003.h5",))
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "link to nothing"])
+def test_a_link_in_the_place_of_a_shard_is_named_and_not_measured(kind: str, copy: Path) -> None:
+    shard = copy / "shards/shard-00001-of-00003.h5"
+    shutil.copy(shard, copy.parent / "outside")
+    refill(shard, kind, copy.parent / "outside")
+    held = look_into(copy)
+    assert held.unreadable == ("shards/shard-00001-of-00003.h5",)
+    others = [path for path in (copy / "shards").iterdir() if path != shard]
+    # Worked out from the others, whose good images are 3 and 1 of 8.
+    sizes = [h5_bytes(path, "relu4_1") for path in others]
+    assert held.layers[1].stored_bytes == round(sum(sizes) * 8 / 4)
+
+
+def test_a_folder_of_shards_behind_a_link_is_one_line(copy: Path) -> None:
+    (copy / "shards").rename(copy.parent / "elsewhere")
+    (copy / "shards").symlink_to(copy.parent / "elsewhere")
+    for path in (copy, copy / "features.h5"):
+        with pytest.raises(StoreError, match=r"/shards: not a file of the run, got a link\. Expected the file or folder"):
+            look_into(path)
+
+
+def test_what_the_caller_has_named_may_be_a_link(copy: Path) -> None:
+    for number, target in enumerate((copy, copy / "features.h5", copy / "shards/shard-00001-of-00003.h5")):
+        link = copy.parent / str(number)
+        link.symlink_to(target)
+        assert look_into(link).layers[0].stored_bytes > 0
+
+
+@pytest.mark.parametrize("size", ["80x80", "native"])
+@pytest.mark.parametrize("kind", ["external", "soft", "virtual"])
+def test_values_that_lie_elsewhere_are_not_measured(kind: str, size: str, tmp_path: Path) -> None:
+    spec = make_spec(4, {"relu4_1": None if size == "native" else (5, 6, 3)}, identity={**IDENTITY, "data.size": size})
+    write_run(tmp_path / "run", spec, values=make_values(spec, dict.fromkeys(range(4), (5, 6))))
+    shard = tmp_path / "run/shards/shard-00000-of-00001.h5"
+    shutil.copy(shard, tmp_path / "outside.h5")
+    whole = look_into(tmp_path / "run").layers[0]
+    node = "features/relu4_1/000000002" if size == "native" else "features/relu4_1"
+    with h5py.File(shard, "r+") as file:
+        shape = file[node].shape
+        del file[node]
+        if kind == "virtual":
+            layout = h5py.VirtualLayout(shape, "<f4")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "outside.h5"), node, shape, "<f4")
+            file.create_virtual_dataset(node, layout)
+        else:
+            outside = h5py.ExternalLink(str(tmp_path / "outside.h5"), node)
+            file[node] = outside if kind == "external" else h5py.SoftLink("/images/height")
+    held = look_into(tmp_path / "run")
+    if size == "native" and kind != "virtual":
+        assert held.layers[0].raw_bytes == whole.raw_bytes * 3 // 4
+    else:
+        assert held.unreadable == ("shards/shard-00000-of-00001.h5",)
+        assert held.layers[0].stored_bytes == 0
+
+
+def test_a_layer_by_way_of_a_link_is_not_measured(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", make_spec(4, {"relu4_1": (5, 6, 3)}, identity=IDENTITY))
+    shard = tmp_path / "run/shards/shard-00000-of-00001.h5"
+    shutil.copy(shard, tmp_path / "outside.h5")
+    change(shard, lambda file: file["features"].__setitem__("x", h5py.ExternalLink(str(tmp_path / "outside.h5"), "features")))
+    with pytest.raises(ValueError, match="a link, which is not followed"):
+        Sizes(["x/relu4_1"]).ask(shard, np.ones(4, bool))
+
+
+def test_companions_of_gigabytes_are_not_read(copy: Path) -> None:
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    (copy / "config.yaml").write_text(CONFIG)
+    assert overview(copy).command
+    for name, most_bytes in (("report.json", MOST_REPORT_BYTES), ("config.yaml", LONGEST_CONFIG)):
+        with (copy / name).open("r+b") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(StoreError, match=rf"{name}: too large for what it is, got more than {most_bytes} bytes\. Expected"):
+            read_small(copy / name, most_bytes)
+    found = overview(copy)
+    assert (found.command, "rate " in found.text(None)) == ("", False)
+
+
+HEADERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an identity that is a list": lambda header: header.update(identity=[]),
+    "an identity without shards": lambda header: header["identity"].pop("output.images_per_shard"),
+    "an identity without layers": lambda header: header["identity"].pop("layers"),
+    "rows that its identity has not": lambda header: header.update(rows=11),
+    "rows in words": lambda header: header.update(rows="x"),
+    "a first row below nothing": lambda header: header.update(first_row=-1),
+    "a first row in words": lambda header: header.update(first_row="0"),
+    "no first row": lambda header: header.pop("first_row"),
+    "another format": lambda header: header.update(format="x"),
+    "layers and a dtype for a terminal": lambda header: header["identity"].update(
+        {"layers": "X\x1b]0;y\x07", "output.dtype": "\x1b[2J"}
+    ),
+    "a shard a row for a thousand million": lambda header: (
+        header.update(rows=10**9),
+        header["identity"].update({"output.images_per_shard": "1", "images": f"{10**9} rows, digest {'0' * 64}"}),
+    ),
+}
+
+
+def _of_header(name: str) -> Callable[[Path], bytes]:
+    def edit(path: Path) -> bytes:
+        first, *others = gzip.decompress(path.read_bytes()).splitlines()
+        header = json.loads(first)
+        HEADERS[name](header)
+        return gzip.compress(b"\n".join([json.dumps(header).encode(), *others]))
+
+    return edit
+
+
+BROKEN_LISTS = {
+    **{name: edit for name, edit in LISTINGS.items() if name in ("nothing", "no gzip", "a bomb of one line", "nested", "a list")},
+    **{name: _of_header(name) for name in HEADERS if "terminal" not in name},
+}
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("case", BROKEN_LISTS)
+def test_a_list_of_images_gone_wild_is_one_line_or_named(case: str, copy: Path) -> None:
+    path = copy / "manifest.jsonl.gz"
+    path.write_bytes(BROKEN_LISTS[case](path))
+    unseen = case in ("an identity without shards", "an identity without layers", "a shard a row for a thousand million")
+    # Others say what the run is.
+    assert look_into(copy).unreadable == (() if unseen else (path.name,))
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is damaged, got .*\. Expected ") as raised:
+        look_into(copy)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_list_of_a_later_part_tells_of_no_run_without_the_first(tmp_path: Path) -> None:
+    write_run(tmp_path, spec_with_options(6))
+    write_run(tmp_path, spec_with_options(11), existing="extend")
+    shutil.rmtree(tmp_path / "shards")
+    (tmp_path / "features.h5").unlink()
+    assert look_into(tmp_path).parts == (6, 5)
+    (tmp_path / "manifest.jsonl.gz").unlink()
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is missing, got no such file"):
+        look_into(tmp_path)
+
+
+def test_a_list_that_does_not_follow_is_of_an_earlier_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", spec_with_options(6))
+    write_run(tmp_path / "one", spec_with_options(11), existing="extend")
+    write_run(tmp_path / "two", spec_with_options(7))
+    shutil.copy(tmp_path / "one/manifest-part001.jsonl.gz", tmp_path / "two")
+    assert look_into(tmp_path / "two").parts == (7,)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", '{"images": 3}'], ids=["torn", "deep", "list", "numbers"])
+def test_an_identity_gone_wild_is_one_line(text: str, copy: Path) -> None:
+    shard = copy / "shards/shard-00001-of-00003.h5"
+    for path in (shard, copy / "features.h5"):
+        change(path, root(identity=text if len(text) < 60_000 else text[:60_000]))
+        with pytest.raises(StoreError, match=rf"{path.name}: the tree is damaged, got .*\. Expected the bytes"):
+            look_into(path)
+
+
+@pytest.mark.parametrize("name", ["features.h5", "shards/shard-00001-of-00003.h5"])
+def test_a_table_of_fewer_rows_is_named(name: str, copy: Path) -> None:
+    def shorten(file: h5py.File) -> None:
+        del file["images/error"]
+        file.create_dataset("images/error", shape=(0,), dtype=h5py.string_dtype()).attrs["crc32"] = np.uint32(0)
+
+    change(copy / name, shorten)
+    (copy / "features.h5").unlink() if name != "features.h5" else None
+    held = look_into(copy)
+    assert (held.rows, held.unreadable) == (10, (name,))
+    if name != "features.h5":
+        with pytest.raises(StoreError, match="is damaged, got 0 rows"):
+            look_into(copy / name)
+
+
+def test_what_users_have_added_is_had_as_json(copy: Path) -> None:
+    import yaml
+
+    options = yaml.safe_load(CONFIG)
+    made = {"day": "2024-02-03", "secret": "!!binary aGVsbG8=", "some": "!!set {x, y}"}
+    text = CONFIG + "mine:\n" + "".join(f"  {name}: {value}\n" for name, value in made.items()) + "  2024-02-03: 1\n"
+    change(copy / "features.h5", root(config=text, note=np.bytes_("hello"), checked=True, notes=np.array([b"a", b"\xff"])))
+    found = json.loads(overview(copy).json())
+    assert [found["attributes"][name] for name in ("note", "checked", "notes")] == ["hello", True, ["a", "\\xff"]]
+    mine = found["options"].pop("mine")
+    assert sorted(mine.pop("some")) == ["x", "y"]
+    assert mine == {"day": "2024-02-03", "secret": "hello", "2024-02-03": 1}
+    assert found["options"] == options
+    assert "mine.day=" in overview(copy).text(None)
+
+
+def test_what_is_nested_deeply_is_left_out_of_the_json(copy: Path) -> None:
+    report = json.loads((copy / "report.json").read_text())
+    text = json.dumps(report)[:-1] + ', "x": ' + "[" * 900 + "]" * 900 + "}"
+    (copy / "report.json").write_text(text)
+    found = json.loads(overview(copy).json())["report"] or {**report, "x": None}
+    assert {**report, "x": found["x"]} == found
+
+
+@pytest.mark.parametrize("mean", ["x", 3.5, np.array([b"a"])], ids=["text", "number", "bytes"])
+def test_a_mean_that_is_none_is_shown_as_it_is(mean: Any, copy: Path) -> None:
+    change(copy / "features.h5", root(mean_pixel=mean))
+    assert "input      RGB 0..255, minus mean_pixel (" in overview(copy).text(None)
+
+
+def test_what_the_system_does_not_let_us_read_is_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"a: cannot be read, got File name too long\. Expected a file of a finished run"):
+        look_into(Path("a" * 5000))
+    listed = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        # Whoever runs the tests may be let read everything.
+        if path.name == "shards":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(StoreError, match=r"/shards: cannot be read, got Permission denied\. Expected"):
+        look_into(copy)
+
+
+def test_shards_of_another_program_are_named_unless_there_are_no_others(copy: Path) -> None:
+    (copy / "features.h5").unlink()
+    first, second, third = sorted((copy / "shards").iterdir())
+    for path in (second, third):
+        change(path, root(format="x"))
+    held = look_into(copy)
+    assert (held.state, held.unreadable) == ("not finished", (f"shards/{third.name}", f"shards/{second.name}"))
+    first.unlink()
+    (copy / "manifest.jsonl.gz").unlink()
+    with pytest.raises(StoreError, match="not a file of this program, got format 'x'"):
+        look_into(copy)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "link to a file"])
+def test_an_index_that_is_no_file_of_its_own_is_one_line(kind: str, copy: Path) -> None:
+    shutil.copy(copy / "features.h5", copy.parent / "outside")
+    refill(copy / "features.h5", kind, copy.parent / "outside")
+    with pytest.raises(StoreError, match=r"features\.h5: not a file of the run, got a (pipe|link)\."):
+        look_into(copy)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
@@ -295,6 +572,22 @@ def test_a_name_cannot_command_the_terminal(tmp_path: Path) -> None:
     text = overview(path).text(None)
     assert "a\\x1b[2Jb: finished" in text
     assert "name=a\\x1b[2Jb'" in text
+
+
+def test_a_layer_cannot_command_the_terminal(copy: Path) -> None:
+    for path in (copy / "features.h5", copy / "shards/shard-00001-of-00003.h5"):
+        change(path, layer(dtype="\x1b[31mfloat32"))
+        with pytest.raises(StoreError, match=rf"{path.name}: .* is damaged, got 3 channels, \\x1b\[31mfloat32\. ") as raised:
+            look_into(path)
+        assert str(raised.value).isprintable()
+    shutil.rmtree(copy / "shards")
+    (copy / "features.h5").unlink()
+    listing = copy / "manifest.jsonl.gz"
+    listing.write_bytes(_of_header("layers and a dtype for a terminal")(listing))
+    text = overview(copy).text(None)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "           X\\x1b]0;y\\x07  -       \\x1b[2J" in text
 
 
 def test_what_is_no_run_is_one_line(folder: Path, tmp_path: Path) -> None:

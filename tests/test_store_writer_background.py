@@ -125,7 +125,7 @@ def test_running_out_of_memory_is_one_line_and_other_shards_are_kept(tmp_path: P
     with open_folder(tmp_path, spec, "fail") as folder:
         writer = Writer(tmp_path, spec, folder.missing, 2)
         put_rows(writer, range(4), make_values(spec), make_statuses(spec))
-        with pytest.raises(StoreError, match=r"out of memory while encoding, got 1073741824 bytes allowed to wait\."):
+        with pytest.raises(StoreError, match=r"out of memory while encoding, got 134217728 bytes allowed to wait\."):
             fill_and_close(writer, spec, range(4, 10))
         writer.abort()
     assert "shard-00000-of-00003.h5" in names_in(tmp_path)

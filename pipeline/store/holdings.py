@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,10 @@ from ..records import ShardSpec, plan_shards
 from . import damage, format, tables
 from .damage import HDF5_READ_ERRORS
 from .found import listing_paths
+from .identity import check_plan, read_identity
+from .listing import read_header
 from .reader import no_such_run, open_run
+from .regular import require_own_shards
 from .sizes import LayerHolding as LayerHolding
 from .sizes import Sizes, layers_of
 
@@ -77,14 +77,26 @@ def look_into(path: Path) -> Holdings:
     """Says what a run folder, the run of a ``features.h5``, or one shard holds.
 
     Raises:
-        StoreError: There is no run; the shard that was asked for is damaged.
+        StoreError: There is no run; the shard that was asked for is damaged; the system does not let us read.
     """
-    if not path.exists():
-        raise no_such_run(path)
-    if path.is_dir():
-        return _Folder(path).holdings()
-    if path.name == format.INDEX_NAME:
-        return _Folder(path.parent).holdings()
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+        if not exists:
+            raise no_such_run(path)
+        if not is_folder and path.is_symlink():
+            # What the caller has named is followed; what lies in a run folder is not.
+            path = path.resolve()
+        if is_folder or path.name == format.INDEX_NAME:
+            return _Folder(path if is_folder else path.parent).holdings()
+    except OSError as error:  # a name too long, a folder that is another user's
+        raise damage.unreadable(Path(error.filename or path), error) from error
+    try:
+        return _look_into_shard(path)
+    except HDF5_READ_ERRORS as error:
+        raise tables.damaged(path, "the tree", error) from error
+
+
+def _look_into_shard(path: Path) -> Holdings:
     with open_run(path) as run:  # for its refusals
         (spec,), attributes = run.shards, run.attributes
         errors = run.images["error"]
@@ -106,26 +118,47 @@ def look_into(path: Path) -> Holdings:
         layers,
         False,
         attributes,
-        json.loads(attributes["identity"]),
+        _identity_of(attributes),
         (),
     )
+
+
+def _identity_of(attributes: Mapping[str, Any]) -> Mapping[str, str]:
+    """Gives the identity that a file has.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = read_identity(str(attributes["identity"]))
+    if found is None:
+        raise ValueError("an identity that no run has")
+    return found
 
 
 class _Folder:
     """A run folder while it is looked into."""
 
     def __init__(self, folder: Path) -> None:
+        require_own_shards(folder)
         self.folder = folder
         shards = folder / format.SHARD_FOLDER
         self.there = {path.name for path in shards.iterdir()} if shards.is_dir() else set()
-        self.listed = [header for path in listing_paths(folder) if (header := _read_header(path))]
-        self.unreadable: list[str] = []
-        self.index = self._open(folder / format.INDEX_NAME) if (folder / format.INDEX_NAME).is_file() else None
+        lists = {path.name: read_header(path) for path in listing_paths(folder)}
+        self.listed = {name: header for name, header in lists.items() if header}
+        self.unreadable = [name for name in lists if name not in self.listed]
+        self.refused: StoreError | None = None
+        index = folder / format.INDEX_NAME
+        self.index = self._open(index) if index.is_symlink() or index.exists() else None
 
     def _open(self, path: Path) -> h5py.File | None:
         try:
             return tables.open_file(path)
-        except damage.DamagedError:
+        except StoreError as error:
+            if not isinstance(error, damage.DamagedError):
+                # It may be the whole run that is of another program or version; of shards there may be others.
+                if path.parent == self.folder:
+                    raise
+                self.refused = error
             self.unreadable.append(path.relative_to(self.folder).as_posix())
             return None
 
@@ -140,12 +173,16 @@ class _Folder:
                 break
             lead = self._open(self.folder / format.SHARD_FOLDER / name)
         if lead is None and not self.listed:
-            raise damage.damaged(self.folder / (self.unreadable or [format.INDEX_NAME])[0], "the HDF5 file", "no other to go by")
+            if self.refused:
+                raise self.refused
+            path = self.folder / self.unreadable[-1]
+            is_list = format.MANIFEST_NAME.fullmatch(path.name)
+            raise damage.damaged_list(path) if is_list else damage.damaged(path, "the HDF5 file", "no other to go by")
         try:
             return self._describe(lead)
         except HDF5_READ_ERRORS as error:
-            assert lead is not None
-            raise tables.damaged(Path(lead.filename), "the tree", error) from error
+            where = Path(lead.filename) if lead else self.folder / format.manifest_name(0)
+            raise tables.damaged(where, "the tree" if lead else "the list of images", error) from error
         finally:
             for file in filter(None, (self.index, lead)):
                 file.close()
@@ -153,11 +190,16 @@ class _Folder:
     def _describe(self, lead: h5py.File | None) -> Holdings:
         attributes = dict(lead.attrs) if lead else {}
         stops = [part.stop for part in tables.read_parts(lead, Path(lead.filename))] if lead else []
-        identity = json.loads(attributes["identity"]) if lead else {}
-        for header in self.listed[len(stops) :]:
-            stops.append(int(header["first_row"]) + int(header["rows"]))
-            identity = identity or header["identity"]
+        identity = _identity_of(attributes) if lead else {}
+        while header := self.listed.get(format.manifest_name(len(stops))):
+            if header.first_row != (stops[-1] if stops else 0):
+                break  # of an earlier run
+            stops.append(header.first_row + header.rows)
+            identity = identity or header.identity
+        if not stops:
+            raise damage.missing_list(self.folder / format.manifest_name(0))
         step = int(attributes.get("images_per_shard") or identity["output.images_per_shard"])
+        check_plan(stops, step)
         plan = plan_shards(stops, step)
         finished = [shard for shard in plan if shard.file_name in self.there]
         indexed = int(self.index.attrs["rows"]) if self.index else 0
@@ -197,7 +239,7 @@ class _Folder:
         path = self.folder / format.INDEX_NAME
         if self.index:
             try:
-                column = tables.read_column(self.index, path, "error")
+                column = _rows_of(tables.read_column(self.index, path, "error"), indexed, path)
                 found = {shard: column[shard.first : shard.stop] for shard in finished if shard.stop <= indexed}
             except StoreError:
                 self.unreadable.append(format.INDEX_NAME)
@@ -208,7 +250,7 @@ class _Folder:
             if file := self._open(path):
                 with file:
                     try:
-                        found[shard] = tables.read_column(file, path, "error")
+                        found[shard] = _rows_of(tables.read_column(file, path, "error"), shard.rows, path)
                     except StoreError:
                         self.unreadable.append(format.shard_path(shard.file_name))
         return found
@@ -230,16 +272,13 @@ class _Folder:
             path = self.folder / format.SHARD_FOLDER / shard.file_name
             try:
                 sizes.ask(path, errors[shard] == "")
-            except HDF5_READ_ERRORS:
+            except (StoreError, *HDF5_READ_ERRORS):
                 self.unreadable.append(format.shard_path(shard.file_name))
         return sizes, len(places) < len(known)
 
 
-def _read_header(path: Path) -> Mapping[str, Any] | None:
-    """Gives the first line of a list of images, which says what the run is; None if it cannot be read."""
-    try:
-        with gzip.open(path, "rb") as file:
-            header = json.loads(file.readline())
-        return header if {"identity", "first_row", "rows"} <= header.keys() else None
-    except (OSError, EOFError, zlib.error, ValueError, AttributeError):
-        return None
+def _rows_of(column: tables.Column, rows: int, path: Path) -> tables.Column:
+    """Gives a column, if it has a value for each row."""
+    if len(column) != rows:
+        raise tables.damaged(path, "the table /images", f"{len(column)} rows where there are {rows}")
+    return column

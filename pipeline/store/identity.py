@@ -51,15 +51,26 @@ def checked_parts(digests: Sequence[str], stops: Sequence[int], images_per_shard
     Raises:
         ValueError: None can.
     """
+    if len(stops) != len(digests):
+        raise ValueError(f"{len(digests)} digests of {len(stops)} parts")
+    check_plan(stops, images_per_shard)
+    if not all(_DIGEST.fullmatch(digest) for digest in digests):
+        raise ValueError("digests that are none")
+    return zip(digests, stops, strict=True)
+
+
+def check_plan(stops: Sequence[int], images_per_shard: int) -> None:
+    """Makes sure that a run can have parts that end at these rows, before its shards are counted out.
+
+    Raises:
+        ValueError: None can.
+    """
     if not 1 <= images_per_shard <= format.MOST_SHARD_ROWS:
         raise ValueError(f"{images_per_shard} images a shard")
-    if not 1 <= len(stops) == len(digests) <= format.LARGEST_PART + 1:
-        raise ValueError(f"{len(digests)} digests of {len(stops)} parts")
+    if not 1 <= len(stops) <= format.LARGEST_PART + 1:
+        raise ValueError(f"{len(stops)} parts")
     if not all(first < stop <= format.MOST_ROWS for first, stop in itertools.pairwise([0, *stops])):
         raise ValueError(f"parts that end at rows {stops[:5]}")
     shards = sum(-(-(stop - first) // images_per_shard) for first, stop in itertools.pairwise([0, *stops]))
     if shards > format.MOST_SHARDS:
         raise ValueError(f"{stops[-1]} rows in {shards} shards")
-    if not all(_DIGEST.fullmatch(digest) for digest in digests):
-        raise ValueError("digests that are none")
-    return zip(digests, stops, strict=True)

@@ -21,7 +21,7 @@ from ..errors import StoreError
 from ..records import Manifest, RunSpec, digest_images
 from . import disk, format
 from .digests import Digests
-from .identity import checked_identity
+from .identity import checked_identity, rows_of
 from .regular import require_file
 
 # A line of so many rows is some megabytes: a list of millions never lies in memory twice.
@@ -54,6 +54,21 @@ class Listing:
     identity: Mapping[str, str]
     images: Manifest
     gone: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first line of a list says.
+
+    Attributes:
+        identity: Of the run with the part, option -> value.
+        first_row: Of the part.
+        rows: Of the part, one at least.
+    """
+
+    identity: Mapping[str, str]
+    first_row: int
+    rows: int
 
 
 def write_listing(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
@@ -103,15 +118,11 @@ def write_listing(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
 def read_listing(path: Path) -> Listing | None:
     """Gives what :func:`write_listing` has written; None if it is not there or not as it was written."""
     try:
-        require_file(path)
-        most_bytes = max(_SMALL_BYTES, _LARGEST_FACTOR * path.stat().st_size)
+        most_bytes = _most_bytes(path)
         with gzip.open(path, "rb") as file:
-            first = file.readline(most_bytes)
-            header = json.loads(first)
-            if (header["format"], header["format_version"]) != (format.MANIFEST_FORMAT, format.FORMAT_VERSION):
-                return None
+            header, identity = _read_first(file, most_bytes)
             lines: list[dict[str, Any]] = []
-            left_bytes = most_bytes - len(first)
+            left_bytes = most_bytes - file.tell()
             while line := file.readline(left_bytes + 1):
                 left_bytes -= len(line)
                 if left_bytes < 0:
@@ -120,9 +131,6 @@ def read_listing(path: Path) -> Listing | None:
                 if not content["key"]:
                     return None
                 lines.append(content)
-        identity = checked_identity(header["identity"])
-        if identity is None:
-            return None
         images = _joined(lines)
         # The digest is in the run's, which is in every shard: a list that agrees with it is the right one.
         if len(images) != header["rows"] or identity["images"] != f"{len(images)} rows, digest {images.digest}":
@@ -130,6 +138,41 @@ def read_listing(path: Path) -> Listing | None:
         return Listing(identity, images, np.array(header["gone"], np.int64))
     except _READ_ERRORS:
         return None
+
+
+def read_header(path: Path) -> Header | None:
+    """Gives what the first line of a list says, none of its images; None if it is not there or none that this program writes.
+
+    What it says is held to what a run can be, not to the images: the others of its lines may be damaged.
+    """
+    try:
+        most_bytes = _most_bytes(path)
+        with gzip.open(path, "rb") as file:
+            header, identity = _read_first(file, most_bytes)
+        first_row, rows = header["first_row"], header["rows"]
+        is_one = isinstance(first_row, int) and 0 <= first_row < format.MOST_ROWS and rows == rows_of(identity) > 0
+        return Header(identity, first_row, rows_of(identity)) if is_one else None
+    except _READ_ERRORS:
+        return None
+
+
+def _most_bytes(path: Path) -> int:
+    """Gives how many bytes a list may unpack to; makes sure that it is a file."""
+    require_file(path)
+    return max(_SMALL_BYTES, _LARGEST_FACTOR * path.stat().st_size)
+
+
+def _read_first(file: gzip.GzipFile, most_bytes: int) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """Gives the first line of a list, and of it the identity.
+
+    Raises:
+        ValueError: It is of another format or of no run; one of the others of _READ_ERRORS: it is damaged.
+    """
+    header = json.loads(file.readline(most_bytes))
+    identity = checked_identity(header["identity"])
+    if (header["format"], header["format_version"]) != (format.MANIFEST_FORMAT, format.FORMAT_VERSION) or identity is None:
+        raise ValueError("no list of this version")
+    return header, identity
 
 
 def _line(content: Mapping[str, Any]) -> bytes:
