@@ -130,7 +130,7 @@ def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subproces
     assert page.wrong == []
     for text in ("33 images, relu2_1, pool5 of vgg19", "1 truncated", "class 0/broken.jpg", "Untrained weights", "dead channels"):
         assert text in page.text, text
-    assert f"python -m pipeline.run data.dir={images} 'data.size=[72,64]' 'layers=[relu2_1,pool5]'" in page.text
+    assert f"python -m pipeline.run data.dir={images} 'layers=[relu2_1,pool5]' 'data.size=[72,64]'" in page.text
     # Of six rows a photograph, and of two layers three maps each.
     assert len(page.of("img")) == 6 * 7
     assert "rows       33 (30 ok, 3 failed)" in (folder / "run.log").read_text()
