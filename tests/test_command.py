@@ -229,6 +229,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was_and_ends_with_the_same_bits(
     assert_equal_runs(whole, tmp_path / "outputs/stopped")
 
 
+@pytest.mark.slow
 def test_native_size_keeps_every_image_as_it_is(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "few"
     folder.mkdir()
@@ -275,6 +276,7 @@ def test_too_many_failures_stop_the_run_and_every_later_one(images: Path, tmp_pa
     assert call(*arguments, cwd=tmp_path).returncode == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_start_replaces_nothing(finished: tuple[Path, Any], images: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished[0].rglob("*") if path.name != ".lock"}
     result = call(f"data.dir={images}", *WHOLE, "output.existing=replace", "runtime.device=gpu", cwd=images.parent)
@@ -383,6 +385,7 @@ def test_weights_from_a_file_give_the_features_of_the_same_weights_drawn(
         np.testing.assert_array_equal(drawn[layer][:], read[layer][:])
 
 
+@pytest.mark.slow
 def test_other_images_of_the_same_names_and_sizes_are_not_taken_for_those_of_the_run(tmp_path: Path) -> None:
     for folder, colour in (("a/frames", 10), ("b/frames", 200)):
         (tmp_path / folder).mkdir(parents=True)

@@ -137,6 +137,7 @@ def test_a_name_of_megabytes_is_cut_in_messages(caplog: pytest.LogCaptureFixture
     assert words == [f"1 added ('{'y' * 300}')", f"1 removed ('{'x' * 300}')"]
 
 
+@pytest.mark.slow
 def test_images_of_many_parts_cost_no_time(tmp_path: Path) -> None:
     from PIL import Image
 
