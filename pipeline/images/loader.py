@@ -66,9 +66,9 @@ def load_batches(
     """Reads, hashes and decodes these rows, in this order, ahead of the consumer.
 
     At most ``2 * batch_size`` images are decoded and not yet handed over (the batch that is being filled and the one that
-    waits), as large as ``reduce`` leaves them; besides, each worker may hold one image at full
-    size, and all those above :data:`LARGE_PIXELS` together no more than one image may have. Closing the generator stops the
-    workers and frees all of this.
+    waits), as large as ``reduce`` leaves them; besides, each worker may hold one image at full size, and all those above
+    :data:`LARGE_PIXELS` together no more than one image may have. A worker keeps the memory of large images for the next, up to
+    64 MiB. Closing the generator stops the workers and frees all of this.
 
     The errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``too large``,
     ``internal`` (``reduce`` or ``ratio_for`` raised something else than an ``ImageError``), or one of
