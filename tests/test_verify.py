@@ -303,7 +303,7 @@ def test_the_real_command_remakes_what_repair_has_removed_bit_for_bit(photograph
     whole = Path(shutil.copytree(run, tmp_path / "whole"))
     names = {line.split("  ")[1] for line in (run / "SHA256SUMS").read_text().splitlines()}
     assert names == {
-        *(path.relative_to(run).as_posix() for path in run.rglob("*") if path.suffix in (".h5", ".gz", ".json", ".yaml"))
+        *(path.relative_to(run).as_posix() for path in run.rglob("*") if path.suffix in (".h5", ".gz", ".json", ".html", ".yaml"))
     }
     for _ in range(4):
         damaged_at_random(run, dice)
