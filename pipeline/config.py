@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import OptionError, nearest
 from .schema import AUTO, CHOICES, known_keys
+from .sharding import Share
 
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
 LARGEST_SIDE_PX = 8192
@@ -19,6 +20,8 @@ LARGEST_SIDE_PX = 8192
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
 LARGEST_SEED = 2**64 - 1
+# Of a process beside others that write the same folder.
+EXISTING_OF_PARTS = ("resume", "extend")
 # What network.weights may say besides the path of a file.
 WEIGHTS = ("imagenet", "matconvnet", "random")
 
@@ -73,7 +76,7 @@ class RuntimeOptions:
 class Options:
     """Everything a user can set, checked. ``batch_size`` None: chosen by device. ``name`` is the run folder's.
 
-    ``given`` has every option as it was set or is by default, name -> plain value, for people to read.
+    ``share`` None: all of the run. ``given`` has every option as it was set or is by default, name -> plain value, for people.
     """
 
     data: DataOptions
@@ -83,6 +86,7 @@ class Options:
     output: OutputOptions
     name: str
     runtime: RuntimeOptions
+    share: Share | None = None
     dry_run: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
 
@@ -181,12 +185,18 @@ def check_options(values: Mapping[str, Any]) -> Options:
             precision=runtime["precision"],
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
+        share=_share(values["part"]),
         dry_run=_switch("dry_run", values["dry_run"]),
         given=given,
     )
     if options.data.size_px is None and options.data.decode == "fast":
         raise OptionError(
             "data.decode: nothing can be reduced at native size, got fast. Expected exact, or a data.size. Set one of them."
+        )
+    if options.share is not None and options.output.existing not in EXISTING_OF_PARTS:
+        raise OptionError(
+            f"output.existing: a part cannot tell what was there from what other parts make, got {options.output.existing} with "
+            f"part={options.share}. Expected {' or '.join(EXISTING_OF_PARTS)}. Use another name=..., or remove the folder first."
         )
     if options.runtime.device == "cpu" and options.runtime.precision != "float32":
         raise OptionError(
@@ -257,6 +267,15 @@ def _switch(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise _wrong(key, value, "true or false")
     return value
+
+
+def _share(value: Any) -> Share | None:
+    if value is None:
+        return None
+    share = Share.of_text(value) if isinstance(value, str) else None
+    if share is None:
+        raise _wrong("part", value, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run")
+    return share
 
 
 def _seed(value: Any) -> int:

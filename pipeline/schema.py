@@ -84,6 +84,7 @@ class Schema:
     network: NetworkSchema = field(default_factory=NetworkSchema)
     output: OutputSchema = field(default_factory=OutputSchema)
     name: Any = None
+    part: Any = None
     dry_run: Any = False
     runtime: RuntimeSchema = field(default_factory=RuntimeSchema)
 
@@ -94,6 +95,13 @@ class VerifySchema:
 
     run: Any = None
     repair: Any = False
+
+
+@dataclass
+class IndexSchema:
+    """All keys of ``python -m pipeline.index`` and their defaults."""
+
+    run: Any = None
 
 
 @dataclass
