@@ -96,11 +96,12 @@ class Options:
         return self.output.dir / self.name
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Gives nested values by their full names: ``data.size`` -> 224."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def unknown_key(key: str, schema: Any = None, module: str = "pipeline.run") -> OptionError:
@@ -129,7 +130,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
     Raises:
         OptionError: The first value that is wrong, what was expected, and where to look.
     """
-    given, known = _flat(values), known_keys()
+    given, known = flat(values), known_keys()
     for key in given:
         if key not in known:
             raise unknown_key(key)

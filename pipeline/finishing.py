@@ -83,7 +83,7 @@ def finish_share(run_folder: RunFolder, ending: Ending, errors: Sequence[str]) -
     with run_folder.alone():
         lacking = run_folder.lacking()
         if not lacking and not run_folder.is_extended():
-            run_folder.fold_digests()
+            run_folder.gather_digests()
             return finish_run(folder, spec, ending, index_is_whole(folder, spec), part=str(share))
     for line in report.summary().splitlines():
         _log.info(line)

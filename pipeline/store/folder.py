@@ -21,7 +21,7 @@ from .found import listing_paths, result_paths, shard_names
 from .listing import read_header, write_listing
 from .lock import Hold, take_lock
 from .repair import forget_missing
-from .settling import Settled, go_on, is_partial, other_images, partial_listings
+from .settling import Settled, gather_digests, go_on, is_partial, other_images, partial_listings
 from .strangers import refuse_foreign_folder, refuse_strangers
 
 # What processes that made a share each have left, whole or partial.
@@ -119,18 +119,14 @@ class RunFolder:
         there = {*shard_names(self.path)}
         return [shard for shard in self.spec.shards() if shard.file_name not in there]
 
-    def fold_digests(self) -> None:
-        """Takes the digests of all that are done into ``SHA256SUMS``; to be done :meth:`alone`.
+    def gather_digests(self) -> None:
+        """Takes the digests of all processes into ``SHA256SUMS``, all shards being there; to be done :meth:`alone`.
 
         Raises:
-            StoreError: The disk refuses.
+            StoreError: A shard without one, as a kill leaves it, is damaged; the disk refuses.
         """
         assert self._hold is not None
-        digests = Digests(self.path)
-        try:
-            digests.fold([share.mark for share in self._hold.living])
-        except OSError as error:
-            raise disk.write_error(digests.path, error) from error
+        gather_digests(self.path, self.spec, self._hold.living)
 
     def drop_partial_files(self) -> None:
         """Removes what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""

@@ -13,8 +13,9 @@ from . import disk, format, tables
 from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import extra_file
-from .digests import Digests
+from .digests import Digests, file_digest
 from .found import Result, find_parts, listing_paths, read_result, result_paths
+from .listing import read_listing
 from .repair import complete_digests, forget_missing
 from .strangers import stranger
 
@@ -112,6 +113,31 @@ def other_images(folder: Path, living: Collection[Share]) -> LockedError:
         f"{folder}: other parts make a run of other images or options, got part {beside} of it. Expected all parts with the "
         f"same images and options. Wait for them, then run the parts again with output.existing=extend."
     )
+
+
+def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) -> None:
+    """Takes the digests of all processes into ``SHA256SUMS``, and adds those that a kill has left out.
+
+    Args:
+        folder: The run folder, locked; all shards are there.
+        spec: The run.
+        living: Shares that other processes make, or have made just now.
+
+    Raises:
+        StoreError: A shard without a digest is damaged; the disk refuses.
+    """
+    _fold(folder, living)
+    for reason in complete_digests(folder, spec.shards()).values():
+        raise StoreError(reason.removeprefix("damaged: "))
+    digests = Digests(folder)
+    try:
+        for number, part in enumerate(spec.parts):
+            name = format.manifest_name(number)
+            listing = read_listing(folder / name) if name not in digests.by_name else None
+            if listing is not None and digest_identity(listing.identity) == part.digest:
+                digests.add(name, file_digest(folder / name))
+    except OSError as error:
+        raise disk.write_error(digests.path, error) from error
 
 
 def _fold(folder: Path, living: Iterable[Share]) -> None:
