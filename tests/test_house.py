@@ -13,7 +13,7 @@ WINGS = ("images", "network", "store", "training", "pages", "pictures")
 # Training stands after the store and reads from it; the store has one door that leads there.
 BEHIND = {"training": {"store"}}
 DOORS_BETWEEN = {"store/feeding.py": {"training"}}
-DOORS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
+DOORS = {"run.py", "jobs.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
 # What all may import: the nouns, and the words in which both wings of arithmetic are written.
 NOUNS = {"records", "sharding", "statistics", "errors"}
 FOUNDATION = NOUNS | {"machine", "vector_code"}

@@ -63,7 +63,7 @@ def go_on(folder: Path, spec: RunSpec, extend: bool, share: Share | None, living
         # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
         raise stranger(links[0])
     mine = [path for path in paths if share is None or path.parent == folder or share.has(format.shard_number(path.name))]
-    useless = dict.fromkeys([*filter(is_partial, mine), *partial_listings(folder)], "unfinished")
+    useless = dict.fromkeys([*filter(is_partial, mine), *partial_companions(folder, share)], "unfinished")
     whole, mine = ([path for path in of if not is_partial(path)] for of in (paths, mine))
     results = [read_result(path) for path in mine]
     chain = settle_parts(folder, spec, find_parts(folder, [*results, *_witnesses(results, whole)]), extend)
@@ -153,13 +153,15 @@ def is_partial(path: Path) -> bool:
     return path.name.endswith(format.PARTIAL_SUFFIX)
 
 
-def partial_listings(folder: Path) -> list[Path]:
-    """Gives the lists of images that are not whole."""
-    return [
-        path
-        for path in folder.iterdir()
-        if is_partial(path) and path.is_file() and format.MANIFEST_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX))
-    ]
+def partial_companions(folder: Path, share: Share | None = None) -> list[Path]:
+    """Gives the lists of images, and the reports of parts, that are not whole; of a share its own."""
+    found: list[Path] = []
+    for path in folder.iterdir():
+        name = path.name.removesuffix(format.PARTIAL_SUFFIX)
+        is_own = name == format.report_name(share.mark) if share else format.PART_COMPANION_NAME.fullmatch(name)
+        if is_partial(path) and path.is_file() and (is_own or format.MANIFEST_NAME.fullmatch(name)):
+            found.append(path)
+    return found
 
 
 def _witnesses(results: Sequence[Result], whole: Sequence[Path]) -> list[Result]:
