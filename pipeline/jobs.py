@@ -6,11 +6,14 @@ and not as the end of whatever process it ran in. Loads Hydra late.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import signals
@@ -63,6 +66,15 @@ def without_leftovers(arguments: Sequence[str]) -> Iterator[list[str]]:
     else:
         with (
             tempfile.TemporaryDirectory(prefix="deep-features-") as folder,
-            signals.clearing(lambda: shutil.rmtree(folder, ignore_errors=True)),
+            signals.clearing(lambda: _clear(folder)),
         ):
             yield [*arguments, f'hydra.sweep.dir="{Path(folder).as_posix()}"']
+
+
+def _clear(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    # Joblib's workers outlive whoever started them, for minutes. What they are at is dropped by whoever goes on with it.
+    executor = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
+    for worker in [*getattr(executor, "_processes", ())]:
+        with suppress(OSError):
+            os.kill(worker, signal.SIGTERM)
