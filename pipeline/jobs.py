@@ -36,9 +36,7 @@ def own_mistake(error: Exception) -> PipelineError:
     """Prints the traceback of a mistake of the program's own where the job runs, and gives the line that goes back."""
     traceback.print_exception(error)
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return PipelineError(
-        f"job: a mistake of the program's own, got {text}. Expected none. The traceback is with the job's output."
-    )
+    return PipelineError(f"job: a mistake of the program's own, got {text}. Expected none. Its traceback is in the job's output.")
 
 
 def lost_job(error: BaseException) -> PipelineError:
