@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline.errors import LockedError, StoreError
+from pipeline.finishing import index_is_whole
 from pipeline.records import Share, plan_shards
 from pipeline.store import lock
 from pipeline.store.digests import Digests
@@ -72,6 +73,21 @@ def test_processes_that_start_together_make_the_run_that_one_makes(tmp_path: Pat
     assert "True" in {words.strip() for words, _ in said}
     assert_same_run(folder, undivided)
     assert verify_folder(folder, 1).count == 0
+
+
+def test_two_that_finish_together_write_one_index(tmp_path: Path, undivided: Path) -> None:
+    spec = make_spec(rows=30)
+    for number in (1, 2):
+        write_share(tmp_path, spec, Share(number, 3), failed=[3, 8])
+    with open_folder(tmp_path, spec, "resume", Share(1, 3)) as waiting:
+        assert write_share(tmp_path, spec, Share(3, 3), failed=[3, 8])
+        written = (tmp_path / "features.h5").stat().st_ino
+        with waiting.alone():
+            assert waiting.lacking() == []
+            assert index_is_whole(tmp_path, spec)
+    assert write_share(tmp_path, spec, Share(1, 3), failed=[3, 8])
+    assert (tmp_path / "features.h5").stat().st_ino == written
+    assert_same_run(tmp_path, undivided)
 
 
 def test_the_last_one_writes_the_index_and_the_others_leave_it(tmp_path: Path, undivided: Path) -> None:
