@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import LockedError, OptionError, StoreError
+from pipeline.errors import DatasetError, LockedError, OptionError, StoreError
+from pipeline.finishing import Ending, Made, finish_share
 from pipeline.index import check_options, index_run
 from pipeline.records import RunSpec, Share
-from pipeline.report import Report
+from pipeline.report import Report, Stopwatch
 from pipeline.store.folder import open_folder
 from pipeline.store.recall import recall_run
 from pipeline.store.verification import verify_folder
+from pipeline.store.writer import Writer
 
 from .killed_runs import assert_same_run, contents
-from .stored_runs import make_spec, write_run, write_share
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run, write_share
 from .test_command import call
 
 CONFIG = "data:\n  dir: imgs\n  max_failed_fraction: 0.25\n"
@@ -175,3 +177,43 @@ def test_parts_whose_last_was_killed_before_the_index_are_ended_by_hand(tmp_path
     for name in ("config.yaml", "report.json", "report.html", "run.log"):
         (tmp_path / "run" / name).unlink()
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pipeline")
+    spec, folder = spec_of(), tmp_path / "run"
+    reports = {}
+    for share in (Share(1, 2), Share(2, 2)):
+        caplog.clear()
+        with open_folder(folder, spec, "resume", share) as run_folder:
+            run_folder.make_room()
+            writer = Writer(folder, spec, run_folder.missing, 1, digests=run_folder.digests())
+            rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
+            put_rows(writer, rows, make_values(spec), make_statuses(spec, [3, 8, 9]))
+            writer.close()
+            ending = Ending(Made("cpu", len(rows), 0, 2.5), Stopwatch(), {}, 1.0)
+            reports[str(share)] = finish_share(run_folder, ending, [])
+        own = Report.from_json((folder / f"report-{share.mark}.json").read_text())
+        assert (own.rows, own.rows_now, own.part, own.index) == (len(rows), len(rows), str(share), "")
+        assert own.failed == {"1/2": 3, "2/2": 0}[str(share)]
+        if share.number == 1:
+            assert caplog.messages[0] == "part       1/2; all of it is of this part alone"
+            assert caplog.messages[-1] == "index: 4 of 8 shards are not there yet; the part that finishes last writes it"
+            assert not (folder / "report.json").exists()
+    assert caplog.messages[0] == "part       2/2; rows are those of the run, all else is of this part alone"
+    run = Report.from_json((folder / "report.json").read_text())
+    assert run == reports["2/2"]
+    assert (run.rows, run.failed, run.rows_now, run.part) == (30, 3, 14, "2/2")
+    assert "2/2" in (folder / "report.html").read_text()
+
+
+def test_too_many_failures_are_told_by_the_last_one_of_all_rows(tmp_path: Path) -> None:
+    spec, folder = spec_of(rows=8), tmp_path / "run"
+    for number in (1, 2):
+        write_share(folder, spec, Share(number, 2), failed=range(4))
+    ending = Ending(Made(), Stopwatch(), {}, 0.25)
+    with (
+        open_folder(folder, spec, "resume", Share(1, 2)) as run_folder,
+        pytest.raises(DatasetError, match="too many images fail, got 4 of 8"),
+    ):
+        finish_share(run_folder, ending, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tempfile
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def test_parts_through_a_launcher_make_the_run_that_one_process_makes(images: Pa
     assert verify_folder(run, 1).count == 0
     assert names_in(tmp_path) == {"alone", "outputs"} | ({".submitit"} if "submitit" in launcher else set())
     assert {f"run-{number}-of-3.log" for number in (1, 2, 3)} < names_in(run)
+    reports = [json.loads((run / f"report-{number}-of-3.json").read_text()) for number in (1, 2, 3)]
+    assert (sum(part["rows"] for part in reports), sum(part["failed"] for part in reports)) == (40, 5)
     for name in ("run-{}-of-3.log", "report-{}-of-3.json"):
         for number in (1, 2, 3):
             (run / name.format(number)).unlink()
