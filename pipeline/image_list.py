@@ -36,7 +36,7 @@ def _listed(source: DataSource) -> Manifest:
     from .images.manifest import list_folder, read_list
 
     if source.list is not None:
-        return read_list(source.list, source.dir)
+        return read_list(source.list, source.dir, _warn)
     assert source.dir is not None
     return list_folder(source.dir)
 
