@@ -57,7 +57,7 @@ CHANGES_NONE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def digest(
-    tmp_path_factory: pytest.TempPathFactory, photographs: Path, random_weights: Any, tiny_set: Path
+    tmp_path_factory: pytest.TempPathFactory, photographs: Path, random_weights: Any, request: pytest.FixtureRequest
 ) -> Callable[..., str]:
     """Gives the digest of a run with some options set: ``digest(data__size=64)``."""
     folder = tmp_path_factory.mktemp("other")
@@ -83,7 +83,7 @@ def digest(
         if "data__tar" in changes:
             manifest = list_tars([str(folder / "image.tar")], str(folder), print)
         if "data__tfds" in changes or "data__split" in changes:
-            manifest = list_set("tiny", options.data.source.split, tiny_set)
+            manifest = list_set("tiny", options.data.source.split, request.getfixturevalue("tiny_set"))
         weights = random_weights(options.network.name)
         if options.network.seed:
             weights = load_weights(
