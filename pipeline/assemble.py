@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from .config import Options
 from .errors import DatasetError, StoreError
 from .estimate import Forecast
-from .extract import extract
 from .freshness import refuse_changed_images
 from .images import manifest as manifests
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
 from .machine import peak_memory_bytes, usable_cores
+from .making import make_shards
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
@@ -223,20 +220,13 @@ def _extract_missing(
     forecast = Forecast(options.folder, spec, sum(shard.rows for shard in run_folder.missing))
     with Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress:
         for part, missing in run_folder.parts():
-            indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in missing])
-            with ExitStack() as stack:
-                writer = Writer(options.folder, part, missing, workers)
-                # Last in, first out: reading stops before what is unfinished is dropped.
-                stack.push(lambda kind, error, trace, writer=writer: writer.abort() if kind else None)
-                batches = stack.enter_context(closing(stages.load(part.manifest, indices, workers)))
+            writer = Writer(options.folder, part, (), workers)
 
-                def done(statuses: Sequence[ImageStatus], writer: Writer = writer) -> None:
-                    progress(statuses)
-                    forecast.look(statuses, writer.bytes_raw, writer.bytes_stored)
+            def done(statuses: Sequence[ImageStatus], writer: Writer = writer) -> None:
+                progress(statuses)
+                forecast.look(statuses, writer.bytes_raw, writer.bytes_stored)
 
-                extract(batches, stages.preprocess, stages.network, writer, watch, done, asynchronous=stages.device.asynchronous)
-                with watch.stage("finish"):
-                    writer.close()
+            make_shards(writer, part, [missing], stages, workers, watch, done)
             writers.append(writer)
     return writers
 
