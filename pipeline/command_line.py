@@ -19,13 +19,13 @@ from typing import Any
 from .schema import Schema
 
 # Those whose value is a piece of text and nothing else.
-LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "network.weights")
+LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "network.weights", "engine.address")
 
 # Options that are lists: commas make one, with brackets or without.
 LISTS = ("layers", "channels", "images")
 
-# The one option that is a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
-_GROUP_NAME = "network.name"
+# Options that are a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
+GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
 # What Hydra takes for a word between brackets and commas, without quotes.
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 # To make a run again is to go on with it: these would remove what is there, or refuse it.
@@ -93,7 +93,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def argument(name: str, value: Any) -> str:
     """Gives an option as Hydra reads it, and :func:`literal_arguments` before it; not yet quoted for a shell."""
-    name = name.removesuffix(".name") if name == _GROUP_NAME else name
+    name = GROUP_NAMES.get(name, name)
     if name in LITERAL_OPTIONS and value is not None:
         return f"{name}={value}" if _is_typed(str(value)) else f"{name}={quoted(str(value))}"
     return f"{name}={_grammar(value)}"
