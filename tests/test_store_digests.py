@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,10 @@ from pipeline.errors import StoreError
 from pipeline.store import disk
 from pipeline.store.digests import Digests, file_digest
 from pipeline.store.folder import open_folder
+from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip
-from .stored_runs import make_spec, write_run
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 from .test_store_folder import run_python, stored_values
 
 NAMES = [*(f"shards/shard-0000{n}-of-00003.h5" for n in range(3)), "features.h5", "manifest.jsonl.gz"]
@@ -42,10 +44,10 @@ def test_a_line_is_on_the_disk_after_the_file_and_gone_before_it_changes(tmp_pat
     steps: list[str] = []
     publish = disk.publish
 
-    def note(path: Path) -> None:
+    def note(path: Path, partial: Path | None = None) -> None:
         lines = (tmp_path / "SHA256SUMS").read_text().splitlines() if path.name != "SHA256SUMS" else []
         steps.append(f"{path.name} beside {[line.split()[1] for line in lines]}")
-        publish(path)
+        publish(path, partial)
 
     monkeypatch.setattr(disk, "publish", note)
     digests = Digests(tmp_path)
@@ -100,7 +102,7 @@ def test_a_disk_that_refuses_leaves_the_old_lines(tmp_path: Path, monkeypatch: p
     digests = Digests(tmp_path)
     digests.add("features.h5", "0" * 64)
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, partial: Path | None = None) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk, "publish", refuse)
@@ -194,3 +196,108 @@ def test_a_disk_that_refuses_once_is_heard(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="Input/output error"):
         Digests(tmp_path).publish(tmp_path / "report.json")
     assert not (tmp_path / "report.json").exists()
+
+
+def test_each_writer_has_a_file_of_its_own_and_the_holder_of_the_lock_reads_all(tmp_path: Path) -> None:
+    Digests(tmp_path).add("features.h5", "0" * 64)
+    one, other = Digests(tmp_path, "1-of-2"), Digests(tmp_path, "2-of-2")
+    one.add(NAMES[0], "1" * 64)
+    other.add(NAMES[1], "2" * 64)
+    assert one.by_name == {NAMES[0]: "1" * 64}
+    assert (tmp_path / "SHA256SUMS-2-of-2").read_text() == f"{'2' * 64}  {NAMES[1]}\n"
+    assert (tmp_path / "SHA256SUMS").read_text() == f"{'0' * 64}  features.h5\n"
+    assert Digests(tmp_path).by_name == {"features.h5": "0" * 64, NAMES[0]: "1" * 64, NAMES[1]: "2" * 64}
+
+
+def test_lines_of_writers_are_folded_in_and_the_files_of_the_living_stay(tmp_path: Path) -> None:
+    living = Digests(tmp_path, "1-of-2")
+    living.add(NAMES[0], "1" * 64)
+    Digests(tmp_path, "2-of-2").add(NAMES[1], "2" * 64)
+    (tmp_path / "SHA256SUMS-2-of-2.partial").write_text("of a kill")
+    Digests(tmp_path).fold(living=["1-of-2"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "SHA256SUMS-1-of-2"]
+    living.add(NAMES[2], "3" * 64)
+    Digests(tmp_path).fold()
+    expected = {NAMES[0]: "1" * 64, NAMES[1]: "2" * 64, NAMES[2]: "3" * 64}
+    assert [path.name for path in tmp_path.iterdir()] == ["SHA256SUMS"]
+    assert Digests(tmp_path).by_name == expected
+    assert Digests(tmp_path).unreadable == []
+
+
+@pytest.mark.parametrize("stopped", ["before", "between", "after"])
+def test_a_kill_while_lines_are_folded_in_loses_none(tmp_path: Path, stopped: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Digests(tmp_path).add(NAMES[0], "0" * 64)
+    for number in (1, 2):
+        Digests(tmp_path, f"{number}-of-2").add(NAMES[number], str(number) * 64)
+    real_publish, real_unlink = disk.publish, Path.unlink
+
+    def publish(path: Path, partial: Path | None = None) -> None:
+        if stopped == "before":
+            raise KeyboardInterrupt
+        real_publish(path, partial)
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if stopped == "between" or path.name.endswith("2-of-2"):
+            raise KeyboardInterrupt
+        real_unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "publish", publish)
+        patched.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            Digests(tmp_path).fold()
+    expected = {NAMES[number]: str(number) * 64 for number in range(3)}
+    assert Digests(tmp_path).by_name == expected
+    Digests(tmp_path).fold()
+    assert (Digests(tmp_path).by_name, Digests(tmp_path).unreadable) == (expected, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["SHA256SUMS"]
+
+
+def test_lines_of_writers_that_disagree_say_nothing_and_torn_ones_neither(tmp_path: Path) -> None:
+    Digests(tmp_path).add(NAMES[0], "0" * 64)
+    (tmp_path / "SHA256SUMS-1-of-2").write_text(f"{'1' * 64}  {NAMES[0]}\n{'1' * 64}  {NAMES[1]}\n{'1' * 20}")
+    digests = Digests(tmp_path)
+    assert (digests.by_name, digests.unreadable) == ({NAMES[1]: "1" * 64}, [])
+    digests.fold()
+    digests.add(NAMES[0], "2" * 64)
+    assert Digests(tmp_path).by_name == {NAMES[0]: "2" * 64, NAMES[1]: "1" * 64}
+    assert Digests(tmp_path).unreadable == []
+
+
+def test_a_writer_goes_on_with_a_file_whose_last_line_a_kill_has_torn(tmp_path: Path) -> None:
+    (tmp_path / "SHA256SUMS-w").write_text(f"{'1' * 64}  {NAMES[0]}\n{'1' * 20}")
+    Digests(tmp_path, "w").add(NAMES[1], "2" * 64)
+    assert (tmp_path / "SHA256SUMS-w").read_text() == f"{'1' * 64}  {NAMES[0]}\n{'2' * 64}  {NAMES[1]}\n"
+
+
+def test_two_writers_of_one_shard_do_not_write_into_one_file(tmp_path: Path) -> None:
+    spec = make_spec(rows=4)
+    write_run(tmp_path / "alone", spec)
+    folder = tmp_path / "both"
+    with open_folder(folder, spec, "resume") as opened:
+        writers = [Writer(folder, spec, opened.missing, 1, digests=Digests(folder, f"w{number}")) for number in (1, 2)]
+        values, statuses = make_values(spec), make_statuses(spec)
+        for writer in writers:
+            put_rows(writer, range(2), values, statuses)
+        partial = sorted(path.name for path in (folder / "shards").iterdir())
+        assert [re.sub("[0-9a-f]{8}", "?", name) for name in partial] == [
+            f"shard-00000-of-00001.h5.w{number}-?.partial" for number in (1, 2)
+        ]
+        for writer in writers:
+            put_rows(writer, range(2, 4), values, statuses)
+            writer.close()
+        assert [path.name for path in (folder / "shards").iterdir()] == ["shard-00000-of-00001.h5"]
+        Digests(folder).fold()
+    # Files that were made at different times say different things of it: it is looked at, and gets its line.
+    write_run(folder, spec)
+    assert all(Digests(folder).agrees(name) for name in Digests(folder).by_name)
+    assert stored_values(folder) == stored_values(tmp_path / "alone")
+
+
+def test_what_a_killed_writer_left_is_removed_on_resume(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path, spec, index=False)
+    (tmp_path / "shards/shard-00001-of-00003.h5.3-of-8-0123abcd.partial").write_text("x")
+    (tmp_path / "shards/shard-00001-of-00003.h5.Bak.partial").write_text("of somebody else")
+    with open_folder(tmp_path, spec, "resume"):
+        assert sorted(path.name for path in (tmp_path / "shards").glob("*.partial")) == ["shard-00001-of-00003.h5.Bak.partial"]

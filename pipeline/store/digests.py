@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -30,66 +30,69 @@ _LINE = re.compile(r"([0-9a-f]{64})  ((?:(?![0-9a-f]{64}  )[^\\\x00-\x1f])+)")
 class Digests:
     """The digests of a run folder, as its ``SHA256SUMS`` says; one thread at a time writes them.
 
+    Where several processes write a folder, each adds its lines to a file of its own, ``SHA256SUMS-<writer>``: not every file
+    system of several machines appends in one piece. Whoever holds the folder's lock reads these too, and folds them into
+    ``SHA256SUMS``.
+
+    Promise: a name of which two files say different things counts as having no line. It gets one once the file has been checked.
+
     Args:
         folder: The run folder.
+        writer: Whose lines these are, such as ``3-of-8``; only that file is read then. Empty: of the holder of the lock.
 
     Raises:
-        StoreError: The file is there and cannot be read, or is none.
+        StoreError: A file is there and cannot be read, or is none.
 
     Attributes:
-        path: Of the file.
+        path: Of the file that lines are added to.
+        writer: As given.
         by_name: Path from the run folder -> SHA-256, hex.
         unreadable: (number from 1, text) of lines that are none: torn, damaged, or of a file that has one already.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / format.DIGESTS_NAME
-        self.by_name: dict[str, str] = {}
-        self.unreadable: list[tuple[int, str]] = []
+    def __init__(self, folder: Path, writer: str = "") -> None:
+        self.path = folder / format.digests_name(writer)
+        self.writer = writer
         self._folder = folder
-        try:
-            content = b""
-            if self.path.is_symlink() or self.path.exists():
-                # Else a pipe would be waited for.
-                require_file(self.path)
-                with self.path.open("rb") as file:
-                    content = file.read(MOST_BYTES + 1)
-            if len(content) > MOST_BYTES:
-                raise StoreError(
-                    f"{self.path}: too large for a list of digests, got more than {MOST_BYTES} bytes. Expected one line a file. "
-                    f"Remove it and run the extraction again, which checks the files and writes it anew."
-                )
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise disk.write_error(self.path, error) from error
-        *whole, torn = content.split(b"\n")
-        for number, line in enumerate(whole, 1):
-            text = line.decode("utf-8", "backslashreplace")
-            found = _LINE.fullmatch(text)
-            if found and found[2] not in self.by_name:
-                self.by_name[found[2]] = found[1]
-            else:
-                self.unreadable.append((number, text))
-        if torn:
-            self.unreadable.append((len(whole) + 1, torn.decode("utf-8", "backslashreplace")))
+        self.by_name, self.unreadable = _read(self.path)
+        # Lines in the file that are not true of it any more: the next change writes all of it anew.
+        self._is_stale = bool(self.unreadable)
+        self._of_writers: dict[str, Path] = {}
+        if not writer:
+            self._read_writers()
 
-    def publish(self, path: Path) -> None:
+    def _read_writers(self) -> None:
+        self._of_writers = {name: self._folder / format.digests_name(name) for name in writers_of_digests(self._folder)}
+        disputed: set[str] = set()
+        for path in self._of_writers.values():
+            # Lines that are none are those of a kill: the shard is checked, and gets its line.
+            for name, digest in _read(path)[0].items():
+                if self.by_name.setdefault(name, digest) != digest:
+                    disputed.add(name)
+        for name in disputed:
+            del self.by_name[name]
+            self._is_stale = True
+
+    def publish(self, path: Path, partial: Path | None = None) -> None:
         """Gives ``<name>.partial`` its final name as :func:`disk.publish` does, and adds its line.
 
         The bytes are hashed as they lie in the system's cache, just written, while the disk is told to take them.
 
+        Args:
+            path: The final name.
+            partial: Where the file is now, if not there.
+
         Raises:
             OSError: The disk refuses.
         """
-        partial = disk.partial_path(path)
+        partial = partial or disk.partial_path(path)
         with disk.flushing(partial):
             digest = file_digest(partial)
         name = path.relative_to(self._folder).as_posix()
         if name in self.by_name:
             # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.
             self.drop([name])
-        disk.publish(path)
+        disk.publish(path, partial)
         self.add(name, digest)
 
     def add(self, name: str, digest: str) -> None:
@@ -98,7 +101,7 @@ class Digests:
         Raises:
             OSError: The disk refuses.
         """
-        if self.unreadable or self.by_name.get(name, digest) != digest:
+        if self._is_stale or self.by_name.get(name, digest) != digest:
             self.by_name[name] = digest
             self._rewrite()
         elif name not in self.by_name:
@@ -114,22 +117,51 @@ class Digests:
     def drop(self, names: Iterable[str]) -> None:
         """Removes the lines of these files, and those that are none; the others stay on the disk throughout.
 
+        Lines that writers have of them must have been folded in before.
+
         Raises:
             OSError: The disk refuses.
         """
         known = [name for name in names if name in self.by_name]
         for name in known:
             del self.by_name[name]
-        if known or self.unreadable:
+        if known or self._is_stale:
             self._rewrite()
 
-    def drop_missing(self) -> None:
+    def drop_missing(self, there: Collection[str] | None = None) -> None:
         """Removes the lines of files of the store that are not there, and those that are none.
+
+        Args:
+            there: Names of the shards that are there, if that is known already.
 
         Raises:
             OSError: The disk refuses.
         """
-        self.drop([name for name in self.by_name if is_own(name) and not (self._folder / name).is_file()])
+        self.drop([name for name in self.by_name if is_own(name) and not self._is_there(name, there)])
+
+    def _is_there(self, name: str, there: Collection[str] | None) -> bool:
+        folder, _, file_name = name.rpartition("/")
+        # Asking the system for each of a million files takes a minute, on a disk of several machines an hour.
+        return file_name in there if there is not None and folder else (self._folder / name).is_file()
+
+    def fold(self, living: Collection[str] = ()) -> None:
+        """Takes the lines of writers into ``SHA256SUMS``, and removes the files of those that are done or dead.
+
+        Args:
+            living: Writers that may still add lines to theirs.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        done = [path for writer, path in self._of_writers.items() if writer not in living]
+        if not done:
+            return
+        # First: a kill in between leaves lines twice, which say the same.
+        self._rewrite()
+        for path in done:
+            path.unlink(missing_ok=True)
+            disk.partial_path(path).unlink(missing_ok=True)
+        self._of_writers = {writer: path for writer, path in self._of_writers.items() if writer in living}
 
     def agrees(self, name: str) -> bool:
         """Tells whether a file has a line, is there, and is as its line says."""
@@ -148,6 +180,49 @@ class Digests:
                 partial.unlink()
             raise
         self.unreadable.clear()
+        self._is_stale = False
+
+
+def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
+    """Gives the lines of a file, name -> digest, and those that are none; nothing if it is not there."""
+    content = b""
+    try:
+        if path.is_symlink() or path.exists():
+            # Else a pipe would be waited for.
+            require_file(path)
+            with path.open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise disk.write_error(path, error) from error
+    if len(content) > MOST_BYTES:
+        raise StoreError(
+            f"{path}: too large for a list of digests, got more than {MOST_BYTES} bytes. Expected one line a file. "
+            f"Remove it and run the extraction again, which checks the files and writes it anew."
+        )
+    by_name: dict[str, str] = {}
+    unreadable: list[tuple[int, str]] = []
+    *whole, torn = content.split(b"\n")
+    for number, line in enumerate(whole, 1):
+        text = line.decode("utf-8", "backslashreplace")
+        found = _LINE.fullmatch(text)
+        if found and found[2] not in by_name:
+            by_name[found[2]] = found[1]
+        else:
+            unreadable.append((number, text))
+    if torn:
+        unreadable.append((len(whole) + 1, torn.decode("utf-8", "backslashreplace")))
+    return by_name, unreadable
+
+
+def writers_of_digests(folder: Path) -> list[str]:
+    """Gives the writers that have lines of their own in a run folder."""
+    try:
+        found = [format.WRITER_DIGESTS_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX)) for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted({name[1] for name in found if name})
 
 
 def is_own(name: str) -> bool:

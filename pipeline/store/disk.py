@@ -53,9 +53,14 @@ def _errno(error: BaseException) -> int:
     return int(found[1]) if found else 0
 
 
-def partial_path(path: Path) -> Path:
-    """Gives the name under which a file is written before it is whole."""
-    return path.with_name(path.name + PARTIAL_SUFFIX)
+def partial_path(path: Path, mark: str = "") -> Path:
+    """Gives the name under which a file is written before it is whole.
+
+    Args:
+        path: The final name.
+        mark: Of the process that writes it, where another might write the same file: letters, digits and dashes.
+    """
+    return path.with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
 
 
 @contextmanager
@@ -84,16 +89,20 @@ def flushing(path: Path) -> Iterator[None]:
         raise refusals[0]
 
 
-def publish(path: Path) -> None:
+def publish(path: Path, partial: Path | None = None) -> None:
     """Gives ``<name>.partial`` its final name, once its bytes are on the disk.
 
     The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
     cut sees a whole file.
 
+    Args:
+        path: The final name.
+        partial: Where the file is now, if not there.
+
     Raises:
         OSError: The disk refuses.
     """
-    partial = partial_path(path)
+    partial = partial or partial_path(path)
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -74,6 +74,10 @@ UTF-8, or of its little-endian bytes. It means the same in every later version o
 once the file has its final name, and removed before a file of that name is written anew: a kill leaves a line missing, never a
 wrong one. ``run.log`` has no line, since every later run adds to it.
 
+Where several processes make the shards of a run at the same time, each adds its lines to ``SHA256SUMS-<writer>``, in the same
+format, and writes a shard as ``<name>.<writer>-<8 digits>.partial`` until it is whole. Whoever writes the index folds these lines
+into ``SHA256SUMS``.
+
 Chunks are HDF5 deflate (zlib) or unfiltered, little-endian, and hold whole rows; see :func:`chunk_shape` and :func:`band_shape`.
 A chunk whose rows have all failed is not stored. No plug-in is needed to read any of it.
 """
@@ -96,6 +100,8 @@ INDEX_NAME = "features.h5"
 DIGESTS_NAME = "SHA256SUMS"
 # Written beside the data.
 COMPANION_NAMES = ("config.yaml", "report.json", "report.html", "run.log", DIGESTS_NAME)
+# Of a process that writes the folder beside others.
+WRITER_DIGESTS_NAME = re.compile(rf"{DIGESTS_NAME}-([0-9a-z][0-9a-z-]*)")
 # What has a line in DIGESTS_NAME besides shards and lists of images: all of it but the log, which grows with every run.
 DIGESTED_NAMES = (INDEX_NAME, "config.yaml", "report.json", "report.html")
 MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
@@ -105,6 +111,8 @@ LARGEST_PART = 999
 LOCK_NAME = ".lock"
 PARTIAL_SUFFIX = ".partial"
 SHARD_NAME = re.compile(r"shard-(?:part(\d{3})-)?\d{5,}-of-(\d{5,})\.h5")
+# The name that a shard is to have, and the mark of its writer, if it has one.
+PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.escape(PARTIAL_SUFFIX)}")
 
 AXES = "image,height,width,channel"
 NATIVE_AXES = "height,width,channel"
@@ -152,6 +160,11 @@ LARGEST_SHARD_COUNT = 2000
 def shard_path(file_name: str) -> str:
     """Gives where a shard lies, from the run folder: always with ``/``, also on Windows."""
     return f"{SHARD_FOLDER}/{file_name}"
+
+
+def digests_name(writer: str = "") -> str:
+    """Gives the name of the file with a writer's digests, or of the run's."""
+    return f"{DIGESTS_NAME}-{writer}" if writer else DIGESTS_NAME
 
 
 def manifest_name(part: int) -> str:

@@ -80,7 +80,7 @@ def result_paths(folder: Path) -> list[Path]:
         path
         for path in names
         if path.is_file()
-        and (path.parent == folder or format.SHARD_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX)))
+        and (path.parent == folder or format.SHARD_NAME.fullmatch(path.name) or format.PARTIAL_SHARD_NAME.fullmatch(path.name))
     ]
 
 

@@ -29,17 +29,18 @@ class ShardFile:
         folder: The run's folder; ``shards`` in it must exist.
         spec: The run.
         shard: Which rows.
+        mark: Of this writer, where another process might write the same shard.
 
     Raises:
         StoreError: The disk refuses; here and in every method.
     """
 
-    def __init__(self, folder: Path, spec: RunSpec, shard: ShardSpec) -> None:
+    def __init__(self, folder: Path, spec: RunSpec, shard: ShardSpec, mark: str = "") -> None:
         self.path = folder / format.SHARD_FOLDER / shard.file_name
         self._spec = spec
         self._shard = shard
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
-        self._partial = disk.partial_path(self.path)
+        self._partial = disk.partial_path(self.path, mark)
         self._nodes: dict[str, h5py.Dataset | h5py.Group] = {}
         try:
             self._bytes = SteadyFile(self._partial)
@@ -130,7 +131,7 @@ class ShardFile:
             self._file.close()
             self._bytes.check()
             self._bytes.close()
-            digests.publish(self.path)
+            digests.publish(self.path, self._partial)
         except disk.HDF5_ERRORS as error:
             self.drop()
             raise disk.write_error(self._partial, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ class Writer:
         workers: Threads that encode.
         waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one chunk always
             may. None: those of some hundred rows, at most 1 GiB.
+        digests: Where finished shards get their lines. None: in ``SHA256SUMS``, as only the holder of the folder's lock may;
+            another process gives :class:`Digests` with a writer's name, and its unfinished files have names of their own.
 
     Attributes:
         bytes_raw: Activations written so far, before compression.
@@ -51,12 +54,22 @@ class Writer:
     """
 
     def __init__(
-        self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, waiting_bytes: int | None = None
+        self,
+        folder: Path,
+        spec: RunSpec,
+        shards: Sequence[ShardSpec],
+        workers: int,
+        waiting_bytes: int | None = None,
+        *,
+        digests: Digests | None = None,
     ) -> None:
         self.bytes_raw = self.bytes_stored = self.shards_done = 0
         self.encode_seconds = self.write_seconds = 0.0
         self._folder = folder
-        self._digests = Digests(folder)
+        self._digests = Digests(folder) if digests is None else digests
+        # Two processes may come to write the same shard, where locks do not work or one was taken for dead: each writes all of
+        # it, and either is the whole one.
+        self._mark = f"{self._digests.writer}-{secrets.token_hex(4)}" if self._digests.writer else ""
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
@@ -125,7 +138,7 @@ class Writer:
     def _progress(self, number: int) -> Progress:
         if number not in self._open:
             shard = self._to_make.pop(number)
-            self._open[number] = Progress(ShardFile(self._folder, self._spec, shard), shard, self._spec.features)
+            self._open[number] = Progress(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
         return self._open[number]
 
     def _submit(self, progress: Progress, layer: str, piece: Piece, dataset: Any) -> None:
@@ -257,7 +270,7 @@ class Writer:
         # Ctrl-C comes anywhere, also after a file has been made and before anybody knows of it.
         for shard in self._unfinished.values():
             with suppress(OSError):
-                disk.partial_path(self._folder / format.SHARD_FOLDER / shard.file_name).unlink()
+                disk.partial_path(self._folder / format.SHARD_FOLDER / shard.file_name, self._mark).unlink()
 
 
 def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
