@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from .config import Options
+from .engines.engine import Engine, Made, News, open_engine, refuse_missing_packages
 from .errors import DatasetError, StoreError
 from .estimate import Forecast
 from .freshness import refuse_changed_images
 from .images import manifest as manifests
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
-from .machine import peak_memory_bytes, usable_cores
-from .making import make_shards
+from .machine import peak_memory_bytes
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
 from .progress import Progress, refuse_failures
 from .publishing import look_at_reports, write_text
-from .records import ImageStatus, Manifest, RunSpec
+from .records import Manifest, RunSpec
 from .rehearsal import rehearse
 from .report import Report, Stopwatch, count_causes, words_for_bytes
 from .schema import AUTO
 from .signals import clearing, leaving_at_once
-from .stages import Stages, make_stages
+from .stages import make_stages
 from .store import disk, folder, format
 from .store.digests import Digests
 from .store.index import build_index
 from .store.reader import open_run
-from .store.writer import Writer
 
 UNTRAINED = (
     "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
@@ -52,6 +51,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
     """
     watch = Stopwatch()
     with to_terminal(quiet) as kept_lines:
+        refuse_missing_packages(options)
         layers = resolve_layers(options.network.name, options.layers)
         with watch.stage("list"):
             manifest = _list_images(options)
@@ -63,17 +63,19 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             spec = run_folder.spec
             _preflight(options, spec, run_folder)
-            stages = None
-            if run_folder.missing:
-                with watch.stage("start"), leaving_at_once():
-                    stages = make_stages(options, spec, weights)
             if options.dry_run:
-                _rehearse(options, spec, run_folder, stages)
+                _rehearse(options, spec, run_folder, weights)
                 return None
-            # From here on nothing but the disk can refuse the run.
-            run_folder.make_room()
-            with to_file(options.folder / "run.log", kept_lines), clearing(run_folder.drop_partial_files):
-                report = _make_missing(options, spec, run_folder, stages, watch)
+            with ExitStack() as stack:
+                engine = None
+                if run_folder.missing:
+                    with watch.stage("start"):
+                        engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
+                # From here on nothing but the disk can refuse the run.
+                run_folder.make_room()
+                stack.enter_context(to_file(options.folder / "run.log", kept_lines))
+                stack.enter_context(clearing(run_folder.drop_partial_files))
+                report = _make_missing(options, spec, run_folder, engine, watch)
     return report
 
 
@@ -143,39 +145,48 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.warning("%s before compression. Finished shards are kept if the disk fills up.", text)
 
 
-def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None) -> None:
+def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, weights: Weights) -> None:
+    stages = None
+    if run_folder.missing:
+        with leaving_at_once():
+            stages = make_stages(options, spec, weights)
     _look_at_finished(options.folder, spec, run_folder)
     if stages is None:
         _log.info("estimate: all %d rows are finished, nothing is left to make", len(spec.manifest))
     else:
+        if options.engine.name != "local":
+            _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
         rehearse(spec, run_folder, stages, options.runtime.workers, options.data.max_failed_fraction)
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
 def _make_missing(
-    options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None, watch: Stopwatch
+    options: Options, spec: RunSpec, run_folder: folder.RunFolder, engine: Engine | None, watch: Stopwatch
 ) -> Report:
     """Makes the missing shards and the index; says and stores what was done."""
     errors_before = _look_at_finished(options.folder, spec, run_folder)
-    writers: list[Writer] = []
+    made = Made()
     seconds_flowing = 0.0
-    if stages is not None or not Digests(options.folder).agrees("config.yaml"):
+    if engine is not None or not Digests(options.folder).agrees("config.yaml"):
         write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
-    if stages is not None:
+    rows_now = sum(shard.rows for shard in run_folder.missing)
+    if engine is not None:
         began = time.monotonic()
-        writers = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
+        with Progress(
+            spec.manifest.keys, len(spec.manifest) - rows_now, errors_before, options.data.max_failed_fraction
+        ) as progress:
+            engine.make(run_folder, News(progress, Forecast(options.folder, spec, rows_now), watch, made))
         seconds_flowing = time.monotonic() - began
-    is_indexed = stages is None and _index_is_whole(options.folder, spec)
+    is_indexed = engine is None and _index_is_whole(options.folder, spec)
     with watch.stage("finish"):
         if not is_indexed:
             build_index(options.folder, spec)
         reports = look_at_reports(options.folder, spec, is_indexed)
         errors = reports.errors
-    rows_now = sum(shard.rows for shard in run_folder.missing)
     report = Report(
         folder=str(options.folder),
         index=str(options.folder / format.INDEX_NAME),
-        device=stages.device.kind if stages else "none",
+        device=made.device,
         network=options.network.name,
         weights=str(spec.attributes["weights"]),
         layers={feature.layer.name: feature.shape for feature in spec.features},
@@ -189,12 +200,12 @@ def _make_missing(
         seconds_by_stage=watch.seconds(),
         images_per_second=rows_now / seconds_flowing if rows_now else 0.0,
         threads_seconds={
-            "encode": sum(writer.encode_seconds for writer in writers),
-            "write": sum(writer.write_seconds for writer in writers),
+            "encode": made.encode_seconds,
+            "write": made.write_seconds,
         },
-        bytes_raw=sum(writer.bytes_raw for writer in writers),
-        bytes_stored=sum(writer.bytes_stored for writer in writers),
-        peak_memory_bytes=peak_memory_bytes(),
+        bytes_raw=made.bytes_raw,
+        bytes_stored=made.bytes_stored,
+        peak_memory_bytes=max(made.peak_memory_bytes, peak_memory_bytes()),
         versions=versions(),
         options=options.given,
     )
@@ -208,27 +219,6 @@ def _make_missing(
         )
     refuse_failures(report.failed, report.rows, options.data.max_failed_fraction, next(iter(errors), ""))
     return report
-
-
-def _extract_missing(
-    options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages, errors_before: Sequence[str], watch: Stopwatch
-) -> list[Writer]:
-    """Makes the missing shards, those of one part after the other."""
-    workers = options.runtime.workers or usable_cores()
-    writers: list[Writer] = []
-    rows_before = sum(shard.rows for shard in run_folder.finished)
-    forecast = Forecast(options.folder, spec, sum(shard.rows for shard in run_folder.missing))
-    with Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress:
-        for part, missing in run_folder.parts():
-            writer = Writer(options.folder, part, (), workers)
-
-            def done(statuses: Sequence[ImageStatus], writer: Writer = writer) -> None:
-                progress(statuses)
-                forecast.look(statuses, writer.bytes_raw, writer.bytes_stored)
-
-            make_shards(writer, part, [missing], stages, workers, watch, done)
-            writers.append(writer)
-    return writers
 
 
 def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> list[str]:

@@ -20,6 +20,7 @@ from . import codec, disk, format, gathering
 from .cutter import Cutter, Piece
 from .digests import Digests
 from .progress import Progress
+from .publication import Publisher
 from .shard import ShardFile
 
 # What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
@@ -43,7 +44,7 @@ class Writer:
         waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one chunk always
             may. None: those of some hundred rows, at most 1 GiB.
         digests: Where finished shards get their lines. None: in ``SHA256SUMS``, as only the holder of the folder's lock may;
-            another process gives :class:`Digests` with a writer's name, and its unfinished files have names of their own.
+            another process gives one with a writer's name, and its unfinished files have names of their own.
 
     Attributes:
         bytes_raw: Activations written so far, before compression.
@@ -61,12 +62,12 @@ class Writer:
         workers: int,
         waiting_bytes: int | None = None,
         *,
-        digests: Digests | None = None,
+        digests: Publisher | None = None,
     ) -> None:
         self.bytes_raw = self.bytes_stored = self.shards_done = 0
         self.encode_seconds = self.write_seconds = 0.0
         self._folder = folder
-        self._digests = Digests(folder) if digests is None else digests
+        self._digests: Publisher = Digests(folder) if digests is None else digests
         # Two processes may come to write the same shard, where locks do not work or one was taken for dead: each writes all of
         # it, and either is the whole one.
         self._mark = f"{self._digests.writer}-{secrets.token_hex(4)}" if self._digests.writer else ""
