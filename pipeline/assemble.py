@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import Options
-from .engines.engine import Engine, Made, News, open_engine, refuse_missing_packages
+from .engines.engine import Engine, Made, News, open_engine, refuse_engine
 from .errors import DatasetError, StoreError
 from .estimate import Forecast
 from .freshness import refuse_changed_images
@@ -51,7 +51,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
     """
     watch = Stopwatch()
     with to_terminal(quiet) as kept_lines:
-        refuse_missing_packages(options)
+        refuse_engine(options)
         layers = resolve_layers(options.network.name, options.layers)
         with watch.stage("list"):
             manifest = _list_images(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import re
 import socket
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
+from ..engine_config import EngineOptions
 from ..errors import EngineError, OptionError, printable
 from ..machine import usable_cores
 from ..schema import AUTO
-from .places import Node
+from ..signals import reclaim
+from .places import Node, gpus_per_worker, plan_places
 
 # For a machine to answer at a port at all, and for what answers to prove to be a cluster.
 PORT_SECONDS, CLUSTER_SECONDS = 5.0, 60.0
@@ -36,8 +39,12 @@ _SETTINGS = {
 _LONGEST_CAUSE = 240
 
 
-def require_ray() -> None:
-    """Finds out whether Ray is installed; loads nothing.
+def require_ray(engine: EngineOptions, device: str) -> None:
+    """Finds out, without loading anything, whether Ray is installed, and whether a worker fits on this machine, if it must.
+
+    Args:
+        engine: The options.
+        device: ``runtime.device``.
 
     Raises:
         OptionError: It is not.
@@ -47,6 +54,10 @@ def require_ray() -> None:
             "engine: Ray is not installed here, got ray. Expected the `ray` extra, or engine=local. Install it with "
             "`pip install 'deep-feature-pipeline[ray]'`."
         )
+    if engine.address is None:
+        # Of GPUs only Ray will know.
+        machine = [Node("", "this machine", float(usable_cores()), math.inf)]
+        plan_places(machine, engine, gpus_per_worker([], engine, device), {}, is_local=True)
 
 
 def load_ray() -> Any:
@@ -94,6 +105,8 @@ def connected(address: str | None, shared_bytes: int) -> Iterator[Any]:
             _within(CLUSTER_SECONDS, lambda: _start(ray, settings), over)
         except WaitedTooLong as error:
             raise _no_cluster(address, f"no answer in {CLUSTER_SECONDS:.0f} s") from error
+        # Its C++ part prints a stack at SIGTERM before it lets Python know.
+        reclaim()
         yield ray
     finally:
         with contextlib.suppress(Exception):
@@ -108,7 +121,7 @@ def _start(ray: Any, settings: dict[str, Any]) -> None:
             ray.init(**settings)
     except Exception as error:
         address = settings["address"]
-        raise _no_cluster(None if address == "local" else address, one_line(str(error))) from error
+        raise _no_cluster(None if address == "local" else address, one_line(str(error)).split(". ")[0]) from error
 
 
 def _require_port(address: str) -> None:

@@ -86,13 +86,13 @@ def open_engine(options: Options, spec: RunSpec, weights: Weights, run_folder: R
     return LocalEngine(options, spec, weights)
 
 
-def refuse_missing_packages(options: Options) -> None:
-    """Finds out, before anything else is done, whether what the engine needs is installed.
+def refuse_engine(options: Options) -> None:
+    """Finds out, before anything else is done, whether the engine can be used here.
 
     Raises:
-        OptionError: It is not.
+        OptionError: It cannot.
     """
     if options.engine.name == "ray":
         from .cluster import require_ray
 
-        require_ray()
+        require_ray(options.engine, options.runtime.device)

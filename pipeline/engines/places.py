@@ -138,8 +138,12 @@ def _cpus(node: Node, engine: EngineOptions, workers: int) -> float:
 def _no_room(nodes: Sequence[Node], engine: EngineOptions, gpus: float) -> OptionError:
     most_cpus, most_gpus = (max((getattr(node, kind) for node in nodes), default=0) for kind in ("cpus", "gpus"))
     key = "gpus_per_worker" if gpus > most_gpus else "cpus_per_worker"
-    got = f"{gpus:g} GPUs and {engine.cpus_per_worker or 1} CPUs"
+    if key == "cpus_per_worker":
+        return OptionError(
+            f"engine.{key}: no node has room for a worker, got {engine.cpus_per_worker}. Expected at most {most_cpus:g}, the "
+            "cores of the largest node. Ask for less."
+        )
     return OptionError(
-        f"engine.{key}: no node has room for a worker, got {got} for each. Expected at most {most_gpus:g} GPUs and {most_cpus:g} "
-        "CPUs, what the largest node has. Ask for less."
+        f"engine.{key}: no node has room for a worker, got {gpus:g}. Expected at most {most_gpus:g}, the GPUs of the largest "
+        "node. Ask for less, or use runtime.device=cpu."
     )
