@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ..engine_config import EngineOptions
 from ..errors import OptionError
 
-# Of a core: what Ray counts in. Source: Ray, "Fractional Resource Requirements": 0.0001.
-SMALLEST_SHARE = 1e-4
+# What Ray counts in. Source: Ray, "Fractional Resource Requirements": to 0.0001.
+SHARES_A_CORE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _cpus(node: Node, engine: EngineOptions, workers: int) -> float:
     if engine.cpus_per_worker:
         return float(engine.cpus_per_worker)
     share = node.cpus / max(1, workers)
-    return float(int(share)) if share >= 1 else max(SMALLEST_SHARE, math.floor(share / SMALLEST_SHARE) * SMALLEST_SHARE)
+    return float(int(share)) if share >= 1 else max(1, math.floor(share * SHARES_A_CORE)) / SHARES_A_CORE
 
 
 def _no_room(nodes: Sequence[Node], engine: EngineOptions, gpus: float) -> OptionError:
