@@ -244,7 +244,14 @@ def test_a_node_that_comes_gets_a_worker(tmp_path: Path, images: Path, undisturb
     cluster.add()
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
     running.wait_for_shards(1)
+    # The run would be over before the other has loaded TensorFlow.
+    (first,) = workers()
+    os.kill(first, signal.SIGSTOP)
     cluster.add()
+    try:
+        running.wait_for_shards(10)
+    finally:
+        os.kill(first, signal.SIGCONT)
     assert running.end() == 0, running.said
     assert "engine: 1 worker: " in running.said
     assert sum(line.startswith("engine: worker on ") for line in running.said.splitlines()) == 2
