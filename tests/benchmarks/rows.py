@@ -15,6 +15,7 @@ INSTALL = {
     "openvino": "pip install openvino",
     "torch": "pip install torch",
     "torchvision": "pip install torchvision",
+    "ray": "pip install ray",
     "thingsvision": "pip install thingsvision",
 }
 
