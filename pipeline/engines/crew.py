@@ -190,6 +190,7 @@ class Crew:
             self._failures[hand.place.node.id if hand.place.node else ""] = TRIES
             self._last_failure = str(said.error)
         elif hand.asked == "check":
+            hand.host = said.host
             self.ask(hand, "begin")
         else:
             hand.device = said.device

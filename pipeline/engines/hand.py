@@ -37,6 +37,7 @@ class Hand:
         is_first: Whether it is one of those that the run begins with.
         called: When it was asked, in monotonic seconds.
         device: As it has said.
+        host: Likewise.
         shards: That it has, in order, and what is done of each.
         rows: That it has done, over all.
         finished: Shards, likewise.
@@ -51,6 +52,7 @@ class Hand:
     is_first: bool = False
     called: float = 0.0
     device: str = ""
+    host: str = ""
     shards: dict[ShardSpec, Done] = field(default_factory=dict)
     rows: int = 0
     finished: int = 0
@@ -61,7 +63,7 @@ class Hand:
     @property
     def where(self) -> str:
         """Words for where it is."""
-        return self.place.node.name if self.place.node else "a node that is to come"
+        return self.host or (self.place.node.name if self.place.node else "a node that is to come")
 
     def expect(self, shards: Sequence[ShardSpec]) -> None:
         """Takes note of shards that it is given."""

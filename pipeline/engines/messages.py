@@ -41,10 +41,12 @@ class Ready:
 
     Attributes:
         device: ``cpu`` or ``gpu``.
+        host: Name of its machine.
         error: Why it cannot.
     """
 
     device: str = ""
+    host: str = ""
     error: BaseException | None = None
 
 

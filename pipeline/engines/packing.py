@@ -29,6 +29,11 @@ class PackedTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
+    @property
+    def nbytes(self) -> int:
+        """What they take."""
+        return self._bytes.nbytes + self._ends.nbytes
+
     def _text(self, index: int) -> str:
         first = int(self._ends[index - 1]) if index else 0
         return self._bytes[first : int(self._ends[index])].tobytes().decode("utf-8", "surrogatepass")
@@ -59,6 +64,11 @@ class PackedPaths(Mapping[int, str]):
         ordered = sorted(paths)
         self._rows = np.array(ordered, np.int64)
         self._paths = PackedTexts([paths[row] for row in ordered])
+
+    @property
+    def nbytes(self) -> int:
+        """What they take."""
+        return self._rows.nbytes + self._paths.nbytes
 
     def __getitem__(self, row: int) -> str:
         place = int(np.searchsorted(self._rows, row))

@@ -26,9 +26,11 @@ from .crew import Crew
 from .engine import Made, News
 from .hand import Hand, failed_of, words_for_rates
 from .messages import Setup, Turn
-from .packing import packed
+from .packing import PackedPaths, PackedTexts, packed
 from .supply import Supply
 
+# Between two looks at the rates of all.
+NOTE_SECONDS = 1.0
 # What a worker spends its time on while the driver waits for it.
 _STAGES = ("read", "preprocess", "network", "store", "finish")
 
@@ -56,6 +58,8 @@ class RayEngine:
         self._gone = Made()
         self._gone_seconds = dict.fromkeys(_STAGES, 0.0)
         self._news: News | None = None
+        # Of all workers so far, kept as they are told: to sum them up at each turn would take a thousand workers' time squared.
+        self._bytes_raw = self._bytes_stored = 0
 
     def __enter__(self) -> RayEngine:
         with ExitStack() as stack:
@@ -80,6 +84,7 @@ class RayEngine:
         self._news = news
         self._digests = Digests(run_folder.path)
         everybody: dict[str, Hand] = {}
+        noted = 0.0
         try:
             with news.watch.stage("network"):
                 while self._supply.left:
@@ -92,7 +97,9 @@ class RayEngine:
                         everybody[hand.name] = hand
                         self._take(hand, turn)
                         self._give(hand)
-                    news.progress.notes["img/s"] = words_for_rates([hand for hand in self._crew.hands if hand.device])
+                    if time.monotonic() - noted > NOTE_SECONDS:
+                        noted = time.monotonic()
+                        news.progress.notes["img/s"] = words_for_rates([hand for hand in self._crew.hands if hand.device])
         except BaseException:
             self._crew.dismiss(in_order=True)
             run_folder.drop_partial_files()
@@ -117,6 +124,8 @@ class RayEngine:
                 self._digests.add(name, digest)
             except OSError as error:
                 raise disk.write_error(self._digests.path, error) from error
+        self._bytes_raw += turn.bytes_raw - hand.last.bytes_raw
+        self._bytes_stored += turn.bytes_stored - hand.last.bytes_stored
         hand.take(turn)
         for name in turn.finished:
             del hand.shards[self._by_path[name]]
@@ -128,11 +137,8 @@ class RayEngine:
         rows = sum(batch.rows for batch in turn.batches)
         news.progress.count(rows, failed_of(turn))
         if rows:
-            raw, stored = (
-                sum((getattr(other.last, name) for other in self._crew.hands), getattr(self._gone, name))
-                for name in ("bytes_raw", "bytes_stored")
-            )
-            news.forecast.look(rows, sum(batch.raw_seen for batch in turn.batches), raw, stored)
+            raw_seen = sum(batch.raw_seen for batch in turn.batches)
+            news.forecast.look(rows, raw_seen, self._bytes_raw, self._bytes_stored)
 
     def _take_back(self, hand: Hand, cause: str, node_lives: bool) -> None:
         """Takes back what a worker had that has died."""
@@ -210,14 +216,8 @@ def _visible_image(spec: RunSpec) -> str:
 def _shared_bytes(setup: Setup) -> int:
     """Gives what the setup takes as it is shared, and as much again for the moment in which it is put together."""
     weights = sum(array.nbytes for arrays in (setup.weights.kernels, setup.weights.biases) for array in arrays.values())
-    texts = sum(
-        sum(map(len, column)) + 8 * len(column)
-        for part in setup.parts.values()
-        for column in (
-            part.manifest.keys,
-            part.manifest.labels,
-            *part.manifest.metadata.values(),
-            list(part.manifest.paths.values()),
-        )
-    )
-    return 2 * (weights + texts)
+    manifests = [part.manifest for part in setup.parts.values()]
+    columns = [column for found in manifests for column in (found.keys, found.labels, found.paths, *found.metadata.values())]
+    texts = sum(column.nbytes for column in columns if isinstance(column, (PackedTexts, PackedPaths)))
+    numbers = sum(found.file_bytes.nbytes + (0 if found.places is None else found.places.nbytes) for found in manifests)
+    return 2 * (weights + texts + numbers)

@@ -93,7 +93,7 @@ class Worker:
                     "machine. Install the same there."
                 )
             )
-        return Ready()
+        return Ready(host=host)
 
     def begin(self) -> Ready:
         """Makes the stages and starts to work on what will be given."""

@@ -16,9 +16,7 @@ IMAGES_PER_SHARD = 16
 OVERHEAD, SCALING = 0.95, 0.9
 
 
-@row(
-    "engine", f"relu4_1 of {IMAGES} JPEGs by workers on a Ray cluster here: scaling and overhead", asked_for_only=True
-)
+@row("engine", f"relu4_1 of {IMAGES} JPEGs by workers on a Ray cluster here: scaling and overhead", asked_for_only=True)
 def measure(bench: Bench) -> Iterator[Line]:
     """One worker against two, of one thread each; one worker with all cores against the local engine; and what starting takes."""
     if absent := missing(["ray"]):
