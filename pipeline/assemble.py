@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from .config import Options
+from .engines.engine import Engine, News, open_engine, refuse_engine
 from .errors import StoreError
 from .estimate import Forecast
-from .extract import extract
 from .finishing import Ending, Made, finish_run, finish_share, index_is_whole
 from .freshness import refuse_changed_images
 from .image_list import list_images
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
-from .machine import usable_cores
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run
 from .progress import Progress
 from .publishing import write_text
-from .records import ImageStatus, RunSpec
+from .records import RunSpec
 from .rehearsal import rehearse
 from .report import Report, Stopwatch, words_for_bytes
 from .schema import AUTO
 from .signals import clearing, leaving_at_once
-from .stages import Stages, make_stages
+from .stages import make_stages
 from .store import disk, folder, format
 from .store.digests import Digests
 from .store.reader import open_run
-from .store.writer import Writer
 
 UNTRAINED = (
     "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
@@ -55,6 +50,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
     """
     watch = Stopwatch()
     with to_terminal(quiet) as kept_lines:
+        refuse_engine(options)
         layers = resolve_layers(options.network.name, options.layers)
         with watch.stage("list"):
             manifest = list_images(options.data.source)
@@ -66,18 +62,20 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             spec = run_folder.spec
             _preflight(options, spec, run_folder)
-            stages = None
-            if run_folder.missing:
-                with watch.stage("start"), leaving_at_once():
-                    stages = make_stages(options, spec, weights)
             if options.dry_run:
-                _rehearse(options, spec, run_folder, stages)
+                _rehearse(options, spec, run_folder, weights)
                 return None
-            # From here on nothing but the disk can refuse the run.
-            run_folder.make_room()
-            log = options.folder / format.log_name(options.share.mark if options.share else "")
-            with to_file(log, kept_lines), clearing(run_folder.drop_partial_files):
-                report = _make_missing(options, spec, run_folder, stages, watch)
+            with ExitStack() as stack:
+                engine = None
+                if run_folder.missing:
+                    with watch.stage("start"):
+                        engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
+                # From here on nothing but the disk can refuse the run.
+                run_folder.make_room()
+                log = options.folder / format.log_name(options.share.mark if options.share else "")
+                stack.enter_context(to_file(log, kept_lines))
+                stack.enter_context(clearing(run_folder.drop_partial_files))
+                report = _make_missing(options, spec, run_folder, engine, watch)
     return report
 
 
@@ -139,76 +137,55 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.warning("%s before compression. Finished shards are kept if the disk fills up.", text)
 
 
-def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None) -> None:
+def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, weights: Weights) -> None:
+    stages = None
+    if run_folder.missing:
+        with leaving_at_once():
+            stages = make_stages(options, spec, weights)
     _look_at_finished(options.folder, spec, run_folder)
     if stages is None:
         _log.info("estimate: all %d rows are finished, nothing is left to make", sum(shard.rows for shard in run_folder.own))
     else:
+        if options.engine.name != "local":
+            _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
         rehearse(spec, run_folder, stages, options.runtime.workers, options.data.max_failed_fraction)
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
 def _make_missing(
-    options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None, watch: Stopwatch
+    options: Options, spec: RunSpec, run_folder: folder.RunFolder, engine: Engine | None, watch: Stopwatch
 ) -> Report:
     """Makes the missing shards and the index; says and stores what was done."""
     errors = _look_at_finished(options.folder, spec, run_folder)
     with run_folder.alone():
         is_there = Digests(options.folder).agrees("config.yaml")
         # Of parts the first one that comes writes it: to the others it may be the run's already.
-        if not is_there or (stages is not None and options.share is None):
+        if not is_there or (engine is not None and options.share is None):
             write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
     made = Made()
-    if stages is not None:
+    if engine is not None:
         began = time.monotonic()
-        writers = _extract_missing(options, spec, run_folder, stages, errors, watch)
+        of_all = sum(shard.rows for shard in run_folder.own)
         rows = sum(shard.rows for shard in run_folder.missing)
+        failed_fraction = options.data.max_failed_fraction
+        with Progress(spec.manifest.keys, of_all - rows, errors, failed_fraction, of_all) as progress:
+            news = News(progress, Forecast(options.folder, spec, rows), watch)
+            engine.make(run_folder, news)
         made = Made(
-            device=stages.device.kind,
+            device=news.made.device,
             rows=rows,
             rows_added=sum(shard.rows for shard in run_folder.missing if shard.part),
             images_per_second=rows / (time.monotonic() - began),
-            threads_seconds={
-                "encode": sum(writer.encode_seconds for writer in writers),
-                "write": sum(writer.write_seconds for writer in writers),
-            },
-            bytes_raw=sum(writer.bytes_raw for writer in writers),
-            bytes_stored=sum(writer.bytes_stored for writer in writers),
+            threads_seconds={"encode": news.made.encode_seconds, "write": news.made.write_seconds},
+            bytes_raw=news.made.bytes_raw,
+            bytes_stored=news.made.bytes_stored,
+            peak_memory_bytes=news.made.peak_memory_bytes,
         )
     # The options of the run, whoever has made which part of it.
     ending = Ending(made, watch, {**options.given, "part": None}, options.data.max_failed_fraction)
     if options.share is not None:
         return finish_share(run_folder, ending, errors)
-    return finish_run(options.folder, spec, ending, stages is None and index_is_whole(options.folder, spec))
-
-
-def _extract_missing(
-    options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages, errors_before: Sequence[str], watch: Stopwatch
-) -> list[Writer]:
-    """Makes the missing shards, those of one part after the other."""
-    workers = options.runtime.workers or usable_cores()
-    writers: list[Writer] = []
-    rows_before = sum(shard.rows for shard in run_folder.finished)
-    rows, failed_fraction = sum(shard.rows for shard in run_folder.own), options.data.max_failed_fraction
-    forecast = Forecast(options.folder, spec, rows - rows_before)
-    with Progress(spec.manifest.keys, rows_before, errors_before, failed_fraction, rows) as progress:
-        for part, missing in run_folder.parts():
-            indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in missing])
-            with ExitStack() as stack:
-                writer = Writer(options.folder, part, missing, workers, digests=run_folder.digests())
-                # Last in, first out: reading stops before what is unfinished is dropped.
-                stack.push(lambda kind, error, trace, writer=writer: writer.abort() if kind else None)
-                batches = stack.enter_context(closing(stages.load(part.manifest, indices, workers)))
-
-                def done(statuses: Sequence[ImageStatus], writer: Writer = writer) -> None:
-                    progress(statuses)
-                    forecast.look(statuses, writer.bytes_raw, writer.bytes_stored)
-
-                extract(batches, stages.preprocess, stages.network, writer, watch, done, asynchronous=stages.device.asynchronous)
-                with watch.stage("finish"):
-                    writer.close()
-            writers.append(writer)
-    return writers
+    return finish_run(options.folder, spec, ending, engine is None and index_is_whole(options.folder, spec))
 
 
 def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> list[str]:

@@ -20,7 +20,7 @@ from .data_source import DataSource, tar_folder
 from .schema import Schema
 
 # Those whose value is a piece of text and nothing else.
-LITERAL_OPTIONS = ("data.dir", "data.list", "data.tar", "data.tfds", "name", "output.dir", "network.weights")
+LITERAL_OPTIONS = ("data.dir", "data.list", "data.tar", "data.tfds", "name", "output.dir", "network.weights", "engine.address")
 
 # Of these, the one that may be a list of such pieces.
 _PATHS = "data.tar"
@@ -28,8 +28,8 @@ _PATHS = "data.tar"
 # Options that are lists: commas make one, with brackets or without.
 LISTS = ("layers", "channels", "images")
 
-# The one option that is a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
-_GROUP_NAME = "network.name"
+# Options that are a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
+GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
 # What makes several jobs of a command line, and what of an option says which.
 MULTIRUN = frozenset({"-m", "--multirun"})
 _SWEEPS = ",("
@@ -119,7 +119,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def argument(name: str, value: Any) -> str:
     """Gives an option as Hydra reads it, and :func:`literal_arguments` before it; not yet quoted for a shell."""
-    name = name.removesuffix(".name") if name == _GROUP_NAME else name
+    name = GROUP_NAMES.get(name, name)
     if name in LITERAL_OPTIONS and value is not None and not isinstance(value, (list, tuple)):
         return f"{name}={value}" if _is_typed(str(value)) else f"{name}={quoted(str(value))}"
     return f"{name}={_grammar(value)}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import schema
+from .command_line import GROUP_NAMES
 from .config import WEIGHTS
 from .network.layers import NETWORKS, SYNONYMS, layer_table
 
@@ -115,7 +116,7 @@ def answer(arguments: Sequence[str]) -> str | None:
 
 def _options(name: str) -> list[_Option]:
     options = schema.defaults(getattr(schema, name)())
-    return [_Option("network" if key == "network.name" else key, _choices(key, value)) for key, value in options.items()]
+    return [_Option(GROUP_NAMES.get(key, key), _choices(key, value)) for key, value in options.items()]
 
 
 def _choices(key: str, default: Any) -> Sequence[str]:

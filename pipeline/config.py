@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .data_source import DataSource, check_source
+from .engine_config import EngineOptions, check_engine
 from .errors import OptionError, nearest
-from .schema import AUTO, CHOICES, known_keys
+from .option_values import count as _count
+from .option_values import wrong as _wrong
+from .schema import CHOICES, known_keys
 from .sharding import Share
 
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
@@ -87,6 +90,7 @@ class Options:
     name: str
     runtime: RuntimeOptions
     share: Share | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
     dry_run: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
 
@@ -179,6 +183,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
         share=_share(values["part"]),
+        engine=check_engine(values["engine"], runtime["device"]),
         dry_run=_switch("dry_run", values["dry_run"]),
         given=given,
     )
@@ -190,6 +195,11 @@ def check_options(values: Mapping[str, Any]) -> Options:
         raise OptionError(
             f"output.existing: a part cannot tell what was there from what other parts make, got {options.output.existing} with "
             f"part={options.share}. Expected {' or '.join(EXISTING_OF_PARTS)}. Use another name=..., or remove the folder first."
+        )
+    if options.share is not None and options.engine.name != "local":
+        raise OptionError(
+            f"part: engine={options.engine.name} shares the shards among its workers itself, got part={options.share}. Expected "
+            "null, or engine=local. Leave one of them out."
         )
     if options.runtime.device == "cpu" and options.runtime.precision != "float32":
         raise OptionError(
@@ -239,21 +249,6 @@ def check_layers(value: Any) -> tuple[str, ...]:
     if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
         raise _wrong("layers", value, "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]")
     return tuple(words)
-
-
-def _wrong(key: str, value: Any, rule: str, allowed: Sequence[str] = ()) -> OptionError:
-    near = nearest(str(value), allowed) if allowed else ""
-    is_near = near and near != ", ".join(allowed)
-    hint = f"Did you mean {near}?" if is_near else "Run `python -m pipeline.run --help` for all options."
-    return OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}. {hint}")
-
-
-def _count(key: str, value: Any, largest: int) -> int | None:
-    if value == AUTO:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise _wrong(key, value, f"auto or a whole number from 1 to {largest}")
-    return value
 
 
 def _switch(key: str, value: Any) -> bool:

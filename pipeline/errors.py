@@ -43,6 +43,10 @@ class StoreError(PipelineError):
     """A run folder, shard or index cannot be written or read, or does not belong to this run."""
 
 
+class EngineError(PipelineError):
+    """Workers cannot be started or reached, see something else than this process, or do not live through a shard."""
+
+
 class LockedError(StoreError):
     """Another live process is writing the same run folder."""
 

@@ -36,18 +36,19 @@ class Forecast:
         # Nothing to find out: it has been said before the first image.
         self._is_said = spec.compression == "none" and all(feature.shape for feature in spec.features)
 
-    def look(self, statuses: Sequence[ImageStatus], raw_bytes: int, stored_bytes: int) -> None:
-        """Takes note of a batch.
+    def look(self, rows: int, raw_seen: int, raw_bytes: int, stored_bytes: int) -> None:
+        """Takes note of rows that are done.
 
         Args:
-            statuses: What became of its images.
+            rows: How many.
+            raw_seen: Bytes of their activations, by :func:`raw_bytes`.
             raw_bytes: Activations that have been encoded so far, before compression.
             stored_bytes: The same, after.
         """
         if self._is_said:
             return
-        self._seen += len(statuses)
-        self._raw_seen += sum(_raw_bytes(self._spec, status) for status in statuses if not status.error)
+        self._seen += rows
+        self._raw_seen += raw_seen
         left = self._rows - self._seen
         if left < LITTLE * self._rows:
             self._is_said = True
@@ -86,8 +87,12 @@ def too_little(folder: Path, free_bytes: float, needed_bytes: float) -> str:
     )
 
 
+def raw_bytes(spec: RunSpec, statuses: Sequence[ImageStatus]) -> int:
+    """Gives the bytes of these images' activations, before compression."""
+    return sum(_raw_bytes(spec, status) for status in statuses if not status.error)
+
+
 def _raw_bytes(spec: RunSpec, status: ImageStatus) -> int:
-    """Gives the bytes of an image's activations, before compression."""
     if all(feature.shape for feature in spec.features):
         return format.row_bytes(spec.features, spec.dtype)
     padding = spec.options.get("network.pool_padding", "same")

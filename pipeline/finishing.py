@@ -37,6 +37,7 @@ class Made:
         threads_seconds: Seconds of background threads by work, summed over threads.
         bytes_raw: Features before encoding.
         bytes_stored: As stored.
+        peak_memory_bytes: Of the process that took most, where others made it.
     """
 
     device: str = "none"
@@ -46,6 +47,7 @@ class Made:
     threads_seconds: Mapping[str, float] = field(default_factory=dict)
     bytes_raw: int = 0
     bytes_stored: int = 0
+    peak_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ def _report(
         threads_seconds=made.threads_seconds,
         bytes_raw=made.bytes_raw,
         bytes_stored=made.bytes_stored,
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=max(made.peak_memory_bytes, peak_memory_bytes()),
         versions=versions(),
         options=ending.options,
         part=part,

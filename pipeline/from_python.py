@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from .command_line import without_interpolation
+from .command_line import GROUP_NAMES, without_interpolation
 from .data_source import guess_option
 from .errors import OptionError, nearest
 from .network.start import undisturbed
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from .store.reader import Run
 
 # Names in Python of those options whose last word alone would not say what they are.
-_OWN_NAMES = {"network.name": "network", "output.dir": "output_dir"}
+_OWN_NAMES = {
+    **GROUP_NAMES,
+    "output.dir": "output_dir",
+    "engine.address": "engine_address",
+    "engine.workers": "engine_workers",
+}
 # What makes no run to be returned.
 _OF_THE_COMMAND = ("dry_run", "part")
 
@@ -57,6 +62,11 @@ class Settings(TypedDict, total=False):
     compression: str
     images_per_shard: int | str
     existing: str
+    engine: str
+    engine_address: str | None
+    engine_workers: int | str
+    gpus_per_worker: float | str
+    cpus_per_worker: int | str
     device: str
     convolution: str
     precision: str
@@ -78,9 +88,10 @@ def extract_features(
         run["relu4_1"][17]
 
     The same options, checks, files and bits as ``python -m pipeline.run``. An option is named by its last word (``size`` is
-    ``data.size``), or in full: ``**{"data.size": 256}``; the options ``network`` and ``output.dir`` are ``network`` and
-    ``output_dir``. Where all is there already, nothing is computed. Calls may follow each other with other weights, sizes or
-    devices. After Ctrl-C (``KeyboardInterrupt``) finished shards are kept, and the same call goes on.
+    ``data.size``), or in full: ``**{"data.size": 256}``; ``output.dir`` is ``output_dir``, ``engine.address`` and
+    ``engine.workers`` are ``engine_address`` and ``engine_workers``. Where all is there already, nothing is computed. Calls may
+    follow each other with other weights, sizes or devices. After Ctrl-C (``KeyboardInterrupt``) finished shards are kept, and the
+    same call goes on.
 
     Args:
         dir: Folder of images, walked recursively; a file of paths (``.txt``, ``.csv``, ``.tsv``, ``.parquet``); a tar file,

@@ -85,11 +85,11 @@ class Manifest:
     """
 
     root: str
-    keys: tuple[str, ...]
-    labels: tuple[str, ...]
+    keys: Sequence[str]
+    labels: Sequence[str]
     file_bytes: NDArray[np.int64]
     paths: Mapping[int, str]
-    metadata: Mapping[str, tuple[str, ...]]
+    metadata: Mapping[str, Sequence[str]]
     skipped: Mapping[str, int]
     digest: str
     source: ImageSource | None = None

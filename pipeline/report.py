@@ -63,6 +63,15 @@ class Stopwatch:
                     return
             yield item
 
+    def divide(self, name: str, shares: Mapping[str, float]) -> None:
+        """Gives the time of one stage to others, in proportion: it was spent waiting for those who were at these."""
+        self._turn()
+        whole, total = self._seconds[name], sum(shares.values())
+        if total > 0:
+            self._seconds[name] = 0.0
+            for stage, share in shares.items():
+                self._seconds[stage] += whole * share / total
+
     def seconds(self) -> dict[str, float]:
         """Gives the seconds of every stage so far."""
         self._turn()
@@ -97,7 +106,7 @@ class Report:
         threads_seconds: Seconds of background threads by work, summed over threads.
         bytes_raw: Features of this run before encoding.
         bytes_stored: As stored.
-        peak_memory_bytes: Largest resident size of the process; 0 where the system does not tell.
+        peak_memory_bytes: Largest resident size of any process of the run; 0 where the system does not tell.
         versions: Of this program and the libraries.
         options: Every option as it was set or is by default, name -> value.
         part: ``3/8`` where this process made a share of the run only: rates, bytes, memory and seconds are its own; "" else.

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "output.dtype": ("float32", "float16"),
     "output.compression": ("gzip", "none"),
     "output.existing": ("resume", "extend", "replace", "fail"),
+    "engine.name": ("local", "ray"),
     "runtime.device": (AUTO, "cpu", "gpu"),
     "runtime.convolution": (AUTO, "direct", "winograd"),
     "runtime.precision": ("float32", "tf32", "bfloat16"),
@@ -68,6 +69,17 @@ class OutputSchema:
 
 
 @dataclass
+class EngineSchema:
+    """Keys of ``engine``, a group of files in ``conf/engine``."""
+
+    name: Any = "local"
+    address: Any = None
+    workers: Any = AUTO
+    gpus_per_worker: Any = AUTO
+    cpus_per_worker: Any = AUTO
+
+
+@dataclass
 class RuntimeSchema:
     """Keys of ``runtime``."""
 
@@ -89,6 +101,7 @@ class Schema:
     name: Any = None
     part: Any = None
     dry_run: Any = False
+    engine: EngineSchema = field(default_factory=EngineSchema)
     runtime: RuntimeSchema = field(default_factory=RuntimeSchema)
 
 

@@ -62,6 +62,15 @@ def heed(advice: str) -> None:
         _state.terminal = os.dup(2)
 
 
+def reclaim() -> None:
+    """Takes signals back from a library that has put itself before this program, to say that they have come."""
+    if threading.current_thread() is threading.main_thread():
+        for number in WORDS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                signal.signal(number, handler)
+
+
 def advise(advice: str) -> None:
     """Says otherwise what a stop leaves behind, and what to do."""
     _state.advice = advice

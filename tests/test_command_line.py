@@ -75,6 +75,7 @@ def test_hard_names_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     [
         ["layers=[relu?_1,'conv[45]_*',all]", "data.size=[72,64]", "network=vgg16"],
         ["layers=relu4_1,relu5_1", "data.size=null", "batch_size=3", "network.seed=7", "data.max_failed_fraction=0.05"],
+        ["engine=ray", "engine.address=ray://head:10001", "engine.workers=8", "engine.gpus_per_worker=0.5"],
         ["data.resize=crop", "output.dtype=float16", "runtime.workers=2", "network.pool_padding=valid"],
     ],
 )

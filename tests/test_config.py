@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from pipeline.config import check_options
+from pipeline.engine_config import EngineOptions
 from pipeline.errors import OptionError
 from pipeline.records import Share
-from pipeline.schema import CHOICES, Schema, known_keys
+from pipeline.schema import CHOICES, EngineSchema, Schema, known_keys
 
 
 def values(**changes: Any) -> dict[str, Any]:
@@ -93,6 +94,54 @@ def test_each_wrong_value_has_its_message(changes: dict[str, Any], message: str)
     assert "\n" not in str(caught.value)
 
 
+def test_the_engine_is_this_process_unless_another_is_asked_for() -> None:
+    assert check_options(values()).engine == EngineOptions("local", None, None, None, None)
+    ray = check_options(values(engine__name="ray", engine__gpus_per_worker=0.5, engine__cpus_per_worker=3, engine__workers=2))
+    assert ray.engine == EngineOptions("ray", None, 2, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    "address", [None, "auto", "head:6379", "192.0.2.1:6379", "ray://head.example:10001", "[2001:db8::1]:6379"]
+)
+def test_addresses_of_a_cluster(address: str | None) -> None:
+    assert check_options(values(engine__name="ray", engine__address=address)).engine.address == address
+
+
+@pytest.mark.parametrize(
+    "address", ["head", "head:", "head:0", "head:70000", "http://head:80", "ray://", "", 6379, "a b:1", True]
+)
+def test_what_is_no_address_of_a_cluster(address: Any) -> None:
+    with pytest.raises(OptionError, match=r"^engine.address: not a valid .* Expected null, auto, host:port or ray://host:port\."):
+        check_options(values(engine__name="ray", engine__address=address))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 0}, r"engine.workers: not a valid value, got 0. Expected auto or a whole number from 1"),
+        ({"cpus_per_worker": 0.5}, r"engine.cpus_per_worker: not a valid value, got 0.5"),
+        (
+            {"gpus_per_worker": 2},
+            r"engine.gpus_per_worker: .* Expected auto, 1, 0 or a share between them: a worker uses one GPU",
+        ),
+        ({"gpus_per_worker": True}, r"engine.gpus_per_worker: not a valid value, got True"),
+        ({"name": "local", "workers": 2}, r"engine.workers: the local engine is one process .*, got 2. .* Add engine=ray\."),
+        ({"name": "local", "address": "auto"}, r"engine.address: the local engine is one process .*, got 'auto'"),
+    ],
+)
+def test_each_wrong_value_of_the_engine_has_its_message(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=f"^{message}"):
+        check_options(values(**{f"engine__{key}": value for key, value in {"name": "ray", **changes}.items()}))
+
+
+@pytest.mark.parametrize(("device", "gpus", "rule"), [("gpu", 0, "more than 0"), ("cpu", 1, "0")])
+def test_workers_have_a_gpu_where_they_compute_on_one(device: str, gpus: int, rule: str) -> None:
+    with pytest.raises(
+        OptionError, match=rf"^engine.gpus_per_worker: workers compute on the {device}, got {gpus}. Expected {rule}\."
+    ):
+        check_options(values(engine__name="ray", engine__gpus_per_worker=gpus, runtime__device=device))
+
+
 def test_keys_that_do_not_exist_or_were_removed_are_named() -> None:
     with pytest.raises(OptionError, match=r"data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"):
         check_options(values(data__sise=3))
@@ -116,6 +165,9 @@ def test_every_key_is_in_the_configuration_files() -> None:
 
     folder = Path(__file__).parent.parent / "conf"
     written = yaml.safe_load((folder / "config.yaml").read_text())
+    for engine in ("ray", "local"):
+        written["engine"] = yaml.safe_load((folder / f"engine/{engine}.yaml").read_text())
+        assert written["engine"] == {**asdict(EngineSchema()), "name": engine}
     written["network"] = yaml.safe_load((folder / "network/vgg19.yaml").read_text())
     plain = asdict(Schema())
     for key in known_keys():
@@ -147,3 +199,12 @@ def test_a_part_neither_replaces_nor_refuses_what_other_parts_may_have_made(exis
     )
     for allowed in ("resume", "extend"):
         assert check_options(values(part="3/8", output__existing=allowed)).output.existing == allowed
+
+
+def test_a_part_is_not_shared_among_workers_again() -> None:
+    with pytest.raises(OptionError) as error:
+        check_options(values(part="3/8", engine__name="ray"))
+    assert str(error.value) == (
+        "part: engine=ray shares the shards among its workers itself, got part=3/8. Expected null, or engine=local. Leave one of "
+        "them out."
+    )

@@ -50,6 +50,12 @@ CHANGES_NONE: dict[str, Any] = {
     "output.dir": "elsewhere",
     "output.compression": None,
     "output.existing": None,
+    # Which process makes a shard.
+    "engine.name": None,
+    "engine.address": "auto",
+    "engine.workers": 3,
+    "engine.gpus_per_worker": 1,
+    "engine.cpus_per_worker": 2,
     # The contract: within a tolerance on a GPU; the same bits on a CPU.
     "runtime.device": None,
     "runtime.workers": 7,
@@ -70,6 +76,8 @@ def digest(
     def plan(**changes: Any) -> str:
         # Stand-ins above for what must be a path.
         source = changes.get("network__weights")
+        if any(key.startswith("engine__") for key in changes):
+            changes = {"engine__name": "ray", **changes}
         where = {"data__dir": str(folder)} if "data__dir" in changes else {}
         if "data__list" in changes:
             where["data__list"] = str(folder / "list.txt")

@@ -14,7 +14,7 @@ from pipeline import extract_features
 from pipeline.assemble import run as run_all
 from pipeline.config import check_options
 from pipeline.errors import DatasetError, LockedError, NetworkError, OptionError, StoreError
-from pipeline.estimate import Forecast
+from pipeline.estimate import Forecast, raw_bytes
 from pipeline.records import FeatureBatch, ImageStatus
 from pipeline.run import checked_options
 from pipeline.store import disk
@@ -260,7 +260,11 @@ def statuses_of(count: int, failed: int = 0) -> list[ImageStatus]:
 
 def forecast(spec: Any, rows: int, *looks: tuple[int, int, int]) -> None:
     foresees = Forecast(Path("x"), spec, rows)
-    with_terminal(lambda: [foresees.look(statuses_of(count), raw, stored) for count, raw, stored in looks])
+    with_terminal(lambda: [look(foresees, spec, statuses_of(count), raw, stored) for count, raw, stored in looks])
+
+
+def look(foresees: Forecast, spec: Any, statuses: list[ImageStatus], raw: int, stored: int) -> None:
+    foresees.look(len(statuses), raw_bytes(spec, statuses), raw, stored)
 
 
 def with_terminal(work: Any) -> None:
@@ -278,7 +282,7 @@ def test_a_run_says_once_and_early_what_it_will_take(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "estimate: about 2.0 MB after compression, 50% of 4.0 MB; 5.0 MB free\n"
     # Failed images take nothing.
     foresees = Forecast(Path("x"), spec, 1000)
-    with_terminal(lambda: foresees.look(statuses_of(10, failed=5), 20_000, 10_000))
+    with_terminal(lambda: look(foresees, spec, statuses_of(10, failed=5), 20_000, 10_000))
     assert capsys.readouterr().err == "estimate: about 1.0 MB after compression, 50% of 2.0 MB; 5.0 MB free\n"
 
 

@@ -118,7 +118,9 @@ def test_errors_are_exceptions_of_one_line(
 
 
 def test_every_option_has_a_name_in_python() -> None:
-    short = {{"network.name": "network", "output.dir": "output_dir"}.get(key, key.rsplit(".")[-1]) for key in known_keys()}
+    own = {"network.name": "network", "output.dir": "output_dir", "engine.name": "engine"}
+    own |= {f"engine.{name}": f"engine_{name}" for name in ("address", "workers")}
+    short = {own.get(key, key.rsplit(".")[-1]) for key in known_keys()}
     assert set(Settings.__annotations__) == short - {"dir", "layers", "dry_run", "part"}
 
 

@@ -25,6 +25,8 @@ ONLY_IN = {
     "torch": ("training/torch_data.py",),
     "llvmlite": ("vector_code.py", "network/kernels.py", "images/passes.py", "store/deflate_code.py", "store/gathering.py"),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
+    # Optional.
+    "ray": ("engines/",),
     "hydra": tuple(DOORS),
     "omegaconf": tuple(DOORS),
     "matplotlib": ("pictures/",),
@@ -95,6 +97,14 @@ def test_what_answers_a_wrong_option_loads_nothing_heavy(room: str) -> None:
     heavy = {"tensorflow", "scipy", "h5py", "matplotlib"}
     for name, top in imports(room):
         assert not top or name.split(".")[0] not in heavy, f"{room} imports {name}"
+
+
+def test_engines_are_chosen_in_one_place_and_ray_is_loaded_late() -> None:
+    for room in ROOMS:
+        for name, top in imports(room):
+            assert not (top and name.split(".")[0] == "ray"), f"{room} imports {name}"
+            if name.startswith("pipeline.engines") and not room.startswith("engines/"):
+                assert (room, name.split(".")[2]) == ("assemble.py", "engine"), f"{room} imports {name}"
 
 
 def test_the_store_opens_its_door_to_training_late() -> None:

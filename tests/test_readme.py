@@ -56,8 +56,7 @@ def test_every_block_of_python_runs_and_gives_what_it_says(samples: Path, monkey
 def test_every_option_is_in_the_table() -> None:
     table = README.split("## Options")[1].split("\n## ")[0]
     for key in known_keys():
-        if key == "network.name":
-            key = "network"
+        key = key.removesuffix(".name")
         assert f"`{key}`" in table, key
     for key, values in CHOICES.items():
         row = next(line for line in table.splitlines() if line.startswith(f"| `{key.removesuffix('.name')}`"))

@@ -133,11 +133,11 @@ def _joined_chain(folder: Path, spec: RunSpec, parts: tuple[Part, ...], whole: S
         places[rows] = now.places
     manifest = Manifest(
         root=now.root,
-        keys=run.keys + new_keys,
-        labels=run.labels + new_labels,
+        keys=(*run.keys, *new_keys),
+        labels=(*run.labels, *new_labels),
         file_bytes=np.concatenate([run.file_bytes, new_bytes]),
         paths={int(rows[place]): path for place, path in now.paths.items()},
-        metadata={name: run.metadata[name] + new_columns[name] for name in now.metadata},
+        metadata={name: (*run.metadata[name], *new_columns[name]) for name in now.metadata},
         skipped=now.skipped,
         digest=digests[-1],
         source=now.source,

@@ -18,7 +18,7 @@ from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from ..statistics import LayerStatistics
 from . import codec, disk, format, summaries, tables
 from .cutter import Shape4
-from .digests import Digests
+from .publication import Publisher
 from .steady import SteadyFile
 
 
@@ -111,7 +111,7 @@ class ShardFile:
         statuses: Sequence[ImageStatus],
         checksums: Mapping[str, NDArray[np.uint32]],
         statistics: Mapping[str, LayerStatistics],
-        digests: Digests,
+        digests: Publisher,
     ) -> None:
         """Adds the tables, closes the file, and gives it its final name and its digest once it is on the disk.
 
@@ -119,7 +119,7 @@ class ShardFile:
             statuses: One for each row, in order.
             checksums: Layer -> (rows,), 0 for failed rows.
             statistics: Layer -> those of its rows.
-            digests: Of the run folder.
+            digests: Gives the file its final name.
         """
         try:
             tables.write_columns(self._file, tables.image_columns(self._spec, self._shard, statuses))

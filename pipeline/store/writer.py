@@ -20,6 +20,7 @@ from . import codec, disk, format, gathering
 from .cutter import Cutter, Piece
 from .digests import Digests
 from .progress import Progress
+from .publication import Publisher
 from .shard import ShardFile
 
 # What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
@@ -38,12 +39,12 @@ class Writer:
     Args:
         folder: The run's folder, opened by :func:`pipeline.store.folder.open_folder`.
         spec: The run, up to the part that the shards are of.
-        shards: Those to make.
+        shards: Those to make; further ones are told by :meth:`expect`.
         workers: Threads that encode.
         waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one chunk always
             may. None: those of some hundred rows, at most 1 GiB.
         digests: Where finished shards get their lines. None: in ``SHA256SUMS``, as only the holder of the folder's lock may;
-            another process gives :class:`Digests` with a writer's name, and its unfinished files have names of their own.
+            another process gives one with a writer's name, and its unfinished files have names of their own.
 
     Attributes:
         bytes_raw: Activations written so far, before compression.
@@ -61,20 +62,20 @@ class Writer:
         workers: int,
         waiting_bytes: int | None = None,
         *,
-        digests: Digests | None = None,
+        digests: Publisher | None = None,
     ) -> None:
         self.bytes_raw = self.bytes_stored = self.shards_done = 0
         self.encode_seconds = self.write_seconds = 0.0
         self._folder = folder
-        self._digests = Digests(folder) if digests is None else digests
+        self._digests: Publisher = Digests(folder) if digests is None else digests
         # Two processes may come to write the same shard, where locks do not work or one was taken for dead: each writes all of
         # it, and either is the whole one.
         self._mark = f"{self._digests.writer}-{secrets.token_hex(4)}" if self._digests.writer else ""
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
-        self._shards = tuple(shards)
-        self._to_make = {shard.number: shard for shard in shards}
+        self._unfinished: dict[int, ShardSpec] = {}
+        self._to_make: dict[int, ShardSpec] = {}
         self._open: dict[int, Progress] = {}
         row_bytes = format.row_bytes(spec.features, "float32") if all(self._shapes.values()) else WAITING_BYTES
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
@@ -82,11 +83,18 @@ class Writer:
         self._bytes_waiting = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
+        self.expect(shards)
         self._writing = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; one, since
         # one at a time may write the digests.
         self._finisher = ThreadPoolExecutor(1, "finish")
+
+    def expect(self, shards: Sequence[ShardSpec]) -> None:
+        """Takes it that these are to be made too; before anything of them is put."""
+        with self._changed:
+            for shard in shards:
+                self._unfinished[shard.number] = self._to_make[shard.number] = shard
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
         """Takes what became of some images, each once.
@@ -209,7 +217,7 @@ class Writer:
             with self._changed:
                 self.write_seconds += time.perf_counter() - started
                 self.shards_done += 1
-                del self._open[progress.shard.number]
+                del self._open[progress.shard.number], self._unfinished[progress.shard.number]
 
         self._guarded(progress, work)
         with self._changed:
@@ -261,7 +269,7 @@ class Writer:
             progress.file.drop()
         self._open.clear()
         # Ctrl-C comes anywhere, also after a file has been made and before anybody knows of it.
-        for shard in self._shards:
+        for shard in self._unfinished.values():
             with suppress(OSError):
                 disk.partial_path(self._folder / format.SHARD_FOLDER / shard.file_name, self._mark).unlink()
 

@@ -15,6 +15,7 @@ INSTALL = {
     "openvino": "pip install openvino",
     "torch": "pip install torch",
     "torchvision": "pip install torchvision",
+    "ray": "pip install ray",
     "thingsvision": "pip install thingsvision",
     "tensorflow_datasets": "pip install tensorflow-datasets importlib_resources",
     "pyarrow": "pip install pyarrow",

@@ -1,0 +1,107 @@
+"""Makes shards: stages joined to a writer, one loop over all that is asked for. Whoever makes shards makes them here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+
+import numpy as np
+
+from .extract import extract
+from .records import Batch, ImageStatus, RunSpec, ShardSpec
+from .report import Stopwatch
+from .stages import Stages
+from .store.writer import Writer
+
+# Batches of a group that are still to be computed when reading the next group begins: what its reading takes up to its first
+# batch must not be waited for.
+AHEAD_BATCHES = 2
+
+
+def make_shards(
+    writer: Writer,
+    part: RunSpec,
+    groups: Iterable[Sequence[ShardSpec]],
+    stages: Stages,
+    threads: int,
+    watch: Stopwatch,
+    done: Callable[[Sequence[ImageStatus]], None],
+) -> None:
+    """Makes shards of one part. All are finished when this returns; those of which all has come, when it raises.
+
+    Args:
+        writer: Of the part, without shards yet. It is closed.
+        part: The run up to the part.
+        groups: Shards whose images are read as one sequence, in order. The next group is asked for in another thread, while the
+            last batches of the one before are computed, so an iterator may wait until there is more to do.
+        stages: Of the run.
+        threads: That read and decode.
+        watch: Gets the seconds of each stage.
+        done: Told of every batch when its features have been handed over; may raise to stop.
+
+    Raises:
+        PipelineError: A value cannot be stored, the disk refuses. No partial file is left behind.
+    """
+    with ExitStack() as stack:
+        # Last in, first out: reading stops before what is unfinished is dropped.
+        stack.push(lambda kind, error, trace: writer.abort() if kind else None)
+        batches = stack.enter_context(closing(_read(writer, part, iter(groups), stages, threads)))
+        extract(batches, stages.preprocess, stages.network, writer, watch, done, asynchronous=stages.device.asynchronous)
+        with watch.stage("finish"):
+            writer.close()
+
+
+class _Begun:
+    """A group of which the first batch has been read.
+
+    Args:
+        group: Its shards.
+        batches: From the loader.
+    """
+
+    def __init__(self, group: Sequence[ShardSpec], batches: Generator[Batch, None, None]) -> None:
+        self.group = group
+        self.batches = batches
+        self.rows_left = sum(shard.rows for shard in group)
+        self.first = next(batches, None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batch = self.first
+        while batch is not None:
+            self.rows_left -= len(batch)
+            yield batch
+            batch = next(self.batches, None)
+
+
+def _read(
+    writer: Writer, part: RunSpec, groups: Iterator[Sequence[ShardSpec]], stages: Stages, threads: int
+) -> Generator[Batch, None, None]:
+    """Gives the batches of one group after the other."""
+
+    def begin() -> _Begun | None:
+        group = next(groups, None)
+        if group is None:
+            return None
+        indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in group])
+        return _Begun(group, stages.load(part.manifest, indices, threads))
+
+    ahead = ThreadPoolExecutor(1, "ahead")
+    following: Future[_Begun | None] | None = None
+    begun = begin()
+    try:
+        while begun is not None:
+            writer.expect(begun.group)
+            with closing(begun.batches):
+                for batch in begun:
+                    if following is None and begun.rows_left <= AHEAD_BATCHES * len(batch):
+                        following = ahead.submit(begin)
+                    yield batch
+            assert following is not None, f"no batch came of {begun.group}"
+            begun, following = following.result(), None
+    finally:
+        # What it waits for is up to whoever gives the groups: where there will be no more, they must end.
+        ahead.shutdown(wait=True)
+        left = following.result() if following is not None and following.exception() is None else None
+        if left is not None:
+            left.batches.close()

@@ -1,0 +1,385 @@
+"""engine=ray on real clusters: of this machine, and of several nodes that are processes on it. Runs are held to local ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import extract_features
+
+from .killed_runs import assert_same_run, partial_files
+from .test_command import call, command, environment
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="clusters of Ray are for Linux and macOS")
+
+OPTIONS = ["network.weights=random", "data.size=64", "layers=[relu3_1]", "output.images_per_shard=4", "name=run"]
+RAY = ["engine=ray"]
+SHARDS = 30
+# Attributes that tell which engine it was.
+TELLING = ("@config",)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photographs of noise, some of them broken, in which a run of some seconds has work."""
+    folder = tmp_path_factory.mktemp("data") / "imgs"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(4 * SHARDS - 2):
+        picture = Image.fromarray(draw.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        picture.resize((700, 500)).save(folder / f"{number:03d}.jpg")
+    (folder / "005.jpg").write_bytes(b"")
+    (folder / "077.jpg").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """The same run by the local engine."""
+    folder = tmp_path_factory.mktemp("local")
+    done = call(f"data.dir={images}", *OPTIONS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs/run"
+
+
+class Cluster:
+    """Ray's own cluster for tests: nodes that are processes on this machine, each of one core."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster as TestCluster
+
+        # The head has no cores: whatever happens to the others, it lives.
+        head = {"num_cpus": 0, "object_store_memory": 128 << 20, "include_dashboard": False}
+        self._cluster = TestCluster(initialize_head=True, head_node_args=head)
+        self.address = str(self._cluster.address)
+
+    def add(self, **resources: Any) -> Any:
+        return self._cluster.add_node(**{"num_cpus": 1, "object_store_memory": 128 << 20, **resources})
+
+    def remove(self, node: Any) -> None:
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with contextlib.closing(Cluster()) as cluster:
+        yield cluster
+
+
+class Running:
+    """The command, while it runs."""
+
+    def __init__(self, images: Path, folder: Path, *options: str) -> None:
+        self.run = folder / "outputs/run"
+        # In a session of its own: its workers are found by it.
+        self._process = subprocess.Popen(
+            command(f"data.dir={images}", *OPTIONS, *RAY, *options, cwd=folder),
+            cwd=folder,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said = ""
+
+    def wait_for_shards(self, count: int) -> None:
+        end = time.monotonic() + 120
+        while len(list(self.run.glob("shards/*.h5"))) < count:
+            assert self._process.poll() is None, self._process.communicate()[1]
+            assert time.monotonic() < end, f"{count} shards did not come"
+            time.sleep(0.02)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> int:
+        self.said = self._process.communicate(timeout=240)[1]
+        return self._process.returncode
+
+
+def workers() -> list[int]:
+    """Gives the processes that make shards, whoever's they are; none that has ended and is not yet forgotten."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (folder / "cmdline").read_bytes()
+            if line.startswith(b"ray::Worker") and "State:\tZ" not in (folder / "status").read_text():
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def assert_whole(run: Path, undisturbed: Path) -> None:
+    assert partial_files(run) == []
+    assert not list(run.glob(".engine-*"))
+    assert_same_run(run, undisturbed, TELLING)
+    checked = call(f"run={run}", cwd=run, module="pipeline.verify")
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_a_cluster_of_its_own_makes_the_same_run(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = tmp_path / "imgs"
+    some.mkdir()
+    for name in ("000.jpg", "001.jpg", "005.jpg", "077.jpg"):
+        (some / name).write_bytes((images / name).read_bytes())
+    quick = ["network.weights=random", "data.size=32", "output.images_per_shard=1", "name=run"]
+    done = call(f"data.dir={some}", *quick, *RAY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert sum(line.startswith("engine: 1 worker: 1 on ") for line in lines) == 1
+    assert sum(line.startswith("engine: worker on ") and ": 4 images in 4 shards, " in line for line in lines) == 1
+    assert sum(line.startswith("failed: ") for line in lines) == 2
+    assert any(line.startswith("rows       4 (2 ok, 2 failed)") for line in lines)
+    # Nothing of Ray's own.
+    assert [line for line in lines if line.startswith(("[", "(", "*", "W", "E", "202"))] == []
+    monkeypatch.chdir(tmp_path)
+    extract_features(some, weights="random", size=32, images_per_shard=1, name="local", quiet=True)
+    assert_same_run(tmp_path / "outputs/run", tmp_path / "outputs/local", TELLING)
+
+
+@pytest.mark.slow
+def test_several_workers_on_one_machine_make_the_same_run(tmp_path: Path, images: Path, undisturbed: Path) -> None:
+    done = call(f"data.dir={images}", *OPTIONS, *RAY, "engine.workers=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "engine: 3 workers: 3 on " in done.stderr
+    assert_whole(tmp_path / "outputs/run", undisturbed)
+    again = call(f"data.dir={images}", *OPTIONS, *RAY, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "engine:" not in again.stderr
+
+
+@pytest.mark.slow
+def test_the_same_from_python_and_a_second_time_in_one_process(tmp_path: Path, images: Path, undisturbed: Path) -> None:
+    code = f"""
+from pipeline import extract_features
+for layers in ("relu3_1", "relu1_1"):
+    run = extract_features({str(images)!r}, layers, size=64, weights="random", images_per_shard=4, engine="ray",
+                           name=layers, quiet=True)
+    print(run.layers, len(run))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == [f"('relu3_1',) {4 * SHARDS - 2}", f"('relu1_1',) {4 * SHARDS - 2}"], done.stderr
+    assert_same_run(tmp_path / "outputs/relu3_1", undisturbed, TELLING)
+
+
+@pytest.mark.slow
+def test_images_that_are_added_are_made_by_workers(tmp_path: Path, images: Path) -> None:
+    some = tmp_path / "imgs"
+    some.mkdir()
+    for step in (0, 1, 2):
+        for path in sorted(images.iterdir())[step::3]:
+            (some / path.name).write_bytes(path.read_bytes())
+        for name, engine in (("run", RAY), ("local", [])):
+            done = call(*(f"data.dir={some}", *OPTIONS[:-1], f"name={name}", "output.existing=extend", *engine), cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+    assert_whole(tmp_path / "outputs/run", tmp_path / "outputs/local")
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_cluster_share_it(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
+    cluster.add(num_cpus=2)
+    where = [f"engine.address={cluster.address}", "engine.cpus_per_worker=1", "engine.workers=1"]
+    (tmp_path / "other").mkdir()
+    both = [Running(images, folder, *where) for folder in (tmp_path, tmp_path / "other")]
+    both[0].wait_for_shards(1)
+    refused = call(f"data.dir={images}", *OPTIONS, *RAY, *where, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "error: outputs/run: another run writes this folder" in refused.stderr
+    for running in both:
+        assert running.end() == 0, running.said
+        assert_whole(running.run, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_that_it_asks_no_worker(tmp_path: Path, images: Path) -> None:
+    done = call(f"data.dir={images}", *OPTIONS, *RAY, "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "dry run: the sample is made by this process alone, and so the estimate is for it" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
+    for _ in range(2):
+        cluster.add()
+    running = Running(images, tmp_path, f"engine.address={cluster.address}")
+    for shards in (3, 12):
+        running.wait_for_shards(shards)
+        os.kill(workers()[0], signal.SIGKILL)
+    assert running.end() == 0, running.said
+    assert running.said.count("engine: a worker on ") == 2
+    assert " will be made by another." in running.said
+    assert_whole(tmp_path / "outputs/run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_is_done_without(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
+    first, _ = cluster.add(), cluster.add()
+    running = Running(images, tmp_path, f"engine.address={cluster.address}")
+    running.wait_for_shards(3)
+    cluster.remove(first)
+    assert running.end() == 0, running.said
+    assert running.said.count("engine: a worker on ") == 1
+    assert_whole(tmp_path / "outputs/run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_node_that_comes_gets_a_worker(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
+    cluster.add()
+    running = Running(images, tmp_path, f"engine.address={cluster.address}")
+    running.wait_for_shards(1)
+    # The run would be over before the other has loaded TensorFlow.
+    (first,) = workers()
+    os.kill(first, signal.SIGSTOP)
+    cluster.add()
+    try:
+        running.wait_for_shards(10)
+    finally:
+        os.kill(first, signal.SIGCONT)
+    assert running.end() == 0, running.said
+    assert "engine: 1 worker: " in running.said
+    assert sum(line.startswith("engine: worker on ") for line in running.said.splitlines()) == 2
+    assert_whole(tmp_path / "outputs/run", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [True, False])
+def test_a_killed_driver_takes_its_workers_with_it(
+    own: bool, tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster
+) -> None:
+    if not own:
+        cluster.add()
+    where = ["engine.workers=2"] if own else [f"engine.address={cluster.address}"]
+    running = Running(images, tmp_path, *where)
+    running.wait_for_shards(4)
+    running.send(signal.SIGKILL)
+    running.end()
+    end = time.monotonic() + 20
+    while workers():
+        assert time.monotonic() < end, "workers outlive their driver"
+        time.sleep(0.1)
+    running = Running(images, tmp_path, *where)
+    assert running.end() == 0, running.said
+    assert_whole(tmp_path / "outputs/run", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_all_in_order(number: signal.Signals, exit_code: int, tmp_path: Path, images: Path) -> None:
+    running = Running(images, tmp_path, "engine.workers=2")
+    running.wait_for_shards(4)
+    running.send(number)
+    began = time.monotonic()
+    assert running.end() == exit_code
+    assert time.monotonic() - began < 8
+    assert running.said.splitlines()[-1].endswith(
+        "finished shards are kept. Run the command again, with output.existing=resume, to go on."
+    )
+    assert "Traceback" not in running.said
+    assert "***" not in running.said
+    assert partial_files(running.run) == []
+    assert not list(running.run.glob(".engine-*"))
+    assert workers() == []
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_is_named(tmp_path: Path, images: Path, cluster: Cluster) -> None:
+    cluster.add()
+    running = Running(images, tmp_path, f"engine.address={cluster.address}")
+    killed: set[int] = set()
+    end = time.monotonic() + 120
+    while len(killed) < 3:
+        assert time.monotonic() < end
+        # As soon as it has begun with one.
+        if list(running.run.glob("shards/*.partial")):
+            for process in set(workers()) - killed:
+                killed.add(process)
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.005)
+    assert running.end() == 1
+    (line,) = [line for line in running.said.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: engine: shards/shard-000")
+    assert "(images '0" in line
+    assert "could not be made, got 3 workers that died over it, the last since " in line
+    assert partial_files(running.run) == []
+
+
+@pytest.mark.slow
+def test_what_stops_one_worker_stops_the_run_with_its_line(tmp_path: Path, images: Path) -> None:
+    done = call(f"data.dir={images}", *OPTIONS, *RAY, "data.max_failed_fraction=0.01", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: data.max_failed_fraction: too many images fail, got 2 of ")
+    assert partial_files(tmp_path) == []
+    assert workers() == []
+
+
+@pytest.mark.slow
+def test_each_worker_sees_the_gpu_that_it_is_given(tmp_path: Path, images: Path, cluster: Cluster) -> None:
+    # No real ones: TensorFlow finds none, and that is what is said.
+    cluster.add(num_cpus=2, num_gpus=2)
+    running = Running(images, tmp_path, f"engine.address={cluster.address}")
+    assert running.end() == 2
+    assert running.said.splitlines()[-1].startswith("error: runtime.device: TensorFlow sees no GPU here, got gpu.")
+    import ray
+
+    from pipeline.engines.cluster import connected, living_nodes
+
+    with connected(cluster.address, 0):
+        (node,) = [node for node in living_nodes(ray) if node.gpus]
+        assert (node.cpus, node.gpus) == (2, 2)
+
+        @ray.remote(num_gpus=1, num_cpus=1)
+        class Seen:
+            def devices(self) -> str | None:
+                return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+        actors = [Seen.remote() for _ in range(2)]
+        assert sorted(ray.get([actor.devices.remote() for actor in actors])) == ["0", "1"]
+    # A run that wants none of them.
+    running = Running(images, tmp_path, f"engine.address={cluster.address}", "runtime.device=cpu")
+    assert running.end() == 0, running.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("auto", r"no Ray cluster is there, got 'auto': .*Ray"),
+        ("127.0.0.1:6", r"no Ray cluster is there, got '127.0.0.1:6': connection refused. Expected one that runs"),
+        ("ray://127.0.0.1:6", r"no Ray cluster is there, got 'ray://127.0.0.1:6': connection refused"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_said_soon(
+    address: str, message: str, tmp_path: Path, images: Path, match: Callable[[str, str], None]
+) -> None:
+    began = time.monotonic()
+    done = call(f"data.dir={images}", *OPTIONS, *RAY, f"engine.address={address}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert time.monotonic() - began < 30
+    match(rf"^error: engine.address: {message}", done.stderr.splitlines()[-1])
+
+
+@pytest.fixture
+def match() -> Callable[[str, str], None]:
+    import re
+
+    def check(pattern: str, text: str) -> None:
+        assert re.search(pattern, text), text
+
+    return check

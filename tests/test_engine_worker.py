@@ -1,0 +1,208 @@
+"""One worker, without a cluster around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.engines import worker as room
+from pipeline.engines.messages import Batched, Setup
+from pipeline.engines.worker import Worker
+from pipeline.errors import OptionError, StoreError
+from pipeline.plan import versions
+from pipeline.records import Part
+from pipeline.store.digests import file_digest
+
+from .test_command import environment
+from .test_config import values
+from .test_making import SPEC, fake_stages
+
+WAIT = 5.0
+
+
+def make_worker(folder: Path, **changes: Any) -> Worker:
+    from pipeline.config import check_options
+
+    (folder / "shards").mkdir(exist_ok=True)
+    attributes = {"version_numpy": versions()["numpy"]}
+    settings = {"options": check_options(values()), "parts": {0: replace(SPEC, attributes=attributes)}, "weights": None}
+    return Worker(Setup(**{**settings, "folder": str(folder), "image": "", **changes}), "abc-1", 2, "cpu")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Any:
+    found = fake_stages()
+    found.device.kind = "cpu"
+    monkeypatch.setattr(room, "make_stages", lambda options, spec, weights: found)
+    monkeypatch.setattr(room, "_end_with_parent", lambda: None)
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "1")
+    return found
+
+
+def work(worker: Worker, given: Any) -> tuple[list[Batched], dict[str, str], BaseException | None]:
+    """Has shards made, and gives all that was said until they were, or until an error."""
+    turn = worker.turn(given, 0.0)
+    batches, finished = [*turn.batches], dict(turn.finished)
+    end = time.monotonic() + WAIT
+    while len(finished) < len(given) and turn.error is None and time.monotonic() < end:
+        turn = worker.turn([], 0.05)
+        batches += turn.batches
+        finished |= turn.finished
+    return batches, finished, turn.error
+
+
+def test_a_worker_makes_what_it_is_given_and_says_what_came_of_it(tmp_path: Path, stages: Any) -> None:
+    worker = make_worker(tmp_path)
+    assert worker.begin().device == "cpu"
+    shards = SPEC.shards()
+    batches, finished, error = work(worker, [shards[4], shards[0]])
+    assert error is None
+    assert finished == {
+        f"shards/{shard.file_name}": file_digest(tmp_path / "shards" / shard.file_name) for shard in (shards[4], shards[0])
+    }
+    batches += worker.turn([], 0.0).batches
+    assert [(batch.shard.number, batch.rows, batch.raw_seen) for batch in batches] == [
+        (4, 3, 720),
+        (4, 1, 240),
+        (0, 3, 720),
+        (0, 1, 240),
+    ]
+    # Long-lived: it waits for more.
+    assert len(work(worker, [shards[1]])[1]) == 1
+    # Whoever holds the lock writes the digests.
+    assert not list(tmp_path.glob("SHA256SUMS*"))
+    worker.stop(WAIT)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_worker_goes_from_one_part_to_the_next(tmp_path: Path, stages: Any) -> None:
+    last = replace(SPEC, before=(Part("0" * 64, 10),))
+    first = replace(SPEC, manifest=replace(SPEC.manifest, keys=SPEC.manifest.keys[:10]))
+    worker = make_worker(tmp_path, parts={0: first, 1: last})
+    worker.begin()
+    shards = [last.shards()[place] for place in (2, 3, 5)]
+    assert [shard.part for shard in shards] == [0, 1, 1]
+    batches, finished, error = work(worker, shards)
+    assert error is None
+    assert list(finished) == [f"shards/{shard.file_name}" for shard in shards]
+    batches += worker.turn([], 0.0).batches
+    rows = {shard: sum(batch.rows for batch in batches if batch.shard == shard) for shard in shards}
+    assert rows == {shard: shard.rows for shard in shards}
+    worker.stop(WAIT)
+
+
+def test_what_stops_a_worker_is_said_as_the_local_engine_says_it(tmp_path: Path, stages: Any) -> None:
+    def failing(error: BaseException) -> Any:
+        def load(*arguments: Any) -> Any:
+            raise error
+            yield
+
+        return load
+
+    for given, kind, message in (
+        (StoreError("the disk is full"), StoreError, r"^the disk is full$"),
+        (ZeroDivisionError("oh"), RuntimeError, r"(?s)^Traceback .*in load.*ZeroDivisionError: oh$"),
+    ):
+        stages.load = failing(given)
+        worker = make_worker(tmp_path)
+        worker.begin()
+        error = work(worker, SPEC.shards()[:1])[2]
+        with pytest.raises(kind, match=message):
+            raise error or AssertionError("nothing was said")
+        assert not list(tmp_path.rglob("*.h5*"))
+
+
+def test_a_worker_that_cannot_begin_says_why(tmp_path: Path, stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise OptionError("runtime.device: TensorFlow sees no GPU here")
+
+    monkeypatch.setattr(room, "make_stages", refuse)
+    error = make_worker(tmp_path).begin().error
+    assert (type(error), str(error)) == (OptionError, "runtime.device: TensorFlow sees no GPU here")
+
+
+def test_a_worker_that_is_stopped_drops_what_it_is_at(tmp_path: Path, stages: Any) -> None:
+    begun = []
+    network = stages.network
+
+    def slow_network(images: Any) -> Any:
+        begun.append(1)
+        time.sleep(0.05)
+        return network(images)
+
+    stages.network = slow_network
+    worker = make_worker(tmp_path)
+    worker.begin()
+    worker.turn(SPEC.shards(), 0.0)
+    while not begun:
+        time.sleep(0.01)
+    worker.stop(WAIT)
+    assert worker.turn([], 0.0).error is None
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(list(tmp_path.rglob("*.h5"))) < len(SPEC.shards())
+
+
+def test_a_worker_looks_for_what_its_driver_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "SEEN_SECONDS", 0.0)
+    probe = tmp_path / ".engine-abc"
+    probe.write_text("abc")
+    assert make_worker(tmp_path).check(str(probe), "abc").error is None
+    for token, name in (("xyz", ".engine-abc"), ("abc", ".engine-xyz")):
+        found = str(make_worker(tmp_path).check(str(tmp_path / name), token).error)
+        assert found.startswith("engine: node ")
+        assert f"does not see the run folder, got nothing of this run at {str(tmp_path)!r}. Expected storage that all" in found
+    found = str(make_worker(tmp_path, image="/nowhere/a.jpg").check(str(probe), "abc").error)
+    assert "does not see the images, got nothing of this run at '/nowhere/a.jpg'. Expected" in found
+    assert found.endswith("Choose another place with data.dir or data.list, or nodes that have it.")
+
+
+def test_a_worker_with_other_libraries_is_not_used(tmp_path: Path) -> None:
+    probe = tmp_path / ".engine-abc"
+    probe.write_text("abc")
+    attributes: Any = {"version_numpy": "1.0", "version_pillow": versions()["pillow"]}
+    worker = make_worker(tmp_path, parts={0: replace(SPEC, attributes=attributes)})
+    found = str(worker.check(str(probe), "abc").error)
+    assert found.endswith(
+        f"has other libraries, got numpy {versions()['numpy']}. Expected numpy 1.0, as on this machine. Install the same there."
+    )
+
+
+ALONE = """
+import sys, time
+from pathlib import Path
+from tests import test_engine_worker as tests
+from tests.test_making import SPEC, fake_stages
+stages = fake_stages()
+stages.device.kind, network = "cpu", stages.network
+stages.network = lambda images: (time.sleep(0.1), network(images))[1]
+tests.room.make_stages = lambda *arguments: stages
+tests.room._end_with_parent = lambda: None
+worker = tests.make_worker(Path(sys.argv[1]), lease_seconds=0.3)
+worker.begin()
+worker.turn(SPEC.shards(), 0.0)
+time.sleep(10)
+print("still here")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_a_worker_that_hears_nothing_ends_and_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path)], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(list(tmp_path.rglob("*.h5"))) < len(SPEC.shards())
+
+
+def test_a_shard_gets_its_name_only_while_somebody_asks_for_it(tmp_path: Path, stages: Any) -> None:
+    worker = make_worker(tmp_path, lease_seconds=0.0)
+    with pytest.raises(StoreError, match=r"this worker's run has ended"):
+        worker._require_driver()
