@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import codec
+from . import codec, inflate
 
 # Windows has no such call; rows are read through HDF5 there.
 HAS_POSITIONED_READS = hasattr(os, "preadv")
@@ -95,6 +96,10 @@ class ChunkTable:
     failed: NDArray[np.bool_]
     checksums: NDArray[np.uint32]
 
+    def has_row(self, row: int, dtype: np.dtype[Any]) -> bool:
+        """Tells whether a row is a deflated chunk of its own, of this dtype."""
+        return self.deflated and self.chunk_rows == 1 and self.dtype == dtype and not self.failed[row]
+
     def read_row(self, handle: Handle, row: int, into: NDArray[np.floating]) -> None:
         """Reads a row that is a chunk of its own straight into its place, (h, w, c) of the stored dtype in C order.
 
@@ -166,3 +171,34 @@ class ChunkTable:
     def _check(self, row: int, values: NDArray[np.floating]) -> None:
         if codec.checksum(values) != self.checksums[row]:
             raise StaleError
+
+
+class WantedRow(NamedTuple):
+    """A row for which :meth:`ChunkTable.has_row` holds, and where it goes: (h, w, c) in C order."""
+
+    table: ChunkTable
+    handle: Handle
+    row: int
+    into: NDArray[np.floating]
+
+
+def read_together(wanted: Sequence[WantedRow]) -> list[bool]:
+    """Reads rows of any tables side by side, which takes a thread less time than one after the other.
+
+    Args:
+        wanted: At most :data:`~.inflate.MOST_STREAMS`.
+
+    Returns:
+        Of each, whether it is there. Where not, :meth:`ChunkTable.read_row` may still read it, or says what is wrong.
+    """
+    try:
+        sizes = [of_row.table._place(of_row.row)[1] for of_row in wanted]
+        streams = np.split(_scratch(sum(sizes)), np.cumsum(sizes)[:-1])
+        for of_row, data in zip(wanted, streams, strict=True):
+            of_row.table._fetch(of_row.handle, of_row.row, data)
+    except (StaleError, MemoryError):
+        return [False] * len(wanted)
+    done = inflate.inflate_into(streams, [of_row.into.reshape(-1).view(np.uint8) for of_row in wanted])
+    for number, (table, _, row, into) in enumerate(wanted):
+        done[number] = done[number] and codec.checksum(into) == int(table.checksums[row])
+    return done

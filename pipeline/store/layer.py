@@ -16,9 +16,10 @@ from ..machine import usable_cores
 from . import format, shown
 from .bands import image_shape, read_bands
 from .damage import does_not_fit
+from .inflate import MOST_STREAMS, pays
 from .parallel import do_all
 from .selection import select_rows
-from .shards import Shards
+from .shards import Piece, Shards
 
 # Rows that an iteration reads at once where each is a chunk: what it holds besides the row that it gives.
 LARGEST_STEP = 8
@@ -149,11 +150,16 @@ class Layer:
             raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
         starts = np.flatnonzero(np.diff(numbers, prepend=-1) | np.diff(local // self.chunk_rows, prepend=-1))
 
-        def read_chunk(among: tuple[int, int]) -> None:
-            start, stop = among
-            self._shards.read(int(numbers[start]), self.name, local[start:stop], order[start:stop], values)
+        pieces = [
+            Piece(int(numbers[start]), local[start:stop], order[start:stop])
+            for start, stop in itertools.pairwise([*starts.tolist(), len(rows)])
+        ]
+        crew = usable_cores() if threads is None else threads
 
-        do_all(read_chunk, list(itertools.pairwise([*starts.tolist(), len(rows)])), threads)
+        def read_group(group: list[Piece]) -> None:
+            self._shards.read_together(self.name, group, values)
+
+        do_all(read_group, _groups(pieces, MOST_STREAMS if pays(len(pieces)) else 1, crew), threads)
         return values
 
     def __repr__(self) -> str:
@@ -170,3 +176,10 @@ def _row_shape(node: h5py.Dataset | h5py.Group) -> tuple[int, int, int] | None:
     if 0 in (height, width, channels):
         raise ValueError(f"layer {node.name.rpartition('/')[2]} of shape {node.shape}")
     return int(height), int(width), int(channels)
+
+
+def _groups(pieces: list[Piece], most: int, crew: int) -> list[list[Piece]]:
+    """Cuts pieces into groups that a thread reads together, of nearly equal length; as many as there are threads at least."""
+    groups = max(min(crew, len(pieces)), -(-len(pieces) // most))
+    ends = [len(pieces) * number // groups for number in range(groups + 1)] if groups else []
+    return [pieces[start:stop] for start, stop in itertools.pairwise(ends)]

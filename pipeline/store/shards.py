@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..records import ShardSpec
-from .chunk_table import ChunkTable, Handle, StaleError
+from .chunk_table import ChunkTable, Handle, StaleError, WantedRow, read_together
 from .rows import ShardRows
 
 # Open shards a run: few enough for any system's limit on open files, with many worker processes.
@@ -29,6 +30,20 @@ class _Open:
         self.lock = threading.RLock()
         self.shards: OrderedDict[int, ShardRows] = OrderedDict()
         self.handles: OrderedDict[int, Handle] = OrderedDict()
+
+
+class Piece(NamedTuple):
+    """Rows that lie in one chunk.
+
+    Attributes:
+        number: Place of their shard in :attr:`Shards.specs`.
+        rows: (n,) rows in the shard, ascending.
+        places: (n,) where each goes in what is read.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
 
 
 class Shards:
@@ -88,6 +103,33 @@ class Shards:
             self._forget(number)
         # The careful way: it says what is wrong, or finds nothing wrong, as with a shard that was made anew.
         self.open(number).read(layer, rows, places, into)
+
+    def read_together(self, layer: str, pieces: Sequence[Piece], into: Any) -> None:
+        """Reads pieces as :meth:`read` does, side by side where they are single rows that this program has compressed.
+
+        Args:
+            layer: Name of a layer of the run.
+            pieces: At most :data:`~.inflate.MOST_STREAMS`.
+            into: As above.
+
+        Raises:
+            StoreError: As above.
+        """
+        wanted: dict[int, WantedRow] = {}
+        for number, piece in enumerate(pieces):
+            row = int(piece.rows[0])
+            try:
+                table = self._table(piece.number, layer) if len(piece.rows) == 1 else None
+                if table is not None and table.shape == into.shape[1:] and table.has_row(row, into.dtype):
+                    wanted[number] = WantedRow(table, self._handle(piece.number), row, into[int(piece.places[0])])
+            except OSError:
+                # Said below.
+                continue
+        if len(wanted) > 1:
+            there = dict(zip(wanted, read_together(list(wanted.values())), strict=True))
+            pieces = [piece for number, piece in enumerate(pieces) if not there.get(number)]
+        for piece in pieces:
+            self.read(piece.number, layer, piece.rows, piece.places, into)
 
     def _read_chunk(
         self, table: ChunkTable, handle: Handle, chunk: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], into: Any
