@@ -119,9 +119,10 @@ def _sort_symbols(code: IntegerCode, memory: Any, alphabet: int) -> None:
     def start(length: Any, place: Any, taken: Any) -> list[Any]:
         code.store(place, memory, code.add(length, STARTS))
         many = code.load(memory, code.add(length, counts))
-        # Codes that are too long take nothing here, so that what is taken is not all.
-        has_code = code.every(code.is_(length, ">", 0), code.is_(length, "<=", LARGEST_BITS))
-        space = code.select(has_code, code.shl(many, code.sub(LENGTHS_KNOWN - 1, length)), 0)
+        # Each takes its share of all; one that is too long takes more than there is.
+        fits = code.is_(length, "<=", LARGEST_BITS)
+        space = code.shl(many, code.select(fits, code.sub(LENGTHS_KNOWN - 1, length), LENGTHS_KNOWN))
+        space = code.select(code.is_(length, "==", 0), 0, space)
         return [code.add(length, 1), code.add(place, many), code.add(taken, space)]
 
     _, _, taken = code.repeat([0, 0, 0], lambda length, *_: code.is_(length, "<", LENGTHS_KNOWN), start)
