@@ -46,7 +46,18 @@ def inflated(streams: list[bytes], lengths: list[int]) -> list[bytes | None]:
     sources = [np.frombuffer(b"\xff" * AROUND + data + b"\xff" * AROUND, np.uint8) for data in streams]
     targets = [np.full(length + 2 * AROUND, 0xA5, np.uint8) for length in lengths]
     places = [target[AROUND : AROUND + length] for target, length in zip(targets, lengths, strict=True)]
-    done = inflate.inflate_into([source[AROUND:-AROUND] for source in sources], places)
+    numbers, done = iter(range(len(streams))), [False] * len(streams)
+
+    def begin(lane: inflate.Lane) -> int | None:
+        number = next(numbers, None)
+        if number is not None:
+            # Where it is, not copied: the bytes around it are to be seen if they are read.
+            lane.data = sources[number][AROUND:-AROUND]
+            lane.begin(places[number])
+        return number
+
+    for number, is_sound in inflate.inflate_all(begin):
+        done[number] = is_sound
     for target, length in zip(targets, lengths, strict=True):
         assert (target[:AROUND] == 0xA5).all()
         assert (target[AROUND + length :] == 0xA5).all()
@@ -228,16 +239,16 @@ def test_code_for_older_processors_gives_the_same(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> list[list[bool]]:
-    """Has every reader inflate together; gives what came of each time."""
-    found: list[list[bool]] = []
-    inflate_into = inflate.inflate_into
+def always(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Has every reader inflate side by side; gives what came of each stream."""
+    found: list[bool] = []
+    is_sound = inflate.Lane.is_sound
     monkeypatch.setattr(inflate, "ENOUGH_STREAMS", -1)
-    monkeypatch.setattr(inflate, "inflate_into", lambda *arguments: found.append(inflate_into(*arguments)) or found[-1])
+    monkeypatch.setattr(inflate.Lane, "is_sound", lambda lane: found.append(is_sound(lane)) or found[-1])
     return found
 
 
-def test_rows_of_several_shards_are_read_together(tmp_path: Path, always: list[list[bool]]) -> None:
+def test_rows_of_several_shards_are_read_together(tmp_path: Path, always: list[bool]) -> None:
     spec = make_spec(11, {"relu4_1": (24, 24, 64)}, images_per_shard=4)
     write_run(tmp_path / "run", spec, failed=[3])
     layer, expected = open_run(tmp_path / "run")["relu4_1"], np.stack(make_values(spec)["relu4_1"])
@@ -245,11 +256,11 @@ def test_rows_of_several_shards_are_read_together(tmp_path: Path, always: list[l
     for rows in ([0, 4, 8], [10, 3, 1, 5, 0, 9, 2], [7], [6, 6, 2], list(range(11))):
         np.testing.assert_array_equal(layer[rows], expected[rows])
     np.testing.assert_array_equal(layer.read(np.arange(11), np.dtype(np.float64)), expected)
-    assert sum(map(sum, always)) > 15
-    assert all(all(done) for done in always)
+    assert len(always) > 15
+    assert all(always)
 
 
-def test_a_row_that_is_damaged_is_named_and_the_others_are_read(tmp_path: Path, always: list[list[bool]]) -> None:
+def test_a_row_that_is_damaged_is_named_and_the_others_are_read(tmp_path: Path, always: list[bool]) -> None:
     write_run(tmp_path / "run", make_spec(8, {"relu4_1": (24, 24, 64)}, images_per_shard=4))
     run = open_run(tmp_path / "run")
     before = run["relu4_1"][:]
@@ -259,7 +270,7 @@ def test_a_row_that_is_damaged_is_named_and_the_others_are_read(tmp_path: Path, 
     with pytest.raises(StoreError, match=r"layer relu4_1, row 1 \("):
         run["relu4_1"][:]
     np.testing.assert_array_equal(run["relu4_1"][[0, 2, 3, 4, 5]], before[[0, 2, 3, 4, 5]])
-    assert [True, False, True, True] in always
+    assert always.count(False) == 1
 
 
 def test_few_rows_make_no_code(monkeypatch: pytest.MonkeyPatch) -> None:

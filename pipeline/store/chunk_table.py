@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,31 +174,47 @@ class ChunkTable:
 
 
 class WantedRow(NamedTuple):
-    """A row for which :meth:`ChunkTable.has_row` holds, and where it goes: (h, w, c) in C order."""
+    """A row for which :meth:`ChunkTable.has_row` holds, a number to tell it by, and where it goes: (h, w, c) in C order."""
 
+    number: int
     table: ChunkTable
     handle: Handle
     row: int
     into: NDArray[np.floating]
 
+    def begin(self, lane: inflate.Lane) -> None:
+        """Fetches the row, and begins to inflate it.
 
-def read_together(wanted: Sequence[WantedRow]) -> list[bool]:
+        Raises:
+            StaleError: It is not where the table says.
+        """
+        size_bytes = self.table._place(self.row)[1]
+        self.table._fetch(self.handle, self.row, lane.room(size_bytes))
+        lane.begin(self.into.reshape(-1).view(np.uint8))
+
+    def is_right(self) -> bool:
+        """Tells whether what has been inflated is the row."""
+        return codec.checksum(self.into) == int(self.table.checksums[self.row])
+
+
+def read_together(wanted: Iterator[WantedRow]) -> Iterator[tuple[WantedRow, bool]]:
     """Reads rows of any tables side by side, which takes a thread less time than one after the other.
 
-    Args:
-        wanted: At most :data:`~.inflate.MOST_STREAMS`.
-
-    Returns:
-        Of each, whether it is there. Where not, :meth:`ChunkTable.read_row` may still read it, or says what is wrong.
+    Yields:
+        Each row, and whether it is there. Where not, :meth:`ChunkTable.read_row` may still read it, or says what is wrong.
     """
-    try:
-        sizes = [of_row.table._place(of_row.row)[1] for of_row in wanted]
-        streams = np.split(_scratch(sum(sizes)), np.cumsum(sizes)[:-1])
-        for of_row, data in zip(wanted, streams, strict=True):
-            of_row.table._fetch(of_row.handle, of_row.row, data)
-    except (StaleError, MemoryError):
-        return [False] * len(wanted)
-    done = inflate.inflate_into(streams, [of_row.into.reshape(-1).view(np.uint8) for of_row in wanted])
-    for number, (table, _, row, into) in enumerate(wanted):
-        done[number] = done[number] and codec.checksum(into) == int(table.checksums[row])
-    return done
+    stale: list[WantedRow] = []
+
+    def begin(lane: inflate.Lane) -> WantedRow | None:
+        for of_row in wanted:
+            try:
+                of_row.begin(lane)
+            except (StaleError, MemoryError, OSError):
+                stale.append(of_row)
+            else:
+                return of_row
+        return None
+
+    for of_row, is_sound in inflate.inflate_all(begin):
+        yield of_row, is_sound and of_row.is_right()
+    yield from ((of_row, False) for of_row in stale)

@@ -8,16 +8,29 @@ symbol, the length, the Adler-32.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
 from .deflate import DISTANCE_RANGES, LENGTH_RANGES, LENGTHS_BIT, STREAM_BEGINNING
-from .inflate_code import MOST_STREAMS as MOST_STREAMS
-from .inflate_code import compiled_inflate
-from .inflate_tables import ALPHABETS, ENDED, FIELD_BITS, INPUT_END, MEMORY, OUTPUT, OUTPUT_END, POSITION, STATE, STATUS
+from .inflate_code import MOST_STREAMS, compiled_inflate
+from .inflate_tables import (
+    ALPHABETS,
+    ENDED,
+    FIELD_BITS,
+    INPUT_END,
+    MEMORY,
+    OUTPUT,
+    OUTPUT_END,
+    POSITION,
+    REFUSED,
+    STATE,
+    STATUS,
+    WORKING,
+)
 
 ADLER_BYTES = 4
 _FIRST_BIT = LENGTHS_BIT + FIELD_BITS * sum(ALPHABETS)
@@ -44,45 +57,77 @@ def may_take(data: NDArray[np.uint8]) -> bool:
     return not (int(data[whole]) ^ STREAM_BEGINNING[whole]) & ((1 << rest) - 1)
 
 
-def inflate_into(streams: Sequence[NDArray[np.uint8]], into: Sequence[NDArray[np.uint8]]) -> list[bool]:
-    """Inflates streams side by side, each straight into its place.
+Owner = TypeVar("Owner")
+
+
+class Lane:
+    """What one stream needs on its way; used again for the next. Fresh memory for each would cost more than reading it."""
+
+    def __init__(self) -> None:
+        self.memory = np.zeros(MEMORY, np.int64)
+        self.address = self.memory.ctypes.data
+        self._scratch = np.empty(0, np.uint8)
+        self.data = self._scratch
+        self.target = self._scratch
+
+    def room(self, size_bytes: int) -> NDArray[np.uint8]:
+        """Gives memory for a stream as it is stored."""
+        if len(self._scratch) < size_bytes:
+            self._scratch = np.empty(size_bytes, np.uint8)
+        self.data = self._scratch[:size_bytes]
+        return self.data
+
+    def begin(self, target: NDArray[np.uint8]) -> None:
+        """Prepares the stream that was put into the room; one that does not begin as ours do has come to its end."""
+        self.target = target
+        self.memory[STATUS] = REFUSED
+        if not may_take(self.data):
+            return
+        source, start = self.data.ctypes.data, target.ctypes.data
+        ends = source + len(self.data) - ADLER_BYTES, start, start, start + len(target)
+        self.memory[: STATE - 1] = source * 8 + _FIRST_BIT, *ends
+        compiled_inflate()["prepare"](self.address, source, LENGTHS_BIT, _RANGES.ctypes.data)
+
+    def works(self) -> bool:
+        """Tells whether the stream has neither ended nor been refused."""
+        return int(self.memory[STATUS]) == WORKING
+
+    def is_sound(self) -> bool:
+        """Tells whether the stream ended where its data does, filled its place, and has the sum that it names."""
+        state = self.memory[:STATE].tolist()
+        is_whole = state[STATUS] == ENDED and state[OUTPUT] == state[OUTPUT_END] and -(-state[POSITION] // 8) == state[INPUT_END]
+        return is_whole and int(isal_zlib.adler32(self.target)) == int.from_bytes(self.data[-ADLER_BYTES:].tobytes(), "big")
+
+
+def inflate_all(begin: Callable[[Lane], Owner | None]) -> Iterator[tuple[Owner, bool]]:
+    """Inflates streams side by side, as many as there are.
 
     Args:
-        streams: At most :data:`MOST_STREAMS`.
-        into: (n,) where each goes, which it must fill.
+        begin: Puts the next stream into a lane, begins it, and gives whose it is; None: there are no more.
 
-    Returns:
-        Of each, whether it is there, whole and sound. Where not, its place holds anything.
+    Yields:
+        Whose stream has come to an end, and whether what it gave is whole and sound; where not, its place holds anything.
     """
     code = compiled_inflate()
-    done = [may_take(data) for data in streams]
-    taken: list[int] = []
-    memories = _memories()
-    for number, (data, target) in enumerate(zip(streams, into, strict=True)):
-        if not done[number]:
-            continue
-        memory, source, start = memories[len(taken)], data.ctypes.data, target.ctypes.data
-        code["prepare"](memory.ctypes.data, source, LENGTHS_BIT, _RANGES.ctypes.data)
-        if not memory[STATUS]:
-            memory[: STATE - 1] = source * 8 + _FIRST_BIT, source + len(data) - ADLER_BYTES, start, start, start + len(target)
-            taken.append(number)
-        else:
-            done[number] = False
-    if taken:
-        code[f"inflate_{len(taken)}"](*(memory.ctypes.data for memory in memories[: len(taken)]), _RANGES.ctypes.data)
-    for memory, number in zip(memories, taken, strict=False):
-        done[number] = _is_sound(memory.tolist()[:STATE], streams[number], into[number])
-    return done
-
-
-def _is_sound(state: list[int], data: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
-    """Tells whether a stream ended where its data does, filled its place, and has the sum that it names."""
-    is_whole = state[STATUS] == ENDED and state[OUTPUT] == state[OUTPUT_END] and -(-state[POSITION] // 8) == state[INPUT_END]
-    return is_whole and int(isal_zlib.adler32(target)) == int.from_bytes(data[-ADLER_BYTES:].tobytes(), "big")
-
-
-def _memories() -> list[NDArray[np.int64]]:
-    memories: list[NDArray[np.int64]] | None = getattr(_of_thread, "memories", None)
-    if memories is None:
-        memories = _of_thread.memories = [np.zeros(MEMORY, np.int64) for _ in range(MOST_STREAMS)]
-    return memories
+    lanes: list[Lane] = getattr(_of_thread, "lanes", None) or [Lane() for _ in range(MOST_STREAMS)]
+    # Whoever begins anew before this has ended has lanes of its own.
+    _of_thread.lanes = None
+    busy: list[tuple[Lane, Owner]] = []
+    free, more = list(lanes), True
+    while True:
+        while free and more:
+            owner = begin(free[-1])
+            if owner is None:
+                more = False
+            else:
+                busy.append((free.pop(), owner))
+        if not busy:
+            break
+        if all(lane.works() for lane, _ in busy):
+            code[f"inflate_{len(busy)}"](*(lane.address for lane, _ in busy), _RANGES.ctypes.data)
+        ended = [pair for pair in busy if not pair[0].works()]
+        busy = [pair for pair in busy if pair[0].works()]
+        for lane, owner in ended:
+            yield owner, lane.is_sound()
+            free.append(lane)
+    _of_thread.lanes = lanes

@@ -60,15 +60,15 @@ _ZEROS = ir.Constant(ir.VectorType(BYTE, _STORED), [0] * _STORED)
 
 @compiled_once
 def compiled_inflate() -> MachineCode:
-    """Gives ``prepare``, and ``inflate_1`` to ``inflate_4`` (memory of each stream, ranges), which set the status of each."""
+    """Gives ``prepare``, and ``inflate_1`` to ``inflate_4`` (memory of each stream, ranges), which end when one stream has ended."""
     module = ir.Module()
     add_prepare(module)
     functions: dict[str, Sequence[Any]] = {"prepare": PREPARE}
     step = add_step(module)
-    parts = _Parts(_add_begin(module, step), step, _add_fast(module, 1, 1))
-    made = [_add_one(module, parts)]
-    while len(made) < MOST_STREAMS:
-        made.append(_add_several(module, parts, made))
+    begin, alone = _add_begin(module, step), _add_fast(module, 1, 1)
+    one = _add_one(module, begin, step, alone)
+    parts = _Parts(begin, step, alone, one)
+    made = [one, *(_add_several(module, parts, streams) for streams in range(2, MOST_STREAMS + 1))]
     functions |= {function.name: [POINTER] * (streams + 1) for streams, function in enumerate(made, 1)}
     return MachineCode(module, this_processor(), functions)
 
@@ -186,11 +186,12 @@ def _works(code: IntegerCode, memory: Any) -> Any:
 
 
 class _Parts(NamedTuple):
-    """What takes the first symbols of a stream, one symbol, and what tables tell of one stream."""
+    """What takes the first symbols of a stream, one symbol, what tables tell of it, and all of it."""
 
     begin: Any
     step: Any
     alone: Any
+    one: Any
 
 
 def _add_begin(module: Any, step: Any) -> Any:
@@ -212,32 +213,25 @@ def _add_begin(module: Any, step: Any) -> Any:
     return function
 
 
-def _add_one(module: Any, parts: _Parts) -> Any:
+def _add_one(module: Any, begin: Any, step: Any, alone: Any) -> Any:
     """Inflates a stream that is prepared, until it has ended or is refused."""
     function = new_function(module, "inflate_1", [POINTER] * 2)
     memory, ranges = function.args
     code = IntegerCode(function)
 
     def further() -> list[Any]:
-        code.builder.call(parts.alone, [memory, integer(_ENDLESS)])
-        code.builder.call(parts.step, [memory, ranges])
+        code.builder.call(alone, [memory, integer(_ENDLESS)])
+        code.builder.call(step, [memory, ranges])
         return []
 
-    code.builder.call(parts.begin, [memory, ranges])
+    code.builder.call(begin, [memory, ranges])
     code.repeat([], lambda: _works(code, memory), further)
     code.builder.ret_void()
     return function
 
 
-def _add_several(module: Any, parts: _Parts, fewer: list[Any]) -> Any:
-    """Likewise of several streams.
-
-    Args:
-        module: Where to.
-        parts: Of what it consists.
-        fewer: Such functions of 1, 2 ... streams.
-    """
-    streams = len(fewer) + 1
+def _add_several(module: Any, parts: _Parts, streams: int) -> Any:
+    """Likewise of several streams, until one of them has ended or is refused: another may take its place."""
     fast = _add_fast(module, streams, _ROUNDS)
     function = new_function(module, f"inflate_{streams}", [POINTER] * (streams + 1))
     *memories, ranges = function.args
@@ -260,13 +254,10 @@ def _add_several(module: Any, parts: _Parts, fewer: list[Any]) -> Any:
         return [bad]
 
     code.repeat([1], all_go_on, together)
-    # Whichever is near its end goes there alone, and the others go on.
+    # Whichever is near its end goes there alone.
     for memory in memories:
         position, target = code.load(memory, POSITION), code.load(memory, OUTPUT)
-        is_near = builder.not_(code.every(_works(code, memory), _has_room(code, memory, position, target, _ROUNDS)))
-        with code.when(is_near):
-            builder.call(fewer[0], [memory, ranges])
-            builder.call(fewer[-1], [*(other for other in memories if other is not memory), ranges])
-            builder.ret_void()
+        with code.when(builder.not_(_has_room(code, memory, position, target, _ROUNDS))):
+            builder.call(parts.one, [memory, ranges])
     builder.ret_void()
     return function

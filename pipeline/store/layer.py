@@ -16,7 +16,7 @@ from ..machine import usable_cores
 from . import format, shown
 from .bands import image_shape, read_bands
 from .damage import does_not_fit
-from .inflate import MOST_STREAMS, pays
+from .inflate import pays
 from .parallel import do_all
 from .selection import select_rows
 from .shards import Piece, Shards
@@ -154,12 +154,9 @@ class Layer:
             Piece(int(numbers[start]), local[start:stop], order[start:stop])
             for start, stop in itertools.pairwise([*starts.tolist(), len(rows)])
         ]
-        crew = usable_cores() if threads is None else threads
-
-        def read_group(group: list[Piece]) -> None:
-            self._shards.read_together(self.name, group, values)
-
-        do_all(read_group, _groups(pieces, MOST_STREAMS if pays(len(pieces)) else 1, crew), threads)
+        if pays(len(pieces)):
+            pieces = self._shards.read_together(self.name, pieces, values, threads)
+        do_all(lambda piece: self._shards.read(piece.number, self.name, piece.rows, piece.places, values), pieces, threads)
         return values
 
     def __repr__(self) -> str:
@@ -176,10 +173,3 @@ def _row_shape(node: h5py.Dataset | h5py.Group) -> tuple[int, int, int] | None:
     if 0 in (height, width, channels):
         raise ValueError(f"layer {node.name.rpartition('/')[2]} of shape {node.shape}")
     return int(height), int(width), int(channels)
-
-
-def _groups(pieces: list[Piece], most: int, crew: int) -> list[list[Piece]]:
-    """Cuts pieces into groups that a thread reads together, of nearly equal length; as many as there are threads at least."""
-    groups = max(min(crew, len(pieces)), -(-len(pieces) // most))
-    ends = [len(pieces) * number // groups for number in range(groups + 1)] if groups else []
-    return [pieces[start:stop] for start, stop in itertools.pairwise(ends)]

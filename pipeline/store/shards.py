@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import StoreError
+from ..machine import usable_cores
 from ..records import ShardSpec
 from .chunk_table import ChunkTable, Handle, StaleError, WantedRow, read_together
+from .parallel import do_all
 from .rows import ShardRows
 
 # Open shards a run: few enough for any system's limit on open files, with many worker processes.
@@ -104,32 +107,47 @@ class Shards:
         # The careful way: it says what is wrong, or finds nothing wrong, as with a shard that was made anew.
         self.open(number).read(layer, rows, places, into)
 
-    def read_together(self, layer: str, pieces: Sequence[Piece], into: Any) -> None:
-        """Reads pieces as :meth:`read` does, side by side where they are single rows that this program has compressed.
+    def read_together(self, layer: str, pieces: Sequence[Piece], into: Any, threads: int | None) -> list[Piece]:
+        """Reads such pieces as are single rows that this program has compressed, several side by side in each thread.
 
         Args:
             layer: Name of a layer of the run.
-            pieces: At most :data:`~.inflate.MOST_STREAMS`.
+            pieces: In the order in which they are begun.
             into: As above.
+            threads: How many to use at most; None: as many as there are cores.
 
-        Raises:
-            StoreError: As above.
+        Returns:
+            What is left for :meth:`read`, in the same order: what is anything else, and what is not as it should be.
         """
-        wanted: dict[int, WantedRow] = {}
-        for number, piece in enumerate(pieces):
-            row = int(piece.rows[0])
-            try:
-                table = self._table(piece.number, layer) if len(piece.rows) == 1 else None
-                if table is not None and table.shape == into.shape[1:] and table.has_row(row, into.dtype):
-                    wanted[number] = WantedRow(table, self._handle(piece.number), row, into[int(piece.places[0])])
-            except OSError:
-                # Said below.
-                continue
-        if len(wanted) > 1:
-            there = dict(zip(wanted, read_together(list(wanted.values())), strict=True))
-            pieces = [piece for number, piece in enumerate(pieces) if not there.get(number)]
-        for piece in pieces:
-            self.read(piece.number, layer, piece.rows, piece.places, into)
+        queue = iter(enumerate(pieces))
+        left: list[int] = []
+
+        def wanted() -> Iterator[WantedRow]:
+            for number, piece in queue:
+                of_row = self._wanted(layer, number, piece, into)
+                if of_row is None:
+                    left.append(number)
+                else:
+                    yield of_row
+
+        def work(_: int) -> None:
+            left.extend(of_row.number for of_row, is_there in read_together(wanted()) if not is_there)
+
+        do_all(work, range(usable_cores() if threads is None else threads), threads)
+        return [pieces[number] for number in sorted(left)]
+
+    def _wanted(self, layer: str, number: int, piece: Piece, into: Any) -> WantedRow | None:
+        """Gives what is to be read of a piece; None where it is to be read in another way, or cannot be."""
+        if len(piece.rows) > 1:
+            return None
+        row = int(piece.rows[0])
+        try:
+            table = self._table(piece.number, layer)
+            if table is None or table.shape != into.shape[1:] or not table.has_row(row, into.dtype):
+                return None
+            return WantedRow(number, table, self._handle(piece.number), row, into[int(piece.places[0])])
+        except (StoreError, OSError):
+            return None
 
     def _read_chunk(
         self, table: ChunkTable, handle: Handle, chunk: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], into: Any
