@@ -60,7 +60,7 @@ _ZEROS = ir.Constant(ir.VectorType(BYTE, _STORED), [0] * _STORED)
 
 @compiled_once
 def compiled_inflate() -> MachineCode:
-    """Gives ``prepare``, and ``inflate_1`` to ``inflate_4`` (memory of each stream, ranges), which end when one stream has ended."""
+    """Gives ``prepare``, and ``inflate_1`` to ``inflate_4`` (memory of each stream, ranges), which end when one stream has."""
     module = ir.Module()
     add_prepare(module)
     functions: dict[str, Sequence[Any]] = {"prepare": PREPARE}
