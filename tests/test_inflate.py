@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -254,7 +255,7 @@ def test_rows_of_several_shards_are_read_together(tmp_path: Path, always: list[b
     layer, expected = open_run(tmp_path / "run")["relu4_1"], np.stack(make_values(spec)["relu4_1"])
     expected[3] = np.nan
     for rows in ([0, 4, 8], [10, 3, 1, 5, 0, 9, 2], [7], [6, 6, 2], list(range(11))):
-        np.testing.assert_array_equal(layer[rows], expected[rows])
+        np.testing.assert_array_equal(layer.read(np.array(rows), threads=2), expected[rows])
     np.testing.assert_array_equal(layer.read(np.arange(11), np.dtype(np.float64)), expected)
     assert len(always) > 15
     assert all(always)
@@ -271,6 +272,25 @@ def test_a_row_that_is_damaged_is_named_and_the_others_are_read(tmp_path: Path, 
         run["relu4_1"][:]
     np.testing.assert_array_equal(run["relu4_1"][[0, 2, 3, 4, 5]], before[[0, 2, 3, 4, 5]])
     assert always.count(False) == 1
+
+
+def test_a_thread_keeps_nothing_of_what_it_has_read(tmp_path: Path, always: list[bool]) -> None:
+    write_run(tmp_path / "run", make_spec(9, {"relu4_1": (24, 24, 64)}, images_per_shard=4))
+    layer = open_run(tmp_path / "run")["relu4_1"]
+    values = layer.read(np.arange(9), threads=1)
+    assert len(always) == 9
+    base = weakref.ref(values)
+    del values
+    assert base() is None
+
+
+def test_as_many_rows_as_threads_are_left_to_the_library(tmp_path: Path, always: list[bool]) -> None:
+    write_run(tmp_path / "run", make_spec(9, {"relu4_1": (24, 24, 64)}, images_per_shard=4))
+    layer = open_run(tmp_path / "run")["relu4_1"]
+    layer.read(np.arange(3), threads=3)
+    assert not always
+    layer.read(np.arange(4), threads=3)
+    assert len(always) == 4
 
 
 def test_few_rows_make_no_code(monkeypatch: pytest.MonkeyPatch) -> None:

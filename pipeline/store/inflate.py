@@ -33,6 +33,8 @@ from .inflate_tables import (
 )
 
 ADLER_BYTES = 4
+# A lane keeps its memory for what is stored, up to so much.
+KEPT_BYTES = 4 << 20
 _FIRST_BIT = LENGTHS_BIT + FIELD_BITS * sum(ALPHABETS)
 
 # Making the code takes as long as it saves over some 64 streams of 1.6 MB: who reads fewer never pays for it.
@@ -40,6 +42,9 @@ ENOUGH_STREAMS = 64
 _asked = [0]
 
 _RANGES = np.array([*zip(*LENGTH_RANGES, strict=True), *zip(*DISTANCE_RANGES, strict=True)], np.int64)
+Owner = TypeVar("Owner")
+
+_NOTHING = np.empty(0, np.uint8)
 _of_thread = threading.local()
 
 
@@ -57,25 +62,25 @@ def may_take(data: NDArray[np.uint8]) -> bool:
     return not (int(data[whole]) ^ STREAM_BEGINNING[whole]) & ((1 << rest) - 1)
 
 
-Owner = TypeVar("Owner")
-
-
 class Lane:
     """What one stream needs on its way; used again for the next. Fresh memory for each would cost more than reading it."""
 
     def __init__(self) -> None:
         self.memory = np.zeros(MEMORY, np.int64)
         self.address = self.memory.ctypes.data
-        self._scratch = np.empty(0, np.uint8)
-        self.data = self._scratch
-        self.target = self._scratch
+        self._kept = self.data = self.target = _NOTHING
 
     def room(self, size_bytes: int) -> NDArray[np.uint8]:
         """Gives memory for a stream as it is stored."""
-        if len(self._scratch) < size_bytes:
-            self._scratch = np.empty(size_bytes, np.uint8)
-        self.data = self._scratch[:size_bytes]
+        kept = self._kept if size_bytes <= len(self._kept) else np.empty(size_bytes, np.uint8)
+        if size_bytes <= KEPT_BYTES:
+            self._kept = kept
+        self.data = kept[:size_bytes]
         return self.data
+
+    def leave(self) -> None:
+        """Lets go of the stream and its place, which would live as long as the thread."""
+        self.data = self.target = _NOTHING
 
     def begin(self, target: NDArray[np.uint8]) -> None:
         """Prepares the stream that was put into the room; one that does not begin as ours do has come to its end."""
@@ -99,11 +104,12 @@ class Lane:
         return is_whole and int(isal_zlib.adler32(self.target)) == int.from_bytes(self.data[-ADLER_BYTES:].tobytes(), "big")
 
 
-def inflate_all(begin: Callable[[Lane], Owner | None]) -> Iterator[tuple[Owner, bool]]:
+def inflate_all(begin: Callable[[Lane], Owner | None], most: int = MOST_STREAMS) -> Iterator[tuple[Owner, bool]]:
     """Inflates streams side by side, as many as there are.
 
     Args:
         begin: Puts the next stream into a lane, begins it, and gives whose it is; None: there are no more.
+        most: How many side by side, from 1 to :data:`MOST_STREAMS`.
 
     Yields:
         Whose stream has come to an end, and whether what it gave is whole and sound; where not, its place holds anything.
@@ -113,7 +119,7 @@ def inflate_all(begin: Callable[[Lane], Owner | None]) -> Iterator[tuple[Owner, 
     # Whoever begins anew before this has ended has lanes of its own.
     _of_thread.lanes = None
     busy: list[tuple[Lane, Owner]] = []
-    free, more = list(lanes), True
+    free, more = lanes[:most], True
     while True:
         while free and more:
             owner = begin(free[-1])
@@ -128,6 +134,8 @@ def inflate_all(begin: Callable[[Lane], Owner | None]) -> Iterator[tuple[Owner, 
         ended = [pair for pair in busy if not pair[0].works()]
         busy = [pair for pair in busy if pair[0].works()]
         for lane, owner in ended:
-            yield owner, lane.is_sound()
+            is_sound = lane.is_sound()
+            lane.leave()
             free.append(lane)
+            yield owner, is_sound
     _of_thread.lanes = lanes

@@ -154,8 +154,10 @@ class Layer:
             Piece(int(numbers[start]), local[start:stop], order[start:stop])
             for start, stop in itertools.pairwise([*starts.tolist(), len(rows)])
         ]
-        if pays(len(pieces)):
-            pieces = self._shards.read_together(self.name, pieces, values, threads)
+        crew = usable_cores() if threads is None else threads
+        # A stream alone is inflated no faster than by the library.
+        if len(pieces) > crew and pays(len(pieces)):
+            pieces = self._shards.read_together(self.name, pieces, values, crew)
         do_all(lambda piece: self._shards.read(piece.number, self.name, piece.rows, piece.places, values), pieces, threads)
         return values
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..machine import usable_cores
 from ..records import ShardSpec
 from .chunk_table import ChunkTable, Handle, StaleError, WantedRow, read_together
+from .inflate_code import MOST_STREAMS
 from .parallel import do_all
 from .rows import ShardRows
 
@@ -107,19 +107,21 @@ class Shards:
         # The careful way: it says what is wrong, or finds nothing wrong, as with a shard that was made anew.
         self.open(number).read(layer, rows, places, into)
 
-    def read_together(self, layer: str, pieces: Sequence[Piece], into: Any, threads: int | None) -> list[Piece]:
+    def read_together(self, layer: str, pieces: Sequence[Piece], into: Any, threads: int) -> list[Piece]:
         """Reads such pieces as are single rows that this program has compressed, several side by side in each thread.
 
         Args:
             layer: Name of a layer of the run.
             pieces: In the order in which they are begun.
             into: As above.
-            threads: How many to use at most; None: as many as there are cores.
+            threads: How many to use.
 
         Returns:
             What is left for :meth:`read`, in the same order: what is anything else, and what is not as it should be.
         """
         queue = iter(enumerate(pieces))
+        # Not so many that another thread would find nothing.
+        most = min(MOST_STREAMS, -(-len(pieces) // threads))
         left: list[int] = []
 
         def wanted() -> Iterator[WantedRow]:
@@ -131,9 +133,9 @@ class Shards:
                     yield of_row
 
         def work(_: int) -> None:
-            left.extend(of_row.number for of_row, is_there in read_together(wanted()) if not is_there)
+            left.extend(of_row.number for of_row, is_there in read_together(wanted(), most) if not is_there)
 
-        do_all(work, range(usable_cores() if threads is None else threads), threads)
+        do_all(work, range(threads), threads)
         return [pieces[number] for number in sorted(left)]
 
     def _wanted(self, layer: str, number: int, piece: Piece, into: Any) -> WantedRow | None:
