@@ -16,7 +16,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.store import deflate, inflate
+from pipeline.store import codec, deflate, inflate, prefix_codes
 from pipeline.store.deflate_code import GROUP
 from pipeline.store.inflate_code import MOST_STREAMS
 from pipeline.store.reader import open_run
@@ -127,6 +127,18 @@ def test_what_others_have_made_is_left_to_the_library() -> None:
         assert inflated([data, stream(values)], [values.nbytes] * 2) == [None, values.tobytes()]
     assert inflated([isal_zlib.compress(values.tobytes(), 2)], [values.nbytes]) == [None]
     assert inflated([b"", b"\x78"], [10, 10]) == [None, None]
+
+
+def test_streams_of_before_whose_codes_are_longer_are_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = rectified(60_000, 0.5)
+    values[::7] *= np.float32(1e-20)
+    for room in (prefix_codes, deflate):
+        monkeypatch.setattr(room, "LARGEST_LENGTH", 13)
+    monkeypatch.setattr(prefix_codes, "_REVERSED", prefix_codes._reversed_bits())
+    data = stream(values)
+    assert inflate.may_take(np.frombuffer(data, np.uint8))
+    assert inflated([data], [values.nbytes]) == [None]
+    np.testing.assert_array_equal(codec.decode(data, values.shape, values.dtype, True), values)
 
 
 @pytest.mark.parametrize("length", [0, 1, -4, 4, 1000, -1000])
