@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -211,6 +212,9 @@ def new_function(module: Any, name: str, arguments: Sequence[Any]) -> Any:
 
 # LLVM keeps what it knows of types in one place for all threads, and dies where two write there at once.
 _COMPILING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while another thread compiles would wait for that thread for ever, and find LLVM half way.
+    os.register_at_fork(before=_COMPILING.acquire, after_in_parent=_COMPILING.release, after_in_child=_COMPILING.release)
 
 
 def compiled_once(make: Callable[[], MachineCode]) -> Callable[[], MachineCode]:

@@ -23,7 +23,17 @@ ONLY_IN = {
     "tensorflow": ("images/", "network/", "training/tf_data.py"),
     # Optional.
     "torch": ("training/torch_data.py",),
-    "llvmlite": ("vector_code.py", "network/kernels.py", "images/passes.py", "store/deflate_code.py", "store/gathering.py"),
+    "llvmlite": (
+        "vector_code.py",
+        "network/kernels.py",
+        "images/passes.py",
+        "store/deflate_code.py",
+        "store/gathering.py",
+        "store/inflate_code.py",
+        "store/inflate_step.py",
+        "store/inflate_tables.py",
+        "store/integer_code.py",
+    ),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     # Optional.
     "ray": ("engines/",),

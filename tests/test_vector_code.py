@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 TOGETHER = """
 import threading
 from pipeline.images.passes import compiled_passes
 from pipeline.network.kernels import compile_kernels
 from pipeline.store.deflate_code import compiled_deflate
+from pipeline.store.inflate_code import compiled_inflate
 from pipeline.vector_code import this_processor
 
-makers = [compiled_passes, compiled_deflate, lambda: compile_kernels(this_processor(), [64])] * 4
+makers = [compiled_passes, compiled_deflate, compiled_inflate, lambda: compile_kernels(this_processor(), [64])] * 4
 together = threading.Barrier(len(makers))
 made = {}
 
@@ -23,7 +27,7 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-assert len(made[compiled_passes]) == len(made[compiled_deflate]) == 1
+assert len(made[compiled_passes]) == len(made[compiled_deflate]) == len(made[compiled_inflate]) == 1
 print("made")
 """
 
@@ -32,3 +36,31 @@ def test_threads_that_want_code_at_once_neither_crash_nor_compile_it_twice() -> 
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", TOGETHER], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
+
+
+FORKED = """
+import os, threading
+from pipeline.store.deflate_code import compiled_deflate
+from pipeline.store.inflate_code import compiled_inflate
+
+begun = threading.Event()
+
+def work():
+    begun.set()
+    compiled_inflate()
+
+threading.Thread(target=work).start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    compiled_inflate()
+    compiled_deflate()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_is_forked_while_a_thread_compiles_can_compile() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

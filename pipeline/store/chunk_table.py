@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import codec
+from . import codec, inflate
 
 # Windows has no such call; rows are read through HDF5 there.
 HAS_POSITIONED_READS = hasattr(os, "preadv")
@@ -95,6 +96,10 @@ class ChunkTable:
     failed: NDArray[np.bool_]
     checksums: NDArray[np.uint32]
 
+    def has_row(self, row: int, dtype: np.dtype[Any]) -> bool:
+        """Tells whether a row is a deflated chunk of its own, of this dtype."""
+        return self.deflated and self.chunk_rows == 1 and self.dtype == dtype and not self.failed[row]
+
     def read_row(self, handle: Handle, row: int, into: NDArray[np.floating]) -> None:
         """Reads a row that is a chunk of its own straight into its place, (h, w, c) of the stored dtype in C order.
 
@@ -166,3 +171,54 @@ class ChunkTable:
     def _check(self, row: int, values: NDArray[np.floating]) -> None:
         if codec.checksum(values) != self.checksums[row]:
             raise StaleError
+
+
+class WantedRow(NamedTuple):
+    """A row for which :meth:`ChunkTable.has_row` holds, a number to tell it by, and where it goes: (h, w, c) in C order."""
+
+    number: int
+    table: ChunkTable
+    handle: Handle
+    row: int
+    into: NDArray[np.floating]
+
+    def begin(self, lane: inflate.Lane) -> None:
+        """Fetches the row, and begins to inflate it.
+
+        Raises:
+            StaleError: It is not where the table says.
+        """
+        size_bytes = self.table._place(self.row)[1]
+        self.table._fetch(self.handle, self.row, lane.room(size_bytes))
+        lane.begin(self.into.reshape(-1).view(np.uint8))
+
+    def is_right(self) -> bool:
+        """Tells whether what has been inflated is the row."""
+        return codec.checksum(self.into) == int(self.table.checksums[self.row])
+
+
+def read_together(wanted: Iterator[WantedRow], most: int) -> Iterator[tuple[WantedRow, bool]]:
+    """Reads rows of any tables side by side, which takes a thread less time than one after the other.
+
+    Args:
+        wanted: In the order in which they are begun; threads may share what it takes them from.
+        most: How many side by side, at most :data:`~.inflate.MOST_STREAMS`.
+
+    Yields:
+        Each row, and whether it is there. Where not, :meth:`ChunkTable.read_row` may still read it, or says what is wrong.
+    """
+    stale: list[WantedRow] = []
+
+    def begin(lane: inflate.Lane) -> WantedRow | None:
+        for of_row in wanted:
+            try:
+                of_row.begin(lane)
+            except (StaleError, MemoryError, OSError):
+                stale.append(of_row)
+            else:
+                return of_row
+        return None
+
+    for of_row, is_sound in inflate.inflate_all(begin, most):
+        yield of_row, is_sound and of_row.is_right()
+    yield from ((of_row, False) for of_row in stale)

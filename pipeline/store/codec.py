@@ -1,8 +1,8 @@
 """A chunk on its way to the disk and back: check, convert, compress, checksum. Bytes and arrays only; no HDF5, no threads.
 
 The bytes are those that HDF5's own deflate filter would accept, so that every HDF5 program reads them. Where a ReLU has been,
-:mod:`~pipeline.store.deflate` makes them; ISA-L makes the others several times faster than zlib. Both work outside the
-interpreter's lock, so that threads encode in parallel.
+:mod:`~pipeline.store.deflate` makes them, and :mod:`~pipeline.store.inflate` takes them back where many rows are read; ISA-L does
+all the rest several times faster than zlib. All work outside the interpreter's lock, so that threads encode in parallel.
 """
 
 from __future__ import annotations

@@ -82,10 +82,16 @@ def _table(ranges: _Ranges, numbers: list[int]) -> NDArray[np.int64]:
 # For each literal, run and gap: symbol, further bits, how many. The first run and gap are never used. A zero without another near
 # before it is a literal that is repeated at once.
 _LITERALS = np.array([(byte, 0, 0) for byte in range(BYTE_VALUES)])
-_RUNS = _table(_Ranges.growing(28, 3, 4), [*(BYTES * max(1, zeros) for zeros in range(FAR)), BYTES - 1])
+_LENGTHS = _Ranges.growing(28, 3, 4)
+_RUNS = _table(_LENGTHS, [*(BYTES * max(1, zeros) for zeros in range(FAR)), BYTES - 1])
 _RUNS[:, 0] += END + 1
 _DISTANCES = _Ranges.growing(DISTANCES, 1, 2)
 _GAPS = _table(_DISTANCES, [BYTES * max(1, gap) for gap in range(GAPS - 1)] + [1])
+
+
+# Of all lengths, the longest of which has a symbol of its own, and of all distances.
+LENGTH_RANGES = _Ranges((*_LENGTHS.bases, 258), (*_LENGTHS.further, 0))
+DISTANCE_RANGES = _DISTANCES
 
 
 def compress(values: NDArray[np.float32], neighbour: int) -> bytes | None:
@@ -119,6 +125,15 @@ def _codes(literals: NDArray[np.int64], runs: NDArray[np.int64], gaps: NDArray[n
     np.add.at(symbols, _RUNS[:, 0], runs + UNSEEN)
     np.add.at(distances, _GAPS[:, 0], gaps + UNSEEN)
     return make_code(symbols), make_code(distances)
+
+
+# What precedes the lengths of both codes, four bits each, in the header of a last block.
+# Source: RFC 1951, 3.2.7: 16, 17 and 18, which repeat, come first; then the sixteen lengths.
+_FIELDS = [(1, 1), (2, 2), (SYMBOLS - 257, 5), (DISTANCES - 1, 5), (19 - 4, 4), *[(0, 3)] * 3, *[(4, 3)] * 16]
+_HEAD = np.concatenate([value >> np.arange(bits) & 1 for value, bits in _FIELDS]).astype(np.uint8)
+# So begins every stream; with the bit at which the lengths begin.
+STREAM_BEGINNING = _ZLIB_HEADER.tobytes() + np.packbits(_HEAD, bitorder="little").tobytes()
+LENGTHS_BIT = 8 * _ZLIB_HEADER.size + _HEAD.size
 
 
 def _write(values: NDArray[np.float32], symbols: PrefixCode, distances: PrefixCode) -> bytes | None:
@@ -167,12 +182,9 @@ def _header(symbols: PrefixCode, distances: PrefixCode) -> NDArray[np.uint8]:
 
     The code of the lengths is the simplest that is complete: those from 0 to 15 by themselves, no repetitions.
     """
-    # Source: RFC 1951, 3.2.7: 16, 17 and 18, which repeat, come first; then the sixteen lengths.
-    fields = [(1, 1), (2, 2), (SYMBOLS - 257, 5), (DISTANCES - 1, 5), (19 - 4, 4), *[(0, 3)] * 3, *[(4, 3)] * 16]
-    head = np.concatenate([value >> np.arange(bits) & 1 for value, bits in fields])
     # A code begins with its highest bit.
     body = np.concatenate([symbols.lengths, distances.lengths])[:, None] >> np.arange(3, -1, -1) & 1
-    return np.concatenate([head, body.reshape(-1)]).astype(np.uint8)
+    return np.concatenate([_HEAD, body.reshape(-1)]).astype(np.uint8)
 
 
 _kept = threading.local()

@@ -16,9 +16,10 @@ from ..machine import usable_cores
 from . import format, shown
 from .bands import image_shape, read_bands
 from .damage import does_not_fit
+from .inflate import pays
 from .parallel import do_all
 from .selection import select_rows
-from .shards import Shards
+from .shards import Piece, Shards
 
 # Rows that an iteration reads at once where each is a chunk: what it holds besides the row that it gives.
 LARGEST_STEP = 8
@@ -149,11 +150,15 @@ class Layer:
             raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
         starts = np.flatnonzero(np.diff(numbers, prepend=-1) | np.diff(local // self.chunk_rows, prepend=-1))
 
-        def read_chunk(among: tuple[int, int]) -> None:
-            start, stop = among
-            self._shards.read(int(numbers[start]), self.name, local[start:stop], order[start:stop], values)
-
-        do_all(read_chunk, list(itertools.pairwise([*starts.tolist(), len(rows)])), threads)
+        pieces = [
+            Piece(int(numbers[start]), local[start:stop], order[start:stop])
+            for start, stop in itertools.pairwise([*starts.tolist(), len(rows)])
+        ]
+        crew = usable_cores() if threads is None else threads
+        # A stream alone is inflated no faster than by the library.
+        if len(pieces) > crew and pays(len(pieces)):
+            pieces = self._shards.read_together(self.name, pieces, values, crew)
+        do_all(lambda piece: self._shards.read(piece.number, self.name, piece.rows, piece.places, values), pieces, threads)
         return values
 
     def __repr__(self) -> str:

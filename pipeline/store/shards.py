@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import StoreError
 from ..records import ShardSpec
-from .chunk_table import ChunkTable, Handle, StaleError
+from .chunk_table import ChunkTable, Handle, StaleError, WantedRow, read_together
+from .inflate_code import MOST_STREAMS
+from .parallel import do_all
 from .rows import ShardRows
 
 # Open shards a run: few enough for any system's limit on open files, with many worker processes.
@@ -29,6 +33,20 @@ class _Open:
         self.lock = threading.RLock()
         self.shards: OrderedDict[int, ShardRows] = OrderedDict()
         self.handles: OrderedDict[int, Handle] = OrderedDict()
+
+
+class Piece(NamedTuple):
+    """Rows that lie in one chunk.
+
+    Attributes:
+        number: Place of their shard in :attr:`Shards.specs`.
+        rows: (n,) rows in the shard, ascending.
+        places: (n,) where each goes in what is read.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
 
 
 class Shards:
@@ -88,6 +106,50 @@ class Shards:
             self._forget(number)
         # The careful way: it says what is wrong, or finds nothing wrong, as with a shard that was made anew.
         self.open(number).read(layer, rows, places, into)
+
+    def read_together(self, layer: str, pieces: Sequence[Piece], into: Any, threads: int) -> list[Piece]:
+        """Reads such pieces as are single rows that this program has compressed, several side by side in each thread.
+
+        Args:
+            layer: Name of a layer of the run.
+            pieces: In the order in which they are begun.
+            into: As above.
+            threads: How many to use.
+
+        Returns:
+            What is left for :meth:`read`, in the same order: what is anything else, and what is not as it should be.
+        """
+        queue = iter(enumerate(pieces))
+        # Not so many that another thread would find nothing.
+        most = min(MOST_STREAMS, -(-len(pieces) // threads))
+        left: list[int] = []
+
+        def wanted() -> Iterator[WantedRow]:
+            for number, piece in queue:
+                of_row = self._wanted(layer, number, piece, into)
+                if of_row is None:
+                    left.append(number)
+                else:
+                    yield of_row
+
+        def work(_: int) -> None:
+            left.extend(of_row.number for of_row, is_there in read_together(wanted(), most) if not is_there)
+
+        do_all(work, range(threads), threads)
+        return [pieces[number] for number in sorted(left)]
+
+    def _wanted(self, layer: str, number: int, piece: Piece, into: Any) -> WantedRow | None:
+        """Gives what is to be read of a piece; None where it is to be read in another way, or cannot be."""
+        if len(piece.rows) > 1:
+            return None
+        row = int(piece.rows[0])
+        try:
+            table = self._table(piece.number, layer)
+            if table is None or table.shape != into.shape[1:] or not table.has_row(row, into.dtype):
+                return None
+            return WantedRow(number, table, self._handle(piece.number), row, into[int(piece.places[0])])
+        except (StoreError, OSError):
+            return None
 
     def _read_chunk(
         self, table: ChunkTable, handle: Handle, chunk: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], into: Any
