@@ -18,7 +18,7 @@ from .network.layers import NETWORKS, SYNONYMS, layer_table
 # Command -> name in pipeline/schema.py of what holds its options.
 COMMANDS = {"run": "Schema", "layers": "Schema", "verify": "VerifySchema", "show": "ShowSchema", "plot": "PlotSchema"}
 FOLDERS = ("data.dir", "output.dir", "run")
-FILES = ("data.list", "network.weights", "file")
+FILES = ("data.list", "data.tar", "network.weights", "file")
 FLAGS = ("-sc", "--shell-completion")
 
 _SCRIPT = r"""
