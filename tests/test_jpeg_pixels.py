@@ -1,0 +1,122 @@
+"""Coefficients to pixels, held against libjpeg-turbo as simplejpeg and Pillow have it."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llvmlite import ir
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.images.jpeg_geometry import SPARE_BLOCKS, geometry_of
+from pipeline.images.jpeg_lanes import lanes_of
+from pipeline.images.jpeg_pixels import PIXELS, add_pixels
+from pipeline.vector_code import MachineCode, Processor, this_processor
+
+from .jpeg_oracle import Coefficients, read_coefficients
+
+Pixels = NDArray[np.uint8]
+
+PHOTOGRAPHS = sorted((Path(__file__).parent / "photographs").rglob("*.jpg"))
+SAMPLINGS = {"Gray": None, "444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2)}
+# What is written behind memory that must not be written.
+UNTOUCHED = 77
+
+
+@functools.cache
+def code_for(processor: Processor) -> MachineCode:
+    module = ir.Module()
+    return MachineCode(module, processor, {add_pixels(module, processor): PIXELS})
+
+
+def without(processor: Processor, *features: str) -> Processor:
+    """Gives the same processor without some features, as an older one."""
+    kept = [f"-{feature[1:]}" if feature[1:] in features else feature for feature in processor.features.split(",")]
+    return processor._replace(features=",".join(kept))
+
+
+def processors() -> list[Processor]:
+    """Gives this processor and the older ones that it can pass for."""
+    here = this_processor()
+    avx512 = [part[1:] for part in here.features.split(",") if part.startswith("+avx512")]
+    older = [here, without(here, "avx512vbmi"), without(here, *avx512), without(here, *avx512, "avx2", "avx")]
+    # Words are then computed as on a processor that is none of x86.
+    return list(dict.fromkeys([*older, without(here, *avx512, "avx2", "avx", "ssse3", "sse4.1", "sse4.2", "sse4a")]))
+
+
+def decode(coefficients: Coefficients, processor: Processor | None = None) -> Pixels:
+    """Gives the pixels, and looks whether only they and the window were written."""
+    geometry = geometry_of(coefficients.width, coefficients.height, coefficients.sampling)
+    code = code_for(processor or this_processor())
+    size = geometry.height * geometry.output_stride
+    output, window = np.full(size + 256, UNTOUCHED, np.uint8), np.full(geometry.window_bytes + 256, UNTOUCHED, np.uint8)
+    fields = geometry.array()
+    first = coefficients.components[0]
+    for number in range(len(first.blocks) // first.down):
+        blocks, furthest = coefficients.row_of_mcus(number)
+        assert len(blocks) == geometry.blocks
+        blocks = np.concatenate([blocks, np.full((SPARE_BLOCKS, 64), 12345, np.int16)])
+        furthest = np.concatenate([furthest, np.full(SPARE_BLOCKS, 63, np.uint8)])
+        addresses = [array.ctypes.data for array in (blocks, furthest, fields, window, output)]
+        code["jpeg_pixels"](*addresses, number)
+    assert (output[size:] == UNTOUCHED).all()
+    assert (window[geometry.window_bytes :] == UNTOUCHED).all()
+    return output[:size].reshape(geometry.height, geometry.width, 3)
+
+
+def picture(kind: str, height: int, width: int, seed: int) -> Pixels:
+    """Gives (h, w, 3) of noise, of soft colours with some noise, of one colour, or of the strongest contrasts."""
+    random = np.random.default_rng(seed)
+    if kind == "noise":
+        return random.integers(0, 256, (height, width, 3), np.uint8)
+    if kind == "extremes":
+        return np.where(random.random((height, width, 3)) < 0.5, 0, 255).astype(np.uint8)
+    if kind == "flat":
+        return np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
+    few = Image.fromarray(random.integers(0, 256, (3, 3, 3), np.uint8))
+    soft = np.asarray(few.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return np.clip(soft + random.integers(-9, 10, soft.shape), 0, 255).astype(np.uint8)
+
+
+def encode(pixels: Pixels, quality: int, sampling: str) -> bytes:
+    if sampling == "Gray":
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[:, :, :1]), quality, "GRAY", "Gray")
+    return simplejpeg.encode_jpeg(pixels, quality, "RGB", sampling)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 140)),
+    quality=st.integers(1, 100),
+    kind=st.sampled_from(["noise", "soft", "flat", "extremes"]),
+    seed=st.integers(0, 999),
+)
+def test_pixels_are_those_of_libjpeg_turbo(sampling: str, size: tuple[int, int], quality: int, kind: str, seed: int) -> None:
+    data = encode(picture(kind, *size, seed), quality, sampling)
+    coefficients = read_coefficients(data)
+    assert coefficients.sampling == SAMPLINGS[sampling]
+    np.testing.assert_array_equal(decode(coefficients), simplejpeg.decode_jpeg(data, "RGB"))
+
+
+@pytest.mark.parametrize("processor", processors()[1:], ids=lambda processor: f"{lanes_of(processor)} lanes")
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_older_processors_give_the_same_pixels(processor: Processor, sampling: str) -> None:
+    for seed, (height, width) in enumerate([(33, 131), (17, 30), (3, 5), (40, 64)]):
+        data = encode(picture("soft", height, width, seed), 90, sampling)
+        np.testing.assert_array_equal(decode(read_coefficients(data), processor), simplejpeg.decode_jpeg(data, "RGB"))
+
+
+def test_photographs_are_those_of_pillow() -> None:
+    photographs = [path for path in PHOTOGRAPHS if Image.open(path).mode == "RGB"]
+    for path, quality in zip(photographs[:3], (50, 85, 95), strict=True):
+        file = io.BytesIO()
+        Image.open(path).crop((40, 40, 237, 171)).save(file, "JPEG", quality=quality)
+        np.testing.assert_array_equal(decode(read_coefficients(file.getvalue())), np.asarray(Image.open(file)))
