@@ -28,7 +28,7 @@ _LARGEST_STEP = 64
 # Ways from samples to rows of RGB.
 GREY, SAME, TWICE, WIDE, BOTH, TALL = WAYS = range(6)
 
-# Chroma of fewer columns is repeated, not interpolated. Source: libjpeg-turbo, jdsample.c.
+# Chroma of fewer columns, or of one sample a block, is repeated, not interpolated. Source: libjpeg-turbo, jdsample.c.
 _FEWEST_INTERPOLATED = 3
 
 
@@ -40,6 +40,8 @@ class Geometry(NamedTuple):
         width: Of the output.
         height: Of the output.
         output_stride: Of the output.
+        luma_side: Samples that a block of luma becomes in each direction.
+        chroma_side: Likewise of chroma.
         blocks_across: Luma blocks of a row.
         blocks_down: Rows of luma blocks in a row of MCUs.
         chroma_across: Chroma blocks of a row, 0 in a grey image.
@@ -61,6 +63,8 @@ class Geometry(NamedTuple):
     width: int
     height: int
     output_stride: int
+    luma_side: int
+    chroma_side: int
     blocks_across: int
     blocks_down: int
     chroma_across: int
@@ -87,35 +91,45 @@ class Geometry(NamedTuple):
         return np.array(self, np.int64)
 
 
-def geometry_of(width: int, height: int, sampling: tuple[int, int] | None, output_stride: int | None = None) -> Geometry:
+def geometry_of(
+    width: int, height: int, sampling: tuple[int, int] | None, ratio: int = 1, output_stride: int | None = None
+) -> Geometry:
     """Lays out an image.
 
     Args:
-        width: In px.
+        width: As the file has it, in px.
         height: In px.
         sampling: Columns and rows of luma for one of chroma, 1 or 2 each; None: grey.
+        ratio: 1, 2, 4 or 8, by which both are divided, rounded up.
         output_stride: Bytes from one row of the output to the next; by default, as many as a row has.
     """
     across, down = sampling or (1, 1)
     mcus = -(-width // (SIDE * across))
-    chroma_width, chroma_height = -(-width // across), -(-height // down)
-    interpolated = chroma_width >= _FEWEST_INTERPOLATED
+    side = SIDE // ratio
+    # Chroma is reduced less where it then needs no interpolation. Source: libjpeg-turbo, jdmaster.c.
+    chroma_side = side * 2 if sampling == (2, 2) and ratio > 1 else side
+    chroma_width = -(-width * chroma_side // (across * SIDE))
+    chroma_height = -(-height * chroma_side // (down * SIDE))
+    width, height = -(-width // ratio), -(-height // ratio)
     if sampling is None:
         way = GREY
+    elif chroma_side > side:
+        way = SAME
     elif across == 1:
-        way = SAME if down == 1 else TALL
-    elif interpolated:
-        way = WIDE if down == 1 else BOTH
+        way = TALL if down == 2 and side > 1 else SAME
+    elif chroma_width >= _FEWEST_INTERPOLATED and side > 1:
+        way = BOTH if down == 2 else WIDE
     else:
         way = TWICE
-    luma_stride = _rounded(max(mcus * across * SIDE, width)) + MARGIN_BYTES
-    plane_stride = _rounded(max(mcus * SIDE, chroma_width)) + MARGIN_BYTES
+    halved = int(down == 2 and chroma_side == side)
+    luma_stride = _rounded(max(mcus * across * side, width)) + MARGIN_BYTES
+    plane_stride = _rounded(max(mcus * chroma_side, chroma_width)) + MARGIN_BYTES
     woven_stride = PAIR_BYTES * plane_stride + 2 * MARGIN_BYTES
     line_stride = LINE_BYTES * plane_stride + 2 * MARGIN_BYTES
     sizes = [
-        (down * SIDE + 2 * MARGIN_ROWS) * luma_stride,
-        2 * SIDE * plane_stride,
-        (SIDE + 2 * MARGIN_ROWS) * woven_stride,
+        (down * side + 2 * MARGIN_ROWS) * luma_stride,
+        2 * chroma_side * plane_stride,
+        (chroma_side + 2 * MARGIN_ROWS) * woven_stride,
         2 * line_stride,
         COLOURS * _LARGEST_STEP,
     ]
@@ -126,7 +140,7 @@ def geometry_of(width: int, height: int, sampling: tuple[int, int] | None, outpu
         places.append(places[-1] + size)
     return Geometry(
         way, width, height, COLOURS * width if output_stride is None else output_stride,
-        mcus * across, down, 0 if sampling is None else mcus, chroma_width, chroma_height, down - 1,
+        side, chroma_side, mcus * across, down, 0 if sampling is None else mcus, chroma_width, chroma_height, halved,
         luma_stride, plane_stride, woven_stride, places[1], places[2], places[3], line_stride, places[4], places[5],
     )  # fmt: skip
 

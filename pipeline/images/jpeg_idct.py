@@ -25,21 +25,21 @@ BLOCK_BYTES = SIDE * SIDE * 2
 BLOCKS = [POINTER, POINTER, INTEGER, POINTER, INTEGER]
 
 # Numbers of 13 bits behind the point; the first pass leaves 2 of them.
-_POINT, _KEPT = 13, 2
-_ONE = 1 << _POINT
+POINT, KEPT = 13, 2
+_ONE = 1 << POINT
 # Each of the two passes makes numbers larger by the square root of 8.
-_SHIFT_COLUMNS, _SHIFT_ROWS = _POINT - _KEPT, _POINT + _KEPT + 3
+_SHIFT_COLUMNS, _SHIFT_ROWS = POINT - KEPT, POINT + KEPT + 3
 _0_298, _0_390, _0_541, _0_765, _0_899, _1_175 = 2446, 3196, 4433, 6270, 7373, 9633
 _1_501, _1_847, _1_961, _2_053, _2_562, _3_072 = 12299, 15137, 16069, 16819, 20995, 25172
 
 # The order of columns after which the halves of a lane, each packed, are pairs for the second pass.
 _PAIRED_COLUMNS = (0, 4, 2, 6, 7, 1, 3, 5)
 # Turns 4 columns of 4 bytes into 4 rows.
-_TURN = [column * 4 + row for row in range(4) for column in range(4)]
-_CENTRE = 128
+TURN = [column * 4 + row for row in range(4) for column in range(4)]
+CENTRE = 128
 
 
-def add_blocks(module: Any, processor: Processor) -> str:
+def add_full_blocks(module: Any, processor: Processor) -> str:
     """Adds a function that transforms a row of blocks; gives its name.
 
     It reads coefficients of, and writes samples for, a multiple of the lanes of a register in blocks.
@@ -78,9 +78,9 @@ def _flat_samples(words: Words, source: Any) -> Any:
         return ir.Constant(ir.VectorType(kind, words.lanes), [value] * words.lanes)
 
     # Wraps, as in a column of nothing else.
-    level = builder.sext(builder.shl(first, each(WORD, _KEPT)), ir.VectorType(DOUBLE, words.lanes))
-    level = builder.ashr(builder.add(level, each(DOUBLE, 1 << (_KEPT + 2))), each(DOUBLE, _KEPT + 3))
-    level = builder.add(level, each(DOUBLE, _CENTRE))
+    level = builder.sext(builder.shl(first, each(WORD, KEPT)), ir.VectorType(DOUBLE, words.lanes))
+    level = builder.ashr(builder.add(level, each(DOUBLE, 1 << (KEPT + 2))), each(DOUBLE, KEPT + 3))
+    level = builder.add(level, each(DOUBLE, CENTRE))
     level = builder.select(builder.icmp_signed("<", level, each(DOUBLE, 0)), each(DOUBLE, 0), level)
     level = builder.select(builder.icmp_signed(">", level, each(DOUBLE, 255)), each(DOUBLE, 255), level)
     return builder.mul(builder.zext(level, wide), each(QUAD, 0x0101010101010101))
@@ -89,8 +89,8 @@ def _flat_samples(words: Words, source: Any) -> Any:
 def _samples(words: Words, source: Any) -> list[Any]:
     """Gives 8 rows of samples, 8 bytes for each block."""
     builder = words.builder
-    inputs = _paired_rows(words, source)
-    inputs[0] = _wrapped_where_alone(words, inputs)
+    inputs = paired_rows(words, source)
+    inputs[0] = wrapped_where_alone(words, inputs)
     total, difference = builder.add(inputs[0], inputs[4]), builder.sub(inputs[0], inputs[4])
     sums = builder.add(inputs[7], inputs[3]), builder.add(inputs[1], inputs[5])
     halves = []
@@ -110,7 +110,7 @@ def _samples(words: Words, source: Any) -> list[Any]:
     return rows
 
 
-def _paired_rows(words: Words, source: Any) -> list[Any]:
+def paired_rows(words: Words, source: Any) -> list[Any]:
     """Gives 8 rows of coefficients, a block a lane, the columns of each so ordered that they make pairs."""
     lanes = words.lanes
     rows = []
@@ -135,13 +135,13 @@ def _turned_lanes(words: Words, found: list[Any]) -> list[Any]:
     return result
 
 
-def _wrapped_where_alone(words: Words, rows: Sequence[Any]) -> Any:
+def wrapped_where_alone(words: Words, rows: Sequence[Any]) -> Any:
     """Gives the first row; in blocks without another, cut to the bits that a wrapping shift by two leaves.
 
     For such a block libjpeg-turbo shifts words; else it cuts off at what words hold. No encoder writes numbers that differ.
     """
     builder = words.builder
-    limit = 1 << (15 - _KEPT)
+    limit = 1 << (15 - KEPT)
     moved = builder.add(rows[0], words.constant(WORD, limit))
     is_large = builder.icmp_unsigned(">=", moved, words.constant(WORD, 2 * limit))
     any_large = builder.icmp_unsigned(
@@ -155,7 +155,7 @@ def _wrapped_where_alone(words: Words, rows: Sequence[Any]) -> Any:
         quads = words.as_type(others, QUAD)
         quads = builder.or_(quads, words.choose_in_lanes(quads, None, [1, 0]))
         alone = builder.sext(builder.icmp_unsigned("==", quads, words.constant(QUAD, 0)), words.vector(QUAD))
-        kept = words.constant(WORD, _KEPT)
+        kept = words.constant(WORD, KEPT)
         wrapped = builder.ashr(builder.shl(rows[0], kept), kept)
         alone = words.as_type(alone, WORD)
         changed = builder.or_(builder.and_(wrapped, alone), builder.and_(rows[0], builder.not_(alone)))
@@ -206,8 +206,8 @@ def _rows_of_quarter(words: Words, pairs: Sequence[Any]) -> list[Any]:
     turned = []
     for first in (0, LANE_DOUBLES):
         left, right = (words.pack_words(outputs[column], outputs[column + 1]) for column in (first, first + 2))
-        centred = builder.xor(words.pack_signed(left, right), words.constant(BYTE, _CENTRE))
-        turned.append(words.as_type(words.choose_in_lanes(centred, None, _TURN), DOUBLE))
+        centred = builder.xor(words.pack_signed(left, right), words.constant(BYTE, CENTRE))
+        turned.append(words.as_type(words.choose_in_lanes(centred, None, TURN), DOUBLE))
     rows = []
     for interleave in (words.interleave_low, words.interleave_high):
         two = words.as_type(interleave(*turned), QUAD)

@@ -104,16 +104,18 @@ class Words:
         size = first.type.count // self.lanes
         return self.choose_in_lanes(first, second, [place + size * side for place in range(size // 2, size) for side in (0, 1)])
 
-    def multiply_pairs(self, pairs: Any, first: int, second: int) -> Any:
-        """Gives, of each pair of words, first factor x first word + second factor x second word in 32 bits, which may wrap."""
-        factors = self.constant(WORD, first, second)
+    def multiply_pairs(self, pairs: Any, *factors: int) -> Any:
+        """Gives, of each pair of words, the sum of both, each times its factor, in 32 bits, which may wrap.
+
+        Factors are of a pair, or of as many pairs as they repeat after.
+        """
         if self._x86:
-            return self._intrinsic({4: "avx512.pmaddw.d.512", 2: "avx2.pmadd.wd", 1: "sse2.pmadd.wd"}, DOUBLE, pairs, factors)
-        builder, doubles, count = self.builder, self.vector(DOUBLE), self.words // 2
-        sides = [builder.sext(self.choose(pairs, None, range(side, self.words, 2)), doubles) for side in (0, 1)]
-        products = [
-            builder.mul(side, ir.Constant(doubles, [factor] * count)) for side, factor in zip(sides, (first, second), strict=True)
-        ]
+            names = {4: "avx512.pmaddw.d.512", 2: "avx2.pmadd.wd", 1: "sse2.pmadd.wd"}
+            return self._intrinsic(names, DOUBLE, pairs, self.constant(WORD, *factors))
+        builder, products = self.builder, []
+        for side in (0, 1):
+            value = builder.sext(self.choose(pairs, None, range(side, self.words, 2)), self.vector(DOUBLE))
+            products.append(builder.mul(value, self.constant(DOUBLE, *factors[side::2])))
         return builder.add(*products)
 
     def multiply_rounded(self, value: Any, factors: Any) -> Any:

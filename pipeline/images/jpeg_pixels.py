@@ -14,9 +14,10 @@ from llvmlite import ir
 
 from ..vector_code import INTEGER, POINTER, Code, Processor, integer, new_function
 from .jpeg_colour import add_rows
-from .jpeg_geometry import BOTH, GREY, MARGIN_BYTES, MARGIN_ROWS, PAIR_BYTES, SAME, SIDE, TWICE, WAYS, WIDE, Geometry
-from .jpeg_idct import BLOCK_BYTES, add_blocks
+from .jpeg_geometry import BOTH, GREY, MARGIN_BYTES, MARGIN_ROWS, PAIR_BYTES, SAME, TWICE, WAYS, WIDE, Geometry
+from .jpeg_idct import BLOCK_BYTES
 from .jpeg_lanes import QUAD, WORD, Words, copy_bytes
+from .jpeg_reduced import add_blocks
 
 # coefficients of a row of MCUs, the furthest of each block, geometry, window, output, number of the row of MCUs
 PIXELS = [POINTER, POINTER, POINTER, POINTER, POINTER, INTEGER]
@@ -70,7 +71,7 @@ class _Writer:
         self._coefficients, self._furthest, geometry, self._window, self._output, self._number = function.args
         fields = [self._words.load(geometry, 8 * place, QUAD) for place in range(len(Geometry._fields))]
         self._is = Geometry(*fields)
-        self._rows = self._builder.mul(self._is.blocks_down, integer(SIDE))
+        self._rows = self._builder.mul(self._is.blocks_down, self._is.luma_side)
         self._top = self._builder.mul(self._number, self._rows)
 
     def write(self) -> None:
@@ -95,26 +96,27 @@ class _Writer:
         builder, words, it = self._builder, self._words, self._is
         with self._code.loop(0, it.blocks_down) as row:
             first = builder.mul(row, it.blocks_across)
-            self._transform_row(first, it.blocks_across, self._luma(self._down(builder.mul(row, integer(SIDE)))), it.luma_stride)
+            target = self._luma(self._down(builder.mul(row, it.luma_side)))
+            self._transform_row(it.luma_side, first, it.blocks_across, target, it.luma_stride)
         luma = builder.mul(it.blocks_down, it.blocks_across)
         with builder.if_then(builder.icmp_signed(">", it.chroma_across, integer(0))):
-            size = builder.mul(it.plane_stride, integer(SIDE))
+            size = builder.mul(it.plane_stride, it.chroma_side)
             blue = words.at(self._window, it.planes)
             red = words.at(blue, size)
-            self._transform_row(luma, it.chroma_across, blue, it.plane_stride)
-            self._transform_row(builder.add(luma, it.chroma_across), it.chroma_across, red, it.plane_stride)
+            self._transform_row(it.chroma_side, luma, it.chroma_across, blue, it.plane_stride)
+            self._transform_row(it.chroma_side, builder.add(luma, it.chroma_across), it.chroma_across, red, it.plane_stride)
             woven = self._woven(integer(MARGIN_ROWS))
-            self._call("jpeg_weave", blue, red, it.plane_stride, woven, it.woven_stride, integer(SIDE))
-            with self._code.loop(MARGIN_ROWS, SIDE + MARGIN_ROWS) as row:
+            self._call("jpeg_weave", blue, red, it.plane_stride, woven, it.woven_stride, it.chroma_side)
+            with self._code.loop(MARGIN_ROWS, self._down(it.chroma_side)) as row:
                 # The first and last pair are repeated.
                 here = self._woven(row)
                 words.store(words.load(here, 0, WORD), here, -PAIR_BYTES)
                 last = words.at(here, builder.mul(it.chroma_width, integer(PAIR_BYTES)))
                 words.store(words.load(last, -PAIR_BYTES, WORD), last)
 
-    def _transform_row(self, first: Any, count: Any, samples: Any, stride: Any) -> None:
+    def _transform_row(self, side: Any, first: Any, count: Any, samples: Any, stride: Any) -> None:
         coefficients = self._words.at(self._coefficients, self._builder.mul(first, integer(BLOCK_BYTES)))
-        self._builder.call(self._blocks, [coefficients, self._words.at(self._furthest, first), count, samples, stride])
+        self._builder.call(self._blocks, [side, coefficients, self._words.at(self._furthest, first), count, samples, stride])
 
     def _call(self, name: str, *arguments: Any) -> None:
         self._builder.call(self._module.globals[name], arguments)
@@ -158,17 +160,17 @@ class _Writer:
 
         with builder.if_then(builder.icmp_signed("==", self._number, integer(0))):
             copy_chroma(integer(MARGIN_ROWS), integer(0))
-        left = builder.sub(it.chroma_height, builder.mul(self._number, integer(SIDE)))
-        is_last = builder.icmp_signed("<=", left, integer(SIDE))
+        left = builder.sub(it.chroma_height, builder.mul(self._number, it.chroma_side))
+        is_last = builder.icmp_signed("<=", left, it.chroma_side)
         with builder.if_then(is_last):
             copy_chroma(left, builder.add(left, integer(1)))
-        gaps = builder.select(is_last, builder.add(left, integer(1)), integer(SIDE))
+        gaps = builder.select(is_last, builder.add(left, integer(1)), it.chroma_side)
         with self._code.loop(0, gaps) as gap:
             double = builder.mul(gap, integer(2))
             row = builder.sub(builder.add(self._top, double), integer(1))
             interpolate(gap, row, double)
         with builder.if_then(builder.not_(is_last)):
-            copy_chroma(integer(SIDE), integer(0))
+            copy_chroma(it.chroma_side, integer(0))
             copy_bytes(self._code, self._luma(self._rows), self._luma(integer(0)), it.luma_stride)
 
     def _where_inside(self, row: Any) -> Any:
