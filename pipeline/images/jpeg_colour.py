@@ -138,7 +138,7 @@ def _colours(words: Words, even: Any, odd: Any, luma: Any) -> tuple[Any, Any]:
 def _interleaved(words: Words, left: Any, right: Any, green: Any) -> list[Any]:
     """Gives RGB of a step in three registers, from blue and red of its halves and green as it was packed."""
     lanes = words.lanes
-    if words.has_byte_permutes and lanes > 1:
+    if words.has_byte_permutes:
         return _interleaved_at_once(words, left, right, green)
     # So that a lane holds 16 pixels that follow each other.
     first = words.choose_lanes(left, right, range(0, 2 * lanes, 2))

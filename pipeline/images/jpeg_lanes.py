@@ -23,7 +23,9 @@ BYTE, WORD, DOUBLE, QUAD = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 def lanes_of(processor: Processor) -> int:
     """Gives the lanes of a register in which a processor computes words."""
     features = set(processor.features.split(","))
-    return 4 if "+avx512bw" in features else 2 if "+avx2" in features else 1
+    # Without permutations of bytes, longer registers are no faster here, and take LLVM twice as long.
+    longest = {"+avx512bw", "+avx512vbmi"} <= features
+    return 4 if longest else 2 if "+avx2" in features else 1
 
 
 class Words:
@@ -39,7 +41,7 @@ class Words:
         self.builder = code.builder
         self.lanes = lanes_of(processor)
         self.words = self.lanes * LANE_WORDS
-        self.has_byte_permutes = "+avx512vbmi" in features
+        self.has_byte_permutes = self.lanes == 4
         self._x86 = "+ssse3" in features
 
     def vector(self, kind: Any) -> Any:
