@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# (length, symbol) for every 16 bits that may come next.
+CodeTable = list[tuple[int, int]]
+
 # Source: ITU T.81, figure 5: the zigzag order of (row, column).
 ZIGZAG = sorted(
     ((row, column) for row in range(8) for column in range(8)),
@@ -57,7 +60,9 @@ class Coefficients:
 
 def read_coefficients(data: bytes) -> Coefficients:
     """Reads a baseline JPEG of one interleaved scan, or of one component."""
-    place, tables, codes, interval = 2, {}, {}, 0
+    tables: dict[int, NDArray[np.int64]] = {}
+    codes: dict[int, CodeTable] = {}
+    place, interval = 2, 0
     while True:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         body = data[place + 4 : place + 2 + length]
@@ -84,8 +89,7 @@ def read_coefficients(data: bytes) -> Coefficients:
             return _read_scan(data[place:], frame, body, tables, codes, interval)
 
 
-def _code_table(counts: bytes, symbols: bytes) -> list[tuple[int, int]]:
-    """Gives (length, symbol) for every 16 bits that may come next."""
+def _code_table(counts: bytes, symbols: bytes) -> CodeTable:
     table, code, used = [(0, 0)] * 65536, 0, 0
     for length, count in enumerate(counts, 1):
         for symbol in symbols[used : used + count]:
@@ -107,7 +111,7 @@ class _Bits:
             windows = windows * 2 + bits[place : place + len(windows)]
         self._windows, self._place = windows.tolist(), 0
 
-    def symbol(self, table: list[tuple[int, int]]) -> int:
+    def symbol(self, table: CodeTable) -> int:
         length, symbol = table[self._windows[self._place]]
         self._place += length
         return symbol
@@ -120,7 +124,9 @@ class _Bits:
         return value if value >> (bits - 1) else value - (1 << bits) + 1
 
 
-def _read_scan(data: bytes, frame: bytes, scan: bytes, tables: dict, codes: dict, interval: int) -> Coefficients:  # type: ignore[type-arg]
+def _read_scan(
+    data: bytes, frame: bytes, scan: bytes, tables: dict[int, NDArray[np.int64]], codes: dict[int, CodeTable], interval: int
+) -> Coefficients:
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     factors = [(frame[7 + 3 * number] >> 4, frame[7 + 3 * number] & 15) for number in range(frame[5])]
     if len(factors) == 1:
@@ -153,7 +159,7 @@ def _read_scan(data: bytes, frame: bytes, scan: bytes, tables: dict, codes: dict
     return Coefficients(width, height, components)
 
 
-def _read_block(bits: _Bits, table: list[tuple[int, int]], first: int) -> tuple[NDArray[np.int64], int]:
+def _read_block(bits: _Bits, table: CodeTable, first: int) -> tuple[NDArray[np.int64], int]:
     values = np.zeros((8, 8), np.int64)
     values[0, 0] = first
     zigzag, furthest = 1, 0
