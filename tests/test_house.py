@@ -23,7 +23,14 @@ ONLY_IN = {
     "tensorflow": ("images/", "network/", "training/tf_data.py"),
     # Optional.
     "torch": ("training/torch_data.py",),
-    "llvmlite": ("vector_code.py", "network/kernels.py", "images/passes.py", "store/deflate_code.py", "store/gathering.py"),
+    "llvmlite": (
+        "vector_code.py",
+        "network/kernels.py",
+        "images/passes.py",
+        "images/jpeg_",
+        "store/deflate_code.py",
+        "store/gathering.py",
+    ),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     "hydra": tuple(DOORS),
     "omegaconf": tuple(DOORS),
