@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.errors import ImageError
 from pipeline.images import decode
 from pipeline.images.decode import decode_image
-from pipeline.images.jpeg_header import plain_jpeg_sides
+from pipeline.images.jpeg_header import read_header
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (19, 33, 3), np.uint8))
 
@@ -22,6 +22,11 @@ def jpeg(picture: Image.Image = PICTURE, **options: object) -> bytes:
     file = io.BytesIO()
     picture.save(file, "JPEG", **options)
     return file.getvalue()
+
+
+def plain_jpeg_sides(data: bytes) -> tuple[int, int] | None:
+    header = read_header(data)
+    return (header.height, header.width) if header is not None and header.is_plain else None
 
 
 def with_segment(marker: int, content: bytes, data: bytes | None = None) -> bytes:
@@ -94,7 +99,7 @@ def test_a_damaged_file_comes_to_the_same_with_and_without_the_short_look(data: 
     file = bytes(damaged)
     with_it = outcome(file)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "plain_jpeg_sides", lambda data: None)
+        patch.setattr(decode, "read_header", lambda data: None)
         assert outcome(file) == with_it
 
 

@@ -28,7 +28,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from .completeness import missing_parts, missing_rows
-from .jpeg_header import END_OF_JPEG, MAX_JPEG_SCANS, has_endless_scans, plain_jpeg_sides
+from .jpeg_decoder import decode_baseline, is_prepared
+from .jpeg_header import END_OF_JPEG, MAX_JPEG_SCANS, Header, has_endless_scans, read_header
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
@@ -78,9 +79,10 @@ def decode_image(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decodes one image as the module's docstring says.
 
-    Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs are decoded by simplejpeg, which gives the same
-    pixels (libjpeg-turbo with the accurate integer DCT in both) in less time; whatever it refuses is put to Pillow, which has
-    the last word. It has refused every truncated file that Pillow refuses.
+    Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs are decoded by code of our own, once that is compiled
+    (:mod:`~pipeline.images.jpeg_decoder`), or else by simplejpeg, which give the same pixels in less time (libjpeg-turbo's, with
+    the accurate integer DCT); whatever they refuse is put to Pillow, which has the last word. They have refused every truncated
+    file that Pillow refuses.
 
     Args:
         data: The whole file.
@@ -98,21 +100,23 @@ def decode_image(
     """
     try:
         # Half of the time that is not decoding is Pillow's look at the header, which most files do not need.
-        sides = plain_jpeg_sides(data)
-        if sides is not None and sides[0] * sides[1] <= MAX_PIXELS and data.rfind(END_OF_JPEG) >= 0:
+        header = read_header(data)
+        if header is not None and header.is_plain and header.height * header.width <= MAX_PIXELS:
             if admit is not None:
-                admit(sides[0] * sides[1])
-            pixels = _decode_jpeg(data, 1 if ratio_for is None else ratio_for(*sides), sides[::-1], buffer_for)
+                admit(header.height * header.width)
+            ratio = 1 if ratio_for is None else ratio_for(header.height, header.width)
+            pixels = _decode_jpeg(data, header, ratio, (header.width, header.height), buffer_for)
             if pixels is not None:
-                return pixels, sides
+                return pixels, (header.height, header.width)
             admit = None
-        return _decode_any(data, ratio_for, admit, buffer_for)
+        return _decode_any(data, header, ratio_for, admit, buffer_for)
     except MemoryError:
         raise ImageDecodeError("out of memory: the decoded image does not fit") from None
 
 
 def _decode_any(
     data: bytes,
+    header: Header | None,
     ratio_for: Callable[[int, int], int] | None,
     admit: Callable[[int], None] | None,
     buffer_for: Callable[[int], NDArray[np.uint8] | None] | None,
@@ -123,13 +127,13 @@ def _decode_any(
     if admit is not None:
         admit(image.width * image.height)
     pixels = None
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and data.rfind(END_OF_JPEG) >= 0:
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         orientation = _orientation(image)
         height, width = image.height, image.width
         if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
             height, width = width, height
         ratio = 1 if ratio_for is None else ratio_for(height, width)
-        pixels = _decode_jpeg(data, ratio, image.size, buffer_for)
+        pixels = _decode_jpeg(data, header, ratio, image.size, buffer_for)
     if pixels is None:
         pixels = _decode_with_pillow(image, data)
         # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
@@ -203,14 +207,24 @@ def _one_line(error: Exception) -> str:
 
 
 def _decode_jpeg(
-    data: bytes, ratio: int, size: tuple[int, int], buffer_for: Callable[[int], NDArray[np.uint8] | None] | None
+    data: bytes,
+    header: Header | None,
+    ratio: int,
+    size: tuple[int, int],
+    buffer_for: Callable[[int], NDArray[np.uint8] | None] | None,
 ) -> NDArray[np.uint8] | None:
-    """Decodes a grey or RGB JPEG with libjpeg-turbo; None where it refuses, warns, or gives another size."""
+    """Decodes a grey or RGB JPEG by our own code or libjpeg-turbo; None where that refuses, warns, or gives another size."""
     width, height = (-(-side // ratio) for side in size)
     buffer = None if buffer_for is None else buffer_for(height * width * 3)
+    if is_prepared() and header is not None and header.components and (header.width, header.height) == size:
+        own = decode_baseline(data, header, ratio, buffer)
+        if own is not None:
+            return own
+    if data.rfind(END_OF_JPEG) < 0:
+        return None
     try:
-        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself. Strict: what libjpeg only
-        # warns of, such as a missing end, is refused.
+        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
+        # Strict: what libjpeg only warns of, such as a missing end, is refused.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=buffer)
     except ValueError:
         return None

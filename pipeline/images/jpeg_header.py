@@ -6,6 +6,7 @@ Sources: ITU T.81, B.2; Pillow, JpegImagePlugin.py, for what it makes of each se
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,56 +20,145 @@ _START_OF_SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 
 _START = b"\xff\xd8"
-# Quantisation, Huffman codes, restarts, a comment: Pillow keeps no more of them than libjpeg.
-_QUANTISATION, _PASSED_OVER = 0xDB, frozenset({0xC4, 0xDD, 0xFE})
-_JFIF, _JFIF_WORD, _SHORTEST_JFIF = 0xE0, b"JFIF\x00", 14
-_BASELINE, _SCAN = 0xC0, 0xDA
+_CODES, _QUANTISATION, _RESTARTS, _COMMENT = 0xC4, 0xDB, 0xDD, 0xFE
+_APP, _APPS, _ADOBE = 0xE0, range(0xE0, 0xF0), 0xEE
+_JFIF_WORD, _SHORTEST_JFIF = b"JFIF\x00", 14
+_FRAMES, _SCAN = (0xC0, 0xC1), 0xDA
 _BITS = 8
 # Grey, and YCbCr: four are CMYK.
 _COMPONENTS = (1, 3)
-_BYTES_OF_QUANTISATION = 65
+_FACTORS = 64
+_COUNTS = 16
+_MOST_SYMBOLS = 256
+# All coefficients, whole: what follows the components of a scan that is not one of several.
+_WHOLE_SCAN = b"\x00\x3f\x00"
+# Columns and rows of luma for one of chroma that vector code knows.
+_SAMPLINGS = frozenset({0x11, 0x12, 0x21, 0x22})
+_SINGLE = 0x11
+# What components are called where nothing says which colours they are, and they are YCbCr. Source: libjpeg, jdapimin.c.
+_USUAL_NAMES = [1, 2, 3]
 
 
-def plain_jpeg_sides(data: bytes) -> tuple[int, int] | None:
-    """Gives (height, width) in px, stored as shown, of a JPEG that holds nothing but a picture in one baseline scan.
+class Component(NamedTuple):
+    """A component of the picture.
 
-    None for every other file: one with EXIF (which may turn it), profiles, Adobe's segment, several scans, 4 components, more
-    than 8 bits, or a header with anything odd, all of which need a longer look.
+    Attributes:
+        sampling: Columns and rows of its blocks in an MCU.
+        factors: Where its 64 factors of quantisation are in the file, a byte each in zigzag order.
+        dc_codes: Where the Huffman code of its first coefficients is: 16 counts, then the symbols.
+        ac_codes: Of the others.
+    """
+
+    sampling: tuple[int, int]
+    factors: int
+    dc_codes: int
+    ac_codes: int
+
+
+class Header(NamedTuple):
+    """What a JPEG says before its one scan of 8-bit, grey or three-coloured baseline coding.
+
+    Attributes:
+        height: In px, as stored.
+        width: In px, as stored.
+        is_plain: Whether there is nothing else in the file: no EXIF (which may turn it), profile, Adobe's segment, nothing odd.
+        components: Grey, or Y, Cb and Cr. None where it is not known that they are, or where vector code does not know them.
+        restart_interval: MCUs; 0: none.
+        scan: Where the coded data begin in the file.
+    """
+
+    height: int
+    width: int
+    is_plain: bool
+    components: tuple[Component, ...]
+    restart_interval: int
+    scan: int
+
+
+def read_header(data: bytes) -> Header | None:
+    """Reads the header of a JPEG; None of another file, another coding, or where anything has not the length that it should have.
 
     Args:
         data: The whole file.
     """
     if not data.startswith(_START):
         return None
-    place, frame = len(_START), b""
-    while True:
-        head = data[place : place + 4]
-        if len(head) < 4 or head[0] != 0xFF:
+    place, frame, is_plain, colours = len(_START), 0, True, set[int]()
+    tables: dict[int, int] = {}
+    interval = 0
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        code, begin, end = data[place + 1], place + 4, place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if not begin <= end <= len(data):
             return None
-        code, end = head[1], place + 2 + int.from_bytes(head[2:], "big")
-        segment = data[place + 4 : end]
-        if end < place + 4:
-            return None
-        if code == _QUANTISATION:
-            if len(segment) % _BYTES_OF_QUANTISATION:
+        length = end - begin
+        if code == _SCAN:
+            return _with_scan(data, frame, begin, end, tables, is_plain, colours, interval) if frame else None
+        if code == _CODES:
+            if not _find_codes(data, begin, end, tables):
                 return None
-        elif code == _BASELINE:
-            if frame or len(segment) < 6 or segment[0] != _BITS or segment[5] not in _COMPONENTS:
+        elif code == _QUANTISATION:
+            if length % (1 + _FACTORS) or any(data[at] > 3 for at in range(begin, end, 1 + _FACTORS)):
                 return None
-            if len(segment) != 6 + 3 * segment[5]:
+            tables |= {_QUANTISATION << 8 | data[at]: at + 1 for at in range(begin, end, 1 + _FACTORS)}
+        elif code == _RESTARTS:
+            if length != 2:
                 return None
-            frame = segment
-        elif code == _JFIF:
-            if not segment.startswith(_JFIF_WORD) or len(segment) < _SHORTEST_JFIF:
+            interval = int.from_bytes(data[begin:end], "big")
+        elif code in _FRAMES:
+            if frame or length < 6 or data[begin] != _BITS or data[begin + 5] not in _COMPONENTS:
                 return None
-        elif code == _SCAN:
-            if not frame or not segment or segment[0] != frame[5]:
+            if length != 6 + 3 * data[begin + 5]:
                 return None
-            height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-            return (height, width) if height and width else None
-        elif code not in _PASSED_OVER:
+            frame = begin
+        elif code in _APPS:
+            is_jfif = code == _APP and length >= _SHORTEST_JFIF and data.startswith(_JFIF_WORD, begin)
+            is_plain = is_plain and is_jfif
+            colours |= {_APP} if is_jfif else {_ADOBE} if code in (_APP, _ADOBE) else set()
+        elif code != _COMMENT:
             return None
         place = end
+    return None
+
+
+def _find_codes(data: bytes, place: int, end: int, tables: dict[int, int]) -> bool:
+    """Notes where the Huffman codes of a segment are."""
+    while place < end:
+        kind, begin = data[place], place + 1
+        count = sum(data[begin : begin + _COUNTS])
+        place = begin + _COUNTS + count
+        if kind & 0xEC or count > _MOST_SYMBOLS or place > end:
+            return False
+        tables[_CODES << 8 | kind] = begin
+    return True
+
+
+def _with_scan(
+    data: bytes, frame: int, begin: int, end: int, tables: dict[int, int], is_plain: bool, colours: set[int], interval: int
+) -> Header | None:
+    height, width = int.from_bytes(data[frame + 1 : frame + 3], "big"), int.from_bytes(data[frame + 3 : frame + 5], "big")
+    count = data[frame + 5]
+    if not height or not width or end - begin != 4 + 2 * count or data[begin] != count:
+        return None
+    if data[end - len(_WHOLE_SCAN) : end] != _WHOLE_SCAN:
+        return None
+    parts = [data[frame + 6 + 3 * number : frame + 9 + 3 * number] for number in range(count)]
+    chosen = [data[begin + 1 + 2 * number : begin + 3 + 2 * number] for number in range(count)]
+    samplings = [part[1] for part in parts]
+    is_known = [part[0] for part in parts] == [choice[0] for choice in chosen]
+    if count > 1:
+        # Source: libjpeg, jdapimin.c: JFIF is YCbCr; Adobe's segment says what it is; else names tell.
+        is_known &= _ADOBE not in colours and (_APP in colours or [part[0] for part in parts] == _USUAL_NAMES)
+        is_known &= samplings[0] in _SAMPLINGS and samplings[1:] == [_SINGLE] * 2
+    components = []
+    for part, choice in zip(parts, chosen, strict=True):
+        wanted = _QUANTISATION << 8 | part[2], _CODES << 8 | choice[1] >> 4, _CODES << 8 | 0x10 | (choice[1] & 0xF)
+        places = [tables.get(key) for key in wanted]
+        if None in places:
+            is_known = False
+            break
+        factors, dc_codes, ac_codes = (place or 0 for place in places)
+        components.append(Component((part[1] >> 4, part[1] & 0xF), factors, dc_codes, ac_codes))
+    return Header(height, width, is_plain, tuple(components) if is_known else (), interval, end)
 
 
 def has_endless_scans(data: bytes) -> bool:
