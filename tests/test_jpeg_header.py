@@ -55,6 +55,7 @@ OTHERS = {
     "a profile": jpeg(icc_profile=b"profile"),
     "Adobe's": with_segment(0xEE, b"Adobe\x00\x64\x00\x00\x00\x00\x00"),
     "short JFIF": with_segment(0xE0, b"JFIF\x00"),
+    "another JFIF": with_segment(0xE0, b"JFIF\x00\x02\x01\x00\x00\x01\x00\x01\x00\x00"),
     "another APP0": with_segment(0xE0, b"JFXX\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00"),
     "odd quantisation": with_segment(0xDB, b"\x00" * 64),
     "no length": jpeg()[:2] + b"\xff\xfe\x00\x00" + jpeg()[2:],

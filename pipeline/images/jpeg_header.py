@@ -23,6 +23,8 @@ _START = b"\xff\xd8"
 _CODES, _QUANTISATION, _RESTARTS, _COMMENT = 0xC4, 0xDB, 0xDD, 0xFE
 _APP, _APPS, _ADOBE = 0xE0, range(0xE0, 0xF0), 0xEE
 _JFIF_WORD, _SHORTEST_JFIF = b"JFIF\x00", 14
+# The first part of it; libjpeg warns of others.
+_JFIF_VERSION = 1
 _FRAMES, _SCAN = (0xC0, 0xC1), 0xDA
 _BITS = 8
 # Grey, and YCbCr: four are CMYK.
@@ -112,6 +114,8 @@ def read_header(data: bytes) -> Header | None:
             frame = begin
         elif code in _APPS:
             is_jfif = code == _APP and length >= _SHORTEST_JFIF and data.startswith(_JFIF_WORD, begin)
+            if is_jfif and data[begin + len(_JFIF_WORD)] != _JFIF_VERSION:
+                return None
             is_plain = is_plain and is_jfif
             colours |= {_APP} if is_jfif else {_ADOBE} if code in (_APP, _ADOBE) else set()
         elif code != _COMMENT:
