@@ -149,6 +149,8 @@ def _with_scan(
     chosen = [data[begin + 1 + 2 * number : begin + 3 + 2 * number] for number in range(count)]
     samplings = [part[1] for part in parts]
     is_known = [part[0] for part in parts] == [choice[0] for choice in chosen]
+    # Of one component alone they mean nothing, but must be some. Source: libjpeg, jdinput.c.
+    is_known &= all(1 <= side <= 4 for sampling in samplings for side in (sampling >> 4, sampling & 0xF))
     if count > 1:
         # Source: libjpeg, jdapimin.c: JFIF is YCbCr; Adobe's segment says what it is; else names tell.
         is_known &= _ADOBE not in colours and (_APP in colours or [part[0] for part in parts] == _USUAL_NAMES)
