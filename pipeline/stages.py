@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .config import Options
 from .extract import Step
+from .images.jpeg_decoder import prepare_decoder
 from .images.resample import hand_over
 from .images.resize_host import HostResize
 from .images.tables import ResizeSpec, dct_reduction
@@ -25,6 +26,10 @@ from .records import Batch, Manifest, RunSpec
 
 if TYPE_CHECKING:
     from .network.device import Device
+
+
+# From here on a decoder of our own is worth the quarter of a second that its compiling takes.
+MANY_IMAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +58,18 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     convolution, threads = spec.identity["runtime.convolution"], options.runtime.workers or usable_cores()
     wanted = [feature.layer for feature in spec.features]
     preparing = None
+    # While TensorFlow is loaded.
+    background = ThreadPoolExecutor(1)
     if convolution == WINOGRAD and options.runtime.device != "gpu":
-        # While TensorFlow is loaded.
-        preparing = ThreadPoolExecutor(1).submit(
+        preparing = background.submit(
             prepare_parts,
             *(weights, wanted),
             pooling=options.network.pooling,
             kernel_order=options.network.kernel_order,
             threads=threads,
         )
+    if len(spec.manifest) - spec.first_row >= MANY_IMAGES:
+        background.submit(prepare_decoder)
     load_tensorflow()
     from .images.loader import load_batches
     from .images.preprocess import FixedSize, NativeSize

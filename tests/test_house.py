@@ -27,6 +27,7 @@ ONLY_IN = {
         "vector_code.py",
         "network/kernels.py",
         "images/passes.py",
+        "images/jpeg_",
         "store/deflate_code.py",
         "store/gathering.py",
         "store/inflate_code.py",

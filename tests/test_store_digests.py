@@ -9,11 +9,14 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.store import digests as digests_room
 from pipeline.store import disk
 from pipeline.store.digests import Digests, file_digest
 from pipeline.store.folder import open_folder
@@ -58,6 +61,26 @@ def test_a_line_is_on_the_disk_after_the_file_and_gone_before_it_changes(tmp_pat
     assert steps == ["config.yaml beside ['features.h5']", "SHA256SUMS beside []", "config.yaml beside ['features.h5']"]
     assert Digests(tmp_path).by_name == {"features.h5": "0" * 64, "config.yaml": hashlib.sha256(b"a: 2\n").hexdigest()}
     assert not (tmp_path / "SHA256SUMS.partial").exists()
+
+
+def test_files_that_are_published_together_are_hashed_beside_one_another_and_all_get_their_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shards").mkdir()
+    paths = [tmp_path / NAMES[number] for number in range(3)]
+    digests, hashing = Digests(tmp_path), threading.Barrier(len(paths), timeout=30)
+
+    def hash_with_others(path: Path) -> str:
+        hashing.wait()  # All are here at once, or this times out.
+        return file_digest(path)
+
+    monkeypatch.setattr(digests_room, "file_digest", hash_with_others)
+    for number, path in enumerate(paths):
+        disk.partial_path(path).write_bytes(bytes([number]))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(digests.publish, paths))
+    assert Digests(tmp_path).by_name == {NAMES[n]: hashlib.sha256(bytes([n])).hexdigest() for n in range(3)}
+    assert len((tmp_path / "SHA256SUMS").read_text().splitlines()) == 3
 
 
 def test_a_line_is_appended_and_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from .completeness import missing_parts, missing_rows
+from .jpeg_decoder import decode_baseline, is_prepared
+from .jpeg_header import END_OF_JPEG, MAX_JPEG_SCANS, Header, has_endless_scans, read_header
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
@@ -47,18 +49,11 @@ MAX_PIXELS = 178_956_970
 # Source: EXIF 2.3, tag 0x0112: rows and columns of the stored picture change places in 5 to 8.
 _FIRST_SIDEWAYS_ORIENTATION = 5
 
-# Cameras and programs write some ten. Each scan costs a pass over all pixels, and 31 bytes are enough for one.
-# Source: libtiff, tif_jpeg.c, JPEG_MAX_ALLOWED_SCAN_NUMBER.
-MAX_JPEG_SCANS = 100
 # Pillow decodes run-length coded bitmaps in Python, 0.2 us a pixel, and a kilobyte may declare as many as it likes.
 MAX_RUN_LENGTH_BITMAP_PIXELS = 2**24
 # Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
 _STRIP_PIXELS = 2**23
 
-_END_OF_JPEG = b"\xff\xd9"
-_START_OF_SCAN = b"\xff\xda"
-# Source: ITU T.81, B.1.1: after FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills; 01 has no length either.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _PILLOW_MODULES = r"PIL\."
 
 
@@ -84,9 +79,10 @@ def decode_image(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decodes one image as the module's docstring says.
 
-    Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs are decoded by simplejpeg, which gives the same
-    pixels (libjpeg-turbo with the accurate integer DCT in both) in less time; whatever it refuses is put to Pillow, which has
-    the last word. It has refused every truncated file that Pillow refuses.
+    Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs are decoded by code of our own, once that is compiled
+    (:mod:`~pipeline.images.jpeg_decoder`), or else by simplejpeg, which give the same pixels in less time (libjpeg-turbo's, with
+    the accurate integer DCT); whatever they refuse is put to Pillow, which has the last word. They have refused every truncated
+    file that Pillow refuses.
 
     Args:
         data: The whole file.
@@ -102,29 +98,50 @@ def decode_image(
     Raises:
         ImageDecodeError: The bytes are no image, or a damaged or too large one.
     """
-    _silence_pillow()
     try:
-        image = _open(data)
-        if admit is not None:
-            admit(image.width * image.height)
-        pixels = None
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and data.rfind(_END_OF_JPEG) >= 0:
-            orientation = _orientation(image)
-            height, width = image.height, image.width
-            if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
-                height, width = width, height
-            ratio = 1 if ratio_for is None else ratio_for(height, width)
-            pixels = _decode_jpeg(data, ratio, image.size, buffer_for)
-        if pixels is None:
-            pixels = _decode_with_pillow(image, data)
-            # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
-            orientation = _orientation(image)
-            height, width = pixels.shape[:2]
-            if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
-                height, width = width, height
-        return np.ascontiguousarray(_turn(pixels, orientation)), (height, width)
+        # Half of the time that is not decoding is Pillow's look at the header, which most files do not need.
+        header = read_header(data)
+        if header is not None and header.is_plain and header.height * header.width <= MAX_PIXELS:
+            if admit is not None:
+                admit(header.height * header.width)
+            ratio = 1 if ratio_for is None else ratio_for(header.height, header.width)
+            pixels = _decode_jpeg(data, header, ratio, (header.width, header.height), buffer_for)
+            if pixels is not None:
+                return pixels, (header.height, header.width)
+            admit = None
+        return _decode_any(data, header, ratio_for, admit, buffer_for)
     except MemoryError:
         raise ImageDecodeError("out of memory: the decoded image does not fit") from None
+
+
+def _decode_any(
+    data: bytes,
+    header: Header | None,
+    ratio_for: Callable[[int, int], int] | None,
+    admit: Callable[[int], None] | None,
+    buffer_for: Callable[[int], NDArray[np.uint8] | None] | None,
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decodes what Pillow opens, a JPEG by simplejpeg where it can."""
+    _silence_pillow()
+    image = _open(data)
+    if admit is not None:
+        admit(image.width * image.height)
+    pixels = None
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        orientation = _orientation(image)
+        height, width = image.height, image.width
+        if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
+            height, width = width, height
+        ratio = 1 if ratio_for is None else ratio_for(height, width)
+        pixels = _decode_jpeg(data, header, ratio, image.size, buffer_for)
+    if pixels is None:
+        pixels = _decode_with_pillow(image, data)
+        # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
+        orientation = _orientation(image)
+        height, width = pixels.shape[:2]
+        if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
+            height, width = width, height
+    return np.ascontiguousarray(_turn(pixels, orientation)), (height, width)
 
 
 def _silence_pillow() -> None:
@@ -160,33 +177,13 @@ def _open(data: bytes) -> Image.Image:
 
 def _refuse_endless(image: Image.Image, data: bytes) -> None:
     """Refuses files of a few kilobytes that would take minutes or hours."""
-    if image.format in ("JPEG", "MPO") and _may_have_endless_scans(data) and _has_endless_scans(data):
+    if image.format in ("JPEG", "MPO") and has_endless_scans(data):
         raise ImageDecodeError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
     run_length = any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
     if run_length and image.width * image.height > MAX_RUN_LENGTH_BITMAP_PIXELS:
         raise ImageDecodeError(
             f"too large: {image.width} x {image.height} px, limit {MAX_RUN_LENGTH_BITMAP_PIXELS} px for run-length coded bitmaps"
         )
-
-
-def _may_have_endless_scans(data: bytes) -> bool:
-    """Tells whether the two bytes that begin a scan stand anywhere often enough, five times as fast as ``bytes.count``."""
-    values = np.frombuffer(data, np.uint8)
-    found = (values[:-1] == _START_OF_SCAN[0]) & (values[1:] == _START_OF_SCAN[1])
-    return int(np.count_nonzero(found)) > MAX_JPEG_SCANS
-
-
-def _has_endless_scans(data: bytes) -> bool:
-    """Walks from marker to marker; the same two bytes may stand in thumbnails, and in films behind the picture."""
-    place, scans = len(_START_OF_SCAN), 0
-    while marker := _JPEG_MARKER.search(data, place):
-        if marker[0] == _END_OF_JPEG:
-            return False
-        scans += marker[0] == _START_OF_SCAN
-        if scans > MAX_JPEG_SCANS:
-            return True
-        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return False
 
 
 def _why_unidentified(data: bytes) -> str:
@@ -210,14 +207,24 @@ def _one_line(error: Exception) -> str:
 
 
 def _decode_jpeg(
-    data: bytes, ratio: int, size: tuple[int, int], buffer_for: Callable[[int], NDArray[np.uint8] | None] | None
+    data: bytes,
+    header: Header | None,
+    ratio: int,
+    size: tuple[int, int],
+    buffer_for: Callable[[int], NDArray[np.uint8] | None] | None,
 ) -> NDArray[np.uint8] | None:
-    """Decodes a grey or RGB JPEG with libjpeg-turbo; None where it refuses, warns, or gives another size."""
+    """Decodes a grey or RGB JPEG by our own code or libjpeg-turbo; None where that refuses, warns, or gives another size."""
     width, height = (-(-side // ratio) for side in size)
     buffer = None if buffer_for is None else buffer_for(height * width * 3)
+    if is_prepared() and header is not None and header.components and (header.width, header.height) == size:
+        own = decode_baseline(data, header, ratio, buffer)
+        if own is not None:
+            return own
+    if data.rfind(END_OF_JPEG) < 0:
+        return None
     try:
-        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself. Strict: what libjpeg only
-        # warns of, such as a missing end, is refused.
+        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
+        # Strict: what libjpeg only warns of, such as a missing end, is refused.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=buffer)
     except ValueError:
         return None

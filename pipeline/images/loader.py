@@ -7,11 +7,12 @@ neither lost nor reordered.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,61 +85,117 @@ def load_batches(
     import tensorflow as tf  # Late: the doors must be able to refuse a wrong option without it.
 
     # Images go round TensorFlow, from the workers to the batch: numpy_function would copy them into a tensor, and
-    # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. A call of its own for each
-    # image would take as long as decoding too, and leave the workers waiting for each other: one call makes a batch.
-    room = _Room(MAX_PIXELS)
-    loaded: dict[int, list[_Row]] = {}
-    stopped = threading.Event()
+    # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. Nor do workers wait for it:
+    # they take row after row, as far ahead as they may, and the dataset says which batch is wanted.
+    room, kept = _Room(MAX_PIXELS), _Kept()
+
+    def load(place: int) -> _Row:
+        return _load_row(manifest[int(indices[place])], room, kept, reduce, ratio_for)
+
+    rows = _Ahead(len(indices), batch_size, load)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
 
-    kept = _Kept()
-
-    def load(index: int) -> _Row:
-        return _NOTHING if stopped.is_set() else _load_row(manifest[index], room, kept, reduce, ratio_for)
-
-    def load_batch(first: NDArray[np.int64]) -> NDArray[np.int64]:
-        wanted = indices[first : first + batch_size].tolist()
-        rows = [_NOTHING] * len(wanted)
-        places = iter(range(len(wanted)))
-
-        def load_some() -> None:
-            # Whoever is free takes the next one: a task for each image would cost a fifth of its decoding.
-            for place in places:
-                rows[place] = load(wanted[place])
-
-        for task in [pool.submit(load_some) for _ in range(min(workers, len(wanted)))]:
-            task.result()
-        loaded[int(first)] = rows
-        return first
-
-    def load_in_graph(first: Any) -> Any:
-        return tf.numpy_function(load_batch, [first], tf.int64)
-
     options = tf.data.Options()
-    options.deterministic = True
-    # Autotuning would grow the buffers, and the graph's own rewriting (a further prefetch) would add some: the bound on memory
-    # that is promised above would not hold.
+    # A thread of TensorFlow's own that would look for something to tune, where nothing is.
     options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
-    # Threads of its own: the batches must not queue behind the network's operations in TensorFlow's common pool.
-    options.threading.private_threadpool_size = _BATCHES_AHEAD
     try:
+        for _ in range(workers):
+            pool.submit(rows.work)
         # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
         with tf.device("/CPU:0"):
-            firsts = tf.data.Dataset.range(0, len(indices), batch_size)
-            in_graph = tf.autograph.experimental.do_not_convert(load_in_graph)
-            dataset = firsts.map(in_graph, num_parallel_calls=_BATCHES_AHEAD)
-            elements = iter(dataset.with_options(options))
-        while True:
+            places = tf.data.Dataset.range(len(indices)).batch(batch_size)
+            elements = places.with_options(options).as_numpy_iterator()
+        for number in itertools.count():
             with tf.device("/CPU:0"):
                 element = next(elements, None)
             if element is None:
                 return
-            first = int(element)
-            yield _batch(indices[first : first + batch_size], loaded.pop(first))
+            yield _batch(indices[element], rows.take(number))
     finally:
-        stopped.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+        rows.stop()
+        pool.shutdown(wait=False)
+
+
+class _Ahead:
+    """Rows that workers load ahead of the consumer, each taking the next one when it has done with the last.
+
+    A batch is given out as soon as all of it is there; that many rows more may be loaded then. A task for each batch, or even for
+    each image, would leave workers waiting for one another for a third of their time.
+
+    Args:
+        count: Of the rows.
+        batch_size: Rows a batch.
+        load: Place of a row among them -> the row.
+    """
+
+    def __init__(self, count: int, batch_size: int, load: Callable[[int], _Row]) -> None:
+        self._load = load
+        self._count = count
+        self._batch_size = batch_size
+        self._taken = 0
+        self._allowed = min(count, _BATCHES_AHEAD * batch_size)
+        self._batches: dict[int, list[_Row]] = {}
+        self._left: dict[int, int] = {}
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def work(self) -> None:
+        """Loads rows until there are none; what each worker does."""
+        try:
+            place = self._next()
+            while place is not None:
+                row = self._load(place)
+                place = self._next((place, row))
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next(self, done: tuple[int, _Row] | None = None) -> int | None:
+        """Takes a row that has been loaded, and gives the place of one that may be; waits until there is one."""
+        with self._changed:
+            if done is not None and not self._stopped:
+                number, place = divmod(done[0], self._batch_size)
+                self._batches[number][place] = done[1]
+                self._left[number] -= 1
+                if not self._left[number]:
+                    self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopped or self._taken < self._allowed or self._taken == self._count)
+            if self._stopped or self._taken == self._count:
+                return None
+            taken = self._taken
+            self._taken += 1
+            number, place = divmod(taken, self._batch_size)
+            if not place:
+                size = min(self._batch_size, self._count - taken)
+                self._batches[number], self._left[number] = [_NOTHING] * size, size
+            return taken
+
+    def wait_for(self, number: int) -> None:
+        """Waits until a batch is there; raises what a worker has raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._error or self._left.get(number) == 0)
+            if self._error:
+                raise self._error
+
+    def take(self, number: int) -> list[_Row]:
+        """Gives a batch that is there, once."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._left.get(number) == 0)
+            if self._error:
+                raise self._error
+            self._allowed = min(self._count, self._allowed + self._batch_size)
+            self._changed.notify_all()
+            del self._left[number]
+            return self._batches.pop(number)
+
+    def stop(self) -> None:
+        """Has the workers stop after the rows at hand, and lets go of all that is there."""
+        with self._changed:
+            self._stopped = True
+            self._batches.clear()
+            self._changed.notify_all()
 
 
 class _Room:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ((?:(?![0-9a-f]{64}  )[^\\\x00-\x1f])+)")
 
 
 class Digests:
-    """The digests of a run folder, as its ``SHA256SUMS`` says; one thread at a time writes them.
+    """The digests of a run folder, as its ``SHA256SUMS`` says. Threads may publish files at the same time; else one uses it.
 
     Where several processes write a folder, each adds its lines to a file of its own, ``SHA256SUMS-<writer>``: not every file
     system of several machines appends in one piece. Whoever holds the folder's lock reads these too, and folds them into
@@ -54,6 +55,7 @@ class Digests:
         self.path = folder / format.digests_name(writer)
         self.writer = writer
         self._folder = folder
+        self._adding = threading.Lock()
         self.by_name, self.unreadable = _read(self.path)
         # Lines in the file that are not true of it any more: the next change writes all of it anew.
         self._is_stale = bool(self.unreadable)
@@ -89,11 +91,12 @@ class Digests:
         with disk.flushing(partial):
             digest = file_digest(partial)
         name = path.relative_to(self._folder).as_posix()
-        if name in self.by_name:
-            # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.
-            self.drop([name])
-        disk.publish(path, partial)
-        self.add(name, digest)
+        with self._adding:
+            if name in self.by_name:
+                # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.
+                self.drop([name])
+            disk.publish(path, partial)
+            self.add(name, digest)
 
     def add(self, name: str, digest: str) -> None:
         """Adds a line, on the disk when this returns.

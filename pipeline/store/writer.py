@@ -28,6 +28,9 @@ from .shard import ShardFile
 WAITING_ROWS = 256
 LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
 
+# Shards that are hashed, synced and named at the same time; as many wait for it, at most, in the system's cache.
+MOST_FINISHERS = 4
+
 
 class Writer:
     """Writes the shards of a run's last part that are still to make; a :class:`~pipeline.records.Sink`.
@@ -86,9 +89,9 @@ class Writer:
         self.expect(shards)
         self._writing = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
-        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; one, since
-        # one at a time may write the digests.
-        self._finisher = ThreadPoolExecutor(1, "finish")
+        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since one
+        # hashes no faster than 2 GB a second.
+        self._finishers = ThreadPoolExecutor(min(MOST_FINISHERS, max(1, workers)), "finish")
 
     def expect(self, shards: Sequence[ShardSpec]) -> None:
         """Takes it that these are to be made too; before anything of them is put."""
@@ -208,7 +211,7 @@ class Writer:
         """Finishes a shard of which all has been written; called with the lock held, by whoever sees that first."""
         if progress.all_put and not progress.pieces_waiting and not progress.broken:
             progress.all_put = False
-            self._finisher.submit(self._finish, progress)
+            self._finishers.submit(self._finish, progress)
 
     def _finish(self, progress: Progress) -> None:
         def work() -> None:
@@ -264,7 +267,7 @@ class Writer:
     def abort(self) -> None:
         """Drops what is unfinished, leaving no partial file behind; shards of which all has come are finished first."""
         self._encoders.shutdown(wait=True)
-        self._finisher.shutdown(wait=True)
+        self._finishers.shutdown(wait=True)
         for progress in self._open.values():
             progress.file.drop()
         self._open.clear()

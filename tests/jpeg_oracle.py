@@ -1,0 +1,188 @@
+"""A slow, obvious reader of baseline JPEGs up to their coefficients. Shares no code with the program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# (length, symbol) for every 16 bits that may come next.
+CodeTable = list[tuple[int, int]]
+
+# Source: ITU T.81, figure 5: the zigzag order of (row, column).
+ZIGZAG = sorted(
+    ((row, column) for row in range(8) for column in range(8)),
+    key=lambda place: (sum(place), place[0] if sum(place) % 2 else place[1]),
+)
+
+
+@dataclass
+class Component:
+    """What one component of an image is coded as.
+
+    Attributes:
+        across: Blocks of an MCU beside each other.
+        down: Blocks of an MCU above each other.
+        table: (8, 8) factors of quantisation.
+        blocks: (rows, columns, 8, 8) int16 coefficients, dequantised.
+        furthest: (rows, columns) uint8, the place in zigzag order of each block's last coefficient that is not zero.
+    """
+
+    across: int
+    down: int
+    table: NDArray[np.int64]
+    blocks: NDArray[np.int16]
+    furthest: NDArray[np.uint8]
+
+
+@dataclass
+class Coefficients:
+    """A JPEG as far as entropy decoding goes."""
+
+    width: int
+    height: int
+    components: list[Component]
+
+    @property
+    def sampling(self) -> tuple[int, int] | None:
+        """Gives columns and rows of luma for one of chroma; None for a grey image."""
+        first = self.components[0]
+        return (first.across, first.down) if len(self.components) == 3 else None
+
+    def row_of_mcus(self, number: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+        """Gives the blocks of a row of MCUs, component by component, and how far each goes."""
+        rows = [slice(number * part.down, (number + 1) * part.down) for part in self.components]
+        blocks = [part.blocks[row].reshape(-1, 64) for part, row in zip(self.components, rows, strict=True)]
+        furthest = [part.furthest[row].ravel() for part, row in zip(self.components, rows, strict=True)]
+        return np.concatenate(blocks), np.concatenate(furthest)
+
+
+def read_coefficients(data: bytes) -> Coefficients:
+    """Reads a baseline JPEG of one interleaved scan, or of one component."""
+    tables: dict[int, NDArray[np.int64]] = {}
+    codes: dict[int, CodeTable] = {}
+    place, interval = 2, 0
+    while True:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        body = data[place + 4 : place + 2 + length]
+        place += 2 + length
+        if marker == 0xDB:
+            while body:
+                size = 2 if body[0] >> 4 else 1
+                values = np.frombuffer(body[1 : 1 + 64 * size], f">u{size}").astype(np.int64)
+                table = np.zeros((8, 8), np.int64)
+                for (row, column), value in zip(ZIGZAG, values, strict=True):
+                    table[row, column] = value
+                tables[body[0] & 15] = table
+                body = body[1 + 64 * size :]
+        elif marker == 0xC4:
+            while body:
+                total = sum(body[1:17])
+                codes[body[0]] = _code_table(body[1:17], body[17 : 17 + total])
+                body = body[17 + total :]
+        elif marker == 0xDD:
+            interval = int.from_bytes(body, "big")
+        elif marker in (0xC0, 0xC1):
+            frame = body
+        elif marker == 0xDA:
+            return _read_scan(data[place:], frame, body, tables, codes, interval)
+
+
+def _code_table(counts: bytes, symbols: bytes) -> CodeTable:
+    table, code, used = [(0, 0)] * 65536, 0, 0
+    for length, count in enumerate(counts, 1):
+        for symbol in symbols[used : used + count]:
+            step = 1 << (16 - length)
+            table[code * step : (code + 1) * step] = [(length, symbol)] * step
+            code += 1
+        used += count
+        code *= 2
+    return table
+
+
+class _Bits:
+    """Bits of one interval, ones behind its end."""
+
+    def __init__(self, data: bytes) -> None:
+        bits = np.unpackbits(np.frombuffer(data.replace(b"\xff\x00", b"\xff") + b"\xff" * 8, np.uint8))
+        windows = np.zeros(len(bits) - 16, np.int64)
+        for place in range(16):
+            windows = windows * 2 + bits[place : place + len(windows)]
+        self._windows, self._place = windows.tolist(), 0
+
+    def symbol(self, table: CodeTable) -> int:
+        length, symbol = table[self._windows[self._place]]
+        self._place += length
+        return symbol
+
+    def number(self, bits: int) -> int:
+        if not bits:
+            return 0
+        value = self._windows[self._place] >> (16 - bits)
+        self._place += bits
+        return value if value >> (bits - 1) else value - (1 << bits) + 1
+
+
+def _read_scan(
+    data: bytes, frame: bytes, scan: bytes, tables: dict[int, NDArray[np.int64]], codes: dict[int, CodeTable], interval: int
+) -> Coefficients:
+    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    factors = [(frame[7 + 3 * number] >> 4, frame[7 + 3 * number] & 15) for number in range(frame[5])]
+    if len(factors) == 1:
+        factors = [(1, 1)]  # the blocks of a scan of one component are not interleaved
+    across = -(-width // (8 * max(factor[0] for factor in factors)))
+    down = -(-height // (8 * max(factor[1] for factor in factors)))
+    components = [
+        Component(
+            *factor,
+            tables[frame[8 + 3 * number]],
+            np.zeros((down * factor[1], across * factor[0], 8, 8), np.int16),
+            np.zeros((down * factor[1], across * factor[0]), np.uint8),
+        )
+        for number, factor in enumerate(factors)
+    ]
+    chosen = [scan[2 + 2 * number] for number in range(len(components))]
+    intervals = _intervals(data)
+    bits, last = _Bits(intervals.pop(0)), [0] * len(components)
+    for mcu in range(across * down):
+        if interval and mcu and mcu % interval == 0:
+            bits, last = _Bits(intervals.pop(0)), [0] * len(components)
+        for number, part in enumerate(components):
+            for row in range(part.down):
+                for column in range(part.across):
+                    place = mcu // across * part.down + row, mcu % across * part.across + column
+                    last[number] += bits.number(bits.symbol(codes[chosen[number] >> 4]))
+                    values, furthest = _read_block(bits, codes[16 + (chosen[number] & 15)], last[number])
+                    part.blocks[place] = (values * part.table).astype(np.int16)
+                    part.furthest[place] = furthest
+    return Coefficients(width, height, components)
+
+
+def _read_block(bits: _Bits, table: CodeTable, first: int) -> tuple[NDArray[np.int64], int]:
+    values = np.zeros((8, 8), np.int64)
+    values[0, 0] = first
+    zigzag, furthest = 1, 0
+    while zigzag < 64:
+        run, size = divmod(bits.symbol(table), 16)
+        if not size and run < 15:
+            break
+        zigzag += run
+        if size:
+            values[ZIGZAG[zigzag]] = bits.number(size)
+            furthest = zigzag
+        zigzag += 1
+    return values, furthest
+
+
+def _intervals(data: bytes) -> list[bytes]:
+    parts, start, place = [], 0, 0
+    while True:
+        place = data.index(b"\xff", place)
+        if data[place + 1] == 0:
+            place += 2
+            continue
+        parts.append(data[start:place])
+        if not 0xD0 <= data[place + 1] <= 0xD7:
+            return parts
+        start = place = place + 2

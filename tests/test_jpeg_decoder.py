@@ -1,0 +1,238 @@
+"""JPEGs by vector code: the pixels of libjpeg-turbo, and nothing that it would not take."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import ImageError
+from pipeline.images import decode, jpeg_decoder
+from pipeline.images.decode import decode_image
+from pipeline.images.jpeg_decoder import decode_baseline, prepare_decoder
+from pipeline.images.jpeg_header import read_header
+
+RATIOS = (1, 2, 4, 8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _prepared() -> Iterator[None]:
+    before = list(jpeg_decoder._prepared)
+    prepare_decoder()
+    yield
+    # Other tests of this process choose for themselves.
+    jpeg_decoder._prepared[:] = before
+
+
+def picture(height: int, width: int, seed: int, kind: str) -> Image.Image:
+    random = np.random.default_rng(seed)
+    if kind == "noise":
+        values = random.integers(0, 256, (height, width, 3))
+    elif kind == "flat":
+        values = np.broadcast_to(random.integers(0, 256, 3), (height, width, 3))
+    elif kind == "extreme":
+        values = random.integers(0, 2, (height, width, 3)) * 255
+    else:
+        waves = np.sin(np.arange(width) * random.uniform(0, 0.3)) + np.cos(np.arange(height) * random.uniform(0, 0.3))[:, None]
+        values = (waves[..., None] * random.uniform(20, 60, 3) + 128 + random.normal(0, 4, (height, width, 3))).clip(0, 255)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def ours(data: bytes, ratio: int = 1) -> NDArray[np.uint8] | None:
+    header = read_header(data)
+    assert header is not None
+    assert header.components
+    return decode_baseline(data, header, ratio)
+
+
+@given(
+    sides=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "grey"]),
+    kind=st.sampled_from(["noise", "flat", "extreme", "waves"]),
+    optimize=st.booleans(),
+    restarts=st.sampled_from([{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_pixels_are_those_of_libjpeg_turbo(
+    sides: tuple[int, int], quality: int, subsampling: str, kind: str, optimize: bool, restarts: dict[str, int], seed: int
+) -> None:
+    image = picture(*sides, seed, kind)
+    options: dict[str, object] = {"quality": quality, "optimize": optimize, **restarts}
+    if subsampling == "grey":
+        image = image.convert("L")
+    else:
+        options["subsampling"] = subsampling
+    data = jpeg(image, **options)
+    found = ours(data)
+    assert found is not None
+    np.testing.assert_array_equal(found, simplejpeg.decode_jpeg(data, "RGB"))
+    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("sides", [(203, 310), (64, 64), (97, 40)])
+def test_reduced_pixels_are_those_of_libjpeg_turbo(sides: tuple[int, int], ratio: int) -> None:
+    data = jpeg(picture(*sides, 1, "waves"), quality=92)
+    reduced = [-(-side // ratio) for side in sides]
+    expected = simplejpeg.decode_jpeg(data, "RGB", min_height=reduced[0], min_width=reduced[1])
+    np.testing.assert_array_equal(ours(data, ratio), expected)
+
+
+def test_pixels_lie_in_the_memory_that_is_given() -> None:
+    data, buffer = jpeg(picture(50, 60, 2, "waves")), np.zeros(50 * 60 * 3 + 100, np.uint8)
+    header = read_header(data)
+    assert header is not None
+    found = decode_baseline(data, header, 1, buffer)
+    assert found is not None
+    assert np.shares_memory(found, buffer)
+    np.testing.assert_array_equal(found, simplejpeg.decode_jpeg(data, "RGB"))
+    assert not buffer[50 * 60 * 3 :].any()
+
+
+def test_threads_do_not_disturb_one_another() -> None:
+    files = [jpeg(picture(40 + 30 * number, 200 - 20 * number, number, "waves")) for number in range(4)]
+    expected = [simplejpeg.decode_jpeg(data, "RGB") for data in files]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(40):
+            if not np.array_equal(ours(files[number]), expected[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+WHOLE = jpeg(picture(48, 64, 3, "waves"), restart_marker_blocks=5)
+SCAN = WHOLE.index(b"\xff\xda") + 14
+BROKEN = {
+    "no end": WHOLE[:-2],
+    "cut": WHOLE[:-40],
+    "a byte too many": WHOLE[:-2] + b"\x00" + WHOLE[-2:],
+    "a restart too early": WHOLE[:SCAN] + b"\xff\xd0" + WHOLE[SCAN:],
+    "restarts in another order": WHOLE.replace(b"\xff\xd1", b"\xff\xd2"),
+    "a restart left out": WHOLE.replace(b"\xff\xd1", b""),
+    "another marker": WHOLE.replace(b"\xff\xd1", b"\xff\xfe"),
+    "ones": WHOLE[:SCAN] + b"\xff\x00" * 200 + b"\xff\xd9",
+    "nothing": WHOLE[:SCAN] + b"\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_scan_that_is_not_as_it_should_be_is_left_to_others(name: str) -> None:
+    assert ours(WHOLE) is not None
+    assert ours(BROKEN[name]) is None
+
+
+def test_codes_that_are_none_are_left_to_others() -> None:
+    place = WHOLE.index(b"\xff\xc4") + 5
+    for first in (3, 255):  # Three codes of one bit; more symbols than there are.
+        data = WHOLE[:place] + bytes([first]) + WHOLE[place + 1 :]
+        header = read_header(data)
+        assert header is None or not header.components or decode_baseline(data, header) is None
+
+
+def outcome(data: bytes, ratio: int) -> tuple[bytes, object]:
+    try:
+        pixels, sides = decode_image(data, lambda height, width: ratio)
+    except ImageError as error:
+        return b"", str(error)
+    return pixels.tobytes(), (pixels.shape, sides)
+
+
+FILES = [
+    jpeg(picture(33, 47, 4, "waves"), quality=85),
+    jpeg(picture(40, 24, 5, "noise"), subsampling="4:2:2", optimize=True),
+    jpeg(picture(24, 40, 6, "waves").convert("L"), quality=60),
+    WHOLE,
+]
+
+
+def damage(draw: st.DrawFn, data: bytes) -> bytes:
+    damaged = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(2, len(damaged) - 1))
+        value = draw(st.one_of(st.sampled_from([0x00, 0xFF, 0xD0, 0xD9]), st.integers(0, 255)))
+        how = draw(st.sampled_from(["change", "change", "put in", "take out"]))
+        damaged[place : place + (how != "put in")] = b"" if how == "take out" else bytes([value])
+    return bytes(damaged)
+
+
+def check_damaged(data: st.DataObject) -> None:
+    file = damage(data.draw, FILES[data.draw(st.integers(0, len(FILES) - 1))])
+    # Sides of a few px may be reduced by another ratio in libjpeg-turbo's own interface.
+    ratio = data.draw(st.sampled_from((1, 1, 1, 2)))
+    with_it = outcome(file, ratio)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "is_prepared", lambda: False)
+        assert outcome(file, ratio) == with_it
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_file_comes_to_the_same_with_and_without_our_code(data: st.DataObject) -> None:
+    check_damaged(data)
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=50_000, deadline=None)
+def test_damaged_files_come_to_the_same_with_and_without_our_code(data: st.DataObject) -> None:
+    check_damaged(data)
+
+
+def fenced(count: int, dtype: type) -> NDArray[np.generic]:
+    """Gives an array whose end is the end of its pages; what comes after may neither be read nor written."""
+    size = count * np.dtype(dtype).itemsize
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    whole = np.frombuffer(memory, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert not libc.mprotect(ctypes.c_void_p(whole.ctypes.data + pages), ctypes.c_size_t(mmap.PAGESIZE), 0)
+    # Kept for good: unmapping is not worth the trouble.
+    FENCED.append(memory)
+    return whole[pages - size : pages].view(dtype)
+
+
+FENCED: list[mmap.mmap] = []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pages are protected by mprotect")
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_nothing_beyond_the_memory_is_touched_whatever_is_in_the_scan(data: st.DataObject) -> None:
+    """A read or write past the end of any buffer ends the process here."""
+    file = damage(data.draw, FILES[data.draw(st.integers(0, len(FILES) - 1))])
+    header = read_header(file)
+    if header is None or not header.components or header.width * header.height > 2**16:
+        return
+    source = fenced(len(file), np.uint8)
+    source[:] = np.frombuffer(file, np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jpeg_decoder._scratch, "take", lambda name, count, dtype: fenced(count, dtype))
+        count = header.height * header.width * 3
+        ratio = data.draw(st.sampled_from(RATIOS))
+        decode_baseline(memoryview(source), header, ratio, fenced(count, np.uint8))  # type: ignore[arg-type]
