@@ -7,89 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .image_records import ImageRecord as ImageRecord
+from .image_records import ImageSource as ImageSource
+from .image_records import Manifest as Manifest
+from .image_records import digest_images as digest_images
+
 OK = "ok"
 FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """One row of the manifest: an image that somebody wants features of, whether or not it can be read.
-
-    Attributes:
-        index: Row in the run, from 0.
-        key: The name a person reads: path relative to the data folder, ``/`` on every system. Unique in a run.
-        path: Where the file is, for this machine.
-        label: First folder of the key, or the list's ``label`` column; ``""`` if none.
-        file_bytes: Size of the file when it was listed; 0 where it could not be found.
-    """
-
-    index: int
-    key: str
-    path: str
-    label: str
-    file_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The images of a run, in order: row i of everything that is written is image i of this.
-
-    Stored by column, since a run may have millions of rows.
-
-    Attributes:
-        root: Folder that keys are relative to.
-        keys: (N) unique names, in the order of the run.
-        labels: (N) labels, ``""`` where there is none.
-        file_bytes: (N,) int64, size of each file when it was listed.
-        paths: Where a file is, by index, for those that do not lie at ``root/key``.
-        metadata: Further columns of the list, each (N) strings.
-        skipped: Files passed over while walking a folder: reason -> how many. For the report alone.
-        digest: By :func:`digest_images`; of an extended run, of the rows that its last part has added.
-    """
-
-    root: str
-    keys: tuple[str, ...]
-    labels: tuple[str, ...]
-    file_bytes: NDArray[np.int64]
-    paths: Mapping[int, str]
-    metadata: Mapping[str, tuple[str, ...]]
-    skipped: Mapping[str, int]
-    digest: str
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> ImageRecord:
-        path = self.paths.get(index)
-        if path is None:
-            path = str(Path(self.root, self.keys[index]))
-        return ImageRecord(index, self.keys[index], path, self.labels[index], int(self.file_bytes[index]))
-
-    def __iter__(self) -> Iterator[ImageRecord]:
-        return (self[index] for index in range(len(self)))
-
-
-def digest_images(
-    keys: Sequence[str], labels: Sequence[str], file_bytes: NDArray[np.int64], metadata: Mapping[str, Sequence[str]]
-) -> str:
-    """Gives the SHA-256, hex, of keys, labels, sizes and metadata."""
-    digest = hashlib.sha256()
-    for name, column in (("key", keys), ("label", labels), *sorted(metadata.items())):
-        # The number of texts and their lengths go before them: no two manifests can run together into the same stream.
-        encoded = [text.encode("utf-8", "surrogateescape") for text in (name, *column)]
-        digest.update(np.fromiter((len(encoded), *map(len, encoded)), "<i8", len(encoded) + 1).tobytes())
-        digest.update(b"".join(encoded))
-        if name == "key":
-            digest.update(file_bytes.astype("<i8").tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

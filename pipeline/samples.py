@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .errors import ImageError, StoreError
 from .pages.contents import FeatureMap, Sample
 from .pages.pictures import as_square, smaller
-from .records import OK, Manifest
+from .records import OK, ImageRecord, Manifest
 from .report import words_for_bytes
 from .store.layer import Layer
 from .store.reader import Run
@@ -56,7 +56,7 @@ def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> Sa
             maps[name] = _maps(np.asarray(run[name][row], np.float32))
         except StoreError as error:
             notes[name] = str(error)
-    picture, note = _picture(manifest[row].path, str(run.images["sha256"][row]))
+    picture, note = _picture(manifest[row], str(run.images["sha256"][row]))
     key, label = str(run.images["key"][row]), str(run.images["label"][row])
     return Sample(row, key, label, size, picture, note, maps, notes)
 
@@ -84,11 +84,11 @@ def _bounds(values: NDArray[np.float32]) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _picture(path: str, sha256: str) -> tuple[NDArray[np.uint8] | None, str]:
+def _picture(record: ImageRecord, sha256: str) -> tuple[NDArray[np.uint8] | None, str]:
     from .images.thumbnail import thumbnail
 
     try:
-        return thumbnail(path, sha256, PICTURE_PX), ""
+        return thumbnail(record, sha256, PICTURE_PX), ""
     except ImageError as error:
         return None, f"no picture: {error}"
     except OSError as error:

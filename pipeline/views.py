@@ -27,7 +27,7 @@ from .pictures.maps import FeatureMap, fold, gather, has_extent, reduction
 from .pictures.paper import plain, published, require_windows, show_windows
 from .pictures.sheet import Layout, Look, Sheet, draw, plan_layout, rows_words, shape_words
 from .plot_config import Choice
-from .records import OK, ImageStatus
+from .records import OK, ImageRecord, ImageStatus
 from .store.layer import Layer
 from .store.reader import Run, open_run
 
@@ -228,17 +228,17 @@ def _seen(run: Run, row: int, is_needed: bool) -> NDArray[np.uint8] | None:
         StoreError: It cannot be had, and nothing else is wanted.
     """
     key = str(run.images["key"][row])
-    path = Path(str(run.attributes.get("data_root", "")), key)
+    record = ImageRecord(row, key, str(Path(str(run.attributes.get("data_root", "")), key)), "", 0)
     height, width, size_bytes = (int(run.images[name][row]) for name in ("height", "width", "bytes"))
     status = ImageStatus(row, "", height, width, size_bytes, str(run.images["sha256"][row]))
     try:
-        return seen_picture(path, status, *_ways(run))
+        return seen_picture(record, status, *_ways(run))
     except ImageError as error:
         if is_needed:
             raise StoreError(
-                f"{str(path)!r}: the input cannot be shown, got {error}. Expected the file that was extracted. Put it back."
+                f"{record.path!r}: the input cannot be shown, got {error}. Expected the file that was extracted. Put it back."
             ) from error
-        print(f"input: {str(path)!r}: {error}; drawn without it", file=sys.stderr)
+        print(f"input: {record.path!r}: {error}; drawn without it", file=sys.stderr)
         return None
 
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images import loader
+from pipeline.images import reading
 from pipeline.images.loader import load_batches
 from pipeline.images.manifest import list_folder, read_list
 from pipeline.records import Batch, Manifest
@@ -189,14 +189,14 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path,
 
 def test_a_file_that_grows_while_it_is_read_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = folder_of(tmp_path, 1)
-    require_regular = loader._require_regular
-    monkeypatch.setattr(loader, "_require_regular", lambda info: require_regular(info) - 1)
+    require_regular = reading._require_regular
+    monkeypatch.setattr(reading, "_require_regular", lambda info: require_regular(info) - 1)
     assert errors(manifest) == {"000.png": "unreadable: the file changed while it was read"}
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(loader.MAX_FILE_BYTES + 1)
+        file.truncate(reading.MAX_FILE_BYTES + 1)
     assert errors(list_folder(tmp_path)) == {"huge.png": "too large: 1073741825 bytes, limit 1073741824 bytes"}
 
 

@@ -19,7 +19,7 @@ from pipeline import samples
 from pipeline.config import check_options
 from pipeline.errors import ImageError, StoreError
 from pipeline.publishing import CAUSES, EXAMPLES, look_at_reports, option_text, stored_report, words_for_seconds, write_text
-from pipeline.records import ImageStatus, RunSpec
+from pipeline.records import ImageRecord, ImageStatus, RunSpec
 from pipeline.report import MOST_REPORT_BYTES, STAGES, Report
 from pipeline.samples import spread, take_samples
 from pipeline.schema import defaults
@@ -381,7 +381,9 @@ def small_picture(photographs: Path, tmp_path: Path) -> Callable[..., Any]:
     def make(name: str = "animals/chelsea.jpg", sha256: str | None = None, side_px: int = 100) -> Any:
         path = tmp_path / "picture"
         shutil.copy(photographs / name, path)
-        return thumbnail(str(path), sha256 or hashlib.sha256(path.read_bytes()).hexdigest(), side_px)
+        return thumbnail(
+            ImageRecord(0, path.name, str(path), "", 0), sha256 or hashlib.sha256(path.read_bytes()).hexdigest(), side_px
+        )
 
     return make
 
@@ -406,7 +408,8 @@ def test_a_small_picture_of_another_file_is_refused(
     monkeypatch.setattr(thumbnail, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match=r"too large: \d+ px, limit 1000 px"):
         small_picture()
-    assert REAL_PICTURE(str(tmp_path / "nothing"), "") == (None, "no picture: no such file or directory")
+    nothing = ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0)
+    assert REAL_PICTURE(nothing, "") == (None, "no picture: no such file or directory")
 
 
 @pytest.mark.parametrize("existing", ["replace", "fail"])

@@ -16,9 +16,13 @@ from pipeline.errors import ImageError
 from pipeline.images import seen
 from pipeline.images.seen import restore_image, save_image, seen_picture
 from pipeline.images.tables import ResizeSpec
-from pipeline.records import ImageStatus
+from pipeline.records import ImageRecord, ImageStatus
 
 from .conftest import MEAN_PIXEL, PHOTOGRAPHS
+
+
+def record_of(path: Path) -> ImageRecord:
+    return ImageRecord(0, path.name, str(path), "", 0)
 
 
 def status_of(path: Path) -> ImageStatus:
@@ -39,7 +43,7 @@ def test_the_way_back_gives_the_picture(tmp_path: Path) -> None:
 def test_a_resized_picture_is_the_one_pillow_makes_and_needs_no_tensorflow() -> None:
     path = PHOTOGRAPHS / "animals/chelsea.jpg"
     expected = np.asarray(Image.open(path).resize((48, 64), Image.Resampling.BICUBIC)).astype(int)
-    seen = seen_picture(path, status_of(path), ResizeSpec((64, 48), "squash", "bicubic"), MEAN_PIXEL, is_reduced=False)
+    seen = seen_picture(record_of(path), status_of(path), ResizeSpec((64, 48), "squash", "bicubic"), MEAN_PIXEL, is_reduced=False)
     assert (seen.dtype, seen.shape) == (np.uint8, (64, 48, 3))
     assert np.abs(seen - expected).max() <= 1
     program = "import sys, pipeline.images.seen; print('tensorflow' in sys.modules)"
@@ -49,10 +53,10 @@ def test_a_resized_picture_is_the_one_pillow_makes_and_needs_no_tensorflow() -> 
 
 def test_what_pads_is_the_mean_colour_and_native_size_is_the_file_itself() -> None:
     path = PHOTOGRAPHS / "sky/rocket.jpg"
-    padded = seen_picture(path, status_of(path), ResizeSpec((64, 64), "pad", "bilinear"), MEAN_PIXEL, is_reduced=False)
+    padded = seen_picture(record_of(path), status_of(path), ResizeSpec((64, 64), "pad", "bilinear"), MEAN_PIXEL, is_reduced=False)
     np.testing.assert_array_equal(padded[0, 0], np.rint(MEAN_PIXEL))
     assert np.ptp(padded[32]) > 50
-    native = seen_picture(path, status_of(path), None, MEAN_PIXEL, is_reduced=False)
+    native = seen_picture(record_of(path), status_of(path), None, MEAN_PIXEL, is_reduced=False)
     np.testing.assert_array_equal(native, np.asarray(Image.open(path)))
 
 
@@ -60,7 +64,9 @@ def test_a_jpeg_that_was_reduced_while_decoding_is_reduced_again(tmp_path: Path)
     path = tmp_path / "large.jpg"
     Image.open(PHOTOGRAPHS / "animals/chelsea.jpg").resize((900, 600)).save(path, quality=95)
     spec = ResizeSpec((60, 60), "squash", "bilinear")
-    exact, reduced = (seen_picture(path, status_of(path), spec, MEAN_PIXEL, is_reduced) for is_reduced in (False, True))
+    exact, reduced = (
+        seen_picture(record_of(path), status_of(path), spec, MEAN_PIXEL, is_reduced) for is_reduced in (False, True)
+    )
     assert exact.shape == reduced.shape
     assert 0 < np.abs(exact.astype(int) - reduced).max() < 60
 
@@ -72,7 +78,7 @@ def test_a_file_that_is_not_what_was_extracted_is_refused(tmp_path: Path) -> Non
 
     def reason() -> str:
         with pytest.raises(ImageError) as raised:
-            seen_picture(path, status, None, MEAN_PIXEL, is_reduced=False)
+            seen_picture(record_of(path), status, None, MEAN_PIXEL, is_reduced=False)
         return str(raised.value)
 
     data = bytearray(path.read_bytes())
@@ -100,11 +106,11 @@ def test_a_file_that_an_extraction_would_not_have_read_is_not_read_either(
         file.truncate(2**30 + 1)
     status = ImageStatus(0, "", 0, 0, 2**30 + 1, "0" * 64)
     with pytest.raises(ImageError, match=r"^too large: 1073741825 bytes, limit 1073741824 bytes$"):
-        seen_picture(path, status, None, MEAN_PIXEL, is_reduced=False)
+        seen_picture(record_of(path), status, None, MEAN_PIXEL, is_reduced=False)
 
     def read_too_much(*_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(seen, "read_file", read_too_much)
+    monkeypatch.setattr(seen, "read_image", read_too_much)
     with pytest.raises(ImageError, match=r"^out of memory: the image does not fit$"):
-        seen_picture(path, status, None, MEAN_PIXEL, is_reduced=False)
+        seen_picture(record_of(path), status, None, MEAN_PIXEL, is_reduced=False)

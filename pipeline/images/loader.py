@@ -7,8 +7,6 @@ neither lost nor reordered.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from ..records import Batch, ImageStatus, Manifest
-from .decode import MAX_PIXELS, ImageDecodeError, decode_image
-
-# No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
-MAX_FILE_BYTES = 2**30
+from ..records import Batch, ImageRecord, ImageStatus, Manifest
+from .decode import MAX_PIXELS, decode_image
+from .reading import read_image, words_for
 
 # Larger images share MAX_PIXELS among them: each worker may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
@@ -98,7 +94,7 @@ def load_batches(
     kept = _Kept()
 
     def load(index: int) -> _Row:
-        return _NOTHING if stopped.is_set() else _load_row(manifest[index].path, room, kept, reduce, ratio_for)
+        return _NOTHING if stopped.is_set() else _load_row(manifest[index], room, kept, reduce, ratio_for)
 
     def load_batch(first: NDArray[np.int64]) -> NDArray[np.int64]:
         wanted = indices[first : first + batch_size].tolist()
@@ -206,7 +202,7 @@ def _batch(indices: NDArray[np.int64], rows: Sequence[_Row]) -> Batch:
 
 
 def _load_row(
-    path: str,
+    record: ImageRecord,
     room: _Room,
     kept: _Kept,
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None,
@@ -217,7 +213,7 @@ def _load_row(
     height = width = 0
     pixels = decoded = _NO_PIXELS
     try:
-        data = read_file(path)
+        data = read_image(record)
         sha256 = hashlib.sha256(data).hexdigest()
         with room.for_one_image() as take:
             decoded, (height, width) = decode_image(data, ratio_for, take, kept.buffer_for)
@@ -227,43 +223,10 @@ def _load_row(
         pixels = reduced
     except ImageError as problem:
         error = str(problem)
-    except (FileNotFoundError, NotADirectoryError):
-        error = "missing: file not found"
     except OSError as problem:
-        error = f"unreadable: {(problem.strerror or type(problem).__name__).lower()}"
+        error = words_for(problem)
     except MemoryError:
         error = "out of memory: the image does not fit"
     except Exception as problem:  # Whatever one image does to a caller's function, the other rows are still wanted.
         error = f"internal: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
     return _Row(error, height, width, len(data), sha256, pixels, (decoded.shape[0], decoded.shape[1]))
-
-
-def read_file(path: str) -> bytes:
-    """Reads a regular file whole.
-
-    Raises:
-        ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
-        OSError: It is missing or cannot be read.
-    """
-    # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
-    # pipe opened without O_NONBLOCK would wait for a writer for ever.
-    _require_regular(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 (Path.open takes no descriptor)
-        before = os.fstat(file.fileno())
-        size = _require_regular(before)
-        # None: a file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
-        data = file.read(size + 1) or b""
-        after = os.fstat(file.fileno())
-    if len(data) != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
-        raise ImageDecodeError("unreadable: the file changed while it was read")
-    return data
-
-
-def _require_regular(info: os.stat_result) -> int:
-    if not stat.S_ISREG(info.st_mode):
-        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe" if stat.S_ISFIFO(info.st_mode) else "a device or socket"
-        raise ImageDecodeError(f"not a regular file: {kind}")
-    if info.st_size > MAX_FILE_BYTES:
-        raise ImageDecodeError(f"too large: {info.st_size} bytes, limit {MAX_FILE_BYTES} bytes")
-    return info.st_size

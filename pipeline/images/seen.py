@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
-from ..records import Batch, ImageStatus
+from ..records import Batch, ImageRecord, ImageStatus
 from .decode import decode_image
-from .loader import read_file
+from .reading import read_image, words_for
 from .resample import hand_over
 from .resize_host import HostResize
 from .tables import ResizeSpec, dct_reduction
 
 
 def seen_picture(
-    path: Path, status: ImageStatus, resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], is_reduced: bool
+    record: ImageRecord, status: ImageStatus, resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], is_reduced: bool
 ) -> NDArray[np.uint8]:
     """Gives the picture that the network saw: decoded, turned, resized as in the run.
 
     Args:
-        path: Where the file should be.
+        record: Where it should be.
         status: What the run says of it; its size and digest must still be the file's.
         resize: The run's; None: native size.
         mean_pixel: (3,) float64, the run's: what pads.
@@ -39,7 +39,7 @@ def seen_picture(
     Raises:
         ImageError: The file is gone, has changed, or cannot be read.
     """
-    data = _read(path, status)
+    data = _read(record, status)
     if resize is None:
         return decode_image(data)[0]
     pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
@@ -47,17 +47,17 @@ def seen_picture(
     return restore_image(HostResize(resize, mean_pixel, threads=1)(batch)[0], mean_pixel)
 
 
-def _read(path: Path, status: ImageStatus) -> bytes:
+def _read(record: ImageRecord, status: ImageStatus) -> bytes:
     try:
-        data = read_file(str(path))
+        data = read_image(record)
     except ImageError:  # a ValueError too
         raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise ImageError("missing: file not found") from None
+    except OSError as error:
+        raise ImageError(words_for(error)) from error
     except MemoryError:
         raise ImageError("out of memory: the image does not fit") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"unreadable: {getattr(error, 'strerror', None) or error}".lower()) from error
+    except ValueError as error:  # a path that no file can have
+        raise ImageError(f"unreadable: {error}".lower()) from error
     if len(data) != status.file_bytes:
         raise ImageError(f"changed: {len(data)} bytes, {status.file_bytes} when it was extracted")
     if hashlib.sha256(data).hexdigest() != status.sha256:

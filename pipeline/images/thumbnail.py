@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
+from ..records import ImageRecord
 from .decode import decode_image
-from .loader import read_file
+from .reading import read_image
 
 # More would take seconds and gigabytes for a picture the size of a stamp. JPEGs of this size are reduced while they are decoded.
 MAX_PIXELS = 64_000_000
 
 
-def thumbnail(path: str, sha256: str, side_px: int) -> NDArray[np.uint8]:
+def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint8]:
     """Gives an image of which the longer side is at most so long.
 
     Args:
-        path: Of the file.
+        record: Which image.
         sha256: Of the file as it was when its features were made, hex.
         side_px: Of the longer side.
 
@@ -31,7 +32,7 @@ def thumbnail(path: str, sha256: str, side_px: int) -> NDArray[np.uint8]:
         ImageError: It is not the image that it was, or too large.
         OSError: It is missing or cannot be read.
     """
-    data = read_file(path)
+    data = read_image(record)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError("changed: the file is not the one that the features were made from")
 

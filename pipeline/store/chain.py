@@ -127,6 +127,10 @@ def _joined_chain(folder: Path, spec: RunSpec, parts: tuple[Part, ...], whole: S
             )
         digests += (digest_images(new_keys, new_labels, new_bytes, new_columns),)
         gone += (changes.removed,)
+    places = None
+    if now.places is not None:
+        places = np.full(len(run) + len(added), -1, np.int64)
+        places[rows] = now.places
     manifest = Manifest(
         root=now.root,
         keys=run.keys + new_keys,
@@ -136,6 +140,8 @@ def _joined_chain(folder: Path, spec: RunSpec, parts: tuple[Part, ...], whole: S
         metadata={name: run.metadata[name] + new_columns[name] for name in now.metadata},
         skipped=now.skipped,
         digest=digests[-1],
+        source=now.source,
+        places=places,
     )
     before = parts if len(added) else parts[:-1]
     return Chain(replace(spec, manifest=manifest, before=before), digests, gone, len(parts), len(added), changes.removed)

@@ -1,0 +1,73 @@
+"""The bytes of one image, from wherever the manifest says that it is: a file, or what the manifest names as its source.
+
+Stands before the decoder. What cannot be read has a word of its own: ``missing``, ``unreadable``, ``not a regular file``,
+``too large``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..records import ImageRecord
+from .decode import ImageDecodeError
+
+# No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
+MAX_FILE_BYTES = 2**30
+
+
+def read_image(record: ImageRecord) -> bytes:
+    """Reads an image whole.
+
+    Raises:
+        ImageError: It cannot be used: no regular file, larger than :data:`MAX_FILE_BYTES`, or changed while it is read.
+        OSError: It is missing or cannot be read.
+    """
+    return read_file(record.path) if record.source is None else record.source.read(record)
+
+
+def words_for(error: OSError) -> str:
+    """Gives what the row of an image says that could not be read."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "missing: file not found"
+    return f"unreadable: {(error.strerror or ' '.join(str(error).split())[:200] or type(error).__name__).lower()}"
+
+
+def read_file(path: str) -> bytes:
+    """Reads a regular file whole.
+
+    Raises:
+        ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
+        OSError: It is missing or cannot be read.
+    """
+    # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
+    # pipe opened without O_NONBLOCK would wait for a writer for ever.
+    _require_regular(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 (Path.open takes no descriptor)
+        before = os.fstat(file.fileno())
+        size = _require_regular(before)
+        # None: a file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
+        data = file.read(size + 1) or b""
+        after = os.fstat(file.fileno())
+    if len(data) != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+        raise ImageDecodeError("unreadable: the file changed while it was read")
+    return data
+
+
+def _require_regular(info: os.stat_result) -> int:
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe" if stat.S_ISFIFO(info.st_mode) else "a device or socket"
+        raise ImageDecodeError(f"not a regular file: {kind}")
+    refuse_too_large(info.st_size)
+    return info.st_size
+
+
+def refuse_too_large(size_bytes: int) -> None:
+    """Refuses what would take too much memory.
+
+    Raises:
+        ImageDecodeError: It is larger than :data:`MAX_FILE_BYTES`.
+    """
+    if size_bytes > MAX_FILE_BYTES:
+        raise ImageDecodeError(f"too large: {size_bytes} bytes, limit {MAX_FILE_BYTES} bytes")
