@@ -34,6 +34,7 @@ from .store import disk, folder, format
 from .store.digests import Digests
 from .store.index import build_index
 from .store.reader import open_run
+from .store.remote import settle
 from .store.writer import Writer
 
 UNTRAINED = (
@@ -132,8 +133,11 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(spec.shards()), rows)
     if not rows:
         return
-    free = disk.free_bytes(options.folder) + sum(path.stat().st_size for path in run_folder.replaced)
     needed = folder.expected_bytes(spec, run_folder.missing)
+    if not disk.holds_all(options.folder):
+        _say_scratch(options, spec, run_folder, rows)
+        return
+    free = disk.free_bytes(options.folder) + sum(path.stat().st_size for path in run_folder.replaced)
     words = "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression"
     _log.info(
         "output: %d images, %s, in %s under %s; %s free",
@@ -144,6 +148,28 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         if spec.compression == "none":
             raise StoreError(f"{text}. Expected room for all, since output.compression=none. Use gzip, float16 or another disk.")
         _log.warning("%s before compression. Finished shards are kept if the disk fills up.", text)
+
+
+def _say_scratch(options: Options, spec: RunSpec, run_folder: folder.RunFolder, rows: int) -> None:
+    """Says what will be sent to an address, and what of it will lie in scratch at a time.
+
+    Raises:
+        StoreError: That cannot fit on the disk.
+    """
+    needed, free = folder.expected_bytes(spec, run_folder.missing), disk.free_bytes(options.folder)
+    scratch = disk.scratch_of(options.folder)
+    most = folder.expected_bytes(spec, run_folder.missing[: disk.SHARDS_IN_SCRATCH])
+    _log.info(
+        "output: %d images, %s, in %s to %s; made in %s, at most %d shards at a time, %s free",
+        rows,
+        "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression",
+        *(_counted(len(run_folder.missing), "shard"), options.folder, scratch, disk.SHARDS_IN_SCRATCH, words_for_bytes(free)),
+    )
+    if most is not None and most > free:
+        text = f"{scratch}: shards on their way may not fit, got {words_for_bytes(free)} free for at most {words_for_bytes(most)}"
+        if spec.compression == "none":
+            raise StoreError(f"{text}. Expected room for them. Use another disk with output.scratch=..., gzip or float16.")
+        _log.warning("%s before compression. Another disk is chosen by output.scratch=...", text)
 
 
 def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None) -> None:
@@ -202,6 +228,7 @@ def _make_missing(
         options=options.given,
     )
     reports.write(report)
+    settle(options.folder)
     for line in report.summary().splitlines():
         _log.info(line)
     if report.failed == report.rows:

@@ -19,7 +19,7 @@ from typing import Any
 from .schema import Schema
 
 # Those whose value is a piece of text and nothing else.
-LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "network.weights")
+LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "output.scratch", "network.weights")
 
 # Options that are lists: commas make one, with brackets or without.
 LISTS = ("layers", "channels", "images")

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import OptionError, nearest
 from .schema import AUTO, CHOICES, known_keys
+from .storage.address import Address, is_address, require_reachable, to_address
+from .storage.mirror import default_scratch, mirror_of
+from .storage.remote_path import RemotePath
 
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
 LARGEST_SIDE_PX = 8192
@@ -27,8 +30,8 @@ WEIGHTS = ("imagenet", "matconvnet", "random")
 class DataOptions:
     """Which images, and how they are brought to size. ``size_px`` is (height, width), or None for native size."""
 
-    dir: Path | None
-    list: Path | None
+    dir: Path | Address | None
+    list: Path | Address | None
     size_px: tuple[int, int] | None
     resize: str
     interpolation: str
@@ -50,9 +53,13 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """Where results go and how they are stored. ``images_per_shard`` None: from the bytes of an image."""
+    """Where results go and how they are stored.
 
-    dir: Path
+    ``images_per_shard`` None: from the bytes of an image. ``scratch`` None: of an address, in the system's temporary folder.
+    """
+
+    dir: Path | Address
+    scratch: Path | None
     dtype: str
     compression: str
     images_per_shard: int | None
@@ -88,8 +95,12 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
-        return self.output.dir / self.name
+        """The run folder; at an address, what stands for it."""
+        place = self.output.dir / self.name
+        if isinstance(place, Path):
+            return place
+        scratch = self.output.scratch
+        return RemotePath(mirror_of(place, default_scratch(place) if scratch is None else scratch / default_scratch(place).name))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -169,12 +180,13 @@ def check_options(values: Mapping[str, Any]) -> Options:
         ),
         output=OutputOptions(
             dir=_path("output.dir", output["dir"]) or Path("outputs"),
+            scratch=_scratch(output["scratch"], output["dir"]),
             dtype=output["dtype"],
             compression=output["compression"],
             images_per_shard=_count("output.images_per_shard", output["images_per_shard"], 2**31),
             existing=output["existing"],
         ),
-        name=_name(values["name"], source, network["name"]),
+        name=_name(values["name"], source, network["name"], is_list=listing is not None),
         runtime=RuntimeOptions(
             device=runtime["device"],
             convolution=runtime["convolution"],
@@ -278,9 +290,29 @@ def _weights(value: Any) -> str:
     return text if text in WEIGHTS else str(_expanded(text))
 
 
-def _path(key: str, value: Any) -> Path | None:
+def _path(key: str, value: Any) -> Path | Address | None:
     # Hydra reads 2024 as a number; as a path it is a folder's name.
-    return None if value is None else _expanded(_text(key, str(value), "a path"))
+    text = None if value is None else _text(key, str(value), "a path")
+    if text is None or not is_address(text):
+        return None if text is None else _expanded(text)
+    address = to_address(text)
+    if isinstance(address, Address):
+        require_reachable(key, address)
+    return address
+
+
+def _scratch(value: Any, directory: Any) -> Path | None:
+    if value is None:
+        return None
+    text = _text("output.scratch", str(value), "a path")
+    if is_address(text):
+        raise _wrong("output.scratch", value, "a folder of this machine")
+    if not is_address(str(directory)):
+        raise OptionError(
+            f"output.scratch: nothing is made there, got {text!r}. Expected it with an address, e.g. "
+            "output.dir=s3://bucket/outputs. Leave it out: a folder of this machine needs none."
+        )
+    return _expanded(text)
 
 
 def _expanded(text: str) -> Path:
@@ -290,8 +322,12 @@ def _expanded(text: str) -> Path:
         return Path(text)
 
 
-def _name(value: Any, source: Path, network: str) -> str:
+def _name(value: Any, source: Path | Address, network: str, *, is_list: bool) -> str:
+    if isinstance(source, Address) and value is None:
+        # Of a list its name without the extension.
+        return f"{PurePosixPath(source.name).stem if is_list else source.name}-{network}"
     if value is None:
+        assert isinstance(source, Path)
         # The stem of a list, the last part of a folder, also of "." and "imgs/..".
         stem = source.stem if source.suffix and source.is_file() else source.resolve().name
         return f"{stem or 'images'}-{network}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import StoreError, printable
+from ..storage.remote_path import RemotePath
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
 # become one of another kind, or a size has become 0.
@@ -25,6 +26,9 @@ class ForeignError(StoreError):
 
 def damaged(path: Path, part: str, got: object) -> DamagedError:
     """Gives the one line for a file that is not as it was written."""
+    if isinstance(path, RemotePath) and path.mirror.read_failure is not None:
+        # HDF5 tells no more than that it could not read: the storage has refused, and the file may be whole.
+        return UnsureError(str(path.mirror.refused(path.mirror.read_failure, path.within)))
     kind = UnsureError if isinstance(got, MemoryError) else DamagedError
     words = printable(" ".join(str(got).split()), 200) or type(got).__name__
     return kind(

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, digest_identity
-from . import disk, format, tables
+from ..storage.remote_path import RemotePath
+from . import disk, format, remote, tables
 from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import extra_file
 from .digests import Digests
 from .found import Result, find_parts, listing_paths, read_result, result_paths
 from .listing import write_listing
-from .lock import take_lock
+from .lock import Lock, take_lock
 from .repair import complete_digests, forget_missing
 from .strangers import refuse_foreign_folder, refuse_strangers, stranger
 
@@ -42,9 +43,7 @@ class RunFolder:
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
-    def __init__(
-        self, path: Path, lock: FileLock, finished: frozenset[ShardSpec], chain: Chain, replaced: Sequence[Path]
-    ) -> None:
+    def __init__(self, path: Path, lock: Lock, finished: frozenset[ShardSpec], chain: Chain, replaced: Sequence[Path]) -> None:
         self.path = path
         self.spec = chain.spec
         self.replaced = tuple(replaced)
@@ -68,8 +67,7 @@ class RunFolder:
         Raises:
             StoreError: The disk refuses.
         """
-        for path in self.replaced:
-            disk.remove(path)
+        disk.remove_all(self.replaced)
         forget_missing(self.path)
         digests = Digests(self.path)
         for part in range(len(self.spec.parts)):
@@ -117,8 +115,10 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
             f"{folder}: the run is too large, got {len(spec.manifest)} images in {count} shards. Expected at most "
             f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
         )
-    refuse_foreign_folder(folder)
     try:
+        if isinstance(folder, RemotePath):
+            folder.mirror.refresh()
+        refuse_foreign_folder(folder)
         disk.make_folder(shards)
     except OSError as error:
         raise disk.write_error(folder, error) from error
@@ -141,15 +141,19 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
     """
     refuse_foreign_folder(folder)
     disk.refuse_unwritable(folder)
-    if (folder / format.LOCK_NAME).exists():
-        take_lock(folder).release()
-    lock = FileLock(folder / format.LOCK_NAME)
+    lock: Lock
+    if isinstance(folder, RemotePath):
+        lock = remote.look_on(folder)
+    else:
+        lock = FileLock(folder / format.LOCK_NAME)
+        if (folder / format.LOCK_NAME).exists():
+            take_lock(folder).release()
     if not folder.is_dir():
         return RunFolder(folder, lock, frozenset(), settle_parts(folder, spec, (), extend=False), ())
     return _settle(folder, lock, spec, existing, mends=False)
 
 
-def _settle(folder: Path, lock: FileLock, spec: RunSpec, existing: str, mends: bool) -> RunFolder:
+def _settle(folder: Path, lock: Lock, spec: RunSpec, existing: str, mends: bool) -> RunFolder:
     """Says what is kept, replaced and made in a folder that is there; ``mends``: whether useless files are removed at once."""
     if existing == REPLACE:
         replaced, chain = _all_files(folder), settle_parts(folder, spec, (), extend=False)
@@ -197,7 +201,7 @@ def _is_partial(path: Path) -> bool:
     return path.name.endswith(format.PARTIAL_SUFFIX)
 
 
-def _go_on(folder: Path, lock: FileLock, spec: RunSpec, paths: Sequence[Path], extend: bool, mends: bool) -> RunFolder:
+def _go_on(folder: Path, lock: Lock, spec: RunSpec, paths: Sequence[Path], extend: bool, mends: bool) -> RunFolder:
     """Keeps finished shards; where it ``mends``, removes partial and damaged files, once all others prove to be of this run."""
     links = [path for path in paths if path.is_symlink()]
     if links:

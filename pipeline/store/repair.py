@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import StoreError
 from ..records import ShardSpec
-from . import disk, format
+from . import disk, format, remote
 from .digests import Digests, file_digest
 from .guard import DAMAGED, Guard
 from .judgement import Verdict
@@ -76,14 +77,19 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
     guard = Guard(threads=1)
     try:
         for name in without:
-            found = guard.examine(folder / name).findings
+            with remote.brought_here(folder / name) as here:
+                found = [
+                    replace(finding, line=finding.line.replace(str(here), str(folder / name)))
+                    for finding in guard.examine(here).findings
+                ]
+                digest = "" if found else file_digest(here)
             if found and {finding.kind for finding in found} != {DAMAGED}:
                 # Whatever this is, it is no leftover of a kill.
                 raise StoreError(found[0].line)
             if found:
                 damaged[folder / name] = f"damaged: {found[0].line}"
             else:
-                digests.add(name, file_digest(folder / name))
+                digests.add(name, digest)
     except OSError as error:
         raise disk.write_error(digests.path, error) from error
     finally:

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import ShardSpec
-from .chunk_table import ChunkTable, Handle, StaleError
+from ..storage.range_file import RemoteHandle
+from ..storage.remote_path import RemotePath
+from .chunk_table import ChunkTable, Handle, StaleError, open_handle
 from .rows import ShardRows
 
 # Open shards a run: few enough for any system's limit on open files, with many worker processes.
@@ -28,7 +30,7 @@ class _Open:
         self.process = os.getpid()
         self.lock = threading.RLock()
         self.shards: OrderedDict[int, ShardRows] = OrderedDict()
-        self.handles: OrderedDict[int, Handle] = OrderedDict()
+        self.handles: OrderedDict[int, Handle | RemoteHandle] = OrderedDict()
 
 
 class Shards:
@@ -90,7 +92,12 @@ class Shards:
         self.open(number).read(layer, rows, places, into)
 
     def _read_chunk(
-        self, table: ChunkTable, handle: Handle, chunk: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], into: Any
+        self,
+        table: ChunkTable,
+        handle: Handle | RemoteHandle,
+        chunk: int,
+        where: tuple[NDArray[np.int64], NDArray[np.int64]],
+        into: Any,
     ) -> None:
         rows, places = where
         if table.failed[rows].all():
@@ -132,11 +139,11 @@ class Shards:
             current.shards.move_to_end(number)
             return current.shards[number]
 
-    def _handle(self, number: int) -> Handle:
+    def _handle(self, number: int) -> Handle | RemoteHandle:
         current = self._of_this_process()
         with current.lock:
             if number not in current.handles:
-                current.handles[number] = Handle(self._paths[self.specs[number]])
+                current.handles[number] = open_handle(self._paths[self.specs[number]])
                 if len(current.handles) > OPEN_HANDLES:
                     current.handles.popitem(last=False)
             current.handles.move_to_end(number)
@@ -150,6 +157,9 @@ class Shards:
         with current.lock:
             current.handles.pop(number, None)
             current.shards.pop(number, None)
+        path = self._paths[self.specs[number]]
+        if isinstance(path, RemotePath):
+            path.mirror.forget(path.within)
 
     def _of_this_process(self) -> _Open:
         if self._current.process != os.getpid():

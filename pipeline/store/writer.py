@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format, gathering
+from . import codec, disk, format, gathering, remote
 from .cutter import Cutter, Piece
 from .digests import Digests
 from .progress import Progress
@@ -80,6 +80,7 @@ class Writer:
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
         self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
         self._bytes_waiting = 0
+        self._finishing, self._most_finishing = 0, disk.most_finishing(folder)
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._writing = threading.Lock()
@@ -130,6 +131,9 @@ class Writer:
 
     def _progress(self, number: int) -> Progress:
         if number not in self._open:
+            with self._changed:
+                self._changed.wait_for(lambda: self._error or self._finishing < self._most_finishing)
+                self._raise()
             shard = self._to_make.pop(number)
             self._open[number] = Progress(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
         return self._open[number]
@@ -200,6 +204,7 @@ class Writer:
         """Finishes a shard of which all has been written; called with the lock held, by whoever sees that first."""
         if progress.all_put and not progress.pieces_waiting and not progress.broken:
             progress.all_put = False
+            self._finishing += 1
             self._finisher.submit(self._finish, progress)
 
     def _finish(self, progress: Progress) -> None:
@@ -213,6 +218,7 @@ class Writer:
 
         self._guarded(progress, work)
         with self._changed:
+            self._finishing -= 1
             self._changed.notify_all()
 
     def _guarded(self, progress: Progress, work: Callable[[], None]) -> None:
@@ -250,6 +256,7 @@ class Writer:
                 assert all(progress.complete for progress in self._open.values())
                 self._changed.wait_for(lambda: self._error or not self._open)
             self._raise()
+            remote.settle(self._folder)
         finally:
             self.abort()
 
