@@ -16,6 +16,7 @@ from .estimate import Forecast
 from .extract import extract
 from .freshness import refuse_changed_images
 from .images import manifest as manifests
+from .images.remote import list_address
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
 from .machine import peak_memory_bytes, usable_cores
@@ -86,7 +87,9 @@ def _list_images(options: Options) -> Manifest:
         manifest = manifests.read_list(options.data.list, options.data.dir)
     else:
         assert options.data.dir is not None
-        manifest = manifests.list_folder(options.data.dir)
+        manifest = (
+            manifests.list_folder(options.data.dir) if isinstance(options.data.dir, Path) else list_address(options.data.dir)
+        )
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items()))
     _log.info("images: %d under %s%s", len(manifest), manifest.root, f"; skipped: {skipped}" if skipped else "")
     return manifest

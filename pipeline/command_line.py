@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .schema import Schema
+from .storage.address import is_address
 
 # Those whose value is a piece of text and nothing else.
 LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "output.scratch", "network.weights")
@@ -157,14 +158,20 @@ def _default_name(directory: str | None, listing: str | None, config: Mapping[st
 
 def _directory(given: Any, root: str) -> str | None:
     """Gives the data folder as it is found from here: it may have been typed in another folder."""
-    if given is None or not root or _absolute(given) == root:
+    if given is None or not root or is_address(str(given)) or _absolute(given) == root:
         return None if given is None else str(given)
     return root
 
 
 def _listing(given: Any, data: Mapping[str, Any], root: str) -> str | None:
     """Gives the list as it is found from here. Without a data folder beside it, it lies in the folder of the keys."""
-    if given is None or not root or data.get("dir") is not None or os.path.dirname(_absolute(given)) == root:
+    if (
+        given is None
+        or not root
+        or is_address(str(given))
+        or data.get("dir") is not None
+        or os.path.dirname(_absolute(given)) == root
+    ):
         return None if given is None else str(given)
     return os.path.join(root, os.path.basename(str(given)))
 

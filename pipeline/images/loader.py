@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
-from ..records import Batch, ImageRecord, ImageStatus, Manifest
+from ..errors import ImageError, PipelineError
+from ..records import Batch, ImageStatus, Manifest
 from .decode import MAX_PIXELS, decode_image
-from .reading import read_image, words_for
+from .reading import words_for
+from .reading_ahead import ReadAhead
 
 # Larger images share MAX_PIXELS among them: each worker may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
@@ -93,11 +94,22 @@ def load_batches(
 
     kept = _Kept()
 
-    def load(index: int) -> _Row:
-        return _NOTHING if stopped.is_set() else _load_row(manifest[index], room, kept, reduce, ratio_for)
+    ahead = ReadAhead(manifest)
+    # What ends the run, and is no fault of one image: TensorFlow would make an error of its own of it.
+    failures: list[PipelineError] = []
+
+    def load(read: Callable[[], bytes]) -> _Row:
+        if stopped.is_set():
+            return _NOTHING
+        try:
+            return _load_row(read, room, kept, reduce, ratio_for)
+        except PipelineError as error:
+            failures.append(error)
+            stopped.set()
+            return _NOTHING
 
     def load_batch(first: NDArray[np.int64]) -> NDArray[np.int64]:
-        wanted = indices[first : first + batch_size].tolist()
+        wanted = ahead.begin(indices[first : first + batch_size].tolist())
         rows = [_NOTHING] * len(wanted)
         places = iter(range(len(wanted)))
 
@@ -132,12 +144,15 @@ def load_batches(
         while True:
             with tf.device("/CPU:0"):
                 element = next(elements, None)
+            if failures:
+                raise failures[0]
             if element is None:
                 return
             first = int(element)
             yield _batch(indices[first : first + batch_size], loaded.pop(first))
     finally:
         stopped.set()
+        ahead.close()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -202,18 +217,18 @@ def _batch(indices: NDArray[np.int64], rows: Sequence[_Row]) -> Batch:
 
 
 def _load_row(
-    record: ImageRecord,
+    read: Callable[[], bytes],
     room: _Room,
     kept: _Kept,
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None,
     ratio_for: Callable[[int, int], int] | None,
 ) -> _Row:
-    """Reads one image. Raises nothing but signals."""
+    """Reads one image. Raises nothing but signals, and what ends the run: a storage that does not answer."""
     error, sha256, data = "", "", b""
     height = width = 0
     pixels = decoded = _NO_PIXELS
     try:
-        data = read_image(record)
+        data = read()
         sha256 = hashlib.sha256(data).hexdigest()
         with room.for_one_image() as take:
             decoded, (height, width) = decode_image(data, ratio_for, take, kept.buffer_for)
@@ -227,6 +242,8 @@ def _load_row(
         error = words_for(problem)
     except MemoryError:
         error = "out of memory: the image does not fit"
+    except PipelineError:
+        raise
     except Exception as problem:  # Whatever one image does to a caller's function, the other rows are still wanted.
         error = f"internal: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
     return _Row(error, height, width, len(data), sha256, pixels, (decoded.shape[0], decoded.shape[1]))

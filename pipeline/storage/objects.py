@@ -98,8 +98,22 @@ def look_at(address: Address, pauses: Sequence[float] = PAUSES_SECONDS) -> Entry
     return _entry("", attempt(lambda: system.info(path), address, pauses))
 
 
-def read(address: Address, start: int | None = None, stop: int | None = None, pauses: Sequence[float] = PAUSES_SECONDS) -> bytes:
+def read(
+    address: Address,
+    start: int | None = None,
+    stop: int | None = None,
+    pauses: Sequence[float] = PAUSES_SECONDS,
+    *,
+    is_exact: bool = True,
+) -> bytes:
     """Reads an object, or the bytes of it from ``start`` to before ``stop``, with one request.
+
+    Args:
+        address: Of the object.
+        start: First byte; None: all of it.
+        stop: After the last byte.
+        pauses: As :func:`~.connection.attempt`.
+        is_exact: Whether fewer bytes are an error, and not an object that ends before ``stop``.
 
     Raises:
         OSError: It is not there, and as :func:`~.connection.attempt`.
@@ -110,7 +124,7 @@ def read(address: Address, start: int | None = None, stop: int | None = None, pa
 
     def work() -> bytes:
         data: bytes = system.cat_file(path, start=start, end=stop, **more)
-        if start is not None and stop is not None and len(data) != stop - start:
+        if is_exact and start is not None and stop is not None and len(data) != stop - start:
             raise StorageError(errno.EIO, f"{len(data)} bytes in place of {stop - start}")
         return data
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
-from .address import Address, require_reachable, to_address
-from .mirror import Mirror
+from .address import Address, is_address, require_reachable, to_address
+from .mirror import Mirror, default_scratch, mirror_of
 from .objects import read
 from .range_file import RangeFile, RemoteHandle
 
@@ -77,7 +77,8 @@ class RemotePath(_Base):
     def resolve(self, strict: bool = False) -> RemotePath:
         return self
 
-    def relative_to(self, other: Any, *more: Any, **how: Any) -> Any:
+    def relative_to(self, *others: Any, **how: Any) -> Any:
+        (other,) = others
         return PurePosixPath(str(self)).relative_to(str(other))
 
     def as_posix(self) -> str:
@@ -197,9 +198,7 @@ class RemotePath(_Base):
     def write_bytes(self, data: Any) -> int:
         return self._writable().write_bytes(data)
 
-    def write_text(
-        self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None
-    ) -> int:
+    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> int:
         return self._writable().write_text(data, encoding, errors, newline)
 
     def _writable(self) -> Path:
@@ -226,6 +225,31 @@ class RemotePath(_Base):
 def _stat_of(mode: int, size: int, modified_seconds: float) -> os.stat_result:
     # Source: Python's documentation of os.stat_result: mode, inode, device, links, user, group, size, three times.
     return os.stat_result((mode, 0, 0, 1, 0, 0, size, 0, int(modified_seconds), 0))
+
+
+def place(key: str, text: str) -> Path:
+    """Gives what a text of the command line names: a path, its ``~`` expanded, or what stands for an address.
+
+    Args:
+        key: The option, for messages.
+        text: As typed.
+
+    Raises:
+        OptionError: Nothing installed reads such an address.
+    """
+    if is_address(text):
+        return to_path(key, text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~ and the name of nobody
+        return Path(text)
+
+
+def writable(folder: Path) -> Path:
+    """Gives a run folder as one that may be written: at an address, with the place of its scratch folder."""
+    if not isinstance(folder, RemotePath) or folder.mirror.home is not None:
+        return folder
+    return RemotePath(mirror_of(folder.address, default_scratch(folder.address)))
 
 
 def to_path(key: str, text: str) -> Path:

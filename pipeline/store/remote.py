@@ -6,8 +6,9 @@ goes after it, with those of others that have arrived by then.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,24 +56,55 @@ def _settle(folder: RemotePath) -> None:
         _send_digests(folder.mirror, name)
 
 
-@contextmanager
-def brought_here(path: Path) -> Iterator[Path]:
-    """Gives a file of this machine: of one at an address a copy, for as long as it is used.
+class Copies:
+    """Files of this machine, for those who can read no others: of one at an address a copy, as long as it is needed.
 
-    Raises:
-        StoreError: The storage refuses.
-        OSError: The disk refuses.
+    Args:
+        uses: How many times each is asked for; after the last its copy is removed.
     """
-    if not isinstance(path, RemotePath):
-        yield path
+
+    def __init__(self, uses: Callable[[Path], int]) -> None:
+        self._uses = uses
+        self._left: dict[str, int] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def here(self, path: Path) -> Iterator[Path]:
+        """Gives the file, or the copy.
+
+        Raises:
+            StoreError: The storage refuses.
+            OSError: The disk refuses.
+        """
+        if not isinstance(path, RemotePath):
+            yield path
+            return
+        with self._lock:
+            left = self._left.setdefault(path.within, self._uses(path))
+            lock = self._locks.setdefault(path.within, threading.Lock())
+        with lock:
+            copy = path.mirror.fetch(path.within)
+        try:
+            yield copy
+        finally:
+            with self._lock:
+                left = self._left[path.within] = self._left[path.within] - 1
+            if not left:
+                copy.unlink(missing_ok=True)
+
+
+@contextmanager
+def lending_scratch(folder: Path) -> Iterator[None]:
+    """Has a scratch folder there for copies, while nobody holds the address."""
+    if not isinstance(folder, RemotePath) or folder.mirror.scratch is not None:
+        yield
         return
-    was_here = path.local is not None
-    here = path.mirror.fetch(path.within)
+    folder.mirror.borrow()
     try:
-        yield here
+        yield
     finally:
-        if not was_here:
-            here.unlink(missing_ok=True)
+        folder.mirror.give_back()
 
 
 class _Onlooker:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import StoreError
 from ..records import ShardSpec
 from . import disk, format, remote
 from .digests import Digests, file_digest
-from .guard import DAMAGED, Guard
+from .guard import DAMAGED, Guard, renamed
 from .judgement import Verdict
 
 _log = logging.getLogger(__name__)
@@ -74,14 +73,11 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
     if without:
         _log.info("%s: %d finished shards have no line yet; checking them", digests.path, len(without))
     damaged: dict[Path, str] = {}
-    guard = Guard(threads=1)
+    guard, copies = Guard(threads=1), remote.Copies(lambda path: 1)
     try:
         for name in without:
-            with remote.brought_here(folder / name) as here:
-                found = [
-                    replace(finding, line=finding.line.replace(str(here), str(folder / name)))
-                    for finding in guard.examine(here).findings
-                ]
+            with copies.here(folder / name) as here:
+                found = renamed(guard.examine(here), here, folder / name).findings
                 digest = "" if found else file_digest(here)
             if found and {finding.kind for finding in found} != {DAMAGED}:
                 # Whatever this is, it is no leftover of a kill.
