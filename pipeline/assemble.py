@@ -1,4 +1,4 @@
-"""From checked options to a finished run: makes the stages, joins them, runs the loop, writes index and report."""
+"""From checked options to a finished run: makes the stages, joins them, runs the loop, and has it ended."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from pathlib import Path
 import numpy as np
 
 from .config import Options
-from .errors import DatasetError, StoreError
+from .errors import StoreError
 from .estimate import Forecast
 from .extract import extract
+from .finishing import Ending, Made, finish_run, finish_share, index_is_whole
 from .freshness import refuse_changed_images
 from .images import manifest as manifests
 from .images.remote import list_address
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
-from .machine import peak_memory_bytes, usable_cores
+from .machine import usable_cores
 from .network.layers import CLASSIFIER_BLOCK, resolve_layers
 from .network.weights import Weights, load_weights
-from .plan import plan_run, versions
-from .progress import Progress, refuse_failures
-from .publishing import look_at_reports, write_text
+from .plan import plan_run
+from .progress import Progress
+from .publishing import write_text
 from .records import ImageStatus, Manifest, RunSpec
 from .rehearsal import rehearse
-from .report import Report, Stopwatch, count_causes, words_for_bytes
+from .report import Report, Stopwatch, words_for_bytes
 from .schema import AUTO
 from .signals import clearing, leaving_at_once
 from .stages import Stages, make_stages
 from .store import disk, folder, format
 from .store.digests import Digests
-from .store.index import build_index
 from .store.reader import open_run
-from .store.remote import settle
 from .store.writer import Writer
 
 UNTRAINED = (
@@ -64,7 +63,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)
         opening = folder.preview_folder if options.dry_run else folder.open_folder
-        with opening(options.folder, spec, options.output.existing) as run_folder:
+        with opening(options.folder, spec, options.output.existing, options.share) as run_folder:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             spec = run_folder.spec
             _preflight(options, spec, run_folder)
@@ -77,7 +76,8 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
                 return None
             # From here on nothing but the disk can refuse the run.
             run_folder.make_room()
-            with to_file(options.folder / "run.log", kept_lines), clearing(run_folder.drop_partial_files):
+            log = options.folder / format.log_name(options.share.mark if options.share else "")
+            with to_file(log, kept_lines), clearing(run_folder.drop_partial_files):
                 report = _make_missing(options, spec, run_folder, stages, watch)
     return report
 
@@ -128,12 +128,15 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
             size = words_for_bytes(format.row_bytes([feature], spec.dtype))
             _log.info("layer: %s, %s %s, %s an image", feature.layer.name, " x ".join(map(str, feature.shape)), spec.dtype, size)
     rows = sum(shard.rows for shard in run_folder.missing)
+    if options.share is not None:
+        own = sum(shard.rows for shard in run_folder.own)
+        _log.info("part: %s, %d of %s, %d images", options.share, len(run_folder.own), _counted(len(spec.shards()), "shard"), own)
     if run_folder.added:
         _log.info("extend: %s after the %d of the run", _counted(run_folder.added, "new image"), spec.first_row)
     if len(run_folder.removed):
         _log.warning("extend: %s", _removed_words(spec, run_folder))
     if run_folder.finished:
-        _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(spec.shards()), rows)
+        _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(run_folder.own), rows)
     if not rows:
         return
     needed = folder.expected_bytes(spec, run_folder.missing)
@@ -178,7 +181,7 @@ def _say_scratch(options: Options, spec: RunSpec, run_folder: folder.RunFolder, 
 def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None) -> None:
     _look_at_finished(options.folder, spec, run_folder)
     if stages is None:
-        _log.info("estimate: all %d rows are finished, nothing is left to make", len(spec.manifest))
+        _log.info("estimate: all %d rows are finished, nothing is left to make", sum(shard.rows for shard in run_folder.own))
     else:
         rehearse(spec, run_folder, stages, options.runtime.workers, options.data.max_failed_fraction)
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
@@ -188,59 +191,34 @@ def _make_missing(
     options: Options, spec: RunSpec, run_folder: folder.RunFolder, stages: Stages | None, watch: Stopwatch
 ) -> Report:
     """Makes the missing shards and the index; says and stores what was done."""
-    errors_before = _look_at_finished(options.folder, spec, run_folder)
-    writers: list[Writer] = []
-    seconds_flowing = 0.0
-    if stages is not None or not Digests(options.folder).agrees("config.yaml"):
-        write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
+    errors = _look_at_finished(options.folder, spec, run_folder)
+    with run_folder.alone():
+        is_there = Digests(options.folder).agrees("config.yaml")
+        # Of parts the first one that comes writes it: to the others it may be the run's already.
+        if not is_there or (stages is not None and options.share is None):
+            write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
+    made = Made()
     if stages is not None:
         began = time.monotonic()
-        writers = _extract_missing(options, spec, run_folder, stages, errors_before, watch)
-        seconds_flowing = time.monotonic() - began
-    is_indexed = stages is None and _index_is_whole(options.folder, spec)
-    with watch.stage("finish"):
-        if not is_indexed:
-            build_index(options.folder, spec)
-        reports = look_at_reports(options.folder, spec, is_indexed)
-        errors = reports.errors
-    rows_now = sum(shard.rows for shard in run_folder.missing)
-    report = Report(
-        folder=str(options.folder),
-        index=str(options.folder / format.INDEX_NAME),
-        device=stages.device.kind if stages else "none",
-        network=options.network.name,
-        weights=str(spec.attributes["weights"]),
-        layers={feature.layer.name: feature.shape for feature in spec.features},
-        run_digest=spec.digest,
-        rows=len(spec.manifest),
-        failed=len(errors),
-        causes=count_causes(errors),
-        skipped=spec.manifest.skipped,
-        rows_now=rows_now,
-        rows_added=sum(shard.rows for shard in run_folder.missing if shard.part),
-        seconds_by_stage=watch.seconds(),
-        images_per_second=rows_now / seconds_flowing if rows_now else 0.0,
-        threads_seconds={
-            "encode": sum(writer.encode_seconds for writer in writers),
-            "write": sum(writer.write_seconds for writer in writers),
-        },
-        bytes_raw=sum(writer.bytes_raw for writer in writers),
-        bytes_stored=sum(writer.bytes_stored for writer in writers),
-        peak_memory_bytes=peak_memory_bytes(),
-        versions=versions(),
-        options=options.given,
-    )
-    reports.write(report)
-    settle(options.folder)
-    for line in report.summary().splitlines():
-        _log.info(line)
-    if report.failed == report.rows:
-        raise DatasetError(
-            f"{spec.manifest.root}: all {report.rows} images failed, got e.g. {errors[0]!r}. Expected at least one that can be "
-            f"read. See /images/error in {report.index}."
+        writers = _extract_missing(options, spec, run_folder, stages, errors, watch)
+        rows = sum(shard.rows for shard in run_folder.missing)
+        made = Made(
+            device=stages.device.kind,
+            rows=rows,
+            rows_added=sum(shard.rows for shard in run_folder.missing if shard.part),
+            images_per_second=rows / (time.monotonic() - began),
+            threads_seconds={
+                "encode": sum(writer.encode_seconds for writer in writers),
+                "write": sum(writer.write_seconds for writer in writers),
+            },
+            bytes_raw=sum(writer.bytes_raw for writer in writers),
+            bytes_stored=sum(writer.bytes_stored for writer in writers),
         )
-    refuse_failures(report.failed, report.rows, options.data.max_failed_fraction, next(iter(errors), ""))
-    return report
+    # The options of the run, whoever has made which part of it.
+    ending = Ending(made, watch, {**options.given, "part": None}, options.data.max_failed_fraction)
+    if options.share is not None:
+        return finish_share(run_folder, ending, errors)
+    return finish_run(options.folder, spec, ending, stages is None and index_is_whole(options.folder, spec))
 
 
 def _extract_missing(
@@ -250,12 +228,13 @@ def _extract_missing(
     workers = options.runtime.workers or usable_cores()
     writers: list[Writer] = []
     rows_before = sum(shard.rows for shard in run_folder.finished)
-    forecast = Forecast(options.folder, spec, sum(shard.rows for shard in run_folder.missing))
-    with Progress(spec.manifest.keys, rows_before, errors_before, options.data.max_failed_fraction) as progress:
+    rows, failed_fraction = sum(shard.rows for shard in run_folder.own), options.data.max_failed_fraction
+    forecast = Forecast(options.folder, spec, rows - rows_before)
+    with Progress(spec.manifest.keys, rows_before, errors_before, failed_fraction, rows) as progress:
         for part, missing in run_folder.parts():
             indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in missing])
             with ExitStack() as stack:
-                writer = Writer(options.folder, part, missing, workers)
+                writer = Writer(options.folder, part, missing, workers, digests=run_folder.digests())
                 # Last in, first out: reading stops before what is unfinished is dropped.
                 stack.push(lambda kind, error, trace, writer=writer: writer.abort() if kind else None)
                 batches = stack.enter_context(closing(stages.load(part.manifest, indices, workers)))
@@ -279,7 +258,7 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
     """
     errors: list[str] = []
     others: set[str] = set()
-    for shard in spec.shards():
+    for shard in run_folder.own:
         if shard in run_folder.finished:
             with open_run(path / format.SHARD_FOLDER / shard.file_name) as found:
                 created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
@@ -307,13 +286,3 @@ def _removed_words(spec: RunSpec, run_folder: folder.RunFolder) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _index_is_whole(path: Path, spec: RunSpec) -> bool:
-    if not Digests(path).agrees(format.INDEX_NAME):
-        return False
-    try:
-        with open_run(path / format.INDEX_NAME) as found:
-            return bool(found.attributes["run_digest"] == spec.digest)
-    except StoreError:
-        return False

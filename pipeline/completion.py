@@ -16,7 +16,14 @@ from .config import WEIGHTS
 from .network.layers import NETWORKS, SYNONYMS, layer_table
 
 # Command -> name in pipeline/schema.py of what holds its options.
-COMMANDS = {"run": "Schema", "layers": "Schema", "verify": "VerifySchema", "show": "ShowSchema", "plot": "PlotSchema"}
+COMMANDS = {
+    "run": "Schema",
+    "layers": "Schema",
+    "verify": "VerifySchema",
+    "index": "IndexSchema",
+    "show": "ShowSchema",
+    "plot": "PlotSchema",
+}
 FOLDERS = ("data.dir", "output.dir", "run")
 FILES = ("data.list", "network.weights", "file")
 FLAGS = ("-sc", "--shell-completion")

@@ -12,8 +12,9 @@ from typing import Any
 
 from .errors import OptionError, nearest
 from .schema import AUTO, CHOICES, known_keys
+from .sharding import Share
 from .storage.address import Address, is_address, require_reachable, to_address
-from .storage.mirror import default_scratch, mirror_of
+from .storage.mirror import mirror_of, scratch_for
 from .storage.remote_path import RemotePath
 
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
@@ -22,6 +23,8 @@ LARGEST_SIDE_PX = 8192
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
 LARGEST_SEED = 2**64 - 1
+# Of a process beside others that write the same folder.
+EXISTING_OF_PARTS = ("resume", "extend")
 # What network.weights may say besides the path of a file.
 WEIGHTS = ("imagenet", "matconvnet", "random")
 
@@ -80,7 +83,7 @@ class RuntimeOptions:
 class Options:
     """Everything a user can set, checked. ``batch_size`` None: chosen by device. ``name`` is the run folder's.
 
-    ``given`` has every option as it was set or is by default, name -> plain value, for people to read.
+    ``share`` None: all of the run. ``given`` has every option as it was set or is by default, name -> plain value, for people.
     """
 
     data: DataOptions
@@ -90,6 +93,7 @@ class Options:
     output: OutputOptions
     name: str
     runtime: RuntimeOptions
+    share: Share | None = None
     dry_run: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,15 +103,16 @@ class Options:
         place = self.output.dir / self.name
         if isinstance(place, Path):
             return place
-        scratch = self.output.scratch
-        return RemotePath(mirror_of(place, default_scratch(place) if scratch is None else scratch / default_scratch(place).name))
+        mark = "" if self.share is None else self.share.mark
+        return RemotePath(mirror_of(place, scratch_for(place, self.output.scratch, mark)))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Gives nested values by their full names: ``data.size`` -> 224."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def unknown_key(key: str, schema: Any = None, module: str = "pipeline.run") -> OptionError:
@@ -136,7 +141,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
     Raises:
         OptionError: The first value that is wrong, what was expected, and where to look.
     """
-    given, known = _flat(values), known_keys()
+    given, known = flat(values), known_keys()
     for key in given:
         if key not in known:
             raise unknown_key(key)
@@ -193,12 +198,18 @@ def check_options(values: Mapping[str, Any]) -> Options:
             precision=runtime["precision"],
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
+        share=_share(values["part"]),
         dry_run=_switch("dry_run", values["dry_run"]),
         given=given,
     )
     if options.data.size_px is None and options.data.decode == "fast":
         raise OptionError(
             "data.decode: nothing can be reduced at native size, got fast. Expected exact, or a data.size. Set one of them."
+        )
+    if options.share is not None and options.output.existing not in EXISTING_OF_PARTS:
+        raise OptionError(
+            f"output.existing: a part cannot tell what was there from what other parts make, got {options.output.existing} with "
+            f"part={options.share}. Expected {' or '.join(EXISTING_OF_PARTS)}. Use another name=..., or remove the folder first."
         )
     if options.runtime.device == "cpu" and options.runtime.precision != "float32":
         raise OptionError(
@@ -269,6 +280,15 @@ def _switch(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise _wrong(key, value, "true or false")
     return value
+
+
+def _share(value: Any) -> Share | None:
+    if value is None:
+        return None
+    share = Share.of_text(value) if isinstance(value, str) else None
+    if share is None:
+        raise _wrong("part", value, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run")
+    return share
 
 
 def _seed(value: Any) -> int:

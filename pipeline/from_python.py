@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Names in Python of those options whose last word alone would not say what they are.
 _OWN_NAMES = {"network.name": "network", "output.dir": "output_dir"}
 # What makes no run to be returned.
-_OF_THE_COMMAND = ("dry_run",)
+_OF_THE_COMMAND = ("dry_run", "part")
 
 
 class Settings(TypedDict, total=False):

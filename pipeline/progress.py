@@ -38,10 +38,18 @@ class Progress:
         rows_before: Finished by an earlier run.
         errors_before: Why some of these failed.
         max_failed_fraction: The run stops when more than this share of all rows has failed.
+        rows: That are to be done by this process, those before among them; None: all of the run.
     """
 
-    def __init__(self, keys: Sequence[str], rows_before: int, errors_before: Sequence[str], max_failed_fraction: float) -> None:
-        rows = len(keys)
+    def __init__(
+        self,
+        keys: Sequence[str],
+        rows_before: int,
+        errors_before: Sequence[str],
+        max_failed_fraction: float,
+        rows: int | None = None,
+    ) -> None:
+        rows = len(keys) if rows is None else rows
         self._rows = rows
         self._keys = keys
         self._said = 0
@@ -69,7 +77,7 @@ class Progress:
             if status.error:
                 self._example = status.error
                 self._say_failed(status)
-        refuse_failures(self._failed, self._rows, self._fraction, self._example)
+        refuse_failures(self._failed, len(self._keys), self._fraction, self._example)
         now = time.monotonic()
         if not self._draws and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now

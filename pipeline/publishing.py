@@ -14,11 +14,11 @@ from .errors import StoreError
 from .pages.contents import Cause, Contents, LayerFacts, Sample, Stage
 from .pages.page import render
 from .pages.words import share
-from .records import RunSpec
+from .records import RunSpec, Share
 from .report import MOST_REPORT_BYTES, STAGES, Report, words_for_bytes
 from .samples import take_samples
 from .schema import defaults
-from .store import disk
+from .store import disk, format
 from .store.digests import Digests
 from .store.reader import Run, open_run, place_of
 from .store.regular import read_small
@@ -100,6 +100,30 @@ def stored_report(folder: Path) -> Report | None:
         return Report.from_json(read_small(path, MOST_REPORT_BYTES).decode())
     except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def write_part_report(folder: Path, share: Share, report: Report, is_new: bool) -> None:
+    """Writes the report of a process that makes a share of the run, beside the others; it has no line in ``SHA256SUMS``.
+
+    Args:
+        folder: The run folder.
+        share: Of the process.
+        report: Of what it has done.
+        is_new: Whether that was something: else what it took when it did something is worth more.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    path = folder / format.report_name(share.mark)
+    if path.exists() and not is_new:
+        return
+    try:
+        disk.partial_path(path).write_text(report.json(), encoding="utf-8", errors="backslashreplace")
+        disk.publish(path)
+    except OSError as error:
+        with suppress(OSError):
+            disk.partial_path(path).unlink()
+        raise disk.write_error(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -196,7 +220,9 @@ def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_lay
 
 def _figures(report: Report) -> dict[str, str]:
     figures = {"images": f"{report.rows:,}", "failed": f"{report.failed:,}"}
-    if report.rows_now < report.rows:
+    if report.part:
+        figures["all but the images is of part"] = report.part
+    elif report.rows_now < report.rows:
         figures["done before"] = f"{report.rows - report.rows_now:,}"
     if report.rows_added:
         figures["added"] = f"{report.rows_added:,}"

@@ -1,4 +1,4 @@
-"""The nouns: frozen records that the stages hand to one another. NumPy only; every stage may import this, it imports none.
+"""The nouns: frozen records that the stages hand to one another. NumPy only; every stage may import this, it imports no stage.
 
 ``Manifest -> Batch -> FeatureBatch -> shard``: a row keeps its ``index`` (row in the run) from one end to the other.
 """
@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ from .image_records import ImageRecord as ImageRecord
 from .image_records import ImageSource as ImageSource
 from .image_records import Manifest as Manifest
 from .image_records import digest_images as digest_images
+from .sharding import Part as Part
+from .sharding import ShardSpec as ShardSpec
+from .sharding import Share as Share
+from .sharding import plan_shards as plan_shards
 
 OK = "ok"
 FAILED = "failed"
@@ -117,56 +121,6 @@ class FeatureBatch:
     layer: str
     indices: NDArray[np.int64]
     values: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSpec:
-    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap.
-
-    Attributes:
-        number: From 0, in its part.
-        count: How many shards the part has.
-        first: Index of its first row.
-        stop: Index after its last row.
-        part: 0 for the images that the run began with, then one for each extension.
-    """
-
-    number: int
-    count: int
-    first: int
-    stop: int
-    part: int = 0
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.number < self.count, self
-        assert 0 <= self.first < self.stop, self
-
-    @property
-    def file_name(self) -> str:
-        """``shard-00000-of-00012.h5``; of an added part ``shard-part001-00000-of-00003.h5``, which sorts after all before."""
-        part = f"part{self.part:03d}-" if self.part else ""
-        return f"shard-{part}{self.number:05d}-of-{self.count:05d}.h5"
-
-    @property
-    def rows(self) -> int:
-        """How many rows it holds."""
-        return self.stop - self.first
-
-
-def plan_shards(stops: Sequence[int], step: int) -> tuple[ShardSpec, ...]:
-    """Gives the shard plan of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
-    shards: list[ShardSpec] = []
-    for part, (start, stop) in enumerate(zip((0, *stops), stops, strict=False)):
-        count = -(-(stop - start) // step)
-        shards += [ShardSpec(n, count, start + n * step, min(stop, start + (n + 1) * step), part) for n in range(count)]
-    return tuple(shards)
-
-
-class Part(NamedTuple):
-    """Rows that were planned together. ``digest``: of the run that ends with it; ``stop``: index after its last row."""
-
-    digest: str
-    stop: int
 
 
 def digest_identity(identity: Mapping[str, str]) -> str:

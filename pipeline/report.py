@@ -82,7 +82,7 @@ class Report:
 
     Attributes:
         folder: Where the results are.
-        index: File to open.
+        index: File to open; "" where it is left to another process.
         device: ``cpu`` or ``gpu``.
         network: Its name.
         weights: What they are.
@@ -102,6 +102,7 @@ class Report:
         peak_memory_bytes: Largest resident size of the process; 0 where the system does not tell.
         versions: Of this program and the libraries.
         options: Every option as it was set or is by default, name -> value.
+        part: ``3/8`` where this process made a share of the run only: rates, bytes, memory and seconds are its own; "" else.
     """
 
     folder: str
@@ -125,6 +126,7 @@ class Report:
     peak_memory_bytes: int
     versions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -168,10 +170,13 @@ class Report:
 
     def summary(self) -> str:
         """Gives the report as a screenful of words."""
-        lines = [f"rows       {self.rows} ({self.rows - self.failed} ok, {self.failed} failed)"]
+        of_it = "rows are those of the run, all else is" if self.index else "all of it is"
+        lines = [f"part       {self.part}; {of_it} of this part alone"] if self.part else []
+        lines += [f"rows       {self.rows} ({self.rows - self.failed} ok, {self.failed} failed)"]
         lines += [f"             {count:6d} {cause}" for cause, count in sorted(self.causes.items(), key=lambda item: -item[1])]
         if self.rows_now < self.rows:
-            lines.append(f"             {self.rows - self.rows_now:6d} finished by an earlier run")
+            before = "an earlier run" if not self.part or not self.index else "other parts or an earlier run"
+            lines.append(f"             {self.rows - self.rows_now:6d} finished by {before}")
         if self.rows_added:
             lines.append(f"             {self.rows_added:6d} added to it")
         if self.skipped:
@@ -185,6 +190,8 @@ class Report:
         lines.append(f"seconds    {self.seconds:.1f} = " + " + ".join(parts))
         if self.rows_now:
             lines.append(f"limit      {self.bottleneck}: {STAGES[self.bottleneck]}")
+        if not self.index:
+            return "\n".join(lines)
         lines.append(f"results    {self.index}")
         lines.append(f"page       {self.page}")
         first = next(iter(self.layers))

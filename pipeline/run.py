@@ -120,7 +120,8 @@ def _run(config: DictConfig) -> None:
         if options.dry_run:
             signals.advise("nothing was written.")
         signals.heed_in_order()
-        run(options, OmegaConf.to_yaml(config, resolve=True))
+        # The run is the same whoever makes which part of it.
+        run(options, OmegaConf.to_yaml(OmegaConf.merge(config, {"part": None}), resolve=True))
 
 
 @contextmanager

@@ -85,6 +85,7 @@ class Schema:
     network: NetworkSchema = field(default_factory=NetworkSchema)
     output: OutputSchema = field(default_factory=OutputSchema)
     name: Any = None
+    part: Any = None
     dry_run: Any = False
     runtime: RuntimeSchema = field(default_factory=RuntimeSchema)
 
@@ -95,6 +96,13 @@ class VerifySchema:
 
     run: Any = None
     repair: Any = False
+
+
+@dataclass
+class IndexSchema:
+    """All keys of ``python -m pipeline.index`` and their defaults."""
+
+    run: Any = None
 
 
 @dataclass

@@ -72,12 +72,21 @@ def overview(path: Path) -> Overview:
 
 def _read_config(holdings: Holdings) -> Mapping[str, Any]:
     """Gives the options as stored in the files, or as the run without a finished shard keeps them; nothing if it is damaged."""
-    import yaml
-
     from .store.regular import read_small
 
     try:
-        text = str(holdings.attributes.get("config") or read_small(holdings.path / "config.yaml", LONGEST_CONFIG).decode())
+        return parse_config(
+            str(holdings.attributes.get("config") or read_small(holdings.path / "config.yaml", LONGEST_CONFIG).decode())
+        )
+    except (StoreError, ValueError):
+        return {}
+
+
+def parse_config(text: str) -> Mapping[str, Any]:
+    """Gives the options of a run from their YAML, which may be a stranger's; nothing if it is none that this program writes."""
+    import yaml
+
+    try:
         # This program writes few brackets and no aliases. Of a stranger's file the ones take hours to read, and the others can
         # stand for more than any memory holds.
         if len(text) > LONGEST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
@@ -85,7 +94,7 @@ def _read_config(holdings: Holdings) -> Mapping[str, Any]:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             return {}
         config = yaml.safe_load(text)
-    except (StoreError, ValueError, RecursionError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in _GROUPS) else {}
 

@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 ROOMS = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-WINGS = ("images", "network", "store", "training", "pages", "pictures")
-# Training stands after the store and reads from it; the store has one door that leads there.
-BEHIND = {"training": {"store"}}
+WINGS = ("storage", "images", "network", "store", "training", "pages", "pictures")
+# Training stands after the store and reads from it; the store has one door that leads there. Images and store read and write what
+# lies at an address by way of storage.
+BEHIND = {"training": {"store"}, "images": {"storage"}, "store": {"storage"}}
 DOORS_BETWEEN = {"store/feeding.py": {"training"}}
-DOORS = {"run.py", "layers.py", "verify.py", "show.py", "plot.py", "from_python.py"}
+DOORS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
 # What all may import: the nouns, and the words in which both wings of arithmetic are written.
-NOUNS = {"records", "image_records", "statistics", "errors"}
+NOUNS = {"records", "image_records", "sharding", "statistics", "errors"}
 FOUNDATION = NOUNS | {"machine", "vector_code"}
 
 # Where each library may be loaded. The Keras reader reads HDF5 because the weights file is one.
@@ -28,6 +29,8 @@ ONLY_IN = {
     "hydra": tuple(DOORS),
     "omegaconf": tuple(DOORS),
     "matplotlib": ("pictures/",),
+    # Optional. What it opens is for storage to say.
+    "fsspec": ("storage/",),
 }
 # What a wrong option must not wait for.
 LIGHT = {
@@ -35,6 +38,7 @@ LIGHT = {
         "run.py",
         "layers.py",
         "verify.py",
+        "index.py",
         "show.py",
         "plot.py",
         "from_python.py",
@@ -75,10 +79,23 @@ def test_wings_meet_only_through_the_records(room: str) -> None:
         if parts[0] != "pipeline" or len(parts) < 2:
             continue
         if wing in WINGS:
-            allowed = {wing, *FOUNDATION, *BEHIND.get(wing, ()), *DOORS_BETWEEN.get(room, ())}
+            allowed = {
+                wing,
+                *FOUNDATION,
+                *BEHIND.get(wing, ()),
+                *DOORS_BETWEEN.get(room, ()),
+            }
             assert parts[1] in allowed, f"{room} imports {name}"
         assert parts[1] not in {"run"} or room in DOORS, f"{room} imports the door {name}"
-        if room in ("records.py", "image_records.py", "statistics.py", "errors.py", "machine.py", "vector_code.py"):
+        if room in (
+            "records.py",
+            "image_records.py",
+            "sharding.py",
+            "statistics.py",
+            "errors.py",
+            "machine.py",
+            "vector_code.py",
+        ):
             assert parts[1] in NOUNS, f"{room} imports {name}"
 
 
@@ -94,6 +111,11 @@ def test_what_answers_a_wrong_option_loads_nothing_heavy(room: str) -> None:
     heavy = {"tensorflow", "scipy", "h5py", "matplotlib"}
     for name, top in imports(room):
         assert not top or name.split(".")[0] not in heavy, f"{room} imports {name}"
+
+
+def test_nothing_loads_fsspec_before_there_is_an_address() -> None:
+    for room in ROOMS:
+        assert not any(top and name.startswith("fsspec") for name, top in imports(room)), room
 
 
 def test_the_store_opens_its_door_to_training_late() -> None:

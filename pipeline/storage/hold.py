@@ -23,42 +23,51 @@ from ..errors import LockedError
 from .address import Address
 from .objects import create, read, remove, write
 
-HOLD_NAME = ".lock.json"
 RENEWED_SECONDS = 30.0
 # Without a sign of life for so long, and none while somebody has looked on for as long as one is due.
 STALE_SECONDS = 180.0
+# For so long, and it is no matter of clocks.
+# Source: Amazon S3, error RequestTimeTooSkewed: a clock may be 15 minutes off, here one forward and one back, and some more.
+DEAD_SECONDS = 2400.0
 _MOST_BYTES = 1 << 12
 
 
 class Hold:
-    """A folder held, until :meth:`release`.
+    """An object that says who holds what it stands for, until :meth:`release`; renewed meanwhile.
 
     Args:
-        folder: At an address.
-        lost: Called with the error once another process has taken the folder over.
+        address: Of the object.
+        lost: Called with the error once another process has taken it over.
+
+    Attributes:
+        is_taken: Whether this process has it.
+        holder: Who has it else, in words.
 
     Raises:
-        LockedError: Another process holds it.
         OSError: The storage refuses.
     """
 
-    def __init__(self, folder: Address, lost: Callable[[BaseException], None]) -> None:
-        self._folder = folder
-        self._address = folder / HOLD_NAME
+    def __init__(self, address: Address, lost: Callable[[BaseException], None]) -> None:
+        self._address = address
         self._lost = lost
         self._token = secrets.token_hex(8)
-        self._take()
+        self.holder = ""
+        self.is_taken = self._take()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="hold", daemon=True)
-        self._thread.start()
+        if self.is_taken:
+            self._thread.start()
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
         for _ in range(2):
             if create(self._content(), self._address):
-                return
-            refuse_held(self._folder)
+                return True
+            self.holder = living_holder(self._address)
+            if self.holder:
+                return False
             remove([self._address])
-        raise LockedError(_words(self._folder, "a lock that another process has taken just now"))
+        self.holder = "a process that has taken it just now"
+        return False
 
     def _content(self) -> bytes:
         return json.dumps({"token": self._token, "time": time.time(), **_me()}).encode()
@@ -71,12 +80,20 @@ class Hold:
                 if self._ended.is_set():
                     return
                 if found is None or found.get("token") != self._token:
-                    self._lost(LockedError(_words(self._folder, f"its lock taken over by {_name(found or {})}")))
+                    self._lost(
+                        LockedError(
+                            f"{self._address.parent}: another run has taken this folder over, got a lock of "
+                            f"{_name(found or {})}. Expected that of this run, which was cut off for minutes. "
+                            "Run again when the other is done: what is finished is kept."
+                        )
+                    )
                     return
                 write(self._content(), self._address)
 
     def release(self) -> None:
         """Lets others have the folder; never raises."""
+        if not self.is_taken:
+            return
         self._ended.set()
         self._thread.join()
         with suppress(OSError):
@@ -85,32 +102,26 @@ class Hold:
                 remove([self._address])
 
 
-def refuse_held(folder: Address) -> None:
-    """Refuses a folder that a live process holds; of one that seems dead it makes sure, which takes as long as it should renew.
+def living_holder(address: Address) -> str:
+    """Gives who holds what an object stands for, in words; "" if nobody does who lives.
+
+    Of one that seems dead it makes sure where clocks that differ could deceive, which takes as long as it should renew.
 
     Raises:
-        LockedError: It does.
         OSError: The storage refuses.
     """
-    address = folder / HOLD_NAME
     found = _read(address)
     if found is None or _has_died(found):
-        return
+        return ""
     age_seconds = time.time() - _number(found.get("time"))
+    if age_seconds >= DEAD_SECONDS:
+        return ""
     if age_seconds >= STALE_SECONDS:
-        # Its clock may be another; that it does not renew while it is looked at needs none.
         time.sleep(RENEWED_SECONDS * 1.5)
         if _read(address) == found:
-            return
+            return ""
         age_seconds = 0.0
-    raise LockedError(_words(folder, f"a lock held by {_name(found)}, renewed {max(0.0, age_seconds):.0f} s ago"))
-
-
-def _words(folder: Address, got: str) -> str:
-    return (
-        f"{folder}: another run writes this folder, got {got}. Expected one run at a time. Wait for it or stop it (one that was "
-        f"killed on another machine counts as living for {STALE_SECONDS / 60:.0f} minutes), or choose another name=..."
-    )
+    return f"{_name(found)} (sign of life {max(0.0, age_seconds):.0f} s ago; counts as living for {STALE_SECONDS / 60:.0f} min)"
 
 
 def _me() -> dict[str, Any]:

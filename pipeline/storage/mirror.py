@@ -34,11 +34,18 @@ def mirror_of(address: Address, home: Path) -> Mirror:
     return Mirror(address, home)
 
 
-def default_scratch(address: Address) -> Path:
-    """Gives a scratch folder for an address: always the same, below the system's folder for temporary files."""
-    user = getattr(os, "getuid", lambda: "user")()
+def scratch_for(address: Address, above: Path | None = None, mark: str = "") -> Path:
+    """Gives a scratch folder for an address, always the same.
+
+    Args:
+        address: Of the run folder.
+        above: Folder that it lies in; None: one of this user's in the system's folder for temporary files.
+        mark: Of one of several processes that write the run folder.
+    """
+    if above is None:
+        above = Path(tempfile.gettempdir(), f"deep-feature-pipeline-{getattr(os, 'getuid', lambda: 'user')()}")
     digest = hashlib.sha256(str(address).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir(), f"deep-feature-pipeline-{user}", f"{address.name[:80]}-{digest}")
+    return above / "-".join(filter(None, (address.name[:80], digest, mark)))
 
 
 class Mirror:
@@ -58,6 +65,7 @@ class Mirror:
         self.address = address
         self.home = home
         self.scratch: Path | None = None
+        self._borrowed: Path | None = None
         self._entries: dict[str, Entry] | None = None
         self._folders: set[str] = set()
         self._leftovers: dict[str, list[str]] = {}
@@ -166,15 +174,25 @@ class Mirror:
             return
 
     def borrow(self) -> None:
-        """Takes a scratch folder of a name that nobody else has, for looking at the address; :meth:`give_back` removes it."""
-        self.refresh()
-        self.scratch = Path(tempfile.mkdtemp(prefix="deep-feature-pipeline-"))
+        """Takes a scratch folder of a name that nobody else has, for looking at the address; :meth:`clear` removes it."""
+        self.scratch = self._borrowed = Path(tempfile.mkdtemp(prefix="deep-feature-pipeline-"))
 
-    def give_back(self) -> None:
-        """Removes a borrowed scratch folder."""
-        scratch, self.scratch = self.scratch, None
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+    @property
+    def is_borrowed(self) -> bool:
+        """Whether the scratch folder is for looking only."""
+        return self._borrowed is not None
+
+    def look_again(self, is_shared: Callable[[str], bool]) -> None:
+        """Forgets what others may have changed: the listing, and of the files in scratch those that are not to be sent.
+
+        Args:
+            is_shared: Tells whether others may write a file of this name too.
+        """
+        assert self.scratch is not None
+        self.refresh()
+        for path in self.scratch.iterdir():
+            if is_shared(path.name) and path.name not in self.written:
+                path.unlink()
 
     def fetch(self, name: str) -> Path:
         """Gives a file in scratch, downloaded unless it is there or nowhere.
@@ -276,10 +294,6 @@ class Mirror:
         """Has whoever sends or waits next stop by this error."""
         self._failure = self._failure or error
 
-    def hide(self, name: str) -> None:
-        """Takes a file out of the listing that is none of the folder's contents."""
-        self.entries.pop(name, None)
-
     def check(self) -> None:
         """Says what has failed in the background.
 
@@ -319,6 +333,10 @@ class Mirror:
     def clear(self, kept: Collection[str]) -> None:
         """Empties the scratch folder, but for these names, and has it no more; whatever the disk says."""
         scratch, self.scratch = self.scratch, None
+        if self._borrowed is not None:
+            shutil.rmtree(self._borrowed, ignore_errors=True)
+            self._borrowed = None
+            return
         for path in scratch.iterdir() if scratch is not None and scratch.is_dir() else ():
             if path.name in kept:
                 continue

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from .address import Address, is_address, require_reachable, to_address
-from .mirror import Mirror, default_scratch, mirror_of
+from .mirror import Mirror, mirror_of, scratch_for
 from .objects import read
 from .range_file import RangeFile, RemoteHandle
 
@@ -66,7 +66,10 @@ class RemotePath(_Base):
         return RemotePath(Mirror(self.mirror.address.parent, None))
 
     def __truediv__(self, name: Any) -> RemotePath:
-        return RemotePath(self.mirror, (*self._parts, *str(name).split("/")))
+        return self.joinpath(name)
+
+    def joinpath(self, *names: Any) -> RemotePath:
+        return RemotePath(self.mirror, (*self._parts, *(part for name in names for part in str(name).split("/"))))
 
     def with_name(self, name: str) -> RemotePath:
         return RemotePath(self.mirror, (*self._parts[:-1], name))
@@ -249,7 +252,7 @@ def writable(folder: Path) -> Path:
     """Gives a run folder as one that may be written: at an address, with the place of its scratch folder."""
     if not isinstance(folder, RemotePath) or folder.mirror.home is not None:
         return folder
-    return RemotePath(mirror_of(folder.address, default_scratch(folder.address)))
+    return RemotePath(mirror_of(folder.address, scratch_for(folder.address)))
 
 
 def to_path(key: str, text: str) -> Path:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import RunSpec, ShardSpec, digest_identity
-from ..storage.remote_path import RemotePath
+from ..records import RunSpec, ShardSpec, Share
 from . import disk, format, remote, tables
-from .border import own_node
-from .chain import Chain, another_run, settle_parts
-from .damage import extra_file
+from .chain import settle_parts
 from .digests import Digests
-from .found import Result, find_parts, listing_paths, read_result, result_paths
-from .listing import write_listing
-from .lock import Lock, take_lock
-from .repair import complete_digests, forget_missing
-from .strangers import refuse_foreign_folder, refuse_strangers, stranger
+from .found import listing_paths, result_paths, shard_names
+from .listing import read_header, write_listing
+from .lock import Hold, take_lock
+from .repair import forget_missing
+from .settling import Settled, gather_digests, go_on, is_partial, other_images, partial_listings
+from .strangers import refuse_foreign_folder, refuse_strangers
+
+# What processes that made a share each have left, whole or partial.
+_OF_ONE_PROCESS = re.compile(rf"(?:{format.PART_COMPANION_NAME.pattern}|{format.WRITER_DIGESTS_NAME.pattern})(?:\.partial)?")
 
 REPLACE, FAIL, EXTEND = "replace", "fail", "extend"
-
-_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -36,28 +36,48 @@ class RunFolder:
     Attributes:
         path: The folder.
         spec: The run with all its parts, those that are there and the one that is to be added.
-        finished: The shards that are there and belong to the run.
+        share: What of it this process makes, beside others that hold the folder too; None: all of it, alone.
+        own: The shards of this share, in order.
+        finished: Those of them that are there and belong to the run.
         missing: The others, in order: those to make.
         replaced: Files of an earlier run that :meth:`make_room` will remove.
         added: Rows of the part that is new.
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
-    def __init__(self, path: Path, lock: Lock, finished: frozenset[ShardSpec], chain: Chain, replaced: Sequence[Path]) -> None:
+    def __init__(self, path: Path, hold: Hold | None, share: Share | None, settled: Settled) -> None:
+        chain = settled.chain
         self.path = path
         self.spec = chain.spec
-        self.replaced = tuple(replaced)
-        self.finished = finished
-        self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in chain.spec.shards() if shard not in finished)
+        self.share = share
+        self.own = tuple(shard for shard in chain.spec.shards() if share is None or share.has(shard.number))
+        self.replaced = settled.replaced
+        self.finished = settled.finished
+        self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in self.own if shard not in self.finished)
         self.added = chain.added
         self.removed: NDArray[np.int64] = chain.removed
         self._chain = chain
-        self._lock = lock
+        self._hold = hold
 
     def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
         """Gives the run up to each part of which shards are missing, and these shards."""
         for part in sorted({shard.part for shard in self.missing}):
             yield self._chain.up_to(part), tuple(shard for shard in self.missing if shard.part == part)
+
+    def digests(self) -> Digests:
+        """Gives what finished shards get their lines in."""
+        return Digests(self.path, self.share.mark if self.share else "")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes from settling the folder, or from writing its index, during the block.
+
+        Raises:
+            LockedError: One of them does not let go.
+        """
+        assert self._hold is not None
+        with self._hold.alone():
+            yield
 
     def make_room(self) -> None:
         """Removes what is to be replaced, and lists the images of each part that is new, or whose list is missing or damaged.
@@ -65,25 +85,65 @@ class RunFolder:
         Not done before everything that could still refuse the run has agreed.
 
         Raises:
-            StoreError: The disk refuses.
+            StoreError: The disk refuses; another process has begun another run meanwhile.
         """
-        disk.remove_all(self.replaced)
-        forget_missing(self.path)
-        digests = Digests(self.path)
+        with self.alone():
+            if self.share is not None:
+                self._refuse_other_lists()
+            disk.remove_all(self.replaced)
+            forget_missing(self.path)
+            digests = Digests(self.path)
+            for part in range(len(self.spec.parts)):
+                path = self.path / format.manifest_name(part)
+                if not digests.agrees(path.name):
+                    write_listing(path, self._chain.up_to(part), self._chain.gone[part])
+
+    def _refuse_other_lists(self) -> None:
+        assert self._hold is not None
         for part in range(len(self.spec.parts)):
             path = self.path / format.manifest_name(part)
-            if not digests.agrees(path.name):
-                write_listing(path, self._chain.up_to(part), self._chain.gone[part])
+            header = None if path in self.replaced else read_header(path)
+            if header is not None and header.identity != self._chain.up_to(part).identity:
+                raise other_images(self.path, self._hold.living)
+
+    def is_extended(self) -> bool:
+        """Tells whether another process has extended the run since it was opened here; to be asked :meth:`alone`."""
+        return (self.path / format.manifest_name(len(self.spec.parts))).exists()
+
+    def lacking(self) -> list[ShardSpec]:
+        """Gives the shards that are not there, those of other processes too; to be asked :meth:`alone`."""
+        with suppress(OSError):
+            # A change of its own makes an NFS client ask for what others have changed.
+            os.utime(self.path / format.SHARD_FOLDER)
+        there = {*shard_names(self.path)}
+        return [shard for shard in self.spec.shards() if shard.file_name not in there]
+
+    def gather_digests(self) -> None:
+        """Takes the digests of all processes into ``SHA256SUMS``, all shards being there; to be done :meth:`alone`.
+
+        Raises:
+            StoreError: A shard without one, as a kill leaves it, is damaged; the disk refuses.
+        """
+        assert self._hold is not None
+        gather_digests(self.path, self.spec, self._hold.living)
 
     def drop_partial_files(self) -> None:
         """Removes what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
-        for path in _all_files(self.path):
-            if path.name.endswith(format.PARTIAL_SUFFIX):
-                path.unlink(missing_ok=True)
+        if self.share is None:
+            unfinished = [path for path in _all_files(self.path) if is_partial(path)]
+        else:
+            names = [name for name in shard_names(self.path) if name.endswith(format.PARTIAL_SUFFIX)]
+            own = [name for name in names if self.share.has(format.shard_number(name))]
+            unfinished = [self.path / format.shard_path(name) for name in own]
+        for path in unfinished:
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Lets others write the folder."""
-        self._lock.release()
+        if self._hold is not None:
+            self._hold.release()
+        else:
+            remote.leave(self.path)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -92,7 +152,7 @@ class RunFolder:
         self.close()
 
 
-def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
+def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None = None) -> RunFolder:
     """Makes a run folder, or opens one to go on where a run has stopped.
 
     Args:
@@ -102,9 +162,11 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
             that the run does not have are added to it, and rows of those that are no longer there stay; ``replace``: what this
             program has written there, and nothing else, is removed by :meth:`RunFolder.make_room`; ``fail``: refuse a folder
             that holds results.
+        share: What of the run this process makes; others may open the folder for other shares at any time. Not with
+            ``replace`` and ``fail``, which would mean what the others have made.
 
     Raises:
-        LockedError: A live process writes the folder.
+        LockedError: A live process writes the folder, or makes the same share, or one of another division.
         StoreError: It holds another run, or results where ``fail`` allows none, or something else under a name that the run
             needs; the disk refuses.
     """
@@ -116,21 +178,22 @@ def open_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
             f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
         )
     try:
-        if isinstance(folder, RemotePath):
-            folder.mirror.refresh()
+        remote.look_anew(folder)
         refuse_foreign_folder(folder)
         disk.make_folder(shards)
     except OSError as error:
         raise disk.write_error(folder, error) from error
-    lock = take_lock(folder)
+    hold = take_lock(folder, share)
     try:
-        return _settle(folder, lock, spec, existing, mends=True)
+        run_folder = _settle(folder, hold, spec, existing, share)
+        hold.let_others()
+        return run_folder
     except BaseException:
-        lock.release()
+        hold.release()
         raise
 
 
-def preview_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
+def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None = None) -> RunFolder:
     """Gives what :func:`open_folder` would give, and refuses what it would refuse, but changes nothing and holds no lock.
 
     Shards without a digest count as finished: what :func:`open_folder` would find in them takes as long as reading them.
@@ -139,33 +202,31 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str) -> RunFolder:
         LockedError: As there.
         StoreError: As there.
     """
+    remote.look_anew(folder)
     refuse_foreign_folder(folder)
     disk.refuse_unwritable(folder)
-    lock: Lock
-    if isinstance(folder, RemotePath):
-        lock = remote.look_on(folder)
-    else:
-        lock = FileLock(folder / format.LOCK_NAME)
-        if (folder / format.LOCK_NAME).exists():
-            take_lock(folder).release()
+    if (folder / format.LOCK_NAME).exists():
+        take_lock(folder, share).release()
+    remote.borrow_scratch(folder)
     if not folder.is_dir():
-        return RunFolder(folder, lock, frozenset(), settle_parts(folder, spec, (), extend=False), ())
-    return _settle(folder, lock, spec, existing, mends=False)
+        settled = Settled(settle_parts(folder, spec, (), extend=False), frozenset(), ())
+        return RunFolder(folder, None, share, settled)
+    return _settle(folder, None, spec, existing, share)
 
 
-def _settle(folder: Path, lock: Lock, spec: RunSpec, existing: str, mends: bool) -> RunFolder:
-    """Says what is kept, replaced and made in a folder that is there; ``mends``: whether useless files are removed at once."""
+def _settle(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
+    """Says what is kept, replaced and made in a folder that is there; removes useless files if the folder is held."""
     if existing == REPLACE:
-        replaced, chain = _all_files(folder), settle_parts(folder, spec, (), extend=False)
-        run_folder = RunFolder(folder, lock, frozenset(), chain, replaced)
+        settled = Settled(settle_parts(folder, spec, (), extend=False), frozenset(), tuple(_all_files(folder)))
     else:
-        paths = result_paths(folder)
-        if existing == FAIL and paths:
+        if existing == FAIL and (paths := result_paths(folder)):
             raise StoreError(
                 f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
                 f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
             )
-        run_folder = _go_on(folder, lock, spec, paths, existing == EXTEND, mends)
+        living = hold.living if hold else ()
+        settled = go_on(folder, spec, existing == EXTEND, share, living, mends=hold is not None)
+    run_folder = RunFolder(folder, hold, share, settled)
     refuse_strangers(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
     return run_folder
 
@@ -181,88 +242,10 @@ def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
 def _all_files(folder: Path) -> list[Path]:
     """Gives everything this program has written in a folder, in the order in which to remove it."""
     # The index first: while it is there, a reader takes the run for whole.
-    results = [path for path in reversed(result_paths(folder)) if _is_partial(path) or not tables.is_foreign(path)]
+    results = [path for path in reversed(result_paths(folder)) if is_partial(path) or not tables.is_foreign(path)]
     companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
-    partial = [*map(disk.partial_path, companions), *_partial_listings(folder)]
+    companions += [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
+    partial = [*map(disk.partial_path, companions), *partial_listings(folder)]
     written = dict.fromkeys([*results, *companions, *partial])
     # This program makes no links: what one leads to is somebody else's, and so is the link.
     return [path for path in written if path.is_file() and not path.is_symlink()]
-
-
-def _partial_listings(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in folder.iterdir()
-        if _is_partial(path) and path.is_file() and format.MANIFEST_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX))
-    ]
-
-
-def _is_partial(path: Path) -> bool:
-    return path.name.endswith(format.PARTIAL_SUFFIX)
-
-
-def _go_on(folder: Path, lock: Lock, spec: RunSpec, paths: Sequence[Path], extend: bool, mends: bool) -> RunFolder:
-    """Keeps finished shards; where it ``mends``, removes partial and damaged files, once all others prove to be of this run."""
-    links = [path for path in paths if path.is_symlink()]
-    if links:
-        # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
-        raise stranger(links[0])
-    useless = dict.fromkeys([path for path in paths if _is_partial(path)] + _partial_listings(folder), "unfinished")
-    results = [read_result(path) for path in paths if path not in useless]
-    chain = settle_parts(folder, spec, find_parts(folder, results), extend)
-    plan = {shard.file_name: shard for shard in chain.spec.shards()}
-    digests = [part.digest for part in chain.spec.parts]
-    finished: set[ShardSpec] = set()
-    for result in results:
-        path, shard = result.path, plan.get(result.path.name)
-        if result.identity is not None and digest_identity(result.identity) != digests[result.part]:
-            raise another_run(path, chain.spec, result.identity)
-        if path.name == format.INDEX_NAME:
-            continue
-        if shard is None:
-            # Perhaps somebody else's; what this run would never write over is not for it to remove.
-            raise extra_file(path, next(iter(plan)), len(plan))
-        if _is_whole(result, chain.spec, digests[shard.part], shard):
-            finished.add(shard)
-        else:
-            useless[path] = "damaged"
-    if mends:
-        useless |= complete_digests(folder, finished)
-    finished = {shard for shard in finished if folder / format.shard_path(shard.file_name) not in useless}
-    index = next((result for result in results if result.path.name == format.INDEX_NAME), None)
-    if index and (reason := _why_useless(index, chain.spec, finished)):
-        useless[index.path] = reason
-    for path, reason in useless.items():
-        _log.warning("%s: %s, since it is %s", path, "removed" if mends else "to be removed", reason)
-        if mends:
-            disk.remove(path)
-    if mends:
-        forget_missing(folder)
-    # A list of a part that is not of this run, or is planned anew.
-    kept = {folder / format.manifest_name(part) for part in range(chain.kept)}
-    replaced = [path for path in listing_paths(folder) if path not in kept]
-    if not mends:
-        replaced += [path for path in useless if not path.is_symlink()]
-    return RunFolder(folder, lock, frozenset(finished), chain, replaced)
-
-
-def _why_useless(index: Result, spec: RunSpec, finished: set[ShardSpec]) -> str:
-    """Says why an index is to be removed; nothing if it is right, for all rows or for those before an extension."""
-    if index.identity is None:
-        return "damaged"
-    if any(shard.part <= index.part and shard not in finished for shard in spec.shards()):
-        return "an index of shards that are to be made again"
-    return ""
-
-
-def _is_whole(result: Result, spec: RunSpec, digest: str, shard: ShardSpec) -> bool:
-    if result.identity is None:
-        return False
-    try:
-        with tables.open_file(result.path, all_nodes=False) as file:
-            tables.check_shard(file, result.path, digest, shard)
-            for feature in spec.features:
-                own_node(file, result.path, "features", feature.layer.name)
-            return True
-    except (StoreError, *tables.HDF5_READ_ERRORS):
-        return False

@@ -109,8 +109,13 @@ MANIFEST_FORMAT = f"{FORMAT}-manifest"
 # More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.
 LARGEST_PART = 999
 LOCK_NAME = ".lock"
+# Of a process that makes a share of the shards beside others; see :class:`~pipeline.records.Share`.
+PART_LOCK_NAME = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+-of-\d+)")
+# What it says of itself.
+PART_COMPANION_NAME = re.compile(r"run-(\d+-of-\d+)\.log|report-(\d+-of-\d+)\.json")
 PARTIAL_SUFFIX = ".partial"
 SHARD_NAME = re.compile(r"shard-(?:part(\d{3})-)?\d{5,}-of-(\d{5,})\.h5")
+_SHARD_NUMBER = re.compile(r"(\d{5,})-of-\d{5,}\.h5")
 # The name that a shard is to have, and the mark of its writer, if it has one.
 PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.escape(PARTIAL_SUFFIX)}")
 
@@ -167,9 +172,31 @@ def digests_name(writer: str = "") -> str:
     return f"{DIGESTS_NAME}-{writer}" if writer else DIGESTS_NAME
 
 
+def part_lock_name(mark: str) -> str:
+    """Gives the name of the lock of a process that makes a share of the shards."""
+    return f"{LOCK_NAME}-{mark}"
+
+
+def log_name(mark: str = "") -> str:
+    """Gives the name of the log of such a process, or of a whole run."""
+    return f"run-{mark}.log" if mark else "run.log"
+
+
+def report_name(mark: str = "") -> str:
+    """Gives the name of the report of such a process, or of the run."""
+    return f"report-{mark}.json" if mark else "report.json"
+
+
 def manifest_name(part: int) -> str:
     """Gives the name of the file that lists the images of a part."""
     return f"manifest-part{part:03d}.jsonl.gz" if part else "manifest.jsonl.gz"
+
+
+def shard_number(name: str) -> int:
+    """Gives the number, in its part, of a shard from its name, whole or partial."""
+    found = _SHARD_NUMBER.search(name)
+    assert found is not None, name
+    return int(found[1])
 
 
 def planned_shards(names: Iterable[str]) -> int:

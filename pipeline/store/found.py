@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..records import Manifest, digest_identity, digest_images
-from . import disk, format, tables
+from . import disk, format, remote, tables
 from .identity import read_identity, rows_of
 from .listing import Listing, read_listing
 
@@ -73,15 +73,24 @@ class FoundPart:
 
 def result_paths(folder: Path) -> list[Path]:
     """Gives what the store has written in a folder, whole or partial: shards in order, then the index."""
-    shards = folder / format.SHARD_FOLDER
-    names = [*(sorted(shards.iterdir()) if shards.is_dir() else ()), folder / format.INDEX_NAME]
+    names = [folder / format.shard_path(name) for name in shard_names(folder)] + [folder / format.INDEX_NAME]
     names.append(disk.partial_path(names[-1]))
-    return [
-        path
-        for path in names
-        if path.is_file()
-        and (path.parent == folder or format.SHARD_NAME.fullmatch(path.name) or format.PARTIAL_SHARD_NAME.fullmatch(path.name))
-    ]
+    return names[:-2] + [path for path in names[-2:] if path.is_file()]
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Gives the names of shards in a run folder, whole or partial, in order; links to files too."""
+    try:
+        # The system tells what a name is while it lists it: asking for each of a million takes a minute.
+        with remote.scan(folder / format.SHARD_FOLDER) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if (format.SHARD_NAME.fullmatch(entry.name) or format.PARTIAL_SHARD_NAME.fullmatch(entry.name))
+                and entry.is_file()
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def listing_paths(folder: Path) -> list[Path]:

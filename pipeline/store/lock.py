@@ -1,97 +1,226 @@
-"""The lock of a run folder: one process at a time may change what lies in it."""
+"""The locks of a run folder: who may change what lies in it.
+
+A whole run holds ``.lock`` as long as it lives. Of several processes that make a run together, each its share of the shards,
+each holds ``.lock-3-of-8`` as long as it lives, and ``.lock`` only while it settles the folder or writes the index; the others
+wait for that. So whoever has ``.lock`` can tell who lives, and is alone in changing what is not of one share.
+
+The system's locks end with their holder, however it ends. On another machine too, as far as the file system tells its clients
+of them: NFS does (Linux clients lock there by byte ranges), Lustre does if it is mounted with ``flock``. With NFS' ``local_lock``
+or Lustre's ``localflock`` a lock is seen on its own machine alone: nothing refuses the same part started twice then, on two
+machines. No shard is wrong for that: each is written under a name of its own, and renamed when it is whole. Two parts that finish
+in the same second may write one index together; ``verify`` would tell, and making it again takes minutes.
+
+Source: flock(2), NFS details; nfs(5), local_lock; mount.lustre(8), flock and localflock.
+"""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from ..errors import LockedError, StoreError
-from ..storage.hold import HOLD_NAME, Hold
+from ..errors import LockedError
+from ..records import Share
 from ..storage.remote_path import RemotePath
 from . import disk, format, remote
 from .regular import require_file
+from .remote_lock import HeldError, Lock, RemoteLock
 
-_LOG_NAME = "run.log"
+# Settling takes seconds; writing an index over very many shards, or reading those that a kill left without a digest, minutes.
+WAIT_SECONDS = 1800.0
+# Where no part lives, it is no part that holds the lock: a part takes a lock of its own as soon as it has this one.
+NOBODY_SECONDS = 5.0
+SAID_AFTER_SECONDS = 2.0
+_POLL_SECONDS = 0.1, 0.3
+
+_log = logging.getLogger(__name__)
 
 
-class Lock(Protocol):
-    """What holds a run folder."""
+class Hold:
+    """What a process holds of a run folder, until it is released or the process ends. Made by :func:`take_lock`.
 
-    def release(self, force: bool = False) -> None:
-        """Lets others write it."""
+    Attributes:
+        share: Of the process; None: it has the whole folder.
+        living: Shares that other processes made when the lock was taken last.
+    """
+
+    def __init__(self, folder: Path, share: Share | None, lock: Lock) -> None:
+        self.share = share
+        self.living: frozenset[Share] = frozenset()
+        self._folder = folder
+        self._lock = lock
+        self._own: Lock | None = None
+
+    def look_around(self) -> None:
+        """Finds out who else lives, and takes the lock of the own share; called with ``.lock`` held.
+
+        Raises:
+            LockedError: Somebody lives who must not.
+        """
+        living = set()
+        for share, path in part_locks(self._folder).items():
+            if self._own is not None and share == self.share:
+                continue
+            lock = _lock(path)
+            try:
+                lock.acquire()
+            except Timeout:
+                living.add(share)
+            else:
+                lock.release()
+                # Nobody takes it meanwhile: for that, one has to have `.lock`.
+                disk.remove(path)
+        self.living = frozenset(living)
+        for other in sorted(living, key=lambda share: (share.count, share.number)):
+            _refuse(self._folder, self.share, other)
+        if self.share is not None and self._own is None:
+            own = _lock(self._folder / format.part_lock_name(self.share.mark))
+            own.acquire()
+            self._own = own
+
+    def let_others(self) -> None:
+        """Lets the other parts settle; does nothing for a whole run."""
+        if self.share is not None:
+            self._lock.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps the others from settling during the block; a whole run does so anyway.
+
+        Raises:
+            LockedError: Another process does not let go.
+        """
+        if self.share is None or self._lock.is_locked:
+            yield
+            return
+        _wait_for(self._lock, self._folder)
+        try:
+            self.look_around()
+            yield
+        finally:
+            self._lock.release()
+
+    def release(self) -> None:
+        """Lets go of all."""
+        remote.leave(self._folder)
+        if self._own is not None:
+            path = Path(self._own.lock_file)
+            # First, since nobody may lock what is gone; should another process find it before, it is one that is dead.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            self._own.release()
+            self._own = None
+        self._lock.release()
 
 
-def take_lock(folder: Path) -> Lock:
+def take_lock(folder: Path, share: Share | None = None) -> Hold:
     """Takes the lock, for this process and until it is released or the process ends.
 
-    Of a folder at an address two are taken: of its scratch folder here, and of the address; scratch is made ready then.
+    Args:
+        folder: The run folder.
+        share: That this process makes beside others; ``.lock`` is then to be given up soon, by :meth:`Hold.let_others`.
 
     Raises:
-        LockedError: A live process has it.
+        LockedError: A live process has it, or has a part of the run that excludes this one.
         StoreError: The disk refuses, or something else than a file is in the lock's place.
     """
-    path = disk.scratch_of(folder) / format.LOCK_NAME
-    if os.path.lexists(path):
+    path = folder / format.LOCK_NAME
+    lock = _lock(path)
+    hold = Hold(folder, share, lock)
+    try:
+        if share is None:
+            lock.acquire()
+        else:
+            _wait_for(lock, folder)
+        hold.look_around()
+    except Timeout as error:
+        raise _locked(folder, error) from error
+    except (OSError, NotImplementedError) as error:  # the second is filelock's, for a file system without locks
+        hold.release()
+        raise disk.write_error(path, error) from error
+    except BaseException:
+        hold.release()
+        raise
+    return hold
+
+
+def part_locks(folder: Path) -> dict[Share, Path]:
+    """Gives the locks of parts that are there, held or not."""
+    found = ((format.PART_LOCK_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return {share: path for name, path in found if name and (share := Share.of_text(name[1]))}
+
+
+def _lock(path: Path) -> Lock:
+    if isinstance(path, RemotePath):
+        return RemoteLock(path)
+    # Another process may remove its own just now.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         # Behind a link, the lock would empty whatever that leads to.
         require_file(path)
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(
-            f"{folder}: another run writes this folder, got a lock held by a live process. Expected one run at a time. "
-            f"Wait for it or stop it, or choose another folder with name=..."
-        ) from error
-    except (OSError, NotImplementedError) as error:  # the second is filelock's, for a file system without locks
-        raise disk.write_error(path, error) from error
-    return RemoteLock(folder, lock) if isinstance(folder, RemotePath) else lock
+    return FileLock(path, timeout=0)
 
 
-class RemoteLock:
-    """The two locks of a run folder at an address. Whoever releases them has what was made sent before.
-
-    Args:
-        folder: The folder.
-        local: Of its scratch folder, taken.
+def _wait_for(lock: Lock, folder: Path) -> None:
+    """Takes a lock that a part has for a while.
 
     Raises:
-        LockedError: A live process holds the address.
-        StoreError: The storage or the disk refuses.
+        LockedError: It is no part that has it, or it takes too long.
     """
-
-    def __init__(self, folder: RemotePath, local: FileLock) -> None:
-        self._folder = folder
-        self._local = local
-        self._hold: Hold | None = None
+    began = alone_since = time.monotonic()
+    said = False
+    while True:
         try:
-            self._hold = Hold(folder.mirror.address, folder.mirror.fail)
-            folder.mirror.prepare(kept=(format.LOCK_NAME,))
-            folder.mirror.hide(HOLD_NAME)
-            (folder / format.SHARD_FOLDER).mkdir()
-        except BaseException as error:
-            self.release()
-            if isinstance(error, OSError):
-                raise disk.write_error(folder, error) from error
-            raise
-
-    def release(self, force: bool = False) -> None:
-        """Sends the log and what else is new, as far as the storage lets it, and lets others write the folder."""
-        if self._hold is None:
-            self._local.release(force)
+            lock.acquire()
             return
-        mirror = self._folder.mirror
-        try:
-            with suppress(OSError, StoreError):
-                remote.settle(self._folder)
-            with suppress(OSError, StoreError):
-                if (log := mirror.place(_LOG_NAME)) and log.is_file():
-                    mirror.send(_LOG_NAME)
-        finally:
-            hold, self._hold = self._hold, None
-            hold.release()
-            mirror.clear(kept=(format.LOCK_NAME,))
-            self._local.release(force)
+        except Timeout as error:
+            refusal = error
+        now = time.monotonic()
+        if part_locks(folder):
+            alone_since = now
+        if now - alone_since > NOBODY_SECONDS:
+            raise _locked(folder, refusal)
+        if now - began > WAIT_SECONDS:
+            raise LockedError(
+                f"{folder}: another part of the run does not let go of the folder, got {format.LOCK_NAME} held for "
+                f"{WAIT_SECONDS:.0f} s. Expected seconds. Find the process that hangs and stop it, then run this part again."
+            )
+        if not said and now - began > SAID_AFTER_SECONDS:
+            said = True
+            _log.info("%s: waiting for another part, which settles the folder or writes the index", folder)
+        time.sleep(random.uniform(*_POLL_SECONDS))
+
+
+def _refuse(folder: Path, share: Share | None, other: Share) -> None:
+    """Refuses a process beside one that makes another share, unless both are parts of one division.
+
+    Raises:
+        LockedError: They are not.
+    """
+    if share is None:
+        raise LockedError(
+            f"{folder}: a part of the run is being made, got part {other} held by a live process. Expected no other process. "
+            f"Wait for all parts or stop them, or choose another folder with name=..."
+        )
+    if other.count != share.count:
+        raise LockedError(
+            f"{folder}: the run is being divided otherwise, got part={share} where part {other} lives. Expected a part of "
+            f"{other.count}. Use part=k/{other.count}, or wait for the others."
+        )
+    if other == share:
+        raise LockedError(
+            f"{folder}: the same part is being made, got part={share} where a live process has it. Expected another part. "
+            f"Wait for it or stop it."
+        )
+
+
+def _locked(folder: Path, refusal: Timeout) -> LockedError:
+    holder = refusal.holder if isinstance(refusal, HeldError) else "a live process"
+    return LockedError(
+        f"{folder}: another run writes this folder, got a lock held by {holder}. Expected one run at a time. "
+        f"Wait for it or stop it, or choose another folder with name=..."
+    )

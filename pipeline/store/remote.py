@@ -6,13 +6,14 @@ goes after it, with those of others that have arrived by then.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from ..storage.hold import HOLD_NAME, refuse_held
+from ..errors import StoreError
 from ..storage.mirror import Mirror
 from ..storage.remote_path import RemotePath
 from . import format
@@ -52,8 +53,26 @@ def settle(folder: Path) -> None:
 
 def _settle(folder: RemotePath) -> None:
     folder.mirror.wait()
-    for name in [name for name in folder.mirror.written.copy() if _is_digests(name)]:
-        _send_digests(folder.mirror, name)
+    _send_all_digests(folder.mirror)
+
+
+def send_changed(folder: RemotePath) -> None:
+    """Sends the digests that have changed, as others are to see them.
+
+    Raises:
+        StoreError: The storage refuses.
+    """
+    if folder.mirror.scratch is None:
+        return
+    try:
+        _send_all_digests(folder.mirror)
+    except OSError as error:
+        raise folder.mirror.refused(error) from error
+
+
+def _send_all_digests(mirror: Mirror) -> None:
+    for name in [name for name in mirror.written.copy() if _is_digests(name)]:
+        _send_digests(mirror, name)
 
 
 class Copies:
@@ -104,34 +123,48 @@ def lending_scratch(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        folder.mirror.give_back()
+        folder.mirror.clear(kept=())
 
 
-class _Onlooker:
-    """Holds nothing, and leaves nothing behind."""
-
-    def __init__(self, folder: RemotePath) -> None:
-        self._folder = folder
-
-    def release(self, force: bool = False) -> None:
-        self._folder.mirror.give_back()
-
-
-def look_on(folder: RemotePath) -> _Onlooker:
-    """Makes ready for looking at a folder without changing it; what is fetched meanwhile is removed by ``release``.
+def scan(folder: Path) -> AbstractContextManager[Iterable[os.DirEntry[str] | Path]]:
+    """Lists a folder, here by ``os.scandir``.
 
     Raises:
-        LockedError: A live process writes it.
-        StoreError: The storage refuses.
+        OSError: There is none, or it cannot be read.
     """
+    return nullcontext(folder.iterdir()) if isinstance(folder, RemotePath) else os.scandir(folder)
+
+
+def look_anew(folder: Path) -> None:
+    """Forgets what was there when an earlier run of this process looked."""
+    if isinstance(folder, RemotePath):
+        folder.mirror.refresh()
+
+
+def borrow_scratch(folder: Path) -> None:
+    """Makes ready for looking at a folder without changing it; :func:`leave` removes what is fetched meanwhile."""
+    if isinstance(folder, RemotePath):
+        folder.mirror.borrow()
+
+
+def leave(folder: Path) -> None:
+    """Sends the log and what else is new, as far as the storage lets it, and empties scratch; never raises."""
+    scratch = folder.mirror.scratch if isinstance(folder, RemotePath) else None
+    if not isinstance(folder, RemotePath) or scratch is None:
+        return
     mirror = folder.mirror
-    try:
-        refuse_held(mirror.address)
-    except OSError as error:
-        raise mirror.refused(error) from error
-    mirror.borrow()
-    mirror.hide(HOLD_NAME)
-    return _Onlooker(folder)
+    if not mirror.is_borrowed:
+        with suppress(OSError, StoreError):
+            settle(folder)
+        with suppress(OSError, StoreError):
+            for path in scratch.glob("*.log"):
+                mirror.send(path.name)
+    mirror.clear(kept=[path.name for path in scratch.glob(f"{format.LOCK_NAME}*")])
+
+
+def is_shared(name: str) -> bool:
+    """Tells whether several processes write a file of a run folder, one after the other."""
+    return name in format.DIGESTED_NAMES or _is_digests(name) or format.MANIFEST_NAME.fullmatch(name) is not None
 
 
 def _is_digests(name: str) -> bool:
@@ -140,8 +173,7 @@ def _is_digests(name: str) -> bool:
 
 def _shard_arrived(mirror: Mirror) -> None:
     if time.monotonic() - mirror.sent_seconds >= DIGESTS_EVERY_SECONDS:
-        for name in [name for name in mirror.written.copy() if _is_digests(name)]:
-            _send_digests(mirror, name)
+        _send_all_digests(mirror)
 
 
 def _send_digests(mirror: Mirror, name: str) -> None:

@@ -10,6 +10,7 @@ from ..errors import StoreError
 from ..records import ShardSpec
 from . import disk, format, remote
 from .digests import Digests, file_digest
+from .found import shard_names
 from .guard import DAMAGED, Guard, renamed
 from .judgement import Verdict
 
@@ -96,11 +97,13 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
 def forget_missing(folder: Path) -> None:
     """Removes the lines of ``SHA256SUMS`` whose files are not there any more, and those that are torn.
 
+    What is to be forgotten of writers must have been folded in; of those that live it is theirs.
+
     Raises:
         StoreError: The disk refuses.
     """
     digests = Digests(folder)
     try:
-        digests.drop_missing()
+        digests.drop_missing({*shard_names(folder)})
     except OSError as error:
         raise disk.write_error(digests.path, error) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..errors import StoreError
 from ..records import ShardSpec
-from . import disk, format, tables
+from . import format, tables
 from .found import listing_paths, result_paths
 
 
@@ -22,6 +23,7 @@ def refuse_foreign_folder(folder: Path) -> None:
     lock = folder / format.LOCK_NAME
     # What is written before all else has been looked at.
     early = [format.LOCK_NAME, format.DIGESTS_NAME, format.DIGESTS_NAME + format.PARTIAL_SUFFIX]
+    early += [path.name for path in folder.iterdir() if format.WRITER_DIGESTS_NAME.fullmatch(path.name)]
     names = [name for name in early if (folder / name).is_symlink() or _is_special(folder / name)]
     # Behind a link in its place, shards would be written into another folder.
     names += [name for name in (format.SHARD_FOLDER,) if (folder / name).is_symlink()]
@@ -53,11 +55,19 @@ def refuse_strangers(folder: Path, shards: Iterable[ShardSpec], parts: int, repl
     Raises:
         StoreError: There is such a thing.
     """
-    new = [folder / format.SHARD_FOLDER / shard.file_name for shard in shards]
-    old = [folder / name for name in (format.INDEX_NAME, *format.COMPANION_NAMES)]
-    old += [folder / format.manifest_name(part) for part in range(parts)]
-    strangers = [path for path in _with_partials(new) if path not in replaced and (path.is_symlink() or path.exists())]
-    strangers += [path for path in _with_partials(old) if path.is_symlink() or _is_special(path)]
+    try:
+        # Of a million names few are there, and to ask for each takes a minute.
+        there = {path.name for path in (folder / format.SHARD_FOLDER).iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        there = set()
+    new = [folder / format.SHARD_FOLDER / name for shard in shards for name in _with_partial(shard.file_name) if name in there]
+    old = [format.INDEX_NAME, *format.COMPANION_NAMES, *map(format.manifest_name, range(parts))]
+    strangers = [path for path in new if path not in replaced and (path.is_symlink() or path.exists())]
+    strangers += [
+        path
+        for path in map(folder.joinpath, itertools.chain.from_iterable(map(_with_partial, old)))
+        if path.is_symlink() or _is_special(path)
+    ]
     index = folder / format.INDEX_NAME
     if index.is_file() and tables.is_foreign(index):
         strangers.append(index)
@@ -75,5 +85,5 @@ def stranger(path: Path) -> StoreError:
     )
 
 
-def _with_partials(paths: Iterable[Path]) -> list[Path]:
-    return [name for path in paths for name in (path, disk.partial_path(path))]
+def _with_partial(name: str) -> tuple[str, str]:
+    return name, name + format.PARTIAL_SUFFIX
