@@ -16,8 +16,7 @@ from .estimate import Forecast
 from .extract import extract
 from .finishing import Ending, Made, finish_run, finish_share, index_is_whole
 from .freshness import refuse_changed_images
-from .images import manifest as manifests
-from .images.remote import list_address
+from .image_list import list_images
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
 from .machine import usable_cores
@@ -26,7 +25,7 @@ from .network.weights import Weights, load_weights
 from .plan import plan_run
 from .progress import Progress
 from .publishing import write_text
-from .records import ImageStatus, Manifest, RunSpec
+from .records import ImageStatus, RunSpec
 from .rehearsal import rehearse
 from .report import Report, Stopwatch, words_for_bytes
 from .schema import AUTO
@@ -58,7 +57,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
     with to_terminal(quiet) as kept_lines:
         layers = resolve_layers(options.network.name, options.layers)
         with watch.stage("list"):
-            manifest = _list_images(options)
+            manifest = list_images(options.data.source)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)
@@ -80,19 +79,6 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
             with to_file(log, kept_lines), clearing(run_folder.drop_partial_files):
                 report = _make_missing(options, spec, run_folder, stages, watch)
     return report
-
-
-def _list_images(options: Options) -> Manifest:
-    if options.data.list is not None:
-        manifest = manifests.read_list(options.data.list, options.data.dir)
-    else:
-        assert options.data.dir is not None
-        manifest = (
-            manifests.list_folder(options.data.dir) if isinstance(options.data.dir, Path) else list_address(options.data.dir)
-        )
-    skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items()))
-    _log.info("images: %d under %s%s", len(manifest), manifest.root, f"; skipped: {skipped}" if skipped else "")
-    return manifest
 
 
 def _load_weights(options: Options, needs_classifier: bool) -> Weights:

@@ -16,11 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .data_source import DataSource, tar_folder
 from .schema import Schema
 from .storage.address import is_address
 
 # Those whose value is a piece of text and nothing else.
-LITERAL_OPTIONS = ("data.dir", "data.list", "name", "output.dir", "output.scratch", "network.weights")
+LITERAL_OPTIONS = ("data.dir", "data.list", "data.tar", "data.tfds", "name", "output.dir", "output.scratch", "network.weights")
+
+# Of these, the one that may be a list of such pieces.
+_PATHS = "data.tar"
 
 # Options that are lists: commas make one, with brackets or without.
 LISTS = ("layers", "channels", "images")
@@ -41,7 +45,16 @@ def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] =
     """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
-    return [_literal_argument(argument, literal_options) for argument in arguments]
+    return [_literal_argument(argument, literal_options) for argument in _joined(arguments)]
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Gives the command line with the tar files in one list: the shell makes many arguments of train-{000..012}.tar."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{_PATHS}=")]
+    if len(values) < 2:
+        return list(arguments)
+    others = [argument for argument in arguments if not argument.startswith(f"{_PATHS}=")]
+    return [*others, f"{_PATHS}=[{','.join(value if not _is_typed(value) else quoted(value) for value in values)}]"]
 
 
 def _literal_argument(argument: str, literal_options: Sequence[str]) -> str:
@@ -50,7 +63,15 @@ def _literal_argument(argument: str, literal_options: Sequence[str]) -> str:
         return f"{key}=[{value}]"
     if not equals or key not in literal_options or not _is_typed(value):
         return argument
+    if key == _PATHS and value[0:1] + value[-1:] == "[]":
+        # Where there are quotes, someone knows Hydra's grammar.
+        return argument if set(value) & {*"\"'"} else f"{key}=[{','.join(map(quoted, _split(value[1:-1])))}]"
     return f"{key}={quoted(value)}"
+
+
+def _split(text: str) -> list[str]:
+    """Gives what stands between commas, but for those within braces."""
+    return [part.strip() for part in re.findall(r"(?:\{[^{}]*\}|[^,])+", text)]
 
 
 def _is_typed(value: str) -> bool:
@@ -95,7 +116,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def argument(name: str, value: Any) -> str:
     """Gives an option as Hydra reads it, and :func:`literal_arguments` before it; not yet quoted for a shell."""
     name = name.removesuffix(".name") if name == _GROUP_NAME else name
-    if name in LITERAL_OPTIONS and value is not None:
+    if name in LITERAL_OPTIONS and value is not None and not isinstance(value, (list, tuple)):
         return f"{name}={value}" if _is_typed(str(value)) else f"{name}={quoted(str(value))}"
     return f"{name}={_grammar(value)}"
 
@@ -133,27 +154,32 @@ def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> st
     """
     data, options = config.get("data", {}), differing_options(config)
     directory, listing = _directory(data.get("dir"), data_root), _listing(data.get("list"), data, data_root)
+    tars = _tars(data.get("tar"), data_root)
     # "." has no name of its own.
     folder = folder if folder.name not in ("", "..") else folder.resolve()
-    options |= {"data.dir": directory, "data.list": listing, "name": folder.name, "output.dir": str(folder.parent)}
+    options |= {"data.dir": directory, "data.list": listing, "data.tar": tars}
+    options |= {"name": folder.name, "output.dir": str(folder.parent)}
     if options.get("output.existing") in _NOT_AGAIN:
         del options["output.existing"]
-    if config.get("name") is None and options["name"] == _default_name(directory, listing, config):
+    source = DataSource(_path(directory), _path(listing), _texts(tars), data.get("tfds"), data.get("split"))
+    if config.get("name") is None and options["name"] == f"{source.name}-{config.get('network', {}).get('name')}":
         del options["name"]
     if folder.absolute().parent == Path("outputs").absolute():
         del options["output.dir"]
-    first, last = ("data.dir", "data.list", "layers"), ("output.dir", "name")
+    first, last = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers"), ("output.dir", "name")
     middle = [name for name in options if name not in (*first, *last)]
     given = [name for name in (*first, *middle, *last) if name in options]
-    unset = [name for name in ("data.dir", "data.list") if options[name] is None]
+    unset = [name for name in ("data.dir", "data.list", "data.tar") if options[name] is None]
     words = [shell_word(argument(name, options[name])) for name in given if name not in unset]
     return " ".join(["python -m pipeline.run", *words])
 
 
-def _default_name(directory: str | None, listing: str | None, config: Mapping[str, Any]) -> str:
-    """Gives the name that a run has without ``name=``; as :mod:`pipeline.config` finds it."""
-    stem = Path(listing).stem if listing else Path(directory or "").resolve().name
-    return f"{stem}-{config.get('network', {}).get('name')}"
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    return None if value is None else tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
 
 
 def _directory(given: Any, root: str) -> str | None:
@@ -174,6 +200,17 @@ def _listing(given: Any, data: Mapping[str, Any], root: str) -> str | None:
     ):
         return None if given is None else str(given)
     return os.path.join(root, os.path.basename(str(given)))
+
+
+def _tars(given: Any, root: str) -> Any:
+    """Gives the tar files as they are found from here; they lie in the folder of the keys, or below it."""
+    names = _texts(given)
+    if names is None or not root or tar_folder(names) == root:
+        return given
+    # What of each path comes after the folder that they share.
+    before = len(Path(tar_folder(names)).parts)
+    found = [os.path.join(root, *Path(_absolute(name)).parts[before:]) for name in names]
+    return found if isinstance(given, (list, tuple)) else found[0]
 
 
 def _absolute(given: Any) -> str:

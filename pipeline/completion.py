@@ -25,7 +25,7 @@ COMMANDS = {
     "plot": "PlotSchema",
 }
 FOLDERS = ("data.dir", "output.dir", "run")
-FILES = ("data.list", "network.weights", "file")
+FILES = ("data.list", "data.tar", "network.weights", "file")
 FLAGS = ("-sc", "--shell-completion")
 
 _SCRIPT = r"""

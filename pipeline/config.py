@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from .data_source import DataSource, check_source
 from .errors import OptionError, nearest
 from .schema import AUTO, CHOICES, known_keys
 from .sharding import Share
@@ -33,8 +34,7 @@ WEIGHTS = ("imagenet", "matconvnet", "random")
 class DataOptions:
     """Which images, and how they are brought to size. ``size_px`` is (height, width), or None for native size."""
 
-    dir: Path | Address | None
-    list: Path | Address | None
+    source: DataSource
     size_px: tuple[int, int] | None
     resize: str
     interpolation: str
@@ -152,21 +152,13 @@ def check_options(values: Mapping[str, Any]) -> Options:
     for key in CHOICES:
         group, name = key.split(".")
         check_choice(key, values[group][name])
-    directory, listing = _path("data.dir", data["dir"]), _path("data.list", data["list"])
-    if directory is None and listing is None:
-        raise OptionError(
-            "data.dir: no images were named, got null. Expected a folder of images, or data.list=FILE. "
-            "Run e.g. `python -m pipeline.run data.dir=imgs layers=[relu4_1]`."
-        )
+    source = check_source(data, _path("data.dir", data["dir"]), _path("data.list", data["list"]))
     fraction = data["max_failed_fraction"]
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 <= fraction <= 1.0:
         raise _wrong("data.max_failed_fraction", fraction, "a number from 0 to 1")
-    source = directory if listing is None else listing
-    assert source is not None
     options = Options(
         data=DataOptions(
-            dir=directory,
-            list=listing,
+            source=source,
             size_px=check_size(data["size"]),
             resize=data["resize"],
             interpolation=data["interpolation"],
@@ -191,7 +183,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
             images_per_shard=_count("output.images_per_shard", output["images_per_shard"], 2**31),
             existing=output["existing"],
         ),
-        name=_name(values["name"], source, network["name"], is_list=listing is not None),
+        name=_name(values["name"], source.name, network["name"]),
         runtime=RuntimeOptions(
             device=runtime["device"],
             convolution=runtime["convolution"],
@@ -342,15 +334,9 @@ def _expanded(text: str) -> Path:
         return Path(text)
 
 
-def _name(value: Any, source: Path | Address, network: str, *, is_list: bool) -> str:
-    if isinstance(source, Address) and value is None:
-        # Of a list its name without the extension.
-        return f"{PurePosixPath(source.name).stem if is_list else source.name}-{network}"
+def _name(value: Any, dataset: str, network: str) -> str:
     if value is None:
-        assert isinstance(source, Path)
-        # The stem of a list, the last part of a folder, also of "." and "imgs/..".
-        stem = source.stem if source.suffix and source.is_file() else source.resolve().name
-        return f"{stem or 'images'}-{network}"
+        return f"{dataset or 'images'}-{network}"
     name = _text("name", str(value), "the name of a folder")
     if name in (".", "..") or any(mark in name for mark in "/\\:"):
         raise _wrong("name", value, "the name of one folder, without / \\ or :")

@@ -43,12 +43,11 @@ class ImageSource(Protocol):
 
     One for all rows, so it must be safe in threads and after a fork; and picklable, small for what it holds: it is sent to every
     machine that has a share in the run. What it has open, it opens when it is first asked.
-
-    Attributes:
-        kind: One word, stored with the run.
     """
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """One word, stored with the run."""
 
     def read(self, record: ImageRecord) -> bytes:
         """Reads one image whole.

@@ -23,7 +23,7 @@ NAMED = 10
 # Of what is given as JSON.
 DEEPEST = 20
 # What every run has another value of, or what another line says.
-_NOT_SHOWN = ("data.dir", "data.list", "layers", "name", "output.dir", "output.existing")
+_NOT_SHOWN = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers", "name", "output.dir", "output.existing")
 # Columns of the table of layers that go first where the terminal is narrow, and last.
 _DROPPED = ("dtype", "raw", "of raw", "output", "stored")
 

@@ -71,6 +71,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "preprocess": _preprocess_words(options),
         "compression": output.compression,
         "data_root": manifest.root,
+        **({"data_source": manifest.source.kind} if manifest.source else {}),
         "mean_pixel": weights.mean_pixel,
         **{f"version_{name}": text for name, text in versions().items()},
     }

@@ -34,6 +34,9 @@ class DataSchema:
 
     dir: Any = None
     list: Any = None
+    tar: Any = None
+    tfds: Any = None
+    split: Any = None
     size: Any = 224
     resize: Any = "squash"
     interpolation: Any = "bilinear"

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,10 @@ from .pictures.maps import FeatureMap, fold, gather, has_extent, reduction
 from .pictures.paper import plain, published, require_windows, show_windows
 from .pictures.sheet import Layout, Look, Sheet, draw, plan_layout, rows_words, shape_words
 from .plot_config import Choice
-from .records import OK, ImageRecord, ImageStatus
+from .records import OK, ImageStatus
 from .store.layer import Layer
 from .store.reader import Run, open_run
+from .stored_images import find_image, image_place
 
 # Layers up to this size are read whole.
 WHOLE_BYTES = 64 << 20
@@ -227,18 +227,17 @@ def _seen(run: Run, row: int, is_needed: bool) -> NDArray[np.uint8] | None:
     Raises:
         StoreError: It cannot be had, and nothing else is wanted.
     """
-    key = str(run.images["key"][row])
-    record = ImageRecord(row, key, str(Path(str(run.attributes.get("data_root", "")), key)), "", 0)
+    where = image_place(run, row)
     height, width, size_bytes = (int(run.images[name][row]) for name in ("height", "width", "bytes"))
     status = ImageStatus(row, "", height, width, size_bytes, str(run.images["sha256"][row]))
     try:
-        return seen_picture(record, status, *_ways(run))
+        return seen_picture(find_image(run, row), status, *_ways(run))
     except ImageError as error:
         if is_needed:
             raise StoreError(
-                f"{record.path!r}: the input cannot be shown, got {error}. Expected the file that was extracted. Put it back."
+                f"{where!r}: the input cannot be shown, got {error}. Expected the file that was extracted. Put it back."
             ) from error
-        print(f"input: {record.path!r}: {error}; drawn without it", file=sys.stderr)
+        print(f"input: {where!r}: {error}; drawn without it", file=sys.stderr)
         return None
 
 

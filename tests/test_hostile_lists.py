@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError
-from pipeline.images import manifest as manifests
+from pipeline.images import lists
 from pipeline.images.loader import load_batches
 from pipeline.images.manifest import list_folder, read_list
 from pipeline.records import Manifest
@@ -68,7 +68,7 @@ def test_a_list_that_is_a_pipe_or_has_no_end_is_not_read(tmp_path: Path) -> None
 
 
 def test_a_list_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "MAX_LIST_BYTES", 10)
+    monkeypatch.setattr(lists, "MAX_LIST_BYTES", 10)
     assert listed(tmp_path, "path\na.jpg").keys == ("a.jpg",)
     message = refused(tmp_path, "path\na.jpg\n")
     assert "too large (11 bytes, limit 10 bytes), got " in message

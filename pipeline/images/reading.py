@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import BinaryIO
 
 from ..records import ImageRecord
 from .decode import ImageDecodeError
@@ -40,11 +41,7 @@ def read_file(path: str) -> bytes:
         ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
         OSError: It is missing or cannot be read.
     """
-    # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
-    # pipe opened without O_NONBLOCK would wait for a writer for ever.
-    _require_regular(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 (Path.open takes no descriptor)
+    with open_regular(path) as file:
         before = os.fstat(file.fileno())
         size = _require_regular(before)
         # None: a file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
@@ -55,12 +52,35 @@ def read_file(path: str) -> bytes:
     return data
 
 
+def open_regular(path: str, *, is_image: bool = True) -> BinaryIO:
+    """Opens a file that should be a regular one; whether it still is when it is open, its status tells.
+
+    Args:
+        path: Of the file.
+        is_image: Whether it is one image, which is read whole and must not be too large; else it is opened without a buffer.
+
+    Raises:
+        ImageDecodeError: It is not a regular file, or too large an image.
+        OSError: It is missing or cannot be opened.
+    """
+    # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
+    # pipe opened without O_NONBLOCK would wait for a writer for ever.
+    info = os.stat(path)  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
+    _require_regular(info) if is_image else _refuse_other_kinds(info)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    return open(os.open(path, flags), "rb", buffering=-1 if is_image else 0)  # noqa: PTH123 (Path.open takes no descriptor)
+
+
 def _require_regular(info: os.stat_result) -> int:
+    _refuse_other_kinds(info)
+    refuse_too_large(info.st_size)
+    return info.st_size
+
+
+def _refuse_other_kinds(info: os.stat_result) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe" if stat.S_ISFIFO(info.st_mode) else "a device or socket"
         raise ImageDecodeError(f"not a regular file: {kind}")
-    refuse_too_large(info.st_size)
-    return info.st_size
 
 
 def refuse_too_large(size_bytes: int) -> None:

@@ -6,21 +6,25 @@ Stands beside the folder and the list of paths; what they give is the same :clas
 from __future__ import annotations
 
 import posixpath
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatasetError
 from ..records import ImageRecord, Manifest, digest_images
-from ..storage.address import Address
+from ..storage.address import Address, is_address
 from ..storage.connection import FIRST_PAUSES_SECONDS, StorageError
 from ..storage.objects import Entry, list_objects, look_at, read
 from .decode import ImageDecodeError, image_extensions
-from .manifest import SYSTEM_FOLDERS, _first_folders
-from .reading import refuse_too_large
+from .manifest import SYSTEM_FOLDERS
+from .names import first_folders, words_for_extension
+from .reading import read_file, refuse_too_large
 
 # Requests under way at a time: an object store answers each after some 10 to 50 ms, and any number of them at once.
 READS_AT_ONCE = 32
@@ -53,6 +57,8 @@ class RemoteImages:
             OSError: It is missing, or this user may not read it.
             DatasetError: The storage refuses everything, or does not answer: no fault of the image.
         """
+        if not is_address(record.path):
+            return read_file(record.path)
         refuse_too_large(record.file_bytes)
         address = Address(record.path)
         try:
@@ -108,7 +114,7 @@ def list_address(folder: Address) -> Manifest:
     order = sorted(range(len(found.keys)), key=found.keys.__getitem__)
     keys = tuple(found.keys[old] for old in order)
     sizes, modified = (np.array(column)[order] for column in (found.sizes, found.modified_seconds))
-    return _manifest(str(folder), keys, _first_folders(keys), sizes, modified, {}, {}, dict(sorted(found.skipped.items())))
+    return _manifest(str(folder), keys, first_folders(keys), sizes, modified, {}, {}, dict(sorted(found.skipped.items())))
 
 
 class _Found:
@@ -137,8 +143,7 @@ class _Found:
         if name.startswith("."):
             self.skipped["hidden file"] += 1
         elif extension not in image_extensions():
-            usual = extension.isascii() and extension[1:].isalnum() and len(extension) < 12
-            self.skipped[f"extension {extension}" if usual else "other extension" if extension else "no extension"] += 1
+            self.skipped[words_for_extension(extension)] += 1
         else:
             self.keys.append(entry.name)
             self.sizes.append(entry.size)
@@ -146,28 +151,30 @@ class _Found:
 
 
 def listed_images(
-    root: str, keys: Sequence[str], labels: Sequence[str], addresses: Sequence[Address], metadata: Mapping[str, tuple[str, ...]]
+    root: str, keys: Sequence[str], labels: Sequence[str], places: Sequence[str], metadata: Mapping[str, tuple[str, ...]]
 ) -> Manifest:
     """Gives the manifest of images that a list names.
 
     Args:
-        root: Address that keys are relative to.
+        root: Address or folder that keys are relative to.
         keys: (N) unique.
         labels: (N).
-        addresses: (N) where each is.
+        places: (N) where each is: an address, or an absolute path.
         metadata: Further columns, each (N).
 
     Raises:
         DatasetError: The storage refuses.
     """
+    addresses = [Address(place) for place in places if is_address(place)]
     found = _ask_each(addresses) if len(addresses) <= ASKED_ONE_BY_ONE else _ask_folders(addresses)
-    sizes = np.array([found[address][0] if address in found else 0 for address in addresses], np.int64)
-    modified = np.array([found[address][1] if address in found else 0.0 for address in addresses])
-    paths = {
-        row: str(address)
-        for row, (key, address) in enumerate(zip(keys, addresses, strict=True))
-        if str(address) != f"{root}/{key}"
-    }
+    for place in places:
+        if not is_address(place):
+            with suppress(OSError, ValueError):
+                info = Path(place).stat()
+                found[Address(place)] = (info.st_size if stat.S_ISREG(info.st_mode) else 0, info.st_mtime)
+    known = [found.get(Address(place), (0, 0.0)) for place in places]
+    sizes, modified = np.array([size for size, _ in known], np.int64), np.array([seconds for _, seconds in known])
+    paths = {row: place for row, (key, place) in enumerate(zip(keys, places, strict=True)) if place != f"{root}/{key}"}
     return _manifest(root, tuple(keys), labels, sizes, modified, paths, metadata, {})
 
 

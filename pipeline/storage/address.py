@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import OptionError, nearest
 
@@ -35,6 +35,16 @@ class Address:
     def name(self) -> str:
         """The last part; of a bucket alone, the bucket."""
         return self.text.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The last part without its extension."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The extension of the last part."""
+        return PurePosixPath(self.name).suffix
 
     @property
     def parent(self) -> Address:

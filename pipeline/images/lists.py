@@ -1,0 +1,129 @@
+"""A text or CSV file of paths, read into columns; the way to a manifest that begins with a list."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DatasetError
+from .names import RUBBISH, quoted_names
+
+_ENCODINGS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_DELIMITERS = (",", "\t", ";")
+
+# Ten million images with long paths and some columns. A list is read whole.
+MAX_LIST_BYTES = 2**31
+MOST_COLUMNS = 1000
+
+
+def read_text_list(path: Path) -> dict[str, list[str]]:
+    """Gives the columns of a list, ``path`` among them.
+
+    Raises:
+        DatasetError: See :func:`~pipeline.images.manifest.read_list`.
+    """
+    text = _read_text(path)
+    delimiter = _delimiter(path, text)
+    if delimiter is None:
+        return {"path": [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.startswith("#")]}
+    return _read_columns(path, text, delimiter)
+
+
+def refuse_empty(written: Sequence[str], path: object) -> None:
+    """Refuses a list without paths.
+
+    Raises:
+        DatasetError: It is one.
+    """
+    if not written:
+        raise DatasetError(f"data.list: no paths in the list, got {str(path)!r}. Expected one path a line. Check the file.")
+
+
+def refuse_repeated(names: Sequence[str]) -> None:
+    """Refuses a list that names an image twice.
+
+    Raises:
+        DatasetError: It does.
+    """
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise DatasetError(
+            f"data.list: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each "
+            "image once. Remove the repeated lines."
+        )
+
+
+def _read_text(path: Path) -> str:
+    what = f"got {str(path)!r}. Expected a text or CSV file of image paths."
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
+            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file first.")
+        if info.st_size > MAX_LIST_BYTES:
+            raise DatasetError(f"data.list: too large ({info.st_size} bytes, limit {MAX_LIST_BYTES} bytes), {what} Divide it.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(
+            f"data.list: cannot be read ({(error.strerror or '').lower()}), {what} Check the path; data.dir takes a folder."
+        ) from error
+    mark, encoding = next((pair for pair in _ENCODINGS if data.startswith(pair[0])), (b"", "utf-8"))
+    try:
+        # Names that are not UTF-8 pass through, as they do everywhere in Python.
+        text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"data.list: not {encoding} text (byte {error.start}), {what} Save it as UTF-8.") from error
+    if rubbish := re.search(RUBBISH, text):
+        raise DatasetError(f"data.list: not text (character {rubbish[0]!r}), {what} Check the path; data.dir takes a folder.")
+    return text
+
+
+def _delimiter(path: Path, text: str) -> str | None:
+    """Gives what separates the fields of a CSV file; None for a plain list of paths."""
+    first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    for mark in _DELIMITERS:
+        if "path" in [name.strip(' "') for name in first_line.split(mark)]:
+            return mark
+    return {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+
+
+def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            rows += [row] if row else []
+            if len(row) > MOST_COLUMNS:
+                raise csv.Error(f"{len(row):,} columns, more than {MOST_COLUMNS:,}")
+            if row and len(row) != len(rows[0]):
+                raise csv.Error(f"{len(row)} fields where the header has {len(rows[0])}")
+    except csv.Error as error:
+        raise DatasetError(
+            f"data.list: line {reader.line_num}: {error}, got {str(path)!r}. Expected CSV with as many fields in each line as in "
+            'the first. Put fields that hold a separator or a line break in "quotes".'
+        ) from error
+    # Data frames are often saved with an index, whose column has no name.
+    header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
+    if "path" not in header:
+        got = f"[{quoted_names(header)}]" if header else "an empty file"
+        raise DatasetError(
+            f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
+            "names the columns, one of them path. Add it, or rename the column that holds the paths."
+        )
+    if len(set(header)) < len(header):
+        got = quoted_names([name for name, count in Counter(header).items() if count > 1])
+        raise DatasetError(
+            f"data.list: {str(path)!r}: columns of the same name, got [{got}]. Expected names that occur once. Rename them."
+        )
+    columns = {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
+    if "" in columns["path"]:
+        raise DatasetError(
+            f"data.list: {str(path)!r}: rows without a path, got '' in image {columns['path'].index('') + 1} and "
+            f"{columns['path'].count('') - 1} others. Expected a path in each row. Fill it in, or remove the row."
+        )
+    return columns

@@ -1,0 +1,411 @@
+"""Images in tar files: which rows they become, hostile files, and that each is read where it lies."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import tarfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data_source import tar_folder
+from pipeline.errors import DatasetError
+from pipeline.images import tar_headers, tar_names, tars
+from pipeline.images.loader import load_batches
+from pipeline.images.manifest import list_folder
+from pipeline.images.reading import MAX_FILE_BYTES, read_image
+from pipeline.images.tar_headers import TarFile
+from pipeline.images.tars import find_in_tar, list_tars
+from pipeline.records import Manifest, digest_images
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3 + number), (number, 0, 255)).save(file, "png")
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in members.items() if isinstance(members, Mapping) else members:
+            add(tar, name, data)
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, target: str = "") -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(data), kind, target
+    tar.addfile(info, io.BytesIO(data))
+
+
+def listed(*names: str | Path) -> Manifest:
+    texts = [str(name) for name in names]
+    notes: list[str] = []
+    manifest = list_tars(texts, tar_folder(texts), notes.append)
+    assert notes == []
+    return manifest
+
+
+def notes_of(*names: str | Path) -> list[str]:
+    texts, notes = [str(name) for name in names], list[str]()
+    list_tars(texts, tar_folder(texts), notes.append)
+    return notes
+
+
+def refused(*names: str | Path) -> str:
+    texts = [str(name) for name in names]
+    with pytest.raises(DatasetError) as error:
+        list_tars(texts, tar_folder(texts), lambda line: None)
+    message = str(error.value)
+    assert "\n" not in message
+    assert re.match(r"data\.tar: .+, got .+\. Expected .+\. \w", message), message
+    return message
+
+
+def contents(manifest: Manifest) -> list[bytes]:
+    return [read_image(record) for record in manifest]
+
+
+def errors(manifest: Manifest) -> list[str]:
+    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=2)
+    return [status.error for batch in batches for status in batch.statuses]
+
+
+def test_rows_come_in_the_order_of_the_files_and_of_their_members(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s-1.tar", {"z/1.png": png(1), "a/2.jpg": b"2" * 5000, "notes": b"", "b.txt": b""})
+    write_tar(tmp_path / "s-0.tar", {"./k/3.PNG": png(3), "4.png": png(4)})
+    manifest = listed(tmp_path / "s-*.tar")
+    assert manifest.keys == ("k/3.PNG", "4.png", "z/1.png", "a/2.jpg")
+    assert manifest.labels == ("k", "", "z", "a")
+    assert manifest.metadata == {"tar": ("s-0.tar", "s-0.tar", "s-1.tar", "s-1.tar")}
+    assert manifest.file_bytes.tolist() == [len(png(3)), len(png(4)), len(png(1)), 5000]
+    assert manifest.skipped == {"extension .txt": 1, "no extension": 1}
+    assert manifest.root == str(tmp_path)
+    assert manifest.digest == digest_images(manifest.keys, manifest.labels, manifest.file_bytes, manifest.metadata)
+    assert contents(manifest) == [png(3), png(4), png(1), b"2" * 5000]
+
+
+def test_a_tar_file_of_a_folder_gives_the_images_of_the_folder(tmp_path: Path, photographs: Path) -> None:
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        tar.add(photographs, "./", filter=lambda info: info if Path(info.name).suffix != ".txt" else None)
+    folder, packed = list_folder(photographs), listed(tmp_path / "p.tar")
+    place = {key: row for row, key in enumerate(packed.keys)}
+    order = np.array([place[key] for key in folder.keys])
+    assert len(order) == len(packed)
+    assert [packed.labels[row] for row in order] == list(folder.labels)
+    both = [load_batches(manifest, rows, batch_size=3, workers=2) for manifest, rows in ((folder, np.arange(7)), (packed, order))]
+    for ours, theirs in zip(*both, strict=True):
+        for here, there in zip(ours.statuses, theirs.statuses, strict=True):
+            assert (here.sha256, here.height_px, here.error) == (there.sha256, there.height_px, "")
+        for here, there in zip(ours.images, theirs.images, strict=True):
+            np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_names_of_every_format_are_read_as_tarfile_reads_them(kind: str, tmp_path: Path) -> None:
+    long = "d" * 60 + "/" + "e" * 80
+    names = [f"{long}/a.png", "é/ü.png", "/etc/x.png", "../../up.png", "a b\nc.png", f"{'n' * 90}.png"]
+    names += [] if kind == "ustar" else ["very/" * 60 + "long.png"]
+    write_tar(tmp_path / "a.tar", {name: name.encode() for name in names}, FORMATS[kind])
+    manifest = listed(tmp_path / "a.tar")
+    assert list(manifest.keys) == names
+    assert contents(manifest) == [name.encode() for name in names]
+
+
+def test_keys_stay_when_tar_files_are_added_at_the_end(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": b"a", "1.png": b"aa"})
+    write_tar(tmp_path / "sub/b.tar", {"1.png": b"b", "2.png": b"bb"})
+    before = listed(tmp_path / "a.tar", tmp_path / "sub/*.tar")
+    assert before.keys == ("0.png", "1.png", "sub/b.tar/1.png", "sub/b.tar/2.png")
+    write_tar(tmp_path / "sub/c.tar", {"3.png": b"c", "4.png": b"cc"})
+    write_tar(tmp_path / "sub/d.tar", {"2.png": b"d"})
+    after = listed(tmp_path / "sub/*.tar", tmp_path / "a.tar", tmp_path / "sub/c.tar")
+    assert after.keys == (*before.keys, "3.png", "4.png", "sub/d.tar/2.png")
+    assert after.labels == ("",) * 7
+    assert contents(after) == [b"a", b"aa", b"b", b"bb", b"c", b"cc", b"d"]
+
+
+def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("x.png", b"old"), ("y.png", b"y"), ("./x.png", b"newer")])
+    manifest = listed(tmp_path / "a.tar")
+    assert manifest.keys == ("y.png", "x.png")
+    assert contents(manifest) == [b"y", b"newer"]
+    assert manifest.skipped == {"replaced by a later one of its name": 1}
+
+
+def test_hidden_names_and_system_folders_are_passed_over(tmp_path: Path) -> None:
+    members = dict.fromkeys(("._a.png", ".git/b.png", "__MACOSX/c.png", "../d.png", "./e.png", "lost+found/f.png"), b"x")
+    write_tar(tmp_path / "a.tar", members)
+    manifest = listed(tmp_path / "a.tar")
+    assert manifest.keys == ("../d.png", "e.png")
+    assert manifest.skipped == {"hidden file": 2, "system folder": 2}
+
+
+def test_the_class_and_what_is_said_of_an_image_lie_beside_it(tmp_path: Path) -> None:
+    said = {"caption": "a\x00b", "n": 3, "x": 0.5, "is": True, "none": None, "in": {"a": 1}, "l": [1], "label": "no", "tar": "t"}
+    samples = {
+        "d/0.png": png(0),
+        "d/0.seg.png": png(0),
+        "d/0.json": json.dumps(said).encode(),
+        "d/0.cls": b" 7\n",
+        "d/1.json": b'{"label": "cat", "more": "\\ud800"}',
+        "d/1.png": png(1),
+        "d/2.png": png(2),
+    }
+    write_tar(tmp_path / "a.tar", samples)
+    manifest = listed(tmp_path / "a.tar")
+    assert manifest.keys == ("d/0.png", "d/0.seg.png", "d/1.png", "d/2.png")
+    assert manifest.labels == ("7", "7", "cat", "d")
+    assert manifest.metadata == {
+        "caption": ("a\\x00b", "a\\x00b", "", ""),
+        "is": ("true", "true", "", ""),
+        "json_tar": ("t", "t", "", ""),
+        "more": ("", "", "\\ud800", ""),
+        "n": ("3", "3", "", ""),
+        "none": ("", "", "", ""),
+        "tar": ("a.tar",) * 4,
+        "x": ("0.5", "0.5", "", ""),
+    }
+
+
+def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
+    members = {
+        "0.png": b"x",
+        "0.cls": b"\xff",
+        "1.cls": b"9" * 2000,
+        "1.json": b"[" * 60000,
+        "2.json": b"3",
+        "3.json": b" " * 70000,
+    }
+    write_tar(tmp_path / "a.tar", members)
+    with (tmp_path / "a.tar").open("r+b") as file:
+        file.truncate(end_of(tmp_path / "a.tar"))
+    assert notes_of(tmp_path / "a.tar") == [
+        ".cls without text: 1, e.g. '0.cls'",
+        ".cls larger than 1024 bytes: 1, e.g. '1.cls'",
+        ".json without names and values: 2, e.g. '1.json'",
+        ".json larger than 65536 bytes: 1, e.g. '3.json'",
+        "a tar file without the mark that ends it, perhaps not whole: 1, e.g. 'a.tar'",
+    ]
+
+
+def end_of(path: Path) -> int:
+    """Gives where the last member of a tar file ends."""
+    with path.open("rb", buffering=0) as file:
+        last = [*TarFile(file).members()][-1]
+    return -(-(last.offset + last.size_bytes) // 512) * 512
+
+
+def test_links_stand_for_the_member_that_they_lead_to(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "early.png", kind=tarfile.SYMTYPE, target="blobs/./x/../0")
+        add(tar, "blobs/0", b"zero")
+        add(tar, "d/hard.png", kind=tarfile.LNKTYPE, target="./blobs/0")
+        add(tar, "d/soft.png", kind=tarfile.SYMTYPE, target="hard.png")
+        add(tar, "out.png", kind=tarfile.SYMTYPE, target="../../../etc/passwd")
+        add(tar, "absolute.png", kind=tarfile.SYMTYPE, target=str(tmp_path / "a.tar"))
+        add(tar, "round.png", kind=tarfile.SYMTYPE, target="round.png")
+        add(tar, "pipe.png", kind=tarfile.FIFOTYPE)
+        add(tar, "folder.png", kind=tarfile.DIRTYPE)
+    manifest = listed(tmp_path / "a.tar")
+    assert manifest.keys == ("early.png", "d/hard.png", "d/soft.png", "out.png", "absolute.png", "round.png")
+    assert manifest.file_bytes.tolist() == [4, 4, 4, 0, 0, 0]
+    assert [error.split(":")[0] for error in errors(manifest)] == ["not an image"] * 3 + ["missing"] * 3
+    assert [read_image(manifest[row]) for row in range(3)] == [b"zero"] * 3
+
+
+def test_sparse_and_too_large_members_are_failed_rows(tmp_path: Path) -> None:
+    large = tarfile.TarInfo("large.png")
+    large.size = MAX_FILE_BYTES + 1
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(large.tobuf(tarfile.GNU_FORMAT))
+        file.seek(-(-large.size // 512) * 512, 1)
+        file.write(tarfile.TarInfo("0")._create_pax_generic_header({"GNU.sparse.major": "1"}, tarfile.XHDTYPE, "utf-8"))
+        for name, kind in (("1.png", tarfile.REGTYPE), ("2.png", tarfile.GNUTYPE_SPARSE), ("3.png", tarfile.REGTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.size = kind, 3
+            header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+            if kind == tarfile.GNUTYPE_SPARSE:
+                header[482] = 1
+                header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 256)
+                header += bytes(504) + b"\1" + bytes(7) + bytes(512)
+            file.write(header + b"abc" + bytes(509))
+        file.write(bytes(1024))
+    manifest = listed(tmp_path / "a.tar")
+    assert manifest.keys == ("large.png", "1.png", "2.png", "3.png")
+    sparse = "unreadable: a sparse member of a tar file"
+    assert errors(manifest)[:3] == [f"too large: {MAX_FILE_BYTES + 1} bytes, limit {MAX_FILE_BYTES} bytes", sparse, sparse]
+    assert read_image(manifest[3]) == b"abc"
+
+
+def header(name: str = "x.png", **fields: bytes) -> bytes:
+    """Gives a header with some fields as they are given and the right checksum."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    for field, (first, stop) in {"size": (124, 136), "type": (156, 157)}.items():
+        if field in fields:
+            block[first:stop] = fields[field]
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 256)
+    return bytes(block)
+
+
+END = bytes(1024)
+BAD_TARS = {
+    "empty": (b"", "it is empty"),
+    "text": (b"hello", "it is no tar file"),
+    "long text": (b"hello " * 200, "it is no tar file"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(600), "compressed by gzip"),
+    "xz": (b"\xfd7zXZ\0" + bytes(600), "compressed by xz"),
+    "negative size": (header(size=b"\xff" * 12) + END, "the header at byte 0 has no valid size"),
+    "size in letters": (header(size=b"0000000000z\0") + END, "the header at byte 0 has no valid size"),
+    "huge size": (
+        header(size=b"\x80\0\0\0\x7f" + b"\xff" * 7) + END,
+        f"it ends at byte 1536, its member 'x.png' at {2**63 + 511}",
+    ),
+    "cut off in an image": (header(size=b"00000001000\0") + b"x" * 100, "it ends at byte 612, its member 'x.png' at 1024"),
+    "cut off in a header": (header() + header()[:200], "it ends at byte 712 in the middle of a header"),
+    "rubbish after an image": (header() + b"\1" * 512 + END, "there is no header where one should be, at byte 512"),
+    "long name of gigabytes": (header(type=b"L", size=b"07777777777\0") + END, "the header at byte 0 is 1073741823 bytes long"),
+    "long name cut off": (header(type=b"L", size=b"00000010000\0") + b"a" * 9, "it ends at byte 521 in the middle of a header"),
+    "long name of nothing": (
+        header(type=b"L", size=b"00000000003\0") + b"abc" + bytes(509) + END,
+        "it ends at byte 1024 after half of a header",
+    ),
+    "extended header": (
+        header(type=b"x", size=b"00000000011\0") + b"99 path=a" + bytes(503) + header() + END,
+        "the extended header at byte 0 is damaged",
+    ),
+    "extended size": (
+        header(type=b"x", size=b"00000000013\0") + b"11 size=-1\n" + bytes(501) + header() + END,
+        "the header before byte 1024 has no valid size",
+    ),
+    "name with NUL": (
+        header(type=b"x", size=b"00000000017\0") + b"15 path=a\0.png\n" + bytes(497) + header() + END,
+        "the header at byte 1024 has a name",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TARS)
+def test_a_file_that_is_no_whole_tar_file_is_one_line(case: str, tmp_path: Path) -> None:
+    data, words = BAD_TARS[case]
+    (tmp_path / "bad.tar").write_bytes(data)
+    write_tar(tmp_path / "good.tar", {"x.png": b"x"})
+    message = refused(tmp_path / "good.tar", tmp_path / "bad.tar")
+    assert message.startswith(f"data.tar: {words}"), message
+    assert f"got '{tmp_path}/bad.tar'" in message
+
+
+def test_wrong_names_of_tar_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "a.tar", {"x.txt": b"x"})
+    assert refused(tmp_path / "b.tar", tmp_path / "c*.tar", tmp_path / "a.tar").startswith(
+        f"data.tar: 2 names without a tar file, got '{tmp_path}/b.tar', '{tmp_path}/c*.tar'. Expected files, folders"
+    )
+    (tmp_path / "none").mkdir()
+    assert refused(tmp_path / "none").startswith(f"data.tar: 1 names without a tar file, got '{tmp_path}/none'.")
+    assert refused(tmp_path / "a.tar").startswith("data.tar: no images among 1 members of 1 tar files, got ")
+    os.mkfifo(tmp_path / "p.tar")
+    assert refused(tmp_path / "p.tar").startswith("data.tar: not a regular file: a pipe, got ")
+    monkeypatch.setattr(tar_names, "MOST_TARS", 3)
+    assert refused(tmp_path / "{0..99999999999}.tar").startswith("data.tar: too many tar files, got ")
+    write_tar(tmp_path / "u.tar", {"x.png": b"x"})
+    monkeypatch.setattr("os.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    assert refused(tmp_path / "u.tar").startswith("data.tar: cannot be read (permission denied), got ")
+
+
+def test_too_much_beside_the_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "a.tar", {"x.png": b"x", "x.json": b'{"a": 1, "b": 2, "c": "ddd"}'})
+    monkeypatch.setattr(tars, "MOST_COLUMNS", 2)
+    assert refused(tmp_path / "a.tar").startswith("data.tar: too much in .json files, got 3 names, 8 bytes. Expected")
+
+
+def test_keys_that_would_be_the_same_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x.png": b"x", "b.tar/x.png": b"x"})
+    write_tar(tmp_path / "b.tar", {"x.png": b"x"})
+    assert refused(tmp_path).startswith("data.tar: 1 images of several tar files have the same key, got 'b.tar/x.png'. ")
+
+
+def test_ranges_and_folders_mean_the_files_that_are_there(tmp_path: Path) -> None:
+    for name in ("s-008", "s-009", "s-010", "v-a", "v-b", "odd{1..2}"):
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.png": name.encode()})
+    assert listed(tmp_path / "s-{008..010}.tar").keys == ("s-008.png", "s-009.png", "s-010.png")
+    assert listed(tmp_path / "{s-008,v-{a,b}}.tar").keys == ("s-008.png", "v-a.png", "v-b.png")
+    assert listed(tmp_path / "odd{1..2}.tar").keys == ("odd{1..2}.png",)
+    assert len(listed(tmp_path)) == 6
+    assert refused(tmp_path / "s-{009..011}.tar").startswith("data.tar: 1 names without a tar file, got ")
+
+
+def test_a_tar_file_that_changes_after_it_was_listed_gives_failed_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    write_tar(path, {"0.png": png(0), "1.png": png(1)})
+    manifest = listed(path)
+    assert errors(manifest) == ["", ""]
+    with path.open("r+b") as file:
+        file.seek(600)
+        file.write(b"x")
+    os.utime(path, ns=(5, 5))
+    changed = "unreadable: the tar file changed since it was listed"
+    assert errors(manifest) == [changed, changed]
+    path.unlink()
+    assert errors(manifest) == ["missing: file not found"] * 2
+    os.mkfifo(path)
+    assert errors(manifest) == ["not a regular file: a pipe"] * 2
+
+
+def test_the_source_is_small_when_it_is_sent_and_works_in_threads_and_after_a_fork(tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", {f"{number}-{image}.png": bytes([number, image]) for image in range(50)})
+    manifest = listed(tmp_path)
+    expected = [bytes([number, image]) for number in range(3) for image in range(50)]
+    assert contents(manifest) == expected
+    sent = pickle.dumps(manifest.source)
+    assert len(sent) < 150 * 20 + 2000
+    source = pickle.loads(sent)
+    assert [source.read(record) for record in manifest] == expected
+    found: dict[int, list[bytes]] = {}
+    threads = [
+        threading.Thread(target=lambda number=number: found.__setitem__(number, contents(manifest)[::-1])) for number in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found[number] == expected[::-1] for number in range(4))
+    if not (child := os.fork()):
+        os._exit(0 if contents(manifest) == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_one_image_is_found_again_in_its_tar_file(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x.png": b"a", "y.png": b"y"})
+    write_tar(tmp_path / "b.tar", {"x.png": b"b"})
+    manifest = listed(tmp_path)
+    for record in manifest:
+        tar = manifest.metadata["tar"][record.index]
+        again = find_in_tar(str(tmp_path / tar), record.key, tar)
+        assert (again.key, read_image(again)) == (record.key, read_image(record))
+    with pytest.raises(FileNotFoundError):
+        find_in_tar(str(tmp_path / "a.tar"), "z.png", "a.tar")
+
+
+def test_headers_are_found_without_reading_what_lies_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "a.tar", {f"{number}.png": bytes(100_000) for number in range(20)})
+    read: list[int] = []
+    read_at = tar_headers.read_at
+
+    def counting(file: io.RawIOBase, offset: int, size_bytes: int) -> bytes:
+        read.append(size_bytes)
+        return read_at(file, offset, size_bytes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tar_headers, "read_at", counting)
+    assert len(listed(tmp_path / "a.tar")) == 20
+    assert sum(read) <= 22 * 4096
