@@ -12,11 +12,11 @@ from typing import Any
 
 from .data_source import DataSource, check_source
 from .errors import OptionError, nearest
+from .places import check_place, check_scratch, run_folder
 from .schema import AUTO, CHOICES, known_keys
 from .sharding import Share
-from .storage.address import Address, is_address, require_reachable, to_address
-from .storage.mirror import mirror_of, scratch_for
-from .storage.remote_path import RemotePath
+from .storage.address import Address
+from .storage.remote_path import expanded
 
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
 LARGEST_SIDE_PX = 8192
@@ -100,11 +100,8 @@ class Options:
     @property
     def folder(self) -> Path:
         """The run folder; at an address, what stands for it."""
-        place = self.output.dir / self.name
-        if isinstance(place, Path):
-            return place
         mark = "" if self.share is None else self.share.mark
-        return RemotePath(mirror_of(place, scratch_for(place, self.output.scratch, mark)))
+        return run_folder(self.output.dir, self.name, self.output.scratch, mark)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -152,7 +149,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
     for key in CHOICES:
         group, name = key.split(".")
         check_choice(key, values[group][name])
-    source = check_source(data, _path("data.dir", data["dir"]), _path("data.list", data["list"]))
+    source = check_source(data, check_place("data.dir", data["dir"]), check_place("data.list", data["list"]))
     fraction = data["max_failed_fraction"]
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 <= fraction <= 1.0:
         raise _wrong("data.max_failed_fraction", fraction, "a number from 0 to 1")
@@ -176,8 +173,8 @@ def check_options(values: Mapping[str, Any]) -> Options:
             seed=_seed(network["seed"]),
         ),
         output=OutputOptions(
-            dir=_path("output.dir", output["dir"]) or Path("outputs"),
-            scratch=_scratch(output["scratch"], output["dir"]),
+            dir=check_place("output.dir", output["dir"]) or Path("outputs"),
+            scratch=check_scratch(output["scratch"], output["dir"]),
             dtype=output["dtype"],
             compression=output["compression"],
             images_per_shard=_count("output.images_per_shard", output["images_per_shard"], 2**31),
@@ -297,41 +294,9 @@ def _text(key: str, value: Any, rule: str) -> str:
 
 def _weights(value: Any) -> str:
     text = _text("network.weights", value, f"{', '.join(WEIGHTS)} or a file")
-    if text not in WEIGHTS and not _expanded(text).exists():
+    if text not in WEIGHTS and not expanded(text).exists():
         raise _wrong("network.weights", text, f"one of: {', '.join(WEIGHTS)}, or a file that exists", WEIGHTS)
-    return text if text in WEIGHTS else str(_expanded(text))
-
-
-def _path(key: str, value: Any) -> Path | Address | None:
-    # Hydra reads 2024 as a number; as a path it is a folder's name.
-    text = None if value is None else _text(key, str(value), "a path")
-    if text is None or not is_address(text):
-        return None if text is None else _expanded(text)
-    address = to_address(text)
-    if isinstance(address, Address):
-        require_reachable(key, address)
-    return address
-
-
-def _scratch(value: Any, directory: Any) -> Path | None:
-    if value is None:
-        return None
-    text = _text("output.scratch", str(value), "a path")
-    if is_address(text):
-        raise _wrong("output.scratch", value, "a folder of this machine")
-    if not is_address(str(directory)):
-        raise OptionError(
-            f"output.scratch: nothing is made there, got {text!r}. Expected it with an address, e.g. "
-            "output.dir=s3://bucket/outputs. Leave it out: a folder of this machine needs none."
-        )
-    return _expanded(text)
-
-
-def _expanded(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # ~ and the name of nobody
-        return Path(text)
+    return text if text in WEIGHTS else str(expanded(text))
 
 
 def _name(value: Any, dataset: str, network: str) -> str:

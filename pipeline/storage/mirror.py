@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,9 +22,8 @@ from ..errors import StoreError
 from .address import Address
 from .connection import StorageError
 from .objects import UPLOADING_SUFFIX, Entry, abandon, download, list_objects, look_at, remove, unfinished_uploads, upload, write
-
-# Files on their way at a time, and those that wait besides: what may lie in scratch whole.
-UPLOADS_AT_ONCE, UPLOADS_WAITING = 2, 2
+from .range_file import RangeFile
+from .sending import Sending
 
 
 @cache
@@ -73,15 +71,11 @@ class Mirror:
         self.written: set[str] = set()
         self.turn = threading.Lock()
         self.sent_seconds = 0.0
+        # Files of which what is read first is there already.
+        self.ahead: dict[str, RangeFile] = {}
         # Why what HDF5 was reading could not be read; it tells its callers less.
         self.read_failure: OSError | None = None
-        self._begin_sending()
-
-    def _begin_sending(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._slots = threading.Semaphore(UPLOADS_AT_ONCE + UPLOADS_WAITING)
-        self._sending: dict[str, Future[None]] = {}
-        self._failure: BaseException | None = None
+        self.sending = Sending()
 
     def __reduce__(self) -> tuple[Callable[..., Mirror], tuple[Address, Path | None]]:
         return (Mirror if self.home is None else mirror_of), (self.address, self.home)
@@ -110,7 +104,7 @@ class Mirror:
 
     def refused(self, error: OSError, name: str = "") -> StoreError:
         """Gives the one line for what the storage refuses."""
-        where = f"{self.address}/{name}" if name else str(self.address)
+        where = error.filename or (f"{self.address}/{name}" if name else self.address)
         why = {FileNotFoundError: "there is no such object", PermissionError: "permission is denied"}.get(
             type(error), "the storage refuses" if isinstance(error, StorageError) else "it cannot be reached"
         )
@@ -125,6 +119,7 @@ class Mirror:
 
     def refresh(self) -> None:
         """Forgets the listing."""
+        self.ahead.clear()
         self._entries = None
 
     def forget(self, name: str) -> None:
@@ -163,7 +158,7 @@ class Mirror:
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.scratch = self.home
-        self._begin_sending()
+        self.sending = Sending()
         self.written.clear()
         self.refresh()
         assert self.entries is not None
@@ -257,62 +252,18 @@ class Mirror:
         Raises:
             OSError: What has failed in the background.
         """
-        self._slots.acquire()
-        try:
-            self.check()
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(UPLOADS_AT_ONCE, "upload")
-            self._sending[name] = self._pool.submit(self._send, name, arrived)
-        except BaseException:
-            self._slots.release()
-            raise
 
-    def _send(self, name: str, arrived: Callable[[], None]) -> None:
-        try:
-            # Those that wait behind one that has failed are not tried: what refuses one refuses all, after a minute each.
-            if self._failure is None:
-                self.send(name)
-                local = self.place(name)
-                assert local is not None
-                local.unlink(missing_ok=True)
-        except BaseException as error:
-            self.fail(error)
-        finally:
-            self._sending.pop(name, None)
-            self._slots.release()
-        try:
-            if self._failure is None:
-                arrived()
-        except BaseException as error:
-            self.fail(error)
+        def send() -> None:
+            self.send(name)
+            local = self.place(name)
+            assert local is not None
+            local.unlink(missing_ok=True)
+
+        self.sending.begin(name, send, arrived)
 
     def is_there(self, name: str) -> bool:
         """Tells whether a file is whole at the address, and not only on its way."""
-        return name in self.entries and name not in self._sending
-
-    def fail(self, error: BaseException) -> None:
-        """Has whoever sends or waits next stop by this error."""
-        self._failure = self._failure or error
-
-    def check(self) -> None:
-        """Says what has failed in the background.
-
-        Raises:
-            OSError: Something has.
-        """
-        if self._failure is not None:
-            raise self._failure
-
-    def wait(self) -> None:
-        """Waits until all that was to be sent has arrived.
-
-        Raises:
-            OSError: Something has not.
-        """
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-            self._pool = None
-        self.check()
+        return name in self.entries and name not in self.sending.names
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes files, here and there.

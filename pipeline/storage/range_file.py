@@ -31,9 +31,16 @@ class RangeFile(io.RawIOBase):
         super().__init__()
         self._failed = failed
         self._address = address
+        self._entry = entry
         self._size = entry.size
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
+
+    def again(self) -> RangeFile:
+        """Gives the same object, opened anew, with what has been fetched so far."""
+        other = RangeFile(self._address, self._entry, self._failed)
+        other._blocks = self._blocks.copy()
+        return other
 
     def readable(self) -> bool:
         return True

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .address import Address, is_address, require_reachable, to_address
 from .mirror import Mirror, mirror_of, scratch_for
-from .objects import read
+from .objects import Entry, read
 from .range_file import RangeFile, RemoteHandle
 
 if TYPE_CHECKING:
@@ -174,11 +174,27 @@ class RemotePath(_Base):
         Raises:
             FileNotFoundError: There is none.
         """
+        self.mirror.read_failure = None
+        ahead = self.mirror.ahead.get(self.within)
+        return ahead.again() if ahead is not None else RangeFile(self.address, self._entry(), self.mirror.note)
+
+    def forget_ahead(self) -> None:
+        """Forgets what :meth:`read_ahead` has fetched."""
+        self.mirror.ahead.pop(self.within, None)
+
+    def read_ahead(self) -> None:
+        """Fetches what HDF5 will ask for first; whoever opens the object by :meth:`ranges` has it, until it is forgotten.
+
+        Raises:
+            OSError: The storage refuses.
+        """
+        self.mirror.ahead[self.within] = RangeFile(self.address, self._entry(), self.mirror.note).fetch_ends()
+
+    def _entry(self) -> Entry:
         entry = self.mirror.entries.get(self.within)
         if entry is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
-        self.mirror.read_failure = None
-        return RangeFile(self.address, entry, self.mirror.note)
+        return entry
 
     def handle(self) -> RemoteHandle:
         """Gives the object for reading by position.
@@ -186,10 +202,7 @@ class RemotePath(_Base):
         Raises:
             FileNotFoundError: There is none.
         """
-        entry = self.mirror.entries.get(self.within)
-        if entry is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
-        return RemoteHandle(self.address, entry)
+        return RemoteHandle(self.address, self._entry())
 
     def read_bytes(self) -> bytes:
         local = self.local
@@ -240,8 +253,11 @@ def place(key: str, text: str) -> Path:
     Raises:
         OptionError: Nothing installed reads such an address.
     """
-    if is_address(text):
-        return to_path(key, text)
+    return to_path(key, text) if is_address(text) else expanded(text)
+
+
+def expanded(text: str) -> Path:
+    """Gives a path with its ``~`` replaced by the folder that it stands for."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # ~ and the name of nobody

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
-from ..storage.connection import StorageError
-from ..storage.mirror import UPLOADS_AT_ONCE, UPLOADS_WAITING, make_private
+from ..storage.mirror import make_private
 from ..storage.remote_path import RemotePath
+from ..storage.sending import UPLOADS_AT_ONCE, UPLOADS_WAITING
 from . import remote
 from .format import PARTIAL_SUFFIX
 
@@ -46,9 +46,8 @@ _CAUSES = {
 def write_error(path: Path, error: BaseException) -> StoreError:
     """Gives the one line for a write that the disk, or HDF5 on top of it, refused; or the storage at an address."""
     if isinstance(path, RemotePath):
-        if isinstance(error, StorageError) or getattr(error, "filename", None) == str(path):
-            assert isinstance(error, OSError)
-            return path.mirror.refused(error, path.within)
+        if isinstance(error, OSError) and str(error.filename or "").startswith(str(path.mirror.address)):
+            return path.mirror.refused(error)
         local = path.mirror.place(path.within)
         path = path if local is None else local
     number = _errno(error)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import OK, FeatureSpec, RunSpec, ShardSpec
 from ..statistics import LayerStatistics, join_statistics
-from . import disk, format, summaries, tables
+from . import disk, format, remote, summaries, tables
 from .digests import Digests
 from .regular import require_own_shards
 from .tables import Column
@@ -73,8 +73,8 @@ def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, N
     checksums: dict[str, list[NDArray[np.uint32]]] = {}
     statistics: dict[str, LayerStatistics] = {}
     require_own_shards(folder)
-    for shard in spec.shards():
-        path = folder / format.SHARD_FOLDER / shard.file_name
+    paths = remote.ahead(folder / format.SHARD_FOLDER / shard.file_name for shard in spec.shards())
+    for shard, path in zip(spec.shards(), paths, strict=True):
         with tables.open_file(path) as file:
             tables.check_shard(file, path, digests[shard.part], shard)
             try:

@@ -71,7 +71,7 @@ class Layer:
 
     def __iter__(self) -> Iterator[NDArray[np.floating]]:
         # Some at a time, so that threads share the work and a chunk of several rows is decoded once.
-        step = max(self.chunk_rows, min(usable_cores(), LARGEST_STEP))
+        step = max(self.chunk_rows, LARGEST_STEP if self._shards.are_remote else min(usable_cores(), LARGEST_STEP))
         for first in range(0, len(self), step):
             yield from self[first : first + step]
 
@@ -140,7 +140,7 @@ class Layer:
                 image = self._shards.open(int(numbers[place])).read_native(self.name, int(local[place]))
                 images[order[place]] = image.astype(dtype, copy=False)
 
-            do_all(read_image, range(len(rows)), threads)
+            do_all(read_image, range(len(rows)), threads, waits=self._shards.are_remote)
             return images
         try:
             values = np.empty((len(rows), *self.row_shape), dtype)
@@ -153,7 +153,7 @@ class Layer:
             start, stop = among
             self._shards.read(int(numbers[start]), self.name, local[start:stop], order[start:stop], values)
 
-        do_all(read_chunk, list(itertools.pairwise([*starts.tolist(), len(rows)])), threads)
+        do_all(read_chunk, list(itertools.pairwise([*starts.tolist(), len(rows)])), threads, waits=self._shards.are_remote)
         return values
 
     def __repr__(self) -> str:

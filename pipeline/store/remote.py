@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from . import format
 
 # Between two sendings of the digests while shards arrive: a shard without a line has to be read whole by whoever resumes.
 DIGESTS_EVERY_SECONDS = 10.0
+# Files whose ends are being fetched while one is read.
+AHEAD = 16
 
 
 def send(path: RemotePath) -> None:
@@ -29,7 +33,7 @@ def send(path: RemotePath) -> None:
         OSError: The storage refuses this one, or one that was sent in the background.
     """
     mirror, name = path.mirror, path.within
-    mirror.check()
+    mirror.sending.check()
     if _is_digests(name):
         _send_digests(mirror, name)
     elif name.startswith(f"{format.SHARD_FOLDER}/"):
@@ -52,7 +56,7 @@ def settle(folder: Path) -> None:
 
 
 def _settle(folder: RemotePath) -> None:
-    folder.mirror.wait()
+    folder.mirror.sending.wait()
     _send_all_digests(folder.mirror)
 
 
@@ -73,6 +77,28 @@ def send_changed(folder: RemotePath) -> None:
 def _send_all_digests(mirror: Mirror) -> None:
     for name in [name for name in mirror.written.copy() if _is_digests(name)]:
         _send_digests(mirror, name)
+
+
+def ahead(paths: Iterable[Path]) -> Iterator[Path]:
+    """Gives paths of HDF5 files in their order; of those at an address what HDF5 reads first of the next ones comes meanwhile."""
+    with ThreadPoolExecutor(AHEAD, "ahead") as pool:
+        waiting: deque[tuple[Path, Future[None] | None]] = deque()
+        for path in paths:
+            is_there = not isinstance(path, RemotePath) or path.local is not None
+            waiting.append((path, None if is_there else pool.submit(path.read_ahead)))
+            if len(waiting) > AHEAD:
+                yield from _arrived(*waiting.popleft())
+        while waiting:
+            yield from _arrived(*waiting.popleft())
+
+
+def _arrived(path: Path, task: Future[None] | None) -> Iterator[Path]:
+    if task is not None:
+        # Whoever opens it tries again, and says what is wrong.
+        task.exception()
+    yield path
+    if isinstance(path, RemotePath):
+        path.forget_ahead()
 
 
 class Copies:

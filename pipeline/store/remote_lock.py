@@ -77,7 +77,7 @@ class RemoteLock:
         self._local.acquire()
         try:
             mirror = self._path.mirror
-            hold = Hold(self._path.address, mirror.fail)
+            hold = Hold(self._path.address, self._fail)
             if not hold.is_taken:
                 raise HeldError(str(self._path), hold.holder)
             self._hold = hold
@@ -103,6 +103,9 @@ class RemoteLock:
                 remote.send_changed(self._path.parent)
         finally:
             self._let_go()
+
+    def _fail(self, error: BaseException) -> None:
+        self._path.mirror.sending.fail(error)
 
     def _let_go(self) -> None:
         if self._hold is not None:

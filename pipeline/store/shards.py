@@ -55,6 +55,11 @@ class Shards:
         # Layer -> the last chunk of several rows, for those who read row after row.
         self._last: dict[str, tuple[ChunkTable, int, NDArray[np.floating]]] = {}
 
+    @property
+    def are_remote(self) -> bool:
+        """Whether they lie at an address, so that reading is waiting for most of the time."""
+        return isinstance(self._paths[self.specs[0]], RemotePath)
+
     def __len__(self) -> int:
         """Rows of all of them."""
         return self.specs[-1].stop - self.specs[0].first
