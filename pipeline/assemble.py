@@ -34,6 +34,7 @@ from .stages import Stages, make_stages
 from .store import disk, folder, format
 from .store.digests import Digests
 from .store.reader import open_run
+from .store.remote import ahead
 from .store.writer import Writer
 
 UNTRAINED = (
@@ -244,18 +245,18 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
     """
     errors: list[str] = []
     others: set[str] = set()
-    for shard in run_folder.own:
-        if shard in run_folder.finished:
-            with open_run(path / format.SHARD_FOLDER / shard.file_name) as found:
-                created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
-                refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
-                errors += [error for error in found.images["error"] if error]
-                compression = found.attributes.get("compression", spec.compression)
-                if compression != spec.compression:
-                    others.add(f"compression {compression}, now {spec.compression}")
-                for name, text in spec.attributes.items():
-                    if name.startswith("version_") and name in found.attributes and found.attributes[name] != text:
-                        others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
+    finished = [shard for shard in run_folder.own if shard in run_folder.finished]
+    for shard, shard_path in zip(finished, ahead(path / format.shard_path(shard.file_name) for shard in finished), strict=True):
+        with open_run(shard_path) as found:
+            created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
+            refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
+            errors += [error for error in found.images["error"] if error]
+            compression = found.attributes.get("compression", spec.compression)
+            if compression != spec.compression:
+                others.add(f"compression {compression}, now {spec.compression}")
+            for name, text in spec.attributes.items():
+                if name.startswith("version_") and name in found.attributes and found.attributes[name] != text:
+                    others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
     if others and run_folder.missing:
         _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
     return errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import StoreError, printable
+from ..storage.connection import StorageError
 from ..storage.remote_path import RemotePath
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
@@ -94,7 +95,9 @@ def no_folder(path: Path) -> StoreError:
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
-    """Gives the one line for a file that the system does not let us read."""
+    """Gives the one line for a file that the system, or the storage at an address, does not let us read."""
+    if isinstance(path, RemotePath) and isinstance(error, StorageError):
+        return path.mirror.refused(error)
     return StoreError(
         f"{path}: cannot be read, got {getattr(error, 'strerror', None) or error}. Expected a file of a finished run. "
         f"Put it back, or run the extraction again: only what is missing is made again."

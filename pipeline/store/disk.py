@@ -48,8 +48,7 @@ def write_error(path: Path, error: BaseException) -> StoreError:
     if isinstance(path, RemotePath):
         if isinstance(error, OSError) and str(error.filename or "").startswith(str(path.mirror.address)):
             return path.mirror.refused(error)
-        local = path.mirror.place(path.within)
-        path = path if local is None else local
+        path = scratch_of(path.parent) / path.name if path.within else scratch_of(path)
     number = _errno(error)
     happened, remedy = _CAUSES.get(number, ("it cannot be written", "Check the disk and the folder"))
     got = errno.errorcode.get(number) or " ".join(str(error).split())[:200]
@@ -211,7 +210,10 @@ def most_finishing(folder: Path) -> float:
 
 def scratch_of(folder: Path) -> Path:
     """Gives where files are made: in the folder, or in the scratch folder of one at an address."""
-    return folder.mirror.home or Path() if isinstance(folder, RemotePath) else folder
+    if not isinstance(folder, RemotePath):
+        return folder
+    assert folder.mirror.home is not None
+    return folder.mirror.home / folder.within if folder.within else folder.mirror.home
 
 
 def holds_all(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import cast
 
 from ..errors import StoreError
 from ..storage.mirror import Mirror
@@ -84,8 +85,8 @@ def ahead(paths: Iterable[Path]) -> Iterator[Path]:
     with ThreadPoolExecutor(AHEAD, "ahead") as pool:
         waiting: deque[tuple[Path, Future[None] | None]] = deque()
         for path in paths:
-            is_there = not isinstance(path, RemotePath) or path.local is not None
-            waiting.append((path, None if is_there else pool.submit(path.read_ahead)))
+            is_away = isinstance(path, RemotePath) and path.local is None
+            waiting.append((path, pool.submit(cast("RemotePath", path).read_ahead) if is_away else None))
             if len(waiting) > AHEAD:
                 yield from _arrived(*waiting.popleft())
         while waiting:

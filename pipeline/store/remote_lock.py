@@ -111,6 +111,10 @@ class RemoteLock:
         if self._hold is not None:
             self._hold.release()
             self._hold = None
+        with suppress(OSError):
+            if self._local.is_locked:
+                # Should another process wait for what is gone now, the lock at the address is there to tell them apart.
+                Path(self.lock_file).unlink(missing_ok=True)
         self._local.release()
         with suppress(OSError):
             # Unless something is in it: the lock of another part, what is being made.

@@ -198,13 +198,13 @@ class Writer:
                 self._submit(progress, layer, piece, progress.file.dataset(layer))
         with self._changed:
             progress.all_put = True
+            self._finishing += 1
             self._hand_over(progress)
 
     def _hand_over(self, progress: Progress) -> None:
         """Finishes a shard of which all has been written; called with the lock held, by whoever sees that first."""
         if progress.all_put and not progress.pieces_waiting and not progress.broken:
             progress.all_put = False
-            self._finishing += 1
             self._finisher.submit(self._finish, progress)
 
     def _finish(self, progress: Progress) -> None:
