@@ -285,6 +285,6 @@ def test_a_user_who_may_not_read_an_image_gets_a_failed_row(store: ObjectStore, 
     (batch,) = load_batches(manifest, np.arange(2), batch_size=2, workers=1)
     assert [status.error.partition(":")[0] for status in batch.statuses] == ["unreadable", "not an image"]
     store.fault = lambda method, path: 503
-    monkeypatch.setattr(connection, "PAUSES_SECONDS", ())
+    monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
     with pytest.raises(DatasetError, match="the storage refuses"):
         list(load_batches(manifest, np.arange(2), batch_size=2, workers=1))
