@@ -31,6 +31,9 @@ LISTS = ("layers", "channels", "images")
 
 # The one option that is a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
 _GROUP_NAME = "network.name"
+# What makes several jobs of a command line, and what of an option says which.
+MULTIRUN = frozenset({"-m", "--multirun"})
+_SWEEPS = ",("
 # What Hydra takes for a word between brackets and commas, without quotes.
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 # To make a run again is to go on with it: these would remove what is there, or refuse it.
@@ -40,11 +43,13 @@ _NOT_AGAIN = ("replace", "fail")
 def literal_arguments(arguments: Sequence[str], literal_options: Sequence[str] = LITERAL_OPTIONS) -> list[str]:
     """Gives the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
 
-    Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already, and the
-    commas of a sweep (``--multirun``), stay as they are. Lists with commas get their brackets.
+    Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already stays as it is,
+    and so do commas and parentheses of a sweep (``--multirun``). Lists with commas get their brackets.
     """
-    if {"-m", "--multirun"} & set(arguments):
-        return list(arguments)
+    if MULTIRUN & set(arguments):
+        return [
+            argument if set(_SWEEPS) & set(argument) else _literal_argument(argument, literal_options) for argument in arguments
+        ]
     return [_literal_argument(argument, literal_options) for argument in _joined(arguments)]
 
 

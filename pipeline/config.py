@@ -272,10 +272,8 @@ def _switch(key: str, value: Any) -> bool:
 
 
 def _share(value: Any) -> Share | None:
-    if value is None:
-        return None
     share = Share.of_text(value) if isinstance(value, str) else None
-    if share is None:
+    if value is not None and share is None:
         raise _wrong("part", value, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run")
     return share
 

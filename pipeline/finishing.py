@@ -66,19 +66,24 @@ class Ending:
     max_failed_fraction: float
 
 
-def finish_share(run_folder: RunFolder, ending: Ending, errors: Sequence[str]) -> Report:
+def finish_share(run_folder: RunFolder, ending: Ending, errors_before: Sequence[str]) -> Report:
     """Ends the run if all shards are there; says how many are not, else.
 
     Args:
         run_folder: Of a share, all of whose shards are finished.
         ending: See there.
-        errors: Why rows of the share failed.
+        errors_before: Why rows failed of those of its shards that had been finished before.
 
     Raises:
         PipelineError: As of :func:`finish_run`.
     """
     folder, spec, share = run_folder.path, run_folder.spec, run_folder.share
     assert share is not None
+    # From the shards, whoever has made them: the loop here, or workers elsewhere.
+    errors = [*errors_before]
+    for shard in run_folder.missing:
+        with open_run(folder / format.shard_path(shard.file_name)) as made:
+            errors += [error for error in made.images["error"] if error]
     report = _report(folder, spec, ending, sum(shard.rows for shard in run_folder.own), errors, part=str(share))
     write_part_report(folder, share, report, is_new=bool(ending.made.rows))
     settle(folder)

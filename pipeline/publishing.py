@@ -221,7 +221,7 @@ def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_lay
 def _figures(report: Report) -> dict[str, str]:
     figures = {"images": f"{report.rows:,}", "failed": f"{report.failed:,}"}
     if report.part:
-        figures["all but the images is of part"] = report.part
+        figures["part, of which all else is"] = report.part
     elif report.rows_now < report.rows:
         figures["done before"] = f"{report.rows - report.rows_now:,}"
     if report.rows_added:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import signals
-from .command_line import LITERAL_OPTIONS, literal_arguments
+from . import jobs, signals
+from .command_line import LITERAL_OPTIONS, MULTIRUN, literal_arguments
 from .errors import OptionError, PipelineError, nearest, printable
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ def wrong_override(error: Exception, door: Door = RUN) -> OptionError:
     group = re.search(r"Could not find '(\w+)/([^']+)'", text)
     if group:
         options = [line.strip() for line in text.splitlines()[1:] if re.fullmatch(r"\s+\w+", line)]
+        if group[1] == "hydra":
+            return OptionError(
+                f"hydra/{group[2].replace('/', ': there is none of this name, got ', 1)}. Expected one of: {', '.join(options)}. "
+                f"Others come with hydra-joblib-launcher and hydra-submitit-launcher."
+            )
         return OptionError(
             f"{group[1]}: there is none of this name, got {group[2]!r}. Expected one of: {nearest(group[2], options)}. "
             f"Further ones are files in conf/{group[1]}."
@@ -126,10 +131,19 @@ def _run(config: DictConfig) -> None:
 
 @contextmanager
 def answered(door: Door = RUN) -> Iterator[None]:
-    """Turns what ends a command into a line and an exit code, before Hydra sees it and prints lines of its own."""
+    """Turns what ends a command into a line and an exit code, before Hydra sees it and prints lines of its own.
+
+    Of several jobs each may be another process, and the others go on: what ends one of them goes back to the command.
+
+    Raises:
+        PipelineError: What has ended a job of several.
+    """
+    is_job = jobs.is_one_of_several()
     try:
         yield
     except PipelineError as error:
+        if is_job:
+            raise
         fail(error)
     except (KeyboardInterrupt, signals.Terminated) as error:
         signals.stop(error)
@@ -139,7 +153,11 @@ def answered(door: Door = RUN) -> Iterator[None]:
         from omegaconf.errors import OmegaConfBaseException
 
         if isinstance(error, OmegaConfBaseException):
+            if is_job:
+                raise wrong_override(error, door) from None
             fail(wrong_override(error, door))
+        if is_job:
+            raise jobs.own_mistake(error) from None
         # A mistake of the program's own. Said here, so that Hydra does not take it for one of the command line.
         traceback.print_exc()
         sys.exit(1)
@@ -167,15 +185,24 @@ def compose(command: Callable[[], None], door: Door = RUN) -> None:
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     ConfigStore.instance().store(name="schema", node=getattr(schema, door.schema))
-    sys.argv[1:] = literal_arguments(sys.argv[1:], door.literal_options)
+    is_several = bool(MULTIRUN & {*sys.argv[1:]})
     try:
-        command()
+        with jobs.without_leftovers(literal_arguments(sys.argv[1:], door.literal_options)) as arguments:
+            sys.argv[1:] = arguments
+            command()
         sys.stdout.flush()
+    except PipelineError as error:
+        fail(error)
     except (KeyboardInterrupt, signals.Terminated) as error:
         signals.stop(error)
     except BrokenPipeError:
         _forget_stdout()
     except Exception as error:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if is_several and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            fail(jobs.lost_job(error))
         fail(wrong_override(error, door))
 
 

@@ -73,7 +73,7 @@ def heed_in_order() -> None:
     What it raises: ``KeyboardInterrupt`` for Ctrl-C, :class:`Terminated` for SIGTERM. Does nothing unless :func:`heed` has been
     called: a program that runs a job from Python answers its own signals.
     """
-    if not any(signal.getsignal(number) is _answer for number in WORDS):
+    if _state.raises or not any(signal.getsignal(number) is _answer for number in WORDS):
         return
     _state.raises = True
     # Python's handlers wait until the main thread comes back from what it computes; the thread that reads these bytes does not.

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, digest_images
+from pipeline.finishing import index_is_whole
+from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, Share, digest_images
 from pipeline.store.folder import open_folder
 from pipeline.store.index import build_index
 from pipeline.store.writer import Writer
@@ -120,3 +121,22 @@ def write_run(
         if index:
             build_index(folder, run_folder.spec)
     return made
+
+
+def write_share(folder: Path, spec: RunSpec, share: Share, failed: Sequence[int] = (), existing: str = "resume") -> bool:
+    """Makes a share of a run, as one of several processes; tells whether it has written the index."""
+    with open_folder(folder, spec, existing, share) as run_folder:
+        run_folder.make_room()
+        values = make_values(run_folder.spec)
+        for part, missing in run_folder.parts():
+            writer = Writer(folder, part, missing, workers=1, digests=run_folder.digests())
+            for shard in missing:
+                put_rows(writer, range(shard.first, shard.stop), values, make_statuses(part, failed))
+            writer.close()
+        with run_folder.alone():
+            if run_folder.lacking() or run_folder.is_extended():
+                return False
+            run_folder.gather_digests()
+            if not index_is_whole(folder, run_folder.spec):
+                build_index(folder, run_folder.spec)
+            return True

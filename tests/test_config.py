@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config import check_options
 from pipeline.errors import OptionError
+from pipeline.records import Share
 from pipeline.schema import CHOICES, Schema, known_keys
 
 
@@ -122,3 +123,27 @@ def test_every_key_is_in_the_configuration_files() -> None:
         for part in key.split("."):
             ours, theirs = ours[part], theirs[part]
         assert ours == theirs, key
+
+
+def test_a_part_is_a_number_of_a_number() -> None:
+    assert check_options(values()).share is None
+    assert check_options(values(part="3/8")).share == Share(3, 8)
+    for wrong in ("0/8", "9/8", "x", "3", 3, 0.375, True, ["1/2"], "1/2,2/2"):
+        with pytest.raises(OptionError) as raised:
+            check_options(values(part=wrong))
+        assert str(raised.value) == (
+            f"part: not a valid value, got {wrong!r}. Expected k/n with k from 1 to n, e.g. part=3/8, or null for the whole run. "
+            f"Run `python -m pipeline.run --help` for all options."
+        )
+
+
+@pytest.mark.parametrize("existing", ["replace", "fail"])
+def test_a_part_neither_replaces_nor_refuses_what_other_parts_may_have_made(existing: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        check_options(values(part="3/8", output__existing=existing))
+    assert str(raised.value) == (
+        f"output.existing: a part cannot tell what was there from what other parts make, got {existing} with part=3/8. Expected "
+        f"resume or extend. Use another name=..., or remove the folder first."
+    )
+    for allowed in ("resume", "extend"):
+        assert check_options(values(part="3/8", output__existing=allowed)).output.existing == allowed

@@ -40,6 +40,7 @@ CHANGES_NONE: dict[str, Any] = {
     "batch_size": 3,
     "name": "another",
     "dry_run": True,
+    "part": "2/3",
     "output.dir": "elsewhere",
     "output.compression": None,
     "output.existing": None,

@@ -95,6 +95,7 @@ def test_the_stored_options_are_those_that_the_command_stores(photographs: Path,
         ({"sise": 3}, OptionError, r"^sise: there is no such option, got 'sise'. Expected one of: size"),
         ({"data.sise": 3}, OptionError, r"^data.sise: there is no such option, got 'data.sise'. Expected one of: size"),
         ({"dry_run": True}, OptionError, r"^dry_run: there is no such option"),
+        ({"part": "1/2"}, OptionError, r"^part: there is no such option"),
         ({"size": 3, "data.size": 4}, OptionError, r"^data.size: given twice, got 4 too. Expected one value"),
         ({"data.dir": "other"}, OptionError, r"^data.dir: given twice, got 'other' too. Expected one value"),
         ({"size": "big"}, OptionError, r"^data.size: not a valid value, got 'big'"),
@@ -118,7 +119,7 @@ def test_errors_are_exceptions_of_one_line(
 
 def test_every_option_has_a_name_in_python() -> None:
     short = {{"network.name": "network", "output.dir": "output_dir"}.get(key, key.rsplit(".")[-1]) for key in known_keys()}
-    assert set(Settings.__annotations__) == short - {"dir", "layers", "dry_run"}
+    assert set(Settings.__annotations__) == short - {"dir", "layers", "dry_run", "part"}
 
 
 def test_a_wrong_option_loads_nothing_heavy() -> None:

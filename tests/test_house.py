@@ -14,7 +14,7 @@ WINGS = ("storage", "images", "network", "store", "training", "pages", "pictures
 # lies at an address by way of storage.
 BEHIND = {"training": {"store"}, "images": {"storage"}, "store": {"storage"}}
 DOORS_BETWEEN = {"store/feeding.py": {"training"}}
-DOORS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
+DOORS = {"run.py", "jobs.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
 # What all may import: the nouns, and the words in which both wings of arithmetic are written.
 NOUNS = {"records", "image_records", "sharding", "statistics", "errors"}
 FOUNDATION = NOUNS | {"machine", "vector_code"}

@@ -21,7 +21,7 @@ from .found import listing_paths, result_paths, shard_names
 from .listing import read_header, write_listing
 from .lock import Hold, take_lock
 from .repair import forget_missing
-from .settling import Settled, gather_digests, go_on, is_partial, other_images, partial_listings
+from .settling import Settled, gather_digests, go_on, is_partial, other_images, partial_companions
 from .strangers import refuse_foreign_folder, refuse_strangers
 
 # What processes that made a share each have left, whole or partial.
@@ -245,7 +245,7 @@ def _all_files(folder: Path) -> list[Path]:
     results = [path for path in reversed(result_paths(folder)) if is_partial(path) or not tables.is_foreign(path)]
     companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
     companions += [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
-    partial = [*map(disk.partial_path, companions), *partial_listings(folder)]
+    partial = [*map(disk.partial_path, companions), *partial_companions(folder)]
     written = dict.fromkeys([*results, *companions, *partial])
     # This program makes no links: what one leads to is somebody else's, and so is the link.
     return [path for path in written if path.is_file() and not path.is_symlink()]

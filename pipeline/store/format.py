@@ -74,9 +74,9 @@ UTF-8, or of its little-endian bytes. It means the same in every later version o
 once the file has its final name, and removed before a file of that name is written anew: a kill leaves a line missing, never a
 wrong one. ``run.log`` has no line, since every later run adds to it.
 
-Where several processes make the shards of a run at the same time, each adds its lines to ``SHA256SUMS-<writer>``, in the same
-format, and writes a shard as ``<name>.<writer>-<8 digits>.partial`` until it is whole. Whoever writes the index folds these lines
-into ``SHA256SUMS``.
+Where several processes make the shards of a run at the same time, each a share, they have files of their own: ``run-3-of-8.log``,
+``report-3-of-8.json`` and, in the same format, ``SHA256SUMS-3-of-8``, whose lines whoever writes the index folds into
+``SHA256SUMS``. They write a shard as ``<name>.3-of-8-<8 digits>.partial`` until it is whole.
 
 Chunks are HDF5 deflate (zlib) or unfiltered, little-endian, and hold whole rows; see :func:`chunk_shape` and :func:`band_shape`.
 A chunk whose rows have all failed is not stored. No plug-in is needed to read any of it.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from ..records import Manifest, digest_identity, digest_images
 from . import disk, format, remote, tables
 from .identity import read_identity, rows_of
 from .listing import Listing, read_listing
+
+_SHARD = re.compile(f"{format.SHARD_NAME.pattern}|{format.PARTIAL_SHARD_NAME.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +76,30 @@ class FoundPart:
 
 def result_paths(folder: Path) -> list[Path]:
     """Gives what the store has written in a folder, whole or partial: shards in order, then the index."""
-    names = [folder / format.shard_path(name) for name in shard_names(folder)] + [folder / format.INDEX_NAME]
-    names.append(disk.partial_path(names[-1]))
-    return names[:-2] + [path for path in names[-2:] if path.is_file()]
+    return [*(folder / format.shard_path(name) for name in shard_names(folder)), *index_paths(folder)]
+
+
+def index_paths(folder: Path) -> list[Path]:
+    """Gives the index and what is to become it, as far as they are there."""
+    index = folder / format.INDEX_NAME
+    return [path for path in (index, disk.partial_path(index)) if path.is_file()]
 
 
 def shard_names(folder: Path) -> list[str]:
     """Gives the names of shards in a run folder, whole or partial, in order; links to files too."""
+    return sorted(entry.name for entry in _shard_entries(folder) if entry.is_file())
+
+
+def shard_links(folder: Path) -> list[Path]:
+    """Gives the links to files among them."""
+    return sorted(Path(entry.path) for entry in _shard_entries(folder) if entry.is_symlink() and entry.is_file())
+
+
+def _shard_entries(folder: Path) -> list[Any]:
     try:
-        # The system tells what a name is while it lists it: asking for each of a million takes a minute.
+        # The system tells what a name is while it lists it. Asking for each of a million takes seconds, of a server minutes.
         with remote.scan(folder / format.SHARD_FOLDER) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if (format.SHARD_NAME.fullmatch(entry.name) or format.PARTIAL_SHARD_NAME.fullmatch(entry.name))
-                and entry.is_file()
-            )
+            return [entry for entry in entries if _SHARD.fullmatch(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
-from ..errors import StoreError
 from ..records import OK, FeatureSpec, RunSpec, ShardSpec
-from ..statistics import LayerStatistics, join_statistics
-from . import disk, format, remote, summaries, tables
+from . import disk, format, summaries, tables
+from .collecting import collect
 from .digests import Digests
-from .regular import require_own_shards
 from .tables import Column
 
 
@@ -34,7 +30,8 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
     """
-    columns, checksums, statistics = _gather(folder, spec)
+    gathered = collect(folder, spec)
+    columns = gathered.columns
     path = folder / format.INDEX_NAME
     partial = disk.partial_path(path)
     try:
@@ -49,9 +46,9 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
                 tables.write_layer(node, feature, spec.dtype)
             tables.write_columns(file, columns)
             group = file.create_group("checksums")
-            for layer, values in checksums.items():
+            for layer, values in gathered.checksums.items():
                 group.create_dataset(layer, data=values, dtype="<u4")
-            summaries.write_statistics(file, statistics)
+            summaries.write_statistics(file, gathered.statistics)
             tables.write_root(file, spec, format.INDEX, 0)
             file.flush()
             content = file.id.get_file_image()
@@ -64,42 +61,6 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             raise disk.write_error(partial, error) from error
         raise
     return path
-
-
-def _gather(folder: Path, spec: RunSpec) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics]]:
-    """Gives the tables, checksums and statistics of all shards, joined, having held each to the run."""
-    digests = [part.digest for part in spec.parts]
-    columns: dict[str, list[Column]] = {}
-    checksums: dict[str, list[NDArray[np.uint32]]] = {}
-    statistics: dict[str, LayerStatistics] = {}
-    require_own_shards(folder)
-    paths = remote.ahead(folder / format.SHARD_FOLDER / shard.file_name for shard in spec.shards())
-    for shard, path in zip(spec.shards(), paths, strict=True):
-        with tables.open_file(path) as file:
-            tables.check_shard(file, path, digests[shard.part], shard)
-            try:
-                for name in file["images"]:
-                    columns.setdefault(name, []).append(tables.read_column(file, path, name))
-                for feature in spec.features:
-                    layer = feature.layer.name
-                    checksums.setdefault(layer, []).append(tables.read_checksums(file, path, layer))
-                # One by one, so that those of thousands of shards do not lie in memory.
-                for layer, of_layer in summaries.read_statistics(file, path).items():
-                    before = [statistics[layer]] if layer in statistics else []
-                    statistics[layer] = join_statistics([*before, of_layer])
-            except tables.HDF5_READ_ERRORS as error:
-                raise tables.damaged(path, "a table", error) from error
-    for name, parts in columns.items():
-        if len(parts) != len(spec.shards()):
-            raise StoreError(
-                f"{folder}: column {name!r} is missing in some shards, got it in {len(parts)}. Expected it in all "
-                f"{len(spec.shards())}. Use output.existing=replace to make them all again."
-            )
-    return _joined(columns), _joined(checksums), statistics
-
-
-def _joined(parts: Mapping[str, list[NDArray]]) -> dict[str, NDArray]:  # type: ignore[type-arg]
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def _source_path(shard: ShardSpec) -> str:

@@ -14,7 +14,7 @@ from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import extra_file
 from .digests import Digests, file_digest
-from .found import Result, find_parts, listing_paths, read_result, result_paths
+from .found import Result, find_parts, index_paths, listing_paths, read_result, shard_links, shard_names
 from .listing import read_listing
 from .repair import complete_digests, forget_missing
 from .strangers import stranger
@@ -57,16 +57,17 @@ def go_on(folder: Path, spec: RunSpec, extend: bool, share: Share | None, living
     """
     if mends:
         _fold(folder, living)
-    paths = result_paths(folder)
-    links = [path for path in paths if path.is_symlink()]
+    links = [*shard_links(folder), *(path for path in index_paths(folder) if path.is_symlink())]
     if links:
         # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
         raise stranger(links[0])
-    mine = [path for path in paths if share is None or path.parent == folder or share.has(format.shard_number(path.name))]
-    useless = dict.fromkeys([*filter(is_partial, mine), *partial_listings(folder)], "unfinished")
-    whole, mine = ([path for path in of if not is_partial(path)] for of in (paths, mine))
-    results = [read_result(path) for path in remote.ahead(mine)]
-    chain = settle_parts(folder, spec, find_parts(folder, [*results, *_witnesses(results, whole)]), extend)
+    names = shard_names(folder)
+    mine = [name for name in names if share is None or share.has(format.shard_number(name))]
+    others = [] if share is None else sorted({*names} - {*mine})
+    paths = [*(folder / format.shard_path(name) for name in mine), *index_paths(folder)]
+    useless = dict.fromkeys([*filter(is_partial, paths), *partial_companions(folder, share)], "unfinished")
+    results = [read_result(path) for path in remote.ahead(path for path in paths if path not in useless)]
+    chain = settle_parts(folder, spec, find_parts(folder, [*results, *_witnesses(folder, results, others)]), extend)
     plan = {shard.file_name: shard for shard in chain.spec.shards()}
     digests = [part.digest for part in chain.spec.parts]
     finished: set[ShardSpec] = set()
@@ -87,8 +88,8 @@ def go_on(folder: Path, spec: RunSpec, extend: bool, share: Share | None, living
         useless |= complete_digests(folder, finished)
     finished = {shard for shard in finished if folder / format.shard_path(shard.file_name) not in useless}
     index = next((result for result in results if result.path.name == format.INDEX_NAME), None)
-    others = {path.name for path in whole} - {path.name for path in mine}
-    if index and (reason := _why_useless(index, chain.spec, lambda shard: shard in finished or shard.file_name in others)):
+    elsewhere = {*others}
+    if index and (reason := _why_useless(index, chain.spec, lambda shard: shard in finished or shard.file_name in elsewhere)):
         useless[index.path] = reason
     for path, reason in useless.items():
         _log.warning("%s: %s, since it is %s", path, "removed" if mends else "to be removed", reason)
@@ -153,25 +154,29 @@ def is_partial(path: Path) -> bool:
     return path.name.endswith(format.PARTIAL_SUFFIX)
 
 
-def partial_listings(folder: Path) -> list[Path]:
-    """Gives the lists of images that are not whole."""
-    return [
-        path
-        for path in folder.iterdir()
-        if is_partial(path) and path.is_file() and format.MANIFEST_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX))
-    ]
+def partial_companions(folder: Path, share: Share | None = None) -> list[Path]:
+    """Gives the lists of images, and the reports of parts, that are not whole; of a share its own."""
+    found: list[Path] = []
+    for path in folder.iterdir():
+        name = path.name.removesuffix(format.PARTIAL_SUFFIX)
+        is_own = name == format.report_name(share.mark) if share else format.PART_COMPANION_NAME.fullmatch(name)
+        if is_partial(path) and path.is_file() and (is_own or format.MANIFEST_NAME.fullmatch(name)):
+            found.append(path)
+    return found
 
 
-def _witnesses(results: Sequence[Result], whole: Sequence[Path]) -> list[Result]:
+def _witnesses(folder: Path, results: Sequence[Result], others: Sequence[str]) -> list[Result]:
     """Gives a shard of each part of the run of which this process has none: it tells of which run the others are."""
-    known, mine = {result.part for result in results if result.identity is not None}, {result.path for result in results}
+    known = {result.part for result in results if result.identity is not None}
     found: list[Result] = []
-    for path in whole:
-        name = format.SHARD_NAME.fullmatch(path.name)
-        part = int(name[1] or 0) if name else -1
-        if name and part not in known and path not in mine and (result := read_result(path)).identity is not None:
+    for name in others:
+        shard = format.SHARD_NAME.fullmatch(name)
+        if shard is None or int(shard[1] or 0) in known:
+            continue
+        result = read_result(folder / format.shard_path(name))
+        if result.identity is not None:
             found.append(result)
-            known.add(part)
+            known.add(result.part)
     return found
 
 

@@ -15,7 +15,7 @@ from .rows import ROWS, Bench, Line
 from .table import format_table, to_json
 
 # Each registers its rows, in the order of the table.
-for room in ("bare_network", "whole_job", "short_job", "storing", "training", "reading", "all_layers", "scale"):
+for room in ("bare_network", "whole_job", "short_job", "storing", "training", "reading", "all_layers", "scale", "bookkeeping"):
     importlib.import_module(f".{room}", __package__)
 
 

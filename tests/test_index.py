@@ -1,0 +1,219 @@
+"""``python -m pipeline.index``: what a run has besides its shards, made by hand, from nothing but these."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DatasetError, LockedError, OptionError, StoreError
+from pipeline.finishing import Ending, Made, finish_share
+from pipeline.index import check_options, index_run
+from pipeline.records import RunSpec, Share
+from pipeline.report import Report, Stopwatch
+from pipeline.store.folder import open_folder
+from pipeline.store.recall import recall_run
+from pipeline.store.verification import verify_folder
+from pipeline.store.writer import Writer
+
+from .killed_runs import assert_same_run, contents
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run, write_share
+from .test_command import call
+
+CONFIG = "data:\n  dir: imgs\n  max_failed_fraction: 0.25\n"
+
+
+def spec_of(rows: int = 30, **how: object) -> RunSpec:
+    spec = make_spec(rows=rows, identity={"network": "vgg19", "data.size": "224"}, **how)  # type: ignore[arg-type]
+    spec.attributes.update(config=CONFIG, weights="random", weights_sha256="0" * 64, data_root="/data", preprocess="none")  # type: ignore[attr-defined]
+    spec.attributes.update(compression=spec.compression)  # type: ignore[attr-defined]
+    return spec
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    write_run(folder, spec_of(), failed=[3, 8])
+    return folder
+
+
+@pytest.fixture
+def shards_only(whole: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "run"
+    shutil.copytree(whole / "shards", copy / "shards")
+    shutil.copy(whole / "manifest.jsonl.gz", copy)
+    return copy
+
+
+def test_the_index_from_shards_alone_is_the_one_that_the_run_writes(shards_only: Path, whole: Path) -> None:
+    report = index_run(shards_only)
+    assert contents(shards_only / "features.h5") == contents(whole / "features.h5")
+    assert (report.rows, report.failed, report.rows_now, report.options["data.max_failed_fraction"]) == (30, 2, 0, 0.25)
+    assert Report.from_json((shards_only / "report.json").read_text()) == report
+    assert (shards_only / "config.yaml").read_text() == CONFIG
+    assert (shards_only / "report.html").stat().st_size > 1000
+    verdict = verify_folder(shards_only, 1)
+    assert verdict.count == 0, verdict.findings
+    stamps = {path: path.stat().st_mtime_ns for path in shards_only.iterdir() if path.suffix != ".log"}
+    index_run(shards_only)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_without_the_list_of_images_the_shards_tell_them(shards_only: Path, whole: Path) -> None:
+    (shards_only / "manifest.jsonl.gz").unlink()
+    spec = recall_run(shards_only)
+    assert spec.manifest.keys == spec_of().manifest.keys
+    assert spec.digest == spec_of().digest
+    index_run(shards_only)
+    assert contents(shards_only / "features.h5") == contents(whole / "features.h5")
+
+
+def test_an_extended_run_is_recalled_with_all_its_parts(tmp_path: Path) -> None:
+    keys = [f"a/{number:02d}.jpg" for number in range(25)]
+    for count in (10, 25):
+        write_run(tmp_path, spec_of(rows=count, keys=keys[:count]), existing="extend")
+    before = contents(tmp_path / "features.h5")
+    (tmp_path / "features.h5").unlink()
+    index_run(tmp_path)
+    assert contents(tmp_path / "features.h5") == before
+    (tmp_path / "shards/shard-part001-00001-of-00004.h5").unlink()
+    with pytest.raises(StoreError, match=r"got 6 of 7, without shard-part001-00001-of-00004\.h5\. Expected all\. Run the"):
+        index_run(tmp_path)
+    for path in (tmp_path / "shards").glob("shard-part001-*"):
+        path.unlink()
+    with pytest.raises(StoreError, match=r"got 3 of 7, without shard-part001-00000-of-00004\.h5, "):
+        index_run(tmp_path)
+
+
+def test_native_size_is_linked_as_the_run_links_it(tmp_path: Path) -> None:
+    spec = spec_of(rows=3, shapes={"relu4_1": None})
+    values = {"relu4_1": [make_values_of(2 + row) for row in range(3)]}
+    write_run(tmp_path, spec, values=values)
+    before = contents(tmp_path / "features.h5")
+    (tmp_path / "features.h5").unlink()
+    build = recall_run(tmp_path)
+    assert [feature.shape for feature in build.features] == [None]
+    index_run(tmp_path)
+    assert contents(tmp_path / "features.h5") == before
+
+
+def make_values_of(side: int):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    return np.ones((side, side, 3), np.float32)
+
+
+def test_missing_shards_are_named_and_the_parts_that_make_them(shards_only: Path) -> None:
+    for number in (1, 2, 5, 6):
+        (shards_only / f"shards/shard-0000{number}-of-00008.h5").unlink()
+    said = (
+        f"{shards_only}: shards are missing, got 4 of 8, without shard-00001-of-00008.h5, shard-00002-of-00008.h5, "
+        "shard-00005-of-00008.h5, .... Expected all. "
+    )
+    with pytest.raises(StoreError) as raised:
+        index_run(shards_only)
+    assert str(raised.value) == said + "Run the extraction again, which makes them and then the index."
+    (shards_only / "run-2-of-4.log").write_text("")
+    with pytest.raises(StoreError) as raised:
+        index_run(shards_only)
+    assert str(raised.value) == said + "Run again, with part=2/4, 3/4: the one that finishes last writes the index."
+    assert not (shards_only / "features.h5").exists()
+
+
+def test_a_live_run_or_part_is_left_alone(whole: Path) -> None:
+    for share, said in ((None, "another run writes this folder"), (Share(1, 2), "a part of the run is being made")):
+        with open_folder(whole, spec_of(), "resume", share), pytest.raises(LockedError, match=said):
+            index_run(whole)
+
+
+def test_a_damaged_shard_without_a_digest_is_no_part_of_an_index(shards_only: Path) -> None:
+    path = shards_only / "shards/shard-00001-of-00008.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"shard-00001-of-00008\.h5: .* is damaged"):
+        index_run(shards_only)
+    assert not (shards_only / "features.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"run": None}, "run: no run was named, got None. Expected a run folder. Run e.g. `python -m pipeline.index run="),
+        ({"run": ""}, "run: no run was named, got ''."),
+        ({"run": "a\0b"}, "run: no run was named, got 'a\\x00b'."),
+        (
+            {"run": "x", "rum": 1},
+            "rum: there is no such option, got 'rum'. Expected one of: run. Run `python -m pipeline.ind",
+        ),
+    ],
+)
+def test_wrong_options_are_one_line(values: dict[str, object], said: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        check_options(values)
+    assert str(raised.value).startswith(said)
+
+
+def test_the_command_ends_with_the_exit_codes_of_the_house(shards_only: Path) -> None:
+    cwd = shards_only.parent
+    good = call("run=run", cwd=cwd, module="pipeline.index")
+    assert (good.returncode, good.stdout) == (0, "")
+    assert good.stderr.splitlines()[0] == "shards: all 8 are there, 30 rows"
+    assert call("run=run", cwd=cwd, module="pipeline.verify").returncode == 0
+    nothing = call("run=nope", cwd=cwd, module="pipeline.index")
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (1, 1)
+    assert nothing.stderr.startswith("error: nope: there is no such run")
+    wrong = call("rum=run", cwd=cwd, module="pipeline.index")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+def test_parts_whose_last_was_killed_before_the_index_are_ended_by_hand(tmp_path: Path, whole: Path) -> None:
+    spec = spec_of()
+    for number in (1, 2):
+        write_share(tmp_path / "run", spec, Share(number, 2), failed=[3, 8])
+    (tmp_path / "run/features.h5").unlink()
+    index_run(tmp_path / "run")
+    for name in ("config.yaml", "report.json", "report.html", "run.log"):
+        (tmp_path / "run" / name).unlink()
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pipeline")
+    spec, folder = spec_of(), tmp_path / "run"
+    reports = {}
+    for share in (Share(1, 2), Share(2, 2)):
+        caplog.clear()
+        with open_folder(folder, spec, "resume", share) as run_folder:
+            run_folder.make_room()
+            writer = Writer(folder, spec, run_folder.missing, 1, digests=run_folder.digests())
+            rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
+            put_rows(writer, rows, make_values(spec), make_statuses(spec, [3, 8, 9]))
+            writer.close()
+            ending = Ending(Made("cpu", len(rows), 0, 2.5), Stopwatch(), {}, 1.0)
+            reports[str(share)] = finish_share(run_folder, ending, [])
+        own = Report.from_json((folder / f"report-{share.mark}.json").read_text())
+        assert (own.rows, own.rows_now, own.part, own.index) == (len(rows), len(rows), str(share), "")
+        assert own.failed == {"1/2": 3, "2/2": 0}[str(share)]
+        if share.number == 1:
+            assert caplog.messages[0] == "part       1/2; all of it is of this part alone"
+            assert caplog.messages[-1] == "index: 4 of 8 shards are not there yet; the part that finishes last writes it"
+            assert not (folder / "report.json").exists()
+    assert caplog.messages[0] == "part       2/2; rows are those of the run, all else is of this part alone"
+    run = Report.from_json((folder / "report.json").read_text())
+    assert run == reports["2/2"]
+    assert (run.rows, run.failed, run.rows_now, run.part) == (30, 3, 14, "2/2")
+    assert "2/2" in (folder / "report.html").read_text()
+
+
+def test_too_many_failures_are_told_by_the_last_one_of_all_rows(tmp_path: Path) -> None:
+    spec, folder = spec_of(rows=8), tmp_path / "run"
+    for number in (1, 2):
+        write_share(folder, spec, Share(number, 2), failed=range(4))
+    ending = Ending(Made(), Stopwatch(), {}, 0.25)
+    with (
+        open_folder(folder, spec, "resume", Share(1, 2)) as run_folder,
+        pytest.raises(DatasetError, match="too many images fail, got 4 of 8"),
+    ):
+        finish_share(run_folder, ending, [])

@@ -1,0 +1,143 @@
+"""Several jobs from one command line, through Hydra's launchers: one line, the right exit code, and nothing left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline import jobs
+from pipeline.command_line import literal_arguments
+from pipeline.store.verification import verify_folder
+
+from .killed_runs import assert_same_run
+from .test_command import call
+from .test_kills import OPTIONS, images
+
+__all__ = ["images"]  # a fixture
+
+LAUNCHERS = {"basic": "hydra", "joblib": "hydra_plugins.hydra_joblib_launcher", "submitit_local": "submitit"}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def require(launcher: str) -> None:
+    try:
+        found = importlib.util.find_spec(LAUNCHERS[launcher])
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        pytest.skip(f"the launcher {launcher} is not installed")
+
+
+def test_what_ends_a_job_is_one_line_and_its_exit_code(tmp_path: Path) -> None:
+    wrong = call("-m", "data.dir=~/x y", "part=1/2,5/2", cwd=tmp_path)
+    assert wrong.returncode == 1
+    lines = wrong.stderr.splitlines()
+    assert lines[0].startswith("Error executing job with overrides: ")  # Hydra's own, which says which
+    assert len(lines) == 2
+    assert lines[1].startswith("error: data.dir: no such folder, got '")
+    assert lines[1].endswith("/x y'. Expected a folder of images. Check the path.")
+    assert names_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data.dir=x", "part=3/2,1/2"], "error: part: not a valid value, got '3/2'. Expected k/n with k from 1 to n"),
+        (["data.dri=x"], "error: data.dri: there is no such option, got 'data.dri'."),
+        (["hydra/launcher=nosuch"], "error: hydra/launcher: there is none of this name, got nosuch. Expected one of: basic"),
+    ],
+)
+def test_a_wrong_option_of_several_jobs_is_exit_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
+    wrong = call("--multirun", *arguments, cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr.splitlines()[-1].startswith(said)) == (2, True), wrong.stderr
+    assert names_in(tmp_path) == set()
+
+
+def test_paths_are_as_typed_and_commas_are_jobs() -> None:
+    given = ["-m", "data.dir=~/2024_01", "name=a,b", "network=vgg16,vgg19", "layers=relu4_1,relu5_1", 'output.dir="x"']
+    assert literal_arguments(given) == ["-m", 'data.dir="~/2024_01"', *given[2:]]
+
+
+@pytest.mark.parametrize("told", ["hydra.sweep.dir=x", "++hydra.sweep.dir=x"])
+def test_whoever_says_where_gets_it_there(told: str) -> None:
+    with jobs.without_leftovers(["-m", "part=1/2", told]) as arguments:
+        assert arguments == ["-m", "part=1/2", told]
+    with jobs.without_leftovers(["part=1/2"]) as arguments:
+        assert arguments == ["part=1/2"]
+
+
+def test_hydra_s_folder_is_gone_afterwards_and_submitit_s_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with jobs.without_leftovers(["-m", "part=1/2"]) as arguments:
+        (folder,) = tmp_path.iterdir()
+        assert arguments == ["-m", "part=1/2", f'hydra.sweep.dir="{folder.as_posix()}"']
+    assert names_in(tmp_path) == set()
+    with jobs.without_leftovers(["-m", "hydra/launcher=submitit_slurm"]) as arguments:
+        assert arguments[2:] == ["hydra.sweep.dir=.submitit", "hydra.launcher.submitit_folder=.submitit/%j"]
+
+
+def test_a_job_without_a_result_and_a_mistake_of_the_program_s_own_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert str(jobs.lost_job(RuntimeError("killed\nby the system"))) == (
+        "multirun: a job has ended without a result, got RuntimeError: killed by the system. Expected one of each. See its own "
+        "output, where the launcher keeps it, then run the same command again: finished shards are kept."
+    )
+    try:
+        raise ZeroDivisionError("division by zero")
+    except ZeroDivisionError as error:
+        line = str(jobs.own_mistake(error))
+    assert line == (
+        "job: a mistake of the program's own, got ZeroDivisionError: division by zero. Expected none. Its traceback is in the "
+        "job's output."
+    )
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_parts_through_a_launcher_make_the_run_that_one_process_makes(images: Path, tmp_path: Path, launcher: str) -> None:
+    require(launcher)
+    options = [f"data.dir={images}", *OPTIONS, "runtime.workers=1"]
+    alone = call(*options, "output.dir=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    done = call("-m", *options, "part=1/3,2/3,3/3", f"hydra/launcher={launcher}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs/run"
+    assert verify_folder(run, 1).count == 0
+    assert names_in(tmp_path) == {"alone", "outputs"} | ({".submitit"} if "submitit" in launcher else set())
+    assert {f"run-{number}-of-3.log" for number in (1, 2, 3)} < names_in(run)
+    reports = [json.loads((run / f"report-{number}-of-3.json").read_text()) for number in (1, 2, 3)]
+    assert (sum(part["rows"] for part in reports), sum(part["failed"] for part in reports)) == (40, 5)
+    for name in ("run-{}-of-3.log", "report-{}-of-3.json"):
+        for number in (1, 2, 3):
+            (run / name.format(number)).unlink()
+    for folder in (run, tmp_path / "alone/run"):
+        for name in ("run.log", "report.json", "report.html"):
+            (folder / name).unlink(missing_ok=True)
+    # The options are the same but for the folder, which is told apart on purpose.
+    assert_same_run(run, tmp_path / "alone/run", but=["@config"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failed_part_is_one_line_whatever_launches_it(tmp_path: Path, launcher: str) -> None:
+    require(launcher)
+    failed = call("-m", "data.dir=nowhere", "part=1/2,2/2", f"hydra/launcher={launcher}", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("error: data.dir: no such folder, got '")
+
+
+@pytest.mark.slow
+def test_several_networks_one_after_the_other(images: Path, tmp_path: Path) -> None:
+    options = [f"data.dir={images}", *OPTIONS[:-1]]
+    done = call("-m", *options, "network=vgg16,vgg19", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert names_in(tmp_path) == {"outputs"}
+    assert names_in(tmp_path / "outputs") == {"imgs-vgg16", "imgs-vgg19"}

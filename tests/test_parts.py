@@ -1,0 +1,328 @@
+"""Several processes that make one run, each its share of the shards: ``part=k/n``."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from pipeline.errors import LockedError, StoreError
+from pipeline.finishing import index_is_whole
+from pipeline.records import Share, plan_shards
+from pipeline.store import lock
+from pipeline.store.digests import Digests
+from pipeline.store.folder import open_folder, preview_folder
+from pipeline.store.lock import take_lock
+from pipeline.store.verification import verify_folder
+
+from .killed_runs import ROOT, assert_same_run
+from .stored_runs import make_spec, write_run, write_share
+from .test_store_folder import ENVIRONMENT, files_in, run_python
+
+SHARE = (
+    "import sys; from tests.stored_runs import *\n"
+    "print(write_share(Path(sys.argv[1]), make_spec(rows=30), Share.of_text(sys.argv[2]), failed=[3, 8]))\n"
+)
+
+
+def start_share(folder: Path, share: str, program: str = SHARE) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, str(folder), share]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undivided") / "run"
+    write_run(folder, make_spec(rows=30), failed=[3, 8])
+    return folder
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
+def test_shares_tile_the_shards_of_every_part_of_a_run(count: int) -> None:
+    shards = plan_shards([30, 45, 46], 4)
+    shares = [[shard for shard in shards if Share(number, count).has(shard.number)] for number in range(1, count + 1)]
+    assert sorted((shard for share in shares for shard in share), key=lambda shard: (shard.part, shard.number)) == list(shards)
+    assert {shard.part for shard in shares[0]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("text", ["3/8", "3-of-8"])
+def test_a_share_is_written_in_two_ways(text: str) -> None:
+    assert Share.of_text(text) == Share(3, 8)
+    assert (str(Share(3, 8)), Share(3, 8).mark) == ("3/8", "3-of-8")
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "x", "3", "3/8/9", "-1/8", "3/", "3 /8", "1/0", "²/8", "3-8"])
+def test_what_is_no_share_is_none(text: str) -> None:
+    assert Share.of_text(text) is None
+
+
+def test_processes_that_start_together_make_the_run_that_one_makes(tmp_path: Path, undivided: Path) -> None:
+    folder = tmp_path / "run"
+    started = [start_share(folder, f"{number}/3") for number in (1, 2, 3)]
+    said = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    # Those that found the index written ended the run as well.
+    assert "True" in {words.strip() for words, _ in said}
+    assert_same_run(folder, undivided)
+    assert verify_folder(folder, 1).count == 0
+
+
+def test_two_that_finish_together_write_one_index(tmp_path: Path, undivided: Path) -> None:
+    spec = make_spec(rows=30)
+    for number in (1, 2):
+        write_share(tmp_path, spec, Share(number, 3), failed=[3, 8])
+    with open_folder(tmp_path, spec, "resume", Share(1, 3)) as waiting:
+        assert write_share(tmp_path, spec, Share(3, 3), failed=[3, 8])
+        written = (tmp_path / "features.h5").stat().st_ino
+        with waiting.alone():
+            assert waiting.lacking() == []
+            assert index_is_whole(tmp_path, spec)
+    assert write_share(tmp_path, spec, Share(1, 3), failed=[3, 8])
+    assert (tmp_path / "features.h5").stat().st_ino == written
+    assert_same_run(tmp_path, undivided)
+
+
+def test_the_last_one_writes_the_index_and_the_others_leave_it(tmp_path: Path, undivided: Path) -> None:
+    spec = make_spec(rows=30)
+    assert not write_share(tmp_path, spec, Share(2, 2), failed=[3, 8])
+    assert not (tmp_path / "features.h5").exists()
+    assert files_in(tmp_path) >= {"SHA256SUMS-2-of-2"}
+    assert write_share(tmp_path, spec, Share(1, 2), failed=[3, 8])
+    assert not any("of-2" in name for name in files_in(tmp_path) if name.startswith((".lock", "SHA256SUMS")))
+    assert_same_run(tmp_path, undivided)
+
+
+def test_a_part_that_died_is_made_by_starting_it_again(tmp_path: Path, undivided: Path) -> None:
+    folder = tmp_path / "run"
+    die = (
+        "import os, signal\nfrom pathlib import Path\nreplace = Path.replace\n"
+        "def die(path, target):\n"
+        "    if '00005-of' in path.name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return replace(path, target)\n"
+        "Path.replace = die\n"
+    )
+    killed = start_share(folder, "2/2", die + SHARE)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    left = files_in(folder)
+    assert left >= {".lock-2-of-2", "SHA256SUMS-2-of-2", "shards/shard-00001-of-00008.h5", "shards/shard-00003-of-00008.h5"}
+    (partial,) = (name for name in left if name.endswith(".partial") and "00005" in name)
+    assert re.fullmatch(r"shards/shard-00005-of-00008\.h5\.2-of-2-[0-9a-f]{8}\.partial", partial)
+    kept = (folder / "shards/shard-00001-of-00008.h5").stat().st_ino
+    spec = make_spec(rows=30)
+    # What is not of its share is nothing to a part, dead or alive.
+    assert not write_share(folder, spec, Share(1, 2), failed=[3, 8])
+    assert partial in files_in(folder)
+    assert write_share(folder, spec, Share(2, 2), failed=[3, 8])
+    assert (folder / "shards/shard-00001-of-00008.h5").stat().st_ino == kept
+    assert_same_run(folder, undivided)
+
+
+def test_a_whole_run_goes_on_where_parts_have_stopped(tmp_path: Path, undivided: Path) -> None:
+    spec = make_spec(rows=30)
+    write_share(tmp_path, spec, Share(2, 3), failed=[3, 8])
+    (tmp_path / "shards/shard-00002-of-00008.h5.3-of-3-00112233.partial").write_text("of a kill")
+    (tmp_path / "report-3-of-3.json.partial").write_text("{")
+    write_run(tmp_path, spec, failed=[3, 8])
+    assert_same_run(tmp_path, undivided)
+
+
+def test_a_shard_that_another_part_left_without_a_digest_is_checked_by_the_last(tmp_path: Path, undivided: Path) -> None:
+    spec = make_spec(rows=30)
+    write_share(tmp_path, spec, Share(2, 2), failed=[3, 8])
+    (tmp_path / "SHA256SUMS").write_text("")
+    (tmp_path / "SHA256SUMS-2-of-2").write_text("torn")
+    assert write_share(tmp_path, spec, Share(1, 2), failed=[3, 8])
+    assert all(Digests(tmp_path).agrees(path.relative_to(tmp_path).as_posix()) for path in (tmp_path / "shards").iterdir())
+    damaged = tmp_path / "shards/shard-00001-of-00008.h5"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    damaged.write_bytes(content)
+    Digests(tmp_path).drop(["shards/shard-00001-of-00008.h5"])
+    (tmp_path / "features.h5").unlink()
+    with pytest.raises(StoreError, match=r"shard-00001-of-00008\.h5: .* is damaged"):
+        write_share(tmp_path, spec, Share(1, 2), failed=[3, 8])
+    assert write_share(tmp_path, spec, Share(2, 2), failed=[3, 8])
+    assert_same_run(tmp_path, undivided)
+
+
+def held(folder: Path, share: Share | None) -> Callable[[], None]:
+    """Opens a folder as another process does, and gives what ends that; locks are told apart by who opened their file."""
+    opened = open_folder(folder, make_spec(rows=30), "resume", share)
+    return opened.close
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (Share(3, 8), None, "a part of the run is being made, got part 3/8 held by a live process. Expected no other process."),
+        (
+            Share(3, 8),
+            Share(3, 8),
+            "the same part is being made, got part=3/8 where a live process has it.",
+        ),
+        (
+            Share(3, 8),
+            Share(3, 9),
+            "the run is being divided otherwise, got part=3/9 where part 3/8 lives.",
+        ),
+        (None, Share(3, 8), "another run writes this folder, got a lock held by a live process. Expected one run at a time."),
+        (None, None, "another run writes this folder, got a lock held by a live process. Expected one run at a time."),
+    ],
+)
+def test_who_may_not_be_beside_whom_is_refused_in_one_line(
+    tmp_path: Path, first: Share | None, second: Share | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.2)
+    end = held(tmp_path, first)
+    before = files_in(tmp_path)
+    for opening in (open_folder, preview_folder):
+        with pytest.raises(LockedError) as raised:
+            opening(tmp_path, make_spec(rows=30), "resume", second)
+        assert str(raised.value).startswith(f"{tmp_path}: {said} ")
+        assert "\n" not in str(raised.value)
+    assert files_in(tmp_path) == before
+    end()
+    open_folder(tmp_path, make_spec(rows=30), "resume", second).close()
+    assert [name for name in files_in(tmp_path) if ".lock" in name] == [".lock"]
+
+
+def test_repair_is_refused_while_a_part_lives(tmp_path: Path) -> None:
+    end = held(tmp_path, Share(1, 2))
+    with pytest.raises(LockedError, match="a part of the run is being made, got part 1/2"):
+        take_lock(tmp_path)
+    end()
+    take_lock(tmp_path).release()
+
+
+def test_parts_wait_for_each_other_and_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "SAID_AFTER_SECONDS", 0.0)
+    caplog.set_level("INFO", "pipeline")
+    end = held(tmp_path, Share(1, 2))
+    settling = FileLock(tmp_path / ".lock", timeout=0, thread_local=False)
+    settling.acquire()
+    threading.Timer(0.5, settling.release).start()
+    began = time.monotonic()
+    held(tmp_path, Share(2, 2))()
+    assert time.monotonic() - began >= 0.4
+    assert caplog.messages == [f"{tmp_path}: waiting for another part, which settles the folder or writes the index"]
+    end()
+
+
+def test_waiting_for_another_part_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
+    end = held(tmp_path, Share(1, 2))
+    with FileLock(tmp_path / ".lock", timeout=0), pytest.raises(LockedError) as raised:
+        open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 2))
+    assert str(raised.value) == (
+        f"{tmp_path}: another part of the run does not let go of the folder, got .lock held for 0 s. Expected seconds. Find the "
+        f"process that hangs and stop it, then run this part again."
+    )
+    end()
+
+
+def test_a_dead_part_s_lock_is_removed_by_whoever_comes(tmp_path: Path) -> None:
+    held(tmp_path, None)()
+    (tmp_path / ".lock-5-of-9").write_text("")
+    held(tmp_path, Share(1, 2))()
+    assert files_in(tmp_path) == {".lock"}
+
+
+def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_path: Path) -> None:
+    first = open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2))
+    second = open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
+    # Nothing had been written yet when both were opened.
+    first.make_room()
+    with pytest.raises(LockedError) as raised:
+        second.make_room()
+    said = (
+        f"{tmp_path}: other parts make a run of other images or options, got part 1/2 of it. Expected all parts with the same "
+        f"images and options. Wait for them, then run the parts again with output.existing=extend."
+    )
+    assert str(raised.value) == said
+    second.close()
+    with pytest.raises(LockedError) as raised:
+        open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
+    assert str(raised.value) == said
+    first.close()
+
+
+def test_another_run_is_refused_by_a_part_of_whose_share_nothing_is_there(tmp_path: Path) -> None:
+    write_share(tmp_path, make_spec(rows=30, identity={"data.size": "224"}), Share(1, 2))
+    (tmp_path / "manifest.jsonl.gz").unlink()
+    with pytest.raises(StoreError, match=r"other options, got data.size '256' \(in the folder '224'\)"):
+        open_folder(tmp_path, make_spec(rows=30, identity={"data.size": "256"}), "resume", Share(2, 2))
+
+
+def test_parts_extend_a_run_together(tmp_path: Path) -> None:
+    keys = [f"a/{number:02d}.jpg" for number in range(25)]
+    write_run(tmp_path / "one", make_spec(keys=keys[:10], rows=10))
+    write_run(tmp_path / "one", make_spec(keys=keys, rows=25), existing="extend")
+    parts = tmp_path / "parts"
+    write_run(parts, make_spec(keys=keys[:10], rows=10))
+    spec = make_spec(keys=keys, rows=25)
+    with open_folder(parts, make_spec(keys=keys[:10], rows=10), "resume", Share(3, 3)) as behind:
+        behind.make_room()
+        assert not write_share(parts, spec, Share(1, 3), existing="extend")
+        # One that knows nothing of the extension must not end the run as it was.
+        assert behind.lacking() == []
+        assert behind.is_extended()
+    assert not write_share(parts, spec, Share(2, 3), existing="extend")
+    assert write_share(parts, spec, Share(3, 3), existing="extend")
+    assert_same_run(parts, tmp_path / "one")
+
+
+def test_replace_removes_what_parts_have_written(tmp_path: Path) -> None:
+    write_share(tmp_path, make_spec(rows=30), Share(2, 3))
+    for name in ("run-2-of-3.log", "report-2-of-3.json", "report-2-of-3.json.partial", "SHA256SUMS-1-of-3.partial"):
+        (tmp_path / name).write_text("x")
+    for name in ("run-x-of-3.log", "report-2.json", "my SHA256SUMS-1-of-3"):
+        (tmp_path / name).write_text("somebody's own")
+    with open_folder(tmp_path, make_spec(rows=30), "replace") as opened:
+        opened.make_room()
+        assert files_in(tmp_path) == {
+            *("run-x-of-3.log", "report-2.json", "my SHA256SUMS-1-of-3"),
+            *(".lock", "SHA256SUMS", "manifest.jsonl.gz"),
+        }
+
+
+def test_a_link_in_the_place_of_a_part_s_digests_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    held(folder, None)()
+    (tmp_path / "precious").write_text("x")
+    (folder / "SHA256SUMS-1-of-2").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError, match=r"not a run folder, got SHA256SUMS-1-of-2 of somebody else"):
+        held(folder, Share(1, 2))
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_a_signal_drops_what_this_part_is_at_and_nothing_else(tmp_path: Path) -> None:
+    with open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 3)) as opened:
+        for number in range(3):
+            (tmp_path / f"shards/shard-0000{number}-of-00008.h5.{number + 1}-of-3-00112233.partial").write_text("x")
+        opened.drop_partial_files()
+    assert sorted(path.name[:11] for path in (tmp_path / "shards").iterdir()) == ["shard-00000", "shard-00002"]
+
+
+def test_a_run_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from tests.stored_runs import *\n"
+        "opened = open_folder(Path(sys.argv[1]), make_spec(rows=30), 'resume', Share.of_text(sys.argv[2]))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert run_python(program, tmp_path, "2/2").returncode == -signal.SIGKILL
+    assert ".lock-2-of-2" in files_in(tmp_path)
+    held(tmp_path, Share(2, 2))()
+    assert run_python(program, tmp_path, "2/2").returncode == -signal.SIGKILL
+    held(tmp_path, Share(1, 3))()
+    assert files_in(tmp_path) == {".lock"}
