@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from .command_line import without_interpolation
+from .data_source import guess_option
 from .errors import OptionError, nearest
 from .network.start import undisturbed
 from .run import checked_options
@@ -35,6 +36,9 @@ class Settings(TypedDict, total=False):
     """Options of :func:`extract_features` besides the first two, by the last word of their names; the README explains them."""
 
     list: str | os.PathLike[str] | None
+    tar: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+    tfds: str | None
+    split: str | None
     size: int | Sequence[int] | None
     resize: str
     interpolation: str
@@ -61,7 +65,7 @@ class Settings(TypedDict, total=False):
 
 
 def extract_features(
-    dir: str | os.PathLike[str] | None = None,
+    dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     layers: str | Sequence[str] = "relu4_1",
     *,
     quiet: bool = False,
@@ -80,7 +84,8 @@ def extract_features(
     devices. After Ctrl-C (``KeyboardInterrupt``) finished shards are kept, and the same call goes on.
 
     Args:
-        dir: Folder of images, walked recursively; or else ``list``, a file of paths.
+        dir: Folder of images, walked recursively; a file of paths (``.txt``, ``.csv``, ``.tsv``, ``.parquet``); a tar file,
+            a pattern of them, or several in a list. Or else one of ``list``, ``tar`` and ``tfds``.
         layers: Names, patterns, blocks, or ``"all"``.
         quiet: Whether only warnings are printed; the whole of it is in ``run.log`` all the same.
         **options: See :class:`Settings`.
@@ -93,10 +98,11 @@ def extract_features(
         PipelineError: What else stopped it, in one line; finished shards are kept.
         KeyboardInterrupt: Likewise.
     """
-    given: dict[str, Any] = {"data.dir": dir, "layers": layers}
+    given: dict[str, Any] = {"layers": layers}
+    if dir is not None:
+        given[guess_option(_plain(dir))] = dir
     for name, value in _full_names(options):
-        # None: the folder may be given by its full name instead.
-        if name in given and (name != "data.dir" or dir is not None):
+        if name in given:
             raise OptionError(f"{name}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
         given[name] = value
     values = _nested({name: _plain(value) for name, value in given.items()})

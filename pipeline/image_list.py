@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .data_source import DataSource, tar_folder
 from .journal import LOGGER as _log
+from .network.start import load_tensorflow
 from .records import Manifest
 from .storage.address import Address
 
@@ -26,10 +27,18 @@ def _listed(source: DataSource) -> Manifest:
         from .images.tars import list_tars
 
         return list_tars(source.tar, tar_folder(source.tar), _warn)
+    if source.tfds is not None:
+        from .images.tfds_set import find_set, list_set, sets_folder
+
+        assert not isinstance(source.dir, Address)
+        # Before anything is loaded.
+        find_set(source.tfds, sets_folder(source.dir))
+        load_tensorflow()
+        return list_set(source.tfds, source.split, source.dir)
     if source.list is not None:
         from .images.addressed_list import read_addressed_list
 
-        return read_addressed_list(source.list, source.dir)
+        return read_addressed_list(source.list, source.dir, _warn)
     assert source.dir is not None
     if isinstance(source.dir, Address):
         from .images.remote import list_address

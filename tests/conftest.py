@@ -36,3 +36,12 @@ def random_weights() -> Callable[..., Any]:
         return load_weights(network, "random", seed=0, classifier=classifier, progress=False, log=lambda line: None)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gives a folder of TensorFlow Datasets sets that holds one, ``tiny``, made without a network."""
+    tfds = pytest.importorskip("tensorflow_datasets", exc_type=ImportError)
+    from .tiny_sets import make_tiny_set
+
+    return make_tiny_set(tfds, tmp_path_factory.mktemp("sets"))

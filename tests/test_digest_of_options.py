@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from pipeline.config import check_options
 from pipeline.images.manifest import list_folder, read_list
+from pipeline.images.tars import list_tars
+from pipeline.images.tfds_set import list_set
 from pipeline.network.layers import resolve_layers
 from pipeline.network.weights import load_weights
 from pipeline.plan import plan_run
@@ -25,6 +28,9 @@ BASE = {"data__size": 225, "network__weights": "random"}
 CHANGES_A_NUMBER: dict[str, Any] = {
     "data.dir": "other images",
     "data.list": "a list",
+    "data.tar": "tar files",
+    "data.tfds": "a set",
+    "data.split": "test",
     "data.size": 224,
     "layers": ["relu1_1"],
     "network.weights": "a file",
@@ -51,11 +57,15 @@ CHANGES_NONE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def digest(tmp_path_factory: pytest.TempPathFactory, photographs: Path, random_weights: Any) -> Callable[..., str]:
+def digest(
+    tmp_path_factory: pytest.TempPathFactory, photographs: Path, random_weights: Any, request: pytest.FixtureRequest
+) -> Callable[..., str]:
     """Gives the digest of a run with some options set: ``digest(data__size=64)``."""
     folder = tmp_path_factory.mktemp("other")
     (folder / "image.jpg").write_bytes((photographs / "sky/hubble.jpg").read_bytes())
     (folder / "list.txt").write_text("image.jpg\n")
+    with tarfile.open(folder / "image.tar", "w") as tar:
+        tar.add(folder / "image.jpg", "image.jpg")
 
     def plan(**changes: Any) -> str:
         # Stand-ins above for what must be a path.
@@ -63,10 +73,18 @@ def digest(tmp_path_factory: pytest.TempPathFactory, photographs: Path, random_w
         where = {"data__dir": str(folder)} if "data__dir" in changes else {}
         if "data__list" in changes:
             where["data__list"] = str(folder / "list.txt")
+        if "data__tar" in changes:
+            where |= {"data__tar": str(folder / "image.tar"), "data__dir": None}
+        if "data__tfds" in changes or "data__split" in changes:
+            where |= {"data__tfds": "tiny"}
         options = check_options(values(**{**BASE, **changes, **where, "network__weights": "random"}))
         manifest = list_folder(folder if "data__dir" in changes else photographs)
         if "data__list" in changes:
             manifest = read_list(folder / "list.txt", folder)
+        if "data__tar" in changes:
+            manifest = list_tars([str(folder / "image.tar")], str(folder), print)
+        if "data__tfds" in changes or "data__split" in changes:
+            manifest = list_set("tiny", options.data.source.split, request.getfixturevalue("tiny_set"))
         weights = random_weights(options.network.name)
         if options.network.seed:
             weights = load_weights(

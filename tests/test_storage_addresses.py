@@ -88,6 +88,8 @@ def dict_of(plain: dict[str, Any]) -> dict[str, Any]:
             r"^output\.dir: the package for gs:// is not installed, .* Expected gcsfs\. pip ",
         ),
         ("data.list", "s3://", r"^data\.list: names no place, got 's3://'\. Expected e\.g\. s3://bucket/folder"),
+        ("data.tar", "s3://b/x.tar", r"^data\.tar: read from this machine only, got 's3://b/x\.tar'\. Expected a path"),
+        ("data.tfds", "coco", r"^data\.dir: read from this machine only, got 'memory://sets'\. Expected a path"),
         ("output.scratch", "/fast", r"^output\.scratch: nothing is made there, got '/fast'\. Expected it with an address"),
         ("output.scratch", "s3://b/x", r"^output\.scratch: not a folder of this machine, got 's3://b/x'"),
         ("output.scratch", "", r"^output\.scratch: not a valid value, got ''\. Expected a path"),
@@ -101,7 +103,9 @@ def test_an_address_that_nothing_reaches_is_refused_at_once(
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "gcsfs" else found(name, *rest))
     with pytest.raises(OptionError, match=words):
-        checked_options(given(**{option: value}))
+        checked_options(
+            given(**{"data.dir": {"data.tar": None, "data.tfds": "memory://sets"}.get(option, "imgs"), option: value})
+        )
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -312,6 +312,8 @@ def test_wrong_names_of_tar_files_are_one_line(tmp_path: Path, monkeypatch: pyte
     )
     (tmp_path / "none").mkdir()
     assert refused(tmp_path / "none").startswith(f"data.tar: 1 names without a tar file, got '{tmp_path}/none'.")
+    (tmp_path / "shard").write_bytes(b"x")
+    assert refused(tmp_path / "shard").startswith(f"data.tar: 1 names without a tar file, got '{tmp_path}/shard'.")
     assert refused(tmp_path / "a.tar").startswith("data.tar: no images among 1 members of 1 tar files, got ")
     os.mkfifo(tmp_path / "p.tar")
     assert refused(tmp_path / "p.tar").startswith("data.tar: not a regular file: a pipe, got ")

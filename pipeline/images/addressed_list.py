@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,13 +17,15 @@ from ..records import Manifest
 from ..storage.address import Address, is_address, to_address
 from ..storage.connection import FIRST_PAUSES_SECONDS
 from ..storage.objects import download, look_at
-from .lists import MAX_LIST_BYTES, read_text_list, refuse_empty, refuse_repeated
-from .manifest import images_of_list
+from .lists import MAX_LIST_BYTES, refuse_empty, refuse_repeated
+from .manifest import images_of_list, read_columns
 from .names import readable_keys, valid_text
 from .remote import listed_images
 
 
-def read_addressed_list(listing: Path | Address, base: Path | Address | None) -> Manifest:
+def read_addressed_list(
+    listing: Path | Address, base: Path | Address | None, log: Callable[[str], None] = lambda line: None
+) -> Manifest:
     """Reads the images that a list names, as :func:`~.manifest.read_list` does, wherever list and images are.
 
     Keys are relative to the folder; those of images outside it are their whole address, and have no label of their own.
@@ -31,12 +33,13 @@ def read_addressed_list(listing: Path | Address, base: Path | Address | None) ->
     Args:
         listing: The list.
         base: What relative entries are relative to; None: the list's own folder.
+        log: Told what a user should know.
 
     Raises:
         DatasetError: As there; and the storage refuses.
     """
     with _brought_here(listing) as path:
-        columns = read_text_list(path)
+        columns = read_columns(path, log)
     folder = listing.parent if base is None else base
     if isinstance(folder, Path) and isinstance(listing, Path) and not any(map(is_address, columns["path"])):
         return images_of_list(columns, listing, folder)
@@ -77,7 +80,7 @@ def _brought_here(listing: Path | Address) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="deep-feature-pipeline-") as folder:
         copy = Path(folder, f"list{listing.suffix}")
-        what = f"got {str(listing)!r}. Expected a text or CSV file of image paths."
+        what = f"got {str(listing)!r}. Expected a text, CSV or Parquet file of image paths."
         try:
             size = look_at(listing, FIRST_PAUSES_SECONDS).size
             if size > MAX_LIST_BYTES:

@@ -8,7 +8,7 @@ import io
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
@@ -109,6 +109,18 @@ def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]
         ) from error
     # Data frames are often saved with an index, whose column has no name.
     header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
+    require_columns(path, header)
+    columns = {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
+    require_paths(path, columns)
+    return columns
+
+
+def require_columns(path: Path, header: Sequence[str]) -> None:
+    """Refuses a list whose columns are not those of a list.
+
+    Raises:
+        DatasetError: None is called ``path``, or two have the same name.
+    """
     if "path" not in header:
         got = f"[{quoted_names(header)}]" if header else "an empty file"
         raise DatasetError(
@@ -120,10 +132,16 @@ def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]
         raise DatasetError(
             f"data.list: {str(path)!r}: columns of the same name, got [{got}]. Expected names that occur once. Rename them."
         )
-    columns = {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
+
+
+def require_paths(path: Path, columns: Mapping[str, list[str]]) -> None:
+    """Refuses a list with rows that name no image.
+
+    Raises:
+        DatasetError: A path is empty.
+    """
     if "" in columns["path"]:
         raise DatasetError(
             f"data.list: {str(path)!r}: rows without a path, got '' in image {columns['path'].index('') + 1} and "
             f"{columns['path'].count('') - 1} others. Expected a path in each row. Fill it in, or remove the row."
         )
-    return columns

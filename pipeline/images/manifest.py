@@ -13,7 +13,7 @@ import heapq
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ..records import Manifest, digest_images
 from .decode import image_extensions
 from .lists import read_text_list, refuse_empty, refuse_repeated
 from .names import first_folders, quoted_names, readable_keys, valid_text, words_for_extension
+from .parquet import PARQUET_SUFFIXES, read_parquet_list
 
 # Folders that file systems keep for themselves; some can be read by nobody else, which is no reason to stop.
 SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX"})
@@ -68,19 +69,30 @@ def list_folder(folder: Path) -> Manifest:
     return _manifest(root, keys, first_folders(keys), sizes, paths, {}, dict(sorted(found.skipped.items())))
 
 
-def read_list(path: Path, base: Path | None = None) -> Manifest:
-    """Reads the images that a text or CSV file names, in its order.
+def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] = lambda line: None) -> Manifest:
+    """Reads the images that a text, CSV or Parquet file names, in its order.
 
     Text: one path a line, taken as it stands; empty lines and those that begin with ``#`` are passed over. CSV (extension
     ``.csv`` or ``.tsv``, or a first line that holds a column ``path``): ``label`` is the label, other columns become metadata.
+    Parquet (extension ``.parquet`` or ``.pq``): likewise, as text; see :func:`~pipeline.images.parquet.read_parquet_list`.
     Relative paths are relative to ``base``, else to the list's own folder. Keys are relative to that folder too; images
     outside it have their absolute path as key. Files that do not exist are rows.
+
+    Args:
+        path: Of the list.
+        base: Absolute or relative to the present folder.
+        log: Takes a line about columns that are left out.
 
     Raises:
         DatasetError: The list cannot be read, is no text, is empty, has no column ``path``, a line of the wrong length, a column
             whose name is taken, or names an image twice.
     """
-    return images_of_list(read_text_list(path), path, base)
+    return images_of_list(read_columns(path, log), path, base)
+
+
+def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
+    """Gives the columns of a list, ``path`` among them; see :func:`read_list`."""
+    return read_parquet_list(path, log) if path.suffix.lower() in PARQUET_SUFFIXES else read_text_list(path)
 
 
 def images_of_list(columns: dict[str, list[str]], path: Path, base: Path | None) -> Manifest:

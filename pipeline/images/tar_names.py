@@ -1,7 +1,7 @@
 """Which tar files are meant by paths, patterns, ranges and folders."""
 
 # Paths are texts in this room, and stay as they are written.
-# ruff: noqa: PTH100, PTH111, PTH112, PTH118, PTH207
+# ruff: noqa: PTH100, PTH111, PTH112, PTH118, PTH119, PTH207
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def find_tars(names: Sequence[str]) -> list[str]:
                 matches = glob.glob(os.path.join(glob.escape(name), "*.tar"))
             else:
                 matches = [name] if os.path.lexists(name) else glob.glob(name, recursive=True) if glob.has_magic(name) else []
-            matches = [match for match in matches if not os.path.isdir(match)]
+            # What has no .tar in its name is a folder, also where it is not there: the folder of the keys depends on it.
+            plain = matches == [name] and ".tar" not in os.path.basename(name).lower()
+            matches = [match for match in matches if not plain and not os.path.isdir(match)]
             paths.update(matches)
             missing += [] if matches else [name]
         if len(paths) + len(missing) > MOST_TARS:

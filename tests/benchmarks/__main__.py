@@ -15,7 +15,10 @@ from .rows import ROWS, Bench, Line
 from .table import format_table, to_json
 
 # Each registers its rows, in the order of the table.
-for room in ("bare_network", "whole_job", "short_job", "storing", "training", "reading", "all_layers", "scale", "bookkeeping"):
+for room in (
+    *("bare_network", "whole_job", "short_job", "storing", "training", "reading", "sources", "all_layers", "scale"),
+    *("bookkeeping", "storage"),
+):
     importlib.import_module(f".{room}", __package__)
 
 

@@ -16,6 +16,8 @@ INSTALL = {
     "torch": "pip install torch",
     "torchvision": "pip install torchvision",
     "thingsvision": "pip install thingsvision",
+    "tensorflow_datasets": "pip install tensorflow-datasets importlib_resources",
+    "pyarrow": "pip install pyarrow",
 }
 
 

@@ -1,0 +1,191 @@
+"""Lists of images in Parquet files: the same rows as from CSV, values as text, and files that are refused."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import os
+import re
+import sys
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DatasetError, OptionError
+from pipeline.images import parquet
+from pipeline.images.manifest import read_list
+from pipeline.records import Manifest
+
+pa = pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq  # noqa: E402
+
+
+def listed(tmp_path: Path, columns: Any, **options: Any) -> tuple[Manifest, list[str]]:
+    path, lines = tmp_path / "list.parquet", list[str]()
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), path, **options)
+    return read_list(path, None, lines.append), lines
+
+
+def refused(tmp_path: Path, columns: Any) -> str:
+    if isinstance(columns, bytes):
+        (tmp_path / "list.parquet").write_bytes(columns)
+    else:
+        pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), tmp_path / "list.parquet")
+    with pytest.raises((DatasetError, OptionError)) as error:
+        read_list(tmp_path / "list.parquet")
+    message = str(error.value)
+    assert "\n" not in message
+    assert re.match(r"data\.list: .+got .+\. Expected .+\. \w", message), message
+    return message
+
+
+def test_a_list_gives_what_the_same_list_in_csv_gives(tmp_path: Path) -> None:
+    rows = [
+        ("b/1.jpg", "dog", "3", "x,y"),
+        ("../up.jpg", "cat", "", "né"),
+        ("/abs/2.jpg", "", "7", ""),
+        ("b/0.jpg", "dog", "3", "z"),
+    ]
+    paths, labels, numbers, words = (list(column) for column in zip(*rows, strict=True))
+    ours, lines = listed(
+        tmp_path,
+        {
+            "label": pa.array([label or None for label in labels]).dictionary_encode(),
+            "path": paths,
+            "number": pa.array([int(number) if number else None for number in numbers], pa.int16()),
+            "word": pa.array(words, pa.large_string()),
+        },
+        row_group_size=3,
+    )
+    (tmp_path / "list.csv").write_text(
+        "label,path,number,word\n" + "".join(f'{label},{path},{number},"{word}"\n' for path, label, number, word in rows)
+    )
+    theirs = read_list(tmp_path / "list.csv")
+    assert lines == []
+    assert (ours.keys, ours.labels, dict(ours.metadata)) == (theirs.keys, theirs.labels, dict(theirs.metadata))
+    assert (ours.digest, ours.root, dict(ours.paths)) == (theirs.digest, theirs.root, dict(theirs.paths))
+
+
+def test_values_become_text_and_what_has_none_is_left_out_and_said(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 1, 2, 3, 4, 5)
+    columns = {
+        "path": ["a.jpg", "b.jpg"],
+        "whole": pa.array([2**62, None]),
+        "float": [3.0, 0.1],
+        "single": pa.array([0.1, float("nan")], pa.float32()),
+        "truth": [True, False],
+        "date": [moment.date(), None],
+        "moment": [moment, None],
+        "price": [decimal.Decimal("1.50"), None],
+        "nothing": pa.nulls(2),
+        "class": pa.array([7, 8]).dictionary_encode(),
+        "bytes": [b"x", b"y"],
+        "list": [[1], [2]],
+        "image": [{"bytes": b"x", "path": "y"}] * 2,
+        "odd\x01": ["q", ""],
+    }
+    manifest, lines = listed(tmp_path, columns)
+    assert dict(manifest.metadata) == {
+        "whole": (str(2**62), ""),
+        "float": ("3", "0.1"),
+        "single": ("0.1", "nan"),
+        "truth": ("true", "false"),
+        "date": ("2024-01-02", ""),
+        "moment": ("2024-01-02 03:04:05.000000", ""),
+        "price": ("1.50", ""),
+        "nothing": ("", ""),
+        "class": ("7", "8"),
+        "odd\\x01": ("q", ""),
+    }
+    assert lines == ["3 columns of the list have no text and are left out: 'bytes', 'list', 'image'"]
+
+
+def test_texts_of_every_kind_of_string_column_are_read(tmp_path: Path) -> None:
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
+        manifest, _ = listed(tmp_path, {"path": pa.array(["é.jpg", "b.jpg"], pa.string()).cast(kind)})
+        assert manifest.keys == ("é.jpg", "b.jpg"), kind
+
+
+BAD_LISTS: dict[str, tuple[Any, str]] = {
+    "no path": ({"file": ["a"], "label": ["b"]}, "'PATH': no column 'path', got ['file', 'label']."),
+    "path of numbers": ({"path": [1]}, "'PATH': the column 'path' holds no texts, got int64. Expected strings."),
+    "path of records": ({"path": [{"a": "b"}]}, "'PATH': the column 'path' holds no texts, got struct<a: string>."),
+    "path missing": ({"path": ["a", None, ""]}, "'PATH': rows without a path, got '' in image 2 and 1 others."),
+    "no rows": ({"path": pa.array([], pa.string())}, "no paths in the list, got 'PATH'."),
+    "twice": ({"path": ["a", "./a"]}, "1 images are named more than once, got 'a'."),
+    "same column": (pa.table([["a"], ["x"], ["y"]], ["path", "c", "c"]), "'PATH': columns of the same name, got ['c']."),
+    "NUL": ({"path": ["a\0b"]}, "'PATH': not text in column 'path', got 'a\\x00b'. Expected letters"),
+    "escape": ({"path": ["a"], "x": ["\x1b[31m"]}, "'PATH': not text in column 'x', got '\\x1b[31m'."),
+    "not Unicode": (
+        {"path": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff.jpg"], pa.binary()).buffers())},
+        "no Parquet file, or damaged (Invalid UTF8 sequence at string index 0",
+    ),
+    "text": (b"path\na.jpg\n", "no Parquet file, or damaged (Parquet magic bytes not found in footer"),
+    "empty": (b"", "no Parquet file, or damaged (Parquet file size is 0 bytes"),
+    "footer of gigabytes": (b"PAR1" + b"x" * 50 + b"\xff\xff\xff\x7fPAR1", "no Parquet file, or damaged ("),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_a_list_that_is_none_is_one_line(case: str, tmp_path: Path) -> None:
+    columns, words = BAD_LISTS[case]
+    message = refused(tmp_path, columns)
+    assert message.startswith(f"data.list: {words}".replace("PATH", str(tmp_path / "list.parquet"))), message
+
+
+def test_a_file_cut_off_or_changed_anywhere_is_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"path": [f"{number}.jpg" for number in range(50)], "n": list(range(50))}), path)
+    data = path.read_bytes()
+    assert refused(tmp_path, data[: len(data) // 2]).startswith("data.list: no Parquet file, or damaged (")
+    for place in range(4, len(data) - 8, 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        with suppress(DatasetError):
+            manifest = read_list(path)
+            assert len(manifest.keys) == len(manifest.labels) == len(manifest.metadata["n"])
+
+
+def test_a_small_file_that_stands_for_gigabytes_is_refused_without_the_memory(tmp_path: Path) -> None:
+    bomb = pa.table({"path": pa.DictionaryArray.from_arrays(pa.array([0] * 2_000_000, pa.int32()), ["x" * 20_000])})
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    message = refused(tmp_path, bomb)
+    assert message.startswith(f"data.list: '{tmp_path}/list.parquet': too much in the columns, got ")
+    assert (tmp_path / "list.parquet").stat().st_size < 2**20
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+    assert pa.total_allocated_bytes() - before < 2**27
+
+
+def test_what_no_list_has_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_LIST_BYTES", 300)
+    few = {"path": ["a.jpg"]}
+    assert refused(tmp_path, few).startswith("data.list: too large (")
+    monkeypatch.setattr(parquet, "MAX_LIST_BYTES", 2000)
+    assert refused(tmp_path, {"path": ["a"] * 2001}).startswith(
+        f"data.list: '{tmp_path}/list.parquet': too much in the columns, got 2,001 bytes. Expected at most 2,000."
+    )
+    monkeypatch.setattr(parquet, "MOST_COLUMNS", 2)
+    assert refused(tmp_path, {"path": ["a"], "b": ["b"], "c": ["c"]}).startswith(
+        f"data.list: '{tmp_path}/list.parquet': too many columns, got 3. Expected at most 2."
+    )
+    path = tmp_path / "list.parquet"
+    for make, words in (
+        (path.mkdir, "not a regular file, got "),
+        (lambda: os.mkfifo(path), "not a regular file, got "),
+        (lambda: None, "cannot be read (no such file or directory), got "),
+    ):
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        make()
+        with pytest.raises(DatasetError, match=re.escape(f"data.list: {words}")):
+            read_list(path)
+
+
+def test_without_arrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(OptionError, match=r"^data.list: Parquet needs the package pyarrow, got .+ `pip install '.*\[parquet\]'`"):
+        read_list(tmp_path / "list.parquet")

@@ -1,0 +1,165 @@
+"""Sets of TensorFlow Datasets: which rows they become, from where they are read, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DatasetError, OptionError
+from pipeline.images import tfds_set, tfds_source
+from pipeline.images.loader import load_batches
+from pipeline.images.reading import read_image
+from pipeline.images.tfds_set import find_set, list_set, sets_folder
+from pipeline.images.tfds_source import TfdsSource
+from pipeline.records import digest_images
+
+from .tiny_sets import IMAGES, tiny_png
+
+pytestmark = pytest.mark.usefixtures("tiny_set")
+
+
+def refused(name: str, folder: Path, split: str | None = None) -> str:
+    with pytest.raises((DatasetError, OptionError)) as error:
+        list_set(name, split, folder)
+    message = str(error.value)
+    assert "\n" not in message
+    assert re.search(r", got .+\. Expected .+\. \w", message), message
+    return message
+
+
+def test_rows_are_the_examples_in_the_order_of_the_files(tiny_set: Path) -> None:
+    manifest = list_set("tiny", None, tiny_set)
+    assert len(manifest) == IMAGES
+    assert manifest.keys[6:8] == ("tiny-train.tfrecord-00000-of-00003__6", "tiny-train.tfrecord-00001-of-00003__0")
+    assert manifest.labels[:4] == ("", "dog", "cat", "dog")
+    assert {name: values[1] for name, values in manifest.metadata.items()} == {
+        "caption": "né 1\\x00",
+        "is_odd": "true",
+        "number": "1",
+        "share": repr(float(np.float32(0.1))),
+    }
+    assert manifest.file_bytes.tolist() == [len(tiny_png(number)) for number in range(IMAGES)]
+    assert manifest.root == str(tiny_set)
+    assert manifest.digest == digest_images(manifest.keys, manifest.labels, manifest.file_bytes, manifest.metadata)
+    assert list_set("tiny:1.0.0", "test", tiny_set).metadata["number"] == ("50", "51", "52")
+
+
+def test_images_are_the_encoded_bytes_whatever_the_order_they_are_asked_in(
+    tiny_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = list_set("tiny", None, tiny_set)
+    sent = pickle.loads(pickle.dumps(manifest))
+    for order in (range(IMAGES), range(IMAGES - 1, -1, -1), (3, 2, 9, 8, 1)):
+        for place in order:
+            assert read_image(sent[place]) == tiny_png(place)
+    # With no room for what was passed over and no reading on, each is begun at anew.
+    monkeypatch.setattr(tfds_source, "_MOST_WAITING_BYTES", 1)
+    monkeypatch.setattr(tfds_source, "_REACH", 2)
+    for place in (0, 1, 3, 2, 10):
+        assert read_image(sent[place]) == tiny_png(place)
+
+
+def test_a_run_that_goes_on_reads_from_where_it_was(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = list_set("tiny", None, tiny_set)
+    begun: list[int] = []
+    read_examples = tfds_source.read_examples
+
+    def counting(folder: str, split: str, features: list[str], image: str, first: int = 0) -> object:
+        begun.append(first)
+        return read_examples(folder, split, features, image, first)
+
+    monkeypatch.setattr(tfds_source, "read_examples", counting)
+    batches = list(load_batches(manifest, np.arange(9, IMAGES), batch_size=4, workers=2))
+    assert [status.error for batch in batches for status in batch.statuses] == [""] * (IMAGES - 9)
+    assert [image.shape[0] for batch in batches for image in batch.images] == [10 + number for number in range(9, IMAGES)]
+    # The first two may be asked for in either order.
+    assert begun[-1] == 9
+    assert len(begun) <= 2
+
+
+def test_what_a_set_no_longer_holds_is_a_failed_row(tiny_set: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny/1.0.0"
+    shutil.copytree(tiny_set / "tiny/1.0.0", folder)
+    manifest = list_set("tiny", None, tmp_path)
+    assert isinstance(manifest.source, TfdsSource)
+    assert manifest.source.modified_seconds(manifest[0]) == max(file.stat().st_mtime for file in folder.iterdir())
+    for file in folder.glob("*train*-00001-*"):
+        data = bytearray(file.read_bytes())
+        data[200] ^= 1
+        file.write_bytes(data)
+    batches = load_batches(manifest, np.array([0, 7, 8, 19]), batch_size=4, workers=1)
+    errors = [status.error for batch in batches for status in batch.statuses]
+    assert [errors[0], errors[3]] == ["", ""]
+    assert errors[1].startswith("unreadable: corrupted record at "), errors
+    from dataclasses import replace
+
+    gone = replace(manifest, places=np.full(IMAGES, -1))
+    with pytest.raises(FileNotFoundError):
+        read_image(gone[0])
+
+
+def test_sets_are_found_by_name_configuration_and_version(tmp_path: Path) -> None:
+    for place in ("a/1.0.0", "a/1.10.0", "a/1.9.0", "b/only/2.0.0", "c/x/1.0.0", "c/y/1.0.0", "a/other"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "dataset_info.json").touch()
+    assert find_set("a", tmp_path) == tmp_path / "a/1.10.0"
+    assert find_set("a:1.9.0", tmp_path) == tmp_path / "a/1.9.0"
+    assert find_set("b", tmp_path) == find_set("b/only:2.0.0", tmp_path) == tmp_path / "b/only/2.0.0"
+    assert find_set("c/y", tmp_path) == tmp_path / "c/y/1.0.0"
+    for name, words in (
+        ("c", "data.tfds: the set has several configurations, got 'c'. Expected one of: x, y. Write e.g. data.tfds=c/x."),
+        ("a:3.0.0", f"data.tfds: no such set is prepared in '{tmp_path}', got 'a:3.0.0'. Expected one of: "),
+        ("d", f"data.tfds: no such set is prepared in '{tmp_path}', got 'd'. Expected one of: a, b, c. data.dir=FOLDER is for "),
+        ("c/z", f"data.tfds: no such set is prepared in '{tmp_path}', got 'c/z'. Expected one that has been downloaded"),
+    ):
+        assert refused(name, tmp_path).startswith(words), refused(name, tmp_path)
+    assert refused("a", tmp_path / "none").startswith(f"data.tfds: no such set is prepared in '{tmp_path}/none', got 'a'.")
+
+
+def test_the_folder_of_sets_is_the_one_of_tensorflow_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "x"))
+    assert sets_folder(None) == tmp_path / "x"
+    assert sets_folder(tmp_path) == tmp_path
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert sets_folder(None) == Path("~/tensorflow_datasets").expanduser()
+
+
+def test_what_is_wrong_with_a_set_is_one_line(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused("tiny", tiny_set, "val").startswith(
+        "data.split: no such split, or an empty one, got 'val'. Expected one of: train, test."
+    )
+    folder = tmp_path / "tiny/1.0.0"
+    shutil.copytree(tiny_set / "tiny/1.0.0", folder)
+    data = (folder / "features.json").read_text()
+    (folder / "features.json").write_text(data.replace("image_feature.Image", "text_feature.Text"))
+    assert refused("tiny", tmp_path).startswith("data.tfds: which feature of 'tiny' is the image cannot be told, got ")
+    (folder / "features.json").write_text(data[:100])
+    assert refused("tiny", tmp_path).startswith("data.tfds: the set cannot be read (")
+    (folder / "features.json").write_text(data)
+    next(folder.glob("*train*-00002-*")).write_bytes(b"x" * 100)
+    assert refused("tiny", tmp_path).startswith("data.tfds: the set cannot be read (DataLossError: ")
+    monkeypatch.setattr(tfds_set, "MAX_LIST_BYTES", 10)
+    assert refused("tiny", tiny_set).startswith("data.tfds: too much text beside the images, got ")
+    monkeypatch.setattr(tfds_set, "MOST_COLUMNS", 2)
+    assert refused("tiny", tiny_set).startswith("data.tfds: too many features, got 5. Expected at most 2.")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert refused("tiny", tiny_set).startswith("data.tfds: TensorFlow Datasets cannot be loaded (")
+    assert refused("tiny", tiny_set).endswith("Run `pip install 'deep-feature-pipeline[tfds]'`.")
+
+
+def test_a_wrong_name_is_answered_before_anything_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from pipeline.data_source import DataSource\n"
+        "from pipeline.image_list import list_images\n"
+        "try: list_images(DataSource(Path(sys.argv[1]), None, None, 'none', None))\n"
+        "except Exception as error: print(type(error).__name__, {'tensorflow', 'tensorflow_datasets'} & {*sys.modules})"
+    )
+    said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert said == "DatasetError set()\n"
