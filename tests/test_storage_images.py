@@ -110,6 +110,7 @@ def test_every_row_gets_its_status_and_the_pixels_of_the_local_file(memory: Any,
             np.testing.assert_array_equal(images[place], image)
 
 
+@pytest.mark.slow
 def test_a_storage_that_does_not_answer_stops_the_run_and_fails_no_image(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_digests_never_name_what_has_not_arrived(folder: RemotePath, memory: Any
         assert hashlib.sha256(memory.cat_file(f"/bucket/outputs/run/{name}")).hexdigest() == digest, name
 
 
+@pytest.mark.slow
 def test_scratch_holds_a_few_shards_however_slow_the_storage_is(
     folder: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ def test_half_an_upload_is_no_file_of_the_run_and_is_removed(
     assert not [name for name in names_at(ADDRESS) if name.endswith(".uploading")]
 
 
+@pytest.mark.slow
 def test_an_upload_of_another_size_is_tried_again(folder: RemotePath, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put_file, cut = type(memory).put_file, []
 
@@ -206,6 +208,7 @@ def test_other_options_at_the_address_are_refused_by_name(folder: RemotePath, ex
         write_run(folder, make_spec(rows=22, identity={"network.seed": "7"}), existing=existing)
 
 
+@pytest.mark.slow
 def test_results_at_the_address_are_refused_or_replaced_as_asked(folder: RemotePath) -> None:
     write_run(folder, SPEC, FAILED)
     put_files(ADDRESS, {"notes.txt": b"somebody's"})
@@ -217,6 +220,7 @@ def test_results_at_the_address_are_refused_or_replaced_as_asked(folder: RemoteP
     assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
 
 
+@pytest.mark.slow
 def test_images_that_came_later_extend_a_run_at_an_address(folder: RemotePath) -> None:
     keys = [f"folder{i % 3}/image é{i}.jpg" for i in range(22)]
     write_run(folder, SPEC, FAILED)
@@ -358,6 +362,7 @@ def test_native_size_is_read_where_it_is(folder: RemotePath) -> None:
         assert np.isnan(run["relu1_1"][2]).all()
 
 
+@pytest.mark.slow
 def test_a_chunk_that_was_damaged_at_the_address_is_named(folder: RemotePath, memory: Any) -> None:
     write_run(folder, SPEC, FAILED)
     with open_run(ADDRESS) as run:
@@ -412,6 +417,7 @@ def test_a_scratch_folder_that_is_somebody_else_s_is_refused(folder: RemotePath,
         write_run(folder, SPEC)
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_in_scratch_is_not_taken_for_anything(folder: RemotePath, tmp_path: Path) -> None:
     write_run(tmp_path / "other", make_spec(rows=22, identity={"network.seed": "7"}), index=False)
     (tmp_path / "other").rename(tmp_path / "scratch")
