@@ -47,7 +47,8 @@ CHANGES_NONE: dict[str, Any] = {
     "name": "another",
     "dry_run": True,
     "part": "2/3",
-    "output.dir", "output.scratch": "elsewhere",
+    "output.dir": "elsewhere",
+    "output.scratch": "elsewhere",
     "output.compression": None,
     "output.existing": None,
     # The contract: within a tolerance on a GPU; the same bits on a CPU.

@@ -144,7 +144,7 @@ class Mirror:
         return None if self.scratch is None else self.scratch / name if name else self.scratch
 
     def prepare(self, kept: Collection[str]) -> None:
-        """Makes the scratch folder ready, empty but for these names, and lists the address anew. Whoever calls it holds the lock.
+        """Makes the scratch folder ready, empty but for these names, and lists the address anew. Nobody else uses it.
 
         What an earlier process has left there is of no use: what had not arrived is made again.
 
