@@ -72,6 +72,9 @@ def digest(
         # Stand-ins above for what must be a path.
         source = changes.get("network__weights")
         where = {"data__dir": str(folder)} if "data__dir" in changes else {}
+        if "output__scratch" in changes:
+            # Refused, being of no use, without an address.
+            where["output__dir"] = "memory://bucket/outputs"
         if "data__list" in changes:
             where["data__list"] = str(folder / "list.txt")
         if "data__tar" in changes:
