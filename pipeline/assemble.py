@@ -30,6 +30,7 @@ from .stages import make_stages
 from .store import disk, folder, format
 from .store.digests import Digests
 from .store.reader import open_run
+from .store.remote import ahead
 
 UNTRAINED = (
     "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
@@ -123,8 +124,11 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(run_folder.own), rows)
     if not rows:
         return
-    free = disk.free_bytes(options.folder) + sum(path.stat().st_size for path in run_folder.replaced)
     needed = folder.expected_bytes(spec, run_folder.missing)
+    if not disk.holds_all(options.folder):
+        _say_scratch(options, spec, run_folder, rows)
+        return
+    free = disk.free_bytes(options.folder) + sum(path.stat().st_size for path in run_folder.replaced)
     words = "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression"
     _log.info(
         "output: %d images, %s, in %s under %s; %s free",
@@ -135,6 +139,28 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         if spec.compression == "none":
             raise StoreError(f"{text}. Expected room for all, since output.compression=none. Use gzip, float16 or another disk.")
         _log.warning("%s before compression. Finished shards are kept if the disk fills up.", text)
+
+
+def _say_scratch(options: Options, spec: RunSpec, run_folder: folder.RunFolder, rows: int) -> None:
+    """Says what will be sent to an address, and what of it will lie in scratch at a time.
+
+    Raises:
+        StoreError: That cannot fit on the disk.
+    """
+    needed, free = folder.expected_bytes(spec, run_folder.missing), disk.free_bytes(options.folder)
+    scratch = disk.scratch_of(options.folder)
+    most = folder.expected_bytes(spec, run_folder.missing[: disk.SHARDS_IN_SCRATCH])
+    _log.info(
+        "output: %d images, %s, in %s to %s; made in %s, at most %d shards at a time, %s free",
+        rows,
+        "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression",
+        *(_counted(len(run_folder.missing), "shard"), options.folder, scratch, disk.SHARDS_IN_SCRATCH, words_for_bytes(free)),
+    )
+    if most is not None and most > free:
+        text = f"{scratch}: shards on their way may not fit, got {words_for_bytes(free)} free for at most {words_for_bytes(most)}"
+        if spec.compression == "none":
+            raise StoreError(f"{text}. Expected room for them. Use another disk with output.scratch=..., gzip or float16.")
+        _log.warning("%s before compression. Another disk is chosen by output.scratch=...", text)
 
 
 def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, weights: Weights) -> None:
@@ -196,18 +222,18 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
     """
     errors: list[str] = []
     others: set[str] = set()
-    for shard in run_folder.own:
-        if shard in run_folder.finished:
-            with open_run(path / format.SHARD_FOLDER / shard.file_name) as found:
-                created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
-                refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
-                errors += [error for error in found.images["error"] if error]
-                compression = found.attributes.get("compression", spec.compression)
-                if compression != spec.compression:
-                    others.add(f"compression {compression}, now {spec.compression}")
-                for name, text in spec.attributes.items():
-                    if name.startswith("version_") and name in found.attributes and found.attributes[name] != text:
-                        others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
+    finished = [shard for shard in run_folder.own if shard in run_folder.finished]
+    for shard, shard_path in zip(finished, ahead(path / format.shard_path(shard.file_name) for shard in finished), strict=True):
+        with open_run(shard_path) as found:
+            created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
+            refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
+            errors += [error for error in found.images["error"] if error]
+            compression = found.attributes.get("compression", spec.compression)
+            if compression != spec.compression:
+                others.add(f"compression {compression}, now {spec.compression}")
+            for name, text in spec.attributes.items():
+                if name.startswith("version_") and name in found.attributes and found.attributes[name] != text:
+                    others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
     if others and run_folder.missing:
         _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
     return errors

@@ -18,9 +18,13 @@ from typing import Any
 
 from .data_source import DataSource, tar_folder
 from .schema import Schema
+from .storage.address import is_address
 
 # Those whose value is a piece of text and nothing else.
-LITERAL_OPTIONS = ("data.dir", "data.list", "data.tar", "data.tfds", "name", "output.dir", "network.weights", "engine.address")
+LITERAL_OPTIONS = (
+    *("data.dir", "data.list", "data.tar", "data.tfds", "name", "output.dir", "output.scratch", "network.weights"),
+    "engine.address",
+)
 
 # Of these, the one that may be a list of such pieces.
 _PATHS = "data.tar"
@@ -188,14 +192,20 @@ def _texts(value: Any) -> tuple[str, ...] | None:
 
 def _directory(given: Any, root: str) -> str | None:
     """Gives the data folder as it is found from here: it may have been typed in another folder."""
-    if given is None or not root or _absolute(given) == root:
+    if given is None or not root or is_address(str(given)) or _absolute(given) == root:
         return None if given is None else str(given)
     return root
 
 
 def _listing(given: Any, data: Mapping[str, Any], root: str) -> str | None:
     """Gives the list as it is found from here. Without a data folder beside it, it lies in the folder of the keys."""
-    if given is None or not root or data.get("dir") is not None or os.path.dirname(_absolute(given)) == root:
+    if (
+        given is None
+        or not root
+        or is_address(str(given))
+        or data.get("dir") is not None
+        or os.path.dirname(_absolute(given)) == root
+    ):
         return None if given is None else str(given)
     return os.path.join(root, os.path.basename(str(given)))
 

@@ -15,8 +15,11 @@ from .engine_config import EngineOptions, check_engine
 from .errors import OptionError, nearest
 from .option_values import count as _count
 from .option_values import wrong as _wrong
+from .places import check_place, check_scratch, run_folder
 from .schema import CHOICES, known_keys
 from .sharding import Share
+from .storage.address import Address
+from .storage.remote_path import expanded
 
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
 LARGEST_SIDE_PX = 8192
@@ -56,9 +59,13 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """Where results go and how they are stored. ``images_per_shard`` None: from the bytes of an image."""
+    """Where results go and how they are stored.
 
-    dir: Path
+    ``images_per_shard`` None: from the bytes of an image. ``scratch`` None: of an address, in the system's temporary folder.
+    """
+
+    dir: Path | Address
+    scratch: Path | None
     dtype: str
     compression: str
     images_per_shard: int | None
@@ -96,8 +103,9 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
-        return self.output.dir / self.name
+        """The run folder; at an address, what stands for it."""
+        mark = "" if self.share is None else self.share.mark
+        return run_folder(self.output.dir, self.name, self.output.scratch, mark)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -145,7 +153,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
     for key in CHOICES:
         group, name = key.split(".")
         check_choice(key, values[group][name])
-    source = check_source(data, _path("data.dir", data["dir"]), _path("data.list", data["list"]))
+    source = check_source(data, check_place("data.dir", data["dir"]), check_place("data.list", data["list"]))
     fraction = data["max_failed_fraction"]
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 <= fraction <= 1.0:
         raise _wrong("data.max_failed_fraction", fraction, "a number from 0 to 1")
@@ -169,7 +177,8 @@ def check_options(values: Mapping[str, Any]) -> Options:
             seed=_seed(network["seed"]),
         ),
         output=OutputOptions(
-            dir=_path("output.dir", output["dir"]) or Path("outputs"),
+            dir=check_place("output.dir", output["dir"]) or Path("outputs"),
+            scratch=check_scratch(output["scratch"], output["dir"]),
             dtype=output["dtype"],
             compression=output["compression"],
             images_per_shard=_count("output.images_per_shard", output["images_per_shard"], 2**31),
@@ -278,21 +287,9 @@ def _text(key: str, value: Any, rule: str) -> str:
 
 def _weights(value: Any) -> str:
     text = _text("network.weights", value, f"{', '.join(WEIGHTS)} or a file")
-    if text not in WEIGHTS and not _expanded(text).exists():
+    if text not in WEIGHTS and not expanded(text).exists():
         raise _wrong("network.weights", text, f"one of: {', '.join(WEIGHTS)}, or a file that exists", WEIGHTS)
-    return text if text in WEIGHTS else str(_expanded(text))
-
-
-def _path(key: str, value: Any) -> Path | None:
-    # Hydra reads 2024 as a number; as a path it is a folder's name.
-    return None if value is None else _expanded(_text(key, str(value), "a path"))
-
-
-def _expanded(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # ~ and the name of nobody
-        return Path(text)
+    return text if text in WEIGHTS else str(expanded(text))
 
 
 def _name(value: Any, dataset: str, network: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OptionError
+from .storage.address import Address, is_address
 
 # Files that name images; with these endings, or whatever else is a file, they are no folders.
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
@@ -37,8 +38,8 @@ class DataSource:
         split: Of the set.
     """
 
-    dir: Path | None
-    list: Path | None
+    dir: Path | Address | None
+    list: Path | Address | None
     tar: tuple[str, ...] | None
     tfds: str | None
     split: str | None
@@ -52,11 +53,13 @@ class DataSource:
             return _name_of_tars(self.tar)
         if self.list is not None:
             return self.list.stem
+        if isinstance(self.dir, Address):
+            return self.dir.name
         # Also of "." and "imgs/..".
         return self.dir.resolve().name if self.dir is not None else ""
 
 
-def check_source(data: Mapping[str, Any], directory: Path | None, listing: Path | None) -> DataSource:
+def check_source(data: Mapping[str, Any], directory: Path | Address | None, listing: Path | Address | None) -> DataSource:
     """Gives where the images are.
 
     Args:
@@ -88,6 +91,12 @@ def check_source(data: Mapping[str, Any], directory: Path | None, listing: Path 
         raise OptionError(
             f"data.split: only a set has splits, got {split!r} without data.tfds. Expected data.tfds=NAME too. Leave it out."
         )
+    for name, place in (("data.tar", next(filter(is_address, tar or ()), None)), ("data.dir", tfds and directory)):
+        if place is not None and is_address(str(place)):
+            raise OptionError(
+                f"{name}: read from this machine only, got {str(place)!r}. Expected a path; single images and data.list may be "
+                "at an address. Download it first."
+            )
     return DataSource(directory, listing, tar, tfds, split)
 
 

@@ -23,6 +23,7 @@ from .store.digests import Digests
 from .store.folder import RunFolder
 from .store.index import build_index
 from .store.reader import open_run
+from .store.remote import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def finish_share(run_folder: RunFolder, ending: Ending, errors_before: Sequence[
             errors += [error for error in made.images["error"] if error]
     report = _report(folder, spec, ending, sum(shard.rows for shard in run_folder.own), errors, part=str(share))
     write_part_report(folder, share, report, is_new=bool(ending.made.rows))
+    settle(folder)
     with run_folder.alone():
         lacking = run_folder.lacking()
         if not lacking and not run_folder.is_extended():
@@ -123,6 +125,7 @@ def finish_run(folder: Path, spec: RunSpec, ending: Ending, is_indexed: bool, pa
         reports = look_at_reports(folder, spec, is_unchanged=is_indexed and (not ending.made.rows or bool(part)))
     report = _report(folder, spec, ending, len(spec.manifest), reports.errors, part, is_indexed=True)
     reports.write(report)
+    settle(folder)
     for line in report.summary().splitlines():
         _log.info(line)
     if report.failed == report.rows:

@@ -57,6 +57,7 @@ class Settings(TypedDict, total=False):
     kernel_order: str
     seed: int
     output_dir: str | os.PathLike[str]
+    scratch: str | os.PathLike[str] | None
     name: str | None
     dtype: str
     compression: str

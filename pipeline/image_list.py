@@ -6,6 +6,7 @@ from .data_source import DataSource, tar_folder
 from .journal import LOGGER as _log
 from .network.start import load_tensorflow
 from .records import Manifest
+from .storage.address import Address
 
 
 def list_images(source: DataSource) -> Manifest:
@@ -29,15 +30,22 @@ def _listed(source: DataSource) -> Manifest:
     if source.tfds is not None:
         from .images.tfds_set import find_set, list_set, sets_folder
 
+        assert not isinstance(source.dir, Address)
         # Before anything is loaded.
         find_set(source.tfds, sets_folder(source.dir))
         load_tensorflow()
         return list_set(source.tfds, source.split, source.dir)
-    from .images.manifest import list_folder, read_list
-
     if source.list is not None:
-        return read_list(source.list, source.dir, _warn)
+        from .images.addressed_list import read_addressed_list
+
+        return read_addressed_list(source.list, source.dir, _warn)
     assert source.dir is not None
+    if isinstance(source.dir, Address):
+        from .images.remote import list_address
+
+        return list_address(source.dir)
+    from .images.manifest import list_folder
+
     return list_folder(source.dir)
 
 

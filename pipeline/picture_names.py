@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import OptionError
 from .plot_config import Choice
+from .storage.remote_path import RemotePath
 from .store import format
 from .store.reader import Run
 
@@ -45,7 +46,9 @@ class PictureNames:
 
     def __init__(self, run: Run, choice: Choice, rows: Sequence[int], layers: Sequence[str]) -> None:
         beside, here = (_run_folder(run) or run.path).parent, Path.cwd()
-        if beside.is_relative_to(here):
+        if isinstance(beside, RemotePath):
+            beside = Path()
+        elif beside.is_relative_to(here):
             # As a person would type it.
             beside = beside.relative_to(here)
         self._folder, self._pattern = (beside, DEFAULT_NAME) if choice.file is None else (Path(), choice.file)

@@ -11,6 +11,7 @@ from typing import Any
 from .config import check_layers, unknown_key
 from .errors import OptionError, nearest
 from .schema import ONLY, SCALES, PlotSchema, known_keys
+from .storage.remote_path import place
 
 SUFFIXES = (".png", ".pdf", ".svg")
 LEAST_DPI, MOST_DPI = 20, 1200
@@ -100,7 +101,7 @@ def check_plot(values: Mapping[str, Any], module: str) -> Choice:
     if with_input == ONLY and values["show"]:
         raise OptionError("show: the input alone is written and not shown, got input=only. Expected maps. Leave one of them out.")
     return Choice(
-        run=_expanded(str(run)),
+        run=place("run", str(run)),
         images=_images(values["image"], values["images"]),
         layers=check_layers(values["layers"]),
         channel=channel,

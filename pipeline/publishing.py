@@ -20,7 +20,7 @@ from .samples import take_samples
 from .schema import defaults
 from .store import disk, format
 from .store.digests import Digests
-from .store.reader import Run, open_run
+from .store.reader import Run, open_run, place_of
 from .store.regular import read_small
 
 REPORT, PAGE = "report.json", "report.html"
@@ -175,10 +175,11 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
 def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_layers: tuple[str, ...]) -> Contents:
     attributes, known = run.attributes, defaults()
     texts = {name: option_text(value) for name, value in report.options.items()}
-    again = command_again(_nested(report.options), Path(report.folder), str(attributes["data_root"])) if texts else ""
+    folder = place_of(report.folder)
+    again = command_again(_nested(report.options), folder, str(attributes["data_root"])) if texts else ""
     changed = {name: (text, option_text(known.get(name))) for name, text in texts.items() if text != option_text(known.get(name))}
     return Contents(
-        name=Path(report.folder).name,
+        name=folder.name,
         network=report.network,
         command=again,
         warning=UNTRAINED if str(attributes["weights"]).startswith("random") else "",

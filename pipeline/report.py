@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .storage.address import is_address
+
 Item = TypeVar("Item")
 
 # Stages of the loop in order, and what a user can do where most of the time goes there.
@@ -160,7 +162,8 @@ class Report:
     @property
     def page(self) -> str:
         """The page that shows it."""
-        return str(Path(self.folder, "report.html"))
+        # Of an address Path would make a path.
+        return f"{self.folder}/report.html" if is_address(self.folder) else str(Path(self.folder, "report.html"))
 
     @property
     def bottleneck(self) -> str:

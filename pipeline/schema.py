@@ -62,6 +62,7 @@ class OutputSchema:
     """Keys of ``output``."""
 
     dir: Any = "outputs"
+    scratch: Any = None
     dtype: Any = "float32"
     compression: Any = "gzip"
     images_per_shard: Any = AUTO

@@ -36,6 +36,7 @@ def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
     """
     from .config import unknown_key
     from .schema import ShowSchema, known_keys
+    from .storage.remote_path import place
 
     for key in values:
         if key not in known_keys(ShowSchema()):
@@ -51,10 +52,7 @@ def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
             f"json: not a valid value, got {as_json!r}. Expected true or false. "
             f"Run `python -m pipeline.show --help` for all options."
         )
-    try:
-        return Path(str(run)).expanduser(), as_json
-    except RuntimeError:  # ~ and the name of nobody
-        return Path(str(run)), as_json
+    return place("run", str(run)), as_json
 
 
 def overview(path: Path) -> Overview:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from .errors import ImageError
 from .images.reading import words_for
+from .images.remote import RemoteImages
 from .images.tar_headers import TarError
 from .images.tars import COLUMN, find_in_tar
 from .records import ImageRecord
+from .storage.address import is_address
 from .store.reader import Run
 
 
 def image_place(run: Run, row: int) -> str:
     """Gives where the image of a row was, in words."""
     root, key, tar = _place(run, row)
-    return f"{Path(root, tar)}: {key}" if tar else str(Path(root, key))
+    if tar:
+        return f"{Path(root, tar)}: {key}"
+    return _address(root, key) if is_address(root) or is_address(key) else str(Path(root, key))
 
 
 def find_image(run: Run, row: int) -> ImageRecord:
@@ -26,6 +32,9 @@ def find_image(run: Run, row: int) -> ImageRecord:
     """
     root, key, tar = _place(run, row)
     kind = str(run.attributes.get("data_source", ""))
+    if kind == RemoteImages.kind:
+        size_bytes = int(run.images["bytes"][row])
+        return ImageRecord(row, key, _address(root, key), "", size_bytes, RemoteImages(np.zeros(0)))
     if kind not in ("", "tar"):
         raise ImageError(f"not looked for: the images were in {kind}")
     if not tar:
@@ -36,6 +45,11 @@ def find_image(run: Run, row: int) -> ImageRecord:
         raise ImageError(f"unreadable: {error}") from error
     except OSError as error:
         raise ImageError(words_for(error)) from error
+
+
+def _address(root: str, key: str) -> str:
+    # What lay outside the folder of a list has all of its address, or its path, as key.
+    return key if is_address(key) or key.startswith("/") else f"{root}/{key}"
 
 
 def _place(run: Run, row: int) -> tuple[str, str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +40,7 @@ def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
     """
     from .config import unknown_key
     from .schema import VerifySchema, known_keys
+    from .storage.remote_path import place
 
     for key in values:
         if key not in known_keys(VerifySchema()):
@@ -56,11 +56,7 @@ def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
             f"repair: not a valid value, got {repair!r}. Expected true or false. "
             f"Run `python -m pipeline.verify --help` for all options."
         )
-    try:
-        folder = Path(str(run)).expanduser()
-    except RuntimeError:  # ~ and the name of nobody
-        folder = Path(str(run))
-    return folder, repair
+    return place("run", str(run)), repair
 
 
 def verify(folder: Path, repair: bool) -> None:
@@ -75,13 +71,16 @@ def verify(folder: Path, repair: bool) -> None:
     """
     from tqdm import tqdm
 
+    from .storage.remote_path import writable
     from .store import format
     from .store.lock import take_lock
     from .store.repair import repair as remove_damaged
     from .store.verification import files_to_check, verify_folder
 
-    if folder.name == format.INDEX_NAME and os.path.lexists(folder) and not folder.is_dir():
+    if folder.name == format.INDEX_NAME and (folder.is_symlink() or folder.exists()) and not folder.is_dir():
         folder = folder.parent
+    if repair:
+        folder = writable(folder)
     total_bytes = sum((folder / name).lstat().st_size for name in files_to_check(folder))
     with ExitStack() as stack:
         if repair:

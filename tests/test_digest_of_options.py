@@ -48,6 +48,7 @@ CHANGES_NONE: dict[str, Any] = {
     "dry_run": True,
     "part": "2/3",
     "output.dir": "elsewhere",
+    "output.scratch": "elsewhere",
     "output.compression": None,
     "output.existing": None,
     # Which process makes a shard.
@@ -79,6 +80,9 @@ def digest(
         if any(key.startswith("engine__") for key in changes):
             changes = {"engine__name": "ray", **changes}
         where = {"data__dir": str(folder)} if "data__dir" in changes else {}
+        if "output__scratch" in changes:
+            # Refused, being of no use, without an address.
+            where["output__dir"] = "memory://bucket/outputs"
         if "data__list" in changes:
             where["data__list"] = str(folder / "list.txt")
         if "data__tar" in changes:

@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 ROOMS = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-WINGS = ("images", "network", "store", "training", "pages", "pictures")
-# Training stands after the store and reads from it; the store has one door that leads there.
-BEHIND = {"training": {"store"}}
+WINGS = ("storage", "images", "network", "store", "training", "pages", "pictures")
+# Training stands after the store and reads from it; the store has one door that leads there. Images and store read and write what
+# lies at an address by way of storage.
+BEHIND = {"training": {"store"}, "images": {"storage"}, "store": {"storage"}}
 DOORS_BETWEEN = {"store/feeding.py": {"training"}}
 DOORS = {"run.py", "jobs.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
 # What all may import: the nouns, and the words in which both wings of arithmetic are written.
@@ -41,6 +42,8 @@ ONLY_IN = {
     "hydra": tuple(DOORS),
     "omegaconf": tuple(DOORS),
     "matplotlib": ("pictures/",),
+    # Optional. What it opens is for storage to say.
+    "fsspec": ("storage/",),
 }
 # What a wrong option must not wait for.
 LIGHT = {
@@ -89,7 +92,12 @@ def test_wings_meet_only_through_the_records(room: str) -> None:
         if parts[0] != "pipeline" or len(parts) < 2:
             continue
         if wing in WINGS:
-            allowed = {wing, *FOUNDATION, *BEHIND.get(wing, ()), *DOORS_BETWEEN.get(room, ())}
+            allowed = {
+                wing,
+                *FOUNDATION,
+                *BEHIND.get(wing, ()),
+                *DOORS_BETWEEN.get(room, ()),
+            }
             assert parts[1] in allowed, f"{room} imports {name}"
         assert parts[1] not in {"run"} or room in DOORS, f"{room} imports the door {name}"
         if room in {*(f"{noun}.py" for noun in NOUNS), "machine.py", "vector_code.py"}:
@@ -116,6 +124,11 @@ def test_engines_are_chosen_in_one_place_and_ray_is_loaded_late() -> None:
             assert not (top and name.split(".")[0] == "ray"), f"{room} imports {name}"
             if name.startswith("pipeline.engines") and not room.startswith("engines/"):
                 assert (room, name.split(".")[2]) == ("assemble.py", "engine"), f"{room} imports {name}"
+
+
+def test_nothing_loads_fsspec_before_there_is_an_address() -> None:
+    for room in ROOMS:
+        assert not any(top and name.startswith("fsspec") for name, top in imports(room)), room
 
 
 def test_the_store_opens_its_door_to_training_late() -> None:

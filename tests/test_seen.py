@@ -111,6 +111,6 @@ def test_a_file_that_an_extraction_would_not_have_read_is_not_read_either(
     def read_too_much(*_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(seen, "read_image", read_too_much)
+    monkeypatch.setattr(seen, "read_again", read_too_much)
     with pytest.raises(ImageError, match=r"^out of memory: the image does not fit$"):
         seen_picture(record_of(path), status, None, MEAN_PIXEL, is_reduced=False)

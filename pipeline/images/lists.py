@@ -35,6 +35,30 @@ def read_text_list(path: Path) -> dict[str, list[str]]:
     return _read_columns(path, text, delimiter)
 
 
+def refuse_empty(written: Sequence[str], path: object) -> None:
+    """Refuses a list without paths.
+
+    Raises:
+        DatasetError: It is one.
+    """
+    if not written:
+        raise DatasetError(f"data.list: no paths in the list, got {str(path)!r}. Expected one path a line. Check the file.")
+
+
+def refuse_repeated(names: Sequence[str]) -> None:
+    """Refuses a list that names an image twice.
+
+    Raises:
+        DatasetError: It does.
+    """
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise DatasetError(
+            f"data.list: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each "
+            "image once. Remove the repeated lines."
+        )
+
+
 def _read_text(path: Path) -> str:
     what = f"got {str(path)!r}. Expected a text or CSV file of image paths."
     try:

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
-from ..records import Batch, ImageRecord, ImageStatus, Manifest
+from ..errors import ImageError, PipelineError
+from ..records import Batch, ImageStatus, Manifest
 from .decode import MAX_PIXELS, decode_image
-from .reading import read_image, words_for
+from .reading import words_for
+from .reading_ahead import ReadAhead
 
 # Larger images share MAX_PIXELS among them: each worker may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
@@ -89,10 +90,12 @@ def load_batches(
     # they take row after row, as far ahead as they may, and the dataset says which batch is wanted.
     room, kept = _Room(MAX_PIXELS), _Kept()
 
-    def load(place: int) -> _Row:
-        return _load_row(manifest[int(indices[place])], room, kept, reduce, ratio_for)
+    ahead = ReadAhead(manifest)
 
-    rows = _Ahead(len(indices), batch_size, load)
+    def load(read: Callable[[], bytes]) -> _Row:
+        return _load_row(read, room, kept, reduce, ratio_for)
+
+    rows = _Rows(indices, batch_size, ahead.begin, load)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
 
     options = tf.data.Options()
@@ -113,82 +116,92 @@ def load_batches(
             yield _batch(indices[element], rows.take(number))
     finally:
         rows.stop()
+        ahead.close()
         pool.shutdown(wait=False)
 
 
-class _Ahead:
+class _Rows:
     """Rows that workers load ahead of the consumer, each taking the next one when it has done with the last.
 
     A batch is given out as soon as all of it is there; that many rows more may be loaded then. A task for each batch, or even for
     each image, would leave workers waiting for one another for a third of their time.
 
     Args:
-        count: Of the rows.
+        indices: (N,) int64, which rows.
         batch_size: Rows a batch.
-        load: Place of a row among them -> the row.
+        begin: Rows of a batch -> what gives the bytes of each; called when they may be read.
+        load: What gives the bytes of an image -> its row; raises what ends the run.
     """
 
-    def __init__(self, count: int, batch_size: int, load: Callable[[int], _Row]) -> None:
-        self._load = load
-        self._count = count
+    def __init__(
+        self,
+        indices: NDArray[np.int64],
+        batch_size: int,
+        begin: Callable[[Sequence[int]], Sequence[Callable[[], bytes]]],
+        load: Callable[[Callable[[], bytes]], _Row],
+    ) -> None:
+        self._indices = indices
         self._batch_size = batch_size
-        self._taken = 0
-        self._allowed = min(count, _BATCHES_AHEAD * batch_size)
+        self._begin = begin
+        self._load = load
+        self._taken = self._allowed = 0
+        self._reads: dict[int, Sequence[Callable[[], bytes]]] = {}
         self._batches: dict[int, list[_Row]] = {}
         self._left: dict[int, int] = {}
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
+        for _ in range(_BATCHES_AHEAD):
+            self._allow_batch()
+
+    def _allow_batch(self) -> None:
+        wanted = self._indices[self._allowed : self._allowed + self._batch_size].tolist()
+        number = self._allowed // self._batch_size
+        if wanted:
+            self._reads[number] = self._begin(wanted)
+            self._batches[number], self._left[number] = [_NOTHING] * len(wanted), len(wanted)
+        self._allowed += len(wanted)
 
     def work(self) -> None:
         """Loads rows until there are none; what each worker does."""
         try:
             place = self._next()
             while place is not None:
-                row = self._load(place)
-                place = self._next((place, row))
+                number, at = divmod(place, self._batch_size)
+                row = self._load(self._reads[number][at])
+                place = self._next((number, at, row))
         except BaseException as error:
             with self._changed:
-                self._error = error
+                self._error = self._error or error
+                self._stopped = True
                 self._changed.notify_all()
 
-    def _next(self, done: tuple[int, _Row] | None = None) -> int | None:
+    def _next(self, done: tuple[int, int, _Row] | None = None) -> int | None:
         """Takes a row that has been loaded, and gives the place of one that may be; waits until there is one."""
         with self._changed:
             if done is not None and not self._stopped:
-                number, place = divmod(done[0], self._batch_size)
-                self._batches[number][place] = done[1]
+                number, at, row = done
+                self._batches[number][at] = row
                 self._left[number] -= 1
                 if not self._left[number]:
                     self._changed.notify_all()
-            self._changed.wait_for(lambda: self._stopped or self._taken < self._allowed or self._taken == self._count)
-            if self._stopped or self._taken == self._count:
+            self._changed.wait_for(lambda: self._stopped or self._taken < self._allowed or self._taken == len(self._indices))
+            if self._stopped or self._taken == len(self._indices):
                 return None
-            taken = self._taken
             self._taken += 1
-            number, place = divmod(taken, self._batch_size)
-            if not place:
-                size = min(self._batch_size, self._count - taken)
-                self._batches[number], self._left[number] = [_NOTHING] * size, size
-            return taken
-
-    def wait_for(self, number: int) -> None:
-        """Waits until a batch is there; raises what a worker has raised."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._error or self._left.get(number) == 0)
-            if self._error:
-                raise self._error
+            return self._taken - 1
 
     def take(self, number: int) -> list[_Row]:
-        """Gives a batch that is there, once."""
+        """Waits for a batch, and gives it, once; raises what a worker has raised."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._left.get(number) == 0)
             if self._error:
                 raise self._error
-            self._allowed = min(self._count, self._allowed + self._batch_size)
+            del self._left[number], self._reads[number]
+            rows = self._batches.pop(number)
+            self._allow_batch()
             self._changed.notify_all()
-            del self._left[number]
-            return self._batches.pop(number)
+            return rows
 
     def stop(self) -> None:
         """Has the workers stop after the rows at hand, and lets go of all that is there."""
@@ -259,18 +272,18 @@ def _batch(indices: NDArray[np.int64], rows: Sequence[_Row]) -> Batch:
 
 
 def _load_row(
-    record: ImageRecord,
+    read: Callable[[], bytes],
     room: _Room,
     kept: _Kept,
     reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None,
     ratio_for: Callable[[int, int], int] | None,
 ) -> _Row:
-    """Reads one image. Raises nothing but signals."""
+    """Reads one image. Raises nothing but signals, and what ends the run: a storage that does not answer."""
     error, sha256, data = "", "", b""
     height = width = 0
     pixels = decoded = _NO_PIXELS
     try:
-        data = read_image(record)
+        data = read()
         sha256 = hashlib.sha256(data).hexdigest()
         with room.for_one_image() as take:
             decoded, (height, width) = decode_image(data, ratio_for, take, kept.buffer_for)
@@ -284,6 +297,8 @@ def _load_row(
         error = words_for(problem)
     except MemoryError:
         error = "out of memory: the image does not fit"
+    except PipelineError:
+        raise
     except Exception as problem:  # Whatever one image does to a caller's function, the other rows are still wanted.
         error = f"internal: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
     return _Row(error, height, width, len(data), sha256, pixels, (decoded.shape[0], decoded.shape[1]))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import DatasetError
 from ..records import Manifest, digest_images
 from .decode import image_extensions
-from .lists import read_text_list
+from .lists import read_text_list, refuse_empty, refuse_repeated
 from .names import first_folders, quoted_names, readable_keys, valid_text, words_for_extension
 from .parquet import PARQUET_SUFFIXES, read_parquet_list
 
@@ -87,20 +87,29 @@ def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] =
         DatasetError: The list cannot be read, is no text, is empty, has no column ``path``, a line of the wrong length, a column
             whose name is taken, or names an image twice.
     """
-    columns = read_parquet_list(path, log) if path.suffix.lower() in PARQUET_SUFFIXES else read_text_list(path)
+    return images_of_list(read_columns(path, log), path, base)
+
+
+def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
+    """Gives the columns of a list, ``path`` among them; see :func:`read_list`."""
+    return read_parquet_list(path, log) if path.suffix.lower() in PARQUET_SUFFIXES else read_text_list(path)
+
+
+def images_of_list(columns: dict[str, list[str]], path: Path, base: Path | None) -> Manifest:
+    """Gives the images of a list that has been read; see :func:`read_list`.
+
+    Args:
+        columns: Of the list, ``path`` among them.
+        path: Of the list.
+        base: As there.
+    """
     written = columns.pop("path")
-    if not written:
-        raise DatasetError(f"data.list: no paths in the list, got {str(path)!r}. Expected one path a line. Check the file.")
+    refuse_empty(written, path)
     root = os.path.abspath(path.parent if base is None else base)
     inside = os.path.join(root, "")
     names = [os.path.normpath(os.path.join(root, name)) for name in written]
     names = [(name[len(inside) :] if name.startswith(inside) else name).replace(os.sep, "/") for name in names]
-    if len(set(names)) < len(names):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        raise DatasetError(
-            f"data.list: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each "
-            "image once. Remove the repeated lines."
-        )
+    refuse_repeated(names)
     keys, odd = readable_keys(names)
     # Without its "..", a path through a link may mean another file: where there is one, the path is kept as written.
     paths = {row: os.path.join(root, name) for row, name in enumerate(written) if row in odd or ".." in name}

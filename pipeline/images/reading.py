@@ -10,6 +10,7 @@ import os
 import stat
 from typing import BinaryIO
 
+from ..errors import DatasetError
 from ..records import ImageRecord
 from .decode import ImageDecodeError
 
@@ -25,6 +26,19 @@ def read_image(record: ImageRecord) -> bytes:
         OSError: It is missing or cannot be read.
     """
     return read_file(record.path) if record.source is None else record.source.read(record)
+
+
+def read_again(record: ImageRecord) -> bytes:
+    """Reads an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
+
+    Raises:
+        ImageError: As :func:`read_image`; or the storage does not answer.
+        OSError: As there.
+    """
+    try:
+        return read_image(record)
+    except DatasetError as error:
+        raise ImageDecodeError(f"unreadable: {error}") from error
 
 
 def words_for(error: OSError) -> str:

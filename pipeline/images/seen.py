@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..records import Batch, ImageRecord, ImageStatus
 from .decode import decode_image
-from .reading import read_image, words_for
+from .reading import read_again, words_for
 from .resample import hand_over
 from .resize_host import HostResize
 from .tables import ResizeSpec, dct_reduction
@@ -49,7 +49,7 @@ def seen_picture(
 
 def _read(record: ImageRecord, status: ImageStatus) -> bytes:
     try:
-        data = read_image(record)
+        data = read_again(record)
     except ImageError:  # a ValueError too
         raise
     except OSError as error:

@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..records import ImageRecord
 from .decode import decode_image
-from .reading import read_image
+from .reading import read_again
 
 # More would take seconds and gigabytes for a picture the size of a stamp. JPEGs of this size are reduced while they are decoded.
 MAX_PIXELS = 64_000_000
@@ -32,7 +32,7 @@ def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint
         ImageError: It is not the image that it was, or too large.
         OSError: It is missing or cannot be read.
     """
-    data = read_image(record)
+    data = read_again(record)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError("changed: the file is not the one that the features were made from")
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage.range_file import RemoteHandle
+from ..storage.remote_path import RemotePath
 from . import codec, inflate
 
 # Windows has no such call; rows are read through HDF5 there.
@@ -49,9 +51,22 @@ class Handle:
         self.file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self.stamp = stamp_of(self.file)
 
+    def read_into(self, buffer: memoryview, position: int) -> int:
+        """Reads up to as many bytes as the buffer has; gives how many came."""
+        return os.preadv(self.file, [buffer], position)
+
     def __del__(self) -> None:
         if self.file >= 0:
             os.close(self.file)
+
+
+def open_handle(path: Path) -> Handle | RemoteHandle:
+    """Opens a file, here or at an address.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return path.handle() if isinstance(path, RemotePath) and path.local is None else Handle(path)
 
 
 # A thread keeps its memory for what is stored, up to so much: fresh memory for each chunk would cost more than reading it.
@@ -100,7 +115,7 @@ class ChunkTable:
         """Tells whether a row is a deflated chunk of its own, of this dtype."""
         return self.deflated and self.chunk_rows == 1 and self.dtype == dtype and not self.failed[row]
 
-    def read_row(self, handle: Handle, row: int, into: NDArray[np.floating]) -> None:
+    def read_row(self, handle: Handle | RemoteHandle, row: int, into: NDArray[np.floating]) -> None:
         """Reads a row that is a chunk of its own straight into its place, (h, w, c) of the stored dtype in C order.
 
         Raises:
@@ -109,7 +124,7 @@ class ChunkTable:
         self._decode_into(handle, row, into)
         self._check(row, into)
 
-    def decode(self, handle: Handle, chunk: int) -> NDArray[np.floating]:
+    def decode(self, handle: Handle | RemoteHandle, chunk: int) -> NDArray[np.floating]:
         """Gives a chunk, (chunk_rows, h, w, c)."""
         try:
             values = np.empty((self.chunk_rows, *self.shape), self.dtype)
@@ -118,7 +133,7 @@ class ChunkTable:
         self._decode_into(handle, chunk, values)
         return values
 
-    def _decode_into(self, handle: Handle, chunk: int, into: NDArray[np.floating]) -> None:
+    def _decode_into(self, handle: Handle | RemoteHandle, chunk: int, into: NDArray[np.floating]) -> None:
         if not self.deflated:
             self._fetch(handle, chunk, into)
             return
@@ -156,14 +171,14 @@ class ChunkTable:
             raise StaleError
         return position, size_bytes
 
-    def _fetch(self, handle: Handle, chunk: int, into: NDArray[Any]) -> None:
+    def _fetch(self, handle: Handle | RemoteHandle, chunk: int, into: NDArray[Any]) -> None:
         position, size_bytes = self._place(chunk)
         if handle.stamp != self.stamp or size_bytes != into.nbytes:
             raise StaleError
         # The system gives less than was asked for above 2 GiB, and at the end of a file that has been cut.
         buffer = memoryview(into.reshape(-1).view(np.uint8).data)
         while buffer:
-            got = os.preadv(handle.file, [buffer], position)
+            got = handle.read_into(buffer, position)
             if not got:
                 raise StaleError
             buffer, position = buffer[got:], position + got

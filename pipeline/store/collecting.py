@@ -26,7 +26,7 @@ from ..errors import StoreError
 from ..machine import usable_cores
 from ..records import RunSpec, ShardSpec
 from ..statistics import LayerStatistics, join_statistics
-from . import format, summaries, tables
+from . import format, remote, summaries, tables
 from .regular import require_own_shards
 from .tables import Column
 
@@ -89,8 +89,8 @@ def _look_into(folder: Path, digests: Sequence[str], layers: Sequence[str], shar
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {}
     statistics: dict[str, LayerStatistics] = {}
-    for shard in shards:
-        path = folder / format.SHARD_FOLDER / shard.file_name
+    paths = remote.ahead(folder / format.SHARD_FOLDER / shard.file_name for shard in shards)
+    for shard, path in zip(shards, paths, strict=True):
         with tables.open_file(path) as file:
             tables.check_shard(file, path, digests[shard.part], shard)
             try:

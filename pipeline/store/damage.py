@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import StoreError, printable
+from ..storage.connection import StorageError
+from ..storage.remote_path import RemotePath
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
 # become one of another kind, or a size has become 0.
@@ -25,6 +27,9 @@ class ForeignError(StoreError):
 
 def damaged(path: Path, part: str, got: object) -> DamagedError:
     """Gives the one line for a file that is not as it was written."""
+    if isinstance(path, RemotePath) and path.mirror.read_failure is not None:
+        # HDF5 tells no more than that it could not read: the storage has refused, and the file may be whole.
+        return UnsureError(str(path.mirror.refused(path.mirror.read_failure, path.within)))
     kind = UnsureError if isinstance(got, MemoryError) else DamagedError
     words = printable(" ".join(str(got).split()), 200) or type(got).__name__
     return kind(
@@ -90,7 +95,9 @@ def no_folder(path: Path) -> StoreError:
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
-    """Gives the one line for a file that the system does not let us read."""
+    """Gives the one line for a file that the system, or the storage at an address, does not let us read."""
+    if isinstance(path, RemotePath) and isinstance(error, StorageError):
+        return path.mirror.refused(error)
     return StoreError(
         f"{path}: cannot be read, got {getattr(error, 'strerror', None) or error}. Expected a file of a finished run. "
         f"Put it back, or run the extraction again: only what is missing is made again."

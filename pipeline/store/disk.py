@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
+from ..storage.mirror import make_private
+from ..storage.remote_path import RemotePath
+from ..storage.sending import UPLOADS_AT_ONCE, UPLOADS_WAITING
+from . import remote
 from .format import PARTIAL_SUFFIX
+
+# Of a run at an address: shards that are whole and not yet on their way, besides two that are being made.
+SHARDS_FINISHING = 2
+SHARDS_IN_SCRATCH = 2 + SHARDS_FINISHING + UPLOADS_AT_ONCE + UPLOADS_WAITING
 
 # What h5py raises when HDF5 fails: by the part of HDF5 that gave up, not by the cause.
 HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError)
@@ -35,7 +44,11 @@ _CAUSES = {
 
 
 def write_error(path: Path, error: BaseException) -> StoreError:
-    """Gives the one line for a write that the disk, or HDF5 on top of it, refused."""
+    """Gives the one line for a write that the disk, or HDF5 on top of it, refused; or the storage at an address."""
+    if isinstance(path, RemotePath):
+        if isinstance(error, OSError) and str(error.filename or "").startswith(str(path.mirror.address)):
+            return path.mirror.refused(error)
+        path = scratch_of(path.parent) / path.name if path.within else scratch_of(path)
     number = _errno(error)
     happened, remedy = _CAUSES.get(number, ("it cannot be written", "Check the disk and the folder"))
     got = errno.errorcode.get(number) or " ".join(str(error).split())[:200]
@@ -95,6 +108,8 @@ def publish(path: Path, partial: Path | None = None) -> None:
     The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
     cut sees a whole file.
 
+    At an address all of that is done in scratch, and then the file is sent: a shard in the background, others at once.
+
     Args:
         path: The final name.
         partial: Where the file is now, if not there.
@@ -107,6 +122,8 @@ def publish(path: Path, partial: Path | None = None) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     sync_folder(path.parent)
+    if isinstance(path, RemotePath):
+        remote.send(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -115,6 +132,10 @@ def make_folder(folder: Path) -> None:
     Raises:
         OSError: The disk refuses.
     """
+    if isinstance(folder, RemotePath):
+        # The address has no folders; scratch is made once its lock is taken.
+        make_private(scratch_of(folder))
+        return
     for path in reversed([folder, *itertools.takewhile(lambda path: not path.exists(), folder.parents)]):
         path.mkdir(exist_ok=True)
         sync_folder(path.parent)
@@ -126,6 +147,8 @@ def refuse_unwritable(folder: Path) -> None:
     Raises:
         StoreError: They could not, as far as anybody can tell beforehand.
     """
+    # Whether an object could be made at an address, only making one could tell.
+    folder = scratch_of(folder)
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir():
         raise write_error(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
@@ -163,8 +186,44 @@ def remove(path: Path) -> None:
         raise write_error(path, error) from error
 
 
+def remove_all(paths: Sequence[Path]) -> None:
+    """Removes files if they are there, the first one before all others.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    at_address = [path for path in paths[1:] if isinstance(path, RemotePath)]
+    for path in paths[:1] if at_address else paths:
+        remove(path)
+    if at_address:
+        # Several at a time: each takes as long as the way there and back.
+        try:
+            at_address[0].mirror.remove(path.within for path in at_address)
+        except OSError as error:
+            raise write_error(at_address[0], error) from error
+
+
+def most_finishing(folder: Path) -> float:
+    """Gives how many shards of which all has come may wait to be finished: those of an address must not fill up scratch."""
+    return SHARDS_FINISHING if isinstance(folder, RemotePath) else math.inf
+
+
+def scratch_of(folder: Path) -> Path:
+    """Gives where files are made: in the folder, or in the scratch folder of one at an address."""
+    if not isinstance(folder, RemotePath):
+        return folder
+    assert folder.mirror.home is not None
+    return folder.mirror.home / folder.within if folder.within else folder.mirror.home
+
+
+def holds_all(folder: Path) -> bool:
+    """Tells whether all of a run comes to lie on the disk of :func:`free_bytes`, and not only what is being made."""
+    return not isinstance(folder, RemotePath)
+
+
 def free_bytes(folder: Path) -> int:
-    """Gives the free space of the disk that holds this folder, or that will once it is made."""
+    """Gives the free space of the disk that holds this folder, or that will once it is made; at an address that of scratch."""
+    folder = scratch_of(folder)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

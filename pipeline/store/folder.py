@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, Share
-from . import disk, format, tables
+from . import disk, format, remote, tables
 from .chain import settle_parts
 from .digests import Digests
 from .found import listing_paths, result_paths, shard_names
@@ -90,8 +90,7 @@ class RunFolder:
         with self.alone():
             if self.share is not None:
                 self._refuse_other_lists()
-            for path in self.replaced:
-                disk.remove(path)
+            disk.remove_all(self.replaced)
             forget_missing(self.path)
             digests = Digests(self.path)
             for part in range(len(self.spec.parts)):
@@ -143,6 +142,8 @@ class RunFolder:
         """Lets others write the folder."""
         if self._hold is not None:
             self._hold.release()
+        else:
+            remote.leave(self.path)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -176,8 +177,9 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
             f"{folder}: the run is too large, got {len(spec.manifest)} images in {count} shards. Expected at most "
             f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
         )
-    refuse_foreign_folder(folder)
     try:
+        remote.look_anew(folder)
+        refuse_foreign_folder(folder)
         disk.make_folder(shards)
     except OSError as error:
         raise disk.write_error(folder, error) from error
@@ -200,10 +202,12 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | No
         LockedError: As there.
         StoreError: As there.
     """
+    remote.look_anew(folder)
     refuse_foreign_folder(folder)
     disk.refuse_unwritable(folder)
     if (folder / format.LOCK_NAME).exists():
         take_lock(folder, share).release()
+    remote.borrow_scratch(folder)
     if not folder.is_dir():
         settled = Settled(settle_parts(folder, spec, (), extend=False), frozenset(), ())
         return RunFolder(folder, None, share, settled)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import StoreError
 from ..records import Manifest, digest_identity, digest_images
-from . import disk, format, tables
+from . import disk, format, remote, tables
 from .identity import read_identity, rows_of
 from .listing import Listing, read_listing
 
@@ -95,10 +95,10 @@ def shard_links(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in _shard_entries(folder) if entry.is_symlink() and entry.is_file())
 
 
-def _shard_entries(folder: Path) -> list[os.DirEntry[str]]:
+def _shard_entries(folder: Path) -> list[Any]:
     try:
         # The system tells what a name is while it lists it. Asking for each of a million takes seconds, of a server minutes.
-        with os.scandir(folder / format.SHARD_FOLDER) as entries:
+        with remote.scan(folder / format.SHARD_FOLDER) as entries:
             return [entry for entry in entries if _SHARD.fullmatch(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []

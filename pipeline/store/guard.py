@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,14 @@ class Examination:
     findings: tuple[Finding, ...]
     uncounted: int
     facts: Facts | None
+
+
+def renamed(found: Examination, here: Path, path: Path) -> Examination:
+    """Gives what came of a file by the name that a person knows, where a copy of it was examined."""
+    if here == path:
+        return found
+    findings = tuple(replace(finding, line=finding.line.replace(str(here), str(path))) for finding in found.findings)
+    return replace(found, findings=findings)
 
 
 class Guard:

@@ -167,11 +167,12 @@ class _Folder:
         if not (names or self.listed or self.index or self.unreadable):
             raise damage.no_run(self.folder, format.INDEX_NAME)
         # What speaks for the run: the file that knows most of its parts.
-        lead = self.index
+        lead, where = self.index, self.folder / format.INDEX_NAME
         for name in reversed(names):
             if lead is not None:
                 break
-            lead = self._open(self.folder / format.SHARD_FOLDER / name)
+            where = self.folder / format.SHARD_FOLDER / name
+            lead = self._open(where)
         if lead is None and not self.listed:
             if self.refused:
                 raise self.refused
@@ -179,17 +180,17 @@ class _Folder:
             is_list = format.MANIFEST_NAME.fullmatch(path.name)
             raise damage.damaged_list(path) if is_list else damage.damaged(path, "the HDF5 file", "no other to go by")
         try:
-            return self._describe(lead)
+            return self._describe(lead, where)
         except HDF5_READ_ERRORS as error:
-            where = Path(lead.filename) if lead else self.folder / format.manifest_name(0)
+            where = where if lead else self.folder / format.manifest_name(0)
             raise tables.damaged(where, "the tree" if lead else "the list of images", error) from error
         finally:
             for file in filter(None, (self.index, lead)):
                 file.close()
 
-    def _describe(self, lead: h5py.File | None) -> Holdings:
+    def _describe(self, lead: h5py.File | None, where: Path) -> Holdings:
         attributes = dict(lead.attrs) if lead else {}
-        stops = [part.stop for part in tables.read_parts(lead, Path(lead.filename))] if lead else []
+        stops = [part.stop for part in tables.read_parts(lead, where)] if lead else []
         identity = _identity_of(attributes) if lead else {}
         while header := self.listed.get(format.manifest_name(len(stops))):
             if header.first_row != (stops[-1] if stops else 0):
@@ -208,7 +209,7 @@ class _Folder:
         sizes, is_sampled = self._sizes(finished, errors, identity["layers"].split(","), is_native)
         good = sum(int((errors[shard] == "").sum()) for shard in finished if shard in errors)
         if lead:
-            layers = layers_of(lead, Path(lead.filename), sizes, good)
+            layers = layers_of(lead, where, sizes, good)
         else:
             layers = tuple(
                 LayerHolding(name, None, identity["output.dtype"], 0, 0, 0, 0) for name in identity["layers"].split(",")

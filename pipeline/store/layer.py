@@ -72,7 +72,7 @@ class Layer:
 
     def __iter__(self) -> Iterator[NDArray[np.floating]]:
         # Some at a time, so that threads share the work and a chunk of several rows is decoded once.
-        step = max(self.chunk_rows, min(usable_cores(), LARGEST_STEP))
+        step = max(self.chunk_rows, LARGEST_STEP if self._shards.are_remote else min(usable_cores(), LARGEST_STEP))
         for first in range(0, len(self), step):
             yield from self[first : first + step]
 
@@ -141,7 +141,7 @@ class Layer:
                 image = self._shards.open(int(numbers[place])).read_native(self.name, int(local[place]))
                 images[order[place]] = image.astype(dtype, copy=False)
 
-            do_all(read_image, range(len(rows)), threads)
+            do_all(read_image, range(len(rows)), threads, waits=self._shards.are_remote)
             return images
         try:
             values = np.empty((len(rows), *self.row_shape), dtype)
@@ -155,10 +155,15 @@ class Layer:
             for start, stop in itertools.pairwise([*starts.tolist(), len(rows)])
         ]
         crew = usable_cores() if threads is None else threads
-        # A stream alone is inflated no faster than by the library.
-        if len(pieces) > crew and pays(len(pieces)):
+        is_remote = self._shards.are_remote
+        # A stream alone is inflated no faster than by the library; and what comes over a network is waited for, not inflated.
+        if not is_remote and len(pieces) > crew and pays(len(pieces)):
             pieces = self._shards.read_together(self.name, pieces, values, crew)
-        do_all(lambda piece: self._shards.read(piece.number, self.name, piece.rows, piece.places, values), pieces, threads)
+
+        def read_chunk(piece: Piece) -> None:
+            self._shards.read(piece.number, self.name, piece.rows, piece.places, values)
+
+        do_all(read_chunk, pieces, threads, waits=is_remote)
         return values
 
     def __repr__(self) -> str:

@@ -119,7 +119,7 @@ def read_listing(path: Path) -> Listing | None:
     """Gives what :func:`write_listing` has written; None if it is not there or not as it was written."""
     try:
         most_bytes = _most_bytes(path)
-        with gzip.open(path, "rb") as file:
+        with path.open("rb") as raw, gzip.open(raw) as file:
             header, identity = _read_first(file, most_bytes)
             lines: list[dict[str, Any]] = []
             left_bytes = most_bytes - file.tell()
@@ -147,7 +147,7 @@ def read_header(path: Path) -> Header | None:
     """
     try:
         most_bytes = _most_bytes(path)
-        with gzip.open(path, "rb") as file:
+        with path.open("rb") as raw, gzip.open(raw) as file:
             header, identity = _read_first(file, most_bytes)
         first_row, rows = header["first_row"], header["rows"]
         is_one = isinstance(first_row, int) and 0 <= first_row < format.MOST_ROWS and rows == rows_of(identity) > 0

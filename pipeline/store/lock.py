@@ -26,8 +26,10 @@ from filelock import FileLock, Timeout
 
 from ..errors import LockedError
 from ..records import Share
-from . import disk, format
+from ..storage.remote_path import RemotePath
+from . import disk, format, remote
 from .regular import require_file
+from .remote_lock import HeldError, Lock, RemoteLock
 
 # Settling takes seconds; writing an index over very many shards, or reading those that a kill left without a digest, minutes.
 WAIT_SECONDS = 1800.0
@@ -47,12 +49,12 @@ class Hold:
         living: Shares that other processes made when the lock was taken last.
     """
 
-    def __init__(self, folder: Path, share: Share | None, lock: FileLock) -> None:
+    def __init__(self, folder: Path, share: Share | None, lock: Lock) -> None:
         self.share = share
         self.living: frozenset[Share] = frozenset()
         self._folder = folder
         self._lock = lock
-        self._own: FileLock | None = None
+        self._own: Lock | None = None
 
     def look_around(self) -> None:
         """Finds out who else lives, and takes the lock of the own share; called with ``.lock`` held.
@@ -105,6 +107,7 @@ class Hold:
 
     def release(self) -> None:
         """Lets go of all."""
+        remote.leave(self._folder)
         if self._own is not None:
             path = Path(self._own.lock_file)
             # First, since nobody may lock what is gone; should another process find it before, it is one that is dead.
@@ -136,7 +139,7 @@ def take_lock(folder: Path, share: Share | None = None) -> Hold:
             _wait_for(lock, folder)
         hold.look_around()
     except Timeout as error:
-        raise _locked(folder) from error
+        raise _locked(folder, error) from error
     except (OSError, NotImplementedError) as error:  # the second is filelock's, for a file system without locks
         hold.release()
         raise disk.write_error(path, error) from error
@@ -152,7 +155,9 @@ def part_locks(folder: Path) -> dict[Share, Path]:
     return {share: path for name, path in found if name and (share := Share.of_text(name[1]))}
 
 
-def _lock(path: Path) -> FileLock:
+def _lock(path: Path) -> Lock:
+    if isinstance(path, RemotePath):
+        return RemoteLock(path)
     # Another process may remove its own just now.
     if path.is_symlink() or (path.exists() and not path.is_file()):
         # Behind a link, the lock would empty whatever that leads to.
@@ -160,7 +165,7 @@ def _lock(path: Path) -> FileLock:
     return FileLock(path, timeout=0)
 
 
-def _wait_for(lock: FileLock, folder: Path) -> None:
+def _wait_for(lock: Lock, folder: Path) -> None:
     """Takes a lock that a part has for a while.
 
     Raises:
@@ -169,14 +174,16 @@ def _wait_for(lock: FileLock, folder: Path) -> None:
     began = alone_since = time.monotonic()
     said = False
     while True:
-        with suppress(Timeout):
+        try:
             lock.acquire()
             return
+        except Timeout as error:
+            refusal = error
         now = time.monotonic()
         if part_locks(folder):
             alone_since = now
         if now - alone_since > NOBODY_SECONDS:
-            raise _locked(folder)
+            raise _locked(folder, refusal)
         if now - began > WAIT_SECONDS:
             raise LockedError(
                 f"{folder}: another part of the run does not let go of the folder, got {format.LOCK_NAME} held for "
@@ -211,8 +218,9 @@ def _refuse(folder: Path, share: Share | None, other: Share) -> None:
         )
 
 
-def _locked(folder: Path) -> LockedError:
+def _locked(folder: Path, refusal: Timeout) -> LockedError:
+    holder = refusal.holder if isinstance(refusal, HeldError) else "a live process"
     return LockedError(
-        f"{folder}: another run writes this folder, got a lock held by a live process. Expected one run at a time. "
+        f"{folder}: another run writes this folder, got a lock held by {holder}. Expected one run at a time. "
         f"Wait for it or stop it, or choose another folder with name=..."
     )

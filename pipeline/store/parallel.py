@@ -13,8 +13,11 @@ from ..machine import usable_cores
 
 Task = TypeVar("Task")
 
+# Requests that an object store answers at the same time, each after some 10 to 50 ms.
+WAITING_THREADS = 16
 
-def do_all(work: Callable[[Task], None], tasks: Sequence[Task], threads: int | None = None) -> None:
+
+def do_all(work: Callable[[Task], None], tasks: Sequence[Task], threads: int | None = None, *, waits: bool = False) -> None:
     """Does all tasks, the calling thread being one of those that work.
 
     It waits for nobody who has not begun: tasks may call it themselves, and any number of threads may at once.
@@ -23,17 +26,21 @@ def do_all(work: Callable[[Task], None], tasks: Sequence[Task], threads: int | N
         work: Does one task; most of its time should be spent outside the interpreter's lock.
         tasks: In the order in which they are begun.
         threads: How many to use at most; None: as many as there are cores.
+        waits: Whether a task waits for a network most of its time: then more are begun than there are cores, whatever ``threads``
+            says.
 
     Raises:
         Exception: Of the first task that failed, in the order of tasks; those after it may not have been done.
     """
-    crew = min(usable_cores() if threads is None else threads, len(tasks))
+    most = WAITING_THREADS if waits else usable_cores() if threads is None else threads
+    crew = min(most, len(tasks))
     if crew <= 1:
         for task in tasks:
             work(task)
         return
     job = _Job(work, tasks)
-    helpers = [_pool.get().submit(job.take_part) for _ in range(crew - 1)]
+    pool = _waiting_pool if waits else _pool
+    helpers = [pool.get().submit(job.take_part) for _ in range(crew - 1)]
     try:
         job.take_part()
     finally:
@@ -74,7 +81,8 @@ class _Job(Generic[Task]):
 class _Pool:
     """The threads of this process. A forked child has none of its parent's, and may find the lock taken for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Callable[[], int]) -> None:
+        self._threads = threads
         self._renew()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew)
@@ -86,8 +94,9 @@ class _Pool:
     def get(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(usable_cores(), "rows")
+                self._executor = ThreadPoolExecutor(self._threads(), "rows")
             return self._executor
 
 
-_pool = _Pool()
+_pool = _Pool(usable_cores)
+_waiting_pool = _Pool(lambda: WAITING_THREADS)

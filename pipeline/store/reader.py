@@ -13,6 +13,8 @@ import h5py
 from ..errors import StoreError, nearest
 from ..records import ShardSpec
 from ..statistics import LayerStatistics
+from ..storage.address import is_address
+from ..storage.remote_path import RemotePath, to_path
 from . import format, shown, summaries, tables
 from .attributes import check_attributes
 from .border import check_layer, own_node
@@ -37,7 +39,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         StoreError: There is no run, it is not finished, or a shard of it is missing.
     """
-    path = Path(path)
+    path = place_of(path)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL byte
@@ -51,9 +53,21 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         # What the caller has named is followed; what lies in a run folder is not.
         path = path.resolve()
     own_name = path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name)
-    if path.is_file() and not own_name and not h5py.is_hdf5(path):
+    if path.is_file() and not own_name and (isinstance(path, RemotePath) or not h5py.is_hdf5(path)):
         raise StoreError(f"{path}: not a run, got a file that is no HDF5. Expected a run folder, its features.h5 or a shard.")
     return Run(path)
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """Gives the path of a run, or what stands for it at an address.
+
+    Raises:
+        OptionError: Nothing installed reads such an address.
+    """
+    if isinstance(path, RemotePath):
+        return path
+    text = os.fspath(path)
+    return (to_path("run", text) if is_address(text) else None) or Path(text)
 
 
 def no_such_run(path: Path) -> StoreError:
@@ -64,6 +78,9 @@ def no_such_run(path: Path) -> StoreError:
 
 
 def _siblings(path: Path) -> list[Path]:
+    if isinstance(path, RemotePath) and not path.within:
+        # The folder above would be listed with all that is in its folders.
+        return []
     return sorted(path.parent.iterdir()) if path.parent.is_dir() else []
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..records import ShardSpec
-from . import disk, format
+from . import disk, format, remote
 from .digests import Digests, file_digest
 from .found import shard_names
-from .guard import DAMAGED, Guard
+from .guard import DAMAGED, Guard, renamed
 from .judgement import Verdict
 
 _log = logging.getLogger(__name__)
@@ -74,17 +74,19 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
     if without:
         _log.info("%s: %d finished shards have no line yet; checking them", digests.path, len(without))
     damaged: dict[Path, str] = {}
-    guard = Guard(threads=1)
+    guard, copies = Guard(threads=1), remote.Copies(lambda path: 1)
     try:
         for name in without:
-            found = guard.examine(folder / name).findings
+            with copies.here(folder / name) as here:
+                found = renamed(guard.examine(here), here, folder / name).findings
+                digest = "" if found else file_digest(here)
             if found and {finding.kind for finding in found} != {DAMAGED}:
                 # Whatever this is, it is no leftover of a kill.
                 raise StoreError(found[0].line)
             if found:
                 damaged[folder / name] = f"damaged: {found[0].line}"
             else:
-                digests.add(name, file_digest(folder / name))
+                digests.add(name, digest)
     except OSError as error:
         raise disk.write_error(digests.path, error) from error
     finally:

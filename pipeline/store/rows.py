@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FAILED, ShardSpec
+from ..storage.remote_path import RemotePath
 from . import codec, format, tables
 from .array import StoredArray
 from .attributes import check_attributes
 from .border import check_image, check_layer, member, own_node
-from .chunk_table import HAS_POSITIONED_READS, ChunkTable, stamp_of
+from .chunk_table import HAS_POSITIONED_READS, ChunkTable, open_handle, stamp_of
 from .damage import HDF5_READ_ERRORS, damaged
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
@@ -121,7 +122,9 @@ class ShardRows:
         if stored.chunk[1:] != stored.shape[1:]:
             return None
         try:
-            stamp = stamp_of(self._file.id.get_vfd_handle())
+            stamp = (
+                open_handle(self._path).stamp if isinstance(self._path, RemotePath) else stamp_of(self._file.id.get_vfd_handle())
+            )
             positions, sizes = stored.chunk_places()
         except HDF5_READ_ERRORS as error:
             raise damaged(self._path, f"layer {layer}", error) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import LockedError, StoreError
 from ..records import RunSpec, ShardSpec, Share, digest_identity
-from . import disk, format, tables
+from . import disk, format, remote, tables
 from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import extra_file
@@ -66,13 +66,13 @@ def go_on(folder: Path, spec: RunSpec, extend: bool, share: Share | None, living
     others = [] if share is None else sorted({*names} - {*mine})
     paths = [*(folder / format.shard_path(name) for name in mine), *index_paths(folder)]
     useless = dict.fromkeys([*filter(is_partial, paths), *partial_companions(folder, share)], "unfinished")
-    results = [read_result(path) for path in paths if path not in useless]
+    results = [read_result(path) for path in remote.ahead(path for path in paths if path not in useless)]
     chain = settle_parts(folder, spec, find_parts(folder, [*results, *_witnesses(folder, results, others)]), extend)
     plan = {shard.file_name: shard for shard in chain.spec.shards()}
     digests = [part.digest for part in chain.spec.parts]
     finished: set[ShardSpec] = set()
-    for result in results:
-        path, shard = result.path, plan.get(result.path.name)
+    for result, path in zip(results, remote.ahead(result.path for result in results), strict=True):
+        shard = plan.get(result.path.name)
         if result.identity is not None and digest_identity(result.identity) != digests[result.part]:
             raise another_run(path, chain.spec, result.identity)
         if path.name == format.INDEX_NAME:

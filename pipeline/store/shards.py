@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import ShardSpec
-from .chunk_table import ChunkTable, Handle, StaleError, WantedRow, read_together
+from ..storage.range_file import RemoteHandle
+from ..storage.remote_path import RemotePath
+from .chunk_table import ChunkTable, Handle, StaleError, WantedRow, open_handle, read_together
 from .inflate_code import MOST_STREAMS
 from .parallel import do_all
 from .rows import ShardRows
@@ -32,7 +34,7 @@ class _Open:
         self.process = os.getpid()
         self.lock = threading.RLock()
         self.shards: OrderedDict[int, ShardRows] = OrderedDict()
-        self.handles: OrderedDict[int, Handle] = OrderedDict()
+        self.handles: OrderedDict[int, Handle | RemoteHandle] = OrderedDict()
 
 
 class Piece(NamedTuple):
@@ -70,6 +72,11 @@ class Shards:
         self._tables: dict[tuple[int, str], ChunkTable | None] = {}
         # Layer -> the last chunk of several rows, for those who read row after row.
         self._last: dict[str, tuple[ChunkTable, int, NDArray[np.floating]]] = {}
+
+    @property
+    def are_remote(self) -> bool:
+        """Whether they lie at an address, so that reading is waiting for most of the time."""
+        return isinstance(self._paths[self.specs[0]], RemotePath)
 
     def __len__(self) -> int:
         """Rows of all of them."""
@@ -147,12 +154,18 @@ class Shards:
             table = self._table(piece.number, layer)
             if table is None or table.shape != into.shape[1:] or not table.has_row(row, into.dtype):
                 return None
-            return WantedRow(number, table, self._handle(piece.number), row, into[int(piece.places[0])])
+            handle = self._handle(piece.number)
+            return WantedRow(number, table, handle, row, into[int(piece.places[0])]) if isinstance(handle, Handle) else None
         except (StoreError, OSError):
             return None
 
     def _read_chunk(
-        self, table: ChunkTable, handle: Handle, chunk: int, where: tuple[NDArray[np.int64], NDArray[np.int64]], into: Any
+        self,
+        table: ChunkTable,
+        handle: Handle | RemoteHandle,
+        chunk: int,
+        where: tuple[NDArray[np.int64], NDArray[np.int64]],
+        into: Any,
     ) -> None:
         rows, places = where
         if table.failed[rows].all():
@@ -194,11 +207,11 @@ class Shards:
             current.shards.move_to_end(number)
             return current.shards[number]
 
-    def _handle(self, number: int) -> Handle:
+    def _handle(self, number: int) -> Handle | RemoteHandle:
         current = self._of_this_process()
         with current.lock:
             if number not in current.handles:
-                current.handles[number] = Handle(self._paths[self.specs[number]])
+                current.handles[number] = open_handle(self._paths[self.specs[number]])
                 if len(current.handles) > OPEN_HANDLES:
                     current.handles.popitem(last=False)
             current.handles.move_to_end(number)
@@ -212,6 +225,9 @@ class Shards:
         with current.lock:
             current.handles.pop(number, None)
             current.shards.pop(number, None)
+        path = self._paths[self.specs[number]]
+        if isinstance(path, RemotePath):
+            path.mirror.forget(path.within)
 
     def _of_this_process(self) -> _Open:
         if self._current.process != os.getpid():

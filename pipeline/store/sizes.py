@@ -67,7 +67,7 @@ class Sizes:
         count, raw, stored = int(good.sum()), {}, {}
         # Not by tables.open_file, which holds all attributes to their checksums: six times as long, of thousands of shards.
         require_file(path)
-        with h5py.File(path, "r") as file:
+        with h5py.File(tables.hdf5_source(path), "r") as file:
             # By h5py's lower half: its upper one takes ten times as long for each dataset.
             features = _own(h5py.h5g.open(file.id, b"/"), b"features")
             for layer in self.raw:

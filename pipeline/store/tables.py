@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
+from ..storage.remote_path import RemotePath
 from . import format
 from .attributes import check_attributes, write_attributes
 from .border import check_attribute_sizes, check_groups, check_tree, own_node
@@ -168,12 +169,11 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
     """
     require_file(path)
     try:
-        with path.open("rb") as file:
-            file.read(1)
+        source = hdf5_source(path)
     except OSError as error:
         raise unreadable(path, error) from error
     try:
-        opened = h5py.File(path, "r")
+        opened = h5py.File(source, "r")
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the HDF5 file", error) from error
     try:
@@ -199,11 +199,24 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
     return opened
 
 
+def hdf5_source(path: Path) -> Any:
+    """Gives what HDF5 opens: the file, or what reads as much as is asked for of one at an address.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if isinstance(path, RemotePath) and path.local is None:
+        return path.ranges().fetch_ends()
+    with path.open("rb") as file:
+        file.read(1)
+    return path
+
+
 def is_foreign(path: Path) -> bool:
     """Tells whether this is a whole HDF5 file of another program; of what is damaged nobody can tell."""
     try:
         require_file(path)
-        with h5py.File(path, "r") as file:
+        with h5py.File(hdf5_source(path), "r") as file:
             check_attribute_sizes(file, path, "the root")
             return bool(file.attrs.get("format") != format.FORMAT)
     except (StoreError, *HDF5_READ_ERRORS):

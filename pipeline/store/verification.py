@@ -5,7 +5,6 @@ HDF5 opens no file in this process; see :mod:`pipeline.store.guard`. What is mad
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -14,10 +13,10 @@ from threading import Event
 from typing import Any
 
 from ..errors import StoreError
-from . import damage, format
+from . import damage, format, remote
 from .digests import Digests, file_digest
 from .examination import WAITING_BYTES
-from .guard import SILENCE_SECONDS, Examination, Guard
+from .guard import SILENCE_SECONDS, Examination, Guard, make_finding, renamed
 from .judgement import Digest, Judge, Verdict
 from .reader import no_such_run
 from .regular import require_file, require_own_shards
@@ -43,7 +42,8 @@ def verify_folder(
     """
     names = files_to_check(folder)
     digests = Digests(folder)
-    found, examined = _read_all(folder, names, workers, progress, silence_seconds)
+    with remote.lending_scratch(folder):
+        found, examined = _read_all(folder, names, workers, progress, silence_seconds)
     listed = {name: read_listed(folder / name) for name in names if format.MANIFEST_NAME.fullmatch(name)}
     return Judge(folder, digests, found, examined, listed).judge()
 
@@ -55,7 +55,7 @@ def files_to_check(folder: Path) -> list[str]:
         StoreError: There is no such folder, or nothing of a run in it.
     """
     try:
-        is_folder, exists = folder.is_dir(), os.path.lexists(folder)
+        is_folder, exists = folder.is_dir(), _is_there(folder)
         names = _names(folder) if is_folder else []
     except (OSError, ValueError) as error:
         raise damage.unreadable(folder, error) from error
@@ -76,7 +76,11 @@ def _names(folder: Path) -> list[str]:
     names += sorted(path.name for path in folder.iterdir() if format.MANIFEST_NAME.fullmatch(path.name))
     names += format.DIGESTED_NAMES
     # Links, pipes and folders of these names too, which are not opened and are findings.
-    return [name for name in names if os.path.lexists(folder / name)]
+    return [name for name in names if _is_there(folder / name)]
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
 
 
 def _read_all(
@@ -90,18 +94,24 @@ def _read_all(
     for guard in guards:
         idle.put(guard)
     stop = Event()
+    # Of an address each is downloaded once.
+    copies = remote.Copies(lambda path: 2 if path.name.endswith(".h5") else 1)
 
     def digest(name: str) -> Digest:
         try:
             require_file(folder / name)
-            return file_digest(folder / name, stop)
+            with copies.here(folder / name) as here:
+                return file_digest(here, stop)
         except (OSError, StoreError) as error:
             return error
 
     def examine(name: str) -> Examination:
         guard = idle.get()
         try:
-            return guard.examine(folder / name)
+            with copies.here(folder / name) as here:
+                return renamed(guard.examine(here), here, folder / name)
+        except StoreError as error:  # the storage at an address
+            return Examination((make_finding(error),), 0, None)
         finally:
             idle.put(guard)
 

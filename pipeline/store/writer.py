@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format, gathering
+from . import codec, disk, format, gathering, remote
 from .cutter import Cutter, Piece
 from .digests import Digests
 from .progress import Progress
@@ -84,6 +84,7 @@ class Writer:
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
         self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
         self._bytes_waiting = 0
+        self._finishing, self._most_finishing = 0, disk.most_finishing(folder)
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self.expect(shards)
@@ -141,6 +142,9 @@ class Writer:
 
     def _progress(self, number: int) -> Progress:
         if number not in self._open:
+            with self._changed:
+                self._changed.wait_for(lambda: self._error or self._finishing < self._most_finishing)
+                self._raise()
             shard = self._to_make.pop(number)
             self._open[number] = Progress(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
         return self._open[number]
@@ -205,6 +209,7 @@ class Writer:
                 self._submit(progress, layer, piece, progress.file.dataset(layer))
         with self._changed:
             progress.all_put = True
+            self._finishing += 1
             self._hand_over(progress)
 
     def _hand_over(self, progress: Progress) -> None:
@@ -224,6 +229,7 @@ class Writer:
 
         self._guarded(progress, work)
         with self._changed:
+            self._finishing -= 1
             self._changed.notify_all()
 
     def _guarded(self, progress: Progress, work: Callable[[], None]) -> None:
@@ -261,6 +267,7 @@ class Writer:
                 assert all(progress.complete for progress in self._open.values())
                 self._changed.wait_for(lambda: self._error or not self._open)
             self._raise()
+            remote.settle(self._folder)
         finally:
             self.abort()
 

@@ -17,7 +17,7 @@ from .table import format_table, to_json
 # Each registers its rows, in the order of the table.
 ROOMS_OF_ROWS = (
     *("bare_network", "whole_job", "short_job", "storing", "training", "reading", "sources", "all_layers", "scale"),
-    *("bookkeeping", "engine"),
+    *("bookkeeping", "engine", "storage"),
 )
 for room in ROOMS_OF_ROWS:
     importlib.import_module(f".{room}", __package__)

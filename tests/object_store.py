@@ -1,0 +1,119 @@
+"""An S3 server on this machine, that can be told to fail; and runs at addresses for tests."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage.address import Address
+from pipeline.storage.mirror import mirror_of
+from pipeline.storage.remote_path import RemotePath
+
+BUCKET = "bucket"
+# What a request is answered with instead, or None: (method, path with query) -> status.
+Fault = Callable[[str, str], int | None]
+
+
+class ObjectStore:
+    """A server that speaks S3, in threads of this process.
+
+    Attributes:
+        requests: (method, path with query) of every request so far.
+        fault: Asked about each request before it is served.
+    """
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.requests: list[tuple[str, str]] = []
+        self.fault: Fault = lambda method, path: None
+        self._application = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def _serve(self, environ: Any, start_response: Any) -> Any:
+        query = environ.get("QUERY_STRING", "")
+        path = environ["PATH_INFO"] + (f"?{query}" if query else "")
+        self.requests.append((environ["REQUEST_METHOD"], path))
+        status = self.fault(environ["REQUEST_METHOD"], path)
+        if status is not None:
+            # A body that was sent must be read, or the connection is broken.
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            code = {403: "AccessDenied", 503: "ServiceUnavailable", 500: "InternalError"}[status]
+            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>asked for by the test</Message></Error>".encode()
+            start_response(f"{status} Fault", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            return [body]
+        return self._application(environ, start_response)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which a process finds the server."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """Starts a server with an empty bucket, and has this process find it."""
+    import boto3
+
+    from pipeline.storage import connection
+
+    store = ObjectStore()
+    before = dict(os.environ)
+    os.environ.update(store.environment)
+    connection._open = connection._Open()
+    try:
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield store
+    finally:
+        store.close()
+        connection._open = connection._Open()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def run_at(address: str, scratch: Path) -> RemotePath:
+    """Gives what stands for a run folder at an address."""
+    return RemotePath(mirror_of(Address(address), scratch))
+
+
+def put_files(address: str, files: dict[str, bytes]) -> None:
+    from pipeline.storage.objects import write
+
+    for name, data in files.items():
+        write(data, Address(f"{address}/{name}"))
+
+
+def names_at(address: str) -> list[str]:
+    """Gives the names of all objects below an address."""
+    from pipeline.storage.objects import list_objects
+
+    return sorted(entry.name for page in list_objects(Address(address)) for entry in page)
+
+
+def copy_here(address: str, folder: Path) -> Path:
+    """Downloads all below an address."""
+    from pipeline.storage.objects import read
+
+    for name in names_at(address):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(read(Address(f"{address}/{name}")))
+    return folder

@@ -1,0 +1,290 @@
+"""Runs and images on an S3 server of this machine: what only real requests show."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DatasetError, StoreError
+from pipeline.images.remote import list_address
+from pipeline.storage import connection, objects
+from pipeline.storage.address import Address
+from pipeline.store.reader import open_run
+from pipeline.store.verification import verify_folder
+
+from .killed_runs import assert_same_run
+from .object_store import ObjectStore, copy_here, names_at, object_store, put_files, run_at
+from .stored_runs import make_spec, write_run
+from .test_command import command, environment
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+
+ADDRESS, IMAGES = "s3://bucket/outputs/run", "s3://bucket/imgs"
+SPEC = make_spec(rows=22)
+OPTIONS = ["network.weights=random", "layers=[relu2_1]", "data.size=64", "output.images_per_shard=2", "runtime.workers=1"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(server: ObjectStore) -> Iterator[ObjectStore]:
+    objects.remove([Address(f"s3://bucket/{name}") for name in names_at("s3://bucket")])
+    server.requests.clear()
+    yield server
+    server.fault = lambda method, path: None
+
+
+def _read_row(address: str) -> float:
+    return float(open_run(address)["relu4_1"][17].sum())
+
+
+def test_a_run_on_s3_is_written_gone_on_with_and_read(store: ObjectStore, tmp_path: Path) -> None:
+    folder = run_at(ADDRESS, tmp_path / "scratch")
+    made = write_run(folder, SPEC, failed=[3])
+    write_run(tmp_path / "local", SPEC, failed=[3])
+    (tmp_path / "local/.lock").unlink(missing_ok=True)
+    assert_same_run(copy_here(ADDRESS, tmp_path / "copy"), tmp_path / "local")
+    objects.remove([Address(f"{ADDRESS}/features.h5")])
+    store.requests.clear()
+    write_run(folder, SPEC, failed=[3])
+    shards = [(method, path) for method, path in store.requests if "/shards/" in path]
+    # What is there is neither asked for one by one nor read whole, and nothing of it is written.
+    assert {method for method, _ in shards} == {"GET"}
+    assert sum("list-type=2" in path for _, path in store.requests) <= 3
+    run = open_run(ADDRESS)
+    store.requests.clear()
+    np.testing.assert_array_equal(run["relu4_1"][5], made["relu4_1"][5])
+    first = len(store.requests)
+    np.testing.assert_array_equal(run["relu4_1"][6], made["relu4_1"][6])
+    # A chunk is one request, once the shard is known.
+    assert (first > 1, len(store.requests) - first) == (True, 1)
+
+
+@pytest.mark.slow
+def test_other_processes_read_a_run_that_was_opened_here(store: ObjectStore, tmp_path: Path) -> None:
+    made = write_run(run_at(ADDRESS, tmp_path / "scratch"), SPEC)
+    run = open_run(ADDRESS)
+    expected = float(made["relu4_1"][17].sum())
+    assert float(run["relu4_1"][17].sum()) == expected
+    for method in ("fork", "spawn"):
+        context = multiprocessing.get_context(method)
+        with context.Pool(2) as pool:
+            assert pool.map(_read_row, [ADDRESS] * 4) == [expected] * 4
+    if sys.platform == "linux":
+        torch = pytest.importorskip("torch")
+        rows = run.torch_dataset("relu4_1")
+        loader = torch.utils.data.DataLoader(rows, batch_size=4, num_workers=2)
+        got = np.concatenate([batch.numpy() for batch in loader])
+        np.testing.assert_array_equal(got, np.stack(made["relu4_1"]))
+
+
+@pytest.mark.slow
+def test_requests_that_fail_now_and_then_change_nothing(store: ObjectStore, tmp_path: Path) -> None:
+    seen: dict[str, int] = {}
+
+    def fault(method: str, path: str) -> int | None:
+        seen[f"{method} {path}"] = count = seen.get(f"{method} {path}", 0) + 1
+        # botocore tries thrice, s3fs once more where it is told to slow down; this outlasts both.
+        return 503 if count <= 4 and hash((method, path)) % 3 == 0 else None
+
+    put_files(IMAGES, {f"{number:02d}.jpg": b"x" * (number + 1) for number in range(20)})
+    store.fault = fault
+    assert list_address(Address(IMAGES)).file_bytes.tolist() == list(range(1, 21))
+    folder = run_at(ADDRESS, tmp_path / "scratch")
+    write_run(folder, SPEC, failed=[3])
+    store.fault = lambda method, path: None
+    write_run(tmp_path / "local", SPEC, failed=[3])
+    (tmp_path / "local/.lock").unlink(missing_ok=True)
+    assert_same_run(copy_here(ADDRESS, tmp_path / "copy"), tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_the_address_is_said_in_one_line_in_bounded_time(store: ObjectStore, tmp_path: Path) -> None:
+    def said(*options: str, **variables: str) -> tuple[str, float]:
+        began = time.monotonic()
+        found = subprocess.run(
+            command(*options, *OPTIONS, cwd=tmp_path),
+            cwd=tmp_path,
+            env={**environment(), **store.environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert found.returncode == 1, found.stderr
+        return found.stderr.splitlines()[-1], time.monotonic() - began
+
+    line, seconds = said("data.dir=s3://no-bucket/imgs")
+    assert line.startswith("error: data.dir: cannot be listed, got there is no such bucket for 's3://no-bucket/imgs'"), line
+    assert seconds < 20
+    line, seconds = said("data.dir=s3://bucket/imgs", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert line.startswith("error: data.dir: cannot be listed, got it does not answer as it should"), line
+    assert seconds < 60
+    line, seconds = said("data.dir=s3://bucket/imgs", AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="", HOME=str(tmp_path))
+    assert line.startswith("error: data.dir: cannot be listed, got no credentials were found"), line
+    assert seconds < 60
+
+
+def images_here(folder: Path, count: int = 12) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    random = np.random.default_rng(3)
+    for number in range(count):
+        Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that kills at once")
+def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_bits(store: ObjectStore, tmp_path: Path) -> None:
+    images = images_here(tmp_path / "imgs")
+    held: list[str] = []
+
+    def fault(method: str, path: str) -> int | None:
+        if method == "PUT" and "partNumber=2" in path and not held:
+            held.append(path)
+            time.sleep(8)
+        return None
+
+    # Parts of 5 MiB, the least that S3 takes, so that a shard is several: 96 MB of it before compression.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pipeline.storage.objects as objects\nobjects.PART_BYTES, objects.PARTS_AT_ONCE = 5 << 20, 1\n"
+    )
+    options = [f"data.dir={images}", *OPTIONS, "layers=[relu1_1,relu1_2]", "data.size=224", "name=run", "output.compression=none"]
+    variables = {**environment(), **store.environment, "TMPDIR": str(tmp_path)}
+    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
+    store.fault = fault
+    with subprocess.Popen(
+        command(*options, "output.dir=s3://bucket/outputs", cwd=tmp_path), cwd=tmp_path, env=variables, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not held and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        assert held, process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    half = held[0].partition("?")[0].removeprefix("/bucket/outputs/run/")
+    there = names_at(ADDRESS)
+    assert half not in there
+    assert "features.h5" not in there
+    assert objects.unfinished_uploads(Address(ADDRESS)).keys() >= {half}
+    with pytest.raises(StoreError, match=r"the run is not finished|not a run folder"):
+        open_run(ADDRESS)
+    store.fault = lambda method, path: None
+    for output in ("s3://bucket/outputs", str(tmp_path / "local")):
+        found = subprocess.run(
+            command(*options, f"output.dir={output}", cwd=tmp_path),
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+    assert objects.unfinished_uploads(Address(ADDRESS)) == {}
+    local = tmp_path / "local/run"
+    (local / ".lock").unlink(missing_ok=True)
+    assert_same_run(copy_here(ADDRESS, tmp_path / "copy"), local, but=["@config"])
+    assert verify_folder(tmp_path / "copy", 2).count == 0
+    assert not list(tmp_path.glob("deep-feature-pipeline-*/*"))
+
+
+@pytest.mark.slow
+def test_a_bucket_that_vanishes_in_mid_run_stops_it_in_one_line(store: ObjectStore, tmp_path: Path) -> None:
+    images = images_here(tmp_path / "imgs", 8)
+    put_files(IMAGES, {path.name: path.read_bytes() for path in images.iterdir()})
+    gone = []
+
+    def fault(method: str, path: str) -> int | None:
+        # Every request after the second image is refused for good, as of a service that is down.
+        if method == "GET" and path.startswith("/bucket/imgs/"):
+            gone.append(path)
+        return 503 if len(gone) > 2 else None
+
+    store.fault = fault
+    patience = "import pipeline.storage.connection as c\nc.PAUSES_SECONDS = (0.1, 0.1)\n"
+    (tmp_path / "sitecustomize.py").write_text(patience + "import pipeline.storage.objects as o\no.PAUSES_SECONDS = (0.1, 0.1)\n")
+    variables = {**environment(), **store.environment}
+    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
+    options = [f"data.dir={IMAGES}", *OPTIONS, f"output.dir={tmp_path / 'outputs'}"]
+    call = {"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "timeout": 240, "check": False}
+    found = subprocess.run(command(*options, cwd=tmp_path), **call)  # type: ignore[call-overload]
+    assert found.returncode == 1, found.stderr
+    assert ": the storage refuses, got it does not answer as it should" in found.stderr.splitlines()[-1]
+    store.fault = lambda method, path: None
+    found = subprocess.run(command(*options, cwd=tmp_path), **call)  # type: ignore[call-overload]
+    assert found.returncode == 0, found.stderr
+    with open_run(tmp_path / "outputs/imgs-vgg19") as run:
+        assert set(run.images["status"]) == {"ok"}
+
+
+@pytest.mark.slow
+def test_two_runs_that_start_together_at_one_address_are_one(store: ObjectStore, tmp_path: Path) -> None:
+    images = images_here(tmp_path / "imgs", 6)
+    variables = [{**environment(), **store.environment, "TMPDIR": str(tmp_path / name)} for name in ("one", "two")]
+    processes = []
+    for each in variables:
+        Path(each["TMPDIR"]).mkdir()
+        options = [f"data.dir={images}", *OPTIONS, "name=run", "output.dir=s3://bucket/outputs"]
+        processes.append(
+            subprocess.Popen(
+                command(*options, cwd=tmp_path),
+                cwd=tmp_path,
+                env=each,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    assert codes in ([0, 0], [0, 1]), said
+    if codes == [0, 1]:
+        assert any("another run writes this folder, got a lock held by process" in text for text in said), said
+    assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
+    assert ".lock" not in names_at(ADDRESS)
+
+
+@pytest.mark.slow
+def test_thousands_of_images_are_listed_by_pages(store: ObjectStore) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    names = [f"class{number % 10}/{number:05d}.jpg" for number in range(5000)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: objects.write(b"x", Address(f"{IMAGES}/{name}")), names))
+    store.requests.clear()
+    manifest = list_address(Address(IMAGES))
+    assert manifest.keys == tuple(sorted(names))
+    assert len(store.requests) == 5
+    assert {method for method, _ in store.requests} == {"GET"}
+
+
+@pytest.mark.slow
+def test_a_user_who_may_not_read_an_image_gets_a_failed_row(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.images.loader import load_batches
+
+    put_files(IMAGES, {"a.jpg": b"x", "b.jpg": b"y"})
+    manifest = list_address(Address(IMAGES))
+    store.fault = lambda method, path: 403 if "a.jpg" in path else None
+    (batch,) = load_batches(manifest, np.arange(2), batch_size=2, workers=1)
+    assert [status.error.partition(":")[0] for status in batch.statuses] == ["unreadable", "not an image"]
+    store.fault = lambda method, path: 503
+    monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
+    with pytest.raises(DatasetError, match="the storage refuses"):
+        list(load_batches(manifest, np.arange(2), batch_size=2, workers=1))
