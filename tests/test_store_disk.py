@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import disk
+from pipeline.store import disk, writer
 from pipeline.store.folder import expected_bytes, open_folder
 from pipeline.store.writer import Writer
 
@@ -179,6 +179,8 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
         replace(source, target)
         renamed[Path(target).name] = len(synced)
 
+    # One shard after the other: what another thread syncs meanwhile would be between.
+    monkeypatch.setattr(writer, "MOST_FINISHERS", 1)
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "replace", note_replace)
     # Path.replace asks for it by name before Python 3.11 and at each call from then on.
