@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.store import codec, deflate, inflate, prefix_codes
+from pipeline.store.chunk_table import HAS_ADVICE, Handle
 from pipeline.store.deflate_code import GROUP
 from pipeline.store.inflate_code import MOST_STREAMS
 from pipeline.store.reader import open_run
+from pipeline.store.shards import ROWS_FORETOLD
 from pipeline.vector_code import this_processor
 
 from .damage import chunk_place, flip
@@ -271,6 +273,32 @@ def test_rows_of_several_shards_are_read_together(tmp_path: Path, always: list[b
     np.testing.assert_array_equal(layer.read(np.arange(11), np.dtype(np.float64)), expected)
     assert len(always) > 15
     assert all(always)
+
+
+@pytest.mark.skipif(not HAS_ADVICE, reason="this system takes no advice about files")
+def test_every_row_is_asked_of_the_disk_once_some_rows_before_it_is_inflated(
+    tmp_path: Path, always: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", make_spec(30, {"relu4_1": (24, 24, 64)}, images_per_shard=7))
+    events: list[tuple[str, tuple[int, int]]] = []
+    foretell, read_into = Handle.foretell, Handle.read_into
+
+    def note_foretelling(handle: Handle, position: int, size: int) -> None:
+        events.append(("foretold", (handle.stamp[1], position)))
+        foretell(handle, position, size)
+
+    def note_reading(handle: Handle, buffer: memoryview, position: int) -> int:
+        events.append(("read", (handle.stamp[1], position)))
+        return read_into(handle, buffer, position)
+
+    monkeypatch.setattr(Handle, "foretell", note_foretelling)
+    monkeypatch.setattr(Handle, "read_into", note_reading)
+    open_run(tmp_path / "run")["relu4_1"].read(np.arange(30), threads=2)
+    foretold = [place for what, place in events if what == "foretold"]
+    assert len(set(foretold)) == len(foretold) == 30
+    assert [what for what, _ in events[:ROWS_FORETOLD]] == ["foretold"] * ROWS_FORETOLD
+    for number, (what, place) in enumerate(events):
+        assert what == "foretold" or ("foretold", place) in events[:number]
 
 
 def test_a_row_that_is_damaged_is_named_and_the_others_are_read(tmp_path: Path, always: list[bool]) -> None:

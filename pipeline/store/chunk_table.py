@@ -22,6 +22,8 @@ from . import codec, inflate
 
 # Windows has no such call; rows are read through HDF5 there.
 HAS_POSITIONED_READS = hasattr(os, "preadv")
+# Nor has macOS this one; its disks are waited for.
+HAS_ADVICE = hasattr(os, "posix_fadvise")
 
 Stamp = tuple[int, int, int, int]
 
@@ -54,6 +56,14 @@ class Handle:
     def read_into(self, buffer: memoryview, position: int) -> int:
         """Reads up to as many bytes as the buffer has; gives how many came."""
         return os.preadv(self.file, [buffer], position)
+
+    def foretell(self, position: int, size: int) -> None:
+        """Says that these bytes will be read soon.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        os.posix_fadvise(self.file, position, size, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         if self.file >= 0:
@@ -110,6 +120,11 @@ class ChunkTable:
     sizes: NDArray[np.int64]
     failed: NDArray[np.bool_]
     checksums: NDArray[np.uint32]
+
+    def place_of(self, row: int) -> tuple[int, int]:
+        """Gives where a row's chunk begins in the file, and its bytes."""
+        chunk = row // self.chunk_rows
+        return max(0, int(self.positions[chunk])), int(self.sizes[chunk])
 
     def has_row(self, row: int, dtype: np.dtype[Any]) -> bool:
         """Tells whether a row is a deflated chunk of its own, of this dtype."""

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,15 @@ from ..errors import StoreError
 from ..records import ShardSpec
 from ..storage.range_file import RemoteHandle
 from ..storage.remote_path import RemotePath
-from .chunk_table import ChunkTable, Handle, StaleError, WantedRow, open_handle, read_together
+from .chunk_table import HAS_ADVICE, ChunkTable, Handle, StaleError, WantedRow, open_handle, read_together
 from .inflate_code import MOST_STREAMS
 from .parallel import do_all
 from .rows import ShardRows
 
 # Open shards a run: few enough for any system's limit on open files, with many worker processes.
 OPEN_SHARDS = 16
+# Rows that are begun to be read from the disk before those ahead of them are inflated: some 16 MB.
+ROWS_FORETOLD = 16
 # Of those that need no HDF5 to be read; cheap to open again.
 OPEN_HANDLES = 64
 
@@ -133,6 +136,7 @@ class Shards:
 
         def wanted() -> Iterator[WantedRow]:
             for number, piece in queue:
+                self._foretell(layer, pieces[number + ROWS_FORETOLD : number + ROWS_FORETOLD + 1])
                 of_row = self._wanted(layer, number, piece, into)
                 if of_row is None:
                     left.append(number)
@@ -142,8 +146,19 @@ class Shards:
         def work(_: int) -> None:
             left.extend(of_row.number for of_row, is_there in read_together(wanted(), most) if not is_there)
 
+        self._foretell(layer, pieces[:ROWS_FORETOLD])
         do_all(work, range(threads), threads)
         return [pieces[number] for number in sorted(left)]
+
+    def _foretell(self, layer: str, pieces: Sequence[Piece]) -> None:
+        """Has the system read from the disk meanwhile what is to be inflated soon."""
+        if not HAS_ADVICE:
+            return
+        for piece in pieces:
+            with suppress(StoreError, OSError):
+                table, handle = self._table(piece.number, layer), self._handle(piece.number)
+                if table is not None and isinstance(handle, Handle):
+                    handle.foretell(*table.place_of(int(piece.rows[0])))
 
     def _wanted(self, layer: str, number: int, piece: Piece, into: Any) -> WantedRow | None:
         """Gives what is to be read of a piece; None where it is to be read in another way, or cannot be."""
