@@ -28,6 +28,7 @@ Rivals = dict[str, tuple[str, tuple[str, ...], str]]
 
 def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, Any], Callable[[], float]]:
     """The program's loader, and its antialiased resizing where that is asked for."""
+    from pipeline.images.jpeg_decoder import prepare_decoder
     from pipeline.images.loader import load_batches
     from pipeline.images.manifest import list_folder
     from pipeline.images.preprocess import FixedSize
@@ -35,6 +36,8 @@ def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, 
     from pipeline.images.resize_host import HostResize
     from pipeline.images.tables import ResizeSpec, dct_reduction
 
+    # As a run of a hundred images or more does, while it loads TensorFlow.
+    prepare_decoder()
     manifest = list_folder(Path(photographs))
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
     fixed = FixedSize(HostResize(spec, np.array([123.68, 116.779, 103.939]), usable_cores()), None)
