@@ -42,10 +42,20 @@ class Processor(NamedTuple):
     columns: int
 
 
+# LLVM keeps what it knows of types in one place for all threads, and dies where two write there at once.
+_COMPILING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while another thread compiles would wait for that thread for ever, and find LLVM half way.
+    os.register_at_fork(before=_COMPILING.acquire, after_in_parent=_COMPILING.release, after_in_child=_COMPILING.release)
+
+
+@functools.cache
 def this_processor() -> Processor:
     """Gives the processor at hand: sums of a block, a row of factors and one factor more fill the registers."""
-    found = llvm.get_host_cpu_features()
-    name, features = llvm.get_host_cpu_name(), found.flatten()
+    # A child that was forked while another thread asks would find LLVM's own lock taken for ever.
+    with _COMPILING:
+        found = llvm.get_host_cpu_features()
+        name, features = llvm.get_host_cpu_name(), found.flatten()
     if found.get("avx512f"):  # 32 registers of 16
         return Processor(name, features, 16, 14, 2)
     if found.get("avx"):  # 16 registers of 8
@@ -208,13 +218,6 @@ def integer(value: Any) -> Any:
 def new_function(module: Any, name: str, arguments: Sequence[Any]) -> Any:
     """Adds a function without a result to a module."""
     return ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
-
-
-# LLVM keeps what it knows of types in one place for all threads, and dies where two write there at once.
-_COMPILING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    # A child that is forked while another thread compiles would wait for that thread for ever, and find LLVM half way.
-    os.register_at_fork(before=_COMPILING.acquire, after_in_parent=_COMPILING.release, after_in_child=_COMPILING.release)
 
 
 def compiled_once(make: Callable[[], MachineCode]) -> Callable[[], MachineCode]:

@@ -130,7 +130,9 @@ def _add_decode(module: Any) -> None:
         with code.loop(0, fields[_PART_COUNT]) as component:
             part = at(builder, fields[_PARTS], builder.mul(component, integer(3)))
             first = at(builder, coefficients, builder.mul(load(builder, part, 0), integer(BLOCK)), SHORT)
-            call("jpeg_dequantise", first, load(builder, part, 1), builder.inttoptr(load(builder, part, 2), POINTER))
+            factors = builder.inttoptr(load(builder, part, 2), POINTER)
+            call("jpeg_dequantise", first, load(builder, part, 1), factors, at(builder, state, FAILED))
+        require(builder.icmp_signed("==", load(builder, state, FAILED), integer(0)))
         image = fields[_GEOMETRY], fields[_WINDOW], fields[_PIXELS]
         call("jpeg_pixels", coefficients, fields[_LASTS], *image, row)
     require(builder.icmp_signed("==", load(builder, state, IS_WHOLE), integer(1)))
@@ -146,7 +148,7 @@ def decode_baseline(
         data: The whole file.
         header: Of it; must be decodable.
         ratio: 1, 2, 4 or 8, by which both sides are divided, rounded up.
-        buffer: Memory of as many bytes or more, for the pixels to lie in.
+        buffer: (n,) uint8, of as many bytes or more, for the pixels to lie in.
 
     Returns:
         (h, w, 3) uint8 RGB.
@@ -155,7 +157,14 @@ def decode_baseline(
     geometry = geometry_of(header.width, header.height, sampling, ratio)
     across, down = _mcus(header, sampling)
     count = geometry.height * geometry.width * COLOURS
-    pixels = np.empty(count, np.uint8) if buffer is None else buffer[:count]
+    if (
+        buffer is None
+        or buffer.size < count
+        or buffer.dtype != np.uint8
+        or not (buffer.flags.c_contiguous and buffer.flags.writeable)
+    ):
+        buffer = np.empty(count, np.uint8)
+    pixels = buffer.reshape(-1)[:count]
     blocks, tables = _blocks(header, across)
     most = -(-across * down // header.restart_interval) if header.restart_interval else 1
     take = _scratch.take

@@ -27,6 +27,8 @@ _JFIF_WORD, _SHORTEST_JFIF = b"JFIF\x00", 14
 _JFIF_VERSION = 1
 _FRAMES, _SCAN = (0xC0, 0xC1), 0xDA
 _BITS = 8
+# Source: libjpeg, jmorecfg.h, JPEG_MAX_DIMENSION.
+_LONGEST_SIDE = 65500
 # Grey, and YCbCr: four are CMYK.
 _COMPONENTS = (1, 3)
 _FACTORS = 64
@@ -141,7 +143,7 @@ def _with_scan(
 ) -> Header | None:
     height, width = int.from_bytes(data[frame + 1 : frame + 3], "big"), int.from_bytes(data[frame + 3 : frame + 5], "big")
     count = data[frame + 5]
-    if not height or not width or end - begin != 4 + 2 * count or data[begin] != count:
+    if not 0 < height <= _LONGEST_SIDE or not 0 < width <= _LONGEST_SIDE or end - begin != 4 + 2 * count or data[begin] != count:
         return None
     if data[end - len(_WHOLE_SCAN) : end] != _WHOLE_SCAN:
         return None

@@ -33,8 +33,13 @@ UNSTUFF = [POINTER, INTEGER, INTEGER, POINTER, POINTER, INTEGER, POINTER]
 # bytes, without stuffing, and the segments' ends; state; tables; ORDER, as bytes; blocks of an MCU, how many; MCUs of a row;
 # coefficients (int16), last places (bytes)
 ROW = [POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INTEGER, INTEGER, POINTER, POINTER]
-# coefficients (int16), blocks, factors in natural order (int16)
-DEQUANTISE = [POINTER, INTEGER, POINTER]
+# coefficients (int16), blocks, factors in natural order (int16); failed: 1 where numbers are too large
+DEQUANTISE = [POINTER, INTEGER, POINTER, POINTER]
+
+# Of the absolute coefficients of a block together: no step of the transform can overflow then, in any library's way of doing it
+# (words, after two more bits, of sums of at most 1.4 times as much). Larger ones, of noise between black and white or made by
+# nobody's encoder, are decoded by the library that comes with the machine.
+MOST_OF_BLOCK = 2**15 * 10 // (4 * 14)
 
 _UNSTUFF_LANES = 32
 
@@ -128,18 +133,32 @@ def add_unstuff(module: Any) -> Any:
 
 
 def add_dequantise(module: Any) -> Any:
-    """Adds ``jpeg_dequantise``: multiplies blocks by the factors of their component, in 16 bits as libjpeg-turbo does."""
+    """Adds ``jpeg_dequantise``: multiplies blocks by the factors of their component; fails where numbers might overflow later."""
     function = new_function(module, "jpeg_dequantise", DEQUANTISE)
-    coefficients, blocks, factors = function.args
+    coefficients, blocks, factors, failed = function.args
     code = Code(function, 1)
     builder = code.builder
-    vector = ir.VectorType(SHORT, COEFFICIENT_LANES)
+    vector, wide = ir.VectorType(SHORT, COEFFICIENT_LANES), ir.VectorType(WORD, COEFFICIENT_LANES)
+    absolute = ir.Function(module, ir.FunctionType(wide, [wide, ir.IntType(1)]), f"llvm.abs.v{COEFFICIENT_LANES}i32")
+    total = ir.Function(module, ir.FunctionType(WORD, [wide]), f"llvm.vector.reduce.add.v{COEFFICIENT_LANES}i32")
     parts = range(0, BLOCK, COEFFICIENT_LANES)
     loaded = [builder.load(at(builder, factors, part, SHORT), typ=vector, align=2) for part in parts]
-    with code.loop(0, blocks) as block:
+
+    def each(block: Any, carried: list[Any]) -> list[Any]:
+        sums = []
         for part, factor in zip(parts, loaded, strict=True):
             place = at(builder, coefficients, builder.add(builder.mul(block, integer(BLOCK)), integer(part)), SHORT)
-            builder.store(builder.mul(builder.load(place, typ=vector, align=2), factor), place, align=2)
+            found = builder.load(place, typ=vector, align=2)
+            builder.store(builder.mul(found, factor), place, align=2)
+            products = builder.mul(builder.sext(found, wide), builder.sext(factor, wide))
+            sums.append(builder.call(absolute, [products, ir.Constant(ir.IntType(1), 0)]))
+        of_block = builder.zext(builder.call(total, [builder.add(*sums)]), INTEGER)
+        is_larger = builder.icmp_unsigned(">", of_block, carried[0])
+        return [builder.select(is_larger, of_block, carried[0])]
+
+    (largest,) = code.accumulate(blocks, 1, [integer(0)], each)
+    with builder.if_then(builder.icmp_unsigned(">", largest, integer(MOST_OF_BLOCK)), likely=False):
+        store(builder, 1, failed, 0)
     builder.ret_void()
     return function
 

@@ -18,7 +18,7 @@ from ..records import ShardSpec
 from ..storage.range_file import RemoteHandle
 from ..storage.remote_path import RemotePath
 from .chunk_table import HAS_ADVICE, ChunkTable, Handle, StaleError, WantedRow, open_handle, read_together
-from .inflate_code import MOST_STREAMS
+from .inflate_code import MOST_STREAMS, compiled_inflate
 from .parallel import do_all
 from .rows import ShardRows
 
@@ -129,6 +129,10 @@ class Shards:
         Returns:
             What is left for :meth:`read`, in the same order: what is anything else, and what is not as it should be.
         """
+        try:
+            compiled_inflate()
+        except RuntimeError:  # LLVM's, where it can make no code: the library needs none.
+            return list(pieces)
         queue = iter(enumerate(pieces))
         # Not so many that another thread would find nothing.
         most = min(MOST_STREAMS, -(-len(pieces) // threads))
