@@ -171,7 +171,7 @@ def _wait_for(lock: Lock, folder: Path) -> None:
     Raises:
         LockedError: It is no part that has it, or it takes too long.
     """
-    began = alone_since = time.monotonic()
+    began = alone_since = looked = time.monotonic()
     said = False
     while True:
         try:
@@ -180,6 +180,10 @@ def _wait_for(lock: Lock, folder: Path) -> None:
         except Timeout as error:
             refusal = error
         now = time.monotonic()
+        if now - min(alone_since, looked) > NOBODY_SECONDS:
+            # Of an address, what is known is from before the wait: the part that settles has taken its own lock since.
+            remote.look_anew(folder)
+            looked = now
         if part_locks(folder):
             alone_since = now
         if now - alone_since > NOBODY_SECONDS:

@@ -1,0 +1,62 @@
+"""What processes do at an address besides writing: wait for each other, end a run by hand, tell of digests."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from pipeline.errors import LockedError
+from pipeline.records import Share
+from pipeline.store import lock
+from pipeline.store.folder import open_folder
+
+from .object_store import names_at, put_files, run_at
+from .stored_runs import make_spec
+
+ADDRESS = "memory://bucket/outputs/run"
+SPEC = make_spec(rows=22)
+
+
+@pytest.fixture(autouse=True)
+def memory() -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+
+
+def put_locks(*names: str) -> None:
+    """Has a process of another machine hold locks."""
+    holder = {"host": "elsewhere", "machine": "1", "pid": 1, "token": "x", "time": time.time()}
+    put_files(ADDRESS, dict.fromkeys(names, json.dumps(holder).encode()))
+
+
+def test_a_part_waits_for_one_that_settles_however_long_that_takes(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.4)
+    put_locks(".lock")
+    # The other part takes its own lock once this one has looked.
+    taken = threading.Timer(0.2, put_locks, [".lock-1-of-2"])
+    left = threading.Timer(1.5, lambda: memory.rm([f"/bucket/outputs/run/{name}" for name in (".lock", ".lock-1-of-2")]))
+    began = time.monotonic()
+    taken.start()
+    left.start()
+    open_folder(run_at(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2)).close()
+    assert time.monotonic() - began >= 1.4
+    assert names_at(ADDRESS) == []
+
+
+def test_a_part_does_not_wait_for_a_whole_run_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.2)
+    put_locks(".lock")
+    with pytest.raises(LockedError, match=rf"^{ADDRESS}: another run writes this folder, got a lock held by process 1 on elsewh"):
+        open_folder(run_at(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2))
