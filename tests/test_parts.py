@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 import subprocess
@@ -255,6 +256,28 @@ def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_pat
         open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
     assert str(raised.value) == said
     first.close()
+
+
+@pytest.mark.parametrize("refusing", ["_wait_for", "part_locks"])
+def test_a_disk_that_refuses_a_lock_at_the_end_of_a_part_is_one_line(
+    tmp_path: Path, refusing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2)) as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, refusing, refuse)
+            with pytest.raises(StoreError) as raised, opened.alone():
+                raise AssertionError("not alone")
+        assert str(raised.value).startswith(f"{tmp_path}/.lock: the disk failed, got EIO. Expected a folder that can be written.")
+        # What fails inside is not the lock's.
+        with pytest.raises(ZeroDivisionError), opened.alone():
+            raise ZeroDivisionError
+        with pytest.raises(OSError, match="inside"), opened.alone():
+            raise OSError("inside")
+        take_beside = open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 2))
+        take_beside.close()
 
 
 def test_another_run_is_refused_by_a_part_of_whose_share_nothing_is_there(tmp_path: Path) -> None:

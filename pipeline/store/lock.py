@@ -94,13 +94,17 @@ class Hold:
 
         Raises:
             LockedError: Another process does not let go.
+            StoreError: The disk or the storage refuses.
         """
         if self.share is None or self._lock.is_locked:
             yield
             return
-        _wait_for(self._lock, self._folder)
         try:
-            self.look_around()
+            try:
+                _wait_for(self._lock, self._folder)
+                self.look_around()
+            except (OSError, NotImplementedError) as error:  # as in take_lock()
+                raise disk.write_error(self._folder / format.LOCK_NAME, error) from error
             yield
         finally:
             self._lock.release()
