@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +13,17 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline.errors import LockedError
+from pipeline.errors import LockedError, OptionError
+from pipeline.index import check_options, index_run
 from pipeline.records import Share
 from pipeline.store import lock
 from pipeline.store.folder import open_folder
+from pipeline.store.reader import open_run
+from pipeline.store.verification import verify_folder
 
 from .object_store import names_at, put_files, run_at
-from .stored_runs import make_spec
+from .stored_runs import make_spec, write_run
+from .test_index import CONFIG, spec_of
 
 ADDRESS = "memory://bucket/outputs/run"
 SPEC = make_spec(rows=22)
@@ -60,3 +65,23 @@ def test_a_part_does_not_wait_for_a_whole_run_at_an_address(tmp_path: Path, monk
     put_locks(".lock")
     with pytest.raises(LockedError, match=rf"^{ADDRESS}: another run writes this folder, got a lock held by process 1 on elsewh"):
         open_folder(run_at(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2))
+
+
+def test_a_run_at_an_address_is_ended_by_hand(tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    write_run(run_at(ADDRESS, tmp_path / "scratch"), spec_of(), failed=[3, 8], index=False)
+    for _ in range(2):
+        report = index_run(check_options({"run": ADDRESS}))
+        assert (report.rows, report.failed, report.index) == (30, 2, f"{ADDRESS}/features.h5")
+        assert {"features.h5", "report.json", "report.html", "run.log"} <= {*names_at(ADDRESS)}
+        assert memory.cat_file("/bucket/outputs/run/config.yaml").decode() == CONFIG
+        verdict = verify_folder(open_run(ADDRESS).path.parent, 2)
+        assert (verdict.count, verdict.rows) == (0, 30), verdict.findings
+        assert ".lock" not in names_at(ADDRESS)
+        # By somebody else, whom this process would not notice if it did not look anew.
+        memory.rm_file("/bucket/outputs/run/features.h5")
+
+
+def test_an_index_of_an_address_that_nothing_reaches_is_a_wrong_option() -> None:
+    with pytest.raises(OptionError, match=r"^run: "):
+        check_options({"run": "nowhere://bucket/run"})
