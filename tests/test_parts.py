@@ -258,6 +258,36 @@ def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_pat
     first.close()
 
 
+def test_a_list_that_no_shard_is_of_holds_no_part_up(tmp_path: Path) -> None:
+    with open_folder(tmp_path, make_spec(rows=31), "resume", Share(1, 2)) as earlier:
+        earlier.make_room()
+    assert files_in(tmp_path) == {".lock", "SHA256SUMS", "manifest.jsonl.gz"}
+    spec = make_spec(rows=30)
+    with preview_folder(tmp_path, spec, "resume", Share(1, 2)) as looked:
+        assert looked.replaced == (tmp_path / "manifest.jsonl.gz",)
+    first = open_folder(tmp_path, spec, "resume", Share(1, 2))
+    second = open_folder(tmp_path, spec, "resume", Share(2, 2))
+    second.make_room()
+    listed = (tmp_path / "manifest.jsonl.gz").stat().st_ino
+    first.make_room()
+    assert (tmp_path / "manifest.jsonl.gz").stat().st_ino == listed
+    assert [line[66:] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == ["manifest.jsonl.gz"]
+    second.close()
+    first.close()
+
+
+def test_a_list_of_another_run_that_came_in_the_place_of_an_old_one_is_refused(tmp_path: Path) -> None:
+    with open_folder(tmp_path, make_spec(rows=32), "resume") as earlier:
+        earlier.make_room()
+    first = open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2))
+    second = open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
+    second.make_room()
+    with pytest.raises(LockedError, match="other parts make a run of other images or options, got part 2/2 of it"):
+        first.make_room()
+    first.close()
+    second.close()
+
+
 @pytest.mark.parametrize("refusing", ["_wait_for", "part_locks"])
 def test_a_disk_that_refuses_a_lock_at_the_end_of_a_part_is_one_line(
     tmp_path: Path, refusing: str, monkeypatch: pytest.MonkeyPatch

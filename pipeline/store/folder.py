@@ -40,7 +40,7 @@ class RunFolder:
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
         missing: The others, in order: those to make.
-        replaced: Files of an earlier run that :meth:`make_room` will remove.
+        replaced: Files of an earlier run that :meth:`make_room` will remove; none of a share.
         added: Rows of the part that is new.
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
@@ -102,7 +102,8 @@ class RunFolder:
         assert self._hold is not None
         for part in range(len(self.spec.parts)):
             path = self.path / format.manifest_name(part)
-            header = None if path in self.replaced else read_header(path)
+            # What was there when the folder was opened is gone: this is what another part has listed since.
+            header = read_header(path)
             if header is not None and header.identity != self._chain.up_to(part).identity:
                 raise other_images(self.path, self._hold.living)
 
@@ -228,6 +229,11 @@ def _settle(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share
         settled = go_on(folder, spec, existing == EXTEND, share, living, mends=hold is not None)
     run_folder = RunFolder(folder, hold, share, settled)
     refuse_strangers(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
+    if hold is not None and share is not None and settled.replaced:
+        # Lists of images that no shard is of. At once: whoever settles next would take them for those of a part that lives.
+        disk.remove_all(run_folder.replaced)
+        forget_missing(folder)
+        run_folder.replaced = ()
     return run_folder
 
 
