@@ -18,7 +18,7 @@ from filelock import FileLock
 from pipeline.errors import LockedError, StoreError
 from pipeline.finishing import index_is_whole
 from pipeline.records import Share, plan_shards
-from pipeline.store import lock
+from pipeline.store import lock, tables
 from pipeline.store.digests import Digests
 from pipeline.store.folder import open_folder, preview_folder
 from pipeline.store.lock import take_lock
@@ -365,6 +365,27 @@ def test_a_signal_drops_what_this_part_is_at_and_nothing_else(tmp_path: Path) ->
             (tmp_path / f"shards/shard-0000{number}-of-00008.h5.{number + 1}-of-3-00112233.partial").write_text("x")
         opened.drop_partial_files()
     assert sorted(path.name[:11] for path in (tmp_path / "shards").iterdir()) == ["shard-00000", "shard-00002"]
+
+
+def test_a_signal_drops_what_a_whole_run_is_at_and_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, make_spec(rows=30))
+    kept = files_in(tmp_path)
+
+    def opened_file(*arguments: object, **named: object) -> None:
+        raise AssertionError("a file is opened")
+
+    with open_folder(tmp_path, make_spec(rows=30), "resume") as opened:
+        for name in (
+            *("shards/shard-00002-of-00008.h5.partial", "shards/shard-00003-of-00008.h5.1-of-2-00112233.partial"),
+            *("features.h5.partial", "report.json.partial", "manifest-part001.jsonl.gz.partial", "report-2-of-3.json.partial"),
+        ):
+            (tmp_path / name).write_text("x")
+        (tmp_path / "precious").write_text("x")
+        (tmp_path / "config.yaml.partial").symlink_to(tmp_path / "precious")
+        monkeypatch.setattr(tables, "open_file", opened_file)
+        monkeypatch.setattr(tables, "is_foreign", opened_file)
+        opened.drop_partial_files()
+    assert files_in(tmp_path) == {*kept, ".lock", "precious", "config.yaml.partial"}
 
 
 def test_a_run_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:

@@ -130,14 +130,16 @@ class RunFolder:
 
     def drop_partial_files(self) -> None:
         """Removes what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
+        # By their names alone: to open what is finished takes minutes, and a signal waits for this.
+        names = [name for name in shard_names(self.path) if name.endswith(format.PARTIAL_SUFFIX)]
+        if self.share is not None:
+            names = [name for name in names if self.share.has(format.shard_number(name))]
+        unfinished = [self.path / format.shard_path(name) for name in names]
         if self.share is None:
-            unfinished = [path for path in _all_files(self.path) if is_partial(path)]
-        else:
-            names = [name for name in shard_names(self.path) if name.endswith(format.PARTIAL_SUFFIX)]
-            own = [name for name in names if self.share.has(format.shard_number(name))]
-            unfinished = [self.path / format.shard_path(name) for name in own]
+            unfinished += [disk.partial_path(self.path / format.INDEX_NAME), *_unfinished_companions(self.path)]
         for path in unfinished:
-            path.unlink(missing_ok=True)
+            if path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Lets others write the folder."""
@@ -249,9 +251,17 @@ def _all_files(folder: Path) -> list[Path]:
     """Gives everything this program has written in a folder, in the order in which to remove it."""
     # The index first: while it is there, a reader takes the run for whole.
     results = [path for path in reversed(result_paths(folder)) if is_partial(path) or not tables.is_foreign(path)]
-    companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
-    companions += [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
-    partial = [*map(disk.partial_path, companions), *partial_companions(folder)]
-    written = dict.fromkeys([*results, *companions, *partial])
+    written = dict.fromkeys([*results, *_companions(folder), *_unfinished_companions(folder)])
     # This program makes no links: what one leads to is somebody else's, and so is the link.
     return [path for path in written if path.is_file() and not path.is_symlink()]
+
+
+def _companions(folder: Path) -> list[Path]:
+    companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
+    return companions + [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
+
+
+def _unfinished_companions(folder: Path) -> list[Path]:
+    companions = _companions(folder)
+    partial = [*map(disk.partial_path, companions), *filter(is_partial, companions), *partial_companions(folder)]
+    return list(dict.fromkeys(partial))
