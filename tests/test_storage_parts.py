@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import LockedError, OptionError
 from pipeline.index import check_options, index_run
 from pipeline.records import Share
-from pipeline.store import lock
+from pipeline.store import digests, lock, remote
 from pipeline.store.folder import open_folder
 from pipeline.store.reader import open_run
 from pipeline.store.verification import verify_folder
@@ -85,3 +85,21 @@ def test_a_run_at_an_address_is_ended_by_hand(tmp_path: Path, memory: Any, monke
 def test_an_index_of_an_address_that_nothing_reaches_is_a_wrong_option() -> None:
     with pytest.raises(OptionError, match=r"^run: "):
         check_options({"run": "nowhere://bucket/run"})
+
+
+def test_a_line_that_is_added_while_the_digests_are_sent_is_sent_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_at(ADDRESS, tmp_path / "scratch")
+    line = digests._line
+
+    def sending(name: str, digest: str) -> bytes:
+        # As the thread does in which a shard has just arrived, between the opening of the file and the line.
+        remote.send_changed(folder)
+        return line(name, digest)
+
+    with open_folder(folder, SPEC, "resume"):
+        put_files(ADDRESS, {"config.yaml": b"x"})
+        remote.look_anew(folder)
+        monkeypatch.setattr(digests, "_line", sending)
+        digests.Digests(folder).add("config.yaml", "0" * 64)
+        remote.settle(folder)
+        assert fsspec.filesystem("memory").cat_file("/bucket/outputs/run/SHA256SUMS") == line("config.yaml", "0" * 64)
