@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import signals
@@ -15,6 +14,8 @@ from .errors import OptionError
 from .run import Door, answered, compose, configuration_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from omegaconf import DictConfig
 
     from .report import Report
@@ -26,10 +27,11 @@ def check_options(values: dict[str, Any]) -> Path:
     """Gives the run folder.
 
     Raises:
-        OptionError: It is missing, or there is an option that does not exist.
+        OptionError: It is missing, or an address that nothing here can reach; or there is an option that does not exist.
     """
     from .config import unknown_key
     from .schema import IndexSchema, known_keys
+    from .storage.remote_path import place, writable
 
     for key in values:
         if key not in known_keys(IndexSchema()):
@@ -40,10 +42,7 @@ def check_options(values: dict[str, Any]) -> Path:
             f"run: no run was named, got {run!r}. Expected a run folder. "
             f"Run e.g. `python -m pipeline.index run=outputs/imgs-vgg19`."
         )
-    try:
-        return Path(str(run)).expanduser()
-    except RuntimeError:  # ~ and the name of nobody
-        return Path(str(run))
+    return writable(place("run", str(run)))
 
 
 def index_run(folder: Path) -> Report:
@@ -60,13 +59,14 @@ def index_run(folder: Path) -> Report:
     from .publishing import write_text
     from .report import Stopwatch
     from .show import parse_config
-    from .store import format
+    from .store import format, remote
     from .store.digests import Digests
     from .store.lock import take_lock
     from .store.recall import recall_run
     from .store.settling import gather_digests
     from .store.verification import files_to_check
 
+    remote.look_anew(folder)
     files_to_check(folder)  # for its refusals
     watch = Stopwatch()
     with to_terminal() as kept_lines:

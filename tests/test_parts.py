@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from filelock import FileLock
 from pipeline.errors import LockedError, StoreError
 from pipeline.finishing import index_is_whole
 from pipeline.records import Share, plan_shards
-from pipeline.store import lock
+from pipeline.store import lock, tables
 from pipeline.store.digests import Digests
 from pipeline.store.folder import open_folder, preview_folder
 from pipeline.store.lock import take_lock
@@ -257,6 +258,58 @@ def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_pat
     first.close()
 
 
+def test_a_list_that_no_shard_is_of_holds_no_part_up(tmp_path: Path) -> None:
+    with open_folder(tmp_path, make_spec(rows=31), "resume", Share(1, 2)) as earlier:
+        earlier.make_room()
+    assert files_in(tmp_path) == {".lock", "SHA256SUMS", "manifest.jsonl.gz"}
+    spec = make_spec(rows=30)
+    with preview_folder(tmp_path, spec, "resume", Share(1, 2)) as looked:
+        assert looked.replaced == (tmp_path / "manifest.jsonl.gz",)
+    first = open_folder(tmp_path, spec, "resume", Share(1, 2))
+    second = open_folder(tmp_path, spec, "resume", Share(2, 2))
+    second.make_room()
+    listed = (tmp_path / "manifest.jsonl.gz").stat().st_ino
+    first.make_room()
+    assert (tmp_path / "manifest.jsonl.gz").stat().st_ino == listed
+    assert [line[66:] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == ["manifest.jsonl.gz"]
+    second.close()
+    first.close()
+
+
+def test_a_list_of_another_run_that_came_in_the_place_of_an_old_one_is_refused(tmp_path: Path) -> None:
+    with open_folder(tmp_path, make_spec(rows=32), "resume") as earlier:
+        earlier.make_room()
+    first = open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2))
+    second = open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
+    second.make_room()
+    with pytest.raises(LockedError, match="other parts make a run of other images or options, got part 2/2 of it"):
+        first.make_room()
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("refusing", ["_wait_for", "part_locks"])
+def test_a_disk_that_refuses_a_lock_at_the_end_of_a_part_is_one_line(
+    tmp_path: Path, refusing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2)) as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, refusing, refuse)
+            with pytest.raises(StoreError) as raised, opened.alone():
+                raise AssertionError("not alone")
+        assert str(raised.value).startswith(f"{tmp_path}/.lock: the disk failed, got EIO. Expected a folder that can be written.")
+        # What fails inside is not the lock's.
+        with pytest.raises(ZeroDivisionError), opened.alone():
+            raise ZeroDivisionError
+        with pytest.raises(OSError, match="inside"), opened.alone():
+            raise OSError("inside")
+        take_beside = open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 2))
+        take_beside.close()
+
+
 def test_another_run_is_refused_by_a_part_of_whose_share_nothing_is_there(tmp_path: Path) -> None:
     write_share(tmp_path, make_spec(rows=30, identity={"data.size": "224"}), Share(1, 2))
     (tmp_path / "manifest.jsonl.gz").unlink()
@@ -312,6 +365,27 @@ def test_a_signal_drops_what_this_part_is_at_and_nothing_else(tmp_path: Path) ->
             (tmp_path / f"shards/shard-0000{number}-of-00008.h5.{number + 1}-of-3-00112233.partial").write_text("x")
         opened.drop_partial_files()
     assert sorted(path.name[:11] for path in (tmp_path / "shards").iterdir()) == ["shard-00000", "shard-00002"]
+
+
+def test_a_signal_drops_what_a_whole_run_is_at_and_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, make_spec(rows=30))
+    kept = files_in(tmp_path)
+
+    def opened_file(*arguments: object, **named: object) -> None:
+        raise AssertionError("a file is opened")
+
+    with open_folder(tmp_path, make_spec(rows=30), "resume") as opened:
+        for name in (
+            *("shards/shard-00002-of-00008.h5.partial", "shards/shard-00003-of-00008.h5.1-of-2-00112233.partial"),
+            *("features.h5.partial", "report.json.partial", "manifest-part001.jsonl.gz.partial", "report-2-of-3.json.partial"),
+        ):
+            (tmp_path / name).write_text("x")
+        (tmp_path / "precious").write_text("x")
+        (tmp_path / "config.yaml.partial").symlink_to(tmp_path / "precious")
+        monkeypatch.setattr(tables, "open_file", opened_file)
+        monkeypatch.setattr(tables, "is_foreign", opened_file)
+        opened.drop_partial_files()
+    assert files_in(tmp_path) == {*kept, ".lock", "precious", "config.yaml.partial"}
 
 
 def test_a_run_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:

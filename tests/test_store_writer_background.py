@@ -13,7 +13,8 @@ from pipeline.errors import NetworkError, StoreError
 from pipeline.records import FeatureBatch, RunSpec
 from pipeline.store.folder import open_folder
 from pipeline.store.progress import Progress
-from pipeline.store.writer import Writer
+from pipeline.store.shard import ShardFile
+from pipeline.store.writer import MOST_FINISHERS, Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 
@@ -58,6 +59,31 @@ def test_putting_waits_until_there_is_room(tmp_path: Path, monkeypatch: pytest.M
         putting.join(10)
         writer.close()
     assert max(waiting) <= 2 * 76_800
+
+
+def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish, goes_on = ShardFile.finish, threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        assert goes_on.wait(30)
+        finish(*arguments)
+
+    monkeypatch.setattr(ShardFile, "finish", slow)
+    spec = make_spec(rows=40, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
+    most = 2 * MOST_FINISHERS
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 2)
+        putting = threading.Thread(
+            target=put_rows, args=(writer, range(40), make_values(spec), make_statuses(spec)), kwargs={"batch_size": 1}
+        )
+        putting.start()
+        putting.join(0.5)
+        assert putting.is_alive()
+        assert len(names_in(tmp_path)) == most
+        goes_on.set()
+        putting.join(30)
+        writer.close()
+    assert len(names_in(tmp_path)) == 40
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 
 from ..errors import StoreError
-from . import disk, format
+from . import disk, format, remote
 from .regular import require_file
 
 # Large enough that hashing runs outside the interpreter's lock for nearly all of its time.
@@ -114,6 +114,7 @@ class Digests:
                 file.write(_line(name, digest))
                 file.flush()
                 os.fsync(file.fileno())
+            remote.mark_written(self.path)
             if is_new:
                 disk.sync_folder(self._folder)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import math
 import os
 import re
 import shutil
@@ -203,9 +202,16 @@ def remove_all(paths: Sequence[Path]) -> None:
             raise write_error(at_address[0], error) from error
 
 
-def most_finishing(folder: Path) -> float:
-    """Gives how many shards of which all has come may wait to be finished: those of an address must not fill up scratch."""
-    return SHARDS_FINISHING if isinstance(folder, RemotePath) else math.inf
+def most_finishing(folder: Path, finishers: int) -> int:
+    """Gives how many shards of which all has come may be unfinished.
+
+    Those of an address must not fill up scratch. Here each has a file open, and the system allows some hundred.
+
+    Args:
+        folder: The run folder.
+        finishers: Shards that are finished at the same time; as many may wait for it.
+    """
+    return SHARDS_FINISHING if isinstance(folder, RemotePath) else 2 * finishers
 
 
 def scratch_of(folder: Path) -> Path:

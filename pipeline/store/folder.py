@@ -40,7 +40,7 @@ class RunFolder:
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
         missing: The others, in order: those to make.
-        replaced: Files of an earlier run that :meth:`make_room` will remove.
+        replaced: Files of an earlier run that :meth:`make_room` will remove; none of a share.
         added: Rows of the part that is new.
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
@@ -102,7 +102,8 @@ class RunFolder:
         assert self._hold is not None
         for part in range(len(self.spec.parts)):
             path = self.path / format.manifest_name(part)
-            header = None if path in self.replaced else read_header(path)
+            # What was there when the folder was opened is gone: this is what another part has listed since.
+            header = read_header(path)
             if header is not None and header.identity != self._chain.up_to(part).identity:
                 raise other_images(self.path, self._hold.living)
 
@@ -129,14 +130,16 @@ class RunFolder:
 
     def drop_partial_files(self) -> None:
         """Removes what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
+        # By their names alone: to open what is finished takes minutes, and a signal waits for this.
+        names = [name for name in shard_names(self.path) if name.endswith(format.PARTIAL_SUFFIX)]
+        if self.share is not None:
+            names = [name for name in names if self.share.has(format.shard_number(name))]
+        unfinished = [self.path / format.shard_path(name) for name in names]
         if self.share is None:
-            unfinished = [path for path in _all_files(self.path) if is_partial(path)]
-        else:
-            names = [name for name in shard_names(self.path) if name.endswith(format.PARTIAL_SUFFIX)]
-            own = [name for name in names if self.share.has(format.shard_number(name))]
-            unfinished = [self.path / format.shard_path(name) for name in own]
+            unfinished += [disk.partial_path(self.path / format.INDEX_NAME), *_unfinished_companions(self.path)]
         for path in unfinished:
-            path.unlink(missing_ok=True)
+            if path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Lets others write the folder."""
@@ -228,6 +231,11 @@ def _settle(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share
         settled = go_on(folder, spec, existing == EXTEND, share, living, mends=hold is not None)
     run_folder = RunFolder(folder, hold, share, settled)
     refuse_strangers(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
+    if hold is not None and share is not None and settled.replaced:
+        # Lists of images that no shard is of. At once: whoever settles next would take them for those of a part that lives.
+        disk.remove_all(run_folder.replaced)
+        forget_missing(folder)
+        run_folder.replaced = ()
     return run_folder
 
 
@@ -243,9 +251,17 @@ def _all_files(folder: Path) -> list[Path]:
     """Gives everything this program has written in a folder, in the order in which to remove it."""
     # The index first: while it is there, a reader takes the run for whole.
     results = [path for path in reversed(result_paths(folder)) if is_partial(path) or not tables.is_foreign(path)]
-    companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
-    companions += [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
-    partial = [*map(disk.partial_path, companions), *partial_companions(folder)]
-    written = dict.fromkeys([*results, *companions, *partial])
+    written = dict.fromkeys([*results, *_companions(folder), *_unfinished_companions(folder)])
     # This program makes no links: what one leads to is somebody else's, and so is the link.
     return [path for path in written if path.is_file() and not path.is_symlink()]
+
+
+def _companions(folder: Path) -> list[Path]:
+    companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
+    return companions + [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
+
+
+def _unfinished_companions(folder: Path) -> list[Path]:
+    companions = _companions(folder)
+    partial = [*map(disk.partial_path, companions), *filter(is_partial, companions), *partial_companions(folder)]
+    return list(dict.fromkeys(partial))

@@ -94,13 +94,17 @@ class Hold:
 
         Raises:
             LockedError: Another process does not let go.
+            StoreError: The disk or the storage refuses.
         """
         if self.share is None or self._lock.is_locked:
             yield
             return
-        _wait_for(self._lock, self._folder)
         try:
-            self.look_around()
+            try:
+                _wait_for(self._lock, self._folder)
+                self.look_around()
+            except (OSError, NotImplementedError) as error:  # as in take_lock()
+                raise disk.write_error(self._folder / format.LOCK_NAME, error) from error
             yield
         finally:
             self._lock.release()
@@ -171,7 +175,7 @@ def _wait_for(lock: Lock, folder: Path) -> None:
     Raises:
         LockedError: It is no part that has it, or it takes too long.
     """
-    began = alone_since = time.monotonic()
+    began = alone_since = looked = time.monotonic()
     said = False
     while True:
         try:
@@ -180,6 +184,10 @@ def _wait_for(lock: Lock, folder: Path) -> None:
         except Timeout as error:
             refusal = error
         now = time.monotonic()
+        if now - min(alone_since, looked) > NOBODY_SECONDS:
+            # Of an address, what is known is from before the wait: the part that settles has taken its own lock since.
+            remote.look_anew(folder)
+            looked = now
         if part_locks(folder):
             alone_since = now
         if now - alone_since > NOBODY_SECONDS:

@@ -75,6 +75,12 @@ def send_changed(folder: RemotePath) -> None:
         raise folder.mirror.refused(error) from error
 
 
+def mark_written(path: Path) -> None:
+    """Has a file sent once more that has been added to: since it was opened it may have been sent as it was before."""
+    if isinstance(path, RemotePath):
+        path.mirror.written.add(path.within)
+
+
 def _send_all_digests(mirror: Mirror) -> None:
     for name in [name for name in mirror.written.copy() if _is_digests(name)]:
         _send_digests(mirror, name)

@@ -84,7 +84,7 @@ class Writer:
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
         self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
         self._bytes_waiting = 0
-        self._finishing, self._most_finishing = 0, disk.most_finishing(folder)
+        self._finishing, self._most_finishing = 0, disk.most_finishing(folder, MOST_FINISHERS)
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self.expect(shards)
