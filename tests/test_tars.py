@@ -178,6 +178,14 @@ def test_the_class_and_what_is_said_of_an_image_lie_beside_it(tmp_path: Path) ->
     }
 
 
+@pytest.mark.parametrize("names", [("tar", "json_tar"), ("json_tar", "tar")])
+def test_a_name_that_the_tar_column_pushes_aside_pushes_no_value_to_another_image(names: tuple[str, str], tmp_path: Path) -> None:
+    said = json.dumps({names[0]: 1, names[1]: 2}).encode()
+    write_tar(tmp_path / "x.tar", {"a.png": b"x", "a.json": said, "b.png": b"x", "b.json": b"{}"})
+    metadata = listed(tmp_path / "x.tar").metadata
+    assert dict(metadata) == {"tar": ("x.tar", "x.tar"), "json_tar": ("1", ""), "json_json_tar": ("2", "")}
+
+
 def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
     members = {
         "0.png": b"x",

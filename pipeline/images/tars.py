@@ -109,6 +109,7 @@ class _Found:
         files: (size, when written, in ns) of each tar file.
         numbers: Of the tar file of each image.
         seen: Names of all images.
+        stored: Names of ``.json`` -> their columns.
         left_out: Why something beside an image is not used -> how often, and where first.
     """
 
@@ -117,6 +118,7 @@ class _Found:
     names: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     columns: dict[str, list[str]] = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict)
     prefixes: list[str] = field(default_factory=list)
     files: list[tuple[int, int]] = field(default_factory=list)
     numbers: array[int] = field(default_factory=lambda: array("i"))
@@ -188,7 +190,8 @@ class _Found:
             self.labels.append(cells.get(_CLASS) or cells.get("label", ""))
             for column, cell in cells.items():
                 if column not in (_CLASS, "label"):
-                    values = self.columns.setdefault(f"json_{column}" if column == COLUMN else column, [])
+                    values = self.columns.setdefault(self._column(column), [])
+                    assert len(values) <= row, column
                     values += [""] * (row - len(values)) + [cell]
                     self.text_bytes += len(cell) + 1
             self.numbers.append(len(self.files))
@@ -199,6 +202,16 @@ class _Found:
                 f"data.tar: too much in .json files, got {len(self.columns):,} names, {self.text_bytes:,} bytes. Expected "
                 f"at most {MOST_COLUMNS:,} and {MAX_LIST_BYTES:,}. Leave .json out, or divide them among several runs."
             )
+
+    def _column(self, name: str) -> str:
+        """Gives the column of a name of ``.json``: no other name has the same, whichever comes first."""
+        column = self.stored.get(name)
+        if column is None:
+            column, taken = name, {COLUMN, *self.stored.values()}
+            while column in taken:
+                column = f"json_{column}"
+            self.stored[name] = column
+        return column
 
     def _beside(self, tar: TarFile, member: Member, ending: str) -> dict[str, str]:
         """Gives the class, or what is said of an image."""
