@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import threading
 import time
@@ -280,6 +281,81 @@ def test_a_lock_whose_holder_has_died_is_taken_over(
     else:
         open_folder(folder, SPEC, "resume").close()
         assert names_at(ADDRESS) == []
+
+
+DEAD = {"host": "elsewhere", "machine": "1", "pid": 1, "token": "dead", "time": 0.0}
+
+
+def put_lock(**said: Any) -> None:
+    put_files(ADDRESS, {".lock": json.dumps(DEAD | said).encode()})
+
+
+def take(lost: Any = None) -> hold.Hold:
+    return hold.Hold(Address(f"{ADDRESS}/.lock"), lost or (lambda error: None))
+
+
+def test_a_dead_lock_that_somebody_else_takes_over_meanwhile_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find it dead; the other has it before this process removes anything."""
+    put_lock()
+    judge, others = hold._judge, list[hold.Hold]()
+
+    def judge_slowly(address: Address) -> Any:
+        found = judge(address)
+        if not others:
+            monkeypatch.setattr(hold, "_judge", judge)
+            others.append(take())
+        return found
+
+    monkeypatch.setattr(hold, "RENEWED_SECONDS", 0.5)
+    monkeypatch.setattr(hold, "_judge", judge_slowly)
+    mine = take()
+    assert (mine.is_taken, others[0].is_taken) == (False, True)
+    assert mine.holder.startswith(f"process {os.getpid()} on ")
+    others[0].release()
+    assert names_at(ADDRESS) == []
+
+
+def test_a_lock_that_somebody_removes_for_the_dead_one_is_not_held_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have read it for the last time; this process removes it and makes its own, which the other removes."""
+    put_lock()
+    made, removed, results = threading.Event(), threading.Event(), list[hold.Hold]()
+    remove = hold.remove
+
+    def remove_slowly(addresses: Any) -> None:
+        if threading.current_thread() is other:
+            removed.set()
+            assert made.wait(10)
+        else:
+            assert removed.wait(10)
+        remove(addresses)
+
+    def create(data: bytes, address: Address) -> bool:
+        is_made = objects.create(data, address)
+        if is_made:
+            made.set()
+        return is_made
+
+    other = threading.Thread(target=lambda: results.append(take()))
+    monkeypatch.setattr(hold, "RENEWED_SECONDS", 3.0)
+    monkeypatch.setattr(hold, "remove", remove_slowly)
+    monkeypatch.setattr(hold, "create", create)
+    other.start()
+    mine = take()
+    other.join()
+    assert (mine.is_taken, results[0].is_taken) == (False, True)
+    assert mine.holder == "a process that has taken it just now"
+    monkeypatch.setattr(hold, "remove", remove)
+    results[0].release()
+    assert names_at(ADDRESS) == []
+
+
+def test_a_lock_whose_making_was_answered_late_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The request is made again, and finds what the first has made.
+    monkeypatch.setattr(hold, "create", lambda data, address: objects.create(data, address) and objects.create(data, address))
+    mine = take()
+    assert mine.is_taken
+    mine.release()
+    assert names_at(ADDRESS) == []
 
 
 def test_a_lock_that_is_renewed_while_somebody_looks_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:

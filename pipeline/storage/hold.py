@@ -1,9 +1,11 @@
 """Who writes a folder at an address: an object that is made by one process alone, and renewed while it lives.
 
 What is promised: of two runs that begin at the same moment one is refused, where the storage makes an object only if it is not
-there (S3 since 2024, Google Cloud Storage). A hold that has not been renewed for minutes is taken over. A process that was cut
-off for so long, and comes back, notices within :data:`RENEWED_SECONDS` and stops. What both have written until then does no harm:
-files appear whole, and both make the same bits.
+there (S3 since 2024, Google Cloud Storage). A hold that has not been renewed for minutes is taken over; of several who take it
+over at once one has it, as long as the storage answers within a tenth of :data:`RENEWED_SECONDS`. Where it is slower, or a third
+finds the address free just then, and where a process comes back that was cut off for minutes, whoever has lost its hold notices
+within :data:`RENEWED_SECONDS` and stops. What both have written until then does no harm: files appear whole, and both make the
+same bits.
 """
 
 from __future__ import annotations
@@ -59,15 +61,30 @@ class Hold:
             self._thread.start()
 
     def _take(self) -> bool:
+        has_removed = False
         for _ in range(2):
-            if create(self._content(), self._address):
-                return True
-            self.holder = living_holder(self._address)
+            # An answer that was lost has the request made again, and that finds what it has made itself.
+            if create(self._content(), self._address) or self._is_ours():
+                if not has_removed:
+                    return True
+                # Another may have looked before ours was there, and have removed it as the dead one.
+                time.sleep(RENEWED_SECONDS / 10)
+                if self._is_ours():
+                    return True
+                break
+            self.holder, judged = _judge(self._address)
             if self.holder:
                 return False
-            remove([self._address])
+            # Judging takes as long as a renewal; whoever has judged meanwhile may have taken it.
+            if judged is not None and _read(self._address) == judged:
+                remove([self._address])
+                has_removed = True
         self.holder = "a process that has taken it just now"
         return False
+
+    def _is_ours(self) -> bool:
+        found = _read(self._address)
+        return found is not None and found.get("token") == self._token
 
     def _content(self) -> bytes:
         return json.dumps({"token": self._token, "time": time.time(), **_me()}).encode()
@@ -97,8 +114,7 @@ class Hold:
         self._ended.set()
         self._thread.join()
         with suppress(OSError):
-            found = _read(self._address)
-            if found is not None and found.get("token") == self._token:
+            if self._is_ours():
                 remove([self._address])
 
 
@@ -110,18 +126,25 @@ def living_holder(address: Address) -> str:
     Raises:
         OSError: The storage refuses.
     """
+    return _judge(address)[0]
+
+
+def _judge(address: Address) -> tuple[str, dict[str, Any] | None]:
+    """Gives the living holder, in words, or "" and the hold that was found dead; None if there was none."""
     found = _read(address)
     if found is None or _has_died(found):
-        return ""
+        return "", found
     age_seconds = time.time() - _number(found.get("time"))
     if age_seconds >= DEAD_SECONDS:
-        return ""
+        return "", found
     if age_seconds >= STALE_SECONDS:
         time.sleep(RENEWED_SECONDS * 1.5)
-        if _read(address) == found:
-            return ""
-        age_seconds = 0.0
-    return f"{_name(found)} (sign of life {max(0.0, age_seconds):.0f} s ago; counts as living for {STALE_SECONDS / 60:.0f} min)"
+        again = _read(address)
+        if again is None or again == found:
+            return "", again
+        found, age_seconds = again, 0.0
+    words = f"sign of life {max(0.0, age_seconds):.0f} s ago; counts as living for {STALE_SECONDS / 60:.0f} min"
+    return f"{_name(found)} ({words})", found
 
 
 def _me() -> dict[str, Any]:
