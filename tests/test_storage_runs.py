@@ -283,6 +283,19 @@ def test_a_lock_whose_holder_has_died_is_taken_over(
         assert names_at(ADDRESS) == []
 
 
+@pytest.mark.parametrize("name", ["host", "machine", "boot", "pids"])
+def test_a_process_of_another_container_is_not_looked_for_here(name: str) -> None:
+    gone = hold._me() | {"pid": 2**22 + 1, "time": time.time()}
+    address = Address(f"{ADDRESS}/.lock")
+    put_files(ADDRESS, {".lock": json.dumps(gone).encode()})
+    assert hold.living_holder(address) == ""
+    put_files(ADDRESS, {".lock": json.dumps(gone | {name: "another"}).encode()})
+    assert hold.living_holder(address).startswith(f"process {2**22 + 1} on ")
+    put_files(ADDRESS, {".lock": json.dumps({key: value for key, value in gone.items() if key != name}).encode()})
+    # Elsewhere than on Linux nobody has the latter two.
+    assert bool(hold.living_holder(address)) is (name in gone)
+
+
 DEAD = {"host": "elsewhere", "machine": "1", "pid": 1, "token": "dead", "time": 0.0}
 
 
