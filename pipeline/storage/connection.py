@@ -34,7 +34,7 @@ _OF_ALL = frozenset(
 )
 _PERMANENT = (
     *(FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError),
-    *(ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError, MemoryError),
+    *(ValueError, TypeError, KeyError, AttributeError, NotImplementedError, MemoryError),
 )
 # Of an OSError: EINVAL is what s3fs makes of "bad request".
 _PERMANENT_NUMBERS = frozenset((errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG))
@@ -130,6 +130,8 @@ def _judged(error: Exception, address: Address) -> tuple[Exception, bool]:
     for kind in (FileNotFoundError, PermissionError, FileExistsError):
         if isinstance(error, kind):
             return kind(error.errno or _NUMBERS[kind], _TEXTS[kind], str(address)), True
+    if isinstance(error, ImportError):
+        return StorageError(errno.ENOSYS, f"a package is missing ({words})", str(address)), True
     if isinstance(error, _PERMANENT):
         return OSError(errno.EINVAL, f"{type(error).__name__}: {words}", str(address)), True
     kind_words = "" if type(error) is OSError else f"{type(error).__name__}: "
