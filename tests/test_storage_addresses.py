@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.config import check_options
 from pipeline.errors import ImageError, OptionError
@@ -237,6 +238,47 @@ def test_a_storage_that_cannot_even_be_begun_with_is_an_error_of_the_storage(
     ):
         with pytest.raises(StorageError):
             work()
+
+
+class Remembering(MemoryFileSystem):
+    """As many implementations do: it lists a folder once, in the cache that fsspec gives it or in one of its own."""
+
+    protocol = "remembering"
+    store: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, **options: Any) -> None:
+        assert not options
+        super().__init__()
+        self.own: dict[str, Any] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("remembering://").strip("/")
+
+    def find(self, path: str, *rest: Any, **how: Any) -> Any:
+        found = self.dircache.get(path) or self.own.get(path) or super().find(path, *rest, **how)
+        self.dircache[path] = self.own[path] = found
+        return found
+
+    def info(self, path: str, **how: Any) -> Any:
+        self.own[path] = self.own.get(path) or super().info(path, **how)
+        return self.own[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.own.clear()
+
+
+def test_what_others_have_changed_is_seen_in_listings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_open", connection._Open())
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    folder = Address("remembering://bucket/x")
+    for number in range(1, 4):
+        Remembering().pipe_file(f"/bucket/x/{number}", bytes(number))
+        Remembering().pipe_file("/bucket/x/1", bytes(number))
+        (page,) = objects.list_objects(folder)
+        assert len(page) == number
+        assert objects.look_at(folder / "1").size == number
+    assert connection.file_system(folder)[0] is not fsspec.filesystem("remembering")
 
 
 def test_an_image_at_an_address_that_nothing_reaches_any_more_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

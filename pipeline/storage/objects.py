@@ -49,7 +49,13 @@ def list_objects(folder: Address, pauses: Sequence[float] = FIRST_PAUSES_SECONDS
     if is_s3(folder):
         yield from _pages(system, folder, root, pauses)
         return
-    found = attempt(lambda: system.find(root, detail=True), folder, pauses)
+
+    def find() -> Any:
+        # Some have caches of their own.
+        system.invalidate_cache()
+        return system.find(root, detail=True)
+
+    found = attempt(find, folder, pauses)
     start = len(root.rstrip("/")) + 1
     yield [
         _entry(name[start:], info)
@@ -100,7 +106,12 @@ def look_at(address: Address, pauses: Sequence[float] = PAUSES_SECONDS) -> Entry
         OSError: It is not there, and as :func:`~.connection.attempt`.
     """
     system, path = _reach(address, pauses)
-    return _entry("", attempt(lambda: system.info(path), address, pauses))
+    return attempt(partial(_info, system, path), address, pauses)
+
+
+def _info(system: Any, path: str) -> Entry:
+    system.invalidate_cache()
+    return _entry("", system.info(path))
 
 
 def read(
@@ -215,7 +226,7 @@ def _make_parent(system: Any, path: str) -> None:
 
 
 def _require_size(system: Any, path: str, size: int) -> Entry:
-    entry = _entry("", system.info(path))
+    entry = _info(system, path)
     if entry.size != size:
         raise StorageError(errno.EIO, f"{entry.size} bytes arrived in place of {size}")
     return entry
