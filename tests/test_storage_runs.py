@@ -20,6 +20,7 @@ from pipeline.errors import LockedError, StoreError
 from pipeline.storage import hold, objects
 from pipeline.storage.address import Address
 from pipeline.storage.connection import StorageError
+from pipeline.storage.mirror import make_private, scratch_for
 from pipeline.storage.remote_path import RemotePath
 from pipeline.store import remote
 from pipeline.store.folder import open_folder, preview_folder
@@ -528,6 +529,41 @@ def test_a_scratch_folder_that_is_somebody_else_s_is_refused(folder: RemotePath,
     (tmp_path / "scratch").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=rf"^{tmp_path}/scratch: permission is denied"):
         write_run(folder, SPEC)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner here")
+def test_a_folder_for_scratch_that_somebody_else_has_made_or_may_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    home = scratch_for(Address(ADDRESS))
+    make_private(home)
+    assert home.parent.parent == tmp_path
+    assert [path.stat().st_mode & 0o777 for path in (home, home.parent)] == [0o700, 0o700]
+    for path in (home, home.parent):
+        for mode in (0o720, 0o702):
+            path.chmod(mode)
+            with pytest.raises(PermissionError, match="a folder that others may write") as caught:
+                make_private(home)
+            assert caught.value.filename == str(path)
+        path.chmod(0o700)
+    # Of one that the user has named, what lies above may be anybody's.
+    named = scratch_for(Address(ADDRESS), tmp_path / "named")
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named").chmod(0o777)
+    make_private(named)
+    lstat = Path.lstat
+
+    def lstat_of_another(path: Path) -> Any:
+        info = lstat(path)
+        another = os.getuid() + 1
+        return os.stat_result((*info[:4], another, *info[5:])) if path in (home.parent, tmp_path / "named") else info
+
+    monkeypatch.setattr(Path, "lstat", lstat_of_another)
+    make_private(named)
+    with pytest.raises(PermissionError, match="somebody else's folder or a link") as caught:
+        make_private(home)
+    assert caught.value.filename == str(home.parent)
 
 
 @pytest.mark.slow
