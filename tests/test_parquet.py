@@ -109,6 +109,14 @@ def test_texts_of_every_kind_of_string_column_are_read(tmp_path: Path) -> None:
         assert manifest.keys == ("é.jpg", "b.jpg"), kind
 
 
+def test_a_column_that_is_named_as_a_field_of_another_is_told_from_it(tmp_path: Path) -> None:
+    for names in (("path", "m.a", "m"), ("m", "m.a", "path")):
+        columns = {"path": ["a.jpg", "b.jpg"], "m.a": ["x", "y"], "m": [{"a": "no"}] * 2}
+        manifest, lines = listed(tmp_path, {name: columns[name] for name in names})
+        assert dict(manifest.metadata) == {"m.a": ("x", "y")}
+        assert lines == ["1 columns of the list have no text and are left out: 'm'"]
+
+
 BAD_LISTS: dict[str, tuple[Any, str]] = {
     "no path": ({"file": ["a"], "label": ["b"]}, "'PATH': no column 'path', got ['file', 'label']."),
     "path of numbers": ({"path": [1]}, "'PATH': the column 'path' holds no texts, got int64. Expected strings."),

@@ -9,20 +9,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import fsspec
+import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.config import check_options
-from pipeline.errors import OptionError
+from pipeline.errors import ImageError, OptionError
+from pipeline.images.seen import seen_picture
+from pipeline.records import ImageStatus
 from pipeline.run import checked_options
-from pipeline.storage import connection
+from pipeline.storage import connection, objects
 from pipeline.storage.address import Address, is_address, to_address
 from pipeline.storage.connection import StorageError, attempt
 from pipeline.storage.range_file import BLOCK_BYTES, RangeFile
 from pipeline.storage.remote_path import RemotePath
 from pipeline.store.reader import open_run
+from pipeline.stored_images import find_image
 
 from .test_config import values
 from .test_house import PACKAGE
@@ -193,6 +199,7 @@ def test_what_keeps_failing_is_the_storage_s_fault_in_one_line(monkeypatch: pyte
         (_coded(PermissionError, "ExpiredToken", "it expired"), StorageError, "it refuses the credentials (it expired)"),
         (type("NoCredentialsError", (Exception,), {})("Unable to locate"), StorageError, "no credentials were found"),
         (OSError(errno.EINVAL, "bad request"), OSError, "[Errno 22] bad request"),
+        (ImportError("Install gcsfs to access GCS"), StorageError, "a package is missing (Install gcsfs to access GCS)"),
         (NotImplementedError("read only"), OSError, "NotImplementedError: read only"),
     ],
 )
@@ -204,6 +211,87 @@ def test_what_will_not_mend_is_not_tried_again(
         attempt(Refusing(error), S3)
     assert type(caught.value) is kind
     assert caught.value.strerror == words
+
+
+@pytest.mark.parametrize("error", [ImportError("Install gcsfs"), type("DefaultCredentialsError", (Exception,), {})("log in")])
+def test_a_storage_that_cannot_even_be_begun_with_is_an_error_of_the_storage(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refusing(address: Address) -> Any:
+        raise error
+
+    monkeypatch.setattr(connection, "_make", refusing)
+    (tmp_path / "x").write_bytes(b"x")
+    address = Address("gs://nowhere/x")
+    for work in (
+        lambda: list(objects.list_objects(address)),
+        lambda: objects.look_at(address),
+        lambda: objects.read(address),
+        lambda: objects.write(b"x", address),
+        lambda: objects.create(b"x", address),
+        lambda: objects.upload(tmp_path / "x", address),
+        lambda: objects.download(address, tmp_path / "y", 1),
+        lambda: objects.remove([address]),
+        lambda: objects.remove([address] * 2),
+        lambda: objects.unfinished_uploads(Address("s3://nowhere/x")),
+        lambda: objects.abandon(Address("s3://nowhere/x"), ["1"]),
+    ):
+        with pytest.raises(StorageError):
+            work()
+
+
+class Remembering(MemoryFileSystem):
+    """As many implementations do: it lists a folder once, in the cache that fsspec gives it or in one of its own."""
+
+    protocol = "remembering"
+    store: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, **options: Any) -> None:
+        assert not options
+        super().__init__()
+        self.own: dict[str, Any] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("remembering://").strip("/")
+
+    def find(self, path: str, *rest: Any, **how: Any) -> Any:
+        found = self.dircache.get(path) or self.own.get(path) or super().find(path, *rest, **how)
+        self.dircache[path] = self.own[path] = found
+        return found
+
+    def info(self, path: str, **how: Any) -> Any:
+        self.own[path] = self.own.get(path) or super().info(path, **how)
+        return self.own[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.own.clear()
+
+
+def test_what_others_have_changed_is_seen_in_listings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_open", connection._Open())
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    folder = Address("remembering://bucket/x")
+    for number in range(1, 4):
+        Remembering().pipe_file(f"/bucket/x/{number}", bytes(number))
+        Remembering().pipe_file("/bucket/x/1", bytes(number))
+        (page,) = objects.list_objects(folder)
+        assert len(page) == number
+        assert objects.look_at(folder / "1").size == number
+    assert connection.file_system(folder)[0] is not fsspec.filesystem("remembering")
+
+
+def test_an_image_at_an_address_that_nothing_reaches_any_more_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(address: Address) -> Any:
+        raise ImportError("Install gcsfs to access GCS")
+
+    monkeypatch.setattr(connection, "_make", refusing)
+    run: Any = SimpleNamespace(
+        attributes={"data_root": "gs://nowhere/imgs", "data_source": "address"},
+        images={"key": np.array(["a.jpg"], object), "bytes": np.array([1])},
+    )
+    with pytest.raises(ImageError, match=r"^unreadable: gs://nowhere/imgs/a\.jpg: the storage refuses, got a package is missing"):
+        seen_picture(find_image(run, 0), ImageStatus(0, "", 1, 1, 1, ""), None, np.zeros(3), False)
 
 
 def test_a_file_of_ranges_reads_as_the_file_would(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import threading
 import time
@@ -19,6 +20,7 @@ from pipeline.errors import LockedError, StoreError
 from pipeline.storage import hold, objects
 from pipeline.storage.address import Address
 from pipeline.storage.connection import StorageError
+from pipeline.storage.mirror import make_private, scratch_for
 from pipeline.storage.remote_path import RemotePath
 from pipeline.store import remote
 from pipeline.store.folder import open_folder, preview_folder
@@ -282,6 +284,94 @@ def test_a_lock_whose_holder_has_died_is_taken_over(
         assert names_at(ADDRESS) == []
 
 
+@pytest.mark.parametrize("name", ["host", "machine", "boot", "pids"])
+def test_a_process_of_another_container_is_not_looked_for_here(name: str) -> None:
+    gone = hold._me() | {"pid": 2**22 + 1, "time": time.time()}
+    address = Address(f"{ADDRESS}/.lock")
+    put_files(ADDRESS, {".lock": json.dumps(gone).encode()})
+    assert hold.living_holder(address) == ""
+    put_files(ADDRESS, {".lock": json.dumps(gone | {name: "another"}).encode()})
+    assert hold.living_holder(address).startswith(f"process {2**22 + 1} on ")
+    put_files(ADDRESS, {".lock": json.dumps({key: value for key, value in gone.items() if key != name}).encode()})
+    # Elsewhere than on Linux nobody has the latter two.
+    assert bool(hold.living_holder(address)) is (name in gone)
+
+
+DEAD = {"host": "elsewhere", "machine": "1", "pid": 1, "token": "dead", "time": 0.0}
+
+
+def put_lock(**said: Any) -> None:
+    put_files(ADDRESS, {".lock": json.dumps(DEAD | said).encode()})
+
+
+def take(lost: Any = None) -> hold.Hold:
+    return hold.Hold(Address(f"{ADDRESS}/.lock"), lost or (lambda error: None))
+
+
+def test_a_dead_lock_that_somebody_else_takes_over_meanwhile_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find it dead; the other has it before this process removes anything."""
+    put_lock()
+    judge, others = hold._judge, list[hold.Hold]()
+
+    def judge_slowly(address: Address) -> Any:
+        found = judge(address)
+        if not others:
+            monkeypatch.setattr(hold, "_judge", judge)
+            others.append(take())
+        return found
+
+    monkeypatch.setattr(hold, "RENEWED_SECONDS", 0.5)
+    monkeypatch.setattr(hold, "_judge", judge_slowly)
+    mine = take()
+    assert (mine.is_taken, others[0].is_taken) == (False, True)
+    assert mine.holder.startswith(f"process {os.getpid()} on ")
+    others[0].release()
+    assert names_at(ADDRESS) == []
+
+
+def test_a_lock_that_somebody_removes_for_the_dead_one_is_not_held_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have read it for the last time; this process removes it and makes its own, which the other removes."""
+    put_lock()
+    made, removed, results = threading.Event(), threading.Event(), list[hold.Hold]()
+    remove = hold.remove
+
+    def remove_slowly(addresses: Any) -> None:
+        if threading.current_thread() is other:
+            removed.set()
+            assert made.wait(10)
+        else:
+            assert removed.wait(10)
+        remove(addresses)
+
+    def create(data: bytes, address: Address) -> bool:
+        is_made = objects.create(data, address)
+        if is_made:
+            made.set()
+        return is_made
+
+    other = threading.Thread(target=lambda: results.append(take()))
+    monkeypatch.setattr(hold, "RENEWED_SECONDS", 3.0)
+    monkeypatch.setattr(hold, "remove", remove_slowly)
+    monkeypatch.setattr(hold, "create", create)
+    other.start()
+    mine = take()
+    other.join()
+    assert (mine.is_taken, results[0].is_taken) == (False, True)
+    assert mine.holder == "a process that has taken it just now"
+    monkeypatch.setattr(hold, "remove", remove)
+    results[0].release()
+    assert names_at(ADDRESS) == []
+
+
+def test_a_lock_whose_making_was_answered_late_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The request is made again, and finds what the first has made.
+    monkeypatch.setattr(hold, "create", lambda data, address: objects.create(data, address) and objects.create(data, address))
+    mine = take()
+    assert mine.is_taken
+    mine.release()
+    assert names_at(ADDRESS) == []
+
+
 def test_a_lock_that_is_renewed_while_somebody_looks_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hold, "RENEWED_SECONDS", 0.02)
     old = {"host": "elsewhere", "machine": "1", "pid": 1, "token": "x", "time": time.time() - 1000}
@@ -439,6 +529,41 @@ def test_a_scratch_folder_that_is_somebody_else_s_is_refused(folder: RemotePath,
     (tmp_path / "scratch").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=rf"^{tmp_path}/scratch: permission is denied"):
         write_run(folder, SPEC)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner here")
+def test_a_folder_for_scratch_that_somebody_else_has_made_or_may_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    home = scratch_for(Address(ADDRESS))
+    make_private(home)
+    assert home.parent.parent == tmp_path
+    assert [path.stat().st_mode & 0o777 for path in (home, home.parent)] == [0o700, 0o700]
+    for path in (home, home.parent):
+        for mode in (0o720, 0o702):
+            path.chmod(mode)
+            with pytest.raises(PermissionError, match="a folder that others may write") as caught:
+                make_private(home)
+            assert caught.value.filename == str(path)
+        path.chmod(0o700)
+    # Of one that the user has named, what lies above may be anybody's.
+    named = scratch_for(Address(ADDRESS), tmp_path / "named")
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named").chmod(0o777)
+    make_private(named)
+    lstat = Path.lstat
+
+    def lstat_of_another(path: Path) -> Any:
+        info = lstat(path)
+        another = os.getuid() + 1
+        return os.stat_result((*info[:4], another, *info[5:])) if path in (home.parent, tmp_path / "named") else info
+
+    monkeypatch.setattr(Path, "lstat", lstat_of_another)
+    make_private(named)
+    with pytest.raises(PermissionError, match="somebody else's folder or a link") as caught:
+        make_private(home)
+    assert caught.value.filename == str(home.parent)
 
 
 @pytest.mark.slow

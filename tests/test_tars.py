@@ -178,6 +178,14 @@ def test_the_class_and_what_is_said_of_an_image_lie_beside_it(tmp_path: Path) ->
     }
 
 
+@pytest.mark.parametrize("names", [("tar", "json_tar"), ("json_tar", "tar")])
+def test_a_name_that_the_tar_column_pushes_aside_pushes_no_value_to_another_image(names: tuple[str, str], tmp_path: Path) -> None:
+    said = json.dumps({names[0]: 1, names[1]: 2}).encode()
+    write_tar(tmp_path / "x.tar", {"a.png": b"x", "a.json": said, "b.png": b"x", "b.json": b"{}"})
+    metadata = listed(tmp_path / "x.tar").metadata
+    assert dict(metadata) == {"tar": ("x.tar", "x.tar"), "json_tar": ("1", ""), "json_json_tar": ("2", "")}
+
+
 def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
     members = {
         "0.png": b"x",
@@ -327,7 +335,30 @@ def test_wrong_names_of_tar_files_are_one_line(tmp_path: Path, monkeypatch: pyte
 def test_too_much_beside_the_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "a.tar", {"x.png": b"x", "x.json": b'{"a": 1, "b": 2, "c": "ddd"}'})
     monkeypatch.setattr(tars, "MOST_COLUMNS", 2)
-    assert refused(tmp_path / "a.tar").startswith("data.tar: too much in .json files, got 3 names, 8 bytes. Expected")
+    assert refused(tmp_path / "a.tar").startswith("data.tar: too much in .cls and .json files, got 3 names, 8 bytes. Expected")
+
+
+def test_what_lies_beside_images_is_counted_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What no image has counts too: until all of a tar file is read nobody knows that.
+    monkeypatch.setattr(tars, "MAX_LIST_BYTES", 1000)
+    read = []
+    beside = tars._Found._beside
+    monkeypatch.setattr(tars._Found, "_beside", lambda *arguments: read.append(1) or beside(*arguments))
+    write_tar(tmp_path / "a.tar", {f"{number}.json": json.dumps({"a": "x" * 99}).encode() for number in range(100)})
+    assert "got 1 names, 1,100 bytes. Expected at most 1,000 and 1,000." in refused(tmp_path / "a.tar")
+    assert len(read) == 11
+    write_tar(tmp_path / "b.tar", {f"{number}.json": json.dumps({f"n{number}": 1}).encode() for number in range(2000)})
+    monkeypatch.setattr(tars, "MAX_LIST_BYTES", 100000)
+    assert "got 1,001 names, 2,002 bytes. Expected" in refused(tmp_path / "b.tar")
+    # Classes take memory as well, and a column that one image in a thousand has takes room in every row.
+    write_tar(tmp_path / "c.tar", {f"{number}{ending}": b"9" * 99 for number in range(20) for ending in (".png", ".cls")})
+    monkeypatch.setattr(tars, "MAX_LIST_BYTES", 1000)
+    assert "got 0 names, 1,100 bytes. Expected" in refused(tmp_path / "c.tar")
+    images: dict[str, bytes] = {f"{number:03d}.png": b"x" for number in range(200)}
+    write_tar(tmp_path / "d.tar", {**images, "199.json": json.dumps(dict.fromkeys("abcdef", 1)).encode()})
+    assert "got 6 names, 1,200 bytes. Expected" in refused(tmp_path / "d.tar")
+    monkeypatch.setattr(tars, "MAX_LIST_BYTES", 1200)
+    assert len(listed(tmp_path / "d.tar").keys) == 200
 
 
 def test_keys_that_would_be_the_same_are_refused(tmp_path: Path) -> None:

@@ -88,8 +88,9 @@ def _read_columns(path: Path, file: Any, log: Callable[[str], None]) -> dict[str
     for batch in file.iter_batches(_ROWS_AT_ONCE, columns=kept):
         # A comma or a line's end for each, as in CSV.
         written_bytes += batch.num_rows * len(kept)
-        for name, values in zip(columns, batch.columns, strict=True):
-            written_bytes += _add(path, name, columns, values, MAX_LIST_BYTES - written_bytes)
+        for name, kept_name in zip(columns, kept, strict=True):
+            # By name: asked for m.a, the library gives a field a of a column m too.
+            written_bytes += _add(path, name, columns, batch.column(kept_name), MAX_LIST_BYTES - written_bytes)
             _refuse_too_much(path, written_bytes)
     require_paths(path, columns)
     return columns

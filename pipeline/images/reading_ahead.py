@@ -89,18 +89,21 @@ class _Ahead:
         self.is_wanted = False
         self._ahead = ahead
         self._record = record
-        self._task: Future[bytes] = pool.submit(self._read)
+        self._task: Future[bytes] | None = pool.submit(self._read)
 
     def _read(self) -> bytes:
         self._ahead.take_room(self)
         return read_image(self._record)
 
     def __call__(self) -> bytes:
-        if self._task.cancel():
+        # The loader keeps this object until its batch is whole; the task would keep the bytes for as long.
+        task, self._task = self._task, None
+        assert task is not None
+        if task.cancel():
             # Nobody has begun: whoever waits reads it.
             return read_image(self._record)
         self._ahead.want(self)
         try:
-            return self._task.result()
+            return task.result()
         finally:
             self._ahead.give_room(self)

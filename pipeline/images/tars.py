@@ -109,6 +109,7 @@ class _Found:
         files: (size, when written, in ns) of each tar file.
         numbers: Of the tar file of each image.
         seen: Names of all images.
+        stored: Names of ``.json`` -> their columns.
         left_out: Why something beside an image is not used -> how often, and where first.
     """
 
@@ -117,6 +118,7 @@ class _Found:
     names: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     columns: dict[str, list[str]] = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict)
     prefixes: list[str] = field(default_factory=list)
     files: list[tuple[int, int]] = field(default_factory=list)
     numbers: array[int] = field(default_factory=lambda: array("i"))
@@ -155,13 +157,18 @@ class _Found:
         tar = TarFile(file)
         images: dict[str, Member] = {}
         beside: dict[str, dict[str, str]] = {}
+        size_bytes = self.text_bytes
         for member in tar.members():
             if member.kind == OTHER:
                 continue
             self.members += 1
             ending = posixpath.splitext(member.name)[1].lower()
             if self.with_columns and member.kind == FILE and ending in (".cls", ".json"):
-                beside.setdefault(_stem(member.name), {}).update(self._beside(tar, member, ending))
+                # By column: a name that a million of them have is in memory once.
+                cells = {self._column(name): cell for name, cell in self._beside(tar, member, ending).items()}
+                size_bytes += sum(len(cell) + 1 for cell in cells.values())
+                _refuse_too_much(len(self.stored), size_bytes)
+                beside.setdefault(_stem(member.name), {}).update(cells)
             elif reason := _reason(member.name, ending):
                 self.skipped[reason] += 1
             else:
@@ -187,18 +194,30 @@ class _Found:
             self.prefixes.append(prefix)
             self.labels.append(cells.get(_CLASS) or cells.get("label", ""))
             for column, cell in cells.items():
+                self.text_bytes += len(cell) + 1
                 if column not in (_CLASS, "label"):
-                    values = self.columns.setdefault(f"json_{column}" if column == COLUMN else column, [])
+                    values = self.columns.setdefault(column, [])
+                    if not values:
+                        _refuse_too_much(len(self.columns), len(self.columns) * (row + 1))
+                    assert len(values) <= row, column
                     values += [""] * (row - len(values)) + [cell]
-                    self.text_bytes += len(cell) + 1
+            # A comma or a line's end for each, as in a list.
+            _refuse_too_much(len(self.columns), max(self.text_bytes, len(self.columns) * (row + 1)))
             self.numbers.append(len(self.files))
             self.offsets.append({SPARSE: IN_PIECES, FILE: member.offset}.get(member.kind, NOWHERE))
             self.lengths.append(member.size_bytes)
-        if len(self.columns) > MOST_COLUMNS or self.text_bytes > MAX_LIST_BYTES:
-            raise DatasetError(
-                f"data.tar: too much in .json files, got {len(self.columns):,} names, {self.text_bytes:,} bytes. Expected "
-                f"at most {MOST_COLUMNS:,} and {MAX_LIST_BYTES:,}. Leave .json out, or divide them among several runs."
-            )
+
+    def _column(self, name: str) -> str:
+        """Gives the column of a name of ``.json``: no other name has the same, whichever comes first."""
+        if name in (_CLASS, "label"):
+            return name
+        column = self.stored.get(name)
+        if column is None:
+            column, taken = name, {COLUMN, *self.stored.values()}
+            while column in taken:
+                column = f"json_{column}"
+            self.stored[name] = column
+        return column
 
     def _beside(self, tar: TarFile, member: Member, ending: str) -> dict[str, str]:
         """Gives the class, or what is said of an image."""
@@ -257,6 +276,14 @@ class _Found:
             digest=digest_images(keys, labels, lengths, columns),
             source=TarSource(tuple(paths), sizes, times, numbers, offsets, lengths),
             places=np.arange(len(keys), dtype=np.int64),
+        )
+
+
+def _refuse_too_much(names: int, size_bytes: int) -> None:
+    if names > MOST_COLUMNS or size_bytes > MAX_LIST_BYTES:
+        raise DatasetError(
+            f"data.tar: too much in .cls and .json files, got {names:,} names, {size_bytes:,} bytes. Expected "
+            f"at most {MOST_COLUMNS:,} and {MAX_LIST_BYTES:,}. Leave them out, or divide them among several runs."
         )
 
 

@@ -34,7 +34,7 @@ _OF_ALL = frozenset(
 )
 _PERMANENT = (
     *(FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError),
-    *(ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError, MemoryError),
+    *(ValueError, TypeError, KeyError, AttributeError, NotImplementedError, MemoryError),
 )
 # Of an OSError: EINVAL is what s3fs makes of "bad request".
 _PERMANENT_NUMBERS = frozenset((errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG))
@@ -73,10 +73,10 @@ def file_system(address: Address) -> tuple[Any, str]:
 def _make(address: Address) -> Any:
     import fsspec
 
-    options: dict[str, Any] = {}
+    # One of its own, which no other library in this process has told to remember anything.
+    options: dict[str, Any] = {"skip_instance_cache": True}
     if is_s3(address):
-        # The listings' cache would show a run what another machine has changed since.
-        options = {"use_listings_cache": False, "skip_instance_cache": True}
+        options["use_listings_cache"] = False
         if "config_kwargs" not in fsspec.config.conf.get(address.protocol, {}):
             options["config_kwargs"] = {
                 "connect_timeout": CONNECT_SECONDS,
@@ -85,6 +85,10 @@ def _make(address: Address) -> Any:
                 "retries": {"max_attempts": 2},
             }
     system, _ = fsspec.core.url_to_fs(address.text, **options)
+    # The listings' cache would show a run what another machine has since changed. Not by an option: SFTP, among others, hands
+    # those that it does not know on to a library that refuses them.
+    if hasattr(system, "dircache"):
+        system.dircache.use_listings_cache = False
     return system
 
 
@@ -130,6 +134,8 @@ def _judged(error: Exception, address: Address) -> tuple[Exception, bool]:
     for kind in (FileNotFoundError, PermissionError, FileExistsError):
         if isinstance(error, kind):
             return kind(error.errno or _NUMBERS[kind], _TEXTS[kind], str(address)), True
+    if isinstance(error, ImportError):
+        return StorageError(errno.ENOSYS, f"a package is missing ({words})", str(address)), True
     if isinstance(error, _PERMANENT):
         return OSError(errno.EINVAL, f"{type(error).__name__}: {words}", str(address)), True
     kind_words = "" if type(error) is OSError else f"{type(error).__name__}: "

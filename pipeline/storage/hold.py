@@ -1,9 +1,11 @@
 """Who writes a folder at an address: an object that is made by one process alone, and renewed while it lives.
 
 What is promised: of two runs that begin at the same moment one is refused, where the storage makes an object only if it is not
-there (S3 since 2024, Google Cloud Storage). A hold that has not been renewed for minutes is taken over. A process that was cut
-off for so long, and comes back, notices within :data:`RENEWED_SECONDS` and stops. What both have written until then does no harm:
-files appear whole, and both make the same bits.
+there (S3 since 2024, Google Cloud Storage). A hold that has not been renewed for minutes is taken over; of several who take it
+over at once one has it, as long as the storage answers within a tenth of :data:`RENEWED_SECONDS`. Where it is slower, or a third
+finds the address free just then, and where a process comes back that was cut off for minutes, whoever has lost its hold notices
+within :data:`RENEWED_SECONDS` and stops. What both have written until then does no harm: files appear whole, and both make the
+same bits.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ..errors import LockedError
@@ -59,15 +62,30 @@ class Hold:
             self._thread.start()
 
     def _take(self) -> bool:
+        has_removed = False
         for _ in range(2):
-            if create(self._content(), self._address):
-                return True
-            self.holder = living_holder(self._address)
+            # An answer that was lost has the request made again, and that finds what it has made itself.
+            if create(self._content(), self._address) or self._is_ours():
+                if not has_removed:
+                    return True
+                # Another may have looked before ours was there, and have removed it as the dead one.
+                time.sleep(RENEWED_SECONDS / 10)
+                if self._is_ours():
+                    return True
+                break
+            self.holder, judged = _judge(self._address)
             if self.holder:
                 return False
-            remove([self._address])
+            # Judging takes as long as a renewal; whoever has judged meanwhile may have taken it.
+            if judged is not None and _read(self._address) == judged:
+                remove([self._address])
+                has_removed = True
         self.holder = "a process that has taken it just now"
         return False
+
+    def _is_ours(self) -> bool:
+        found = _read(self._address)
+        return found is not None and found.get("token") == self._token
 
     def _content(self) -> bytes:
         return json.dumps({"token": self._token, "time": time.time(), **_me()}).encode()
@@ -97,8 +115,7 @@ class Hold:
         self._ended.set()
         self._thread.join()
         with suppress(OSError):
-            found = _read(self._address)
-            if found is not None and found.get("token") == self._token:
+            if self._is_ours():
                 remove([self._address])
 
 
@@ -110,22 +127,41 @@ def living_holder(address: Address) -> str:
     Raises:
         OSError: The storage refuses.
     """
+    return _judge(address)[0]
+
+
+def _judge(address: Address) -> tuple[str, dict[str, Any] | None]:
+    """Gives the living holder, in words, or "" and the hold that was found dead; None if there was none."""
     found = _read(address)
     if found is None or _has_died(found):
-        return ""
+        return "", found
     age_seconds = time.time() - _number(found.get("time"))
     if age_seconds >= DEAD_SECONDS:
-        return ""
+        return "", found
     if age_seconds >= STALE_SECONDS:
         time.sleep(RENEWED_SECONDS * 1.5)
-        if _read(address) == found:
-            return ""
-        age_seconds = 0.0
-    return f"{_name(found)} (sign of life {max(0.0, age_seconds):.0f} s ago; counts as living for {STALE_SECONDS / 60:.0f} min)"
+        again = _read(address)
+        if again is None or again == found:
+            return "", again
+        found, age_seconds = again, 0.0
+    words = f"sign of life {max(0.0, age_seconds):.0f} s ago; counts as living for {STALE_SECONDS / 60:.0f} min"
+    return f"{_name(found)} ({words})", found
 
 
 def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "machine": f"{uuid.getnode():012x}", "pid": os.getpid()}
+    return {**_machine(), "pid": os.getpid()}
+
+
+def _machine() -> dict[str, Any]:
+    """Gives what only processes share that see one another by their numbers: copies of a container share name and card alone."""
+    found: dict[str, Any] = {"host": socket.gethostname(), "machine": f"{uuid.getnode():012x}"}
+    # Linux alone has them.
+    # Source: Linux man-pages, random(4), "boot_id"; namespaces(7), "/proc/pid/ns/": same inode, same namespace.
+    with suppress(OSError, UnicodeDecodeError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        found["pids"] = Path("/proc/self/ns/pid").stat().st_ino
+    return found
 
 
 def _name(found: dict[str, Any]) -> str:
@@ -134,8 +170,9 @@ def _name(found: dict[str, Any]) -> str:
 
 def _has_died(found: dict[str, Any]) -> bool:
     """Tells whether the holder was a process of this machine that is there no more."""
-    me, pid = _me(), found.get("pid")
-    if any(found.get(name) != me[name] for name in ("host", "machine")) or not isinstance(pid, int) or os.name != "posix":
+    pid, names = found.get("pid"), ("host", "machine", "boot", "pids")
+    here = _machine()
+    if any(found.get(name) != here.get(name) for name in names) or not isinstance(pid, int) or os.name != "posix":
         return False
     try:
         os.kill(pid, 0)

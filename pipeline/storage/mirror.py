@@ -40,10 +40,12 @@ def scratch_for(address: Address, above: Path | None = None, mark: str = "") -> 
         above: Folder that it lies in; None: one of this user's in the system's folder for temporary files.
         mark: Of one of several processes that write the run folder.
     """
-    if above is None:
-        above = Path(tempfile.gettempdir(), f"deep-feature-pipeline-{getattr(os, 'getuid', lambda: 'user')()}")
     digest = hashlib.sha256(str(address).encode()).hexdigest()[:16]
-    return above / "-".join(filter(None, (address.name[:80], digest, mark)))
+    return (above or _own_folder()) / "-".join(filter(None, (address.name[:80], digest, mark)))
+
+
+def _own_folder() -> Path:
+    return Path(tempfile.gettempdir(), f"deep-feature-pipeline-{getattr(os, 'getuid', lambda: 'user')()}")
 
 
 class Mirror:
@@ -302,12 +304,15 @@ def make_private(folder: Path) -> None:
     """Makes a folder that is this user's own: the one for temporary files is everybody's.
 
     Raises:
-        OSError: The disk refuses, or somebody else has made it.
+        OSError: The disk refuses, or somebody else has made it or may write it; or so the user's own one that it lies in.
     """
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
-    for path in (folder.parent, folder):
-        info = path.lstat()
-        # Of a folder that the user has named, the one above it may be anybody's.
-        if stat.S_ISLNK(info.st_mode) or (path == folder and hasattr(os, "getuid") and info.st_uid != os.getuid()):
+    # Of a folder that the user has named, the one above it may be anybody's.
+    made = [path for path in (folder, *folder.parents) if _own_folder() in (path, *path.parents)]
+    for path in dict.fromkeys((folder.parent, folder, *made)):
+        info, is_ours = path.lstat(), path == folder or path in made
+        if stat.S_ISLNK(info.st_mode) or (is_ours and hasattr(os, "getuid") and info.st_uid != os.getuid()):
             raise PermissionError(1, "somebody else's folder or a link", str(path))
+        if path in made and hasattr(os, "getuid") and info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(1, "a folder that others may write", str(path))

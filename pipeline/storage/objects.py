@@ -45,17 +45,28 @@ def list_objects(folder: Address, pauses: Sequence[float] = FIRST_PAUSES_SECONDS
         FileNotFoundError: There is no such folder, as far as the storage has folders.
         OSError: As :func:`~.connection.attempt`.
     """
-    system, root = file_system(folder)
+    system, root = _reach(folder, pauses)
     if is_s3(folder):
         yield from _pages(system, folder, root, pauses)
         return
-    found = attempt(lambda: system.find(root, detail=True), folder, pauses)
+
+    def find() -> Any:
+        # Some have caches of their own.
+        system.invalidate_cache()
+        return system.find(root, detail=True)
+
+    found = attempt(find, folder, pauses)
     start = len(root.rstrip("/")) + 1
     yield [
         _entry(name[start:], info)
         for name, info in found.items()
         if info.get("type") == "file" and not name[start:].endswith("/")
     ]
+
+
+def _reach(address: Address, pauses: Sequence[float] = PAUSES_SECONDS) -> tuple[Any, str]:
+    # Making it may ask for credentials, or lack a package.
+    return attempt(partial(file_system, address), address, pauses)
 
 
 def _pages(system: Any, folder: Address, root: str, pauses: Sequence[float]) -> Iterator[list[Entry]]:
@@ -94,8 +105,13 @@ def look_at(address: Address, pauses: Sequence[float] = PAUSES_SECONDS) -> Entry
     Raises:
         OSError: It is not there, and as :func:`~.connection.attempt`.
     """
-    system, path = file_system(address)
-    return _entry("", attempt(lambda: system.info(path), address, pauses))
+    system, path = _reach(address, pauses)
+    return attempt(partial(_info, system, path), address, pauses)
+
+
+def _info(system: Any, path: str) -> Entry:
+    system.invalidate_cache()
+    return _entry("", system.info(path))
 
 
 def read(
@@ -118,7 +134,7 @@ def read(
     Raises:
         OSError: It is not there, and as :func:`~.connection.attempt`.
     """
-    system, path = file_system(address)
+    system, path = _reach(address, pauses)
     # One request: s3fs asks for the size first where it might divide the reading among several.
     more = {"max_concurrency": 1} if is_s3(address) else {}
 
@@ -137,7 +153,7 @@ def write(data: bytes, address: Address, pauses: Sequence[float] = PAUSES_SECOND
     Raises:
         OSError: As :func:`~.connection.attempt`.
     """
-    system, path = file_system(address)
+    system, path = _reach(address, pauses)
     if address.protocol in _APPEARS_WHOLE:
         attempt(lambda: system.pipe_file(path, data), address, pauses)
         return
@@ -159,7 +175,7 @@ def create(data: bytes, address: Address) -> bool:
     Raises:
         OSError: As :func:`~.connection.attempt`.
     """
-    system, path = file_system(address)
+    system, path = _reach(address, FIRST_PAUSES_SECONDS)
 
     def work() -> bool:
         try:
@@ -178,7 +194,7 @@ def upload(local: Path, address: Address) -> Entry:
     Raises:
         OSError: The file cannot be read; and as :func:`~.connection.attempt`.
     """
-    system, path = file_system(address)
+    system, path = _reach(address)
     size = local.stat().st_size
 
     def work() -> Entry:
@@ -210,7 +226,7 @@ def _make_parent(system: Any, path: str) -> None:
 
 
 def _require_size(system: Any, path: str, size: int) -> Entry:
-    entry = _entry("", system.info(path))
+    entry = _info(system, path)
     if entry.size != size:
         raise StorageError(errno.EIO, f"{entry.size} bytes arrived in place of {size}")
     return entry
@@ -243,7 +259,7 @@ def remove(addresses: Sequence[Address]) -> None:
     """
 
     def one(address: Address) -> None:
-        system, path = file_system(address)
+        system, path = _reach(address)
         try:
             attempt(lambda: system.rm_file(path), address)
         except FileNotFoundError:
@@ -265,7 +281,7 @@ def unfinished_uploads(folder: Address) -> dict[str, list[str]]:
     """
     if not is_s3(folder):
         return {}
-    system, root = file_system(folder)
+    system, root = _reach(folder, FIRST_PAUSES_SECONDS)
     bucket, _, key = root.partition("/")
     prefix = f"{key}/" if key else ""
     found: dict[str, list[str]] = {}
@@ -290,7 +306,7 @@ def abandon(address: Address, uploads: Sequence[str]) -> None:
     Raises:
         OSError: As :func:`~.connection.attempt`.
     """
-    system, path = file_system(address)
+    system, path = _reach(address)
     bucket, _, key = path.partition("/")
     for number in uploads:
         with suppress(FileNotFoundError):
