@@ -25,6 +25,7 @@ from pipeline.store.digests import file_digest
 from .test_command import environment
 from .test_config import values
 from .test_making import SPEC, fake_stages
+from .test_tars import png, write_tar
 
 WAIT = 5.0
 
@@ -210,6 +211,37 @@ def test_a_worker_looks_for_what_its_driver_sees(tmp_path: Path, monkeypatch: py
     found = str(make_worker(tmp_path, image="/nowhere/a.jpg").check(str(probe), "abc").error)
     assert "does not see the images, got nothing of this run at '/nowhere/a.jpg'. Expected" in found
     assert found.endswith("Choose another place with data.dir, data.list or data.tar, or nodes that have it.")
+
+
+def seen_of(manifest: Any) -> str:
+    from pipeline.engines.ray import _visible_image
+
+    return _visible_image(replace(SPEC, manifest=manifest))
+
+
+def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
+    from pipeline.data_source import tar_folder
+    from pipeline.images.manifest import list_folder
+    from pipeline.images.remote import listed_images
+    from pipeline.images.tars import list_tars
+
+    (tmp_path / "b").mkdir()
+    for name, data in (("a.png", b""), ("b/c.png", png(1)), ("b/d.png", png(2))):
+        (tmp_path / name).write_bytes(data)
+    assert seen_of(list_folder(tmp_path)) == str(tmp_path / "b/c.png")
+    for name in ("y.tar", "x.tar"):
+        write_tar(tmp_path / name, {f"{name}.png": png(1)})
+    tars = [str(tmp_path / "*.tar")]
+    assert seen_of(list_tars(tars, tar_folder(tars), lambda line: None)) == str(tmp_path / "x.tar")
+    places = ["memory://nowhere/a.png", str(tmp_path / "b/d.png")]
+    assert seen_of(listed_images("memory://nowhere", ["a.png", "d.png"], ["", ""], places, {})) == places[1]
+    assert seen_of(listed_images("memory://nowhere", ["a.png"], [""], places[:1], {})) == ""
+
+
+def test_workers_look_for_the_folder_of_a_set(tiny_set: Path) -> None:
+    from pipeline.images.tfds_set import list_set
+
+    assert seen_of(list_set("tiny", None, tiny_set)) == str(tiny_set / "tiny/1.0.0")
 
 
 def test_a_worker_with_other_libraries_is_not_used(tmp_path: Path) -> None:
