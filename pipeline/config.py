@@ -210,6 +210,17 @@ def check_options(values: Mapping[str, Any]) -> Options:
             f"part: engine={options.engine.name} shares the shards among its workers itself, got part={options.share}. Expected "
             "null, or engine=local. Leave one of them out."
         )
+    if options.engine.name != "local" and isinstance(options.output.dir, Address):
+        raise OptionError(
+            f"output.dir: workers of engine={options.engine.name} write files, got {str(options.output.dir)!r}. Expected "
+            "a folder on storage that all nodes share. Choose one, or leave engine out: parts (part=k/n) write to an address too."
+        )
+    for key, place in (("data.dir", source.dir), ("data.list", source.list)):
+        if options.engine.name != "local" and isinstance(place, Address) and place.protocol == "memory":
+            raise OptionError(
+                f"{key}: workers do not see what this process has in memory, got {str(place)!r} with engine="
+                f"{options.engine.name}. Expected a folder, or an address that all nodes reach. Choose one, or engine=local."
+            )
     if options.runtime.device == "cpu" and options.runtime.precision != "float32":
         raise OptionError(
             f"runtime.precision: a CPU computes in float32, got {options.runtime.precision}. Expected float32, or a GPU. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -17,6 +17,8 @@ from .store.writer import Writer
 # Batches of a group that are still to be computed when reading the next group begins: what its reading takes up to its first
 # batch must not be waited for.
 AHEAD_BATCHES = 2
+# Between two looks at what became of earlier shards in the background, while there is nothing to compute.
+LOOK_EVERY_SECONDS = 0.1
 
 
 def make_shards(
@@ -27,6 +29,7 @@ def make_shards(
     threads: int,
     watch: Stopwatch,
     done: Callable[[Sequence[ImageStatus]], None],
+    end_groups: Callable[[], None] = lambda: None,
 ) -> None:
     """Makes shards of one part. All are finished when this returns; those of which all has come, when it raises.
 
@@ -39,6 +42,8 @@ def make_shards(
         threads: That read and decode.
         watch: Gets the seconds of each stage.
         done: Told of every batch when its features have been handed over; may raise to stop.
+        end_groups: Called when a group was asked for and is not wanted any more, since something has gone wrong: an iterator
+            that waits must end then. From another thread than the one that waits.
 
     Raises:
         PipelineError: A value cannot be stored, the disk refuses. No partial file is left behind.
@@ -46,7 +51,7 @@ def make_shards(
     with ExitStack() as stack:
         # Last in, first out: reading stops before what is unfinished is dropped.
         stack.push(lambda kind, error, trace: writer.abort() if kind else None)
-        batches = stack.enter_context(closing(_read(writer, part, iter(groups), stages, threads)))
+        batches = stack.enter_context(closing(_read(writer, part, iter(groups), stages, threads, end_groups)))
         extract(batches, stages.preprocess, stages.network, writer, watch, done, asynchronous=stages.device.asynchronous)
         with watch.stage("finish"):
             writer.close()
@@ -75,7 +80,12 @@ class _Begun:
 
 
 def _read(
-    writer: Writer, part: RunSpec, groups: Iterator[Sequence[ShardSpec]], stages: Stages, threads: int
+    writer: Writer,
+    part: RunSpec,
+    groups: Iterator[Sequence[ShardSpec]],
+    stages: Stages,
+    threads: int,
+    end_groups: Callable[[], None],
 ) -> Generator[Batch, None, None]:
     """Gives the batches of one group after the other."""
 
@@ -98,9 +108,14 @@ def _read(
                         following = ahead.submit(begin)
                     yield batch
             assert following is not None, f"no batch came of {begun.group}"
+            while not wait([following], LOOK_EVERY_SECONDS).done:
+                # Whoever gives the groups may give none until it hears what became of the last one.
+                writer.check()
             begun, following = following.result(), None
     finally:
-        # What it waits for is up to whoever gives the groups: where there will be no more, they must end.
+        if following is not None:
+            # Else its thread would wait for a group as long as whoever gives them does for the error.
+            end_groups()
         ahead.shutdown(wait=True)
         left = following.result() if following is not None and following.exception() is None else None
         if left is not None:

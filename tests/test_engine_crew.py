@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ from pipeline.engines.crew import Crew
 from pipeline.engines.hand import Hand, words_for_rates
 from pipeline.engines.messages import Ready, Setup, Turn
 from pipeline.engines.places import Node, Place
-from pipeline.errors import EngineError, OptionError
+from pipeline.errors import EngineError, OptionError, StoreError
 
 from .test_config import values
 
@@ -209,6 +212,42 @@ def test_workers_that_wait_for_room_are_said(
     monkeypatch.setattr(crew, "NODES_EVERY_SECONDS", 60.0)
     hired.look_for_room()
     assert caplog.messages[-1] == "engine: 1 of 2 workers wait for room on the cluster"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_refuses_what_workers_are_to_look_for_is_one_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str) -> int:
+        raise OSError(number, os.strerror(number))
+
+    hired = make_crew(FakeRay(well), tmp_path)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    message = (
+        rf"^{re.escape(str(tmp_path))}/\.engine-\w+: .*, got {errno.errorcode[number]}\. Expected a folder that can be written\."
+    )
+    with pytest.raises(StoreError, match=message):
+        hired.start()
+    hired.dismiss(in_order=False)
+
+
+@pytest.mark.parametrize("what", ["nodes", "wait", "get"])
+def test_a_cluster_whose_head_is_gone_is_one_line(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*arguments: Any, **settings: Any) -> Any:
+        raise ConnectionError("Failed to connect to GCS.\n more")
+
+    ray = FakeRay(well)
+    hired = make_crew(ray, tmp_path)
+    hired.start()
+    hired.ask(hired.hands[0], "turn", [], 0.0)
+    monkeypatch.setattr(ray, what, gone)
+    message = (
+        r"^engine: the Ray cluster does not answer any more, got ConnectionError: Failed to connect to GCS\. more\. Expected its "
+        r"head to live as long as the run\. Look at the head, then run the command again: finished shards are kept\.$"
+    )
+    with pytest.raises(EngineError, match=message):
+        (hired.look_for_room() if what == "nodes" else list(hired.answers(0.0)))
+    hired.dismiss(in_order=True)
 
 
 def test_rates_are_told_in_a_few_words() -> None:

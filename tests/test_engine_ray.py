@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="clusters of Ray
 OPTIONS = ["network.weights=random", "data.size=64", "layers=[relu3_1]", "output.images_per_shard=4", "name=run"]
 RAY = ["engine=ray"]
 SHARDS = 30
+needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="workers are found by /proc")
 # Attributes that tell which engine it was.
 TELLING = ("@config",)
 
@@ -108,7 +110,10 @@ class Running:
         self._process.send_signal(number)
 
     def end(self) -> int:
-        self.said = self._process.communicate(timeout=240)[1]
+        try:
+            self.said = self._process.communicate(timeout=240)[1]
+        finally:
+            self._process.kill()
         return self._process.returncode
 
 
@@ -215,6 +220,7 @@ def test_a_dry_run_says_that_it_asks_no_worker(tmp_path: Path, images: Path) -> 
 
 
 @pytest.mark.slow
+@needs_proc
 def test_a_killed_worker_is_replaced(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
     for _ in range(2):
         cluster.add()
@@ -240,6 +246,7 @@ def test_a_node_that_goes_is_done_without(tmp_path: Path, images: Path, undistur
 
 
 @pytest.mark.slow
+@needs_proc
 def test_a_node_that_comes_gets_a_worker(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
     cluster.add()
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
@@ -259,6 +266,7 @@ def test_a_node_that_comes_gets_a_worker(tmp_path: Path, images: Path, undisturb
 
 
 @pytest.mark.slow
+@needs_proc
 @pytest.mark.parametrize("own", [True, False])
 def test_a_killed_driver_takes_its_workers_with_it(
     own: bool, tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster
@@ -280,6 +288,7 @@ def test_a_killed_driver_takes_its_workers_with_it(
 
 
 @pytest.mark.slow
+@needs_proc
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_all_in_order(number: signal.Signals, exit_code: int, tmp_path: Path, images: Path) -> None:
     running = Running(images, tmp_path, "engine.workers=2")
@@ -299,6 +308,7 @@ def test_a_signal_ends_all_in_order(number: signal.Signals, exit_code: int, tmp_
 
 
 @pytest.mark.slow
+@needs_proc
 def test_a_shard_that_kills_is_named(tmp_path: Path, images: Path, cluster: Cluster) -> None:
     cluster.add()
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
@@ -321,7 +331,49 @@ def test_a_shard_that_kills_is_named(tmp_path: Path, images: Path, cluster: Clus
 
 
 @pytest.mark.slow
-def test_what_stops_one_worker_stops_the_run_with_its_line(tmp_path: Path, images: Path) -> None:
+@needs_proc
+def test_what_stops_one_worker_stops_the_run_with_its_line(
+    tmp_path: Path, images: Path, random_weights: Any, match: Callable[[str, str], None]
+) -> None:
+    from pipeline.network.matconvnet_writer import write_matconvnet
+
+    weights = random_weights()
+    kernels = {**weights.kernels, "conv3_1": weights.kernels["conv3_1"] * np.float32(1e6)}
+    write_matconvnet(tmp_path / "large.mat", replace(weights, kernels=kernels), "old")
+    some = tmp_path / "imgs"
+    some.mkdir()
+    for name in ("000.jpg", "001.jpg"):
+        (some / name).write_bytes((images / name).read_bytes())
+    # One shard, the last one of its worker: nothing else would have it look for what went wrong.
+    changed = [f"network.weights={tmp_path / 'large.mat'}", "output.dtype=float16"]
+    running = Running(some, tmp_path, *changed)
+    assert running.end() == 1
+    match(r"^error: 00[01]\.jpg: layer relu3_1 has a value that float16 cannot hold, got .*e\+", running.said.splitlines()[-1])
+    assert "Traceback" not in running.said
+    assert partial_files(tmp_path) == []
+    assert workers() == []
+
+
+@pytest.mark.slow
+def test_workers_read_images_at_an_address(tmp_path: Path, images: Path) -> None:
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    from .object_store import object_store, put_files
+
+    names = ("000.jpg", "001.jpg", "005.jpg", "006.jpg", "077.jpg")
+    with object_store():
+        put_files("s3://bucket/imgs", {name: (images / name).read_bytes() for name in names})
+        for name, engine in (("run", RAY), ("local", [])):
+            options = [*OPTIONS[:-2], "output.images_per_shard=2", f"name={name}", *engine]
+            done = call("data.dir=s3://bucket/imgs", *options, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert any(line.startswith("rows       5 (3 ok, 2 failed)") for line in done.stderr.splitlines()), done.stderr
+    assert_same_run(tmp_path / "outputs/run", tmp_path / "outputs/local", TELLING)
+
+
+@pytest.mark.slow
+@needs_proc
+def test_too_many_images_that_fail_stop_all_workers(tmp_path: Path, images: Path) -> None:
     done = call(f"data.dir={images}", *OPTIONS, *RAY, "data.max_failed_fraction=0.01", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: data.max_failed_fraction: too many images fail, got 2 of ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -9,19 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.engines import worker as room
 from pipeline.engines.messages import Batched, Setup
 from pipeline.engines.worker import Worker
-from pipeline.errors import OptionError, StoreError
+from pipeline.errors import NetworkError, OptionError, StoreError
 from pipeline.plan import versions
 from pipeline.records import Part
+from pipeline.store import disk
 from pipeline.store.digests import file_digest
 
 from .test_command import environment
 from .test_config import values
 from .test_making import SPEC, fake_stages
+from .test_tars import png, write_tar
 
 WAIT = 5.0
 
@@ -120,6 +124,51 @@ def test_what_stops_a_worker_is_said_as_the_local_engine_says_it(tmp_path: Path,
         assert not list(tmp_path.rglob("*.h5*"))
 
 
+def with_nan(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = stages.network
+    stages.network = lambda images: ((layer, values * np.nan) for layer, values in network(images))
+
+
+def without_disk(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, partial: Path | None = None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "publish", refuse)
+
+
+def without_network(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(images: Any) -> Any:
+        # When the next shard has been asked for and is waited for.
+        time.sleep(0.3)
+        raise NetworkError("the GPU is gone")
+
+    stages.network = fail
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "message"),
+    [
+        (with_nan, NetworkError, r"image é\d\.jpg: layer conv1_1 has a value that is not finite, got nan\."),
+        (without_disk, StoreError, r"the disk is full, got ENOSPC\."),
+        (without_network, NetworkError, r"^the GPU is gone$"),
+    ],
+)
+def test_what_stops_a_worker_in_its_last_shard_is_said_though_no_other_is_given(
+    spoil: Any, kind: type[Exception], message: str, tmp_path: Path, stages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(stages, monkeypatch)
+    worker = make_worker(tmp_path)
+    worker.begin()
+    # Gives up after some seconds.
+    error = work(worker, SPEC.shards()[:1])[2]
+    with pytest.raises(kind, match=message):
+        raise error or AssertionError("nothing was said")
+    worker.stop(WAIT)
+    assert worker._thread is not None
+    assert not worker._thread.is_alive()
+    assert not list(tmp_path.rglob("*.h5*"))
+
+
 def test_a_worker_that_cannot_begin_says_why(tmp_path: Path, stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> Any:
         raise OptionError("runtime.device: TensorFlow sees no GPU here")
@@ -161,7 +210,38 @@ def test_a_worker_looks_for_what_its_driver_sees(tmp_path: Path, monkeypatch: py
         assert f"does not see the run folder, got nothing of this run at {str(tmp_path)!r}. Expected storage that all" in found
     found = str(make_worker(tmp_path, image="/nowhere/a.jpg").check(str(probe), "abc").error)
     assert "does not see the images, got nothing of this run at '/nowhere/a.jpg'. Expected" in found
-    assert found.endswith("Choose another place with data.dir or data.list, or nodes that have it.")
+    assert found.endswith("Choose another place with data.dir, data.list or data.tar, or nodes that have it.")
+
+
+def seen_of(manifest: Any) -> str:
+    from pipeline.engines.ray import _visible_image
+
+    return _visible_image(replace(SPEC, manifest=manifest))
+
+
+def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
+    from pipeline.data_source import tar_folder
+    from pipeline.images.manifest import list_folder
+    from pipeline.images.remote import listed_images
+    from pipeline.images.tars import list_tars
+
+    (tmp_path / "b").mkdir()
+    for name, data in (("a.png", b""), ("b/c.png", png(1)), ("b/d.png", png(2))):
+        (tmp_path / name).write_bytes(data)
+    assert seen_of(list_folder(tmp_path)) == str(tmp_path / "b/c.png")
+    for name in ("y.tar", "x.tar"):
+        write_tar(tmp_path / name, {f"{name}.png": png(1)})
+    tars = [str(tmp_path / "*.tar")]
+    assert seen_of(list_tars(tars, tar_folder(tars), lambda line: None)) == str(tmp_path / "x.tar")
+    places = ["memory://nowhere/a.png", str(tmp_path / "b/d.png")]
+    assert seen_of(listed_images("memory://nowhere", ["a.png", "d.png"], ["", ""], places, {})) == places[1]
+    assert seen_of(listed_images("memory://nowhere", ["a.png"], [""], places[:1], {})) == ""
+
+
+def test_workers_look_for_the_folder_of_a_set(tiny_set: Path) -> None:
+    from pipeline.images.tfds_set import list_set
+
+    assert seen_of(list_set("tiny", None, tiny_set)) == str(tiny_set / "tiny/1.0.0")
 
 
 def test_a_worker_with_other_libraries_is_not_used(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import StoreError
+from pipeline.errors import NetworkError, StoreError
 from pipeline.making import make_shards
 from pipeline.records import Batch, ShardSpec
 from pipeline.report import Stopwatch
+from pipeline.store import disk
 from pipeline.store.writer import Writer
 
 from .killed_runs import contents
@@ -94,3 +96,63 @@ def test_what_fails_in_any_group_leaves_whole_shards_alone(tmp_path: Path, fails
     assert asked == [0, 4, 8][: fails_at // 4 + 1]
     names = [shard.file_name for shard in SPEC.shards()[: fails_at // 4]]
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == names
+
+
+class Given:
+    """The first shard, and then none until there is an end."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.is_over = threading.Event(), threading.Event()
+        self.has_waited_in_vain = False
+
+    def __iter__(self) -> Iterator[Sequence[ShardSpec]]:
+        yield SPEC.shards()[:1]
+        self.is_asked.set()
+        self.has_waited_in_vain = not self.is_over.wait(5)
+
+
+@pytest.mark.parametrize("what", ["value", "disk", "network", "told"])
+def test_what_fails_while_the_next_group_is_waited_for_is_raised_at_once(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, stages = Given(), fake_stages()
+    network = stages.network
+
+    def refuse(path: Path, partial: Path | None = None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def failing_network(images: Any) -> Iterator[tuple[str, Any]]:
+        assert given.is_asked.wait(5)
+        if what == "network":
+            raise NetworkError("the GPU is gone")
+        return ((layer, values * (np.nan if what == "value" else 1)) for layer, values in network(images))
+
+    def done(statuses: Any) -> None:
+        if what == "told":
+            raise KeyboardInterrupt("told")
+
+    if what == "disk":
+        monkeypatch.setattr(disk, "publish", refuse)
+    stages.network = failing_network
+    (tmp_path / "shards").mkdir()
+    writer = Writer(tmp_path, SPEC, (), 2)
+    kind, message = {
+        "value": (NetworkError, "not finite, got nan"),
+        "disk": (StoreError, "the disk is full, got ENOSPC"),
+        "network": (NetworkError, "the GPU is gone"),
+        "told": (KeyboardInterrupt, "^told$"),
+    }[what]
+    with pytest.raises(kind, match=message):
+        make_shards(writer, SPEC, given, stages, 2, Stopwatch(), done, given.is_over.set)
+    assert given.is_over.is_set()
+    assert not given.has_waited_in_vain
+    assert not list((tmp_path / "shards").iterdir())
+
+
+def test_groups_that_come_to_their_end_are_not_told_to_end(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    told: list[int] = []
+    writer = Writer(tmp_path, SPEC, (), 2)
+    groups = ([shard] for shard in SPEC.shards())
+    make_shards(writer, SPEC, groups, fake_stages(), 2, Stopwatch(), lambda statuses: None, lambda: told.append(1))
+    assert told == []

@@ -419,30 +419,6 @@ def test_parts_of_a_run_at_one_address_have_scratch_and_digests_of_their_own(tmp
     assert not [name for name in names_at(ADDRESS) if "lock" in name]
 
 
-def test_workers_without_a_lock_send_their_shards_from_scratch_folders_of_their_own(folder: RemotePath, tmp_path: Path) -> None:
-    from pipeline.store.digests import Digests
-    from pipeline.store.settling import gather_digests
-
-    with open_folder(folder, SPEC, "resume") as run_folder:
-        run_folder.make_room()
-        for mark, shards in (("w1", run_folder.missing[:3]), ("w2", run_folder.missing[3:])):
-            # As another process gets it.
-            place = remote.for_worker(pickle.loads(pickle.dumps(folder)), mark)
-            writer = Writer(place, SPEC, shards, workers=1, digests=Digests(place, mark))
-            put_rows(writer, range(shards[0].first, shards[-1].stop), make_values(SPEC), make_statuses(SPEC, FAILED))
-            writer.close()
-            remote.leave(place)
-        remote.look_anew(folder)
-        gather_digests(folder, SPEC)
-        build_index(folder, SPEC)
-        remote.settle(folder)
-    write_run(tmp_path / "local", SPEC, FAILED)
-    with open_run(ADDRESS) as run, open_run(tmp_path / "local") as local:
-        np.testing.assert_array_equal(run["relu4_1"][:], local["relu4_1"][:])
-    assert not [name for name in names_at(ADDRESS) if "-w" in name or "lock" in name]
-    assert remote.for_worker(tmp_path, "w1") == tmp_path
-
-
 def test_rows_columns_and_statistics_are_read_where_they_are(folder: RemotePath, tmp_path: Path) -> None:
     made = write_run(folder, SPEC, FAILED)
     write_run(tmp_path / "local", SPEC, FAILED)

@@ -172,12 +172,39 @@ def _within(seconds: float, work: Callable[[], None], over: Event) -> None:
     done.result(seconds)
 
 
+@contextmanager
+def asking(but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Gives one line for what Ray raises when the cluster itself is gone; within it, nothing but Ray is called.
+
+    Args:
+        but: What is raised as it is.
+
+    Raises:
+        EngineError: Whatever Ray raises, which differs by version and by the way to the cluster.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        raise EngineError(
+            f"engine: the Ray cluster does not answer any more, got {type(error).__name__}: {one_line(str(error))}. Expected its "
+            "head to live as long as the run. Look at the head, then run the command again: finished shards are kept."
+        ) from error
+
+
 def living_nodes(ray: Any) -> list[Node]:
-    """Gives the nodes that live and have cores, in a fixed order."""
+    """Gives the nodes that live and have cores, in a fixed order.
+
+    Raises:
+        EngineError: The cluster is gone.
+    """
+    with asking():
+        nodes = ray.nodes()
     return sorted(
         (
             Node(str(node["NodeID"]), str(node["NodeManagerHostname"]), found.get("CPU", 0.0), found.get("GPU", 0.0))
-            for node in ray.nodes()
+            for node in nodes
             if node["Alive"] and (found := node["Resources"]).get("CPU")
         ),
         key=lambda node: node.id,

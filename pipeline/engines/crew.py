@@ -13,8 +13,8 @@ from typing import Any
 from ..config import Options
 from ..errors import EngineError, OptionError
 from ..journal import LOGGER as _log
-from ..store import format
-from .cluster import living_nodes, one_line
+from ..store import disk, format
+from .cluster import asking, living_nodes, one_line
 from .hand import Hand
 from .messages import Ready, Setup
 from .places import Place, gpus_per_worker, plan_places
@@ -67,6 +67,7 @@ class Crew:
         Raises:
             OptionError: There is no room for any, or no such device.
             EngineError: One does not see what this process sees.
+            StoreError: The disk refuses.
         """
         with contextlib.suppress(OSError):
             # Of a run that was killed. The lock is held, so of no other.
@@ -138,18 +139,23 @@ class Crew:
         if place.node is not None:
             strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
             settings["scheduling_strategy"] = strategy(place.node.id, soft=False)
-        # Not the options' auto: a worker that has no GPU must not take one, and one that has must not do without.
-        actor = self._ray.remote(Worker).options(**settings).remote(self._setup, name, place.threads, place.device)
+        with asking():
+            # Not the options' auto: a worker that has no GPU must not take one, and one that has must not do without.
+            actor = self._ray.remote(Worker).options(**settings).remote(self._setup, name, place.threads, place.device)
         hand = Hand(name, place, actor, is_first=is_first)
         self.hands.append(hand)
-        if not self._probe.exists():
-            self._probe.write_text(self._token)
+        try:
+            if not self._probe.exists():
+                self._probe.write_text(self._token)
+        except OSError as error:
+            raise disk.write_error(self._probe, error) from error
         self.ask(hand, "check", str(self._probe), self._token)
 
     def ask(self, hand: Hand, what: str, *given: Any) -> None:
         """Asks a worker something; :meth:`answers` gives what it says."""
         hand.asked, hand.called = what, time.monotonic()
-        hand.answer = getattr(hand.actor, what).remote(*given)
+        with asking():
+            hand.answer = getattr(hand.actor, what).remote(*given)
 
     def answers(self, wait_seconds: float) -> Iterator[tuple[Hand, Any]]:
         """Gives what workers say at their turns; answers to ``check`` and ``begin`` are dealt with here.
@@ -158,18 +164,20 @@ class Crew:
             wait_seconds: How long to wait for the first.
 
         Raises:
-            PipelineError: One of the first workers cannot begin.
+            PipelineError: One of the first workers cannot begin; the cluster is gone.
         """
         by_answer = {hand.answer: hand for hand in self.hands if hand.answer is not None}
         if not by_answer:
             return
-        found, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=wait_seconds)
-        if found and len(by_answer) > 1:
-            found, _ = self._ray.wait(list(by_answer), num_returns=len(by_answer), timeout=0)
+        with asking():
+            found, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=wait_seconds)
+            if found and len(by_answer) > 1:
+                found, _ = self._ray.wait(list(by_answer), num_returns=len(by_answer), timeout=0)
         for answer in found:
             hand = by_answer[answer]
             try:
-                said = self._ray.get(answer)
+                with asking(but=self._ray.exceptions.RayError):
+                    said = self._ray.get(answer)
             except self._ray.exceptions.RayError as error:
                 self._miss(hand, one_line(str(error)))
                 continue
@@ -178,7 +186,7 @@ class Crew:
             else:
                 yield hand, said
         if not any(hand.asked == "check" for hand in self.hands):
-            self._probe.unlink(missing_ok=True)
+            self._remove_probe()
 
     def _take_ready(self, hand: Hand, said: Ready) -> None:
         if said.error is not None:
@@ -223,9 +231,10 @@ class Crew:
         Args:
             in_order: Whether they have something that they must drop before.
         """
-        self._probe.unlink(missing_ok=True)
+        self._remove_probe()
         if in_order:
-            with contextlib.suppress(self._ray.exceptions.RayError):
+            # Of any kind: there is another error to be told, and nothing else to be done about this one.
+            with contextlib.suppress(Exception):
                 answers = [hand.actor.stop.remote(STOP_SECONDS) for hand in self.hands if hand.device]
                 if answers:
                     self._ray.wait(answers, num_returns=len(answers), timeout=STOP_SECONDS + 0.5)
@@ -233,3 +242,8 @@ class Crew:
             with contextlib.suppress(Exception):
                 self._ray.kill(hand.actor)
         self.hands.clear()
+
+    def _remove_probe(self) -> None:
+        # Where the disk refuses, the next run removes it.
+        with contextlib.suppress(OSError):
+            self._probe.unlink(missing_ok=True)

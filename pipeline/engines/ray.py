@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ..config import Options
+from ..images.tar_source import TarSource
+from ..images.tfds_source import TfdsSource
 from ..journal import LOGGER as _log
 from ..network.weights import Weights
 from ..records import RunSpec, ShardSpec
@@ -205,10 +207,12 @@ def _packed(part: RunSpec) -> RunSpec:
 
 
 def _visible_image(spec: RunSpec) -> str:
-    """Gives the first image that is there as a file on this machine."""
+    """Gives the first image that is there as a file on this machine, or what holds it; "" where all are at addresses."""
     manifest = spec.manifest
-    if manifest.source is not None:
-        return ""
+    if isinstance(manifest.source, TarSource):
+        return manifest.source.paths[0]
+    if isinstance(manifest.source, TfdsSource):
+        return manifest.source.folder
     sized = (int(row) for row in manifest.file_bytes.nonzero()[0][:100])
     return next((path for row in sized if Path(path := manifest[row].path).is_file()), "")
 

@@ -62,7 +62,7 @@ class Worker:
         self._batches: list[Batched] = []
         self._finished: dict[str, str] = {}
         self._error: BaseException | None = None
-        self._is_stopped = False
+        self._is_stopped = self._has_failed = False
         self._has_lease = False
         self._heard = time.monotonic()
         self._watch = Stopwatch()
@@ -83,7 +83,7 @@ class Worker:
         if not _is_seen(Path(probe), token):
             return Ready(error=not_shared(host, self._setup.folder, "the run folder", "output.dir"))
         if self._setup.image and not Path(self._setup.image).exists():
-            return Ready(error=not_shared(host, self._setup.image, "the images", "data.dir or data.list"))
+            return Ready(error=not_shared(host, self._setup.image, "the images", "data.dir, data.list or data.tar"))
         if other:
             wanted = [f"{name.removeprefix('version_')} {text}" for name, text in given.items() if name.startswith("version_")]
             words = [text for text in wanted if text.split()[0] in {name.split()[0] for name in other}]
@@ -192,13 +192,18 @@ class Worker:
                 self._batches.append(Batched(shard, len(statuses), failed, raw_bytes(part, statuses)))
                 self._seconds = self._watch.seconds()
 
-        make_shards(writer, part, groups(), stages, self._threads, self._watch, done)
+        make_shards(writer, part, groups(), stages, self._threads, self._watch, done, self._take_no_more)
 
     def _take(self) -> ShardSpec | None:
         """Waits for a shard to make; None when nothing more is wanted."""
         with self._changed:
-            self._changed.wait_for(lambda: self._given or self._is_stopped)
-            return None if self._is_stopped else self._given.popleft()
+            self._changed.wait_for(lambda: self._given or self._is_stopped or self._has_failed)
+            return None if self._is_stopped or self._has_failed else self._given.popleft()
+
+    def _take_no_more(self) -> None:
+        with self._changed:
+            self._has_failed = True
+            self._changed.notify_all()
 
     def _tell(self, path: Path, digest: str) -> None:
         with self._changed:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import StoreError
-from ..storage.mirror import Mirror, mirror_of, scratch_for
+from ..storage.mirror import Mirror
 from ..storage.remote_path import RemotePath
 from . import format
 
@@ -178,30 +178,6 @@ def borrow_scratch(folder: Path) -> None:
     """Makes ready for looking at a folder without changing it; :func:`leave` removes what is fetched meanwhile."""
     if isinstance(folder, RemotePath):
         folder.mirror.borrow()
-
-
-def for_worker(folder: Path, mark: str) -> Path:
-    """Gives the run folder to a process that makes shards of it and holds no lock of it, on this machine or another.
-
-    At an address with a scratch folder of its own, which :func:`leave` empties.
-
-    Args:
-        folder: The run folder.
-        mark: Of the process: another one for each that lives.
-
-    Raises:
-        StoreError: The storage or the disk refuses.
-    """
-    if not isinstance(folder, RemotePath):
-        return folder
-    address, home = folder.mirror.address, folder.mirror.home
-    worker = RemotePath(mirror_of(address, scratch_for(address, home.parent if home else None, mark)))
-    try:
-        worker.mirror.prepare(kept=())
-        (worker / format.SHARD_FOLDER).mkdir(exist_ok=True)
-    except OSError as error:
-        raise worker.mirror.refused(error) from error
-    return worker
 
 
 def leave(folder: Path) -> None:

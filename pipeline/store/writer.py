@@ -106,7 +106,7 @@ class Writer:
         Raises:
             PipelineError: What went wrong in the background.
         """
-        self._raise()
+        self.check()
         for status in statuses:
             progress = self._progress((status.index - self._spec.first_row) // self._spec.images_per_shard)
             progress.add_status(status)
@@ -118,7 +118,7 @@ class Writer:
         Raises:
             PipelineError: What went wrong in the background: a value that is not finite or does not fit, a full disk.
         """
-        self._raise()
+        self.check()
         numbers = (features.indices - self._spec.first_row) // self._spec.images_per_shard
         for number in np.unique(numbers).tolist():
             progress, among = self._progress(number), numbers == number
@@ -144,7 +144,7 @@ class Writer:
         if number not in self._open:
             with self._changed:
                 self._changed.wait_for(lambda: self._error or self._finishing < self._most_finishing)
-                self._raise()
+                self.check()
             shard = self._to_make.pop(number)
             self._open[number] = Progress(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
         return self._open[number]
@@ -155,7 +155,7 @@ class Writer:
             self._changed.wait_for(
                 lambda: self._error or not self._bytes_waiting or self._bytes_waiting + size_bytes <= self._waiting_bytes
             )
-            self._raise()
+            self.check()
             self._bytes_waiting += size_bytes
             progress.pieces_waiting += 1
         self._encoders.submit(self._store, progress, layer, piece, dataset)
@@ -251,7 +251,8 @@ class Writer:
                 )
             self._error = self._error or error
 
-    def _raise(self) -> None:
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything did."""
         if self._error:
             raise self._error
 
@@ -266,7 +267,7 @@ class Writer:
                 assert not self._to_make, f"nothing came for shards {sorted(self._to_make)}"
                 assert all(progress.complete for progress in self._open.values())
                 self._changed.wait_for(lambda: self._error or not self._open)
-            self._raise()
+            self.check()
             remote.settle(self._folder)
         finally:
             self.abort()
