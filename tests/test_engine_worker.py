@@ -36,6 +36,8 @@ def make_worker(folder: Path, **changes: Any) -> Worker:
     (folder / "shards").mkdir(exist_ok=True)
     attributes = {"version_numpy": versions()["numpy"]}
     settings = {"options": check_options(values()), "parts": {0: replace(SPEC, attributes=attributes)}, "weights": None}
+    # Here the process that a worker ends when it is forgotten is that of all tests.
+    settings["lease_seconds"] = 3600.0
     return Worker(Setup(**{**settings, "folder": str(folder), "image": "", **changes}), "abc-1", 2, "cpu")  # type: ignore[arg-type]
 
 
