@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,28 @@ def test_a_moved_copy_needs_no_more_than_its_shards(
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     shutil.rmtree(folder)
     np.testing.assert_array_equal(open_run(moved)["large"][:], expected["large"])
+
+
+def test_what_was_done_together_is_let_go_of_whoever_still_holds_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a thread does for a moment after its work, in which a file that was read could not be written yet."""
+    held: list[Any] = []
+
+    class Held(parallel._Job[Any]):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            held.append(self)
+
+    class File:
+        pass
+
+    def refuse(_: File) -> None:
+        raise ValueError("not this one")
+
+    monkeypatch.setattr(parallel, "_Job", Held)
+    files = [File() for _ in range(4)]
+    alive = [weakref.ref(file) for file in files]
+    with pytest.raises(ValueError, match="not this one"):
+        parallel.do_all(refuse, files, 2)
+    del files
+    assert len(held) == 1
+    assert not any(file() for file in alive)

@@ -48,6 +48,8 @@ def do_all(work: Callable[[Task], None], tasks: Sequence[Task], threads: int | N
         for helper in helpers:
             if not helper.cancel():
                 helper.exception()
+        # A thread may hold the job a moment longer than it works; what it was about, such as open files, must not wait for that.
+        job.forget()
     if job.failures:
         failure = job.failures[min(job.failures)]
         # No circle of error, frames and job: it would keep files open until somebody collects it.
@@ -76,6 +78,15 @@ class _Job(Generic[Task]):
             except Exception as error:
                 self.failures[number] = error
                 self.stopped = True
+
+    def forget(self) -> None:
+        """Lets go of work and tasks, once all have been done that will be."""
+        self._tasks = ()
+        self._work = _nothing
+
+
+def _nothing(_: object) -> None:
+    pass
 
 
 class _Pool:
