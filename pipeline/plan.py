@@ -63,6 +63,9 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
             "data.interpolation": data.interpolation,
             "data.decode": data.decode,
         }
+        if data.decode == "fast":
+            # Before there was such a line, means of neighbouring samples were.
+            identity["JPEGs reduced by"] = "lowest frequencies"
     attributes: dict[str, str | NDArray[np.float64]] = {
         "config": config_yaml,
         "network": network.name,

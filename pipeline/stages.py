@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .config import Options
 from .extract import Step
-from .images.jpeg_decoder import prepare_decoder
+from .images.jpeg_decoder import prepare_decoder, prepare_reduced_decoder
 from .images.resample import hand_over
 from .images.resize_host import HostResize
 from .images.tables import ResizeSpec, dct_reduction
@@ -70,6 +70,8 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         )
     if len(spec.manifest) - spec.first_row >= MANY_IMAGES:
         background.submit(prepare_decoder)
+    if options.data.decode == "fast":
+        background.submit(prepare_reduced_decoder)
     load_tensorflow()
     from .images.loader import load_batches
     from .images.preprocess import FixedSize, NativeSize

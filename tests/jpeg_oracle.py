@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import idctn
 
 # (length, symbol) for every 16 bits that may come next.
 CodeTable = list[tuple[int, int]]
@@ -186,3 +187,53 @@ def _intervals(data: bytes) -> list[bytes]:
         if not 0xD0 <= data[place + 1] <= 0xD7:
             return parts
         start = place = place + 2
+
+
+def pixels_of_low_frequencies(coefficients: Coefficients, ratio: int) -> NDArray[np.float64]:
+    """Gives the picture that has these frequencies and no others, (h, w, 3) RGB, not rounded but for its samples.
+
+    Args:
+        coefficients: Of the file.
+        ratio: 2, 4 or 8, by which both sides are divided, rounded up.
+    """
+    side = 8 // ratio
+    luma, *chroma = coefficients.components
+    height, width = -(-coefficients.height // ratio), -(-coefficients.width // ratio)
+    grey = _low_samples(luma, side)[:height, :width]
+    if not chroma:
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    # Where both directions have half the chroma, it keeps more of its frequencies and is not enlarged.
+    chroma_side = 2 * side if (luma.across, luma.down) == (2, 2) else side
+    planes = []
+    for part in chroma:
+        shape = [
+            -(-length * chroma_side // (8 * share))
+            for length, share in ((coefficients.height, luma.down), (coefficients.width, luma.across))
+        ]
+        plane = _low_samples(part, chroma_side)[: shape[0], : shape[1]]
+        for axis, share in enumerate((luma.down, luma.across)):
+            if share == 2 and chroma_side == side:
+                # Source: libjpeg-turbo, jdsample.c: a few columns, and samples that are a whole block, are repeated.
+                plane = _twice(plane, axis, is_smooth=side > 1 and (axis == 0 or shape[1] > 2))
+        planes.append(plane[:height, :width] - 128)
+    blue, red = planes
+    # Source: JFIF 1.02.
+    rgb = grey + 1.402 * red, grey - 0.344136286 * blue - 0.714136286 * red, grey + 1.772 * blue
+    return np.clip(np.stack(rgb, axis=2), 0, 255)
+
+
+def _low_samples(part: Component, side: int) -> NDArray[np.float64]:
+    low = part.blocks[:, :, :side, :side].astype(np.float64)
+    samples = idctn(low, axes=(2, 3), norm="ortho") * (side / 8) + 128
+    rows, columns = low.shape[:2]
+    # Halves up.
+    return np.clip(np.floor(samples + 0.5 + 1e-9), 0, 255).transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+
+
+def _twice(plane: NDArray[np.float64], axis: int, is_smooth: bool) -> NDArray[np.float64]:
+    if not is_smooth:
+        return np.repeat(plane, 2, axis=axis)
+    plane = np.moveaxis(plane, axis, 0)
+    padded = np.concatenate([plane[:1], plane, plane[-1:]])
+    both = np.stack([3 * plane + padded[:-2], 3 * plane + padded[2:]], axis=1) / 4
+    return np.moveaxis(both.reshape(2 * len(plane), *plane.shape[1:]), 0, axis)

@@ -87,7 +87,8 @@ def decode_image(
     Args:
         data: The whole file.
         ratio_for: (height, width) in px after orientation -> 1, 2, 4 or 8, by which a JPEG's sides are divided (rounding up)
-            while it is decoded. Other formats, CMYK JPEGs and JPEGs that only Pillow accepts keep their size. None: exact.
+            while it is decoded: by code of our own where it can be (baseline), else by libjpeg-turbo. Other formats, CMYK JPEGs
+            and JPEGs that only Pillow accepts keep their size. None: exact.
         admit: Told how many pixels the header promises before any of them takes memory; may wait.
         buffer_for: Gives memory of so many bytes or more to decode into, or None; the pixels may then lie in it.
 
@@ -213,10 +214,13 @@ def _decode_jpeg(
     size: tuple[int, int],
     buffer_for: Callable[[int], NDArray[np.uint8] | None] | None,
 ) -> NDArray[np.uint8] | None:
-    """Decodes a grey or RGB JPEG by our own code or libjpeg-turbo; None where that refuses, warns, or gives another size."""
+    """Decodes a grey or RGB JPEG by our own code or libjpeg-turbo; None where that refuses, warns, or gives another size.
+
+    Reduced pixels differ between the two, so which of them decodes a file must depend on nothing but the file.
+    """
     width, height = (-(-side // ratio) for side in size)
     buffer = None if buffer_for is None else buffer_for(height * width * 3)
-    if is_prepared() and header is not None and header.components and (header.width, header.height) == size:
+    if (ratio > 1 or is_prepared()) and header is not None and header.components and (header.width, header.height) == size:
         own = decode_baseline(data, header, ratio, buffer)
         if own is not None:
             return own

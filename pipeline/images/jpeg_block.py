@@ -39,10 +39,10 @@ COEFFICIENT_LANES = 32
 # An MCU has at most so many blocks. Source: ITU T.81, B.2.3.
 MOST_BLOCKS = 10
 # The buffer is filled by 8 bytes at a time, and has so many bits then, or more.
-FILLING_BYTES, _FILLED_BITS = 8, 56
+FILLING_BYTES, FILLED_BITS = 8, 56
 # Looks for each filling: their bits, and a code and its value, are there.
-_LOOKS = 3
-assert (_LOOKS - 1) * LOOK_BITS + LONGEST_CODE + LARGEST_SIZE <= _FILLED_BITS
+LOOKS = 3
+assert (LOOKS - 1) * LOOK_BITS + LONGEST_CODE + LARGEST_SIZE <= FILLED_BITS
 # That may be read past the end before it is seen: what an MCU can take at most, and some fillings of the buffer.
 SPARE_BYTES = MOST_BLOCKS * BLOCK * (LONGEST_CODE + LARGEST_SIZE) // 8 + 8 * FILLING_BYTES
 
@@ -118,17 +118,23 @@ class Block:
 
     def decode(self, reader: list[Any], prediction: Any, dc_table: Any, ac_table: Any) -> tuple[list[Any], Any]:
         """Gives the bits after the block, and the last place in the zigzag that may not be zero."""
+        self._clear()
+        return self._others(self._first(reader, prediction, dc_table), ac_table)
+
+    def _clear(self) -> None:
         wide = ir.VectorType(SHORT, COEFFICIENT_LANES)
         for part in range(0, BLOCK, COEFFICIENT_LANES):
             self._builder.store(ir.Constant(wide, None), at(self._builder, self._target, part, SHORT), align=2)
-        return self._others(self._first(reader, prediction, dc_table), ac_table)
+
+    def _where(self, place: Any) -> Any:
+        """Gives where the coefficient of a place in the zigzag is kept."""
+        return at(self._builder, self._target, load(self._builder, self._order, place, BYTE), SHORT)
 
     def _new(self, count: int) -> list[Any]:
         return [self._builder.function.append_basic_block() for _ in range(count)]
 
-    def _store(self, value: Any, reached: Any) -> None:
-        place = load(self._builder, self._order, reached, BYTE)
-        store(self._builder, value, self._target, place, SHORT)
+    def _store(self, value: Any, place: Any) -> None:
+        store(self._builder, value, self._where(place), 0, SHORT)
 
     def _found(self, table: Any, waiting: Any, entry: Any) -> tuple[Any, Any, Any]:
         """Searches for a code that is not looked up with its value: gives its bits with the value's, its symbol, the value."""
@@ -165,31 +171,54 @@ class Block:
         return self._bits.taken(reader, length)
 
     def _others(self, reader: list[Any], table: Any) -> tuple[list[Any], Any]:
-        """Writes the other coefficients, up to six of them for each filling of the buffer."""
+        """Writes the other coefficients."""
+        head, special = self._new(2)
+        start = self._builder.block
+        self._builder.branch(head)
+        return self._to_the_end(table, head, special, [(start, [integer(0), *reader])], [])
+
+    def _look(self, table: Any, special: Any, specials: list[tuple[Any, list[Any]]], state: list[Any]) -> list[Any]:
+        """Writes the coefficients of a look, mostly two; gives the place after them, and the bits.
+
+        Args:
+            table: Of AC.
+            special: Where to go with whatever reaches the last place or the end.
+            specials: Whence it is gone to, and with what; added to.
+            state: The place before, and the bits.
+        """
+        builder = self._builder
+        place, *now = state
+        entry = load(builder, at(builder, table, PAIRS, WORD), builder.lshr(now[0], integer(64 - LOOK_BITS)))
+        first = builder.add(place, field(builder, entry, STEP_AT))
+        reached = builder.add(place, field(builder, entry, BOTH_STEPS_AT))
+        specials.append((builder.block, [place, *now, entry, first, reached]))
+        (use,) = self._new(1)
+        builder.cbranch(builder.icmp_unsigned(">=", reached, integer(LAST)), special, use)
+        builder.position_at_end(use)
+        self._store(builder.lshr(entry, integer(FIRST_VALUE_AT)), first)
+        self._store(builder.lshr(entry, integer(SECOND_VALUE_AT)), reached)
+        return [reached, *self._bits.taken(now, entry)]
+
+    def _to_the_end(
+        self, table: Any, head: Any, special: Any, starts: list[tuple[Any, list[Any]]], specials: list[tuple[Any, list[Any]]]
+    ) -> tuple[list[Any], Any]:
+        """Writes all that is left of a block, up to six coefficients for each filling of the buffer.
+
+        Args:
+            table: Of AC.
+            head: Where to begin.
+            special: As for :meth:`_look`.
+            starts: Whence it is begun, with place and bits.
+            specials: As for :meth:`_look`.
+        """
         builder, bits = self._builder, self._bits
-        pairs = at(builder, table, PAIRS, WORD)
-        start = builder.block
-        head, special, ended, others, last_first, direct, search, after = self._new(8)
-        builder.branch(head)
+        ended, others, last_first, direct, search, after = self._new(6)
         builder.position_at_end(head)
-        phis = [builder.phi(INTEGER) for _ in range(4)]
-        for phi, value in zip(phis, (integer(0), *reader), strict=True):
-            phi.add_incoming(value, start)
-        place, *now = phis
-        now = bits.filled(now)
-        specials: list[tuple[Any, list[Any]]] = []
-        for _ in range(_LOOKS):
-            entry = load(builder, pairs, builder.lshr(now[0], integer(64 - LOOK_BITS)))
-            first = builder.add(place, field(builder, entry, STEP_AT))
-            reached = builder.add(place, field(builder, entry, BOTH_STEPS_AT))
-            specials.append((builder.block, [place, *now, entry, first, reached]))
-            (use,) = self._new(1)
-            builder.cbranch(builder.icmp_unsigned(">=", reached, integer(LAST)), special, use)
-            builder.position_at_end(use)
-            self._store(builder.lshr(entry, integer(FIRST_VALUE_AT)), first)
-            self._store(builder.lshr(entry, integer(SECOND_VALUE_AT)), reached)
-            place, now = reached, bits.taken(now, entry)
-        for phi, value in zip(phis, (place, *now), strict=True):
+        phis = joined(builder, starts)
+        state = [phis[0], *bits.filled(phis[1:])]
+        for _ in range(LOOKS):
+            state = self._look(table, special, specials, state)
+        for phi, value in zip(phis, state, strict=True):
             phi.add_incoming(value, builder.block)
         builder.branch(head)
 
@@ -203,8 +232,7 @@ class Block:
         # One symbol that ends the block, or one before it. Which of them nobody could foretell, so there is no branch.
         builder.position_at_end(ended)
         is_inside = builder.icmp_unsigned("<=", first, integer(LAST))
-        where = at(builder, self._target, load(builder, self._order, first, BYTE), SHORT)
-        builder.store(builder.trunc(value, SHORT), builder.select(is_inside, where, self._nowhere), align=2)
+        builder.store(builder.trunc(value, SHORT), builder.select(is_inside, self._where(first), self._nowhere), align=2)
         last_of_ended = builder.select(is_inside, first, place)
         # With the last place a block ends by itself: what follows is another's.
         is_full = builder.icmp_unsigned("==", first, integer(LAST))
@@ -221,7 +249,7 @@ class Block:
         builder.cbranch(builder.icmp_unsigned("<", first, integer(LAST)), inner, last_first)
         builder.position_at_end(inner)
         self._store(value, first)
-        store(builder, builder.lshr(entry, integer(SECOND_VALUE_AT)), self._target, LAST, SHORT)
+        self._store(builder.lshr(entry, integer(SECOND_VALUE_AT)), integer(LAST))
         builder.cbranch(builder.icmp_unsigned("==", reached, integer(LAST)), after, self._fail)
 
         builder.position_at_end(search)
@@ -245,7 +273,7 @@ class Block:
         reached_last, value_last, *reader_last = joined(
             builder, [(direct, [first, value, *one_taken]), (not_end, [found_reached, found_value, *found_taken])]
         )
-        store(builder, value_last, self._target, LAST, SHORT)
+        self._store(value_last, integer(LAST))
         builder.cbranch(builder.icmp_unsigned("==", reached_last, integer(LAST)), after, self._fail)
 
         builder.position_at_end(after)

@@ -26,11 +26,13 @@ _LIMITS, _OFFSETS, _SYMBOLS = _ENTRIES, _ENTRIES + LONGEST_CODE + 1, _ENTRIES + 
 MOST_SYMBOLS = 256
 # To where 64-bit numbers may be.
 PAIRS = -(-(_SYMBOLS + MOST_SYMBOLS) // 2) * 2
-TABLE_NUMBERS = PAIRS + 2 * _ENTRIES
+# What :mod:`~pipeline.images.jpeg_skipping` passes over, for each of more bits, two in a number; not of every table.
+SKIPS, SKIP_BITS = PAIRS + 2 * _ENTRIES, 12
+TABLE_NUMBERS = SKIPS + (1 << SKIP_BITS) // 2
 
 # An entry of 32 bits. Where a code and its value's bits are looked up at once: their number; places to go on in the zigzag; the
 # value. Where not: bits of the code; INDIRECT; the symbol, and a mark that it is known; where a code is longer than that, 0.
-STEP_AT, VALUE_AT, _KNOWN_AT = 8, 16, 24
+STEP_AT, VALUE_AT, KNOWN_AT = 8, 16, 24
 # An entry of 64 bits: number of bits, of both symbols; places to go on, by the first; likewise by both; bits of the first; its
 # value; the second's. Where there is one alone, both are that one.
 BOTH_STEPS_AT, FIRST_LENGTH_AT, FIRST_VALUE_AT, SECOND_VALUE_AT = 16, 24, 32, 48
@@ -161,7 +163,7 @@ def _fill(builder: Any, code: Code, table: Any, low: Any, length: Any, spread: A
         with later:
             # A mark beyond the symbol's byte: there are symbols that are 0.
             entry = builder.or_(builder.or_(length, integer(INDIRECT << STEP_AT)), builder.shl(symbol, integer(VALUE_AT)))
-            entry = builder.or_(entry, integer(1 << _KNOWN_AT))
+            entry = builder.or_(entry, integer(1 << KNOWN_AT))
             with code.loop(low, builder.add(low, entries)) as place:
                 store(builder, entry, table, place, WORD)
 
@@ -180,7 +182,7 @@ def add_search(module: Any) -> Any:
     table, waiting, entry = function.args
     code = Code(function, 1)
     builder = code.builder
-    known = builder.and_(builder.lshr(entry, integer(_KNOWN_AT)), integer(1))
+    known = builder.and_(builder.lshr(entry, integer(KNOWN_AT)), integer(1))
     with builder.if_then(builder.icmp_unsigned("!=", known, integer(0))):
         symbol = builder.and_(builder.lshr(entry, integer(VALUE_AT)), integer(255))
         builder.ret(builder.or_(builder.and_(entry, integer(255)), builder.shl(symbol, integer(8))))

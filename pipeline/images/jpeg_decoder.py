@@ -1,7 +1,8 @@
 """Baseline JPEGs to pixels in one call of vector code: the same bits as libjpeg-turbo, in two thirds of its time.
 
-Takes what :mod:`~pipeline.images.jpeg_header` finds plain enough. Everything else, and every file in which anything is not
-exactly as it should be, is left to libraries. Nothing is read or written out of bounds, whatever the file says.
+Or fewer pixels, from the lowest frequencies alone, in half of that. Takes what :mod:`~pipeline.images.jpeg_header` finds plain
+enough. Everything else, and every file in which anything is not exactly as it should be, is left to libraries. Nothing is read or
+written out of bounds, whatever the file says.
 """
 
 from __future__ import annotations
@@ -10,37 +11,15 @@ import threading
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numpy.typing import NDArray
 
-from ..vector_code import POINTER, Code, MachineCode, compiled_once, integer, new_function, this_processor
 from .jpeg_block import BLOCK, ORDER, SPARE_BYTES, ZIGZAG
-from .jpeg_codes import SHORT, TABLE_NUMBERS, WORD, add_build_table, at, load, store
-from .jpeg_geometry import COLOURS, SPARE_BLOCKS, Geometry, geometry_of
+from .jpeg_codes import TABLE_NUMBERS
+from .jpeg_geometry import COLOURS, SIDE, SPARE_BLOCKS, Geometry, geometry_of
 from .jpeg_header import Header
-from .jpeg_pixels import add_pixels
-from .jpeg_scan import (
-    BLOCK_NUMBERS,
-    FAILED,
-    INTERVAL,
-    IS_WHOLE,
-    LEFT,
-    SEGMENTS,
-    STATE_NUMBERS,
-    add_dequantise,
-    add_row,
-    add_unstuff,
-)  # fmt: skip
-
-# A job, in 64-bit numbers. Addresses: the file; its bytes without stuffing; ends of segments; state; tables; ORDER; blocks of an
-# MCU; coefficients; last places; geometry; window; pixels; codes (address of 16 counts and the symbols, 1 for AC, of each table);
-# parts (first block, blocks, address of the factors, of each component). Then numbers: bytes of the file before the scan, and of
-# all; most segments; tables; blocks of an MCU; MCUs of a row; rows of MCUs; components.
-_FILE, _BYTES, _ENDS, _STATE, _TABLES, _ORDER, _BLOCKS, _COEFFICIENTS, _LASTS, _GEOMETRY, _WINDOW = range(11)
-_PIXELS, _CODES, _PARTS, _FIRST, _STOP, _MOST_SEGMENTS, _TABLE_COUNT, _BLOCK_COUNT, _ACROSS, _DOWN, _PART_COUNT = range(11, 22)
-_JOB_NUMBERS = 22
-_DECODE = [POINTER]
-_ADDRESSES = _FIRST
+from .jpeg_job import Job, compiled_decoder, compiled_reduced_decoder
+from .jpeg_planes import LOW_SIDES
+from .jpeg_scan import BLOCK_NUMBERS, FAILED, INTERVAL, LEFT, LOW_BLOCK_NUMBERS, STATE_NUMBERS
 
 # A component has two tables.
 _MOST_TABLES = 6
@@ -65,8 +44,26 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-_ORDER_BYTES = np.array(ORDER, np.uint8)
 _NATURAL = np.argsort(ZIGZAG)
+_SIDES = (SIDE, *LOW_SIDES)
+# Of the samples that a block becomes in each direction: the last place in the zigzag that is wanted for them.
+_KEPT = {
+    side: max(place for place, natural in enumerate(ZIGZAG) if natural // SIDE < side and natural % SIDE < side)
+    for side in _SIDES
+}
+
+
+def _order(side: int) -> NDArray[np.uint8]:
+    """Gives where each place in the zigzag is kept, in a block or as which plane."""
+    if side == SIDE:
+        return np.array(ORDER, np.uint8)
+    row, column = np.divmod(ZIGZAG, SIDE)
+    order = np.full(len(ORDER), side * side, np.uint8)
+    order[:BLOCK] = np.where((row < side) & (column < side), row * side + column, side * side)
+    return order
+
+
+_ORDERS = np.concatenate([_order(side) for side in _SIDES])
 
 
 def is_prepared() -> bool:
@@ -75,68 +72,17 @@ def is_prepared() -> bool:
 
 
 def prepare_decoder() -> None:
-    """Compiles the code, in a quarter of a second, for all threads."""
+    """Compiles the code for all pixels, in a quarter of a second, for all threads."""
     compiled_decoder()
     _prepared.append(True)
 
 
+def prepare_reduced_decoder() -> None:
+    """Compiles the code for fewer, which is used in any case, so that no image has to wait for it."""
+    compiled_reduced_decoder()
+
+
 _prepared: list[bool] = []
-
-
-@compiled_once
-def compiled_decoder() -> MachineCode:
-    """Gives ``jpeg_decode``."""
-    processor, module = this_processor(), ir.Module()
-    for add in (add_unstuff, add_build_table, add_dequantise, add_row):
-        add(module)
-    add_pixels(module, processor)
-    _add_decode(module)
-    return MachineCode(module, processor, {"jpeg_decode": _DECODE})
-
-
-def _add_decode(module: Any) -> None:
-    """Adds ``jpeg_decode``: a whole job. Its state tells whether it went well."""
-    function = new_function(module, "jpeg_decode", _DECODE)
-    (job,) = function.args
-    code = Code(function, 1)
-    builder = code.builder
-    fields = [load(builder, job, place) for place in range(_JOB_NUMBERS)]
-    for place in range(_ADDRESSES):
-        fields[place] = builder.inttoptr(fields[place], POINTER)
-    state, coefficients = fields[_STATE], fields[_COEFFICIENTS]
-
-    def require(condition: Any) -> None:
-        with builder.if_then(builder.not_(condition)):
-            store(builder, 1, state, FAILED)
-            builder.ret_void()
-
-    def call(name: str, *arguments: Any) -> None:
-        builder.call(module.globals[name], [integer(argument) for argument in arguments])
-
-    with code.loop(0, fields[_TABLE_COUNT]) as number:
-        codes = at(builder, fields[_CODES], builder.mul(number, integer(2)))
-        table = at(builder, fields[_TABLES], builder.mul(number, integer(TABLE_NUMBERS)), WORD)
-        counts = builder.inttoptr(load(builder, codes, 0), POINTER)
-        call("jpeg_build_table", counts, table, load(builder, codes, 1), at(builder, state, FAILED))
-        require(builder.icmp_signed("==", load(builder, state, FAILED), integer(0)))
-    found = at(builder, state, SEGMENTS)
-    source = fields[_FILE], fields[_FIRST], fields[_STOP]
-    call("jpeg_unstuff", *source, fields[_BYTES], fields[_ENDS], fields[_MOST_SEGMENTS], found)
-    require(builder.icmp_signed(">", load(builder, found, 0), integer(0)))
-    with code.loop(0, fields[_DOWN]) as row:
-        scan = fields[_BYTES], fields[_ENDS], state, fields[_TABLES], fields[_ORDER], fields[_BLOCKS]
-        call("jpeg_row", *scan, fields[_BLOCK_COUNT], fields[_ACROSS], coefficients, fields[_LASTS])
-        require(builder.icmp_signed("==", load(builder, state, FAILED), integer(0)))
-        with code.loop(0, fields[_PART_COUNT]) as component:
-            part = at(builder, fields[_PARTS], builder.mul(component, integer(3)))
-            first = at(builder, coefficients, builder.mul(load(builder, part, 0), integer(BLOCK)), SHORT)
-            factors = builder.inttoptr(load(builder, part, 2), POINTER)
-            call("jpeg_dequantise", first, load(builder, part, 1), factors, at(builder, state, FAILED))
-        require(builder.icmp_signed("==", load(builder, state, FAILED), integer(0)))
-        image = fields[_GEOMETRY], fields[_WINDOW], fields[_PIXELS]
-        call("jpeg_pixels", coefficients, fields[_LASTS], *image, row)
-    require(builder.icmp_signed("==", load(builder, state, IS_WHOLE), integer(1)))
-    builder.ret_void()
 
 
 def decode_baseline(
@@ -165,26 +111,46 @@ def decode_baseline(
     ):
         buffer = np.empty(count, np.uint8)
     pixels = buffer.reshape(-1)[:count]
-    blocks, tables = _blocks(header, across)
+    blocks, tables = _blocks(header, geometry, across, ratio > 1)
     most = -(-across * down // header.restart_interval) if header.restart_interval else 1
     take = _scratch.take
     state = np.zeros(STATE_NUMBERS, np.int64)
     state[[INTERVAL, LEFT]] = header.restart_interval
     source = np.frombuffer(data, np.uint8)
     codes = np.array([(source.ctypes.data + place, is_ac) for is_ac, place in tables], np.int64)
-    factors = [np.frombuffer(data, np.uint8, BLOCK, part.factors)[_NATURAL].astype(np.int16) for part in header.components]
-    parts = np.array([(*run, factor.ctypes.data) for run, factor in zip(_runs(geometry), factors, strict=False)], np.int64)
-    fields = geometry.array()
-    coefficients = take("coefficients", (geometry.blocks + SPARE_BLOCKS) * BLOCK, np.int16)
-    arrays = (
-        *(source, take("bytes", len(data) - header.scan + SPARE_BYTES, np.uint8), take("ends", most, np.int64), state),
-        *(take("tables", _MOST_TABLES * TABLE_NUMBERS, np.uint32), _ORDER_BYTES, blocks, coefficients),
-        *(take("lasts", geometry.blocks + SPARE_BLOCKS, np.uint8), fields, take("window", geometry.window_bytes, np.uint8)),
-        *(pixels, codes, parts),
+    factors = [_factors(data, part.factors, side) for part, side in zip(header.components, _sides(geometry), strict=True)]
+    parts = np.array(
+        [(*part, factor.ctypes.data, planes) for (*part, planes), factor in zip(_parts(geometry), factors, strict=True)], np.int64
     )
-    numbers = (header.scan, len(data), most, len(codes), len(blocks), across, down, len(parts))
-    job = np.array([*(array.ctypes.data for array in arrays), *numbers], np.int64)
-    compiled_decoder()["jpeg_decode"](job.ctypes.data)
+    fields = geometry.array()
+    job = Job(
+        file=source,
+        bytes=take("bytes", len(data) - header.scan + SPARE_BYTES, np.uint8),
+        ends=take("ends", most, np.int64),
+        state=state,
+        tables=take("tables", _MOST_TABLES * TABLE_NUMBERS, np.uint32),
+        order=_ORDERS,
+        blocks=blocks,
+        coefficients=take("coefficients", geometry.coefficients, np.int16),
+        lasts=take("lasts", geometry.blocks + SPARE_BLOCKS, np.uint8),
+        geometry=fields,
+        window=take("window", geometry.window_bytes, np.uint8),
+        pixels=pixels,
+        codes=codes,
+        parts=parts,
+        first=header.scan,
+        stop=len(data),
+        most_segments=most,
+        table_count=len(codes),
+        block_count=len(blocks),
+        across=across,
+        down=down,
+        part_count=len(parts),
+        coefficient_count=geometry.coefficients,
+    )
+    told = np.array([field if isinstance(field, int) else field.ctypes.data for field in job], np.int64)
+    code = compiled_decoder() if ratio == 1 else compiled_reduced_decoder()
+    code["jpeg_decode"](told.ctypes.data)
     return None if state[FAILED] else pixels.reshape(geometry.height, geometry.width, COLOURS)
 
 
@@ -193,25 +159,46 @@ def _mcus(header: Header, sampling: tuple[int, int] | None) -> tuple[int, int]:
     return -(-header.width // (8 * across)), -(-header.height // (8 * down))
 
 
-def _runs(geometry: Geometry) -> list[tuple[int, int]]:
-    """Gives the first block of each component in a row of MCUs, and how many there are."""
-    luma = geometry.blocks_across * geometry.blocks_down
-    chroma = geometry.chroma_across
-    return [(0, luma), *([(luma, chroma), (luma + chroma, chroma)] if chroma else [])]
+def _sides(geometry: Geometry) -> list[int]:
+    """Gives the samples of a block in each direction, of each component."""
+    return [geometry.luma_side, *([geometry.chroma_side] * 2 if geometry.chroma_across else [])]
 
 
-def _blocks(header: Header, across: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+def _factors(data: bytes, place: int, side: int) -> NDArray[np.int16]:
+    """Gives the factors of a component, of all coefficients or those that are wanted."""
+    factors = np.frombuffer(data, np.uint8, BLOCK, place)[_NATURAL].astype(np.int16)
+    return np.ascontiguousarray(factors.reshape(SIDE, SIDE)[:side, :side]).reshape(-1)
+
+
+def _parts(geometry: Geometry) -> list[tuple[int, int, int]]:
+    """Gives, of each component: where it begins among the coefficients; its blocks, or from a plane to the next; planes."""
+    blocks = [geometry.blocks_across * geometry.blocks_down, geometry.chroma_across, geometry.chroma_across]
+    planes = [geometry.luma_plane, geometry.chroma_plane, geometry.chroma_plane]
+    starts = [0, geometry.blue, geometry.red]
+    return [
+        (starts[number], blocks[number], 0) if side == SIDE else (starts[number], planes[number], side * side)
+        for number, side in enumerate(_sides(geometry))
+    ]
+
+
+def _blocks(header: Header, geometry: Geometry, across: int, is_reduced: bool) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
     """Gives the blocks of an MCU, and the Huffman codes: (1 for AC, place in the file)."""
     tables: dict[tuple[int, int], int] = {}
     blocks: list[tuple[int, ...]] = []
     base = 0
-    for number, part in enumerate(header.components):
+    units = geometry.luma_unit, geometry.chroma_unit, geometry.chroma_unit
+    planes = geometry.luma_plane, geometry.chroma_plane, geometry.chroma_plane
+    starts = 0, geometry.blue, geometry.red
+    for number, (part, side) in enumerate(zip(header.components, _sides(geometry), strict=True)):
         places = [tables.setdefault(key, len(tables)) * TABLE_NUMBERS for key in ((0, part.dc_codes), (1, part.ac_codes))]
         columns, rows = (1, 1) if len(header.components) == 1 else part.sampling
+        low = starts[number] - units[number] * base, units[number], planes[number], _KEPT[side], _SIDES.index(side) * len(ORDER)
+        rest = low if is_reduced else ()
         for row in range(rows):
-            blocks += [(number, *places, base + row * across * columns + column, columns) for column in range(columns)]
+            first = base + row * across * columns
+            blocks += [(number, *places, first + column, columns, *rest) for column in range(columns)]
         base += across * columns * rows
     found = np.array(blocks, np.int64)
-    assert found.shape[1] == BLOCK_NUMBERS
+    assert found.shape[1] == (LOW_BLOCK_NUMBERS if is_reduced else BLOCK_NUMBERS)
     assert len(tables) <= _MOST_TABLES
     return found, list(tables)

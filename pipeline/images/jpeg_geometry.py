@@ -57,6 +57,13 @@ class Geometry(NamedTuple):
         line_stride: From one to the other.
         spare: Where the end of a row is written.
         window_bytes: Of all.
+        luma_unit: Among the coefficients (numbers of 16 bits), from a block of luma to the next.
+        luma_plane: From a coefficient of such a block to the next.
+        chroma_unit: As ``luma_unit``, of chroma.
+        chroma_plane: As ``luma_plane``, of chroma.
+        blue: Where the first kind of chroma begins there.
+        red: Where the second does.
+        coefficients: How many there are.
     """
 
     way: int
@@ -80,6 +87,13 @@ class Geometry(NamedTuple):
     line_stride: int
     spare: int
     window_bytes: int
+    luma_unit: int
+    luma_plane: int
+    chroma_unit: int
+    chroma_plane: int
+    blue: int
+    red: int
+    coefficients: int
 
     @property
     def blocks(self) -> int:
@@ -138,11 +152,25 @@ def geometry_of(
     places = [0]
     for size in sizes:
         places.append(places[-1] + size)
+    chroma_across = 0 if sampling is None else mcus
+    luma_unit, luma_plane, luma_size = _layout(side, mcus * across * down)
+    chroma_unit, chroma_plane, chroma_size = _layout(chroma_side, chroma_across)
+    red = luma_size + chroma_size
     return Geometry(
         way, width, height, COLOURS * width if output_stride is None else output_stride,
-        side, chroma_side, mcus * across, down, 0 if sampling is None else mcus, chroma_width, chroma_height, halved,
+        side, chroma_side, mcus * across, down, chroma_across, chroma_width, chroma_height, halved,
         luma_stride, plane_stride, woven_stride, places[1], places[2], places[3], line_stride, places[4], places[5],
+        luma_unit, luma_plane, chroma_unit, chroma_plane, luma_size, red, red + chroma_size + SPARE_BLOCKS * SIDE * SIDE,
     )  # fmt: skip
+
+
+def _layout(side: int, blocks: int) -> tuple[int, int, int]:
+    """Gives, of a component, from block to block, from coefficient to coefficient, and all of it."""
+    if side == SIDE:
+        return SIDE * SIDE, 1, blocks * SIDE * SIDE
+    plane = _rounded(blocks)
+    # And a plane for what is not wanted.
+    return 1, plane, (side * side + 1) * plane
 
 
 def _rounded(count: int) -> int:

@@ -1,7 +1,6 @@
 """The inverse transform of JPEG: coefficients of blocks of 8 x 8 in, samples of 0 to 255 out.
 
-Bit for bit that of libjpeg-turbo's accurate integer method in its form for x86, also where a hostile file makes numbers overflow:
-words wrap where it lets them wrap and are cut off where it cuts them off. As many blocks as a register has lanes are transformed
+Bit for bit that of libjpeg-turbo's accurate integer method. As many blocks as a register has lanes are transformed
 together, each in a lane of its own: first along the columns, a column a word, then along the rows.
 
 Source: libjpeg-turbo, jidctint.c, after C. Loeffler, A. Ligtenberg and G. Moschytz, "Practical Fast 1-D DCT Algorithms with 11
@@ -21,8 +20,9 @@ from .jpeg_lanes import BYTE, DOUBLE, LANE_BYTES, LANE_DOUBLES, QUAD, WORD, Word
 
 BLOCK_BYTES = SIDE * SIDE * 2
 
-# coefficients of a row of blocks, how far each goes, blocks; samples, bytes from one row of samples to the next
-BLOCKS = [POINTER, POINTER, INTEGER, POINTER, INTEGER]
+# samples of a block in each direction; coefficients of a row of blocks; from one of a block to the next, how far each block goes;
+# blocks; samples, bytes from one row of samples to the next
+BLOCKS = [INTEGER, POINTER, INTEGER, POINTER, INTEGER, POINTER, INTEGER]
 
 # Numbers of 13 bits behind the point; the first pass leaves 2 of them.
 POINT, KEPT = 13, 2
@@ -45,7 +45,7 @@ def add_full_blocks(module: Any, processor: Processor) -> str:
     It reads coefficients of, and writes samples for, a multiple of the lanes of a register in blocks.
     """
     function = new_function(module, "jpeg_blocks_8", BLOCKS)
-    coefficients, furthest, count, samples, stride = function.args
+    _, coefficients, _, furthest, count, samples, stride = function.args
     code = Code(function, 1)
     words, builder = Words(code, processor), code.builder
     lanes = words.lanes
@@ -89,8 +89,7 @@ def _flat_samples(words: Words, source: Any) -> Any:
 def _samples(words: Words, source: Any) -> list[Any]:
     """Gives 8 rows of samples, 8 bytes for each block."""
     builder = words.builder
-    inputs = paired_rows(words, source)
-    inputs[0] = wrapped_where_alone(words, inputs)
+    inputs = _paired_rows(words, source)
     total, difference = builder.add(inputs[0], inputs[4]), builder.sub(inputs[0], inputs[4])
     sums = builder.add(inputs[7], inputs[3]), builder.add(inputs[1], inputs[5])
     halves = []
@@ -110,7 +109,7 @@ def _samples(words: Words, source: Any) -> list[Any]:
     return rows
 
 
-def paired_rows(words: Words, source: Any) -> list[Any]:
+def _paired_rows(words: Words, source: Any) -> list[Any]:
     """Gives 8 rows of coefficients, a block a lane, the columns of each so ordered that they make pairs."""
     lanes = words.lanes
     rows = []
@@ -132,37 +131,6 @@ def _turned_lanes(words: Words, found: list[Any]) -> list[Any]:
     for pair in ([0, 1, 4, 5], [2, 3, 6, 7]):
         upper, lower = (words.choose_lanes(two[0], two[1], pair) for two in (left, right))
         result += [words.choose_lanes(upper, lower, lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
-    return result
-
-
-def wrapped_where_alone(words: Words, rows: Sequence[Any]) -> Any:
-    """Gives the first row; in blocks without another, cut to the bits that a wrapping shift by two leaves.
-
-    For such a block libjpeg-turbo shifts words; else it cuts off at what words hold. No encoder writes numbers that differ.
-    """
-    builder = words.builder
-    limit = 1 << (15 - KEPT)
-    moved = builder.add(rows[0], words.constant(WORD, limit))
-    is_large = builder.icmp_unsigned(">=", moved, words.constant(WORD, 2 * limit))
-    any_large = builder.icmp_unsigned(
-        "!=", builder.bitcast(is_large, ir.IntType(words.words)), ir.Constant(ir.IntType(words.words), 0)
-    )
-    before = builder.block
-    with builder.if_then(any_large, likely=False):
-        others = rows[1]
-        for row in rows[2:]:
-            others = builder.or_(others, row)
-        quads = words.as_type(others, QUAD)
-        quads = builder.or_(quads, words.choose_in_lanes(quads, None, [1, 0]))
-        alone = builder.sext(builder.icmp_unsigned("==", quads, words.constant(QUAD, 0)), words.vector(QUAD))
-        kept = words.constant(WORD, KEPT)
-        wrapped = builder.ashr(builder.shl(rows[0], kept), kept)
-        alone = words.as_type(alone, WORD)
-        changed = builder.or_(builder.and_(wrapped, alone), builder.and_(rows[0], builder.not_(alone)))
-        inside = builder.block
-    result = builder.phi(words.vector(WORD))
-    result.add_incoming(rows[0], before)
-    result.add_incoming(changed, inside)
     return result
 
 

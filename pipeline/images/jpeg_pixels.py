@@ -15,9 +15,9 @@ from llvmlite import ir
 from ..vector_code import INTEGER, POINTER, Code, Processor, integer, new_function
 from .jpeg_colour import add_rows
 from .jpeg_geometry import BOTH, GREY, MARGIN_BYTES, MARGIN_ROWS, PAIR_BYTES, SAME, TWICE, WAYS, WIDE, Geometry
-from .jpeg_idct import BLOCK_BYTES
+from .jpeg_idct import add_full_blocks
 from .jpeg_lanes import QUAD, WORD, Words, copy_bytes
-from .jpeg_reduced import add_blocks
+from .jpeg_planes import add_low_blocks
 
 # coefficients of a row of MCUs, the furthest of each block, geometry, window, output, number of the row of MCUs
 PIXELS = [POINTER, POINTER, POINTER, POINTER, POINTER, INTEGER]
@@ -26,17 +26,23 @@ PIXELS = [POINTER, POINTER, POINTER, POINTER, POINTER, INTEGER]
 _ROWS_OF = {GREY: "jpeg_grey", SAME: "jpeg_same", TWICE: "jpeg_twice", WIDE: "jpeg_wide"}
 
 
-def add_pixels(module: Any, processor: Processor) -> str:
+def add_pixels(module: Any, processor: Processor, is_reduced: bool) -> str:
     """Adds a function that turns a row of MCUs to pixels, to be called for each in turn; gives its name.
 
     It writes rows of the image as soon as all that they depend on is there; with the last row of MCUs all that are left. It
-    reads ``blocks`` + :data:`SPARE_BLOCKS` blocks, and as many bytes that tell how far each goes (0: to its first coefficient),
-    and writes nowhere but into the window and the image, whatever the coefficients are.
+    reads ``coefficients`` numbers, and ``blocks`` + :data:`SPARE_BLOCKS` bytes that tell how far each block goes (0: to its
+    first coefficient), and writes nowhere but into the window and the image, whatever the coefficients are.
 
-    Coefficients are dequantised, int16, row by row of each block; first the blocks of luma, a row after the other, then those of
-    the two kinds of chroma.
+    Coefficients are dequantised, int16; first luma, a row of blocks after the other, then the two kinds of chroma. Of blocks
+    that become all their samples, each lies row by row; of others each coefficient lies in a plane of its own, and one plane
+    is not looked at.
+
+    Args:
+        module: Added to.
+        processor: For which.
+        is_reduced: Whether blocks may become fewer than all samples.
     """
-    blocks = module.globals[add_blocks(module, processor)]
+    blocks = module.globals[(add_low_blocks if is_reduced else add_full_blocks)(module, processor)]
     add_rows(module, processor)
     _add_weave(module, processor)
     function = new_function(module, "jpeg_pixels", PIXELS)
@@ -97,14 +103,17 @@ class _Writer:
         with self._code.loop(0, it.blocks_down) as row:
             first = builder.mul(row, it.blocks_across)
             target = self._luma(self._down(builder.mul(row, it.luma_side)))
-            self._transform_row(it.luma_side, first, it.blocks_across, target, it.luma_stride)
+            place = builder.mul(first, it.luma_unit)
+            self._transform_row(it.luma_side, place, it.luma_plane, first, it.blocks_across, target, it.luma_stride)
         luma = builder.mul(it.blocks_down, it.blocks_across)
         with builder.if_then(builder.icmp_signed(">", it.chroma_across, integer(0))):
             size = builder.mul(it.plane_stride, it.chroma_side)
             blue = words.at(self._window, it.planes)
             red = words.at(blue, size)
-            self._transform_row(it.chroma_side, luma, it.chroma_across, blue, it.plane_stride)
-            self._transform_row(it.chroma_side, builder.add(luma, it.chroma_across), it.chroma_across, red, it.plane_stride)
+            behind = builder.add(luma, it.chroma_across)
+            for place, first, target in ((it.blue, luma, blue), (it.red, behind, red)):
+                how = it.chroma_side, place, it.chroma_plane, first, it.chroma_across
+                self._transform_row(*how, target, it.plane_stride)
             woven = self._woven(integer(MARGIN_ROWS))
             self._call("jpeg_weave", blue, red, it.plane_stride, woven, it.woven_stride, it.chroma_side)
             with self._code.loop(MARGIN_ROWS, self._down(it.chroma_side)) as row:
@@ -114,9 +123,10 @@ class _Writer:
                 last = words.at(here, builder.mul(it.chroma_width, integer(PAIR_BYTES)))
                 words.store(words.load(last, -PAIR_BYTES, WORD), last)
 
-    def _transform_row(self, side: Any, first: Any, count: Any, samples: Any, stride: Any) -> None:
-        coefficients = self._words.at(self._coefficients, self._builder.mul(first, integer(BLOCK_BYTES)))
-        self._builder.call(self._blocks, [side, coefficients, self._words.at(self._furthest, first), count, samples, stride])
+    def _transform_row(self, side: Any, place: Any, plane: Any, first: Any, count: Any, samples: Any, stride: Any) -> None:
+        coefficients = self._words.at(self._coefficients, self._builder.mul(place, integer(2)))
+        furthest = self._words.at(self._furthest, first)
+        self._builder.call(self._blocks, [side, coefficients, plane, furthest, count, samples, stride])
 
     def _call(self, name: str, *arguments: Any) -> None:
         self._builder.call(self._module.globals[name], arguments)

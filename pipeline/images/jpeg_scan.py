@@ -15,6 +15,7 @@ from llvmlite import ir
 from ..vector_code import INTEGER, POINTER, Code, integer, new_function
 from .jpeg_block import BLOCK, COEFFICIENT_LANES, FILLING_BYTES, Bits, Block, joined
 from .jpeg_codes import BYTE, SHORT, WORD, add_search, at, load, store
+from .jpeg_skipping import LowBlock
 
 # The state of a scan, in 64-bit numbers, written from the outside before the first row: 1 once it has failed; bits that wait,
 # how many, where the next come from; segments there are; the one at hand; MCUs from restart to restart (0: none), and left of
@@ -26,6 +27,10 @@ STATE_NUMBERS = PREDICTIONS + 3
 # MCU's block begins among the coefficients (blocks), and how far the next one's is away.
 COMPONENT, DC_TABLE, AC_TABLE, FIRST_BLOCK, NEXT_BLOCK = range(5)
 BLOCK_NUMBERS = 5
+# Where only the lowest frequencies are wanted, five more: where block 0 would begin among the coefficients (numbers), from a
+# block to the next, from a coefficient to the next; the last place in the zigzag that is wanted; ORDER of its own begins where.
+OFFSET, UNIT, PLANE, KEPT, ORDER_AT = range(5, 10)
+LOW_BLOCK_NUMBERS = 10
 
 # source, its first byte and the one after the last; target; where each segment ends in it; most segments; result: segments, or 0
 # where it is no scan that ends
@@ -163,8 +168,8 @@ def add_dequantise(module: Any) -> Any:
     return function
 
 
-def add_row(module: Any) -> Any:
-    """Adds ``jpeg_row``: decodes the next row of MCUs; the coefficients are not dequantised."""
+def add_row(module: Any, is_reduced: bool) -> Any:
+    """Adds ``jpeg_row``: decodes the next row of MCUs, the lowest frequencies or all; the coefficients are not dequantised."""
     search = add_search(module)
     function = new_function(module, "jpeg_row", ROW)
     source, ends, state, tables, order, blocks, how_many, across, coefficients, lasts = function.args
@@ -207,24 +212,24 @@ def add_row(module: Any) -> Any:
         require(builder.icmp_signed("<=", reader[2], builder.add(source_end, integer(FILLING_BYTES))))
 
         def block(which: Any, reader: list[Any]) -> list[Any]:
-            entry = builder.mul(which, integer(BLOCK_NUMBERS))
-            component, dc_table, ac_table, first_block, next_block = (
-                load(builder, blocks, builder.add(entry, integer(place))) for place in range(BLOCK_NUMBERS)
-            )
-            target_number = builder.add(first_block, builder.mul(number, next_block))
-            reader, last = Block(
-                builder,
-                bits,
-                search,
-                fail,
-                order,
-                at(builder, state, NOWHERE),
-                at(builder, coefficients, builder.mul(target_number, integer(BLOCK)), SHORT),
-            ).decode(
+            numbers = LOW_BLOCK_NUMBERS if is_reduced else BLOCK_NUMBERS
+            entry = builder.mul(which, integer(numbers))
+            told = [load(builder, blocks, builder.add(entry, integer(place))) for place in range(numbers)]
+            target_number = builder.add(told[FIRST_BLOCK], builder.mul(number, told[NEXT_BLOCK]))
+            how = builder, bits, search, fail
+            nowhere = at(builder, state, NOWHERE)
+            if is_reduced:
+                place = builder.add(told[OFFSET], builder.mul(target_number, told[UNIT]))
+                target, its_order = at(builder, coefficients, place, SHORT), at(builder, order, told[ORDER_AT], BYTE)
+                made: Block = LowBlock(*how, its_order, nowhere, target, told[PLANE], told[KEPT])
+            else:
+                target = at(builder, coefficients, builder.mul(target_number, integer(BLOCK)), SHORT)
+                made = Block(*how, order, nowhere, target)
+            reader, last = made.decode(
                 reader,
-                at(builder, state, builder.add(component, integer(PREDICTIONS))),
-                at(builder, tables, dc_table, WORD),
-                at(builder, tables, ac_table, WORD),
+                at(builder, state, builder.add(told[COMPONENT], integer(PREDICTIONS))),
+                at(builder, tables, told[DC_TABLE], WORD),
+                at(builder, tables, told[AC_TABLE], WORD),
             )
             store(builder, last, lasts, target_number, BYTE)
             return reader
