@@ -20,7 +20,7 @@ from pipeline.errors import NetworkError, OptionError, StoreError
 from pipeline.plan import versions
 from pipeline.records import Part
 from pipeline.store import disk
-from pipeline.store.digests import file_digest
+from pipeline.store.hashing import file_digest
 
 from .test_command import environment
 from .test_config import values

@@ -18,8 +18,9 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import digests as digests_room
 from pipeline.store import disk
-from pipeline.store.digests import Digests, file_digest
+from pipeline.store.digests import Digests
 from pipeline.store.folder import open_folder
+from pipeline.store.hashing import file_digest
 from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from threading import Event
 
 from ..errors import StoreError
 from . import disk, format, remote
+from .hashing import file_digest
 from .regular import require_file
 
-# Large enough that hashing runs outside the interpreter's lock for nearly all of its time.
-BLOCK_BYTES = 1 << 20
 # A line has about a hundred bytes.
 MOST_BYTES = 128 << 20
 
@@ -235,23 +232,6 @@ def is_own(name: str) -> bool:
     if folder:
         return folder == format.SHARD_FOLDER and format.SHARD_NAME.fullmatch(file_name) is not None
     return file_name in format.DIGESTED_NAMES or format.MANIFEST_NAME.fullmatch(file_name) is not None
-
-
-def file_digest(path: Path, stop: Event | None = None) -> str:
-    """Gives the SHA-256 of a file, hex.
-
-    Args:
-        path: Of the file.
-        stop: Once set, what has been read is enough and the digest means nothing.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while (count := file.readinto(block)) and not (stop and stop.is_set()):
-            digest.update(block[:count])
-    return digest.hexdigest()
 
 
 def _line(name: str, digest: str) -> bytes:

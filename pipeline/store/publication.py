@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from . import disk
-from .digests import file_digest
+from .hashing import file_digest
 
 
 class Publisher(Protocol):

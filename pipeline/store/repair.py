@@ -9,9 +9,10 @@ from pathlib import Path
 from ..errors import StoreError
 from ..records import ShardSpec
 from . import disk, format, remote
-from .digests import Digests, file_digest
+from .digests import Digests
 from .found import shard_names
 from .guard import DAMAGED, Guard, renamed
+from .hashing import file_digest
 from .judgement import Verdict
 
 _log = logging.getLogger(__name__)

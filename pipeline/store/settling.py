@@ -13,8 +13,9 @@ from . import disk, format, remote, tables
 from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import extra_file
-from .digests import Digests, file_digest
+from .digests import Digests
 from .found import Result, find_parts, index_paths, listing_paths, read_result, shard_links, shard_names
+from .hashing import file_digest
 from .listing import read_listing
 from .repair import complete_digests, forget_missing
 from .strangers import stranger

@@ -14,9 +14,10 @@ from typing import Any
 
 from ..errors import StoreError
 from . import damage, format, remote
-from .digests import Digests, file_digest
+from .digests import Digests
 from .examination import WAITING_BYTES
 from .guard import SILENCE_SECONDS, Examination, Guard, make_finding, renamed
+from .hashing import file_digest
 from .judgement import Digest, Judge, Verdict
 from .reader import no_such_run
 from .regular import require_file, require_own_shards

@@ -90,9 +90,9 @@ class Writer:
         self.expect(shards)
         self._writing = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
-        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since one
-        # hashes no faster than 2 GB a second.
-        self._finishers = ThreadPoolExecutor(min(MOST_FINISHERS, max(1, workers)), "finish")
+        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since two
+        # are hashed in the time of one.
+        self._finishers = ThreadPoolExecutor(MOST_FINISHERS, "finish")
 
     def expect(self, shards: Sequence[ShardSpec]) -> None:
         """Takes it that these are to be made too; before anything of them is put."""
