@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from pipeline.storage.address import Address
 from pipeline.storage.mirror import mirror_of
 from pipeline.storage.remote_path import RemotePath
@@ -16,6 +18,15 @@ from pipeline.storage.remote_path import RemotePath
 BUCKET = "bucket"
 # What a request is answered with instead, or None: (method, path with query) -> status.
 Fault = Callable[[str, str], int | None]
+
+
+def clean_memory() -> Iterator[Any]:
+    """Gives the storage at ``memory://``, empty before and after: for a fixture."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
 
 
 class ObjectStore:

@@ -365,9 +365,8 @@ def test_the_table_of_layers_is_printed(tmp_path: Path) -> None:
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
 
 
-@pytest.mark.parametrize(
-    "generation", ["old", pytest.param("new", marks=pytest.mark.slow), pytest.param("pre11", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", ["old", "new", "pre11"])
 def test_weights_from_a_file_give_the_features_of_the_same_weights_drawn(
     generation: str, images: Path, tmp_path: Path, random_weights: Any
 ) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -23,18 +21,12 @@ from pipeline.storage.address import Address
 from pipeline.storage.connection import StorageError
 
 from .conftest import PHOTOGRAPHS
-from .object_store import put_files
+from .object_store import clean_memory, put_files
 
 ROOT = "memory://bucket/imgs"
 
 
-@pytest.fixture(autouse=True)
-def memory() -> Iterator[Any]:
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    yield system
-    system.store.clear()
+memory = pytest.fixture(autouse=True)(clean_memory)
 
 
 def put_folder(folder: Path, address: str = ROOT) -> None:

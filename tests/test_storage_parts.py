@@ -6,7 +6,6 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipeline.store.folder import open_folder
 from pipeline.store.reader import open_run
 from pipeline.store.verification import verify_folder
 
-from .object_store import names_at, put_files, run_at
+from .object_store import clean_memory, names_at, put_files, run_at
 from .stored_runs import make_spec, write_run
 from .test_index import CONFIG, spec_of
 
@@ -29,13 +28,7 @@ ADDRESS = "memory://bucket/outputs/run"
 SPEC = make_spec(rows=22)
 
 
-@pytest.fixture(autouse=True)
-def memory() -> Iterator[Any]:
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    yield system
-    system.store.clear()
+memory = pytest.fixture(autouse=True)(clean_memory)
 
 
 def put_locks(*names: str) -> None:

@@ -8,11 +8,9 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -30,7 +28,7 @@ from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
 
 from .killed_runs import assert_same_run
-from .object_store import copy_here, names_at, put_files, run_at
+from .object_store import clean_memory, copy_here, names_at, put_files, run_at
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 
 ADDRESS = "memory://bucket/outputs/run"
@@ -38,13 +36,7 @@ SPEC = make_spec(rows=22)
 FAILED = (3, 8, 9, 10, 11)
 
 
-@pytest.fixture(autouse=True)
-def memory() -> Iterator[Any]:
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    yield system
-    system.store.clear()
+memory = pytest.fixture(autouse=True)(clean_memory)
 
 
 @pytest.fixture
