@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store import hashing
-from pipeline.store.hashing import file_digest
+from pipeline.store.hashing import file_digest, written_digest
 from pipeline.store.sha256_code import ORDER, ROUNDS, START, has_instructions
 from pipeline.vector_code import this_processor
 
@@ -53,6 +56,11 @@ def test_the_constants_are_those_of_the_standard() -> None:
     assert sorted(ORDER) == list(range(8))
 
 
+def in_a_thread(path: Path) -> str:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(written_digest, path).result()
+
+
 @pytest.mark.parametrize("size_bytes", [0, 1, 54, 55, 56, 63, 64, 65, 119, 120, 4095, 4096, 4097, 4160, 8192, 20_000])
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_a_file_has_the_digest_that_python_gives(
@@ -63,14 +71,17 @@ def test_a_file_has_the_digest_that_python_gives(
     data = np.random.default_rng(size_bytes).bytes(size_bytes)
     path = tmp_path / "file"
     path.write_bytes(data)
-    assert file_digest(path) == expected(data)
+    assert in_a_thread(path) == written_digest(path) == file_digest(path) == expected(data)
 
 
-def test_small_files_are_hashed_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_files_and_those_of_the_main_thread_are_hashed_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "SMALL_BYTES", 100)
     monkeypatch.setattr(hashing, "_Hashed", None)
+    for size in (99, 101):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        assert written_digest(tmp_path / "file") == expected(b"x" * size)
     (tmp_path / "file").write_bytes(b"x" * 99)
-    assert file_digest(tmp_path / "file") == expected(b"x" * 99)
+    assert in_a_thread(tmp_path / "file") == expected(b"x" * 99)
 
 
 @given(sizes=st.lists(st.integers(0, 30_000), min_size=2, max_size=9), threads=st.integers(2, 6), seed=st.integers(0, 99))
@@ -85,7 +96,7 @@ def test_threads_that_hash_at_the_same_time_get_each_their_own(
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
     with ThreadPoolExecutor(threads) as pool:
-        assert list(pool.map(file_digest, paths)) == [expected(content) for content in contents]
+        assert list(pool.map(written_digest, paths)) == [expected(content) for content in contents]
 
 
 class Slow:
@@ -111,10 +122,10 @@ class Slow:
 class Work(threading.Thread):
     """A thread that hashes a file."""
 
-    def __init__(self, file: Slow, stop: threading.Event | None = None) -> None:
+    def __init__(self, file: Slow) -> None:
         super().__init__(daemon=True)
         self.file = file
-        self.hashed = hashing._Hashed(file, stop)  # type: ignore[arg-type]
+        self.hashed = hashing._Hashed(file)  # type: ignore[arg-type]
         self.digest: Any = "none"
         self.start()
 
@@ -176,59 +187,74 @@ def test_one_that_cannot_be_read_does_not_disturb_the_other(which: str) -> None:
 
 
 @needs_instructions
-def test_one_that_is_stopped_does_not_stop_the_other() -> None:
+def test_what_goes_wrong_while_two_are_hashed_is_told_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows then which blocks have been taken in."""
+    code = dict(hashing.compiled_sha256()._functions)
+
+    def fail(*arguments: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(hashing, "compiled_sha256", lambda: {**code, "sha256_two": fail})
+    host, guest = pair(FIRST, SECOND)
+    let_go(host, guest)
+    assert isinstance(host.digest, MemoryError)
+    assert isinstance(guest.digest, MemoryError)
+
+
+@needs_instructions
+def test_a_guest_that_comes_when_its_host_is_about_to_leave_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave, leaving, go_on = PAIRS._leave, threading.Event(), threading.Event()
+
+    def wait_and_leave(own: hashing._Hashed) -> None:
+        if own is host.hashed:
+            leaving.set()
+            assert go_on.wait(20)
+        leave(own)
+
+    host = Work(Slow(FIRST))
+    monkeypatch.setattr(PAIRS, "_leave", wait_and_leave)
+    host.file.go_on.release(9)
+    assert leaving.wait(20)
+    guest = Work(Slow(SECOND))
+    wait_for_guest()
+    go_on.set()
+    let_go(host, guest)
+    assert (host.digest, guest.digest) == (expected(FIRST), expected(SECOND))
+
+
+@needs_instructions
+def test_many_short_files_of_many_threads_come_to_an_end(tmp_path: Path) -> None:
+    contents = [np.random.default_rng(number).bytes(4096 * number) for number in range(1, 4)]
+    for number, content in enumerate(contents):
+        (tmp_path / str(number)).write_bytes(content)
+    wanted = [expected(content) for content in contents]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            digests = list(pool.map(lambda number: written_digest(tmp_path / str(number % 3)), range(3000), timeout=60))
+    finally:
+        sys.setswitchinterval(before)
+    assert digests == wanted * 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@needs_instructions
+def test_a_child_that_is_forked_meanwhile_waits_for_nobody() -> None:
     host = Work(Slow(FIRST))
     assert host.file.asked.acquire(timeout=20)
-    stop = threading.Event()
-    stop.set()
-    guest = Work(Slow(SECOND), stop)
-    wait_for_guest()
-    let_go(host, guest)
-    assert host.digest == expected(FIRST)
-    assert isinstance(guest.digest, str)
-
-
-@needs_instructions
-@pytest.mark.parametrize("of", ["host", "guest"])
-def test_an_interrupted_thread_leaves_the_other_to_begin_again(of: str) -> None:
-    """Ctrl-C while the host reads: its own file, or the guest's, of which nobody then knows how far it has come."""
-    host, guest = pair(FIRST, SECOND)
-    if of == "host":
-        host.file.failing = KeyboardInterrupt()
-    else:
-        host.file.go_on.release(2)
-        assert guest.file.asked.acquire(timeout=20)
-        guest.file.failing = KeyboardInterrupt()
-    host.file.go_on.release(9)
-    guest.file.go_on.release(1)
-    host.join(20)
-    assert isinstance(host.digest, KeyboardInterrupt)
-    guest.file.failing = None
-    let_go(guest)
-    assert guest.digest == (expected(SECOND) if of == "host" else None)
-
-
-@needs_instructions
-def test_a_digest_that_was_torn_is_made_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Torn(hashing._Pairs):
-        def digest(self, own: hashing._Hashed) -> str | None:
-            own.fill()
-            return None
-
-    monkeypatch.setattr(hashing, "_pairs", Torn())
-    (tmp_path / "file").write_bytes(FIRST)
-    assert file_digest(tmp_path / "file") == expected(FIRST)
-
-
-@needs_instructions
-def test_a_guest_that_gives_up_is_let_go() -> None:
-    host, guest = pair(FIRST, SECOND)
-    # As its `finally` does when Ctrl-C ends its waiting.
-    hashing._pairs._leave(guest.hashed)
-    let_go(host, guest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        os._exit(len(PAIRS._alone))
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    let_go(host)
     assert host.digest == expected(FIRST)
 
 
 def test_a_missing_file_is_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        file_digest(tmp_path / "none")
+    for digest in (file_digest, written_digest, in_a_thread):
+        with pytest.raises(FileNotFoundError):
+            digest(tmp_path / "none")

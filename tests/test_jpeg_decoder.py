@@ -6,6 +6,7 @@ import ctypes
 import io
 import mmap
 import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.images.decode import decode_image
 from pipeline.images.jpeg_decoder import decode_baseline, prepare_decoder
 from pipeline.images.jpeg_header import read_header
 
+from .jpeg_maker import END, ZEROS, jpeg_of, random_jpeg, words_of
 from .jpeg_oracle import pixels_of_low_frequencies, read_coefficients
 
 PHOTOGRAPH = min((Path(__file__).parent / "photographs").rglob("*.jpg"))
@@ -41,16 +43,16 @@ def _prepared() -> Iterator[None]:
 
 
 def picture(height: int, width: int, seed: int, kind: str) -> Image.Image:
-    random = np.random.default_rng(seed)
+    draw = np.random.default_rng(seed)
     if kind == "noise":
-        values = random.integers(0, 256, (height, width, 3))
+        values = draw.integers(0, 256, (height, width, 3))
     elif kind == "flat":
-        values = np.broadcast_to(random.integers(0, 256, 3), (height, width, 3))
+        values = np.broadcast_to(draw.integers(0, 256, 3), (height, width, 3))
     elif kind == "extreme":
-        values = random.integers(0, 2, (height, width, 3)) * 255
+        values = draw.integers(0, 2, (height, width, 3)) * 255
     else:
-        waves = np.sin(np.arange(width) * random.uniform(0, 0.3)) + np.cos(np.arange(height) * random.uniform(0, 0.3))[:, None]
-        values = (waves[..., None] * random.uniform(20, 60, 3) + 128 + random.normal(0, 4, (height, width, 3))).clip(0, 255)
+        waves = np.sin(np.arange(width) * draw.uniform(0, 0.3)) + np.cos(np.arange(height) * draw.uniform(0, 0.3))[:, None]
+        values = (waves[..., None] * draw.uniform(20, 60, 3) + 128 + draw.normal(0, 4, (height, width, 3))).clip(0, 255)
     return Image.fromarray(values.astype(np.uint8))
 
 
@@ -139,6 +141,52 @@ def test_fewer_pixels_are_those_of_the_lowest_frequencies(
     assert np.abs(found - expected).max() <= 4.0
     assert np.abs(found - expected).mean() <= 1.0
     np.testing.assert_array_equal(found, unskipped(data, ratio))
+
+
+def check_random_jpegs(seed: int, count: int) -> None:
+    choose = random.Random(seed)
+    accepted = 0
+    for _ in range(count):
+        data = random_jpeg(choose)
+        whole = ours(data)
+        is_zero = data[data.index(b"\xff\xdb") + 5] == 0
+        for ratio in RATIOS[1:]:
+            found, slow = ours(data, ratio), unskipped(data, ratio)
+            assert (found is None) == (slow is None), data.hex()
+            if is_zero:
+                # Nothing overflows, so that codes alone decide.
+                assert (found is None) == (whole is None), data.hex()
+            if found is not None and slow is not None:
+                np.testing.assert_array_equal(found, slow, data.hex())
+                accepted += 1
+    assert accepted > count
+
+
+def test_codes_that_no_encoder_makes_are_passed_over_as_they_are_read() -> None:
+    check_random_jpegs(0, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_many_codes_that_no_encoder_makes_are_passed_over_as_they_are_read(seed: int) -> None:
+    check_random_jpegs(seed, 6000)
+
+
+@pytest.mark.parametrize("threes", range(12))
+def test_a_block_that_ends_with_its_last_place_is_told_from_one_with_an_end(threes: int) -> None:
+    """Sixteen zeros have a code of one bit, so that what follows a block would go as far as an end does, were it part of it."""
+    dc = [0, 3] + [0] * 14, [0, 1, 2]
+    ac = [1, 1, 1, 1] + [0] * 12, [ZEROS, 0x01, END, 0x21]
+    first, others = words_of(dc), words_of(ac)
+    one, three = others[0x01] + "1", others[0x21] + "1"
+    for order in ([one] * (62 - 3 * threes) + [three] * threes, [three] * threes + [one] * (62 - 3 * threes)):
+        full = first[0] + "".join(order) + one
+        data = jpeg_of(16, 8, dc, ac, [full + first[2] + "10" + others[ZEROS] * 3 + one + others[END]])
+        assert ours(data) is not None
+        for ratio in RATIOS[1:]:
+            found = ours(data, ratio)
+            assert found is not None
+            np.testing.assert_array_equal(found, unskipped(data, ratio))
 
 
 def test_reducing_the_file_is_near_to_reducing_the_picture() -> None:
@@ -344,7 +392,9 @@ FENCED: list[mmap.mmap] = []
 @settings(max_examples=150, deadline=None)
 def test_nothing_beyond_the_memory_is_touched_whatever_is_in_the_scan(data: st.DataObject) -> None:
     """A read or write past the end of any buffer ends the process here."""
-    file = damage(data.draw, FILES[data.draw(st.integers(0, len(FILES) - 1))])
+    number = data.draw(st.integers(-len(FILES), len(FILES) - 1))
+    made = FILES[number] if number >= 0 else random_jpeg(random.Random(data.draw(st.integers(0, 2**32))))
+    file = damage(data.draw, made) if number >= 0 or data.draw(st.booleans()) else made
     header = read_header(file)
     if header is None or not header.components or header.width * header.height > 2**16:
         return

@@ -1,8 +1,8 @@
 """The inverse transform of JPEG to fewer samples: 4 x 4, 2 x 2 or 1 for a block, for images that are wanted smaller.
 
 So many of the lowest frequencies, transformed as a block of that size, are the picture that has these frequencies and no others.
-Measured, that is nearer to reducing the whole picture than libjpeg-turbo's means of neighbouring samples (the README says by how
-much), and no higher frequency is needed.
+Measured, that is as near to reducing the whole picture as libjpeg-turbo's means of neighbouring samples, and nearer where these
+are furthest (the README says by how much); and no higher frequency is needed.
 
 Coefficients lie in planes, one of each frequency, so that neighbouring blocks are transformed by the same instructions. Numbers
 too large for them wrap: damaged files come to something, and everywhere to the same.

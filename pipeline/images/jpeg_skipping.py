@@ -82,11 +82,14 @@ def add_build_skips(module: Any) -> Any:
         builder.position_at_end(go_on)
         for phi, value in zip((used, steps), (after, reached), strict=True):
             phi.add_incoming(value, go_on)
-        # Beyond this, not even where a block begins could so much be passed over.
-        builder.cbranch(builder.icmp_unsigned("<", reached, integer(LAST)), head, done)
+        # Beyond this, not even where a block begins could so much be passed over; and wherever in a block it is, no more than
+        # this can be told from an end.
+        is_inside = builder.icmp_unsigned("<", reached, integer(LAST))
+        capped = builder.select(is_inside, reached, integer(LAST))
+        builder.cbranch(is_inside, head, done)
         builder.position_at_end(done)
-        short, full = [used, steps], [after, reached]
-        used, steps = joined(builder, [(head, short), (known, short), (ends, full), (go_on, full)])
+        short = [used, steps]
+        used, steps = joined(builder, [(head, short), (known, short), (ends, [after, reached]), (go_on, [after, capped])])
         steps = builder.select(builder.icmp_unsigned("==", used, integer(0)), integer(_NOTHING), steps)
         store(builder, builder.or_(used, builder.shl(steps, integer(_STEPS_AT))), skips, bits, SHORT)
     builder.ret_void()

@@ -1,4 +1,4 @@
-"""The SHA-256 of files, two at a time where threads ask for several: one thread then hashes for both in the time of one.
+"""The SHA-256 of files; of files that were just written two at a time, where two threads ask at once, in the time of one.
 
 Where the processor has no instructions for it, and for small files, Python's own library does it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import threading
 from pathlib import Path
 from threading import Event
@@ -19,7 +20,7 @@ from .sha256_code import BLOCK_BYTES, ORDER, START, compiled_sha256, has_instruc
 
 # Large enough that hashing runs outside the interpreter's lock for nearly all of its time.
 PIECE_BYTES = 1 << 20
-# Smaller files are hashed before the code would be made, in a fiftieth of a second.
+# Smaller files are hashed before the code would be made, in a fortieth of a second.
 SMALL_BYTES = 1 << 24
 
 
@@ -34,13 +35,23 @@ def file_digest(path: Path, stop: Event | None = None) -> str:
         OSError: It cannot be read.
     """
     with path.open("rb", buffering=0) as file:
-        if path.stat().st_size < SMALL_BYTES or not _is_fast():
-            return _by_library(file, stop)
-        found = _pairs.digest(_Hashed(file, stop))
-        if found is None:
-            file.seek(0)
-            found = _by_library(file, stop)
-        return found
+        return _by_library(file, stop)
+
+
+def written_digest(path: Path) -> str:
+    """Gives the SHA-256 of a file whose bytes are still in the system's cache, hex.
+
+    One thread then reads and hashes for two. From a disk that would be slower: it is asked for one piece at a time.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    # The main thread may be interrupted anywhere, by Ctrl-C, so nothing of another thread's is left to it.
+    alone = threading.current_thread() is threading.main_thread()
+    if alone or path.stat().st_size < SMALL_BYTES or not _is_fast():
+        return file_digest(path)
+    with path.open("rb", buffering=0) as file:
+        return _pairs.digest(_Hashed(file))
 
 
 @functools.cache
@@ -60,25 +71,23 @@ class _Hashed:
 
     Args:
         file: At its beginning, unbuffered.
-        stop: As for :func:`file_digest`.
 
     Attributes:
         state: Of the digest, as the code has it.
         guest: Another one that is hashed by the same thread.
         is_over: Nothing is left to do, or it went wrong.
         is_left: The thread that hashed it as a guest does so no longer.
-        is_torn: Blocks are being read or taken in; where that is interrupted, nobody knows which have been.
         error: What went wrong.
     """
 
-    def __init__(self, file: BinaryIO, stop: Event | None) -> None:
-        self._file, self._stop = file, stop
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._piece = np.empty(PIECE_BYTES + 2 * BLOCK_BYTES, np.uint8)
         self._begin = self._end = self._size_bytes = 0
         self._is_padded = False
         self.state = np.array([START[word] for word in ORDER], np.uint32)
         self.guest: _Hashed | None = None
-        self.is_over = self.is_left = self.is_torn = False
+        self.is_over = self.is_left = False
         self.error: BaseException | None = None
 
     @property
@@ -92,19 +101,16 @@ class _Hashed:
         return self._piece.ctypes.data + self._begin
 
     def fill(self) -> None:
-        """Reads the next blocks if there are none; after the last ones it is over. Raises nothing but Ctrl-C."""
-        if self.blocks or self.is_over:
-            return
-        self.is_torn = True
+        """Reads the next blocks if there are none; after the last ones, and after an error, it is over."""
         try:
-            self._read()
-        except Exception as error:
-            self.error, self.is_over = error, True
-        self.is_torn = False
+            if not self.blocks and not self.is_over:
+                self._read()
+        except BaseException as error:
+            self.fail(error)
 
     def _read(self) -> None:
         assert self._begin == self._end
-        if self._is_padded or (self._stop and self._stop.is_set()):
+        if self._is_padded:
             self.is_over = True
             return
         self._begin = self._end = 0
@@ -128,6 +134,10 @@ class _Hashed:
         """Notes that so many blocks have been taken in."""
         self._begin += blocks * BLOCK_BYTES
 
+    def fail(self, error: BaseException) -> None:
+        """Notes what went wrong: nothing is known of its state any more."""
+        self.error, self.is_over = error, True
+
     def hex(self) -> str:
         """Gives the digest.
 
@@ -145,25 +155,35 @@ class _Pairs:
     """Has the thread that hashes one file take in the next one that a thread asks for, until one of the two is over."""
 
     def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            # A child has none of these threads.
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
         self._changed = threading.Condition()
         # Files whose thread may take in another.
         self._alone: list[_Hashed] = []
 
-    def digest(self, own: _Hashed) -> str | None:
-        """Gives the digest of a file, hashed here or by another thread; None where that thread was interrupted."""
+    def digest(self, own: _Hashed) -> str:
+        """Gives the digest of a file, hashed here or by another thread.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with self._changed:
+            host = self._alone.pop() if self._alone else None
+            if host is None:
+                self._alone.append(own)
+            else:
+                host.guest = own
+                self._changed.wait_for(lambda: own.is_over or own.is_left)
         try:
-            with self._changed:
-                host = self._alone.pop() if self._alone else None
-                if host is None:
-                    self._alone.append(own)
-                else:
-                    host.guest = own
-                    self._changed.wait_for(lambda: own.is_over or own.is_left)
-            while not own.is_over and not own.is_torn:
+            while not own.is_over:
                 self._step(own)
-            return None if own.is_torn else own.hex()
         finally:
             self._leave(own)
+        return own.hex()
 
     def _step(self, own: _Hashed) -> None:
         guest = own.guest
@@ -180,10 +200,12 @@ class _Pairs:
             code["sha256_one"](own.state.ctypes.data, own.address, blocks)
         else:
             blocks = min(blocks, guest.blocks)
-            guest.is_torn = True
-            code["sha256_two"](own.state.ctypes.data, own.address, guest.state.ctypes.data, guest.address, blocks)
-            guest.took(blocks)
-            guest.is_torn = False
+            try:
+                code["sha256_two"](own.state.ctypes.data, own.address, guest.state.ctypes.data, guest.address, blocks)
+                guest.took(blocks)
+            except BaseException as error:
+                guest.fail(error)
+                raise
         own.took(blocks)
 
     def _part(self, own: _Hashed, guest: _Hashed) -> None:
@@ -191,17 +213,17 @@ class _Pairs:
         with self._changed:
             own.guest = None
             guest.is_left = True
-            self._alone += [one for one in (own, guest) if not one.is_over and not one.is_torn]
+            self._alone += [one for one in (own, guest) if not one.is_over]
             self._changed.notify_all()
 
     def _leave(self, own: _Hashed) -> None:
-        """Ends with a file, also where Ctrl-C came into the middle of it, or while another thread hashed it."""
-        own.is_over = True
-        if own.guest is not None:
-            self._part(own, own.guest)
+        """Ends with a file, whatever became of it."""
         with self._changed:
+            own.is_over = True
             if own in self._alone:
                 self._alone.remove(own)
+            if own.guest is not None:
+                self._part(own, own.guest)
 
 
 _pairs = _Pairs()
