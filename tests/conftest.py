@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from pipeline.images.tfds_set import FIRST_PYTHON
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -41,6 +44,8 @@ def random_weights() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gives a folder of TensorFlow Datasets sets that holds one, ``tiny``, made without a network."""
+    if sys.version_info < FIRST_PYTHON:
+        pytest.skip("TensorFlow Datasets does not run on this Python")
     tfds = pytest.importorskip("tensorflow_datasets", exc_type=ImportError)
     from .tiny_sets import make_tiny_set
 

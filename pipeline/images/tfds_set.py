@@ -6,7 +6,9 @@ The set must be prepared already: nothing is downloaded, and no code of the set'
 from __future__ import annotations
 
 import os
+import platform
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from .names import cell_text, quoted_names
 from .tfds_source import TfdsSource, open_set, read_examples
 
 DEFAULT_SPLIT = "train"
+# The releases of tensorflow-metadata, which it needs, for older ones want a protobuf before 4.21, and TensorFlow a newer one.
+FIRST_PYTHON = 3, 11
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
 
@@ -72,10 +76,16 @@ def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
     (file and number in it); the label is the feature ``label``, as its class's name; other single numbers and texts are columns.
 
     Raises:
-        OptionError: TensorFlow Datasets is not installed.
+        OptionError: TensorFlow Datasets is not installed, or does not run on this Python.
         DatasetError: There is no such set, split or image in it; it cannot be read.
     """
     folder = find_set(name, sets_folder(given))
+    if sys.version_info < FIRST_PYTHON:
+        needed = ".".join(map(str, FIRST_PYTHON))
+        raise OptionError(
+            f"data.tfds: TensorFlow Datasets does not run beside this TensorFlow on Python {platform.python_version()}, "
+            f"got {name!r}. Expected Python {needed} or newer. Use that, or data.dir, data.list or data.tar."
+        )
     try:
         import tensorflow_datasets  # noqa: F401
     except ImportError as error:
