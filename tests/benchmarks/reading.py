@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .photographs import LARGE_PX, make_photographs
+from .photographs import LARGE_PX, MEDIUM_PX, make_photographs
 from .rows import Bench, Line, interleave, missing, row
 from .sides import Side, usable_cores
 
@@ -136,6 +136,38 @@ def pillow(photographs: str) -> tuple[dict[str, Any], Callable[[], float]]:
     return {}, _passing(batches, len(paths))
 
 
+def errors(photographs: str) -> tuple[dict[str, Any], Callable[[], None]]:
+    """A side that measures no time: how far pixels at 224 px are from those of ``data.decode=exact``, in grey levels of 255.
+
+    Of ``data.decode=fast``, and of libjpeg-turbo's reduced sizes: the mean over all images, and the largest.
+    """
+    import simplejpeg
+
+    from pipeline.images.decode import decode_image
+    from pipeline.images.resample import hand_over
+    from pipeline.images.resize_host import HostResize
+    from pipeline.images.tables import ResizeSpec, dct_reduction
+    from pipeline.records import Batch, ImageStatus
+
+    spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
+    resize = HostResize(spec, np.zeros(3), usable_cores())
+
+    def resized(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size_px = np.array([pixels.shape[:2]], np.int32)
+        return np.asarray(resize(Batch((ImageStatus(0, "", 1, 1, 1, ""),), (hand_over(pixels, spec),), size_px)))
+
+    found: dict[str, list[NDArray[np.float32]]] = {"fast": [], "libjpeg": []}
+    for path in sorted(Path(photographs).glob("*.jpg"))[:12]:
+        data = path.read_bytes()
+        exact = resized(decode_image(data)[0])
+        reduced = decode_image(data, lambda height, width: dct_reduction(height, width, spec))[0]
+        height, width = reduced.shape[:2]
+        means = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+        for name, pixels in (("fast", reduced), ("libjpeg", means)):
+            found[name].append(np.abs(resized(pixels) - exact))
+    return {name: [float(np.mean(values)), float(np.max(values))] for name, values in found.items()}, lambda: None
+
+
 @row("reading", "500 x 375 px JPEGs into batches, decoded alone and resized to 224 px, images a second")
 def measure(bench: Bench) -> Iterator[Line]:
     """Decoding, then decoding and resizing."""
@@ -167,6 +199,20 @@ def measure_large(bench: Bench) -> Iterator[Line]:
     }
     arguments = {"resize": True, "fast": True}
     yield from _compare(bench, photographs, "12 megapixels, data.decode=fast", arguments, fast, {})
+    for what, folder in (
+        ("12 megapixels", photographs),
+        ("1000 x 950 px", make_photographs(bench.folder / "medium", 12, MEDIUM_PX)),
+    ):
+        with Side("reading:errors", photographs=str(folder)) as side:
+            for place, name in enumerate(("mean", "largest")):
+                ours, libjpeg = ([side.facts[of][place]] for of in ("fast", "libjpeg"))
+                yield Line(
+                    f"{what}, data.decode=fast, {name} error at 224 px: libjpeg-turbo's reduced sizes",
+                    "of 255",
+                    ours,
+                    libjpeg,
+                    more_is_better=False,
+                )
 
 
 def _compare(
