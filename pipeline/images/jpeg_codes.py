@@ -26,9 +26,11 @@ _LIMITS, _OFFSETS, _SYMBOLS = _ENTRIES, _ENTRIES + LONGEST_CODE + 1, _ENTRIES + 
 MOST_SYMBOLS = 256
 # To where 64-bit numbers may be.
 PAIRS = -(-(_SYMBOLS + MOST_SYMBOLS) // 2) * 2
-# What :mod:`~pipeline.images.jpeg_skipping` passes over, for each of more bits, two in a number; not of every table.
-SKIPS, SKIP_BITS = PAIRS + 2 * _ENTRIES, 12
-TABLE_NUMBERS = SKIPS + (1 << SKIP_BITS) // 2
+TABLE_NUMBERS = PAIRS + 2 * _ENTRIES
+# Where only some coefficients are wanted, what :mod:`~pipeline.images.jpeg_skipping` passes over, for each of more bits, two in a
+# number.
+SKIPS, SKIP_BITS = TABLE_NUMBERS, 12
+LOW_TABLE_NUMBERS = SKIPS + (1 << SKIP_BITS) // 2
 
 # An entry of 32 bits. Where a code and its value's bits are looked up at once: their number; places to go on in the zigzag; the
 # value. Where not: bits of the code; INDIRECT; the symbol, and a mark that it is known; where a code is longer than that, 0.

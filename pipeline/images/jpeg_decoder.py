@@ -7,6 +7,7 @@ written out of bounds, whatever the file says.
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .jpeg_block import BLOCK, ORDER, SPARE_BYTES, ZIGZAG
-from .jpeg_codes import TABLE_NUMBERS
+from .jpeg_codes import LOW_TABLE_NUMBERS, TABLE_NUMBERS
 from .jpeg_geometry import COLOURS, SIDE, SPARE_BLOCKS, Geometry, geometry_of
 from .jpeg_header import Header
 from .jpeg_job import Job, compiled_decoder, compiled_reduced_decoder
@@ -100,7 +101,7 @@ def decode_baseline(
         (h, w, 3) uint8 RGB.
     """
     sampling = None if len(header.components) == 1 else header.components[0].sampling
-    geometry = geometry_of(header.width, header.height, sampling, ratio)
+    geometry, fields = _laid_out(header.width, header.height, sampling, ratio)
     across, down = _mcus(header, sampling)
     count = geometry.height * geometry.width * COLOURS
     if (
@@ -122,13 +123,12 @@ def decode_baseline(
     parts = np.array(
         [(*part, factor.ctypes.data, planes) for (*part, planes), factor in zip(_parts(geometry), factors, strict=True)], np.int64
     )
-    fields = geometry.array()
     job = Job(
         file=source,
         bytes=take("bytes", len(data) - header.scan + SPARE_BYTES, np.uint8),
         ends=take("ends", most, np.int64),
         state=state,
-        tables=take("tables", _MOST_TABLES * TABLE_NUMBERS, np.uint32),
+        tables=take("tables", _MOST_TABLES * LOW_TABLE_NUMBERS, np.uint32),
         order=_ORDERS,
         blocks=blocks,
         coefficients=take("coefficients", geometry.coefficients, np.int16),
@@ -154,6 +154,13 @@ def decode_baseline(
     return None if state[FAILED] else pixels.reshape(geometry.height, geometry.width, COLOURS)
 
 
+@functools.lru_cache(256)
+def _laid_out(width: int, height: int, sampling: tuple[int, int] | None, ratio: int) -> tuple[Geometry, NDArray[np.int64]]:
+    """Gives where samples are, also as the code reads it; most images of a set have one of a few sizes."""
+    geometry = geometry_of(width, height, sampling, ratio)
+    return geometry, geometry.array()
+
+
 def _mcus(header: Header, sampling: tuple[int, int] | None) -> tuple[int, int]:
     across, down = sampling or (1, 1)
     return -(-header.width // (8 * across)), -(-header.height // (8 * down))
@@ -167,7 +174,7 @@ def _sides(geometry: Geometry) -> list[int]:
 def _factors(data: bytes, place: int, side: int) -> NDArray[np.int16]:
     """Gives the factors of a component, of all coefficients or those that are wanted."""
     factors = np.frombuffer(data, np.uint8, BLOCK, place)[_NATURAL].astype(np.int16)
-    return np.ascontiguousarray(factors.reshape(SIDE, SIDE)[:side, :side]).reshape(-1)
+    return factors if side == SIDE else np.ascontiguousarray(factors.reshape(SIDE, SIDE)[:side, :side]).reshape(-1)
 
 
 def _parts(geometry: Geometry) -> list[tuple[int, int, int]]:
@@ -185,12 +192,12 @@ def _blocks(header: Header, geometry: Geometry, across: int, is_reduced: bool) -
     """Gives the blocks of an MCU, and the Huffman codes: (1 for AC, place in the file)."""
     tables: dict[tuple[int, int], int] = {}
     blocks: list[tuple[int, ...]] = []
-    base = 0
+    base, size = 0, LOW_TABLE_NUMBERS if is_reduced else TABLE_NUMBERS
     units = geometry.luma_unit, geometry.chroma_unit, geometry.chroma_unit
     planes = geometry.luma_plane, geometry.chroma_plane, geometry.chroma_plane
     starts = 0, geometry.blue, geometry.red
     for number, (part, side) in enumerate(zip(header.components, _sides(geometry), strict=True)):
-        places = [tables.setdefault(key, len(tables)) * TABLE_NUMBERS for key in ((0, part.dc_codes), (1, part.ac_codes))]
+        places = [tables.setdefault(key, len(tables)) * size for key in ((0, part.dc_codes), (1, part.ac_codes))]
         columns, rows = (1, 1) if len(header.components) == 1 else part.sampling
         low = starts[number] - units[number] * base, units[number], planes[number], _KEPT[side], _SIDES.index(side) * len(ORDER)
         rest = low if is_reduced else ()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from ..vector_code import INTEGER, POINTER, Code, MachineCode, compiled_once, integer, new_function, this_processor
-from .jpeg_codes import SHORT, TABLE_NUMBERS, WORD, add_build_table, at, load, store
+from .jpeg_codes import LOW_TABLE_NUMBERS, SHORT, TABLE_NUMBERS, WORD, add_build_table, at, load, store
 from .jpeg_pixels import add_pixels
 from .jpeg_planes import add_dequantise_planes
 from .jpeg_scan import FAILED, IS_WHOLE, SEGMENTS, add_dequantise, add_row, add_unstuff
@@ -118,7 +118,8 @@ def _add_decode(module: Any, is_reduced: bool) -> None:
 
     with code.loop(0, job.table_count) as number:
         codes = at(builder, job.codes, builder.mul(number, integer(_CODE_NUMBERS)))
-        table = at(builder, job.tables, builder.mul(number, integer(TABLE_NUMBERS)), WORD)
+        numbers = LOW_TABLE_NUMBERS if is_reduced else TABLE_NUMBERS
+        table = at(builder, job.tables, builder.mul(number, integer(numbers)), WORD)
         counts, is_ac = builder.inttoptr(load(builder, codes, 0), POINTER), load(builder, codes, 1)
         call("jpeg_build_table", counts, table, is_ac, failed)
         require(builder.icmp_signed("==", load(builder, failed, 0), integer(0)))
