@@ -76,6 +76,8 @@ def decode_image(
     ratio_for: Callable[[int, int], int] | None = None,
     admit: Callable[[int], None] | None = None,
     buffer_for: Callable[[int], NDArray[np.uint8] | None] | None = None,
+    *,
+    by_library: bool = False,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decodes one image as the module's docstring says.
 
@@ -91,6 +93,7 @@ def decode_image(
             and JPEGs that only Pillow accepts keep their size. None: exact.
         admit: Told how many pixels the header promises before any of them takes memory; may wait.
         buffer_for: Gives memory of so many bytes or more to decode into, or None; the pixels may then lie in it.
+        by_library: For a few pictures that nobody computes with, whose reduced pixels may be anybody's: no code is made for them.
 
     Returns:
         (h, w, 3) uint8 RGB in 0..255, C-contiguous, possibly read-only; and the image's (height, width) in px after
@@ -106,11 +109,12 @@ def decode_image(
             if admit is not None:
                 admit(header.height * header.width)
             ratio = 1 if ratio_for is None else ratio_for(header.height, header.width)
-            pixels = _decode_jpeg(data, header, ratio, (header.width, header.height), buffer_for)
+            own = None if by_library else header
+            pixels = _decode_jpeg(data, own, ratio, (header.width, header.height), buffer_for)
             if pixels is not None:
                 return pixels, (header.height, header.width)
             admit = None
-        return _decode_any(data, header, ratio_for, admit, buffer_for)
+        return _decode_any(data, None if by_library else header, ratio_for, admit, buffer_for)
     except MemoryError:
         raise ImageDecodeError("out of memory: the decoded image does not fit") from None
 
@@ -216,7 +220,8 @@ def _decode_jpeg(
 ) -> NDArray[np.uint8] | None:
     """Decodes a grey or RGB JPEG by our own code or libjpeg-turbo; None where that refuses, warns, or gives another size.
 
-    Reduced pixels differ between the two, so which of them decodes a file must depend on nothing but the file.
+    Reduced pixels differ between the two, so which of them decodes a file must depend on nothing but the file. Without a header
+    it is the library.
     """
     width, height = (-(-side // ratio) for side in size)
     buffer = None if buffer_for is None else buffer_for(height * width * 3)
