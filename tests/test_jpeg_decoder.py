@@ -69,26 +69,24 @@ def ours(data: bytes, ratio: int = 1) -> NDArray[np.uint8] | None:
     return decode_baseline(data, header, ratio)
 
 
-@given(
-    sides=st.tuples(st.integers(1, 80), st.integers(1, 80)),
-    quality=st.integers(1, 100),
-    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "grey"]),
-    kind=st.sampled_from(["noise", "flat", "extreme", "waves"]),
-    optimize=st.booleans(),
-    restarts=st.sampled_from([{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}]),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=200, deadline=None)
-def test_the_pixels_are_those_of_libjpeg_turbo(
-    sides: tuple[int, int], quality: int, subsampling: str, kind: str, optimize: bool, restarts: dict[str, int], seed: int
-) -> None:
-    image = picture(*sides, seed, kind)
-    options: dict[str, object] = {"quality": quality, "optimize": optimize, **restarts}
+@st.composite
+def encoded(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Gives a kind of picture, and one of it in a file of any options that an encoder has."""
+    kind = draw(st.sampled_from(["noise", "flat", "extreme", "waves"]))
+    image = picture(draw(st.integers(1, 80)), draw(st.integers(1, 80)), draw(st.integers(0, 1000)), kind)
+    restarts = [{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}]
+    options: dict[str, object] = {"quality": draw(st.integers(1, 100)), "optimize": draw(st.booleans())}
+    options |= draw(st.sampled_from(restarts))
+    subsampling = draw(st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "grey"]))
     if subsampling == "grey":
-        image = image.convert("L")
-    else:
-        options["subsampling"] = subsampling
-    data = jpeg(image, **options)
+        return kind, jpeg(image.convert("L"), **options)
+    return kind, jpeg(image, subsampling=subsampling, **options)
+
+
+@given(encoded())
+@settings(max_examples=200, deadline=None)
+def test_the_pixels_are_those_of_libjpeg_turbo(file: tuple[str, bytes]) -> None:
+    kind, data = file
     found = ours(data)
     if kind == "extreme" and found is None:
         return  # Too large for what is known not to overflow.
@@ -104,34 +102,10 @@ def unskipped(data: bytes, ratio: int) -> NDArray[np.uint8] | None:
         return ours(data, ratio)
 
 
-@given(
-    sides=st.tuples(st.integers(1, 80), st.integers(1, 80)),
-    quality=st.integers(1, 100),
-    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "grey"]),
-    kind=st.sampled_from(["noise", "flat", "extreme", "waves"]),
-    optimize=st.booleans(),
-    restarts=st.sampled_from([{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}]),
-    seed=st.integers(0, 1000),
-    ratio=st.sampled_from(RATIOS[1:]),
-)
+@given(encoded(), st.sampled_from(RATIOS[1:]))
 @settings(max_examples=150, deadline=None)
-def test_fewer_pixels_are_those_of_the_lowest_frequencies(
-    sides: tuple[int, int],
-    quality: int,
-    subsampling: str,
-    kind: str,
-    optimize: bool,
-    restarts: dict[str, int],
-    seed: int,
-    ratio: int,
-) -> None:
-    image = picture(*sides, seed, kind)
-    options: dict[str, object] = {"quality": quality, "optimize": optimize, **restarts}
-    if subsampling == "grey":
-        image = image.convert("L")
-    else:
-        options["subsampling"] = subsampling
-    data = jpeg(image, **options)
+def test_fewer_pixels_are_those_of_the_lowest_frequencies(file: tuple[str, bytes], ratio: int) -> None:
+    kind, data = file
     found = ours(data, ratio)
     if kind == "extreme" and found is None:
         return  # Where chroma keeps all its samples, as above.
