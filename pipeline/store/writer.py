@@ -91,8 +91,8 @@ class Writer:
         self._writing = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since two
-        # are hashed in the time of one.
-        self._finishers = ThreadPoolExecutor(MOST_FINISHERS, "finish")
+        # are hashed in the time of one. With one worker they are finished in order.
+        self._finishers = ThreadPoolExecutor(MOST_FINISHERS if workers > 1 else 1, "finish")
 
     def expect(self, shards: Sequence[ShardSpec]) -> None:
         """Takes it that these are to be made too; before anything of them is put."""
