@@ -55,17 +55,18 @@ class ImageStatus:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B decoded images of differing sizes, and one status for each.
+    """B decoded images, and one status for each.
 
     Attributes:
         statuses: (B) one a row, in the order of the manifest.
-        images: (B) uint8 RGB, each (h, w, 3) and C-contiguous as handed over; (0, 0, 3) for a failed row.
+        images: (B) uint8 RGB of differing sizes, each (h, w, 3) and C-contiguous as handed over, (0, 0, 3) for a failed row. Or,
+            where the host resizes, (B, H, W, 3) float32 of one size, mean removed, zero for a failed row.
         sources_px: (B, 2) int32, (height, width) of the decoded image before the host cut or resampled it: what resizing is
             planned from. Smaller than the status says where a JPEG was reduced while decoding.
     """
 
     statuses: tuple[ImageStatus, ...]
-    images: tuple[NDArray[np.uint8], ...]
+    images: tuple[NDArray[np.uint8], ...] | NDArray[np.float32]
     sources_px: NDArray[np.int32]
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,8 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         parts=preparing.result() if preparing and device.kind == "cpu" else None,
     )
     # What the loader's threads do to each decoded image, and how far a JPEG may be reduced while it is decoded.
-    reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    resizer: HostResize | None = None
     ratio_for: Callable[[int, int], int] | None = None
     preprocess: Callable[[Batch], Iterable[Step]]
     if size_px is None:
@@ -103,23 +105,26 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         preprocess = NativeSize(weights.mean_pixel, device.name)
     else:
         resize = ResizeSpec(size_px, data.resize, data.interpolation)
-
-        def reduce(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            return hand_over(pixels, resize)
-
         if data.decode == "fast":
 
             def ratio_for(height: int, width: int) -> int:
                 return dct_reduction(height, width, resize)
 
-        resizer: Callable[[Batch], Any] = (
-            HostResize(resize, weights.mean_pixel, threads)
-            if device.kind == "cpu" and convolution == WINOGRAD
-            else DeviceResize(resize, weights.mean_pixel, device.name)
-        )
-        preprocess = FixedSize(resizer, device.step_images)
+        if device.kind == "cpu" and convolution == WINOGRAD:
+            resizer = HostResize(resize, weights.mean_pixel)
+            preprocess = FixedSize(None, device.step_images)
+        else:
+            reduce = partial(hand_over, spec=resize)
+            preprocess = FixedSize(DeviceResize(resize, weights.mean_pixel, device.name), device.step_images)
 
     def load(manifest: Manifest, indices: NDArray[np.int64], workers: int) -> Generator[Batch, None, None]:
-        return load_batches(manifest, indices, batch_size=device.batch_size, workers=workers, reduce=reduce, ratio_for=ratio_for)
+        return load_batches(
+            *(manifest, indices),
+            batch_size=device.batch_size,
+            workers=workers,
+            reduce=reduce,
+            resizer=resizer,
+            ratio_for=ratio_for,
+        )
 
     return Stages(device, load, preprocess, network)

@@ -99,6 +99,8 @@ def unskipped(data: bytes, ratio: int) -> NDArray[np.uint8] | None:
     """Gives the same where no coefficient is passed over unread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jpeg_decoder, "_KEPT", dict.fromkeys(jpeg_decoder._KEPT, 63))
+        # Not what is remembered of the header.
+        patch.setattr(jpeg_decoder, "_laid_out", jpeg_decoder._Layout)
         return ours(data, ratio)
 
 
@@ -373,9 +375,14 @@ def test_nothing_beyond_the_memory_is_touched_whatever_is_in_the_scan(data: st.D
     if header is None or not header.components or header.width * header.height > 2**16:
         return
     source = fenced(len(file), np.uint8)
+
+    def take(name: str, count: int, dtype: type) -> tuple[NDArray[np.generic], int]:
+        array = fenced(count, dtype)
+        return array, array.ctypes.data
+
     source[:] = np.frombuffer(file, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jpeg_decoder._scratch, "take", lambda name, count, dtype: fenced(count, dtype))
+        patch.setattr(jpeg_decoder._scratch, "take", take)
         count = header.height * header.width * 3
         ratio = data.draw(st.sampled_from(RATIOS))
         decode_baseline(memoryview(source), header, ratio, fenced(count, np.uint8))  # type: ignore[arg-type]

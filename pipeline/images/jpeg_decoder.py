@@ -8,6 +8,7 @@ written out of bounds, whatever the file says.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from typing import Any
 
@@ -32,16 +33,17 @@ class _Scratch(threading.local):
     """Memory of a thread."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, NDArray[Any]] = {}
+        self._arrays: dict[str, tuple[NDArray[Any], int]] = {}
 
-    def take(self, name: str, count: int, dtype: Any) -> NDArray[Any]:
-        """Gives (count,) of whatever values."""
-        array = self._arrays.get(name)
-        if array is None or len(array) < count:
+    def take(self, name: str, count: int, dtype: type) -> tuple[NDArray[Any], int]:
+        """Gives (count,) or more of whatever values, and their address."""
+        found = self._arrays.get(name)
+        if found is None or len(found[0]) < count:
             array = np.empty(count, dtype)
+            found = array, array.ctypes.data
             if array.nbytes <= _KEPT_BYTES:
-                self._arrays[name] = array
-        return array
+                self._arrays[name] = found
+        return found
 
 
 _scratch = _Scratch()
@@ -100,10 +102,8 @@ def decode_baseline(
     Returns:
         (h, w, 3) uint8 RGB.
     """
-    sampling = None if len(header.components) == 1 else header.components[0].sampling
-    geometry, fields = _laid_out(header.width, header.height, sampling, ratio)
-    across, down = _mcus(header, sampling)
-    count = geometry.height * geometry.width * COLOURS
+    layout = _laid_out(header, ratio)
+    count = layout.pixels
     if (
         buffer is None
         or buffer.size < count
@@ -112,53 +112,69 @@ def decode_baseline(
     ):
         buffer = np.empty(count, np.uint8)
     pixels = buffer.reshape(-1)[:count]
-    blocks, tables = _blocks(header, geometry, across, ratio > 1)
-    most = -(-across * down // header.restart_interval) if header.restart_interval else 1
-    take = _scratch.take
-    state = np.zeros(STATE_NUMBERS, np.int64)
-    state[[INTERVAL, LEFT]] = header.restart_interval
-    source = np.frombuffer(data, np.uint8)
-    codes = np.array([(source.ctypes.data + place, is_ac) for is_ac, place in tables], np.int64)
-    factors = [_factors(data, part.factors, side) for part, side in zip(header.components, _sides(geometry), strict=True)]
-    parts = np.array(
-        [(*part, factor.ctypes.data, planes) for (*part, planes), factor in zip(_parts(geometry), factors, strict=True)], np.int64
-    )
-    job = Job(
-        file=source,
-        bytes=take("bytes", len(data) - header.scan + SPARE_BYTES, np.uint8),
-        ends=take("ends", most, np.int64),
-        state=state,
-        tables=take("tables", _MOST_TABLES * LOW_TABLE_NUMBERS, np.uint32),
-        order=_ORDERS,
-        blocks=blocks,
-        coefficients=take("coefficients", geometry.coefficients, np.int16),
-        lasts=take("lasts", geometry.blocks + SPARE_BLOCKS, np.uint8),
-        geometry=fields,
-        window=take("window", geometry.window_bytes, np.uint8),
-        pixels=pixels,
-        codes=codes,
-        parts=parts,
-        first=header.scan,
-        stop=len(data),
-        most_segments=most,
-        table_count=len(codes),
-        block_count=len(blocks),
-        across=across,
-        down=down,
-        part_count=len(parts),
-        coefficient_count=geometry.coefficients,
-    )
-    told = np.array([field if isinstance(field, int) else field.ctypes.data for field in job], np.int64)
-    code = compiled_decoder() if ratio == 1 else compiled_reduced_decoder()
-    code["jpeg_decode"](told.ctypes.data)
-    return None if state[FAILED] else pixels.reshape(geometry.height, geometry.width, COLOURS)
+    source, state = np.frombuffer(data, np.uint8), layout.state.copy()
+    room = [_scratch.take("bytes", len(data) - header.scan + SPARE_BYTES, np.uint8)]
+    room += [_scratch.take(name, *needed) for name, needed in layout.scratch.items()]
+    addresses = [source.ctypes.data, state.ctypes.data, pixels.ctypes.data, *(address for _, address in room)]
+    told = np.array([*addresses, len(data), *layout.told], np.int64)
+    layout.code["jpeg_decode"](told.ctypes.data)
+    return None if state[FAILED] else pixels.reshape(layout.shape)
+
+
+class _Layout:
+    """What the code is told of all files with one header.
+
+    Args:
+        header: Of the file.
+        ratio: By which sides are divided.
+    """
+
+    def __init__(self, header: Header, ratio: int) -> None:
+        sampling = None if len(header.components) == 1 else header.components[0].sampling
+        geometry = geometry_of(header.width, header.height, sampling, ratio)
+        across, down = _mcus(header, sampling)
+        most = -(-across * down // header.restart_interval) if header.restart_interval else 1
+        blocks, tables = _blocks(header, geometry, across, ratio > 1)
+        codes = np.array([(place, is_ac) for is_ac, place in tables], np.int64)
+        factors = [_factors(part.factors, side) for part, side in zip(header.components, _sides(geometry), strict=True)]
+        parts = np.array(
+            [(*part, factor.ctypes.data, planes) for (*part, planes), factor in zip(_parts(geometry), factors, strict=True)],
+            np.int64,
+        )
+        # The code holds their addresses.
+        self._arrays = arrays = {"blocks": blocks, "geometry": geometry.array(), "codes": codes, "parts": parts}
+        self._factors = factors
+        self.code = compiled_decoder() if ratio == 1 else compiled_reduced_decoder()
+        self.shape = geometry.height, geometry.width, COLOURS
+        self.pixels = math.prod(self.shape)
+        self.state = np.zeros(STATE_NUMBERS, np.int64)
+        self.state[[INTERVAL, LEFT]] = header.restart_interval
+        # Of each thread: numbers and their type. In the order of the job.
+        self.scratch: dict[str, tuple[int, type]] = {
+            "ends": (most, np.int64),
+            "tables": (_MOST_TABLES * LOW_TABLE_NUMBERS, np.uint32),
+            "coefficients": (geometry.coefficients, np.int16),
+            "lasts": (geometry.blocks + SPARE_BLOCKS, np.uint8),
+            "window": (geometry.window_bytes, np.uint8),
+        }
+        known = {
+            **{name: array.ctypes.data for name, array in arrays.items()},
+            "order": _ORDERS.ctypes.data,
+            "first": header.scan,
+            "most_segments": most,
+            "table_count": len(codes),
+            "block_count": len(blocks),
+            "across": across,
+            "down": down,
+            "part_count": len(parts),
+            "coefficient_count": geometry.coefficients,
+        }
+        self.told = [known[name] for name in Job._fields[-len(known) :]]
 
 
 @functools.lru_cache(256)
-def _laid_out(width: int, height: int, sampling: tuple[int, int] | None, ratio: int) -> tuple[Geometry, NDArray[np.int64]]:
-    """Gives where samples are, also as the code reads it; most images of a set have one of a few sizes."""
-    geometry = geometry_of(width, height, sampling, ratio)
-    return geometry, geometry.array()
+def _laid_out(header: Header, ratio: int) -> _Layout:
+    return _Layout(header, ratio)
 
 
 def _mcus(header: Header, sampling: tuple[int, int] | None) -> tuple[int, int]:
@@ -171,9 +187,9 @@ def _sides(geometry: Geometry) -> list[int]:
     return [geometry.luma_side, *([geometry.chroma_side] * 2 if geometry.chroma_across else [])]
 
 
-def _factors(data: bytes, place: int, side: int) -> NDArray[np.int16]:
+def _factors(zigzag: bytes, side: int) -> NDArray[np.int16]:
     """Gives the factors of a component, of all coefficients or those that are wanted."""
-    factors = np.frombuffer(data, np.uint8, BLOCK, place)[_NATURAL].astype(np.int16)
+    factors = np.frombuffer(zigzag, np.uint8, BLOCK)[_NATURAL].astype(np.int16)
     return factors if side == SIDE else np.ascontiguousarray(factors.reshape(SIDE, SIDE)[:side, :side]).reshape(-1)
 
 

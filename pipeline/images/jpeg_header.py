@@ -5,6 +5,7 @@ Sources: ITU T.81, B.2; Pillow, JpegImagePlugin.py, for what it makes of each se
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ _LONGEST_SIDE = 65500
 # Grey, and YCbCr: four are CMYK.
 _COMPONENTS = (1, 3)
 _FACTORS = 64
+# Bytes of a header that may be kept for the next file.
+_LONGEST_KNOWN = 4096
 _COUNTS = 16
 _MOST_SYMBOLS = 256
 # All coefficients, whole: what follows the components of a scan that is not one of several.
@@ -48,13 +51,13 @@ class Component(NamedTuple):
 
     Attributes:
         sampling: Columns and rows of its blocks in an MCU.
-        factors: Where its 64 factors of quantisation are in the file, a byte each in zigzag order.
+        factors: Its 64 factors of quantisation in zigzag order.
         dc_codes: Where the Huffman code of its first coefficients is: 16 counts, then the symbols.
         ac_codes: Of the others.
     """
 
     sampling: tuple[int, int]
-    factors: int
+    factors: bytes
     dc_codes: int
     ac_codes: int
 
@@ -85,6 +88,23 @@ def read_header(data: bytes) -> Header | None:
     Args:
         data: The whole file.
     """
+    scan = data.find(_START_OF_SCAN, 0, _LONGEST_KNOWN)
+    if scan > 0:
+        # Up to here, unless that is a thumbnail's; what is no whole header is none.
+        header = _read_known(data[: scan + len(_START_OF_SCAN) + int.from_bytes(data[scan + 2 : scan + 4], "big")])
+        if header is not None:
+            return header
+    return _read(data)
+
+
+@functools.lru_cache(256)
+def _read_known(head: bytes) -> Header | None:
+    """Reads a header that others may have too: most images of a set come from few programs, in few sizes."""
+    return _read(head)
+
+
+def _read(data: bytes) -> Header | None:
+    """Reads the header from a file, or as much of one as it says that it is long."""
     if not data.startswith(_START):
         return None
     place, frame, is_plain, colours = len(_START), 0, True, set[int]()
@@ -165,7 +185,8 @@ def _with_scan(
             is_known = False
             break
         factors, dc_codes, ac_codes = (place or 0 for place in places)
-        components.append(Component((part[1] >> 4, part[1] & 0xF), factors, dc_codes, ac_codes))
+        values = data[factors : factors + _FACTORS]
+        components.append(Component((part[1] >> 4, part[1] & 0xF), values, dc_codes, ac_codes))
     return Header(height, width, is_plain, tuple(components) if is_known else (), interval, end)
 
 

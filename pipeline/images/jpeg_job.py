@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from ..vector_code import INTEGER, POINTER, Code, MachineCode, compiled_once, integer, new_function, this_processor
-from .jpeg_codes import LOW_TABLE_NUMBERS, SHORT, TABLE_NUMBERS, WORD, add_build_table, at, load, store
+from .jpeg_codes import BYTE, LOW_TABLE_NUMBERS, SHORT, TABLE_NUMBERS, WORD, add_build_table, at, load, store
 from .jpeg_pixels import add_pixels
 from .jpeg_planes import add_dequantise_planes
 from .jpeg_scan import FAILED, IS_WHOLE, SEGMENTS, add_dequantise, add_row, add_unstuff
@@ -15,26 +15,26 @@ from .jpeg_skipping import add_build_skips
 
 
 class Job(NamedTuple):
-    """What the code is told: 64-bit numbers in this order, first addresses, then numbers from ``first`` on.
+    """What the code is told: 64-bit numbers in this order, first of this file, then of all with the same header; see :data:`NUMBERS`.
 
     Attributes:
         file: The file.
-        bytes: Its bytes without stuffing.
-        ends: Of segments.
         state: Of the scan.
+        pixels: The image.
+        bytes: Those of the scan without stuffing.
+        ends: Of segments.
         tables: Of the Huffman codes.
-        order: Zigzag place -> where a coefficient is kept.
-        blocks: Of an MCU.
         coefficients: Of a row of MCUs.
         lasts: The last place of each block.
-        geometry: Where samples are.
         window: For samples.
-        pixels: The image.
-        codes: Of each table: address of its 16 counts and its symbols; 1 for AC.
+        stop: Bytes of the file.
+        order: Zigzag place -> where a coefficient is kept.
+        blocks: Of an MCU.
+        geometry: Where samples are.
+        codes: Of each table: place of its 16 counts and its symbols in the file; 1 for AC.
         parts: Of each component: where it begins among the coefficients; its blocks, or from a plane to the next; address of
             the factors; planes, 0 where blocks lie one after the other.
         first: Bytes of the file before the scan.
-        stop: And of all.
         most_segments: Room for ``ends``.
         table_count: How many.
         block_count: Of an MCU.
@@ -45,21 +45,21 @@ class Job(NamedTuple):
     """
 
     file: Any
+    state: Any
+    pixels: Any
     bytes: Any
     ends: Any
-    state: Any
     tables: Any
-    order: Any
-    blocks: Any
     coefficients: Any
     lasts: Any
-    geometry: Any
     window: Any
-    pixels: Any
+    stop: Any
+    order: Any
+    blocks: Any
+    geometry: Any
     codes: Any
     parts: Any
     first: Any
-    stop: Any
     most_segments: Any
     table_count: Any
     block_count: Any
@@ -69,7 +69,8 @@ class Job(NamedTuple):
     coefficient_count: Any
 
 
-_ADDRESSES = Job._fields.index("first")
+# Not addresses.
+NUMBERS = frozenset(Job._fields[Job._fields.index("first") :]) | {"stop"}
 _CODE_NUMBERS, _PART_NUMBERS = 2, 4
 _DECODE = [POINTER]
 
@@ -104,8 +105,8 @@ def _add_decode(module: Any, is_reduced: bool) -> None:
     function = new_function(module, "jpeg_decode", _DECODE)
     code = Code(function, 1)
     builder = code.builder
-    told = [load(builder, function.args[0], place) for place in range(len(Job._fields))]
-    job = Job(*(builder.inttoptr(field, POINTER) for field in told[:_ADDRESSES]), *told[_ADDRESSES:])
+    told = {name: load(builder, function.args[0], place) for place, name in enumerate(Job._fields)}
+    job = Job(**{name: field if name in NUMBERS else builder.inttoptr(field, POINTER) for name, field in told.items()})
     failed = at(builder, job.state, FAILED)
 
     def require(condition: Any) -> None:
@@ -120,7 +121,7 @@ def _add_decode(module: Any, is_reduced: bool) -> None:
         codes = at(builder, job.codes, builder.mul(number, integer(_CODE_NUMBERS)))
         numbers = LOW_TABLE_NUMBERS if is_reduced else TABLE_NUMBERS
         table = at(builder, job.tables, builder.mul(number, integer(numbers)), WORD)
-        counts, is_ac = builder.inttoptr(load(builder, codes, 0), POINTER), load(builder, codes, 1)
+        counts, is_ac = at(builder, job.file, load(builder, codes, 0), BYTE), load(builder, codes, 1)
         call("jpeg_build_table", counts, table, is_ac, failed)
         require(builder.icmp_signed("==", load(builder, failed, 0), integer(0)))
         if is_reduced:

@@ -1,8 +1,8 @@
 """From batches to what the network reads: float32, mean removed, at one size or at each image's own.
 
 Takes the loader's :class:`~pipeline.records.Batch`; gives :class:`Step`. The resizing itself is done by
-:mod:`~pipeline.images.resize_device` on a GPU, and by :mod:`~pipeline.images.resize_host` where there is none; the way back is
-:mod:`~pipeline.images.seen`.
+:mod:`~pipeline.images.resize_device` on a GPU. Where there is none, the loader's threads have done it, by
+:mod:`~pipeline.images.resize_host`. The way back is :mod:`~pipeline.images.seen`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NativeSize:
     def __call__(self, batch: Batch) -> Iterator[Step]:
         """Gives one image a step, (1, h, w, 3)."""
         for status, pixels in zip(batch.statuses, batch.images, strict=True):
-            if pixels.size:
+            if not status.error:
                 with tf.device(self._device):
                     image = tf.cast(tf.constant(pixels[np.newaxis]), tf.float32) - self._mean
                 yield Step(np.array([status.index], np.int64), image)
@@ -59,20 +59,21 @@ class FixedSize:
 
     Args:
         resize: Batch -> (B, H, W, 3) float32 where the network wants it, mean removed; rows of failed images are of any value.
+            None: the images of batches are that already.
         step_images: Images that the network takes at a time. Every step has this many rows, so that the network's
             arithmetic is the same however many images a batch has. None: all of the batch, where it is the same anyway.
     """
 
-    def __init__(self, resize: Callable[[Batch], Any], step_images: int | None) -> None:
+    def __init__(self, resize: Callable[[Batch], Any] | None, step_images: int | None) -> None:
         self._resize = resize
         self._step_images = step_images
 
     def __call__(self, batch: Batch) -> Iterator[Step]:
         """Gives the images that did not fail, ``step_images`` at a time; the last step is filled up with repeats."""
-        good = np.flatnonzero([image.size for image in batch.images])
+        good = np.flatnonzero([not status.error for status in batch.statuses])
         if not len(good):
             return
-        images = self._resize(batch)
+        images = batch.images if self._resize is None else self._resize(batch)
         indices = np.array([status.index for status in batch.statuses], np.int64)
         count = self._step_images or len(good)
         for first in range(0, len(good), count):

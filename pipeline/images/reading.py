@@ -55,34 +55,57 @@ def read_file(path: str) -> bytes:
         ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
         OSError: It is missing or cannot be read.
     """
-    with open_regular(path) as file:
-        before = os.fstat(file.fileno())
+    # Without a file object, which asks twice as much of the system, and every question may hand Python to another thread.
+    _require_regular(os.stat(path))  # noqa: PTH116 (as below)
+    descriptor = _open(path)
+    try:
+        before = os.fstat(descriptor)
         size = _require_regular(before)
-        # None: a file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
-        data = file.read(size + 1) or b""
-        after = os.fstat(file.fileno())
+        data = _read(descriptor, size + 1)
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
     if len(data) != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
         raise ImageDecodeError("unreadable: the file changed while it was read")
     return data
 
 
-def open_regular(path: str, *, is_image: bool = True) -> BinaryIO:
-    """Opens a file that should be a regular one; whether it still is when it is open, its status tells.
+def open_regular(path: str) -> BinaryIO:
+    """Opens, without a buffer, a file that should be a regular one; whether it still is when it is open, its status tells.
 
     Args:
         path: Of the file.
-        is_image: Whether it is one image, which is read whole and must not be too large; else it is opened without a buffer.
 
     Raises:
-        ImageDecodeError: It is not a regular file, or too large an image.
+        ImageDecodeError: It is not a regular file.
         OSError: It is missing or cannot be opened.
     """
     # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
     # pipe opened without O_NONBLOCK would wait for a writer for ever.
-    info = os.stat(path)  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
-    _require_regular(info) if is_image else _refuse_other_kinds(info)
+    _refuse_other_kinds(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
+    return open(_open(path), "rb", buffering=0)  # noqa: PTH123 (Path.open takes no descriptor)
+
+
+def _open(path: str) -> int:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    return open(os.open(path, flags), "rb", buffering=-1 if is_image else 0)  # noqa: PTH123 (Path.open takes no descriptor)
+    return os.open(path, flags)
+
+
+def _read(descriptor: int, most: int) -> bytes:
+    """Reads until so many bytes are there or the file is at its end."""
+    parts = []
+    while most > 0:
+        try:
+            part = os.read(descriptor, most)
+        except BlockingIOError:
+            # A file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
+            break
+        parts.append(part)
+        most -= len(part)
+        # Most files come at once, but for the byte that should not be there.
+        if not part or most == 1:
+            break
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _require_regular(info: os.stat_result) -> int:

@@ -1,67 +1,51 @@
-"""Resizing and mean subtraction of a whole batch where there is no GPU: vector code, an image a thread.
+"""Resizing and mean subtraction where there is no GPU: vector code, an image a thread.
 
-Takes the loader's :class:`~pipeline.records.Batch`; gives float32 (B, H, W, 3). The same sums as
+Takes an image as decoded; writes float32 into the memory of its batch. The same sums as
 :mod:`~pipeline.images.resize_device`, without the products that its blocks multiply by zero.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import Batch
 from .passes import COLOURS, PADDING, compiled_passes, pass_along_both, pass_along_columns, pass_along_rows
-from .resample import ROWS_AT_ONCE
+from .resample import ROWS_AT_ONCE, hand_over
 from .tables import ResizePlan, ResizeSpec, axis_table, plan_resize
 
 Array = NDArray[np.float32]
 
 
 class HostResize:
-    """Brings the images of a batch to one size and removes the mean colour.
+    """Brings images to one size and removes the mean colour. Safe for any number of threads.
 
     Args:
         spec: Size, mode and filter.
         mean_pixel: (3,) float64, R, G, B in 0..255.
-        threads: That compute.
     """
 
-    def __init__(self, spec: ResizeSpec, mean_pixel: NDArray[np.float64], threads: int) -> None:
+    def __init__(self, spec: ResizeSpec, mean_pixel: NDArray[np.float64]) -> None:
         self._spec = spec
         self._mean = mean_pixel.astype(np.float32)
         compiled_passes()
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="resize")
 
-    def __call__(self, batch: Batch) -> Array:
-        """Gives (B, H, W, 3) float32, mean removed; rows of failed images are zero."""
-        results = np.empty((len(batch), *self._spec.size_px, COLOURS), np.float32)
-        sources = batch.sources_px.tolist()
-        rows = iter(range(len(batch)))
+    def memory(self, count: int) -> Array:
+        """Gives room for so many images, (count, H, W, 3) float32 of whatever values."""
+        return np.empty((count, *self._spec.size_px, COLOURS), np.float32)
 
-        def resize_some() -> None:
-            # Whoever is free takes the next one.
-            for row in rows:
-                image = batch.images[row]
-                if image.size:
-                    self._resize(image.reshape(len(image), -1), plan_resize(*sources[row], self._spec), results[row])
-                else:
-                    results[row].fill(0.0)
-
-        for task in [self._pool.submit(resize_some) for _ in range(min(self._threads, len(batch)))]:
-            task.result()
-        return results
-
-    def _resize(self, pixels: NDArray[np.uint8], plan: ResizePlan, result: Array) -> None:
+    def resize(self, pixels: NDArray[np.uint8], result: Array) -> None:
         """Resizes one image.
 
         Args:
-            pixels: (h, w x 3), what the loader handed over.
-            plan: Of the image.
-            result: (H, W, 3).
+            pixels: (h, w, 3) RGB, as decoded.
+            result: (H, W, 3) RGB, mean removed, zero where the image is padded; written.
         """
+        plan = plan_resize(*pixels.shape[:2], self._spec)
+        handed = hand_over(pixels, self._spec)
+        self._finish(handed.reshape(len(handed), -1), plan, result)
+
+    def _finish(self, pixels: NDArray[np.uint8], plan: ResizePlan, result: Array) -> None:
+        """Resizes what was handed over, (h, w x 3)."""
         height, width = self._spec.size_px
         rows, columns = axis_table(plan.rows, 1), axis_table(plan.columns, 1)
         shown = slice(*(position - plan.rows.offset for position in plan.rows.visible))

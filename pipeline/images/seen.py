@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError
-from ..records import Batch, ImageRecord, ImageStatus
+from ..records import ImageRecord, ImageStatus
 from .decode import decode_image
 from .reading import read_again, words_for
-from .resample import hand_over
 from .resize_host import HostResize
 from .tables import ResizeSpec, dct_reduction
 
@@ -43,8 +42,10 @@ def seen_picture(
     if resize is None:
         return decode_image(data)[0]
     pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
-    batch = Batch((status,), (hand_over(pixels, resize),), np.array([pixels.shape[:2]], np.int32))
-    return restore_image(HostResize(resize, mean_pixel, threads=1)(batch)[0], mean_pixel)
+    resizer = HostResize(resize, mean_pixel)
+    (seen,) = resizer.memory(1)
+    resizer.resize(pixels, seen)
+    return restore_image(seen, mean_pixel)
 
 
 def _read(record: ImageRecord, status: ImageStatus) -> bytes:

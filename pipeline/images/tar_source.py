@@ -80,7 +80,7 @@ class TarSource:
         held = self._open.held
         if held.number != number or held.file is None:
             held.close()
-            held.file, held.number = open_regular(self.paths[number], is_image=False), number
+            held.file, held.number = open_regular(self.paths[number]), number
         data = read_at(held.file, offset, size_bytes)
         # After it was read: a file that is being written to may have had other bytes already.
         info = os.fstat(held.file.fileno())

@@ -90,7 +90,7 @@ def find_in_tar(path: str, key: str, prefix: str) -> ImageRecord:
         TarError: It is none, or damaged.
     """
     found = _Found(with_columns=False)
-    with open_regular(path, is_image=False) as file:
+    with open_regular(path) as file:
         found.scan(file, prefix)
     keys, _ = readable_keys(found.names)
     name = next((name for name in (key, key.removeprefix(f"{prefix}/")) if name in keys), None)
@@ -138,7 +138,7 @@ class _Found:
         """
         what = f"got {path!r}. Expected a tar file of images."
         try:
-            with open_regular(path, is_image=False) as file:
+            with open_regular(path) as file:
                 self.scan(file, prefix)
         except ImageDecodeError as error:
             raise DatasetError(f"data.tar: {error}, {what} Check the path.") from error

@@ -68,8 +68,9 @@ def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], No
 
     manifest = list_folder(Path(photographs))
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
-    resize = FixedSize(HostResize(spec, seeded_weights().mean_pixel, usable_cores()), None)
-    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=usable_cores())
+    resize = FixedSize(None, None)
+    resizer = HostResize(spec, seeded_weights().mean_pixel)
+    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=usable_cores(), resizer=resizer)
     np.save(path, np.concatenate([np.asarray(step.images) for batch in batches for step in resize(batch)]))
     return {}, lambda: None
 

@@ -33,7 +33,6 @@ def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, 
     from pipeline.images.loader import load_batches
     from pipeline.images.manifest import list_folder
     from pipeline.images.preprocess import FixedSize
-    from pipeline.images.resample import hand_over
     from pipeline.images.resize_host import HostResize
     from pipeline.images.tables import ResizeSpec, dct_reduction
 
@@ -42,10 +41,7 @@ def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, 
     prepare_reduced_decoder()
     manifest = list_folder(Path(photographs))
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
-    fixed = FixedSize(HostResize(spec, np.array([123.68, 116.779, 103.939]), usable_cores()), None)
-
-    def reduce(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return hand_over(pixels, spec)
+    resizer, fixed = HostResize(spec, np.array([123.68, 116.779, 103.939])), FixedSize(None, None)
 
     def ratio_for(height: int, width: int) -> int:
         return dct_reduction(height, width, spec)
@@ -56,7 +52,7 @@ def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, 
             np.arange(len(manifest)),
             batch_size=BATCH,
             workers=usable_cores(),
-            reduce=reduce if resize else None,
+            resizer=resizer if resize else None,
             ratio_for=ratio_for if fast else None,
         )
         for batch in loaded:
@@ -144,17 +140,16 @@ def errors(photographs: str) -> tuple[dict[str, Any], Callable[[], None]]:
     import simplejpeg
 
     from pipeline.images.decode import decode_image
-    from pipeline.images.resample import hand_over
     from pipeline.images.resize_host import HostResize
     from pipeline.images.tables import ResizeSpec, dct_reduction
-    from pipeline.records import Batch, ImageStatus
 
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
-    resize = HostResize(spec, np.zeros(3), usable_cores())
+    resizer = HostResize(spec, np.zeros(3))
 
     def resized(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        size_px = np.array([pixels.shape[:2]], np.int32)
-        return np.asarray(resize(Batch((ImageStatus(0, "", 1, 1, 1, ""),), (hand_over(pixels, spec),), size_px)))
+        result = resizer.memory(1)
+        resizer.resize(pixels, result[0])
+        return result
 
     found: dict[str, list[NDArray[np.float32]]] = {"fast": [], "libjpeg": []}
     for path in sorted(Path(photographs).glob("*.jpg"))[:12]:
