@@ -155,21 +155,17 @@ def test_rows_are_those_of_the_manifest_whatever_fails(finished: tuple[Path, Any
 def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
     finished: tuple[Path, Any], images: Path, random_weights: Any
 ) -> None:
-    from pipeline.images.preprocess import FixedSize
-    from pipeline.images.resize_host import HostResize
     from pipeline.images.tables import ResizeSpec
 
-    from .conftest import MEAN_PIXEL
     from .networks import build
-    from .test_resample import batch_of
+    from .test_resample import on_host
 
     run, key = open_run(finished[0]), "class 1/01.jpg"
     with Image.open(images / key) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     spec = ResizeSpec((72, 64), "squash", "bilinear")
-    step = next(FixedSize(HostResize(spec, MEAN_PIXEL, 1), 1)(batch_of([pixels], spec)))
     network = build(random_weights(), ["relu2_1"], (72, 64), convolution="winograd")
-    by_hand = next(np.asarray(values)[0] for _, values in network(step.images))
+    by_hand = next(np.asarray(values)[0] for _, values in network(on_host([pixels], spec)))
     np.testing.assert_array_equal(run["relu2_1"][run.row(key)], by_hand)
 
 

@@ -233,6 +233,31 @@ def test_what_goes_wrong_in_a_callers_function_is_a_failed_row(tmp_path: Path) -
     assert [len(image) for image in batch.images] == [20, 0, 0, 0]
 
 
+def test_images_of_one_size_lie_in_one_array_of_their_batch(tmp_path: Path) -> None:
+    manifest = folder_of(tmp_path, 7)
+    (tmp_path / "001.png").write_bytes(b"none")
+
+    class Corner:
+        def memory(self, count: int) -> NDArray[np.float32]:
+            return np.full((count, 5, 6, 3), np.nan, np.float32)
+
+        def resize(self, pixels: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
+            result[:] = pixels[:5, :6]
+            if pixels.shape[0] == 23:
+                raise ZeroDivisionError("by zero")
+
+    batches = load(manifest, resizer=Corner())
+    assert [batch.images.shape for batch in batches] == [(4, 5, 6, 3), (3, 5, 6, 3)]
+    found = np.concatenate([batch.images for batch in batches])
+    for number in range(7):
+        expected = np.zeros((5, 6, 3)) if number in (1, 3) else photograph(number, 20 + number, 60 - number)[:5, :6]
+        np.testing.assert_array_equal(found[number], expected)
+    failed = {status.index: status.error for batch in batches for status in batch.statuses if status.error}
+    assert failed == {1: "not an image: begins with b'none'", 3: "internal: ZeroDivisionError: by zero"}
+    sources = np.concatenate([batch.sources_px for batch in batches]).tolist()
+    assert sources == [[0, 0] if number == 1 else [20 + number, 60 - number] for number in range(7)]
+
+
 def test_closing_early_stops_the_workers_and_frees_their_images(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 30)
     decoded: list[int] = []

@@ -10,23 +10,20 @@ import pytest
 from PIL import Image
 
 from pipeline.images.decode import decode_image
-from pipeline.images.preprocess import FixedSize
-from pipeline.images.resize_host import HostResize
 from pipeline.images.tables import ResizeSpec
 
 from . import oracle
 from .conftest import MEAN_PIXEL
 from .networks import build
-from .test_resample import batch_of
+from .test_resample import on_host
 
 SPEC = ResizeSpec((224, 224), "squash", "bilinear")
 
 
 def errors_of(path: Path, weights: Any, words: list[str], convolution: str) -> dict[str, float]:
     pixels, _ = decode_image(path.read_bytes(), None)
-    step = next(FixedSize(HostResize(SPEC, MEAN_PIXEL, 1), 1)(batch_of([pixels], SPEC)))
     network = build(weights, words, (224, 224), convolution=convolution)
-    found = {name: np.asarray(values)[0] for name, values in network(step.images)}
+    found = {name: np.asarray(values)[0] for name, values in network(on_host([pixels], SPEC))}
     with Image.open(path) as picture:
         seen = oracle.resize(np.asarray(picture.convert("RGB")), 224, 224, "bilinear") - MEAN_PIXEL
     expected = oracle.forward(seen, weights.kernels, weights.biases, until=list(found)[-1])

@@ -39,7 +39,7 @@ class _Scratch(threading.local):
         """Gives (count,) or more of whatever values, and their address."""
         found = self._arrays.get(name)
         if found is None or len(found[0]) < count:
-            array = np.empty(count, dtype)
+            array: NDArray[Any] = np.empty(count, dtype)
             found = array, array.ctypes.data
             if array.nbytes <= _KEPT_BYTES:
                 self._arrays[name] = found

@@ -15,7 +15,9 @@ from .jpeg_skipping import add_build_skips
 
 
 class Job(NamedTuple):
-    """What the code is told: 64-bit numbers in this order, first of this file, then of all with the same header; see :data:`NUMBERS`.
+    """What the code is told: 64-bit numbers in this order, first of this file, then of all with the same header.
+
+    All but :data:`NUMBERS` are addresses.
 
     Attributes:
         file: The file.
@@ -69,7 +71,6 @@ class Job(NamedTuple):
     coefficient_count: Any
 
 
-# Not addresses.
 NUMBERS = frozenset(Job._fields[Job._fields.index("first") :]) | {"stop"}
 _CODE_NUMBERS, _PART_NUMBERS = 2, 4
 _DECODE = [POINTER]

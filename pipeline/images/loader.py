@@ -7,7 +7,6 @@ neither lost nor reordered.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,9 +59,9 @@ def load_batches(
     """Reads, hashes and decodes these rows, in this order, ahead of the consumer.
 
     At most ``2 * batch_size`` images are decoded and not yet handed over (the batch that is being filled and the one that
-    waits), as large as ``reduce`` leaves them or ``resizer`` makes them; besides, each worker may hold one image at full size, and all those above
-    :data:`LARGE_PIXELS` together no more than one image may have. A worker keeps the memory of large images for the next, up to
-    64 MiB. Closing the generator stops the workers and frees all of this.
+    waits), as large as ``reduce`` leaves or ``resizer`` makes them; besides, each worker may hold one image at full size, and
+    all those above :data:`LARGE_PIXELS` together no more than one image may have. A worker keeps the memory of large images for
+    the next, up to 64 MiB. Closing the generator stops the workers and frees all of this.
 
     The errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``too large``,
     ``internal`` (``reduce``, ``resizer`` or ``ratio_for`` raised something else than an ``ImageError``), or one of
@@ -95,21 +94,21 @@ def load_batches(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
 
     options = tf.data.Options()
-    # A thread of TensorFlow's own that would look for something to tune, where nothing is.
-    options.autotune.enabled = False
+    # A thread of TensorFlow's own that would look for something to tune, and a search for something to rewrite, where nothing is.
+    options.autotune.enabled = options.experimental_optimization.apply_default_optimizations = False
     try:
         for _ in range(workers):
             pool.submit(queue.work)
         # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
         with tf.device("/CPU:0"):
-            places = tf.data.Dataset.range(len(indices)).batch(batch_size)
-            elements = places.with_options(options).as_numpy_iterator()
-        for number in itertools.count():
+            numbers = tf.data.Dataset.range(-(-len(indices) // batch_size))
+            elements = numbers.with_options(options).as_numpy_iterator()
+        while True:
             with tf.device("/CPU:0"):
-                element = next(elements, None)
-            if element is None:
+                number = next(elements, None)
+            if number is None:
                 return
-            yield queue.take(number).batch()
+            yield queue.take(int(number)).batch()
     finally:
         queue.stop()
         ahead.close()

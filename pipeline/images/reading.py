@@ -83,7 +83,7 @@ def open_regular(path: str) -> BinaryIO:
     # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
     # pipe opened without O_NONBLOCK would wait for a writer for ever.
     _refuse_other_kinds(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
-    return open(_open(path), "rb", buffering=0)  # noqa: PTH123 (Path.open takes no descriptor)
+    return open(_open(path), "rb", buffering=0)
 
 
 def _open(path: str) -> int:
