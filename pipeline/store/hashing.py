@@ -19,7 +19,7 @@ from ..vector_code import this_processor
 from .sha256_code import BLOCK_BYTES, ORDER, START, compiled_sha256, has_instructions
 
 # Large enough that hashing runs outside the interpreter's lock for nearly all of its time.
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 22
 # Smaller files are hashed before the code would be made, in a fortieth of a second.
 SMALL_BYTES = 1 << 24
 
@@ -48,14 +48,15 @@ def written_digest(path: Path) -> str:
     """
     # The main thread may be interrupted anywhere, by Ctrl-C, so nothing of another thread's is left to it.
     alone = threading.current_thread() is threading.main_thread()
-    if alone or path.stat().st_size < SMALL_BYTES or not _is_fast():
+    if alone or path.stat().st_size < SMALL_BYTES or not pairs_pay():
         return file_digest(path)
     with path.open("rb", buffering=0) as file:
         return _pairs.digest(_Hashed(file))
 
 
 @functools.cache
-def _is_fast() -> bool:
+def pairs_pay() -> bool:
+    """Tells whether this processor hashes two files in the time of one."""
     return has_instructions(this_processor())
 
 

@@ -28,7 +28,7 @@ class Progress:
         cutters: Layer -> where its rows are cut, for layers of fixed shape.
         parts: (layer, row) -> band -> (CRC-32, bytes). Threads finish the bands of a row in any order.
         tallies: Layer -> what has been gathered of its values.
-        pieces_waiting: Chunks on their way to the disk; guarded by the writer's lock, as is ``all_put``.
+        tasks_waiting: Chunks on their way to the disk, some together; guarded by the writer's lock, as is ``all_put``.
         all_put: Nothing more will come, and nobody has taken it for finishing yet.
         broken: Some of it could not be encoded or written; it is to be dropped.
     """
@@ -42,7 +42,7 @@ class Progress:
         }
         self.parts: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
         self.tallies = {feature.layer.name: Tally(feature.layer.channels) for feature in features}
-        self.pieces_waiting = 0
+        self.tasks_waiting = 0
         self.all_put = False
         self.broken = False
         self._statuses: list[ImageStatus | None] = [None] * shard.rows

@@ -96,12 +96,20 @@ class ShardFile:
         """Gives the dataset of a layer of fixed shape."""
         return self._nodes[layer]
 
-    def write(self, dataset: h5py.Dataset, offset: Shape4, data: bytes | NDArray[np.uint8]) -> None:
-        """Stores a ready chunk."""
+    def locate(self, dataset: h5py.Dataset, offset: Shape4, data: bytes | NDArray[np.uint8]) -> int | None:
+        """Gives where in the file a ready chunk is to be written by :meth:`write`; None where it has been. A thread at a time."""
         try:
             with phil:
                 # A dataset of native size has no axis of images.
-                dataset.id.write_direct_chunk(offset[-len(dataset.shape) :], data)
+                return self._bytes.locate(data, lambda: dataset.id.write_direct_chunk(offset[-dataset.id.rank :], data))
+        except disk.HDF5_ERRORS as error:
+            raise disk.write_error(self._partial, error) from error
+
+    def write(self, place: int | None, data: bytes | NDArray[np.uint8]) -> None:
+        """Writes a ready chunk to the place that it has got; threads may do that at the same time."""
+        try:
+            if place is not None:
+                self._bytes.write_at(data, place)
             self._bytes.check()
         except disk.HDF5_ERRORS as error:
             raise disk.write_error(self._partial, error) from error

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class SteadyFile(io.FileIO):
@@ -26,6 +31,9 @@ class SteadyFile(io.FileIO):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w+")
         self._refusal: BaseException | None = None
+        # Bytes that are not to be written yet: where they are in memory, how many; and where HDF5 wants them in the file.
+        self._awaited: tuple[int, int] | None = None
+        self._place: int | None = None
 
     def hide_refusals(self) -> None:
         """Hides from HDF5 what the disk refuses from now on.
@@ -45,6 +53,35 @@ class SteadyFile(io.FileIO):
         if self._refusal is not None:
             raise self._refusal
 
+    def locate(self, data: bytes | NDArray[np.uint8], store: Callable[[], Any]) -> int | None:
+        """Has HDF5 find a place for a chunk. One thread at a time.
+
+        Args:
+            data: The chunk.
+            store: Gives it to HDF5.
+
+        Returns:
+            Where :meth:`write_at` is to write it; None where HDF5 has written it already.
+        """
+        # HDF5 hands a ready chunk through from where it is.
+        self._awaited = _whereabouts(data) if hasattr(os, "pwrite") else None
+        self._place = None
+        try:
+            store()
+        finally:
+            self._awaited = None
+        return self._place
+
+    def write_at(self, data: bytes | NDArray[np.uint8], place: int) -> None:
+        """Writes a chunk to its place, while other threads are in HDF5 or write others; what is refused, :meth:`check` says."""
+        rest = memoryview(data)  # type: ignore[arg-type]
+        try:
+            while rest and self._refusal is None:
+                count = os.pwrite(self.fileno(), rest, place)
+                rest, place = rest[count:], place + count
+        except BaseException as error:
+            self._refusal = error
+
     def __del__(self) -> None:
         # Ctrl-C can take a file away from its writer before anybody knows of it; no reason for a warning.
         with contextlib.suppress(OSError):
@@ -53,6 +90,9 @@ class SteadyFile(io.FileIO):
     def _write(self, data: Any) -> int:
         rest = memoryview(data)
         size_bytes = len(rest)
+        if self._awaited is not None and _whereabouts(rest) == self._awaited:
+            self._place = self.tell()
+            return size_bytes
         try:
             # The system may take a part only, up to a limit for instance.
             while rest and self._refusal is None:
@@ -68,3 +108,8 @@ class SteadyFile(io.FileIO):
         except BaseException as error:
             self._refusal = error
         return size or 0
+
+
+def _whereabouts(data: Any) -> tuple[int, int]:
+    values = np.frombuffer(data, np.uint8)
+    return int(values.ctypes.data), len(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format, gathering, remote
-from .cutter import Cutter, Piece
+from . import codec, disk, format, gathering, hashing, remote
+from .cutter import Cutter, Piece, grouped
 from .digests import Digests
 from .progress import Progress
 from .publication import Publisher
@@ -27,6 +27,9 @@ from .shard import ShardFile
 # first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
 WAITING_ROWS = 256
 LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
+
+# Pieces that one thread is given at a time: to take them one by one costs as much as to look at a megabyte.
+TASK_BYTES = 1 << 22
 
 # Shards that are hashed, synced and named at the same time; as many wait for it, at most, in the system's cache.
 MOST_FINISHERS = 4
@@ -83,16 +86,20 @@ class Writer:
         row_bytes = format.row_bytes(spec.features, "float32") if all(self._shapes.values()) else WAITING_BYTES
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
         self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
+        # So that there is something for every thread, and nearly always for all twice.
+        self._task_bytes = min(TASK_BYTES, self._waiting_bytes // (4 * max(1, workers)))
         self._bytes_waiting = 0
         self._finishing, self._most_finishing = 0, disk.most_finishing(folder, MOST_FINISHERS)
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self.expect(shards)
-        self._writing = threading.Lock()
+        self._locating = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since two
         # are hashed in the time of one. With one worker they are finished in order.
         self._finishers = ThreadPoolExecutor(MOST_FINISHERS if workers > 1 else 1, "finish")
+        self._finished_together = 2 if workers > 1 and hashing.pairs_pay() else 1
+        self._whole: list[Progress] = []
 
     def expect(self, shards: Sequence[ShardSpec]) -> None:
         """Takes it that these are to be made too; before anything of them is put."""
@@ -132,13 +139,11 @@ class Writer:
     def _put_rows(self, progress: Progress, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         assert values.shape[1:] == self._shapes[layer] or self._shapes[layer] is None, f"{layer} has shape {values.shape}"
         if layer in progress.cutters:
-            for piece in progress.cutters[layer].put(rows, values):
-                self._submit(progress, layer, piece, progress.file.dataset(layer))
+            self._submit(progress, layer, progress.cutters[layer].put(rows, values), progress.file.dataset(layer))
             return
         for place, row in enumerate(rows.tolist()):
             dataset, chunk = progress.file.add_native(layer, row, values.shape[1:])
-            for piece in Cutter(chunk).put(rows[place : place + 1], values[place : place + 1]):
-                self._submit(progress, layer, piece, dataset)
+            self._submit(progress, layer, Cutter(chunk).put(rows[place : place + 1], values[place : place + 1]), dataset)
 
     def _progress(self, number: int) -> Progress:
         if number not in self._open:
@@ -149,37 +154,42 @@ class Writer:
             self._open[number] = Progress(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
         return self._open[number]
 
-    def _submit(self, progress: Progress, layer: str, piece: Piece, dataset: Any) -> None:
-        size_bytes = piece.values.nbytes
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._error or not self._bytes_waiting or self._bytes_waiting + size_bytes <= self._waiting_bytes
-            )
-            self.check()
-            self._bytes_waiting += size_bytes
-            progress.pieces_waiting += 1
-        self._encoders.submit(self._store, progress, layer, piece, dataset)
+    def _submit(self, progress: Progress, layer: str, pieces: Iterable[Piece], dataset: Any) -> None:
+        """Has pieces of one dataset stored, some at a time."""
+        for some in grouped(pieces, self._task_bytes):
+            size_bytes = sum(piece.values.nbytes for piece in some)
+            with self._changed:
+                while not (self._error or not self._bytes_waiting or self._bytes_waiting + size_bytes <= self._waiting_bytes):
+                    self._changed.wait()
+                self.check()
+                self._bytes_waiting += size_bytes
+                progress.tasks_waiting += 1
+            self._encoders.submit(self._store, progress, layer, some, size_bytes, dataset)
 
-    def _store(self, progress: Progress, layer: str, piece: Piece, dataset: Any) -> None:
+    def _store(self, progress: Progress, layer: str, pieces: Sequence[Piece], size_bytes: int, dataset: Any) -> None:
         def work() -> None:
             started = time.perf_counter()
-            data, raw_bytes = self._encode(progress, layer, piece)
+            encoded = [self._encode(progress, layer, piece) for piece in pieces]
             encode_seconds = time.perf_counter() - started
             # HDF5 lets one thread in at a time. Waiting for it is nobody's work, so the clock starts after.
-            with self._writing:
+            with self._locating:
                 started = time.perf_counter()
-                progress.file.write(dataset, piece.offset, data)
-                write_seconds = time.perf_counter() - started
+                places = [
+                    progress.file.locate(dataset, piece.offset, data) for piece, (data, _) in zip(pieces, encoded, strict=True)
+                ]
+            for place, (data, _) in zip(places, encoded, strict=True):
+                progress.file.write(place, data)
+            write_seconds = time.perf_counter() - started
             with self._changed:
-                self.bytes_raw += raw_bytes
-                self.bytes_stored += len(data)
+                self.bytes_raw += sum(raw_bytes for _, raw_bytes in encoded)
+                self.bytes_stored += sum(len(data) for data, _ in encoded)
                 self.encode_seconds += encode_seconds
                 self.write_seconds += write_seconds
 
         self._guarded(progress, work)
         with self._changed:
-            self._bytes_waiting -= piece.values.nbytes
-            progress.pieces_waiting -= 1
+            self._bytes_waiting -= size_bytes
+            progress.tasks_waiting -= 1
             self._hand_over(progress)
             self._changed.notify_all()
 
@@ -205,8 +215,7 @@ class Writer:
         if not progress.complete:
             return
         for layer, cutter in progress.cutters.items():
-            for piece in cutter.flush():
-                self._submit(progress, layer, piece, progress.file.dataset(layer))
+            self._submit(progress, layer, cutter.flush(), progress.file.dataset(layer))
         with self._changed:
             progress.all_put = True
             self._finishing += 1
@@ -214,9 +223,14 @@ class Writer:
 
     def _hand_over(self, progress: Progress) -> None:
         """Finishes a shard of which all has been written; called with the lock held, by whoever sees that first."""
-        if progress.all_put and not progress.pieces_waiting and not progress.broken:
+        if progress.all_put and not progress.tasks_waiting and not progress.broken:
             progress.all_put = False
-            self._finishers.submit(self._finish, progress)
+            self._whole.append(progress)
+        # Two are hashed in the time of one: a shard waits for the next, as long as there is other work.
+        if len(self._whole) >= self._finished_together or not self._bytes_waiting:
+            for whole in self._whole:
+                self._finishers.submit(self._finish, whole)
+            self._whole.clear()
 
     def _finish(self, progress: Progress) -> None:
         def work() -> None:
