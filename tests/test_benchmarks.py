@@ -42,7 +42,7 @@ def test_sides_are_measured_in_turns_and_the_ratio_is_the_median_of_the_turns_ow
 
     ours, rival = iter([10.0, 4.0, 9.0]), iter([5.0, 4.0, 3.0])
     figures = interleave({"ours": lambda: side("ours", ours), "rival": lambda: side("rival", rival)}, 3)
-    assert called == ["ours", "rival"] * 3
+    assert called == ["ours", "rival", "rival", "ours", "ours", "rival"]
     assert figures == {"ours": [10.0, 4.0, 9.0], "rival": [5.0, 4.0, 3.0]}
     assert Line("a rate", "1/s", figures["ours"], figures["rival"]).ratio == 2.0
     assert Line("a time", "s", figures["ours"], figures["rival"], more_is_better=False).ratio == 0.5

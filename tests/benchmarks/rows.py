@@ -112,7 +112,9 @@ def missing(modules: Sequence[str]) -> str:
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """Measures every side once a turn, one after the other (A B C A B C ...), so that a slow minute falls on all of them.
+    """Measures every side once a turn, so that a slow minute falls on all of them; forwards and backwards (A B C C B A ...).
+
+    Else one side would always come after another that leaves caches full, or memory that a virtual machine has to ask for again.
 
     Args:
         sides: Name -> what measures it once.
@@ -122,7 +124,7 @@ def interleave(sides: Mapping[str, Callable[[], float]], turns: int) -> dict[str
         Name -> one figure a turn.
     """
     figures: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(turns):
-        for name, measure in sides.items():
-            figures[name].append(measure())
+    for turn in range(turns):
+        for name in reversed(sides) if turn % 2 else sides:
+            figures[name].append(sides[name]())
     return figures
