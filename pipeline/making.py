@@ -72,7 +72,8 @@ class _Begun:
         self.first = next(batches, None)
 
     def __iter__(self) -> Iterator[Batch]:
-        batch = self.first
+        # Let go: a batch of a group would be in memory as long as the group.
+        batch, self.first = self.first, None
         while batch is not None:
             self.rows_left -= len(batch)
             yield batch

@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 STAGES: dict[str, str] = {
     "list": "listing the images",
     "start": "loading TensorFlow and the weights",
-    "read": "waiting for images to be read, decoded, on a CPU resized: faster disk, more runtime.workers, data.decode=fast",
+    "read": "waiting for images (on a CPU resized too): faster disk, more runtime.workers; at a fixed size data.decode=fast",
     "preprocess": "resizing on the device: a smaller data.size",
     "network": "the network itself: a GPU, an earlier layer, a smaller data.size",
     "store": "waiting for features to be encoded and written: faster disk, more runtime.workers, output.dtype=float16",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.images import decode
+from pipeline.images import decode, jpeg_header
 from pipeline.images.decode import decode_image
 from pipeline.images.jpeg_header import read_header
 
@@ -98,10 +98,24 @@ def test_a_damaged_file_comes_to_the_same_with_and_without_the_short_look(data: 
         how = data.draw(st.sampled_from(["change", "put in", "take out"]))
         damaged[place : place + (how != "put in")] = b"" if how == "take out" else bytes([value])
     file = bytes(damaged)
+    # Remembered or not.
+    assert [read_header(file) for _ in range(2)] == [jpeg_header._read(file)] * 2
     with_it = outcome(file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode, "read_header", lambda data: None)
         assert outcome(file) == with_it
+
+
+def test_headers_that_are_remembered_are_short_and_their_own() -> None:
+    jpeg_header._read_known.cache_clear()
+    thumbnail = with_segment(0xE1, b"Exif\x00\x00" + jpeg(PICTURE.resize((8, 8)))[:900])
+    long = with_segment(0xFE, bytes(5000))
+    coarse = jpeg(quality=5)
+    for data in (jpeg(), thumbnail, long, coarse, jpeg(), coarse):
+        assert read_header(data) == jpeg_header._read(data) is not None
+    known = jpeg_header._read_known.cache_info()
+    assert (known.hits, known.currsize) == (2, 3)  # Up to the thumbnail's scan there is no whole header.
+    assert [part.factors for part in read_header(coarse).components] != [part.factors for part in read_header(jpeg()).components]
 
 
 def test_an_image_that_is_put_to_pillow_too_is_admitted_once() -> None:

@@ -233,6 +233,18 @@ def test_what_goes_wrong_in_a_callers_function_is_a_failed_row(tmp_path: Path) -
     assert [len(image) for image in batch.images] == [20, 0, 0, 0]
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+def test_a_file_system_that_gives_a_part_at_a_time_gives_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    read = os.read
+    monkeypatch.setattr(reading.os, "read", lambda descriptor, most: read(descriptor, min(most, at_once)))
+    for size in (0, 1, 6, 7, 8, 1000):
+        (tmp_path / "file").write_bytes(bytes(range(256)) * 4)
+        os.truncate(tmp_path / "file", size)
+        assert reading.read_file(str(tmp_path / "file")) == (bytes(range(256)) * 4)[:size]
+
+
 def test_images_of_one_size_lie_in_one_array_of_their_batch(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 7)
     (tmp_path / "001.png").write_bytes(b"none")

@@ -88,13 +88,21 @@ def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "_picture", lambda path, sha256: (None, "no picture: file not found"))
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> tuple[Path, RunSpec]:
-    folder, spec = tmp_path / "run <x>", full_spec()
-    write_run(folder, spec, failed=[2, 5])
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run without a report, to be copied."""
+    folder = tmp_path_factory.mktemp("written") / "run"
+    write_run(folder, full_spec(), failed=[2, 5])
     write_companions(folder)
     Digests(folder).drop(["report.json"])
     (folder / "report.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def run(written: Path, tmp_path: Path) -> tuple[Path, RunSpec]:
+    folder, spec = tmp_path / "run <x>", full_spec()
+    shutil.copytree(written, folder)
     look_at_reports(folder, spec, is_unchanged=False).write(make_report(folder, spec))
     return folder, spec
 

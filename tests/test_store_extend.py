@@ -217,8 +217,13 @@ def test_a_stopped_run_is_finished_from_its_own_list_and_extended_in_one_go(tmp_
     assert everything(tmp_path / "1") == everything(tmp_path / "2") == everything(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("existing", ["resume", "extend"])
-@pytest.mark.parametrize("shards", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("shards", "existing"),
+    [
+        *((0, "resume"), (1, "extend"), (2, "resume"), (3, "extend")),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, "extend"), (1, "resume"), (2, "extend"), (3, "resume"))),
+    ],
+)
 def test_a_stopped_extension_goes_on_to_the_same_bits(tmp_path: Path, shards: int, existing: str) -> None:
     for name in ("whole", "stopped"):
         run(tmp_path / name, spec_of("bdf"))

@@ -125,8 +125,13 @@ def test_of_an_extension_with_no_more_than_a_list_all_shards_are_missing(tmp_pat
     sums_are_right(tmp_path)
 
 
-@pytest.mark.parametrize("existing", ["resume", "extend"])
-@pytest.mark.parametrize("name", [OLD[0], NEW[1]])
+@pytest.mark.parametrize(
+    ("name", "existing"),
+    [
+        *((OLD[0], "resume"), (NEW[1], "extend")),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((OLD[0], "extend"), (NEW[1], "resume"))),
+    ],
+)
 def test_repair_removes_the_damaged_shard_of_any_part_and_the_same_bits_are_made_again(
     extended: Path, tmp_path: Path, name: str, existing: str
 ) -> None:

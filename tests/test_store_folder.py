@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,14 @@ def test_digests_are_not_written_through_a_link(tmp_path: Path, name: str) -> No
     assert outside.read_text() == "precious"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("written") / "run"
+    write_run(folder, make_spec())
+    return folder
+
+
 @pytest.mark.parametrize("existing", ["resume", "extend", "replace"])
 @pytest.mark.parametrize(
     "name",
@@ -199,10 +208,10 @@ def test_digests_are_not_written_through_a_link(tmp_path: Path, name: str) -> No
 )
 @pytest.mark.parametrize("kind", ["link to a file", "link to nothing", "folder"])
 def test_a_link_or_a_folder_under_a_name_that_the_run_needs_is_refused(
-    tmp_path: Path, kind: str, name: str, existing: str
+    written: Path, tmp_path: Path, kind: str, name: str, existing: str
 ) -> None:
     folder, outside = tmp_path / "run", tmp_path / "outside"
-    write_run(folder, make_spec())
+    shutil.copytree(written, folder)
     (folder / "shards/shard-00001-of-00003.h5").unlink()
     (folder / name).unlink(missing_ok=True)
     if kind == "folder":

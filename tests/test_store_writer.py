@@ -180,14 +180,14 @@ def test_workers_and_batches_change_no_bit(tmp_path: Path) -> None:
 
 
 def test_many_threads_write_while_others_read(tmp_path: Path) -> None:
-    spec = make_spec(200, {"a": (3, 3, 20), "b": (80, 80, 3)}, images_per_shard=10, compression="none")
+    spec = make_spec(100, {"a": (3, 3, 20), "b": (80, 80, 3)}, images_per_shard=5, compression="none")
     done = write_run(tmp_path / "done", spec)
     run, stop, errors = open_run(tmp_path / "done"), threading.Event(), []
 
     def read() -> None:
         try:
             while not stop.is_set():
-                for row in range(0, 200, 7):
+                for row in range(0, 100, 7):
                     np.testing.assert_array_equal(run["b"][row], done["b"][row])
         except BaseException as error:
             errors.append(error)

@@ -136,7 +136,29 @@ def test_a_shard_waits_for_the_next_as_long_as_there_is_other_work(tmp_path: Pat
     assert len(shards_in(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("most", [1, 2])
+def test_a_shard_that_waits_for_another_is_kept_when_a_run_is_stopped(tmp_path: Path) -> None:
+    spec = make_spec(rows=3, images_per_shard=1)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 2)
+        # As an interrupt leaves it between a task's being counted and its being there.
+        writer._bytes_waiting = 1
+        put_rows(writer, [0], make_values(spec), make_statuses(spec))
+        writer.abort()
+    assert names_in(tmp_path) == ["shard-00000-of-00003.h5"]
+
+
+def test_at_an_address_where_few_shards_may_wait_each_is_finished_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "most_finishing", lambda *arguments: disk.SHARDS_FINISHING)
+    spec = make_spec(rows=3, images_per_shard=1)
+    with open_folder(tmp_path, spec, "fail") as folder:
+        writer = Writer(tmp_path, spec, folder.missing, 2)
+        writer._bytes_waiting = 1
+        put_rows(writer, [0], make_values(spec), make_statuses(spec))
+        wait_for(lambda: len(shards_in(tmp_path)) == 1)
+        writer.abort()
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
 def test_where_few_shards_may_wait_none_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(disk, "most_finishing", lambda *arguments: most)
     spec = make_spec(rows=30, images_per_shard=1)

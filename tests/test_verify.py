@@ -115,11 +115,16 @@ def test_repair_is_refused_while_a_run_writes_the_folder(copy: Path) -> None:
 
 WRONG = [
     (["rum=x"], "rum: there is no such option, got 'rum'. Expected one of: run. Run `python -m pipeline.verify --help` for all."),
-    (["run=x", "repare=true"], "repare: there is no such option, got 'repare'. Expected one of: repair. "),
-    (["run=x", "+extra=3"], "extra: there is no such option, got 'extra'. Expected one of: run, repair. "),
-    (["run=x", "data.dir=y"], "data"),
-    (["run=x", "repair"], "command line: "),
     ([], "run: no run was named, got None. Expected a run folder. "),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            (["run=x", "repare=true"], "repare: there is no such option, got 'repare'. Expected one of: repair. "),
+            (["run=x", "+extra=3"], "extra: there is no such option, got 'extra'. Expected one of: run, repair. "),
+            (["run=x", "data.dir=y"], "data"),
+            (["run=x", "repair"], "command line: "),
+        )
+    ),
 ]
 
 
@@ -179,7 +184,9 @@ def test_a_missing_run_is_one_line_and_exit_code_1(folder: Path) -> None:
     assert list(folder.parent.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("kind", ["file", "pipe", "link to nothing", "too long", "empty"])
+@pytest.mark.parametrize(
+    "kind", ["pipe", "empty", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("file", "link to nothing", "too long"))]
+)
 def test_what_is_no_run_folder_is_one_line_and_exit_code_1(kind: str, tmp_path: Path) -> None:
     path, words = tmp_path / "run", "not a run folder, got a file, a pipe or a device. Expected the folder that"
     if kind == "file":

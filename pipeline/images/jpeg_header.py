@@ -89,9 +89,10 @@ def read_header(data: bytes) -> Header | None:
         data: The whole file.
     """
     scan = data.find(_START_OF_SCAN, 0, _LONGEST_KNOWN)
-    if scan > 0:
+    length = scan + len(_START_OF_SCAN) + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    if scan > 0 and length <= _LONGEST_KNOWN:
         # Up to here, unless that is a thumbnail's; what is no whole header is none.
-        header = _read_known(data[: scan + len(_START_OF_SCAN) + int.from_bytes(data[scan + 2 : scan + 4], "big")])
+        header = _read_known(data[:length])
         if header is not None:
             return header
     return _read(data)

@@ -90,13 +90,13 @@ def load_batches(
     def begin(wanted: NDArray[np.int64]) -> _Filling:
         return _Filling(wanted.tolist(), ahead.begin(wanted.tolist()), load)
 
-    queue = BatchQueue(indices, batch_size, begin)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
-
+    queue: BatchQueue[_Filling] | None = None
     options = tf.data.Options()
     # A thread of TensorFlow's own that would look for something to tune, and a search for something to rewrite, where nothing is.
     options.autotune.enabled = options.experimental_optimization.apply_default_optimizations = False
     try:
+        queue = BatchQueue(indices, batch_size, begin)
         for _ in range(workers):
             pool.submit(queue.work)
         # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
@@ -110,7 +110,8 @@ def load_batches(
                 return
             yield queue.take(int(number)).batch()
     finally:
-        queue.stop()
+        if queue is not None:
+            queue.stop()
         ahead.close()
         pool.shutdown(wait=False)
 

@@ -52,7 +52,7 @@ class NativeSize:
 
 
 class FixedSize:
-    """Brings the images of a batch to one size and removes the mean colour, a batch at a time.
+    """Has the images of a batch brought to one size, without the mean colour, a batch at a time, unless the loader has done it.
 
     Row i of the result depends on image i alone: neither its neighbours nor the size of the batch change a bit of it.
     A pixel is within 1 grey level of Pillow's ``resize`` with the same filter, before Pillow rounds.

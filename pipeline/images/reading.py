@@ -92,20 +92,19 @@ def _open(path: str) -> int:
 
 
 def _read(descriptor: int, most: int) -> bytes:
-    """Reads until so many bytes are there or the file is at its end."""
-    parts = []
-    while most > 0:
-        try:
-            part = os.read(descriptor, most)
-        except BlockingIOError:
-            # A file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
-            break
-        parts.append(part)
-        most -= len(part)
-        # Most files come at once, but for the byte that should not be there.
-        if not part or most == 1:
-            break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    """Reads a file from its beginning until so many bytes are there or it is at its end."""
+    try:
+        data = os.read(descriptor, most)
+    except BlockingIOError:
+        # A file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
+        return b""
+    # Most files come at once, but for the byte that should not be there.
+    if len(data) >= most - 1:
+        return data
+    del data
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(most) or b""
 
 
 def _require_regular(info: os.stat_result) -> int:

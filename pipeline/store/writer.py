@@ -98,7 +98,9 @@ class Writer:
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since two
         # are hashed in the time of one. With one worker they are finished in order.
         self._finishers = ThreadPoolExecutor(MOST_FINISHERS if workers > 1 else 1, "finish")
-        self._finished_together = 2 if workers > 1 and hashing.pairs_pay() else 1
+        # One that waits counts among those that may: where these are few, it would keep others from being begun.
+        is_paired = workers > 1 and self._most_finishing > 2 and hashing.pairs_pay()
+        self._finished_together = 2 if is_paired else 1
         self._whole: list[Progress] = []
 
     def expect(self, shards: Sequence[ShardSpec]) -> None:
@@ -228,9 +230,12 @@ class Writer:
             self._whole.append(progress)
         # Two are hashed in the time of one: a shard waits for the next, as long as there is other work.
         if len(self._whole) >= self._finished_together or not self._bytes_waiting:
-            for whole in self._whole:
-                self._finishers.submit(self._finish, whole)
-            self._whole.clear()
+            self._finish_whole()
+
+    def _finish_whole(self) -> None:
+        """Finishes the shards that wait for it; an interrupt in between leaves none behind and none twice."""
+        while self._whole:
+            self._finishers.submit(self._finish, self._whole.pop(0))
 
     def _finish(self, progress: Progress) -> None:
         def work() -> None:
@@ -289,6 +294,8 @@ class Writer:
     def abort(self) -> None:
         """Drops what is unfinished, leaving no partial file behind; shards of which all has come are finished first."""
         self._encoders.shutdown(wait=True)
+        # An interrupt can come between a task's being counted and its being there.
+        self._finish_whole()
         self._finishers.shutdown(wait=True)
         for progress in self._open.values():
             progress.file.drop()
