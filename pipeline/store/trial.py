@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ..records import FeatureBatch, ImageStatus, RunSpec
 from . import codec, format, gathering
 from .cutter import Cutter, Piece
-from .writer import WAITING_BYTES, value_error
+from .unstorable import value_error
+from .writer import WAITING_BYTES
 
 
 class Trial:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NetworkError, StoreError
+from ..errors import StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format, gathering, hashing, remote
 from .cutter import Cutter, Piece, grouped
@@ -22,6 +22,7 @@ from .digests import Digests
 from .progress import Progress
 from .publication import Publisher
 from .shard import ShardFile
+from .unstorable import value_error
 
 # What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
 # first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
@@ -304,17 +305,3 @@ class Writer:
         for shard in self._unfinished.values():
             with suppress(OSError):
                 disk.partial_path(self._folder / format.SHARD_FOLDER / shard.file_name, self._mark).unlink()
-
-
-def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
-    """Gives the one line for a row with a value that cannot be stored."""
-    got = codec.first_unstorable(values, spec.dtype)
-    where = f"{spec.manifest.keys[index]}: layer {layer}"
-    if np.isfinite(got):
-        return NetworkError(
-            f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
-            f"Use output.dtype=float32."
-        )
-    return NetworkError(
-        f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
-    )
