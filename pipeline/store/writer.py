@@ -29,7 +29,7 @@ from .unstorable import value_error
 WAITING_ROWS = 256
 LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
 
-# Pieces that one thread is given at a time: to take them one by one costs as much as to look at a megabyte.
+# Of pieces that one thread is given at a time: of small ones many, not each as a task of its own.
 TASK_BYTES = 1 << 22
 
 # Shards that are hashed, synced and named at the same time; as many wait for it, at most, in the system's cache.
