@@ -2,84 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+import inspect
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from .records import Batch, FeatureBatch, ImageStatus, Sink
 from .report import Stopwatch
 
-# Layer, rows of the run, activations on the device.
-Activations = tuple[str, NDArray[np.int64], Any]
-
-
-class Step(Protocol):
-    """Some images of one batch, ready for the network."""
-
-    @property
-    def indices(self) -> NDArray[np.int64]:
-        """(n,) rows of the run."""
-
-    @property
-    def images(self) -> Any:
-        """(m, H, W, 3) float32 on the device, m >= n."""
+Item = TypeVar("Item")
 
 
 def extract(
-    batches: Iterable[Batch],
-    preprocess: Callable[[Batch], Iterable[Step]],
-    network: Callable[[Any], Iterable[tuple[str, Any]]],
+    batches: Iterator[Batch],
+    compute: Callable[[Batch], Iterable[FeatureBatch]],
     sink: Sink,
     watch: Stopwatch,
     done: Callable[[Sequence[ImageStatus]], None],
     *,
-    asynchronous: bool,
+    in_flight: int,
 ) -> None:
     """Runs every batch through the stages. Every image gets one status; one that did not fail gets features of each layer.
 
     Args:
         batches: From the loader, in the order of the manifest.
-        preprocess: Gives the good images of a batch, some at a time.
-        network: Gives (layer, activations on the device), one layer after the other, computed when asked for.
+        compute: Gives the features of a batch's good images, one layer after the other, computed when asked for.
         sink: Takes statuses and features.
         watch: Gets the seconds of each stage.
         done: Told of every batch when its features have been handed over; may raise to stop the run.
-        asynchronous: Whether the device computes while the host goes on, as a GPU does: then activations are fetched after the
-            next ones have been asked for. On a CPU that would only keep one layer more in memory.
+        in_flight: Batches on the device at a time: while one is uploaded, another is computed and a third is fetched. Each then
+            holds the features of all its layers. With 1, a layer is handed over before the next one is computed.
     """
-    for batch in watch.over(batches, "read"):
+    for batch, layers in _computed(watch.over(in_thread(batches), "read"), compute, watch, in_flight):
         with watch.stage("store"):
             sink.put_statuses(batch.statuses)
-        activations = _activations(batch, preprocess, network, watch)
-        for layer, indices, values in _one_behind(activations) if asynchronous else activations:
-            with watch.stage("network"):
-                # No copy where the device is the CPU. Rows past the last index only filled up the step.
-                fetched = np.asarray(values)[: len(indices)]
+        for features in watch.over(layers, "network"):
             with watch.stage("store"):
-                sink.put_features(FeatureBatch(layer, indices, fetched))
+                sink.put_features(features)
             # A large layer must not wait in memory for the next one to be computed.
-            del values, fetched
+            del features
         done(batch.statuses)
 
 
-def _activations(
-    batch: Batch,
-    preprocess: Callable[[Batch], Iterable[Step]],
-    network: Callable[[Any], Iterable[tuple[str, Any]]],
-    watch: Stopwatch,
-) -> Iterator[Activations]:
-    for step in watch.over(preprocess(batch), "preprocess"):
-        for layer, values in watch.over(network(step.images), "network"):
-            yield layer, step.indices, values
+def _computed(
+    batches: Iterable[Batch], compute: Callable[[Batch], Iterable[FeatureBatch]], watch: Stopwatch, in_flight: int
+) -> Iterator[tuple[Batch, Iterable[FeatureBatch]]]:
+    """Gives each batch with its features, in order."""
+    if in_flight == 1:
+        for batch in batches:
+            yield batch, compute(batch)
+        return
+    waiting: deque[tuple[Batch, Future[list[FeatureBatch]]]] = deque()
+
+    def first() -> tuple[Batch, list[FeatureBatch]]:
+        batch, future = waiting.popleft()
+        with watch.stage("network"):
+            return batch, future.result()
+
+    with ThreadPoolExecutor(in_flight, "device") as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(lambda batch: list(compute(batch)), batch)))
+            if len(waiting) == in_flight:
+                yield first()
+        while waiting:
+            yield first()
 
 
-def _one_behind(activations: Iterable[Activations]) -> Iterator[Activations]:
-    waiting: Activations | None = None
-    for following in activations:
-        if waiting is not None:
-            yield waiting
-        waiting = following
-    if waiting is not None:
-        yield waiting
+def in_thread(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Takes items in another thread: whoever waits for one in the main thread hears Ctrl-C at once, and not when it is there."""
+    pool = ThreadPoolExecutor(1, "load")
+    end = object()
+    try:
+        while (item := pool.submit(next, items, end).result()) is not end:
+            yield item  # type: ignore[misc]  # mypy does not know that it is none of the items
+            del item
+    finally:
+        # Without waiting: a disk that does not answer may have it.
+        pool.shutdown(wait=False)
+
+
+def close_unless_running(items: Generator[Item, None, None]) -> None:
+    """Closes a generator, unless a thread that nobody waits for any more is still in it: after Ctrl-C."""
+    if inspect.getgeneratorstate(items) != inspect.GEN_RUNNING:
+        items.close()

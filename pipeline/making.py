@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 
-from .extract import extract
+from .extract import close_unless_running, extract
 from .records import Batch, ImageStatus, RunSpec, ShardSpec
 from .report import Stopwatch
 from .stages import Stages
@@ -51,8 +51,9 @@ def make_shards(
     with ExitStack() as stack:
         # Last in, first out: reading stops before what is unfinished is dropped.
         stack.push(lambda kind, error, trace: writer.abort() if kind else None)
-        batches = stack.enter_context(closing(_read(writer, part, iter(groups), stages, threads, end_groups)))
-        extract(batches, stages.preprocess, stages.network, writer, watch, done, asynchronous=stages.device.asynchronous)
+        batches = _read(writer, part, iter(groups), stages, threads, end_groups)
+        stack.callback(close_unless_running, batches)
+        extract(batches, stages.compute, writer, watch, done, in_flight=stages.in_flight)
         with watch.stage("finish"):
             writer.close()
 
@@ -95,7 +96,7 @@ def _read(
         if group is None:
             return None
         indices = np.concatenate([np.arange(shard.first, shard.stop) for shard in group])
-        return _Begun(group, stages.load(part.manifest, indices, threads))
+        return _Begun(group, iter(stages.load(part.manifest, indices, threads)))
 
     ahead = ThreadPoolExecutor(1, "ahead")
     following: Future[_Begun | None] | None = None

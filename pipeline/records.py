@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +59,33 @@ class Batch:
 
     Attributes:
         statuses: (B) one a row, in the order of the manifest.
-        images: (B) uint8 RGB of differing sizes, each (h, w, 3) and C-contiguous as handed over, (0, 0, 3) for a failed row. Or,
-            where the host resizes, (B, H, W, 3) float32 of one size, mean removed, zero for a failed row.
-        sources_px: (B, 2) int32, (height, width) of the decoded image before the host cut or resampled it: what resizing is
-            planned from. Smaller than the status says where a JPEG was reduced while decoding.
+        images: (B, h, w, 3) uint8 RGB, a canvas: image i fills the top left corner of row i. Or, where the loader resizes,
+            (B, H, W, 3) float32 of one size, mean removed. Zero for a failed row.
+        sizes_px: (B, 2) int32, (height, width) of what row i of the canvas holds; of an image that the loader has resized, or
+            whose JPEG was reduced while decoding, smaller than the status says.
     """
 
     statuses: tuple[ImageStatus, ...]
-    images: tuple[NDArray[np.uint8], ...] | NDArray[np.float32]
-    sources_px: NDArray[np.int32]
+    images: NDArray[Any]
+    sizes_px: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.statuses)
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(B,) rows of the run."""
+        return np.array([status.index for status in self.statuses], np.int64)
+
+    @property
+    def good(self) -> NDArray[np.int64]:
+        """(n,) int64, which rows of the batch have not failed."""
+        return np.flatnonzero([not status.error for status in self.statuses])
+
+    def image(self, row: int) -> NDArray[Any]:
+        """Give the pixels of one row, (h', w', 3), without what lies beside them in the canvas."""
+        height, width = self.sizes_px[row]
+        return self.images[row, :height, :width]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import numpy as np
 
 from . import estimate
 from .errors import DatasetError
-from .extract import extract
+from .extract import close_unless_running, extract
 from .journal import LOGGER as _log
 from .machine import usable_cores
 from .progress import clock, refuse_failures
@@ -54,12 +54,10 @@ def rehearse(spec: RunSpec, run_folder: RunFolder, stages: Stages, workers: int 
 
     with ExitStack() as stack:
         stack.callback(trial.abort)
-        loads = [stack.enter_context(closing(stages.load(spec.manifest, sample, workers))) for _ in range(turns)]
-        extract(
-            itertools.chain.from_iterable(loads),
-            *(stages.preprocess, stages.network, trial, Stopwatch(), done),
-            asynchronous=stages.device.asynchronous,
-        )
+        loads = [iter(stages.load(spec.manifest, sample, workers)) for _ in range(turns)]
+        for load in loads:
+            stack.callback(close_unless_running, load)
+        extract(itertools.chain.from_iterable(loads), stages.compute, trial, Stopwatch(), done, in_flight=stages.in_flight)
         trial.close()
     seconds = time.monotonic() - ends[1]
     first = min(count, stages.device.batch_size)

@@ -21,8 +21,7 @@ STAGES: dict[str, str] = {
     "list": "listing the images",
     "start": "loading TensorFlow and the weights",
     "read": "waiting for images (on a CPU resized too): faster disk, more runtime.workers; at a fixed size data.decode=fast",
-    "preprocess": "resizing on the device: a smaller data.size",
-    "network": "the network itself: a GPU, an earlier layer, a smaller data.size",
+    "network": "resizing on a GPU and the network itself: a GPU, an earlier layer, a smaller data.size",
     "store": "waiting for features to be encoded and written: faster disk, more runtime.workers, output.dtype=float16",
     "finish": "finishing shards and writing the index",
     "other": "everything else",
@@ -168,7 +167,7 @@ class Report:
     @property
     def bottleneck(self) -> str:
         """Stage of the loop that took longest once images were flowing."""
-        flowing = ("read", "preprocess", "network", "store")
+        flowing = ("read", "network", "store")
         # That of an earlier version may lack one.
         return max(flowing, key=lambda name: self.seconds_by_stage.get(name, 0.0))
 

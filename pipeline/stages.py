@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import math
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,25 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Options
-from .extract import Step
-from .images.jpeg_decoder import prepare_decoder, prepare_reduced_decoder
-from .images.resample import hand_over
-from .images.resize_host import HostResize
-from .images.tables import ResizeSpec, dct_reduction
+from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
 from .network.convolution import WINOGRAD
 from .network.cpu import prepare_parts
-from .network.fitting import NativeLimit
+from .network.fitting import FLOAT_BYTES, NativeLimit
 from .network.start import load_tensorflow
 from .network.weights import Weights
-from .records import Batch, Manifest, RunSpec
+from .records import Batch, FeatureBatch, Manifest, RunSpec
 
 if TYPE_CHECKING:
+    from .images.loader import ImageLoader
     from .network.device import Device
-
-
-# From here on a decoder of our own is worth the quarter of a second that its compiling takes.
-MANY_IMAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +33,15 @@ class Stages:
 
     Attributes:
         device: Where the network runs.
-        load: (manifest, indices (n,) int64, threads) -> batches of these rows.
-        preprocess: Batch -> steps of good images.
-        network: Images on the device -> (layer, activations on the device).
+        load: (manifest, indices (n,) int64, threads) -> a loader of these rows; iterate over it for batches.
+        compute: Batch -> features of its good images, one layer after the other.
+        in_flight: Batches that may be computed at a time.
     """
 
     device: Device
-    load: Callable[[Manifest, NDArray[np.int64], int], Generator[Batch, None, None]]
-    preprocess: Callable[[Batch], Iterable[Step]]
-    network: Callable[[Any], Iterable[tuple[str, Any]]]
+    load: Callable[[Manifest, NDArray[np.int64], int], ImageLoader]
+    compute: Callable[[Batch], Iterable[FeatureBatch]]
+    in_flight: int
 
 
 def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
@@ -69,21 +63,18 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
             kernel_order=options.network.kernel_order,
             threads=threads,
         )
-    if len(spec.manifest) - spec.first_row >= MANY_IMAGES:
-        background.submit(prepare_decoder)
-    if options.data.decode == "fast":
-        background.submit(prepare_reduced_decoder)
     load_tensorflow()
-    from .images.loader import load_batches
-    from .images.preprocess import FixedSize, NativeSize
-    from .images.resize_device import DeviceResize
-    from .network.device import choose_device
+    from .images.loader import ImageLoader
+    from .network.device import batches_in_flight, choose_device, gpu_memory_bytes
+    from .network.inference import DeviceInference, HostInference, first_step
     from .network.precision import set_precision
     from .network.vgg import Network
 
-    data, size_px = options.data, options.data.size_px
+    data, size_px, mean_pixel = options.data, options.data.size_px, weights.mean_pixel
     device = choose_device(options.runtime.device, options.batch_size, size_px, convolution, threads)
     set_precision(options.runtime.precision, device.kind)
+    resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
+    by_winograd = preparing is not None and device.kind == "cpu"
     network = Network(
         weights,
         wanted,
@@ -93,38 +84,38 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         size_px=size_px,
         precision=options.runtime.precision,
         # On a GPU cuDNN chooses.
-        parts=preparing.result() if preparing and device.kind == "cpu" else None,
+        parts=preparing.result() if preparing is not None and by_winograd else None,
+        first=None if by_winograd else first_step(resize, mean_pixel),
     )
-    # What the loader's threads do to each decoded image, and how far a JPEG may be reduced while it is decoded.
-    reduce: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
-    resizer: HostResize | None = None
-    ratio_for: Callable[[int, int], int] | None = None
-    preprocess: Callable[[Batch], Iterable[Step]]
-    if size_px is None:
-        reduce = NativeLimit(options.network.name, spec.features, weights.pool_padding)
-        preprocess = NativeSize(weights.mean_pixel, device.name)
+    compute: Callable[[Batch], Iterable[FeatureBatch]]
+    if by_winograd:
+        compute = HostInference(network, mean_pixel, is_native=resize is None)
     else:
-        resize = ResizeSpec(size_px, data.resize, data.interpolation)
+        compute = DeviceInference(network, resize, device.batch_size if device.kind == "gpu" else None)
+    # What the loader's workers do to each decoded image, and how far a JPEG may be reduced while it is decoded.
+    prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
+    ratio_for: Callable[[int, int], int] | None = None
+    if resize is None:
+        prepare = NativeLimit(options.network.name, spec.features, weights.pool_padding)
+    else:
+        prepare = partial(_on_host, resize, mean_pixel.astype(np.float32)) if by_winograd else partial(fit_canvas, spec=resize)
         if data.decode == "fast":
+            ratio_for = partial(dct_reduction, spec=resize)
 
-            def ratio_for(height: int, width: int) -> int:
-                return dct_reduction(height, width, resize)
-
-        if device.kind == "cpu" and convolution == WINOGRAD:
-            resizer = HostResize(resize, weights.mean_pixel)
-            preprocess = FixedSize(None, device.step_images)
-        else:
-            reduce = partial(hand_over, spec=resize)
-            preprocess = FixedSize(DeviceResize(resize, weights.mean_pixel, device.name), device.step_images)
-
-    def load(manifest: Manifest, indices: NDArray[np.int64], workers: int) -> Generator[Batch, None, None]:
-        return load_batches(
+    def load(manifest: Manifest, indices: NDArray[np.int64], workers: int) -> ImageLoader:
+        return ImageLoader(
             *(manifest, indices),
-            batch_size=device.batch_size,
+            batch_size=device.batch_size if resize else None,
             workers=workers,
-            reduce=reduce,
-            resizer=resizer,
+            prepare=prepare,
+            size_px=size_px if by_winograd else None,
             ratio_for=ratio_for,
         )
 
-    return Stages(device, load, preprocess, network)
+    row_bytes = sum(math.prod(feature.shape) for feature in spec.features if feature.shape) * FLOAT_BYTES
+    in_flight = batches_in_flight(device, size_px, row_bytes, gpu_memory_bytes() if device.kind == "gpu" else None)
+    return Stages(device, load, compute, in_flight)
+
+
+def _on_host(resize: ResizeSpec, mean_pixel: NDArray[np.float32], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return resize_on_host(fit_canvas(pixels, resize), resize, mean_pixel)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from .config import check_choice, check_size
 from .errors import ImageError, OptionError, StoreError, nearest
+from .images.resize import ResizeSpec
 from .images.seen import save_image, seen_picture
-from .images.tables import ResizeSpec
 from .machine import usable_cores
 from .picture_names import PictureNames, run_name
 from .pictures.colours import check_colormap

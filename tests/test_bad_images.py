@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from PIL import Image
 from pipeline import open_run
 from pipeline.images import decode, loader, reading
 from pipeline.images.decode import ImageDecodeError, decode_image
-from pipeline.images.loader import load_batches
+from pipeline.images.loader import ImageLoader
 from pipeline.images.manifest import list_folder, read_list
+from pipeline.images.resize import ResizeSpec, fit_canvas
 from pipeline.records import ImageStatus
 
 from .bad_images import EITHER, FAILED, NO_ROW, OK, Case, encode, jpeg_of_scans, make_corpus, picture, png
@@ -37,7 +39,8 @@ MEBIBYTE = 1 << 20
 
 def load(path: Path) -> dict[str, ImageStatus]:
     manifest = list_folder(path) if path.is_dir() else read_list(path)
-    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=2)
+    prepare = partial(fit_canvas, spec=ResizeSpec((32, 32), "squash", "bilinear"))
+    batches = ImageLoader(manifest, np.arange(len(manifest)), batch_size=8, workers=2, prepare=prepare)
     statuses = [status for batch in batches for status in batch.statuses]
     assert [status.index for status in statuses] == list(range(len(manifest)))
     return {manifest.keys[status.index]: status for status in statuses}
@@ -129,7 +132,7 @@ def test_large_images_share_the_room_of_one(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(loader, "MAX_PIXELS", 2000)
     lock, inside, most = threading.Lock(), [0], [0]
 
-    def reduce(pixels: Any) -> Any:
+    def prepare(pixels: Any) -> Any:
         with lock:
             inside[0] += pixels.shape[0] > 10
             most[0] = max(most[0], inside[0])
@@ -142,7 +145,7 @@ def test_large_images_share_the_room_of_one(tmp_path: Path, monkeypatch: pytest.
         side = 30 if number % 3 else 8
         picture(number, side, side).save(tmp_path / f"{number}.png")
     manifest = list_folder(tmp_path)
-    batches = list(load_batches(manifest, np.arange(12), batch_size=4, workers=6, reduce=reduce))
+    batches = list(ImageLoader(manifest, np.arange(12), batch_size=4, workers=6, prepare=prepare))
     assert [status.error for batch in batches for status in batch.statuses] == [""] * 12
     assert most[0] == 2
 

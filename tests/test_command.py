@@ -155,10 +155,10 @@ def test_rows_are_those_of_the_manifest_whatever_fails(finished: tuple[Path, Any
 def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
     finished: tuple[Path, Any], images: Path, random_weights: Any
 ) -> None:
-    from pipeline.images.tables import ResizeSpec
+    from pipeline.images.resize import ResizeSpec
 
     from .networks import build
-    from .test_resample import on_host
+    from .test_resize import on_host
 
     run, key = open_run(finished[0]), "class 1/01.jpg"
     with Image.open(images / key) as picture:

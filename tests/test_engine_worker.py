@@ -44,7 +44,6 @@ def make_worker(folder: Path, **changes: Any) -> Worker:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Any:
     found = fake_stages()
-    found.device.kind = "cpu"
     monkeypatch.setattr(room, "make_stages", lambda options, spec, weights: found)
     monkeypatch.setattr(room, "_end_with_parent", lambda: None)
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
@@ -127,8 +126,8 @@ def test_what_stops_a_worker_is_said_as_the_local_engine_says_it(tmp_path: Path,
 
 
 def with_nan(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = stages.network
-    stages.network = lambda images: ((layer, values * np.nan) for layer, values in network(images))
+    compute = stages.compute
+    stages.compute = lambda batch: (replace(found, values=found.values * np.nan) for found in compute(batch))
 
 
 def without_disk(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +138,12 @@ def without_disk(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_network(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(images: Any) -> Any:
+    def fail(batch: Any) -> Any:
         # When the next shard has been asked for and is waited for.
         time.sleep(0.3)
         raise NetworkError("the GPU is gone")
 
-    stages.network = fail
+    stages.compute = fail
 
 
 @pytest.mark.parametrize(
@@ -182,14 +181,14 @@ def test_a_worker_that_cannot_begin_says_why(tmp_path: Path, stages: Any, monkey
 
 def test_a_worker_that_is_stopped_drops_what_it_is_at(tmp_path: Path, stages: Any) -> None:
     begun = []
-    network = stages.network
+    compute = stages.compute
 
-    def slow_network(images: Any) -> Any:
+    def slow(batch: Any) -> Any:
         begun.append(1)
         time.sleep(0.05)
-        return network(images)
+        return compute(batch)
 
-    stages.network = slow_network
+    stages.compute = slow
     worker = make_worker(tmp_path)
     worker.begin()
     worker.turn(SPEC.shards(), 0.0)
@@ -263,8 +262,8 @@ from pathlib import Path
 from tests import test_engine_worker as tests
 from tests.test_making import SPEC, fake_stages
 stages = fake_stages()
-stages.device.kind, network = "cpu", stages.network
-stages.network = lambda images: (time.sleep(0.1), network(images))[1]
+compute = stages.compute
+stages.compute = lambda batch: (time.sleep(0.1), compute(batch))[1]
 tests.room.make_stages = lambda *arguments: stages
 tests.room._end_with_parent = lambda: None
 worker = tests.make_worker(Path(sys.argv[1]), lease_seconds=0.3)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import DatasetError
 from pipeline.images import lists
-from pipeline.images.loader import load_batches
+from pipeline.images.loader import ImageLoader
 from pipeline.images.manifest import list_folder, read_list
 from pipeline.records import Manifest
 
@@ -80,13 +80,13 @@ def test_paths_may_lead_out_of_the_lists_folder_and_show_it_in_their_keys(tmp_pa
     picture(0).save(tmp_path / "outside.png")
     manifest = listed(tmp_path / "lists", f"../outside.png\n{tmp_path}/lists/../absolute.png\n/etc/passwd\n", "list.txt")
     assert manifest.keys == (f"{tmp_path}/outside.png", f"{tmp_path}/absolute.png", "/etc/passwd")
-    (batch,) = load_batches(manifest, np.arange(3), batch_size=3, workers=1)
+    (batch,) = ImageLoader(manifest, np.arange(3), batch_size=3, workers=1)
     assert [status.error.partition(":")[0] for status in batch.statuses] == ["", "missing", "not an image"]
 
 
 def test_names_that_no_system_has_are_failed_rows(tmp_path: Path) -> None:
     manifest = listed(tmp_path, "\n".join(["a" * 5000 + ".jpg", "d/" * 3000 + "x.jpg", "~/x.jpg", "http://a/b.jpg"]), "list.txt")
-    (batch,) = load_batches(manifest, np.arange(4), batch_size=4, workers=1)
+    (batch,) = ImageLoader(manifest, np.arange(4), batch_size=4, workers=1)
     assert [status.error for status in batch.statuses] == [
         "unreadable: file name too long",
         "unreadable: file name too long",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.errors import ImageError, StoreError
 from pipeline.freshness import refuse_changed_images
-from pipeline.images.loader import load_batches
+from pipeline.images.loader import ImageLoader
 from pipeline.images.seen import seen_picture
 from pipeline.images.thumbnail import thumbnail
 from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec, ShardSpec
@@ -59,7 +59,7 @@ def drawer_of(keys: str, places: list[int], **options: float) -> Manifest:
 
 def test_the_loader_asks_the_source_and_says_of_each_row_what_went_wrong() -> None:
     manifest = pickle.loads(pickle.dumps(drawer_of("abcdef", [4, 0, 0, -1, 2, 9])))
-    batches = list(load_batches(manifest, np.arange(6), batch_size=4, workers=2))
+    batches = list(ImageLoader(manifest, np.arange(6), batch_size=4, workers=2))
     statuses = [status for batch in batches for status in batch.statuses]
     assert [status.error for status in statuses] == [
         "",
@@ -71,7 +71,7 @@ def test_the_loader_asks_the_source_and_says_of_each_row_what_went_wrong() -> No
     ]
     assert [status.height_px for status in statuses] == [13, 0, 0, 0, 11, 18]
     assert statuses[5].sha256 == hashlib.sha256(encoded(9)).hexdigest()
-    images = [image for batch in batches for image in batch.images]
+    images = [batch.image(row) for batch in batches for row in range(len(batch))]
     np.testing.assert_array_equal(images[4], np.full((11, 8, 3), (2, 4, 6), np.uint8))
 
 

@@ -15,8 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.errors import ImageError
 from pipeline.images import reading
-from pipeline.images.loader import load_batches
+from pipeline.images.loader import ImageLoader
 from pipeline.images.manifest import list_folder, read_list
 from pipeline.records import Batch, Manifest
 
@@ -33,14 +34,14 @@ def folder_of(tmp_path: Path, count: int) -> Manifest:
 
 def rows(batches: list[Batch]) -> list[NDArray[np.uint8]]:
     """The images of all batches."""
-    images = [image for batch in batches for image in batch.images]
-    assert all(image.dtype == np.uint8 and image.ndim == 3 and image.flags.c_contiguous for image in images)
+    images = [batch.image(row) for batch in batches for row in range(len(batch))]
+    assert all(image.dtype == np.uint8 and image.ndim == 3 for image in images)
     return images
 
 
 def load(manifest: Manifest, **options: Any) -> list[Batch]:
     options = {"batch_size": 4, "workers": 2, **options}
-    return list(load_batches(manifest, options.pop("indices", np.arange(len(manifest))), **options))
+    return list(ImageLoader(manifest, options.pop("indices", np.arange(len(manifest))), **options))
 
 
 def errors(manifest: Manifest) -> dict[str, str]:
@@ -134,7 +135,8 @@ def test_a_failed_row_has_no_pixels_and_leaves_its_neighbours_alone(tmp_path: Pa
     manifest = folder_of(tmp_path, 3)
     (tmp_path / "001.png").write_bytes(b"broken")
     (batch,) = load(manifest)
-    assert [image.shape for image in batch.images] == [(20, 60, 3), (0, 0, 3), (22, 58, 3)]
+    assert batch.sizes_px.tolist() == [[20, 60], [0, 0], [22, 58]]
+    assert not batch.images[1].any()
     status = batch.statuses[1]
     assert (status.word, status.height_px, status.width_px, status.file_bytes) == ("failed", 0, 0, 6)
     assert status.sha256 == hashlib.sha256(b"broken").hexdigest()
@@ -146,7 +148,7 @@ def test_a_batch_of_failures_is_a_batch(tmp_path: Path) -> None:
     for file in tmp_path.iterdir():
         file.unlink()
     (batch,) = load(manifest)
-    assert [image.shape for image in batch.images] == [(0, 0, 3)] * len(batch)
+    assert not batch.sizes_px.any()
     assert [status.error for status in batch.statuses] == ["missing: file not found"] * 3
     assert [(status.file_bytes, status.sha256) for status in batch.statuses] == [(0, "")] * 3
 
@@ -200,37 +202,74 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     assert errors(list_folder(tmp_path)) == {"huge.png": "too large: 1073741825 bytes, limit 1073741824 bytes"}
 
 
-def test_reduced_images_fill_the_buffer_and_the_status_keeps_the_full_size(tmp_path: Path) -> None:
+def test_prepared_images_lie_in_the_canvas_and_the_status_keeps_the_full_size(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 2)
-    batches = load(manifest, reduce=lambda image: image[::2, ::3])
-    np.testing.assert_array_equal(rows(batches)[1], photograph(1, 21, 59)[::2, ::3])
-    assert [len(image) for image in batches[0].images] == [10, 11]
-    assert [(status.height_px, status.width_px) for status in batches[0].statuses] == [(20, 60), (21, 59)]
+    (batch,) = load(manifest, prepare=lambda image: image[::2, ::3])
+    np.testing.assert_array_equal(batch.image(1), photograph(1, 21, 59)[::2, ::3])
+    assert batch.sizes_px.tolist() == [[10, 20], [11, 20]]
+    assert [(status.height_px, status.width_px) for status in batch.statuses] == [(20, 60), (21, 59)]
+
+
+def test_a_canvas_is_zero_beside_its_images_and_has_few_shapes(tmp_path: Path) -> None:
+    for name, size in (("a.png", (20, 70)), ("b.png", (64, 10)), ("c.png", (65, 64)), ("d.png", (1, 1))):
+        Image.fromarray(photograph(1, *size)).save(tmp_path / name)
+    first, second = load(list_folder(tmp_path), batch_size=2)
+    assert (first.images.shape, second.images.shape) == ((2, 64, 128, 3), (2, 128, 64, 3))
+    for batch in (first, second):
+        for row in range(2):
+            canvas = np.array(batch.images[row])
+            canvas[: batch.sizes_px[row, 0], : batch.sizes_px[row, 1]] = 0
+            assert not canvas.any()
+    (native,) = load(list_folder(tmp_path), indices=np.array([1]), batch_size=None)
+    assert native.images.shape == (1, 64, 10, 3)
+
+
+def test_the_dataset_carries_the_images(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    manifest = folder_of(tmp_path, 3)
+    canvas = ImageLoader(manifest, np.arange(3), batch_size=2, workers=1).dataset.element_spec
+    assert canvas == {
+        "image": tf.TensorSpec((None, None, None, 3), tf.uint8),
+        "numbers": tf.TensorSpec((None, 6), tf.int64),
+        "texts": tf.TensorSpec((None, 2), tf.string),
+    }
+    sized = ImageLoader(
+        manifest, np.arange(3), batch_size=2, workers=1, prepare=lambda image: np.zeros((5, 6, 3), np.float32), size_px=(5, 6)
+    )
+    assert sized.dataset.element_spec["image"] == tf.TensorSpec((None, 5, 6, 3), tf.float32)
+    elements = list(sized.dataset.as_numpy_iterator())
+    assert [element["image"].shape for element in elements] == [(2, 5, 6, 3), (1, 5, 6, 3)]
+    assert [element["numbers"][:, :3].tolist() for element in elements] == [[[0, 20, 60], [1, 21, 59]], [[2, 22, 58]]]
 
 
 def test_jpegs_are_reduced_while_they_are_decoded(tmp_path: Path) -> None:
     Image.fromarray(photograph(0, 64, 33)).save(tmp_path / "a.jpg")
     (batch,) = load(list_folder(tmp_path), ratio_for=lambda height_px, width_px: 8)
-    assert [image.shape for image in batch.images] == [(8, 5, 3)]
+    assert batch.sizes_px.tolist() == [[8, 5]]
     assert (batch.statuses[0].height_px, batch.statuses[0].width_px) == (64, 33)
 
 
-def test_what_goes_wrong_in_a_callers_function_is_a_failed_row(tmp_path: Path) -> None:
-    def reduce(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def test_what_an_image_is_refused_for_is_its_status_and_what_goes_wrong_otherwise_stops_the_run(tmp_path: Path) -> None:
+    def refuse(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if image.shape[0] == 21:
-            raise ZeroDivisionError("by\nzero")
+            raise ImageError("too small: 21 px")
         if image.shape[0] == 22:
             raise MemoryError
-        return image.astype(np.float32) if image.shape[0] == 23 else image  # type: ignore[return-value]
+        return image
 
-    (batch,) = load(folder_of(tmp_path, 4), reduce=reduce)
-    assert [status.error for status in batch.statuses] == [
-        "",
-        "internal: ZeroDivisionError: by zero",
-        "out of memory: the image does not fit",
-        "internal: AssertionError: float32",
-    ]
-    assert [len(image) for image in batch.images] == [20, 0, 0, 0]
+    manifest = folder_of(tmp_path, 4)
+    (batch,) = load(manifest, prepare=refuse)
+    assert [status.error for status in batch.statuses] == ["", "too small: 21 px", "out of memory: the image does not fit", ""]
+    assert batch.sizes_px[:, 0].tolist() == [20, 0, 0, 23]
+
+    def fail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if image.shape[0] == 22:
+            raise ZeroDivisionError("by zero")
+        return image
+
+    with pytest.raises(ZeroDivisionError, match=r"^by zero$"):
+        load(manifest, prepare=fail, batch_size=1)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 10**6])
@@ -249,25 +288,17 @@ def test_images_of_one_size_lie_in_one_array_of_their_batch(tmp_path: Path) -> N
     manifest = folder_of(tmp_path, 7)
     (tmp_path / "001.png").write_bytes(b"none")
 
-    class Corner:
-        def memory(self, count: int) -> NDArray[np.float32]:
-            return np.full((count, 5, 6, 3), np.nan, np.float32)
+    def corner(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return pixels[:5, :6].astype(np.float32)
 
-        def resize(self, pixels: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
-            result[:] = pixels[:5, :6]
-            if pixels.shape[0] == 23:
-                raise ZeroDivisionError("by zero")
-
-    batches = load(manifest, resizer=Corner())
+    batches = load(manifest, prepare=corner, size_px=(5, 6))
     assert [batch.images.shape for batch in batches] == [(4, 5, 6, 3), (3, 5, 6, 3)]
     found = np.concatenate([batch.images for batch in batches])
     for number in range(7):
-        expected = np.zeros((5, 6, 3)) if number in (1, 3) else photograph(number, 20 + number, 60 - number)[:5, :6]
+        expected = np.zeros((5, 6, 3)) if number == 1 else photograph(number, 20 + number, 60 - number)[:5, :6]
         np.testing.assert_array_equal(found[number], expected)
     failed = {status.index: status.error for batch in batches for status in batch.statuses if status.error}
-    assert failed == {1: "not an image: begins with b'none'", 3: "internal: ZeroDivisionError: by zero"}
-    sources = np.concatenate([batch.sources_px for batch in batches]).tolist()
-    assert sources == [[0, 0] if number == 1 else [20 + number, 60 - number] for number in range(7)]
+    assert failed == {1: "not an image: begins with b'none'"}
 
 
 def test_closing_early_stops_the_workers_and_frees_their_images(tmp_path: Path) -> None:
@@ -283,9 +314,9 @@ def test_closing_early_stops_the_workers_and_frees_their_images(tmp_path: Path) 
 
     load(manifest)
     before = native_threads()
-    batches = load_batches(manifest, np.tile(np.arange(30), 40), batch_size=4, workers=3, reduce=count)
+    batches = iter(ImageLoader(manifest, np.tile(np.arange(30), 40), batch_size=4, workers=3, prepare=count))
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     del batches
     gc.collect()
     time.sleep(0.3)
@@ -305,17 +336,17 @@ def test_what_is_decoded_ahead_of_the_consumer_is_bounded(tmp_path: Path) -> Non
         return image
 
     batch_size, workers, taken = 4, 3, 0
-    for batch in load_batches(manifest, np.tile(np.arange(30), 4), batch_size=batch_size, workers=workers, reduce=count):
+    for batch in ImageLoader(manifest, np.tile(np.arange(30), 4), batch_size=batch_size, workers=workers, prepare=count):
         taken += len(batch)
         time.sleep(0.01)
-        assert decoded[0] - taken <= workers + 2 * batch_size
+        assert decoded[0] - taken <= 2 * workers + 2 * batch_size
     assert taken == decoded[0] == 120
 
 
 def test_the_consumers_device_is_left_alone(tmp_path: Path) -> None:
     import tensorflow as tf
 
-    for _ in load_batches(folder_of(tmp_path, 3), np.arange(3), batch_size=1, workers=1):
+    for _ in ImageLoader(folder_of(tmp_path, 3), np.arange(3), batch_size=1, workers=1):
         assert tf.constant(1.0).device.endswith(tf.config.list_logical_devices()[-1].name[-5:])
         assert not tf.executing_eagerly() or tf.constant(1).shape == ()
 
@@ -323,8 +354,8 @@ def test_the_consumers_device_is_left_alone(tmp_path: Path) -> None:
 def test_two_loaders_can_run_side_by_side(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 9)
     pairs = zip(
-        load_batches(manifest, np.arange(9), batch_size=2, workers=2),
-        load_batches(manifest, np.arange(9)[::-1].copy(), batch_size=2, workers=2),
+        ImageLoader(manifest, np.arange(9), batch_size=2, workers=2),
+        ImageLoader(manifest, np.arange(9)[::-1].copy(), batch_size=2, workers=2),
         strict=True,
     )
     seen = [(a.statuses[0].index, b.statuses[0].index) for a, b in pairs]
@@ -343,7 +374,7 @@ def test_images_of_all_kinds_in_one_batch_are_rgb(tmp_path: Path) -> None:
         image.save(tmp_path / name)
     (batch,) = load(list_folder(tmp_path), batch_size=8)
     assert [status.error for status in batch.statuses] == [""] * 5
-    assert [len(image) for image in batch.images] == [40] * 5
+    assert batch.sizes_px[:, 0].tolist() == [40] * 5
     np.testing.assert_array_equal(rows([batch])[0], np.asarray(grey.convert("RGB")))
     jpeg = Image.open(io.BytesIO((tmp_path / "b.jpg").read_bytes())).convert("RGB")
     np.testing.assert_array_equal(rows([batch])[1], np.asarray(jpeg))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from pipeline.errors import NetworkError, StoreError
 from pipeline.making import make_shards
-from pipeline.records import Batch, ShardSpec
+from pipeline.records import Batch, FeatureBatch, ShardSpec
 from pipeline.report import Stopwatch
 from pipeline.store import disk
 from pipeline.store.writer import Writer
@@ -36,16 +37,14 @@ def fake_stages(asked: list[int] | None = None, fails_at: int | None = None) -> 
             some = indices[first : first + 3].tolist()
             if fails_at in some:
                 raise StoreError("the disk is gone")
-            yield Batch(tuple(statuses[i] for i in some), (), np.zeros((len(some), 2), np.int32))
+            yield Batch(tuple(statuses[i] for i in some), np.empty((len(some), 0, 0, 3)), np.zeros((len(some), 2), np.int32))
 
-    def preprocess(batch: Batch) -> Iterator[Any]:
-        indices = np.array([status.index for status in batch.statuses])
-        yield SimpleNamespace(indices=indices, images=indices)
+    def compute(batch: Batch) -> Iterator[FeatureBatch]:
+        rows = batch.indices
+        values = np.broadcast_to(rows[:, None, None, None], (len(rows), 5, 4, 3)).astype(np.float32)
+        yield FeatureBatch("conv1_1", rows, values)
 
-    def network(images: Any) -> Iterator[tuple[str, Any]]:
-        yield "conv1_1", np.broadcast_to(images[:, None, None, None], (len(images), 5, 4, 3)).astype(np.float32)
-
-    return SimpleNamespace(device=SimpleNamespace(asynchronous=False), load=load, preprocess=preprocess, network=network)
+    return SimpleNamespace(device=SimpleNamespace(kind="cpu"), load=load, compute=compute, in_flight=1)
 
 
 def make(folder: Path, groups: Any, stages: Any) -> list[int]:
@@ -69,18 +68,18 @@ def test_shards_one_by_one_are_those_of_all_at_once(tmp_path: Path) -> None:
 def test_the_next_group_is_asked_for_before_the_last_batches_are_computed(tmp_path: Path) -> None:
     asked_for = threading.Event()
     stages, first, second = fake_stages(), SPEC.shards()[0], SPEC.shards()[3]
-    network = stages.network
+    compute = stages.compute
 
     def groups() -> Iterator[Sequence[ShardSpec]]:
         yield [first]
         asked_for.set()
         yield [second]
 
-    def network_that_waits(images: Any) -> Iterator[tuple[str, Any]]:
+    def compute_that_waits(batch: Batch) -> Iterator[FeatureBatch]:
         assert asked_for.wait(10), "the next group was not asked for while this one is computed"
-        return network(images)
+        return compute(batch)
 
-    stages.network = network_that_waits
+    stages.compute = compute_that_waits
     assert make(tmp_path, groups(), stages) == [0, 1, 2, 3, 12, 13, 14, 15]
 
 
@@ -116,16 +115,16 @@ def test_what_fails_while_the_next_group_is_waited_for_is_raised_at_once(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, stages = Given(), fake_stages()
-    network = stages.network
+    compute = stages.compute
 
     def refuse(path: Path, partial: Path | None = None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def failing_network(images: Any) -> Iterator[tuple[str, Any]]:
+    def failing_compute(batch: Batch) -> Iterator[FeatureBatch]:
         assert given.is_asked.wait(5)
         if what == "network":
             raise NetworkError("the GPU is gone")
-        return ((layer, values * (np.nan if what == "value" else 1)) for layer, values in network(images))
+        return (replace(found, values=found.values * (np.nan if what == "value" else 1)) for found in compute(batch))
 
     def done(statuses: Any) -> None:
         if what == "told":
@@ -133,7 +132,7 @@ def test_what_fails_while_the_next_group_is_waited_for_is_raised_at_once(
 
     if what == "disk":
         monkeypatch.setattr(disk, "publish", refuse)
-    stages.network = failing_network
+    stages.compute = failing_compute
     (tmp_path / "shards").mkdir()
     writer = Writer(tmp_path, SPEC, (), 2)
     kind, message = {

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from pipeline.images.decode import decode_image
-from pipeline.images.tables import ResizeSpec
+from pipeline.images.resize import ResizeSpec
 
 from . import oracle
 from .conftest import MEAN_PIXEL
 from .networks import build
-from .test_resample import on_host
+from .test_resize import on_host
 
 SPEC = ResizeSpec((224, 224), "squash", "bilinear")
 

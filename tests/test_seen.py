@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.errors import ImageError
 from pipeline.images import seen
+from pipeline.images.resize import ResizeSpec
 from pipeline.images.seen import restore_image, save_image, seen_picture
-from pipeline.images.tables import ResizeSpec
 from pipeline.records import ImageRecord, ImageStatus
 
 from .conftest import MEAN_PIXEL, PHOTOGRAPHS

@@ -15,7 +15,6 @@ from pipeline.errors import DatasetError, ImageError
 from pipeline.images.addressed_list import read_addressed_list
 from pipeline.images.manifest import list_folder, read_list
 from pipeline.images.reading import read_again, read_image
-from pipeline.images.reading_ahead import ReadAhead
 from pipeline.images.remote import RemoteImages, list_address
 from pipeline.storage.address import Address
 from pipeline.storage.connection import StorageError
@@ -83,30 +82,30 @@ def test_an_image_that_has_gone_grown_or_is_too_large_fails_alone(memory: Any, m
 
 
 def test_every_row_gets_its_status_and_the_pixels_of_the_local_file(memory: Any, photographs: Path) -> None:
-    from pipeline.images.loader import load_batches
+    from pipeline.images.loader import ImageLoader
 
     put_folder(photographs)
     put_files(ROOT, {"broken/gone.jpg": b"x", "broken/text.jpg": b"no image"})
     manifest = list_address(Address(ROOT))
     memory.rm_file("/bucket/imgs/broken/gone.jpg")
     local = list_folder(photographs)
-    batches = list(load_batches(manifest, np.arange(len(manifest)), batch_size=4, workers=2))
+    batches = list(ImageLoader(manifest, np.arange(len(manifest)), batch_size=4, workers=2))
     statuses = [status for batch in batches for status in batch.statuses]
-    images = [image for batch in batches for image in batch.images]
+    images = [batch.image(row) for batch in batches for row in range(len(batch))]
     errors = {manifest.keys[status.index]: status.error for status in statuses if status.error}
     assert errors == {"broken/gone.jpg": "missing: file not found", "broken/text.jpg": "not an image: begins with b'no image'"}
-    for batch in load_batches(local, np.arange(len(local)), batch_size=4, workers=2):
-        for status, image in zip(batch.statuses, batch.images, strict=True):
+    for batch in ImageLoader(local, np.arange(len(local)), batch_size=4, workers=2):
+        for row, status in enumerate(batch.statuses):
             place = manifest.keys.index(local.keys[status.index])
             assert statuses[place].sha256 == status.sha256
-            np.testing.assert_array_equal(images[place], image)
+            np.testing.assert_array_equal(images[place], batch.image(row))
 
 
 @pytest.mark.slow
 def test_a_storage_that_does_not_answer_stops_the_run_and_fails_no_image(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.images.loader import load_batches
+    from pipeline.images.loader import ImageLoader
 
     put_folder(photographs)
     manifest = list_address(Address(ROOT))
@@ -116,13 +115,13 @@ def test_a_storage_that_does_not_answer_stops_the_run_and_fails_no_image(
 
     monkeypatch.setattr("pipeline.images.remote.read", refusing)
     with pytest.raises(DatasetError, match=r"the storage refuses, got there is no such bucket\. Expected images that can be"):
-        list(load_batches(manifest, np.arange(len(manifest)), batch_size=2, workers=2))
+        list(ImageLoader(manifest, np.arange(len(manifest)), batch_size=2, workers=2))
     with pytest.raises(ImageError, match=r"^unreadable: memory://bucket/imgs/.*: the storage refuses"):
         read_again(manifest[0])
 
 
 def test_permission_that_is_denied_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.images.loader import load_batches
+    from pipeline.images.loader import ImageLoader
 
     put_files(ROOT, {"a.jpg": b"x"})
     manifest = list_address(Address(ROOT))
@@ -131,11 +130,13 @@ def test_permission_that_is_denied_fails_the_row(monkeypatch: pytest.MonkeyPatch
         raise PermissionError(13, "permission denied", str(address))
 
     monkeypatch.setattr("pipeline.images.remote.read", refusing)
-    (batch,) = load_batches(manifest, np.arange(1), batch_size=2, workers=2)
+    (batch,) = ImageLoader(manifest, np.arange(1), batch_size=2, workers=2)
     assert batch.statuses[0].error == "unreadable: permission denied"
 
 
-def test_more_images_are_on_their_way_than_are_decoded_and_their_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.images.loader import ImageLoader
+
     put_files(ROOT, {f"{number:03d}.jpg": bytes(1000) for number in range(200)})
     manifest = list_address(Address(ROOT))
     lock, now, most = threading.Lock(), [0], [0]
@@ -144,46 +145,16 @@ def test_more_images_are_on_their_way_than_are_decoded_and_their_bytes_are_bound
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.002)
+        time.sleep(0.005)
         with lock:
             now[0] -= 1
         return bytes(1000)
 
     monkeypatch.setattr("pipeline.images.remote.read", slow)
-    # Besides those of the pool, whoever waits may read one.
-    for waiting_bytes, bound in ((1 << 20, 33), (5000, 8)):
-        most[0] = 0
-        ahead = ReadAhead(manifest, waiting_bytes)
-        # Two batches at a time, as the loader has them; whoever waits for the second must not wait for the first for ever.
-        first, second = ahead.begin(range(100)), ahead.begin(range(100, 200))
-        assert all(len(read()) == 1000 for read in [*second, *first])
-        ahead.close()
-        assert 2 < most[0] <= bound
-
-
-def test_bytes_that_were_given_out_are_held_by_nobody_but_whoever_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, live, most = threading.Lock(), [0], [0]
-
-    class Data(bytes):
-        def __init__(self, *arguments: Any) -> None:
-            with lock:
-                live[0] += len(self)
-                most[0] = max(most[0], live[0])
-
-        def __del__(self) -> None:
-            with lock:
-                live[0] -= len(self)
-
-    put_files(ROOT, {f"{number:03d}.jpg": bytes(1000) for number in range(200)})
-    manifest = list_address(Address(ROOT))
-    monkeypatch.setattr("pipeline.images.remote.read", lambda *rest, **how: Data(1000))
-    ahead = ReadAhead(manifest, 5000)
-    reads = ahead.begin(range(200))
-    assert all(len(read()) == 1000 for read in reads)
-    # One that is waited for may always be read; another is in the hands of whoever took it last.
-    assert most[0] <= 5000 + 2000
-    assert live[0] == 0
-    ahead.close()
+    statuses = [status for batch in ImageLoader(manifest, np.arange(200), batch_size=8, workers=2) for status in batch.statuses]
+    assert [status.index for status in statuses] == list(range(200))
+    assert {status.file_bytes for status in statuses} == {1000}
+    assert 8 < most[0] <= RemoteImages.reads_at_once
 
 
 def test_when_an_image_was_written_is_known_from_the_listing() -> None:

@@ -277,14 +277,14 @@ def test_thousands_of_images_are_listed_by_pages(store: ObjectStore) -> None:
 
 @pytest.mark.slow
 def test_a_user_who_may_not_read_an_image_gets_a_failed_row(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.images.loader import load_batches
+    from pipeline.images.loader import ImageLoader
 
     put_files(IMAGES, {"a.jpg": b"x", "b.jpg": b"y"})
     manifest = list_address(Address(IMAGES))
     store.fault = lambda method, path: 403 if "a.jpg" in path else None
-    (batch,) = load_batches(manifest, np.arange(2), batch_size=2, workers=1)
+    (batch,) = ImageLoader(manifest, np.arange(2), batch_size=2, workers=1)
     assert [status.error.partition(":")[0] for status in batch.statuses] == ["unreadable", "not an image"]
     store.fault = lambda method, path: 503
     monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
     with pytest.raises(DatasetError, match="the storage refuses"):
-        list(load_batches(manifest, np.arange(2), batch_size=2, workers=1))
+        list(ImageLoader(manifest, np.arange(2), batch_size=2, workers=1))

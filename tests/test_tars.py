@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.data_source import tar_folder
 from pipeline.errors import DatasetError
 from pipeline.images import tar_headers, tar_names, tars
-from pipeline.images.loader import load_batches
+from pipeline.images.loader import ImageLoader
 from pipeline.images.manifest import list_folder
 from pipeline.images.reading import MAX_FILE_BYTES, read_image
 from pipeline.images.tar_headers import TarFile
@@ -77,7 +77,7 @@ def contents(manifest: Manifest) -> list[bytes]:
 
 
 def errors(manifest: Manifest) -> list[str]:
-    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=2)
+    batches = ImageLoader(manifest, np.arange(len(manifest)), batch_size=8, workers=2)
     return [status.error for batch in batches for status in batch.statuses]
 
 
@@ -103,11 +103,11 @@ def test_a_tar_file_of_a_folder_gives_the_images_of_the_folder(tmp_path: Path, p
     order = np.array([place[key] for key in folder.keys])
     assert len(order) == len(packed)
     assert [packed.labels[row] for row in order] == list(folder.labels)
-    both = [load_batches(manifest, rows, batch_size=3, workers=2) for manifest, rows in ((folder, np.arange(7)), (packed, order))]
+    both = [ImageLoader(manifest, rows, batch_size=3, workers=2) for manifest, rows in ((folder, np.arange(7)), (packed, order))]
     for ours, theirs in zip(*both, strict=True):
         for here, there in zip(ours.statuses, theirs.statuses, strict=True):
             assert (here.sha256, here.height_px, here.error) == (there.sha256, there.height_px, "")
-        for here, there in zip(ours.images, theirs.images, strict=True):
+        for here, there in zip(map(ours.image, range(len(ours))), map(theirs.image, range(len(theirs))), strict=True):
             np.testing.assert_array_equal(here, there)
 
 

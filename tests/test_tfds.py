@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import DatasetError, OptionError
 from pipeline.images import tfds_set, tfds_source
-from pipeline.images.loader import load_batches
+from pipeline.images.loader import ImageLoader
 from pipeline.images.reading import read_image
 from pipeline.images.tfds_set import find_set, list_set, sets_folder
 from pipeline.images.tfds_source import TfdsSource
@@ -76,9 +76,11 @@ def test_a_run_that_goes_on_reads_from_where_it_was(tiny_set: Path, monkeypatch:
         return read_examples(folder, split, features, image, first)
 
     monkeypatch.setattr(tfds_source, "read_examples", counting)
-    batches = list(load_batches(manifest, np.arange(9, IMAGES), batch_size=4, workers=2))
+    batches = list(ImageLoader(manifest, np.arange(9, IMAGES), batch_size=4, workers=2))
     assert [status.error for batch in batches for status in batch.statuses] == [""] * (IMAGES - 9)
-    assert [image.shape[0] for batch in batches for image in batch.images] == [10 + number for number in range(9, IMAGES)]
+    assert [image.shape[0] for batch in batches for image in map(batch.image, range(len(batch)))] == [
+        10 + number for number in range(9, IMAGES)
+    ]
     # The first two may be asked for in either order.
     assert begun[-1] == 9
     assert len(begun) <= 2
@@ -94,7 +96,7 @@ def test_what_a_set_no_longer_holds_is_a_failed_row(tiny_set: Path, tmp_path: Pa
         data = bytearray(file.read_bytes())
         data[200] ^= 1
         file.write_bytes(data)
-    batches = load_batches(manifest, np.array([0, 7, 8, 19]), batch_size=4, workers=1)
+    batches = ImageLoader(manifest, np.array([0, 7, 8, 19]), batch_size=4, workers=1)
     errors = [status.error for batch in batches for status in batch.statuses]
     assert [errors[0], errors[3]] == ["", ""]
     assert errors[1].startswith("unreadable: corrupted record at "), errors

@@ -34,7 +34,7 @@ from .supply import Supply
 # Between two looks at the rates of all.
 NOTE_SECONDS = 1.0
 # What a worker spends its time on while the driver waits for it.
-_STAGES = ("read", "preprocess", "network", "store", "finish")
+_STAGES = ("read", "network", "store", "finish")
 
 
 class RayEngine:

@@ -1,123 +1,216 @@
-"""Manifest rows, in; batches of decoded images with one status a row, out. A tf.data pipeline on the host's CPU.
+"""A tf.data pipeline: rows of a manifest in; batches of images, each with one status a row, out.
 
-Stands between the manifest and the preprocessing. A bad image is a failed status here and never an exception: rows are
-neither lost nor reordered.
+``from_tensor_slices(rows) -> map(read, hash, decode) -> padded_batch -> prefetch``. Its elements carry the images:
+
+=========== ======================== =====================================================================================
+``image``   (B, h, w, 3) uint8       the batch's canvas: image i fills the top left corner of row i, zero beside it;
+                                     or, where the loader resizes, (B, H, W, 3) float32 of one size, mean removed
+``numbers`` (B, 6) int64             row of the run; height and width in px after EXIF orientation, before resizing; bytes
+                                     of the file; height and width of what the canvas holds
+``texts``   (B, 2) string            why the row failed, ``""`` if it has not; SHA-256 of the file, hex
+=========== ======================== =====================================================================================
+
+A bad image is a failed status and never an exception, which would take its row out of the dataset without a word. Whatever else
+goes wrong stops the run. Runs on the host's CPU, also where there is a GPU.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from ..errors import ImageError, PipelineError
+from ..errors import ImageError
 from ..records import Batch, ImageStatus, Manifest
-from .batch_queue import BatchQueue
 from .decode import MAX_PIXELS, decode_image
-from .reading import words_for
-from .reading_ahead import ReadAhead
+from .reading import read_image, words_for
 
-# Larger images share MAX_PIXELS among them: each worker may decode a photograph, but not each a decompression bomb.
+# Sides of a canvas are rounded up to multiples of this, so that a device sees few different shapes.
+CANVAS_MULTIPLE_PX = 64
+
+# tf.data bounds how many images it holds, not how large they are. Above this number of pixels they share MAX_PIXELS among them:
+# each thread may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
-
-# Images of more bytes than the first, as decoded, are decoded into memory that their worker keeps for the next, since the system
-# takes as long to hand out and clear so much as a seventh of the decoding; above the second it would be too much to keep.
-_KEPT_FROM_BYTES = 2**22
-_KEPT_BYTES = 2**26
-
-_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 Pixels = NDArray[np.uint8]
 
-
-class Resizer(Protocol):
-    """Where the host brings images to one size, by the worker that has decoded them, into the memory of their batch."""
-
-    def memory(self, count: int) -> NDArray[np.float32]:
-        """Gives room for so many images: (count, H, W, 3)."""
-
-    def resize(self, pixels: Pixels, result: NDArray[np.float32]) -> None:
-        """Writes what becomes of an image (h, w, 3) into (H, W, 3)."""
+_OUT_OF_MEMORY = "out of memory: the image does not fit"
+_CPU = "/CPU:0"
 
 
-def load_batches(
-    manifest: Manifest,
-    indices: NDArray[np.int64],
-    *,
-    batch_size: int,
-    workers: int,
-    reduce: Callable[[Pixels], Pixels] | None = None,
-    resizer: Resizer | None = None,
-    ratio_for: Callable[[int, int], int] | None = None,
-) -> Generator[Batch, None, None]:
-    """Reads, hashes and decodes these rows, in this order, ahead of the consumer.
+class ImageLoader:
+    """Reads, hashes and decodes rows, in their order, ahead of whoever iterates over it.
 
-    At most ``2 * batch_size`` images are decoded and not yet handed over (the batch that is being filled and the one that
-    waits), as large as ``reduce`` leaves or ``resizer`` makes them; besides, each worker may hold one image at full size, and
-    all those above :data:`LARGE_PIXELS` together no more than one image may have. A worker keeps the memory of large images for
-    the next, up to 64 MiB. Closing the generator stops the workers and frees all of this.
+    One batch waits, one is being filled, and each worker holds one image more, as large as ``prepare`` leaves it. While it is
+    decoded, a worker may hold one at full size, and all those above :data:`LARGE_PIXELS` together no more than one image may
+    have, :data:`~pipeline.images.decode.MAX_PIXELS`.
 
-    The errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``too large``,
-    ``internal`` (``reduce``, ``resizer`` or ``ratio_for`` raised something else than an ``ImageError``), or one of
-    :class:`~pipeline.images.decode.ImageDecodeError`'s.
+    Errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``out of memory``, or
+    one of :class:`~pipeline.images.decode.ImageDecodeError`'s.
 
     Args:
         manifest: The rows of the run.
         indices: (N,) int64, which of them to load.
-        batch_size: Rows a batch; the last may have fewer.
-        workers: Images read and decoded at the same time.
-        reduce: (h, w, 3) uint8 RGB -> (h', w', 3) uint8, applied to each image in the worker. None: as decoded.
-        resizer: What makes images of one size of them instead. None: their sizes differ.
+        batch_size: Rows a batch; the last may have fewer. None: native size, each image a batch of its own size.
+        workers: Images decoded at the same time. From a source that answers slowly (``reads_at_once``) more are read.
+        prepare: (h, w, 3) uint8 RGB -> what the batch holds of it, in the worker; may raise ``ImageError``. It must bound the
+            sides, since a batch's canvas is as large as the largest. None: the image.
+        size_px: (H, W) where ``prepare`` gives (H, W, 3) float32. None: it gives (h', w', 3) uint8.
         ratio_for: As for :func:`~pipeline.images.decode.decode_image`.
 
-    Yields:
-        Batches whose statuses follow ``indices``.
+    Attributes:
+        dataset: The ``tf.data.Dataset``; what it gives is above.
     """
-    import tensorflow as tf  # Late: the doors must be able to refuse a wrong option without it.
 
-    # Images go round TensorFlow, from the workers to the batch: numpy_function would copy them into a tensor, and
-    # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. Nor do workers wait for it:
-    # they take row after row, as far ahead as they may, and the dataset says which batch is wanted.
-    ahead = ReadAhead(manifest)
-    load = _Loading(_Room(MAX_PIXELS), _Kept(), reduce, resizer, ratio_for)
+    def __init__(
+        self,
+        manifest: Manifest,
+        indices: NDArray[np.int64],
+        *,
+        batch_size: int | None,
+        workers: int,
+        prepare: Callable[[Pixels], NDArray[Any]] | None = None,
+        size_px: tuple[int, int] | None = None,
+        ratio_for: Callable[[int, int], int] | None = None,
+    ) -> None:
+        self._manifest = manifest
+        self._prepare = prepare
+        self._size_px = size_px
+        self._is_native = batch_size is None
+        self._ratio_for = ratio_for
+        self._pixels = _PixelSemaphore(MAX_PIXELS)
+        self._error: BaseException | None = None
+        with tf.device(_CPU):
+            self.dataset = self._make(indices, batch_size, workers)
 
-    def begin(wanted: NDArray[np.int64]) -> _Filling:
-        return _Filling(wanted.tolist(), ahead.begin(wanted.tolist()), load)
+    def _make(self, indices: NDArray[np.int64], batch_size: int | None, workers: int) -> tf.data.Dataset:
+        reads = int(getattr(self._manifest.source, "reads_at_once", 0))
+        rows = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+        if reads:
+            found = rows.map(self._reading, num_parallel_calls=reads, deterministic=True)
+            images = found.map(self._decoding, num_parallel_calls=workers, deterministic=True)
+        else:
+            images = rows.map(self._loading, num_parallel_calls=workers, deterministic=True)
+        if batch_size is None:
+            # No copy: the image may be as large as the memory allows.
+            batches = images.map(lambda element: {name: value[None] for name, value in element.items()})
+        else:
+            batches = images.batch(batch_size) if self._size_px else images.padded_batch(batch_size)
+        options = tf.data.Options()
+        # No thread that looks for something to tune: the numbers above are meant. Those that read mostly wait.
+        options.autotune.enabled = False
+        options.threading.private_threadpool_size = workers + reads
+        return batches.prefetch(1).with_options(options)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
-    queue: BatchQueue[_Filling] | None = None
-    options = tf.data.Options()
-    # A thread of TensorFlow's own that would look for something to tune, and a search for something to rewrite, where nothing is.
-    options.autotune.enabled = options.experimental_optimization.apply_default_optimizations = False
-    try:
-        queue = BatchQueue(indices, batch_size, begin)
-        for _ in range(workers):
-            pool.submit(queue.work)
-        # The device is set around calls, never across a yield: the setting belongs to the thread, which is the consumer's.
-        with tf.device("/CPU:0"):
-            numbers = tf.data.Dataset.range(-(-len(indices) // batch_size))
-            elements = numbers.with_options(options).as_numpy_iterator()
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Give the batches. Closing the generator stops the workers and frees what they hold.
+
+        Raises:
+            BaseException: What went wrong, and was no bad image: a storage that does not answer, a fault of the program.
+        """
+        # The device is set around calls, never across a yield: the setting belongs to the thread, which is the caller's.
+        with tf.device(_CPU):
+            elements = self.dataset.as_numpy_iterator()
         while True:
-            with tf.device("/CPU:0"):
-                number = next(elements, None)
-            if number is None:
+            try:
+                with tf.device(_CPU):
+                    element = next(elements, None)
+            except tf.errors.OpError as error:
+                raise self._error or error from None
+            if element is None:
                 return
-            yield queue.take(int(number)).batch()
-    finally:
-        if queue is not None:
-            queue.stop()
-        ahead.close()
-        pool.shutdown(wait=False)
+            yield _batch(element)
+            del element
+
+    # -- The functions of the dataset, traced once -----------------------------------------------------------------------------
+
+    def _reading(self, row: tf.Tensor) -> Any:
+        return tf.numpy_function(self._stopping(self._read), [row], (tf.int64, tf.string, tf.string))
+
+    def _decoding(self, row: tf.Tensor, data: tf.Tensor, error: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._element(tf.numpy_function(self._stopping(self._decode), [row, data, error], self._types()))
+
+    def _loading(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
+        def load(row: np.int64) -> tuple[NDArray[Any], ...]:
+            return self._decode(*self._read(row))
+
+        return self._element(tf.numpy_function(self._stopping(load), [row], self._types()))
+
+    def _types(self) -> tuple[Any, ...]:
+        return tf.float32 if self._size_px else tf.uint8, tf.int64, tf.string
+
+    def _element(self, found: Any) -> dict[str, tf.Tensor]:
+        image, numbers, texts = found
+        image = tf.ensure_shape(image, (*(self._size_px or (None, None)), 3))
+        if not self._size_px and not self._is_native:
+            sides = tf.shape(image)[:2]
+            beside = -sides % CANVAS_MULTIPLE_PX
+            image = tf.pad(image, [[0, beside[0]], [0, beside[1]], [0, 0]])
+        return {"image": image, "numbers": tf.ensure_shape(numbers, (6,)), "texts": tf.ensure_shape(texts, (2,))}
+
+    def _stopping(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep what a function raises: TensorFlow makes text of it."""
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except BaseException as error:
+                self._error = self._error or error
+                raise
+
+        return call
+
+    # -- What is done to each row, in tf.data's threads ------------------------------------------------------------------------
+
+    def _read(self, row: np.int64) -> tuple[np.int64, bytes, bytes]:
+        """Return the row, the bytes of its file, and why it cannot be read."""
+        try:
+            return row, read_image(self._manifest[int(row)]), b""
+        except ImageError as error:
+            return row, b"", str(error).encode()
+        except OSError as error:
+            return row, b"", words_for(error).encode()
+        except MemoryError:
+            return row, b"", _OUT_OF_MEMORY.encode()
+
+    def _decode(self, row: np.int64, data: bytes, error: bytes) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.object_]]:
+        """Return image, numbers and texts of a row that has been read."""
+        height = width = 0
+        image, sha256 = None, ""
+        text = error.decode()
+        if not text:
+            sha256 = hashlib.sha256(data).hexdigest()
+            try:
+                with self._pixels.for_one_image() as admit:
+                    decoded, (height, width) = decode_image(data, self._ratio_for, admit)
+                    image = decoded if self._prepare is None else self._prepare(decoded)
+            except ImageError as problem:
+                text = str(problem)
+            except MemoryError:
+                text = _OUT_OF_MEMORY
+        if image is None:
+            image = np.zeros((*self._size_px, 3), np.float32) if self._size_px else np.empty((0, 0, 3), np.uint8)
+        numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
+        return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
 
 
-class _Room:
-    """How many pixels of large images may be in memory at a time.
+def _batch(element: dict[str, Any]) -> Batch:
+    numbers = element["numbers"]
+    statuses = tuple(
+        ImageStatus(row, error.decode(), height, width, file_bytes, sha256.decode())
+        for (row, height, width, file_bytes), (error, sha256) in zip(numbers[:, :4].tolist(), element["texts"], strict=True)
+    )
+    return Batch(statuses, element["image"], numbers[:, 4:].astype(np.int32))
+
+
+class _PixelSemaphore:
+    """Bounds the pixels of large images that are decoded at the same time.
 
     Args:
         pixels: Their number; no image has more.
@@ -129,10 +222,10 @@ class _Room:
 
     @contextmanager
     def for_one_image(self) -> Iterator[Callable[[int], None]]:
-        """Gives what waits until there is room for an image of so many pixels. The room is free again afterwards."""
+        """Give what waits until there is room for an image of so many pixels. The room is free again afterwards."""
         taken = 0
 
-        def take(pixels: int) -> None:
+        def admit(pixels: int) -> None:
             nonlocal taken
             if pixels > LARGE_PIXELS:
                 with self._changed:
@@ -141,99 +234,9 @@ class _Room:
                     taken = pixels
 
         try:
-            yield take
+            yield admit
         finally:
             if taken:
                 with self._changed:
                     self._free += taken
                     self._changed.notify_all()
-
-
-class _Kept(threading.local):
-    """Memory into which a worker decodes one large image after the other."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def buffer_for(self, size_bytes: int) -> NDArray[np.uint8] | None:
-        """Gives the thread's memory, made larger where it must be; None where the image shall have its own."""
-        if not _KEPT_FROM_BYTES < size_bytes <= _KEPT_BYTES:
-            return None
-        if self._memory.size < size_bytes:
-            self._memory = np.empty(size_bytes, np.uint8)
-        return self._memory
-
-    def released(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Gives pixels that the next image does not write over."""
-        return pixels.copy() if np.may_share_memory(pixels, self._memory) else pixels
-
-
-class _Loading(NamedTuple):
-    """What is done to each image, in whatever worker."""
-
-    room: _Room
-    kept: _Kept
-    reduce: Callable[[Pixels], Pixels] | None
-    resizer: Resizer | None
-    ratio_for: Callable[[int, int], int] | None
-
-    def finish(self, decoded: Pixels, slot: NDArray[np.float32] | None) -> Pixels:
-        """Gives the pixels to hand over, none where they go into a batch's memory."""
-        if self.resizer is not None and slot is not None:
-            self.resizer.resize(decoded, slot)
-            return _NO_PIXELS
-        reduced = self.kept.released(np.ascontiguousarray(decoded if self.reduce is None else self.reduce(decoded)))
-        assert reduced.dtype == np.uint8, reduced.dtype
-        assert reduced.shape[2:] == (3,), reduced.shape
-        return reduced
-
-
-class _Filling:
-    """A batch in the making.
-
-    Args:
-        indices: Rows of the run.
-        reads: What gives the bytes of each.
-        loading: What is done to them.
-    """
-
-    def __init__(self, indices: Sequence[int], reads: Sequence[Callable[[], bytes]], loading: _Loading) -> None:
-        self._indices = indices
-        self._reads = reads
-        self._loading = loading
-        self._memory = None if loading.resizer is None else loading.resizer.memory(len(indices))
-        self._statuses: list[ImageStatus | None] = [None] * len(indices)
-        self._images = [_NO_PIXELS] * len(indices)
-        self._sources_px = np.zeros((len(indices), 2), np.int32)
-
-    def load(self, place: int) -> None:
-        """Reads one image. Raises nothing but signals, and what ends the run: a storage that does not answer."""
-        error, sha256, data = "", "", b""
-        height = width = 0
-        slot = None if self._memory is None else self._memory[place]
-        loading = self._loading
-        try:
-            data = self._reads[place]()
-            sha256 = hashlib.sha256(data).hexdigest()
-            with loading.room.for_one_image() as take:
-                decoded, (height, width) = decode_image(data, loading.ratio_for, take, loading.kept.buffer_for)
-                self._sources_px[place] = decoded.shape[:2]
-                self._images[place] = loading.finish(decoded, slot)
-        except ImageError as problem:
-            error = str(problem)
-        except OSError as problem:
-            error = words_for(problem)
-        except MemoryError:
-            error = "out of memory: the image does not fit"
-        except PipelineError:
-            raise
-        except Exception as problem:  # Whatever one image does to a caller's function, the other rows are still wanted.
-            error = f"internal: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
-        if error and slot is not None:
-            slot.fill(0.0)
-        self._statuses[place] = ImageStatus(self._indices[place], error, height, width, len(data), sha256)
-
-    def batch(self) -> Batch:
-        """Gives the batch, all of whose rows have been loaded."""
-        statuses = tuple(status for status in self._statuses if status is not None)
-        return Batch(statuses, tuple(self._images) if self._memory is None else self._memory, self._sources_px)

@@ -16,8 +16,7 @@ from ..errors import ImageError
 from ..records import ImageRecord, ImageStatus
 from .decode import decode_image
 from .reading import read_again, words_for
-from .resize_host import HostResize
-from .tables import ResizeSpec, dct_reduction
+from .resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 
 
 def seen_picture(
@@ -42,10 +41,7 @@ def seen_picture(
     if resize is None:
         return decode_image(data)[0]
     pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
-    resizer = HostResize(resize, mean_pixel)
-    (seen,) = resizer.memory(1)
-    resizer.resize(pixels, seen)
-    return restore_image(seen, mean_pixel)
+    return restore_image(resize_on_host(fit_canvas(pixels, resize), resize, mean_pixel.astype(np.float32)), mean_pixel)
 
 
 def _read(record: ImageRecord, status: ImageStatus) -> bytes:

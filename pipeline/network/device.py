@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ..errors import OptionError
+from ..images.resize import CANVAS_SIDE_PX
 from .convolution import DIRECT
 
 # Images read and resized together on a CPU: enough for all threads to have some while the next are made ready.
@@ -22,11 +23,12 @@ GPU_BATCH_WHERE_NOBODY_TELLS = 64
 LARGEST_CHANNELS = 64
 LAYERS_IN_MEMORY = 4
 FLOAT_BYTES = 4
+COLOURS = 3
 DRIVER_SECONDS = 20
 REFERENCE_PIXELS = 224 * 224
 
-# Images of differing sizes go through the network one by one anyway; more would only wait in memory.
-NATIVE_BATCH = 2
+# On a GPU: one batch is uploaded while another is computed and a third is fetched.
+BATCHES_IN_FLIGHT = 3
 
 
 class Device(NamedTuple):
@@ -35,18 +37,13 @@ class Device(NamedTuple):
     Attributes:
         name: TensorFlow's name, ``/CPU:0`` or ``/GPU:0``.
         kind: ``cpu`` or ``gpu``.
-        batch_size: Images read and resized together.
-        step_images: Images that the network takes at a time, the same for every step, or None: all there are, since it changes
-            no number. On a GPU it is the batch size, so there the batch size can change a number, within the contract's
-            tolerance; with TensorFlow's convolutions on a CPU it is 1 and cannot.
-        asynchronous: Whether the network computes while its caller goes on.
+        batch_size: Images read, resized and computed together. At native size 1. On a GPU every step has as many, the last one
+            filled up, so there it can change a number, within the contract's tolerance.
     """
 
     name: str
     kind: str
     batch_size: int
-    step_images: int | None
-    asynchronous: bool
 
 
 def choose_device(
@@ -56,7 +53,7 @@ def choose_device(
 
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
-        batch_size: The user's, or None for the device's own.
+        batch_size: The user's, or None for the device's own; means nothing at native size.
         size_px: Size of all images, or None at native size.
         convolution: What a CPU uses, ``direct`` or ``winograd``.
         threads: Of the network on a CPU.
@@ -74,17 +71,37 @@ def choose_device(
     if gpus:
         tf.config.experimental.set_memory_growth(gpus[0], True)
     kind = "gpu" if gpus else "cpu"
+    name = f"/{kind.upper()}:0"
     if size_px is None:
-        # On a CPU the layers of one large image are computed by all threads; one more would double the memory.
-        return Device(f"/{kind.upper()}:0", kind, batch_size or NATIVE_BATCH, 1, kind == "gpu")
-    if not gpus:
-        fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
-        if convolution == DIRECT:
-            return Device("/CPU:0", kind, batch_size or min(CPU_BATCH, fitting), 1, False)
-        chosen = batch_size or min(max(CPU_BATCH, CPU_BATCH_A_THREAD * threads), fitting)
-        return Device("/CPU:0", kind, chosen, None, True)
-    chosen = batch_size or gpu_batch(size_px, gpu_memory_bytes())
-    return Device("/GPU:0", kind, chosen, chosen, True)
+        # All sizes differ, and the layers of one large image are computed by all threads.
+        return Device(name, kind, 1)
+    if gpus:
+        return Device(name, kind, batch_size or gpu_batch(size_px, gpu_memory_bytes()))
+    fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
+    most = CPU_BATCH if convolution == DIRECT else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
+    return Device(name, kind, batch_size or min(most, fitting))
+
+
+def batches_in_flight(device: Device, size_px: tuple[int, int] | None, row_bytes: int, memory_bytes: int | None) -> int:
+    """Gives how many batches may be on their way through the device at a time.
+
+    Args:
+        device: As chosen.
+        size_px: (height, width) of the input; None at native size.
+        row_bytes: Of all features of one image, float32.
+        memory_bytes: Free on the GPU; None where nobody tells.
+
+    Returns:
+        1 on a CPU and at native size, where a layer is stored before the next one is computed.
+    """
+    if device.kind == "cpu" or size_px is None:
+        return 1
+    if memory_bytes is None:
+        return 2
+    # The canvas as uint8 and as float32, the resized images, the features; the network itself has the other half of the memory.
+    image_bytes = CANVAS_SIDE_PX**2 * COLOURS * (1 + FLOAT_BYTES) + size_px[0] * size_px[1] * COLOURS * FLOAT_BYTES
+    fitting = memory_bytes // 2 // (device.batch_size * (image_bytes + row_bytes))
+    return max(1, min(BATCHES_IN_FLIGHT, fitting))
 
 
 def _shown(gpus: list[Any], requested: str) -> list[Any]:
@@ -123,8 +140,8 @@ def gpu_batch(size_px: tuple[int, int], memory_bytes: int | None) -> int:
 
 
 def gpu_memory_bytes() -> int | None:
-    """Gives the memory of the smallest GPU, as its driver says; TensorFlow does not tell. None where there is no answer."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    """Gives the free memory of the GPU that has least, as its driver says; TensorFlow does not tell. None without an answer."""
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout.split()
         return min(int(mebibytes) for mebibytes in found) << 20

@@ -1,6 +1,7 @@
 """The VGG networks on the device, cut where the user wants activations.
 
-Takes float32 (n, H, W, 3) with the mean removed; gives one layer's activations after the other. Between two layers that
+Takes float32 (n, H, W, 3) with the mean removed, or what its own first step makes such images of; gives one layer's activations
+after the other. Between two layers that
 are wanted lies a *segment*; what a segment gives leaves the device before the next one runs, so memory holds a few of the largest
 layers and never their sum. Nothing is computed past the deepest layer wanted, and nothing twice.
 """
@@ -8,7 +9,7 @@ layers and never their sum. Nothing is computed past the deepest layer wanted, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +22,19 @@ from .layers import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, outpu
 from .precision import BFLOAT, FLOAT32, convolve
 from .weights import Weights
 
-Segment = Callable[[Any], Any]
+Segment = Callable[..., Any]
+
+
+class FirstStep(NamedTuple):
+    """What is done before the first layer, in the same function.
+
+    Attributes:
+        function: Inputs -> (n, H, W, 3) float32, mean removed.
+        signature: Of the inputs.
+    """
+
+    function: Callable[..., tf.Tensor]
+    signature: Sequence[tf.TensorSpec]
 
 
 class Network:
@@ -38,6 +51,7 @@ class Network:
         precision: Of TensorFlow's products, one of :data:`~pipeline.network.precision.TOLERANCES`.
         parts: Of the layers before the classifier, from :func:`~pipeline.network.cpu.prepare_parts`: then a row's bits depend on
             its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
+        first: What is done before the first layer. None: the network is called with images.
     """
 
     def __init__(
@@ -51,6 +65,7 @@ class Network:
         size_px: tuple[int, int] | None,
         parts: Mapping[str, Part] | None = None,
         precision: str = FLOAT32,
+        first: FirstStep | None = None,
     ) -> None:
         self._weights = weights
         self._pooling = pooling
@@ -66,34 +81,37 @@ class Network:
         with tf.device(device):
             for layer in wanted:
                 part = table[done : layer.network_index + 1]
-                self._segments.append((layer.name, self._segment(part, input_shape)))
+                self._segments.append((layer.name, self._segment(part, input_shape, None if self._segments else first)))
                 input_shape = shapes.get(layer.name, (None, None, layer.channels))
                 done = layer.network_index + 1
 
-    def __call__(self, images: Any) -> Iterator[tuple[str, Any]]:
+    def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
         """Gives (name, activations (n, h, w, c) float32) for each wanted layer, computed when asked for.
 
         The activations are on the device, or still being computed; ``numpy.asarray`` waits for them.
 
+        Args:
+            *inputs: The images, or what the first step takes.
+
         Raises:
             NetworkError: The device is out of memory.
         """
-        values = images
+        values = inputs
         for name, segment in self._segments:
             try:
                 with tf.device(self._device):
-                    values = segment(values)
+                    values = (segment(*values),)
             except tf.errors.ResourceExhaustedError as error:
-                shape = " x ".join(map(str, values.shape))
+                shape = " x ".join(map(str, values[0].shape))
                 raise NetworkError(
-                    f"{name}: the device is out of memory, got an input of {shape} float32. Expected room for it. "
+                    f"{name}: the device is out of memory, got an input of {shape}. Expected room for it. "
                     "Lower batch_size or data.size, or use runtime.device=cpu."
                 ) from error
-            yield name, values
+            yield name, values[0]
 
-    def _segment(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Segment:
+    def _segment(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], first: FirstStep | None) -> Segment:
         if self._parts is None:
-            return self._graph(layers, input_shape)
+            return self._graph(layers, input_shape, first)
         classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
         maps = layers[: len(layers) - len(classifier)]
         part = self._parts[maps[-1].name] if maps else None
@@ -110,16 +128,17 @@ class Network:
 
         return segment
 
-    def _graph(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Segment:
+    def _graph(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], first: FirstStep | None = None) -> Segment:
         operations = [self._operation(layer) for layer in layers]
 
-        def segment(values: tf.Tensor) -> tf.Tensor:
+        def segment(*inputs: tf.Tensor) -> tf.Tensor:
+            values = first.function(*inputs) if first else inputs[0]
             for operation in operations:
                 values = operation(values)
             return values
 
         # One trace serves every number of images, and at native size every height and width.
-        signature = [tf.TensorSpec((None, *input_shape), tf.float32)]
+        signature = first.signature if first else [tf.TensorSpec((None, *input_shape), tf.float32)]
         graph: Segment = tf.function(segment, input_signature=signature, autograph=False)
         return graph
 

@@ -60,11 +60,12 @@ def make_inputs(folder: Path) -> Path:
 
 def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """A side that measures nothing: reads and resizes photographs as the program does."""
-    from pipeline.images.loader import load_batches
-    from pipeline.images.manifest import list_folder
     from pipeline.images.preprocess import FixedSize
     from pipeline.images.resize_host import HostResize
     from pipeline.images.tables import ResizeSpec
+
+    from pipeline.images.loader import load_batches
+    from pipeline.images.manifest import list_folder
 
     manifest = list_folder(Path(photographs))
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")

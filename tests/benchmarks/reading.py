@@ -29,12 +29,13 @@ Rivals = dict[str, tuple[str, tuple[str, ...], str, float | None]]
 
 def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, Any], Callable[[], float]]:
     """The program's loader, and its antialiased resizing where that is asked for."""
-    from pipeline.images.jpeg_decoder import prepare_decoder, prepare_reduced_decoder
-    from pipeline.images.loader import load_batches
-    from pipeline.images.manifest import list_folder
     from pipeline.images.preprocess import FixedSize
     from pipeline.images.resize_host import HostResize
     from pipeline.images.tables import ResizeSpec, dct_reduction
+
+    from pipeline.images.jpeg_decoder import prepare_decoder, prepare_reduced_decoder
+    from pipeline.images.loader import load_batches
+    from pipeline.images.manifest import list_folder
 
     # As a run of a hundred images or more does, while it loads TensorFlow.
     prepare_decoder()
@@ -138,10 +139,10 @@ def errors(photographs: str) -> tuple[dict[str, Any], Callable[[], None]]:
     Of ``data.decode=fast``, and of libjpeg-turbo's reduced sizes: the mean over all images, and the largest.
     """
     import simplejpeg
-
-    from pipeline.images.decode import decode_image
     from pipeline.images.resize_host import HostResize
     from pipeline.images.tables import ResizeSpec, dct_reduction
+
+    from pipeline.images.decode import decode_image
 
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
     resizer = HostResize(spec, np.zeros(3))

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.images.resize import (
+    CANVAS_SIDE_PX,
+    LONGEST_SCALED_PX,
+    ResizeSpec,
+    axis_matrix,
+    dct_reduction,
+    fit_canvas,
+    place_image,
+    resize_on_host,
+)
+from pipeline.images.seen import restore_image
+from pipeline.network.inference import DeviceInference, HostInference, first_step
+from pipeline.records import Batch, ImageStatus
+
+from . import oracle
+from .conftest import MEAN_PIXEL
+
+Resized = Callable[[Sequence[NDArray[np.uint8] | None], ResizeSpec], NDArray[np.float32]]
+
+# Grey levels: of the same sums in float64, and of Pillow's bytes. Pillow rounds each pass by half a level; the second pass of a
+# sharp filter makes up to 1.3 times as much of the first one's.
+EXACT, ROUNDED = 0.01, 1.15
+
+# Up and down, one pixel, strips, hard at the border of the canvas, sides of 8000 px.
+SIZES = [
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (37, 53),
+    (64, 48),
+    (375, 500),
+    (500, 250),
+    (224, 448),
+    (1024, 1023),
+    (1024, 1025),
+    (1100, 1300),
+    (2400, 500),
+    (8000, 8),
+    (9, 8000),
+]
+FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
+MODES = ["squash", "crop", "pad"]
+
+
+def stripes(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Hard black and white edges: what makes the sharp filters overshoot."""
+    generator = np.random.default_rng(seed)
+    small = generator.integers(0, 2, (-(-height // 5), -(-width // 5), 3), dtype=np.uint8)
+    return small.repeat(5, axis=0).repeat(5, axis=1)[:height, :width] * np.uint8(255)
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def batch_of(images: Sequence[NDArray[Any] | None]) -> Batch:
+    """A batch whose canvas holds these images; None is a failed row."""
+    held = [np.zeros((0, 0, 3), np.uint8) if image is None else image for image in images]
+    sizes = np.array([image.shape[:2] for image in held], np.int32)
+    canvas = np.zeros((len(held), *sizes.max(axis=0), 3), held[0].dtype)
+    for row, image in enumerate(held):
+        canvas[row, : image.shape[0], : image.shape[1]] = image
+    statuses = [
+        ImageStatus(10 + row, "corrupt: test" if image is None else "", *map(int, sizes[row]), 0, "")
+        for row, image in enumerate(images)
+    ]
+    return Batch(tuple(statuses), canvas, sizes)
+
+
+def on_host(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDArray[np.float32]:
+    """What the loader makes of images where the network runs on the CPU."""
+    mean_pixel = MEAN_PIXEL.astype(np.float32)
+    nothing = np.zeros((*spec.size_px, 3), np.float32)
+    return np.stack([nothing if image is None else resize_on_host(fit_canvas(image, spec), spec, mean_pixel) for image in images])
+
+
+def on_device(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDArray[np.float32]:
+    """What the device functions make of them before the first layer."""
+    import tensorflow as tf
+
+    batch = batch_of([None if image is None else fit_canvas(image, spec) for image in images])
+    step = first_step(spec, MEAN_PIXEL)
+    inputs = DeviceInference(lambda *inputs: iter(()), spec, None)._inputs(batch)  # type: ignore[arg-type]
+    found = tf.function(step.function, input_signature=step.signature, autograph=False)(*inputs).numpy()
+    assert (found.dtype, found.shape) == (np.float32, (len(images), *spec.size_px, 3))
+    return np.asarray(found)
+
+
+@pytest.fixture(params=["host", "device"])
+def resized(request: pytest.FixtureRequest) -> Resized:
+    return on_host if request.param == "host" else on_device
+
+
+def expected(
+    image: NDArray[np.uint8], spec: ResizeSpec, resize: Callable[..., NDArray[np.float64]] = oracle.resize
+) -> NDArray[np.float64]:
+    (target_height, target_width), (height, width) = spec.size_px, image.shape[:2]
+    if spec.mode == "squash":
+        return resize(image, target_height, target_width, spec.interpolation) - MEAN_PIXEL
+    if spec.mode == "crop":
+        scale = max(target_height / height, target_width / width)
+        whole = (
+            (target_height, max(target_width, target_height * width // height))
+            if scale == target_height / height
+            else (max(target_height, target_width * height // width), target_width)
+        )
+        top, left = round((whole[0] - target_height) / 2), round((whole[1] - target_width) / 2)
+        scaled = resize(image, *whole, spec.interpolation)
+        return scaled[top : top + target_height, left : left + target_width] - MEAN_PIXEL
+    scale = min(target_height / height, target_width / width)
+    inner = max(1, round(height * scale)), max(1, round(width * scale))
+    result = np.zeros((target_height, target_width, 3))
+    top, left = (target_height - inner[0]) // 2, (target_width - inner[1]) // 2
+    result[top : top + inner[0], left : left + inner[1]] = resize(image, *inner, spec.interpolation) - MEAN_PIXEL
+    return result
+
+
+def by_pillow(image: NDArray[np.uint8], height: int, width: int, interpolation: str) -> NDArray[np.float64]:
+    """Pillow's own bytes."""
+    picture = Image.fromarray(image).resize((width, height), oracle.PILLOW_FILTERS[interpolation])
+    return np.asarray(picture, np.float64)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_images_of_the_canvas_are_resized_as_in_double_precision_and_larger_ones_as_pillow_does(
+    mode: str, interpolation: str, resized: Resized
+) -> None:
+    spec = ResizeSpec((64, 56), mode, interpolation)
+    for make in (stripes, noise):
+        images = [make(*size) for size in SIZES]
+        for image, found in zip(images, resized(images, spec), strict=True):
+            place = place_image(*image.shape[:2], spec)
+            if max(place.scaled_height, place.scaled_width) > LONGEST_SCALED_PX:
+                continue  # which a test of its own has
+            if max(image.shape[:2]) > CANVAS_SIDE_PX or interpolation == "nearest":
+                error = np.abs(found - expected(image, spec, by_pillow)).max()
+                assert error <= 1e-4, (make.__name__, image.shape, error)
+            else:
+                error = np.abs(found - expected(image, spec)).max()
+                assert error <= EXACT, (make.__name__, image.shape, error)
+                assert np.abs(found - expected(image, spec, by_pillow)).max() <= ROUNDED, (make.__name__, image.shape)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_images_are_enlarged_as_exactly_as_they_are_reduced(interpolation: str, resized: Resized) -> None:
+    # Where a pixel's position as a single would be off by a hundredth of a pixel's width.
+    spec = ResizeSpec((1500, 40), "squash", interpolation)
+    image = stripes(1021, 60)
+    assert np.abs(resized([image], spec)[0] - expected(image, spec)).max() <= EXACT
+
+
+def test_a_large_image_is_pillows_bit_for_bit() -> None:
+    for interpolation in FILTERS:
+        for size in ((1025, 300), (3000, 2000), (20, 5000)):
+            image = stripes(*size)
+            found = fit_canvas(image, ResizeSpec((64, 56), "squash", interpolation))
+            np.testing.assert_array_equal(found, by_pillow(image, 64, 56, interpolation))
+            assert place_image(*found.shape[:2], ResizeSpec((64, 56), "squash", interpolation))[:2] == (64, 56)
+    image = noise(CANVAS_SIDE_PX, 30)
+    assert fit_canvas(image, ResizeSpec((64, 56), "squash", "bicubic")) is image
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_enormous_strips_cost_no_memory(interpolation: str, resized: Resized) -> None:
+    spec = ResizeSpec((32, 32), "crop", interpolation)
+    # Scaled as a whole this would be 32 x 6,400,000 px.
+    strip = noise(1, 200_000)
+    assert place_image(1, 200_000, spec).scaled_width == 6_400_000
+    found = resized([strip], spec)[0] + MEAN_PIXEL
+    assert np.abs(found[:, 16] - strip[0, 100_000]).max() < 130
+    assert np.ptp(found, axis=0).max() < 1e-3
+
+
+def test_an_image_of_the_target_size_is_not_changed(resized: Resized) -> None:
+    image = noise(48, 40)
+    for interpolation in FILTERS:
+        found = resized([image], ResizeSpec((48, 40), "squash", interpolation))[0]
+        np.testing.assert_array_equal(restore_image(found, MEAN_PIXEL), image)
+        assert np.abs(found + MEAN_PIXEL - image).max() < 1e-4
+
+
+def test_neighbours_and_batch_size_change_no_bit_on_the_host_and_hardly_one_on_the_device(resized: Resized) -> None:
+    spec = ResizeSpec((64, 56), "crop", "bicubic")
+    images = [noise(*size, seed=index) for index, size in enumerate(SIZES)]
+    together = resized(images, spec)
+    for index, image in enumerate(images):
+        np.testing.assert_allclose(resized([image], spec)[0], together[index], rtol=0, atol=0 if resized is on_host else 1e-3)
+    np.testing.assert_allclose(resized(images[::-1], spec), together[::-1], rtol=0, atol=0 if resized is on_host else 1e-3)
+
+
+def test_a_failed_image_is_a_row_of_zeros(resized: Resized) -> None:
+    found = resized([noise(20, 30, 1), None, noise(40, 10, 2)], ResizeSpec((16, 16), "pad", "lanczos"))
+    assert not found[1].any()
+    assert found[0].any()
+
+
+def test_every_row_of_weights_sums_to_one_and_those_of_padding_are_empty() -> None:
+    for source, target in [(1, 64), (50, 64), (64, 64), (500, 64), (1024, 61)]:
+        for interpolation in ("bilinear", "bicubic", "lanczos"):
+            matrix = axis_matrix(source, target, 0, target, interpolation)
+            assert (matrix.shape, matrix.dtype) == ((target, source), np.float32)
+            np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-5)
+    padded = axis_matrix(100, 20, -6, 32, "bilinear").sum(axis=1)
+    np.testing.assert_allclose(padded, [0.0] * 6 + [1.0] * 20 + [0.0] * 6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"),
+    [((224, 224), 1), ((447, 9000), 1), ((895, 1000), 1), ((900, 1000), 2), ((1800, 2000), 4), ((9000, 9000), 8)],
+)
+def test_a_jpeg_is_reduced_to_no_less_than_twice_the_target(size: tuple[int, int], factor: int) -> None:
+    assert dct_reduction(*size, ResizeSpec((224, 224), "squash", "bilinear")) == factor
+
+
+# -- From a batch to features --------------------------------------------------------------------------------------------------
+
+
+def doubled(*inputs: Any) -> Any:
+    """A network of two layers that need no weights."""
+    yield "relu1_1", np.asarray(inputs[0], np.float32)
+    yield "relu1_2", np.asarray(inputs[0], np.float32) * 2
+
+
+def test_the_engine_of_the_cpu_gets_the_good_images_alone() -> None:
+    images = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
+    batch = batch_of(list(images))
+    found = list(HostInference(doubled, MEAN_PIXEL, is_native=False)(batch))  # type: ignore[arg-type]
+    assert [(features.layer, features.indices.tolist()) for features in found] == [
+        ("relu1_1", [10, 11, 12, 13]),
+        ("relu1_2", [10, 11, 12, 13]),
+    ]
+    np.testing.assert_array_equal(found[1].values, 2 * images)
+    failed = tuple(replace(status, error="corrupt: test") if status.index in (10, 12) else status for status in batch.statuses)
+    found = list(HostInference(doubled, MEAN_PIXEL, is_native=False)(replace(batch, statuses=failed)))  # type: ignore[arg-type]
+    assert found[0].indices.tolist() == [11, 13]
+    np.testing.assert_array_equal(found[0].values, images[[1, 3]])
+    nothing = replace(batch, statuses=tuple(replace(status, error="x") for status in batch.statuses))
+    assert not list(HostInference(doubled, MEAN_PIXEL, is_native=False)(nothing))  # type: ignore[arg-type]
+
+
+def test_native_size_only_removes_the_mean() -> None:
+    image = noise(5, 7, 1)
+    (features, _) = HostInference(doubled, MEAN_PIXEL, is_native=True)(batch_of([image]))  # type: ignore[arg-type]
+    assert features.values.dtype == np.float32
+    np.testing.assert_allclose(features.values[0], image - MEAN_PIXEL, atol=1e-4)
+    step = first_step(None, MEAN_PIXEL)
+    np.testing.assert_array_equal(np.asarray(step.function(image[None])), features.values)
+
+
+def test_every_step_of_a_device_has_the_same_number_of_rows() -> None:
+    seen = []
+
+    def network(canvas: Any, geometry: Any) -> Any:
+        seen.append((canvas.shape, geometry.shape))
+        yield "relu1_1", np.arange(len(canvas), dtype=np.float32)
+
+    spec = ResizeSpec((16, 16), "squash", "bilinear")
+    compute = DeviceInference(network, spec, 5)  # type: ignore[arg-type]
+    (features,) = compute(batch_of([noise(20, 30), None, noise(30, 20)]))
+    assert seen == [((5, 30, 30, 3), (5, 6))]
+    assert (features.indices.tolist(), features.values.tolist()) == ([10, 12], [0.0, 2.0])
+    assert not list(compute(replace(batch_of([noise(2, 2)]), statuses=(ImageStatus(3, "x", 0, 0, 0, ""),))))
