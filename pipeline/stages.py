@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from .config import Options
 from .extract import Step
-from .images.jpeg_decoder import prepare_decoder, prepare_reduced_decoder
 from .images.resample import hand_over
 from .images.resize_host import HostResize
 from .images.tables import ResizeSpec, dct_reduction
@@ -27,10 +26,6 @@ from .records import Batch, Manifest, RunSpec
 
 if TYPE_CHECKING:
     from .network.device import Device
-
-
-# From here on a decoder of our own is worth the quarter of a second that its compiling takes.
-MANY_IMAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +64,6 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
             kernel_order=options.network.kernel_order,
             threads=threads,
         )
-    if len(spec.manifest) - spec.first_row >= MANY_IMAGES:
-        background.submit(prepare_decoder)
-    if options.data.decode == "fast":
-        background.submit(prepare_reduced_decoder)
     load_tensorflow()
     from .images.loader import load_batches
     from .images.preprocess import FixedSize, NativeSize

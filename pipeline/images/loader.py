@@ -26,11 +26,6 @@ from .reading_ahead import ReadAhead
 # Larger images share MAX_PIXELS among them: each worker may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
 
-# Images of more bytes than the first, as decoded, are decoded into memory that their worker keeps for the next, since the system
-# takes as long to hand out and clear so much as a seventh of the decoding; above the second it would be too much to keep.
-_KEPT_FROM_BYTES = 2**22
-_KEPT_BYTES = 2**26
-
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 Pixels = NDArray[np.uint8]
@@ -60,8 +55,8 @@ def load_batches(
 
     At most ``2 * batch_size`` images are decoded and not yet handed over (the batch that is being filled and the one that
     waits), as large as ``reduce`` leaves or ``resizer`` makes them; besides, each worker may hold one image at full size, and
-    all those above :data:`LARGE_PIXELS` together no more than one image may have. A worker keeps the memory of large images for
-    the next, up to 64 MiB. Closing the generator stops the workers and frees all of this.
+    all those above :data:`LARGE_PIXELS` together no more than one image may have. Closing the
+    generator stops the workers and frees all of this.
 
     The errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``too large``,
     ``internal`` (``reduce``, ``resizer`` or ``ratio_for`` raised something else than an ``ImageError``), or one of
@@ -85,7 +80,7 @@ def load_batches(
     # Dataset.ragged_batch, which would make the flat buffer, takes three times as long as decoding. Nor do workers wait for it:
     # they take row after row, as far ahead as they may, and the dataset says which batch is wanted.
     ahead = ReadAhead(manifest)
-    load = _Loading(_Room(MAX_PIXELS), _Kept(), reduce, resizer, ratio_for)
+    load = _Loading(_Room(MAX_PIXELS), reduce, resizer, ratio_for)
 
     def begin(wanted: NDArray[np.int64]) -> _Filling:
         return _Filling(wanted.tolist(), ahead.begin(wanted.tolist()), load)
@@ -149,30 +144,10 @@ class _Room:
                     self._changed.notify_all()
 
 
-class _Kept(threading.local):
-    """Memory into which a worker decodes one large image after the other."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def buffer_for(self, size_bytes: int) -> NDArray[np.uint8] | None:
-        """Gives the thread's memory, made larger where it must be; None where the image shall have its own."""
-        if not _KEPT_FROM_BYTES < size_bytes <= _KEPT_BYTES:
-            return None
-        if self._memory.size < size_bytes:
-            self._memory = np.empty(size_bytes, np.uint8)
-        return self._memory
-
-    def released(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Gives pixels that the next image does not write over."""
-        return pixels.copy() if np.may_share_memory(pixels, self._memory) else pixels
-
-
 class _Loading(NamedTuple):
     """What is done to each image, in whatever worker."""
 
     room: _Room
-    kept: _Kept
     reduce: Callable[[Pixels], Pixels] | None
     resizer: Resizer | None
     ratio_for: Callable[[int, int], int] | None
@@ -182,7 +157,7 @@ class _Loading(NamedTuple):
         if self.resizer is not None and slot is not None:
             self.resizer.resize(decoded, slot)
             return _NO_PIXELS
-        reduced = self.kept.released(np.ascontiguousarray(decoded if self.reduce is None else self.reduce(decoded)))
+        reduced = np.ascontiguousarray(decoded if self.reduce is None else self.reduce(decoded))
         assert reduced.dtype == np.uint8, reduced.dtype
         assert reduced.shape[2:] == (3,), reduced.shape
         return reduced
@@ -216,7 +191,7 @@ class _Filling:
             data = self._reads[place]()
             sha256 = hashlib.sha256(data).hexdigest()
             with loading.room.for_one_image() as take:
-                decoded, (height, width) = decode_image(data, loading.ratio_for, take, loading.kept.buffer_for)
+                decoded, (height, width) = decode_image(data, loading.ratio_for, take)
                 self._sources_px[place] = decoded.shape[:2]
                 self._images[place] = loading.finish(decoded, slot)
         except ImageError as problem:
