@@ -134,6 +134,7 @@ def test_grey_with_its_alpha_multiplied_in() -> None:
          "TIFF of 3 x 32 bits (float), photometric 2, compression 1"),
         ([BYTES.tobytes() * 2], {"bits": (32, 32), "samples": 2}, "TIFF of 2 x 32 bits (unsigned), photometric 1, compression 1"),
         ([BYTES[..., 0].tobytes()], {"compression": 34934}, "TIFF of 1 x 8 bits (unsigned), photometric 1, compression 34934"),
+        ([b"RIFF\0\0\0\0WEBP"], {"compression": 50001}, "TIFF compressed by WebP"),
         ([BYTES[..., 0].tobytes()], {"format": 2}, "TIFF of signed 8-bit samples"),
         ([BYTES.tobytes()], {"bits": (8,) * 4, "samples": 4, "photometric": INKS, "inks": 2}, "TIFF of inks other than CMYK"),
         ([bytes(HEIGHT * WIDTH * 3)], {"bits": (8,) * 3, "samples": 3, "photometric": YCBCR, "subsampling": (2, 2)},
@@ -340,6 +341,7 @@ def test_pictures_of_other_formats_are_called_by_their_name(begin: bytes, kind: 
 
 
 def test_what_is_damaged_is_not_called_unsupported() -> None:
+    assert error_of(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif" + bytes(200)).startswith("corrupt: ")
     for name in ("JPEG", "PNG", "TIFF", "JPEG2000", "BMP", "GIF", "WEBP", "PSD"):
         data = psd(3, 8, BYTES[..., :3].transpose(2, 0, 1)) if name == "PSD" else encode(picture(3), name)
         for size in (6, 12, 20, 30):

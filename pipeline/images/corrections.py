@@ -80,7 +80,8 @@ def unsupported_kind(data: bytes, formats: Sequence[str]) -> str:
     for signature, name in _SIGNATURES.items():
         if data.startswith(signature):
             return name
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+    # Some brands are AVIF's too.
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[:64]:
         return "HEIC or HEIF"
     for name in formats:
         reader, accept = Image.OPEN[name]
@@ -202,6 +203,8 @@ def _refused_tiff(image: TiffImagePlugin.TiffImageFile) -> str:
     tags = image.tag_v2
     bits, photometric = tags.get(_BITS, (1,)), tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
     is_raw = image.info.get("compression") == "raw"
+    if image.info.get("compression") == "webp":  # Pillow's own libtiff is built without it.
+        return "TIFF compressed by WebP"
     if bits == (8,) and tags.get(_SAMPLE_FORMAT) == (2,):
         return "TIFF of signed 8-bit samples"
     if photometric == _INKS and tags.get(_INK_SET) == 2:
@@ -295,4 +298,4 @@ def _unwrapped(image: Image.Image, data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(claimed), formats=("JPEG2000",)) as clipped:
         bright = np.asarray(clipped) >= 128
     values = np.asarray(image)
-    return Image.fromarray(np.where((values == 0) & bright, np.uint8(255), values), image.mode)
+    return Image.frombytes(image.mode, image.size, np.where((values == 0) & bright, np.uint8(255), values).tobytes())
