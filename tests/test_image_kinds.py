@@ -299,6 +299,8 @@ def test_a_bitmap_or_targa_that_is_not_read_is_called_unsupported() -> None:
     assert error_of(bitmap) == "unsupported: Unsupported BMP bitfields layout"
     targa = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, WIDTH, HEIGHT, 16, 0x21) + bytes(WIDTH * HEIGHT * 2)
     assert error_of(targa) == "unsupported: TGA of 16 bits with one of transparency"
+    palette = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 256, 24, 0, 0, WIDTH, HEIGHT, 16, 0x20) + bytes(768 + WIDTH * HEIGHT * 2)
+    assert error_of(palette) == "unsupported: TGA of type 1 and 16 bits"
 
 
 @pytest.mark.parametrize(
@@ -341,6 +343,8 @@ def test_pictures_of_other_formats_are_called_by_their_name(begin: bytes, kind: 
 
 
 def test_what_is_damaged_is_not_called_unsupported() -> None:
+    jpeg = encode(picture(3), "JPEG")
+    assert error_of(jpeg.replace(b"\xff\xda", b"\xff\xfe")) == "corrupt: cannot load this image"
     assert error_of(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif" + bytes(200)).startswith("corrupt: ")
     for name in ("JPEG", "PNG", "TIFF", "JPEG2000", "BMP", "GIF", "WEBP", "PSD"):
         data = psd(3, 8, BYTES[..., :3].transpose(2, 0, 1)) if name == "PSD" else encode(picture(3), name)

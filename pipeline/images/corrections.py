@@ -17,7 +17,7 @@ from PIL import Image, ImagePalette, PngImagePlugin, TiffImagePlugin
 
 # What readers say of a whole file that they have no code for.
 _UNSUPPORTED = re.compile(
-    r"unsupported|not (yet )?supported|unknown (raw|pixel|data)|unrecognized image mode|cannot (handle|load)|unable to determine",
+    r"unsupported|not (yet )?supported|unknown (raw|pixel|data)|unrecognized image mode|cannot handle|unable to determine",
     re.I,
 )
 
@@ -116,6 +116,8 @@ def refused_kind(image: Image.Image, data: bytes) -> str:
     if image.format == "TGA" and image.mode == "RGBA" and data[16] == 16:
         # Some take it for opacity, some for transparency.
         return "TGA of 16 bits with one of transparency"
+    if image.format == "TGA" and not image.tile:  # type: ignore[attr-defined]
+        return f"TGA of type {data[2]} and {data[16]} bits"
     if image.format == "PNG" and data[12:16] == _APPLE_CHUNK:
         return "PNG of Apple's own kind (CgBI)"
     if image.format == "PNG" and "transparency" in image.info:
