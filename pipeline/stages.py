@@ -98,7 +98,9 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     if resize is None:
         prepare = NativeLimit(options.network.name, spec.features, weights.pool_padding)
     else:
-        prepare = partial(_on_host, resize, mean_pixel.astype(np.float32)) if by_winograd else partial(fit_canvas, spec=resize)
+        prepare = partial(resize_on_host, spec=resize, mean_pixel=mean_pixel.astype(np.float32))
+        if not by_winograd:
+            prepare = partial(fit_canvas, spec=resize)
         if data.decode == "fast":
             ratio_for = partial(dct_reduction, spec=resize)
 
@@ -115,7 +117,3 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     row_bytes = sum(math.prod(feature.shape) for feature in spec.features if feature.shape) * FLOAT_BYTES
     in_flight = batches_in_flight(device, size_px, row_bytes, gpu_memory_bytes() if device.kind == "gpu" else None)
     return Stages(device, load, compute, in_flight)
-
-
-def _on_host(resize: ResizeSpec, mean_pixel: NDArray[np.float32], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return resize_on_host(fit_canvas(pixels, resize), resize, mean_pixel)

@@ -206,7 +206,6 @@ def _bombs(folder: Path) -> Iterator[Case]:
     for key, content, reason in (
         ("square.png", png(50_000, 50_000, 2, 100), "too large: 2500000000 px, limit 178956970 px"),
         ("wide.png", png(2**31 - 1, 1, 0, 0), "too large: 2147483647 px"),
-        ("text.png", png(8, 8, 0, 8, text), "corrupt: Decompressed data too large"),
         (
             "screen.gif",
             b"GIF89a" + struct.pack("<HHBBBB4HBB", 65535, 65535, 0, 0, 0, 44, 0, 0, 65535, 65535, 0, 2) + b"\0;",
@@ -228,6 +227,8 @@ def _bombs(folder: Path) -> Iterator[Case]:
     ):
         write(folder, f"bombs/{key}", content)
         yield Case(f"bombs/{key}", FAILED, reason)
+    write(folder, "bombs/text.png", png(8, 8, 0, 8, text))
+    yield Case("bombs/text.png", OK)
     # Two bytes of a scan's marker may stand anywhere behind the picture: a phone puts a film there.
     write(folder, "bombs/film.jpg", jpeg_of_scans(1, behind=b"\xff\xda\0\x02" * 500))
     yield Case("bombs/film.jpg", OK)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -358,11 +357,11 @@ def test_a_larger_limit_of_pillow_does_not_lift_ours(monkeypatch: pytest.MonkeyP
         decode_image(png_header(50_000, 50_000, png_chunk(b"IDAT", b"")))
 
 
-def test_a_png_with_a_text_bomb_is_refused() -> None:
+def test_a_text_bomb_beside_the_pixels_of_a_png_is_not_inflated() -> None:
     bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000), 9))
     assert len(bomb) < 30_000
-    with pytest.raises(ImageDecodeError, match=r"^corrupt: Decompressed data too large"):
-        decode_image(png_header(8, 8, bomb + png_chunk(b"IDAT", zlib.compress(bytes(200))) + png_chunk(b"IEND", b"")))
+    data = png_header(8, 8, bomb + png_chunk(b"IDAT", zlib.compress(bytes(200))) + png_chunk(b"IEND", b""))
+    assert not decoded(data).any()
 
 
 def test_a_png_with_a_flipped_bit_is_corrupt() -> None:
@@ -441,22 +440,3 @@ def test_extensions_are_those_of_photographs_and_not_of_programs_or_documents() 
         ".mpo",
     } <= extensions
     assert not extensions & {".eps", ".ps", ".pdf", ".wmf", ".h5", ".hdf", ".mpg", ".grib", ".bufr", ".ico", ".txt"}
-
-
-def test_reduced_pixels_are_of_our_own_code_however_few_images_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of ten images that becomes one of a thousand must go on with the same pixels; a thumbnail need not."""
-    file = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    Image.fromarray(noise).save(file, "JPEG")
-    data = file.getvalue()
-    found = []
-    for is_prepared in (False, True):
-        monkeypatch.setattr(decode, "is_prepared", lambda is_prepared=is_prepared: is_prepared)
-        found.append(decode.decode_image(data, lambda height, width: 2)[0])
-    np.testing.assert_array_equal(*found)
-    library = simplejpeg.decode_jpeg(data, "RGB", min_height=32, min_width=32)
-    assert not np.array_equal(found[0], library)
-    monkeypatch.setattr(decode, "decode_baseline", None)
-    picture, sides = decode.decode_image(data, lambda height, width: 2, by_library=True)
-    np.testing.assert_array_equal(picture, library)
-    assert sides == (64, 64)

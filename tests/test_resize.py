@@ -82,7 +82,7 @@ def on_host(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDA
     """What the loader makes of images where the network runs on the CPU."""
     mean_pixel = MEAN_PIXEL.astype(np.float32)
     nothing = np.zeros((*spec.size_px, 3), np.float32)
-    return np.stack([nothing if image is None else resize_on_host(fit_canvas(image, spec), spec, mean_pixel) for image in images])
+    return np.stack([nothing if image is None else resize_on_host(image, spec, mean_pixel) for image in images])
 
 
 def on_device(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDArray[np.float32]:

@@ -1,6 +1,8 @@
 """The bytes of one image file, in; its RGB pixels, out. Every way in which that can fail is one exception with one line.
 
-Stands between the file and the batch: :mod:`~pipeline.images.loader` calls it, once an image, in several threads.
+:mod:`~pipeline.images.loader` calls it once an image, in several threads. JPEGs are decoded by simplejpeg (libjpeg-turbo with the
+accurate DCT, whose pixels are Pillow's bit for bit), all else by Pillow. What Pillow gets wrong is put right, or refused, in
+:mod:`~pipeline.images.corrections`.
 
 What the pixels of each kind of file are:
 
@@ -19,7 +21,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -28,8 +30,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from .completeness import missing_parts, missing_rows
-from .jpeg_decoder import decode_baseline, is_prepared
-from .jpeg_header import END_OF_JPEG, MAX_JPEG_SCANS, Header, has_endless_scans, read_header
+from .corrections import corrected, is_unsupported, refused_kind, unsupported_kind, without_metadata
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
@@ -54,6 +55,30 @@ MAX_RUN_LENGTH_BITMAP_PIXELS = 2**24
 # Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
 _STRIP_PIXELS = 2**23
 
+# Cameras and programs write some ten. Each scan costs a pass over all pixels, and 31 bytes are enough for one.
+# Source: libtiff, tif_jpeg.c, JPEG_MAX_ALLOWED_SCAN_NUMBER.
+MAX_JPEG_SCANS = 100
+
+# Source: ITU T.81, table B.1. After FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills; 01 has no length either.
+_JPEG_START, _JPEG_END, _START_OF_SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
+_NO_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+_SCAN, _APP1, _BASELINE = 0xDA, 0xE1, (0xC0, 0xC1)
+# Where the frame header stands: tables C4, CC and C8 are not among them; F7 is JPEG-LS (ITU T.87).
+_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+_UNREADABLE_FRAMES = {
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"),
+    0xCB: "lossless JPEG with arithmetic coding",
+    0xF7: "JPEG-LS",
+}
+_JPEG_BITS = 8
+# As much as libjpeg reads ahead of what it decodes. Source: libjpeg-turbo, jdhuff.c, a buffer of 64 bits.
+_READ_AHEAD = bytes(8)
+# What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
+# Source: libjpeg-turbo, jerror.h, JWRN_*.
+_CORRUPT = "Corrupt JPEG data: "
+_HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])")
+
 _PILLOW_MODULES = r"PIL\."
 
 
@@ -66,7 +91,7 @@ class ImageDecodeError(ImageError):
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """Gives the lower-case file extensions, with their dot, that belong to :data:`ALLOWED_FORMATS`."""
+    """Return the lower-case file extensions, with their dot, that belong to :data:`ALLOWED_FORMATS`."""
     names = {*ALLOWED_FORMATS, *_OPENED_AS_ANOTHER}
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in names)
 
@@ -75,25 +100,18 @@ def decode_image(
     data: bytes,
     ratio_for: Callable[[int, int], int] | None = None,
     admit: Callable[[int], None] | None = None,
-    buffer_for: Callable[[int], NDArray[np.uint8] | None] | None = None,
-    *,
-    by_library: bool = False,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decodes one image as the module's docstring says.
+    """Decode one image as the module's docstring says.
 
-    Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs are decoded by code of our own, once that is compiled
-    (:mod:`~pipeline.images.jpeg_decoder`), or else by simplejpeg, which give the same pixels in less time (libjpeg-turbo's, with
-    the accurate integer DCT); whatever they refuse is put to Pillow, which has the last word. They have refused every truncated
-    file that Pillow refuses.
+    Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs that simplejpeg refuses for what it takes amiss are
+    put to Pillow, unless a part of them is missing.
 
     Args:
         data: The whole file.
         ratio_for: (height, width) in px after orientation -> 1, 2, 4 or 8, by which a JPEG's sides are divided (rounding up)
-            while it is decoded: by code of our own where it can be (baseline), else by libjpeg-turbo. Other formats, CMYK JPEGs
-            and JPEGs that only Pillow accepts keep their size. None: exact.
+            while it is decoded, by libjpeg-turbo. Other formats, CMYK JPEGs and JPEGs that only Pillow accepts keep their size.
+            None: exact.
         admit: Told how many pixels the header promises before any of them takes memory; may wait.
-        buffer_for: Gives memory of so many bytes or more to decode into, or None; the pixels may then lie in it.
-        by_library: For a few pictures that nobody computes with, whose reduced pixels may be anybody's: no code is made for them.
 
     Returns:
         (h, w, 3) uint8 RGB in 0..255, C-contiguous, possibly read-only; and the image's (height, width) in px after
@@ -103,50 +121,148 @@ def decode_image(
         ImageDecodeError: The bytes are no image, or a damaged or too large one.
     """
     try:
-        # Half of the time that is not decoding is Pillow's look at the header, which most files do not need.
-        header = read_header(data)
-        if header is not None and header.is_plain and header.height * header.width <= MAX_PIXELS:
-            if admit is not None:
-                admit(header.height * header.width)
-            ratio = 1 if ratio_for is None else ratio_for(header.height, header.width)
-            own = None if by_library else header
-            pixels = _decode_jpeg(data, own, ratio, (header.width, header.height), buffer_for)
-            if pixels is not None:
-                return pixels, (header.height, header.width)
-            admit = None
-        return _decode_any(data, None if by_library else header, ratio_for, admit, buffer_for)
+        header = _read_jpeg_header(data)
+        if header is not None:
+            return _decode_jpeg_file(data, header, ratio_for, admit)
+        data = without_metadata(data)
+        image = _open(data)
+        if admit is not None:
+            admit(image.width * image.height)
+        pixels = _decode_with_pillow(image, data)
+        # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
+        pixels = np.ascontiguousarray(_turn(pixels, _orientation(image)))
+        return pixels, pixels.shape[:2]
     except MemoryError:
         raise ImageDecodeError("out of memory: the decoded image does not fit") from None
 
 
-def _decode_any(
-    data: bytes,
-    header: Header | None,
-    ratio_for: Callable[[int, int], int] | None,
-    admit: Callable[[int], None] | None,
-    buffer_for: Callable[[int], NDArray[np.uint8] | None] | None,
+class _JpegHeader(NamedTuple):
+    """What a JPEG says before its first scan.
+
+    Attributes:
+        height: In px, as stored.
+        width: In px, as stored.
+        coding: Second byte of the frame's marker.
+        bits: Of a sample.
+        components: 1: grey, 3: RGB or YCbCr, 4: CMYK or YCCK.
+        has_app1: Whether there may be an orientation: EXIF or XMP.
+        has_one_scan: Whether the first scan is the only one.
+        scan: Where its segment begins in the file, behind the length.
+    """
+
+    height: int
+    width: int
+    coding: int
+    bits: int
+    components: int
+    has_app1: bool
+    has_one_scan: bool
+    scan: int
+
+
+def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
+    """Read what precedes the first scan, in a tenth of the time that Pillow takes; None: no JPEG, or too large, or damaged."""
+    if not data.startswith(_JPEG_START):
+        return None
+    frame, coding, has_app1, place = 0, 0, False, 2
+    while (place := data.find(b"\xff", place)) >= 0 and place + 10 <= len(data):
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+            continue
+        if marker in _NO_LENGTH:
+            place += 2
+            continue
+        if marker == _SCAN:
+            if not frame:
+                return None
+            height, width = int.from_bytes(data[frame + 1 : frame + 3], "big"), int.from_bytes(data[frame + 3 : frame + 5], "big")
+            if not 0 < height * width <= MAX_PIXELS:
+                return None
+            components = data[frame + 5]
+            has_one_scan = coding in _BASELINE and data[place + 4] == components
+            return _JpegHeader(height, width, coding, data[frame], components, has_app1, has_one_scan, place + 4)
+        if marker in _FRAMES:
+            frame, coding = place + 4, marker
+        elif marker == _APP1:
+            has_app1 = True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
+
+
+def _decode_jpeg_file(
+    data: bytes, header: _JpegHeader, ratio_for: Callable[[int, int], int] | None, admit: Callable[[int], None] | None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decodes what Pillow opens, a JPEG by simplejpeg where it can."""
-    _silence_pillow()
-    image = _open(data)
+    if header.coding in _UNREADABLE_FRAMES:
+        raise ImageDecodeError(f"unsupported: {_UNREADABLE_FRAMES[header.coding]}")
+    if header.bits != _JPEG_BITS:
+        raise ImageDecodeError(f"unsupported: JPEG of {header.bits} bits a sample, only {_JPEG_BITS} can be read")
+    if header.components not in (1, 3, 4):
+        raise ImageDecodeError(f"unsupported: JPEG of {header.components} components")
+    if not header.has_one_scan and _has_endless_scans(data):
+        raise ImageDecodeError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
+    orientation = _orientation(_open(data)) if header.has_app1 else 1
+    height, width = header.height, header.width
+    size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
     if admit is not None:
-        admit(image.width * image.height)
-    pixels = None
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        orientation = _orientation(image)
-        height, width = image.height, image.width
-        if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
-            height, width = width, height
-        ratio = 1 if ratio_for is None else ratio_for(height, width)
-        pixels = _decode_jpeg(data, header, ratio, image.size, buffer_for)
+        admit(height * width)
+    ratio = 1 if ratio_for is None or header.components == 4 else ratio_for(*size_px)
+    pixels = _decode_jpeg(data, header.components, -(-height // ratio), -(-width // ratio))
     if pixels is None:
-        pixels = _decode_with_pillow(image, data)
-        # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
-        orientation = _orientation(image)
-        height, width = pixels.shape[:2]
-        if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
-            height, width = width, height
-    return np.ascontiguousarray(_turn(pixels, orientation)), (height, width)
+        pixels = _decode_with_pillow(_open(_without_end(data, header)), data)
+    return np.ascontiguousarray(_turn(pixels, orientation)), size_px
+
+
+def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Decode a JPEG by libjpeg-turbo; None where that refuses, warns of what is harmless, or gives another size.
+
+    Raises:
+        ImageDecodeError: A part of the coded data is missing or wrong, which Pillow would fill in without a word.
+    """
+    try:
+        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
+        # Strict: what libjpeg only warns of, such as a missing end, is refused.
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "CMYK" if components == 4 else "RGB", min_height=height, min_width=width
+        )
+    except ValueError as error:
+        text = str(error)
+        if text.startswith(_CORRUPT) and not _HARMLESS.search(text):
+            word = "truncated" if "premature end" in text else "corrupt"
+            raise ImageDecodeError(f"{word}: {text.removeprefix(_CORRUPT)}") from None
+        return None
+    if pixels.shape[:2] != (height, width):
+        return None
+    if components == 4:
+        # Inverted, as Adobe's programs write it and Pillow takes it.
+        return _as_rgb(Image.frombuffer("CMYK", (width, height), pixels, "raw", "CMYK;I", 0, 1))
+    return pixels
+
+
+def _has_endless_scans(data: bytes) -> bool:
+    """Tell whether a JPEG has more scans than any program writes, so that a few kilobytes would take hours."""
+    # The two bytes may stand in thumbnails, and in films behind the picture.
+    if data.count(_START_OF_SCAN) <= MAX_JPEG_SCANS:
+        return False
+    place, scans = 2, 0
+    while marker := _MARKER.search(data, place):
+        if marker[0] == _JPEG_END:
+            return False
+        scans += marker[0] == _START_OF_SCAN
+        if scans > MAX_JPEG_SCANS:
+            return True
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False
+
+
+def _without_end(data: bytes, header: _JpegHeader) -> bytes:
+    """Take the end from a JPEG of one scan: Pillow fills in what is missing before an end, and refuses a file that just stops."""
+    if header.has_one_scan:
+        place = header.scan + int.from_bytes(data[header.scan - 2 : header.scan], "big") - 2
+        end = _MARKER.search(data, place)
+        if end is not None and end[0] == _JPEG_END:
+            return data[: end.start()] + _READ_AHEAD
+    return data
 
 
 def _silence_pillow() -> None:
@@ -158,11 +274,13 @@ def _silence_pillow() -> None:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Reads the header alone, and refuses what must not be decoded."""
+    """Read the header alone, and refuse what must not be decoded."""
     if not data:
         raise ImageDecodeError("empty: the file has no bytes")
+    _silence_pillow()
     try:
         image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
+        reason = refused_kind(image, data)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         raise ImageDecodeError(f"too large: {pixels[1] if pixels else 'too many'} px, limit {MAX_PIXELS} px") from None
@@ -176,22 +294,20 @@ def _open(data: bytes) -> Image.Image:
         raise ImageDecodeError(f"too large: {image.width} x {image.height} px, limit {MAX_PIXELS} px")
     if min(image.size) < 1:
         raise ImageDecodeError(f"corrupt: {image.width} x {image.height} px")
-    _refuse_endless(image, data)
-    return image
-
-
-def _refuse_endless(image: Image.Image, data: bytes) -> None:
-    """Refuses files of a few kilobytes that would take minutes or hours."""
-    if image.format in ("JPEG", "MPO") and has_endless_scans(data):
-        raise ImageDecodeError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
     run_length = any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
     if run_length and image.width * image.height > MAX_RUN_LENGTH_BITMAP_PIXELS:
         raise ImageDecodeError(
             f"too large: {image.width} x {image.height} px, limit {MAX_RUN_LENGTH_BITMAP_PIXELS} px for run-length coded bitmaps"
         )
+    if reason:
+        raise ImageDecodeError(f"unsupported: {reason}")
+    return image
 
 
 def _why_unidentified(data: bytes) -> str:
+    kind = unsupported_kind(data, ALLOWED_FORMATS)
+    if kind:
+        return f"unsupported: {kind}"
     for name in ALLOWED_FORMATS:
         accept = Image.OPEN[name][1]
         try:
@@ -204,43 +320,16 @@ def _why_unidentified(data: bytes) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Gives ``truncated: ...`` or ``corrupt: ...`` for what a reader raised."""
+    """Return ``truncated: ...``, ``unsupported: ...`` or ``corrupt: ...`` for what a reader raised."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))[:200] or type(error).__name__
     # Pillow's TIFF reader says "Expected to read 8 bytes but only got 3", its raw decoders "not enough image data".
-    cut = isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncat", "only got", "not enough image data"))
-    return f"{'truncated' if cut else 'corrupt'}: {text}"
-
-
-def _decode_jpeg(
-    data: bytes,
-    header: Header | None,
-    ratio: int,
-    size: tuple[int, int],
-    buffer_for: Callable[[int], NDArray[np.uint8] | None] | None,
-) -> NDArray[np.uint8] | None:
-    """Decodes a grey or RGB JPEG by our own code or libjpeg-turbo; None where that refuses, warns, or gives another size.
-
-    Reduced pixels differ between the two, so which of them decodes a file must depend on nothing but the file. Without a header
-    it is the library.
-    """
-    width, height = (-(-side // ratio) for side in size)
-    buffer = None if buffer_for is None else buffer_for(height * width * 3)
-    if (ratio > 1 or is_prepared()) and header is not None and header.components and (header.width, header.height) == size:
-        own = decode_baseline(data, header, ratio, buffer)
-        if own is not None:
-            return own
-    if data.rfind(END_OF_JPEG) < 0:
-        return None
-    try:
-        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
-        # Strict: what libjpeg only warns of, such as a missing end, is refused.
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=buffer)
-    except ValueError:
-        return None
-    return pixels if pixels.shape == (height, width, 3) else None
+    if isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncat", "only got", "not enough image data")):
+        return f"truncated: {text}"
+    return f"{'unsupported' if is_unsupported(text) else 'corrupt'}: {text}"
 
 
 def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """Return (h, w, 3) uint8 of an image that has been opened, as stored."""
     try:
         missing = missing_parts(image, data)
         if not missing:
@@ -248,14 +337,7 @@ def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
             missing = missing_rows(image, data)
         if missing:
             raise ImageDecodeError(f"truncated: the file ends early, or was never written to the end: {missing} are there")
-        rows = max(1, _STRIP_PIXELS // image.width)
-        if rows >= image.height:
-            return _as_rgb(image)
-        pixels = np.empty((image.height, image.width, 3), np.uint8)
-        for top in range(0, image.height, rows):
-            bottom = min(top + rows, image.height)
-            pixels[top:bottom] = _as_rgb(image.crop((0, top, image.width, bottom)))
-        return pixels
+        return _as_rgb(corrected(image, data))
     except (ImageDecodeError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -265,11 +347,23 @@ def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
 
 
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Gives (h, w, 3) uint8 of a loaded image, or of some rows of one."""
+    """Return (h, w, 3) uint8 of a loaded image, converted some rows at a time."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return _strip_as_rgb(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = _strip_as_rgb(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _strip_as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_grey(image)
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        # From grey with its alpha multiplied in, Pillow knows no way to colour.
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.new("RGB", layer.size, "white")
         image.paste(layer, mask=layer)
     # Converting RGB to RGB would copy it.
@@ -277,7 +371,7 @@ def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _deep_grey(image: Image.Image) -> NDArray[np.uint8]:
-    """Gives (h, w, 3) uint8 of a grey image of more than 8 bits."""
+    """Return (h, w, 3) uint8 of a grey image of more than 8 bits."""
     values: NDArray[Any] = np.asarray(image)
     low, high = values.min(), values.max()
     limit = 1 if image.mode == "F" else 65535
@@ -293,7 +387,7 @@ def _deep_grey(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Gives the EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is damaged."""
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is damaged."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
@@ -304,7 +398,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turns stored rows and columns into seen ones. Source: EXIF 2.3, tag 0x0112."""
+    """Turn stored rows and columns into seen ones. Source: EXIF 2.3, tag 0x0112."""
     if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
         pixels = pixels.transpose(1, 0, 2)
     rows = -1 if orientation in (3, 4, 7, 8) else 1

@@ -236,16 +236,17 @@ def _resize_axis_by_pillow(pixels: Pixels, axis: int, scaled: int, first: int, s
 
 
 def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array) -> Array:
-    """Resize one image and subtract the mean colour.
+    """Resize one image, as :func:`fit_canvas` leaves it, and subtract the mean colour.
 
     Args:
-        pixels: (h, w, 3) RGB, as :func:`fit_canvas` gives it.
+        pixels: (h, w, 3) RGB, as decoded.
         spec: Of the run.
         mean_pixel: (3,) R, G, B in 0..255.
 
     Returns:
         (H, W, 3) RGB, zero where the image is padded.
     """
+    pixels = fit_canvas(pixels, spec)
     place = place_image(*pixels.shape[:2], spec)
     height, width = spec.size_px
     values = pixels.astype(np.float32)

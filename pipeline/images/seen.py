@@ -16,7 +16,7 @@ from ..errors import ImageError
 from ..records import ImageRecord, ImageStatus
 from .decode import decode_image
 from .reading import read_again, words_for
-from .resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
+from .resize import ResizeSpec, dct_reduction, resize_on_host
 
 
 def seen_picture(
@@ -41,7 +41,7 @@ def seen_picture(
     if resize is None:
         return decode_image(data)[0]
     pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
-    return restore_image(resize_on_host(fit_canvas(pixels, resize), resize, mean_pixel.astype(np.float32)), mean_pixel)
+    return restore_image(resize_on_host(pixels, resize, mean_pixel.astype(np.float32)), mean_pixel)
 
 
 def _read(record: ImageRecord, status: ImageStatus) -> bytes:

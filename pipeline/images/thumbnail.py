@@ -43,7 +43,7 @@ def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint
     def ratio_for(height: int, width: int) -> int:
         return next((ratio for ratio in (8, 4, 2) if max(height, width) >= 2 * ratio * side_px), 1)
 
-    pixels, _ = decode_image(data, ratio_for, refuse, by_library=True)
+    pixels, _ = decode_image(data, ratio_for, refuse)
     picture = Image.fromarray(pixels)
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     return np.asarray(picture)

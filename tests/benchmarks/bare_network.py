@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,17 @@ def make_inputs(folder: Path) -> Path:
 
 def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """A side that measures nothing: reads and resizes photographs as the program does."""
-    from pipeline.images.preprocess import FixedSize
-    from pipeline.images.resize_host import HostResize
-    from pipeline.images.tables import ResizeSpec
-
-    from pipeline.images.loader import load_batches
+    from pipeline.images.loader import ImageLoader
     from pipeline.images.manifest import list_folder
+    from pipeline.images.resize import ResizeSpec, resize_on_host
 
     manifest = list_folder(Path(photographs))
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
-    resize = FixedSize(None, None)
-    resizer = HostResize(spec, seeded_weights().mean_pixel)
-    batches = load_batches(manifest, np.arange(len(manifest)), batch_size=8, workers=usable_cores(), resizer=resizer)
-    np.save(path, np.concatenate([np.asarray(step.images) for batch in batches for step in resize(batch)]))
+    prepare = partial(resize_on_host, spec=spec, mean_pixel=seeded_weights().mean_pixel.astype(np.float32))
+    loader = ImageLoader(
+        manifest, np.arange(len(manifest)), batch_size=8, workers=usable_cores(), prepare=prepare, size_px=spec.size_px
+    )
+    np.save(path, np.concatenate([batch.images for batch in loader]))
     return {}, lambda: None
 
 

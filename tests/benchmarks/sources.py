@@ -29,14 +29,14 @@ LISTED = 1_000_000
 
 def reading(kind: str, place: str) -> tuple[dict[str, Any], Callable[[], float]]:
     """The program's loader, decoding alone; images a second."""
-    from pipeline.images.loader import load_batches
+    from pipeline.images.loader import ImageLoader
 
     manifest = _manifest(kind, Path(place))
     rows = np.arange(len(manifest))
 
     def turn() -> float:
         began = time.perf_counter()
-        for batch in load_batches(manifest, rows, batch_size=BATCH, workers=usable_cores()):
+        for batch in ImageLoader(manifest, rows, batch_size=BATCH, workers=usable_cores()):
             assert not any(status.error for status in batch.statuses)
         return len(rows) / (time.perf_counter() - began)
 

@@ -1,0 +1,352 @@
+"""Every kind of picture becomes the right one, or a failed row that says what it is; never another picture, nor "damaged".
+
+What is right is known from what was encoded. Files that neither Pillow nor NumPy can write lie in ``image_cases``: made by
+OpenJPEG 2.5, CharLS, and libjpeg-turbo 2.1 and 3.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.images.decode import ImageDecodeError, decode_image
+
+from .bad_images import encode, picture, png_of
+
+CASES = Path(__file__).parent / "image_cases"
+HEIGHT, WIDTH = 40, 56
+# (40, 56, 4) of 0 to 1; the first row ends in whole white and black.
+VALUES = np.dstack([np.asarray(picture(3)), np.asarray(picture(5))])[..., :4] / 255.0
+VALUES[0, -2:] = [[1.0], [0.0]]
+BYTES = np.rint(VALUES * 255).astype(np.uint8)
+ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
+# What the files in image_cases show.
+RAMPS = np.stack([ROWS * 5, COLUMNS * 4, (ROWS + COLUMNS) * 2], axis=2)
+SEPARATE, WHITE_IS_ZERO, GREY, RGB, PALETTE, INKS, YCBCR = 2, 0, 1, 2, 3, 5, 6
+
+
+def on_white(colour: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.uint8]:
+    alpha = alpha[..., None] / 255.0
+    return np.floor(colour * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+
+
+def grey(values: NDArray[Any]) -> NDArray[Any]:
+    return np.repeat(values[..., None], 3, axis=2)
+
+
+def assert_shows(data: bytes, expected: NDArray[Any], within: int = 1) -> None:
+    pixels, size_px = decode_image(data)
+    assert size_px == expected.shape[:2]
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= within
+
+
+def error_of(data: bytes) -> str:
+    with pytest.raises(ImageDecodeError) as raised:
+        decode_image(data)
+    return str(raised.value)
+
+
+def tiff(parts: list[bytes], order: str = "<", **tags: int | tuple[int, ...]) -> bytes:
+    """A TIFF of 40 x 56 px from its strips; tags are shorts."""
+    known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "fill": 266, "samples": 277}
+    known |= {"rows": 278, "planar": 284, "colours": 320, "inks": 332, "extra": 338, "format": 339, "subsampling": 530}
+    values = {"width": WIDTH, "height": HEIGHT, "rows": HEIGHT, "bits": 8, "compression": 1, "photometric": GREY, "samples": 1}
+    entries: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for name, value in {**values, **tags}.items():
+        entries[known[name]] = "H", value if isinstance(value, tuple) else (value,)
+    entries[279] = "I", tuple(map(len, parts))
+    begin = 8 + 2 + 12 * (len(entries) + 1) + 4 + sum(2 * len(entry) for _, entry in entries.values()) + 8 * len(parts)
+    entries[273] = "I", tuple(begin + sum(map(len, parts[:number])) for number in range(len(parts)))
+    directory, behind = b"", b""
+    for tag, (kind, numbers) in sorted(entries.items()):
+        packed = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
+        field = packed.ljust(4, b"\0")
+        if len(packed) > 4:
+            field = struct.pack(order + "I", 8 + 2 + 12 * len(entries) + 4 + len(behind))
+            behind += packed
+        directory += struct.pack(order + "HHI", tag, 3 if kind == "H" else 4, len(numbers)) + field
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries)) + directory + bytes(4)
+    return (head + behind).ljust(begin, b"\0") + b"".join(parts)
+
+
+def packed_bits(values: NDArray[Any], bits: int) -> bytes:
+    """Rows of values (h, w), highest bit first, each row from a new byte on."""
+    planes = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(planes.astype(np.uint8).reshape(len(values), -1), axis=1).tobytes()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("count", [3, 4])
+def test_planes_of_16_bits_one_after_the_other(order: str, compression: int, count: int) -> None:
+    planes = [np.rint(VALUES[..., plane] * 65535).astype(order + "u2").tobytes() for plane in range(count)]
+    if compression == 8:
+        planes = list(map(zlib.compress, planes))
+    options: dict[str, Any] = {"bits": (16,) * count, "samples": count, "photometric": RGB, "planar": SEPARATE}
+    if count == 4:
+        options["extra"] = 2
+    data = tiff(planes, order, compression=compression, **options)
+    assert_shows(data, BYTES[..., :3] if count == 3 else on_white(BYTES[..., :3], BYTES[..., 3]), 2)
+
+
+@pytest.mark.parametrize(("bits", "code"), [(1, ""), (4, ""), (8, "u1"), (16, "<u2"), (32, "<f4")])
+def test_grey_whose_zero_is_white(bits: int, code: str) -> None:
+    most = 1 if code == "<f4" else 2**bits - 1
+    values = (1 - VALUES[..., 0]) * most if code == "<f4" else np.rint((1 - VALUES[..., 0]) * most).astype(int)
+    content = values.astype(code).tobytes() if code else packed_bits(values, bits)
+    expected = grey(np.rint((most - values) * 255.0 / most))
+    assert_shows(tiff([content], bits=bits, photometric=WHITE_IS_ZERO, format=3 if code == "<f4" else 1), expected)
+
+
+def test_grey_of_12_bits_goes_from_black_to_white() -> None:
+    values = np.rint(VALUES[..., 0] * 4095).astype(int)
+    assert_shows(tiff([packed_bits(values, 12)], bits=12), grey(BYTES[..., 0]))
+
+
+@pytest.mark.parametrize("factor", [257, 1])
+def test_a_palette_of_8_bits_where_16_should_be_is_not_black(factor: int) -> None:
+    palette = np.random.default_rng(0).integers(0, 256, (3, 256))
+    data = tiff([BYTES[..., 0].tobytes()], photometric=PALETTE, colours=tuple((palette * factor).ravel().tolist()))
+    assert_shows(data, palette[:, BYTES[..., 0]].transpose(1, 2, 0), 0)
+
+
+def test_grey_with_its_alpha_multiplied_in() -> None:
+    shown = np.rint(VALUES[..., 0] * VALUES[..., 3] * 255).astype(np.uint8)
+    data = tiff([np.dstack([shown, BYTES[..., 3]]).tobytes()], bits=(8, 8), samples=2, extra=1)
+    # Divided by alpha and multiplied again, with a rounding each.
+    assert_shows(data, on_white(grey(BYTES[..., 0]), BYTES[..., 3]), 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "tags", "kind"),
+    [
+        ([VALUES[..., :3].astype("<f4").tobytes()], {"bits": (32,) * 3, "samples": 3, "photometric": RGB, "format": (3,) * 3},
+         "TIFF of 3 x 32 bits (float), photometric 2, compression 1"),
+        ([BYTES.tobytes() * 2], {"bits": (32, 32), "samples": 2}, "TIFF of 2 x 32 bits (unsigned), photometric 1, compression 1"),
+        ([BYTES[..., 0].tobytes()], {"compression": 34934}, "TIFF of 1 x 8 bits (unsigned), photometric 1, compression 34934"),
+        ([b"RIFF\0\0\0\0WEBP"], {"compression": 50001}, "TIFF compressed by WebP"),
+        ([BYTES[..., 0].tobytes()], {"format": 2}, "TIFF of signed 8-bit samples"),
+        ([BYTES.tobytes()], {"bits": (8,) * 4, "samples": 4, "photometric": INKS, "inks": 2}, "TIFF of inks other than CMYK"),
+        ([bytes(HEIGHT * WIDTH * 3)], {"bits": (8,) * 3, "samples": 3, "photometric": YCBCR, "subsampling": (2, 2)},
+         "TIFF of uncompressed YCbCr with fewer samples of colour"),
+        ([BYTES[..., 0].tobytes()] * 2, {"bits": (8, 8), "samples": 2, "extra": 2, "planar": SEPARATE},
+         "TIFF of separate planes in mode LA"),
+        ([BYTES[..., 0].tobytes()] * 3, {"bits": (8,) * 3, "samples": 3, "photometric": RGB, "planar": SEPARATE, "fill": 2},
+         "TIFF of separate planes with the lowest bit first"),
+        ([packed_bits(BYTES[..., 0] // 16, 4)], {"bits": 4, "photometric": PALETTE, "fill": 2, "colours": (0,) * 48},
+         "unknown raw mode for given image mode"),
+    ],
+)  # fmt: skip
+def test_kinds_of_tiff_that_are_not_read_are_called_unsupported(parts: list[bytes], tags: dict[str, Any], kind: str) -> None:
+    assert error_of(tiff(parts, **tags)) == f"unsupported: {kind}"
+
+
+def jpeg_2000(code_stream: bytes, bits: int, boxes: bytes, colours: int = 16) -> bytes:
+    def box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    count = code_stream[41]
+    header = box(b"ihdr", struct.pack(">IIHBBBB", HEIGHT, WIDTH, count, bits - 1, 7, 0, 0))
+    header += box(b"colr", b"\1\0\0" + struct.pack(">I", colours)) + boxes
+    signature = b"\0\0\0\x0cjP  \r\n\x87\n" + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+    return signature + box(b"jp2h", header) + box(b"jp2c", code_stream)
+
+
+def test_white_of_16_bits_in_a_jpeg_2000_is_white() -> None:
+    pixels, _ = decode_image((CASES / "16-bit-white.jp2").read_bytes())
+    assert pixels[38, 48].tolist() == [255, 255, 255]
+    assert pixels.min() == 117
+    colour = np.stack([ROWS * 6, COLUMNS * 4, (ROWS + COLUMNS) * 2], axis=2)
+    assert_shows((CASES / "16-bit-alpha.j2k").read_bytes(), on_white(colour, 255 - colour[..., 0]), 2)
+
+
+def test_few_bits_of_a_jpeg_2000_go_from_black_to_white() -> None:
+    values = np.stack([ROWS * 6, COLUMNS * 4, (ROWS + COLUMNS) * 2], axis=2) // 16
+    assert_shows((CASES / "4-bit.jp2").read_bytes(), values * 17, 0)
+
+
+def test_kinds_of_jpeg_2000_that_are_not_read_are_called_unsupported() -> None:
+    assert error_of((CASES / "5-components.jp2").read_bytes()) == "unsupported: JPEG 2000 of 5 components"
+    odd = (CASES / "odd-sides-420.jp2").read_bytes()
+    assert error_of(odd) == "unsupported: JPEG 2000 of odd sides with fewer samples of colour"
+    image = Image.fromarray(BYTES[..., :3])
+    stream = encode(image, "JPEG2000", no_jp2=True)
+    names = [struct.pack(">3H", number, 0, shown) for number, shown in enumerate((3, 2, 1))]
+    backwards = b"\0\0\0\x1ccdef\0\x03" + b"".join(names)
+    text = error_of(jpeg_2000(stream, 8, backwards))
+    assert text == "unsupported: JPEG 2000 with channels in another order or of another meaning"
+    usual = b"".join(struct.pack(">3H", number, 0, number + 1) for number in range(3))
+    assert_shows(jpeg_2000(stream, 8, b"\0\0\0\x1ccdef\0\x03" + usual), BYTES[..., :3], 0)
+    assert error_of(jpeg_2000(stream, 8, b"", colours=14)) == "unsupported: JPEG 2000 in colour space 14"
+    palette = struct.pack(">I4sHB", 8 + 3 + 1 + 256, b"pclr", 256, 1) + b"\7" + bytes(range(256))
+    indices = encode(image, "JPEG2000", "L", no_jp2=True)
+    text = error_of(jpeg_2000(indices, 8, palette, colours=17))
+    assert text == "unsupported: JPEG 2000 with a palette of more than 8 bits or of greys"
+
+
+def png(values: NDArray[Any], bits: int, colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    rows = values.reshape(len(values), -1)
+    size = len(packed_bits(rows[:1], bits))
+    content = packed_bits(rows, bits)
+    raw = b"".join(b"\0" + content[at : at + size] for at in range(0, len(content), size))
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, colour, 0, 0, 0)
+    return png_of((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_is_compared_as_it_is_stored(bits: int) -> None:
+    values = np.rint(VALUES[..., 0] * (2**bits - 1)).astype(int)
+    key = int(values[5, 5])
+    expected = np.where(values == key, 255, np.rint(values * 255 / (2**bits - 1)))
+    assert_shows(png(values, bits, 0, (b"tRNS", struct.pack(">H", key))), grey(expected))
+
+
+def test_a_transparent_colour_of_16_bits_is_unsupported() -> None:
+    values = np.rint(VALUES[..., :3] * 65535).astype(int)
+    assert_shows(png(values, 16, 2), BYTES[..., :3])
+    text = error_of(png(values, 16, 2, (b"tRNS", struct.pack(">3H", *values[5, 5]))))
+    assert text == "unsupported: PNG with a transparent colour of 16 bits a channel"
+
+
+def compressed_text(keyword: bytes, size: int) -> tuple[bytes, bytes]:
+    return b"zTXt", keyword + b"\0\0" + zlib.compress(np.random.default_rng(0).integers(97, 123, size, np.uint8).tobytes())
+
+
+METADATA = {
+    "a long text": compressed_text(b"Comment", 1_600_000),
+    "a long international text": (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(1_600_000))),
+    "long settings": compressed_text(b"XML:com.adobe.xmp", 1_600_000),
+    "much text": (b"tEXt", b"Comment\0" + b"a" * 70_000_000),
+    "a long profile": (b"iCCP", b"icc\0\0" + zlib.compress(bytes(1_600_000))),
+    "a torn profile": (b"iCCP", b"icc\0\7rubbish"),
+    "a short size": (b"pHYs", b"\0"),
+    "a short gamma": (b"gAMA", b""),
+    "a torn animation": (b"acTL", b"\0"),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("name", METADATA)
+def test_a_png_is_decoded_whatever_lies_beside_its_pixels(name: str, place: str) -> None:
+    header, pixels = (
+        struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0),
+        zlib.compress(b"".join(b"\0" + row.tobytes() for row in BYTES[..., :3])),
+    )
+    parts = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    parts.insert(1 if place == "before" else 2, METADATA[name])
+    assert_shows(png_of(*parts), BYTES[..., :3], 0)
+
+
+@pytest.mark.parametrize("kind", [b"iTXt", b"zTXt", b"tEXt"])
+def test_a_png_is_turned_as_its_texts_say_even_beside_a_long_profile(kind: bytes) -> None:
+    settings = b'<x tiff:Orientation="6"/>'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = b"\nexif\n      %d\n" % len(exif.tobytes()) + exif.tobytes().hex().encode() + b"\n"
+    text = {
+        b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(settings),
+        b"zTXt": b"Raw profile type exif\0\0" + zlib.compress(profile),
+        b"tEXt": b"Raw profile type exif\0" + profile,
+    }[kind]
+    assert_shows(png(BYTES[..., :3].astype(int), 8, 2, METADATA["a long profile"], (kind, text)), np.rot90(BYTES[..., :3], -1), 0)
+
+
+def test_a_png_of_apples_own_kind_is_unsupported() -> None:
+    data = png(BYTES[..., :3].astype(int), 8, 2)
+    own = png_of((b"CgBI", b"\x50\0\x20\2"))
+    assert error_of(own + data[8:]) == "unsupported: PNG of Apple's own kind (CgBI)"
+
+
+def psd(mode: int, bits: int, channels: NDArray[Any], layers: int = 0, names: bytes = b"") -> bytes:
+    resources = b"8BIM" + struct.pack(">HHI", 0x41D, 0, len(names)) + names if names else b""
+    section = struct.pack(">IIh", 6, 2, layers) if layers else bytes(4)
+    start = b"8BPS" + struct.pack(">H6xHIIHH", 1, len(channels), HEIGHT, WIDTH, bits, mode) + bytes(4)
+    return start + struct.pack(">I", len(resources)) + resources + section + bytes(2) + channels.tobytes()
+
+
+def test_a_fourth_channel_of_a_psd_is_transparency_only_where_it_says_so() -> None:
+    channels = BYTES.transpose(2, 0, 1)
+    transparent, opaque = on_white(BYTES[..., :3], BYTES[..., 3]), BYTES[..., :3]
+    assert_shows(psd(3, 8, channels), transparent)
+    assert_shows(psd(3, 8, channels, layers=-2), transparent)
+    assert_shows(psd(3, 8, channels, names=bytes(4)), transparent)
+    assert_shows(psd(3, 8, channels, layers=2), opaque, 0)
+    assert_shows(psd(3, 8, channels, names=struct.pack(">I", 7)), opaque, 0)
+
+
+def test_kinds_of_psd_that_are_not_read_are_called_unsupported() -> None:
+    assert error_of(psd(0, 1, np.zeros((1, HEIGHT, WIDTH // 8), np.uint8))) == "unsupported: PSD in bitmap mode"
+    assert error_of(psd(7, 8, BYTES[..., :3].transpose(2, 0, 1))) == "unsupported: PSD in multichannel mode"
+    assert error_of(psd(3, 16, BYTES[..., :3].transpose(2, 0, 1))) == "unsupported: PSD of 16 bits in RGB mode"
+    large = psd(3, 8, BYTES[..., :3].transpose(2, 0, 1))
+    assert error_of(large[:5] + b"\2" + large[6:]) == "unsupported: PSB (large Photoshop document)"
+
+
+def test_a_bitmap_or_targa_that_is_not_read_is_called_unsupported() -> None:
+    header = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, 32, 3, WIDTH * HEIGHT * 4, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0x3FF00000, 0xFFC00, 0x3FF)
+    bitmap = b"BM" + struct.pack("<IHHI", 66 + WIDTH * HEIGHT * 4, 0, 0, 66) + header + masks + bytes(WIDTH * HEIGHT * 4)
+    assert error_of(bitmap) == "unsupported: Unsupported BMP bitfields layout"
+    targa = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, WIDTH, HEIGHT, 16, 0x21) + bytes(WIDTH * HEIGHT * 2)
+    assert error_of(targa) == "unsupported: TGA of 16 bits with one of transparency"
+    palette = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 256, 24, 0, 0, WIDTH, HEIGHT, 16, 0x20) + bytes(768 + WIDTH * HEIGHT * 2)
+    assert error_of(palette) == "unsupported: TGA of type 1 and 16 bits"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("12-bit.jpg", "unsupported: JPEG of 12 bits a sample, only 8 can be read"),
+        ("jpeg-ls.jpg", "unsupported: JPEG-LS"),
+        ("lossless.jpg", ""),
+        ("arithmetic.jpg", ""),
+        ("odd-sampling.jpg", ""),
+    ],
+)
+def test_rare_codings_of_jpeg_are_read_or_called_unsupported(name: str, text: str) -> None:
+    data = (CASES / name).read_bytes()
+    if text:
+        assert error_of(data) == text
+    else:
+        assert_shows(data, RAMPS, 0 if name == "lossless.jpg" else 30)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        np.testing.assert_array_equal(decode_image(data)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("begin", "kind"),
+    [
+        (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", "HEIC or HEIF"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC or HEIF"),
+        (b"\xff\x0a\x09\x0c", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"II\xbc\x01 \0\0\0", "JPEG XR"),
+        (b"v/1\x01\x02\0\0\0", "OpenEXR"),
+        (b"P7\nWIDTH 4\n", "PAM"),
+        (b"PF\n4 4\n-1.0\n", "PFM in colour"),
+    ],
+)
+def test_pictures_of_other_formats_are_called_by_their_name(begin: bytes, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert error_of(begin + bytes(200)) == f"unsupported: {kind}"
+
+
+def test_what_is_damaged_is_not_called_unsupported() -> None:
+    jpeg = encode(picture(3), "JPEG")
+    assert error_of(jpeg.replace(b"\xff\xda", b"\xff\xfe")) == "corrupt: cannot load this image"
+    assert error_of(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif" + bytes(200)).startswith("corrupt: ")
+    for name in ("JPEG", "PNG", "TIFF", "JPEG2000", "BMP", "GIF", "WEBP", "PSD"):
+        data = psd(3, 8, BYTES[..., :3].transpose(2, 0, 1)) if name == "PSD" else encode(picture(3), name)
+        for size in (6, 12, 20, 30):
+            assert error_of(data[:size]).split(":")[0] in ("corrupt", "truncated", "not an image"), (name, size)

@@ -1,0 +1,206 @@
+"""JPEGs: Pillow's pixels bit for bit, at simplejpeg's price; and none of which a part is missing, whatever its coding."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.images import decode
+from pipeline.images.decode import ImageDecodeError, decode_image
+
+CASES = Path(__file__).parent / "image_cases"
+END = b"\xff\xd9"
+
+
+def picture(height: int, width: int, seed: int, kind: str) -> Image.Image:
+    draw = np.random.default_rng(seed)
+    if kind == "noise":
+        values = draw.integers(0, 256, (height, width, 3))
+    elif kind == "extreme":
+        values = draw.integers(0, 2, (height, width, 3)) * 255
+    else:
+        waves = np.sin(np.arange(width) * draw.uniform(0, 0.3)) + np.cos(np.arange(height) * draw.uniform(0, 0.3))[:, None]
+        values = (waves[..., None] * draw.uniform(20, 60, 3) + 128 + draw.normal(0, 4, (height, width, 3))).clip(0, 255)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def as_pillow(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def error_of(data: bytes) -> str:
+    with pytest.raises(ImageDecodeError) as raised:
+        decode_image(data)
+    return str(raised.value)
+
+
+@st.composite
+def encoded(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Kind of colours, and a file of any options that an encoder has."""
+    kind = draw(st.sampled_from(["noise", "extreme", "waves"]))
+    image = picture(draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(0, 1000)), kind)
+    options: dict[str, Any] = {"quality": draw(st.integers(1, 100)), "optimize": draw(st.booleans())}
+    options["progressive"] = draw(st.booleans())
+    options |= draw(st.sampled_from([{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}]))
+    if draw(st.booleans()):
+        options["exif"] = exif = Image.Exif()
+        exif[0x0112] = draw(st.integers(1, 8))
+    colours = draw(st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1", "grey", "RGB", "CMYK", "YCCK"]))
+    if colours in ("4:4:0", "4:1:1"):
+        return colours, simplejpeg.encode_jpeg(np.ascontiguousarray(image), options["quality"], "RGB", colours.replace(":", ""))
+    if colours == "grey":
+        return colours, jpeg(image.convert("L"), **options)
+    if colours == "RGB":
+        return colours, jpeg(image, keep_rgb=True, **options)
+    if colours in ("CMYK", "YCCK"):
+        data = jpeg(image.convert("CMYK"), **options)
+        place = data.index(b"Adobe") + 11
+        # Which colours the four are is one byte of Adobe's segment.
+        return colours, data[:place] + (b"\2" if colours == "YCCK" else b"\0") + data[place + 1 :]
+    return colours, jpeg(image, subsampling=colours, **options)
+
+
+@given(encoded())
+@settings(max_examples=150, deadline=None)
+def test_the_pixels_are_those_of_pillow(file: tuple[str, bytes]) -> None:
+    _, data = file
+    pixels, size_px = decode_image(data)
+    expected = as_pillow(data)
+    assert size_px == expected.shape[:2]
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@given(encoded(), st.sampled_from([2, 4, 8]))
+@settings(max_examples=100, deadline=None)
+def test_reduced_sides_are_rounded_up(file: tuple[str, bytes], ratio: int) -> None:
+    colours, data = file
+    pixels, size_px = decode_image(data, lambda height, width: ratio)
+    if colours in ("CMYK", "YCCK"):
+        ratio = 1
+    assert pixels.shape == (*(-(-side // ratio) for side in size_px), 3)
+
+
+def test_a_reduced_picture_is_that_of_libjpegs_scaled_decoding() -> None:
+    data = jpeg(picture(101, 203, 0, "waves"))
+    for ratio, sides in ((2, (51, 102)), (4, (26, 51)), (8, (13, 26))):
+        with Image.open(io.BytesIO(data)) as drafted:
+            drafted.draft("RGB", (203 // ratio, 101 // ratio))
+            expected = np.asarray(drafted)
+        pixels, size_px = decode_image(data, lambda height, width, ratio=ratio: ratio)
+        assert (pixels.shape, size_px) == ((*sides, 3), (101, 203))
+        np.testing.assert_array_equal(pixels, expected)
+
+
+@given(encoded(), st.floats(0, 1))
+@settings(max_examples=150, deadline=None)
+def test_a_file_of_which_a_part_is_missing_before_its_end_fails(file: tuple[str, bytes], share: float) -> None:
+    _, data = file
+    first = data.index(b"\xff\xda") + 14
+    if b"\xff\xc2" in data[:first] or first >= len(data) - 2:
+        return  # Between two of its scans a progressive file may end.
+    size = first + int(share * (len(data) - 3 - first))
+    try:
+        pixels, _ = decode_image(data[:size].removesuffix(b"\xff") + END)
+    except ImageDecodeError:
+        return
+    np.testing.assert_array_equal(pixels, as_pillow(data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_half_a_file_with_an_end_is_not_a_picture(mode: str, options: dict[str, Any]) -> None:
+    data = jpeg(picture(120, 160, 1, "waves").convert(mode), **options)
+    assert error_of(data[: len(data) // 2] + END).split(":")[0] in ("truncated", "corrupt")
+    # As a camera's file, which Pillow opens.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = jpeg(picture(120, 160, 1, "waves").convert(mode), exif=exif, **options)
+    assert error_of(data[: len(data) // 2] + END).split(":")[0] in ("truncated", "corrupt")
+
+
+def test_a_restart_that_is_left_out_is_corrupt() -> None:
+    data = jpeg(picture(64, 64, 3, "waves"), restart_marker_blocks=4)
+    first, second = data.index(b"\xff\xd1"), data.index(b"\xff\xd2")
+    assert error_of(data[:first] + data[second:]).startswith("corrupt: found marker 0xd2 instead of RST1")
+    assert error_of(data[:first] + data[first + 2 :]).startswith("corrupt: ")
+    assert error_of(data[: first + 2] + data[second:]) == "truncated: premature end of data segment"
+
+
+def test_a_file_that_only_pillow_takes_is_truncated_too() -> None:
+    data = (CASES / "odd-sampling.jpg").read_bytes()
+    np.testing.assert_array_equal(decode_image(data)[0], as_pillow(data))
+    with pytest.raises(ValueError, match="subsampling"):
+        simplejpeg.decode_jpeg(data)
+    first = data.index(b"\xff\xda") + 14
+    for size in range(first, len(data) - 12, 20):
+        assert error_of(data[:size].removesuffix(b"\xff") + END).startswith("truncated: ")
+    odd_version = jpeg(picture(40, 56, 1, "noise")).replace(b"JFIF\0\1", b"JFIF\0\7")
+    np.testing.assert_array_equal(decode_image(odd_version)[0], as_pillow(odd_version))
+    assert error_of(odd_version[:-100] + END).startswith("truncated: ")
+
+
+def test_what_stands_beside_the_coded_data_does_no_harm() -> None:
+    data = jpeg(picture(33, 47, 4, "waves"))
+    expected = as_pillow(data)
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    other_frame = b"\xff\xc0\0\x11\x08\0\x01\0\x01\3\1\x11\0\2\x11\0\3\x11\0"
+    for changed in (
+        data[:frame] + b"\xff\xff\xff" + data[frame:],
+        data[:frame] + b"\xff\xfe\0\x15" + other_frame + data[frame:],
+        data[:frame] + b"\xff\xe2\0\x06\xff\xda\xff\xd9" + data[frame:],
+        data[:scan] + b"\0\0" + data[scan:],
+        data[:-2] + b"\0\0\0" + END,
+        data + b"\xff\xda" * 300,
+        data + jpeg(picture(9, 9, 1, "noise")),
+    ):
+        pixels, size_px = decode_image(changed)
+        assert size_px == (33, 47)
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_plain_file_is_not_opened_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer to open one than all that is done here beside decoding."""
+    monkeypatch.setattr(decode, "_open", None)
+    told: list[int] = []
+    for image in (
+        picture(40, 56, 0, "waves"),
+        picture(40, 56, 0, "waves").convert("L"),
+        picture(40, 56, 0, "waves").convert("CMYK"),
+    ):
+        assert decode_image(jpeg(image, icc_profile=bytes(300)), admit=told.append)[1] == (40, 56)
+    assert told == [2240] * 3
+
+
+@given(st.booleans(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_is_a_picture_or_a_failure_with_its_reason(progressive: bool, data: st.DataObject) -> None:
+    damaged = bytearray(jpeg(picture(33, 47, 4, "waves"), progressive=progressive))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(3, len(damaged) - 1))
+        value = data.draw(st.one_of(st.sampled_from([0x00, 0xFF, 0xD0, 0xD9]), st.integers(0, 255)))
+        how = data.draw(st.sampled_from(["change", "change", "put in", "take out"]))
+        damaged[place : place + (how != "put in")] = b"" if how == "take out" else bytes([value])
+    try:
+        pixels, size_px = decode_image(bytes(damaged))
+    except ImageDecodeError as error:
+        word = str(error).split(":")[0]
+    else:
+        word = ""
+        assert pixels.shape == (*size_px, 3)
+    assert word in ("", "truncated", "corrupt", "unsupported", "too large")
