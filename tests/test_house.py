@@ -29,7 +29,6 @@ ONLY_IN = {
         "network/kernels.py",
         "images/passes.py",
         "images/jpeg_",
-        "store/sha256_code.py",
         "store/deflate_code.py",
         "store/gathering.py",
         "store/inflate_code.py",
