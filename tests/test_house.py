@@ -29,12 +29,7 @@ ONLY_IN = {
         "network/kernels.py",
         "images/passes.py",
         "images/jpeg_",
-        "store/deflate_code.py",
         "store/gathering.py",
-        "store/inflate_code.py",
-        "store/inflate_step.py",
-        "store/inflate_tables.py",
-        "store/integer_code.py",
     ),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     # Optional.

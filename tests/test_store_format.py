@@ -149,6 +149,14 @@ def test_joined_checksums_equal_that_of_the_whole(sizes: list[int]) -> None:
     )
 
 
+@pytest.mark.parametrize("zeros", [0.0, 0.3, 0.6, 0.9])
+def test_streams_are_hardly_longer_than_h5py_makes_them(zeros: float) -> None:
+    random = np.random.default_rng(0)
+    values = np.abs(random.standard_normal((28, 28, 512))).astype(np.float32)
+    values[random.random(values.shape) < zeros] = 0.0
+    assert len(codec.encode(values, "gzip")) <= 1.06 * len(zlib.compress(values.tobytes(), 4))
+
+
 @pytest.mark.parametrize(
     ("value", "float32", "float16"),
     [
