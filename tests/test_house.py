@@ -29,7 +29,6 @@ ONLY_IN = {
         "network/kernels.py",
         "images/passes.py",
         "images/jpeg_",
-        "store/gathering.py",
     ),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     # Optional.

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.store import codec, format, gathering
+from pipeline.statistics import gather
+from pipeline.store import codec, format
 
 from .stored_runs import make_feature, make_spec
 
@@ -173,6 +174,6 @@ def test_values_are_storable_as_long_as_they_stay_finite(value: float, float32: 
     for dtype, is_storable in (("float32", float32), ("float16", float16)):
         stored = codec.converted(values, np.dtype(format.STORED_DTYPES[dtype]))
         assert stored.dtype == np.dtype(dtype)
-        assert gathering.gather(stored.astype(np.float32)).is_finite is is_storable
+        assert gather(stored.astype(np.float32)).is_finite is is_storable
     if not float16:
         np.testing.assert_equal(codec.first_unstorable(values, "float16"), value)

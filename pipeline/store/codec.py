@@ -12,9 +12,9 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-# Measured on sparse ReLU maps, one thread, against zlib at level 4 (h5py's default): ISA-L's level 2 is 6 to 8 times as fast
-# for 1.03 of the size; level 1 is as fast for a little more, 0 as fast for 1.17, 3 half as fast for 1.05. On maps without
-# zeros it is 20 times as fast for the same size. Bytes are not shuffled: whole zeros are what compresses here.
+# Measured on relu4_1 of photographs (28 x 28 x 512 float32, 47 % zeros), one core: level 2 takes 5.2 ms for 0.580 of the size,
+# 1 takes 5.6 ms for 0.583, 0 about as long for 0.680, 3 nearly 10 ms for 0.582; zlib's level 4, which h5py takes for "gzip",
+# 56 ms for 0.570. Bytes are not shuffled: that takes 2 ms more and 6 % more space, since whole zeros are what compresses here.
 LEVEL = 2
 # Level named in the file; readers ignore it. The nearest of zlib's.
 STORED_LEVEL = 4

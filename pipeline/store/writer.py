@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format, gathering, remote
+from ..statistics import gather
+from . import codec, disk, format, remote
 from .cutter import Cutter, Piece, grouped
 from .digests import Digests
 from .progress import Progress
@@ -197,7 +198,7 @@ class Writer:
         stored = codec.converted(piece.values, self._dtype)
         for row in piece.rows:
             values = stored[row - piece.first_row]
-            found = gathering.gather(values.astype(np.float32, copy=False))
+            found = gather(values.astype(np.float32, copy=False))
             if not found.is_finite:
                 raise value_error(self._spec, progress.shard.first + row, layer, piece.row_values(row))
             progress.tallies[layer].add(found)
