@@ -30,7 +30,7 @@ BINS = 2 * OCTAVES + 2
 HISTOGRAM_STEP = 16
 HISTOGRAM_FIRST = 10
 
-# Values that are widened to double precision at a time: 256 KiB, which stay in a core's cache.
+# Values that are summed at a time: 256 KiB in double precision, which stay in a core's cache.
 BLOCK_VALUES = 1 << 15
 
 # Source: IEEE 754, binary32: a sign, 8 bits of exponent with a bias of 127, 23 of fraction.
@@ -169,6 +169,17 @@ class Gathered(NamedTuple):
         return math.isfinite(self.sum_of_squares)
 
 
+class _Scratch(threading.local):
+    """Memory of a thread: fresh memory for each row would take a third of the time."""
+
+    def __init__(self) -> None:
+        self.doubles = np.empty(BLOCK_VALUES, np.float64)
+        self.is_nonzero = np.empty(BLOCK_VALUES, np.bool_)
+
+
+_scratch = _Scratch()
+
+
 def gather(values: NDArray[np.float32]) -> Gathered:
     """Return the statistics of the values of a row, or of a band of one.
 
@@ -177,18 +188,19 @@ def gather(values: NDArray[np.float32]) -> Gathered:
     """
     positions, flat = values.reshape(-1, values.shape[-1]), values.reshape(-1)
     total = squares = 0.0
-    wide = np.empty(min(len(flat), BLOCK_VALUES))
+    nonzero = 0
     # Infinite values of both signs have no sum.
     with np.errstate(invalid="ignore"):
-        # A block at a time in double precision takes 0.65 ms of a core for relu4_1, sum(dtype=float64) and einsum 0.8 ms.
         for first in range(0, len(flat), BLOCK_VALUES):
-            block = wide[: len(flat) - first]
-            block[:] = flat[first : first + BLOCK_VALUES]
-            total += float(block.sum())
-            squares += float(np.square(block, out=block).sum())
+            block = flat[first : first + BLOCK_VALUES]
+            nonzero += int(np.count_nonzero(np.not_equal(block, 0, out=_scratch.is_nonzero[: len(block)])))
+            doubles = _scratch.doubles[: len(block)]
+            doubles[:] = block
+            total += float(doubles.sum())
+            squares += float(np.square(doubles, out=doubles).sum())
         return Gathered(
             values=len(flat),
-            zeros=len(flat) - int(np.count_nonzero(flat != 0)),
+            zeros=len(flat) - nonzero,
             sum=total,
             sum_of_squares=squares,
             minimum=positions.min(axis=0),
@@ -209,7 +221,8 @@ _BINS_OF_EXPONENTS = _bins_of_exponents()
 
 def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return how many values lie in each bin, (BINS,) int64."""
-    counts = np.bincount((values.view(np.uint32) >> _FRACTION_BITS).reshape(-1), minlength=2 * _EXPONENTS)
+    exponents = np.right_shift(values.view(np.uint32), _FRACTION_BITS, dtype=np.intp)
+    counts = np.bincount(exponents.reshape(-1), minlength=2 * _EXPONENTS)
     histogram = np.zeros(BINS, np.int64)
     np.add.at(histogram, _BINS_OF_EXPONENTS, counts)
     histogram[ZEROS] = values.size - np.count_nonzero(values != 0)
