@@ -210,9 +210,7 @@ def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_lay
         ),
         bottleneck=report.bottleneck if report.rows_now else "",
         threads_seconds=report.threads_seconds,
-        layers=tuple(
-            LayerFacts(name, report.layers.get(name), run[name].channels, run.statistics.get(name)) for name in run.layers
-        ),
+        layers=tuple(LayerFacts(name, report.layers.get(name), run[name].channels, run.statistics[name]) for name in run.layers),
         samples=samples,
         sampled_layers=sampled_layers,
     )

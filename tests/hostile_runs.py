@@ -360,7 +360,7 @@ SUMMARIES: dict[str, tuple[Edit, str]] = {
         _counted_anew("histogram", shape=(256,), dtype="<i8"),
         "got 256 rows of which none is stored",
     ),
-    "a number that was never stored": (_counted_anew("sum", shape=(), dtype="<f8"), "got 1 rows of which none is stored"),
+    "a number that was never stored": (_counted_anew("zeros", shape=(), dtype="<i8"), "got 1 rows of which none is stored"),
     "a histogram that inflates to 200 MB": (_histogram_bomb, "got a stream of more than 2048 bytes"),
     "a histogram in another file": (
         _counted_anew("histogram", shape=(256,), dtype="<i8", external=[("/etc/hostname", 0, 2048)]),

@@ -24,18 +24,7 @@ ONLY_IN = {
     "tensorflow": ("images/", "network/", "training/tf_data.py"),
     # Optional.
     "torch": ("training/torch_data.py",),
-    "llvmlite": (
-        "vector_code.py",
-        "network/kernels.py",
-        "images/passes.py",
-        "store/sha256_code.py",
-        "store/deflate_code.py",
-        "store/gathering.py",
-        "store/inflate_code.py",
-        "store/inflate_step.py",
-        "store/inflate_tables.py",
-        "store/integer_code.py",
-    ),
+    "llvmlite": ("vector_code.py", "network/"),
     "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
     # Optional.
     "ray": ("engines/",),

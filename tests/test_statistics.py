@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-import platform
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,37 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError, StoreError
-from pipeline.statistics import BINS, OCTAVES, TINY, ZEROS, LayerStatistics, bin_edges, join_statistics
-from pipeline.store import format, gathering
-from pipeline.store.attributes import write_attributes
+from pipeline.statistics import (
+    BINS,
+    BLOCK_VALUES,
+    HISTOGRAM_STEP,
+    OCTAVES,
+    TINY,
+    ZEROS,
+    LayerStatistics,
+    Tally,
+    bin_edges,
+    gather,
+    join_statistics,
+)
+from pipeline.store import format
 from pipeline.store.folder import open_folder
-from pipeline.store.gathering import BLOCK_VALUES, gather
 from pipeline.store.index import build_index
 from pipeline.store.reader import open_run
-from pipeline.store.tally import Tally
-from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
-from pipeline.vector_code import Processor, this_processor
 
-from .damage import accept, write_companions
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 
 
 def oracle(rows: list[NDArray[np.floating]]) -> LayerStatistics:
     """The slow and obvious way: value by value into bins, sums without rounding."""
     channels = rows[0].shape[-1]
-    flat = np.concatenate([row.reshape(-1, channels) for row in rows]).astype(np.float64)
+    positions = [row.reshape(-1, channels).astype(np.float64) for row in rows]
+    flat = np.concatenate(positions)
+    sampled = [of_row[place] for of_row in positions for place in range(min(10, len(of_row) // 2), len(of_row), 16)]
     edges = [bin_edges(place) for place in range(BINS)]
     histogram = np.zeros(BINS, np.int64)
-    for value in flat.ravel().tolist():
+    for value in np.concatenate(sampled).tolist():
         if value == 0.0 or abs(value) < edges[TINY][1]:
             histogram[ZEROS if value == 0.0 else TINY] += 1
         elif value > 0.0:
@@ -48,8 +56,10 @@ def oracle(rows: list[NDArray[np.floating]]) -> LayerStatistics:
             histogram[next(place for place in range(ZEROS) if edges[place][0] < value <= edges[place][1])] += 1
     return LayerStatistics(
         len(rows),
-        math.fsum(flat.ravel()),
-        math.fsum(flat.ravel() ** 2),
+        flat.size,
+        int((flat == 0.0).sum()),
+        np.array([math.fsum(flat.ravel()), 0.0]),
+        np.array([math.fsum(flat.ravel() ** 2), 0.0]),
         flat.min(0).astype(np.float32),
         flat.max(0).astype(np.float32),
         histogram,
@@ -57,7 +67,7 @@ def oracle(rows: list[NDArray[np.floating]]) -> LayerStatistics:
 
 
 def assert_equal(found: LayerStatistics, expected: LayerStatistics, exactly: bool = False) -> None:
-    assert found.rows == expected.rows
+    assert (found.rows, found.values, found.zeros) == (expected.rows, expected.values, expected.zeros)
     np.testing.assert_array_equal(found.histogram, expected.histogram)
     for name in ("channel_minimum", "channel_maximum"):
         got = getattr(found, name)
@@ -109,37 +119,42 @@ def test_one_pass_finds_what_a_slow_oracle_finds(pixels: int, channels: int, see
     assert_equal(statistics_of([values]), oracle([values]))
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="code for processors of this family")
-@pytest.mark.parametrize(("name", "features"), [("x86-64", ""), ("haswell", "+avx2,+fma")])
-def test_every_processor_finds_the_same_bits(name: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "haswell" and not this_processor().features.count("+avx2"):
-        pytest.skip("this processor has no AVX2")
-    values = [np.random.default_rng(seed).standard_normal((61, 67)).astype(np.float32) * 100 for seed in range(3)]
-    values[1] = np.maximum(values[1], 0)
-    here = [gather(part) for part in values]
-    monkeypatch.setattr(gathering, "this_processor", lambda: Processor(name, features, 8, 6, 2))
-    # Held, since the memory of the code goes with it.
-    code = gathering.compiled_gathering.__wrapped__()
-    monkeypatch.setattr(gathering, "compiled_gathering", lambda: code)
-    for part, expected in zip(values, here, strict=True):
-        found = gather(part)
-        assert (found.sum, found.sum_of_squares) == (expected.sum, expected.sum_of_squares)
-        for one, other in zip(found[2:], expected[2:], strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("shape", [(3, BLOCK_VALUES + 71), (BLOCK_VALUES // 64 + 3, 64), (2, 1), (900, 20)])
-def test_values_of_more_than_a_block_are_all_counted(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(3, BLOCK_VALUES + 71), (BLOCK_VALUES // 64 + 3, 64), (2, 1), (900, 20), (90, 90, 20)])
+def test_values_of_more_than_a_block_are_all_counted(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    values[0] = 0.0
     found = statistics_of([values])
-    assert found.values == values.size
-    np.testing.assert_array_equal(found.channel_maximum, values.max(0))
-    np.testing.assert_array_equal(found.channel_minimum, values.min(0))
-    exponents = np.frexp(values)[1] - 1
-    for sign, first, step in ((1, TINY + 1, 1), (-1, ZEROS - 1, -1)):
-        for exponent in range(-20, 3):
-            among = (exponents == exponent) & (np.sign(values) == sign)
-            assert found.histogram[first + step * (exponent + 62)] == among.sum()
+    positions = values.reshape(-1, shape[-1])
+    assert (found.values, found.zeros) == (values.size, (values == 0).sum())
+    np.testing.assert_array_equal(found.channel_maximum, positions.max(0))
+    np.testing.assert_array_equal(found.channel_minimum, positions.min(0))
+    assert found.sum == pytest.approx(math.fsum(values.ravel().tolist()), abs=1e-9)
+    assert found.sum_of_squares == pytest.approx(math.fsum((values.astype(np.float64) ** 2).ravel()), rel=1e-13)
+
+
+def test_the_histogram_is_of_every_sixteenth_position_and_all_its_channels() -> None:
+    values = np.zeros((16, 16, 3), np.float32)
+    values[:, 10] = [1.0, -2.0, 4.0]
+    histogram = statistics_of([values]).histogram
+    assert {place: count for place, count in enumerate(histogram.tolist()) if count} == {
+        ZEROS - 1 - 63: 16,
+        TINY + 1 + 62: 16,
+        TINY + 1 + 64: 16,
+    }
+    # Of a small map one position is enough, and there always is one.
+    for positions in range(1, 40):
+        many = statistics_of([np.ones((positions, 5), np.float32)])
+        assert abs(many.histogram.sum() - 5 * positions / HISTOGRAM_STEP) <= 5
+
+
+def test_the_sampled_histogram_is_near_that_of_all_values() -> None:
+    random = np.random.default_rng(2)
+    values = np.maximum(random.standard_normal((28, 28, 64)), 0).astype(np.float32) * random.uniform(0.1, 10, 64).astype(
+        np.float32
+    )
+    sampled = statistics_of([values]).histogram
+    of_all = sum(statistics_of([position]).histogram for position in values.reshape(-1, 1, 64))
+    np.testing.assert_allclose(sampled / sampled.sum(), of_all / of_all.sum(), atol=0.02)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -197,6 +212,8 @@ def test_the_reader_gives_statistics_of_what_is_stored(tmp_path: Path, dtype: st
         assert_equal(pickle.loads(pickle.dumps(run)).statistics[layer], expected)
     assert run.statistics["conv1_1"].minimum == -7.0
     assert run.statistics["relu4_1"].zero_share == pytest.approx(0.5, abs=0.1)
+    with h5py.File(tmp_path / "features.h5") as file:
+        assert file["statistics"].attrs["histogram_step"] == HISTOGRAM_STEP
     shard = open_run(tmp_path / "shards" / spec.shards()[1].file_name)
     assert_equal(shard.statistics["conv1_1"], oracle([shard["conv1_1"][row] for row in (0, 2, 3)]))
 
@@ -232,8 +249,35 @@ def test_neither_batches_nor_threads_nor_order_nor_a_kill_change_a_bit(tmp_path:
         (tmp_path / "killed/shards" / spec.shards()[number].file_name).unlink()
     write_run(tmp_path / "killed", spec, [3, 13], values)
     one = bits(tmp_path / "one")
-    assert len(one) == 7 * 2 * 6
+    assert len(one) == 7 * 2 * len(format.STATISTICS)
     assert one == bits(tmp_path / "many") == bits(tmp_path / "killed")
+
+
+def test_neither_shards_nor_parts_of_them_change_a_sum() -> None:
+    random = np.random.default_rng(11)
+    rows = [(random.standard_normal((3, 2, 4)) * 10.0 ** random.integers(-9, 9)).astype(np.float32) for _ in range(60)]
+    whole = statistics_of(rows)
+    for shards in (1, 7, 13, 60):
+        parts = [statistics_of(rows[first : first + shards]) for first in range(0, len(rows), shards)]
+        by_one = parts[0]
+        for part in parts[1:]:
+            by_one = join_statistics([by_one, part])
+        for joined in (join_statistics(parts), by_one, join_statistics(parts[::-1])):
+            assert_equal(joined, whole, exactly=True)
+            assert (joined.sum, joined.sum_of_squares) == (whole.sum, whole.sum_of_squares)
+
+
+def test_threads_add_rows_in_any_order() -> None:
+    rows = [np.random.default_rng(number).standard_normal((9, 5)).astype(np.float32) for number in range(40)]
+    tally = Tally(5)
+    threads = [threading.Thread(target=lambda row=row: tally.add(gather(row))) for row in rows[::-1]]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found, expected = tally.statistics(40), statistics_of(rows)
+    assert_equal(found, expected, exactly=True)
+    np.testing.assert_array_equal(found.exact_sum, expected.exact_sum)
 
 
 def test_an_extension_joins_its_statistics_to_those_before(tmp_path: Path) -> None:
@@ -244,37 +288,6 @@ def test_an_extension_joins_its_statistics_to_those_before(tmp_path: Path) -> No
     assert before.rows == 6
     run = open_run(tmp_path)
     assert_equal(run.statistics["conv1_1"], oracle(list(run["conv1_1"][:])))
-
-
-def without_statistics(path: Path, folder: Path) -> None:
-    """Makes a file what an earlier version of the program would have written."""
-    with h5py.File(path, "r+") as file:
-        del file["statistics"]
-        del file.attrs[format.STATISTICS_CHECKSUMS]
-        write_attributes(file, {})
-    accept(folder, path.relative_to(folder).as_posix())
-
-
-def test_shards_of_an_earlier_version_open_resume_and_are_not_counted(tmp_path: Path) -> None:
-    spec = make_spec()
-    write_run(tmp_path, spec)
-    write_companions(tmp_path)
-    for shard in spec.shards():
-        without_statistics(tmp_path / "shards" / shard.file_name, tmp_path)
-    build_index(tmp_path, spec)
-    run = open_run(tmp_path)
-    assert len(run) == 10
-    assert len(run.statistics) == 0
-    assert repr(run.statistics) == "<no statistics>"
-    with pytest.raises(StoreError, match=r"no statistics of layer relu4_1, got a run of an earlier version of this program\."):
-        run.statistics["relu4_1"]
-    assert verify_folder(tmp_path, 1).count == 0
-    (tmp_path / "features.h5").unlink()
-    (tmp_path / "shards" / spec.shards()[1].file_name).unlink()
-    made = write_run(tmp_path, spec)
-    mixed = open_run(tmp_path)
-    assert_equal(mixed.statistics["conv1_1"], oracle(made["conv1_1"][4:8]))
-    assert verify_folder(tmp_path, 1).count == 0
 
 
 def test_a_layer_that_the_run_lacks_has_no_statistics(tmp_path: Path) -> None:

@@ -168,10 +168,13 @@ def test_files_of_other_programs_and_later_versions_are_refused(copy: Path, tmp_
         file["x"] = 1
     with pytest.raises(StoreError, match=r"other.h5: not a file of this program, got format None\. Expected 'deep-feature-pipe"):
         open_run(tmp_path / "other.h5")
-    change(copy / "features.h5", lambda file: write_attributes(file, {"format_version": 2}))
-    with pytest.raises(StoreError, match=r"features.h5: written by a later version of this program, got format version 2\."):
+    change(copy / "features.h5", lambda file: write_attributes(file, {"format_version": 3}))
+    with pytest.raises(StoreError, match=r"features.h5: written by a later version of this program, got format version 3\."):
         open_run(copy)
-    change(copy / "features.h5", lambda file: (file.attrs.__delitem__("rows"), write_attributes(file, {"format_version": 1})))
+    change(copy / "features.h5", lambda file: write_attributes(file, {"format_version": 1}))
+    with pytest.raises(StoreError, match=r"features.h5: written by an earlier version of this program, got format version 1\."):
+        open_run(copy)
+    change(copy / "features.h5", lambda file: (file.attrs.__delitem__("rows"), write_attributes(file, {"format_version": 2})))
     with pytest.raises(StoreError, match=r"features.h5: the root is damaged"):
         open_run(copy)
 

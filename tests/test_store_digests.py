@@ -75,7 +75,7 @@ def test_files_that_are_published_together_are_hashed_beside_one_another_and_all
         hashing.wait()  # All are here at once, or this times out.
         return file_digest(path)
 
-    monkeypatch.setattr(digests_room, "written_digest", hash_with_others)
+    monkeypatch.setattr(digests_room, "file_digest", hash_with_others)
     for number, path in enumerate(paths):
         disk.partial_path(path).write_bytes(bytes([number]))
     with ThreadPoolExecutor(len(paths)) as pool:

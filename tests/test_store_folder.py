@@ -345,8 +345,8 @@ def test_a_shard_of_a_later_version_is_refused_and_kept(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec())
     path = tmp_path / "shards/shard-00001-of-00003.h5"
     with h5py.File(path, "r+") as file:
-        write_attributes(file, {"format_version": 2})
-    with pytest.raises(StoreError, match=r"later version of this program, got format version 2\. Expected at most 1"):
+        write_attributes(file, {"format_version": 3})
+    with pytest.raises(StoreError, match=r"later version of this program, got format version 3\. Expected 2\. Update"):
         open_folder(tmp_path, make_spec(), "resume")
     assert path.exists()
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.store import codec, format, gathering
+from pipeline.statistics import gather
+from pipeline.store import codec, format
 
 from .stored_runs import make_feature, make_spec
 
@@ -149,6 +150,14 @@ def test_joined_checksums_equal_that_of_the_whole(sizes: list[int]) -> None:
     )
 
 
+@pytest.mark.parametrize("zeros", [0.0, 0.3, 0.6, 0.9])
+def test_streams_are_hardly_longer_than_h5py_makes_them(zeros: float) -> None:
+    random = np.random.default_rng(0)
+    values = np.abs(random.standard_normal((28, 28, 512))).astype(np.float32)
+    values[random.random(values.shape) < zeros] = 0.0
+    assert len(codec.encode(values, "gzip")) <= 1.06 * len(zlib.compress(values.tobytes(), 4))
+
+
 @pytest.mark.parametrize(
     ("value", "float32", "float16"),
     [
@@ -165,6 +174,6 @@ def test_values_are_storable_as_long_as_they_stay_finite(value: float, float32: 
     for dtype, is_storable in (("float32", float32), ("float16", float16)):
         stored = codec.converted(values, np.dtype(format.STORED_DTYPES[dtype]))
         assert stored.dtype == np.dtype(dtype)
-        assert gathering.gather(stored.astype(np.float32)).is_finite is is_storable
+        assert gather(stored.astype(np.float32)).is_finite is is_storable
     if not float16:
         np.testing.assert_equal(codec.first_unstorable(values, "float16"), value)

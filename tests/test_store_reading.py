@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.store import codec, parallel, rows, shards
-from pipeline.store.chunk_table import HAS_POSITIONED_READS
+from pipeline.store.chunk_table import HAS_ADVICE, HAS_POSITIONED_READS, Handle
 from pipeline.store.reader import Run, open_run
+from pipeline.store.shards import CHUNKS_AHEAD
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run
@@ -237,24 +237,70 @@ def test_inflating_into_an_array_gives_what_was_deflated(length: int, mask: int,
     np.testing.assert_array_equal(into, values)
 
 
+def stream(count: int) -> NDArray[np.uint8]:
+    return np.frombuffer(codec.encode(np.random.default_rng(0).random(count, np.float32), "gzip"), np.uint8)
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("data", "words"),
     [
-        (lambda data: data[:-20], "bytes in place of 400000"),
-        (lambda data: data[:0], "0 bytes in place of 400000"),
-        (lambda data: np.frombuffer(codec.encode(np.zeros(100_001, np.float32), "gzip"), np.uint8), "more than 400000 bytes"),
-        (lambda data: np.frombuffer(codec.encode(np.zeros(99_999, np.float32), "gzip"), np.uint8), "399996 bytes in place"),
-        (lambda data: data[::-1], "[Ee]rror|header"),
+        (stream(100_000)[:-20], "a stream of fewer than 400000 bytes"),
+        (stream(0)[:0], "a stream of fewer than 400000 bytes"),
+        (stream(100_001), "a stream of more than 400000 bytes"),
+        (stream(150_000), "a stream of more than 400000 bytes"),
+        (stream(99_999), "a stream of fewer than 400000 bytes"),
+        (stream(100_000)[::-1].copy(), "[Ee]rror|header"),
     ],
 )
-def test_a_stream_that_is_not_the_chunk_is_an_error(change: Callable[[Any], Any], words: str) -> None:
-    values = np.random.default_rng(0).random(100_000, np.float32)
-    data = np.frombuffer(codec.encode(values, "gzip"), np.uint8)
-    into = np.empty_like(values)
-    codec.decode_into(data, into)
-    np.testing.assert_array_equal(into, values)
+def test_a_stream_that_is_not_the_chunk_is_an_error(data: NDArray[np.uint8], words: str) -> None:
+    into = np.zeros(100_000, np.float32)
     with pytest.raises((codec.DecodeError, ValueError), match=words):
-        codec.decode_into(np.ascontiguousarray(change(data)), into)
+        codec.decode_into(data, into)
+    assert not into.any()
+
+
+def test_rows_of_several_shards_are_read_in_any_order(tmp_path: Path) -> None:
+    spec = make_spec(11, SHAPES)
+    write_run(tmp_path, spec, failed=[3])
+    layer, expected = open_run(tmp_path)["large"], np.stack(make_values(spec)["large"])
+    expected[3] = np.nan
+    for wanted in ([0, 4, 8], [10, 3, 1, 5, 0, 9, 2], [7], [6, 6, 2], list(range(11))):
+        np.testing.assert_array_equal(layer.read(np.array(wanted), threads=2), expected[wanted])
+    np.testing.assert_array_equal(layer.read(np.arange(11), np.dtype(np.float64)), expected)
+
+
+@pytest.mark.skipif(not HAS_ADVICE, reason="this system takes no advice about files")
+def test_every_chunk_is_read_ahead_once_and_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, make_spec(30, {"large": (80, 80, 3)}, images_per_shard=7), failed=[17])
+    events: list[tuple[str, tuple[int, int]]] = []
+    read_ahead, read_into = Handle.read_ahead, Handle.read_into
+
+    def note_ahead(handle: Handle, position: int, size: int) -> None:
+        events.append(("ahead", (handle.stamp[1], position)))
+        read_ahead(handle, position, size)
+
+    def note_reading(handle: Handle, buffer: memoryview, position: int) -> int:
+        events.append(("read", (handle.stamp[1], position)))
+        return read_into(handle, buffer, position)
+
+    monkeypatch.setattr(Handle, "read_ahead", note_ahead)
+    monkeypatch.setattr(Handle, "read_into", note_reading)
+    for threads in (2, 1):
+        # The order is told with one alone: a thread may be overtaken between taking a chunk to read ahead and doing so.
+        events.clear()
+        open_run(tmp_path)["large"].read(np.arange(30), threads=threads)
+        ahead = [place for what, place in events if what == "ahead"]
+        assert len(set(ahead)) == len(ahead) == 29
+    assert [what for what, _ in events[:CHUNKS_AHEAD]] == ["ahead"] * CHUNKS_AHEAD
+    for number, (what, place) in enumerate(events):
+        assert what == "ahead" or ("ahead", place) in events[:number]
+
+
+def test_what_was_read_is_let_go_of(folder: Path) -> None:
+    values = open_run(folder)["large"].read(np.arange(10))
+    base = weakref.ref(values)
+    del values
+    assert base() is None
 
 
 def test_a_moved_copy_needs_no_more_than_its_shards(

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.statistics import LayerStatistics
+from pipeline.statistics import LayerStatistics, Tally
 from pipeline.store import codec, summaries
 from pipeline.store.attributes import write_attributes
 from pipeline.store.guard import FINDINGS_KEPT, UNSURE, Guard, serve
 from pipeline.store.judgement import Verdict
 from pipeline.store.reader import open_run
 from pipeline.store.repair import repair
-from pipeline.store.tally import Tally
 from pipeline.store.verification import verify_folder
 
 from .damage import accept, change_digit, chunk_place, flip, place_of, write_companions
@@ -304,8 +303,8 @@ EDITS: dict[str, tuple[str, Callable[[h5py.File], object], str]] = {
     ),
     "statistics that have changed": (
         SHARDS[1],
-        lambda file: file["statistics/conv1_1/sum"].__setitem__((), 1.0),
-        "/statistics/conv1_1 is damaged, got sum of type float64 with checksum ",
+        lambda file: file["statistics/conv1_1/exact_sum"].__setitem__(0, 1.0),
+        "/statistics/conv1_1 is damaged, got exact_sum of type float64 with checksum ",
     ),
     "statistics that are gone": (
         SHARDS[1],

@@ -76,7 +76,7 @@ def test_a_shard_has_the_tree_that_the_format_says(tmp_path: Path, compression: 
         assert images["width"][:].tolist() == [404, 0, 406, 407]
         assert images["bytes"][:].tolist() == [1238, 17, 1240, 1241]
         root = file.attrs
-        assert (root["format"], root["format_version"], root["file_kind"]) == ("deep-feature-pipeline", 1, "shard")
+        assert (root["format"], root["format_version"], root["file_kind"]) == ("deep-feature-pipeline", 2, "shard")
         assert (root["run_digest"], root["manifest_digest"]) == (spec.digest, spec.manifest.digest)
         assert (root["first_row"], root["rows"], root["images_per_shard"]) == (4, 10, 4)
         assert root["created"].endswith("+00:00")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from pipeline.records import FeatureBatch, RunSpec
 from pipeline.store import disk
 from pipeline.store.cutter import Piece, grouped
 from pipeline.store.folder import open_folder
-from pipeline.store.hashing import pairs_pay
 from pipeline.store.progress import Progress
 from pipeline.store.shard import ShardFile
 from pipeline.store.writer import MOST_FINISHERS, Writer
@@ -91,79 +89,12 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
     assert len(names_in(tmp_path)) == 40
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
-def shards_in(folder: Path) -> list[str]:
-    return [name for name in names_in(folder) if not name.endswith(".partial")]
-
-
-@pytest.mark.skipif(not pairs_pay(), reason="this processor does not hash two files in the time of one")
-def test_a_shard_waits_for_the_next_as_long_as_there_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, goes_on = Writer._encode, threading.Event()
-
-    def slow(self: Writer, progress: Progress, *arguments: Any) -> Any:
-        if progress.shard.number == 3:
-            assert goes_on.wait(30)
-        return encode(self, progress, *arguments)
-
-    monkeypatch.setattr(Writer, "_encode", slow)
-    spec = make_spec(rows=6, shapes={"conv1_1": (80, 80, 3)}, images_per_shard=1)
-    values, statuses = make_values(spec), make_statuses(spec)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 2)
-        # Nothing else to do: at once.
-        put_rows(writer, [0], values, statuses)
-        wait_for(lambda: len(shards_in(tmp_path)) == 1)
-        # A row of the fourth is being encoded all the time.
-        put_rows(writer, [3], values, statuses)
-        put_rows(writer, [1], values, statuses)
-        time.sleep(0.2)
-        assert len(shards_in(tmp_path)) == 1
-        put_rows(writer, [2], values, statuses)
-        wait_for(lambda: len(shards_in(tmp_path)) == 3)
-        put_rows(writer, [4], values, statuses)
-        time.sleep(0.2)
-        assert len(shards_in(tmp_path)) == 3
-        goes_on.set()
-        wait_for(lambda: len(shards_in(tmp_path)) == 5)
-        put_rows(writer, [5], values, statuses)
-        writer.close()
-    assert len(shards_in(tmp_path)) == 6
-
-
-def test_a_shard_that_waits_for_another_is_kept_when_a_run_is_stopped(tmp_path: Path) -> None:
-    spec = make_spec(rows=3, images_per_shard=1)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 2)
-        # As an interrupt leaves it between a task's being counted and its being there.
-        writer._bytes_waiting = 1
-        put_rows(writer, [0], make_values(spec), make_statuses(spec))
-        writer.abort()
-    assert names_in(tmp_path) == ["shard-00000-of-00003.h5"]
-
-
-def test_at_an_address_where_few_shards_may_wait_each_is_finished_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "most_finishing", lambda *arguments: disk.SHARDS_FINISHING)
-    spec = make_spec(rows=3, images_per_shard=1)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 2)
-        writer._bytes_waiting = 1
-        put_rows(writer, [0], make_values(spec), make_statuses(spec))
-        wait_for(lambda: len(shards_in(tmp_path)) == 1)
-        writer.abort()
-
-
 @pytest.mark.parametrize("most", [1, 2, 8])
-def test_where_few_shards_may_wait_none_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_shards_are_all_finished_where_few_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(disk, "most_finishing", lambda *arguments: most)
     spec = make_spec(rows=30, images_per_shard=1)
     write_run(tmp_path, spec)
-    assert len(shards_in(tmp_path)) == 30
+    assert len(names_in(tmp_path)) == 30
 
 
 def test_pieces_are_grouped_by_their_bytes() -> None:

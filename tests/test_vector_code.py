@@ -10,11 +10,9 @@ TOGETHER = """
 import threading
 from pipeline.images.passes import compiled_passes
 from pipeline.network.kernels import compile_kernels
-from pipeline.store.deflate_code import compiled_deflate
-from pipeline.store.inflate_code import compiled_inflate
 from pipeline.vector_code import this_processor
 
-makers = [compiled_passes, compiled_deflate, compiled_inflate, lambda: compile_kernels(this_processor(), [64])] * 4
+makers = [compiled_passes, lambda: compile_kernels(this_processor(), [64])] * 4
 together = threading.Barrier(len(makers))
 made = {}
 
@@ -27,7 +25,7 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-assert len(made[compiled_passes]) == len(made[compiled_deflate]) == len(made[compiled_inflate]) == 1
+assert len(made[compiled_passes]) == 1
 print("made")
 """
 
@@ -40,21 +38,19 @@ def test_threads_that_want_code_at_once_neither_crash_nor_compile_it_twice() -> 
 
 FORKED = """
 import os, threading
-from pipeline.store.deflate_code import compiled_deflate
-from pipeline.store.inflate_code import compiled_inflate
+from pipeline.images.passes import compiled_passes
 
 begun = threading.Event()
 
 def work():
     begun.set()
-    compiled_inflate()
+    compiled_passes()
 
 threading.Thread(target=work).start()
 begun.wait()
 child = os.fork()
 if child == 0:
-    compiled_inflate()
-    compiled_deflate()
+    compiled_passes()
     os._exit(0)
 print(os.waitpid(child, 0)[1])
 """

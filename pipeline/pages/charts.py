@@ -29,13 +29,13 @@ def bar(part: float, kind: str = "bar") -> str:
 
 
 def histogram(statistics: LayerStatistics) -> str:
-    """Gives the histogram of the values that are not zero, by powers of two."""
+    """Return the histogram of the sampled values that are not zero, by powers of two."""
     # [k]: magnitudes from 2^(k - 62) on.
     positive, negative = statistics.histogram[TINY + 1 :], statistics.histogram[:OCTAVES][::-1]
     both = positive + negative
     total = int(both.sum()) + int(statistics.histogram[TINY])
     if not total:
-        return '<p class="none">no value but zero</p>'
+        return f'<p class="none">no value but zero{"" if statistics.zeros == statistics.values else " in the sample"}</p>'
     first, stop = _range(both, total)
     sides = [_bars(side, first, stop) for side in ((negative, positive) if negative.any() else (positive,))]
     if len(sides) == 2:

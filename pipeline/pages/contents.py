@@ -38,12 +38,12 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """A layer: its name, the shape of a row (None: native size), and its statistics (None: gathered by nobody)."""
+    """A layer: its name, the shape of a row (None: native size), and its statistics."""
 
     name: str
     shape: tuple[int, int, int] | None
     channels: int
-    statistics: LayerStatistics | None
+    statistics: LayerStatistics
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..statistics import HISTOGRAM_STEP
 from . import charts, pictures, words
 from .contents import Cause, Contents, FeatureMap, LayerFacts, Sample
 from .style import STYLE
@@ -121,17 +122,10 @@ def _maps(layer: str, maps: tuple[FeatureMap, ...], sample: Sample, budget: _Bud
 
 
 def _layers(contents: Contents) -> Iterator[str]:
-    good = contents.rows - contents.failed
-    known = [layer.statistics.rows if layer.statistics else 0 for layer in contents.layers]
-    if good and min(known) < good:
+    if any(layer.statistics.rows for layer in contents.layers):
         yield (
-            f'<p class="soft">Statistics of {words.count(min(known))} of {words.counted(good, "image")}: the others were written '
-            "by an earlier version of this program, which gathered none.</p>"
-        )
-    if any(known):
-        yield (
-            '<p class="soft">Histograms: values other than zero, in bins of powers of two; what is too small to be shown '
-            "is in those next to zero.</p>"
+            f'<p class="soft">Histograms: values other than zero of every {HISTOGRAM_STEP}th position, in bins of powers of two; '
+            "what is too small to be shown is in those next to zero.</p>"
         )
     yield '<div class="layers">' + "".join(map(_layer, contents.layers)) + "</div>"
 
@@ -141,7 +135,7 @@ def _layer(layer: LayerFacts) -> str:
         f'<header><h3>{words.plain(layer.name)}</h3><span class="soft">{words.shape(layer.shape, layer.channels)}</span></header>'
     )
     statistics = layer.statistics
-    if statistics is None or not statistics.rows:
+    if not statistics.rows:
         return f'<article class="card">{head}</article>'
     dead = statistics.dead_channels.tolist()
     named = f" ({', '.join(map(str, dead[:CHANNELS_NAMED]))}{', …' * (len(dead) > CHANNELS_NAMED)})" if dead else ""

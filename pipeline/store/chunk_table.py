@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.range_file import RemoteHandle
 from ..storage.remote_path import RemotePath
-from . import codec, inflate
+from . import codec
 
 # Windows has no such call; rows are read through HDF5 there.
 HAS_POSITIONED_READS = hasattr(os, "preadv")
@@ -57,8 +56,8 @@ class Handle:
         """Reads up to as many bytes as the buffer has; gives how many came."""
         return os.preadv(self.file, [buffer], position)
 
-    def foretell(self, position: int, size: int) -> None:
-        """Says that these bytes will be read soon.
+    def read_ahead(self, position: int, size: int) -> None:
+        """Have the system read bytes into its cache, without waiting for them.
 
         Raises:
             OSError: The file cannot be read.
@@ -125,10 +124,6 @@ class ChunkTable:
         """Gives where a row's chunk begins in the file, and its bytes."""
         chunk = row // self.chunk_rows
         return max(0, int(self.positions[chunk])), int(self.sizes[chunk])
-
-    def has_row(self, row: int, dtype: np.dtype[Any]) -> bool:
-        """Tells whether a row is a deflated chunk of its own, of this dtype."""
-        return self.deflated and self.chunk_rows == 1 and self.dtype == dtype and not self.failed[row]
 
     def read_row(self, handle: Handle | RemoteHandle, row: int, into: NDArray[np.floating]) -> None:
         """Reads a row that is a chunk of its own straight into its place, (h, w, c) of the stored dtype in C order.
@@ -201,54 +196,3 @@ class ChunkTable:
     def _check(self, row: int, values: NDArray[np.floating]) -> None:
         if codec.checksum(values) != self.checksums[row]:
             raise StaleError
-
-
-class WantedRow(NamedTuple):
-    """A row for which :meth:`ChunkTable.has_row` holds, a number to tell it by, and where it goes: (h, w, c) in C order."""
-
-    number: int
-    table: ChunkTable
-    handle: Handle
-    row: int
-    into: NDArray[np.floating]
-
-    def begin(self, lane: inflate.Lane) -> None:
-        """Fetches the row, and begins to inflate it.
-
-        Raises:
-            StaleError: It is not where the table says.
-        """
-        size_bytes = self.table._place(self.row)[1]
-        self.table._fetch(self.handle, self.row, lane.room(size_bytes))
-        lane.begin(self.into.reshape(-1).view(np.uint8))
-
-    def is_right(self) -> bool:
-        """Tells whether what has been inflated is the row."""
-        return codec.checksum(self.into) == int(self.table.checksums[self.row])
-
-
-def read_together(wanted: Iterator[WantedRow], most: int) -> Iterator[tuple[WantedRow, bool]]:
-    """Reads rows of any tables side by side, which takes a thread less time than one after the other.
-
-    Args:
-        wanted: In the order in which they are begun; threads may share what it takes them from.
-        most: How many side by side, at most :data:`~.inflate.MOST_STREAMS`.
-
-    Yields:
-        Each row, and whether it is there. Where not, :meth:`ChunkTable.read_row` may still read it, or says what is wrong.
-    """
-    stale: list[WantedRow] = []
-
-    def begin(lane: inflate.Lane) -> WantedRow | None:
-        for of_row in wanted:
-            try:
-                of_row.begin(lane)
-            except (StaleError, MemoryError, OSError):
-                stale.append(of_row)
-            else:
-                return of_row
-        return None
-
-    for of_row, is_sound in inflate.inflate_all(begin, most):
-        yield of_row, is_sound and of_row.is_right()
-    yield from ((of_row, False) for of_row in stale)

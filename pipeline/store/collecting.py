@@ -43,7 +43,7 @@ class Collected:
     Attributes:
         columns: Of ``/images``, name -> (rows,).
         checksums: Layer -> (rows,).
-        statistics: Layer -> those of all rows; none of shards that were written before statistics were gathered.
+        statistics: Layer -> those of all rows.
         shards_with: Column -> in how many of the shards it is.
     """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from . import disk, format, remote
-from .hashing import file_digest, written_digest
+from .hashing import file_digest
 from .regular import require_file
 
 # A line has about a hundred bytes.
@@ -86,7 +86,7 @@ class Digests:
         """
         partial = partial or disk.partial_path(path)
         with disk.flushing(partial):
-            digest = written_digest(partial)
+            digest = file_digest(partial)
         name = path.relative_to(self._folder).as_posix()
         with self._adding:
             if name in self.by_name:

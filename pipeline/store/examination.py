@@ -33,8 +33,7 @@ FILE_ERRORS = (*HDF5_READ_ERRORS, MemoryError)
 RUN_ATTRIBUTES = ("images_per_shard", "network", "weights_sha256", "preprocess", "mean_pixel")
 # What of the identity each part has for itself; the rest is alike too.
 PART_OPTIONS = {"images", "extends"}
-TREE = {"features", "images", "checksums"}
-STATISTICS_GROUP = {"statistics"}
+TREE = {"features", "images", "checksums", "statistics"}
 
 # Of values held at a time, over all files.
 WAITING_BYTES = 1 << 30
@@ -121,7 +120,7 @@ def examine(path: Path, threads: int, waiting_bytes: int, say: Say, alive: Alive
                     layers.append(layer)
             if "status" in columns:
                 rows_ok = int((columns["status"] == OK).sum())
-                for error in summaries.wrong_statistics(file, path, _layer_names(file), rows_ok, is_index):
+                for error in summaries.wrong_statistics(file, path, _layer_names(file), rows_ok):
                     say(error)
             row_bytes = 0
             if not is_index and "status" in columns:
@@ -153,7 +152,7 @@ def _run_attributes(file: h5py.File) -> dict[str, str]:
 
 def _examine_root(file: h5py.File, path: Path, kind: str, parts: tuple[Part, ...], say: Say) -> None:
     """Holds the tree and the root's attributes to the format; their checksums have agreed when the file was opened."""
-    if set(file) != (TREE | STATISTICS_GROUP if summaries.has_statistics(file) else TREE):
+    if set(file) != TREE:
         say(damaged(path, "the tree", f"groups {', '.join(sorted(file))}"))
     identity, digest = str(file.attrs["identity"]), str(file.attrs["run_digest"])
     if hashlib.sha256(identity.encode()).hexdigest() != digest:

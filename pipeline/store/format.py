@@ -1,4 +1,4 @@
-"""The format of what is written, version 1: specification and constants. No HDF5 here, so that all may import it.
+"""The format of what is written, version 2: specification and constants. No HDF5 here, so that all may import it.
 
 ::
 
@@ -38,12 +38,15 @@ path                         shape, type                      meaning
 ``/checksums/<layer>``       (N,) uint32                      CRC-32 of the row's stored values, little-endian in C
                                                               order; 0 for a failed row
 ``/statistics/<layer>/``     (a group)                        of the stored values of the rows that have not failed:
-``rows``                     () int64                         how many rows these are
-``sum, sum_of_squares``      () float64                       each row's summed in double precision, these without a
-                                                              further rounding but the last
+``rows, values``             () int64                         how many rows, and how many values they have
+``zeros``                    () int64                         how many of these are zero, of either sign
+``exact_sum``                (2,) float64                     of all values: each row or band is summed in double
+                                                              precision, these sums are added and rounded once; then
+                                                              what is lost by that rounding
+``exact_sum_of_squares``     (2,) float64                     likewise
 ``channel_minimum``          (c,) float32                     of each channel; inf without rows
 ``channel_maximum``          (c,) float32                     likewise; -inf without rows
-``histogram``                (256,) int64                     values in each bin, see below
+``histogram``                (256,) int64                     a sample of the values in each bin, see below
 ============================ ================================ ==========================================================
 
 Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image`` at native size), ``channels``, ``stride_px``,
@@ -62,10 +65,10 @@ rows and the run digest of the run before, so that ``run_digest`` stands for all
 
 Bins of a histogram are powers of two, ascending. Bin 129 + k, for k from 0 to 126, has values from 2^(k - 62) to below
 2^(k - 61), the last one all above; bin 126 - k the same with a minus sign; bin 127 has the zeros of either sign, bin 128 all
-other values whose magnitude is below 2^-62. Of several files, rows, sums and bins are added, minima and maxima taken: so the
-index has them from its shards. Files that were written before statistics were gathered have none, and an index over some of these
-counts the others' rows. The root's attribute ``statistics_checksums``, JSON, says that they are there: ``<layer>/<name>`` ->
-CRC-32 of its little-endian bytes.
+other values whose magnitude is below 2^-62. Counted are the values of every 16th position of a row or band, in C order, from
+position min(10, n // 2) on, n being its positions; the attribute ``histogram_step`` of ``/statistics`` says so. All else is of
+every value. Of several files, counts, sums and bins are added, minima and maxima taken: so the index has them from its shards.
+The root's attribute ``statistics_checksums``, JSON, has ``<layer>/<name>`` -> CRC-32 of its little-endian bytes.
 
 ``attribute_checksums``, of the root and of each layer, is JSON: name of every other attribute there -> CRC-32 of its text in
 UTF-8, or of its little-endian bytes. It means the same in every later version of the format.
@@ -91,7 +94,7 @@ from collections.abc import Iterable
 from ..records import FeatureSpec
 
 FORMAT = "deep-feature-pipeline"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHARD = "shard"
 INDEX = "index"
 
@@ -129,8 +132,10 @@ ATTRIBUTE_CHECKSUMS = "attribute_checksums"
 # Of a layer, name -> type in the file; in the order of the fields of LayerStatistics.
 STATISTICS = {
     "rows": "<i8",
-    "sum": "<f8",
-    "sum_of_squares": "<f8",
+    "values": "<i8",
+    "zeros": "<i8",
+    "exact_sum": "<f8",
+    "exact_sum_of_squares": "<f8",
     "channel_minimum": "<f4",
     "channel_maximum": "<f4",
     "histogram": "<i8",

@@ -16,7 +16,6 @@ from ..machine import usable_cores
 from . import format, shown
 from .bands import image_shape, read_bands
 from .damage import does_not_fit
-from .inflate import pays
 from .parallel import do_all
 from .selection import select_rows
 from .shards import Piece, Shards
@@ -154,16 +153,7 @@ class Layer:
             Piece(int(numbers[start]), local[start:stop], order[start:stop])
             for start, stop in itertools.pairwise([*starts.tolist(), len(rows)])
         ]
-        crew = usable_cores() if threads is None else threads
-        is_remote = self._shards.are_remote
-        # A stream alone is inflated no faster than by the library; and what comes over a network is waited for, not inflated.
-        if not is_remote and len(pieces) > crew and pays(len(pieces)):
-            pieces = self._shards.read_together(self.name, pieces, values, crew)
-
-        def read_chunk(piece: Piece) -> None:
-            self._shards.read(piece.number, self.name, piece.rows, piece.places, values)
-
-        do_all(read_chunk, pieces, threads, waits=is_remote)
+        self._shards.read(self.name, pieces, values, threads)
         return values
 
     def __repr__(self) -> str:

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import FeatureSpec, ImageStatus, ShardSpec
-from ..statistics import LayerStatistics
+from ..statistics import LayerStatistics, Tally
 from . import codec
 from .cutter import Cutter
 from .shard import ShardFile
-from .tally import Tally
 
 
 class Progress:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from . import disk
-from .hashing import written_digest
+from .hashing import file_digest
 
 
 class Publisher(Protocol):
@@ -51,7 +51,7 @@ class Publication:
         """
         partial = partial or disk.partial_path(path)
         with disk.flushing(partial):
-            digest = written_digest(partial)
+            digest = file_digest(partial)
         self._permit()
         disk.publish(path, partial)
         self._tell(path, digest)

@@ -104,8 +104,7 @@ class Run(Feeding):
         layers: Names of the layers, in network order.
         images: The table: column -> (N,) array; text columns are object arrays of str.
         attributes: Attributes of the root: digests, config, network, versions.
-        statistics: Layer -> range, mean, zeros, dead channels, histogram of all its values, gathered while they were written;
-            empty for a run of an earlier version of the program.
+        statistics: Layer -> range, mean, zeros, dead channels and a sampled histogram, gathered while values were written.
     """
 
     def __init__(self, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +17,14 @@ from ..errors import StoreError
 from ..records import ShardSpec
 from ..storage.range_file import RemoteHandle
 from ..storage.remote_path import RemotePath
-from .chunk_table import HAS_ADVICE, ChunkTable, Handle, StaleError, WantedRow, open_handle, read_together
-from .inflate_code import MOST_STREAMS, compiled_inflate
+from .chunk_table import HAS_ADVICE, ChunkTable, Handle, StaleError, open_handle
 from .parallel import do_all
 from .rows import ShardRows
 
 # Open shards a run: few enough for any system's limit on open files, with many worker processes.
 OPEN_SHARDS = 16
-# Rows that are begun to be read from the disk before those ahead of them are inflated: some 16 MB.
-ROWS_FORETOLD = 16
+# Chunks that the system reads from the disk while those before them are decoded: some 16 MB.
+CHUNKS_AHEAD = 16
 # Of those that need no HDF5 to be read; cheap to open again.
 OPEN_HANDLES = 64
 
@@ -90,93 +89,53 @@ class Shards:
         numbers = np.searchsorted(self._firsts, rows, side="right") - 1
         return numbers, self._firsts[numbers]
 
-    def read(self, number: int, layer: str, rows: NDArray[np.int64], places: NDArray[np.int64], into: Any) -> None:
-        """Reads rows of a layer of fixed shape that lie in one chunk, as this program cuts them.
+    def read(self, layer: str, pieces: Sequence[Piece], into: Any, threads: int | None = None) -> None:
+        """Read rows of a layer of fixed shape, several chunks at once.
 
         Args:
-            number: Place of the shard in :attr:`specs`.
             layer: Name of a layer of the run.
-            rows: (n,) rows in the shard, ascending.
-            places: (n,) where in ``into`` each row goes.
+            pieces: In the order in which they are begun.
             into: (m, h, w, c), C order, of any floating dtype; failed rows become NaN.
+            threads: How many decode; None: as many as there are cores.
 
         Raises:
-            StoreError: The shard is missing, damaged or of another run, or a row is damaged.
+            StoreError: A shard is missing, damaged or of another run, or a row is damaged.
         """
+
+        def work(number: int) -> None:
+            self._read_ahead(layer, pieces[number + CHUNKS_AHEAD : number + CHUNKS_AHEAD + 1])
+            self._read_piece(layer, pieces[number], into)
+
+        self._read_ahead(layer, pieces[:CHUNKS_AHEAD])
+        do_all(work, range(len(pieces)), threads, waits=self.are_remote)
+
+    def _read_ahead(self, layer: str, pieces: Sequence[Piece]) -> None:
+        """Have the system read from the disk what is decoded soon."""
+        if not HAS_ADVICE or self.are_remote:
+            return
+        for piece in pieces:
+            with suppress(StoreError, OSError):
+                table, handle = self._table(piece.number, layer), self._handle(piece.number)
+                position, size_bytes = table.place_of(int(piece.rows[0])) if table is not None else (0, 0)
+                # Of no bytes the system would read all to the end of the file.
+                if size_bytes and isinstance(handle, Handle):
+                    handle.read_ahead(position, size_bytes)
+
+    def _read_piece(self, layer: str, piece: Piece, into: Any) -> None:
+        rows, places = piece.rows, piece.places
         try:
-            table = self._table(number, layer)
+            table = self._table(piece.number, layer)
             if table is not None and table.shape == into.shape[1:]:
-                handle, chunks = self._handle(number), rows // table.chunk_rows
+                handle, chunks = self._handle(piece.number), rows // table.chunk_rows
                 # One, but for files whose chunks were cut anew by another program.
                 for chunk in chunks[:1].tolist() if chunks[0] == chunks[-1] else np.unique(chunks).tolist():
                     among = chunks == chunk
                     self._read_chunk(table, handle, chunk, (rows[among], places[among]), into)
                 return
         except (StaleError, OSError):
-            self._forget(number)
+            self._forget(piece.number)
         # The careful way: it says what is wrong, or finds nothing wrong, as with a shard that was made anew.
-        self.open(number).read(layer, rows, places, into)
-
-    def read_together(self, layer: str, pieces: Sequence[Piece], into: Any, threads: int) -> list[Piece]:
-        """Reads such pieces as are single rows that this program has compressed, several side by side in each thread.
-
-        Args:
-            layer: Name of a layer of the run.
-            pieces: In the order in which they are begun.
-            into: As above.
-            threads: How many to use.
-
-        Returns:
-            What is left for :meth:`read`, in the same order: what is anything else, and what is not as it should be.
-        """
-        try:
-            compiled_inflate()
-        except RuntimeError:  # LLVM's, where it can make no code: the library needs none.
-            return list(pieces)
-        queue = iter(enumerate(pieces))
-        # Not so many that another thread would find nothing.
-        most = min(MOST_STREAMS, -(-len(pieces) // threads))
-        left: list[int] = []
-
-        def wanted() -> Iterator[WantedRow]:
-            for number, piece in queue:
-                self._foretell(layer, pieces[number + ROWS_FORETOLD : number + ROWS_FORETOLD + 1])
-                of_row = self._wanted(layer, number, piece, into)
-                if of_row is None:
-                    left.append(number)
-                else:
-                    yield of_row
-
-        def work(_: int) -> None:
-            left.extend(of_row.number for of_row, is_there in read_together(wanted(), most) if not is_there)
-
-        self._foretell(layer, pieces[:ROWS_FORETOLD])
-        do_all(work, range(threads), threads)
-        return [pieces[number] for number in sorted(left)]
-
-    def _foretell(self, layer: str, pieces: Sequence[Piece]) -> None:
-        """Has the system read from the disk meanwhile what is to be inflated soon."""
-        if not HAS_ADVICE:
-            return
-        for piece in pieces:
-            with suppress(StoreError, OSError):
-                table, handle = self._table(piece.number, layer), self._handle(piece.number)
-                if table is not None and isinstance(handle, Handle):
-                    handle.foretell(*table.place_of(int(piece.rows[0])))
-
-    def _wanted(self, layer: str, number: int, piece: Piece, into: Any) -> WantedRow | None:
-        """Gives what is to be read of a piece; None where it is to be read in another way, or cannot be."""
-        if len(piece.rows) > 1:
-            return None
-        row = int(piece.rows[0])
-        try:
-            table = self._table(piece.number, layer)
-            if table is None or table.shape != into.shape[1:] or not table.has_row(row, into.dtype):
-                return None
-            handle = self._handle(piece.number)
-            return WantedRow(number, table, handle, row, into[int(piece.places[0])]) if isinstance(handle, Handle) else None
-        except (StoreError, OSError):
-            return None
+        self.open(piece.number).read(layer, rows, places, into)
 
     def _read_chunk(
         self,

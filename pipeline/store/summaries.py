@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError, nearest
-from ..statistics import BINS, LayerStatistics
+from ..statistics import BINS, HISTOGRAM_STEP, LayerStatistics
 from . import format, tables
 from .border import check_attribute_sizes, check_place, member, own_node
 from .damage import HDF5_READ_ERRORS, DamagedError, damaged
@@ -33,10 +33,8 @@ def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics])
 
     Args:
         file: Open for writing.
-        statistics: Layer -> statistics of the file's rows; none: nothing is written.
+        statistics: Layer -> statistics of the file's rows.
     """
-    if not statistics:
-        return
     group, checksums = file.create_group("statistics"), {}
     for layer, of_layer in statistics.items():
         node = group.create_group(layer)
@@ -44,16 +42,12 @@ def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics])
             array = np.asarray(value, dtype)
             node.create_dataset(name, data=array)
             checksums[f"{layer}/{name}"] = zlib.crc32(array.tobytes())
+    group.attrs["histogram_step"] = np.int64(HISTOGRAM_STEP)
     file.attrs[format.STATISTICS_CHECKSUMS] = json.dumps(checksums)
 
 
-def has_statistics(file: h5py.File) -> bool:
-    """Tells whether an open file was written with statistics; earlier versions of the program gathered none."""
-    return format.STATISTICS_CHECKSUMS in file.attrs
-
-
 def read_statistics(file: h5py.File, path: Path) -> dict[str, LayerStatistics]:
-    """Gives layer -> statistics of an open file's rows; nothing where the file was written without.
+    """Return layer -> statistics of an open file's rows.
 
     Raises:
         StoreError: They are damaged.
@@ -66,7 +60,7 @@ def read_statistics(file: h5py.File, path: Path) -> dict[str, LayerStatistics]:
     return found
 
 
-def wrong_statistics(file: h5py.File, path: Path, layers: list[str], rows_ok: int, is_index: bool) -> Iterator[StoreError]:
+def wrong_statistics(file: h5py.File, path: Path, layers: list[str], rows_ok: int) -> Iterator[StoreError]:
     """Gives what of the statistics is not as it was written, or cannot be of these rows.
 
     Args:
@@ -74,10 +68,7 @@ def wrong_statistics(file: h5py.File, path: Path, layers: list[str], rows_ok: in
         path: Of the file, for messages.
         layers: Of the run.
         rows_ok: Rows of the file that did not fail.
-        is_index: The index stands over shards that may have been written without statistics.
     """
-    if not has_statistics(file):
-        return
     found = dict(_read_layers(file, path))
     for layer in [*layers, *(name for name in found if name not in layers)]:
         of_layer = found.get(layer)
@@ -85,13 +76,11 @@ def wrong_statistics(file: h5py.File, path: Path, layers: list[str], rows_ok: in
             yield _damaged(path, layer, "none" if of_layer is None else "statistics of no layer")
         elif isinstance(of_layer, StoreError):
             yield of_layer
-        elif of_layer.rows > rows_ok or (of_layer.rows < rows_ok and not is_index):
+        elif of_layer.rows != rows_ok:
             yield _damaged(path, layer, f"{of_layer.rows} rows in place of {rows_ok}")
 
 
 def _read_layers(file: h5py.File, path: Path) -> Iterator[tuple[str, LayerStatistics | StoreError]]:
-    if not has_statistics(file):
-        return
     try:
         expected: dict[str, int] = json.loads(str(file.attrs[format.STATISTICS_CHECKSUMS]))
         layers = list(dict.fromkeys(name.rpartition("/")[0] for name in expected))
@@ -124,7 +113,8 @@ def _read_array(group: h5py.Group, name: str, path: Path, channels: int) -> NDAr
     """Reads one of the statistics of a layer, once it is sure to be in the file and of the size that it must have."""
     node, dtype = member(group, name), np.dtype(format.STATISTICS[name])
     check_place("statistics", node)
-    shape = {"histogram": (BINS,), "channel_minimum": (channels,), "channel_maximum": (channels,)}.get(name, ())
+    shapes = {"exact_sum": (2,), "exact_sum_of_squares": (2,), "histogram": (BINS,)}
+    shape = shapes.get(name, (channels,) if name.startswith("channel_") else ())
     if node.shape != shape or node.dtype != dtype:
         raise ValueError(f"{name} of shape {node.shape} and type {node.dtype} in place of {shape} and {dtype}")
     check_table(node, path)
@@ -158,11 +148,6 @@ class Statistics(Mapping[str, LayerStatistics]):
     def __getitem__(self, layer: str) -> LayerStatistics:
         if layer in self._found():
             return self._found()[layer]
-        if layer in self._layers:
-            raise StatisticsError(
-                f"{self._path}: no statistics of layer {layer}, got a run of an earlier version of this program. "
-                f"Expected /statistics/{layer}. Compute them from run[{layer!r}], or use output.existing=replace."
-            )
         raise StatisticsError(
             f"{self._path}: no such layer, got {layer!r}. Expected one of: {nearest(str(layer), self._layers)}. "
             f"The run's layers are in run.layers."

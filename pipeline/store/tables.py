@@ -185,10 +185,12 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
                 f"{path}: not a file of this program, got format {kind!r}. Expected {format.FORMAT!r}. "
                 f"Give a run folder, its {format.INDEX_NAME} or one of its shards."
             )
-        if int(version) > format.FORMAT_VERSION:
+        if int(version) != format.FORMAT_VERSION:
+            is_later = int(version) > format.FORMAT_VERSION
             raise ForeignError(
-                f"{path}: written by a later version of this program, got format version {int(version)}. Expected at most "
-                f"{format.FORMAT_VERSION}. Update the program."
+                f"{path}: written by {'a later' if is_later else 'an earlier'} version of this program, got format version "
+                f"{int(version)}. Expected {format.FORMAT_VERSION}. "
+                f"{'Update the program' if is_later else 'Extract again with output.existing=replace'}."
             )
         (check_tree if all_nodes else check_groups)(opened, path)
     except BaseException as error:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import FeatureBatch, ImageStatus, RunSpec
-from . import codec, format, gathering
+from ..statistics import gather
+from . import codec, format
 from .cutter import Cutter, Piece
 from .unstorable import value_error
 from .writer import WAITING_BYTES
@@ -84,7 +85,7 @@ class Trial:
             values = codec.converted(piece.values[: piece.rows[-1] - piece.first_row + 1], self._dtype)
             for row in piece.rows:
                 of_row = values[row - piece.first_row]
-                if not gathering.gather(of_row.astype(np.float32, copy=False)).is_finite:
+                if not gather(of_row.astype(np.float32, copy=False)).is_finite:
                     raise value_error(self._spec, self._indices[layer][row], layer, piece.row_values(row))
                 raw += of_row.nbytes
             stored = len(codec.encode(values, self._spec.compression))

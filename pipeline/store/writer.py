@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format, gathering, hashing, remote
+from ..statistics import gather
+from . import codec, disk, format, remote
 from .cutter import Cutter, Piece, grouped
 from .digests import Digests
 from .progress import Progress
@@ -96,13 +97,9 @@ class Writer:
         self.expect(shards)
         self._locating = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
-        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since two
-        # are hashed in the time of one. With one worker they are finished in order.
+        # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since
+        # each hashes its shard on one core. With one worker they are finished in order.
         self._finishers = ThreadPoolExecutor(MOST_FINISHERS if workers > 1 else 1, "finish")
-        # One that waits counts among those that may: where these are few, it would keep others from being begun.
-        is_paired = workers > 1 and self._most_finishing > 2 and hashing.pairs_pay()
-        self._finished_together = 2 if is_paired else 1
-        self._whole: list[Progress] = []
 
     def expect(self, shards: Sequence[ShardSpec]) -> None:
         """Takes it that these are to be made too; before anything of them is put."""
@@ -193,7 +190,7 @@ class Writer:
         with self._changed:
             self._bytes_waiting -= size_bytes
             progress.tasks_waiting -= 1
-            self._hand_over(progress)
+            self._finish_if_written(progress)
             self._changed.notify_all()
 
     def _encode(self, progress: Progress, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
@@ -201,7 +198,7 @@ class Writer:
         stored = codec.converted(piece.values, self._dtype)
         for row in piece.rows:
             values = stored[row - piece.first_row]
-            found = gathering.gather(values.astype(np.float32, copy=False))
+            found = gather(values.astype(np.float32, copy=False))
             if not found.is_finite:
                 raise value_error(self._spec, progress.shard.first + row, layer, piece.row_values(row))
             progress.tallies[layer].add(found)
@@ -222,21 +219,14 @@ class Writer:
         with self._changed:
             progress.all_put = True
             self._finishing += 1
-            self._hand_over(progress)
+            self._finish_if_written(progress)
 
-    def _hand_over(self, progress: Progress) -> None:
-        """Finishes a shard of which all has been written; called with the lock held, by whoever sees that first."""
+    def _finish_if_written(self, progress: Progress) -> None:
+        """Finish a shard of which all has been written; called with the lock held, by whoever sees that first."""
         if progress.all_put and not progress.tasks_waiting and not progress.broken:
+            # In this order, so that an interrupt in between does not leave a whole shard unfinished.
+            self._finishers.submit(self._finish, progress)
             progress.all_put = False
-            self._whole.append(progress)
-        # Two are hashed in the time of one: a shard waits for the next, as long as there is other work.
-        if len(self._whole) >= self._finished_together or not self._bytes_waiting:
-            self._finish_whole()
-
-    def _finish_whole(self) -> None:
-        """Finishes the shards that wait for it; an interrupt in between leaves none behind and none twice."""
-        while self._whole:
-            self._finishers.submit(self._finish, self._whole.pop(0))
 
     def _finish(self, progress: Progress) -> None:
         def work() -> None:
@@ -295,8 +285,6 @@ class Writer:
     def abort(self) -> None:
         """Drops what is unfinished, leaving no partial file behind; shards of which all has come are finished first."""
         self._encoders.shutdown(wait=True)
-        # An interrupt can come between a task's being counted and its being there.
-        self._finish_whole()
         self._finishers.shutdown(wait=True)
         for progress in self._open.values():
             progress.file.drop()
