@@ -141,9 +141,3 @@ def test_the_store_opens_its_door_to_training_late() -> None:
 def test_no_room_is_a_drawer() -> None:
     for room in ROOMS:
         assert not {"utils", "helpers", "common", "misc"} & set(Path(room).with_suffix("").parts), room
-
-
-def test_no_room_is_overfull() -> None:
-    for room in ROOMS:
-        lines = len((PACKAGE / room).read_text(encoding="utf-8").splitlines())
-        assert lines <= 320, f"{room} has {lines} lines"
