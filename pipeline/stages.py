@@ -18,7 +18,7 @@ from .images.resample import hand_over
 from .images.resize_host import HostResize
 from .images.tables import ResizeSpec, dct_reduction
 from .machine import usable_cores
-from .network.convolution import WINOGRAD
+from .network.backend import WINOGRAD
 from .network.cpu import prepare_parts
 from .network.fitting import NativeLimit
 from .network.start import load_tensorflow
@@ -56,12 +56,12 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     Raises:
         OptionError: The device asked for is not there.
     """
-    convolution, threads = spec.identity["runtime.convolution"], options.runtime.workers or usable_cores()
+    backend, threads = spec.identity["runtime.backend"], options.runtime.workers or usable_cores()
     wanted = [feature.layer for feature in spec.features]
     preparing = None
     # While TensorFlow is loaded.
     background = ThreadPoolExecutor(1)
-    if convolution == WINOGRAD and options.runtime.device != "gpu":
+    if backend == WINOGRAD and options.runtime.device != "gpu":
         preparing = background.submit(
             prepare_parts,
             *(weights, wanted),
@@ -82,7 +82,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     from .network.vgg import Network
 
     data, size_px = options.data, options.data.size_px
-    device = choose_device(options.runtime.device, options.batch_size, size_px, convolution, threads)
+    device = choose_device(options.runtime.device, options.batch_size, size_px, backend, threads)
     set_precision(options.runtime.precision, device.kind)
     network = Network(
         weights,
@@ -92,7 +92,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         device=device.name,
         size_px=size_px,
         precision=options.runtime.precision,
-        # On a GPU cuDNN chooses.
+        # On a GPU TensorFlow computes.
         parts=preparing.result() if preparing and device.kind == "cpu" else None,
     )
     # What the loader's threads do to each decoded image, and how far a JPEG may be reduced while it is decoded.
@@ -110,7 +110,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
             def ratio_for(height: int, width: int) -> int:
                 return dct_reduction(height, width, resize)
 
-        if device.kind == "cpu" and convolution == WINOGRAD:
+        if device.kind == "cpu" and backend == WINOGRAD:
             resizer = HostResize(resize, weights.mean_pixel)
             preprocess = FixedSize(None, device.step_images)
         else:

@@ -10,8 +10,8 @@ from pipeline.network.vgg import Network
 
 
 def build(
-    weights: Any, words: list[str], size_px: Any, *, convolution: str = "direct", pooling: str = "max", kernel_order: str = "hwio"
+    weights: Any, words: list[str], size_px: Any, *, backend: str = "tensorflow", pooling: str = "max", kernel_order: str = "hwio"
 ) -> Network:
     wanted, settings = resolve_layers(weights.network, words), {"pooling": pooling, "kernel_order": kernel_order}
-    parts = prepare_parts(weights, wanted, threads=2, **settings) if convolution == "winograd" else None
+    parts = prepare_parts(weights, wanted, threads=2, **settings) if backend == "winograd" else None
     return Network(weights, wanted, device="/CPU:0", size_px=size_px, parts=parts, **settings)

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..vector_code import MachineCode, Processor
-from .convolution import KERNEL_SIDE, TILE
 from .layers import POOL_STRIDE
 from .memory import CACHE_LINE_BYTES, FLOAT_BYTES, Memory
 from .operations import Pooling, Strip, Workspace, cut, rows_of
 from .products import COLOURS, PLANES, pack_columns
-from .winograd import transform_kernel
+from .winograd import KERNEL_SIDE, TILE, transform_kernel
 
 Array = NDArray[np.float32]
 

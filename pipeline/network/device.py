@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ..errors import OptionError
-from .convolution import DIRECT
+from .backend import TENSORFLOW
 
 # Images read and resized together on a CPU: enough for all threads to have some while the next are made ready.
 CPU_BATCH = 8
@@ -38,7 +38,7 @@ class Device(NamedTuple):
         batch_size: Images read and resized together.
         step_images: Images that the network takes at a time, the same for every step, or None: all there are, since it changes
             no number. On a GPU it is the batch size, so there the batch size can change a number, within the contract's
-            tolerance; with TensorFlow's convolutions on a CPU it is 1 and cannot.
+            tolerance; with the TensorFlow backend on a CPU it is 1 and cannot.
         asynchronous: Whether the network computes while its caller goes on.
     """
 
@@ -49,16 +49,14 @@ class Device(NamedTuple):
     asynchronous: bool
 
 
-def choose_device(
-    requested: str, batch_size: int | None, size_px: tuple[int, int] | None, convolution: str, threads: int
-) -> Device:
+def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, int] | None, backend: str, threads: int) -> Device:
     """Finds the device and sets TensorFlow up for it.
 
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
         batch_size: The user's, or None for the device's own.
         size_px: Size of all images, or None at native size.
-        convolution: What a CPU uses, ``direct`` or ``winograd``.
+        backend: What a CPU uses, ``tensorflow`` or ``winograd``.
         threads: Of the network on a CPU.
 
     Raises:
@@ -79,7 +77,7 @@ def choose_device(
         return Device(f"/{kind.upper()}:0", kind, batch_size or NATIVE_BATCH, 1, kind == "gpu")
     if not gpus:
         fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
-        if convolution == DIRECT:
+        if backend == TENSORFLOW:
             return Device("/CPU:0", kind, batch_size or min(CPU_BATCH, fitting), 1, False)
         chosen = batch_size or min(max(CPU_BATCH, CPU_BATCH_A_THREAD * threads), fitting)
         return Device("/CPU:0", kind, chosen, None, True)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..vector_code import MachineCode
-from .convolution import TILE
 from .layers import POOL_STRIDE, pooled_side
 from .memory import Memory
+from .winograd import TILE
 
 Array = NDArray[np.float32]
 

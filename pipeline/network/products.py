@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..vector_code import FLOAT, INTEGER, POINTER, Code, Processor, integer, new_function
-from .convolution import KERNEL_SIDE
-from .winograd import SIDE
+from .winograd import KERNEL_SIDE, SIDE
 
 PLANES = SIDE**2
 COLOURS = 3

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..vector_code import FLOAT, INTEGER, POINTER, Code, Processor, integer, new_function
-from .convolution import TILE
-from .winograd import SIDE, transform_matrices
+from .winograd import SIDE, TILE, transform_matrices
 
 # image, height, width, channels; first row of tiles, rows of tiles, tiles a row; data, floats a plane; scratch (36, channels)
 TRANSFORM_INPUT = [POINTER, *[INTEGER] * 3, *[INTEGER] * 3, POINTER, INTEGER, POINTER]

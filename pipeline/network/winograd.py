@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .convolution import KERNEL_SIDE, TILE
-
+# F(4 x 4, 3 x 3): outputs of a tile along each side, and the kernel's side.
+KERNEL_SIDE = 3
+TILE = 4
 # Inputs, and positions of the transformed space, along each side of a tile.
 SIDE = TILE + KERNEL_SIDE - 1
 

@@ -117,7 +117,7 @@ def ours(
 
 
 def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
-    """TensorFlow's own convolutions, as ``runtime.convolution=direct`` runs them, but at its best batch size."""
+    """TensorFlow's own convolutions, as ``runtime.backend=tensorflow`` runs them, but at its best batch size."""
     from pipeline.network.layers import resolve_layers
     from pipeline.network.vgg import Network
 
