@@ -19,10 +19,10 @@ from .images.resize_host import HostResize
 from .images.tables import ResizeSpec, dct_reduction
 from .machine import usable_cores
 from .network.backend import WINOGRAD
-from .network.cpu import prepare_parts
 from .network.fitting import NativeLimit
 from .network.start import load_tensorflow
 from .network.weights import Weights
+from .network.winograd import prepare_segments
 from .records import Batch, Manifest, RunSpec
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     background = ThreadPoolExecutor(1)
     if backend == WINOGRAD and options.runtime.device != "gpu":
         preparing = background.submit(
-            prepare_parts,
+            prepare_segments,
             *(weights, wanted),
             pooling=options.network.pooling,
             kernel_order=options.network.kernel_order,

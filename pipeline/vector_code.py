@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+
+# One lock for all that compiles in this process.
+from .network.winograd.codegen import COMPILING as _COMPILING
 
 FLOAT = ir.FloatType()
 INTEGER = ir.IntType(64)
@@ -40,13 +41,6 @@ class Processor(NamedTuple):
     lanes: int
     rows: int
     columns: int
-
-
-# LLVM keeps what it knows of types in one place for all threads, and dies where two write there at once.
-_COMPILING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    # A child that is forked while another thread compiles would wait for that thread for ever, and find LLVM half way.
-    os.register_at_fork(before=_COMPILING.acquire, after_in_parent=_COMPILING.release, after_in_child=_COMPILING.release)
 
 
 @functools.cache
