@@ -13,6 +13,7 @@ from typing import Any
 from .data_source import DataSource, check_source
 from .engine_config import EngineOptions, check_engine
 from .errors import OptionError, nearest
+from .network.backend import WINOGRAD
 from .option_values import count as _count
 from .option_values import wrong as _wrong
 from .places import check_place, check_scratch, run_folder
@@ -31,6 +32,8 @@ LARGEST_SEED = 2**64 - 1
 EXISTING_OF_PARTS = ("resume", "extend")
 # What network.weights may say besides the path of a file.
 WEIGHTS = ("imagenet", "matconvnet", "random")
+# Options of earlier versions, in full and by their last word, and what replaces them.
+REPLACED = dict.fromkeys(("runtime.convolution", "convolution"), "runtime.backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,13 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """How this machine does it; changes no number beyond the tolerances of the contract. ``workers`` None: all cores."""
+    """How this machine does it; changes no number beyond the tolerances of the contract. ``workers`` None: all cores.
+
+    ``device`` is ``cpu`` where the backend was chosen and computes on nothing else.
+    """
 
     device: str
-    convolution: str
+    backend: str
     precision: str
     workers: int | None
 
@@ -125,6 +131,12 @@ def unknown_key(key: str, schema: Any = None, module: str = "pipeline.run") -> O
         module: Whose ``--help`` lists them.
     """
     keys = known_keys(schema)
+    successor = REPLACED.get(key)
+    if successor in keys:
+        return OptionError(
+            f"{key}: {successor} replaces this option, got {key!r}. Expected one of: "
+            f"{', '.join(f'{successor}={value}' for value in CHOICES[successor])}. Leave it out, or write one of these."
+        )
     last_words = {known.rsplit(".", 1)[-1]: known for known in keys}
     # "resize" alone means data.resize; "dta.size" is near data.size as a whole.
     near = last_words.get(key) or nearest(key, keys)
@@ -157,6 +169,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
     fraction = data["max_failed_fraction"]
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 <= fraction <= 1.0:
         raise _wrong("data.max_failed_fraction", fraction, "a number from 0 to 1")
+    device = _device(runtime["device"], runtime["backend"])
     options = Options(
         data=DataOptions(
             source=source,
@@ -186,13 +199,13 @@ def check_options(values: Mapping[str, Any]) -> Options:
         ),
         name=_name(values["name"], source.name, network["name"]),
         runtime=RuntimeOptions(
-            device=runtime["device"],
-            convolution=runtime["convolution"],
+            device=device,
+            backend=runtime["backend"],
             precision=runtime["precision"],
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
         share=_share(values["part"]),
-        engine=check_engine(values["engine"], runtime["device"]),
+        engine=check_engine(values["engine"], device),
         dry_run=_switch("dry_run", values["dry_run"]),
         given=given,
     )
@@ -282,6 +295,18 @@ def _share(value: Any) -> Share | None:
     if value is not None and share is None:
         raise _wrong("part", value, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run")
     return share
+
+
+def _device(device: str, backend: str) -> str:
+    """Return ``runtime.device``: the CPU where the backend asked for computes on nothing else."""
+    if backend != WINOGRAD:
+        return device
+    if device == "gpu":
+        raise OptionError(
+            "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow on a "
+            "GPU. Leave one of them out."
+        )
+    return "cpu"
 
 
 def _seed(value: Any) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from .command_line import GROUP_NAMES, without_interpolation
+from .config import REPLACED, unknown_key
 from .data_source import guess_option
 from .errors import OptionError, nearest
 from .network.start import undisturbed
@@ -69,7 +70,7 @@ class Settings(TypedDict, total=False):
     gpus_per_worker: float | str
     cpus_per_worker: int | str
     device: str
-    convolution: str
+    backend: str
     precision: str
     workers: int | str
 
@@ -130,6 +131,8 @@ def _full_names(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     known = [name for name in known_keys() if name not in _OF_THE_COMMAND]
     short = {_OWN_NAMES.get(name, name.rsplit(".", 1)[-1]): name for name in known}
     for name, value in options.items():
+        if name in REPLACED:
+            raise unknown_key(name)
         if name not in known and name not in short:
             raise OptionError(
                 f"{name}: there is no such option, got {name!r}. Expected one of: {nearest(name.rpartition('.')[2], short)}. "

@@ -170,7 +170,7 @@ def _network_words(identity: Mapping[str, str]) -> list[str]:
         "network.pooling": "{} pooling",
         "network.pool_padding": "padding {}",
         "network.kernel_order": "kernels {}",
-        "runtime.convolution": "convolution {}",
+        "runtime.backend": "backend {}",
         "runtime.precision": "{} products",
     }
     return [text.format(identity[name]) for name, text in words.items() if name in identity]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Options
-from .network.convolution import choose_convolution
+from .network.backend import choose_backend
 from .network.layers import layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
@@ -53,7 +53,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
-        "runtime.convolution": choose_convolution(options.runtime.convolution),
+        "runtime.backend": choose_backend(options.runtime.backend),
         "runtime.precision": options.runtime.precision,
     }
     if data.size_px is not None:
@@ -78,7 +78,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "mean_pixel": weights.mean_pixel,
         **{f"version_{name}": text for name, text in versions().items()},
     }
-    asked = {"output.images_per_shard": output.images_per_shard, "runtime.convolution": options.runtime.convolution}
+    asked = {"output.images_per_shard": output.images_per_shard, "runtime.backend": options.runtime.backend}
     chosen = frozenset(name for name, value in asked.items() if value in (None, AUTO))
     return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes, chosen)
 

@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "output.existing": ("resume", "extend", "replace", "fail"),
     "engine.name": ("local", "ray"),
     "runtime.device": (AUTO, "cpu", "gpu"),
-    "runtime.convolution": (AUTO, "direct", "winograd"),
+    "runtime.backend": (AUTO, "tensorflow", "winograd"),
     "runtime.precision": ("float32", "tf32", "bfloat16"),
 }
 # Of the command that draws.
@@ -85,7 +85,7 @@ class RuntimeSchema:
     """Keys of ``runtime``."""
 
     device: Any = AUTO
-    convolution: Any = AUTO
+    backend: Any = AUTO
     precision: Any = "float32"
     workers: Any = AUTO
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from .config import Options
 from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
-from .network.convolution import WINOGRAD
-from .network.cpu import prepare_parts
+from .network.backend import WINOGRAD
 from .network.fitting import FLOAT_BYTES, NativeLimit
 from .network.start import load_tensorflow
 from .network.weights import Weights
+from .network.winograd import prepare_segments
 from .records import Batch, FeatureBatch, Manifest, RunSpec
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     Raises:
         OptionError: The device asked for is not there.
     """
-    convolution, threads = spec.identity["runtime.convolution"], options.runtime.workers or usable_cores()
+    backend, threads = spec.identity["runtime.backend"], options.runtime.workers or usable_cores()
     wanted = [feature.layer for feature in spec.features]
     preparing = None
     # While TensorFlow is loaded.
     background = ThreadPoolExecutor(1)
-    if convolution == WINOGRAD and options.runtime.device != "gpu":
+    if backend == WINOGRAD and options.runtime.device != "gpu":
         preparing = background.submit(
-            prepare_parts,
+            prepare_segments,
             *(weights, wanted),
             pooling=options.network.pooling,
             kernel_order=options.network.kernel_order,
@@ -71,7 +71,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     from .network.vgg import Network
 
     data, size_px, mean_pixel = options.data, options.data.size_px, weights.mean_pixel
-    device = choose_device(options.runtime.device, options.batch_size, size_px, convolution, threads)
+    device = choose_device(options.runtime.device, options.batch_size, size_px, backend, threads)
     set_precision(options.runtime.precision, device.kind)
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
     by_winograd = preparing is not None and device.kind == "cpu"
@@ -83,7 +83,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         device=device.name,
         size_px=size_px,
         precision=options.runtime.precision,
-        # On a GPU cuDNN chooses.
+        # On a GPU TensorFlow computes.
         parts=preparing.result() if preparing is not None and by_winograd else None,
         first=None if by_winograd else first_step(resize, mean_pixel),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.network.cpu import prepare_parts
 from pipeline.network.layers import resolve_layers
 from pipeline.network.vgg import Network
+from pipeline.network.winograd import prepare_segments
 
 
 def build(
-    weights: Any, words: list[str], size_px: Any, *, convolution: str = "direct", pooling: str = "max", kernel_order: str = "hwio"
+    weights: Any, words: list[str], size_px: Any, *, backend: str = "tensorflow", pooling: str = "max", kernel_order: str = "hwio"
 ) -> Network:
     wanted, settings = resolve_layers(weights.network, words), {"pooling": pooling, "kernel_order": kernel_order}
-    parts = prepare_parts(weights, wanted, threads=2, **settings) if convolution == "winograd" else None
+    parts = prepare_segments(weights, wanted, threads=2, **settings) if backend == "winograd" else None
     return Network(weights, wanted, device="/CPU:0", size_px=size_px, parts=parts, **settings)

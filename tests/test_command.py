@@ -164,7 +164,7 @@ def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
     with Image.open(images / key) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     spec = ResizeSpec((72, 64), "squash", "bilinear")
-    network = build(random_weights(), ["relu2_1"], (72, 64), convolution="winograd")
+    network = build(random_weights(), ["relu2_1"], (72, 64), backend="winograd")
     by_hand = next(np.asarray(values)[0] for _, values in network(on_host([pixels], spec)))
     np.testing.assert_array_equal(run["relu2_1"][run.row(key)], by_hand)
 
@@ -291,6 +291,12 @@ WRONG = [
     _slow(["data.dir=x", "data.sise=3"], "data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"),
     _slow(["data.dir=x", "+extra=3"], "extra: there is no such option"),
     (["data.dir=x", "resize=crop"], "resize: there is no such option, got 'resize'. Expected one of: data.resize"),
+    (
+        ["data.dir=x", "runtime.convolution=winograd"],
+        "runtime.convolution: runtime.backend replaces this option, got 'runtime.convolution'. Expected one of: "
+        "runtime.backend=auto, runtime.backend=tensorflow, runtime.backend=winograd.",
+    ),
+    _slow(["data.dir=x", "runtime.backend=winograd", "runtime.device=gpu"], "runtime.backend: this one computes on a CPU, got"),
     (["data.dir=x", "network=vgg18"], "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16"),
     (["data.dir=x", "layers=[relu4_9]"], "layers: no layer of vgg19 matches, got 'relu4_9'. Expected one of: relu4_4"),
     (

@@ -85,6 +85,14 @@ def test_counts_are_whole_and_positive(key: str) -> None:
         ({"name": "a/b"}, r"name: .* Expected the name of one folder"),
         ({"name": ".."}, r"name: .* Expected the name of one folder"),
         ({"runtime__device": "cpu", "runtime__precision": "tf32"}, r"runtime.precision: a CPU computes in float32, got tf32"),
+        (
+            {"runtime__backend": "winograd", "runtime__device": "gpu"},
+            r"^runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow",
+        ),
+        (
+            {"runtime__backend": "winograd", "runtime__precision": "tf32"},
+            r"runtime.precision: a CPU computes in float32, got tf32",
+        ),
         ({"data__size": None, "data__decode": "fast"}, r"data.decode: nothing can be reduced at native size"),
     ],
 )
@@ -92,6 +100,19 @@ def test_each_wrong_value_has_its_message(changes: dict[str, Any], message: str)
     with pytest.raises(OptionError, match=message) as caught:
         check_options(values(**changes))
     assert "\n" not in str(caught.value)
+
+
+def test_a_backend_that_needs_a_cpu_chooses_it() -> None:
+    for backend, device, expected in [
+        ("auto", "auto", "auto"),
+        ("auto", "gpu", "gpu"),
+        ("tensorflow", "gpu", "gpu"),
+        ("tensorflow", "cpu", "cpu"),
+        ("winograd", "cpu", "cpu"),
+        ("winograd", "auto", "cpu"),
+    ]:
+        options = check_options(values(runtime__backend=backend, runtime__device=device))
+        assert (options.runtime.backend, options.runtime.device) == (backend, expected)
 
 
 def test_the_engine_is_this_process_unless_another_is_asked_for() -> None:

@@ -39,7 +39,7 @@ CHANGES_A_NUMBER: dict[str, Any] = {
     **dict.fromkeys(
         ("data.resize", "data.interpolation", "data.decode", "network.name", "network.pooling", "network.pool_padding")
     ),
-    **dict.fromkeys(("network.kernel_order", "output.dtype", "runtime.convolution", "runtime.precision")),
+    **dict.fromkeys(("network.kernel_order", "output.dtype", "runtime.backend", "runtime.precision")),
 }
 CHANGES_NONE: dict[str, Any] = {
     "data.max_failed_fraction": 0.5,

@@ -48,7 +48,7 @@ def test_one_process_makes_runs_of_other_networks_weights_sizes_and_threads(phot
     first = extract_features(photographs, "relu1_1", size=32, name="first", **common)
     others = [
         extract_features(photographs, ["pool3", "relu1_1"], size=[32, 48], name="second", network="vgg16", workers=1, **common),
-        extract_features(photographs, "relu1_1", size=32, seed=1, name="third", convolution="direct", dtype="float16", **common),
+        extract_features(photographs, "relu1_1", size=32, seed=1, name="third", backend="tensorflow", dtype="float16", **common),
         extract_features(photographs, "relu1_1", name="fourth", output_dir=Path("deep/er"), **{"data.size": None}, **common),
     ]
     assert [run.layers for run in others] == [("relu1_1", "pool3"), ("relu1_1",), ("relu1_1",)]
@@ -94,6 +94,7 @@ def test_the_stored_options_are_those_that_the_command_stores(photographs: Path,
     [
         ({"sise": 3}, OptionError, r"^sise: there is no such option, got 'sise'. Expected one of: size"),
         ({"data.sise": 3}, OptionError, r"^data.sise: there is no such option, got 'data.sise'. Expected one of: size"),
+        ({"convolution": "direct"}, OptionError, r"^convolution: runtime.backend replaces this option, got 'convolution'"),
         ({"dry_run": True}, OptionError, r"^dry_run: there is no such option"),
         ({"part": "1/2"}, OptionError, r"^part: there is no such option"),
         ({"size": 3, "data.size": 4}, OptionError, r"^data.size: given twice, got 4 too. Expected one value"),

@@ -4,12 +4,13 @@ import gc
 
 import numpy as np
 
-from pipeline.network import memory
-from pipeline.network.memory import CACHE_LINE_BYTES, Memory
+from pipeline.network.winograd import engine
+from pipeline.network.winograd.convolution import CACHE_LINE_BYTES
+from pipeline.network.winograd.engine import MemoryPool
 
 
 def test_an_array_is_an_ordinary_one_on_a_cache_line() -> None:
-    taken = [Memory().take(3, 5, 7), Memory().take(1), Memory().take(1000)]
+    taken = [MemoryPool().take(3, 5, 7), MemoryPool().take(1), MemoryPool().take(1000)]
     assert [array.shape for array in taken] == [(3, 5, 7), (1,), (1000,)]
     for array in taken:
         assert array.dtype == np.float32
@@ -19,7 +20,7 @@ def test_an_array_is_an_ordinary_one_on_a_cache_line() -> None:
 
 
 def test_memory_comes_back_when_the_last_view_is_gone() -> None:
-    source = Memory()
+    source = MemoryPool()
     array = source.take(100, 10)
     address, view = array.ctypes.data, array[3:, ::2]
     del array
@@ -32,7 +33,7 @@ def test_memory_comes_back_when_the_last_view_is_gone() -> None:
 
 
 def test_views_hold_their_values_while_others_come_and_go() -> None:
-    source = Memory()
+    source = MemoryPool()
     kept = []
     for number in range(20):
         array = source.take(50, 50)
@@ -44,20 +45,20 @@ def test_views_hold_their_values_while_others_come_and_go() -> None:
         np.testing.assert_array_equal(view, float(number))
 
 
-def test_waiting_memory_has_a_limit(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(memory, "KEPT_BYTES", 10_000)
-    source = Memory()
+def test_free_memory_has_a_limit(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(engine, "KEPT_BYTES", 10_000)
+    source = MemoryPool()
     arrays = [source.take(1000) for _ in range(5)]
     del arrays
     gc.collect()
-    assert sum(piece.size for piece in source._waiting) <= 10_000
+    assert sum(piece.size for piece in source._free) <= 10_000
 
 
 def test_a_large_piece_is_not_spent_on_a_small_array() -> None:
-    source = Memory()
+    source = MemoryPool()
     large = source.take(100_000)
     del large
     gc.collect()
     small = source.take(10)
-    assert len(source._waiting) == 1
+    assert len(source._free) == 1
     assert small.shape == (10,)

@@ -56,26 +56,26 @@ def test_winograd_agrees_with_the_oracle_in_every_layer(random_weights: Any) -> 
     weights, image = random_weights(), picture(72, 90)
     expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, until="pool5")
     for words in (["block1", "block2", "block3", "block4", "block5"], ["relu2_1", "pool4"]):
-        errors = differences(run(weights, words, image, convolution="winograd"), expected)
+        errors = differences(run(weights, words, image, backend="winograd"), expected)
         assert max(errors.values()) < TOLERANCE, errors
-    by_winograd = run(weights, ["relu4_1"], image, convolution="winograd")["relu4_1"]
+    by_winograd = run(weights, ["relu4_1"], image, backend="winograd")["relu4_1"]
     assert not np.array_equal(by_winograd, run(weights, ["relu4_1"], image)["relu4_1"])
 
 
 @pytest.mark.parametrize(
-    ("pooling", "padding", "convolution"),
+    ("pooling", "padding", "backend"),
     [
-        ("max", "same", "direct"),
-        ("avg", "valid", "direct"),
+        ("max", "same", "tensorflow"),
+        ("avg", "valid", "tensorflow"),
         ("avg", "same", "winograd"),
         ("max", "valid", "winograd"),
-        pytest.param("max", "valid", "direct", marks=pytest.mark.slow),
-        pytest.param("avg", "same", "direct", marks=pytest.mark.slow),
+        pytest.param("max", "valid", "tensorflow", marks=pytest.mark.slow),
+        pytest.param("avg", "same", "tensorflow", marks=pytest.mark.slow),
         pytest.param("max", "same", "winograd", marks=pytest.mark.slow),
         pytest.param("avg", "valid", "winograd", marks=pytest.mark.slow),
     ],
 )
-def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, convolution: str, random_weights: Any) -> None:
+def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, backend: str, random_weights: Any) -> None:
     weights, image = replace(random_weights(), pool_padding=padding), picture(39, 37)
     expected = oracle.forward(
         image[0].astype(np.float64),
@@ -85,7 +85,7 @@ def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, convolution: s
         mean=pooling == "avg",
         until="pool4",
     )
-    found = run(weights, ["pool*"], image, pooling=pooling, convolution=convolution)
+    found = run(weights, ["pool*"], image, pooling=pooling, backend=backend)
     found.pop("pool5")
     errors = differences(found, expected)
     assert max(errors.values()) < TOLERANCE, errors
@@ -115,10 +115,10 @@ def test_kernels_are_used_as_stored(random_weights: Any) -> None:
     np.testing.assert_allclose(swapped[4, 5], kernel[0, 1, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("convolution", ["direct", "winograd"])
-def test_swapped_kernels_are_the_right_network_on_the_transposed_image(convolution: str, random_weights: Any) -> None:
+@pytest.mark.parametrize("backend", ["tensorflow", "winograd"])
+def test_swapped_kernels_are_the_right_network_on_the_transposed_image(backend: str, random_weights: Any) -> None:
     weights, image = random_weights(), picture(33, 28)
-    swapped = run(weights, ["relu3_1"], image, kernel_order="whio", convolution=convolution)["relu3_1"]
+    swapped = run(weights, ["relu3_1"], image, kernel_order="whio", backend=backend)["relu3_1"]
     transposed = run(weights, ["relu3_1"], np.ascontiguousarray(image.transpose(0, 2, 1, 3)))["relu3_1"]
     assert oracle.relative_error(swapped, transposed.transpose(0, 2, 1, 3).astype(np.float64)) < 2e-6
 
@@ -131,10 +131,10 @@ def test_the_layers_asked_for_together_are_those_asked_for_alone(random_weights:
         assert oracle.relative_error(run(weights, [name], image)[name], values.astype(np.float64)) < 1e-6
 
 
-@pytest.mark.parametrize("convolution", ["direct", "winograd"])
-def test_native_size_takes_any_size_with_the_same_network(convolution: str, random_weights: Any) -> None:
+@pytest.mark.parametrize("backend", ["tensorflow", "winograd"])
+def test_native_size_takes_any_size_with_the_same_network(backend: str, random_weights: Any) -> None:
     weights = random_weights()
-    network = build(weights, ["pool2"], None, convolution=convolution)
+    network = build(weights, ["pool2"], None, backend=backend)
     for height, width in [(17, 31), (40, 8), (1, 1)]:
         image = picture(height, width)
         found = {name: np.asarray(values) for name, values in network(image)}
@@ -142,9 +142,9 @@ def test_native_size_takes_any_size_with_the_same_network(convolution: str, rand
         assert max(differences(found, expected).values()) < TOLERANCE
 
 
-@pytest.mark.parametrize("convolution", ["direct", "winograd"])
-def test_the_same_image_gives_the_same_bits_whatever_came_before(convolution: str, random_weights: Any) -> None:
-    network = build(random_weights(), ["relu3_1"], (64, 64), convolution=convolution)
+@pytest.mark.parametrize("backend", ["tensorflow", "winograd"])
+def test_the_same_image_gives_the_same_bits_whatever_came_before(backend: str, random_weights: Any) -> None:
+    network = build(random_weights(), ["relu3_1"], (64, 64), backend=backend)
 
     def features(image: Any) -> Any:
         return next(np.asarray(values) for _, values in network(image))
@@ -169,8 +169,8 @@ def test_the_classifier_agrees_with_the_oracle(random_weights: Any) -> None:
     wide = picture(224, 260)
     expected = oracle.forward(wide[0].astype(np.float64), weights.kernels, weights.biases)
     for fixed in (True, False):
-        for convolution in ("direct", "winograd"):
-            errors = differences(run(weights, ["fc6", "fc8"], wide, fixed=fixed, convolution=convolution), expected)
+        for backend in ("tensorflow", "winograd"):
+            errors = differences(run(weights, ["fc6", "fc8"], wide, fixed=fixed, backend=backend), expected)
             assert max(errors.values()) < TOLERANCE, errors
 
 
@@ -178,7 +178,7 @@ def test_the_classifier_agrees_with_the_oracle(random_weights: Any) -> None:
 def test_the_classifier_takes_a_batch_image_by_image(random_weights: Any) -> None:
     weights = random_weights("vgg19", classifier=True)
     images = np.concatenate([picture(193, 193, seed) for seed in range(3)])
-    network = build(weights, ["fc7"], (193, 193), convolution="winograd")
+    network = build(weights, ["fc7"], (193, 193), backend="winograd")
     together, first = (np.asarray(next(network(batch))[1]) for batch in (images, images[:1]))
     assert together.shape == (3, 1, 1, 4096)
     np.testing.assert_array_equal(together[:1], first)
@@ -186,7 +186,7 @@ def test_the_classifier_takes_a_batch_image_by_image(random_weights: Any) -> Non
 
 
 def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
-    assert choose_device("cpu", None, (224, 224), "direct", 4).step_images == 1
+    assert choose_device("cpu", None, (224, 224), "tensorflow", 4).step_images == 1
     assert choose_device("cpu", None, (224, 224), "winograd", 2).batch_size == 8
     assert choose_device("cpu", None, (224, 224), "winograd", 16).batch_size == 64
     assert choose_device("cpu", None, (1000, 1000), "winograd", 16).batch_size == 3

@@ -20,9 +20,9 @@ from .test_resize import on_host
 SPEC = ResizeSpec((224, 224), "squash", "bilinear")
 
 
-def errors_of(path: Path, weights: Any, words: list[str], convolution: str) -> dict[str, float]:
+def errors_of(path: Path, weights: Any, words: list[str], backend: str) -> dict[str, float]:
     pixels, _ = decode_image(path.read_bytes(), None)
-    network = build(weights, words, (224, 224), convolution=convolution)
+    network = build(weights, words, (224, 224), backend=backend)
     found = {name: np.asarray(values)[0] for name, values in network(on_host([pixels], SPEC))}
     with Image.open(path) as picture:
         seen = oracle.resize(np.asarray(picture.convert("RGB")), 224, 224, "bilinear") - MEAN_PIXEL
@@ -30,10 +30,10 @@ def errors_of(path: Path, weights: Any, words: list[str], convolution: str) -> d
     return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("convolution", ["winograd", pytest.param("direct", marks=pytest.mark.slow)])
-def test_features_of_a_photograph_agree_with_the_oracle(convolution: str, photographs: Path, random_weights: Any) -> None:
+@pytest.mark.parametrize("backend", ["winograd", pytest.param("tensorflow", marks=pytest.mark.slow)])
+def test_features_of_a_photograph_agree_with_the_oracle(backend: str, photographs: Path, random_weights: Any) -> None:
     layers = ["relu1_1", "pool3", "relu4_1", "relu5_4"]
-    errors = errors_of(photographs / "animals/chelsea.jpg", random_weights(), layers, convolution)
+    errors = errors_of(photographs / "animals/chelsea.jpg", random_weights(), layers, backend)
     assert len(errors) == 4
     assert max(errors.values()) < 1e-5, errors
 
@@ -43,7 +43,7 @@ def test_features_of_every_photograph_agree_with_the_oracle_up_to_the_classifier
     paths = sorted(path for path in photographs.glob("*/*") if path.suffix in (".jpg", ".png"))
     assert len(paths) >= 5
     for path in paths:
-        for convolution in ("direct", "winograd"):
+        for backend in ("tensorflow", "winograd"):
             layers = ["relu1_1", "pool3", "relu4_1", "relu5_4", "fc7"]
-            errors = errors_of(path, random_weights("vgg19", classifier=True), layers, convolution)
-            assert max(errors.values()) < 1e-5, (path, convolution, errors)
+            errors = errors_of(path, random_weights("vgg19", classifier=True), layers, backend)
+            assert max(errors.values()) < 1e-5, (path, backend, errors)

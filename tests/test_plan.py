@@ -63,10 +63,10 @@ def test_what_cannot_change_a_number_does_not_change_the_digest(changes: dict[st
     assert plan(**changes).digest == plan().digest
 
 
-def test_the_method_of_convolution_counts_by_what_it_comes_to(plan: Any) -> None:
-    assert plan().identity["runtime.convolution"] == "winograd"
-    assert plan().digest == plan(runtime__convolution="winograd").digest != plan(runtime__convolution="direct").digest
-    assert plan(data__size=None).identity["runtime.convolution"] == "winograd"
+def test_the_backend_counts_by_what_it_comes_to(plan: Any) -> None:
+    assert plan().identity["runtime.backend"] == "winograd"
+    assert plan().digest == plan(runtime__backend="winograd").digest != plan(runtime__backend="tensorflow").digest
+    assert plan(data__size=None).identity["runtime.backend"] == "winograd"
 
 
 def test_pooling_counts_only_where_something_is_pooled(plan: Any) -> None:

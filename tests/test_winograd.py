@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,33 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError
-from pipeline.network.convolutions import make_colour_convolution, make_convolution
-from pipeline.network.cpu import Part, Workers
-from pipeline.network.kernels import compile_kernels
-from pipeline.network.operations import Operation, Pooling, Rectification, Strip
-from pipeline.network.winograd import transform_kernel, transform_matrices
-from pipeline.vector_code import Processor, this_processor
+from pipeline.network.layers import resolve_layers
+from pipeline.network.winograd import prepare_segments
+from pipeline.network.winograd.codegen import Processor, host_processor
+from pipeline.network.winograd.convolution import (
+    Operation,
+    Pooling,
+    ReLU,
+    Strip,
+    prepare_convolution,
+    prepare_direct_convolution,
+    transform_kernel,
+)
+from pipeline.network.winograd.engine import Segment, Workers
+from pipeline.network.winograd.kernels import compile_kernels, transform_matrices
 
 from . import oracle
 
 ONE_LAYER = 3e-6
 CHANNELS = (64, 128)
 
-# The newest processors run the code of older ones: LLVM's names, registers as their instructions have them.
+# The newest processors run the code of older ones: LLVM's names, registers as their instructions have them. Blocks for other
+# registers are code like any other, only slower.
 OLDER = {
     "sse": Processor("x86-64", "", 4, 6, 2),
     "avx2": Processor("x86-64-v3", "", 8, 6, 2),
-    "many narrow registers": Processor("x86-64-v4", "", 4, 7, 4),
+    "neon's shape": Processor("x86-64-v3", "", 4, 7, 4),
+    "avx512's shape": Processor("x86-64-v3", "", 16, 14, 2),
 }
 
 
@@ -34,20 +45,20 @@ def draw(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def workers() -> Workers:
-    return Workers(compile_kernels(this_processor(), CHANNELS), 2)
+    return Workers(compile_kernels(host_processor(), CHANNELS), 2)
 
 
-def convolution(cin: int, cout: int, *, rectified: bool = False, pooling: Pooling | None = None) -> tuple[Operation, Any]:
+def convolution(cin: int, cout: int, *, relu: bool = False, pooling: Pooling | None = None) -> tuple[Operation, Any]:
     """Gives an operation and what the oracle needs to do the same."""
     kernel, bias = draw((3, 3, cin, cout), 1), draw((cout,), 2)
     if cin == 3:
-        return make_colour_convolution(kernel, bias, this_processor(), rectified=rectified), (kernel, bias)
-    return make_convolution(kernel, bias, this_processor(), rectified=rectified, pooling=pooling), (kernel, bias)
+        return prepare_direct_convolution(kernel, bias, host_processor(), relu=relu), (kernel, bias)
+    return prepare_convolution(kernel, bias, host_processor(), relu=relu, pooling=pooling), (kernel, bias)
 
 
-def expect(image: NDArray[np.float32], weights: Any, rectified: bool, pooling: Pooling | None) -> NDArray[np.float64]:
+def expect(image: NDArray[np.float32], weights: Any, relu: bool, pooling: Pooling | None) -> NDArray[np.float64]:
     values = oracle.convolve(image.astype(np.float64), *weights, 1)
-    values = np.maximum(values, 0.0) if rectified else values
+    values = np.maximum(values, 0.0) if relu else values
     return oracle.pool(values, pooling.padding == "same", pooling.kind == "avg") if pooling else values
 
 
@@ -69,16 +80,16 @@ def test_a_kernel_is_transformed_in_float64_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 64, 128])
-@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (13, 2), (1, 30), (28, 28), (3, 61)])
-def test_every_size_agrees_with_the_oracle(size: tuple[int, int], rectified: bool, channels: int, workers: Workers) -> None:
+def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool, channels: int, workers: Workers) -> None:
     images = draw((2, *size, channels), 0)
-    operation, weights = convolution(channels, 64, rectified=rectified)
-    found = Part([operation], workers)(images).wait()
+    operation, weights = convolution(channels, 64, relu=relu)
+    found = Segment([operation], workers)(images).wait()
     assert found.shape == (2, *size, 64)
     assert found.dtype == np.float32
     for row, image in zip(found, images, strict=True):
-        assert oracle.relative_error(row, expect(image, weights, rectified, None)) < ONE_LAYER
+        assert oracle.relative_error(row, expect(image, weights, relu, None)) < ONE_LAYER
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
@@ -86,9 +97,9 @@ def test_every_size_agrees_with_the_oracle(size: tuple[int, int], rectified: boo
 @pytest.mark.parametrize("size", [(2, 2), (9, 7), (70, 31), (6, 260)])
 def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], padding: str, kind: str, workers: Workers) -> None:
     images, pooling = draw((2, *size, 64), 0), Pooling(kind, padding)
-    operation, weights = convolution(64, 64, rectified=True, pooling=pooling)
-    together = Part([operation], workers)(images).wait()
-    apart = Part([convolution(64, 64)[0], Rectification(), pooling], workers)(images).wait()
+    operation, weights = convolution(64, 64, relu=True, pooling=pooling)
+    together = Segment([operation], workers)(images).wait()
+    apart = Segment([convolution(64, 64)[0], ReLU(), pooling], workers)(images).wait()
     np.testing.assert_array_equal(together, apart)
     for row, image in zip(together, images, strict=True):
         assert oracle.relative_error(row, expect(image, weights, True, pooling)) < ONE_LAYER
@@ -100,7 +111,7 @@ def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Wor
     image = draw((1, *size, channels), 0)
     operation, weights = convolution(channels, 64)
     assert len(operation.strips(*size)) > 1
-    found = Part([operation], workers)(image).wait()[0]
+    found = Segment([operation], workers)(image).wait()[0]
     difference = np.abs(found - expect(image[0], weights, False, None))
     assert difference.max() < 1e-3 * np.abs(found).max() / 100
 
@@ -112,10 +123,10 @@ def test_code_for_older_processors_computes_the_same(name: str) -> None:
     kernels = {3: draw((3, 3, 3, 64), 1), 64: draw((3, 3, 64, 128), 3)}
     bias, image = draw((128,), 2), draw((1, 30, 45, 3), 0)
     operations = [
-        make_colour_convolution(kernels[3], bias[:64], processor, rectified=True),
-        make_convolution(kernels[64], bias, processor, rectified=True, pooling=Pooling("max", "same")),
+        prepare_direct_convolution(kernels[3], bias[:64], processor, relu=True),
+        prepare_convolution(kernels[64], bias, processor, relu=True, pooling=Pooling("max", "same")),
     ]
-    found = Part(operations, workers)(image).wait()[0]
+    found = Segment(operations, workers)(image).wait()[0]
     between = expect(image[0], (kernels[3], bias[:64]), True, None)
     values = np.maximum(oracle.convolve(between, kernels[64], bias, 1), 0.0)
     assert oracle.relative_error(found, oracle.pool(values, True)) < ONE_LAYER
@@ -124,82 +135,106 @@ def test_code_for_older_processors_computes_the_same(name: str) -> None:
 def test_neither_the_batch_nor_threads_nor_the_way_of_sharing_work_change_a_bit(random_weights: Any) -> None:
     weights = random_weights()
     names, pool = ("conv1_1", "conv1_2", "conv2_1", "conv2_2"), Pooling("max", "same")
-    factors = [(weights.kernels[name], weights.biases[name], this_processor()) for name in names]
+    factors = [(weights.kernels[name], weights.biases[name], host_processor()) for name in names]
     operations: list[Operation] = [
-        make_colour_convolution(*factors[0], rectified=True),
-        make_convolution(*factors[1], rectified=True, pooling=pool),
-        make_convolution(*factors[2], rectified=True),
-        make_convolution(*factors[3], rectified=True, pooling=pool),
+        prepare_direct_convolution(*factors[0], relu=True),
+        prepare_convolution(*factors[1], relu=True, pooling=pool),
+        prepare_convolution(*factors[2], relu=True),
+        prepare_convolution(*factors[3], relu=True, pooling=pool),
     ]
     images = 100 * draw((7, 60, 52, 3), 0)
-    code = compile_kernels(this_processor(), CHANNELS)
+    code = compile_kernels(host_processor(), CHANNELS)
     # Fewer images than threads are computed strip by strip, others side by side in groups of up to four.
-    expected = np.concatenate([Part(operations, Workers(code, 8))(image[None]).wait() for image in images])
+    expected = np.concatenate([Segment(operations, Workers(code, 8))(image[None]).wait() for image in images])
     for threads, count in [(1, 1), (1, 3), (1, 7), (2, 7), (3, 5), (7, 7), (8, 7)]:
-        found = Part(operations, Workers(code, threads))(images[:count]).wait()
+        found = Segment(operations, Workers(code, threads))(images[:count]).wait()
         np.testing.assert_array_equal(found, expected[:count])
 
 
-def test_a_part_goes_on_where_the_one_before_it_is_still_computing(workers: Workers) -> None:
+@pytest.mark.parametrize(("network", "pooling", "padding"), [("vgg19", "max", "same"), ("vgg16", "avg", "valid")])
+def test_no_layer_depends_on_the_batch_or_the_threads(network: str, pooling: str, padding: str, random_weights: Any) -> None:
+    weights = replace(random_weights(network), pool_padding=padding)
+    wanted = resolve_layers(network, [f"block{number}" for number in range(1, 6)])
+    images = 60 * draw((8, 37, 34, 3), 0)
+
+    def features(segments: dict[str, Segment], step: int) -> dict[str, NDArray[np.float32]]:
+        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in segments}
+        for first in range(0, len(images), step):
+            values: Any = images[first : first + step]
+            for name, segment in segments.items():
+                values = segment(values)
+                found[name].append(np.asarray(values))
+        return {name: np.concatenate(rows) for name, rows in found.items()}
+
+    one, three = (prepare_segments(weights, wanted, pooling=pooling, kernel_order="hwio", threads=threads) for threads in (1, 3))
+    expected = features(three, 1)
+    assert list(expected) == [layer.name for layer in wanted]
+    # Fewer images than threads are computed strip by strip, others in groups.
+    for segments, step in [(one, 8), (three, 5), (three, 8), (one, 3)]:
+        for name, rows in features(segments, step).items():
+            np.testing.assert_array_equal(rows, expected[name], err_msg=name)
+
+
+def test_a_segment_goes_on_where_the_one_before_it_is_still_computing(workers: Workers) -> None:
     images = draw((9, 40, 40, 64), 0)
-    first, second = convolution(64, 64)[0], convolution(64, 128, rectified=True)[0]
-    together = Part([first, second], workers)(images).wait()
-    waiting = Part([first], workers)(images)
-    np.testing.assert_array_equal(np.asarray(Part([second], workers)(waiting)), together)
+    first, second = convolution(64, 64)[0], convolution(64, 128, relu=True)[0]
+    together = Segment([first, second], workers)(images).wait()
+    waiting = Segment([first], workers)(images)
+    np.testing.assert_array_equal(np.asarray(Segment([second], workers)(waiting)), together)
 
 
 def test_not_a_number_stays_one(workers: Workers) -> None:
     image = np.zeros((1, 8, 8, 64), np.float32)
     image[0, 2, 2, 5] = np.nan
-    found = Part([convolution(64, 64, rectified=True)[0]], workers)(image).wait()
+    found = Segment([convolution(64, 64, relu=True)[0]], workers)(image).wait()
     assert np.isnan(found[0, 2, 2]).all()
 
 
 def test_images_of_any_layout_are_read_right(workers: Workers) -> None:
     images = draw((3, 64, 12, 10), 0).transpose(0, 2, 3, 1)
-    part = Part([convolution(64, 64)[0]], workers)
-    np.testing.assert_array_equal(part(images).wait(), part(np.ascontiguousarray(images)).wait())
+    segment = Segment([convolution(64, 64)[0]], workers)
+    np.testing.assert_array_equal(segment(images).wait(), segment(np.ascontiguousarray(images)).wait())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (30, 45), (90, 61)])
 def test_the_first_convolution_in_the_same_pass_is_the_one_before(size: tuple[int, int], workers: Workers) -> None:
     images, bias = draw((3, *size, 3), 0), draw((64,), 2)
-    colours = make_colour_convolution(draw((3, 3, 3, 64), 1), bias, this_processor(), rectified=True)
-    factors = draw((3, 3, 64, 64), 3), bias, this_processor()
-    apart = Part([colours, make_convolution(*factors, rectified=True)], workers)(images).wait()
-    together = Part([make_convolution(*factors, rectified=True, colours=colours)], workers)(images).wait()
+    before = prepare_direct_convolution(draw((3, 3, 3, 64), 1), bias, host_processor(), relu=True)
+    factors = draw((3, 3, 64, 64), 3), bias, host_processor()
+    apart = Segment([before, prepare_convolution(*factors, relu=True)], workers)(images).wait()
+    together = Segment([prepare_convolution(*factors, relu=True, before=before)], workers)(images).wait()
     np.testing.assert_array_equal(together, apart)
 
 
 def test_too_little_memory_is_an_error_that_says_what_to_do(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    part, images = Part([convolution(64, 64)[0]], workers), draw((4, 9, 9, 64), 0)
+    segment, images = Segment([convolution(64, 64)[0]], workers), draw((4, 9, 9, 64), 0)
 
     def refuse(*shape: int) -> None:
         raise MemoryError
 
-    for place in (workers.memory, workers.workspace):
+    for source in (workers.memory, workers.workspace):
         with monkeypatch.context() as patch:
-            patch.setattr(type(place), "take", lambda self, *shape: refuse())
+            patch.setattr(type(source), "take", lambda self, *shape: refuse())
             with pytest.raises(
                 NetworkError, match=r"out of memory, got activations of 4 x 9 x 9 x 64 float32. .* Lower batch_size"
             ):
-                np.asarray(part(images))
-    assert np.isfinite(part(images).wait()).all()
+                np.asarray(segment(images))
+    assert np.isfinite(segment(images).wait()).all()
 
 
 def test_an_interrupted_image_leaves_no_work_behind(workers: Workers) -> None:
     started: list[Strip] = []
 
-    class Interrupted(Rectification):
+    class Interrupted(ReLU):
         def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
-            return [Strip(place, 1) for place in range(50)]
+            return [Strip(first, 1) for first in range(50)]
 
-        def run(self, code: Any, workspace: Any, images: Any, outputs: Any, strip: Strip) -> None:
+        def run(self, workspace: Any, images: Any, outputs: Any, strip: Strip) -> None:
             started.append(strip)
             time.sleep(0.02)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Part([Interrupted()], workers)(draw((1, 9, 9, 64), 0))
+        Segment([Interrupted()], workers)(draw((1, 9, 9, 64), 0))
     workers.pool.submit(int).result()
     assert len(started) < 10

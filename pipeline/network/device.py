@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ..errors import OptionError
 from ..images.resize import CANVAS_SIDE_PX
-from .convolution import DIRECT
+from .backend import TENSORFLOW
 
 # Images read and resized together on a CPU: enough for all threads to have some while the next are made ready.
 CPU_BATCH = 8
@@ -46,16 +46,14 @@ class Device(NamedTuple):
     batch_size: int
 
 
-def choose_device(
-    requested: str, batch_size: int | None, size_px: tuple[int, int] | None, convolution: str, threads: int
-) -> Device:
+def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, int] | None, backend: str, threads: int) -> Device:
     """Finds the device and sets TensorFlow up for it.
 
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
         batch_size: The user's, or None for the device's own; means nothing at native size.
         size_px: Size of all images, or None at native size.
-        convolution: What a CPU uses, ``direct`` or ``winograd``.
+        backend: What a CPU uses, ``tensorflow`` or ``winograd``.
         threads: Of the network on a CPU.
 
     Raises:
@@ -78,7 +76,7 @@ def choose_device(
     if gpus:
         return Device(name, kind, batch_size or gpu_batch(size_px, gpu_memory_bytes()))
     fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
-    most = CPU_BATCH if convolution == DIRECT else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
+    most = CPU_BATCH if backend == TENSORFLOW else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
     return Device(name, kind, batch_size or min(most, fitting))
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError
 from ..records import LayerSpec
-from .cpu import Part
 from .layers import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .precision import BFLOAT, FLOAT32, convolve
 from .weights import Weights
@@ -49,8 +48,8 @@ class Network:
         device: TensorFlow's name of the device.
         size_px: (height, width) of all inputs; None where they differ.
         precision: Of TensorFlow's products, one of :data:`~pipeline.network.precision.TOLERANCES`.
-        parts: Of the layers before the classifier, from :func:`~pipeline.network.cpu.prepare_parts`: then a row's bits depend on
-            its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
+        parts: Of the layers before the classifier, from :func:`~pipeline.network.winograd.prepare_segments`: then a row's bits
+            depend on its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
         first: What is done before the first layer. None: the network is called with images.
     """
 
@@ -63,7 +62,7 @@ class Network:
         kernel_order: str,
         device: str,
         size_px: tuple[int, int] | None,
-        parts: Mapping[str, Part] | None = None,
+        parts: Mapping[str, Segment] | None = None,
         precision: str = FLOAT32,
         first: FirstStep | None = None,
     ) -> None:

@@ -86,13 +86,13 @@ def ours(
         features: File for those of the first images.
         batches: Numbers of images a call to choose from.
     """
-    from pipeline.network.cpu import prepare_parts
     from pipeline.network.layers import resolve_layers
     from pipeline.network.vgg import Network
+    from pipeline.network.winograd import prepare_segments
 
     weights, wanted = seeded_weights(), resolve_layers("vgg19", layers)
     settings = {"pooling": "max", "kernel_order": "hwio"}
-    parts = prepare_parts(weights, wanted, threads=usable_cores(), **settings)
+    parts = prepare_segments(weights, wanted, threads=usable_cores(), **settings)
     network = Network(weights, wanted, device="/CPU:0", size_px=(SIDE_PX, SIDE_PX), parts=parts, **settings)
     images = np.load(path)
 
@@ -117,7 +117,7 @@ def ours(
 
 
 def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
-    """TensorFlow's own convolutions, as ``runtime.convolution=direct`` runs them, but at its best batch size."""
+    """TensorFlow's own convolutions, as ``runtime.backend=tensorflow`` runs them, but at its best batch size."""
     from pipeline.network.layers import resolve_layers
     from pipeline.network.vgg import Network
 

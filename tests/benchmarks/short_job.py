@@ -14,7 +14,7 @@ IMAGES = 50
 
 @row("short-job", f"relu4_1 of {IMAGES} JPEGs, start to exit, seconds")
 def measure(bench: Bench) -> Iterator[Line]:
-    """Auto against direct convolutions; and the same command a second time, when everything is there."""
+    """Auto against the TensorFlow backend; and the same command a second time, when everything is there."""
     photographs = make_photographs(bench.folder / "short job", IMAGES)
     output = bench.folder / "short"
 
@@ -25,13 +25,18 @@ def measure(bench: Bench) -> Iterator[Line]:
 
     # In this order the last one finds the finished run of auto.
     sides = {
-        "direct": lambda: run("runtime.convolution=direct"),
+        "tensorflow": lambda: run("runtime.backend=tensorflow"),
         "auto": run,
         "again": lambda: run(fresh=False),
     }
     figures = interleave(sides, bench.turns)
     yield Line(
-        f"{IMAGES} images, start to exit: runtime.convolution=direct", "s", figures["auto"], figures["direct"], False, goal=1.0
+        f"{IMAGES} images, start to exit: runtime.backend=tensorflow",
+        "s",
+        figures["auto"],
+        figures["tensorflow"],
+        False,
+        goal=1.0,
     )
     yield Line(
         f"{IMAGES} images, the same command again: its first run",

@@ -26,13 +26,13 @@ BATCH = 8
 
 def activations(path: str, inputs: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """A side that measures nothing: writes relu4_1 of photographs, (n, 28, 28, 512) float32."""
-    from pipeline.network.cpu import prepare_parts
     from pipeline.network.layers import resolve_layers
+    from pipeline.network.winograd import prepare_segments
 
     from .rivals import seeded_weights
 
     wanted = resolve_layers("vgg19", [LAYER])
-    parts = prepare_parts(seeded_weights(), wanted, pooling="max", kernel_order="hwio", threads=usable_cores())
+    parts = prepare_segments(seeded_weights(), wanted, pooling="max", kernel_order="hwio", threads=usable_cores())
     np.save(path, np.asarray(parts[LAYER](np.load(inputs))))
     return {}, lambda: None
 

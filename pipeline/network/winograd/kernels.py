@@ -1,0 +1,408 @@
+"""The generated kernels: Winograd's convolution F(4x4, 3x3) in three steps, the direct convolution of three channels, pooling.
+
+A map is cut into tiles of 4 x 4 outputs, for each of which 6 x 6 inputs are needed. Transformed tile and transformed kernel are
+multiplied position by position: 36 products for 16 outputs instead of 144. The sums are those of the direct convolution, only
+rounding differs: about 2e-6 a layer, relative norm, against float64. A *plane* is one of the 36 positions of the transformed
+space: a matrix with a row a tile.
+
+Arrays are float32, C order, channels last; the number of channels is a multiple of 64, but for the three of an image. Every value
+is computed by the same operations in the same order wherever it lies, so neither the number of images, nor strips, nor threads
+change a bit of it.
+
+Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from .codegen import FLOAT, INTEGER, POINTER, Code, MachineCode, Processor, integer
+
+# F(4 x 4, 3 x 3): outputs of a tile along each side, and the kernel's side.
+TILE = 4
+KERNEL_SIDE = 3
+# Inputs, and positions of the transformed space, along each side of a tile.
+SIDE = TILE + KERNEL_SIDE - 1
+PLANES = SIDE**2
+
+# Where the polynomials are evaluated; one more point lies at infinity. Two thirds of the error of the usual 0, 1, -1, 2, -2.
+# Tiles of 6 x 6 have three times the error and were no faster.
+# Source: Barabasz, Anderson, Soodhalter & Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for
+# Deep Neural Networks", arXiv 1803.10986.
+POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
+
+# Channels of an image: too few for Winograd's algorithm to save anything.
+COLOURS = 3
+# Steps of a sum written out one after the other: fewer jumps. All numbers of channels are multiples of it.
+UNROLLED = 2
+
+Matrix = NDArray[np.float64]
+
+
+def transform_matrices() -> tuple[Matrix, Matrix, Matrix]:
+    """Return the matrices of ``output = A @ ((G @ kernel) * (B @ data))``, 4 outputs of a 3-tap correlation.
+
+    Returns:
+        A (4, 6), G (6, 3), B (6, 6).
+
+    Source: Toom-Cook interpolation, section 3 of Barabasz et al.
+    """
+    output, kernel, data = np.zeros((TILE, SIDE)), np.zeros((SIDE, KERNEL_SIDE)), np.zeros((SIDE, SIDE))
+    for row, point in enumerate(POINTS):
+        others = [other for other in POINTS if other != point]
+        distance = np.prod([point - other for other in others])
+        # Moving a power of two from kernel to data rounds nothing and keeps transformed data near the size of the data.
+        scale = 2.0 ** np.round(np.log2(np.abs(distance)))
+        output[:, row] = point ** np.arange(TILE)
+        kernel[row] = point ** np.arange(KERNEL_SIDE) * scale / distance
+        data[row, : SIDE - 1] = np.poly(others)[::-1] / scale
+    output[-1, -1] = kernel[-1, -1] = 1.0
+    data[-1] = np.poly(POINTS)[::-1]
+    return output, kernel, data
+
+
+def compile_kernels(processor: Processor, channels: Sequence[int]) -> MachineCode:
+    """Compile the kernels.
+
+    Args:
+        processor: Made for this one.
+        channels: Numbers of input channels, for each of which there is a ``multiply_<channels>``.
+    """
+    module = ir.Module()
+    _add_transform_input(module, processor)
+    _add_transform_output(module, processor)
+    _add_convolve_colours(module, processor)
+    _add_pool(module, processor, "max")
+    _add_pool(module, processor, "avg")
+    for inner in channels:
+        _add_multiply(module, processor, inner)
+    return MachineCode(module, processor)
+
+
+def _weighted_sums(code: Code, matrix: Any, values: Sequence[Any]) -> list[Any]:
+    """Return matrix @ values, its numbers written into the code."""
+    results = []
+    for weights in matrix:
+        total = None
+        # Those of weight one first: they need no multiplication.
+        terms = sorted(zip(weights, values, strict=True), key=lambda term: abs(term[0]) != 1.0)
+        for weight, value in terms:
+            if weight == 0.0:
+                continue
+            if total is None:
+                total = value if weight == 1.0 else code.builder.fmul(value, code.constant(float(weight)))
+            elif abs(weight) == 1.0:
+                total = code.builder.fadd(total, value) if weight > 0 else code.builder.fsub(total, value)
+            else:
+                total = code.multiply_add(value, code.constant(float(weight)), total)
+        results.append(total)
+    return results
+
+
+def _add_transform_input(module: Any, processor: Processor) -> None:
+    """Transform tiles of 6 x 6 inputs, 4 apart, zero outside the image, into 36 planes.
+
+    Arguments: image, height, width, channels; first row of tiles, rows of tiles, tiles a row; data, floats a plane; scratch
+    (36, channels).
+    """
+    tile = _add_tile_input(module, processor)
+    arguments = [POINTER, *[INTEGER] * 6, POINTER, INTEGER, POINTER]
+    code = Code(module, "transform_input", arguments, processor.lanes)
+    image, height, width, channels, first, tile_rows, tile_columns, data, plane, scratch = code.function.args
+    builder = code.builder
+    line = builder.mul(width, channels)
+    with code.loop(0, tile_rows) as row, code.loop(0, tile_columns) as column:
+        top = builder.sub(builder.mul(builder.add(first, row), integer(TILE)), integer(1))
+        left = builder.sub(builder.mul(column, integer(TILE)), integer(1))
+        source = code.at(image, builder.add(builder.mul(top, line), builder.mul(left, channels)))
+        output = code.at(data, builder.mul(builder.add(builder.mul(row, tile_columns), column), channels))
+        inside = code.all_of(
+            builder.icmp_signed(">=", top, integer(0)),
+            builder.icmp_signed(">=", left, integer(0)),
+            builder.icmp_signed("<=", builder.add(top, integer(SIDE)), height),
+            builder.icmp_signed("<=", builder.add(left, integer(SIDE)), width),
+        )
+        with builder.if_else(inside) as (within, across):
+            with within:
+                builder.call(tile, [source, line, channels, output, plane])
+            with across:
+                with code.loop(0, SIDE) as down, code.loop(0, SIDE) as right:
+                    y, x = builder.add(top, down), builder.add(left, right)
+                    there = code.all_of(
+                        builder.icmp_unsigned("<", y, height),  # below zero is large
+                        builder.icmp_unsigned("<", x, width),
+                    )
+                    pixel = code.at(image, builder.add(builder.mul(y, line), builder.mul(x, channels)))
+                    target = code.at(scratch, builder.mul(builder.add(builder.mul(down, integer(SIDE)), right), channels))
+                    with builder.if_else(there) as (copied, empty):
+                        with copied, code.loop(0, channels, code.lanes) as channel:
+                            code.store(code.load(pixel, channel), target, channel)
+                        with empty, code.loop(0, channels, code.lanes) as channel:
+                            code.store(code.constant(0.0), target, channel)
+                builder.call(tile, [scratch, builder.mul(channels, integer(SIDE)), channels, output, plane])
+    builder.ret_void()
+
+
+def _add_tile_input(module: Any, processor: Processor) -> Any:
+    """Compute B @ pixels @ B^T for a vector of channels at a time.
+
+    Arguments: 6 x 6 pixels, floats a line, channels; output, floats a plane.
+    """
+    code = Code(module, "tile_input", [POINTER, INTEGER, INTEGER, POINTER, INTEGER], processor.lanes, internal=True)
+    source, line, channels, output, plane = code.function.args
+    builder = code.builder
+    _, _, matrix = transform_matrices()
+    with code.loop(0, channels, code.lanes) as channel:
+        start = code.at(source, channel)
+        columns = []
+        for right in range(SIDE):
+            pixels = [
+                code.load(start, builder.add(builder.mul(line, integer(down)), builder.mul(channels, integer(right))))
+                for down in range(SIDE)
+            ]
+            columns.append(_weighted_sums(code, matrix, pixels))
+        for down in range(SIDE):
+            for right, value in enumerate(_weighted_sums(code, matrix, [column[down] for column in columns])):
+                code.store(value, output, builder.add(channel, builder.mul(plane, integer(down * SIDE + right))))
+    builder.ret_void()
+    return code.function
+
+
+def _add_transform_output(module: Any, processor: Processor) -> None:
+    """Transform 36 planes of products into tiles of 4 x 4 outputs, plus bias, at least floor; drop what is outside the image.
+
+    Arguments: products, floats a plane, bias, floor; height, width, channels; first row of tiles, rows of tiles, tiles a row;
+    output, from the first of these rows on; scratch (16, channels).
+    """
+    tile = _add_tile_output(module, processor)
+    arguments = [POINTER, INTEGER, POINTER, FLOAT, *[INTEGER] * 6, POINTER, POINTER]
+    code = Code(module, "transform_output", arguments, processor.lanes)
+    products, plane, bias, floor, height, width, channels, first, tile_rows, tile_columns, output, scratch = code.function.args
+    builder = code.builder
+    line = builder.mul(width, channels)
+    with code.loop(0, tile_rows) as row, code.loop(0, tile_columns) as column:
+        source = code.at(products, builder.mul(builder.add(builder.mul(row, tile_columns), column), channels))
+        top, left = builder.mul(row, integer(TILE)), builder.mul(column, integer(TILE))
+        target = code.at(output, builder.add(builder.mul(top, line), builder.mul(left, channels)))
+        rows_left = builder.sub(height, builder.mul(builder.add(first, row), integer(TILE)))
+        columns_left = builder.sub(width, left)
+        whole = code.all_of(
+            builder.icmp_signed(">=", rows_left, integer(TILE)), builder.icmp_signed(">=", columns_left, integer(TILE))
+        )
+        with builder.if_else(whole) as (within, across):
+            with within:
+                builder.call(tile, [source, plane, bias, floor, channels, target, line])
+            with across:
+                row_floats = builder.mul(channels, integer(TILE))
+                builder.call(tile, [source, plane, bias, floor, channels, scratch, row_floats])
+                stop_down, stop_right = code.smaller(rows_left, integer(TILE)), code.smaller(columns_left, integer(TILE))
+                with code.loop(0, stop_down) as down, code.loop(0, builder.mul(stop_right, channels), code.lanes) as offset:
+                    value = code.load(scratch, builder.add(builder.mul(down, row_floats), offset))
+                    code.store(value, target, builder.add(builder.mul(down, line), offset))
+    builder.ret_void()
+
+
+def _add_tile_output(module: Any, processor: Processor) -> Any:
+    """Compute A @ products @ A^T + bias, at least floor, for a vector of channels at a time.
+
+    Arguments: products, floats a plane, bias, floor, channels; 4 x 4 outputs, floats a line.
+    """
+    arguments = [POINTER, INTEGER, POINTER, FLOAT, INTEGER, POINTER, INTEGER]
+    code = Code(module, "tile_output", arguments, processor.lanes, internal=True)
+    source, plane, bias, floor, channels, output, line = code.function.args
+    builder = code.builder
+    matrix, _, _ = transform_matrices()
+    lowest = code.broadcast(floor)
+    with code.loop(0, channels, code.lanes) as channel:
+        start = code.at(source, channel)
+        columns = []
+        for right in range(SIDE):
+            values = [code.load(start, builder.mul(plane, integer(down * SIDE + right))) for down in range(SIDE)]
+            columns.append(_weighted_sums(code, matrix, values))
+        added = code.load(bias, channel)
+        for down in range(TILE):
+            for right, value in enumerate(_weighted_sums(code, matrix, [column[down] for column in columns])):
+                result = code.maximum(builder.fadd(value, added), lowest)
+                index = builder.add(builder.mul(line, integer(down)), builder.mul(channels, integer(right)))
+                code.store(result, output, builder.add(channel, index))
+    builder.ret_void()
+    return code.function
+
+
+def _add_multiply(module: Any, processor: Processor, inner: int) -> None:
+    """Multiply 36 times (rows, inner) by (inner, columns): ``multiply_<inner>``.
+
+    A block of a few rows and columns is summed in registers from the first term to the last, always in this order.
+    Arguments: data, floats a plane; kernel; products, floats a plane; rows (tiles), columns.
+    """
+    arguments = [POINTER, INTEGER, POINTER, POINTER, *[INTEGER] * 3]
+    code = Code(module, f"multiply_{inner}", arguments, processor.lanes)
+    # All sizes would be twice the code; instead a block of an odd number of rows begins one early.
+    sizes = sorted({1, *range(2, processor.rows, 2), processor.rows})
+    blocks = [(rows, _add_block_product(module, processor, inner, rows)) for rows in sizes]
+    data, data_plane, kernel, products, products_plane, rows, columns = code.function.args
+    builder, width = code.builder, processor.lanes * processor.columns
+    largest, most = blocks[-1][1], processor.rows
+    whole = builder.mul(builder.sdiv(rows, integer(most)), integer(most))
+    rest = builder.sub(rows, whole)
+    with code.loop(0, PLANES) as plane:
+        left = code.at(data, builder.mul(plane, data_plane))
+        plane_kernel = code.at(kernel, builder.mul(plane, builder.mul(columns, integer(inner))))
+        plane_products = code.at(products, builder.mul(plane, products_plane))
+        with code.loop(0, columns, width) as column:
+            right = code.at(plane_kernel, builder.mul(column, integer(inner)))
+            output = code.at(plane_products, column)
+
+            def block(function: Any, row: Any, right: Any = right, output: Any = output, left: Any = left) -> None:
+                source, target = code.at(left, builder.mul(row, integer(inner))), code.at(output, builder.mul(row, columns))
+                builder.call(function, [source, right, target, columns])
+
+            with code.loop(0, whole, most) as row:
+                block(largest, row)
+            smaller = 0
+            for size, function in blocks:
+                # Of the rest as many rows as this block has, or fewer; of fewer than that in all, one by one.
+                enough = builder.icmp_signed(">=", rows, integer(size))
+                fits = code.all_of(
+                    builder.icmp_signed(">", rest, integer(smaller)), builder.icmp_signed("<=", rest, integer(size))
+                )
+                with builder.if_then(fits), builder.if_else(enough) as (early, single):
+                    with early:
+                        block(function, builder.sub(rows, integer(size)))
+                    with single, code.loop(0, rows) as row:
+                        block(blocks[0][1], row)
+                smaller = size
+    builder.ret_void()
+
+
+def _add_block_product(module: Any, processor: Processor, inner: int, rows: int) -> Any:
+    """Multiply (rows, inner) by (inner, block); all sums stay in registers till the end.
+
+    Arguments: data, kernel, output, floats an output row.
+    """
+    code = Code(module, f"block_{inner}_{rows}", [POINTER, POINTER, POINTER, INTEGER], processor.lanes, internal=True)
+    data, kernel, output, stride = code.function.args
+    builder, columns = code.builder, processor.columns
+
+    def step(counter: Any, sums: list[Any]) -> list[Any]:
+        left = code.at(data, counter)
+        right = code.at(kernel, builder.mul(counter, integer(columns * processor.lanes)))
+        return _add_products(code, columns, left, right, sums, terms=UNROLLED, stride=inner)
+
+    sums = code.accumulate(inner, UNROLLED, [code.constant(0.0)] * (rows * columns), step)
+    for row in range(rows):
+        line = code.at(output, builder.mul(stride, integer(row)))
+        for column in range(columns):
+            code.store(sums[row * columns + column], line, column * processor.lanes)
+    builder.ret_void()
+    return code.function
+
+
+def _add_products(code: Code, columns: int, left: Any, right: Any, sums: list[Any], *, terms: int, stride: int) -> list[Any]:
+    """Return sums + left @ right: left has rows so many floats apart, right (terms, block), a block has so many columns."""
+    for term in range(terms):
+        factors = [code.load(right, (term * columns + column) * code.lanes) for column in range(columns)]
+        for row in range(len(sums) // columns):
+            value = code.load_broadcast(left, row * stride + term)
+            for index, factor in enumerate(factors, start=row * columns):
+                sums[index] = code.multiply_add(value, factor, sums[index])
+    return sums
+
+
+def _add_convolve_colours(module: Any, processor: Processor) -> None:
+    """Convolve three channels directly.
+
+    Arguments: padded image, its width; kernel, bias, floor; rows, columns, channels of the output; output.
+    """
+    many, one = (_add_colour_block(module, processor, pixels) for pixels in (processor.rows, 1))
+    arguments = [POINTER, INTEGER, POINTER, POINTER, FLOAT, *[INTEGER] * 3, POINTER]
+    code = Code(module, "convolve_colours", arguments, processor.lanes)
+    image, image_width, kernel, bias, floor, rows, columns, channels, output = code.function.args
+    builder, width = code.builder, processor.lanes * processor.columns
+    line = builder.mul(image_width, integer(COLOURS))
+    last = builder.sub(columns, integer(processor.rows))
+    with code.loop(0, rows) as row:
+        row_image = code.at(image, builder.mul(row, line))
+        row_output = code.at(output, builder.mul(row, builder.mul(columns, channels)))
+        with code.loop(0, channels, width) as channel:
+            part = code.at(kernel, builder.mul(channel, integer(KERNEL_SIDE**2 * COLOURS)))
+
+            def block(
+                function: Any,
+                pixel: Any,
+                part: Any = part,
+                channel: Any = channel,
+                row: tuple[Any, Any] = (row_image, row_output),
+            ) -> None:
+                source = code.at(row[0], builder.mul(pixel, integer(COLOURS)))
+                target = code.at(row[1], builder.add(builder.mul(pixel, channels), channel))
+                builder.call(function, [source, line, part, code.at(bias, channel), floor, target, channels])
+
+            with builder.if_else(builder.icmp_signed(">=", last, integer(0))) as (wide, narrow):
+                # The last block begins early, so that it ends with the row; what is computed twice is the same.
+                with wide, code.loop(0, builder.add(last, integer(processor.rows)), processor.rows) as pixel:
+                    block(many, code.smaller(pixel, last))
+                with narrow, code.loop(0, columns) as pixel:
+                    block(one, pixel)
+    builder.ret_void()
+
+
+def _add_colour_block(module: Any, processor: Processor, pixels: int) -> Any:
+    """Convolve some neighbouring pixels of three channels.
+
+    Arguments: image, floats a line, kernel (27, block), bias, floor; output, floats an output pixel.
+    """
+    arguments = [POINTER, INTEGER, POINTER, POINTER, FLOAT, POINTER, INTEGER]
+    code = Code(module, f"colour_block_{pixels}", arguments, processor.lanes, internal=True)
+    image, line, kernel, bias, floor, output, stride = code.function.args
+    builder, columns = code.builder, processor.columns
+    inner = KERNEL_SIDE * COLOURS
+
+    def step(down: Any, sums: list[Any]) -> list[Any]:
+        left = code.at(image, builder.mul(down, line))
+        right = code.at(kernel, builder.mul(down, integer(inner * columns * processor.lanes)))
+        return _add_products(code, columns, left, right, sums, terms=inner, stride=COLOURS)
+
+    sums = code.accumulate(KERNEL_SIDE, 1, [code.constant(0.0)] * (pixels * columns), step)
+    lowest = code.broadcast(floor)
+    for pixel in range(pixels):
+        target = code.at(output, builder.mul(stride, integer(pixel)))
+        for column in range(columns):
+            value = builder.fadd(sums[pixel * columns + column], code.load(bias, column * processor.lanes))
+            code.store(code.maximum(value, lowest), target, column * processor.lanes)
+    builder.ret_void()
+    return code.function
+
+
+def _add_pool(module: Any, processor: Processor, kind: str) -> None:
+    """Pool 2 x 2 with stride 2; what lies outside the image counts for nothing.
+
+    Arguments: image, height, width, channels; output rows, output columns, output.
+    """
+    arguments = [POINTER, *[INTEGER] * 5, POINTER]
+    code = Code(module, f"pool_{kind}", arguments, processor.lanes)
+    image, height, width, channels, rows, columns, output = code.function.args
+    builder = code.builder
+    line = builder.mul(width, channels)
+    with code.loop(0, rows) as row, code.loop(0, columns) as column:
+        top, left = builder.mul(row, integer(2)), builder.mul(column, integer(2))
+        source = code.at(image, builder.add(builder.mul(top, line), builder.mul(left, channels)))
+        target = code.at(output, builder.mul(builder.add(builder.mul(row, columns), column), channels))
+        # At an odd side the window's second line is its first once more: that changes no maximum and no mean.
+        down = builder.select(builder.icmp_signed("<", builder.add(top, integer(1)), height), line, integer(0))
+        right = builder.select(builder.icmp_signed("<", builder.add(left, integer(1)), width), channels, integer(0))
+        with code.loop(0, channels, code.lanes) as channel:
+            corners = [integer(0), right, down, builder.add(down, right)]
+            values = [code.load(source, builder.add(channel, corner)) for corner in corners]
+            if kind == "max":
+                result = code.maximum(code.maximum(values[0], values[1]), code.maximum(values[2], values[3]))
+            else:
+                pairs = builder.fadd(values[0], values[1]), builder.fadd(values[2], values[3])
+                result = builder.fmul(builder.fadd(*pairs), code.constant(0.25))
+            code.store(result, target, channel)
+    builder.ret_void()

@@ -1,0 +1,127 @@
+"""The layout's rules: who may import whom, which library is used where, what the road may not contain."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pipeline"
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+RECORDS = {"records", "image_records", "sharding", "statistics", "errors"}
+EVERYWHERE = RECORDS | {"machine"}
+
+# Package -> what it may import besides itself and EVERYWHERE.
+BELOW: dict[str, set[str]] = {
+    "storage": set(),
+    "images": {"storage"},
+    # The device functions begin with the resize of images.
+    "network": {"images"},
+    "store": {"storage"},
+    "training": {"store"},
+    "pages": set(),
+    "pictures": set(),
+}
+# Run.torch_dataset and its like: loaded when they are called.
+EXCEPTIONS = {("store/feeding.py", "training")}
+COMMANDS = {"run.py", "jobs.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
+
+# Library -> where it may be imported. The Keras reader reads HDF5 because the weights file is one.
+ONLY_IN = {
+    "tensorflow": ("images/", "network/", "training/tf_data.py"),
+    "torch": ("training/torch_data.py",),
+    "llvmlite": ("network/winograd/",),
+    "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
+    "ray": ("engines/",),
+    "hydra": tuple(COMMANDS),
+    "omegaconf": tuple(COMMANDS),
+    "matplotlib": ("pictures/",),
+    "fsspec": ("storage/",),
+}
+# A wrong option is answered before any of HEAVY is loaded.
+HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
+LIGHT = COMMANDS - {"jobs.py"} | {
+    *("config.py", "schema.py", "errors.py", "report.py", "signals.py", "command_line.py", "completion.py", "layer_rows.py"),
+    *("overview.py", "plot_config.py", "network/layers.py", "network/start.py"),
+}
+
+
+def imports(module: str) -> list[tuple[str, bool]]:
+    """Gives (absolute name, whether at the top level of the file) of everything that a module imports."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    package = ["pipeline", *Path(module).parts[:-1]]
+    found = []
+    for node in ast.walk(tree):
+        top = node in tree.body
+        if isinstance(node, ast.Import):
+            found += [(alias.name, top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+                if node.level
+                else node.module
+            )
+            found += [(f"{base}.{alias.name}", top) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_packages_import_what_lies_below_them(module: str) -> None:
+    package = Path(module).parts[0]
+    for name, _ in imports(module):
+        parts = name.split(".")
+        if parts[0] != "pipeline" or len(parts) < 2:
+            continue
+        if package in BELOW and (module, parts[1]) not in EXCEPTIONS:
+            assert parts[1] in {package, *EVERYWHERE, *BELOW[package]}, f"{module} imports {name}"
+        assert parts[1] != "run" or module in COMMANDS, f"{module} imports the command {name}"
+        if Path(module).with_suffix("").as_posix() in EVERYWHERE:
+            assert parts[1] in RECORDS, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_library_is_used_in_its_place(module: str) -> None:
+    for name, top in imports(module):
+        library = name.split(".")[0]
+        assert module.startswith(ONLY_IN.get(library, "")), f"{module} imports {name}"
+        # Optional, and slow to load: only when it is needed.
+        assert not (top and library in {"ray", "fsspec"}), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(LIGHT))
+def test_what_answers_a_wrong_option_loads_nothing_heavy(module: str) -> None:
+    for name, top in imports(module):
+        assert not top or name.split(".")[0] not in HEAVY, f"{module} imports {name}"
+
+
+def test_the_loader_leaves_threads_and_queues_to_tf_data() -> None:
+    for module in MODULES:
+        if module.startswith("images/") and module not in ("images/remote.py",):  # which asks a storage for the sizes of a list
+            text = (PACKAGE / module).read_text(encoding="utf-8")
+            found = re.findall(r"\b(?:Thread|Queue|Condition|\w*Executor|Semaphore)\(", text)
+            assert found == (["Condition("] if module == "images/loader.py" else []), (module, found)
+
+
+def test_nothing_loops_over_images_on_a_device() -> None:
+    for module in MODULES:
+        assert not re.search(r"\b(map_fn|vectorized_map|while_loop)\b", (PACKAGE / module).read_text(encoding="utf-8")), module
+
+
+def test_engines_are_chosen_in_one_place() -> None:
+    for module in MODULES:
+        for name, _ in imports(module):
+            if name.startswith("pipeline.engines") and not module.startswith("engines/"):
+                assert (module, name.split(".")[2]) == ("assemble.py", "engine"), f"{module} imports {name}"
+
+
+def test_the_store_loads_training_sets_late() -> None:
+    for module in MODULES:
+        if module.startswith("store/"):
+            assert not any(top and name.startswith("pipeline.training") for name, top in imports(module)), module
+
+
+def test_no_module_is_a_drawer() -> None:
+    for module in MODULES:
+        assert not {"utils", "helpers", "common", "misc"} & set(Path(module).with_suffix("").parts), module
