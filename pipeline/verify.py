@@ -97,7 +97,7 @@ def verify(folder: Path, repair: bool) -> None:
         if verdict.unread:
             names = ", ".join(verdict.unread[:3]) + ", ..." * (len(verdict.unread) > 3)
             raise StoreError(
-                f"{folder}: not all of the run could be read, got {len(verdict.unread)} files in use or unreadable: {names}. "
+                f"{folder}: not all of the run could be read, got {len(verdict.unread)} file(s) in use or unreadable: {names}. "
                 f"Expected none. Nothing was removed. Do what is said of them above, then verify again."
             )
         if repair:

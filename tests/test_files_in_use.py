@@ -130,7 +130,7 @@ def test_verify_finds_a_file_in_use_and_repair_removes_nothing(
             verify(folder, repair)
         assert bytes_of(folder) == before
     assert str(caught.value) == (
-        f"{folder}: not all of the run could be read, got 1 files in use or unreadable: {name}. Expected none. Nothing was "
+        f"{folder}: not all of the run could be read, got 1 file(s) in use or unreadable: {name}. Expected none. Nothing was "
         f"removed. Do what is said of them above, then verify again."
     )
     assert capsys.readouterr().out.startswith(f"{folder / name}: in use by another program, got a lock on the file. Expected ")
@@ -144,7 +144,7 @@ def test_a_file_that_is_being_changed_by_another_program_is_kept_and_nothing_els
     flip(other, chunk_place(other, "relu4_1", 1))
     with held_open(folder / SHARD):
         before = bytes_of(folder)
-        with pytest.raises(StoreError, match="1 files in use or unreadable"):
+        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
             verify(folder, repair=True)
         assert bytes_of(folder) == before
     with pytest.raises(StoreError, match="What could be removed has been"):
@@ -178,7 +178,7 @@ def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
             UnreadableError, match=r"in use by another program, or left open by one that was killed, got a file ma"
         ):
             ACTIONS[action](folder)
-    with pytest.raises(StoreError, match="1 files in use or unreadable"):
+    with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
         verify(folder, repair=True)
     assert bytes_of(folder) == before
 
@@ -218,7 +218,7 @@ def test_a_file_that_the_system_does_not_let_us_read_is_named_and_kept(
         with pytest.raises(UnreadableError, match=words):
             act(folder)
     for repair in (False, True):
-        with pytest.raises(StoreError, match="1 files in use or unreadable"):
+        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
             verify(folder, repair)
     monkeypatch.undo()
     assert bytes_of(folder) == before
@@ -237,8 +237,28 @@ def test_a_list_that_the_system_does_not_let_us_read_is_named_and_kept(
         with pytest.raises(UnreadableError, match=words):
             act(folder)
     for repair in (False, True):
-        with pytest.raises(StoreError, match="1 files in use or unreadable" if name == LISTING else words):
+        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable" if name == LISTING else words):
             verify(folder, repair)
+    monkeypatch.undo()
+    assert bytes_of(folder) == before
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+@pytest.mark.parametrize("existing", ["resume", "replace"])
+def test_a_file_that_the_system_does_not_let_us_ask_for_is_named_and_kept(
+    folder: Path, number: int, name: str, existing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, asked = bytes_of(folder), Path.stat
+
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return asked(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(UnreadableError, match=rf"{name}: .*cannot be read, got .* \({errno.errorcode[number]}\)"):
+        resume(folder, existing)
     monkeypatch.undo()
     assert bytes_of(folder) == before
 
