@@ -19,6 +19,7 @@ from .publishing import look_at_reports, write_part_report
 from .records import RunSpec
 from .report import Report, Stopwatch, count_causes
 from .store import format
+from .store.damage import UnreadableError
 from .store.digests import Digests
 from .store.folder import RunFolder
 from .store.index import build_index
@@ -138,12 +139,19 @@ def finish_run(folder: Path, spec: RunSpec, ending: Ending, is_indexed: bool, pa
 
 
 def index_is_whole(folder: Path, spec: RunSpec) -> bool:
-    """Tells whether the index is there, as it was written, and of this run."""
-    if not Digests(folder).agrees(format.INDEX_NAME):
+    """Tells whether the index is there, as it was written, and of this run.
+
+    Raises:
+        UnreadableError: It is in use, or the system does not let us read it, so that it must not be written anew.
+    """
+    path = folder / format.INDEX_NAME
+    if not path.is_file():
         return False
     try:
-        with open_run(folder / format.INDEX_NAME) as found:
-            return bool(found.attributes["run_digest"] == spec.digest)
+        with open_run(path) as found:
+            return bool(found.attributes["run_digest"] == spec.digest) and Digests(folder).agrees(path.name)
+    except UnreadableError:
+        raise
     except StoreError:
         return False
 

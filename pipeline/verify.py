@@ -67,7 +67,7 @@ def verify(folder: Path, repair: bool) -> None:
         repair: Whether damaged files are removed.
 
     Raises:
-        StoreError: The run is not whole, or not as it was written.
+        StoreError: The run is not whole, or not as it was written, or not all of it can be read.
     """
     from tqdm import tqdm
 
@@ -94,6 +94,12 @@ def verify(folder: Path, repair: bool) -> None:
         if not verdict.count:
             return
         advice = f"Verify with repair=true, or remove what is named, then {_NEXT}"
+        if verdict.unread:
+            names = ", ".join(verdict.unread[:3]) + ", ..." * (len(verdict.unread) > 3)
+            raise StoreError(
+                f"{folder}: not all of the run could be read, got {len(verdict.unread)} file(s) in use or unreadable: {names}. "
+                f"Expected none. Nothing was removed. Do what is said of them above, then verify again."
+            )
         if repair:
             removed = remove_damaged(verdict)
             for name in removed:

@@ -383,7 +383,7 @@ def test_columns_of_a_list_must_agree(tmp_path: Path) -> None:
     run(tmp_path, spec_of("bcd", columns={"author": ("x", "z", "y"), "a/b": ("1", "3", "2")}))
     with open_run(tmp_path) as opened:
         assert opened.images["author"].tolist() == ["x", "y", "z"]
-        assert opened.images["a_b"].tolist() == ["1", "2", "3"]
+        assert opened.images["a_b"].tolist() == [1, 2, 3]
 
 
 def test_images_of_native_size_are_appended_too(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_the_table_of_images_has_the_columns_of_the_format_and_the_list(folder: 
     assert len(images) == 10
     assert "author" in images
     assert images["author"].tolist() == list("abcdefghij")
-    assert images["list_width"].tolist() == list("0123456789")
+    assert images["list_width"].tolist() == [*range(10)]
     assert images["width"].dtype == np.int32
     assert images["width"].tolist() == [0 if i == 3 else 400 + i for i in range(10)]
     assert images["bytes"].dtype == np.int64

@@ -534,7 +534,7 @@ def test_repair_keeps_what_may_be_whole(copy: Path, monkeypatch: pytest.MonkeyPa
     flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
     verdict = verify(copy)
     assert set(verdict.findings) == {*SHARDS}
-    assert "layer conv1_1, rows 0 (folder0/image é0.jpg) to 3 is damaged, got MemoryError" in lines(verdict)[SHARDS[0]][0]
+    assert "layer conv1_1, rows 0 (folder0/image é0.jpg) to 3 cannot be read, got MemoryError" in lines(verdict)[SHARDS[0]][0]
     assert verdict.damaged == (SHARDS[1],)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..errors import StoreError
 from . import format
 from .border import check_attribute_sizes
-from .damage import HDF5_READ_ERRORS, DamagedError, damaged
+from .damage import HDF5_READ_ERRORS, damaged
 
 _ATTRIBUTE_ERRORS = (*HDF5_READ_ERRORS, MemoryError)
 
@@ -31,7 +32,7 @@ def write_attributes(node: h5py.Group | h5py.Dataset, attributes: Mapping[str, A
     node.attrs[format.ATTRIBUTE_CHECKSUMS] = json.dumps(checksums, sort_keys=True)
 
 
-def damaged_attributes(node: h5py.Group | h5py.Dataset, path: Path, of: str) -> Iterator[DamagedError]:
+def damaged_attributes(node: h5py.Group | h5py.Dataset, path: Path, of: str) -> Iterator[StoreError]:
     """Gives an error for each attribute that is not as it was written; none for a node without checksums, another program's.
 
     Args:
@@ -41,7 +42,7 @@ def damaged_attributes(node: h5py.Group | h5py.Dataset, path: Path, of: str) -> 
     """
     try:
         check_attribute_sizes(node, path, of)
-    except DamagedError as error:
+    except StoreError as error:
         # Too large to be held to their checksums.
         yield error
         return

@@ -15,6 +15,7 @@ from . import format
 from .changes import Changes, compare_images
 from .found import FoundPart
 from .listing import Listing
+from .read_errors import UnreadableError
 
 _NONE = np.zeros(0, np.int64)
 _REPLACE = "Choose another folder with name=..., or use output.existing=replace to discard what is there."
@@ -66,12 +67,15 @@ def settle_parts(folder: Path, spec: RunSpec, found: Sequence[FoundPart], extend
         extend: Whether images that the run does not have become a further part of it.
 
     Raises:
-        StoreError: The folder holds a run with other options or, as far as they are not to be added, other images.
+        StoreError: The folder holds a run with other options or, as far as they are not to be added, other images; a list of
+            images cannot be read.
     """
     found = list(found)
     while found:
         try:
             return _go_on(folder, spec, found, extend)
+        except UnreadableError:
+            raise
         except StoreError:
             # A part of which there is only a list of images holds nobody up: it is planned anew.
             if found[-1].begun:

@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError, printable
 from ..storage.connection import StorageError
 from ..storage.remote_path import RemotePath
+from .read_errors import UnreadableError as UnreadableError
+from .read_errors import UnsureError as UnsureError
+from .read_errors import why_not_read
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
 # become one of another kind, or a size has become 0.
 HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
 
 
+# What the system says where there is no file under a name.
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
 class DamagedError(StoreError):
-    """A file of the store is not as it was written; making it again mends it."""
-
-
-class UnsureError(DamagedError):
-    """A file that looks damaged where it may be the machine that failed, for want of memory: no reason to remove it."""
+    """Bytes of a file of the store were read and are not as they were written; making it again mends it."""
 
 
 class ForeignError(StoreError):
     """A file is whole, and not the one that belongs there: of another run, of other rows, of another program or version."""
 
 
-def damaged(path: Path, part: str, got: object) -> DamagedError:
-    """Gives the one line for a file that is not as it was written."""
+def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableError:
+    """Return the one-line error for a file that is not as it was written, or could not be read.
+
+    Args:
+        path: Of the file.
+        part: What of it.
+        got: What was found there, or what was raised while it was read.
+    """
     if isinstance(path, RemotePath) and path.mirror.read_failure is not None:
         # HDF5 tells no more than that it could not read: the storage has refused, and the file may be whole.
-        return UnsureError(str(path.mirror.refused(path.mirror.read_failure, path.within)))
-    kind = UnsureError if isinstance(got, MemoryError) else DamagedError
+        return UnreadableError(str(path.mirror.refused(path.mirror.read_failure, path.within)))
+    if isinstance(got, BaseException) and (unread := why_not_read(path, part, got)):
+        return unread
     words = printable(" ".join(str(got).split()), 200) or type(got).__name__
-    return kind(
+    return DamagedError(
         f"{path}: {printable(part, 1000)} is damaged, got {words}. Expected the bytes that were "
         f"written. Remove this file and run the extraction again: only what is missing is made again."
     )
+
+
+@contextmanager
+def reading(path: Path, part: str) -> Iterator[None]:
+    """Turn what h5py raises in the block into what it means.
+
+    Args:
+        path: Of the file that is read, for the message.
+        part: Of it, likewise.
+
+    Raises:
+        DamagedError: Its bytes are wrong.
+        UnreadableError: It is in use, or the system does not let us read it.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, part, error) from error
 
 
 def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
@@ -95,9 +128,11 @@ def no_folder(path: Path) -> StoreError:
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
-    """Gives the one line for a file that the system, or the storage at an address, does not let us read."""
+    """Return the one-line error for a file that is missing, or that the system or the storage does not let us read."""
     if isinstance(path, RemotePath) and isinstance(error, StorageError):
-        return path.mirror.refused(error)
+        return UnreadableError(str(path.mirror.refused(error)))
+    if getattr(error, "errno", None) not in _MISSING and (unread := why_not_read(path, "", error)):
+        return unread
     return StoreError(
         f"{path}: cannot be read, got {getattr(error, 'strerror', None) or error}. Expected a file of a finished run. "
         f"Put it back, or run the extraction again: only what is missing is made again."
@@ -145,7 +180,7 @@ def unfinished_extension(folder: Path, index_name: str, stop: int, rows: int, is
     )
 
 
-def changed(path: Path, found: str, expected: str, has_data: bool) -> DamagedError:
+def changed(path: Path, found: str, expected: str, has_data: bool) -> StoreError:
     """Gives the one line for a file whose digest differs though nothing that it holds is found wrong.
 
     Args:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StoreError
-from . import disk, format, remote
+from . import damage, disk, format, remote
 from .hashing import file_digest
 from .regular import require_file
 
@@ -165,11 +165,13 @@ class Digests:
         self._of_writers = {writer: path for writer, path in self._of_writers.items() if writer in living}
 
     def agrees(self, name: str) -> bool:
-        """Tells whether a file has a line, is there, and is as its line says."""
-        try:
-            return name in self.by_name and file_digest(self._folder / name) == self.by_name[name]
-        except OSError:
-            return False
+        """Tells whether a file has a line, is there, and is as its line says.
+
+        Raises:
+            UnreadableError: The system does not let us read it.
+        """
+        path = self._folder / name
+        return name in self.by_name and path.is_file() and digest_of(path) == self.by_name[name]
 
     def _rewrite(self) -> None:
         partial = disk.partial_path(self.path)
@@ -196,7 +198,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise disk.write_error(path, error) from error
+        raise damage.unreadable(path, error) from error
     if len(content) > MOST_BYTES:
         raise StoreError(
             f"{path}: too large for a list of digests, got more than {MOST_BYTES} bytes. Expected one line a file. "
@@ -215,6 +217,18 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
     if torn:
         unreadable.append((len(whole) + 1, torn.decode("utf-8", "backslashreplace")))
     return by_name, unreadable
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a finished file, hex.
+
+    Raises:
+        StoreError: It is missing, or the system does not let us read it.
+    """
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise damage.unreadable(path, error) from error
 
 
 def writers_of_digests(folder: Path) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from ..storage.remote_path import RemotePath
 from ..storage.sending import UPLOADS_AT_ONCE, UPLOADS_WAITING
 from . import remote
 from .format import PARTIAL_SUFFIX
+from .read_errors import system_errno
 
 # Of a run at an address: shards that are whole and not yet on their way, besides two that are being made.
 SHARDS_FINISHING = 2
@@ -48,21 +48,13 @@ def write_error(path: Path, error: BaseException) -> StoreError:
         if isinstance(error, OSError) and str(error.filename or "").startswith(str(path.mirror.address)):
             return path.mirror.refused(error)
         path = scratch_of(path.parent) / path.name if path.within else scratch_of(path)
-    number = _errno(error)
+    number = system_errno(error)
     happened, remedy = _CAUSES.get(number, ("it cannot be written", "Check the disk and the folder"))
     got = errno.errorcode.get(number) or " ".join(str(error).split())[:200]
     return StoreError(
         f"{path}: {happened}, got {got}. Expected a folder that can be written. "
         f"{remedy}, then run again with output.existing=resume: finished shards are kept."
     )
-
-
-def _errno(error: BaseException) -> int:
-    """Gives the system's error number, 0 where there is none; HDF5 hides it in its message where a close or a flush fails."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    found = re.search(r"errno = (\d+)", str(error))
-    return int(found[1]) if found else 0
 
 
 def partial_path(path: Path, mark: str = "") -> Path:

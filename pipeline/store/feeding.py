@@ -45,8 +45,8 @@ class Feeding:
         Args:
             layers: A name: features are (n, h, w, c), at native size a list of (h, w, c); or names: layer -> such.
             batch_size: Rows a batch; the last may have fewer.
-            label: Column of :attr:`images`, or one value a row of the run. Texts become numbers of the sorted ``classes``,
-                int64; numbers stay as they are. None: labels are None.
+            label: Column of :attr:`images`, or one value a row of the run. Numbers stay as they are; texts become numbers of
+                the sorted ``classes``, int64, those made of digits sorted as numbers. None: labels are None.
             where: Which rows: a mask over all rows of the run, rows, or a slice. None: all.
             failed: Whether to keep failed images, whose features are NaN.
             dtype: ``float32``, whatever is stored; None: as stored.

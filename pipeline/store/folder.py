@@ -16,6 +16,7 @@ from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, Share
 from . import disk, format, remote, tables
 from .chain import settle_parts
+from .damage import unreadable
 from .digests import Digests
 from .found import listing_paths, result_paths, shard_names
 from .listing import read_header, write_listing
@@ -218,7 +219,18 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | No
 
 
 def _settle(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
-    """Says what is kept, replaced and made in a folder that is there; removes useless files if the folder is held."""
+    """Says what is kept, replaced and made in a folder that is there; removes useless files if the folder is held.
+
+    Raises:
+        UnreadableError: A finished file is in use, or the system does not let us read it or ask for it.
+    """
+    try:
+        return _settled(folder, hold, spec, existing, share)
+    except OSError as error:
+        raise unreadable(Path(error.filename or folder), error) from error
+
+
+def _settled(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
     if existing == REPLACE:
         settled = Settled(settle_parts(folder, spec, (), extend=False), frozenset(), tuple(_all_files(folder)))
     else:

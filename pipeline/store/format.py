@@ -34,7 +34,8 @@ path                         shape, type                      meaning
 ``/images/height, width``    (N,) int32, px                   of the image after EXIF orientation, before resizing
 ``/images/bytes``            (N,) int64                       size of the file as read
 ``/images/sha256``           (N,) UTF-8                       of the file as read, hex
-``/images/<other>``          (N,) UTF-8                       further columns of the list, see :func:`column_names`
+``/images/<other>``          (N,) UTF-8                       further columns of the list, see :func:`column_names`;
+                                                              numbers as text, which the reader makes numbers again
 ``/checksums/<layer>``       (N,) uint32                      CRC-32 of the row's stored values, little-endian in C
                                                               order; 0 for a failed row
 ``/statistics/<layer>/``     (a group)                        of the stored values of the rows that have not failed:

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import StoreError
 from ..records import Manifest, digest_identity, digest_images
 from . import disk, format, remote, tables
+from .damage import reading
 from .identity import read_identity, rows_of
 from .listing import Listing, read_listing
 
@@ -64,7 +65,7 @@ class FoundPart:
         """Gives the images in the shards that are there; sizes are those of the files as read."""
         columns: dict[str, list[str]] = {}
         for path in self.shards:
-            with tables.open_file(path) as file:
+            with reading(path, "the tree"), tables.open_file(path) as file:
                 for name in file["images"]:
                     columns.setdefault(name, []).extend(tables.read_column(file, path, name).tolist())
         keys, labels = tuple(columns.pop("key", ())), tuple(columns.pop("label", ()))
@@ -116,15 +117,16 @@ def read_result(path: Path) -> Result:
     """Says which run a shard or index is of.
 
     Raises:
-        StoreError: The file cannot be opened, is of another program or of a later version: perhaps good, and not ours to remove.
+        StoreError: The file is in use, cannot be read, is of another program or of a later version: perhaps good, and not ours
+            to remove.
     """
     shard = format.SHARD_NAME.fullmatch(path.name)
     try:
         # No more than is needed: what a user has added to a file is no reason to call it damaged, and to remove it.
-        with tables.open_file(path, all_nodes=False) as file:
+        with reading(path, "the root"), tables.open_file(path, all_nodes=False) as file:
             part = len(tables.read_parts(file, path)) - 1
             return Result(path, read_identity(file.attrs["identity"]), _part(shard) if shard else part)
-    except (tables.DamagedError, *tables.HDF5_READ_ERRORS):
+    except tables.DamagedError:
         return Result(path, None, _part(shard))
 
 

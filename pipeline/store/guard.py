@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import StoreError
 from . import examination
-from .damage import DamagedError, ForeignError, UnsureError, damaged
+from .damage import DamagedError, ForeignError, UnreadableError, UnsureError, damaged
 from .examination import Facts
 
 # A sign of life is due after every chunk; the largest takes seconds on a slow disk.
@@ -34,8 +34,9 @@ FINDINGS_KEPT = 20
 _PACKAGE = __name__.partition(".")[0]
 
 
-# What a finding says of its file: making it again mends it; it is whole and another's; it may be the machine that failed.
-DAMAGED, FOREIGN, UNSURE = "damaged", "foreign", "unsure"
+# What a finding says of its file: making it again mends it; it is whole and another's; it may be the machine that failed, which
+# the digest tells; it is in use or cannot be read, so that nothing is known.
+DAMAGED, FOREIGN, UNSURE, UNREAD = "damaged", "foreign", "unsure", "unread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Finding:
 
     Attributes:
         line: For the user.
-        kind: :data:`DAMAGED`, or :data:`FOREIGN` or :data:`UNSURE`, for which the file must be kept.
+        kind: :data:`DAMAGED`, or :data:`FOREIGN`, :data:`UNSURE` or :data:`UNREAD`, for which the file must be kept.
     """
 
     line: str
@@ -53,9 +54,8 @@ class Finding:
 
 def make_finding(error: StoreError) -> Finding:
     """Makes a finding of an error."""
-    if isinstance(error, ForeignError):
-        return Finding(str(error), FOREIGN)
-    return Finding(str(error), DAMAGED if isinstance(error, DamagedError) and not isinstance(error, UnsureError) else UNSURE)
+    kinds = ((DamagedError, DAMAGED), (ForeignError, FOREIGN), (UnsureError, UNSURE), (UnreadableError, UNREAD))
+    return Finding(str(error), next((kind for of, kind in kinds if isinstance(error, of)), UNSURE))
 
 
 @dataclass(frozen=True, slots=True)

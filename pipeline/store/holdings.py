@@ -154,6 +154,8 @@ class _Folder:
         try:
             return tables.open_file(path)
         except StoreError as error:
+            if isinstance(error, damage.UnreadableError):
+                raise
             if not isinstance(error, damage.DamagedError):
                 # It may be the whole run that is of another program or version; of shards there may be others.
                 if path.parent == self.folder:
@@ -242,7 +244,7 @@ class _Folder:
             try:
                 column = _rows_of(tables.read_column(self.index, path, "error"), indexed, path)
                 found = {shard: column[shard.first : shard.stop] for shard in finished if shard.stop <= indexed}
-            except StoreError:
+            except damage.DamagedError:
                 self.unreadable.append(format.INDEX_NAME)
         for shard in finished:
             if shard in found:
@@ -252,7 +254,7 @@ class _Folder:
                 with file:
                     try:
                         found[shard] = _rows_of(tables.read_column(file, path, "error"), shard.rows, path)
-                    except StoreError:
+                    except damage.DamagedError:
                         self.unreadable.append(format.shard_path(shard.file_name))
         return found
 
@@ -272,8 +274,9 @@ class _Folder:
         for shard in [known[place] for place in places]:
             path = self.folder / format.SHARD_FOLDER / shard.file_name
             try:
-                sizes.ask(path, errors[shard] == "")
-            except (StoreError, *HDF5_READ_ERRORS):
+                with damage.reading(path, "the tree"):
+                    sizes.ask(path, errors[shard] == "")
+            except (damage.DamagedError, damage.ForeignError):
                 self.unreadable.append(format.shard_path(shard.file_name))
         return sizes, len(places) < len(known)
 

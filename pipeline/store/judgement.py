@@ -11,7 +11,7 @@ from ..records import plan_shards
 from . import damage, format
 from .digests import Digests, is_own
 from .examination import Facts
-from .guard import DAMAGED, FOREIGN, Examination, Finding, make_finding
+from .guard import DAMAGED, FOREIGN, UNREAD, Examination, Finding, make_finding
 from .succession import Listed, find_run, is_of
 
 # Of a digest's 64 hexadecimal digits, 60 differ where the file differs. Where fewer do, it is the line that has changed.
@@ -32,6 +32,7 @@ class Verdict:
         findings: Path from the run folder -> what is wrong; the files in order, :data:`~pipeline.store.format.DIGESTS_NAME` last.
         uncounted: Further findings that are not among them.
         damaged: Shards and index that are not as they were written: to be removed and made again.
+        unread: Files that are in use or could not be read, of which nothing is known.
         distrusted: Names whose lines in ``SHA256SUMS`` are wrong.
         files: That were checked.
         file_bytes: Their size.
@@ -46,6 +47,7 @@ class Verdict:
     findings: Mapping[str, tuple[Finding, ...]]
     uncounted: int
     damaged: tuple[str, ...]
+    unread: tuple[str, ...]
     distrusted: tuple[str, ...]
     files: int
     file_bytes: int
@@ -75,7 +77,7 @@ class Judge:
         digests: What its files should be.
         found: Path from the run folder -> the file's digest, or why it cannot be read; all files there are.
         examined: Likewise -> what came of it, for shards and index.
-        listed: Likewise, for the lists of images; None for one that is damaged.
+        listed: Likewise, for the lists of images; None for one that is damaged or cannot be read.
     """
 
     def __init__(
@@ -193,8 +195,8 @@ class Judge:
             if name not in self._listed:
                 yield name, damage.missing_list(self._folder / name)
         for name, listed in self._listed.items():
-            if isinstance(self._found.get(name), StoreError):
-                continue  # no file of its own, which has been found already
+            if not isinstance(self._found.get(name), str):
+                continue  # no file of its own, or not to be read: found already
             if listed is None:
                 yield name, damage.damaged_list(self._folder / name)
             elif self._run:
@@ -282,6 +284,7 @@ class Judge:
             findings=findings,
             uncounted=sum(of.uncounted for of in self._examined.values()),
             damaged=tuple(damaged),
+            unread=tuple(name for name in names if any(found.kind == UNREAD for found in findings[name])),
             distrusted=tuple({*self._distrusted, *self._changed}),
             files=len(self._found),
             file_bytes=sum((self._folder / name).lstat().st_size for name in self._found),

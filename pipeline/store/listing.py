@@ -22,6 +22,7 @@ from ..records import Manifest, RunSpec, digest_images
 from . import disk, format
 from .digests import Digests
 from .identity import checked_identity, rows_of
+from .read_errors import UnreadableError, UnsureError, why_not_read
 from .regular import require_file
 
 # A line of so many rows is some megabytes: a list of millions never lies in memory twice.
@@ -116,7 +117,11 @@ def write_listing(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
 
 
 def read_listing(path: Path) -> Listing | None:
-    """Gives what :func:`write_listing` has written; None if it is not there or not as it was written."""
+    """Gives what :func:`write_listing` has written; None if it is not there or not as it was written.
+
+    Raises:
+        UnreadableError: The system does not let us read it.
+    """
     try:
         most_bytes = _most_bytes(path)
         with path.open("rb") as raw, gzip.open(raw) as file:
@@ -136,7 +141,8 @@ def read_listing(path: Path) -> Listing | None:
         if len(images) != header["rows"] or identity["images"] != f"{len(images)} rows, digest {images.digest}":
             return None
         return Listing(identity, images, np.array(header["gone"], np.int64))
-    except _READ_ERRORS:
+    except _READ_ERRORS as error:
+        _refuse_unread(path, error)
         return None
 
 
@@ -144,6 +150,9 @@ def read_header(path: Path) -> Header | None:
     """Gives what the first line of a list says, none of its images; None if it is not there or none that this program writes.
 
     What it says is held to what a run can be, not to the images: the others of its lines may be damaged.
+
+    Raises:
+        UnreadableError: The system does not let us read it.
     """
     try:
         most_bytes = _most_bytes(path)
@@ -152,8 +161,19 @@ def read_header(path: Path) -> Header | None:
         first_row, rows = header["first_row"], header["rows"]
         is_one = isinstance(first_row, int) and 0 <= first_row < format.MOST_ROWS and rows == rows_of(identity) > 0
         return Header(identity, first_row, rows_of(identity)) if is_one else None
-    except _READ_ERRORS:
+    except _READ_ERRORS as error:
+        _refuse_unread(path, error)
         return None
+
+
+def _refuse_unread(path: Path, error: BaseException) -> None:
+    """Raise what kept a list from being read; nothing where it is missing or was read and is wrong."""
+    if isinstance(error, FileNotFoundError):
+        return
+    unread = error if isinstance(error, UnreadableError) else why_not_read(path, "the list of images", error)
+    # A list that unpacks to more than the memory holds is as likely a damaged one.
+    if unread is not None and not isinstance(unread, UnsureError):
+        raise unread from error
 
 
 def _most_bytes(path: Path) -> int:

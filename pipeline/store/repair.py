@@ -9,10 +9,9 @@ from pathlib import Path
 from ..errors import StoreError
 from ..records import ShardSpec
 from . import disk, format, remote
-from .digests import Digests
+from .digests import Digests, digest_of
 from .found import shard_names
 from .guard import DAMAGED, Guard, renamed
-from .hashing import file_digest
 from .judgement import Verdict
 
 _log = logging.getLogger(__name__)
@@ -21,7 +20,8 @@ _log = logging.getLogger(__name__)
 def repair(verdict: Verdict) -> list[str]:
     """Removes the shards and the index that are damaged, and the lines of ``SHA256SUMS`` that are wrong; nothing else.
 
-    Whoever calls it holds the folder's lock, and has held it since before the verdict.
+    Where a file is in use or could not be read, nothing is removed: what others say of it may be wrong too. Whoever calls it
+    holds the folder's lock, and has held it since before the verdict.
 
     Args:
         verdict: Of the folder.
@@ -32,6 +32,8 @@ def repair(verdict: Verdict) -> list[str]:
     Raises:
         StoreError: The disk refuses.
     """
+    if verdict.unread:
+        return []
     folder, index = verdict.folder, format.INDEX_NAME
     # This program makes no links: what one leads to is somebody else's, and so is the link.
     names = [name for name in verdict.damaged if not (folder / name).is_symlink()]
@@ -67,7 +69,7 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
         Those of them that are damaged, and have got no line -> what is wrong.
 
     Raises:
-        StoreError: The disk refuses; a shard can neither be trusted nor removed.
+        StoreError: The disk refuses; a shard can neither be trusted nor removed: it is in use, cannot be read, is of another run.
     """
     digests = Digests(folder)
     names = sorted(format.shard_path(shard.file_name) for shard in finished)
@@ -80,10 +82,10 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
         for name in without:
             with copies.here(folder / name) as here:
                 found = renamed(guard.examine(here), here, folder / name).findings
-                digest = "" if found else file_digest(here)
-            if found and {finding.kind for finding in found} != {DAMAGED}:
+                digest = "" if found else digest_of(here)
+            if others := [finding for finding in found if finding.kind != DAMAGED]:
                 # Whatever this is, it is no leftover of a kill.
-                raise StoreError(found[0].line)
+                raise StoreError(others[0].line)
             if found:
                 damaged[folder / name] = f"damaged: {found[0].line}"
             else:

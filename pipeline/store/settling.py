@@ -12,10 +12,9 @@ from ..records import RunSpec, ShardSpec, Share, digest_identity
 from . import disk, format, remote, tables
 from .border import own_node
 from .chain import Chain, another_run, settle_parts
-from .damage import extra_file
-from .digests import Digests
+from .damage import DamagedError, ForeignError, extra_file, reading
+from .digests import Digests, digest_of
 from .found import Result, find_parts, index_paths, listing_paths, read_result, shard_links, shard_names
-from .hashing import file_digest
 from .listing import read_listing
 from .repair import complete_digests, forget_missing
 from .strangers import stranger
@@ -137,7 +136,7 @@ def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) ->
             name = format.manifest_name(number)
             listing = read_listing(folder / name) if name not in digests.by_name else None
             if listing is not None and digest_identity(listing.identity) == part.digest:
-                digests.add(name, file_digest(folder / name))
+                digests.add(name, digest_of(folder / name))
     except OSError as error:
         raise disk.write_error(digests.path, error) from error
 
@@ -191,13 +190,18 @@ def _why_useless(index: Result, spec: RunSpec, is_there: Callable[[ShardSpec], b
 
 
 def _is_whole(result: Result, spec: RunSpec, digest: str, shard: ShardSpec) -> bool:
+    """Tells whether a shard that is there is one of the run.
+
+    Raises:
+        UnreadableError: It is in use, or the system does not let us read it.
+    """
     if result.identity is None:
         return False
     try:
-        with tables.open_file(result.path, all_nodes=False) as file:
+        with reading(result.path, "the tree"), tables.open_file(result.path, all_nodes=False) as file:
             tables.check_shard(file, result.path, digest, shard)
             for feature in spec.features:
                 own_node(file, result.path, "features", feature.layer.name)
             return True
-    except (StoreError, *tables.HDF5_READ_ERRORS):
+    except (DamagedError, ForeignError):
         return False

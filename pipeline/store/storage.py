@@ -144,10 +144,11 @@ def check_chunks(dataset: h5py.Dataset, lead: tuple[int, ...], file_bytes: int) 
     Raises:
         ValueError: A chunk is missing, or unpacks to another size than it should.
     """
+    if not dataset.id.get_storage_size():
+        # HDF5 leaves the size of a chunk unset where there is none at all, and h5py asks for that much memory.
+        raise ValueError("no values")
     chunks = dataset.chunks
     if chunks is None:
-        if not dataset.id.get_storage_size():
-            raise ValueError("no values")
         return
     chunk_bytes = math.prod(chunks) * dataset.id.get_type().get_size()
     if chunk_bytes > file_bytes * DEFLATE_FACTOR:

@@ -24,7 +24,11 @@ class Listed(NamedTuple):
 
 
 def read_listed(path: Path) -> Listed | None:
-    """Reads a list of images; None if it is not as it was written."""
+    """Reads a list of images; None if it is not as it was written.
+
+    Raises:
+        UnreadableError: The system does not let us read it.
+    """
     listing = read_listing(path)
     if listing is None:
         return None

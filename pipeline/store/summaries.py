@@ -17,7 +17,7 @@ from ..errors import StoreError, nearest
 from ..statistics import BINS, HISTOGRAM_STEP, LayerStatistics
 from . import format, tables
 from .border import check_attribute_sizes, check_place, member, own_node
-from .damage import HDF5_READ_ERRORS, DamagedError, damaged
+from .damage import HDF5_READ_ERRORS, damaged
 from .storage import check_table
 
 
@@ -121,7 +121,7 @@ def _read_array(group: h5py.Group, name: str, path: Path, channels: int) -> NDAr
     return np.asarray(node[()])
 
 
-def _damaged(path: Path, layer: str, got: object) -> DamagedError:
+def _damaged(path: Path, layer: str, got: object) -> StoreError:
     return damaged(path, f"/statistics/{layer}", got)
 
 

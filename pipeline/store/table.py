@@ -1,14 +1,47 @@
-"""The table of images of a finished run, read column by column when asked for."""
+"""The table of images of a finished run, read column by column when asked for.
+
+Files hold what a list says of its images as text. Here a column of numbers becomes numbers again, see :func:`as_numbers`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import StoreError, nearest
-from . import shown
+from . import format, shown
 from .damage import damaged
 from .tables import Column, open_file, read_column
+
+# No leading zeros, underscores or plus signs: 007 and +49 30 are names of something.
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|-?inf|nan|", re.IGNORECASE)
+
+
+def as_numbers(texts: Sequence[str]) -> NDArray[np.int64] | NDArray[np.float64] | None:
+    """Return a column of texts as numbers, if all of them are.
+
+    Args:
+        texts: (N,) values.
+
+    Returns:
+        (N,) int64 where all are whole; (N,) float64 where all are numbers, ``nan``, ``inf`` or empty, which becomes NaN; None
+        where one is anything else (leading zeros are: 007 is a name), a whole number does not fit 64 bits, or none is a number.
+    """
+    different = set(texts)
+    try:
+        if different and all(map(_WHOLE.fullmatch, different)):
+            return np.array([*map(int, texts)], np.int64)
+    except OverflowError:
+        return None
+    if not all(map(_NUMBER.fullmatch, different)) or not any(map(re.compile("[0-9]").search, different)):
+        return None
+    return np.array([float(text or "nan") for text in texts], np.float64)
 
 
 class ColumnError(StoreError, KeyError):
@@ -18,8 +51,11 @@ class ColumnError(StoreError, KeyError):
     __str__ = StoreError.__str__
 
 
-class Table(Mapping[str, Column]):
+class Table(Mapping[str, NDArray[Any]]):
     """The table of images: column -> (N,) array. A column is read when first asked for.
+
+    The columns of a list, ``label`` among them, are int64 or float64 where all their values are numbers, else object arrays of
+    str. A label that is a folder of its key is the name of a class, and str whatever it looks like.
 
     Args:
         path: Of the index or shard that holds it.
@@ -31,9 +67,9 @@ class Table(Mapping[str, Column]):
         self._path = path
         self._names = names
         self._rows = rows
-        self._columns: dict[str, Column] = {}
+        self._columns: dict[str, NDArray[Any]] = {}
 
-    def __getitem__(self, name: str) -> Column:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise ColumnError(
                 f"{self._path}: no such column, got {name!r}. Expected one of: {nearest(str(name), self._names)}. "
@@ -45,8 +81,16 @@ class Table(Mapping[str, Column]):
             if len(values) < self._rows:
                 raise damaged(self._path, f"column {name!r} of /images", f"{len(values)} rows in place of {self._rows}")
             # The run may have been extended since it was opened.
-            self._columns[name] = values[: self._rows]
+            self._columns[name] = self._typed(name, values[: self._rows])
         return self._columns[name]
+
+    def _typed(self, name: str, values: Column) -> NDArray[Any]:
+        if name != "label" and name in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
+            return values
+        numbers = as_numbers(values.tolist())
+        if numbers is None or (name == "label" and _are_folders(values, self["key"])):
+            return values
+        return numbers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -80,3 +124,7 @@ class Table(Mapping[str, Column]):
 
     def __reduce__(self) -> tuple[type[Table], tuple[Path, tuple[str, ...], int]]:
         return Table, (self._path, self._names, self._rows)
+
+
+def _are_folders(labels: Column, keys: NDArray[Any]) -> bool:
+    return all(label in key.split("/")[:-1] for label, key in zip(labels, keys, strict=True) if label)

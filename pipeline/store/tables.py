@@ -21,7 +21,7 @@ from .attributes import check_attributes, write_attributes
 from .border import check_attribute_sizes, check_groups, check_tree, own_node
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
 from .damage import DamagedError as DamagedError
-from .damage import ForeignError, of_another_run, unreadable
+from .damage import ForeignError, UnreadableError, of_another_run, reading, unreadable
 from .damage import damaged as damaged
 from .identity import checked_parts
 from .regular import require_file
@@ -215,13 +215,19 @@ def hdf5_source(path: Path) -> Any:
 
 
 def is_foreign(path: Path) -> bool:
-    """Tells whether this is a whole HDF5 file of another program; of what is damaged nobody can tell."""
+    """Tells whether this is a whole HDF5 file of another program; of what is damaged nobody can tell.
+
+    Raises:
+        UnreadableError: It is in use, or the system does not let us read it.
+    """
     try:
         require_file(path)
-        with h5py.File(hdf5_source(path), "r") as file:
+        with reading(path, "the HDF5 file"), h5py.File(hdf5_source(path), "r") as file:
             check_attribute_sizes(file, path, "the root")
             return bool(file.attrs.get("format") != format.FORMAT)
-    except (StoreError, *HDF5_READ_ERRORS):
+    except UnreadableError:
+        raise
+    except StoreError:
         return False
 
 

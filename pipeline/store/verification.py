@@ -21,7 +21,7 @@ from .hashing import file_digest
 from .judgement import Digest, Judge, Verdict
 from .reader import no_such_run
 from .regular import require_file, require_own_shards
-from .succession import read_listed
+from .succession import Listed, read_listed
 
 
 def verify_folder(
@@ -45,7 +45,12 @@ def verify_folder(
     digests = Digests(folder)
     with remote.lending_scratch(folder):
         found, examined = _read_all(folder, names, workers, progress, silence_seconds)
-    listed = {name: read_listed(folder / name) for name in names if format.MANIFEST_NAME.fullmatch(name)}
+    listed: dict[str, Listed | None] = {}
+    for name in filter(format.MANIFEST_NAME.fullmatch, names):
+        try:
+            listed[name] = read_listed(folder / name)
+        except damage.UnreadableError as error:
+            listed[name], found[name] = None, error
     return Judge(folder, digests, found, examined, listed).judge()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,17 @@ class Examples:
     Args:
         run: A finished run.
         layers: A name: features are one array; or several: features are layer -> array.
-        label: Column of ``run.images``, or (N,) or (N, ...) values, one a row of the run. Texts become numbers of classes.
+        label: Column of ``run.images``, or (N,) or (N, ...) values, one a row of the run. Numbers stay what they are, whole or
+            not; texts become numbers of classes.
         where: Which rows: a mask over the N rows of the run, rows in any order, or a slice; None: all.
         failed: Whether to keep failed images, whose features are NaN.
         dtype: ``float32``: whatever is stored; None: as stored.
 
     Attributes:
         rows: (n,) int64, rows of the run, in the order in which they were given.
-        classes: The texts that labels are numbers of, sorted, of all images of the run: every subset has the same numbers.
-            None where labels are numbers themselves, or there are none.
+        classes: The texts that labels are numbers of, of all images of the run: every subset has the same numbers. Those made of
+            digits come first, sorted as numbers, then the others, sorted as texts. Where a column holds the numbers 0, 1, 2 ...
+            without a gap, these as texts. None where labels are other numbers, or there are none.
         labels: (n,) int64 for texts, else (n, ...) in their own dtype; None.
         is_native: Whether images have arrays of differing shapes.
 
@@ -152,7 +155,25 @@ def _label(run: Run, label: str | ArrayLike | None, rows: NDArray[np.int64]) -> 
             f"label: values of another number, got shape {values.shape}. Expected {len(run)}, one a row of the run, or the name "
             f"of a column: {nearest(str(label)[:60], run.images)}."
         )
+    if values.dtype.kind == "O":
+        # Numbers in a column of objects, as pandas gives some, are numbers.
+        values = np.asarray(values.tolist())
     if values.dtype.kind not in "OUS":
-        return None, values[rows]
-    classes, numbers = np.unique(values.astype(str), return_inverse=True)
-    return tuple(classes.tolist()), numbers.reshape(values.shape).astype(np.int64)[rows]
+        return _classes_of_numbers(values) if isinstance(label, str) else None, values[rows]
+    names, places = np.unique(values.astype(str), return_inverse=True)
+    order = sorted(range(len(names)), key=lambda place: _class_order(str(names[place])))
+    numbers = np.empty(len(names), np.int64)
+    numbers[order] = np.arange(len(names))
+    return tuple(str(names[place]) for place in order), numbers[places.reshape(values.shape)][rows]
+
+
+def _class_order(name: str) -> tuple[bool, int, str]:
+    is_number = re.fullmatch("-?[0-9]{1,100}", name) is not None
+    return not is_number, int(name) if is_number else 0, name
+
+
+def _classes_of_numbers(values: NDArray[Any]) -> tuple[str, ...] | None:
+    """Return the numbers as texts where they are 0, 1, 2 ... without a gap, so that each is its own place."""
+    different = np.unique(values)
+    is_count = values.dtype.kind in "iu" and np.array_equal(different, np.arange(len(different)))
+    return tuple(map(str, different.tolist())) if is_count else None

@@ -26,7 +26,8 @@ class RowDataset(Dataset):
     In a worker process one thread decodes: its siblings are the others.
 
     Attributes:
-        classes: The texts that labels are numbers of; None where they are numbers themselves or there are none.
+        classes: The texts that labels are numbers of; None where they are other numbers or there are none. See
+            :class:`.examples.Examples`.
         rows: (n,) row of the run of each item.
     """
 

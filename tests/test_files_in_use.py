@@ -1,0 +1,405 @@
+"""Finished files that another program has open, or that the system does not let us read: named, and never removed."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from pipeline import open_run
+from pipeline.errors import StoreError
+from pipeline.index import index_run
+from pipeline.store.damage import DamagedError, UnreadableError, damaged
+from pipeline.store.folder import open_folder
+from pipeline.store.guard import UNREAD, Guard
+from pipeline.store.holdings import look_into
+from pipeline.store.read_errors import system_errno, why_not_read
+from pipeline.store.verification import verify_folder
+from pipeline.verify import verify
+
+from .damage import chunk_place, flip
+from .stored_runs import write_run
+from .test_command import call, command, environment
+from .test_index import spec_of
+from .test_store_verification import here
+
+__all__ = ["here"]  # a fixture
+
+SHARD, INDEX, LISTING = "shards/shard-00001-of-00008.h5", "features.h5", "manifest.jsonl.gz"
+REFUSALS = [errno.EIO, errno.ESTALE, errno.ENOMEM]
+
+_HOLD = "import h5py, sys; file = h5py.File(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read(); file.close()"
+
+
+@contextmanager
+def held_open(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Has another process hold a file open for writing, as a notebook does; HDF5 marks the file meanwhile, in one byte."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        yield other
+        other.communicate()
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """Gives the bytes of all files of a run but its lock and its log."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith((".lock", "run.log"))
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("in_use") / "run"
+    write_run(folder, spec_of(), failed=[3])
+    index_run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def resume(folder: Path, existing: str, rows: int = 30) -> None:
+    with open_folder(folder, spec_of(rows), existing) as run_folder:
+        run_folder.make_room()
+
+
+# What opens finished files.
+ACTIONS: dict[str, Callable[[Path], Any]] = {
+    "resume": lambda folder: resume(folder, "resume"),
+    "extend": lambda folder: resume(folder, "extend", rows=33),
+    "replace": lambda folder: resume(folder, "replace"),
+    "show": look_into,
+    "read": lambda folder: open_run(folder)["relu4_1"][0:8],
+}
+
+
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_file_that_another_program_has_open_is_named_and_kept(folder: Path, action: str, name: str) -> None:
+    with held_open(folder / name):
+        before = bytes_of(folder)
+        with pytest.raises(UnreadableError) as caught:
+            ACTIONS[action](folder)
+        assert bytes_of(folder) == before
+    assert str(caught.value) == (
+        f"{folder / name}: in use by another program, got a lock on the file. Expected no program that has it open for writing. "
+        f"Close it there, then run the command again. It is kept as it is."
+    )
+    ACTIONS[action](folder)
+
+
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+def test_the_index_command_names_a_file_that_another_program_has_open(folder: Path, name: str) -> None:
+    if name == SHARD:
+        # While it is there and right, no shard but the last is opened.
+        (folder / INDEX).unlink()
+    with held_open(folder / name):
+        before = bytes_of(folder)
+        with pytest.raises(UnreadableError, match=f"{name}: in use by another program"):
+            index_run(folder)
+        assert bytes_of(folder) == before
+    index_run(folder)
+    assert verify_folder(folder, workers=1).count == 0
+
+
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+@pytest.mark.parametrize("repair", [False, True])
+def test_verify_finds_a_file_in_use_and_repair_removes_nothing(
+    folder: Path, name: str, repair: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held_open(folder / name):
+        before = bytes_of(folder)
+        with pytest.raises(StoreError) as caught:
+            verify(folder, repair)
+        assert bytes_of(folder) == before
+    assert str(caught.value) == (
+        f"{folder}: not all of the run could be read, got 1 file(s) in use or unreadable: {name}. Expected none. Nothing was "
+        f"removed. Do what is said of them above, then verify again."
+    )
+    assert capsys.readouterr().out.startswith(f"{folder / name}: in use by another program, got a lock on the file. Expected ")
+    verify(folder, repair)
+
+
+def test_a_file_that_is_being_changed_by_another_program_is_kept_and_nothing_else_is_removed(folder: Path) -> None:
+    """Its bytes differ from its digest, but whoever has it open may not have written all of them."""
+    flip(folder / SHARD, chunk_place(folder / SHARD, "relu4_1", 1))
+    other = folder / SHARD.replace("00001-", "00002-")
+    flip(other, chunk_place(other, "relu4_1", 1))
+    with held_open(folder / SHARD):
+        before = bytes_of(folder)
+        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
+            verify(folder, repair=True)
+        assert bytes_of(folder) == before
+    with pytest.raises(StoreError, match="What could be removed has been"):
+        verify(folder, repair=True)
+    assert {*before} - {*bytes_of(folder)} == {SHARD, other.relative_to(folder).as_posix(), INDEX}
+
+
+def test_a_shard_in_use_that_has_no_line_in_the_digests_yet_is_kept(folder: Path) -> None:
+    digests = folder / "SHA256SUMS"
+    digests.write_bytes(b"".join(line for line in digests.read_bytes().splitlines(keepends=True) if SHARD.encode() not in line))
+    with held_open(folder / SHARD):
+        before = bytes_of(folder)
+        for act in (ACTIONS["resume"], index_run):
+            with pytest.raises(StoreError, match=f"{SHARD}: in use by another program"):
+                act(folder)
+            assert bytes_of(folder) == before
+
+
+def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
+    path = folder / SHARD
+    with h5py.File(path, "r") as old, h5py.File(folder / "new.h5", "w", libver="latest") as new:
+        for name in old:
+            old.copy(name, new)
+        new.attrs.update(old.attrs)
+    (folder / "new.h5").replace(path)
+    with held_open(path) as other:
+        other.kill()
+    before = bytes_of(folder)
+    for action in ("resume", "replace"):
+        with pytest.raises(
+            UnreadableError, match=r"in use by another program, or left open by one that was killed, got a file ma"
+        ):
+            ACTIONS[action](folder)
+    with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
+        verify(folder, repair=True)
+    assert bytes_of(folder) == before
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int, name: str, by: str) -> None:
+    """Has the system refuse one file: to h5py, or to whoever opens it in Python."""
+    opened, opened_by_path, file = builtins.open, Path.open, h5py.File
+
+    class Refused(file):  # type: ignore[misc]
+        def __init__(self, source: Any, *arguments: Any, **options: Any) -> None:
+            if str(source).endswith(name):
+                raise OSError(number, os.strerror(number), str(source))
+            super().__init__(source, *arguments, **options)
+
+    def refused(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith(name) and "r" in mode:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened_by_path(path, mode, *arguments, **options)
+
+    assert opened is builtins.open
+    if by == "h5py":
+        monkeypatch.setattr(h5py, "File", Refused)
+    else:
+        monkeypatch.setattr(Path, "open", refused)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize(("name", "by"), [(SHARD, "h5py"), (INDEX, "h5py"), (SHARD, "Python"), (INDEX, "Python")])
+def test_a_file_that_the_system_does_not_let_us_read_is_named_and_kept(
+    folder: Path, number: int, name: str, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bytes_of(folder)
+    refuse(monkeypatch, number, name, by)
+    words = rf"{name}: .*cannot be read, got .* \({errno.errorcode[number]}\)\. Expected a file that can be read\."
+    for act in ACTIONS.values():
+        with pytest.raises(UnreadableError, match=words):
+            act(folder)
+    for repair in (False, True):
+        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
+            verify(folder, repair)
+    monkeypatch.undo()
+    assert bytes_of(folder) == before
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("name", [LISTING, "SHA256SUMS"])
+def test_a_list_that_the_system_does_not_let_us_read_is_named_and_kept(
+    folder: Path, number: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bytes_of(folder)
+    refuse(monkeypatch, number, name, "Python")
+    words = rf"{name}: .*cannot be read, got .* \({errno.errorcode[number]}\)\. Expected a file that can be read\."
+    for act in (ACTIONS["resume"], ACTIONS["extend"], index_run):
+        with pytest.raises(UnreadableError, match=words):
+            act(folder)
+    for repair in (False, True):
+        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable" if name == LISTING else words):
+            verify(folder, repair)
+    monkeypatch.undo()
+    assert bytes_of(folder) == before
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+@pytest.mark.parametrize("existing", ["resume", "replace"])
+def test_a_file_that_the_system_does_not_let_us_ask_for_is_named_and_kept(
+    folder: Path, number: int, name: str, existing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, asked = bytes_of(folder), Path.stat
+
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return asked(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(UnreadableError, match=rf"{name}: .*cannot be read, got .* \({errno.errorcode[number]}\)"):
+        resume(folder, existing)
+    monkeypatch.undo()
+    assert bytes_of(folder) == before
+
+
+def test_what_h5py_raises_is_told_apart_by_the_error_number_and_not_by_its_class(tmp_path: Path) -> None:
+    """Where HDF5 could not look up a name, h5py raises a KeyError or a RuntimeError, and the number is in the message alone."""
+    path = tmp_path / "shard.h5"
+    refused = (
+        "Unable to synchronously open object (file read failed: time = Sat, errno = 5, error message = 'Input/output error')"
+    )
+    for error in (KeyError(refused), RuntimeError(refused), OSError(5, refused)):
+        assert system_errno(error) == errno.EIO
+        assert "got Input/output error (EIO)" in str(damaged(path, "layer relu4_1", error))
+        assert isinstance(damaged(path, "layer relu4_1", error), UnreadableError)
+    for wrong in (OSError("truncated file: eof = 8"), KeyError("bad symbol table node signature"), ValueError("no chunk")):
+        assert why_not_read(path, "", wrong) is None
+        assert isinstance(damaged(path, "layer relu4_1", wrong), DamagedError)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", ["cut", "overwritten", "a byte"])
+def test_wrong_bytes_are_still_damage_and_mended(folder: Path, whole: Path, kind: str) -> None:
+    path = folder / SHARD
+    content = path.read_bytes()
+    if kind == "a byte":
+        flip(path, chunk_place(path, "relu4_1", 1))
+    else:
+        path.write_bytes(content[: len(content) // 2] if kind == "cut" else bytes(100) + content[100:])
+    with pytest.raises(StoreError, match="What could be removed has been"):
+        verify(folder, repair=True)
+    assert not path.exists()
+    write_run(folder, spec_of(), failed=[3])
+    assert verify_folder(folder, workers=1).count == 0
+    assert path.stat().st_size == (whole / SHARD).stat().st_size
+
+
+_FAILING_READS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+static int refuses(int file, off_t place) {
+    char link[64], path[4096];
+    const char *name = getenv("FAILING_NAME");
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (!name || length < 0) return 0;
+    path[length] = 0;
+    if (!strstr(path, name) || place < atol(getenv("FAILING_FROM"))) return 0;
+    errno = atoi(getenv("FAILING_ERRNO"));
+    return 1;
+}
+ssize_t pread64(int file, void *into, size_t size, off64_t place) {
+    static ssize_t (*real)(int, void *, size_t, off64_t);
+    if (!real) real = dlsym(RTLD_NEXT, "pread64");
+    return refuses(file, place) ? -1 : real(file, into, size, place);
+}
+ssize_t pread(int file, void *into, size_t size, off_t place) { return pread64(file, into, size, place); }
+ssize_t preadv64(int file, const struct iovec *into, int count, off64_t place) {
+    static ssize_t (*real)(int, const struct iovec *, int, off64_t);
+    if (!real) real = dlsym(RTLD_NEXT, "preadv64");
+    return refuses(file, place) ? -1 : real(file, into, count, place);
+}
+ssize_t preadv(int file, const struct iovec *into, int count, off_t place) { return preadv64(file, into, count, place); }
+ssize_t read(int file, void *into, size_t size) {
+    static ssize_t (*real)(int, void *, size_t);
+    if (!real) real = dlsym(RTLD_NEXT, "read");
+    return refuses(file, lseek(file, 0, SEEK_CUR)) ? -1 : real(file, into, size);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def failing_reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gives a library that makes reads of one file fail from some byte on, as a disk does that fails."""
+    compiler = shutil.which("cc")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("needs a C compiler on Linux")
+    library = tmp_path_factory.mktemp("library") / "failing_reads.so"
+    (library.parent / "failing_reads.c").write_text(_FAILING_READS)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, library.with_suffix(".c"), "-ldl"], check=True)
+    return library
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+def test_reads_that_fail_anywhere_in_a_file_are_no_damage(folder: Path, failing_reads: Path, name: str, share: float) -> None:
+    """The commands themselves, and the process in which verify opens files."""
+    before, size_bytes = bytes_of(folder), (folder / name).stat().st_size
+    failing = {
+        "LD_PRELOAD": str(failing_reads),
+        "FAILING_NAME": name,
+        "FAILING_FROM": str(int(share * size_bytes)),
+        "FAILING_ERRNO": str(errno.EIO),
+    }
+    for module, *more in (("pipeline.verify",), ("pipeline.verify", "repair=true"), ("pipeline.index",), ("pipeline.show",)):
+        program = command(f"run={folder}", *more, cwd=folder, module=module)
+        ended = subprocess.run(program, cwd=folder, env={**environment(), **failing}, capture_output=True, text=True, check=False)
+        if ended.returncode == 0 and module != "pipeline.verify":
+            continue  # it needs nothing of what cannot be read
+        assert ended.returncode == 1, ended.stderr
+        assert "Input/output error (EIO)" in ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert " damaged" not in ended.stdout + ended.stderr
+    assert bytes_of(folder) == before
+
+
+def test_an_examination_in_another_process_tells_a_lock_from_damage(folder: Path) -> None:
+    guard = Guard(threads=1)
+    try:
+        with held_open(folder / SHARD):
+            (finding,) = guard.examine(folder / SHARD).findings
+        assert finding.kind == UNREAD
+        assert guard.examine(folder / SHARD).findings == ()
+    finally:
+        guard.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shards/shard-00001-of-00004.h5", INDEX])
+def test_the_real_commands_say_in_one_line_that_a_file_is_in_use(photographs: Path, tmp_path: Path, name: str) -> None:
+    arguments = [f"data.dir={photographs}", "network.weights=random", "data.size=32", "layers=[relu1_1]", "name=run"]
+    arguments += ["output.images_per_shard=2"]
+    assert call(*arguments, cwd=tmp_path).returncode == 0
+    run = tmp_path / "outputs/run"
+    with held_open(run / name):
+        before = bytes_of(run)
+        ended = [call(*arguments, cwd=tmp_path), call(*arguments, "output.existing=replace", cwd=tmp_path)]
+        ended += [call("run=outputs/run", "image=2", cwd=tmp_path, module="pipeline.plot")]
+        # With a right index over all shards there is nothing to be asked of this one.
+        modules = ("show", "index") if name == INDEX else ("show",)
+        ended += [call("run=outputs/run", cwd=tmp_path, module=f"pipeline.{module}") for module in modules]
+        assert bytes_of(run) == before
+    for of_command in ended:
+        assert of_command.returncode == 1, of_command.stderr
+        errors = [line for line in of_command.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, of_command.stderr
+        assert f"{name}: in use by another program, got a lock on the file" in errors[0]
+        assert "Traceback" not in of_command.stderr

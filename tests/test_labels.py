@@ -1,0 +1,150 @@
+"""Numbers as labels: from lists and folders, through the table of images and every kind of training set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from pipeline import Run, extract_features, open_run
+from pipeline.store.table import as_numbers
+
+from .stored_runs import make_spec, write_run
+
+ROWS = 24
+
+
+def run_of(folder: Path, labels: list[str], keys: list[str] | None = None, **metadata: list[str]) -> Run:
+    """Writes a run of a list that has these labels and columns."""
+    columns = {name: tuple(values) for name, values in metadata.items()}
+    spec = make_spec(
+        len(labels), {"relu4_1": (4, 4, 3)}, metadata=columns, keys=keys or [f"{row}.jpg" for row in range(len(labels))]
+    )
+    write_run(folder, replace(spec, manifest=replace(spec.manifest, labels=tuple(labels))))
+    return open_run(folder)
+
+
+def labels_of(run: Run, label: Any, **options: Any) -> Any:
+    return np.concatenate([labels for _, labels in run.batches("relu4_1", 5, label=label, **options)])
+
+
+def test_numbers_of_a_list_stay_numbers_and_their_classes_are_sorted_as_numbers(tmp_path: Path) -> None:
+    numbers = np.arange(ROWS) % 12
+    run = run_of(tmp_path, [*map(str, numbers)])
+    assert run.images["label"].dtype == np.int64
+    found = labels_of(run, "label")
+    assert found.dtype == np.int64
+    assert_array_equal(found, numbers)
+    assert_array_equal(run.to_numpy("relu4_1", label="label")[1], numbers)
+    names = tuple(map(str, range(12)))
+    assert run.batches("relu4_1", 5, label="label").examples.classes == names
+    assert run.tf_dataset("relu4_1", label="label").class_names == names
+
+
+@pytest.mark.parametrize("numbers", [[5, 7], [-1, 1], [1, 2, 3], [2**40, 0]])
+def test_numbers_that_count_no_classes_are_none(tmp_path: Path, numbers: list[int]) -> None:
+    run = run_of(tmp_path, [str(numbers[row % len(numbers)]) for row in range(ROWS)])
+    assert_array_equal(labels_of(run, "label"), [numbers[row % len(numbers)] for row in range(ROWS)])
+    assert run.batches("relu4_1", 5, label="label").examples.classes is None
+
+
+def test_floats_stay_floats(tmp_path: Path) -> None:
+    scores = [f"{row / 8}" for row in range(ROWS)]
+    run = run_of(tmp_path, scores, score=[*scores[:-1], ""], year=[str(1990 + row) for row in range(ROWS)])
+    expected = np.arange(ROWS) / 8
+    for name in ("label", "score"):
+        assert run.images[name].dtype == np.float64
+        assert_array_equal(labels_of(run, name)[:-1], expected[:-1])
+        assert run.batches("relu4_1", 5, label=name).examples.classes is None
+    assert np.isnan(run.images["score"][-1])
+    assert_array_equal(labels_of(run, "year", where=run.images["score"] >= 2), np.arange(16, ROWS - 1) + 1990)
+    assert_array_equal(run.to_numpy("relu4_1", label="year")[1], np.arange(ROWS) + 1990)
+    (_, found), *_ = run.tf_dataset("relu4_1", label="label", batch_size=ROWS)
+    assert found.dtype.name == "float64"
+    assert_array_equal(found.numpy(), expected)
+
+
+def test_torch_gets_the_same_numbers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    run = run_of(tmp_path, [str(row % 12) for row in range(ROWS)], score=[f"{row / 8}" for row in range(ROWS)])
+    rows = run.torch_dataset("relu4_1", label="label")
+    assert rows.classes == tuple(map(str, range(12)))
+    assert rows[11][1] == 11
+    assert rows[[10, 2]][1].dtype == torch.int64
+    _, scores = run.torch_dataset("relu4_1", label="score")[:]
+    assert scores.dtype == torch.float64
+    assert scores.tolist() == [row / 8 for row in range(ROWS)]
+
+
+def test_folders_named_by_digits_are_classes_sorted_as_numbers(tmp_path: Path) -> None:
+    folders = [str(1 + row % 12) for row in range(ROWS)]
+    run = run_of(tmp_path, folders, [f"{folder}/{row}.jpg" for row, folder in enumerate(folders)])
+    assert run.images["label"].tolist() == folders
+    examples = run.batches("relu4_1", 5, label="label").examples
+    assert examples.classes == tuple(map(str, range(1, 13)))
+    assert_array_equal(examples.labels, np.arange(ROWS) % 12)
+
+
+def test_names_with_digits_come_first_and_others_are_sorted_as_texts(tmp_path: Path) -> None:
+    names = ["10", "cat", "9", "", "Ant", "010", "n02"] * 3
+    examples = run_of(tmp_path, names).batches("relu4_1", 5, label="label").examples
+    assert examples.classes == ("9", "010", "10", "", "Ant", "cat", "n02")
+    assert examples.labels is not None
+    assert [examples.classes[number] for number in examples.labels.tolist()] == names
+
+
+def test_numbers_in_an_array_of_objects_are_numbers(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [""] * ROWS)
+    assert labels_of(run, np.arange(ROWS).astype(object)).tolist() == [*range(ROWS)]
+    assert labels_of(run, np.array(["2", "10"] * 12, object)).tolist() == [0, 1] * 12
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["0", "11", "-3"], [0, 11, -3]),
+        (["0.5", "1"], [0.5, 1.0]),
+        (["", ".5", "1e-3", "nan", "-inf"], [np.nan, 0.5, 1e-3, np.nan, -np.inf]),
+        (["", "3"], [np.nan, 3.0]),
+        (["007", "1"], None),
+        (["+4930", "1"], None),
+        (["1_000"], None),
+        (["1 ", "2"], None),
+        (["0x1"], None),
+        (["٣"], None),
+        (["1", "9" * 30], None),
+        (["", ""], None),
+        (["nan", "inf"], None),
+        (["1", "cat"], None),
+        ([], None),
+    ],
+)
+def test_a_column_is_numbers_where_every_text_is_written_as_one(texts: list[str], numbers: list[float] | None) -> None:
+    found = as_numbers(texts)
+    if numbers is None:
+        assert found is None
+    else:
+        assert_array_equal(found, np.array(numbers))
+        assert found is not None
+        assert found.dtype == np.array(numbers).dtype
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_list_of_numbers_is_numbers_from_the_file_to_the_batch(photographs: Path, tmp_path: Path, kind: str) -> None:
+    paths = sorted(path for path in photographs.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
+    path = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        lines = [f"{image},{label},{score}" for image, label, score in zip(paths, (2, 0, 1), (0.5, 1, 0.25), strict=True)]
+        path.write_text("\n".join(["path,label,score", *lines]))
+    else:
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.table({"path": [*map(str, paths)], "label": [2, 0, 1], "score": [0.5, 1, 0.25]}), path)
+    run = extract_features(path, ["relu1_1"], size=32, weights="random", output_dir=tmp_path / "outputs", quiet=True)
+    (_, labels), *_ = run.batches("relu1_1", 3, label="label")
+    (_, scores), *_ = run.batches("relu1_1", 3, label="score")
+    assert (labels.dtype, labels.tolist()) == (np.dtype(np.int64), [2, 0, 1])
+    assert (scores.dtype, scores.tolist()) == (np.dtype(np.float64), [0.5, 1.0, 0.25])
