@@ -224,7 +224,6 @@ def test_what_gpus_cannot_do_would_be_found() -> None:
     sliced = tf.function(lambda values, first: values[first:]).get_concrete_function(
         tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.int32)
     )
+    (slice_,) = (operation for operation in operations(sliced.graph) if operation.type == "StridedSlice")
     with pytest.raises(AssertionError):
-        for operation in operations(sliced.graph):
-            if operation.type == "StridedSlice":
-                assert_known_on_host(operation.inputs[1])
+        assert_known_on_host(slice_.inputs[1])
