@@ -147,12 +147,11 @@ class ImageLoader:
 
     def _element(self, found: Any) -> dict[str, tf.Tensor]:
         image, numbers, texts = found
-        image = tf.ensure_shape(image, (*(self._size_px or (None, None)), 3))
-        if not self._size_px and not self._is_native:
-            sides = tf.shape(image)[:2]
-            beside = -sides % CANVAS_MULTIPLE_PX
-            image = tf.pad(image, [[0, beside[0]], [0, beside[1]], [0, 0]])
-        return {"image": image, "numbers": tf.ensure_shape(numbers, (6,)), "texts": tf.ensure_shape(texts, (2,))}
+        return {
+            "image": tf.ensure_shape(image, (*(self._size_px or (None, None)), 3)),
+            "numbers": tf.ensure_shape(numbers, (6,)),
+            "texts": tf.ensure_shape(texts, (2,)),
+        }
 
     def _stopping(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Keep what a function raises: TensorFlow makes text of it."""
@@ -197,7 +196,17 @@ class ImageLoader:
         if image is None:
             image = np.zeros((*self._size_px, 3), np.float32) if self._size_px else np.empty((0, 0, 3), np.uint8)
         numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
+        if not self._size_px and not self._is_native:
+            image = _on_canvas(np.asarray(image, np.uint8))
         return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
+
+
+def _on_canvas(image: Pixels) -> Pixels:
+    """Return the image with zeros below and right of it, up to a multiple of :data:`CANVAS_MULTIPLE_PX`."""
+    height, width, _ = image.shape
+    canvas = np.zeros((*(-(-side // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX for side in (height, width)), 3), np.uint8)
+    canvas[:height, :width] = image
+    return canvas
 
 
 def _batch(element: dict[str, Any]) -> Batch:
