@@ -17,14 +17,26 @@ from tqdm import tqdm
 
 from .config import check_choice, check_size
 from .errors import ImageError, OptionError, StoreError, nearest
+from .feature_maps import FeatureMap, fold, gather, has_extent, reduction
+from .figures import (
+    Layout,
+    Look,
+    Sheet,
+    check_colormap,
+    draw,
+    plain_settings,
+    plan_layout,
+    published,
+    require_windows,
+    rows_words,
+    save,
+    shape_words,
+    show_windows,
+)
 from .images.resize import ResizeSpec
 from .images.seen import save_image, seen_picture
 from .machine import usable_cores
 from .picture_names import PictureNames, run_name
-from .pictures.colours import check_colormap
-from .pictures.maps import FeatureMap, fold, gather, has_extent, reduction
-from .pictures.paper import plain, published, require_windows, show_windows
-from .pictures.sheet import Layout, Look, Sheet, draw, plan_layout, rows_words, shape_words
 from .plot_config import Choice
 from .records import OK, ImageStatus
 from .store.layer import Layer
@@ -44,7 +56,7 @@ def draw_views(choice: Choice) -> None:
         OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened.
         StoreError: The run cannot be read, an image failed, or a file cannot be written.
     """
-    with open_run(choice.run) as run, plain():
+    with open_run(choice.run) as run, plain_settings():
         check_colormap(choice.colormap)
         layers = choose_layers(run.layers, choice.layers)
         rows = choose_rows(run, choice.images)
@@ -61,10 +73,10 @@ def draw_views(choice: Choice) -> None:
                 print(f"written: {path} ({seen.shape[1]} x {seen.shape[0]} px)", flush=True)
                 continue
             for word, sheet, layout in _sheets(run, row, layers, choice, seen):
-                paper = draw(sheet, Look(choice.colormap, choice.is_shared, choice.dpi), layout, choice.in_window)
+                figure = draw(sheet, Look(choice.colormap, choice.is_shared, choice.dpi), layout, choice.in_window)
                 path = files.path(row, word)
-                paper.save(path)
-                width, height = paper.size_px
+                save(figure, path)
+                width, height = figure.canvas.get_width_height()
                 print(f"written: {path} ({width} x {height} px, {_counted(len(sheet.maps), 'map')})", flush=True)
         if choice.in_window:
             show_windows()
