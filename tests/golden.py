@@ -39,7 +39,7 @@ SETS: dict[str, dict[str, Any]] = {
     "vgg16, average pooling": {"layers": ["relu3_3", "pool5"], "size": 64, "network": "vgg16", "pooling": "avg"},
     "swapped kernels": {"layers": "relu3_2", "size": 48, "kernel_order": "whio", "seed": 7},
     "classifier": {"layers": ["fc6", "prob"], "size": 224, "images": ["a/plain.png", "b/photograph.jpg"]},
-    "TensorFlow's convolutions": {"layers": "relu3_1", "size": 64, "convolution": "direct"},
+    "TensorFlow's convolutions": {"layers": "relu3_1", "size": 64, "backend": "tensorflow"},
     "reduced JPEGs": {"layers": "relu2_1", "size": 40, "decode": "fast"},
 }
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, OptionError
-from pipeline.network.device import choose_device, gpu_batch, gpu_memory_bytes
+from pipeline.network.device import Device, batches_in_flight, choose_device, gpu_batch, gpu_memory_bytes
 from pipeline.network.fitting import NativeLimit
 from pipeline.network.layers import plan_features, resolve_layers
 
@@ -186,12 +186,23 @@ def test_the_classifier_takes_a_batch_image_by_image(random_weights: Any) -> Non
 
 
 def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
-    assert choose_device("cpu", None, (224, 224), "tensorflow", 4).step_images == 1
+    assert choose_device("cpu", None, (224, 224), "tensorflow", 16).batch_size == 8
     assert choose_device("cpu", None, (224, 224), "winograd", 2).batch_size == 8
     assert choose_device("cpu", None, (224, 224), "winograd", 16).batch_size == 64
     assert choose_device("cpu", None, (1000, 1000), "winograd", 16).batch_size == 3
     assert choose_device("cpu", 32, (224, 224), "winograd", 2) == choose_device("auto", 32, (224, 224), "winograd", 2)
-    assert choose_device("cpu", 3, None, "winograd", 2).batch_size == 3
+    # Native size: an image at a time, whoever says what.
+    assert choose_device("cpu", 3, None, "winograd", 2).batch_size == 1
+
+
+def test_batches_are_in_flight_on_a_gpu_as_far_as_its_memory_allows() -> None:
+    gpu, relu4_1 = Device("/GPU:0", "gpu", 128), 28 * 28 * 512 * 4
+    assert batches_in_flight(gpu, (224, 224), relu4_1, 80 << 30) == 3
+    assert batches_in_flight(gpu, (224, 224), relu4_1, 12 << 30) == 2
+    assert batches_in_flight(gpu, (224, 224), relu4_1, 4 << 30) == 1
+    assert batches_in_flight(gpu, (224, 224), relu4_1, None) == 2
+    assert batches_in_flight(gpu, None, relu4_1, 80 << 30) == 1
+    assert batches_in_flight(Device("/CPU:0", "cpu", 8), (224, 224), relu4_1, None) == 1
 
 
 @pytest.mark.parametrize(

@@ -174,3 +174,43 @@ def test_a_run_stops_within_seconds_while_it_computes_large_images(
     assert "Traceback" not in said
     assert seconds < 8
     assert partial_files(tmp_path) == []
+
+
+HANGING = """
+import sys, time
+from pipeline.images import loader
+
+def hang(record):
+    if record.key.startswith("hang"):
+        print("hanging", flush=True)
+        time.sleep(600)
+    return read(record)
+
+read, loader.read_image = loader.read_image, hang
+from pipeline.run import main
+sys.argv = ["run", *sys.argv[1:]]
+main()
+"""
+
+
+@BOTH
+def test_a_read_that_hangs_keeps_nobody_waiting(tmp_path: Path, sent: signal.Signals, line: str, exit_code: int) -> None:
+    for name in ("a", "b", "hang", "z"):
+        Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    options = [f"data.dir={tmp_path}", "data.size=32", "layers=[relu1_1]", "network.weights=random", f"output.dir={tmp_path}/out"]
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, *options], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "hanging\n"
+        time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(sent)
+        process.wait(60)
+        seconds = time.monotonic() - began
+        said = process.stderr.read()
+    assert process.returncode == exit_code, said
+    assert said.endswith(line)
+    # At once, and not after the time that a stop in order is given; a busy machine takes its time too.
+    assert seconds < 3, seconds

@@ -31,7 +31,7 @@ from pipeline.store.reader import open_run
 from pipeline.stored_images import find_image
 
 from .test_config import values
-from .test_house import PACKAGE
+from .test_layout import PACKAGE
 
 S3 = Address("s3://bucket/key")
 

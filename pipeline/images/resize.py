@@ -35,6 +35,8 @@ Array = NDArray[np.float32]
 # A batch of 32 in a canvas of this side is 100 MB as uint8 and 400 MB as float32; one image of 100 megapixels would be 10 GB.
 CANVAS_SIDE_PX = 1024
 
+COLOURS = 3
+
 # Pillow resizes so many pixels of a large image at a time: it holds them as 4 bytes each beside the decoded image.
 STRIP_PIXELS = 2**20
 
@@ -249,46 +251,37 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array) -> Array
     pixels = fit_canvas(pixels, spec)
     place = place_image(*pixels.shape[:2], spec)
     height, width = spec.size_px
-    values = pixels.astype(np.float32)
-    if (place.height, place.width, place.top, place.left) != (height, width, 0, 0):
-        # What is weighted between is never cut off, so that the order, too, is free: the one that moves less memory.
-        rows_first = spec.interpolation in ("nearest", "bilinear") or place.rows_first
-        for axis in (0, 1) if rows_first else (1, 0):
-            values = _resample(values, axis, place, spec)
-    values -= mean_pixel
+    # Rows of R, G, B, R, G, B ...: NumPy moves pairs of axes ten times as fast as triples of numbers.
+    values = pixels.astype(np.float32).reshape(place.height, -1)
+    # What is weighted between is never cut off, so there the order is free.
+    rows_first = spec.interpolation in ("nearest", "bilinear") or place.rows_first
+    for axis in (0, 1) if rows_first else (1, 0):
+        values = _resample(values, axis, place, spec)
+    values -= np.tile(mean_pixel, width)
+    result = values.reshape(height, width, COLOURS)
     if place.top < 0 or place.left < 0:
-        rows, columns = _shown(place, spec)
-        values[~rows] = 0.0
-        values[:, ~columns] = 0.0
-    return values
+        rows, columns = (np.arange(side) for side in spec.size_px)
+        result[(rows + place.top < 0) | (rows + place.top >= place.scaled_height)] = 0.0
+        result[:, (columns + place.left < 0) | (columns + place.left >= place.scaled_width)] = 0.0
+    return result
 
 
 def _resample(values: Array, axis: int, place: Geometry, spec: ResizeSpec) -> Array:
-    """Resample one axis of (h, w, 3)."""
+    """Resample one axis of an image, (h, w * 3)."""
     source, scaled, offset = (place[axis], place[2 + axis], place[4 + axis])
     target = spec.size_px[axis]
     if (source, scaled, offset) == (target, target, 0):
         return values
-    matrix = axis_matrix(source, scaled, offset, target, spec.interpolation)
-    # A sparse product adds up whole rows of the right factor, which must lie one after the other.
-    turned = values if axis == 0 else np.ascontiguousarray(values.transpose(1, 0, 2))
-    product = (matrix @ turned.reshape(source, -1)).reshape(target, -1, 3)
+    matrix = axis_matrix(source, scaled, offset, target, spec.interpolation, COLOURS if axis else 1)
+    # A sparse product adds up whole rows of the right factor, so what is resampled must be its first axis.
+    product = matrix @ (np.ascontiguousarray(values.T) if axis else values)
     if spec.interpolation in ("bicubic", "lanczos"):
         np.clip(product, 0.0, 255.0, out=product)
-    return product if axis == 0 else np.ascontiguousarray(product.transpose(1, 0, 2))
-
-
-def _shown(place: Geometry, spec: ResizeSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which rows and which columns of the result show the image."""
-    rows, columns = (np.arange(target) for target in spec.size_px)
-    return (
-        (rows + place.top >= 0) & (rows + place.top < place.scaled_height),
-        (columns + place.left >= 0) & (columns + place.left < place.scaled_width),
-    )
+    return np.ascontiguousarray(product.T) if axis else product
 
 
 @functools.lru_cache(256)
-def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolation: str) -> Any:
+def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolation: str, interleaved: int = 1) -> Any:
     """Return the weights that turn the pixels of one axis into the result's.
 
     Computed in float64 as Pillow computes its own, then rounded to float32.
@@ -299,9 +292,11 @@ def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolatio
         offset: Position in the scaled image of the result's first pixel.
         target: Length of the result.
         interpolation: The filter; ``nearest`` has been picked already, and is not scaled any more.
+        interleaved: Values of each pixel that lie one after the other along the axis.
 
     Returns:
-        ``scipy.sparse.csr_array`` (target, source) float32; rows that show padding are empty, others sum to 1.
+        ``scipy.sparse.csr_array`` (target * interleaved, source * interleaved) float32; rows that show padding are empty, others
+        sum to 1.
     """
     first, stop = _visible(scaled, offset, target)
     scale = source / scaled
@@ -316,10 +311,14 @@ def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolatio
     taps = low[:, None] + np.arange(int((high - low).max()))
     weights = np.where(taps < high[:, None], _FILTERS[interpolation]((taps + 0.5 - centers[:, None]) / widened), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    rows, _ = np.nonzero(weights)
-    kept = weights != 0.0
-    entries = weights[kept].astype(np.float32), (rows + first - offset, taps[kept])
-    return sparse.csr_array(entries, shape=(target, source))
+    # As many entries in each row that shows the image, some of them zero: the matrix is made without sorting any.
+    positions = np.minimum(taps, source - 1)[:, None, :] * interleaved + np.arange(interleaved)[:, None]
+    entries = np.repeat(weights.astype(np.float32), interleaved, axis=0)
+    counts = np.zeros(target * interleaved, np.int32)
+    counts[(first - offset) * interleaved : (stop - offset) * interleaved] = taps.shape[1]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    shape = target * interleaved, source * interleaved
+    return sparse.csr_array((entries.ravel(), positions.ravel().astype(np.int32), starts), shape=shape)
 
 
 def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:

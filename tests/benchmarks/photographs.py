@@ -58,3 +58,17 @@ def make_photographs(folder: Path, count: int, size_px: tuple[int, int] = SMALL_
             picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
         picture.save(folder / f"{number:06d}.jpg", quality=QUALITY)
     return folder
+
+
+def make_differing(folder: Path, count: int) -> Path:
+    """Makes JPEGs no two of which have the same size, cut from those of :func:`make_photographs`: sides of 250 to 500 px."""
+    if folder.is_dir():
+        return folder
+    whole = make_photographs(folder.with_name(f"{folder.name} whole"), count)
+    folder.mkdir()
+    for number, path in enumerate(sorted(whole.glob("*.jpg"))):
+        with Image.open(path) as picture:
+            # Steps that share no factor with the ranges: sizes repeat after 125 x 249 of them.
+            size = 250 + number * 7 % 250, 250 + number * 11 % 125
+            picture.crop((0, 0, *size)).save(folder / path.name, quality=QUALITY)
+    return folder

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .photographs import LARGE_PX, MEDIUM_PX, make_photographs
+from .photographs import LARGE_PX, MEDIUM_PX, make_differing, make_photographs
 from .rows import Bench, Line, interleave, missing, row
 from .sides import Side, usable_cores
 
@@ -77,6 +77,25 @@ def tf_data(photographs: str) -> tuple[dict[str, Any], Callable[[], float]]:
     dataset = tf.data.Dataset.from_tensor_slices(paths).map(read, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(BATCH).prefetch(tf.data.AUTOTUNE)
     return {}, _passing(lambda: (batch.numpy() for batch in dataset), len(paths))
+
+
+def stock(photographs: str, resize: bool) -> tuple[dict[str, Any], Callable[[], float]]:
+    """The same pieces of tf.data as ours and nothing else: no hashes, no statuses, no bad files, TensorFlow's own resizing."""
+    import simplejpeg
+    import tensorflow as tf
+
+    def decode(path: bytes) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(Path(path.decode()).read_bytes())
+        return pixels
+
+    def load(path: Any) -> Any:
+        image = tf.ensure_shape(tf.numpy_function(decode, [path], tf.uint8), (None, None, 3))
+        return tf.image.resize(image, (SIDE_PX, SIDE_PX), antialias=True) if resize else image
+
+    paths = [str(path) for path in sorted(Path(photographs).glob("*.jpg"))]
+    dataset = tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=usable_cores(), deterministic=True)
+    dataset = (dataset.batch(BATCH) if resize else dataset.padded_batch(BATCH)).prefetch(1)
+    return {}, _passing(dataset.as_numpy_iterator, len(paths))
 
 
 def torch(photographs: str, resize: bool) -> tuple[dict[str, Any], Callable[[], float]]:
@@ -157,6 +176,21 @@ def measure(bench: Bench) -> Iterator[Line]:
     yield from _compare(
         bench, photographs, "decoding 500 x 375 px and resizing", {"resize": True}, resizing, {"torch": {"resize": True}}
     )
+
+
+@row("loader", "the loader alone against the same pieces of tf.data without hashes, statuses and care, images a second")
+def measure_loader(bench: Bench) -> Iterator[Line]:
+    """Batches of canvases, and resized on the host; images of one size, and all of different sizes."""
+    for what, folder in (
+        ("500 x 375 px", make_photographs(bench.folder / "photographs", bench.images)),
+        ("all sizes different, 250 to 500 px", make_differing(bench.folder / "differing", bench.images)),
+    ):
+        for resize in (False, True):
+            rivals: Rivals = {"stock tf.data": ("stock", (), "", 0.8)}
+            how = "resized" if resize else "in canvases"
+            yield from _compare(
+                bench, folder, f"loader, {what}, {how}", {"resize": resize}, rivals, {"stock": {"resize": resize}}
+            )
 
 
 @row("large-images", f"{LARGE_IMAGES} JPEGs of 12 megapixels resized to 224 px, images a second")

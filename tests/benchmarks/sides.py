@@ -29,30 +29,31 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def environment() -> dict[str, str]:
-    """Gives what every process is started with: this checkout first, and TensorFlow silent."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"}
+def environment(repository: Path = REPOSITORY) -> dict[str, str]:
+    """Gives what every process is started with: a checkout first, and TensorFlow silent."""
+    return {**os.environ, "PYTHONPATH": str(repository), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 class Side:
     """A process that measures one side.
 
     Args:
-        function: ``room:function`` below ``tests.benchmarks``.
+        function: ``module:function`` below ``tests.benchmarks``.
+        repository: Of another checkout; this one.
         arguments: Of the function, as JSON can carry them.
 
     Attributes:
         facts: What the function had to say when it was ready.
     """
 
-    def __init__(self, function: str, **arguments: Any) -> None:
+    def __init__(self, function: str, repository: Path = REPOSITORY, **arguments: Any) -> None:
         self._function = function
         # What it says on its standard error, kept for the case that it ends.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.sides", function],
-            cwd=REPOSITORY,
-            env=environment(),
+            cwd=repository,
+            env=environment(repository),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -110,12 +111,13 @@ class Finished(NamedTuple):
     report: dict[str, Any]
 
 
-def run_ours(output: Path, *overrides: str) -> Finished:
+def run_ours(output: Path, *overrides: str, repository: Path = REPOSITORY) -> Finished:
     """Runs ``python -m pipeline.run`` with seeded random weights, start to exit.
 
     Args:
         output: The run's folder.
         overrides: Further options.
+        repository: Of another checkout; this one.
 
     Raises:
         RuntimeError: It ends with another exit code than 0.
@@ -124,7 +126,11 @@ def run_ours(output: Path, *overrides: str) -> Finished:
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.run", *arguments], cwd=REPOSITORY, env=environment(), stdout=said, stderr=said
+            [sys.executable, "-m", "pipeline.run", *arguments],
+            cwd=repository,
+            env=environment(repository),
+            stdout=said,
+            stderr=said,
         )
         # wait4 tells this child's own peak; getrusage would tell the largest of all children.
         _, status, usage = os.wait4(process.pid, 0)

@@ -1,0 +1,229 @@
+"""The functions of the device, as far as a CPU can prove what a GPU will do with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import kernels
+
+from pipeline.config import check_options
+from pipeline.images.manifest import list_folder
+from pipeline.images.resize import NO_IMAGE, ResizeSpec
+from pipeline.network.inference import first_step
+from pipeline.network.layers import resolve_layers
+from pipeline.network.vgg import Network
+from pipeline.plan import plan_run
+from pipeline.stages import make_stages
+
+from .conftest import MEAN_PIXEL
+from .test_command import environment
+from .test_config import values
+
+# What Grappler and the runtime do themselves, on any device.
+WITHOUT_KERNEL = {"Placeholder", "StatefulPartitionedCall", "PartitionedCall", "NoOp"}
+
+
+def variants() -> list[Any]:
+    found = []
+    for filter_ in ("nearest", "bilinear", "bicubic", "lanczos"):
+        for mode in ("squash", "crop", "pad"):
+            found.append(pytest.param(ResizeSpec((64, 64), mode, filter_), "vgg19", "max", "same", id=f"{mode} {filter_}"))
+    found += [
+        pytest.param(ResizeSpec((64, 64), "squash", "bilinear"), "vgg16", "avg", "valid", id="vgg16 avg valid"),
+        pytest.param(ResizeSpec((65, 33), "squash", "bilinear"), "vgg19", "avg", "same", id="odd sides avg same"),
+        pytest.param(None, "vgg19", "max", "same", id="native"),
+        pytest.param(None, "vgg16", "avg", "valid", id="native vgg16 avg valid"),
+    ]
+    return found
+
+
+def graphs_of(network: Network) -> list[tf.Graph]:
+    """The traced functions, one a segment."""
+    return [segment.get_concrete_function().graph for _, segment in network._segments]
+
+
+def operations(graph: tf.Graph) -> list[tf.Operation]:
+    """Those of a graph and of the functions that it calls."""
+    found = list(graph.get_operations())
+    for function in graph._functions.values():
+        found += function.graph.get_operations()
+    return found
+
+
+def gpu_kernel(operation: tf.Operation) -> Any:
+    """The kernel that a GPU has for an operation and its types; None if it has none."""
+    node = operation.node_def
+    for kernel in kernels.get_registered_kernels_for_op(operation.type).kernel:
+        # DEFAULT: on every device, for sizes and shapes that stay on the host.
+        if kernel.device_type not in ("GPU", "DEFAULT"):
+            continue
+        allowed = {constraint.name: set(constraint.allowed_values.list.type) for constraint in kernel.constraint}
+        if all(name in node.attr and node.attr[name].type in types for name, types in allowed.items()):
+            return kernel
+    return None
+
+
+@pytest.mark.parametrize(("spec", "name", "pooling", "padding"), variants())
+def test_every_operation_has_a_kernel_for_gpus_and_none_waits_for_the_host(
+    spec: ResizeSpec | None, name: str, pooling: str, padding: str, random_weights: Any
+) -> None:
+    from dataclasses import replace
+
+    weights = replace(random_weights(name), pool_padding=padding)
+    network = Network(
+        weights,
+        resolve_layers(name, ["relu1_1", "pool2", "relu3_1"]),
+        pooling=pooling,
+        kernel_order="hwio",
+        device="/CPU:0",
+        size_px=spec.size_px if spec else None,
+        first=first_step(spec, MEAN_PIXEL),
+    )
+    graphs = graphs_of(network)
+    assert len(graphs) == 3
+    inputs = [tensor.shape.as_list() for tensor in graphs[0].inputs[: len(first_step(spec, MEAN_PIXEL).signature)]]
+    assert inputs == ([[None, None, None, 3], [None, len(NO_IMAGE)]] if spec else [[None, None, None, 3]])
+    seen = set()
+    for operation in (operation for graph in graphs for operation in operations(graph)):
+        if operation.type in WITHOUT_KERNEL:
+            continue
+        seen.add(operation.type)
+        kernel = gpu_kernel(operation)
+        assert kernel is not None, f"{operation.type} of {[tensor.dtype for tensor in operation.inputs]} has no kernel for GPUs"
+        on_host = set(kernel.host_memory_arg)
+        names = [argument.name for argument in operation.op_def.input_arg]
+        read = [tensor for argument, tensor in zip(names, operation.inputs, strict=False) if argument in on_host]
+        for tensor in read:
+            # A constant or a shape is on the host; what the device has computed would have to be waited for.
+            assert_known_on_host(tensor)
+    assert {"Conv2D", "Relu"} <= seen
+    assert not seen & {"While", "StatelessWhile", "If", "StatelessIf", "TensorListReserve", "GatherV2", "PyFunc", "EagerPyFunc"}
+    if spec is not None:
+        assert "BatchMatMulV2" in seen
+
+
+def assert_known_on_host(tensor: tf.Tensor) -> None:
+    """Follows a tensor back to constants and shapes."""
+    operation = tensor.op
+    if operation.type in ("Const", "Shape"):
+        return
+    assert operation.type in ("StridedSlice", "Pack", "Cast", "Mul", "AddV2", "Sub", "ConcatV2", "Prod", "Range"), operation.type
+    for source in operation.inputs:
+        assert_known_on_host(source)
+
+
+# The whole job on two logical CPUs, the functions of the device on the second one, as on a GPU: batches of one shape, two in
+# flight. What it gives is compared with the default way of the same process.
+ON_TWO_DEVICES = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from pipeline import extract_features
+from pipeline.network import device, inference
+from pipeline import stages
+images, output, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+common = dict(layers=["relu1_2", "relu3_1"], weights="random", output_dir=output, quiet=True, **options)
+plain = extract_features(images, name="plain", **common)
+chosen, ran, fill = device.choose_device, [], inference.DeviceInference
+
+def on_the_second(*arguments):
+    return chosen(*arguments)._replace(name="/CPU:1")
+
+class Filled(fill):
+    def __init__(self, network, resize, fill_to):
+        super().__init__(network, resize, 5 if resize else None)
+    def __call__(self, batch):
+        for features in super().__call__(batch):
+            ran.append(len(batch))
+            yield features
+
+device.choose_device, inference.DeviceInference = on_the_second, Filled
+device.batches_in_flight = lambda *arguments: 2
+other = extract_features(images, name="other", backend="tensorflow", batch_size=5, **common)
+assert ran, "the functions of the device did not run"
+assert list(plain.images["status"]) == list(other.images["status"])
+assert list(plain.images["error"]) == list(other.images["error"])
+worst = 0.0
+for layer in plain.layers:
+    for row, status in enumerate(plain.images["status"]):
+        one, two = np.asarray(plain[layer][row]), np.asarray(other[layer][row])
+        assert one.shape == two.shape and (status == "ok" or (np.isnan(one).all() and np.isnan(two).all()))
+        if status == "ok":
+            worst = max(worst, float(np.linalg.norm(one - two) / np.linalg.norm(one)))
+print(json.dumps({"worst": worst, "failed": int((plain.images["status"] == "failed").sum())}))
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 48, "resize": "pad", "interpolation": "bicubic"},
+        pytest.param({"size": None}, marks=pytest.mark.slow),
+        pytest.param(
+            {"size": [40, 56], "resize": "crop", "interpolation": "lanczos", "network": "vgg16"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"size": 64, "interpolation": "nearest", "pooling": "avg"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_the_whole_job_on_a_device_of_its_own_gives_what_the_default_way_gives(options: dict[str, Any], tmp_path: Path) -> None:
+    from .golden import make_images
+
+    make_images(tmp_path / "images")
+    if options["size"] is None:
+        # At native size failed rows have no features at all.
+        for name in ("b/cut.png", "b/empty.jpg", "b/page.jpg"):
+            (tmp_path / "images" / name).unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_DEVICES, str(tmp_path / "images"), str(tmp_path / "out"), json.dumps(options)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["failed"] == (0 if options["size"] is None else 3)
+    assert found["worst"] <= 5e-6
+
+
+def test_the_dataset_of_the_default_run_carries_images(photographs: Path, random_weights: Any) -> None:
+    weights = random_weights()
+    for options, element in [
+        ({}, tf.TensorSpec((None, 224, 224, 3), tf.float32)),
+        ({"runtime__backend": "tensorflow"}, tf.TensorSpec((None, None, None, 3), tf.uint8)),
+        ({"data__size": None}, tf.TensorSpec((1, None, None, 3), tf.uint8)),
+    ]:
+        checked = check_options(values(data__dir=str(photographs), network__weights="random", **options))
+        manifest = list_folder(photographs)
+        spec = plan_run(checked, manifest, weights, resolve_layers("vgg19", ["relu1_1"]), "")
+        loader = make_stages(checked, spec, weights).load(manifest, np.arange(len(manifest)), 2)
+        assert isinstance(loader.dataset, tf.data.Dataset)
+        assert loader.dataset.element_spec["image"] == element
+        batches = list(loader)
+        assert sum(map(len, batches)) == len(manifest)
+        if not options:
+            assert np.ptp(batches[0].images) > 100
+
+
+def test_what_gpus_cannot_do_would_be_found() -> None:
+    gather = tf.function(lambda values, rows: tf.gather(values, rows)).get_concrete_function(
+        tf.TensorSpec((None,), tf.uint8), tf.TensorSpec((None,), tf.int32)
+    )
+    assert [operation.type for operation in operations(gather.graph) if gpu_kernel(operation) is None].count("GatherV2") == 1
+    sliced = tf.function(lambda values, first: values[first:]).get_concrete_function(
+        tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.int32)
+    )
+    (slice_,) = (operation for operation in operations(sliced.graph) if operation.type == "StridedSlice")
+    with pytest.raises(AssertionError):
+        assert_known_on_host(slice_.inputs[1])
