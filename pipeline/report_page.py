@@ -229,50 +229,37 @@ def histogram(statistics: LayerStatistics) -> dict[str, Any] | None:
     # [k]: magnitudes from 2^(k - 62) on.
     positive, negative = statistics.histogram[TINY + 1 :], statistics.histogram[:OCTAVES][::-1]
     both = positive + negative
-    total = int(both.sum()) + int(statistics.histogram[TINY])
-    if not total:
+    if not both.any():
         return None
     # All octaves but those so small that hardly anything lies there.
-    there = np.flatnonzero(both)
-    stop = int(there[-1]) + 1 if len(there) else 0
-    first = max(int(np.searchsorted(np.cumsum(both) / total, HIDDEN_SHARE)), stop - MOST_OCTAVES) if len(there) else 0
-    first = max(0, min(max(first, int(there[0]) if len(there) else 0), stop - FEWEST_OCTAVES))
+    stop = int(np.flatnonzero(both)[-1]) + 1
+    crowded = int(np.searchsorted(np.cumsum(both), HIDDEN_SHARE * both.sum()))
+    first = max(0, min(max(crowded, stop - MOST_OCTAVES), stop - FEWEST_OCTAVES))
     octaves = max(stop - first, FEWEST_OCTAVES)
-    sides = [side[first : first + octaves].copy() for side in (positive, negative)]
-    for bars, side in zip(sides, (positive, negative), strict=True):
-        bars[0] += side[:first].sum()
     is_signed = bool(negative.any())
+    sides = [np.append(side[:first].sum() + side[first], side[first + 1 : first + octaves]) for side in (positive, negative)]
     heights = np.concatenate([sides[1][::-1], sides[0]]) if is_signed else sides[0]
     zero = octaves if is_signed else 0
-    width = WIDTH / len(heights)
-    scale = (HEIGHT - AXIS - 4) / max(1, int(heights.max()))
-    drawn = [(place, max(1.0, scale * value)) for place, value in enumerate(heights.tolist()) if value]
+    width, scale = WIDTH / len(heights), (HEIGHT - AXIS - 4) / int(heights.max())
+    bars = []
+    for place, value in enumerate(heights.tolist()):
+        if value:
+            height = max(1.0, scale * value)
+            box = {"x": place * width + 0.5, "y": HEIGHT - AXIS - height, "width": width - 1, "height": height}
+            bars.append({name: f"{length:.1f}" for name, length in box.items()})
     step = -(-octaves // (MOST_TICKS_OF_TWO if is_signed else MOST_TICKS))
-    # Not so near to the zero that the numbers meet.
-    marked = [octave for octave in range(octaves, 0, -step) if octave >= step / 2 or octave == octaves]
-    ticks = [(zero, "0")]
-    for octave in marked:
-        text = number(2.0 ** (first + octave + SMALLEST_EXPONENT))
-        ticks += [(zero + octave, text), *([(zero - octave, f"−{text}")] if is_signed else [])]
+    places = {zero: "0"}
+    for octave in range(octaves, 0, -step):
+        # Not so near to the zero that the numbers meet.
+        if octave >= step / 2 or octave == octaves:
+            text = number(2.0 ** (first + octave + SMALLEST_EXPONENT))
+            places |= {zero + octave: text, **({zero - octave: f"−{text}"} if is_signed else {})}
     anchors = {0: "start", len(heights): "end"}
-    return {
-        "width": WIDTH,
-        "height": HEIGHT,
-        "floor": HEIGHT - AXIS,
-        "bars": [
-            {
-                "x": f"{place * width + 0.5:.1f}",
-                "y": f"{HEIGHT - AXIS - high:.1f}",
-                "width": f"{width - 1:.1f}",
-                "height": f"{high:.1f}",
-            }
-            for place, high in drawn
-        ],
-        "ticks": [
-            {"x": f"{min(WIDTH - 2, max(2, place * width)):.1f}", "text": text, "anchor": anchors.get(place, "middle")}
-            for place, text in ticks
-        ],
-    }
+    ticks = [
+        {"x": f"{min(WIDTH - 2, max(2, place * width)):.1f}", "text": text, "anchor": anchors.get(place, "middle")}
+        for place, text in places.items()
+    ]
+    return {"width": WIDTH, "height": HEIGHT, "floor": HEIGHT - AXIS, "bars": bars, "ticks": ticks}
 
 
 def coloured(one: FeatureMap) -> bytes:

@@ -178,7 +178,7 @@ def test_native_size_float16_and_added_parts_are_drawn(tmp_path: Path, monkeypat
         whole = make_spec(7, {"relu4_1": None}, keys=keys)
         write_run(tmp_path / "run", spec, values=make_values(whole, sizes), existing=existing)
     drawn: list[Figure] = []
-    monkeypatch.setattr("pipeline.views.save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("pipeline.figures.save", lambda figure, path: drawn.append(figure))
     for row in (0, 6):
         plot(tmp_path / "run", image=str(row), channels=3, input=False, colormap="hot", file=str(tmp_path / "native.png"))
         drawn[-1].draw_without_rendering()
@@ -193,7 +193,7 @@ def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monk
     values = make_values(spec, {0: (1200, 900)})
     write_run(tmp_path / "run", spec, values=values)
     sheets: list[Any] = []
-    monkeypatch.setattr("pipeline.views.draw", lambda sheet, *rest: sheets.append(sheet) or Figure())
+    monkeypatch.setattr("pipeline.figures.draw", lambda sheet, *rest: sheets.append(sheet) or Figure())
     for exact in (False, True):
         plot(tmp_path / "run", exact=exact, dpi=50, input=False)
     part, whole = (sheet.maps[0] for sheet in sheets)
@@ -368,7 +368,7 @@ def test_a_missing_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_whole_pictures_and_no_half_ones(folder: Path, tmp_path: Path) -> None:
-    arguments = (f"run={folder}", "images=[0,2,3,4,5]", "dpi=300", "input=false", "file={image}.png")
+    arguments = (f"run={folder}", "images=[0,2,3,4,5]", "dpi=600", "input=false", "file={image}.png")
     process = subprocess.Popen(
         [sys.executable, "-m", MODULE, *arguments],
         cwd=tmp_path,
