@@ -21,8 +21,6 @@ BELOW: dict[str, set[str]] = {
     "network": {"images"},
     "store": {"storage"},
     "training": {"store"},
-    "pages": set(),
-    "pictures": set(),
 }
 # Run.torch_dataset and its like: loaded when they are called.
 EXCEPTIONS = {("store/feeding.py", "training")}
@@ -37,7 +35,8 @@ ONLY_IN = {
     "ray": ("engines/",),
     "hydra": tuple(COMMANDS),
     "omegaconf": tuple(COMMANDS),
-    "matplotlib": ("pictures/",),
+    "matplotlib": ("figures.py",),
+    "jinja2": ("report_page.py",),
     "fsspec": ("storage/",),
 }
 # A wrong option is answered before any of HEAVY is loaded.
