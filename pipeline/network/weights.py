@@ -447,6 +447,8 @@ def download_file(
             raise ValueError(f"another file: {partial.stat().st_size:,} bytes, MD5 {md5}")
         partial.replace(target)
     except _NETWORK_ERRORS as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         cause = error.reason if type(error) is urllib.error.URLError else error
         reason = f"no answer for {timeout_seconds:g} seconds" if isinstance(cause, TimeoutError) else " ".join(str(cause).split())
         raise WeightsError(
