@@ -312,7 +312,7 @@ def read_file(path: Path, wanted: Wanted) -> StoredWeights:
     except Exception as error:  # SciPy, zlib and h5py raise whatever the damage leads to, MemoryError too.
         if isinstance(error, OSError) and error.errno is not None:
             raise wanted.refusal(path, "cannot be read", str(error)) from error
-        got = f"{path.stat().st_size:,} bytes: {type(error).__name__}: {' '.join(str(error).split())}"
+        got = f"{path.stat().st_size:,} bytes: {' '.join(str(error).split()) or type(error).__name__}"
         raise wanted.refusal(path, f"is {found}, but truncated or damaged", got) from error
     raise wanted.refusal(path, "is not a weights file that can be read", size, _REMEDIES.get(found, ""))
 
