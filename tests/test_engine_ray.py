@@ -338,7 +338,7 @@ def test_a_shard_that_kills_is_named_and_others_are_kept(tmp_path: Path, images:
 def test_what_stops_one_worker_stops_the_run_with_its_line(
     tmp_path: Path, images: Path, random_weights: Any, match: Callable[[str, str], None]
 ) -> None:
-    from pipeline.network.matconvnet_writer import write_matconvnet
+    from .matconvnet_writer import write_matconvnet
 
     weights = random_weights()
     kernels = {**weights.kernels, "conv3_1": weights.kernels["conv3_1"] * np.float32(1e6)}

@@ -31,7 +31,7 @@ ONLY_IN = {
     "tensorflow": ("images/", "network/", "training/tf_data.py"),
     "torch": ("training/torch_data.py",),
     "llvmlite": ("network/winograd/",),
-    "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
+    "h5py": ("store/", "network/keras_h5.py"),
     "ray": ("engines/",),
     "hydra": tuple(COMMANDS),
     "omegaconf": tuple(COMMANDS),
