@@ -24,7 +24,7 @@ def list_images(source: DataSource) -> Manifest:
 def _listed(source: DataSource) -> Manifest:
     # Late: each needs libraries that the others do without.
     if source.tar is not None:
-        from .images.tars import list_tars
+        from .images.tar import list_tars
 
         return list_tars(source.tar, tar_folder(source.tar), _warn)
     if source.tfds is not None:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config import check_options
 from pipeline.images.manifest import list_folder, read_list
-from pipeline.images.tars import list_tars
+from pipeline.images.tar import list_tars
 from pipeline.images.tfds_set import list_set
 from pipeline.network.layers import resolve_layers
 from pipeline.network.weights import load_weights

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..config import Options
-from ..images.tar_source import TarSource
+from ..images.tar import TarSource
 from ..images.tfds_source import TfdsSource
 from ..journal import LOGGER as _log
 from ..network.weights import Weights
