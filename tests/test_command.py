@@ -453,7 +453,7 @@ def test_a_list_of_which_no_file_is_found_leaves_nothing_behind_and_can_be_mende
     assert result.returncode == 0, result.stderr
     assert "data.list: the last word as the label in 2 lines" in result.stderr
     run = open_run(tmp_path / "outputs/x")
-    assert run.images["label"].tolist() == ["3", "11"]
+    assert run.images["label"].tolist() == [3, 11]
 
 
 def test_labels_are_those_that_were_asked_for(tmp_path: Path, photographs: Path) -> None:
