@@ -28,17 +28,18 @@ from .names import first_folders, quoted_names, readable_keys, valid_text, words
 from .parquet import PARQUET_SUFFIXES, read_parquet_list
 
 # Folders that file systems keep for themselves; some can be read by nobody else, which is no reason to stop.
-_NAMES_IN_A_RUN = frozenset({"features.h5", "shards", "manifest.jsonl.gz"})
 SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "__MACOSX"})
+# Files and folders that a run writes.
+_NAMES_IN_A_RUN = frozenset({"features.h5", "shards", "manifest.jsonl.gz"})
 
 
 def list_folder(folder: Path) -> Manifest:
     r"""Lists the images below a folder, by extension, in the order of their keys' UTF-8 bytes: the same on every system.
 
     Links to files and folders are followed; a folder that is reached twice is listed once, by its real name where it has one
-    below ``folder``. Hidden names, system folders, other extensions and special files are passed over and counted. A link
-    to nothing with an image's extension is a row: somebody wanted that image. Where a name is not valid Unicode, its wrong
-    bytes stand in the key as ``\xff``.
+    below ``folder``. Hidden names, system folders, other extensions and special files are passed over and counted; so are run
+    folders below it and pictures beside them that begin with their names. A link to nothing with an image's extension is a
+    row: somebody wanted that image. Where a name is not valid Unicode, its wrong bytes stand in the key as ``\xff``.
 
     Raises:
         DatasetError: The folder does not exist, is no folder or holds no image; it or one below it cannot be read.
@@ -76,17 +77,18 @@ def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] =
     Text: one path a line, taken as it stands; empty lines and those that begin with ``#`` are passed over. CSV (extension
     ``.csv`` or ``.tsv``, or a first line that holds a column ``path``): ``label`` is the label, other columns become metadata.
     Parquet (extension ``.parquet`` or ``.pq``): likewise, as text; see :func:`~pipeline.images.parquet.read_parquet_list`.
+    What another system or Caffe has written is understood; see :func:`~pipeline.images.lists.as_written_elsewhere`.
     Relative paths are relative to ``base``, else to the list's own folder. Keys are relative to that folder too; images
     outside it have their absolute path as key. Files that do not exist are rows.
 
     Args:
         path: Of the list.
         base: Absolute or relative to the present folder.
-        log: Takes a line about columns that are left out.
+        log: Takes a line about columns that are left out, and about how lines were understood.
 
     Raises:
-        DatasetError: The list cannot be read, is no text, is empty, has no column ``path``, a line of the wrong length, a column
-            whose name is taken, or names an image twice.
+        DatasetError: The list cannot be read, is no text, is not UTF-8, is empty, has no column ``path``, a line of the wrong
+            length, a column whose name is taken, or names an image twice.
     """
     return images_of_list(read_columns(path, log), path, base, log)
 
