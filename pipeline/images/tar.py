@@ -312,18 +312,20 @@ class _Listing:
                 images = {name: _resolved(member, everything) for name, member in images.items()}
         repeats = not self.seen.isdisjoint(images)
         self.seen.update(images)
-        for name, member in images.items():
-            row, cells = len(self.names), beside.get(_stem(name), {}) if beside else {}
-            self.names.append(name)
-            self.keys.append(f"{prefix}/{name}" if repeats else name)
-            self.prefixes.append(prefix)
-            self.labels.append(cells.get(_CLASS) or cells.get("label", ""))
+        first = len(self.names)
+        self.names += images
+        self.keys += [f"{prefix}/{name}" for name in images] if repeats else images
+        self.prefixes += [prefix] * len(images)
+        self.numbers.extend([len(self.files)] * len(images))
+        self.offsets.extend([member.offset for member in images.values()])
+        self.lengths.extend([member.size_bytes for member in images.values()])
+        self.labels += [""] * len(images)
+        for row, name in enumerate(images if beside else (), first):
+            cells = beside.get(_stem(name), {})
+            self.labels[row] = cells.get(_CLASS) or cells.get("label", "")
             for column in cells.keys() - {_CLASS, "label"}:
                 values = self.columns.setdefault(column, [])
                 values += [""] * (row - len(values)) + [cells[column]]
-            self.numbers.append(len(self.files))
-            self.offsets.append(member.offset)
-            self.lengths.append(member.size_bytes)
         # A comma or a line's end for each, as in a list.
         _refuse_too_much(len(self.columns), len(self.columns) * len(self.names))
         self.files.append((info.st_size, info.st_mtime_ns))
@@ -406,10 +408,9 @@ def _refuse_too_much(names: int, size_bytes: int) -> None:
 
 def _reason(name: str, ending: str) -> str:
     """Give why a member is no image of a run; "" where it is one."""
-    folders = name.split("/")
-    if any(part[:1] == "." and part not in (".", "..") for part in folders):
+    if (name[:1] == "." or "/." in name) and any(part[0] == "." and part not in (".", "..") for part in name.split("/") if part):
         return "hidden file"
-    if not SYSTEM_FOLDERS.isdisjoint(folders[:-1]):
+    if "/" in name and not SYSTEM_FOLDERS.isdisjoint(name.split("/")[:-1]):
         return "system folder"
     return "" if ending in image_extensions() else words_for_extension(ending)
 
