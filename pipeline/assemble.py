@@ -56,7 +56,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
         if foreign := foreign_names(options.network.name, options.layers):
             _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
         with watch.stage("list"):
-            manifest = list_images(options.data.source)
+            manifest = list_images(options.data.source, options.data.label)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)

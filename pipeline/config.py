@@ -45,6 +45,7 @@ class DataOptions:
     resize: str
     interpolation: str
     decode: str
+    label: str
     max_failed_fraction: float
 
 
@@ -177,6 +178,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
             resize=data["resize"],
             interpolation=data["interpolation"],
             decode=data["decode"],
+            label=_text("data.label", data["label"], "folder, parent, or the name of a column"),
             max_failed_fraction=float(fraction),
         ),
         layers=check_layers(values["layers"]),

@@ -49,6 +49,7 @@ class Settings(TypedDict, total=False):
     resize: str
     interpolation: str
     decode: str
+    label: str
     max_failed_fraction: float
     batch_size: int | str
     network: str

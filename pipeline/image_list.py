@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import posixpath
+from dataclasses import replace
+from itertools import zip_longest
+
 from .data_source import DataSource, tar_folder
+from .errors import OptionError
 from .journal import LOGGER as _log
 from .network.start import load_tensorflow
-from .records import Manifest
+from .records import Manifest, digest_images
 from .storage.address import Address
 
 
-def list_images(source: DataSource) -> Manifest:
+def list_images(source: DataSource, label: str = "folder") -> Manifest:
     """Lists the images, and says how many there are.
+
+    Args:
+        source: Where they are.
+        label: ``data.label``.
 
     Raises:
         DatasetError: They cannot be listed, or there are none.
+        OptionError: There is no such column.
     """
-    manifest = _listed(source)
+    manifest = with_labels(_listed(source), label)
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items()))
     _log.info("images: %d under %s%s", len(manifest), manifest.root, f"; skipped: {skipped}" if skipped else "")
     return manifest
@@ -24,7 +34,7 @@ def list_images(source: DataSource) -> Manifest:
 def _listed(source: DataSource) -> Manifest:
     # Late: each needs libraries that the others do without.
     if source.tar is not None:
-        from .images.tars import list_tars
+        from .images.tar import list_tars
 
         return list_tars(source.tar, tar_folder(source.tar), _warn)
     if source.tfds is not None:
@@ -37,8 +47,11 @@ def _listed(source: DataSource) -> Manifest:
         return list_set(source.tfds, source.split, source.dir)
     if source.list is not None:
         from .images.addressed_list import read_addressed_list
+        from .images.manifest import refuse_all_missing
 
-        return read_addressed_list(source.list, source.dir, _warn)
+        manifest = read_addressed_list(source.list, source.dir, _warn)
+        refuse_all_missing(manifest, source.list)
+        return manifest
     assert source.dir is not None
     if isinstance(source.dir, Address):
         from .images.remote import list_address
@@ -47,6 +60,35 @@ def _listed(source: DataSource) -> Manifest:
     from .images.manifest import list_folder
 
     return list_folder(source.dir)
+
+
+def with_labels(manifest: Manifest, label: str) -> Manifest:
+    """Return the images with other labels.
+
+    Args:
+        manifest: With the labels of its source, else the first folders: those of ``folder``.
+        label: ``folder``; ``parent``: the last folder of each key; or a column.
+
+    Raises:
+        OptionError: There is no such column.
+    """
+    if label == "folder":
+        return manifest
+    if label == "parent":
+        # What the keys of a tar file may begin with is no folder of images.
+        tars = manifest.metadata.get("tar", ()) if manifest.source is not None and manifest.source.kind == "tar" else ()
+        names = [key.removeprefix(f"{tar}/") for key, tar in zip_longest(manifest.keys, tars, fillvalue="")]
+        labels = tuple(posixpath.basename(posixpath.dirname(name)) for name in names)
+    elif label in manifest.metadata:
+        labels = tuple(manifest.metadata[label])
+    else:
+        columns = "".join(f", {name}" for name in sorted(manifest.metadata)[:20])
+        raise OptionError(
+            f"data.label: there is no such column, got {label!r}. Expected one of: folder, parent{columns}. A column "
+            "called label is used unasked."
+        )
+    digest = digest_images(manifest.keys, labels, manifest.file_bytes, manifest.metadata)
+    return replace(manifest, labels=labels, digest=digest)
 
 
 def _warn(line: str) -> None:

@@ -177,11 +177,8 @@ def compose(command: Callable[[], None], door: Door = RUN) -> None:
     """
     from hydra.core.config_store import ConfigStore
 
-    from . import completion, schema
+    from . import schema
 
-    if text := completion.answer(sys.argv[1:]):
-        print(text, end="")
-        return
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     ConfigStore.instance().store(name="schema", node=getattr(schema, door.schema))

@@ -42,6 +42,7 @@ class DataSchema:
     resize: Any = "squash"
     interpolation: Any = "bilinear"
     decode: Any = "exact"
+    label: Any = "folder"
     max_failed_fraction: Any = 1.0
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from .errors import ImageError
 from .images.reading import words_for
 from .images.remote import RemoteImages
-from .images.tar_headers import TarError
-from .images.tars import COLUMN, find_in_tar
+from .images.tar import COLUMN, TarError, find_in_tar
 from .records import ImageRecord
 from .storage.address import is_address
 from .store.reader import Run

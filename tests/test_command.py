@@ -438,3 +438,38 @@ def test_what_is_quoted_or_swept_is_left_to_hydra() -> None:
         ["batch_size=3"],
     ):
         assert literal_arguments(arguments) == arguments
+
+
+def test_a_list_of_which_no_file_is_found_leaves_nothing_behind_and_can_be_mended(tmp_path: Path, photographs: Path) -> None:
+    (tmp_path / "list.txt").write_text("sky/hubble.jpg 3\npeople/astronaut.jpg 11\n")
+    arguments = ["data.list=list.txt", "name=x", "layers=relu1_1", *QUICK]
+    result = call(*arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: data.list: none of its 2 files was found, got 'list.txt' with paths such as"), last
+    assert f"relative to {str(tmp_path)!r}. Set data.dir=FOLDER" in last
+    assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
+    result = call(*arguments, f"data.dir={photographs}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "data.list: the last word as the label in 2 lines" in result.stderr
+    run = open_run(tmp_path / "outputs/x")
+    assert run.images["label"].tolist() == [3, 11]
+
+
+def test_labels_are_those_that_were_asked_for(tmp_path: Path, photographs: Path) -> None:
+    for name, split in (("chelsea", "train"), ("cameraman", "val")):
+        source = next(photographs.glob(f"*/{name}.jpg"))
+        target = tmp_path / "imgs" / split / source.parent.name / source.name
+        target.parent.mkdir(parents=True)
+        shutil.copy(source, target)
+    arguments = ["data.dir=imgs", "name=x", "layers=relu1_1", *QUICK]
+    result = call(*arguments, "data.label=parnt", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "data.label: there is no such column, got 'parnt'. Expected one of: folder, parent." in result.stderr
+    result = call(*arguments, "data.label=parent", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert open_run(tmp_path / "outputs/x").images["label"].tolist() == ["animals", "people"]
+    # Labels are stored, so another rule is another run.
+    result = call(*arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert "label" in result.stderr.splitlines()[-1]

@@ -127,3 +127,11 @@ def test_images_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytes
 
 def test_bytes_that_are_no_text_come_back_too() -> None:
     assert shell_words(shell_word("caf\udce9\t'x\\")) == ["caf\udce9\t'x\\"]
+
+
+@pytest.mark.parametrize("name", ["run", "layers", "verify", "index", "show", "plot"])
+def test_every_console_script_is_a_command(name: str) -> None:
+    script = "deep-features" if name == "run" else f"deep-features-{name}"
+    root = Path(__file__).parent.parent
+    assert f'{script} = "pipeline.{name}:main"' in (root / "pyproject.toml").read_text()
+    assert (root / f"pipeline/{name}.py").is_file()

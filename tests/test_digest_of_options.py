@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.config import check_options
+from pipeline.image_list import with_labels
 from pipeline.images.manifest import list_folder, read_list
-from pipeline.images.tars import list_tars
+from pipeline.images.tar import list_tars
 from pipeline.images.tfds_set import list_set
 from pipeline.network.layers import resolve_layers
 from pipeline.network.weights import load_weights
@@ -42,6 +43,8 @@ CHANGES_A_NUMBER: dict[str, Any] = {
     **dict.fromkeys(("network.kernel_order", "output.dtype", "runtime.backend", "runtime.precision")),
 }
 CHANGES_NONE: dict[str, Any] = {
+    # Labels are part of the images' digest; first and last folders of these are the same.
+    "data.label": "parent",
     "data.max_failed_fraction": 0.5,
     "batch_size": 3,
     "name": "another",
@@ -97,6 +100,7 @@ def digest(
             manifest = list_tars([str(folder / "image.tar")], str(folder), print)
         if "data__tfds" in changes or "data__split" in changes:
             manifest = list_set("tiny", options.data.source.split, request.getfixturevalue("tiny_set"))
+        manifest = with_labels(manifest, options.data.label)
         weights = random_weights(options.network.name)
         if options.network.seed:
             weights = load_weights(

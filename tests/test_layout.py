@@ -42,7 +42,7 @@ ONLY_IN = {
 # A wrong option is answered before any of HEAVY is loaded.
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
 LIGHT = COMMANDS - {"jobs.py"} | {
-    *("config.py", "schema.py", "errors.py", "report.py", "signals.py", "command_line.py", "completion.py", "layer_rows.py"),
+    *("config.py", "schema.py", "errors.py", "report.py", "signals.py", "command_line.py", "layer_rows.py"),
     *("overview.py", "plot_config.py", "network/layers.py", "network/start.py"),
 }
 

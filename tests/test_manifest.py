@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import DatasetError
-from pipeline.images.manifest import list_folder, read_list
+from pipeline.errors import DatasetError, OptionError
+from pipeline.image_list import with_labels
+from pipeline.images.manifest import list_folder, read_list, refuse_all_missing
 from pipeline.records import Manifest
 
 
@@ -369,3 +370,87 @@ def test_lines_of_the_wrong_length_are_refused(tmp_path: Path, text: str, part: 
 def test_rows_without_a_path_are_refused(tmp_path: Path) -> None:
     text = refused(tmp_path, "path,x\na.jpg,1\n,2\n,3\n", "l.csv")
     assert "rows without a path, got '' in image 2 and 1 others. Expected a path in each row." in text
+
+
+def noted(tmp_path: Path, text: str | bytes, name: str = "list.txt") -> tuple[Manifest, list[str]]:
+    notes: list[str] = []
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_list(tmp_path / name, None, notes.append), notes
+
+
+def test_lines_of_caffe_are_a_path_and_a_label_and_that_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.jpg", "a/y z.jpg", "plain 3.png")
+    manifest, notes = noted(tmp_path, "a/x.jpg 0\na/y z.jpg\t12\na/gone.jpg 1\nplain 3.png\n")
+    assert manifest.keys == ("a/x.jpg", "a/y z.jpg", "a/gone.jpg", "plain 3.png")
+    assert manifest.labels == ("0", "12", "1", "")
+    assert manifest.file_bytes.tolist() == [7, 9, 0, 11]
+    assert notes == ["data.list: the last word as the label in 3 lines, whose files are there then, e.g. 'a/x.jpg 0'"]
+
+
+def test_lines_whose_files_are_there_are_taken_as_they_stand(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg 0", "b\\c.jpg", "b/c.jpg")
+    manifest, notes = noted(tmp_path, "a.jpg 0\nb\\c.jpg\nnot there.jpg 5\n")
+    assert manifest.keys == ("a.jpg 0", "b\\c.jpg", "not there.jpg 5")
+    assert notes == []
+    manifest, notes = noted(tmp_path, "path,label\na.jpg 0,x\n", "list.csv")
+    assert (manifest.keys, manifest.labels, notes) == (("a.jpg 0",), ("x",), [])
+
+
+def test_backslashes_are_understood_where_the_path_with_slashes_is_there(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.jpg", "a/y.jpg")
+    manifest, notes = noted(tmp_path, "path,label\na\\x.jpg,1\na\\gone.jpg,2\n", "list.csv")
+    assert (manifest.keys, manifest.labels) == (("a/x.jpg", "a/gone.jpg"), ("1", "2"))
+    assert notes == ["data.list: \\ as / in 2 lines, whose files are there then, e.g. 'a\\\\x.jpg'"]
+    manifest, notes = noted(tmp_path, "a\\x.jpg 7\na\\y.jpg 8\n")
+    assert (manifest.keys, manifest.labels) == (("a/x.jpg", "a/y.jpg"), ("7", "8"))
+    assert len(notes) == 1
+
+
+def test_a_list_in_cp1252_is_named_as_such(tmp_path: Path) -> None:
+    touch(tmp_path, "café.jpg", "b.jpg")
+    for name, text in (("list.txt", "café.jpg\n"), ("list.csv", "path,label\nb.jpg,Käse\n")):
+        message = refused(tmp_path, text.encode("cp1252"), name)
+        assert message.startswith("data.list: not UTF-8 text but perhaps cp1252, got '"), message
+        assert "iconv -f cp1252 -t utf-8" in message
+
+
+def test_a_list_of_which_no_file_is_there_says_where_it_looked(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a.jpg")
+    manifest = listed(tmp_path, "a.jpg\nb.jpg\n")
+    with pytest.raises(
+        DatasetError, match=r"data\.list: none of its 2 files was found, got '.*list\.txt' with paths such as"
+    ) as error:
+        refuse_all_missing(manifest, tmp_path / "list.txt")
+    assert f"'{tmp_path / 'a.jpg'}'. Expected absolute paths, or paths relative to {str(tmp_path)!r}. Set data.dir" in str(
+        error.value
+    )
+    # One that is there, even if it is empty, is enough.
+    (tmp_path / "b.jpg").touch()
+    refuse_all_missing(listed(tmp_path, "a.jpg\nb.jpg\n"), tmp_path / "list.txt")
+    refuse_all_missing(listed(tmp_path, "a.jpg\nb.jpg\n", base=tmp_path / "data"), tmp_path / "list.txt")
+
+
+def test_run_folders_and_the_pictures_of_runs_are_no_images(tmp_path: Path) -> None:
+    touch(tmp_path, "imgs/a.jpg", "outputs/r-vgg19/features.h5", "outputs/r-vgg19/shards/s.h5", "outputs/r-vgg19/x.png")
+    touch(tmp_path, "outputs/r-vgg19-a.jpg-relu4_1.png", "outputs/r-other.png", "features.h5", "manifest.jsonl.gz")
+    touch(tmp_path, "mine/features.h5", "mine/b.jpg", "mine-b.png")
+    manifest = list_folder(tmp_path)
+    assert manifest.keys == ("imgs/a.jpg", "mine-b.png", "mine/b.jpg", "outputs/r-other.png")
+    assert manifest.skipped == {"extension .gz": 1, "extension .h5": 2, "picture of a run": 1, "run folder": 1}
+
+
+def test_labels_are_the_first_folder_the_last_or_a_column(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/a.jpg", "b.jpg", "val/dog/c.jpg")
+    manifest = list_folder(tmp_path)
+    assert with_labels(manifest, "folder") is manifest
+    by_parent = with_labels(manifest, "parent")
+    assert by_parent.labels == ("", "cat", "dog")
+    assert by_parent.digest != manifest.digest
+    table = listed(tmp_path, "path,label,kind\nb.jpg,1,x\nval/dog/c.jpg,2,y\n", "l.csv")
+    assert table.labels == ("1", "2")
+    assert with_labels(table, "kind").labels == ("x", "y")
+    assert with_labels(table, "parent").labels == ("", "dog")
+    with pytest.raises(
+        OptionError, match=r"data\.label: there is no such column, got 'sort'\. Expected one of: folder, parent, kind\."
+    ):
+        with_labels(table, "sort")

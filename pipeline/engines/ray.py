@@ -27,7 +27,7 @@ from ..config import Options
 from ..engine_config import EngineOptions
 from ..errors import EngineError, OptionError, PipelineError, StoreError, printable
 from ..estimate import raw_bytes
-from ..images.tar_source import TarSource
+from ..images.tar import TarSource
 from ..images.tfds_source import TfdsSource
 from ..journal import LOGGER as _log
 from ..machine import peak_memory_bytes, usable_cores

@@ -42,7 +42,7 @@ def read_addressed_list(
         columns = read_columns(path, log)
     folder = listing.parent if base is None else base
     if isinstance(folder, Path) and isinstance(listing, Path) and not any(map(is_address, columns["path"])):
-        return images_of_list(columns, listing, folder)
+        return images_of_list(columns, listing, folder, log)
     written = columns.pop("path")
     refuse_empty(written, listing)
     root = str(folder) if isinstance(folder, Address) else str(Path(folder).absolute())

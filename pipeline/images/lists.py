@@ -1,20 +1,29 @@
 """A text or CSV file of paths, read into columns; the way to a manifest that begins with a list."""
 
+# Paths stay as they are written, so they are texts here.
+# ruff: noqa: PTH118
+
 from __future__ import annotations
 
 import codecs
 import csv
 import io
+import itertools
+import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
 from .names import RUBBISH, quoted_names
 
 _ENCODINGS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+# A line of Caffe's: a path with an extension, and a word or number.
+_LABELLED = re.compile(r"(\S.*\.\w+)[ \t]+(\S+)")
+# As Python keeps bytes that are not UTF-8.
+_OTHER_BYTES = re.compile("[\udc80-\udcff]")
 _DELIMITERS = (",", "\t", ";")
 
 # Ten million images with long paths and some columns. A list is read whole.
@@ -57,6 +66,66 @@ def refuse_repeated(names: Sequence[str]) -> None:
             f"data.list: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each "
             "image once. Remove the repeated lines."
         )
+
+
+def as_written_elsewhere(
+    written: list[str], root: str, has_labels: bool, log: Callable[[str], None]
+) -> tuple[list[str], list[str]]:
+    r"""Return the paths of a list that another program or system has written, and the labels that stand behind them.
+
+    Lines that are no file's are read with ``/`` for ``\``, without their last word, or both, if any of them is a file's then.
+
+    Args:
+        written: The paths of the list, as they stand there.
+        root: What relative ones are relative to.
+        has_labels: Whether a last word may be a label, as in Caffe's lists.
+        log: Takes a line about what was understood.
+
+    Returns:
+        The paths, and as many labels, "" where there is none; no labels at all where no line has one.
+    """
+
+    def is_there(name: str) -> bool:
+        return os.path.lexists(os.path.join(root, name))
+
+    # Those that can be meant otherwise; of all others nothing is asked.
+    odd = [row for row, line in enumerate(written) if "\\" in line or (has_labels and _LABELLED.fullmatch(line))]
+    odd = [row for row in odd if not is_there(written[row])]
+    for slashes, labels in ((True, False), (False, True), (True, True)):
+        paths, words = [*written], [""] * len(written)
+        for row in odd:
+            match = _LABELLED.fullmatch(written[row]) if labels and has_labels else None
+            if match:
+                paths[row], words[row] = match[1], match[2]
+            if slashes:
+                paths[row] = paths[row].replace("\\", "/")
+        if any(paths[row] != written[row] and is_there(paths[row]) for row in odd):
+            changed = sum(paths[row] != written[row] for row in odd)
+            how = " and ".join(["\\ as /"] * slashes + ["the last word as the label"] * labels)
+            log(f"data.list: {how} in {changed} lines, whose files are there then, e.g. {quoted_names([written[odd[0]]])}")
+            return paths, words if any(words) else []
+    return written, []
+
+
+def refuse_other_encoding(written: Sequence[str], columns: Mapping[str, Sequence[str]], path: Path, root: str) -> None:
+    """Refuse a list that is not UTF-8, unless what its bytes name is there: names of files may have any bytes.
+
+    Raises:
+        DatasetError: A file is there under the name that Windows' encoding gives; or a label or another column is not UTF-8.
+    """
+    odd = [name for name in written if not name.isascii() and _OTHER_BYTES.search(name)]
+    wrong = [name for name in odd if os.path.lexists(os.path.join(root, _as_cp1252(name)))]
+    cells = itertools.chain.from_iterable(columns.values())
+    wrong += [cell for cell in cells if not cell.isascii() and _OTHER_BYTES.search(cell)]
+    if wrong:
+        raise DatasetError(
+            f"data.list: not UTF-8 text but perhaps cp1252, got {quoted_names([_as_cp1252(wrong[0])])} if it is, in "
+            f"{str(path)!r}. Expected UTF-8. Convert it: iconv -f cp1252 -t utf-8 OLD > NEW."
+        )
+
+
+def _as_cp1252(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
 
 
 def _read_text(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import BinaryIO
+from io import FileIO
 
 from ..errors import DatasetError
 from ..records import ImageRecord
@@ -70,7 +70,7 @@ def read_file(path: str) -> bytes:
     return data
 
 
-def open_regular(path: str) -> BinaryIO:
+def open_regular(path: str) -> FileIO:
     """Opens, without a buffer, a file that should be a regular one; whether it still is when it is open, its status tells.
 
     Args:

@@ -82,7 +82,7 @@ def memory(kind: str, place: str) -> tuple[float, float]:
 def _manifest(kind: str, place: Path) -> Any:
     if kind == "tar":
         from pipeline.data_source import tar_folder
-        from pipeline.images.tars import list_tars
+        from pipeline.images.tar import list_tars
 
         return list_tars([str(place)], tar_folder([str(place)]), print)
     if kind == "tfds":
