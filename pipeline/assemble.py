@@ -16,7 +16,7 @@ from .freshness import refuse_changed_images
 from .image_list import list_images
 from .journal import LOGGER as _log
 from .journal import can_draw, to_file, to_terminal
-from .network.layers import CLASSIFIER_BLOCK, resolve_layers
+from .network.layers import CLASSIFIER_BLOCK, foreign_names, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run
 from .progress import Progress
@@ -53,6 +53,8 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
     with to_terminal(quiet) as kept_lines:
         refuse_engine(options)
         layers = resolve_layers(options.network.name, options.layers)
+        if foreign := foreign_names(options.network.name, options.layers):
+            _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
         with watch.stage("list"):
             manifest = list_images(options.data.source, options.data.label)
         with watch.stage("start"):

@@ -1,4 +1,4 @@
-"""Door: ``python -m pipeline.plot``. Feature maps of a stored run as pictures; computes nothing again, loads no TensorFlow."""
+"""``python -m pipeline.plot``: feature maps of a stored run as pictures; computes nothing again, loads no TensorFlow."""
 
 from __future__ import annotations
 

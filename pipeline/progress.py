@@ -39,9 +39,6 @@ class Progress:
         errors_before: Why some of these failed.
         max_failed_fraction: The run stops when more than this share of all rows has failed.
         rows: That are to be done by this process, those before among them; None: all of the run.
-
-    Attributes:
-        notes: What else is said beside the counts, name -> words.
     """
 
     def __init__(
@@ -56,8 +53,6 @@ class Progress:
         self._rows = rows
         self._keys = keys
         self._said = 0
-        self._said_rows: set[int] = set()
-        self.notes: dict[str, str] = {}
         self._done = rows_before
         self._before = rows_before
         self._failed = len(errors_before)
@@ -80,7 +75,7 @@ class Progress:
         """
         self._done += rows
         self._failed += len(failed)
-        self._bar.set_postfix({"failed": self._failed, **self.notes}, refresh=False)
+        self._bar.set_postfix({"failed": self._failed}, refresh=False)
         self._bar.update(rows)
         for status in failed:
             self._example = status.error
@@ -92,24 +87,13 @@ class Progress:
             rate = (self._done - self._before) / (now - self._began)
             left = (self._rows - self._done) / rate if rate > 0 else 0.0
             _log.info(
-                "%d of %d images, %d failed, %.2f images/s, %s left%s",
+                "%d of %d images, %d failed, %.2f images/s, %s left",
                 *(self._done, self._rows, self._failed, rate, clock(left)),
-                "".join(f"; {name}: {words}" for name, words in self.notes.items()),
             )
 
-    def take_back(self, rows: int, failed: int) -> None:
-        """Counts rows as not done: they were, and are lost."""
-        self._done -= rows
-        self._failed -= failed
-        self._bar.update(-rows)
-
     def _say_failed(self, status: ImageStatus) -> None:
-        if status.index in self._said_rows:
-            # Of a row that was lost and is done again.
-            return
         if self._said < FAILURES_SAID:
             _log.warning("failed: %r: %s", self._keys[status.index][:LONGEST_KEY], status.error)
-            self._said_rows.add(status.index)
         elif self._said == FAILURES_SAID:
             _log.warning("failed: further ones are only counted here; all reasons are in /images/error")
         self._said += 1

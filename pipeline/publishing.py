@@ -1,34 +1,22 @@
-"""``report.json`` and ``report.html`` of a finished run: when they are written, and what the page says."""
+"""``report.json`` and ``report.html`` of a finished run: when and how they are written."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .command_line import command_again
 from .errors import StoreError
-from .pages.contents import Cause, Contents, LayerFacts, Sample, Stage
-from .pages.page import render
-from .pages.words import share
 from .records import RunSpec, Share
-from .report import MOST_REPORT_BYTES, STAGES, Report, words_for_bytes
-from .samples import take_samples
-from .schema import defaults
+from .report import MOST_REPORT_BYTES, Report
+from .report_page import page_values, render
+from .samples import Sample, take_samples
 from .store import disk, format
 from .store.digests import Digests
-from .store.reader import Run, open_run, place_of
+from .store.reader import open_run
 from .store.regular import read_small
 
 REPORT, PAGE = "report.json", "report.html"
-# Of failures; a run may have a million, each with a cause of its own.
-CAUSES = 12
-EXAMPLES = 12
-
-UNTRAINED = "Untrained weights, network.weights=random: these features mean nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +57,7 @@ class Reports:
         if self.page:
             told = report if self.report else stored_report(self.folder) or report
             with open_run(self.folder) as run:
-                write_text(self.folder / PAGE, render(_contents(told, run, self.samples, self.sampled_layers)))
+                write_text(self.folder / PAGE, render(page_values(told, run, self.samples, self.sampled_layers)))
 
 
 def look_at_reports(folder: Path, spec: RunSpec, is_unchanged: bool) -> Reports:
@@ -150,110 +138,3 @@ def _remove(path: Path, digests: Digests) -> None:
     except OSError as error:
         raise disk.write_error(digests.path, error) from error
     disk.remove(path)
-
-
-def option_text(value: Any) -> str:
-    """Gives the value of an option as the command line takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(option_text, value))}]"
-    return str(value)
-
-
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in options.items():
-        *groups, last = name.split(".")
-        place = nested
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
-    return nested
-
-
-def _contents(report: Report, run: Run, samples: tuple[Sample, ...], sampled_layers: tuple[str, ...]) -> Contents:
-    attributes, known = run.attributes, defaults()
-    texts = {name: option_text(value) for name, value in report.options.items()}
-    folder = place_of(report.folder)
-    again = command_again(_nested(report.options), folder, str(attributes["data_root"])) if texts else ""
-    changed = {name: (text, option_text(known.get(name))) for name, text in texts.items() if text != option_text(known.get(name))}
-    return Contents(
-        name=folder.name,
-        network=report.network,
-        command=again,
-        warning=UNTRAINED if str(attributes["weights"]).startswith("random") else "",
-        changed=changed,
-        unchanged={name: text for name, text in texts.items() if name not in changed},
-        facts={
-            "images from": str(attributes["data_root"]),
-            "network": report.network,
-            "weights": report.weights,
-            "SHA-256 of weights": str(attributes["weights_sha256"]),
-            "input": str(attributes["preprocess"]),
-            "mean colour": ", ".join(f"{value:.3f}" for value in attributes["mean_pixel"].tolist()),
-            "values": f"{run[run.layers[0]].dtype}, compression {attributes['compression']}",
-            "shards": str(len(run.shards)),
-            "run digest": str(attributes["run_digest"]),
-            "written": str(attributes["created"]),
-        },
-        versions=report.versions,
-        rows=report.rows,
-        failed=report.failed,
-        causes=_causes(run) if report.failed else (),
-        skipped=report.skipped,
-        figures=_figures(report),
-        stages=tuple(
-            Stage(name, seconds, *(part.strip() for part in f"{STAGES[name]}:".split(":")[:2]))
-            for name, seconds in report.seconds_by_stage.items()
-            if name in STAGES
-        ),
-        bottleneck=report.bottleneck if report.rows_now else "",
-        threads_seconds=report.threads_seconds,
-        layers=tuple(LayerFacts(name, report.layers.get(name), run[name].channels, run.statistics[name]) for name in run.layers),
-        samples=samples,
-        sampled_layers=sampled_layers,
-    )
-
-
-def _figures(report: Report) -> dict[str, str]:
-    figures = {"images": f"{report.rows:,}", "failed": f"{report.failed:,}"}
-    if report.part:
-        figures["part, of which all else is"] = report.part
-    elif report.rows_now < report.rows:
-        figures["done before"] = f"{report.rows - report.rows_now:,}"
-    if report.rows_added:
-        figures["added"] = f"{report.rows_added:,}"
-    if report.rows_now:
-        figures["rate"] = f"{report.images_per_second:.1f} images/s"
-        figures["stored"] = words_for_bytes(report.bytes_stored)
-        if report.bytes_raw:
-            figures["compressed to"] = share(report.bytes_stored / report.bytes_raw)
-        figures["device"] = report.device
-    figures["wall time"] = words_for_seconds(report.seconds)
-    figures["peak memory"] = words_for_bytes(report.peak_memory_bytes)
-    return figures
-
-
-def words_for_seconds(seconds: float) -> str:
-    """Gives ``4.2 s``, ``3 min 5 s``, ``7 h 20 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _causes(run: Run) -> tuple[Cause, ...]:
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[tuple[str, str]]] = {}
-    for key, error in zip(run.images["key"], run.images["error"], strict=True):
-        if error:
-            word = str(error).split(":", 1)[0]
-            counts[word] += 1
-            if counts[word] <= EXAMPLES:
-                examples.setdefault(word, []).append((str(key), str(error)))
-    frequent = counts.most_common()
-    causes = [Cause(word, count, tuple(examples[word])) for word, count in frequent[:CAUSES]]
-    if len(frequent) > CAUSES:
-        causes.append(Cause("for other causes", sum(count for _, count in frequent[CAUSES:]), ()))
-    return tuple(causes)

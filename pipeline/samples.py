@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError, StoreError
-from .pages.contents import FeatureMap, Sample
-from .pages.pictures import as_square, smaller
+from .feature_maps import FeatureMap, fold, gather, has_extent
 from .records import OK, ImageRecord, Manifest
 from .report import words_for_bytes
 from .store.layer import Layer
@@ -23,6 +23,31 @@ PICTURE_PX = 224
 MAP_PX = 112
 # A row that takes more memory is not worth reading for a picture the size of a stamp.
 LARGEST_ROW_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """An image of the run and some of its feature maps.
+
+    Attributes:
+        row: In the run.
+        key: Of the image.
+        label: Likewise.
+        size: (height, width) px.
+        picture: (h, w, 3) uint8, small; None where the file is not what it was.
+        note: Why there is no picture; ``""`` if there is one.
+        maps: Layer -> its maps.
+        notes: Layer -> why there are no maps.
+    """
+
+    row: int
+    key: str
+    label: str
+    size: tuple[int, int]
+    picture: NDArray[np.uint8] | None
+    note: str
+    maps: Mapping[str, tuple[FeatureMap, ...]]
+    notes: Mapping[str, str]
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -53,7 +78,7 @@ def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> Sa
             notes[name] = f"{words_for_bytes(size_bytes)} an image, too much to be read for this page"
             continue
         try:
-            maps[name] = _maps(np.asarray(run[name][row], np.float32))
+            maps[name] = _maps(name, np.asarray(run[name][row], np.float32))
         except StoreError as error:
             notes[name] = str(error)
     picture, note = _picture(manifest[row], str(run.images["sha256"][row]))
@@ -67,21 +92,15 @@ def _row_bytes(layer: Layer, size: tuple[int, int]) -> int:
     return sides[0] * sides[1] * layer.channels * 4
 
 
-def _maps(values: NDArray[np.float32]) -> tuple[FeatureMap, ...]:
-    """Gives channel 0 and the most active ones of (h, w, c); of a layer without a map all channels."""
-    if values.shape[0] * values.shape[1] == 1:
-        row = values.reshape(-1)
-        return (FeatureMap(None, as_square(row), float(row.min()), float(row.max())),)
-    # By the mean of what is above 0, as in pictures of maps. A stable order: of channels that are equally active the first.
-    order = np.argsort(-np.maximum(values, 0).mean((0, 1), dtype=np.float64), kind="stable").tolist()
-    channels = [0, *[channel for channel in order if channel][:ACTIVE_CHANNELS]]
-    return tuple(
-        FeatureMap(channel, smaller(values[..., channel], MAP_PX), *_bounds(values[..., channel])) for channel in channels
-    )
-
-
-def _bounds(values: NDArray[np.float32]) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
+def _maps(layer: str, values: NDArray[np.float32]) -> tuple[FeatureMap, ...]:
+    """Return channel 0 and the most active ones of (h, w, c); of a layer without a map all channels."""
+    height, width, channels = values.shape
+    if not has_extent((height, width, channels)):
+        return (fold(layer, values),)
+    side = -(-max(height, width) // MAP_PX)
+    maps = gather(layer, [(0, values)], (height, width, channels), range(channels), side, most_active=channels)
+    others = [one for one in maps if one.channel]
+    return tuple([one for one in maps if one.channel == 0] + others[:ACTIVE_CHANNELS])
 
 
 def _picture(record: ImageRecord, sha256: str) -> tuple[NDArray[np.uint8] | None, str]:

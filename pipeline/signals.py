@@ -62,13 +62,17 @@ def heed(advice: str) -> None:
         _state.terminal = os.dup(2)
 
 
-def reclaim() -> None:
-    """Takes signals back from a library that has put itself before this program, to say that they have come."""
-    if threading.current_thread() is threading.main_thread():
-        for number in WORDS:
-            handler = signal.getsignal(number)
-            if callable(handler):
-                signal.signal(number, handler)
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Set the handlers of signals again after the block, in which a library may have put its own in their place."""
+    handlers = {number: signal.getsignal(number) for number in WORDS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def advise(advice: str) -> None:

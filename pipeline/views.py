@@ -15,16 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from . import figures
 from .config import check_choice, check_size
 from .errors import ImageError, OptionError, StoreError, nearest
+from .feature_maps import FeatureMap, fold, gather, has_extent, reduction
+from .figures import Layout, Sheet, rows_words, shape_words
 from .images.resize import ResizeSpec
 from .images.seen import save_image, seen_picture
 from .machine import usable_cores
 from .picture_names import PictureNames, run_name
-from .pictures.colours import check_colormap
-from .pictures.maps import FeatureMap, fold, gather, has_extent, reduction
-from .pictures.paper import plain, published, require_windows, show_windows
-from .pictures.sheet import Layout, Look, Sheet, draw, plan_layout, rows_words, shape_words
 from .plot_config import Choice
 from .records import OK, ImageStatus
 from .store.layer import Layer
@@ -44,30 +43,32 @@ def draw_views(choice: Choice) -> None:
         OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened.
         StoreError: The run cannot be read, an image failed, or a file cannot be written.
     """
-    with open_run(choice.run) as run, plain():
-        check_colormap(choice.colormap)
+    with open_run(choice.run) as run, figures.plain_settings():
+        figures.check_colormap(choice.colormap)
         layers = choose_layers(run.layers, choice.layers)
         rows = choose_rows(run, choice.images)
         files = PictureNames(run, choice, rows, layers)
         if choice.in_window:
-            require_windows()
+            figures.require_windows()
         for row in rows:
             seen = _seen(run, row, is_needed=choice.input_only) if choice.with_input else None
             if choice.input_only:
                 assert seen is not None
                 path = files.path(row, "input")
-                with published(path) as partial:
+                with figures.published(path) as partial:
                     save_image(seen, partial, "png")
                 print(f"written: {path} ({seen.shape[1]} x {seen.shape[0]} px)", flush=True)
                 continue
             for word, sheet, layout in _sheets(run, row, layers, choice, seen):
-                paper = draw(sheet, Look(choice.colormap, choice.is_shared, choice.dpi), layout, choice.in_window)
+                figure = figures.draw(
+                    sheet, figures.Look(choice.colormap, choice.is_shared, choice.dpi), layout, choice.in_window
+                )
                 path = files.path(row, word)
-                paper.save(path)
-                width, height = paper.size_px
+                figures.save(figure, path)
+                width, height = figure.canvas.get_width_height()
                 print(f"written: {path} ({width} x {height} px, {_counted(len(sheet.maps), 'map')})", flush=True)
         if choice.in_window:
-            show_windows()
+            figures.show_windows()
 
 
 def choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
@@ -152,7 +153,7 @@ def _sheets(
         for layer in layers:
             wanted, words = _channels(layer, shapes[layer], choice)
             count = len(wanted) if choice.most_active is None else min(choice.most_active, len(wanted))
-            layout = plan_layout([shapes[layer]] * count, is_mosaic=True)
+            layout = figures.plan_layout([shapes[layer]] * count, is_mosaic=True)
             maps = _read(run[layer], row, shapes[layer], wanted, layout, choice)
             lines = (origin, f"{layer}, {shape_words(shapes[layer])}{rows_words(maps[0])}: {words}{scale}")
             yield f"{layer}-{_mosaic_word(choice, count)}", Sheet(key, lines, maps, seen, seen_lines), layout
@@ -163,7 +164,7 @@ def _sheets(
                 f"channel: layer {layer} has no such channel, got {choice.channel}. Expected 0 to {shape[2] - 1}. "
                 f"Choose another, or other layers."
             )
-    layout = plan_layout(list(shapes.values()), is_mosaic=False)
+    layout = figures.plan_layout(list(shapes.values()), is_mosaic=False)
 
     def read(layer: str) -> FeatureMap:
         shape = shapes[layer]

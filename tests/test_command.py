@@ -377,7 +377,7 @@ def test_the_table_of_layers_is_printed(tmp_path: Path) -> None:
 def test_weights_from_a_file_give_the_features_of_the_same_weights_drawn(
     generation: str, images: Path, tmp_path: Path, random_weights: Any
 ) -> None:
-    from pipeline.network.matconvnet_writer import write_matconvnet
+    from .matconvnet_writer import write_matconvnet
 
     write_matconvnet(tmp_path / "file.mat", random_weights(), generation)
     arguments = [f"data.dir={images / 'class 1'}", "data.size=32", "layers=[relu1_1,relu4_1]", f"output.dir={tmp_path}"]

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.errors import WeightsError
 from pipeline.network import layers
-from pipeline.network.keras_h5 import read_keras
-from pipeline.network.stored import wanted_layers
+from pipeline.network.known_weights import wanted_layers
+from pipeline.network.weights import read_file
 
 from .weight_files import (
     Arrays,
@@ -73,7 +73,7 @@ WRITERS: list[tuple[Callable[[Path, Arrays], None], str]] = [
 
 def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
     with pytest.raises(WeightsError) as caught:
-        read_keras(path, wanted_layers(network, classifier))
+        read_file(path, wanted_layers(network, classifier))
     message = str(caught.value)
     assert message.startswith(f"network.weights: {path} ")
     assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
@@ -94,7 +94,7 @@ def test_every_layout_gives_the_same_arrays(
         assert "has no classifier (a 'notop' file), got no layer fc6, fc7, fc8" in refusal(path, network, classifier=True)
         return
     expected = make_weights(network, asked)
-    stored = read_keras(path, wanted_layers(network, asked))
+    stored = read_file(path, wanted_layers(network, asked))
     assert list(stored.kernels) == list(stored.biases) == list(expected.kernels)
     for name, kernel in expected.kernels.items():
         assert stored.kernels[name].dtype == stored.biases[name].dtype == np.float32
@@ -111,7 +111,7 @@ def test_a_vgg_among_other_layers_is_found_by_its_names(tmp_path: Path) -> None:
     arrays = keras_arrays(make_weights())
     stem = {"stem": (np.zeros((1, 1, 3, 3), np.float32), np.zeros(3, np.float32))}
     write_keras_3(tmp_path / "weights.h5", stem | arrays)
-    stored = read_keras(tmp_path / "weights.h5", wanted_layers("vgg19", classifier=True))
+    stored = read_file(tmp_path / "weights.h5", wanted_layers("vgg19", classifier=True))
     for name, kernel in make_weights().kernels.items():
         np.testing.assert_array_equal(stored.kernels[name], kernel)
     write_early_keras_3(tmp_path / "weights.h5", stem | arrays)
@@ -152,7 +152,7 @@ def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str,
         model.save_weights(path)
     else:
         model.save(path)
-    stored = read_keras(path, wanted)
+    stored = read_file(path, wanted)
     for name, kernel in make_weights().kernels.items():
         np.testing.assert_array_equal(stored.kernels[name], kernel)
 
@@ -187,7 +187,7 @@ NAN[0, 0, 0, 1] = np.nan
         (
             np.zeros((3, 3, 3, 4), "i4"),
             np.zeros(4, "f4"),
-            "has not one kernel and one bias in conv1_1, got float32(4,), int32(3, 3, 3, 4)",
+            "has no floating-point values in conv1_1, got int32",
         ),
         (NAN, np.zeros(4, "f4"), "NaN or infinite values in conv1_1, got 1 of 108 values"),
     ],
@@ -197,53 +197,15 @@ def test_a_file_with_a_wrong_array_is_refused(tmp_path: Path, kernel: Any, bias:
     assert words in refusal(tmp_path / "weights.h5")
 
 
-def test_declared_shapes_are_checked_before_data_are_read(tmp_path: Path) -> None:
+def test_links_beside_the_layers_are_not_followed(tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
     write_keras_2(path, keras_arrays(make_weights()))
     with h5py.File(path, "a") as file:
-        del file["block1_conv1/block1_conv1/kernel:0"]
-        # 40 TB, of which not one chunk is stored.
-        file.create_dataset("block1_conv1/block1_conv1/kernel:0", (10**5, 10**5, 10**3), "f4", chunks=(10, 10, 10))
-    assert "another shape in conv1_1 (expected (3, 3, 3, 4)), got (100000, 100000, 1000)" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    "link",
-    [h5py.SoftLink("/block1_conv1"), h5py.ExternalLink("other.h5", "/secret")],
-    ids=["soft", "external"],
-)
-@pytest.mark.parametrize("place", ["block1_conv2/extra", "model_weights"])
-def test_links_are_not_followed(tmp_path: Path, link: Any, place: str) -> None:
-    path = tmp_path / "weights.h5"
-    write_keras_2(path, keras_arrays(make_weights()))
-    with h5py.File(path, "a") as file:
-        file[place] = link
-    assert f"has a link out of the file or to another place, which is not followed, got {place}" in refusal(path)
-
-
-def test_data_kept_in_other_files_are_not_read(tmp_path: Path) -> None:
-    path, secret = tmp_path / "weights.h5", tmp_path / "secret"
-    secret.write_bytes(bytes(16))
-    place = "block1_conv1/block1_conv1/bias:0"
-    write_keras_2(path, keras_arrays(make_weights()))
-    with h5py.File(path, "a") as file:
-        del file[place]
-        file.create_dataset(place, (4,), "f4", external=[(str(secret), 0, 16)])
-    assert f"keeps data in other files, which are not read, got {place}" in refusal(path)
-    with h5py.File(path, "a") as file:
-        del file[place]
-        layout = h5py.VirtualLayout((4,), "f4")
-        layout[:] = h5py.VirtualSource(str(secret), "x", (4,))
-        file.create_virtual_dataset(place, layout)
-    assert f"keeps data in other files, which are not read, got {place}" in refusal(path)
-
-
-def test_groups_that_contain_themselves_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.h5"
-    write_keras_2(path, keras_arrays(make_weights()))
-    with h5py.File(path, "a") as file:
+        file["model_weights"] = h5py.ExternalLink("other.h5", "/secret")
+        file["block1_conv2/extra"] = h5py.SoftLink("/block1_conv1")
         file["block1_conv1/again"] = file["block1_conv1"]
-    assert "has too many or too deeply nested groups for a weights file" in refusal(path)
+    stored = read_file(path, wanted_layers("vgg19", True))
+    np.testing.assert_array_equal(stored.kernels["conv1_1"], make_weights().kernels["conv1_1"])
 
 
 def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
@@ -262,7 +224,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for size in np.linspace(8, len(content) - 1, 9, dtype=int):
         path.write_bytes(content[:size])
-        assert f"is a truncated or damaged HDF5 file, got {size:,} bytes" in refusal(path)
+        assert f"is an HDF5 file, but truncated or damaged, got {size:,} bytes" in refusal(path)
 
 
 def test_whatever_h5py_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -271,4 +233,4 @@ def test_whatever_h5py_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_
 
     write_keras_2(tmp_path / "weights.h5", keras_arrays(make_weights()))
     monkeypatch.setattr("pipeline.network.keras_h5._parameters", fail)
-    assert "is a truncated or damaged HDF5 file, got " in refusal(tmp_path / "weights.h5")
+    assert "is an HDF5 file, but truncated or damaged, got " in refusal(tmp_path / "weights.h5")

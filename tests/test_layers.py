@@ -5,7 +5,15 @@ import math
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.network.layers import layer_table, multiply_adds, output_shapes, plan_features, resolve_layers, smallest_side_px
+from pipeline.network.layers import (
+    foreign_names,
+    layer_table,
+    multiply_adds,
+    output_shapes,
+    plan_features,
+    resolve_layers,
+    smallest_side_px,
+)
 
 
 def names(network: str, *words: str) -> list[str]:
@@ -43,6 +51,27 @@ def test_all_means_the_36_layers_of_the_convolutional_part() -> None:
     assert len(names("vgg16", "all")) == 30
     assert len(names("vgg19", "*")) == 43
     assert names("vgg19", "softmax") == ["prob"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["block4_conv1", "block5_pool"], ["relu4_1", "pool5"]),
+        (["fc1", "fc2", "predictions"], ["relu6", "relu7", "prob"]),
+        (["block?_conv1"], ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]),
+        (["features.0", "features.20", "features.36"], ["conv1_1", "relu4_1", "pool5"]),
+    ],
+)
+def test_names_of_keras_and_torchvision_are_understood(theirs: list[str], ours: list[str]) -> None:
+    assert names("vgg19", *theirs) == ours
+    assert list(foreign_names("vgg19", theirs).values()) == ours
+    assert foreign_names("vgg19", [*ours, "all", "block4", "*", "softmax"]) == {}
+
+
+@pytest.mark.parametrize("word", ["block4_conv5", "block6_pool", "features.37"])
+def test_names_that_keras_and_torchvision_do_not_have_are_unknown(word: str) -> None:
+    with pytest.raises(OptionError, match="layers: no layer of vgg19 matches"):
+        resolve_layers("vgg19", [word])
 
 
 def test_an_unknown_layer_names_the_nearest_ones() -> None:

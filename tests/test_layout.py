@@ -21,8 +21,6 @@ BELOW: dict[str, set[str]] = {
     "network": {"images"},
     "store": {"storage"},
     "training": {"store"},
-    "pages": set(),
-    "pictures": set(),
 }
 # Run.torch_dataset and its like: loaded when they are called.
 EXCEPTIONS = {("store/feeding.py", "training")}
@@ -33,11 +31,12 @@ ONLY_IN = {
     "tensorflow": ("images/", "network/", "training/tf_data.py"),
     "torch": ("training/torch_data.py",),
     "llvmlite": ("network/winograd/",),
-    "h5py": ("store/", "network/keras_h5.py", "network/stored.py"),
+    "h5py": ("store/", "network/keras_h5.py"),
     "ray": ("engines/",),
     "hydra": tuple(COMMANDS),
     "omegaconf": tuple(COMMANDS),
-    "matplotlib": ("pictures/",),
+    "matplotlib": ("figures.py",),
+    "jinja2": ("report_page.py",),
     "fsspec": ("storage/",),
 }
 # A wrong option is answered before any of HEAVY is loaded.

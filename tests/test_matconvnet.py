@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from scipy.io import loadmat, savemat
 
 from pipeline.errors import WeightsError
 from pipeline.network import layers
-from pipeline.network.matconvnet import read_matconvnet
-from pipeline.network.matconvnet_writer import GENERATIONS, write_matconvnet
-from pipeline.network.stored import wanted_layers
+from pipeline.network.known_weights import wanted_layers
+from pipeline.network.weights import read_file
 
+from .matconvnet_writer import GENERATIONS, write_matconvnet
 from .weight_files import make_weights, shrink_networks
 
 
@@ -45,7 +44,7 @@ def layer_struct(data: dict[str, Any], name: str) -> Any:
 
 def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
     with pytest.raises(WeightsError) as caught:
-        read_matconvnet(path, wanted_layers(network, classifier))
+        read_file(path, wanted_layers(network, classifier))
     message = str(caught.value)
     assert message.startswith(f"network.weights: {path} ")
     assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
@@ -60,7 +59,7 @@ def test_writing_then_reading_gives_the_same_arrays(tmp_path: Path, network: str
     weights = make_weights(network, pool_padding=padding, mean_pixel=np.array([1.5, 2.25, 200.1]))
     path = tmp_path / "net.mat"
     write_matconvnet(path, weights, generation)
-    stored = read_matconvnet(path, wanted_layers(network, classifier=True))
+    stored = read_file(path, wanted_layers(network, classifier=True))
     assert list(stored.kernels) == list(weights.kernels)
     for name, kernel in weights.kernels.items():
         assert stored.kernels[name].dtype == stored.biases[name].dtype == np.float32
@@ -99,13 +98,13 @@ def test_generations_say_in_words_which_they_are(tmp_path: Path) -> None:
     found = []
     for generation in GENERATIONS:
         write_matconvnet(tmp_path / "net.mat", make_weights(), generation)
-        found.append(read_matconvnet(tmp_path / "net.mat", wanted_layers("vgg19", False)).layout)
+        found.append(read_file(tmp_path / "net.mat", wanted_layers("vgg19", False)).layout)
     assert found == ["MatConvNet to beta16", "MatConvNet from beta17", "MatConvNet before beta11"]
 
 
 def test_the_mean_of_a_constant_image_is_exactly_its_colour(tmp_path: Path) -> None:
     write_matconvnet(tmp_path / "net.mat", make_weights(), "old")
-    stored = read_matconvnet(tmp_path / "net.mat", wanted_layers("vgg19", False))
+    stored = read_file(tmp_path / "net.mat", wanted_layers("vgg19", False))
     assert tuple(stored.mean_pixel) == layers.MEAN_PIXEL_RGB
 
 
@@ -117,7 +116,7 @@ def test_a_mean_image_that_is_not_constant_is_averaged(whole: Path) -> None:
         data["meta"][0, 0]["normalization"][0, 0]["averageImage"] = image
 
     save_changed(whole, change)
-    np.testing.assert_array_equal(read_matconvnet(whole, wanted_layers("vgg19", False)).mean_pixel, [25, 10, 5])
+    np.testing.assert_array_equal(read_file(whole, wanted_layers("vgg19", False)).mean_pixel, [25, 10, 5])
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 3), (1, 1, 3)])
@@ -126,12 +125,12 @@ def test_a_mean_stored_as_one_colour_in_single_precision_is_the_known_one(whole:
         data["meta"][0, 0]["normalization"][0, 0]["averageImage"] = np.float32(layers.MEAN_PIXEL_RGB).reshape(shape)
 
     save_changed(whole, change)
-    assert tuple(read_matconvnet(whole, wanted_layers("vgg19", False)).mean_pixel) == layers.MEAN_PIXEL_RGB
+    assert tuple(read_file(whole, wanted_layers("vgg19", False)).mean_pixel) == layers.MEAN_PIXEL_RGB
 
 
 def test_a_file_without_a_normalisation_has_the_known_mean(whole: Path) -> None:
     save_changed(whole, lambda data: data.pop("meta"))
-    assert tuple(read_matconvnet(whole, wanted_layers("vgg19", False)).mean_pixel) == layers.MEAN_PIXEL_RGB
+    assert tuple(read_file(whole, wanted_layers("vgg19", False)).mean_pixel) == layers.MEAN_PIXEL_RGB
 
 
 def test_layers_are_found_by_name_wherever_they_stand(whole: Path) -> None:
@@ -139,7 +138,7 @@ def test_layers_are_found_by_name_wherever_they_stand(whole: Path) -> None:
         data["layers"] = data["layers"][:, ::-1]
 
     save_changed(whole, change)
-    stored = read_matconvnet(whole, wanted_layers("vgg19", True))
+    stored = read_file(whole, wanted_layers("vgg19", True))
     np.testing.assert_array_equal(stored.kernels["conv3_2"], make_weights().kernels["conv3_2"])
 
 
@@ -153,7 +152,7 @@ def test_trailing_axes_that_matlab_dropped_are_put_back(monkeypatch: pytest.Monk
         layer_struct(data, "fc8")["weights"][0, 0] = weights.kernels["fc8"][:, :, :, 0]
 
     save_changed(path, change)
-    stored = read_matconvnet(path, wanted_layers("vgg19", True))
+    stored = read_file(path, wanted_layers("vgg19", True))
     np.testing.assert_array_equal(stored.kernels["fc8"], weights.kernels["fc8"])
 
 
@@ -163,7 +162,7 @@ def test_double_precision_becomes_float32(whole: Path) -> None:
         pair[0, 0] = pair[0, 0].astype(np.float64)
 
     save_changed(whole, change)
-    kernel = read_matconvnet(whole, wanted_layers("vgg19", False)).kernels["conv1_1"]
+    kernel = read_file(whole, wanted_layers("vgg19", False)).kernels["conv1_1"]
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel, make_weights().kernels["conv1_1"])
 
@@ -183,7 +182,7 @@ def test_a_file_without_classifier_is_refused_only_where_it_is_needed(tmp_path: 
     path = tmp_path / "net.mat"
     write_matconvnet(path, make_weights(classifier=False), "new")
     assert "has no classifier (a 'notop' file), got no layer fc6, fc7, fc8" in refusal(path, classifier=True)
-    assert "fc6" not in read_matconvnet(path, wanted_layers("vgg19", False)).kernels
+    assert "fc6" not in read_file(path, wanted_layers("vgg19", False)).kernels
 
 
 def test_other_networks_are_refused_by_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path) -> None:
@@ -233,7 +232,7 @@ NAN[0, 0, 0, :2] = np.nan, np.inf
         (change_layer("pool2", "pool", [[3, 3]]), "has another pool in pool2 (expected 2), got [3.0, 3.0]"),
         (change_layer("pool2", "pad", [[1, 1, 1, 1]]), "has another pad in pool2 (expected [0 1 0 1] or [0 0 0 0])"),
         (change_layer("pool2", "pad", [[0, 0, 0, 0]]), "pads some pooling layers and not others"),
-        (change_layer("conv2_1", "weights", []), "another shape in conv2_1 (expected (3, 3, 4, 5)), got (0, 1, 1, 1)"),
+        (change_layer("conv2_1", "weights", []), "another shape in conv2_1 (expected (3, 3, 4, 5)), got (0,)"),
         (change_kernel("conv1_1", np.zeros((4, 3, 3, 3))), "another shape in conv1_1 (expected (3, 3, 3, 4)), got (4, 3, 3, 3)"),
         (change_kernel("conv1_1", np.zeros(7), 1), "another number of biases in conv1_1 (expected 4), got 7"),
         (change_kernel("conv1_1", np.zeros((3, 3, 3, 4), "i4")), "has no floating-point values in conv1_1, got int32"),
@@ -267,24 +266,8 @@ def test_scipys_own_errors_become_refusals(monkeypatch: pytest.MonkeyPatch, whol
         raise MemoryError("no room")
 
     monkeypatch.setattr("scipy.io.loadmat", fail)
-    assert "is damaged: SciPy cannot read it, got MemoryError: no room" in refusal(whole)
+    assert " bytes: no room. Expected" in refusal(whole)
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be read, got [Errno" in refusal(tmp_path / "gone.mat")
-
-
-def test_writer_refuses_an_unknown_generation(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no such MatConvNet generation, got 'v3'\. Expected one of: old, new, pre11\."):
-        write_matconvnet(tmp_path / "net.mat", make_weights(), "v3")
-
-
-def test_writer_leaves_nothing_behind_where_it_cannot_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(file: io.BufferedWriter, *arguments: Any, **options: Any) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("scipy.io.savemat", fail)
-    with pytest.raises(WeightsError, match=r"net\.mat: the file cannot be written, got .*No space left"):
-        write_matconvnet(tmp_path / "net.mat", make_weights(), "new")
-    assert list(tmp_path.iterdir()) == []

@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pages.page import render
+from pipeline.report_page import render
 
 from .test_pages import EVIL, make_contents
 
@@ -80,9 +79,9 @@ def seen(page: Path, folder: Path, width: int, *arguments: str) -> np.ndarray:
 @pytest.fixture
 def page(tmp_path: Path, asked: tuple[str, list[str]]) -> Path:
     """All that a hostile folder can bring, and a name that asks for a picture from the server."""
-    contents = make_contents(layers=36, text="&".join(EVIL).replace("http://evil.example", asked[0]))
+    contents = make_contents(36, text="&".join(EVIL).replace("http://evil.example", asked[0]))
     path = tmp_path / "report.html"
-    path.write_text(render(replace(contents, name="it's a <run>")), encoding="utf-8")
+    path.write_text(render({**contents, "name": "it's a <run>"}), encoding="utf-8")
     return path
 
 

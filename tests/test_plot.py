@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.errors import OptionError, StoreError
-from pipeline.pictures import paper
 from pipeline.plot_config import Choice, check_plot
 from pipeline.schema import PlotSchema
 from pipeline.store import format
@@ -26,7 +26,6 @@ from pipeline.views import choose_layers, draw_views
 from .conftest import PHOTOGRAPHS
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import REPOSITORY, call, environment
-from .test_pictures import framed
 from .test_seen import status_of
 
 MODULE = "pipeline.plot"
@@ -178,10 +177,13 @@ def test_native_size_float16_and_added_parts_are_drawn(tmp_path: Path, monkeypat
         spec = make_spec(count, {"relu4_1": None}, dtype="float16", identity={"data.size": "native"}, keys=keys[:count])
         whole = make_spec(7, {"relu4_1": None}, keys=keys)
         write_run(tmp_path / "run", spec, values=make_values(whole, sizes), existing=existing)
+    drawn: list[Figure] = []
+    monkeypatch.setattr("pipeline.figures.save", lambda figure, path: drawn.append(figure))
     for row in (0, 6):
         plot(tmp_path / "run", image=str(row), channels=3, input=False, colormap="hot", file=str(tmp_path / "native.png"))
-        first = framed(np.asarray(Image.open(tmp_path / "native.png")))[0]
-        assert first.shape[0] / first.shape[1] == pytest.approx(sizes[row][0] / sizes[row][1], abs=0.01)
+        drawn[-1].draw_without_rendering()
+        box = drawn[-1].axes[0].bbox
+        assert box.height / box.width == pytest.approx(sizes[row][0] / sizes[row][1], abs=0.01)
 
 
 def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +193,7 @@ def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monk
     values = make_values(spec, {0: (1200, 900)})
     write_run(tmp_path / "run", spec, values=values)
     sheets: list[Any] = []
-    monkeypatch.setattr("pipeline.views.draw", lambda sheet, *rest: sheets.append(sheet) or paper.Paper(1, 1, 20))
+    monkeypatch.setattr("pipeline.figures.draw", lambda sheet, *rest: sheets.append(sheet) or Figure())
     for exact in (False, True):
         plot(tmp_path / "run", exact=exact, dpi=50, input=False)
     part, whole = (sheet.maps[0] for sheet in sheets)
@@ -366,7 +368,7 @@ def test_a_missing_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_whole_pictures_and_no_half_ones(folder: Path, tmp_path: Path) -> None:
-    arguments = (f"run={folder}", "images=[0,2,3,4,5]", "dpi=300", "input=false", "file={image}.png")
+    arguments = (f"run={folder}", "images=[0,2,3,4,5]", "dpi=600", "input=false", "file={image}.png")
     process = subprocess.Popen(
         [sys.executable, "-m", MODULE, *arguments],
         cwd=tmp_path,

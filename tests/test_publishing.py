@@ -18,9 +18,10 @@ from PIL import Image
 from pipeline import samples
 from pipeline.config import check_options
 from pipeline.errors import ImageError, StoreError
-from pipeline.publishing import CAUSES, EXAMPLES, look_at_reports, option_text, stored_report, words_for_seconds, write_text
+from pipeline.publishing import look_at_reports, stored_report, write_text
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
 from pipeline.report import MOST_REPORT_BYTES, STAGES, Report
+from pipeline.report_page import CAUSES, EXAMPLES, option_text, words_for_seconds
 from pipeline.samples import spread, take_samples
 from pipeline.schema import defaults
 from pipeline.store import disk
@@ -348,12 +349,12 @@ def test_samples_are_spread_and_show_the_most_active_channels(tmp_path: Path, dt
     assert layers == run.layers
     first = found[0].maps["relu1_1"]
     assert [of.channel for of in first] == [0, 1, 2]
-    np.testing.assert_array_equal(first[1].values, run["relu1_1"][1][..., 1])
+    np.testing.assert_array_equal(first[1].pixels, run["relu1_1"][1][..., 1])
     assert (first[1].low, first[1].high) == (run["relu1_1"][1][..., 1].min(), run["relu1_1"][1][..., 1].max())
     if dtype == "float32":
         (vector,) = found[0].maps["fc6"]
         assert vector.channel is None
-        assert vector.values.ravel()[:5].tolist() == run["fc6"][1].ravel().tolist()
+        assert vector.pixels.ravel().tolist() == run["fc6"][1].ravel().tolist()
 
 
 def test_a_row_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.network.recognise import recognise_training
-from pipeline.network.stored import wanted_layers
+from pipeline.network.known_weights import recognise_training, wanted_layers
 from pipeline.network.weights import Weights, random_weights
 
 from .weight_files import MAT, NOTOP, Door, save_mat, shrink_networks

@@ -60,7 +60,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_needs_no_tidying_when
 def test_runs_that_start_together_do_not_disturb_each_other_s_cache_of_weights(
     images: Path, tmp_path: Path, random_weights: Any
 ) -> None:
-    from pipeline.network.matconvnet_writer import write_matconvnet
+    from .matconvnet_writer import write_matconvnet
 
     write_matconvnet(tmp_path / "net.mat", random_weights(), "old")
     options = [f"data.dir={images}", *OPTIONS[1:-1], f"network.weights={tmp_path / 'net.mat'}"]
@@ -83,7 +83,7 @@ def test_runs_that_start_together_do_not_disturb_each_other_s_cache_of_weights(
 def test_what_a_killed_run_left_of_the_cache_harms_nobody_and_is_removed_in_time(
     images: Path, tmp_path: Path, random_weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.network.matconvnet_writer import write_matconvnet
+    from .matconvnet_writer import write_matconvnet
 
     write_matconvnet(tmp_path / "net.mat", random_weights(), "old")
     options = [f"data.dir={images}", *OPTIONS[1:], f"network.weights={tmp_path / 'net.mat'}"]

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.network import known_files, layers, recognise, weights, weights_cache
-from pipeline.network.known_files import KnownFile
-from pipeline.network.recognise import file_format
-from pipeline.network.stored import wanted_layers
-from pipeline.network.weights import random_weights
+from pipeline.network import known_weights, layers, weights
+from pipeline.network.known_weights import KnownFile, wanted_layers
+from pipeline.network.weights import file_format, random_weights
 
 from .weight_files import MAT, NOTOP, WHOLE, Door, save_keras, save_mat, shrink_networks
 
@@ -80,19 +78,19 @@ def test_the_digest_is_that_of_the_numbers_whatever_the_file(door: Door, tmp_pat
 def test_the_digest_changes_with_every_array(door: Door) -> None:
     plain = door("random")
     names = list(plain.kernels)
-    original = weights_cache.content_digest(plain.kernels, plain.biases, plain.mean_pixel, names)
+    original = weights.content_digest(plain.kernels, plain.biases, plain.mean_pixel, names)
     assert original == plain.sha256
     for place in (plain.kernels["conv3_2"], plain.biases["conv5_4"], plain.mean_pixel):
         flat = place.reshape(-1)
         before, flat[-1] = flat[-1], flat[-1] + 1
-        assert weights_cache.content_digest(plain.kernels, plain.biases, plain.mean_pixel, names) != original
+        assert weights.content_digest(plain.kernels, plain.biases, plain.mean_pixel, names) != original
         flat[-1] = before
 
 
 def test_the_digest_does_not_depend_on_memory_order(door: Door) -> None:
     plain = door("random")
     turned = {name: np.asfortranarray(kernel) for name, kernel in plain.kernels.items()}
-    assert weights_cache.content_digest(turned, plain.biases, plain.mean_pixel, list(turned)) == plain.sha256
+    assert weights.content_digest(turned, plain.biases, plain.mean_pixel, list(turned)) == plain.sha256
 
 
 def test_imagenet_takes_a_local_copy_of_any_format(door: Door) -> None:
@@ -115,14 +113,15 @@ def test_a_named_file_with_an_unknown_checksum_is_read_with_a_warning(door: Door
     (door.folder / NOTOP).rename(door.folder / "mine.h5")
     door.lines.clear()
     door(door.folder / "mine.h5")
-    assert door.lines == []
+    assert not any("warning" in line for line in door.lines)
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, path: Path, family: str, classifier: bool) -> KnownFile:
     """Makes a file the published one of its family."""
     content = path.read_bytes()
     known = KnownFile("vgg19", family, classifier, f"vgg19/{path.name}", len(content), hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(known_files, "KNOWN_FILES", (known, *(old for old in known_files.KNOWN_FILES if old.name != path.name)))
+    others = [old for old in known_weights.KNOWN_FILES if old.name != path.name]
+    monkeypatch.setattr(known_weights, "KNOWN_FILES", (known, *others))
     return known
 
 
@@ -183,7 +182,7 @@ def test_without_network_and_weights_the_message_tells_all_that_helps(
 
 
 def test_published_files_are_asked_for_at_their_published_addresses() -> None:
-    addresses = [known.address(known_files.BASE_URLS) for known in known_files.KNOWN_FILES]
+    addresses = [known.address(known_weights.BASE_URLS) for known in known_weights.KNOWN_FILES]
     assert addresses[:3] == [
         "https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat",
         f"https://storage.googleapis.com/tensorflow/keras-applications/vgg19/{NOTOP}",
@@ -215,8 +214,8 @@ def test_the_extension_does_not_matter(door: Door, tmp_path: Path) -> None:
     save_mat(tmp_path / "really-matlab.h5", plain)
     assert door(tmp_path / "really-keras.mat").sha256 == door(tmp_path / "really-matlab.h5").sha256 == plain.sha256
     assert (file_format(tmp_path / "really-keras.mat"), file_format(tmp_path / "really-matlab.h5")) == (
-        recognise.HDF5,
-        recognise.MAT5,
+        weights.HDF5,
+        weights.MAT5,
     )
 
 
@@ -240,7 +239,7 @@ def test_a_file_that_cannot_be_opened_is_refused(door: Door, monkeypatch: pytest
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.mat").touch()
-    monkeypatch.setattr(recognise, "file_format", fail)
+    monkeypatch.setattr(weights, "file_format", fail)
     assert "a.mat cannot be read, got [Errno 13] Permission denied" in door.refusal(tmp_path / "a.mat")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.network import matconvnet, weights, weights_cache
-from pipeline.network.stored import wanted_layers
+from pipeline.network import weights
+from pipeline.network.known_weights import wanted_layers
 
 from .weight_files import Door, save_mat, shrink_networks
 
@@ -46,12 +45,12 @@ def test_a_second_start_reads_the_cache_alone(door: Door, monkeypatch: pytest.Mo
     assert door(tmp_path / "net.mat", classifier=True).sha256 == first.sha256
 
 
-def test_the_classifier_is_cached_apart_and_only_when_asked_for(door: Door, tmp_path: Path) -> None:
+def test_the_classifier_is_cached_only_when_asked_for(door: Door, tmp_path: Path) -> None:
     save_mat(tmp_path / "net.mat", door("random", classifier=True))
     door(tmp_path / "net.mat")
     assert [path.name.split("-")[2] for path in door.cache.iterdir()] == ["convolutions.npz"]
     door(tmp_path / "net.mat", classifier=True)
-    assert sorted(path.name.split("-")[2] for path in door.cache.iterdir()) == ["classifier.npz", "convolutions.npz"]
+    assert sorted(path.name.split("-")[2] for path in door.cache.iterdir()) == ["convolutions.npz", "whole.npz"]
 
 
 def test_a_changed_file_is_read_again_and_its_former_cache_dropped(door: Door, tmp_path: Path) -> None:
@@ -70,25 +69,6 @@ def damage_middle(path: Path) -> None:
     path.write_bytes(content)
 
 
-def exchange_arrays(path: Path) -> None:
-    with np.load(path) as arrays:
-        content = dict(arrays)
-    content["conv1_1.bias"] = content["conv1_1.bias"] + 1
-    np.savez(path, **content)
-
-
-def exchange_padding(path: Path) -> None:
-    with np.load(path) as arrays:
-        content = dict(arrays)
-    content["facts"] = np.frombuffer(content["facts"].tobytes().replace(b'"same"', b'"valid"'), np.uint8)
-    np.savez(path, **content)
-
-
-def add_much(path: Path) -> None:
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb.npy", bytes(10_000_000))
-
-
 def make_pickle(path: Path) -> None:
     np.savez(path, conv1_1=np.array([{"a": 1}], dtype=object))
 
@@ -97,9 +77,6 @@ def make_pickle(path: Path) -> None:
     "damage",
     [
         damage_middle,
-        exchange_arrays,
-        exchange_padding,
-        add_much,
         make_pickle,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:1000]),
@@ -111,10 +88,10 @@ def test_a_damaged_cache_is_made_again(door: Door, tmp_path: Path, damage: Calla
     (cached,) = door.cache.iterdir()
     damage(cached)
     wanted = wanted_layers("vgg19", False)
-    assert weights_cache.load_cached(door.cache, tmp_path / "net.mat", wanted) is None
+    assert weights.load_cached(door.cache, tmp_path / "net.mat", wanted) is None
     again = door(tmp_path / "net.mat")
     assert (again.sha256, again.pool_padding) == (door("random").sha256, "same")
-    assert weights_cache.load_cached(door.cache, tmp_path / "net.mat", wanted) is not None
+    assert weights.load_cached(door.cache, tmp_path / "net.mat", wanted) is not None
     assert not any("warning" in line for line in door.lines)
 
 
@@ -128,13 +105,13 @@ def test_a_cache_that_cannot_be_written_is_logged_and_no_more(door: Door, tmp_pa
 def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert weights_cache.default_cache_folder() == tmp_path / "deep-feature-pipeline"
+    assert weights.default_cache_folder() == tmp_path / "deep-feature-pipeline"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert weights_cache.default_cache_folder() == tmp_path / ".cache" / "deep-feature-pipeline"
+    assert weights.default_cache_folder() == tmp_path / ".cache" / "deep-feature-pipeline"
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert weights_cache.default_cache_folder() == tmp_path / "local" / "deep-feature-pipeline"
+    assert weights.default_cache_folder() == tmp_path / "local" / "deep-feature-pipeline"
 
 
 def test_without_a_home_there_is_no_cache(door: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -156,5 +133,5 @@ def test_scipy_is_not_loaded_for_a_cached_file(door: Door, monkeypatch: pytest.M
     def fail(*arguments: Any) -> None:
         raise AssertionError("the MATLAB file was opened")
 
-    monkeypatch.setattr(matconvnet, "_load", fail)
+    monkeypatch.setattr("scipy.io.loadmat", fail)
     assert door(tmp_path / "net.mat").sha256 == door("random").sha256

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.errors import WeightsError
 from pipeline.network import layers
-from pipeline.network.matconvnet_writer import write_matconvnet
-from pipeline.network.stored import wanted_layers
+from pipeline.network.known_weights import wanted_layers
 from pipeline.network.weights import Weights, load_weights, random_weights
+
+from .matconvnet_writer import write_matconvnet
 
 Arrays = dict[str, tuple[Any, Any]]
 

@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py  # noqa: F401 (this and SciPy are loaded before memory is limited)
@@ -18,9 +17,8 @@ import pytest
 import scipy.io  # noqa: F401
 
 from pipeline.errors import WeightsError
-from pipeline.network.keras_h5 import read_keras
-from pipeline.network.matconvnet import read_matconvnet
-from pipeline.network.stored import StoredWeights, Wanted, wanted_layers
+from pipeline.network.known_weights import Wanted, wanted_layers
+from pipeline.network.weights import read_file
 
 from .weight_files import shrink_networks
 from .weight_mutations import mutate
@@ -36,7 +34,6 @@ def main(seed: Path, first: int, stop: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     kind, content, wanted = seed.suffix[1:], seed.read_bytes(), wanted_layers("vgg19", False)
-    read: Callable[[Path, Wanted], StoredWeights] = read_matconvnet if kind == "mat" else read_keras
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, stop):
             # A new name each time: HDF5 takes a name that it has open for the same file.
@@ -46,16 +43,16 @@ def main(seed: Path, first: int, stop: int) -> None:
             # Kills the process: a signal's handler would wait for C code to return, which may never be.
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
             began = time.monotonic()
-            words = _read(read, path, wanted)
+            words = _read(path, wanted)
             seconds = time.monotonic() - began
             signal.setitimer(signal.ITIMER_REAL, 0)
             print(words.split(" ", 1)[0], f"{seconds:.2f}", words.partition(" ")[2], flush=True)
             path.unlink()
 
 
-def _read(read: Callable[[Path, Wanted], StoredWeights], path: Path, wanted: Wanted) -> str:
+def _read(path: Path, wanted: Wanted) -> str:
     try:
-        stored = read(path, wanted)
+        stored = read_file(path, wanted)
     except WeightsError as error:
         message = str(error)
         right = message.startswith("network.weights: ") and message.isprintable() and len(message) < 3000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from ..progress import Progress
 from ..records import RunSpec
 from ..report import Stopwatch
 from ..store.folder import RunFolder
+from ..store.writer import Writer
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Made:
     """What making shards came to.
 
     Attributes:
-        device: ``cpu`` or ``gpu``; both, where machines differ.
+        device: ``cpu`` or ``gpu``.
         bytes_raw: Activations before compression.
         bytes_stored: The same, after.
         encode_seconds: Of threads, summed.
@@ -34,6 +35,13 @@ class Made:
     encode_seconds: float = 0.0
     write_seconds: float = 0.0
     peak_memory_bytes: int = 0
+
+    def add(self, other: Made | Writer) -> None:
+        """Add bytes and seconds of what else was made."""
+        self.bytes_raw += other.bytes_raw
+        self.bytes_stored += other.bytes_stored
+        self.encode_seconds += other.encode_seconds
+        self.write_seconds += other.write_seconds
 
 
 @dataclass(slots=True)
@@ -78,12 +86,12 @@ def open_engine(options: Options, spec: RunSpec, weights: Weights, run_folder: R
         EngineError: Workers cannot do it.
     """
     if options.engine.name == "ray":
-        from .ray import RayEngine
+        from .ray import ray_engine
 
-        return RayEngine(options, spec, weights, run_folder)
+        return ray_engine(options, spec, weights, run_folder)
     from .local import LocalEngine
 
-    return LocalEngine(options, spec, weights)
+    return nullcontext(LocalEngine(options, spec, weights))
 
 
 def refuse_engine(options: Options) -> None:
@@ -93,6 +101,6 @@ def refuse_engine(options: Options) -> None:
         OptionError: It cannot.
     """
     if options.engine.name == "ray":
-        from .cluster import require_ray
+        from .ray import require_ray
 
-        require_ray(options.engine, options.runtime.device)
+        require_ray(options.engine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 from ..config import Options
 from ..estimate import raw_bytes
@@ -37,7 +36,7 @@ class LocalEngine:
             self._stages = make_stages(options, spec, weights)
 
     def make(self, run_folder: RunFolder, news: News) -> None:
-        """Makes what is missing.
+        """Make what is missing.
 
         Raises:
             PipelineError: What stopped it.
@@ -45,7 +44,7 @@ class LocalEngine:
         made = news.made
         made.device = self._stages.device.kind
         for part, missing in run_folder.parts():
-            writer = Writer(run_folder.path, part, (), self._threads, digests=run_folder.digests())
+            writer = Writer(run_folder.path, part, missing, self._threads, digests=run_folder.digests())
             before = made.bytes_raw, made.bytes_stored
 
             def done(statuses: Sequence[ImageStatus], writer: Writer = writer, before: tuple[int, int] = before) -> None:
@@ -53,14 +52,5 @@ class LocalEngine:
                 stored = before[0] + writer.bytes_raw, before[1] + writer.bytes_stored
                 news.forecast.look(len(statuses), raw_bytes(self._spec, statuses), *stored)
 
-            make_shards(writer, part, [missing], self._stages, self._threads, news.watch, done)
-            made.bytes_raw += writer.bytes_raw
-            made.bytes_stored += writer.bytes_stored
-            made.encode_seconds += writer.encode_seconds
-            made.write_seconds += writer.write_seconds
-
-    def __enter__(self) -> LocalEngine:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return None
+            make_shards(writer, part, missing, self._stages, self._threads, news.watch, done)
+            made.add(writer)

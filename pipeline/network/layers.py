@@ -36,6 +36,8 @@ POOL_STRIDE = 2
 
 # Users know the last layer by what it does; the file calls it "prob".
 SYNONYMS = {"softmax": "prob"}
+# Keras' classifier; its layers give what comes after their activation. Source: ``keras/src/applications/vgg19.py``.
+KERAS_CLASSIFIER = {"fc1": "relu6", "fc2": "relu7", "predictions": "prob"}
 
 
 def layer_table(network: str) -> tuple[LayerSpec, ...]:
@@ -69,6 +71,7 @@ def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
         network: ``vgg19`` or ``vgg16``.
         words: Names (``relu4_1``), shell patterns (``relu?_1``), blocks (``block3``, its pooling included) or ``all``: every
             layer from conv1_1 to the last ReLU of the convolutional part (36 for vgg19). ``*`` takes the classifier too.
+            Keras' and torchvision's names as in :func:`foreign_names`.
 
     Raises:
         OptionError: A word means no layer; the nearest names are given.
@@ -84,10 +87,8 @@ def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
             matched = [layer.name for layer in table if layer.block < CLASSIFIER_BLOCK and layer.name != "pool5"]
         elif re.fullmatch(r"block\d+", word):
             matched = [layer.name for layer in table if layer.block == int(word[5:]) < CLASSIFIER_BLOCK]
-        elif any(mark in word for mark in "*?["):
-            matched = fnmatch.filter(names, word)
         else:
-            matched = [word] if word in names else []
+            matched = fnmatch.filter(names, word) or list(foreign_names(network, [word]).values())
         if not matched:
             known = [*names, *(f"block{n}" for n in range(1, 6)), "all"]
             near = nearest(word, known)
@@ -99,6 +100,24 @@ def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
             )
         chosen.update(matched)
     return tuple(layer for layer in table if layer.name in chosen)
+
+
+def foreign_names(network: str, words: Sequence[str]) -> dict[str, str]:
+    """Return the names of Keras' and torchvision's among a user's words, or matched by one -> this project's.
+
+    ``block4_conv1`` is relu4_1, since Keras' layers rectify; ``block5_pool`` is pool5, ``fc1`` relu6. ``features.20`` is relu4_1:
+    positions in torchvision's ``features`` are those in the file.
+    """
+    table = layer_table(network)
+    names = [layer.name for layer in table]
+    foreign = dict(KERAS_CLASSIFIER)
+    for layer in table[: names.index("fc6")]:
+        foreign[f"features.{layer.network_index}"] = layer.name
+        if layer.kind == "relu":
+            foreign[layer.name.replace("relu", "block").replace("_", "_conv")] = layer.name
+        elif layer.kind == "pool":
+            foreign[f"block{layer.block}_pool"] = layer.name
+    return {name: foreign[name] for word in words if not fnmatch.filter(names, word) for name in fnmatch.filter(foreign, word)}
 
 
 def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> dict[str, tuple[int, int, int]]:

@@ -6,195 +6,248 @@ Source: print-outs in public readers; vlfeat/matconvnet ``utils/import-caffe.py`
 
 from __future__ import annotations
 
+import math
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .known_weights import StoredWeights, Wanted, WrongFileError
 from .layers import MEAN_PIXEL_RGB
-from .mat_outline import OutlineError, variable_names
-from .stored import StoredWeights, Wanted
 
 Struct = np.void
 
 # VGG-Face has VGG-16's layers, but tells 2,622 persons apart. Source: Parkhi et al., "Deep Face Recognition", BMVC 2015.
 _FACES = 2622
-# Pads and strides have at most four numbers, published mean images 150,528: more would only take memory.
-_MOST_NUMBERS = 16
-_LARGEST_MEAN_IMAGE = 16_000_000
 # A mean stored in single precision differs by 4e-6 from the same constant in double.
 _SAME_MEAN = 1e-5
+# A full VGG with its average image has 575.9 MB; twice that, and some, is enough for files saved in double precision.
+_LARGEST_BYTES = 1_500_000_000
+
+_HEADER_BYTES = 128
+# Source: MAT-File Format (MathWorks), tables 1-1 (data types) and 1-3 (array types).
+_INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
+_NUMBERS = frozenset((1, 2, 3, 4, 5, 6, 7, 9, 12, 13))
+_TEXTS = _NUMBERS | {16, 17, 18}
+_CELL, _STRUCT, _CHAR = 1, 2, 4
+_NUMBER_CLASSES = range(6, 16)
+_COMPLEX = 0x0800
+# Blank text may be stored without data.
+_BLANKS = 4096
 
 
 def read_matconvnet(path: Path, wanted: Wanted) -> StoredWeights:
-    """Reads the wanted layers of a MatConvNet file.
+    """Read the wanted layers of a MatConvNet file.
 
     Args:
         path: A MATLAB 5 file, compressed or not.
         wanted: Which layers, of which shapes. Other layers are not looked at; SciPy still reads them.
 
     Raises:
-        WeightsError: The file is damaged, of another kind or network, or lacks a layer.
+        WrongFileError: The file is of another kind or network, lacks a layer, or is found to be damaged.
+        Exception: Of any type, as SciPy raises what the damage leads to.
     """
-    data = _load(path, wanted)
-    structs = _structs(path, wanted, data["layers"])
-    layers: dict[str, Struct] = {}
-    for struct in structs:
-        name = _text(struct, "name")
-        if name in layers:
-            raise wanted.refusal(path, "is damaged: two layers of the same name", name)
-        layers[name] = struct
-    kinds = [_text(struct, "type") for struct in structs]
-    with_kernels = {name: layer for name, layer in layers.items() if _text(layer, "type") == "conv"}
-    if "lrn" in kinds or "normalize" in kinds:
-        raise wanted.refusal(
-            path, "is a VGG-F, VGG-M, VGG-S or AlexNet file", f"normalisation layers, {len(with_kernels)} layers with kernels"
-        )
-    wanted.check_names(path, set(with_kernels))
-    if "fc8" in layers and _parameters(layers["fc8"])[1].size == _FACES:
-        raise wanted.refusal(path, "is a VGG-Face file", f"{_FACES} classes in fc8")
-    kernels, biases = {}, {}
-    for name in wanted.shapes:
-        _check_convolution(path, wanted, name, layers[name])
-        kernel, bias = _parameters(layers[name])
-        # MATLAB drops trailing axes of length one when it saves.
-        kernel = kernel.reshape(kernel.shape + (1,) * (4 - kernel.ndim))
-        wanted.check_shape(path, name, kernel.shape, bias.size)
-        for values in (kernel, bias):
-            if values.dtype.kind != "f":
-                raise wanted.refusal(path, f"has no floating-point values in {name}", str(values.dtype))
-        kernels[name] = wanted.accept(path, name, kernel)
-        biases[name] = wanted.accept(path, name, bias.reshape(-1))
-    pools = {name: layer for name, layer in layers.items() if _text(layer, "type") == "pool"}
-    return StoredWeights(
-        kernels, biases, _mean_pixel(path, wanted, data), _pool_padding(path, wanted, pools), _generation(data, layers)
-    )
-
-
-def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
-    try:
-        names = variable_names(path)
-    except OutlineError as error:
-        raise wanted.refusal(path, error.args[0], error.args[1]) from error
-    except OSError as error:
-        raise wanted.refusal(path, "cannot be read", str(error)) from error
-    found = f"the variables {', '.join(names) or '(none)'}"
-    if "params" in names or "vars" in names:
-        raise wanted.refusal(path, "is a DagNN file (a network as a graph), which is not read", found)
-    if "net" in names and "layers" not in names:
-        raise wanted.refusal(path, "has all under one variable 'net', as the original VGG-Face package, which is not read", found)
-    if "layers" not in names:
-        raise wanted.refusal(path, "is a MATLAB file, but no MatConvNet network", found)
+    _check_elements(path)
     # Late: SciPy takes longer to import than most weights take to load from the cache.
     from scipy.io import loadmat
 
-    wanted_names = [name for name in ("layers", "meta", "normalization") if name in names]
-    try:
-        with warnings.catch_warnings():
-            # SciPy warns of doubled variables and of unreadable ones, and goes on.
-            warnings.simplefilter("error")
-            data: dict[str, Any] = loadmat(path, variable_names=wanted_names, appendmat=False)
-    except Exception as error:  # SciPy documents none, and raises what the damage leads to.
-        raise wanted.refusal(path, "is damaged: SciPy cannot read it", f"{type(error).__name__}: {error}") from error
-    return data
+    with warnings.catch_warnings():
+        # SciPy warns of doubled variables and of unreadable ones, and goes on.
+        warnings.simplefilter("error")
+        data: dict[str, Any] = loadmat(path, appendmat=False)
+    layers = _layers(data)
+    with_kernels = {name for name, layer in layers.items() if _text(layer, "type") == "conv"}
+    if {"lrn", "normalize"} & {_text(layer, "type") for layer in layers.values()}:
+        found = f"normalisation layers, {len(with_kernels)} layers with kernels"
+        raise WrongFileError("is a VGG-F, VGG-M, VGG-S or AlexNet file", found)
+    wanted.check_names(with_kernels)
+    if "fc8" in layers and _parameters(layers["fc8"])[1].size == _FACES:
+        raise WrongFileError("is a VGG-Face file", f"{_FACES} classes in fc8")
+    kernels, biases = {}, {}
+    for name in wanted.shapes:
+        # MATLAB writes one number for equal ones.
+        for field, expected in (("pad", 1.0 if name.startswith("conv") else 0.0), ("stride", 1.0), ("dilate", 1.0)):
+            _check_numbers(layers[name], name, field, expected)
+        kernels[name], biases[name] = wanted.accept(name, *_parameters(layers[name]))
+    before_beta11 = any("filters" in (layer.dtype.names or ()) for layer in layers.values())
+    generation = "before beta11" if before_beta11 else "to beta16" if "normalization" in data else "from beta17"
+    return StoredWeights(kernels, biases, _mean_pixel(data), _pool_padding(layers), f"MatConvNet {generation}")
 
 
-def _structs(path: Path, wanted: Wanted, layers: NDArray[Any]) -> list[Struct]:
-    if layers.dtype.names is not None:
-        raise wanted.refusal(path, "is a DagNN file (a network as a graph), which is not read", "layers as a struct array")
-    structs = []
-    for cell in layers.ravel():
+def _layers(data: dict[str, Any]) -> dict[str, Struct]:
+    names = [name for name in data if not name.startswith("__")]
+    found = f"the variables {', '.join(names) or '(none)'}"
+    if {"layers", "params", "vars"} <= set(names) or ("layers" in names and data["layers"].dtype.names is not None):
+        raise WrongFileError("is a DagNN file (a network as a graph), which is not read", found)
+    if "net" in names and "layers" not in names:
+        raise WrongFileError("has all under one variable 'net', as the original VGG-Face package, which is not read", found)
+    if "layers" not in names:
+        raise WrongFileError("is a MATLAB file, but no MatConvNet network", found)
+    layers: dict[str, Struct] = {}
+    for cell in data["layers"].ravel():
         if not isinstance(cell, np.ndarray) or cell.dtype.names is None or cell.size != 1:
-            raise wanted.refusal(path, "is no MatConvNet network: an entry of 'layers' is not one struct", type(cell).__name__)
-        structs.append(cell.reshape(-1)[0])
-    return structs
+            raise WrongFileError("is no MatConvNet network: an entry of 'layers' is not one struct", type(cell).__name__)
+        layer = cell.reshape(-1)[0]
+        name = _text(layer, "name")
+        if name in layers:
+            raise WrongFileError("is damaged: two layers of the same name", name)
+        layers[name] = layer
+    return layers
 
 
-def _field(struct: Struct, name: str) -> NDArray[Any] | None:
-    return np.asarray(struct[name]) if name in (struct.dtype.names or ()) else None
+def _field(layer: Struct, name: str) -> NDArray[Any]:
+    """Return a field's values, an empty array where there is no such field."""
+    return np.asarray(layer[name]) if name in (layer.dtype.names or ()) else np.empty(0)
 
 
-def _text(struct: Struct, name: str) -> str:
-    value = _field(struct, name)
-    return "" if value is None or value.size == 0 else str(value.reshape(-1)[0])
+def _text(layer: Struct, name: str) -> str:
+    value = _field(layer, name)
+    return str(value.reshape(-1)[0]) if value.size else ""
 
 
-def _numbers(struct: Struct, name: str) -> list[float] | None:
-    value = _field(struct, name)
-    if value is None or value.dtype.kind not in "fiu":
-        return None
-    return [float(number) for number in value.reshape(-1)[:_MOST_NUMBERS]]
+def _check_numbers(layer: Struct, name: str, field: str, expected: float) -> None:
+    """Check that the layer does what this program's layer of that name does."""
+    values = _field(layer, field)
+    if values.dtype.kind in "fiu" and (values != expected).any():
+        got = values.reshape(-1).astype(float).tolist()
+        raise WrongFileError(f"has another {field} in {name} (expected {expected:g})", str(got[:16]))
 
 
-def _parameters(struct: Struct) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Gives kernel and bias; empty arrays where the struct has none."""
-    weights = _field(struct, "weights")
-    if weights is not None and weights.size == 2 and weights.dtype == object:
+def _parameters(layer: Struct) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return kernel and bias; empty arrays where the struct has none."""
+    weights = _field(layer, "weights")
+    if weights.size == 2 and weights.dtype == object:
         kernel, bias = weights.reshape(-1)
         return np.asarray(kernel), np.asarray(bias)
     # Generation before beta11.
-    kernel, bias = _field(struct, "filters"), _field(struct, "biases")
-    empty = np.empty(0)
-    return (empty if kernel is None else kernel), (empty if bias is None else bias)
+    return _field(layer, "filters"), _field(layer, "biases")
 
 
-def _check_convolution(path: Path, wanted: Wanted, name: str, struct: Struct) -> None:
-    """Makes sure that the layer does what this program's layer of that name does. MATLAB writes one number for equal ones."""
-    rules = {"pad": 1.0 if name.startswith("conv") else 0.0, "stride": 1.0, "dilate": 1.0}
-    for field, expected in rules.items():
-        numbers = _numbers(struct, field)
-        if numbers and any(number != expected for number in numbers):
-            raise wanted.refusal(path, f"has another {field} in {name} (expected {expected:g})", str(numbers))
-
-
-def _pool_padding(path: Path, wanted: Wanted, pools: dict[str, Struct]) -> str:
-    """Gives how an odd side is rounded: ``[top bottom left right]`` of 0 1 0 1 means up, of zeros down."""
-    found = set()
-    for name, struct in pools.items():
-        pad = _numbers(struct, "pad") or [0.0]
+def _pool_padding(layers: dict[str, Struct]) -> str:
+    """Return how an odd side is rounded: ``[top bottom left right]`` of 0 1 0 1 means up, of zeros down."""
+    found: dict[str, str] = {}
+    for name, layer in layers.items():
+        if _text(layer, "type") != "pool":
+            continue
         for field in ("pool", "stride"):
-            numbers = _numbers(struct, field)
-            if numbers and any(number != 2.0 for number in numbers):
-                raise wanted.refusal(path, f"has another {field} in {name} (expected 2)", str(numbers))
-        if pad == [0.0, 1.0, 0.0, 1.0]:
-            found.add("same")
-        elif any(pad):
-            raise wanted.refusal(path, f"has another pad in {name} (expected [0 1 0 1] or [0 0 0 0])", str(pad))
-        else:
-            found.add("valid")
-    if len(found) > 1:
-        raise wanted.refusal(path, "pads some pooling layers and not others", ", ".join(sorted(pools)))
-    return found.pop() if found else "same"
+            _check_numbers(layer, name, field, 2.0)
+        pad = _field(layer, "pad").reshape(-1).tolist()
+        if pad != [0, 1, 0, 1] and any(pad):
+            raise WrongFileError(f"has another pad in {name} (expected [0 1 0 1] or [0 0 0 0])", str(pad[:16]))
+        found[name] = "same" if any(pad) else "valid"
+    if len(set(found.values())) > 1:
+        raise WrongFileError("pads some pooling layers and not others", str(found))
+    return next(iter(found.values()), "same")
 
 
-def _mean_pixel(path: Path, wanted: Wanted, data: dict[str, Any]) -> NDArray[np.float64]:
-    """Gives the mean colour, R, G, B: as stored, or averaged over the positions of a mean image."""
+def _mean_pixel(data: dict[str, Any]) -> NDArray[np.float64]:
+    """Return the mean colour, R, G, B: as stored, or averaged over the positions of a mean image."""
     known = np.array(MEAN_PIXEL_RGB, dtype=np.float64)
-    root: NDArray[Any] | None = data.get("normalization")
     try:
-        if root is None and "meta" in data:
-            root = _field(data["meta"].reshape(-1)[0], "normalization")
-        image = None if root is None else _field(root.reshape(-1)[0], "averageImage")
-        if image is None or image.size == 0:
-            return known
-        if image.size > _LARGEST_MEAN_IMAGE:
-            raise wanted.refusal(path, f"has an average image of more than {_LARGEST_MEAN_IMAGE:,} numbers", str(image.shape))
-        # A column of three, (3, 1), is a colour too.
-        colours = np.asarray(image, dtype=np.float64).reshape(-1, image.size if image.size == 3 else image.shape[-1])
+        root = data["normalization"] if "normalization" in data else _field(data["meta"].reshape(-1)[0], "normalization")
+        image = _field(root.reshape(-1)[0], "averageImage").astype(np.float64)
+    except KeyError:  # Neither is there.
+        return known
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise wanted.refusal(path, "has a normalisation that cannot be read", str(error)) from error
-    if colours.shape[1] != 3:
-        raise wanted.refusal(path, "has an average image that is not RGB", str(image.shape))
+        raise WrongFileError("has a normalisation that cannot be read", str(error)) from error
+    if not image.size:
+        return known
+    # A column of three, (3, 1), is a colour too.
+    if image.size != 3 and image.shape[-1] != 3:
+        raise WrongFileError("has an average image that is not RGB", str(image.shape))
+    colours = image.reshape(-1, 3)
     # The mean of equal numbers need not be that number in floating point.
     mean = colours[0] if (colours == colours[0]).all() else colours.mean(axis=0)
     if not (np.isfinite(mean).all() and (mean >= 0).all() and (mean <= 255).all()):
-        raise wanted.refusal(path, "has an average image outside 0..255", str(mean))
+        raise WrongFileError("has an average image outside 0..255", str(mean))
     return known if np.allclose(mean, known, rtol=0, atol=_SAME_MEAN) else np.array(mean)
 
 
-def _generation(data: dict[str, Any], layers: dict[str, Struct]) -> str:
-    if any("filters" in (struct.dtype.names or ()) for struct in layers.values()):
-        return "MatConvNet before beta11"
-    return "MatConvNet to beta16" if "normalization" in data else "MatConvNet from beta17"
+def _check_elements(path: Path) -> None:
+    """Check that every type is one of the format's and every size is bounded by what contains it.
+
+    SciPy 1.17 crashes on types that the format does not have, so on the zeros of a download that was allocated and not finished,
+    and allocates whatever sizes are declared.
+
+    Raises:
+        WrongFileError: The file is truncated, damaged or too large.
+    """
+    size = path.stat().st_size
+    if size > _LARGEST_BYTES:
+        raise WrongFileError(f"is too large for a weights file (limit {_LARGEST_BYTES:,} bytes)", f"{size:,} bytes")
+    content = memoryview(path.read_bytes())
+    order = "<" if bytes(content[126:128]) == b"IM" else ">"
+    place = _HEADER_BYTES
+    while place < size:
+        kind, length = struct.unpack_from(f"{order}II", content, place)
+        start, place = place + 8, place + 8 + length
+        if place > size:
+            raise WrongFileError(f"is truncated: a variable reaches to byte {place:,}", f"{size:,} bytes")
+        element = content[start:place]
+        if kind == _COMPRESSED:
+            inflate = zlib.decompressobj()
+            unpacked = memoryview(inflate.decompress(element, _LARGEST_BYTES))
+            if not inflate.eof:
+                raise WrongFileError("is damaged: compressed data end early or do not end", f"{len(unpacked):,} bytes")
+            kind, length = struct.unpack_from(f"{order}II", unpacked)
+            _check_fits(length, len(unpacked) - 8)
+            element = unpacked[8 : 8 + length]
+        if kind != _MATRIX:
+            raise WrongFileError("is damaged: expected an array", f"data type {kind}")
+        _check_array(element, order)
+
+
+def _check_array(content: memoryview, order: str) -> None:
+    """Check one array and those inside it. SciPy reads on behind an array that has too few elements, so they are counted."""
+    if not content:
+        return
+    kinds, parts = zip(*_elements(content, order), strict=True)
+    if kinds[:3] != (_UINT32, _INT32, _INT8) or len(parts[0]) != 8:
+        raise WrongFileError("is damaged: an array does not begin as one", f"data types {kinds[:3]}")
+    flags = struct.unpack_from(f"{order}I", parts[0])[0]
+    array_class = flags & 0xFF
+    sides = struct.unpack(f"{order}{len(parts[1]) // 4}i", parts[1])
+    if len(sides) < 2 or min(sides) < 0:
+        raise WrongFileError("is damaged: an array of impossible shape", str(sides))
+    count, first = math.prod(sides), 3
+    if array_class in (_CELL, _STRUCT):
+        if array_class == _STRUCT:
+            width = struct.unpack(f"{order}i", parts[3])[0]
+            count, first = count * (len(parts[4]) // max(width, 1)), 5
+        allowed, expected = frozenset((_MATRIX,)), count
+        for part in parts[first:]:
+            _check_array(part, order)
+    elif array_class == _CHAR or array_class in _NUMBER_CLASSES:
+        _check_fits(count, max(sum(map(len, parts[3:])), _BLANKS if array_class == _CHAR else 0))
+        allowed, expected = _TEXTS if array_class == _CHAR else _NUMBERS, 2 if flags & _COMPLEX else 1
+    else:
+        raise WrongFileError("has a sparse array, an object or a function, as no weights file has", f"array class {array_class}")
+    if len(parts) - first != expected or not allowed.issuperset(kinds[first:]):
+        found = f"{len(parts) - first} elements of types {sorted(set(kinds[first:]))}"
+        raise WrongFileError(f"is damaged: an array of class {array_class} has not {expected} elements of its types", found)
+
+
+def _elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """Yield type and data of each element of an array."""
+    place = 0
+    while place < len(content):
+        kind, length = struct.unpack_from(f"{order}II", content, place)
+        if kind >> 16:  # A small element: up to 4 bytes of data, inside the tag.
+            kind, length = kind & 0xFFFF, kind >> 16
+            _check_fits(length, 4)
+            yield kind, content[place + 4 : place + 4 + length]
+            place += 8
+        else:
+            _check_fits(length, len(content) - place - 8)
+            yield kind, content[place + 8 : place + 8 + length]
+            place += 8 + length + -length % 8
+
+
+def _check_fits(needed: int, available: int) -> None:
+    if needed > available:
+        raise WrongFileError("is damaged: an array is larger than what contains it", f"{needed:,} of {available:,}")

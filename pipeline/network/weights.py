@@ -1,33 +1,77 @@
-"""The weights of a network: the noun, and the door through which they come, whatever file they come from. No TensorFlow.
+"""The weights of a network, whatever file they come from. No TensorFlow.
 
-name or path -> local copy, Keras' cache or download -> reader (MatConvNet, Keras) -> Weights
+name or path -> local copy, Keras' cache or download -> reader (MatConvNet, Keras) or cache -> Weights
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
+import http.client
+import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import secrets
+import shutil
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, WeightsError, nearest
-from . import known_files, recognise
-from .apart import read_apart
-from .download import download_file
+from . import known_weights
 from .keras_h5 import read_keras
-from .known_files import BASE_URLS, KnownFile
+from .known_weights import BASE_URLS, NOT_KNOWN, KnownFile, StoredWeights, Wanted, WrongFileError, wanted_layers
 from .layers import MEAN_PIXEL_RGB
 from .matconvnet import read_matconvnet
-from .stored import StoredWeights, Wanted, wanted_layers
-from .weights_cache import content_digest, default_cache_folder, load_cached, save_cached
 
 # Words that mean more than a path.
 SOURCES = ("imagenet", "matconvnet", "random")
+
+# To be raised when what is cached, or how a file is understood, changes.
+_CACHE_VERSION = 2
+
+TIMEOUT_SECONDS = 30.0
+_ABANDONED_SECONDS = 24 * 3600
+# All but what the disk says. An address or a header that is none is a ValueError.
+_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, ValueError)
+
+MAT5 = "a MATLAB 5 file"
+HDF5 = "an HDF5 file"
+_MAT73 = "a MATLAB v7.3 file"
+_TORCH = "a PyTorch file"
+_KERAS_ARCHIVE = "a .keras archive"
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Beginning of the file -> what it is.
+_BEGINNINGS = (
+    (b"\x93NUMPY", "a NumPy array"),
+    # Source: torch/serialization.py, MAGIC_NUMBER of files before PyTorch 1.6, pickled with protocol 2.
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", _TORCH),
+    (b"\x80", "a Python pickle"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+)
+_REMEDIES = {
+    _MAT73: "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet.",
+    _TORCH: "PyTorch files are not read, and torchvision's are another training; set network.weights=imagenet.",
+    _KERAS_ARCHIVE: "Save it again in Keras with model.save_weights('x.weights.h5').",
+}
+# Part of what conv1_1 is recognised as -> what that does to the features.
+_EFFECTS = {
+    ", BGR": "the network gets RGB, so its features will be those of images with red and blue exchanged",
+    ", WHIO": "rows and columns of its kernels are exchanged; network.kernel_order=whio exchanges them back",
+    "torchvision": "it was trained on other input (RGB in 0..1, mean and deviation removed), so its features mean little here",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +114,7 @@ def load_weights(
     progress: bool,
     log: Callable[[str], None],
 ) -> Weights:
-    """Gives the weights that a user's word means.
+    """Return the weights that a user's word means.
 
     Args:
         network: ``vgg19`` or ``vgg16``.
@@ -95,17 +139,22 @@ def load_weights(
     if source in SOURCES:
         path = _local_copy(wanted, source, folder, keras_cache, log)
         if path is None:
-            known = known_files.file_to_download(network, "matconvnet" if source == "matconvnet" else "keras", classifier)
+            known = known_weights.file_to_download(network, "matconvnet" if source == "matconvnet" else "keras", classifier)
             path = folder / known.name
             log(f"weights: downloading {known.words} to {folder}")
             download_file(known, known.address(base_urls), path, progress=progress)
     else:
         path = _given_file(wanted, source)
-    return _from_file(wanted, path, cache_folder or default_cache_folder(), log)
+    stored = _read_or_cached(wanted, path, cache_folder or default_cache_folder(), log)
+    recognised = known_weights.recognise_training(stored.kernels["conv1_1"])
+    for words, effect in _EFFECTS.items():
+        if words in recognised:
+            log(f"weights: warning: {path}: conv1_1 is that of {recognised}; {effect}")
+    return _weights(wanted, stored, f"{path.name} ({stored.layout})", recognised)
 
 
 def random_weights(wanted: Wanted, seed: int) -> Weights:
-    """Gives untrained weights: He normal kernels, no biases. The convolutions do not depend on whether the classifier is wanted.
+    """Return untrained weights: He normal kernels, no biases. The convolutions do not depend on whether the classifier is wanted.
 
     Source: He et al., "Delving Deep into Rectifiers", arXiv 1502.01852, equation 10: standard deviation sqrt(2 / fan in).
 
@@ -116,33 +165,50 @@ def random_weights(wanted: Wanted, seed: int) -> Weights:
         raise OptionError(f"seed: negative, got {seed}. Expected an integer of at least 0. Choose another seed.")
     generator = np.random.Generator(np.random.PCG64(seed))
     kernels: dict[str, NDArray[np.float32]] = {}
-    biases: dict[str, NDArray[np.float32]] = {}
     # In network order, one stream for all: the classifier's draws come last and change nothing before them.
     for name, shape in wanted.shapes.items():
         kernels[name] = generator.standard_normal(shape, dtype=np.float32)
         kernels[name] *= np.float32(math.sqrt(2 / math.prod(shape[:3])))
-        biases[name] = np.zeros(shape[3], dtype=np.float32)
-    mean_pixel = np.array(MEAN_PIXEL_RGB, dtype=np.float64)
-    stored = StoredWeights(kernels, biases, mean_pixel, "same", "")
-    return _weights(wanted, stored, f"random (He normal, seed {seed})", recognise.NOT_KNOWN)
+    biases = {name: np.zeros(shape[3], dtype=np.float32) for name, shape in wanted.shapes.items()}
+    stored = StoredWeights(kernels, biases, np.array(MEAN_PIXEL_RGB, dtype=np.float64), "same", "")
+    return _weights(wanted, stored, f"random (He normal, seed {seed})", NOT_KNOWN)
 
 
 def _weights(wanted: Wanted, stored: StoredWeights, source: str, recognised: str) -> Weights:
-    return Weights(
-        network=wanted.network,
-        kernels=stored.kernels,
-        biases=stored.biases,
-        mean_pixel=stored.mean_pixel,
-        pool_padding=stored.pool_padding,
-        source=source,
-        recognised=recognised,
-        sha256=content_digest(stored.kernels, stored.biases, stored.mean_pixel, list(wanted.shapes)),
-    )
+    kernels, biases, mean_pixel = stored.kernels, stored.biases, stored.mean_pixel
+    digest = content_digest(kernels, biases, mean_pixel, list(wanted.shapes))
+    return Weights(wanted.network, kernels, biases, mean_pixel, stored.pool_padding, source, recognised, digest)
+
+
+def content_digest(
+    kernels: Mapping[str, NDArray[np.float32]],
+    biases: Mapping[str, NDArray[np.float32]],
+    mean_pixel: NDArray[np.float64],
+    names: Sequence[str],
+) -> str:
+    """Return SHA-256, hex, of arrays, whichever file they came from.
+
+    Args:
+        kernels: Layer -> float32 kernel.
+        biases: Layer -> float32 bias.
+        mean_pixel: (3,) float64.
+        names: The layers to take, in this order.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        for kind, values in (("kernel", kernels[name]), ("bias", biases[name])):
+            digest.update(json.dumps([name, kind, list(values.shape)]).encode())
+            digest.update(np.ascontiguousarray(values, dtype="<f4").data)
+    digest.update(np.ascontiguousarray(mean_pixel, dtype="<f8").data)
+    return digest.hexdigest()
+
+
+# Which file
 
 
 def _local_copy(wanted: Wanted, source: str, folder: Path, keras_cache: Path | None, log: Callable[[str], None]) -> Path | None:
-    """Gives a published file that is already here: first in the folder, then in Keras' cache."""
-    files = known_files.files_for(wanted.network, wanted.classifier)
+    """Return a published file that is already here: first in the folder, then in Keras' cache."""
+    files = known_weights.files_for(wanted.network, wanted.classifier)
     for known in files:
         if (source == "imagenet" or known.family == source) and (folder / known.name).is_file():
             return folder / known.name
@@ -181,66 +247,237 @@ def _given_file(wanted: Wanted, source: str) -> Path:
     raise wanted.refusal(path, what, repr(source), f"Give the path of one of these, or one of the words: {words}.")
 
 
-def _from_file(wanted: Wanted, path: Path, cache_folder: Path | None, log: Callable[[str], None]) -> Weights:
-    try:
-        found = recognise.file_format(path)
-    except OSError as error:
-        raise wanted.refusal(path, "cannot be read", str(error)) from error
-    if found not in (recognise.MAT5, recognise.HDF5):
-        raise _wrong_format(wanted, path, found)
-    stored = None
-    if found == recognise.MAT5 and cache_folder is not None:
-        stored = load_cached(cache_folder, path, wanted)
-    if stored is None:
-        published = _is_published(path, log)
-        if found == recognise.MAT5:
-            log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
-            stored = read_matconvnet(path, wanted)
-            if cache_folder is not None:
-                save_cached(cache_folder, path, wanted, stored, log)
-        else:
-            # The published files are no strangers, and the largest of them need not go through a pipe.
-            stored = read_keras(path, wanted) if published else read_apart(path, wanted)
-    recognised = recognise.recognise_training(stored.kernels["conv1_1"])
-    for words, effect in _EFFECTS.items():
-        if words in recognised:
-            log(f"weights: warning: {path}: conv1_1 is that of {recognised}; {effect}")
-    return _weights(wanted, stored, f"{path.name} ({stored.layout})", recognised)
-
-
-# Part of what conv1_1 is recognised as -> what that does to the features.
-_EFFECTS = {
-    ", BGR": "the network gets RGB, so its features will be those of images with red and blue exchanged",
-    ", WHIO": "rows and columns of its kernels are exchanged; network.kernel_order=whio exchanges them back",
-    "torchvision": "it was trained on other input (RGB in 0..1, mean and deviation removed), so its features mean little here",
-}
-
-
-def _wrong_format(wanted: Wanted, path: Path, found: str) -> WeightsError:
-    remedies = {
-        recognise.MAT73: "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet.",
-        recognise.TORCH: "PyTorch files are not read, and torchvision's are another training; set network.weights=imagenet.",
-        recognise.KERAS_ARCHIVE: "Save it again in Keras with model.save_weights('x.weights.h5').",
-    }
-    return wanted.refusal(
-        path, "is not a weights file that can be read", f"{found} of {path.stat().st_size:,} bytes", remedies.get(found, "")
-    )
-
-
-def _is_published(path: Path, log: Callable[[str], None]) -> bool:
-    """Gives whether a file that bears a published file's name is that file. Where not, says so: copies saved again are common."""
-    known: KnownFile | None = next((known for known in known_files.KNOWN_FILES if known.name == path.name), None)
-    if known is None:
-        return False
-    if (md5 := _md5(path)) in (known.md5, *known.earlier_md5):
-        return True
-    log(f"weights: warning: {path} has MD5 {md5}, which is not that of a published {known.words}; it is read all the same")
-    return False
-
-
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+# Reading
+
+
+def file_format(path: Path) -> str:
+    """Return what a file is, by its content; its name is not looked at: :data:`MAT5`, :data:`HDF5` or words for a message."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if not start:
+        return "an empty file"
+    is_hdf5 = any(start[at : at + 8] == _HDF5_SIGNATURE for at in (0, 512, 1024, 2048))
+    if start.startswith(b"MATLAB 7.3") or (is_hdf5 and start[126:128] in (b"IM", b"MI")):
+        return _MAT73
+    if is_hdf5:
+        return HDF5
+    # Source: MAT-File Format, version 5 header: bytes 124..127 are the version, 0x0100, and "MI" in the writer's byte order.
+    if start[124:128] in (b"\x00\x01IM", b"\x01\x00MI"):
+        return MAT5
+    if start.startswith(b"PK"):
+        return _zip_format(path)
+    if b"VGG_ILSVRC" in start[:64]:
+        return "a Caffe model"
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not the file itself"
+    for beginning, words in _BEGINNINGS:
+        if start.startswith(beginning):
+            return words
+    return f"a file of unknown format (first bytes {start[:8].hex(' ')})"
+
+
+def _zip_format(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return "a damaged zip archive"
+    if any(name.endswith("data.pkl") for name in names):
+        return _TORCH
+    if "model.weights.h5" in names:
+        return _KERAS_ARCHIVE
+    return "a NumPy archive" if names and all(name.endswith(".npy") for name in names) else "a zip archive"
+
+
+def read_file(path: Path, wanted: Wanted) -> StoredWeights:
+    """Read the wanted layers of a file of any format that is read.
+
+    Raises:
+        WeightsError: The file cannot be read, is of another format or network, lacks a layer, or is damaged.
+    """
+    try:
+        found = file_format(path)
+        if found == MAT5:
+            return read_matconvnet(path, wanted)
+        if found == HDF5:
+            return read_keras(path, wanted)
+        size = f"{found} of {path.stat().st_size:,} bytes"
+    except WrongFileError as error:
+        raise wanted.refusal(path, *error.args) from error
+    except Exception as error:  # SciPy, zlib and h5py raise whatever the damage leads to, MemoryError too.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise wanted.refusal(path, "cannot be read", str(error)) from error
+        got = f"{path.stat().st_size:,} bytes: {' '.join(str(error).split()) or type(error).__name__}"
+        raise wanted.refusal(path, f"is {found}, but truncated or damaged", got) from error
+    raise wanted.refusal(path, "is not a weights file that can be read", size, _REMEDIES.get(found, ""))
+
+
+def _read_or_cached(wanted: Wanted, path: Path, cache_folder: Path | None, log: Callable[[str], None]) -> StoredWeights:
+    if cache_folder is not None and (cached := load_cached(cache_folder, path, wanted)):
+        return cached
+    with contextlib.suppress(OSError):  # Said by the reader.
+        _warn_of_other_content(path, log)
+        log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
+    stored = read_file(path, wanted)
+    # Keras' files hold what is wanted as it is wanted; the others are compressed, or have the classifier in any case.
+    if cache_folder is not None and stored.layout.startswith("MatConvNet"):
+        save_cached(cache_folder, path, wanted, stored, log)
+    return stored
+
+
+def _warn_of_other_content(path: Path, log: Callable[[str], None]) -> None:
+    """Say that a file that bears a published file's name is not that file: copies saved again are common."""
+    for known in known_weights.KNOWN_FILES:
+        if known.name == path.name and (md5 := _md5(path)) not in (known.md5, *known.earlier_md5):
+            log(
+                f"weights: warning: {path} has MD5 {md5}, which is not that of a published {known.words}; it is read all the same"
+            )
+
+
+# Cache: the layers of a large file that were asked for, so that the second start does not read half a gigabyte again.
+
+
+def default_cache_folder() -> Path | None:
+    """Return the system's folder for caches: ``$XDG_CACHE_HOME``, ``%LOCALAPPDATA%`` or ``~/.cache``; None without a home."""
+    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    # Source: XDG Base Directory Specification: relative paths are to be ignored.
+    given = Path(os.environ.get(variable, ""))
+    if not given.is_absolute():
+        try:
+            given = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return given / "deep-feature-pipeline"
+
+
+def _cache_path(folder: Path, source: Path, classifier: bool) -> Path:
+    state = source.stat()
+    where = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:24]
+    when = hashlib.sha256(f"{_CACHE_VERSION} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
+    return folder / f"{where}-{when}-{'whole' if classifier else 'convolutions'}.npz"
+
+
+def load_cached(folder: Path, source: Path, wanted: Wanted) -> StoredWeights | None:
+    """Return what was kept of a file, or None: nothing kept, the file has changed since, or what was kept is damaged."""
+    for classifier in (True,) if wanted.classifier else (False, True):
+        # NumPy and zipfile, which checks the CRC-32 of each array, raise many kinds on damaged archives; all mean the same here.
+        with (
+            contextlib.suppress(Exception),
+            _cache_path(folder, source, classifier).open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            pairs = {name: (arrays[f"{name}.kernel"], arrays[f"{name}.bias"]) for name in wanted.shapes}
+            if all(pair[0].shape == wanted.shapes[name] for name, pair in pairs.items()):
+                kernels, biases = ({name: pair[of] for name, pair in pairs.items()} for of in (0, 1))
+                return StoredWeights(kernels, biases, arrays["mean_pixel"], str(arrays["pool_padding"]), str(arrays["layout"]))
+    return None
+
+
+def save_cached(folder: Path, source: Path, wanted: Wanted, stored: StoredWeights, log: Callable[[str], None]) -> None:
+    """Keep what was read of a file, and drop what was kept of its former states. A failure is logged, no more."""
+    path = _cache_path(folder, source, wanted.classifier)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    arrays = {f"{name}.kernel": kernel for name, kernel in stored.kernels.items()}
+    arrays |= {f"{name}.bias": bias for name, bias in stored.biases.items()}
+    facts = {"mean_pixel": stored.mean_pixel, "pool_padding": np.array(stored.pool_padding), "layout": np.array(stored.layout)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, **arrays, **facts)  # type: ignore[arg-type]  # the stubs take the names for other arguments
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        where, when, _ = path.name.split("-")
+        for former in folder.glob(f"{where}-*.npz"):
+            if when not in former.name:
+                former.unlink(missing_ok=True)
+        _remove_abandoned(folder, "*.npz.*.partial")
+    except OSError as error:
+        log(f"weights cache: {path} is not written: {error}; the next start reads {source} again")
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove what processes that were killed have left unfinished: files to which nothing was written for a day.
+
+    Not sooner, and not by asking whether the process lives: the folder may be shared with other machines.
+    """
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+
+
+# Download
+
+
+def download_file(
+    known: KnownFile, address: str, target: Path, *, progress: bool, timeout_seconds: float = TIMEOUT_SECONDS
+) -> None:
+    """Download a published file. The final name appears only when the content is whole, checked and on the disk.
+
+    Several processes may download the same file at a time: each writes a file of its own, and the last to finish wins.
+
+    Args:
+        known: Which file; its size and MD5 are checked.
+        address: Where it is.
+        target: Where to put it; the folder is made. An existing file is replaced.
+        progress: Whether to show a bar on stderr.
+        timeout_seconds: How long to wait for the server to answer, and for each further piece.
+
+    Raises:
+        WeightsError: No network, no such file, a cut connection, a wrong checksum, or a folder that cannot be written.
+    """
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent, f"{glob.escape(target.name)}.*.partial")
+        # Not mkstemp: its files are readable by their owner alone.
+        with partial.open("xb") as file:
+            _transfer(known, address, file, progress, timeout_seconds)
+            os.fsync(file.fileno())
+        if (md5 := _md5(partial)) != known.md5:
+            raise ValueError(f"another file: {partial.stat().st_size:,} bytes, MD5 {md5}")
+        partial.replace(target)
+    except _NETWORK_ERRORS as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        cause = error.reason if type(error) is urllib.error.URLError else error
+        reason = f"no answer for {timeout_seconds:g} seconds" if isinstance(cause, TimeoutError) else " ".join(str(cause).split())
+        raise WeightsError(
+            f"network.weights: cannot download {address}, got {reason}. Expected {known.words}. Put that file into "
+            f"{target.parent} by hand, or run again with network.weights=random for seeded untrained weights."
+        ) from error
+    except OSError as error:
+        raise WeightsError(
+            f"network.weights: cannot write {target}, got {error}. Expected a folder that can be written. "
+            f"Free space or change its rights; the file is {known.words} at {address}."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _transfer(known: KnownFile, address: str, file: BinaryIO, progress: bool, timeout_seconds: float) -> None:
+    # Late: most runs find their weights on the disk.
+    from tqdm import tqdm
+
+    request = urllib.request.Request(address, headers={"User-Agent": "deep-feature-pipeline"})
+    with urllib.request.urlopen(request, timeout=timeout_seconds) as response:
+        announced = int(response.headers.get("Content-Length") or 0)
+        # Found out before it fills the disk.
+        if announced and known.size_bytes and announced > known.size_bytes:
+            raise ValueError(f"another file: {announced:,} bytes")
+        with tqdm.wrapattr(file, "write", total=known.size_bytes, desc=known.name, disable=not progress) as out:
+            shutil.copyfileobj(response, out)
+    file.flush()
+    # The standard library does not treat a connection that ends early as an error when read in blocks.
+    if file.tell() < announced:
+        raise ConnectionError(f"a connection cut after {file.tell():,} of {announced:,} bytes")

@@ -1,4 +1,4 @@
-"""Writes MatConvNet's SimpleNN files in the form of each of their three generations, for tests and for use by other programs.
+"""Writes MatConvNet's SimpleNN files in the form of each of their three generations.
 
 Field orders matter: many public readers take fields by position.
 Source: print-outs of the published files; vlfeat/matconvnet ``utils/import-caffe.py``, ``utils/tidy_ref_models.m``.
@@ -6,19 +6,16 @@ Source: print-outs of the published files; vlfeat/matconvnet ``utils/import-caff
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.io import savemat
 
-from ..errors import WeightsError
-from ..records import LayerSpec
-from .layers import layer_table
-
-if TYPE_CHECKING:
-    from .weights import Weights
+from pipeline.network.layers import layer_table
+from pipeline.network.weights import Weights
+from pipeline.records import LayerSpec
 
 # ``old``: to beta16, as scipy wrote it in 2015; ``new``: from beta17; ``pre11``: before beta11, ``filters`` and ``biases``.
 GENERATIONS = ("old", "new", "pre11")
@@ -27,40 +24,13 @@ _SIDE_PX = 224
 
 
 def write_matconvnet(path: Path, weights: Weights, generation: str) -> None:
-    """Writes weights as a MatConvNet file. Reading it back gives the same arrays, mean and padding.
+    """Write weights as a MatConvNet file of one of :data:`GENERATIONS`. Reading it back gives the same arrays, mean and padding.
 
-    Args:
-        path: Where to; replaced if there. Appears only when whole.
-        weights: What to write; the network ends at pool5 where they have no classifier. Classes are left without names.
-        generation: One of :data:`GENERATIONS`.
-
-    Raises:
-        WeightsError: The generation is none of these, or the file cannot be written.
+    The network ends at pool5 where the weights have no classifier. Classes are left without names.
     """
-    if generation not in GENERATIONS:
-        raise WeightsError(
-            f"{path}: no such MatConvNet generation, got {generation!r}. Expected one of: {', '.join(GENERATIONS)}. "
-            "Choose one of these."
-        )
-    # Late: SciPy takes longer to import than most weights take to load from the cache.
-    from scipy.io import savemat
-
-    root = _root(weights, generation)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            new = generation == "new"
-            savemat(file, root, oned_as="column" if new else "row", do_compression=new)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise WeightsError(
-            f"{path}: the file cannot be written, got {error}. Expected a folder with room that can be written. "
-            "Free space or choose another folder."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    assert generation in GENERATIONS
+    new = generation == "new"
+    savemat(path, _root(weights, generation), appendmat=False, oned_as="column" if new else "row", do_compression=new)
 
 
 def _root(weights: Weights, generation: str) -> dict[str, Any]:

@@ -12,51 +12,60 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline import figures
 from pipeline.errors import OptionError, StoreError
-from pipeline.pictures import paper
-from pipeline.pictures.colours import NOT_FINITE, check_colormap, colour, common_range
-from pipeline.pictures.maps import FeatureMap, fold, gather, reduction
-from pipeline.pictures.sheet import Look, Sheet, draw, number_words, plan_layout, share_words
+from pipeline.feature_maps import FeatureMap, fold, gather, reduction
+from pipeline.figures import Look, Sheet, check_colormap, draw, number_words, plan_layout, share_words
 from pipeline.plot_config import SUFFIXES
 
-FRAME_LEVEL = 0xB0
-# No colour of this map is the frames'.
 HOT = "hot"
 OWN, SHARED = Look(HOT, False, 100), Look(HOT, True, 100)
+MAGENTA = (255, 0, 255)
 
 
 def maps_of(values: NDArray[np.floating], layer: str = "relu1_1", **options: Any) -> list[FeatureMap]:
     return gather(layer, [(0, values)], values.shape, range(values.shape[2]), options.pop("side", 1), **options)
 
 
-def render(path: Path, maps: Sequence[FeatureMap], look: Look = OWN, mosaic: bool = False, **sheet: Any) -> NDArray[np.uint8]:
+def figure_of(maps: Sequence[FeatureMap], look: Look = OWN, mosaic: bool = False, **sheet: Any) -> Figure:
     layout = plan_layout([one.shape for one in maps], is_mosaic=mosaic)
     given = {"heading": "a/b.jpg", "lines": ("row 0", "channel 0"), "seen": None, "seen_lines": (), **sheet}
-    with paper.plain():
-        draw(Sheet(maps=maps, **given), look, layout).save(path / "sheet.png")
-    return np.asarray(Image.open(path / "sheet.png"))
+    return draw(Sheet(maps=maps, **given), look, layout)
 
 
-def framed(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Gives what stands inside frames: maps and colour bars, in reading order."""
-    is_frame = (image == FRAME_LEVEL).all(axis=2)
-    edges: dict[tuple[int, int], list[int]] = {}
-    for y in np.flatnonzero(is_frame.sum(axis=1) > 5).tolist():
-        row = is_frame[y]
-        ends = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
-        for left, right in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=True):
-            if right - left > 5:
-                edges.setdefault((left, right), []).append(y)
-    found = []
-    for (left, right), rows in edges.items():
-        found += [
-            (top, left, image[top + 1 : bottom, left + 1 : right - 1]) for top, bottom in zip(rows[::2], rows[1::2], strict=True)
-        ]
-    return [inside for _, _, inside in sorted(found, key=lambda each: each[:2])]
+def render(
+    path: Path, maps: Sequence[FeatureMap], look: Look = OWN, mosaic: bool = False, **sheet: Any
+) -> list[NDArray[np.uint8]]:
+    """Gives what stands inside the frames of the written file: the input if there is one, and the maps."""
+    with figures.plain_settings():
+        figure = figure_of(maps, look, mosaic, **sheet)
+        figures.save(figure, path / "sheet.png")
+    return framed(figure, path / "sheet.png")
+
+
+def framed(figure: Figure, path: Path) -> list[NDArray[np.uint8]]:
+    image = np.asarray(Image.open(path).convert("RGB"))
+    boxes = [axes.bbox.extents for axes in figure.axes if axes.images]
+    # Without the frame's line.
+    return [
+        image[math.ceil(len(image) - top) + 1 : int(len(image) - bottom) - 1, math.ceil(left) + 1 : int(right) - 1]
+        for left, bottom, right, top in boxes
+    ]
+
+
+def colour(values: Any, low: float, high: float, colormap: str = HOT) -> NDArray[np.uint8]:
+    scaled = (np.asarray(values, np.float64) - low) / ((high - low) or 1.0)
+    return np.asarray(matplotlib.colormaps[colormap](scaled, bytes=True))[..., :3]
+
+
+def bars_of(figure: Figure) -> list[Any]:
+    """Gives the colour bars."""
+    return [bar for axes in figure.axes for bar in axes.child_axes]
 
 
 def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
@@ -133,20 +142,6 @@ def test_a_layer_without_extent_is_folded_row_after_row() -> None:
         assert (one.channel, one.low, one.high, one.zeros) == (None, 0, channels - 1, 1 / channels)
 
 
-def test_colours_go_from_the_first_to_the_last_of_the_map() -> None:
-    values = np.array([[-1.0, 0.0, 1.0, 9.0, np.nan, -np.inf]], np.float32)
-    grey = colour(values, -1.0, 1.0, "gray")
-    assert grey.dtype == np.uint8
-    assert grey[0, :4, 0].tolist() == [0, 128, 255, 255]
-    assert [tuple(pixel) for pixel in grey[0, 4:]] == [NOT_FINITE, NOT_FINITE]
-    assert tuple(colour(values, -1.0, 1.0, "viridis")[0, 0]) == (68, 1, 84, 255)
-    # Without extent, without values, beyond what the difference of two floats can hold.
-    assert colour(np.zeros((2, 2), np.float32), 0.0, 0.0, "gray")[..., 0].max() == 0
-    assert (colour(np.full((1, 1), np.nan, np.float32), math.nan, math.nan, "gray") == NOT_FINITE).all()
-    assert colour(np.array([[-3e38, 3e38]], np.float32), -3e38, 3e38, "gray")[0, :, 0].tolist() == [0, 255]
-    assert common_range([(1.0, 2.0), (math.nan, math.nan), (-3.0, 0.0)]) == (-3.0, 2.0)
-
-
 def test_an_unknown_colour_map_names_the_nearest() -> None:
     assert check_colormap("gray") == "gray"
     for name, near in (("viridi", "viridis, "), ("Magma", "magma, "), ("GRAY", "gray, "), ("no such map", "gray, viridis, ")):
@@ -157,17 +152,15 @@ def test_an_unknown_colour_map_names_the_nearest() -> None:
 @pytest.mark.parametrize("sides", [(28, 28), (7, 7), (14, 25), (40, 12), (1, 5)])
 def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, int], tmp_path: Path) -> None:
     values = np.random.default_rng(1).standard_normal((*sides, 1)).astype(np.float32)
-    drawn, bar = framed(render(tmp_path, maps_of(values), Look("viridis", False, 100)))
+    (drawn,) = render(tmp_path, maps_of(values), Look("viridis", False, 100))
     (one,) = maps_of(values)
-    expected = colour(one.pixels, one.low, one.high, "viridis")[:, :, :3]
-    np.testing.assert_array_equal(cells(drawn, *sides), expected)
-    # Proportions, to the pixel.
+    np.testing.assert_allclose(
+        cells(drawn, *sides).astype(int), colour(one.pixels, one.low, one.high, "viridis").astype(int), atol=1
+    )
+    # Proportions, to some pixels of the frame.
     height, width = drawn.shape[:2]
-    assert abs(height / sides[0] - width / sides[1]) <= max(1 / sides[0], 1 / sides[1])
+    assert abs(height / sides[0] - width / sides[1]) <= 5 * max(1 / sides[0], 1 / sides[1])
     assert max(height, width) > 200
-    assert bar.shape[0] == height
-    assert np.abs(bar[0, 0].astype(int) - [253, 231, 37]).max() <= 4
-    assert np.abs(bar[-1, 0].astype(int) - [68, 1, 84]).max() <= 4
 
 
 def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
@@ -176,59 +169,77 @@ def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
     values[300, 300] = 30
     layout = plan_layout([values.shape] * 10, is_mosaic=False)
     side = reduction(values.shape, layout.limit_px(100))
-    drawn = framed(render(tmp_path, maps_of(values, side=side) * 10))
+    drawn = render(tmp_path, maps_of(values, side=side) * 10)
     assert side == 7
-    assert len(drawn) == 20
-    assert drawn[0].shape[:2] == (99, 175)
-    assert abs(drawn[0].shape[0] / 720 * 1280 - drawn[0].shape[1]) < 1.5
-    expected = colour(np.array([[0, 1], [2, 3]], np.float32), 0, 30, HOT)[..., :3]
-    np.testing.assert_allclose(cells(drawn[0], 2, 2).astype(int), expected, atol=2)
+    assert len(drawn) == 10
+    assert abs(drawn[0].shape[0] - 97) <= 2
+    assert abs(drawn[0].shape[1] - 173) <= 2
+    np.testing.assert_allclose(cells(drawn[0], 2, 2).astype(int), colour([[0, 1], [2, 3]], 0, 30), atol=2)
 
 
 def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:
     values = np.ones((4, 4, 12), np.float32) * np.arange(12, dtype=np.float32)
-    maps = maps_of(values)
-    drawn = [each for each in framed(render(tmp_path, maps, SHARED, mosaic=True)) if each.shape[1] > 12]
-    expected = colour(np.arange(12, dtype=np.float32)[None], 0, 11, HOT)[0, :, :3]
-    np.testing.assert_array_equal([each[5, 5] for each in drawn], expected)
-    chosen = gather("x", [(0, values)], values.shape, [9, 0, 11], 1)
-    drawn = [each for each in framed(render(tmp_path, chosen, SHARED, mosaic=True)) if each.shape[1] > 12]
-    np.testing.assert_array_equal([each[5, 5] for each in drawn], expected[[9, 0, 11]])
+    expected = colour(np.arange(12), 0, 11)
+    for order in (range(12), [9, 0, 11]):
+        maps = gather("x", [(0, values)], values.shape, order, 1)
+        with figures.plain_settings():
+            figure = figure_of(maps, SHARED, mosaic=True)
+            figures.save(figure, tmp_path / "sheet.png")
+        np.testing.assert_array_equal([each[5, 5] for each in framed(figure, tmp_path / "sheet.png")], expected[list(order)])
+        assert [axes.get_title(loc="left") for axes in figure.axes if axes.images] == [f"channel {number}" for number in order]
+        corners = [(round(-axes.bbox.y1), round(axes.bbox.x0)) for axes in figure.axes if axes.images]
+        assert corners == sorted(corners)
 
 
 def test_own_scales_show_what_a_common_one_hides(tmp_path: Path) -> None:
     values = np.stack([np.array([[0, 1], [1, 0]]), np.array([[0, 100], [0, 0]])], axis=2).astype(np.float32)
     for look, high in ((OWN, 1.0), (SHARED, 100.0)):
-        first, second = (each for each in framed(render(tmp_path, maps_of(values), look)) if each.shape[1] > 12)
-        np.testing.assert_array_equal(cells(first, 2, 2), colour(values[..., 0], 0, high, HOT)[..., :3])
-        np.testing.assert_array_equal(cells(second, 2, 2), colour(values[..., 1], 0, 100, HOT)[..., :3])
+        first, second = render(tmp_path, maps_of(values), look)
+        np.testing.assert_array_equal(cells(first, 2, 2), colour(values[..., 0], 0, high))
+        np.testing.assert_array_equal(cells(second, 2, 2), colour(values[..., 1], 0, 100))
+
+
+def test_a_colour_bar_tells_the_ends_of_its_scale() -> None:
+    values = np.stack([np.array([[0, 1], [1, 0]]), np.array([[-4, 100], [0, 0]])], axis=2).astype(np.float32)
+    for look, ends in ((OWN, [("0", "1"), ("−4", "100")]), (SHARED, [("−4", "100")])):
+        with figures.plain_settings():
+            labels = [[label.get_text() for label in bar.get_yticklabels()] for bar in bars_of(figure_of(maps_of(values), look))]
+        assert [(each[0], each[-1]) for each in labels] == ends
 
 
 def test_the_input_stands_beside_pixel_for_pixel(tmp_path: Path) -> None:
     seen = np.random.default_rng(2).integers(0, 256, (13, 20, 3), np.uint8)
-    drawn = framed(render(tmp_path, maps_of(np.ones((3, 3, 4), np.float32)), mosaic=True, seen=seen, seen_lines=("13 × 20 px",)))
+    drawn = render(tmp_path, maps_of(np.ones((3, 3, 4), np.float32)), mosaic=True, seen=seen, seen_lines=("13 × 20 px",))
     np.testing.assert_array_equal(cells(drawn[0], 13, 20), seen)
 
 
 def test_what_is_constant_or_no_number_is_drawn_and_said(tmp_path: Path) -> None:
     constant, nothing = np.zeros((5, 5, 1), np.float32), np.full((5, 5, 1), np.nan, np.float32)
-    drawn = framed(render(tmp_path, maps_of(constant) + maps_of(nothing)))
+    mixed = np.array([[np.nan, 1.0], [np.inf, 0.0]], np.float32)[:, :, None]
+    maps = maps_of(constant) + maps_of(nothing) + maps_of(mixed)
+    drawn = render(tmp_path, maps)
     assert (drawn[0] == (10, 0, 0)).all()
-    assert (drawn[-1] == NOT_FINITE[:3]).all()
-    # The constant one has a bar of its one colour; the other has none.
-    assert [picture.shape[1] > 12 for picture in drawn] == [True, False, True]
-    assert (drawn[1] == (10, 0, 0)).all()
+    assert (drawn[1] == MAGENTA).all()
+    np.testing.assert_array_equal(cells(drawn[2], 2, 2), [[MAGENTA, colour(1, 0, 1)], [MAGENTA, colour(0, 0, 1)]])
+    figure = figure_of(maps)
+    words = " ".join(text.get_text() for text in figure.findobj(Text))
+    for said in ("all 0, 100 % zeros", "no finite value", "0 to 1, 25 % zeros, 2 not finite"):
+        assert said in words
+    assert len(bars_of(figure)) == 1
 
 
-def test_bars_are_as_high_as_their_values_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", [(-3e38, 3e38), (0.0, 1e-45), (1.0, np.nextafter(np.float32(1), np.float32(2)))])
+def test_any_range_is_drawn(ends: tuple[float, float], tmp_path: Path) -> None:
+    low, high = render(tmp_path, maps_of(np.array([ends], np.float32)[:, :, None]))[0][100, [20, -20]]
+    assert low.tolist() == colour(0, 0, 1).tolist()
+    assert high.tolist() == colour(1, 0, 1).tolist()
+
+
+def test_bars_are_as_high_as_their_values_are() -> None:
     values = np.array([4, -2, 0, 1, np.nan], np.float32).reshape(1, 1, -1)
-    image = render(tmp_path, maps_of(values, "fc6"), mosaic=True)
-    is_ink = (np.abs(image.astype(int) - 0x1A) <= 2).all(axis=2)
-    columns = [x for x in range(image.shape[1]) if is_ink[:, x].sum() > 30]
-    groups = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
-    heights = [int(is_ink[:, group[len(group) // 2]].sum()) for group in groups if len(group) > 8]
-    assert len(heights) == 3
-    np.testing.assert_allclose(np.array(heights) / heights[0], [1, 0.5, 0.25], atol=0.02)
+    (axes,) = figure_of(maps_of(values, "fc6"), mosaic=True).axes
+    assert [bar.get_height() for bar in axes.patches] == [4, -2, 0, 1, 0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize(
@@ -254,50 +265,71 @@ def test_the_grid_is_wide_for_layers_and_square_for_channels(count: int, is_mosa
 @pytest.mark.parametrize(
     ("sides", "count"), [((28, 28), 1), ((1440, 2560), 1), ((300, 7), 1), ((7, 300), 1), ((1440, 2560), 36), ((300, 7), 12)]
 )
-def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int) -> None:
+@pytest.mark.parametrize("look", [OWN, SHARED])
+def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int, look: Look) -> None:
     one = FeatureMap("relu4_1", 0, (*sides, 512), np.eye(7, 9, dtype=np.float32), -1.234e-5, 6.55e4, 0.123, 17, sides[0])
     seen = np.zeros((*sides, 3), np.uint8)[:99, :99]
-    layout = plan_layout([one.shape] * count, is_mosaic=False)
-    with paper.plain():
-        drawn = draw(Sheet("k" * 300, ("row 0 of " + "n" * 300,), [one] * count, seen, ("a" * 60,)), OWN, layout)
-        renderer = FigureCanvasAgg(drawn._figure).get_renderer()
-        boxes = np.array([text.get_window_extent(renderer).extents for text in drawn._figure.axes[0].texts])
-    # A name, two lines, and the words of a bar, each time; and what is said of all of them and of the input.
-    assert len(boxes) - 4 in (count * 5, count * 8)
+    for mosaic in (False, True):
+        with figures.plain_settings():
+            long = {"heading": "k" * 300, "lines": ("row 0 of " + "n" * 300,), "seen": seen, "seen_lines": ("a" * 60,)}
+            assert_legible(figure_of([one] * count, look, mosaic, **long))
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 500])
+def test_no_word_of_a_bar_chart_is_cut(count: int) -> None:
+    values = np.linspace(-1.234e-5, 6.55e4, count, dtype=np.float32).reshape(1, 1, -1)
+    with figures.plain_settings():
+        assert_legible(
+            figure_of(maps_of(values, "fc6"), mosaic=True, seen=np.zeros((9, 9, 3), np.uint8), seen_lines=("9 × 9 px",))
+        )
+
+
+def assert_legible(figure: Figure) -> None:
+    """Fails where a text is cut by the edge of the sheet, or two lie on each other."""
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = np.array([text.get_window_extent().extents for text in texts])
+    assert len(boxes) > 5
     left, bottom, right, top = boxes.T
+    width, height = figure.canvas.get_width_height()
     assert min(left.min(), bottom.min()) >= 0
-    assert right.max() <= drawn.size_px[0]
-    assert top.max() <= drawn.size_px[1]
-    # The room of a line's letters may touch that of the next by a pixel.
+    assert right.max() <= width
+    assert top.max() <= height
+    # The space of a line's letters may touch that of the next by a pixel.
     beside = (left[:, None] >= right - 3) | (right[:, None] <= left + 3)
     above = (bottom[:, None] >= top - 3) | (top[:, None] <= bottom + 3)
-    assert (beside | above | np.eye(len(boxes), dtype=bool)).all()
+    wrong = np.argwhere(~(beside | above | np.eye(len(boxes), dtype=bool)))
+    assert not len(wrong), [texts[index].get_text() for index in wrong[0]]
 
 
-def test_names_in_any_script_are_one_line_of_letters_that_there_are(tmp_path: Path) -> None:
-    assert paper.printable("cats/tom.jpg") == "cats/tom.jpg"
-    assert paper.printable("кот/ŝtono–é.jpg") == "кот/ŝtono–é.jpg"
-    assert paper.printable("猫/a\tb\nc\x1b[1m.jpg") == "▯/a b c▯[1m.jpg"
-    assert paper.printable("\ud800.jpg") == "▯.jpg"
-    render(tmp_path, maps_of(np.ones((2, 2, 1), np.float32)), heading="$\\frac{1}{$ 猫 \U0001f431 $x$", lines=("$", "%s {layer}"))
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_in_any_script_are_drawn(tmp_path: Path, suffix: str) -> None:
+    heading = "$\\frac{1}{$ 猫 \U0001f431 $x$ \ud800 a\tb\nc\x1b[1m.jpg"
+    with figures.plain_settings():
+        figure = figure_of(maps_of(np.ones((2, 2, 1), np.float32)), heading=heading, lines=("$", "%s {layer}"))
+        figures.save(figure, tmp_path / f"sheet{suffix}")
+    assert figure.texts[0].get_text() == "$\\frac{1}{$ 猫 \U0001f431 $x$ ▯ a b c▯[1m.jpg"
+    assert figure.texts[1].get_text() == "$\n%s {layer}"
 
 
-def test_a_long_line_loses_its_middle_and_fits() -> None:
+def test_a_long_line_loses_its_middle() -> None:
     text = "a/" + "long name " * 40 + "end.jpg"
+    lengths = []
     for room in (1.0, 3.0):
-        short = paper.shortened(text, room, 9.0)
-        assert paper.width_in(short, 9.0) <= room < paper.width_in(text, 9.0)
+        short = figures._fit(text, room, 9.0)
         assert short.startswith("a/long")
         assert short.endswith(".jpg")
         assert "…" in short
-    assert paper.shortened("short", 1.0, 9.0) == "short"
-    assert paper.shortened("wwww", 0.01, 9.0) == "…"
+        lengths.append(len(short))
+    assert 2 * lengths[0] < lengths[1] < len(text)
+    assert figures._fit("short", 1.0, 9.0) == "short"
+    assert figures._fit("wwww", 0.01, 9.0) == "…"
 
 
 def test_too_many_pixels_are_refused() -> None:
-    for width, height, dpi in ((30, 30, 1200), (700, 1, 100)):
+    for count, dpi in ((36, 1200), (9000, 100)):
         with pytest.raises(OptionError, match=r"^dpi: the picture would be too large, got .* px with"):
-            paper.Paper(width, height, dpi)
+            figure_of(maps_of(np.ones((2, 2, 1), np.float32)) * count, Look(HOT, False, dpi))
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -311,10 +343,10 @@ def test_equal_pictures_are_equal_bytes_and_a_users_settings_change_none(tmp_pat
     maps = maps_of(np.random.default_rng(1).random((9, 9, 2), np.float32))
     contents = []
     for settings in ({}, {"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 10, "image.cmap": "jet", "text.color": "red"}):
-        with matplotlib.rc_context(settings), paper.plain():
-            sheet = draw(Sheet("a", ("b",), maps, None, ()), OWN, plan_layout([(9, 9, 2)] * 2, is_mosaic=False))
+        with matplotlib.rc_context(settings), figures.plain_settings():
+            figure = figure_of(maps)
             for suffix in SUFFIXES:
-                sheet.save(tmp_path / f"sheet{suffix}")
+                figures.save(figure, tmp_path / f"sheet{suffix}")
         contents.append([(tmp_path / f"sheet{suffix}").read_bytes() for suffix in SUFFIXES])
     assert contents[0] == contents[1]
     png, pdf, svg = contents[0]

@@ -1,0 +1,251 @@
+"""What is known of weights beforehand: the published files, the shapes of each network, the first values of each training.
+
+Source: sizes and checksums of the Keras files: ``keras/src/applications/vgg19.py`` and ``vgg16.py``, and download logs; of the
+MatConvNet files: history of ``doc/site/docs/pretrained.md`` in vlfeat/matconvnet, and the readers that assert a size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import WeightsError, printable
+from .layers import CLASSIFIER_BLOCK, NETWORKS, layer_table
+
+# Where each family of files is served from. A mirror, or a test, gives others.
+BASE_URLS: Mapping[str, str] = {
+    "keras": "https://storage.googleapis.com/tensorflow/keras-applications",
+    "matconvnet": "https://www.vlfeat.org/matconvnet/models",
+}
+# Of what a message quotes: a damaged file may have a name of megabytes.
+_LONGEST_QUOTE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """One published file.
+
+    Attributes:
+        network: Name in :data:`pipeline.network.layers.NETWORKS`.
+        family: ``keras`` or ``matconvnet``; a key of :data:`BASE_URLS`.
+        classifier: Whether fc6, fc7 and fc8 are in it.
+        path: Below the family's base address; ends in the file's name.
+        size_bytes: Of the file that is served now; None where no source gives it.
+        md5: Of the file that is served now, hex.
+        earlier_md5: Of the files served under this name before.
+    """
+
+    network: str
+    family: str
+    classifier: bool
+    path: str
+    size_bytes: int | None
+    md5: str
+    earlier_md5: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The file's name, as it is looked for in ``weights/``."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def words(self) -> str:
+        """``"vgg19.mat (534,904,783 bytes, MD5 1061...)"``, for messages."""
+        size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "
+        return f"{self.name} ({size}MD5 {self.md5})"
+
+    def address(self, base_urls: Mapping[str, str]) -> str:
+        """Return where to download it from."""
+        return f"{base_urls[self.family].rstrip('/')}/{self.path}"
+
+
+_MAT19_EARLIER = (
+    *("8ee3263992981a1d26e73b3ca028a123", "7354f1087a23b7fb4221c6a4b5653cd0"),
+    *("b9b4a9eb1c2fb3b50e1ec1aca6f22342", "49e623de543b207d57fab0f6eaf79a7e"),
+)
+_MAT16_EARLIER = (*("7d2a4cbdf77ee1dbbd34f6da68eb71c0", "5a68244cf55c66fea59e23ee63cf56ef", "7f0f9f01dfd99c7b7088d1c5a26eb483"),)
+_KERAS = "_weights_tf_dim_ordering_tf_kernels"
+_MAT19 = ("imagenet-vgg-verydeep-19.mat", 534_904_783, "106118b7cf60435e6d8e04f6a6dc3657", _MAT19_EARLIER)
+_MAT16 = ("imagenet-vgg-verydeep-16.mat", None, "f72d927587ca4c97fbd165ec9cb9997f", _MAT16_EARLIER)
+
+# For each network in the order in which copies are looked for.
+KNOWN_FILES: tuple[KnownFile, ...] = (
+    KnownFile("vgg19", "matconvnet", True, *_MAT19),
+    KnownFile("vgg19", "keras", False, f"vgg19/vgg19{_KERAS}_notop.h5", 80_134_624, "253f8cb515780f3b799900260a226db6"),
+    KnownFile("vgg19", "keras", True, f"vgg19/vgg19{_KERAS}.h5", 574_710_816, "cbe5617147190e668d6c5d5026f83318"),
+    KnownFile("vgg16", "matconvnet", True, *_MAT16),
+    KnownFile("vgg16", "keras", False, f"vgg16/vgg16{_KERAS}_notop.h5", 58_889_256, "6d6bbae143d832006294945121d1f1fc"),
+    KnownFile("vgg16", "keras", True, f"vgg16/vgg16{_KERAS}.h5", 553_467_096, "64373286793e3c8b2b4e3219cbf3544b"),
+)
+
+
+def files_for(network: str, classifier: bool) -> tuple[KnownFile, ...]:
+    """Return the published files that hold all that is wanted, in the order in which copies are looked for."""
+    return tuple(known for known in KNOWN_FILES if known.network == network and (known.classifier or not classifier))
+
+
+def file_to_download(network: str, family: str, classifier: bool) -> KnownFile:
+    """Return the smallest published file of a family that holds all that is wanted."""
+    files = [known for known in files_for(network, classifier) if known.family == family]
+    return min(files, key=lambda known: known.classifier)
+
+
+class WrongFileError(Exception):
+    """A weights file cannot be used. Arguments: what is wrong with it, what was found, and what to do if that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """What a reader found: the wanted layers, as RGB and HWIO, whatever the file's own conventions.
+
+    Attributes:
+        kernels: Layer -> (height, width, channels in, channels out) float32, C order.
+        biases: Layer -> (channels out,) float32.
+        mean_pixel: (3,) float64, R, G, B in 0..255.
+        pool_padding: ``same`` or ``valid``.
+        layout: Words for the file's format.
+    """
+
+    kernels: Mapping[str, NDArray[np.float32]]
+    biases: Mapping[str, NDArray[np.float32]]
+    mean_pixel: NDArray[np.float64]
+    pool_padding: str
+    layout: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which layers a reader shall look for. Whatever else is in the file is left alone.
+
+    Attributes:
+        network: Name in :data:`pipeline.network.layers.NETWORKS`.
+        shapes: Layer -> (height, width, channels in, channels out) of its kernel, in network order.
+        classifier: Whether fc6, fc7 and fc8 are among them.
+    """
+
+    network: str
+    shapes: Mapping[str, tuple[int, int, int, int]]
+    classifier: bool
+
+    def refusal(self, path: Path, what: str, got: str, remedy: str = "") -> WeightsError:
+        """Return the error for a file that cannot be used: what it is, and which file is meant."""
+        meant = " or ".join(known.words for known in files_for(self.network, self.classifier))
+        remedy = remedy or "Give one of these, or set network.weights=imagenet to have one downloaded."
+        where, what, got = (
+            printable(text, _LONGEST_QUOTE) + "..." * (len(text) > _LONGEST_QUOTE) for text in (str(path), what, got)
+        )
+        return WeightsError(f"network.weights: {where} {what}, got {got}. Expected weights of {self.network}: {meant}. {remedy}")
+
+    def check_names(self, found: Collection[str]) -> None:
+        """Check that a file is of this network and lacks no layer.
+
+        Args:
+            found: MatConvNet names of the layers with kernels in the file.
+
+        Raises:
+            WrongFileError: The file is of another network, lacks the classifier or another layer.
+        """
+        convolutions = {name for name in found if name.startswith("conv")}
+        for other in NETWORKS:
+            if other != self.network and convolutions == set(wanted_layers(other, False).shapes):
+                remedy = f"Give one of these, or set network={other}."
+                raise WrongFileError(f"is a {other} file", f"its {len(convolutions)} convolutions", remedy)
+        missing = [name for name in self.shapes if name not in found]
+        if missing and all(name.startswith("fc") for name in missing):
+            raise WrongFileError("has no classifier (a 'notop' file)", f"no layer {', '.join(missing)}")
+        if missing:
+            raise WrongFileError(f"lacks layer {', '.join(missing)}", f"layers {', '.join(sorted(found)) or '(none)'}")
+        if extra := sorted(convolutions - set(self.shapes)):
+            raise WrongFileError(f"is not a {self.network} file", f"also layer {', '.join(extra)}")
+
+    def accept(self, layer: str, kernel: Any, bias: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the kernel and the bias of a layer, contiguous float32. Shapes are checked before any data are read.
+
+        Args:
+            layer: MatConvNet name.
+            kernel: Array or HDF5 dataset, (height, width, channels in, channels out) but for trailing axes of length one; of a
+                fully connected layer also (height * width * channels in, channels out).
+            bias: Array or HDF5 dataset of (channels out) numbers.
+
+        Raises:
+            WrongFileError: Other shapes, no floating-point numbers, or NaN or infinite values, also by conversion to float32.
+        """
+        expected = self.shapes[layer]
+        shape = tuple(kernel.shape)
+        is_matrix = layer.startswith("fc") and shape == (math.prod(expected[:3]), expected[3])
+        if not is_matrix and shape + (1,) * (4 - len(shape)) != expected:
+            raise WrongFileError(f"has a kernel of another shape in {layer} (expected {expected})", str(shape))
+        if bias.size != expected[3]:
+            raise WrongFileError(f"has another number of biases in {layer} (expected {expected[3]})", str(bias.size))
+        accepted = []
+        for stored, sides in ((kernel, expected), (bias, expected[3:])):
+            if stored.dtype.kind != "f":
+                raise WrongFileError(f"has no floating-point values in {layer}", str(stored.dtype))
+            with np.errstate(over="ignore"):
+                values = np.ascontiguousarray(np.asarray(stored).reshape(sides), dtype=np.float32)
+            if wrong := int(values.size - np.count_nonzero(np.isfinite(values))):
+                raise WrongFileError(f"is damaged: NaN or infinite values in {layer}", f"{wrong} of {values.size} values")
+            accepted.append(values)
+        return accepted[0], accepted[1]
+
+
+def wanted_layers(network: str, classifier: bool) -> Wanted:
+    """Return what to look for: the convolutions of a network, and fc6, fc7, fc8 where the classifier is asked for."""
+    shapes = {
+        layer.name: layer.kernel_shape
+        for layer in layer_table(network)
+        if layer.kernel_shape is not None and (classifier or layer.block < CLASSIFIER_BLOCK)
+    }
+    return Wanted(network, shapes, classifier)
+
+
+NOT_KNOWN = "not known"
+
+# Words; the kernel of conv1_1 to output channel 0, [row, column] of one input colour; which of R, G, B that is if it takes RGB.
+# Sources: print of the old imagenet-vgg-verydeep-19.mat, equal to Keras' VGG19 file to 2.8e-7; print of Keras' VGG16 file,
+# devincody/CS179final_project, src/h5_utils.cpp; print of torchvision's vgg19-dcbb9e9d.pth, first filter.
+_FINGERPRINTS = (
+    (
+        "VGG-19 of Simonyan & Zisserman (Caffe)",
+        ((0.34119523, 0.33999205, -0.04484424), (0.23215917, 0.08978214, -0.30331427), (-0.07260912, -0.246675, -0.33683276)),
+        2,
+    ),
+    (
+        "VGG-16 of Simonyan & Zisserman (Caffe)",
+        ((0.42947057, 0.373467, -0.06136011), (0.27476987, 0.03868078, -0.36722335), (-0.05746817, -0.26224968, -0.35009676)),
+        2,
+    ),
+    (
+        "torchvision's VGG-19, another training (RGB in 0..1, other mean)",
+        ((-0.05347426, -0.04925704, -0.06794177), (0.01531445, 0.04506842, 0.0021444), (0.03622622, 0.01999945, 0.01986402)),
+        0,
+    ),
+)
+# Copies in half precision still agree; other trainings differ by 0.1 and more, swapped axes by 0.1 (VGG) or 0.05 (torchvision).
+_TOLERANCE = 1e-3
+
+
+def recognise_training(kernel: NDArray[Any]) -> str:
+    """Return which training conv1_1 comes from, and in which order its axes and colours are.
+
+    Args:
+        kernel: (3, 3, 3, channels) kernel of conv1_1, as it would be used: [row, column, R G B, channel].
+
+    Returns:
+        ``"VGG-19 of Simonyan & Zisserman (Caffe), RGB, HWIO"``; with ``BGR`` or ``WHIO`` where the kernel is not in the order in
+        which it would be used; :data:`NOT_KNOWN` for any other training.
+    """
+    if kernel.shape[:3] != (3, 3, 3):
+        return NOT_KNOWN
+    for words, plane, position in _FINGERPRINTS:
+        for colours, index in (("RGB", position), ("BGR", 2 - position)):
+            for order, candidate in (("HWIO", kernel[:, :, index, 0]), ("WHIO", kernel[:, :, index, 0].T)):
+                if np.allclose(candidate, plane, rtol=0, atol=_TOLERANCE):
+                    return f"{words}, {colours}, {order}"
+    return NOT_KNOWN

@@ -1,0 +1,406 @@
+"""Tasks for a Ray cluster: what they take, what they hold, what is said when they cannot be done. No cluster here."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.config import check_options
+from pipeline.engine_config import EngineOptions
+from pipeline.engines import ray as engine
+from pipeline.errors import EngineError, OptionError, PipelineError, StoreError
+from pipeline.plan import versions
+from pipeline.records import Part
+from pipeline.store.hashing import file_digest
+
+from .stored_runs import make_spec
+from .test_config import values
+from .test_making import SPEC, fake_stages
+from .test_tars import png, write_tar
+
+SMALL, LARGE, GPUS = (2.0, 0.0), (16.0, 0.0), (16.0, 4.0)
+
+
+def options(workers: int | None = None, gpus: float | None = None, cpus: int | None = None) -> EngineOptions:
+    return EngineOptions("ray", "auto", workers, gpus, cpus)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "device", "expected", "slots"),
+    [
+        # A worker a node.
+        ([LARGE, LARGE], options(), "auto", (16, 0), 2),
+        # All cores of all nodes: several tasks on the larger one.
+        ([SMALL, LARGE], options(), "auto", (2, 0), 9),
+        ([SMALL, LARGE], options(cpus=4), "auto", (4, 0), 4),
+        ([SMALL, LARGE], options(workers=4), "auto", (4, 0), 4),
+        ([SMALL, SMALL], options(workers=2), "auto", (2, 0), 2),
+        # More than cores: they share.
+        ([SMALL], options(workers=3), "auto", (0.5, 0), 4),
+        ([SMALL, SMALL], options(workers=5), "auto", (0.5, 0), 8),
+        # A worker a GPU, and its share of the cores.
+        ([LARGE, GPUS], options(), "auto", (4, 1), 4),
+        ([GPUS], options(gpus=0.5), "auto", (2, 0.5), 8),
+        ([GPUS], options(cpus=8), "auto", (8, 1), 2),
+        ([(2.0, 4.0)], options(), "auto", (0.5, 1), 4),
+        ([LARGE, GPUS], options(), "cpu", (16, 0), 2),
+        ([GPUS], options(gpus=0.0), "auto", (16, 0), 1),
+        # What has no room waits for a node to come.
+        ([SMALL], options(workers=3, cpus=4), "auto", (4, 0), 0),
+        ([], options(), "auto", (1, 0), 0),
+        ([], options(), "gpu", (1, 1), 0),
+    ],
+)
+def test_a_task_takes_what_the_options_and_the_nodes_say(
+    nodes: Any, given: EngineOptions, device: str, expected: tuple[float, float], slots: int
+) -> None:
+    assert engine.plan_resources(nodes, given, device) == expected
+    assert engine.count_slots(nodes, *expected) == slots
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (options(cpus=32), r"engine.cpus_per_worker: no node has room for a worker, got 32. Expected at most 16, the cores of"),
+        (options(gpus=1), r"engine.gpus_per_worker: no node has room for a worker, got 1. Expected at most 0, the GPUs of the"),
+    ],
+)
+def test_no_room_anywhere_is_said(given: EngineOptions, message: str) -> None:
+    with pytest.raises(OptionError, match=f"^{message}"):
+        engine.plan_resources([SMALL, LARGE], given, "auto")
+    # Where nodes may be added, so many workers may be waited for.
+    waiting = replace(given, workers=2)
+    engine.plan_resources([SMALL], waiting, "auto")
+    with pytest.raises(OptionError, match=r"no node has room"):
+        engine.plan_resources([SMALL], waiting, "auto", is_local=True)
+
+
+def test_a_task_has_full_device_steps_and_leaves_every_worker_some() -> None:
+    spec = make_spec(rows=4000, images_per_shard=4)
+
+    def sizes(slots: int, batch_size: int) -> list[int]:
+        tasks = engine.plan_tasks(spec.shards(), slots, batch_size)
+        assert [shard for task in tasks for shard in task] == list(spec.shards())
+        return [len(task) for task in tasks]
+
+    # 20 steps of 8 rows are 40 shards; one step of 21 may be partly empty.
+    assert sizes(2, 8) == [40] * 25
+    # Four tasks a worker.
+    assert sizes(50, 8) == [5] * 200
+    assert sizes(1000, 8) == [1] * 1000
+    # One image a step, as at native size.
+    assert sizes(2, 1) == [5] * 200
+
+
+def test_a_task_is_of_one_part() -> None:
+    spec = replace(make_spec(rows=400, images_per_shard=4), before=(Part("0" * 64, 100),))
+    tasks = engine.plan_tasks(spec.shards(), 1, 1)
+    assert all(len({shard.part for shard in task}) == 1 for task in tasks)
+    assert [shard for task in tasks for shard in task] == list(spec.shards())
+
+
+def make_job(folder: Path, **changes: Any) -> engine.Job:
+    (folder / "shards").mkdir(exist_ok=True)
+    found = check_options(values(runtime__workers=2))
+    settings: dict[str, Any] = {"options": found, "parts": {0: SPEC}, "weights": None, "folder": str(folder), "image": ""}
+    job = engine.Job("abc", **{**settings, **changes})
+    job.mark.touch()
+    return job
+
+
+def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path) -> None:
+    job, shards = make_job(tmp_path), SPEC.shards()[2:5]
+    # Of an attempt that died, and of another task.
+    for name in ("abc-2-01234567", "abc-20-01234567"):
+        (tmp_path / f"shards/shard-00002-of-00006.h5.{name}.partial").touch()
+    found = engine._make(job, fake_stages(), "abc-2", shards)
+    assert found.digests == {f"shards/{shard.file_name}": file_digest(tmp_path / "shards" / shard.file_name) for shard in shards}
+    assert (found.rows, found.raw_seen, found.is_repeated) == (12, 12 * 240, True)
+    assert (found.made.device, found.made.bytes_raw) == ("cpu", (12 - len(found.failed)) * 240)
+    assert [status.error != "" for status in found.failed] == [True] * len(found.failed)
+    assert set(found.seconds) >= {"read", "network", "store", "finish"}
+    # Whoever holds the lock writes the digests.
+    assert not list(tmp_path.glob("SHA256SUMS*"))
+    assert [path.name for path in tmp_path.rglob("*.partial")] == ["shard-00002-of-00006.h5.abc-20-01234567.partial"]
+    again = engine._make(job, fake_stages(), "abc-2", shards)
+    assert (again.is_repeated, again.made.bytes_stored) == (False, found.made.bytes_stored)
+
+
+def test_a_task_of_a_run_that_has_ended_gives_no_shard_its_name(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.mark.unlink()
+    with pytest.raises(StoreError, match=r"this worker's run has ended"):
+        engine._make(job, fake_stages(), "abc-0", SPEC.shards()[:2])
+    assert not list(tmp_path.rglob("*.h5*"))
+
+
+def test_what_stops_a_task_comes_back_as_what_the_local_engine_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: Exception) -> None:
+        def make(*arguments: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(engine, "_make", make)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(engine, "_prepared", ("abc", "", make_job(tmp_path), None))
+    raising(StoreError("the disk is full"))
+    found: Any = engine.make_task("abc", (), "abc-0", ())
+    assert (type(found), str(found)) == (StoreError, "the disk is full")
+    raising(ZeroDivisionError("oh"))
+    with pytest.raises(RuntimeError, match=r"(?s)^Traceback .*ZeroDivisionError: oh$"):
+        engine.make_task("abc", (), "abc-0", ())
+
+
+@pytest.mark.parametrize("changed", ["token", "GPU"])
+def test_a_process_whose_network_is_for_another_gpu_or_run_ends(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(engine.os, "_exit", end)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    prepared = ("xyz", "1") if changed == "token" else ("abc", "0")
+    monkeypatch.setattr(engine, "_prepared", (*prepared, None, None))
+    with pytest.raises(Ended):
+        engine.make_task("abc", (), "abc-0", ())
+
+
+def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SEEN_SECONDS", 0.0)
+    made: list[Any] = []
+    monkeypatch.setattr(engine, "make_stages", lambda *given: made.append(given))
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "1")
+    engine._prepare(make_job(tmp_path))
+    assert len(made) == 1
+    assert engine.os.environ["TF_NUM_INTRAOP_THREADS"] == "2"
+
+    def said(job: engine.Job) -> str:
+        with pytest.raises(EngineError) as caught:
+            engine._prepare(job)
+        return str(caught.value)
+
+    line = said(make_job(tmp_path, image="/nowhere/a.jpg"))
+    assert "does not see the images, got nothing of this run at '/nowhere/a.jpg'. Expected" in line
+    assert line.endswith("Choose another place with data.dir, data.list or data.tar, or nodes that have it.")
+    attributes: Any = {"version_numpy": "1.0", "version_pillow": versions()["pillow"]}
+    line = said(make_job(tmp_path, parts={0: replace(SPEC, attributes=attributes)}))
+    assert f"has other libraries, got numpy {versions()['numpy']}. Expected numpy 1.0, as on the driver's machine." in line
+    job = make_job(tmp_path)
+    job.mark.unlink()
+    line = said(job)
+    assert line.startswith(f"engine: node {socket.gethostname()} does not see the run folder, got nothing of this run at ")
+    assert len(made) == 1
+
+
+def seen_of(manifest: Any) -> str:
+    return engine._visible_image(replace(SPEC, manifest=manifest))
+
+
+def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
+    from pipeline.data_source import tar_folder
+    from pipeline.images.manifest import list_folder
+    from pipeline.images.remote import listed_images
+    from pipeline.images.tar import list_tars
+
+    (tmp_path / "b").mkdir()
+    for name, data in (("a.png", b""), ("b/c.png", png(1)), ("b/d.png", png(2))):
+        (tmp_path / name).write_bytes(data)
+    assert seen_of(list_folder(tmp_path)) == str(tmp_path / "b/c.png")
+    for name in ("y.tar", "x.tar"):
+        write_tar(tmp_path / name, {f"{name}.png": png(1)})
+    tars = [str(tmp_path / "*.tar")]
+    assert seen_of(list_tars(tars, tar_folder(tars), lambda line: None)) == str(tmp_path / "x.tar")
+    places = ["memory://nowhere/a.png", str(tmp_path / "b/d.png")]
+    assert seen_of(listed_images("memory://nowhere", ["a.png", "d.png"], ["", ""], places, {})) == places[1]
+    assert seen_of(listed_images("memory://nowhere", ["a.png"], [""], places[:1], {})) == ""
+
+
+def test_workers_look_for_the_folder_of_a_set(tiny_set: Path) -> None:
+    from pipeline.images.tfds_set import list_set
+
+    assert seen_of(list_set("tiny", None, tiny_set)) == str(tiny_set / "tiny/1.0.0")
+
+
+def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        OptionError, match=r"^engine: Ray is not installed here, .*`pip install 'deep-feature-pipeline\[ray\]'`\.$"
+    ):
+        engine.require_ray(EngineOptions("ray"))
+
+
+def test_a_worker_larger_than_this_machine_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(OptionError, match=r"^engine.cpus_per_worker: no node has room for a worker, got 1024\. Expected at most"):
+        engine.require_ray(EngineOptions("ray", cpus_per_worker=1024))
+    # Another machine may have room; of GPUs only Ray will know.
+    engine.require_ray(EngineOptions("ray", "auto", cpus_per_worker=1024))
+    engine.require_ray(EngineOptions("ray", gpus_per_worker=1.0))
+
+
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
+    pass
+
+
+class WorkerCrashedError(RayError):
+    pass
+
+
+class FakeRay:
+    """What the driver uses of Ray; every task is answered at once, by ``answer``."""
+
+    def __init__(self, answer: Any) -> None:
+        kinds = {"RayError": RayError, "RayTaskError": RayTaskError, "WorkerCrashedError": WorkerCrashedError}
+        self.exceptions = SimpleNamespace(**kinds, OutOfMemoryError=WorkerCrashedError, NodeDiedError=WorkerCrashedError)
+        self.answer = answer
+        self.resources: dict[str, float] = {"CPU": 4.0}
+        self.settings: dict[str, Any] = {}
+        self.is_there = False
+
+    def is_initialized(self) -> bool:
+        return self.is_there
+
+    def init(self, **settings: Any) -> None:
+        self.settings = settings
+        if isinstance(self.answer, str):
+            raise RuntimeError(self.answer)
+
+    def shutdown(self) -> None:
+        pass
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": self.resources}, {"Alive": False, "Resources": {"CPU": 100.0}}]
+
+    def remote(self, **settings: Any) -> Any:
+        self.settings = settings
+        return lambda function: SimpleNamespace(remote=lambda *given: object())
+
+    def wait(self, futures: list[Any], num_returns: int = 1, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
+        return ([] if self.answer is None else futures[:num_returns]), []
+
+    def get(self, future: Any) -> Any:
+        if isinstance(self.answer, Exception) and not isinstance(self.answer, PipelineError):
+            raise self.answer
+        return self.answer
+
+
+def make_engine(ray: FakeRay, folder: Path, **engine_options: Any) -> engine.RayEngine:
+    given = {"engine__name": "ray", "engine__address": "auto", **{f"engine__{k}": v for k, v in engine_options.items()}}
+    return engine.RayEngine(ray, make_job(folder, options=check_options(values(**given))))
+
+
+def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> None:
+    ray = FakeRay(None)
+    ray.resources = {"CPU": 8.0, "GPU": 2.0}
+    started = make_engine(ray, tmp_path)
+    assert ray.settings == {"num_cpus": 4.0, "num_gpus": 1.0, "max_retries": 2, "max_calls": 0}
+    runtime = started._job.options.runtime
+    assert (runtime.device, runtime.workers) == ("gpu", 4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (OptionError("runtime.device: no GPU"), OptionError, r"^runtime.device: no GPU$"),
+        (
+            WorkerCrashedError("It\ndied."),
+            EngineError,
+            r"^engine: no worker can be started, got 3 that died, the last since It died",
+        ),
+        (RayTaskError("Traceback\nZeroDivisionError: oh"), RuntimeError, r"ZeroDivisionError: oh$"),
+        (
+            RayTaskError("The remote function failed to import on the worker.\nModuleNotFoundError: No module named 'pipeline'"),
+            EngineError,
+            r"^engine: a node cannot load this program, got ModuleNotFoundError: No module named 'pipeline'\. Expected",
+        ),
+    ],
+)
+def test_what_stops_the_first_task_stops_the_run(answer: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(kind, match=message):
+        make_engine(FakeRay(answer), tmp_path).start()
+
+
+def test_a_run_without_nodes_waits_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(None)
+    ray.resources = {}
+    monkeypatch.setattr(engine, "NO_NODE_SECONDS", 0.1)
+    with pytest.raises(EngineError, match=r"^engine: no node can run a task, got none with 1 cores and 0 GPUs for 0 s\."):
+        make_engine(ray, tmp_path).start()
+
+
+def test_shards_over_which_three_workers_died_are_named_but_not_those_that_are_finished(tmp_path: Path) -> None:
+    ray = FakeRay(None)
+    started = make_engine(ray, tmp_path)
+    (tmp_path / "shards" / SPEC.shards()[1].file_name).touch()
+    ray.answer = WorkerCrashedError("a flood.")
+    message = (
+        r"^engine: shards/shard-00000-of-00006.h5 \(images '\S*image é0.jpg' to '\S*image é3.jpg'\), "
+        r"shards/shard-00002-of-00006.h5 \(images .*\) could not be made, got 3 workers that died over it, the last since a "
+        r"flood\. Expected one that lives\. .* shards are kept\.$"
+    )
+    with pytest.raises(EngineError, match=message):
+        started._outcome(object(), SPEC.shards()[:3])
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+def connect(ray: Any, address: str | None, folder: Path) -> None:
+    with engine._connected(ray, address, make_job(folder)):
+        pass
+
+
+def test_what_ray_says_of_a_cluster_that_is_not_there_is_one_line(port: int, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{port}"
+    with pytest.raises(
+        EngineError, match=rf"^engine.address: no Ray cluster is there, got '{address}': It is old\. Expected one"
+    ):
+        connect(FakeRay("It is old. And more"), address, tmp_path)
+
+
+def test_a_cluster_that_cannot_be_started_says_why(tmp_path: Path) -> None:
+    ray = FakeRay("No space left. And more")
+    message = r"^engine: a Ray cluster cannot be started on this machine, got: No space left\."
+    with pytest.raises(EngineError, match=message):
+        connect(ray, None, tmp_path)
+    assert (ray.settings["address"], ray.settings["log_to_driver"], ray.settings["include_dashboard"]) == ("local", False, False)
+
+
+def test_a_process_that_has_a_cluster_already_is_told(tmp_path: Path) -> None:
+    ray = FakeRay(None)
+    ray.is_there = True
+    with pytest.raises(EngineError, match=r"^engine: this process is connected to a Ray cluster already.* Call ray.shutdown"):
+        connect(ray, None, tmp_path)
+
+
+def test_the_mark_of_a_run_is_there_as_long_as_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / ".engine-of-a-killed-run").touch()
+    mark = tmp_path / ".engine-abc"
+    with engine._marked(mark):
+        assert [path.name for path in tmp_path.iterdir()] == [".engine-abc"]
+    assert not list(tmp_path.iterdir())
+    message = rf"^{re.escape(str(tmp_path))}/none/\.engine-abc: .*, got ENOENT\."
+    with pytest.raises(StoreError, match=message), engine._marked(tmp_path / "none/.engine-abc"):
+        pass
