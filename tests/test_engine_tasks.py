@@ -210,7 +210,7 @@ def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
     from pipeline.data_source import tar_folder
     from pipeline.images.manifest import list_folder
     from pipeline.images.remote import listed_images
-    from pipeline.images.tars import list_tars
+    from pipeline.images.tar import list_tars
 
     (tmp_path / "b").mkdir()
     for name, data in (("a.png", b""), ("b/c.png", png(1)), ("b/d.png", png(2))):
