@@ -5,22 +5,20 @@ Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .data_source import DataSource, check_source
-from .engine_config import EngineOptions, check_engine
 from .errors import OptionError, nearest
 from .network.backend import WINOGRAD
-from .option_values import count as _count
-from .option_values import wrong as _wrong
-from .places import check_place, check_scratch, run_folder
-from .schema import CHOICES, known_keys
+from .schema import AUTO, CHOICES, EngineSchema, defaults, known_keys
 from .sharding import Share
-from .storage.address import Address
-from .storage.remote_path import expanded
+from .storage.address import Address, is_address, require_reachable, to_address
+from .storage.mirror import mirror_of, scratch_for
+from .storage.remote_path import RemotePath, expanded
 
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
 LARGEST_SIDE_PX = 8192
@@ -28,6 +26,8 @@ LARGEST_SIDE_PX = 8192
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
 LARGEST_SEED = 2**64 - 1
+# Of a cluster. An address of version 6 stands in brackets.
+_ADDRESS = re.compile(r"(?:ray://)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", re.ASCII)
 # Of a process beside others that write the same folder.
 EXISTING_OF_PARTS = ("resume", "extend")
 # What network.weights may say besides the path of a file.
@@ -90,6 +90,20 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Which processes make the shards; changes no number beyond what another machine changes.
+
+    None: of ``address``, a cluster for this run alone; of the others, as the resources of the cluster allow.
+    """
+
+    name: str = "local"
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    cpus_per_worker: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Everything a user can set, checked. ``batch_size`` None: chosen by device. ``name`` is the run folder's.
 
@@ -112,7 +126,7 @@ class Options:
     def folder(self) -> Path:
         """The run folder; at an address, what stands for it."""
         mark = "" if self.share is None else self.share.mark
-        return run_folder(self.output.dir, self.name, self.output.scratch, mark)
+        return _run_folder(self.output.dir, self.name, self.output.scratch, mark)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,7 +180,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
     for key in CHOICES:
         group, name = key.split(".")
         check_choice(key, values[group][name])
-    source = check_source(data, check_place("data.dir", data["dir"]), check_place("data.list", data["list"]))
+    source = check_source(data, _place("data.dir", data["dir"]), _place("data.list", data["list"]))
     fraction = data["max_failed_fraction"]
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 <= fraction <= 1.0:
         raise _wrong("data.max_failed_fraction", fraction, "a number from 0 to 1")
@@ -192,8 +206,8 @@ def check_options(values: Mapping[str, Any]) -> Options:
             seed=_seed(network["seed"]),
         ),
         output=OutputOptions(
-            dir=check_place("output.dir", output["dir"]) or Path("outputs"),
-            scratch=check_scratch(output["scratch"], output["dir"]),
+            dir=_place("output.dir", output["dir"]) or Path("outputs"),
+            scratch=_scratch(output["scratch"], output["dir"]),
             dtype=output["dtype"],
             compression=output["compression"],
             images_per_shard=_count("output.images_per_shard", output["images_per_shard"], 2**31),
@@ -207,7 +221,7 @@ def check_options(values: Mapping[str, Any]) -> Options:
             workers=_count("runtime.workers", runtime["workers"], 1024),
         ),
         share=_share(values["part"]),
-        engine=check_engine(values["engine"], device),
+        engine=_check_engine(values["engine"], device),
         dry_run=_switch("dry_run", values["dry_run"]),
         given=given,
     )
@@ -337,3 +351,138 @@ def _name(value: Any, dataset: str, network: str) -> str:
     if name in (".", "..") or any(mark in name for mark in "/\\:"):
         raise _wrong("name", value, "the name of one folder, without / \\ or :")
     return name
+
+
+def _check_engine(engine: Mapping[str, Any], device: str) -> EngineOptions:
+    """Gives the options of the engine, checked.
+
+    Args:
+        engine: Nested like :class:`pipeline.schema.EngineSchema`.
+        device: ``runtime.device``, checked.
+
+    Raises:
+        OptionError: A value is wrong, or set in vain.
+    """
+    if engine["name"] == "local":
+        unset = defaults(EngineSchema(), "engine.")
+        for name, value in engine.items():
+            key = f"engine.{name}"
+            if name != "name" and value != unset[key]:
+                raise OptionError(
+                    f"{key}: the local engine is one process on this machine, got {value!r}. Expected the default, or another "
+                    "engine. Add engine=ray."
+                )
+        return EngineOptions()
+    gpus = engine["gpus_per_worker"]
+    if gpus != AUTO and (isinstance(gpus, bool) or not isinstance(gpus, (int, float)) or not 0 <= gpus <= 1):
+        raise _wrong("engine.gpus_per_worker", gpus, "auto, 1, 0 or a share between them: a worker uses one GPU at most")
+    gpus = None if gpus == AUTO else float(gpus)
+    if gpus is not None and device != AUTO and (device == "gpu") != (gpus > 0):
+        raise OptionError(
+            f"engine.gpus_per_worker: workers compute on the {device}, got {gpus:g}. Expected {'more than ' * (not gpus)}0. "
+            "Leave it or runtime.device out."
+        )
+    return EngineOptions(
+        name=engine["name"],
+        address=_cluster_address(engine["address"]),
+        workers=_count("engine.workers", engine["workers"], 100_000),
+        gpus_per_worker=gpus,
+        cpus_per_worker=_count("engine.cpus_per_worker", engine["cpus_per_worker"], 1024),
+    )
+
+
+def _cluster_address(value: Any) -> str | None:
+    if value is None:
+        return None
+    if value == AUTO:
+        return AUTO
+    found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < int(found[1]) < 65536:
+        raise _wrong("engine.address", value, "null, auto, host:port or ray://host:port")
+    return str(value)
+
+
+def _wrong(key: str, value: Any, rule: str, allowed: Sequence[str] = ()) -> OptionError:
+    """Gives the error for a value that is not a right one.
+
+    Args:
+        key: The option.
+        value: As given.
+        rule: What it must be.
+        allowed: All right values, where they can be counted.
+    """
+    near = nearest(str(value), allowed) if allowed else ""
+    is_near = near and near != ", ".join(allowed)
+    hint = f"Did you mean {near}?" if is_near else "Run `python -m pipeline.run --help` for all options."
+    return OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}. {hint}")
+
+
+def _count(key: str, value: Any, largest: int) -> int | None:
+    """Gives a whole number from 1; None for ``auto``.
+
+    Raises:
+        OptionError: It is neither, or larger than the largest.
+    """
+    if value == AUTO:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise _wrong(key, value, f"auto or a whole number from 1 to {largest}")
+    return value
+
+
+def _place(key: str, value: Any) -> Path | Address | None:
+    """Gives the path or the address that an option names; None if it names none.
+
+    Args:
+        key: The option.
+        value: As given; Hydra reads 2024 as a number, as a path it is a folder's name.
+
+    Raises:
+        OptionError: It is no text, or an address that nothing here can reach.
+    """
+    text = None if value is None else _text(key, str(value), "a path")
+    if text is None or not is_address(text):
+        return None if text is None else expanded(text)
+    address = to_address(text)
+    if isinstance(address, Address):
+        require_reachable(key, address)
+    return address
+
+
+def _scratch(value: Any, directory: Any) -> Path | None:
+    """Gives the folder in which files for an address are made; None: one in the system's folder for temporary files.
+
+    Args:
+        value: ``output.scratch``.
+        directory: ``output.dir``.
+
+    Raises:
+        OptionError: It is no folder of this machine, or of no use.
+    """
+    if value is None:
+        return None
+    text = _text("output.scratch", str(value), "a path")
+    if is_address(text):
+        raise OptionError(
+            f"output.scratch: not a folder of this machine, got {text!r}. Expected a path. "
+            "Files are made there before they are sent."
+        )
+    if not is_address(str(directory)):
+        raise OptionError(
+            f"output.scratch: nothing is made there, got {text!r}. Expected it with an address, e.g. "
+            "output.dir=s3://bucket/outputs. Leave it out: a folder of this machine needs none."
+        )
+    return expanded(text)
+
+
+def _run_folder(directory: Path | Address, name: str, scratch: Path | None, mark: str) -> Path:
+    """Gives the folder of a run; at an address, what stands for it.
+
+    Args:
+        directory: That the run folders are in.
+        name: Of the run.
+        scratch: As :func:`_scratch` gives it.
+        mark: Of one of several processes that make the run together; "" of the only one.
+    """
+    place = directory / name
+    return place if isinstance(place, Path) else RemotePath(mirror_of(place, scratch_for(place, scratch, mark)))

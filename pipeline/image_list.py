@@ -38,7 +38,7 @@ def _listed(source: DataSource) -> Manifest:
 
         return list_tars(source.tar, tar_folder(source.tar), _warn)
     if source.tfds is not None:
-        from .images.tfds_set import find_set, list_set, sets_folder
+        from .images.tfds import find_set, list_set, sets_folder
 
         assert not isinstance(source.dir, Address)
         # Before anything is loaded.

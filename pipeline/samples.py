@@ -104,7 +104,7 @@ def _maps(layer: str, values: NDArray[np.float32]) -> tuple[FeatureMap, ...]:
 
 
 def _picture(record: ImageRecord, sha256: str) -> tuple[NDArray[np.uint8] | None, str]:
-    from .images.thumbnail import thumbnail
+    from .images.seen import thumbnail
 
     try:
         return thumbnail(record, sha256, PICTURE_PX), ""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from pipeline.images.tfds_set import FIRST_PYTHON
+from pipeline.images.tfds import FIRST_PYTHON
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

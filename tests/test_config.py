@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import check_options
-from pipeline.engine_config import EngineOptions
+from pipeline.config import EngineOptions, check_options
 from pipeline.errors import OptionError
 from pipeline.records import Share
 from pipeline.schema import CHOICES, EngineSchema, Schema, known_keys

@@ -14,7 +14,7 @@ from pipeline.config import check_options
 from pipeline.image_list import with_labels
 from pipeline.images.manifest import list_folder, read_list
 from pipeline.images.tar import list_tars
-from pipeline.images.tfds_set import list_set
+from pipeline.images.tfds import list_set
 from pipeline.network.layers import resolve_layers
 from pipeline.network.weights import load_weights
 from pipeline.plan import plan_run

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import check_options
-from pipeline.engine_config import EngineOptions
+from pipeline.config import EngineOptions, check_options
 from pipeline.engines import ray as engine
 from pipeline.errors import EngineError, OptionError, PipelineError, StoreError
 from pipeline.plan import versions
@@ -226,7 +225,7 @@ def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
 
 
 def test_workers_look_for_the_folder_of_a_set(tiny_set: Path) -> None:
-    from pipeline.images.tfds_set import list_set
+    from pipeline.images.tfds import list_set
 
     assert seen_of(list_set("tiny", None, tiny_set)) == str(tiny_set / "tiny/1.0.0")
 

@@ -15,8 +15,7 @@ from PIL import Image
 from pipeline.errors import ImageError, StoreError
 from pipeline.freshness import refuse_changed_images
 from pipeline.images.loader import ImageLoader
-from pipeline.images.seen import seen_picture
-from pipeline.images.thumbnail import thumbnail
+from pipeline.images.seen import seen_picture, thumbnail
 from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec, ShardSpec
 from pipeline.store.folder import open_folder
 

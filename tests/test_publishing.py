@@ -387,7 +387,7 @@ def test_layers_and_rows_are_spread_from_the_first_to_the_last() -> None:
 
 @pytest.fixture
 def small_picture(photographs: Path, tmp_path: Path) -> Callable[..., Any]:
-    from pipeline.images.thumbnail import thumbnail
+    from pipeline.images.seen import thumbnail
 
     def make(name: str = "animals/chelsea.jpg", sha256: str | None = None, side_px: int = 100) -> Any:
         path = tmp_path / "picture"

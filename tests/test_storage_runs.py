@@ -281,12 +281,12 @@ def test_a_process_of_another_container_is_not_looked_for_here(name: str) -> Non
     gone = hold._me() | {"pid": 2**22 + 1, "time": time.time()}
     address = Address(f"{ADDRESS}/.lock")
     put_files(ADDRESS, {".lock": json.dumps(gone).encode()})
-    assert hold.living_holder(address) == ""
+    assert hold._judge(address)[0] == ""
     put_files(ADDRESS, {".lock": json.dumps(gone | {name: "another"}).encode()})
-    assert hold.living_holder(address).startswith(f"process {2**22 + 1} on ")
+    assert hold._judge(address)[0].startswith(f"process {2**22 + 1} on ")
     put_files(ADDRESS, {".lock": json.dumps({key: value for key, value in gone.items() if key != name}).encode()})
     # Elsewhere than on Linux nobody has the latter two.
-    assert bool(hold.living_holder(address)) is (name in gone)
+    assert bool(hold._judge(address)[0]) is (name in gone)
 
 
 DEAD = {"host": "elsewhere", "machine": "1", "pid": 1, "token": "dead", "time": 0.0}
@@ -371,7 +371,7 @@ def test_a_lock_that_is_renewed_while_somebody_looks_is_alive(monkeypatch: pytes
     new = json.dumps({**old, "time": time.time() - 999}).encode()
     timer = threading.Timer(0.01, put_files, (ADDRESS, {".lock": new}))
     timer.start()
-    assert hold.living_holder(Address(f"{ADDRESS}/.lock")).startswith("process 1 on elsewhere")
+    assert hold._judge(Address(f"{ADDRESS}/.lock"))[0].startswith("process 1 on elsewhere")
     timer.join()
 
 

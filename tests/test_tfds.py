@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError, OptionError
-from pipeline.images import tfds_set, tfds_source
+from pipeline.images import tfds as tfds_module
 from pipeline.images.loader import ImageLoader
 from pipeline.images.reading import read_image
-from pipeline.images.tfds_set import find_set, list_set, sets_folder
-from pipeline.images.tfds_source import TfdsSource
+from pipeline.images.tfds import TfdsSource, find_set, list_set, sets_folder
 from pipeline.records import digest_images
 
 from .tiny_sets import IMAGES, tiny_png
@@ -60,8 +59,8 @@ def test_images_are_the_encoded_bytes_whatever_the_order_they_are_asked_in(
         for place in order:
             assert read_image(sent[place]) == tiny_png(place)
     # With no room for what was passed over and no reading on, each is begun at anew.
-    monkeypatch.setattr(tfds_source, "_MOST_WAITING_BYTES", 1)
-    monkeypatch.setattr(tfds_source, "_REACH", 2)
+    monkeypatch.setattr(tfds_module, "_MOST_WAITING_BYTES", 1)
+    monkeypatch.setattr(tfds_module, "_REACH", 2)
     for place in (0, 1, 3, 2, 10):
         assert read_image(sent[place]) == tiny_png(place)
 
@@ -69,13 +68,13 @@ def test_images_are_the_encoded_bytes_whatever_the_order_they_are_asked_in(
 def test_a_run_that_goes_on_reads_from_where_it_was(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = list_set("tiny", None, tiny_set)
     begun: list[int] = []
-    read_examples = tfds_source.read_examples
+    read_examples = tfds_module.read_examples
 
     def counting(folder: str, split: str, features: list[str], image: str, first: int = 0) -> object:
         begun.append(first)
         return read_examples(folder, split, features, image, first)
 
-    monkeypatch.setattr(tfds_source, "read_examples", counting)
+    monkeypatch.setattr(tfds_module, "read_examples", counting)
     batches = list(ImageLoader(manifest, np.arange(9, IMAGES), batch_size=4, workers=2))
     assert [status.error for batch in batches for status in batch.statuses] == [""] * (IMAGES - 9)
     assert [image.shape[0] for batch in batches for image in map(batch.image, range(len(batch)))] == [
@@ -147,13 +146,13 @@ def test_what_is_wrong_with_a_set_is_one_line(tiny_set: Path, tmp_path: Path, mo
     (folder / "features.json").write_text(data)
     next(folder.glob("*train*-00002-*")).write_bytes(b"x" * 100)
     assert refused("tiny", tmp_path).startswith("data.tfds: the set cannot be read (DataLossError: ")
-    monkeypatch.setattr(tfds_set, "MAX_LIST_BYTES", 10)
+    monkeypatch.setattr(tfds_module, "MAX_LIST_BYTES", 10)
     assert refused("tiny", tiny_set).startswith("data.tfds: too much text beside the images, got ")
-    monkeypatch.setattr(tfds_set, "MOST_COLUMNS", 2)
+    monkeypatch.setattr(tfds_module, "MOST_COLUMNS", 2)
     assert refused("tiny", tiny_set).startswith("data.tfds: too many features, got 5. Expected at most 2.")
-    monkeypatch.setattr(tfds_set, "FIRST_PYTHON", (4, 0))
+    monkeypatch.setattr(tfds_module, "FIRST_PYTHON", (4, 0))
     assert "does not run beside this TensorFlow on Python 3." in refused("tiny", tiny_set)
-    monkeypatch.setattr(tfds_set, "FIRST_PYTHON", (3, 10))
+    monkeypatch.setattr(tfds_module, "FIRST_PYTHON", (3, 10))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert refused("tiny", tiny_set).startswith("data.tfds: TensorFlow Datasets cannot be loaded (")
     assert refused("tiny", tiny_set).endswith("Run `pip install 'deep-feature-pipeline[tfds]'`.")

@@ -23,12 +23,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Options
-from ..engine_config import EngineOptions
+from ..config import EngineOptions, Options
 from ..errors import EngineError, OptionError, PipelineError, StoreError, printable
 from ..estimate import raw_bytes
 from ..images.tar import TarSource
-from ..images.tfds_source import TfdsSource
+from ..images.tfds import TfdsSource
 from ..journal import LOGGER as _log
 from ..machine import peak_memory_bytes, usable_cores
 from ..making import make_shards

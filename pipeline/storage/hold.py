@@ -119,19 +119,11 @@ class Hold:
                 remove([self._address])
 
 
-def living_holder(address: Address) -> str:
-    """Gives who holds what an object stands for, in words; "" if nobody does who lives.
+def _judge(address: Address) -> tuple[str, dict[str, Any] | None]:
+    """Gives the living holder, in words, or "" and the hold that was found dead; None if there was none.
 
     Of one that seems dead it makes sure where clocks that differ could deceive, which takes as long as it should renew.
-
-    Raises:
-        OSError: The storage refuses.
     """
-    return _judge(address)[0]
-
-
-def _judge(address: Address) -> tuple[str, dict[str, Any] | None]:
-    """Gives the living holder, in words, or "" and the hold that was found dead; None if there was none."""
     found = _read(address)
     if found is None or _has_died(found):
         return "", found

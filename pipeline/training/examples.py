@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import OptionError, StoreError, nearest
 from ..records import OK
-from ..store.layer import Layer
-from ..store.selection import select_rows
+from ..store.layer import Layer, select_rows
 
 if TYPE_CHECKING:
     from ..store.reader import Run

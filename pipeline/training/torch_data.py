@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import OptionError
-from ..store.selection import select_rows
+from ..store.layer import select_rows
 from .batches import Batches
 from .examples import Examples, Features
 

@@ -86,7 +86,7 @@ def _manifest(kind: str, place: Path) -> Any:
 
         return list_tars([str(place)], tar_folder([str(place)]), print)
     if kind == "tfds":
-        from pipeline.images.tfds_set import list_set
+        from pipeline.images.tfds import list_set
 
         return list_set("photographs", None, place)
     from pipeline.images.manifest import list_folder, read_list
