@@ -13,7 +13,7 @@ from typing import Any
 
 from .data_source import DataSource, check_source
 from .errors import OptionError, nearest
-from .network.backend import WINOGRAD
+from .network.layers import WINOGRAD
 from .schema import AUTO, CHOICES, EngineSchema, defaults, known_keys
 from .sharding import Share
 from .storage.address import Address, is_address, require_reachable, to_address

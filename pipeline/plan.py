@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Options
-from .network.backend import choose_backend
-from .network.layers import layer_table, output_shapes, plan_features
+from .network.layers import choose_backend, layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
 from .schema import AUTO

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ..errors import OptionError
 from ..images.resize import CANVAS_SIDE_PX
-from .backend import TENSORFLOW
+from .layers import TENSORFLOW
 
 # Images read and resized together on a CPU: enough for all threads to have some while the next are made ready.
 CPU_BATCH = 8

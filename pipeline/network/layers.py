@@ -24,6 +24,10 @@ BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 # Source: ``normalization.averageImage`` of imagenet-vgg-verydeep-19.mat; keras ``imagenet_utils`` 'caffe' mode in B, G, R.
 MEAN_PIXEL_RGB = (123.68, 116.779, 103.939)
 
+# What computes the convolutions.
+TENSORFLOW = "tensorflow"
+WINOGRAD = "winograd"
+
 CLASSES = 1000
 CLASSIFIER_BLOCK = 6
 # fc6 is a convolution as large as pool5 of a 224 px image. Source: the kernel stored in the file, (7, 7, 512, 4096).
@@ -180,3 +184,17 @@ def multiply_adds(layer: LayerSpec, shape: tuple[int, int, int]) -> int:
     if layer.kernel_shape is None:
         return 0
     return math.prod(layer.kernel_shape) * shape[0] * shape[1]
+
+
+def choose_backend(requested: str) -> str:
+    """Return the backend that a run uses on a CPU. A GPU always uses TensorFlow, within the same tolerance.
+
+    Winograd's algorithm is faster at every size and for every number of images, so nothing else needs to be known.
+
+    Args:
+        requested: ``auto``, ``tensorflow`` or ``winograd``.
+
+    Returns:
+        ``tensorflow`` or ``winograd``.
+    """
+    return WINOGRAD if requested == "auto" else requested

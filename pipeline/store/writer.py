@@ -82,8 +82,8 @@ class Writer:
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
-        self._unfinished: dict[int, ShardSpec] = {}
-        self._to_make: dict[int, ShardSpec] = {}
+        self._unfinished = {shard.number: shard for shard in shards}
+        self._to_make = dict(self._unfinished)
         self._open: dict[int, Progress] = {}
         row_bytes = format.row_bytes(spec.features, "float32") if all(self._shapes.values()) else WAITING_BYTES
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
@@ -94,18 +94,11 @@ class Writer:
         self._finishing, self._most_finishing = 0, disk.most_finishing(folder, MOST_FINISHERS)
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self.expect(shards)
         self._locating = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since
         # each hashes its shard on one core. With one worker they are finished in order.
         self._finishers = ThreadPoolExecutor(MOST_FINISHERS if workers > 1 else 1, "finish")
-
-    def expect(self, shards: Sequence[ShardSpec]) -> None:
-        """Takes it that these are to be made too; before anything of them is put."""
-        with self._changed:
-            for shard in shards:
-                self._unfinished[shard.number] = self._to_make[shard.number] = shard
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
         """Takes what became of some images, each once.
