@@ -78,10 +78,10 @@ def test_every_option_of_plot_is_named() -> None:
         assert f"`{key}`" in section, key
 
 
-def test_every_column_and_every_room_is_named() -> None:
+def test_every_column_and_every_package_is_named() -> None:
     for column in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
         assert f"`/images/{column}`" in README, column
-    for folder in ("engines", "storage", "images", "network", "store", "training", "pictures", "pages"):
+    for folder in ("engines", "storage", "images", "network", "store", "training"):
         assert f"{folder}/ " in README
 
 
