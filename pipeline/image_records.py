@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -101,8 +101,7 @@ class Manifest:
     def __getitem__(self, index: int) -> ImageRecord:
         key, path = self.keys[index], self.paths.get(index)
         if path is None:
-            # Not by Path where it is an address: of two slashes it would make one.
-            path = str(Path(self.root, key)) if self.source is None else f"{self.root}/{key}"
+            path = os.path.join(self.root, key) if self.source is None else f"{self.root}/{key}"  # noqa: PTH118 (a millionfold)
         place = -1 if self.places is None else int(self.places[index])
         return ImageRecord(index, key, path, self.labels[index], int(self.file_bytes[index]), self.source, place)
 

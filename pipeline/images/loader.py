@@ -3,7 +3,8 @@
 ``from_tensor_slices(rows) -> map(read, hash, decode) -> padded_batch -> prefetch``. Its elements carry the images:
 
 =========== ======================== =====================================================================================
-``image``   (B, h, w, 3) uint8       the batch's canvas: image i fills the top left corner of row i, zero beside it;
+``image``   (B, h, w, 3) uint8       the batch's canvas, as large as its largest sides (products of matrices take any shape,
+                                     so none is rounded up): image i fills the top left corner of row i, zero beside it;
                                      or, where the loader resizes, (B, H, W, 3) float32 of one size, mean removed
 ``numbers`` (B, 6) int64             row of the run; height and width in px after EXIF orientation, before resizing; bytes
                                      of the file; height and width of what the canvas holds
@@ -30,9 +31,6 @@ from ..errors import ImageError
 from ..records import Batch, ImageStatus, Manifest
 from .decode import MAX_PIXELS, decode_image
 from .reading import read_image, words_for
-
-# Sides of a canvas are rounded up to multiples of this, so that a device sees few different shapes.
-CANVAS_MULTIPLE_PX = 64
 
 # tf.data bounds how many images it holds, not how large they are. Above this number of pixels they share MAX_PIXELS among them:
 # each thread may decode a photograph, but not each a decompression bomb.
@@ -82,7 +80,6 @@ class ImageLoader:
         self._manifest = manifest
         self._prepare = prepare
         self._size_px = size_px
-        self._is_native = batch_size is None
         self._ratio_for = ratio_for
         self._pixels = _PixelSemaphore(MAX_PIXELS)
         self._error: BaseException | None = None
@@ -196,17 +193,7 @@ class ImageLoader:
         if image is None:
             image = np.zeros((*self._size_px, 3), np.float32) if self._size_px else np.empty((0, 0, 3), np.uint8)
         numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
-        if not self._size_px and not self._is_native:
-            image = _on_canvas(np.asarray(image, np.uint8))
         return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
-
-
-def _on_canvas(image: Pixels) -> Pixels:
-    """Return the image with zeros below and right of it, up to a multiple of :data:`CANVAS_MULTIPLE_PX`."""
-    height, width, _ = image.shape
-    canvas = np.zeros((*(-(-side // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX for side in (height, width)), 3), np.uint8)
-    canvas[:height, :width] = image
-    return canvas
 
 
 def _batch(element: dict[str, Any]) -> Batch:

@@ -38,16 +38,18 @@ def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, 
     spec = ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
     mean_pixel = np.array([123.68, 116.779, 103.939], np.float32)
 
+    # Made once, as each rival's dataset is.
+    loader = ImageLoader(
+        manifest,
+        np.arange(len(manifest)),
+        batch_size=BATCH,
+        workers=usable_cores(),
+        prepare=partial(resize_on_host, spec=spec, mean_pixel=mean_pixel) if resize else None,
+        size_px=spec.size_px if resize else None,
+        ratio_for=partial(dct_reduction, spec=spec) if fast else None,
+    )
+
     def batches() -> Iterator[Any]:
-        loader = ImageLoader(
-            manifest,
-            np.arange(len(manifest)),
-            batch_size=BATCH,
-            workers=usable_cores(),
-            prepare=partial(resize_on_host, spec=spec, mean_pixel=mean_pixel) if resize else None,
-            size_px=spec.size_px if resize else None,
-            ratio_for=partial(dct_reduction, spec=spec) if fast else None,
-        )
         for batch in loader:
             assert not any(status.error for status in batch.statuses)
             yield batch.images
