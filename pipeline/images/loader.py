@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..errors import DatasetError, ImageError
 from ..records import Batch, ImageStatus, Manifest
 from .decode import MAX_PIXELS, decode_image
 from .reading import read_image, words_for
@@ -118,6 +118,10 @@ class ImageLoader:
             try:
                 with tf.device(_CPU):
                     element = next(elements, None)
+            except tf.errors.ResourceExhaustedError:
+                raise DatasetError(
+                    "data: out of memory, got a batch of images that does not fit. Expected room for it. Lower batch_size."
+                ) from None
             except tf.errors.OpError as error:
                 raise self._error or error from None
             if element is None:
