@@ -412,11 +412,11 @@ def test_a_small_picture_is_the_image_made_smaller(small_picture: Callable[..., 
 def test_a_small_picture_of_another_file_is_refused(
     small_picture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pipeline.images import thumbnail
+    from pipeline.images import seen
 
     with pytest.raises(ImageError, match="changed: the file is not the one that the features were made from"):
         small_picture(sha256="0" * 64)
-    monkeypatch.setattr(thumbnail, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(seen, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match=r"too large: \d+ px, limit 1000 px"):
         small_picture()
     nothing = ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0)
