@@ -40,7 +40,7 @@ class RemoteImages:
 
     Attributes:
         kind: As stored with the run.
-        reads_at_once: How many reads are worth having under way; see :mod:`.reading_ahead`.
+        reads_at_once: How many reads are worth having under way; see :mod:`.loader`.
     """
 
     kind = "address"
