@@ -1,35 +1,42 @@
-"""Door: ``python -m pipeline.show``. What does a run hold? Reads no feature and loads no TensorFlow."""
+"""``python -m pipeline.show``: what a run holds, in a screenful or as JSON. Reads no feature and loads no TensorFlow."""
 
 from __future__ import annotations
 
 import json
-import math
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import signals
-from .errors import OptionError, StoreError
-from .report import MOST_REPORT_BYTES
+from .command_line import argument, command_again, differing_options
+from .errors import OptionError, StoreError, printable
+from .report import MOST_REPORT_BYTES, Report, count_causes, words_for_bytes
 from .run import Door, answered, compose, configuration_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from .overview import Overview
     from .store.holdings import Holdings
 
 SHOW = Door("pipeline.show", "ShowSchema", ("run",), "nothing was changed.")
-LONGEST_CONFIG = 1 << 18
-MOST_BRACKETS = 200
-# Of the stored options, what this program reads by name.
-_GROUPS = ("data", "network", "output")
+MOST_CONFIG_BYTES = 1 << 18
+# Causes of failure and damaged files that are named.
+NAMED = 10
+LABEL_WIDTH = 11
+# Options that every run has another value of, or that another line tells.
+_NOT_SHOWN = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers", "name", "output.dir", "output.existing")
+_IDENTITY_WORDS = {
+    "network.pooling": "{} pooling",
+    "network.pool_padding": "padding {}",
+    "network.kernel_order": "kernels {}",
+    "runtime.backend": "backend {}",
+    "runtime.precision": "{} products",
+}
 
 
 def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
-    """Gives what is to be shown, and whether as JSON.
+    """Return what is to be shown, and whether as JSON.
 
     Raises:
         OptionError: One is missing, unknown or of another type.
@@ -55,61 +62,193 @@ def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
     return place("run", str(run)), as_json
 
 
-def overview(path: Path) -> Overview:
-    """Looks into a run folder, or one shard.
+def overview(path: Path) -> dict[str, Any]:
+    """Return what is known of a run, as ``json=true`` prints it.
+
+    Args:
+        path: A run folder, finished or not, its ``features.h5``, or one shard.
 
     Raises:
         StoreError: There is no run.
     """
-    from .overview import Overview
     from .store.holdings import look_into
 
-    holdings = look_into(path)
-    folder = holdings.path
-    report = _read_report(folder / "report.json") if folder.is_dir() else {}
-    return Overview(holdings, _read_config(holdings), report)
+    held = look_into(path)
+    options, is_folder = _stored_options(held), held.path.is_dir()
+    # A shard lies in the folder of shards of its run.
+    folder = held.path if is_folder else held.path.absolute().parent.parent
+    return {
+        "path": str(held.path),
+        "state": held.state,
+        "first_row": held.first_row,
+        "rows": held.rows,
+        "rows_finished": held.rows_finished,
+        "rows_failed": len(held.errors),
+        "causes": count_causes(held.errors),
+        "shards": held.shards_planned,
+        "shards_finished": held.shards_finished,
+        "images_per_shard": held.images_per_shard,
+        "parts": held.parts,
+        "layers": [
+            {
+                "name": layer.name,
+                "shape": layer.shape,
+                "dtype": layer.dtype,
+                "channels": layer.channels,
+                "stride_px": layer.stride_px,
+                "bytes_raw": layer.raw_bytes,
+                "bytes_stored": layer.stored_bytes,
+            }
+            for layer in held.layers
+        ],
+        "bytes_are_estimated": held.is_sampled,
+        "unreadable": held.unreadable,
+        "identity": held.identity,
+        "attributes": {name: _plain(value) for name, value in held.attributes.items() if name not in ("config", "identity")},
+        "options": options,
+        "differing_options": differing_options(options),
+        "command": command_again(options, folder, str(held.attributes.get("data_root", ""))) if options else "",
+        "report": _read_report(folder / "report.json") if is_folder else None,
+    }
 
 
-def _read_config(holdings: Holdings) -> Mapping[str, Any]:
-    """Gives the options as stored in the files, or as the run without a finished shard keeps them; nothing if it is damaged."""
+def _stored_options(held: Holdings) -> dict[str, Any]:
+    """Return the options as the files hold them, or as the run without a finished shard keeps them; none if they are damaged."""
     from .store.regular import read_small
 
     try:
         return parse_config(
-            str(holdings.attributes.get("config") or read_small(holdings.path / "config.yaml", LONGEST_CONFIG).decode())
+            str(held.attributes.get("config") or read_small(held.path / "config.yaml", MOST_CONFIG_BYTES).decode())
         )
     except (StoreError, ValueError):
         return {}
 
 
-def parse_config(text: str) -> Mapping[str, Any]:
-    """Gives the options of a run from their YAML, which may be a stranger's; nothing if it is none that this program writes."""
+def parse_config(text: str) -> dict[str, Any]:
+    """Return the options of a run from their YAML, nested; none if it is not that of a run."""
     import yaml
 
     try:
-        # This program writes few brackets and no aliases. Of a stranger's file the ones take hours to read, and the others can
-        # stand for more than any memory holds.
-        if len(text) > LONGEST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
-            return {}
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            return {}
         config = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return config if isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in _GROUPS) else {}
+    is_one = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in ("data", "network", "output"))
+    return config if is_one else {}
 
 
-def _read_report(path: Path) -> Mapping[str, Any]:
+def _read_report(path: Path) -> dict[str, Any] | None:
     from .store.regular import read_small
 
     try:
-        report = json.loads(read_small(path, MOST_REPORT_BYTES))
-        # What is shown of it, so that a damaged one is none.
-        numbers = [report[name] for name in ("rows_now", "images_per_second", "seconds")]
-        is_one = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers) and "device" in report
-        return report if is_one else {}
-    except (StoreError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
-        return {}
+        text = read_small(path, MOST_REPORT_BYTES).decode()
+        Report.from_json(text)  # for its checks
+        return dict(json.loads(text))
+    except (StoreError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Return an attribute of an HDF5 file as JSON knows it."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Return a screenful of words.
+
+    Args:
+        found: As of :func:`overview`.
+    """
+    lines: list[str] = []
+    for label, text in _facts(found):
+        lines.append(label.ljust(LABEL_WIDTH) + printable(text))
+        if label == "shards":
+            lines += _layer_lines(found["layers"], "about " * found["bytes_are_estimated"])
+    # Last, to be copied; its unprintable characters are already written as the shell reads them.
+    if found["command"]:
+        lines.append("command".ljust(LABEL_WIDTH) + found["command"])
+    return "\n".join(lines)
+
+
+def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) of each line but those of the layers."""
+    attributes, identity, report = found["attributes"], found["identity"], found["report"] or {}
+    created = str(attributes.get("created", "")).replace("T", " ").replace("+00:00", " UTC")
+    yield "run", f"{found['path']}: {found['state']}" + (f", made {created}" if created else "")
+    rows, failed = found["rows"], found["rows_failed"]
+    first = f"{found['first_row']} to {found['first_row'] + rows - 1}, " if found["first_row"] else ""
+    unfinished = f", {rows - found['rows_finished']} not finished" if rows > found["rows_finished"] else ""
+    yield "rows", f"{first}{rows} ({found['rows_finished'] - failed} ok, {failed} failed{unfinished})"
+    causes = sorted(found["causes"].items(), key=lambda item: (-item[1], item[0]))
+    for cause, count in causes[:NAMED]:
+        yield "", f"{count:6d} {cause}"
+    if len(causes) > NAMED:
+        yield "", f"{sum(count for _, count in causes[NAMED:]):6d} for {len(causes) - NAMED} other causes"
+    yield "shards", _shards(found)
+    if damaged := found["unreadable"]:
+        more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+        yield "damaged", f"{', '.join(damaged[:NAMED])}{more}; say python -m pipeline.verify run=... for all that is wrong"
+    words = [text.format(identity[name]) for name, text in _IDENTITY_WORDS.items() if name in identity]
+    yield "network", ", ".join([identity.get("network", str(attributes.get("network", ""))), *words])
+    if "weights" in attributes:
+        yield "weights", str(attributes["weights"])
+    if digest := attributes.get("weights_sha256", identity.get("network.weights")):
+        yield "", f"SHA-256 {digest}"
+    if "data_root" in attributes:
+        yield "images", str(attributes["data_root"])
+    if "preprocess" in attributes:
+        mean = ", ".join(f"{value:g}" for value in attributes["mean_pixel"])
+        yield "input", f"{attributes['preprocess']} ({mean})"
+    if found["options"]:
+        differing = [argument(name, value) for name, value in found["differing_options"].items() if name not in _NOT_SHOWN]
+        yield "options", " ".join(differing) or "all others as by default"
+    versions = [f"{name.removeprefix('version_')} {text}" for name, text in attributes.items() if name.startswith("version_")]
+    if versions:
+        yield "versions", ", ".join(versions)
+    if report.get("rows_now"):
+        yield (
+            "rate",
+            f"{report['rows_now']} rows in {report['seconds']:.1f} s, {report['images_per_second']:.2f} images/s "
+            f"on the {report['device']}",
+        )
+
+
+def _shards(found: Mapping[str, Any]) -> str:
+    from .store.holdings import ONE_SHARD
+
+    step = f"{found['images_per_shard']} rows each"
+    if found["state"] == ONE_SHARD:
+        return f"this one; of a run of {found['attributes']['rows']} rows, {step}"
+    parts = found["parts"]
+    words = f", {len(parts)} parts: {' + '.join(map(str, parts))} rows" if len(parts) > 1 else ""
+    return f"{found['shards_finished']} of {found['shards']}, {step}{words}"
+
+
+def _layer_lines(layers: Sequence[Mapping[str, Any]], about: str) -> list[str]:
+    """Return the table of layers, a line each."""
+    rows = [("", "output", "dtype", f"{about}raw", f"{about}stored", "of raw")]
+    for layer in layers:
+        native = f"native, {layer['channels']} channels" if layer["channels"] else "-"
+        shape = " x ".join(map(str, layer["shape"])) if layer["shape"] else native
+        rows.append((printable(layer["name"]), shape, printable(layer["dtype"]), *_sizes([layer])))
+    if len(layers) > 1:
+        rows.append(("all", "", "", *_sizes(layers)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for number, row in enumerate(rows):
+        aligned = (
+            cell.ljust(width) if place < 3 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append(("" if number else "layers").ljust(LABEL_WIDTH) + "  ".join(aligned).rstrip())
+    return lines
+
+
+def _sizes(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    raw, stored = (sum(layer[name] for layer in layers) for name in ("bytes_raw", "bytes_stored"))
+    return words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-"
 
 
 def _show(config: DictConfig) -> None:
@@ -122,12 +261,12 @@ def _show(config: DictConfig) -> None:
         # A name that the terminal's encoding lacks is no reason to say nothing.
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(found.json() if as_json else found.text(width), flush=True)
+        # What a user's own options hold, as dates, is told in their words.
+        print(json.dumps(found, indent=2, ensure_ascii=False, default=str) if as_json else as_text(found), flush=True)
 
 
 def main() -> None:
-    """Says what a run holds; leaves with exit code 1 where there is none, 2 for a wrong option."""
+    """Say what a run holds; leave with exit code 1 where there is none, 2 for a wrong option."""
     signals.heed(SHOW.when_stopped)
     import hydra
 

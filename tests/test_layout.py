@@ -43,7 +43,7 @@ ONLY_IN = {
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
 LIGHT = COMMANDS - {"jobs.py"} | {
     *("config.py", "schema.py", "errors.py", "report.py", "signals.py", "command_line.py", "layer_rows.py"),
-    *("overview.py", "plot_config.py", "network/layers.py", "network/start.py"),
+    *("plot_config.py", "network/layers.py", "network/start.py"),
 }
 
 
