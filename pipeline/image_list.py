@@ -47,7 +47,7 @@ def _listed(source: DataSource) -> Manifest:
         return list_set(source.tfds, source.split, source.dir)
     if source.list is not None:
         from .images.addressed_list import read_addressed_list
-        from .images.manifest import refuse_all_missing
+        from .images.lists import refuse_all_missing
 
         manifest = read_addressed_list(source.list, source.dir, _warn)
         refuse_all_missing(manifest, source.list)
@@ -57,7 +57,7 @@ def _listed(source: DataSource) -> Manifest:
         from .images.remote import list_address
 
         return list_address(source.dir)
-    from .images.manifest import list_folder
+    from .images.folder import list_folder
 
     return list_folder(source.dir)
 

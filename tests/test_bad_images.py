@@ -21,8 +21,9 @@ from PIL import Image
 from pipeline import open_run
 from pipeline.images import decode, loader, reading
 from pipeline.images.decode import ImageDecodeError, decode_image
+from pipeline.images.folder import list_folder
+from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
-from pipeline.images.manifest import list_folder, read_list
 from pipeline.images.resize import ResizeSpec, fit_canvas
 from pipeline.records import ImageStatus
 

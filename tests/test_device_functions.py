@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from pipeline.config import check_options
-from pipeline.images.manifest import list_folder
+from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
 from pipeline.network.inference import first_step
 from pipeline.network.layers import resolve_layers

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.config import check_options
 from pipeline.image_list import with_labels
-from pipeline.images.manifest import list_folder, read_list
+from pipeline.images.folder import list_folder
+from pipeline.images.lists import read_list
 from pipeline.images.tar import list_tars
 from pipeline.images.tfds import list_set
 from pipeline.network.layers import resolve_layers

@@ -17,8 +17,9 @@ from PIL import Image
 
 from pipeline.errors import ImageError
 from pipeline.images import reading
+from pipeline.images.folder import list_folder
+from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
-from pipeline.images.manifest import list_folder, read_list
 from pipeline.records import Batch, Manifest
 
 

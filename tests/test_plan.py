@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import check_options
-from pipeline.images.manifest import list_folder
+from pipeline.images.folder import list_folder
 from pipeline.network.layers import resolve_layers
 from pipeline.plan import plan_run
 from pipeline.records import RunSpec

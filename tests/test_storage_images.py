@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.errors import DatasetError, ImageError
 from pipeline.images.addressed_list import read_addressed_list
-from pipeline.images.manifest import list_folder, read_list
+from pipeline.images.folder import list_folder
+from pipeline.images.lists import read_list
 from pipeline.images.reading import read_again, read_image
 from pipeline.images.remote import RemoteImages, list_address
 from pipeline.storage.address import Address

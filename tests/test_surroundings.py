@@ -18,7 +18,7 @@ from pipeline import open_run
 from pipeline.errors import PipelineError, StoreError, printable
 from pipeline.freshness import refuse_changed_images
 from pipeline.images.decode import decode_image
-from pipeline.images.manifest import list_folder
+from pipeline.images.folder import list_folder
 from pipeline.progress import Progress
 from pipeline.records import ImageStatus, ShardSpec
 from pipeline.run import fail

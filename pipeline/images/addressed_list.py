@@ -1,4 +1,4 @@
-"""A list of images that lies at an address, or names addresses, or both; any other is :mod:`.manifest`'s alone.
+"""A list of images that lies at an address, or names addresses, or both; any other is :mod:`.lists`' alone.
 
 An entry is an address, or a path that is relative to the folder of the list, or to ``data.dir``: both may be at an address.
 """
@@ -17,16 +17,15 @@ from ..records import Manifest
 from ..storage.address import Address, is_address, to_address
 from ..storage.connection import FIRST_PAUSES_SECONDS
 from ..storage.objects import download, look_at
-from .lists import MAX_LIST_BYTES, refuse_empty, refuse_repeated
-from .manifest import images_of_list, read_columns
-from .names import readable_keys, valid_text
+from .lists import MAX_LIST_BYTES, images_of_list, read_columns, refuse_repeated
+from .manifest import readable_keys, valid_text
 from .remote import listed_images
 
 
 def read_addressed_list(
     listing: Path | Address, base: Path | Address | None, log: Callable[[str], None] = lambda line: None
 ) -> Manifest:
-    """Reads the images that a list names, as :func:`~.manifest.read_list` does, wherever list and images are.
+    """Reads the images that a list names, as :func:`~.lists.read_list` does, wherever list and images are.
 
     Keys are relative to the folder; those of images outside it are their whole address, and have no label of their own.
 
@@ -44,7 +43,6 @@ def read_addressed_list(
     if isinstance(folder, Path) and isinstance(listing, Path) and not any(map(is_address, columns["path"])):
         return images_of_list(columns, listing, folder, log)
     written = columns.pop("path")
-    refuse_empty(written, listing)
     root = str(folder) if isinstance(folder, Address) else str(Path(folder).absolute())
     places = [_place(folder, name) for name in written]
     names = [place[len(root) + 1 :] if place.startswith(f"{root}/") else place for place in places]

@@ -1,11 +1,12 @@
-"""A text or CSV file of paths, read into columns; the way to a manifest that begins with a list."""
+"""A list of image paths, in: text, CSV or Parquet; a :class:`~pipeline.records.Manifest`, out."""
 
 # Paths stay as they are written, so they are texts here.
-# ruff: noqa: PTH118
+# ruff: noqa: PTH100, PTH116, PTH118
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -17,7 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
-from .names import RUBBISH, quoted_names
+from ..records import Manifest
+from .manifest import CONTROL_CHARACTERS, make_manifest, quoted_names, readable_keys
+from .parquet import PARQUET_SUFFIXES, read_parquet
 
 _ENCODINGS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # A line of Caffe's: a path with an extension, and a word or number.
@@ -25,37 +28,95 @@ _LABELLED = re.compile(r"(\S.*\.\w+)[ \t]+(\S+)")
 # As Python keeps bytes that are not UTF-8.
 _OTHER_BYTES = re.compile("[\udc80-\udcff]")
 _DELIMITERS = (",", "\t", ";")
-
 # Ten million images with long paths and some columns. A list is read whole.
 MAX_LIST_BYTES = 2**31
-MOST_COLUMNS = 1000
 
 
-def read_text_list(path: Path) -> dict[str, list[str]]:
-    """Gives the columns of a list, ``path`` among them.
+def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] = lambda line: None) -> Manifest:
+    """Read the images that a text, CSV or Parquet file names, in its order.
 
-    Raises:
-        DatasetError: See :func:`~pipeline.images.manifest.read_list`.
-    """
-    text = _read_text(path)
-    delimiter = _delimiter(path, text)
-    if delimiter is None:
-        return {"path": [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.startswith("#")]}
-    return _read_columns(path, text, delimiter)
+    Text: one path a line, taken as it stands; empty lines and those that begin with ``#`` are passed over. CSV (extension
+    ``.csv`` or ``.tsv``, or a first line that holds a column ``path``): ``label`` is the label, other columns become metadata.
+    Parquet (extension ``.parquet`` or ``.pq``): likewise, as text; see :func:`~pipeline.images.parquet.read_parquet`.
+    What another system or Caffe has written is understood; see :func:`as_written_elsewhere`. Relative paths are relative to
+    ``base``, else to the list's own folder. Keys are relative to that folder too; images outside it have their absolute path as
+    key. Files that do not exist are rows.
 
-
-def refuse_empty(written: Sequence[str], path: object) -> None:
-    """Refuses a list without paths.
+    Args:
+        path: Of the list.
+        base: Absolute or relative to the present folder.
+        log: Takes a line about columns that are left out, and about how lines were understood.
 
     Raises:
-        DatasetError: It is one.
+        DatasetError: The list cannot be read, is no text, is not UTF-8, is empty, has no column ``path``, a line of the wrong
+            length, a column whose name is taken, or names an image twice.
     """
-    if not written:
+    return images_of_list(read_columns(path, log), path, base, log)
+
+
+def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
+    """Return the columns of a list, ``path`` among them; see :func:`read_list`."""
+    is_parquet = path.suffix.lower() in PARQUET_SUFFIXES
+    what = f"got {str(path)!r}. Expected a {'Parquet' if is_parquet else 'text or CSV'} file of image paths."
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
+            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file first.")
+        if info.st_size > MAX_LIST_BYTES:
+            raise DatasetError(f"data.list: too large ({info.st_size} bytes, limit {MAX_LIST_BYTES} bytes), {what} Divide it.")
+        header, columns = read_parquet(path, what, log) if is_parquet else _read_text(path, what)
+    except OSError as error:
+        reason = (error.strerror or " ".join(str(error).split())[:200]).lower()
+        raise DatasetError(f"data.list: cannot be read ({reason}), {what} Check the path; data.dir takes a folder.") from error
+    if "path" not in header:
+        got = f"[{quoted_names(header)}]" if header else "an empty file"
+        raise DatasetError(
+            f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
+            "names the columns, one of them path. Add it, or rename the column that holds the paths."
+        )
+    if len(set(header)) < len(header):
+        got = quoted_names([name for name, count in Counter(header).items() if count > 1])
+        raise DatasetError(
+            f"data.list: {str(path)!r}: columns of the same name, got [{got}]. Expected names that occur once. Rename them."
+        )
+    paths = columns["path"]
+    if not paths:
         raise DatasetError(f"data.list: no paths in the list, got {str(path)!r}. Expected one path a line. Check the file.")
+    if "" in paths:
+        raise DatasetError(
+            f"data.list: {str(path)!r}: rows without a path, got '' in image {paths.index('') + 1} and {paths.count('') - 1} "
+            "others. Expected a path in each row. Fill it in, or remove the row."
+        )
+    return columns
+
+
+def images_of_list(columns: dict[str, list[str]], path: Path, base: Path | None, log: Callable[[str], None]) -> Manifest:
+    """Return the images of a list that has been read; see :func:`read_list`.
+
+    Args:
+        columns: Of the list, ``path`` among them.
+        path: Of the list.
+        base: As there.
+        log: As there.
+    """
+    written = columns.pop("path")
+    root = os.path.abspath(path.parent if base is None else base)
+    _refuse_other_encoding(written, columns, path, root)
+    written, last_words = as_written_elsewhere(written, root, has_labels=not columns, log=log)
+    columns |= {"label": last_words} if last_words else {}
+    inside = os.path.join(root, "")
+    names = [os.path.normpath(os.path.join(root, name)) for name in written]
+    names = [name.removeprefix(inside).replace(os.sep, "/") for name in names]
+    refuse_repeated(names)
+    keys, odd = readable_keys(names)
+    # Without its "..", a path through a link may mean another file: where there is one, the path is kept as written.
+    paths = {row: os.path.join(root, name) for row, name in enumerate(written) if row in odd or ".." in name}
+    sizes = [_size(paths.get(row) or os.path.join(root, key)) for row, key in enumerate(keys)]
+    return make_manifest(root, keys, sizes, columns=columns, paths=paths)
 
 
 def refuse_repeated(names: Sequence[str]) -> None:
-    """Refuses a list that names an image twice.
+    """Refuse a list that names an image twice.
 
     Raises:
         DatasetError: It does.
@@ -65,6 +126,24 @@ def refuse_repeated(names: Sequence[str]) -> None:
         raise DatasetError(
             f"data.list: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each "
             "image once. Remove the repeated lines."
+        )
+
+
+def refuse_all_missing(manifest: Manifest, listing: object) -> None:
+    """Refuse a list of which no file is there: its paths are relative to another folder, most likely.
+
+    Args:
+        manifest: Of the list.
+        listing: The list.
+
+    Raises:
+        DatasetError: All are missing.
+    """
+    if manifest.source is None and not manifest.file_bytes.any() and not any(os.path.lexists(record.path) for record in manifest):
+        raise DatasetError(
+            f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r} with paths such as "
+            f"{quoted_names([manifest[0].path])}. Expected absolute paths, or paths relative to {manifest.root!r}. Set "
+            "data.dir=FOLDER to the folder that they are relative to."
         )
 
 
@@ -107,68 +186,48 @@ def as_written_elsewhere(
     return written, []
 
 
-def refuse_other_encoding(written: Sequence[str], columns: Mapping[str, Sequence[str]], path: Path, root: str) -> None:
+def _refuse_other_encoding(written: Sequence[str], columns: Mapping[str, Sequence[str]], path: Path, root: str) -> None:
     """Refuse a list that is not UTF-8, unless what its bytes name is there: names of files may have any bytes.
 
     Raises:
         DatasetError: A file is there under the name that Windows' encoding gives; or a label or another column is not UTF-8.
     """
+
+    def as_cp1252(text: str) -> str:
+        return text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
     odd = [name for name in written if not name.isascii() and _OTHER_BYTES.search(name)]
-    wrong = [name for name in odd if os.path.lexists(os.path.join(root, _as_cp1252(name)))]
+    wrong = [name for name in odd if os.path.lexists(os.path.join(root, as_cp1252(name)))]
     cells = itertools.chain.from_iterable(columns.values())
     wrong += [cell for cell in cells if not cell.isascii() and _OTHER_BYTES.search(cell)]
     if wrong:
         raise DatasetError(
-            f"data.list: not UTF-8 text but perhaps cp1252, got {quoted_names([_as_cp1252(wrong[0])])} if it is, in "
+            f"data.list: not UTF-8 text but perhaps cp1252, got {quoted_names([as_cp1252(wrong[0])])} if it is, in "
             f"{str(path)!r}. Expected UTF-8. Convert it: iconv -f cp1252 -t utf-8 OLD > NEW."
         )
 
 
-def _as_cp1252(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
-
-
-def _read_text(path: Path) -> str:
-    what = f"got {str(path)!r}. Expected a text or CSV file of image paths."
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
-            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file first.")
-        if info.st_size > MAX_LIST_BYTES:
-            raise DatasetError(f"data.list: too large ({info.st_size} bytes, limit {MAX_LIST_BYTES} bytes), {what} Divide it.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(
-            f"data.list: cannot be read ({(error.strerror or '').lower()}), {what} Check the path; data.dir takes a folder."
-        ) from error
+def _read_text(path: Path, what: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the columns of a text or CSV file, and the columns."""
+    data = path.read_bytes()
     mark, encoding = next((pair for pair in _ENCODINGS if data.startswith(pair[0])), (b"", "utf-8"))
     try:
         # Names that are not UTF-8 pass through, as they do everywhere in Python.
         text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
     except UnicodeDecodeError as error:
         raise DatasetError(f"data.list: not {encoding} text (byte {error.start}), {what} Save it as UTF-8.") from error
-    if rubbish := re.search(RUBBISH, text):
-        raise DatasetError(f"data.list: not text (character {rubbish[0]!r}), {what} Check the path; data.dir takes a folder.")
-    return text
-
-
-def _delimiter(path: Path, text: str) -> str | None:
-    """Gives what separates the fields of a CSV file; None for a plain list of paths."""
+    if control := re.search(CONTROL_CHARACTERS, text):
+        raise DatasetError(f"data.list: not text (character {control[0]!r}), {what} Check the path; data.dir takes a folder.")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    for mark in _DELIMITERS:
-        if "path" in [name.strip(' "') for name in first_line.split(mark)]:
-            return mark
-    return {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
-
-
-def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]:
+    marks = [mark for mark in _DELIMITERS if "path" in [name.strip(' "') for name in first_line.split(mark)]]
+    delimiter = marks[0] if marks else {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    if delimiter is None:
+        return ["path"], {"path": [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.startswith("#")]}
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     try:
         for row in reader:
             rows += [row] if row else []
-            if len(row) > MOST_COLUMNS:
-                raise csv.Error(f"{len(row):,} columns, more than {MOST_COLUMNS:,}")
             if row and len(row) != len(rows[0]):
                 raise csv.Error(f"{len(row)} fields where the header has {len(rows[0])}")
     except csv.Error as error:
@@ -178,39 +237,12 @@ def _read_columns(path: Path, text: str, delimiter: str) -> dict[str, list[str]]
         ) from error
     # Data frames are often saved with an index, whose column has no name.
     header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
-    require_columns(path, header)
-    columns = {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
-    require_paths(path, columns)
-    return columns
+    return header, {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
 
 
-def require_columns(path: Path, header: Sequence[str]) -> None:
-    """Refuses a list whose columns are not those of a list.
-
-    Raises:
-        DatasetError: None is called ``path``, or two have the same name.
-    """
-    if "path" not in header:
-        got = f"[{quoted_names(header)}]" if header else "an empty file"
-        raise DatasetError(
-            f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
-            "names the columns, one of them path. Add it, or rename the column that holds the paths."
-        )
-    if len(set(header)) < len(header):
-        got = quoted_names([name for name, count in Counter(header).items() if count > 1])
-        raise DatasetError(
-            f"data.list: {str(path)!r}: columns of the same name, got [{got}]. Expected names that occur once. Rename them."
-        )
-
-
-def require_paths(path: Path, columns: Mapping[str, list[str]]) -> None:
-    """Refuses a list with rows that name no image.
-
-    Raises:
-        DatasetError: A path is empty.
-    """
-    if "" in columns["path"]:
-        raise DatasetError(
-            f"data.list: {str(path)!r}: rows without a path, got '' in image {columns['path'].index('') + 1} and "
-            f"{columns['path'].count('') - 1} others. Expected a path in each row. Fill it in, or remove the row."
-        )
+def _size(path: str) -> int:
+    # A file that cannot be found is a row of no bytes here, and a failed row with its reason later.
+    with contextlib.suppress(OSError, ValueError):
+        info = os.stat(path)
+        return info.st_size if stat.S_ISREG(info.st_mode) else 0
+    return 0

@@ -1,7 +1,6 @@
 """The bytes of one image, from wherever the manifest says that it is: a file, or what the manifest names as its source.
 
-Stands before the decoder. What cannot be read has a word of its own: ``missing``, ``unreadable``, ``not a regular file``,
-``too large``.
+What cannot be read has a word of its own: ``missing``, ``unreadable``, ``not a regular file``, ``too large``.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ from .decode import ImageDecodeError
 
 # No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
 MAX_FILE_BYTES = 2**30
+# Without O_NONBLOCK, a pipe would be waited for until somebody writes to it.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_image(record: ImageRecord) -> bytes:
-    """Reads an image whole.
+    """Read an image whole.
 
     Raises:
         ImageError: It cannot be used: no regular file, larger than :data:`MAX_FILE_BYTES`, or changed while it is read.
@@ -29,7 +30,7 @@ def read_image(record: ImageRecord) -> bytes:
 
 
 def read_again(record: ImageRecord) -> bytes:
-    """Reads an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
+    """Read an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
 
     Raises:
         ImageError: As :func:`read_image`; or the storage does not answer.
@@ -42,36 +43,36 @@ def read_again(record: ImageRecord) -> bytes:
 
 
 def words_for(error: OSError) -> str:
-    """Gives what the row of an image says that could not be read."""
+    """Return what the row of an image says that could not be read."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return "missing: file not found"
     return f"unreadable: {(error.strerror or ' '.join(str(error).split())[:200] or type(error).__name__).lower()}"
 
 
 def read_file(path: str) -> bytes:
-    """Reads a regular file whole.
+    """Read a regular file whole.
 
     Raises:
         ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
         OSError: It is missing or cannot be read.
     """
     # Without a file object, which asks twice as much of the system, and every question may hand Python to another thread.
-    _require_regular(os.stat(path))  # noqa: PTH116 (as below)
     descriptor = _open(path)
     try:
         before = os.fstat(descriptor)
-        size = _require_regular(before)
-        data = _read(descriptor, size + 1)
+        _refuse_other_kinds(before)
+        refuse_too_large(before.st_size)
+        data = _read(descriptor, before.st_size + 1)
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if len(data) != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+    if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise ImageDecodeError("unreadable: the file changed while it was read")
     return data
 
 
 def open_regular(path: str) -> FileIO:
-    """Opens, without a buffer, a file that should be a regular one; whether it still is when it is open, its status tells.
+    """Open a regular file, without a buffer.
 
     Args:
         path: Of the file.
@@ -80,19 +81,17 @@ def open_regular(path: str) -> FileIO:
         ImageDecodeError: It is not a regular file.
         OSError: It is missing or cannot be opened.
     """
-    # Before it is opened: opening a device can have effects. After it: the name may mean another file by then, and a
-    # pipe opened without O_NONBLOCK would wait for a writer for ever.
-    _refuse_other_kinds(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
     return open(_open(path), "rb", buffering=0)
 
 
 def _open(path: str) -> int:
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    return os.open(path, flags)
+    # Opening a device can have effects, so these are refused before.
+    _refuse_other_kinds(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
+    return os.open(path, _FLAGS)
 
 
 def _read(descriptor: int, most: int) -> bytes:
-    """Reads a file from its beginning until so many bytes are there or it is at its end."""
+    """Read a file from its beginning until so many bytes are there or it is at its end."""
     try:
         data = os.read(descriptor, most)
     except BlockingIOError:
@@ -107,12 +106,6 @@ def _read(descriptor: int, most: int) -> bytes:
         return file.read(most) or b""
 
 
-def _require_regular(info: os.stat_result) -> int:
-    _refuse_other_kinds(info)
-    refuse_too_large(info.st_size)
-    return info.st_size
-
-
 def _refuse_other_kinds(info: os.stat_result) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe" if stat.S_ISFIFO(info.st_mode) else "a device or socket"
@@ -120,7 +113,7 @@ def _refuse_other_kinds(info: os.stat_result) -> None:
 
 
 def refuse_too_large(size_bytes: int) -> None:
-    """Refuses what would take too much memory.
+    """Refuse what would take too much memory.
 
     Raises:
         ImageDecodeError: It is larger than :data:`MAX_FILE_BYTES`.

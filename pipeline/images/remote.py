@@ -22,8 +22,7 @@ from ..storage.address import Address, is_address
 from ..storage.connection import FIRST_PAUSES_SECONDS, StorageError
 from ..storage.objects import Entry, list_objects, look_at, read
 from .decode import ImageDecodeError, image_extensions
-from .manifest import SYSTEM_FOLDERS
-from .names import first_folders, words_for_extension
+from .manifest import SYSTEM_FOLDERS, first_folders, words_for_extension
 from .reading import read_file, refuse_too_large
 
 # Requests under way at a time: an object store answers each after some 10 to 50 ms, and any number of them at once.

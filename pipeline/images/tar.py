@@ -10,7 +10,6 @@ As WebDataset writes them: what belongs to one image has its name up to the firs
 from __future__ import annotations
 
 import glob
-import itertools
 import json
 import os
 import posixpath
@@ -19,7 +18,7 @@ import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import BufferedReader
 from typing import BinaryIO, NamedTuple
 
@@ -27,17 +26,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatasetError
-from ..records import ImageRecord, Manifest, digest_images
-from .decode import ImageDecodeError, image_extensions
-from .lists import MAX_LIST_BYTES, MOST_COLUMNS
-from .manifest import SYSTEM_FOLDERS
-from .names import cell_text, first_folders, quoted_names, readable_keys, valid_text, words_for_extension
+from ..records import ImageRecord, Manifest
+from .decode import ImageDecodeError
+from .manifest import (
+    SYSTEM_FOLDERS,
+    cell_text,
+    first_folders,
+    make_manifest,
+    no_images,
+    quoted_names,
+    readable_keys,
+    reason_to_skip,
+    valid_text,
+)
 from .reading import open_regular, refuse_too_large
 
-# Each is opened while they are listed.
-MOST_TARS = 1_000_000
-# A class is a number or a word, a .json file what a crawler knows of an image.
-MOST_CLASS_BYTES, MOST_JSON_BYTES = 1024, 65536
+# A class is a number or a word, a .json file what a crawler knows of an image. What is larger is not read.
+MOST_BYTES = {".cls": 1024, ".json": 65536}
+# Of all .json files; with a name of its own in each there would be as many columns as rows.
+MOST_COLUMNS = 1000
 # The column that says in which tar file an image is.
 COLUMN = "tar"
 # In the place of an offset: a link (to nothing, in a source); a sparse member, not stored in one piece.
@@ -45,10 +52,9 @@ LINK, SPARSE = -1, -2
 # Among what lies beside an image; no name of .json, in which no NUL is left.
 _CLASS = "\0cls"
 # Links to links; more lead round in a circle.
-_MOST_HOPS = 40
+_MOST_LINKS = 40
 # Read at once: a header, a label of a few bytes, and the next header.
 _WINDOW_BYTES = 4096
-_WITHOUT_END = "a tar file without the mark that ends it, perhaps not whole"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -73,7 +79,7 @@ class Member(NamedTuple):
     name: str
     offset: int
     size_bytes: int
-    target: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,11 +129,6 @@ class TarSource:
         return os.stat(self.paths[int(self.numbers[record.place])]).st_mtime
 
 
-def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
-    file.seek(offset)
-    return file.read(size_bytes)
-
-
 def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Manifest:
     """List the images in tar files, by extension, by reading headers alone.
 
@@ -149,26 +150,23 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
         DatasetError: There is no such file, it cannot be read, is damaged or no tar file; none of them holds an image.
     """
     paths = find_tars(names)
-    found = _Listing()
+    listing = _Listing()
     for path in paths:
         what = f"got {path!r}. Expected a tar file of images."
         try:
-            found.scan(path, os.path.relpath(path, root).replace(os.sep, "/"))
+            listing.add(path, os.path.relpath(path, root).replace(os.sep, "/"))
         except TarError as error:
             raise DatasetError(f"data.tar: {valid_text(str(error))}, {what} {error.remedy}") from error
         except ImageDecodeError as error:
             raise DatasetError(f"data.tar: {error}, {what} Check the path.") from error
         except OSError as error:
             raise DatasetError(f"data.tar: cannot be read ({(error.strerror or '').lower()}), {what} Check the path.") from error
-    for reason, (count, name) in found.left_out.items():
-        log(f"{reason}: {count}, e.g. {quoted_names([name])}")
-    if not found.names:
-        often = ", ".join(f"{count} {reason}" for reason, count in found.skipped.most_common(5)) or "nothing"
-        raise DatasetError(
-            f"data.tar: no images among {found.members} members of {len(paths)} tar files, got {quoted_names(paths)}. Expected "
-            f"files with one of the extensions {' '.join(sorted(image_extensions()))}. Skipped: {often}. Check the path."
-        )
-    return found.manifest(root, paths)
+    for reason, left_out in listing.left_out.items():
+        log(f"{reason}: {len(left_out)}, e.g. {quoted_names(left_out[:1])}")
+    if not listing.names:
+        among = f"{listing.members} members of {len(paths)} tar files"
+        raise no_images("data.tar", among, quoted_names(paths), listing.skipped)
+    return listing.manifest(root, paths)
 
 
 def find_in_tar(path: str, key: str, prefix: str) -> ImageRecord:
@@ -184,17 +182,132 @@ def find_in_tar(path: str, key: str, prefix: str) -> ImageRecord:
         ImageDecodeError: It is not a regular file.
         TarError: It is none, or damaged.
     """
-    found = _Listing(with_columns=False)
-    found.scan(path, prefix)
-    keys, _ = readable_keys(found.names)
+    listing = _Listing()
+    listing.add(path, prefix)
+    keys, _ = readable_keys(listing.names)
     name = next((name for name in (key, key.removeprefix(f"{prefix}/")) if name in keys), None)
     if name is None:
         raise FileNotFoundError(key)
-    return replace(found.manifest("", [path])[keys.index(name)], key=key)
+    found = listing.manifest("", [path])[keys.index(name)]
+    return ImageRecord(found.index, key, found.path, found.label, found.file_bytes, found.source, found.place)
 
 
-def read_members(file: BinaryIO, without_end: Callable[[], None]) -> Iterator[Member]:
-    """Give the files and links of a tar file, in order; what lies between their headers is not read.
+@dataclass(slots=True)
+class _Listing:
+    """The images of some tar files, in columns.
+
+    Attributes:
+        keys: (N).
+        names: (N) in the tar file.
+        labels: (N) "" where nothing beside an image says one.
+        prefixes: (N) path of the tar file below the run's folder.
+        columns: Name -> texts of the first rows, up to the last that has one.
+        files: (size, when written, in ns) of each tar file.
+        numbers: (N) of the tar file.
+        offsets: (N) as in :class:`TarSource`.
+        lengths: (N).
+        taken: Names of all images.
+        members: How many there are in all.
+        skipped: Why members are no images -> how many.
+        left_out: Why something is not used -> what.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    files: list[tuple[int, int]] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=lambda: array("i"))
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    taken: set[str] = field(default_factory=set)
+    members: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, path: str, prefix: str) -> None:
+        """Add the images of a tar file; ``prefix``: its path below the run's folder."""
+        images: dict[str, Member] = {}
+        beside: dict[str, dict[str, str]] = {}
+        with open_regular(path) as raw, BufferedReader(raw, _WINDOW_BYTES) as file:
+            info = os.fstat(file.fileno())
+            for member in read_members(file, lambda: self._leave_out("a tar file without the mark that ends it", prefix)):
+                self.members += 1
+                ending = posixpath.splitext(member.name)[1].lower()
+                if ending in MOST_BYTES and member.offset >= 0:
+                    beside.setdefault(_stem(member.name), {}).update(self._cells(file, member, ending))
+                elif reason := _reason(member.name):
+                    self.skipped[reason] += 1
+                else:
+                    # It comes where the later one is.
+                    if images.pop(member.name, None):
+                        self.skipped["replaced by a later one of its name"] += 1
+                    images[member.name] = member
+            if any(member.offset == LINK for member in images.values()):
+                everything = {member.name: member for member in read_members(file)}
+                images = {name: _resolved(member, everything) for name, member in images.items()}
+        repeats = not self.taken.isdisjoint(images)
+        self.taken.update(images)
+        for row, name in enumerate(images if beside else (), len(self.names)):
+            cells = beside.get(_stem(name), {})
+            self.labels += [""] * (row - len(self.labels)) + [cells.get(_CLASS) or cells.get("label", "")]
+            for column in cells.keys() - {_CLASS, "label"}:
+                values = self.columns.setdefault(column, [])
+                values += [""] * (row - len(values)) + [cells[column]]
+        if len(self.columns) > MOST_COLUMNS:
+            raise TarError(f"its .json files have more than {MOST_COLUMNS:,} names", "Leave some out.")
+        self.names += images
+        self.keys += [f"{prefix}/{name}" for name in images] if repeats else images
+        self.prefixes += [valid_text(prefix)] * len(images)
+        self.numbers.extend([len(self.files)] * len(images))
+        self.offsets.extend([member.offset for member in images.values()])
+        self.lengths.extend([member.size_bytes for member in images.values()])
+        self.files.append((info.st_size, info.st_mtime_ns))
+
+    def _cells(self, file: BinaryIO, member: Member, ending: str) -> dict[str, str]:
+        """Return the class, or what is said of an image: column -> cell."""
+        if member.size_bytes > MOST_BYTES[ending]:
+            self._leave_out(f"{ending} larger than {MOST_BYTES[ending]} bytes", member.name)
+            return {}
+        try:
+            text = _read(file, member.offset, member.size_bytes).decode("utf-8-sig")
+            if ending == ".cls":
+                return {_CLASS: cell_text(text.strip())}
+            said = {cell_text(name): value for name, value in json.loads(text).items() if not isinstance(value, (dict, list))}
+            return {f"json_{name}" if name == COLUMN else name: cell_text(value) for name, value in said.items()}
+        except (ValueError, AttributeError, RecursionError):
+            self._leave_out(f"{ending} without {'text' if ending == '.cls' else 'names and values'}", member.name)
+            return {}
+
+    def _leave_out(self, reason: str, name: str) -> None:
+        self.left_out.setdefault(reason, []).append(name)
+
+    def manifest(self, root: str, paths: Sequence[str]) -> Manifest:
+        """Return the rows.
+
+        Raises:
+            DatasetError: Two would have the same key.
+        """
+        keys, _ = readable_keys(self.keys)
+        if len(set(keys)) < len(keys):
+            twice = [key for key, count in Counter(keys).items() if count > 1]
+            raise DatasetError(
+                f"data.tar: {len(twice)} images of several tar files have the same key, got {quoted_names(twice)}. Expected "
+                "names that do not begin with the name of a tar file. Rename the tar file, or leave it out."
+            )
+        columns = {"label": self.labels, **dict(sorted(self.columns.items())), COLUMN: self.prefixes}
+        columns = {name: values + [""] * (len(keys) - len(values)) for name, values in columns.items()}
+        folders = first_folders([valid_text(name) for name in self.names])
+        columns["label"] = [label or folder for label, folder in zip(columns["label"], folders, strict=True)]
+        lengths, offsets = (np.array(values, np.int64) for values in (self.lengths, self.offsets))
+        sizes, times = (np.array(values, np.int64) for values in zip(*self.files, strict=True))
+        source = TarSource(tuple(paths), sizes, times, np.array(self.numbers, np.int32), offsets, lengths)
+        return make_manifest(root, keys, lengths, columns=columns, skipped=self.skipped, source=source)
+
+
+def read_members(file: BinaryIO, without_end: Callable[[], None] = lambda: None) -> Iterator[Member]:
+    """Yield the files and links of a tar file, in order; what lies between their headers is not read.
 
     Args:
         file: The tar file.
@@ -218,20 +331,20 @@ def read_members(file: BinaryIO, without_end: Callable[[], None]) -> Iterator[Me
         while (info := tar.next()) is not None:
             # It would keep all of them: gigabytes for some millions.
             tar.members.clear()  # type: ignore[attr-defined]  # missing in typeshed
-            offset, data, name, size = info.offset, info.offset_data, _plain_name(info.name), info.size
+            offset, name, size = info.offset, _plain_name(info.name), info.size
             if size < 0 or "\0" in name:
                 raise TarError(f"the header at byte {offset} has no valid {'size' if size < 0 else 'name'}")
             if info.sparse is not None:
-                yield Member(name, SPARSE, size, "")
-            elif info.type == tarfile.LNKTYPE:
+                yield Member(name, SPARSE, size)
+            elif info.islnk():
                 yield Member(name, LINK, 0, _plain_name(info.linkname))
-            elif info.type == tarfile.SYMTYPE:
+            elif info.issym():
                 # From the folder that it is in.
                 yield Member(name, LINK, 0, posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname)))
-            elif info.type in tarfile.REGULAR_TYPES:
-                if data + size > end:
-                    raise TarError(f"it ends at byte {end}, its member {name[:300]!r} at {data + size}")
-                yield Member(name, data, size, "")
+            elif info.isreg():
+                if info.offset_data + size > end:
+                    raise TarError(f"it ends at byte {end}, its member {name[:300]!r} at {info.offset_data + size}")
+                yield Member(name, info.offset_data, size)
         offset = tar.offset
     except (tarfile.TarError, OverflowError) as error:
         what = "it is no tar file" if offset < 0 else f"it is damaged or cut off after byte {offset}"
@@ -246,6 +359,11 @@ def read_members(file: BinaryIO, without_end: Callable[[], None]) -> Iterator[Me
         raise TarError(f"there is no header where one should be, at byte {offset}")
 
 
+def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
+    file.seek(offset)
+    return file.read(size_bytes)
+
+
 def _plain_name(name: str) -> str:
     """Return the name of a member without ``./`` before it, as programs write it that are given a folder."""
     while name.startswith("./"):
@@ -253,170 +371,16 @@ def _plain_name(name: str) -> str:
     return name
 
 
-@dataclass(slots=True)
-class _Listing:
-    """What has been found so far, in columns.
-
-    Attributes:
-        with_columns: Whether what lies beside the images is read.
-        labels: "" where nothing beside an image says one.
-        prefixes: The path of the tar file of each image.
-        files: (size, when written, in ns) of each tar file.
-        numbers: Of the tar file of each image.
-        stored: Names of ``.json`` -> their columns.
-        seen: Names of all images.
-        left_out: Why something is not used -> how often, and where first.
-    """
-
-    with_columns: bool = True
-    keys: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    columns: dict[str, list[str]] = field(default_factory=dict)
-    stored: dict[str, str] = field(default_factory=dict)
-    prefixes: list[str] = field(default_factory=list)
-    files: list[tuple[int, int]] = field(default_factory=list)
-    numbers: array[int] = field(default_factory=lambda: array("i"))
-    offsets: array[int] = field(default_factory=lambda: array("q"))
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-    seen: set[str] = field(default_factory=set)
-    skipped: Counter[str] = field(default_factory=Counter)
-    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
-    members: int = 0
-    text_bytes: int = 0
-
-    def scan(self, path: str, prefix: str) -> None:
-        """Take the images of a tar file; ``prefix``: its path below the run's folder."""
-        images: dict[str, Member] = {}
-        beside: dict[str, dict[str, str]] = {}
-        with open_regular(path) as raw, BufferedReader(raw, _WINDOW_BYTES) as file:
-            info = os.fstat(file.fileno())
-            for member in read_members(file, lambda: self._leave_out(_WITHOUT_END, prefix)):
-                self.members += 1
-                ending = posixpath.splitext(member.name)[1].lower()
-                if ending in (".cls", ".json") and member.offset >= 0:
-                    if self.with_columns:
-                        cells = self._beside(file, member, ending)
-                        beside.setdefault(_stem(member.name), {}).update(cells)
-                        self.text_bytes += sum(len(cell) + 1 for cell in cells.values())
-                        _refuse_too_much(len(self.stored), self.text_bytes)
-                elif reason := _reason(member.name, ending):
-                    self.skipped[reason] += 1
-                else:
-                    # It comes where the later one is.
-                    if images.pop(member.name, None):
-                        self.skipped["replaced by a later one of its name"] += 1
-                    images[member.name] = member
-            if any(member.offset == LINK for member in images.values()):
-                everything = {member.name: member for member in read_members(file, lambda: None)}
-                images = {name: _resolved(member, everything) for name, member in images.items()}
-        repeats = not self.seen.isdisjoint(images)
-        self.seen.update(images)
-        first = len(self.names)
-        self.names += images
-        self.keys += [f"{prefix}/{name}" for name in images] if repeats else images
-        self.prefixes += [prefix] * len(images)
-        self.numbers.extend([len(self.files)] * len(images))
-        self.offsets.extend([member.offset for member in images.values()])
-        self.lengths.extend([member.size_bytes for member in images.values()])
-        self.labels += [""] * len(images)
-        for row, name in enumerate(images if beside else (), first):
-            cells = beside.get(_stem(name), {})
-            self.labels[row] = cells.get(_CLASS) or cells.get("label", "")
-            for column in cells.keys() - {_CLASS, "label"}:
-                values = self.columns.setdefault(column, [])
-                values += [""] * (row - len(values)) + [cells[column]]
-        # A comma or a line's end for each, as in a list.
-        _refuse_too_much(len(self.columns), len(self.columns) * len(self.names))
-        self.files.append((info.st_size, info.st_mtime_ns))
-
-    def _beside(self, file: BinaryIO, member: Member, ending: str) -> dict[str, str]:
-        """Give the class, or what is said of an image: column -> cell."""
-        most = MOST_CLASS_BYTES if ending == ".cls" else MOST_JSON_BYTES
-        if member.size_bytes > most:
-            self._leave_out(f"{ending} larger than {most} bytes", member.name)
-            return {}
-        try:
-            text = _read(file, member.offset, member.size_bytes).decode("utf-8-sig")
-            if ending == ".cls":
-                return {_CLASS: cell_text(text.strip())}
-            content = json.loads(text)
-            if not isinstance(content, dict):
-                raise ValueError
-            flat = {cell_text(name): cell_text(value) for name, value in content.items() if not isinstance(value, (dict, list))}
-            return {self._column(name): value for name, value in flat.items()}
-        except (ValueError, RecursionError):
-            self._leave_out(f"{ending} without {'text' if ending == '.cls' else 'names and values'}", member.name)
-            return {}
-
-    def _column(self, name: str) -> str:
-        """Give the column of a name of ``.json``: no other name has the same, whichever comes first."""
-        if name == "label":
-            return name
-        if name not in self.stored:
-            column, taken = name, {COLUMN, *self.stored.values()}
-            while column in taken:
-                column = f"json_{column}"
-            self.stored[name] = column
-        return self.stored[name]
-
-    def _leave_out(self, reason: str, name: str) -> None:
-        count, first = self.left_out.get(reason, (0, name))
-        self.left_out[reason] = count + 1, first
-
-    def manifest(self, root: str, paths: Sequence[str]) -> Manifest:
-        """Give the rows.
-
-        Raises:
-            DatasetError: Two would have the same key.
-        """
-        keys, _ = readable_keys(self.keys)
-        if len(set(keys)) < len(keys):
-            twice = [key for key, count in Counter(keys).items() if count > 1]
-            raise DatasetError(
-                f"data.tar: {len(twice)} images of several tar files have the same key, got {quoted_names(twice)}. Expected "
-                "names that do not begin with the name of a tar file. Rename the tar file, or leave it out."
-            )
-        folders = first_folders([valid_text(name) for name in self.names])
-        labels = tuple(label or folder for label, folder in zip(self.labels, folders, strict=True))
-        columns = {name: tuple(values + [""] * (len(keys) - len(values))) for name, values in sorted(self.columns.items())}
-        columns[COLUMN] = tuple(map(valid_text, self.prefixes))
-        lengths = np.array(self.lengths, np.int64)
-        sizes, times = (np.array(values, np.int64) for values in zip(*self.files, strict=True))
-        numbers, offsets = np.array(self.numbers, np.int32), np.array(self.offsets, np.int64)
-        return Manifest(
-            root=root,
-            keys=tuple(keys),
-            labels=labels,
-            file_bytes=lengths,
-            paths={},
-            metadata=columns,
-            skipped=dict(sorted(self.skipped.items())),
-            digest=digest_images(keys, labels, lengths, columns),
-            source=TarSource(tuple(paths), sizes, times, numbers, offsets, lengths),
-            places=np.arange(len(keys), dtype=np.int64),
-        )
-
-
-def _refuse_too_much(names: int, size_bytes: int) -> None:
-    if names > MOST_COLUMNS or size_bytes > MAX_LIST_BYTES:
-        raise DatasetError(
-            f"data.tar: too much in .cls and .json files, got {names:,} names, {size_bytes:,} bytes. Expected "
-            f"at most {MOST_COLUMNS:,} and {MAX_LIST_BYTES:,}. Leave them out, or divide them among several runs."
-        )
-
-
-def _reason(name: str, ending: str) -> str:
-    """Give why a member is no image of a run; "" where it is one."""
-    if (name[:1] == "." or "/." in name) and any(part[0] == "." and part not in (".", "..") for part in name.split("/") if part):
+def _reason(name: str) -> str:
+    """Return why a member is no image of a run; "" where it is one."""
+    *folders, last = name.split("/")
+    if any(folder.startswith(".") and folder not in (".", "..") for folder in folders):
         return "hidden file"
-    if "/" in name and not SYSTEM_FOLDERS.isdisjoint(name.split("/")[:-1]):
-        return "system folder"
-    return "" if ending in image_extensions() else words_for_extension(ending)
+    return "system folder" if not SYSTEM_FOLDERS.isdisjoint(folders) else reason_to_skip(last)
 
 
 def _stem(name: str) -> str:
-    """Give what the names of all that belongs to an image begin with.
+    """Return what the names of all that belongs to an image begin with.
 
     Source: WebDataset, webdataset.tariterators.base_plus_ext.
     """
@@ -425,9 +389,9 @@ def _stem(name: str) -> str:
 
 
 def _resolved(member: Member, everything: Mapping[str, Member]) -> Member:
-    """Give an image with the bytes of the member that it stands for; a link to nothing as it is, without any."""
+    """Return an image with the bytes of the member that it stands for; a link to nothing as it is, without any."""
     found: Member | None = member
-    for _ in range(_MOST_HOPS):
+    for _ in range(_MOST_LINKS):
         if found is None or found.offset != LINK:
             break
         found = everything.get(found.target)
@@ -435,28 +399,23 @@ def _resolved(member: Member, everything: Mapping[str, Member]) -> Member:
 
 
 def find_tars(names: Sequence[str]) -> list[str]:
-    """Give the absolute paths of all tar files that are meant, each once, in the order of their names.
+    """Return the absolute paths of all tar files that are meant, each once, in the order of their names.
 
     Raises:
         DatasetError: There is none.
     """
     paths: set[str] = set()
     missing: list[str] = []
-    for written in names:
-        for name in itertools.islice(_expanded(os.path.abspath(os.path.expanduser(written))), MOST_TARS + 1):
-            if os.path.isdir(name):
-                matches = glob.glob(os.path.join(glob.escape(name), "*.tar"))
-            else:
-                matches = [name] if os.path.lexists(name) else glob.glob(name, recursive=True) if glob.has_magic(name) else []
-            # What has no .tar in its name is a folder, also where it is not there: the folder of the keys depends on it.
-            plain = matches == [name] and ".tar" not in os.path.basename(name).lower()
-            matches = [match for match in matches if not plain and not os.path.isdir(match)]
-            paths.update(matches)
-            missing += [] if matches else [name]
-        if len(paths) + len(missing) > MOST_TARS:
-            raise DatasetError(
-                f"data.tar: too many tar files, got {written!r}. Expected at most {MOST_TARS:,}. Divide them among several runs."
-            )
+    for name in (name for written in names for name in _expanded(os.path.abspath(os.path.expanduser(written)))):
+        if os.path.isdir(name):
+            matches = glob.glob(os.path.join(glob.escape(name), "*.tar"))
+        else:
+            matches = [name] if os.path.lexists(name) else glob.glob(name, recursive=True)
+        # What has no .tar in its name is a folder, also where it is not there: the folder of the keys depends on it.
+        is_other = matches == [name] and ".tar" not in os.path.basename(name).lower()
+        matches = [match for match in matches if not is_other and not os.path.isdir(match)]
+        paths.update(matches)
+        missing += [] if matches else [name]
     if missing:
         raise DatasetError(
             f"data.tar: {len(missing)} names without a tar file, got {quoted_names(missing)}. Expected files, folders that hold "
@@ -466,7 +425,7 @@ def find_tars(names: Sequence[str]) -> list[str]:
 
 
 def _expanded(name: str) -> Iterator[str]:
-    """Give the names that braces stand for, as the shell and WebDataset do: ``{000..012}``, ``{train,val}``."""
+    """Yield the names that braces stand for, as the shell and WebDataset do: ``{000..012}``, ``{train,val}``."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", name)
     # What is there under this very name is meant.
     if match is None or os.path.lexists(name):

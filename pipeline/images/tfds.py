@@ -11,18 +11,15 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import DatasetError, OptionError, nearest
-from ..records import ImageRecord, Manifest, digest_images
+from ..records import ImageRecord, Manifest
 from .decode import ImageDecodeError
-from .lists import MAX_LIST_BYTES, MOST_COLUMNS
-from .names import cell_text, quoted_names
+from .manifest import cell_text, make_manifest, quoted_names
 from .reading import refuse_too_large
 
 DEFAULT_SPLIT = "train"
@@ -31,9 +28,15 @@ FIRST_PYTHON = 3, 11
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
 
+# The threads of the loader ask for images nearly in their order. What is asked for within so many of the last is read on for;
+# what is farther away is begun at anew, which takes a tenth of a second and the reading over its file.
+_READ_AHEAD = 1024
+# Of images that were passed and may still be asked for.
+_MOST_WAITING_BYTES = 2**26
+
 
 def sets_folder(given: Path | None) -> Path:
-    """Gives the folder in which TensorFlow Datasets keeps sets.
+    """Return the folder in which TensorFlow Datasets keeps sets.
 
     Source: tensorflow_datasets.core.constants, ``TFDS_DATA_DIR`` and ``~/tensorflow_datasets``.
     """
@@ -41,7 +44,7 @@ def sets_folder(given: Path | None) -> Path:
 
 
 def find_set(name: str, folder: Path) -> Path:
-    """Finds a prepared set; loads nothing.
+    """Find a prepared set; load nothing.
 
     Args:
         name: ``name``, ``name/config``, either with ``:1.0.0`` after it. Without a version the newest is meant.
@@ -51,20 +54,20 @@ def find_set(name: str, folder: Path) -> Path:
         DatasetError: It is not there; it has several configurations, and none was named.
     """
     path, _, version = name.partition(":")
-    place = folder / path
-    wanted = [version] if version else sorted(_versions(place), key=lambda text: [*map(int, text.split("."))])
-    if wanted and (place / wanted[-1] / _INFO).is_file():
-        return place / wanted[-1]
-    configurations = sorted(part.name for part in _folders(place) if _versions(part))
-    if len(configurations) == 1 and "/" not in path:
+    wanted = [version] if version else sorted(_versions(folder / path), key=lambda text: [*map(int, text.split("."))])
+    if wanted and (folder / path / wanted[-1] / _INFO).is_file():
+        return folder / path / wanted[-1]
+    configurations = sorted(part.name for part in _folders(folder / path) if _versions(part)) if "/" not in path else []
+    if len(configurations) == 1:
         return find_set(f"{path}/{configurations[0]}" + (f":{version}" if version else ""), folder)
-    if configurations and "/" not in path:
+    if configurations:
         raise DatasetError(
             f"data.tfds: the set has several configurations, got {name!r}. Expected one of: {', '.join(configurations[:50])}. "
             f"Write e.g. data.tfds={path}/{configurations[0]}."
         )
-    there = [part.name for part in _folders(folder)] if "/" not in path else []
-    known = _versions(place) or [one for one in there if _versions(folder / one) or any(map(_versions, _folders(folder / one)))]
+    known = _versions(folder / path)
+    if not known and "/" not in path:
+        known = [part.name for part in _folders(folder) if _versions(part) or any(map(_versions, _folders(part)))]
     expected = f"one of: {nearest(path, sorted(known))}" if known else "one that has been downloaded and prepared"
     builder = f"import tensorflow_datasets as t; t.builder('{name}', data_dir='{folder}').download_and_prepare()"
     raise DatasetError(
@@ -74,7 +77,7 @@ def find_set(name: str, folder: Path) -> Path:
 
 
 def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
-    """Lists the images of a split, in the order of its files.
+    """List the images of a split, in the order of its files.
 
     All examples are read once, since only they tell the sizes and labels, and none is kept. A key is the reader's ``tfds_id``
     (file and number in it); the label is the feature ``label``, as its class's name; other single numbers and texts are columns.
@@ -100,115 +103,64 @@ def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
     split = split or DEFAULT_SPLIT
     try:
         info = open_set(str(folder)).info
-        splits, features = info.splits, dict(info.features.items())
-    except Exception as error:  # Whatever its reader meets in files that it did not expect.
-        raise _unreadable(folder, error) from error
-    if split not in splits or not splits[split].num_examples:
-        expected = f"one of: {', '.join(splits)}" if splits else "a set with splits"
-        raise DatasetError(f"data.split: no such split, or an empty one, got {split!r}. Expected {expected}. Choose another.")
-    image = _image_feature(name, features)
-    cells = {feature: _words(kind) for feature, kind in features.items() if _is_single(kind)}
-    if len(cells) > MOST_COLUMNS:
-        raise DatasetError(
-            f"data.tfds: too many features, got {len(cells):,}. Expected at most {MOST_COLUMNS:,}. Use a list of files."
-        )
-    columns: dict[str, list[str]] = {feature: [] for feature in cells}
-    keys: list[str] = []
-    sizes: list[int] = []
-    text_bytes = 0
-    try:
+        if split not in info.splits or not info.splits[split].num_examples:
+            expected = f"one of: {', '.join(info.splits)}" if info.splits else "a set with splits"
+            raise DatasetError(f"data.split: no such split, or an empty one, got {split!r}. Expected {expected}. Choose another.")
+        image, cells = _features(name, dict(info.features.items()))
+        columns: dict[str, list[str]] = {feature: [] for feature in cells}
+        keys: list[str] = []
+        sizes: list[int] = []
         for example in read_examples(str(folder), split, [image, *cells], image):
             keys.append(cell_text(example["tfds_id"].decode()))
             sizes.append(len(example[image]))
-            for feature, words in cells.items():
-                columns[feature].append(words(example[feature]))
-                text_bytes += len(columns[feature][-1]) + 1
-            if text_bytes > MAX_LIST_BYTES:
-                break
-    except Exception as error:
-        raise _unreadable(folder, error) from error
-    if text_bytes > MAX_LIST_BYTES:
+            for feature, as_text in cells.items():
+                columns[feature].append(as_text(example[feature]))
+    except DatasetError:
+        raise
+    except Exception as error:  # Whatever its reader meets in files that it did not expect.
+        reason = " ".join(str(error).split())[:300]
         raise DatasetError(
-            f"data.tfds: too much text beside the images, got {text_bytes:,} bytes. Expected at most {MAX_LIST_BYTES:,}. "
-            "Use a list of files."
-        )
-    labels = tuple(columns.pop("label", [""] * len(keys)))
-    metadata = {feature: tuple(values) for feature, values in columns.items()}
-    file_bytes = np.array(sizes, np.int64)
+            f"data.tfds: the set cannot be read ({type(error).__name__}: {reason}), got {str(folder)!r}. Expected a set as "
+            "TensorFlow Datasets prepares it. Prepare it again."
+        ) from error
     written = max(file.stat().st_mtime for file in folder.iterdir())
-    return Manifest(
-        root=str(sets_folder(given)),
-        keys=tuple(keys),
-        labels=labels,
-        file_bytes=file_bytes,
-        paths={},
-        metadata=metadata,
-        skipped={},
-        digest=digest_images(keys, labels, file_bytes, metadata),
-        source=TfdsSource(str(folder), split, image, written),
-        places=np.arange(len(keys), dtype=np.int64),
-    )
+    source = TfdsSource(str(folder), split, image, written)
+    return make_manifest(str(sets_folder(given)), keys, sizes, columns=columns, source=source)
 
 
-def _unreadable(folder: Path, error: Exception) -> DatasetError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return DatasetError(
-        f"data.tfds: the set cannot be read ({type(error).__name__}: {reason}), got {str(folder)!r}. Expected a set as "
-        "TensorFlow Datasets prepares it. Prepare it again."
-    )
-
-
-def _image_feature(name: str, features: dict[str, Any]) -> str:
+def _features(name: str, features: dict[str, Any]) -> tuple[str, dict[str, Callable[[Any], str]]]:
+    """Return the feature that is the image; and of those that are one number, text or class what makes text of a value."""
     import tensorflow_datasets as tfds
 
     images = [feature for feature, kind in features.items() if isinstance(kind, tfds.features.Image)]
-    if "image" in images or len(images) == 1:
-        return "image" if "image" in images else images[0]
-    got = f"{len(images)} images ({quoted_names(images)})" if images else quoted_names(sorted(features))
-    raise DatasetError(
-        f"data.tfds: which feature of {name!r} is the image cannot be told, got {got}. Expected one named image, or only "
-        "one. Use a list of files."
-    )
+    if len(images) != 1 and "image" not in images:
+        got = f"{len(images)} images ({quoted_names(images)})" if images else quoted_names(sorted(features))
+        raise DatasetError(
+            f"data.tfds: which feature of {name!r} is the image cannot be told, got {got}. Expected one named image, or only "
+            "one. Use a list of files."
+        )
+
+    def as_text(kind: Any) -> Callable[[Any], str]:
+        if isinstance(kind, tfds.features.ClassLabel) and kind.names:
+            names = [cell_text(name) for name in kind.names]
+            # Of images without a class, -1.
+            return lambda value: names[int(value)] if 0 <= int(value) < len(names) else ""
+        return lambda value: cell_text(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value.item())
+
+    single = {name: kind for name, kind in features.items() if isinstance(kind, tfds.features.Tensor) and kind.shape == ()}
+    return "image" if "image" in images else images[0], {name: as_text(kind) for name, kind in single.items()}
 
 
-def _is_single(kind: Any) -> bool:
-    """Tells whether a feature is one number, text or class."""
-    import tensorflow_datasets as tfds
-
-    return isinstance(kind, tfds.features.Tensor) and kind.shape == ()
-
-
-def _words(kind: Any) -> Any:
-    """Gives what turns a value of a feature into a cell."""
-    import tensorflow_datasets as tfds
-
-    if isinstance(kind, tfds.features.ClassLabel) and kind.names:
-        names = [cell_text(name) for name in kind.names]
-        # Of images without a class, -1.
-        return lambda value: names[int(value)] if 0 <= int(value) < len(names) else ""
-    return lambda value: cell_text(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value.item())
-
-
-def _folders(folder: Path) -> Iterator[Path]:
-    try:
-        yield from (part for part in folder.iterdir() if part.is_dir())
-    except OSError:
-        return
+def _folders(folder: Path) -> list[Path]:
+    return [part for part in folder.iterdir() if part.is_dir()] if folder.is_dir() else []
 
 
 def _versions(folder: Path) -> list[str]:
     return [part.name for part in _folders(folder) if _VERSION.fullmatch(part.name) and (part / _INFO).is_file()]
 
 
-# The threads of the loader ask for images nearly in their order. What is asked for within so many of the last is read on for;
-# what is farther away is begun at anew, which takes a tenth of a second and the reading over its file.
-_REACH = 1024
-# Of images that were passed and may still be asked for.
-_MOST_WAITING_BYTES = 2**26
-
-
 def open_set(folder: str) -> Any:
-    """Gives the builder of a prepared set, from its files alone; no code of the set's own is run, nothing is downloaded."""
+    """Return the builder of a prepared set, from its files alone; no code of the set's own is run, nothing is downloaded."""
     import tensorflow_datasets as tfds
 
     # Its warnings are for those who write sets, not for those who read them.
@@ -217,7 +169,7 @@ def open_set(folder: str) -> Any:
 
 
 def read_examples(folder: str, split: str, features: Sequence[str], image: str, first: int = 0) -> Iterator[dict[str, Any]]:
-    """Gives examples from one on, in the order of the set's files: some of their features, and ``tfds_id``.
+    """Yield examples from one on, in the order of the set's files: some of their features, and ``tfds_id``.
 
     Args:
         folder: Of the set's version.
@@ -271,12 +223,12 @@ class _Stream:
         return _Stream, ()
 
     def take(self, source: TfdsSource, place: int) -> bytes:
-        """Gives the image of one example."""
+        """Return the image of one example."""
         with self._lock:
             if (passed := self._waiting.pop(place, None)) is not None:
                 self._waiting_bytes -= len(passed)
                 return passed
-            if self._examples is None or not self._next <= place < self._next + _REACH:
+            if self._examples is None or not self._next <= place < self._next + _READ_AHEAD:
                 self._examples = read_examples(source.folder, source.split, [source.feature], source.feature, place)
                 self._next = place
             try:
@@ -316,7 +268,7 @@ class TfdsSource:
     _stream: _Stream = field(default_factory=_Stream, repr=False)
 
     def read(self, record: ImageRecord) -> bytes:
-        """Reads one image whole; see :class:`~pipeline.records.ImageSource`."""
+        """Read one image whole; see :class:`~pipeline.records.ImageSource`."""
         import tensorflow as tf
 
         if record.place < 0:
@@ -324,15 +276,14 @@ class TfdsSource:
         # Which was seen when the set was listed.
         refuse_too_large(record.file_bytes)
         try:
-            data = self._stream.take(self, record.place)
+            return self._stream.take(self, record.place)
         except StopIteration:
             raise ImageDecodeError("unreadable: the set has fewer images than when it was listed") from None
         except tf.errors.OpError as error:
-            # Of its operations' names nobody is the wiser.
+            # Without the names of its operations.
             reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error.message))
             raise ImageDecodeError(f"unreadable: {' '.join(reason.split())[:200]}") from None
-        return data
 
     def modified_seconds(self, record: ImageRecord) -> float:
-        """Gives when the set was written; see :class:`~pipeline.records.ImageSource`."""
+        """Return when the set was written; see :class:`~pipeline.records.ImageSource`."""
         return self.written_seconds

@@ -61,8 +61,8 @@ def make_inputs(folder: Path) -> Path:
 
 def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """A side that measures nothing: reads and resizes photographs as the program does."""
+    from pipeline.images.folder import list_folder
     from pipeline.images.loader import ImageLoader
-    from pipeline.images.manifest import list_folder
     from pipeline.images.resize import ResizeSpec, resize_on_host
 
     manifest = list_folder(Path(photographs))

@@ -30,8 +30,8 @@ Rivals = dict[str, tuple[str, tuple[str, ...], str, float | None]]
 
 def ours(photographs: str, resize: bool, fast: bool = False) -> tuple[dict[str, Any], Callable[[], float]]:
     """The program's loader, and its antialiased resizing where that is asked for."""
+    from pipeline.images.folder import list_folder
     from pipeline.images.loader import ImageLoader
-    from pipeline.images.manifest import list_folder
     from pipeline.images.resize import ResizeSpec, dct_reduction, resize_on_host
 
     manifest = list_folder(Path(photographs))

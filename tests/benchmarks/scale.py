@@ -85,7 +85,8 @@ def measure_listing(bench: Bench) -> Iterator[Line]:
 def listing(folder: str | None = None, listed: str | None = None) -> tuple[dict[str, Any], Callable[[], list[float]]]:
     """Lists a folder or a list and plans the run."""
     from pipeline.config import check_options
-    from pipeline.images.manifest import list_folder, read_list
+    from pipeline.images.folder import list_folder
+    from pipeline.images.lists import read_list
     from pipeline.network.layers import resolve_layers
     from pipeline.plan import plan_run
 

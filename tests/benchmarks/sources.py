@@ -89,7 +89,8 @@ def _manifest(kind: str, place: Path) -> Any:
         from pipeline.images.tfds import list_set
 
         return list_set("photographs", None, place)
-    from pipeline.images.manifest import list_folder, read_list
+    from pipeline.images.folder import list_folder
+    from pipeline.images.lists import read_list
 
     return list_folder(place) if kind == "folder" else read_list(place)
 

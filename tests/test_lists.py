@@ -1,0 +1,219 @@
+"""Lists of image paths: text and CSV, as people and other programs write them, and files that are no lists."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DatasetError
+from pipeline.images import lists
+from pipeline.images.lists import read_list, refuse_all_missing
+from pipeline.images.loader import ImageLoader
+from pipeline.records import Manifest
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * len(name))
+
+
+def listed(tmp_path: Path, text: str | bytes, name: str = "list.txt", base: Path | None = None) -> Manifest:
+    manifest, notes = noted(tmp_path, text, name, base)
+    assert notes == []
+    return manifest
+
+
+def noted(tmp_path: Path, text: str | bytes, name: str = "list.txt", base: Path | None = None) -> tuple[Manifest, list[str]]:
+    notes: list[str] = []
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_list(tmp_path / name, base, notes.append), notes
+
+
+def test_the_digest_covers_keys_sizes_labels_and_metadata(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    text = "path,label,note\na.jpg,x,1\nb.jpg,y,2\n"
+    first = listed(tmp_path, text)
+    assert re.fullmatch(r"[0-9a-f]{64}", first.digest)
+    assert listed(tmp_path, text).digest == first.digest
+    changed = [text.replace("b.jpg", "c.jpg"), text.replace("y", "z"), text.replace("2", "3"), text.replace("note", "n")]
+    changed += [text.replace("x,1", "x1,"), "path,label,note\nb.jpg,y,2\na.jpg,x,1\n", "path,label\na.jpg,x\nb.jpg,y\n"]
+    digests = {first.digest, *(listed(tmp_path, other).digest for other in changed)}
+    (tmp_path / "b.jpg").write_bytes(b"longer than before")
+    digests.add(listed(tmp_path, text).digest)
+    assert len(digests) == len(changed) + 2
+
+
+def test_a_text_list_keeps_its_order_and_passes_over_comments_and_empty_lines(tmp_path: Path) -> None:
+    touch(tmp_path, "cats/tom.jpg", "b c.jpg", "é.png", "no-extension")
+    manifest = listed(tmp_path, "# mine\ncats/tom.jpg\n\n  \nb c.jpg\r\né.png\n./no-extension\nmissing.jpg")
+    assert manifest.keys == ("cats/tom.jpg", "b c.jpg", "é.png", "no-extension", "missing.jpg")
+    assert manifest.labels == ("cats", "", "", "", "")
+    assert manifest.file_bytes.tolist() == [12, 7, 5, 12, 0]
+    assert manifest.root == str(tmp_path)
+    assert manifest.paths == {}
+    assert manifest[0].path == str(tmp_path / "cats" / "tom.jpg")
+
+
+def test_paths_of_a_list_are_relative_to_the_base_and_absolute_outside_it(tmp_path: Path) -> None:
+    touch(tmp_path, "lists/x.jpg", "data/in.jpg", "out/o.jpg")
+    text = f"in.jpg\n{tmp_path}/data/in2.jpg\n../out/o.jpg\n{tmp_path}/out/p.jpg\n"
+    manifest = listed(tmp_path / "lists", text, base=tmp_path / "data")
+    assert manifest.keys == ("in.jpg", "in2.jpg", f"{tmp_path}/out/o.jpg", f"{tmp_path}/out/p.jpg")
+    assert manifest.labels == ("", "", "", "")
+    assert [Path(record.path).is_file() for record in manifest] == [True, False, True, False]
+    assert manifest.file_bytes.tolist() == [11, 0, 9, 0]
+
+
+def test_a_path_that_goes_back_through_a_link_means_the_file_that_the_system_finds(tmp_path: Path) -> None:
+    touch(tmp_path, "far/deep/x.jpg", "far/a.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+    manifest = listed(tmp_path, "link/../a.jpg\n")
+    assert manifest.keys == ("a.jpg",)
+    assert Path(manifest[0].path).read_bytes() == b"x" * 9
+
+
+def test_list_lines_that_are_not_utf_8_name_the_file_with_those_bytes(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xe9.jpg")).write_bytes(b"latin")
+    manifest = listed(tmp_path, b"\xe9.jpg\n")
+    assert manifest.keys == (r"\xe9.jpg",)
+    assert Path(manifest[0].path).read_bytes() == b"latin"
+    assert manifest.file_bytes.tolist() == [5]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_csv_list_gives_labels_and_metadata(tmp_path: Path, mark: bytes, end: str) -> None:
+    text = end.join(["id,path,label,note", '1,a.jpg,cat,"two', 'lines, ""quoted"""', "2,b/c.jpg,,é", "", ""])
+    manifest = listed(tmp_path, mark + text.encode(), "l.csv")
+    assert manifest.keys == ("a.jpg", "b/c.jpg")
+    assert manifest.labels == ("cat", "")
+    assert manifest.metadata == {"id": ("1", "2"), "note": (f'two{end}lines, "quoted"', "é")}
+
+
+def test_columns_without_names_are_numbered_and_without_labels_the_first_folder_is_one(tmp_path: Path) -> None:
+    manifest = listed(tmp_path, ",path,width\n0,a/b.jpg,640\n1,c.jpg,480\n", "l.csv")
+    assert manifest.labels == ("a", "")
+    assert manifest.metadata == {"column1": ("0", "1"), "width": ("640", "480")}
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"), [("l.tsv", "\t"), ("l.csv", ";"), ("l.csv", "\t"), ("l.txt", ","), ("l", "\t"), ("l.txt", ";")]
+)
+def test_the_separator_is_found_in_the_header(tmp_path: Path, name: str, mark: str) -> None:
+    manifest = listed(tmp_path, f'"label"{mark} path\nx{mark}"a.jpg"\n', name)
+    assert (manifest.keys, manifest.labels) == (("a.jpg",), ("x",))
+
+
+def test_lists_in_utf_16_are_read(tmp_path: Path) -> None:
+    assert listed(tmp_path, "é.jpg\r\nb.jpg\r\n".encode("utf-16")).keys == ("é.jpg", "b.jpg")
+
+
+JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF"
+BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
+    "twice": (
+        "path\na.jpg\nb.jpg\n./a.jpg\nx/../b.jpg\nc.jpg\nc.jpg\nd.jpg\nd.jpg\n",
+        "4 images are named more than once, got 'a.jpg', 'b.jpg', 'c.jpg'. Expected each image once.",
+    ),
+    "no rows": ("path,label\n", "no paths in the list, got "),
+    "empty": ("", "'LIST': no column 'path', got an empty file."),
+    "JPEG": (JPEG, "not text (character '\\x"),
+    "NUL": (b"path,x\na.jpg,1\x00\n", "not text (character '\\x00')"),
+    "terminal": (b"path,x\na.jpg,\x1b[2J\n", "not text (character '\\x1b')"),
+    "half of UTF-16": ("\ufeffpath\na.jpg\n".encode("utf-16-be")[:-1], "not utf-16-be text (byte 20), got "),
+    "UTF-32": ("path\na.jpg\n".encode("utf-32"), "not text (character '\\x00')"),
+    "no path": ("file,label\na.jpg,x\n", "'LIST': no column 'path', got ['file', 'label']. Expected a first line that names"),
+    "long header": ("a" * 100_000 + "\nb.jpg\n", "'LIST': no column 'path', got ["),
+    "same columns": ("path,x,x\na.jpg,1,2\n", "'LIST': columns of the same name, got ['x']."),
+    "short line": ("path,x\na.jpg,1\nb.jpg\n", "line 3: 1 fields where the header has 2, got "),
+    "long line": ("path,x\na,b.jpg,1\n", "line 2: 3 fields where the header has 2, got "),
+    "open quote": ('path,x\na.jpg,"open\nb.jpg,1\n', "line 3: unexpected end of data, got "),
+    "long field": ("path,x\na.jpg," + "1" * 200_000 + "\n", "line 2: field larger than field limit (131072), got "),
+    "empty path": ("path,x\na.jpg,1\n,2\n,3\n", "'LIST': rows without a path, got '' in image 2 and 1 others."),
+    "cp1252 path": ("path\ncafé.jpg\n".encode("cp1252"), "not UTF-8 text but perhaps cp1252, got 'café.jpg' if it is, in "),
+    "cp1252 label": ("path,label\nb.jpg,Käse\n".encode("cp1252"), "not UTF-8 text but perhaps cp1252, got 'Käse' if it is, in "),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_a_list_that_is_none_is_one_short_line(tmp_path: Path, case: str) -> None:
+    touch(tmp_path, "café.jpg")
+    content, words = BAD_LISTS[case]
+    with pytest.raises(DatasetError) as error:
+        listed(tmp_path, content, "list.csv")
+    message = str(error.value)
+    assert message.startswith(f"data.list: {words}".replace("LIST", str(tmp_path / "list.csv"))), message
+    assert re.search(r", got .+\. Expected .+\. \w", message)
+    assert message.isprintable()
+    assert len(message) < 1000
+
+
+def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, words in (
+        (tmp_path / "none.txt", r"cannot be read \(no such file or directory\)"),
+        (tmp_path, r"cannot be read \(is a directory\)"),
+        (Path("/dev/zero"), "not a regular file"),
+    ):
+        with pytest.raises(DatasetError, match=rf"^data\.list: {words}, got '.*'\. Expected a text or CSV file"):
+            read_list(path)
+    monkeypatch.setattr(lists, "MAX_LIST_BYTES", 10)
+    with pytest.raises(DatasetError, match=r"^data\.list: too large \(11 bytes, limit 10 bytes\), got "):
+        listed(tmp_path, "path\na.jpg\n")
+
+
+def test_lines_of_caffe_are_a_path_and_a_label_and_that_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.jpg", "a/y z.jpg", "plain 3.png")
+    manifest, notes = noted(tmp_path, "a/x.jpg 0\na/y z.jpg\t12\na/gone.jpg 1\nplain 3.png\n")
+    assert manifest.keys == ("a/x.jpg", "a/y z.jpg", "a/gone.jpg", "plain 3.png")
+    assert manifest.labels == ("0", "12", "1", "")
+    assert manifest.file_bytes.tolist() == [7, 9, 0, 11]
+    assert notes == ["data.list: the last word as the label in 3 lines, whose files are there then, e.g. 'a/x.jpg 0'"]
+
+
+def test_lines_whose_files_are_there_are_taken_as_they_stand(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg 0", "b\\c.jpg", "b/c.jpg")
+    manifest, notes = noted(tmp_path, "a.jpg 0\nb\\c.jpg\nnot there.jpg 5\n")
+    assert manifest.keys == ("a.jpg 0", "b\\c.jpg", "not there.jpg 5")
+    assert notes == []
+    manifest, notes = noted(tmp_path, "path,label\na.jpg 0,x\n", "list.csv")
+    assert (manifest.keys, manifest.labels, notes) == (("a.jpg 0",), ("x",), [])
+
+
+def test_backslashes_are_understood_where_the_path_with_slashes_is_there(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.jpg", "a/y.jpg")
+    manifest, notes = noted(tmp_path, "path,label\na\\x.jpg,1\na\\gone.jpg,2\n", "list.csv")
+    assert (manifest.keys, manifest.labels) == (("a/x.jpg", "a/gone.jpg"), ("1", "2"))
+    assert notes == ["data.list: \\ as / in 2 lines, whose files are there then, e.g. 'a\\\\x.jpg'"]
+    manifest, notes = noted(tmp_path, "a\\x.jpg 7\na\\y.jpg 8\n")
+    assert (manifest.keys, manifest.labels) == (("a/x.jpg", "a/y.jpg"), ("7", "8"))
+    assert len(notes) == 1
+
+
+def test_a_list_of_which_no_file_is_there_says_where_it_looked(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a.jpg")
+    manifest = listed(tmp_path, "a.jpg\nb.jpg\n")
+    with pytest.raises(
+        DatasetError, match=r"data\.list: none of its 2 files was found, got '.*list\.txt' with paths such as"
+    ) as error:
+        refuse_all_missing(manifest, tmp_path / "list.txt")
+    assert f"'{tmp_path / 'a.jpg'}'. Expected absolute paths, or paths relative to {str(tmp_path)!r}. Set data.dir" in str(
+        error.value
+    )
+    # One that is there, even if it is empty, is enough.
+    (tmp_path / "b.jpg").touch()
+    refuse_all_missing(listed(tmp_path, "a.jpg\nb.jpg\n"), tmp_path / "list.txt")
+    refuse_all_missing(listed(tmp_path, "a.jpg\nb.jpg\n", base=tmp_path / "data"), tmp_path / "list.txt")
+
+
+def test_names_that_no_system_has_and_files_that_are_no_images_are_failed_rows(tmp_path: Path) -> None:
+    names = ["a" * 5000 + ".jpg", "d/" * 3000 + "x.jpg", "~/x.jpg", "http://a/b.jpg", "/etc/passwd"]
+    manifest = listed(tmp_path, "\n".join(names))
+    (batch,) = ImageLoader(manifest, np.arange(5), batch_size=5, workers=1)
+    long, missing = "unreadable: file name too long", "missing: file not found"
+    assert [status.error for status in batch.statuses[:4]] == [long, long, missing, missing]
+    assert batch.statuses[4].error.startswith("not an image: ")
