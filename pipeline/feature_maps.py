@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class FeatureMap:
-    """One picture to be: a channel of a layer, or all channels of a layer that has no extent.
+    """A channel of a layer, or all channels of a layer that has no extent, as a picture.
 
     Attributes:
         layer: Its name.
@@ -50,7 +50,7 @@ def reduction(shape: tuple[int, int, int], limit_px: tuple[int, int]) -> int:
     return max(1, min(shape[0] // limit_px[0], shape[1] // limit_px[1]))
 
 
-def gather(
+def make_maps(
     layer: str,
     bands: Iterable[tuple[int, NDArray[np.floating]]],
     shape: tuple[int, int, int],
@@ -68,54 +68,41 @@ def gather(
         side: Of the squares over which means are taken.
         most_active: Of the channels only so many, those with the greatest mean of what is above 0, in this order.
     """
-    height, width, all_channels = shape
-    count = len(channels)
-    chosen = slice(None) if list(channels) == list(range(all_channels)) else np.array(channels, np.int64)
-    starts = np.arange(0, width, side)
+    height, width, _ = shape
+    count, wanted = len(channels), np.asarray(channels, np.int64)
+    lefts = np.arange(0, width, side)
     rows_read = np.zeros(-(-height // side), np.int64)
-    sums = np.zeros((len(rows_read), len(starts), count), np.float32)
+    sums = np.zeros((len(rows_read), len(lefts), count), np.float32)
     low, high, activity = np.full(count, np.inf), np.full(count, -np.inf), np.zeros(count)
     zeros, not_finite = np.zeros(count, np.int64), np.zeros(count, np.int64)
     with np.errstate(invalid="ignore", over="ignore"):
         for first, band in bands:
-            values = band[:, :, chosen].astype(np.float32, copy=False)
-            band_low, band_high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
-            if not (np.isfinite(band_low).all() and np.isfinite(band_high).all()):
-                finite = np.isfinite(values)
-                not_finite += np.count_nonzero(~finite, axis=(0, 1))
-                band_low = np.where(finite, values, np.inf).min(axis=(0, 1))
-                band_high = np.where(finite, values, -np.inf).max(axis=(0, 1))
-            low, high = np.minimum(low, band_low), np.maximum(high, band_high)
-            zeros += np.count_nonzero(values == 0, axis=(0, 1))
-            above = values if band_low.min() >= 0 else np.maximum(values, 0)
-            activity += above.sum(axis=(0, 1), dtype=np.float64)
-            squares, begins, counts = np.unique(
-                np.arange(first, first + len(values)) // side, return_index=True, return_counts=True
-            )
+            values = band[:, :, wanted].astype(np.float32, copy=False)
+            squares, tops, counts = np.unique((first + np.arange(len(values))) // side, return_index=True, return_counts=True)
             rows_read[squares] += counts
-            if side == 1:
-                sums[squares] = values
-            else:
-                sums[squares] += np.add.reduceat(np.add.reduceat(values, starts, axis=1), begins, axis=0)
-        if side > 1:
-            sums /= (rows_read[:, None] * np.minimum(side, width - starts))[:, :, None].astype(np.float32)
-    order: Sequence[int] = range(count)
-    if most_active is not None:
-        # Stable: of equals, the first.
-        order = np.argsort(-np.nan_to_num(activity, nan=0.0), kind="stable")[:most_active].tolist()
+            sums[squares] += np.add.reduceat(np.add.reduceat(values, lefts, axis=1), tops, axis=0)
+            zeros += np.count_nonzero(values == 0, axis=(0, 1))
+            finite = np.isfinite(values)
+            not_finite += np.count_nonzero(~finite, axis=(0, 1))
+            low = np.minimum(low, np.where(finite, values, np.inf).min(axis=(0, 1)))
+            high = np.maximum(high, np.where(finite, values, -np.inf).max(axis=(0, 1)))
+            activity += np.where(finite & (values > 0), values, 0).sum(axis=(0, 1), dtype=np.float64)
+        sums /= (rows_read[:, None] * np.minimum(side, width - lefts))[:, :, None].astype(np.float32)
+    # Stable: of equals, the first.
+    order = range(count) if most_active is None else np.argsort(-activity, kind="stable")[:most_active].tolist()
     rows = int(rows_read.sum())
     return [
         FeatureMap(
             layer,
-            channels[index],
+            channels[place],
             shape,
-            np.ascontiguousarray(sums[:, :, index]),
-            *((float(low[index]), float(high[index])) if low[index] <= high[index] else (math.nan, math.nan)),
-            float(zeros[index] / (rows * width)),
-            int(not_finite[index]),
+            np.ascontiguousarray(sums[:, :, place]),
+            *((float(low[place]), float(high[place])) if low[place] <= high[place] else (math.nan, math.nan)),
+            float(zeros[place] / (rows * width)),
+            int(not_finite[place]),
             rows,
         )
-        for index in order
+        for place in order
     ]
 
 
@@ -132,3 +119,23 @@ def fold(layer: str, values: NDArray[np.floating]) -> FeatureMap:
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (math.nan, math.nan)
     zeros = float(np.mean(flat == 0))
     return FeatureMap(layer, None, (1, 1, len(flat)), flat.reshape(rows, -1), low, high, zeros, len(flat) - len(finite), 1)
+
+
+def shape_words(shape: Sequence[int]) -> str:
+    """Return the sides with signs of multiplication between them."""
+    return " × ".join(map(str, shape))
+
+
+def number_words(value: float, digits: int = 4) -> str:
+    """Return a number with so many digits that count; whole below a million."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def share_words(share: float) -> str:
+    """Return a share of one in percent; 0 % and 100 % only where it is just that."""
+    if not 0 < share < 1:
+        return f"{100 * share:.0f} %" if math.isfinite(share) else "–"
+    return "<0.1 %" if share < 0.001 else ">99.9 %" if share > 0.999 else f"{100 * share:.1f} %"

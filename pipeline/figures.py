@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OptionError, StoreError
-from .feature_maps import FeatureMap, has_extent
+from .feature_maps import FeatureMap, has_extent, number_words, shape_words, share_words
 
 # A notebook's backend is inherited by the programs it starts, which may not have it; writing files needs none.
 _backend = os.environ.pop("MPLBACKEND", None)
@@ -448,20 +448,3 @@ def _numbers(ends: tuple[float, float], zeros: float, not_finite: int) -> tuple[
 def rows_words(one: FeatureMap) -> str:
     """Return how many of a map's rows it has been taken from, where it was not all of them."""
     return f", {one.rows_read} rows read" if one.rows_read < one.shape[0] else ""
-
-
-def shape_words(shape: Sequence[int]) -> str:
-    """Return the sides with signs of multiplication between them."""
-    return " × ".join(map(str, shape))
-
-
-def number_words(value: float, digits: int = 4) -> str:
-    """Return a number as briefly as it can be told."""
-    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
-
-
-def share_words(share: float) -> str:
-    """Return a share as per cent; 0 % and 100 % only where it is just that."""
-    if 0 < share < 0.01:
-        return "<1 %"
-    return ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"

@@ -9,8 +9,7 @@ from pathlib import Path
 from .errors import StoreError
 from .records import RunSpec, Share
 from .report import MOST_REPORT_BYTES, Report
-from .report_page import page_values, render
-from .samples import Sample, take_samples
+from .report_page import Sample, page_values, render, take_samples
 from .store import disk, format
 from .store.digests import Digests
 from .store.reader import open_run

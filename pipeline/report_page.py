@@ -1,14 +1,14 @@
-"""``report.html``, the page of a run: ``report.html.j2`` filled. One file that asks for nothing and runs no script."""
+"""``report.html``: a run on one page. ``report.html.j2`` filled; one file that loads nothing and runs no script."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .command_line import command_again
-from .feature_maps import FeatureMap
+from .errors import ImageError, StoreError, printable
+from .feature_maps import FeatureMap, fold, has_extent, make_maps, number_words, shape_words, share_words
+from .records import OK, ImageRecord, Manifest
 from .report import STAGES, Report, words_for_bytes
-from .samples import Sample
 from .schema import defaults
 from .statistics import HISTOGRAM_STEP, OCTAVES, SMALLEST_EXPONENT, TINY, LayerStatistics
+from .store.layer import Layer
 from .store.reader import Run, place_of
 
 # Of failures; a run may have a million, each with a cause of its own.
@@ -33,21 +35,43 @@ LONGEST_TEXT = 200
 # Of all pictures together, before they become text, which makes them a third larger: a page can be sent by mail.
 PICTURE_BYTES = 800_000
 JPEG_QUALITY = 80
-# Source: Matplotlib's viridis (CC0), every 32nd colour; between them straight lines. The last: what is not a number.
-VIRIDIS = (
-    *((68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141)),
-    *((39, 173, 129), (92, 200, 99), (170, 220, 50), (253, 231, 37)),
-)
+# Sample images, layers and active channels of them; sides of their pictures.
+ROWS, LAYERS, ACTIVE_CHANNELS = 6, 4, 2
+PICTURE_PX, MAP_PX = 224, 112
+# A row that takes more memory is not worth reading for a picture the size of a stamp.
+LARGEST_ROW_BYTES = 64 << 20
+# Bars of a histogram on each side of zero.
+BARS = 16
+# Source: Matplotlib's viridis (CC0), every 64th colour. The last of a palette is for what is not finite.
+VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 NOT_FINITE, LEVELS = (128, 128, 128), 255
-# Of a histogram, px; below the bars the numbers. Octaves of one sign: few bars are not wide, many can be told apart.
-WIDTH, HEIGHT, AXIS = 320, 104, 18
-FEWEST_OCTAVES, MOST_OCTAVES = 6, 22
-# Of the values that are not zero, what may be hidden in the first bar.
-HIDDEN_SHARE = 0.005
-# Numbers under the bars of one sign: where it has all of the width, and where the other has half.
-MOST_TICKS, MOST_TICKS_OF_TWO = 5, 2
 
 UNTRAINED = "Untrained weights, network.weights=random: these features mean nothing."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """An image of the run and some of its feature maps.
+
+    Attributes:
+        row: In the run.
+        key: Of the image.
+        label: Likewise.
+        size: (height, width) px.
+        picture: (h, w, 3) uint8, small; None where the file is not what it was.
+        note: Why there is no picture; ``""`` if there is one.
+        maps: Layer -> its maps.
+        notes: Layer -> why there are no maps.
+    """
+
+    row: int
+    key: str
+    label: str
+    size: tuple[int, int]
+    picture: NDArray[np.uint8] | None
+    note: str
+    maps: Mapping[str, tuple[FeatureMap, ...]]
+    notes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +83,69 @@ class Cause:
     examples: tuple[tuple[str, str], ...]
 
 
+def take_samples(run: Run, manifest: Manifest) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """Return some rows of the images that did not fail, spread over the run, and the layers of which they have maps.
+
+    Args:
+        run: All of it.
+        manifest: Its rows; where the images are.
+    """
+    good = np.flatnonzero(run.images["status"] == OK)
+    layers = tuple(run.layers[place] for place in spread(len(run.layers), LAYERS))
+    return tuple(_sample(run, manifest, int(good[place]), layers) for place in spread(len(good), ROWS)), layers
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Return so many whole numbers below a count, from the first to the last, alike for the same arguments."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, wanted)).tolist()})
+
+
+def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> Sample:
+    key, label = str(run.images["key"][row]), str(run.images["label"][row])
+    size = int(run.images["height"][row]), int(run.images["width"][row])
+    maps: dict[str, tuple[FeatureMap, ...]] = {}
+    notes: dict[str, str] = {}
+    for name in layers:
+        size_bytes = _row_bytes(run[name], size)
+        if size_bytes > LARGEST_ROW_BYTES:
+            notes[name] = f"{words_for_bytes(size_bytes)} an image, too much to be read for this page"
+            continue
+        try:
+            maps[name] = _maps(name, np.asarray(run[name][row], np.float32))
+        except StoreError as error:
+            notes[name] = str(error)
+    picture, note = _picture(manifest[row], str(run.images["sha256"][row]))
+    return Sample(row, key, label, size, picture, note, maps, notes)
+
+
+def _row_bytes(layer: Layer, size: tuple[int, int]) -> int:
+    """Return the bytes of a row as float32; at native size from the size of the image, which is enough to decide by."""
+    sides = [side or math.ceil(px / layer.stride_px) for side, px in zip(layer.shape[1:3], size, strict=True)]
+    return sides[0] * sides[1] * layer.channels * 4
+
+
+def _maps(layer: str, values: NDArray[np.float32]) -> tuple[FeatureMap, ...]:
+    """Return channel 0 and the most active ones of (h, w, c); of a layer without a map all channels."""
+    height, width, channels = shape = values.shape
+    if not has_extent(shape):
+        return (fold(layer, values),)
+    side = -(-max(height, width) // MAP_PX)
+    maps = make_maps(layer, [(0, values)], shape, range(channels), side, most_active=channels)
+    others = [one for one in maps if one.channel]
+    return tuple([one for one in maps if one.channel == 0] + others[:ACTIVE_CHANNELS])
+
+
+def _picture(record: ImageRecord, sha256: str) -> tuple[NDArray[np.uint8] | None, str]:
+    from .images.seen import thumbnail
+
+    try:
+        return thumbnail(record, sha256, PICTURE_PX), ""
+    except ImageError as error:
+        return None, f"no picture: {error}"
+    except OSError as error:
+        return None, f"no picture: {(error.strerror or type(error).__name__).lower()}"
+
+
 def page_values(report: Report, run: Run, samples: tuple[Sample, ...], sampled_layers: tuple[str, ...]) -> dict[str, Any]:
     """Return what the page says of a run.
 
@@ -68,18 +155,14 @@ def page_values(report: Report, run: Run, samples: tuple[Sample, ...], sampled_l
         samples: Rows spread over the run.
         sampled_layers: Layers that the samples show.
     """
-    attributes, known = run.attributes, {name: option_text(value) for name, value in defaults().items()}
+    attributes, folder = run.attributes, place_of(report.folder)
+    usual = {name: option_text(value) for name, value in defaults().items()}
     texts = {name: option_text(value) for name, value in report.options.items()}
-    folder = place_of(report.folder)
-    changed = {name: (text, known.get(name, "null")) for name, text in texts.items() if text != known.get(name, "null")}
-    stages = [
-        {"name": name, "seconds": seconds, "meaning": STAGES[name].partition(":")[0], "remedy": STAGES[name].partition(": ")[2]}
-        for name, seconds in report.seconds_by_stage.items()
-        if name in STAGES
-    ]
+    changed = {name: (text, usual.get(name, "null")) for name, text in texts.items() if text != usual.get(name, "null")}
     return {
         "name": folder.name,
-        "network": report.network,
+        "report": report,
+        "stages": {name: STAGES[name].partition(": ") for name in report.seconds_by_stage if name in STAGES},
         "command": command_again(_nested(report.options), folder, str(attributes["data_root"])) if texts else "",
         "warning": UNTRAINED if str(attributes["weights"]).startswith("random") else "",
         "changed": changed,
@@ -96,14 +179,8 @@ def page_values(report: Report, run: Run, samples: tuple[Sample, ...], sampled_l
             "run digest": str(attributes["run_digest"]),
             "written": str(attributes["created"]),
         },
-        "versions": report.versions,
-        "rows": report.rows,
-        "causes": _causes(run) if report.failed else (),
-        "skipped": report.skipped,
         "figures": _figures(report),
-        "stages": stages,
-        "bottleneck": report.bottleneck if report.rows_now else "",
-        "threads_seconds": report.threads_seconds,
+        "causes": _causes(run) if report.failed else (),
         "layers": [
             {"name": name, "shape": report.layers.get(name), "channels": run[name].channels, "statistics": run.statistics[name]}
             for name in run.layers
@@ -119,92 +196,40 @@ def render(values: Mapping[str, Any]) -> str:
     Args:
         values: As of :func:`page_values`.
     """
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
     left_bytes = PICTURE_BYTES
 
-    def embedded(picture: bytes, pixels: NDArray[Any]) -> dict[str, Any] | None:
-        """Return a picture as the page holds it; None where the page would become too large."""
+    def address(picture: bytes) -> Markup | None:
+        """Return a picture as an address that holds it; None where the page would become too large."""
         nonlocal left_bytes
         if len(picture) > left_bytes:
             return None
         left_bytes -= len(picture)
         kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-        address = Markup(f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}")
-        return {"address": address, "width": pixels.shape[1], "height": pixels.shape[0]}
+        return Markup(f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}")
 
     environment.filters |= {
         "long": lambda text, longest: Markup.escape(shown(text, longest)),
-        "number": number,
-        "count": count,
-        "counted": lambda value, noun: f"{count(value)} {noun}{'s' * (value != 1)}",
-        "share": share,
+        "number": number_words,
+        "share": share_words,
+        "by": shape_words,
         "histogram": histogram,
-        "photograph": lambda sample: embedded(
-            _encoded(Image.fromarray(sample.picture), "JPEG", quality=JPEG_QUALITY), sample.picture
-        ),
-        "feature_map": lambda one: embedded(coloured(one), one.pixels),
+        "photograph": lambda pixels: address(_encoded(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY)),
+        "feature_map": lambda one: address(coloured(one)),
     }
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    seconds = sum(stage["seconds"] for stage in values["stages"])
-    return template.render(values, seconds=seconds, histogram_step=HISTOGRAM_STEP)
+    return template.render(values, histogram_step=HISTOGRAM_STEP)
 
 
 def shown(value: Any, longest: int = LONGEST_TEXT) -> Any:
-    """Return a value as text that a reader sees as it is, not yet escaped; what the template made itself stays.
+    """Return a value as text without anything invisible, long ones without their middle; not yet escaped.
 
-    What would not be seen, or as something else, is spelt out: control characters, line breaks, marks that change the direction
-    of what follows, halves of surrogate pairs. Long texts lose their middle.
+    What the template made itself stays as it is.
     """
     if isinstance(value, Markup):
         return value
     text = str(value)
-    if len(text) > longest:
-        text = f"{text[: longest * 2 // 3]} … {text[-(longest // 3) :]}"
-    # Source: Unicode, general categories: Cc controls, Cf formats (with the marks of direction), Cs surrogates, Co and Cn not
-    # assigned to a character, Zl and Zp separators of lines. Joiners are parts of words and of emoji.
-    hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-    return "".join(
-        mark.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(mark) in hidden and mark not in "\u200c\u200d"
-        else mark
-        for mark in text
-    )
-
-
-def number(value: float, digits: int = 4) -> str:
-    """Return a number with so many digits that count."""
-    if not math.isfinite(value):
-        return "–"
-    if value != 0.0 and not 1e-4 <= abs(value) < 1e6:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        text = f"{mantissa}e{int(exponent)}"
-    else:
-        text = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
-    return text.replace("-", "−")
-
-
-def count(value: int) -> str:
-    """Return a whole number in groups of three, parted by narrow spaces."""
-    return f"{value:,}".replace(",", "\u202f")
-
-
-def share(value: float) -> str:
-    """Return a share of one in percent; one that is not all or nothing does not become so by rounding."""
-    if not math.isfinite(value):
-        return "–"
-    percent = 100.0 * value
-    for digits in range(1, 4):
-        text = f"{percent:.{digits}f}"
-        if 0.0 < float(text) < 100.0 or percent in (0.0, 100.0):
-            break
-    return f"{text}\u202f%" if percent not in (0.0, 100.0) else f"{percent:.0f}\u202f%"
+    return printable(text if len(text) <= longest else f"{text[: longest * 2 // 3]} … {text[-(longest // 3) :]}")
 
 
 def words_for_seconds(seconds: float) -> str:
@@ -217,49 +242,30 @@ def words_for_seconds(seconds: float) -> str:
 
 def option_text(value: Any) -> str:
     """Return the value of an option as the command line takes it."""
-    if value is None:
-        return "null"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(option_text, value))}]"
-    return str(value)
+    return "null" if value is None else str(value)
 
 
-def histogram(statistics: LayerStatistics) -> dict[str, Any] | None:
-    """Return bars and ticks, in px, of the sampled values that are not zero, by powers of two; None where there are none."""
+def histogram(statistics: LayerStatistics) -> tuple[list[float], list[str]] | None:
+    """Return heights of bars, 0 to 1, and the labels below them, of the sampled values that are not zero.
+
+    A bar a power of two, from zero outwards; what is too small for the bars is in those next to zero. None without such values.
+    """
     # [k]: magnitudes from 2^(k - 62) on.
     positive, negative = statistics.histogram[TINY + 1 :], statistics.histogram[:OCTAVES][::-1]
-    both = positive + negative
-    if not both.any():
+    octaves = np.flatnonzero(positive + negative)
+    if not len(octaves):
         return None
-    # All octaves but those so small that hardly anything lies there.
-    stop = int(np.flatnonzero(both)[-1]) + 1
-    crowded = int(np.searchsorted(np.cumsum(both), HIDDEN_SHARE * both.sum()))
-    first = max(0, min(max(crowded, stop - MOST_OCTAVES), stop - FEWEST_OCTAVES))
-    octaves = max(stop - first, FEWEST_OCTAVES)
-    is_signed = bool(negative.any())
-    sides = [np.append(side[:first].sum() + side[first], side[first + 1 : first + octaves]) for side in (positive, negative)]
-    heights = np.concatenate([sides[1][::-1], sides[0]]) if is_signed else sides[0]
-    zero = octaves if is_signed else 0
-    width, scale = WIDTH / len(heights), (HEIGHT - AXIS - 4) / int(heights.max())
-    bars = []
-    for place, value in enumerate(heights.tolist()):
-        if value:
-            height = max(1.0, scale * value)
-            box = {"x": place * width + 0.5, "y": HEIGHT - AXIS - height, "width": width - 1, "height": height}
-            bars.append({name: f"{length:.1f}" for name, length in box.items()})
-    step = -(-octaves // (MOST_TICKS_OF_TWO if is_signed else MOST_TICKS))
-    places = {zero: "0"}
-    for octave in range(octaves, 0, -step):
-        # Not so near to the zero that the numbers meet.
-        if octave >= step / 2 or octave == octaves:
-            text = number(2.0 ** (first + octave + SMALLEST_EXPONENT))
-            places |= {zero + octave: text, **({zero - octave: f"−{text}"} if is_signed else {})}
-    anchors = {0: "start", len(heights): "end"}
-    ticks = [
-        {"x": f"{min(WIDTH - 2, max(2, place * width)):.1f}", "text": text, "anchor": anchors.get(place, "middle")}
-        for place, text in places.items()
-    ]
-    return {"width": WIDTH, "height": HEIGHT, "floor": HEIGHT - AXIS, "bars": bars, "ticks": ticks}
+    stop = int(octaves[-1]) + 1
+    first = max(0, stop - BARS)
+    sides = [np.append(side[: first + 1].sum(), side[first + 1 : stop]) for side in (negative, positive)]
+    ends = [number_words(2.0 ** (exponent + SMALLEST_EXPONENT)) for exponent in ((first + stop) // 2, stop)]
+    if negative.any():
+        counts, labels = np.concatenate([sides[0][::-1], sides[1]]), [f"−{ends[1]}", "0", ends[1]]
+    else:
+        counts, labels = sides[1], ["0", *ends]
+    return (counts / counts.max()).tolist(), labels
 
 
 def coloured(one: FeatureMap) -> bytes:
@@ -268,9 +274,9 @@ def coloured(one: FeatureMap) -> bytes:
     scaled = (one.pixels.astype(np.float64) - one.low) / reach if reach > 0.0 else np.zeros(one.pixels.shape)
     levels = np.clip(np.nan_to_num(scaled) * (LEVELS - 1) + 0.5, 0, LEVELS - 1).astype(np.uint8)
     levels[~np.isfinite(one.pixels)] = LEVELS
-    picture = Image.fromarray(levels).convert("L")
+    picture = Image.fromarray(levels)
     at = np.linspace(0, len(VIRIDIS) - 1, LEVELS)
-    colours = np.stack([np.interp(at, range(len(VIRIDIS)), part) for part in np.array(VIRIDIS).T], axis=1)
+    colours = np.stack([np.interp(at, range(len(VIRIDIS)), part) for part in zip(*VIRIDIS, strict=True)], axis=1)
     picture.putpalette([*np.rint(colours).astype(int).ravel().tolist(), *NOT_FINITE])
     return _encoded(picture, "PNG", optimize=True)
 
@@ -285,10 +291,7 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in options.items():
         *groups, last = name.split(".")
-        group = nested
-        for part in groups:
-            group = group.setdefault(part, {})
-        group[last] = value
+        reduce(lambda group, part: group.setdefault(part, {}), groups, nested)[last] = value
     return nested
 
 
@@ -304,7 +307,7 @@ def _figures(report: Report) -> dict[str, str]:
         figures["rate"] = f"{report.images_per_second:.1f} images/s"
         figures["stored"] = words_for_bytes(report.bytes_stored)
         if report.bytes_raw:
-            figures["compressed to"] = share(report.bytes_stored / report.bytes_raw)
+            figures["compressed to"] = share_words(report.bytes_stored / report.bytes_raw)
         figures["device"] = report.device
     figures["wall time"] = words_for_seconds(report.seconds)
     figures["peak memory"] = words_for_bytes(report.peak_memory_bytes)

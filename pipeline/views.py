@@ -18,8 +18,8 @@ from tqdm import tqdm
 from . import figures
 from .config import check_choice, check_size
 from .errors import ImageError, OptionError, StoreError, nearest
-from .feature_maps import FeatureMap, fold, gather, has_extent, reduction
-from .figures import Layout, Sheet, rows_words, shape_words
+from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction, shape_words
+from .figures import Layout, Sheet, rows_words
 from .images.resize import ResizeSpec
 from .images.seen import save_image, seen_picture
 from .machine import usable_cores
@@ -189,7 +189,7 @@ def _read(
     is_large = math.prod(shape) * layer.dtype.itemsize > WHOLE_BYTES
     # Two rows of each square on which a mean is drawn: what is between them changes a shade.
     every = -(-side // 2) if is_large and not choice.is_exact else 1
-    return gather(layer.name, layer.bands(row, every), shape, channels, side, choice.most_active)
+    return make_maps(layer.name, layer.bands(row, every), shape, channels, side, choice.most_active)
 
 
 def _channels(layer: str, shape: tuple[int, int, int], choice: Choice) -> tuple[Sequence[int], str]:

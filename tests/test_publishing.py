@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import samples
+from pipeline import report_page
 from pipeline.config import check_options
 from pipeline.errors import ImageError, StoreError
 from pipeline.publishing import look_at_reports, stored_report, write_text
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
 from pipeline.report import MOST_REPORT_BYTES, STAGES, Report
-from pipeline.report_page import CAUSES, EXAMPLES, option_text, words_for_seconds
-from pipeline.samples import spread, take_samples
+from pipeline.report_page import CAUSES, EXAMPLES, option_text, spread, take_samples, words_for_seconds
 from pipeline.schema import defaults
 from pipeline.store import disk
 from pipeline.store.digests import Digests
@@ -80,13 +79,13 @@ def make_report(folder: Path, spec: RunSpec, **changes: Any) -> Report:
     return replace(report, **changes)
 
 
-REAL_PICTURE = samples._picture
+REAL_PICTURE = report_page._picture
 
 
 @pytest.fixture(autouse=True)
 def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """No photographs."""
-    monkeypatch.setattr(samples, "_picture", lambda path, sha256: (None, "no picture: file not found"))
+    monkeypatch.setattr(report_page, "_picture", lambda path, sha256: (None, "no picture: file not found"))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +125,7 @@ def test_a_finished_run_has_both_and_verify_knows_them(run: tuple[Path, RunSpec]
         "run <x>",
         "10 images, conv1_1, relu4_1 of vgg19",
         "rate12.5 images/s",
-        "compressed to25.0\u202f%",
+        "compressed to25.0 %",
         "What helps: faster disk, more runtime.workers, output.dtype=float16",
         "python -m pipeline.run 'data.dir=/data/<i>' 'layers=[conv1_1,relu4_1]' output.dir=",
         "2 truncated after 17 bytes",
@@ -198,7 +197,7 @@ def test_a_kill_between_the_two_leaves_no_page_of_another_state(
     assert not (folder / "report.html").exists()
     assert "report.html" not in Digests(folder).by_name
     monkeypatch.undo()
-    monkeypatch.setattr(samples, "_picture", lambda path, sha256: (None, "gone"))
+    monkeypatch.setattr(report_page, "_picture", lambda path, sha256: (None, "gone"))
     look_at_reports(folder, spec, is_unchanged=True).write(make_report(folder, spec, rows_now=0))
     assert verify_folder(folder, 1).count == 0
     assert "gone" in page_of(folder).text
@@ -360,7 +359,7 @@ def test_samples_are_spread_and_show_the_most_active_channels(tmp_path: Path, dt
 def test_a_row_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = full_spec(2)
     write_run(tmp_path, spec)
-    monkeypatch.setattr(samples, "LARGEST_ROW_BYTES", 1000)
+    monkeypatch.setattr(report_page, "LARGEST_ROW_BYTES", 1000)
     found, _ = take_samples(open_run(tmp_path), spec.manifest)
     assert found[0].notes == {"relu4_1": "76.8 kB an image, too much to be read for this page"}
     assert list(found[0].maps) == ["conv1_1"]
