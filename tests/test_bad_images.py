@@ -209,7 +209,7 @@ def test_a_file_of_the_kernel_that_has_nothing_yet_is_not_waited_for(tmp_path: P
     opened = os.open
     # As /proc/kmsg: it calls itself a regular file of no bytes, and blocks.
     monkeypatch.setattr(os, "open", lambda path, *rest: os.dup(reader) if str(path).endswith("good.png") else opened(path, *rest))
-    monkeypatch.setattr(reading, "_require_regular", lambda info: 0)
+    monkeypatch.setattr(reading, "_regular_size", lambda info: 0)
     try:
         (status,) = load(tmp_path).values()
     finally:
@@ -226,13 +226,13 @@ def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_doe
     content = encode(picture(0), "PNG")
     path.write_bytes(content)
     picture(1).save(tmp_path / "b.png")
-    require, calls = reading._require_regular, [0]
+    require, calls = reading._regular_size, [0]
 
     def changing(info: os.stat_result) -> int:
         size = require(info)
         calls[0] += size == len(content)
-        # After the second look, the file is open and about to be read.
-        if size == len(content) and calls[0] == 2:
+        # The file is open and about to be read.
+        if size == len(content) and calls[0] == 1:
             if change == "replaced":
                 path.with_suffix(".new").write_bytes(b"another file")
                 path.with_suffix(".new").replace(path)
@@ -243,7 +243,7 @@ def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_doe
                 os.utime(path, ns=(0, 0))
         return size
 
-    monkeypatch.setattr(reading, "_require_regular", changing)
+    monkeypatch.setattr(reading, "_regular_size", changing)
     errors = {key: status.error for key, status in load(tmp_path).items()}
     # Who has it open keeps the old file.
     expected = "" if change == "replaced" else "unreadable: the file changed while it was read"

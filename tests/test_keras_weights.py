@@ -81,8 +81,7 @@ def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str
     return message
 
 
-@pytest.mark.parametrize("in_file", [True, False])
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("asked", "in_file"), [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize(("write", "layout"), WRITERS)
 @pytest.mark.parametrize("network", ["vgg16", "vgg19"])
 def test_every_layout_gives_the_same_arrays(
@@ -126,8 +125,7 @@ def test_two_models_in_a_file_are_not_mixed(tmp_path: Path) -> None:
     assert "is an HDF5 file, but no Keras weights of a VGG, got the root layers, optimizer, other" in refusal(path)
 
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("file_name", ["a.weights.h5", "a.h5"])
+@pytest.mark.parametrize(("file_name", "nested"), [("a.weights.h5", False), ("a.h5", True)])
 def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str, nested: bool) -> None:
     import keras
 
@@ -197,17 +195,6 @@ def test_a_file_with_a_wrong_array_is_refused(tmp_path: Path, kernel: Any, bias:
     assert words in refusal(tmp_path / "weights.h5")
 
 
-def test_links_beside_the_layers_are_not_followed(tmp_path: Path) -> None:
-    path = tmp_path / "weights.h5"
-    write_keras_2(path, keras_arrays(make_weights()))
-    with h5py.File(path, "a") as file:
-        file["model_weights"] = h5py.ExternalLink("other.h5", "/secret")
-        file["block1_conv2/extra"] = h5py.SoftLink("/block1_conv1")
-        file["block1_conv1/again"] = file["block1_conv1"]
-    stored = read_file(path, wanted_layers("vgg19", True))
-    np.testing.assert_array_equal(stored.kernels["conv1_1"], make_weights().kernels["conv1_1"])
-
-
 def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     with h5py.File(path, "w") as file:
@@ -227,10 +214,70 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         assert f"is an HDF5 file, but truncated or damaged, got {size:,} bytes" in refusal(path)
 
 
-def test_whatever_h5py_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(*arguments: Any) -> None:
-        raise TypeError("Unknown string encoding (value 2)")
+KERNEL = "block1_conv1/block1_conv1/kernel:0"
+SHAPE = (3, 3, 3, 4)
 
-    write_keras_2(tmp_path / "weights.h5", keras_arrays(make_weights()))
-    monkeypatch.setattr("pipeline.network.keras_h5._parameters", fail)
-    assert "is an HDF5 file, but truncated or damaged, got " in refusal(tmp_path / "weights.h5")
+
+def put(file: h5py.File, **options: Any) -> None:
+    """Puts another kernel of conv1_1, of the right shape unless told otherwise."""
+    del file[KERNEL]
+    file.create_dataset(KERNEL, **{"shape": SHAPE, "dtype": "f4"} | options)
+
+
+def _partly_written(file: h5py.File) -> None:
+    put(file, chunks=(3, 3, 3, 1), fillvalue=1.5)
+    file[KERNEL][..., 0] = 1
+
+
+def _external_link(file: h5py.File) -> None:
+    del file["block1_conv1"]
+    file["block1_conv1"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def _virtual(file: h5py.File) -> None:
+    del file[KERNEL]
+    layout = h5py.VirtualLayout(SHAPE, "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", SHAPE)
+    file.create_virtual_dataset(KERNEL, layout)
+
+
+def _names_for_the_terminal(file: h5py.File) -> None:
+    for name in file:
+        del file[name]
+    file["block1_conv1\n\x1b[31mred"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda file: put(file, fillvalue=1.5), "declares an array in conv1_1 that is not stored, got 0 of 1 chunks"),
+        (_partly_written, "declares an array in conv1_1 that is not stored, got 1 of 4 chunks"),
+        (lambda file: put(file, dtype=h5py.ref_dtype), "that is not stored, got 0 of 1 chunks"),
+        (_external_link, "lacks layer conv1_1, got layers conv1_2"),
+        (
+            lambda file: put(file, external=[("/etc/passwd", 0, 432)]),
+            f"keeps data in other files, which are not read, got /{KERNEL}",
+        ),
+        (_virtual, f"keeps data in other files, which are not read, got /{KERNEL}"),
+        (_names_for_the_terminal, r"but no Keras weights of a VGG, got the root block1_conv1\n\x1b[31mred."),
+    ],
+)
+def test_files_that_do_not_hold_what_they_should_are_refused(
+    tmp_path: Path, change: Callable[[h5py.File], None], words: str
+) -> None:
+    write_keras_2(tmp_path / "weights.h5", keras_arrays(make_weights(classifier=False)))
+    with h5py.File(tmp_path / "weights.h5", "a") as file:
+        change(file)
+    assert words in refusal(tmp_path / "weights.h5")
+
+
+def test_compressed_arrays_are_read_and_links_beside_them_not_followed(tmp_path: Path) -> None:
+    path, kernel = tmp_path / "weights.h5", make_weights(classifier=False).kernels["conv1_1"][:, :, ::-1]
+    write_keras_2(path, keras_arrays(make_weights(classifier=False)))
+    with h5py.File(path, "a") as file:
+        put(file, data=kernel, compression="gzip", shuffle=True, fletcher32=True, chunks=(2, 2, 2, 3))
+        file["model_weights"] = h5py.ExternalLink("other.h5", "/secret")
+        file["block1_conv2/extra"] = h5py.SoftLink("/block1_conv1")
+        file["block1_conv1/again"] = file["block1_conv1"]
+    stored = read_file(path, wanted_layers("vgg19", False))
+    np.testing.assert_array_equal(stored.kernels["conv1_1"], kernel[:, :, ::-1])

@@ -1,7 +1,9 @@
-"""Reading and writing MatConvNet files."""
+"""MatConvNet's files: the three generations, files of other networks, and damaged ones."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from pipeline.errors import WeightsError
-from pipeline.network import layers
-from pipeline.network.known_weights import wanted_layers
+from pipeline.network import layers, matconvnet
+from pipeline.network.known_weights import StoredWeights, wanted_layers
 from pipeline.network.weights import read_file
 
 from .matconvnet_writer import GENERATIONS, write_matconvnet
@@ -31,35 +33,42 @@ def whole(tmp_path: Path) -> Path:
     return path
 
 
-def save_changed(path: Path, change: Callable[[dict[str, Any]], None], *, compressed: bool = False) -> None:
-    """Loads a file, changes it and saves it again."""
+def read(path: Path, network: str = "vgg19", classifier: bool = False) -> StoredWeights:
+    return read_file(path, wanted_layers(network, classifier))
+
+
+def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
+    with pytest.raises(WeightsError) as caught:
+        read(path, network, classifier)
+    message = str(caught.value)
+    assert message.startswith(f"network.weights: {path} ")
+    assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
+    assert message.isprintable()
+    assert len(message) < 3000
+    return message
+
+
+def save_changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Loads a file, changes it and saves it again, without compression."""
     data = {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
     change(data)
-    savemat(path, data, do_compression=compressed)
+    savemat(path, data)
 
 
 def layer_struct(data: dict[str, Any], name: str) -> Any:
     return next(cell[0, 0] for cell in data["layers"].ravel() if cell[0, 0]["name"][0] == name)
 
 
-def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
-    with pytest.raises(WeightsError) as caught:
-        read_file(path, wanted_layers(network, classifier))
-    message = str(caught.value)
-    assert message.startswith(f"network.weights: {path} ")
-    assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize(("generation", "words"), [("old", "to beta16"), ("new", "from beta17"), ("pre11", "before beta11")])
 @pytest.mark.parametrize("network", ["vgg16", "vgg19"])
-def test_writing_then_reading_gives_the_same_arrays(tmp_path: Path, network: str, generation: str, padding: str) -> None:
+def test_writing_then_reading_gives_the_same_arrays(
+    tmp_path: Path, network: str, generation: str, words: str, padding: str
+) -> None:
     weights = make_weights(network, pool_padding=padding, mean_pixel=np.array([1.5, 2.25, 200.1]))
     path = tmp_path / "net.mat"
     write_matconvnet(path, weights, generation)
-    stored = read_file(path, wanted_layers(network, classifier=True))
+    stored = read(path, network, classifier=True)
     assert list(stored.kernels) == list(weights.kernels)
     for name, kernel in weights.kernels.items():
         assert stored.kernels[name].dtype == stored.biases[name].dtype == np.float32
@@ -68,11 +77,11 @@ def test_writing_then_reading_gives_the_same_arrays(tmp_path: Path, network: str
         np.testing.assert_array_equal(stored.biases[name], weights.biases[name])
     assert stored.mean_pixel.dtype == np.float64
     np.testing.assert_array_equal(stored.mean_pixel, [1.5, 2.25, 200.1])
-    assert stored.pool_padding == padding
-    assert list(tmp_path.iterdir()) == [path]
+    assert (stored.pool_padding, stored.layout) == (padding, f"MatConvNet {words}")
 
 
 def test_published_positions_of_fields_are_kept_for_readers_that_use_them(tmp_path: Path) -> None:
+    """What is known of the published files, and so what the files of these tests must be like."""
     weights = make_weights()
     old, new = tmp_path / "old.mat", tmp_path / "new.mat"
     write_matconvnet(old, weights, "old")
@@ -94,52 +103,35 @@ def test_published_positions_of_fields_are_kept_for_readers_that_use_them(tmp_pa
     assert data["layers"][0][4][0, 0]["pad"].tolist() == [[0, 1, 0, 1]]
 
 
-def test_generations_say_in_words_which_they_are(tmp_path: Path) -> None:
-    found = []
-    for generation in GENERATIONS:
-        write_matconvnet(tmp_path / "net.mat", make_weights(), generation)
-        found.append(read_file(tmp_path / "net.mat", wanted_layers("vgg19", False)).layout)
-    assert found == ["MatConvNet to beta16", "MatConvNet from beta17", "MatConvNet before beta11"]
+RGB = np.array(layers.MEAN_PIXEL_RGB)
+HALF = np.zeros((2, 2, 3))
+HALF[0, 0] = 100, 40, 20
 
 
-def test_the_mean_of_a_constant_image_is_exactly_its_colour(tmp_path: Path) -> None:
-    write_matconvnet(tmp_path / "net.mat", make_weights(), "old")
-    stored = read_file(tmp_path / "net.mat", wanted_layers("vgg19", False))
-    assert tuple(stored.mean_pixel) == layers.MEAN_PIXEL_RGB
-
-
-def test_a_mean_image_that_is_not_constant_is_averaged(whole: Path) -> None:
-    image = np.zeros((2, 2, 3))
-    image[0, 0] = 100, 40, 20
-
+@pytest.mark.parametrize(
+    ("image", "mean"),
+    [
+        (np.broadcast_to(RGB, (224, 224, 3)), RGB),
+        (HALF, [25, 10, 5]),
+        # Single precision differs a little.
+        *((RGB.astype(np.float32).reshape(shape), RGB) for shape in ((3, 1), (1, 3), (1, 1, 3))),
+        (None, RGB),
+    ],
+)
+def test_the_mean_is_that_of_the_image_or_the_known_one(whole: Path, image: Any, mean: Any) -> None:
     def change(data: dict[str, Any]) -> None:
-        data["meta"][0, 0]["normalization"][0, 0]["averageImage"] = image
+        if image is None:
+            del data["meta"]
+        else:
+            data["meta"][0, 0]["normalization"][0, 0]["averageImage"] = image
 
     save_changed(whole, change)
-    np.testing.assert_array_equal(read_file(whole, wanted_layers("vgg19", False)).mean_pixel, [25, 10, 5])
-
-
-@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (1, 1, 3)])
-def test_a_mean_stored_as_one_colour_in_single_precision_is_the_known_one(whole: Path, shape: tuple[int, ...]) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["meta"][0, 0]["normalization"][0, 0]["averageImage"] = np.float32(layers.MEAN_PIXEL_RGB).reshape(shape)
-
-    save_changed(whole, change)
-    assert tuple(read_file(whole, wanted_layers("vgg19", False)).mean_pixel) == layers.MEAN_PIXEL_RGB
-
-
-def test_a_file_without_a_normalisation_has_the_known_mean(whole: Path) -> None:
-    save_changed(whole, lambda data: data.pop("meta"))
-    assert tuple(read_file(whole, wanted_layers("vgg19", False)).mean_pixel) == layers.MEAN_PIXEL_RGB
+    np.testing.assert_array_equal(read(whole).mean_pixel, mean)
 
 
 def test_layers_are_found_by_name_wherever_they_stand(whole: Path) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["layers"] = data["layers"][:, ::-1]
-
-    save_changed(whole, change)
-    stored = read_file(whole, wanted_layers("vgg19", True))
-    np.testing.assert_array_equal(stored.kernels["conv3_2"], make_weights().kernels["conv3_2"])
+    save_changed(whole, lambda data: data.update(layers=data["layers"][:, ::-1]))
+    np.testing.assert_array_equal(read(whole).kernels["conv3_2"], make_weights().kernels["conv3_2"])
 
 
 def test_trailing_axes_that_matlab_dropped_are_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,61 +139,41 @@ def test_trailing_axes_that_matlab_dropped_are_put_back(monkeypatch: pytest.Monk
     weights = make_weights()
     path = tmp_path / "net.mat"
     write_matconvnet(path, weights, "new")
-
-    def change(data: dict[str, Any]) -> None:
-        layer_struct(data, "fc8")["weights"][0, 0] = weights.kernels["fc8"][:, :, :, 0]
-
-    save_changed(path, change)
-    stored = read_file(path, wanted_layers("vgg19", True))
-    np.testing.assert_array_equal(stored.kernels["fc8"], weights.kernels["fc8"])
+    save_changed(path, change_kernel("fc8", weights.kernels["fc8"][:, :, :, 0]))
+    np.testing.assert_array_equal(read(path, classifier=True).kernels["fc8"], weights.kernels["fc8"])
 
 
 def test_double_precision_becomes_float32(whole: Path) -> None:
-    def change(data: dict[str, Any]) -> None:
-        pair = layer_struct(data, "conv1_1")["weights"]
-        pair[0, 0] = pair[0, 0].astype(np.float64)
-
-    save_changed(whole, change)
-    kernel = read_file(whole, wanted_layers("vgg19", False)).kernels["conv1_1"]
+    save_changed(whole, change_kernel("conv1_1", make_weights().kernels["conv1_1"].astype(np.float64)))
+    kernel = read(whole).kernels["conv1_1"]
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel, make_weights().kernels["conv1_1"])
 
 
-def test_a_file_of_the_other_network_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_files_of_other_networks_are_refused_by_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "net.mat"
     write_matconvnet(path, make_weights("vgg16"), "new")
     message = refusal(path, "vgg19")
     assert "is a vgg16 file, got its 13 convolutions" in message
     assert "set network=vgg16" in message
     assert "534,904,783 bytes, MD5 106118b7cf60435e6d8e04f6a6dc3657" in message
-    write_matconvnet(path, make_weights("vgg19"), "old")
-    assert "is a vgg19 file, got its 16 convolutions" in refusal(path, "vgg16")
-
-
-def test_a_file_without_classifier_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
-    path = tmp_path / "net.mat"
     write_matconvnet(path, make_weights(classifier=False), "new")
     assert "has no classifier (a 'notop' file), got no layer fc6, fc7, fc8" in refusal(path, classifier=True)
-    assert "fc6" not in read_file(path, wanted_layers("vgg19", False)).kernels
-
-
-def test_other_networks_are_refused_by_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path) -> None:
-    save_changed(whole, lambda data: layer_struct(data, "relu1_1").__setitem__("type", "lrn"))
-    assert "is a VGG-F, VGG-M, VGG-S or AlexNet file" in refusal(whole)
+    assert "fc6" not in read(path).kernels
+    save_changed(path, lambda data: layer_struct(data, "relu1_1").__setitem__("type", "lrn"))
+    assert "is a VGG-F, VGG-M, VGG-S or AlexNet file" in refusal(path)
     monkeypatch.setattr(layers, "CLASSES", 2622)
-    write_matconvnet(whole, make_weights("vgg16"), "new")
-    assert "is a VGG-Face file, got 2622 classes in fc8" in refusal(whole, "vgg16")
-    path = tmp_path / "other.mat"
-    savemat(path, {"net": {"layers": 1}})
-    assert "as the original VGG-Face package, which is not read, got the variables net" in refusal(path)
-    savemat(path, {"layers": 1, "params": 2, "vars": 3})
-    assert "is a DagNN file (a network as a graph), which is not read, got the variables layers, params, vars" in refusal(path)
-    savemat(path, {"layers": {"name": "a"}})
-    assert "is a DagNN file" in refusal(path)
-    savemat(path, {"layers": np.ones(3)})
-    assert "an entry of 'layers' is not one struct" in refusal(path)
-    savemat(path, {"x": 1})
-    assert "is a MATLAB file, but no MatConvNet network, got the variables x" in refusal(path)
+    write_matconvnet(path, make_weights("vgg16"), "new")
+    assert "is a VGG-Face file, got 2622 classes in fc8" in refusal(path, "vgg16")
+    for content, words in (
+        ({"net": {"layers": 1}}, "as the original VGG-Face package, which is not read, got the variables net"),
+        ({"layers": 1, "params": 2, "vars": 3}, "is a DagNN file (a network as a graph), which is not read, got the variables"),
+        ({"layers": {"name": "a"}}, "is a DagNN file"),
+        ({"layers": np.ones(3)}, "an entry of 'layers' is not one struct"),
+        ({"x": 1}, "is a MATLAB file, but no MatConvNet network, got the variables x"),
+    ):
+        savemat(path, content)
+        assert words in refusal(path)
 
 
 def change_layer(name: str, field: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -210,6 +182,10 @@ def change_layer(name: str, field: str, value: Any) -> Callable[[dict[str, Any]]
 
 def change_kernel(name: str, value: Any, position: int = 0) -> Callable[[dict[str, Any]], None]:
     return lambda data: layer_struct(data, name)["weights"].__setitem__((0, position), value)
+
+
+def change_mean(image: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda data: data["meta"][0, 0]["normalization"][0, 0].__setitem__("averageImage", image)
 
 
 def add_convolution(data: dict[str, Any]) -> None:
@@ -225,9 +201,10 @@ NAN[0, 0, 0, :2] = np.nan, np.inf
     ("change", "words"),
     [
         (change_layer("conv3_4", "name", "conv9_9"), "lacks layer conv3_4"),
+        (change_layer("conv1_1", "name", "conv1_1\n\x1b]0;gone\x07" + "n" * 100_000), r"conv1_1\n\x1b]0;gone\x07nnn"),
         (change_layer("relu3_4", "name", "conv3_4"), "two layers of the same name, got conv3_4"),
         (add_convolution, "is not a vgg19 file, got also layer conv1_3"),
-        (change_layer("conv2_1", "pad", [[0]]), "has another pad in conv2_1 (expected 1), got [0.0]"),
+        (change_layer("conv2_1", "pad", np.full((1, 1_000_000), 7)), "has another pad in conv2_1 (expected 1), got [7.0, 7.0,"),
         (change_layer("conv2_1", "stride", [[2, 1]]), "has another stride in conv2_1 (expected 1), got [2.0, 1.0]"),
         (change_layer("pool2", "pool", [[3, 3]]), "has another pool in pool2 (expected 2), got [3.0, 3.0]"),
         (change_layer("pool2", "pad", [[1, 1, 1, 1]]), "has another pad in pool2 (expected [0 1 0 1] or [0 0 0 0])"),
@@ -238,36 +215,107 @@ NAN[0, 0, 0, :2] = np.nan, np.inf
         (change_kernel("conv1_1", np.zeros((3, 3, 3, 4), "i4")), "has no floating-point values in conv1_1, got int32"),
         (change_kernel("conv1_1", NAN), "NaN or infinite values in conv1_1, got 2 of 108 values"),
         (change_kernel("conv1_1", np.full((3, 3, 3, 4), 1e300)), "NaN or infinite values in conv1_1, got 108 of 108 values"),
+        (change_mean(np.zeros((2, 2, 4))), "an average image that is not RGB, got (2, 2, 4)"),
+        (change_mean(np.full((1, 1, 3), 300.0)), "an average image outside 0..255"),
+        (change_mean("text"), "a normalisation that cannot be read"),
     ],
 )
-def test_a_file_with_a_wrong_layer_is_refused(whole: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
+def test_a_file_with_a_wrong_layer_or_mean_is_refused(whole: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
     save_changed(whole, change)
     assert words in refusal(whole)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_file_that_is_cut_or_not_all_written_is_refused(tmp_path: Path, generation: str) -> None:
+    path = tmp_path / "net.mat"
+    write_matconvnet(path, make_weights(classifier=False), generation)
+    content = path.read_bytes()
+    for size in np.linspace(136, len(content) - 1024, 9, dtype=int):
+        for rest in (b"", bytes(len(content) - size)):
+            path.write_bytes(content[:size] + rest)
+            message = refusal(path)
+            assert "truncated" in message or "damaged" in message
+
+
+HEADER = b"MATLAB 5.0".ljust(124) + b"\x00\x01IM"
+
+
+def element(kind: int, data: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<II", kind, len(data) if length is None else length) + data
+
+
+def array(kind: int, shape: tuple[int, ...], data: bytes) -> bytes:
+    dims = struct.pack(f"<{len(shape)}i", *shape) + bytes(len(shape) % 2 * 4)
+    return element(6, struct.pack("<II", kind, 0)) + element(5, dims, 4 * len(shape)) + element(1, b"layers\0\0") + data
+
+
+NUMBERS = array(6, (1, 2), element(9, bytes(16)))
+DEEP = NUMBERS
+for _ in range(2000):
+    DEEP = array(1, (1, 1), element(14, DEEP))
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    "content",
     [
-        (np.zeros((2, 2, 4)), "an average image that is not RGB, got (2, 2, 4)"),
-        (np.full((1, 1, 3), 300.0), "an average image outside 0..255"),
-        ("text", "a normalisation that cannot be read"),
+        element(15, zlib.compress(element(14, NUMBERS, 2_000_000_000))),
+        element(15, zlib.compress(element(14, NUMBERS))[:-9] + bytes(9)),
+        element(14, array(6, (1, 2), element(9, b"", 1 << 30))),
+        element(14, array(6, (1 << 30,) * 8, element(9, bytes(16)))),
+        element(14, array(1, (1 << 14, 1 << 14), b"")),
+        element(14, array(6, (-1, 3), element(9, bytes(16)))),
+        element(14, array(6, (1, 2), element(8, bytes(16)))),
+        element(14, array(5, (1, 2), element(9, bytes(16)))),
+        element(9, bytes(16)),
+        element(14, element(9, bytes(16))),
+        element(14, NUMBERS) + b"abc",
+        element(14, NUMBERS)[:-8],
+        element(14, DEEP),
     ],
 )
-def test_a_file_with_a_wrong_mean_is_refused(whole: Path, image: Any, words: str) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["meta"][0, 0]["normalization"][0, 0]["averageImage"] = image
-
-    save_changed(whole, change)
-    assert words in refusal(whole)
-
-
-def test_scipys_own_errors_become_refusals(monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise MemoryError("no room")
-
-    monkeypatch.setattr("scipy.io.loadmat", fail)
-    assert " bytes: no room. Expected" in refusal(whole)
+def test_a_file_whose_sizes_and_types_are_wrong_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "lies.mat"
+    path.write_bytes(HEADER + content)
+    message = refusal(path)
+    assert any(words in message for words in ("damaged", "as no weights file has"))
 
 
-def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
-    assert "cannot be read, got [Errno" in refusal(tmp_path / "gone.mat")
+def test_a_file_that_unpacks_to_more_than_weights_have_is_refused(monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
+    monkeypatch.setattr(matconvnet, "_LARGEST_BYTES", whole.stat().st_size)
+    assert "compressed data end early or do not end" in refusal(whole)
+    monkeypatch.setattr(matconvnet, "_LARGEST_BYTES", whole.stat().st_size - 1)
+    assert "is too large for a weights file (limit " in refusal(whole)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_files_of_both_byte_orders_are_read(tmp_path: Path, order: str) -> None:
+    numbers = struct.pack(f"{order}IIII", 6, 8, 6, 0) + struct.pack(f"{order}IIii", 5, 8, 1, 1)
+    numbers += struct.pack(f"{order}II", 1, 6) + b"things\x00\x00" + struct.pack(f"{order}IId", 9, 8, 2.5)
+    mark = b"\x00\x01IM" if order == "<" else b"\x01\x00MI"
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + mark + struct.pack(f"{order}II", 14, len(numbers)) + numbers)
+    assert matconvnet.read_variables(tmp_path / "a.mat")["things"].tolist() == [[2.5]]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_all_that_scipy_writes_is_read(tmp_path: Path, compressed: bool) -> None:
+    values = {
+        "text": "é",
+        "no_text": "",
+        "cells": np.array([["a", np.ones((2, 3, 4), np.float32)]], object),
+        "logical": np.array([[True]]),
+        "none": np.empty((0, 0)),
+        "no_cells": np.empty((1, 0), object),
+        "numbers": np.arange(6, dtype=np.int16).reshape(2, 3),
+        "structs": np.array([[(1.0, "x")], [(2.0, "y")]], [("number", object), ("text", object)]),
+        "nested": {"a": {"b": np.arange(5, dtype=np.int8)}},
+    }
+    savemat(tmp_path / "all.mat", values, do_compression=compressed)
+    found = matconvnet.read_variables(tmp_path / "all.mat")
+    assert list(found) == list(values)
+    assert (found["text"], found["no_text"], found["cells"][0], found["no_cells"]) == ("é", "", "a", [])
+    np.testing.assert_array_equal(found["cells"][1], np.ones((2, 3, 4), np.float32))
+    np.testing.assert_array_equal(found["numbers"], values["numbers"])
+    assert found["numbers"].dtype == np.int16
+    assert [struct["text"] for struct in found["structs"]] == ["x", "y"]
+    np.testing.assert_array_equal(found["nested"]["a"]["b"], [np.arange(5)])
+    assert found["none"].shape == (0, 0)

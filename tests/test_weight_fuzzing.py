@@ -20,15 +20,15 @@ from .weight_mutations import mutate
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time of a process are limited on Linux")
 
-# Seed -> how many mutations of it in the quick test and in the slow one.
+# Seed -> how many mutations of it in the slow test.
 COUNTS = {
-    "old.mat": (20, 600),
-    "new.mat": (40, 2000),
-    "pre11.mat": (5, 400),
-    "keras2.h5": (30, 1500),
-    "gzip.h5": (20, 1000),
-    "latest.h5": (25, 1500),
-    "keras3.h5": (20, 1000),
+    "old.mat": 600,
+    "new.mat": 2000,
+    "pre11.mat": 400,
+    "keras2.h5": 1500,
+    "gzip.h5": 1000,
+    "latest.h5": 1500,
+    "keras3.h5": 1000,
 }
 
 
@@ -107,15 +107,15 @@ def check(seed: Path, count: int) -> None:
     assert len(outcome.died) <= (count / 100 if seed.name == "latest.h5" else 0)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", ["new.mat", "keras2.h5", "keras3.h5"])
 def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
-    check(seeds / name, COUNTS[name][0])
+    check(seeds / name, 40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_thousands_of_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
-    check(seeds / name, COUNTS[name][1])
+    check(seeds / name, COUNTS[name])
 
 
 def test_the_same_number_spoils_a_file_in_the_same_way(seeds: Path) -> None:

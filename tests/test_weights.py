@@ -1,27 +1,33 @@
-"""The door to the weights: words, paths, downloads, messages."""
+"""Weights by words and paths: local copies, downloads, the cache, what a file is told to be, and messages."""
 
 from __future__ import annotations
 
 import hashlib
-import subprocess
+import io
+import os
+import pickle
 import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, WeightsError
 from pipeline.network import known_weights, layers, weights
-from pipeline.network.known_weights import KnownFile, wanted_layers
+from pipeline.network.known_weights import KnownFile, recognise_training, wanted_layers
 from pipeline.network.weights import file_format, random_weights
 
-from .weight_files import MAT, NOTOP, WHOLE, Door, save_keras, save_mat, shrink_networks
+from .weight_files import MAT, NOTOP, WHOLE, Loader, save_keras, save_mat, shrink_networks
 
 
 @pytest.fixture
-def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
     shrink_networks(monkeypatch)
-    return Door(tmp_path)
+    return Loader(tmp_path)
 
 
 def test_random_weights_are_he_normal_and_without_biases() -> None:
@@ -42,30 +48,28 @@ def test_random_weights_are_he_normal_and_without_biases() -> None:
     assert loaded.source == "random (He normal, seed 7)"
 
 
-def test_random_convolutions_do_not_depend_on_the_classifier(door: Door) -> None:
-    without, with_classifier, other = door("random"), door("random", classifier=True), door("random", seed=1)
+def test_random_convolutions_do_not_depend_on_the_classifier(load: Loader) -> None:
+    without, with_classifier, other = load("random"), load("random", classifier=True), load("random", seed=1)
     assert list(with_classifier.kernels)[-3:] == ["fc6", "fc7", "fc8"]
     for name, kernel in without.kernels.items():
         np.testing.assert_array_equal(kernel, with_classifier.kernels[name])
     assert (without.kernels["conv1_1"] != other.kernels["conv1_1"]).all()
     assert len({without.sha256, with_classifier.sha256, other.sha256}) == 3
-
-
-def test_a_negative_seed_is_refused(door: Door) -> None:
     with pytest.raises(OptionError, match=r"^seed: negative, got -1\. Expected an integer of at least 0\."):
-        door("random", seed=-1)
+        load("random", seed=-1)
 
 
-@pytest.mark.parametrize("classifier", [False, True])
-@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
-def test_the_digest_is_that_of_the_numbers_whatever_the_file(door: Door, tmp_path: Path, network: str, classifier: bool) -> None:
-    plain = door("random", network, classifier)
+@pytest.mark.parametrize(("network", "classifier"), [("vgg16", False), ("vgg19", True)])
+def test_the_digest_is_that_of_the_numbers_whatever_the_file(
+    load: Loader, tmp_path: Path, network: str, classifier: bool
+) -> None:
+    plain = load("random", network, classifier)
     found = []
     for generation in ("old", "new", "pre11"):
         save_mat(tmp_path / f"{generation}.mat", plain, generation)
-        found.append(door(tmp_path / f"{generation}.mat", network, classifier))
+        found.append(load(tmp_path / f"{generation}.mat", network, classifier))
     save_keras(tmp_path / "weights.h5", plain)
-    found.append(door(tmp_path / "weights.h5", network, classifier))
+    found.append(load(tmp_path / "weights.h5", network, classifier))
     assert {loaded.sha256 for loaded in found} == {plain.sha256}
     assert [loaded.source for loaded in found] == [
         "old.mat (MatConvNet to beta16)",
@@ -73,47 +77,34 @@ def test_the_digest_is_that_of_the_numbers_whatever_the_file(door: Door, tmp_pat
         "pre11.mat (MatConvNet before beta11)",
         "weights.h5 (Keras 2 weights)",
     ]
+    for array in (plain.kernels["conv3_2"], plain.biases["conv5_3"], plain.mean_pixel):
+        array.reshape(-1)[-1] += 1
+        digest = weights.content_digest(plain.kernels, plain.biases, plain.mean_pixel, list(plain.kernels))
+        assert digest != plain.sha256
+        array.reshape(-1)[-1] -= 1
 
 
-def test_the_digest_changes_with_every_array(door: Door) -> None:
-    plain = door("random")
-    names = list(plain.kernels)
-    original = weights.content_digest(plain.kernels, plain.biases, plain.mean_pixel, names)
-    assert original == plain.sha256
-    for place in (plain.kernels["conv3_2"], plain.biases["conv5_4"], plain.mean_pixel):
-        flat = place.reshape(-1)
-        before, flat[-1] = flat[-1], flat[-1] + 1
-        assert weights.content_digest(plain.kernels, plain.biases, plain.mean_pixel, names) != original
-        flat[-1] = before
+def test_imagenet_takes_a_local_copy_of_any_format(load: Loader) -> None:
+    plain = load("random", classifier=True)
+    save_keras(load.folder / WHOLE, plain)
+    assert load("imagenet").source == f"{WHOLE} (Keras 2 weights)"
+    save_keras(load.folder / NOTOP, load("random"))
+    assert load("imagenet").source == f"{NOTOP} (Keras 2 weights)"
+    assert load("imagenet", classifier=True).source == f"{WHOLE} (Keras 2 weights)"
+    save_mat(load.folder / MAT, plain)
+    assert load("imagenet").source == load("matconvnet").source == f"{MAT} (MatConvNet from beta17)"
 
 
-def test_the_digest_does_not_depend_on_memory_order(door: Door) -> None:
-    plain = door("random")
-    turned = {name: np.asfortranarray(kernel) for name, kernel in plain.kernels.items()}
-    assert weights.content_digest(turned, plain.biases, plain.mean_pixel, list(turned)) == plain.sha256
-
-
-def test_imagenet_takes_a_local_copy_of_any_format(door: Door) -> None:
-    plain = door("random", classifier=True)
-    save_keras(door.folder / WHOLE, plain)
-    assert door("imagenet").source == f"{WHOLE} (Keras 2 weights)"
-    save_keras(door.folder / NOTOP, door("random"))
-    assert door("imagenet").source == f"{NOTOP} (Keras 2 weights)"
-    assert door("imagenet", classifier=True).source == f"{WHOLE} (Keras 2 weights)"
-    save_mat(door.folder / MAT, plain)
-    assert door("imagenet").source == door("matconvnet").source == f"{MAT} (MatConvNet from beta17)"
-
-
-def test_a_named_file_with_an_unknown_checksum_is_read_with_a_warning(door: Door) -> None:
-    save_keras(door.folder / NOTOP, door("random"))
-    md5 = hashlib.md5((door.folder / NOTOP).read_bytes()).hexdigest()
-    door("imagenet")
-    (line,) = (line for line in door.lines if "warning" in line)
+def test_a_named_file_with_an_unknown_checksum_is_read_with_a_warning(load: Loader) -> None:
+    save_keras(load.folder / NOTOP, load("random"))
+    md5 = hashlib.md5((load.folder / NOTOP).read_bytes()).hexdigest()
+    load("imagenet")
+    (line,) = (line for line in load.lines if "warning" in line)
     assert f"has MD5 {md5}, which is not that of a published {NOTOP} (80,134,624 bytes, MD5 253f8cb5" in line
-    (door.folder / NOTOP).rename(door.folder / "mine.h5")
-    door.lines.clear()
-    door(door.folder / "mine.h5")
-    assert not any("warning" in line for line in door.lines)
+    (load.folder / NOTOP).rename(load.folder / "mine.h5")
+    load.lines.clear()
+    load(load.folder / "mine.h5")
+    assert not any("warning" in line for line in load.lines)
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, path: Path, family: str, classifier: bool) -> KnownFile:
@@ -125,41 +116,31 @@ def publish(monkeypatch: pytest.MonkeyPatch, path: Path, family: str, classifier
     return known
 
 
-def test_imagenet_takes_keras_own_download_if_it_is_whole(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = door.keras_cache / NOTOP
-    save_keras(path, door("random"))
-    message = door.refusal("imagenet")
+def test_imagenet_takes_keras_own_download_if_it_is_whole(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = load.keras_cache / NOTOP
+    save_keras(path, load("random"))
+    message = load.refusal("imagenet")
     assert (
-        f"weights: {path} is passed over, since it is not the published file (MD5 253f8cb515780f3b799900260a226db6)" in door.lines
+        f"weights: {path} is passed over, since it is not the published file (MD5 253f8cb515780f3b799900260a226db6)" in load.lines
     )
     assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/keras/vgg19/{NOTOP}, got ")
     publish(monkeypatch, path, "keras", False)
-    assert door("imagenet").sha256 == door("random").sha256
-    assert not any("warning" in line for line in door.lines)
+    assert load("imagenet").sha256 == load("random").sha256
+    assert not any("warning" in line for line in load.lines)
 
 
-def test_a_download_of_keras_that_cannot_be_read_is_passed_over(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> str:
-        raise PermissionError(13, "Permission denied")
-
-    save_keras(door.keras_cache / NOTOP, door("random"))
-    monkeypatch.setattr(weights, "_md5", fail)
-    door.refusal("imagenet")
-    assert any("is passed over, since it cannot be read: [Errno 13] Permission denied" in line for line in door.lines)
-
-
-def test_keras_home_is_honoured(door: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_keras_home_is_honoured(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "home" / "models" / NOTOP
-    save_keras(path, door("random"))
+    save_keras(path, load("random"))
     publish(monkeypatch, path, "keras", False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
-    assert door("imagenet", keras_cache=None).source == f"{NOTOP} (Keras 2 weights)"
+    assert load("imagenet", keras_cache=None).source == f"{NOTOP} (Keras 2 weights)"
     monkeypatch.delenv("KERAS_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))
     (tmp_path / "user").mkdir()
     (tmp_path / "home").rename(tmp_path / "user" / ".keras")
-    assert door("imagenet", keras_cache=None).source == f"{NOTOP} (Keras 2 weights)"
+    assert load("imagenet", keras_cache=None).source == f"{NOTOP} (Keras 2 weights)"
 
 
 @pytest.mark.parametrize(
@@ -171,29 +152,30 @@ def test_keras_home_is_honoured(door: Door, monkeypatch: pytest.MonkeyPatch, tmp
     ],
 )
 def test_without_network_and_weights_the_message_tells_all_that_helps(
-    door: Door, source: str, classifier: bool, name: str, size: str
+    load: Loader, source: str, classifier: bool, name: str, size: str
 ) -> None:
-    message = door.refusal(source, classifier=classifier)
+    message = load.refusal(source, classifier=classifier)
     assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/{name}, got ")
     assert size in message
-    assert f"Put that file into {door.folder} by hand" in message
+    assert f"Put that file into {load.folder} by hand" in message
     assert "network.weights=random" in message
-    assert list(door.folder.iterdir()) == []
+    assert list(load.folder.iterdir()) == []
 
 
-def test_published_files_are_asked_for_at_their_published_addresses() -> None:
-    addresses = [known.address(known_weights.BASE_URLS) for known in known_weights.KNOWN_FILES]
-    assert addresses[:3] == [
-        "https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat",
-        f"https://storage.googleapis.com/tensorflow/keras-applications/vgg19/{NOTOP}",
-        f"https://storage.googleapis.com/tensorflow/keras-applications/vgg19/{WHOLE}",
-    ]
-    assert [address.replace("16", "19") for address in addresses[3:]] == addresses[:3]
+def test_a_file_of_full_size_is_read_from_every_format(tmp_path: Path) -> None:
+    load = Loader(tmp_path)
+    plain = load("random")
+    save_keras(tmp_path / "net.h5", plain)
+    save_mat(tmp_path / "net.mat", plain, "old")
+    for name in ("net.h5", "net.mat", "net.mat"):
+        loaded = load(tmp_path / name)
+        assert loaded.sha256 == plain.sha256
+        assert loaded.kernels["conv5_4"].shape == (3, 3, 512, 512)
 
 
-def test_what_is_missing_is_downloaded_once(door: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_missing_is_downloaded_once(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     served = tmp_path / NOTOP
-    save_keras(served, door("random"))
+    save_keras(served, load("random"))
     known = publish(monkeypatch, served, "keras", False)
     asked = []
 
@@ -203,59 +185,227 @@ def test_what_is_missing_is_downloaded_once(door: Door, monkeypatch: pytest.Monk
         served.rename(target)
 
     monkeypatch.setattr(weights, "download_file", fetch)
-    assert door("imagenet").sha256 == door("imagenet").sha256 == door("random").sha256
+    assert load("imagenet").sha256 == load("imagenet").sha256 == load("random").sha256
     assert asked == [(known, f"http://127.0.0.1:9/keras/vgg19/{NOTOP}", False)]
-    assert f"weights: downloading {known.words} to {door.folder}" in door.lines
+    assert f"weights: downloading {known.words} to {load.folder}" in load.lines
 
 
-def test_the_extension_does_not_matter(door: Door, tmp_path: Path) -> None:
-    plain = door("random")
+def test_the_extension_does_not_matter(load: Loader, tmp_path: Path) -> None:
+    plain = load("random")
     save_keras(tmp_path / "really-keras.mat", plain)
     save_mat(tmp_path / "really-matlab.h5", plain)
-    assert door(tmp_path / "really-keras.mat").sha256 == door(tmp_path / "really-matlab.h5").sha256 == plain.sha256
+    assert load(tmp_path / "really-keras.mat").sha256 == load(tmp_path / "really-matlab.h5").sha256 == plain.sha256
     assert (file_format(tmp_path / "really-keras.mat"), file_format(tmp_path / "really-matlab.h5")) == (
         weights.HDF5,
         weights.MAT5,
     )
 
 
-def test_a_path_that_leads_nowhere_is_refused_with_the_words_that_are_known(door: Door, tmp_path: Path) -> None:
-    message = door.refusal("imagnet")
+def test_a_path_that_leads_nowhere_is_refused_with_the_words_that_are_known(load: Loader, tmp_path: Path) -> None:
+    message = load.refusal("imagnet")
     assert message.startswith("network.weights: imagnet does not exist, got 'imagnet'. Expected weights of vgg19: ")
     assert message.endswith("or one of the words: imagenet.")
-    assert "is a folder, not a file" in door.refusal(tmp_path)
+    assert "is a folder, not a file" in load.refusal(tmp_path)
 
 
-def test_a_path_through_a_folder_that_may_not_be_searched_is_refused(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> bool:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "is_file", fail)
-    assert "a.mat cannot be reached ([Errno 13] Permission denied), got 'secret/a.mat'" in door.refusal("secret/a.mat")
-
-
-def test_a_file_that_cannot_be_opened_is_refused(door: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_refused(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(path: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.mat").touch()
     monkeypatch.setattr(weights, "file_format", fail)
-    assert "a.mat cannot be read, got [Errno 13] Permission denied" in door.refusal(tmp_path / "a.mat")
+    assert "a.mat cannot be read, got [Errno 13] Permission denied" in load.refusal(tmp_path / "a.mat")
 
 
-def test_a_file_of_full_size_is_read_from_every_format(tmp_path: Path) -> None:
-    door = Door(tmp_path)
-    plain = door("random")
-    save_keras(tmp_path / "net.h5", plain)
-    save_mat(tmp_path / "net.mat", plain, "old")
-    assert door(tmp_path / "net.h5").sha256 == plain.sha256
-    assert door(tmp_path / "net.mat").sha256 == plain.sha256
-    assert door(tmp_path / "net.mat").kernels["conv5_4"].shape == (3, 3, 512, 512)
+# The cache of the layers of large files.
 
 
-def test_importing_the_door_loads_no_heavy_library() -> None:
-    code = (
-        "import pipeline.network.weights, sys; print(sorted({'tensorflow', 'keras', 'scipy', 'h5py', 'tqdm'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("the file was read again")
+
+    monkeypatch.setattr(weights, "read_matconvnet", fail)
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+def test_a_second_start_reads_the_cache_alone(
+    load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classifier: bool
+) -> None:
+    save_mat(tmp_path / "net.mat", load("random", classifier=True), "old")
+    first = load(tmp_path / "net.mat", classifier=classifier)
+    forbid_reading(monkeypatch)
+    second = load(tmp_path / "net.mat", classifier=classifier)
+    assert (second.source, second.pool_padding, second.recognised) == (first.source, first.pool_padding, first.recognised)
+    assert second.sha256 == first.sha256
+    assert list(second.kernels) == list(first.kernels)
+    with pytest.raises(WeightsError, match="the file was read again"):
+        load(tmp_path / "net.mat", classifier=not classifier)
+
+
+def test_a_changed_file_is_read_again_in_the_place_of_the_old_one(load: Loader, tmp_path: Path) -> None:
+    path = tmp_path / "net.mat"
+    save_mat(path, load("random"))
+    first = load(path)
+    save_mat(path, load("random", seed=1))
+    os.utime(path, ns=(1, 1))
+    assert load(path).sha256 == load("random", seed=1).sha256 != first.sha256
+    assert len(list(load.cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "pickle", "empty", "cut"])
+def test_a_damaged_cache_is_made_again(load: Loader, tmp_path: Path, damage: str) -> None:
+    save_mat(tmp_path / "net.mat", load("random"))
+    load(tmp_path / "net.mat")
+    (cached,) = load.cache.iterdir()
+    content = bytearray(cached.read_bytes())
+    content[len(content) // 2] ^= 1
+    cached.write_bytes({"flipped": bytes(content), "cut": bytes(content[:1000])}.get(damage, b""))
+    if damage == "pickle":
+        np.savez(cached, conv1_1=np.array([{"a": 1}], dtype=object))
+    wanted = wanted_layers("vgg19", False)
+    assert weights.load_cached(load.cache, tmp_path / "net.mat", wanted) is None
+    assert load(tmp_path / "net.mat").sha256 == load("random").sha256
+    assert weights.load_cached(load.cache, tmp_path / "net.mat", wanted) is not None
+
+
+def test_a_cache_that_cannot_be_written_is_logged_and_no_more(load: Loader, tmp_path: Path) -> None:
+    save_mat(tmp_path / "net.mat", load("random"))
+    load.cache.write_bytes(b"a file where the folder should be")
+    assert load(tmp_path / "net.mat").sha256 == load("random").sha256
+    assert any(line.startswith("weights cache: ") and "is not written" in line for line in load.lines)
+
+
+def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert weights.default_cache_folder() == tmp_path / "deep-feature-pipeline"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert weights.default_cache_folder() == tmp_path / ".cache" / "deep-feature-pipeline"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert weights.default_cache_folder() == tmp_path / "local" / "deep-feature-pipeline"
+
+
+# What a file is.
+
+
+class Bomb:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+def archive(member: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as members:
+        members.writestr(member, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda bomb: b"", "an empty file of 0 bytes"),
+        (lambda bomb: b"\x93NUMPY\x01\x00" + bomb, "a NumPy array of"),
+        (lambda bomb: bomb, "a Python pickle of"),
+        (lambda bomb: b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bomb, "a PyTorch file of"),
+        (lambda bomb: archive("archive/data.pkl", bomb), "a PyTorch file of"),
+        (lambda bomb: archive("model.weights.h5", bomb), "a .keras archive of"),
+        (lambda bomb: archive("conv1_1.npy", bomb), "a NumPy archive of"),
+        (lambda bomb: archive("readme.txt", b"x"), "a zip archive of"),
+        (lambda bomb: b"PK\x03\x04...", "a damaged zip archive of"),
+        (lambda bomb: b"<!DOCTYPE html><title>404</title>", "a web page, not the file itself of"),
+        (lambda bomb: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself of"),
+        (lambda bomb: b"\x1f\x8b\x08\x00", "a gzip archive of"),
+        (lambda bomb: b"\n\x15VGG_ILSVRC_19_layers", "a Caffe model of"),
+        (
+            lambda bomb: b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n\x1a\n",
+            "a MATLAB v7.3 file of 520 bytes",
+        ),
+        (lambda bomb: bytes(range(200)), "a file of unknown format (first bytes 00 01 02 03 04 05 06 07) of 200 bytes"),
+    ],
+)
+def test_files_of_other_formats_are_told_by_content_and_nothing_in_them_is_run(
+    load: Loader, tmp_path: Path, make: Callable[[bytes], bytes], words: str
+) -> None:
+    path, mark = tmp_path / "a.h5", tmp_path / "ran"
+    bomb = pickle.dumps(Bomb(mark), protocol=2)
+    path.write_bytes(make(bomb))
+    message = load.refusal(path)
+    assert message.startswith(f"network.weights: {path} is not a weights file that can be read, got {words}")
+    assert f"{MAT} (534,904,783 bytes, MD5 106118b7cf60435e6d8e04f6a6dc3657) or {NOTOP} (80,134,624 bytes" in message
+    assert ("'-v7')" in message) == ("v7.3" in words)
+    assert ("another training" in message) == ("PyTorch" in words)
+    assert ("model.save_weights('x.weights.h5')" in message) == ("keras" in words)
+    assert not mark.exists()
+    pickle.loads(bomb)
+    assert mark.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_or_a_device_is_not_waited_for(load: Loader, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.h5")
+    assert "weights.h5 is a pipe or a device, not a file, got" in load.refusal(tmp_path / "weights.h5")
+    assert "/dev/zero is a pipe or a device, not a file, got" in load.refusal("/dev/zero")
+
+
+# Which training it is.
+
+# Output channel 0 of conv1_1, [row][column] = R, G, B. Source: print of the .mat of 2015 in the blog Soul Joy Hub, 2017-06-25.
+VGG19_FILTER = [
+    [[0.39416704, 0.46418372, 0.34119523], [0.37740308, 0.41810837, 0.33999205], [-0.04594866, -0.04806903, -0.04484424]],
+    [[0.2671299, 0.30511212, 0.23215917], [0.09986369, 0.10385381, 0.08978214], [-0.34100872, -0.37314063, -0.30331427]],
+    [[-0.07573577, -0.07646758, -0.07260918], [-0.28034249, -0.31070709, -0.246675], [-0.41602272, -0.46453714, -0.33683276]],
+]
+
+
+def published_kernel() -> Any:
+    kernel = random_weights(wanted_layers("vgg19", False), seed=0).kernels["conv1_1"].copy()
+    kernel[:, :, :, 0] = VGG19_FILTER
+    return kernel
+
+
+def test_trainings_are_recognised_by_their_first_values(load: Loader) -> None:
+    kernel = published_kernel()
+    caffe = "VGG-19 of Simonyan & Zisserman (Caffe)"
+    assert recognise_training(kernel) == f"{caffe}, RGB, HWIO"
+    assert recognise_training(kernel[:, :, ::-1].transpose(1, 0, 2, 3)) == f"{caffe}, BGR, WHIO"
+    assert recognise_training(kernel.astype(np.float16)) == f"{caffe}, RGB, HWIO"
+    # Source: prints of Keras' VGG16 file (devincody/CS179final_project) and of torchvision's vgg19-dcbb9e9d.pth.
+    kernel[0, :, 2, 0], kernel[1, :, 2, 0] = [0.42947057, 0.373467, -0.061360113], [0.27476987, 0.038680777, -0.36722335]
+    kernel[2, :, 2, 0] = [-0.05746817, -0.26224968, -0.35009676]
+    assert recognise_training(kernel) == "VGG-16 of Simonyan & Zisserman (Caffe), RGB, HWIO"
+    kernel[0, :, 0, 0], kernel[1, :, 0, 0] = [-0.05347426, -0.04925704, -0.06794177], [0.01531445, 0.04506842, 0.0021444]
+    kernel[2, :, :, 0] = np.array([[0.03622622, 0.01999945, 0.01986402]]).T
+    assert recognise_training(kernel).startswith("torchvision's VGG-19, another training")
+    kernel[2, 2, 0, 0] += 0.01
+    assert recognise_training(kernel) == "not known"
+    assert recognise_training(np.zeros((5, 5, 3, 4))) == "not known"
+
+
+@pytest.mark.parametrize(
+    ("change", "order", "warning"),
+    [
+        (lambda kernel: kernel, "RGB, HWIO", None),
+        (lambda kernel: kernel[:, :, ::-1], "BGR, HWIO", "red and blue exchanged"),
+        (lambda kernel: kernel.transpose(1, 0, 2, 3), "RGB, WHIO", "network.kernel_order=whio exchanges them back"),
+    ],
+)
+def test_a_file_in_another_order_is_used_as_stored_with_a_warning(
+    load: Loader, tmp_path: Path, change: Callable[[Any], Any], order: str, warning: str | None
+) -> None:
+    kernel = np.ascontiguousarray(change(published_kernel()))
+    save_mat(tmp_path / "net.mat", replace(load("random"), kernels={**load("random").kernels, "conv1_1": kernel}))
+    for _ in ("read", "cached"):
+        load.lines.clear()
+        loaded = load(tmp_path / "net.mat")
+        assert loaded.recognised == f"VGG-19 of Simonyan & Zisserman (Caffe), {order}"
+        np.testing.assert_array_equal(loaded.kernels["conv1_1"], kernel)
+        warnings = [line for line in load.lines if "warning" in line]
+        assert len(warnings) == (warning is not None)
+        assert warning is None or warning in warnings[0]

@@ -1,4 +1,4 @@
-"""Weight files for tests, of networks with few channels, and the door to them, shut off from the world."""
+"""Weight files for tests, of networks with few channels, and ``load_weights`` without a network."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def save_mat(path: Path, stored: Weights, generation: str = "new") -> None:
     write_matconvnet(path, stored, generation)
 
 
-class Door:
+class Loader:
     """``load_weights`` with every folder inside one temporary folder, and no server behind the addresses."""
 
     def __init__(self, root: Path) -> None:

@@ -12,9 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py  # noqa: F401 (this and SciPy are loaded before memory is limited)
+import h5py  # noqa: F401 (loaded before memory is limited)
 import pytest
-import scipy.io  # noqa: F401
 
 from pipeline.errors import WeightsError
 from pipeline.network.known_weights import Wanted, wanted_layers

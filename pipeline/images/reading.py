@@ -60,13 +60,12 @@ def read_file(path: str) -> bytes:
     descriptor = _open(path)
     try:
         before = os.fstat(descriptor)
-        _refuse_other_kinds(before)
-        refuse_too_large(before.st_size)
-        data = _read(descriptor, before.st_size + 1)
+        size = _regular_size(before)
+        data = _read(descriptor, size + 1)
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+    if len(data) != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
         raise ImageDecodeError("unreadable: the file changed while it was read")
     return data
 
@@ -104,6 +103,12 @@ def _read(descriptor: int, most: int) -> bytes:
     os.lseek(descriptor, 0, os.SEEK_SET)
     with open(descriptor, "rb", closefd=False) as file:
         return file.read(most) or b""
+
+
+def _regular_size(info: os.stat_result) -> int:
+    _refuse_other_kinds(info)
+    refuse_too_large(info.st_size)
+    return info.st_size
 
 
 def _refuse_other_kinds(info: os.stat_result) -> None:

@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +39,7 @@ from .matconvnet import read_matconvnet
 SOURCES = ("imagenet", "matconvnet", "random")
 
 # To be raised when what is cached, or how a file is understood, changes.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 TIMEOUT_SECONDS = 30.0
 _ABANDONED_SECONDS = 24 * 3600
@@ -53,14 +53,15 @@ _TORCH = "a PyTorch file"
 _KERAS_ARCHIVE = "a .keras archive"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Beginning of the file -> what it is.
-_BEGINNINGS = (
-    (b"\x93NUMPY", "a NumPy array"),
+_BEGINNINGS = {
+    b"\x93NUMPY": "a NumPy array",
     # Source: torch/serialization.py, MAGIC_NUMBER of files before PyTorch 1.6, pickled with protocol 2.
-    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", _TORCH),
-    (b"\x80", "a Python pickle"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-)
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19": _TORCH,
+    b"\x80": "a Python pickle",
+    b"\x1f\x8b": "a gzip archive",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
+    b"<": "a web page, not the file itself",
+}
 _REMEDIES = {
     _MAT73: "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet.",
     _TORCH: "PyTorch files are not read, and torchvision's are another training; set network.weights=imagenet.",
@@ -212,24 +213,20 @@ def _local_copy(wanted: Wanted, source: str, folder: Path, keras_cache: Path | N
     for known in files:
         if (source == "imagenet" or known.family == source) and (folder / known.name).is_file():
             return folder / known.name
-    if source != "imagenet":
-        return None
-    if keras_cache is None:
-        # Source: keras/src/backend/config.py, keras_home().
-        keras_cache = Path(os.environ.get("KERAS_HOME") or Path("~", ".keras")).expanduser() / "models"
-    for known in files:
-        path = keras_cache / known.name
-        if known.family != "keras":
+    # Source: keras/src/backend/config.py, keras_home().
+    keras_home = Path(os.environ.get("KERAS_HOME") or Path("~", ".keras")).expanduser()
+    for known in files if source == "imagenet" else ():
+        path = (keras_cache or keras_home / "models") / known.name
+        if known.family != "keras" or not path.is_file():
             continue
         try:
             # Keras downloads under the final name, so a download of its that was stopped looks like a file.
-            if path.is_file() and _md5(path) == known.md5:
+            if _md5(path) == known.md5:
                 return path
-            reason = f"it is not the published file (MD5 {known.md5})" if path.is_file() else ""
+            reason = f"it is not the published file (MD5 {known.md5})"
         except OSError as error:
             reason = f"it cannot be read: {error}"
-        if reason:
-            log(f"weights: {path} is passed over, since {reason}")
+        log(f"weights: {path} is passed over, since {reason}")
     return None
 
 
@@ -273,12 +270,8 @@ def file_format(path: Path) -> str:
         return _zip_format(path)
     if b"VGG_ILSVRC" in start[:64]:
         return "a Caffe model"
-    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not the file itself"
-    for beginning, words in _BEGINNINGS:
-        if start.startswith(beginning):
-            return words
-    return f"a file of unknown format (first bytes {start[:8].hex(' ')})"
+    known = (words for beginning, words in _BEGINNINGS.items() if start.lstrip().startswith(beginning))
+    return next(known, f"a file of unknown format (first bytes {start[:8].hex(' ')})")
 
 
 def _zip_format(path: Path) -> str:
@@ -321,7 +314,11 @@ def _read_or_cached(wanted: Wanted, path: Path, cache_folder: Path | None, log: 
     if cache_folder is not None and (cached := load_cached(cache_folder, path, wanted)):
         return cached
     with contextlib.suppress(OSError):  # Said by the reader.
-        _warn_of_other_content(path, log)
+        for known in known_weights.KNOWN_FILES:
+            # Copies that were saved again are common.
+            if known.name == path.name and (md5 := _md5(path)) not in (known.md5, *known.earlier_md5):
+                what = f"has MD5 {md5}, which is not that of a published {known.words}"
+                log(f"weights: warning: {path} {what}; it is read all the same")
         log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
     stored = read_file(path, wanted)
     # Keras' files hold what is wanted as it is wanted; the others are compressed, or have the classifier in any case.
@@ -330,89 +327,80 @@ def _read_or_cached(wanted: Wanted, path: Path, cache_folder: Path | None, log: 
     return stored
 
 
-def _warn_of_other_content(path: Path, log: Callable[[str], None]) -> None:
-    """Say that a file that bears a published file's name is not that file: copies saved again are common."""
-    for known in known_weights.KNOWN_FILES:
-        if known.name == path.name and (md5 := _md5(path)) not in (known.md5, *known.earlier_md5):
-            log(
-                f"weights: warning: {path} has MD5 {md5}, which is not that of a published {known.words}; it is read all the same"
-            )
-
-
 # Cache: the layers of a large file that were asked for, so that the second start does not read half a gigabyte again.
 
 
 def default_cache_folder() -> Path | None:
     """Return the system's folder for caches: ``$XDG_CACHE_HOME``, ``%LOCALAPPDATA%`` or ``~/.cache``; None without a home."""
-    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
     # Source: XDG Base Directory Specification: relative paths are to be ignored.
-    given = Path(os.environ.get(variable, ""))
-    if not given.is_absolute():
-        try:
-            given = Path.home() / ".cache"
-        except RuntimeError:
-            return None
-    return given / "deep-feature-pipeline"
+    given = Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", ""))
+    try:
+        return (given if given.is_absolute() else Path.home() / ".cache") / "deep-feature-pipeline"
+    except RuntimeError:
+        return None
 
 
-def _cache_path(folder: Path, source: Path, classifier: bool) -> Path:
-    state = source.stat()
+def _cache_path(folder: Path, source: Path, wanted: Wanted) -> Path:
     where = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:24]
-    when = hashlib.sha256(f"{_CACHE_VERSION} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
-    return folder / f"{where}-{when}-{'whole' if classifier else 'convolutions'}.npz"
+    return folder / f"{where}-{wanted.network}-{'whole' if wanted.classifier else 'convolutions'}.npz"
+
+
+def _state(source: Path) -> list[int]:
+    """Return what differs where a cached file has changed since."""
+    info = source.stat()
+    return [_CACHE_VERSION, info.st_size, info.st_mtime_ns]
 
 
 def load_cached(folder: Path, source: Path, wanted: Wanted) -> StoredWeights | None:
     """Return what was kept of a file, or None: nothing kept, the file has changed since, or what was kept is damaged."""
-    for classifier in (True,) if wanted.classifier else (False, True):
-        # NumPy and zipfile, which checks the CRC-32 of each array, raise many kinds on damaged archives; all mean the same here.
-        with (
-            contextlib.suppress(Exception),
-            _cache_path(folder, source, classifier).open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            pairs = {name: (arrays[f"{name}.kernel"], arrays[f"{name}.bias"]) for name in wanted.shapes}
-            if all(pair[0].shape == wanted.shapes[name] for name, pair in pairs.items()):
-                kernels, biases = ({name: pair[of] for name, pair in pairs.items()} for of in (0, 1))
-                return StoredWeights(kernels, biases, arrays["mean_pixel"], str(arrays["pool_padding"]), str(arrays["layout"]))
+    # NumPy and zipfile, which checks the CRC-32 of each array, raise many kinds on damaged archives; all mean the same here.
+    with (
+        contextlib.suppress(Exception),
+        _cache_path(folder, source, wanted).open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        kernels, biases = ({name: arrays[f"{name}.{kind}"] for name in wanted.shapes} for kind in ("kernel", "bias"))
+        if arrays["state"].tolist() == _state(source):
+            return StoredWeights(kernels, biases, arrays["mean_pixel"], str(arrays["pool_padding"]), str(arrays["layout"]))
     return None
 
 
 def save_cached(folder: Path, source: Path, wanted: Wanted, stored: StoredWeights, log: Callable[[str], None]) -> None:
-    """Keep what was read of a file, and drop what was kept of its former states. A failure is logged, no more."""
-    path = _cache_path(folder, source, wanted.classifier)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Keep what was read of a file, in the place of what was kept of it before. A failure is logged, no more."""
+    path = _cache_path(folder, source, wanted)
     arrays = {f"{name}.kernel": kernel for name, kernel in stored.kernels.items()}
     arrays |= {f"{name}.bias": bias for name, bias in stored.biases.items()}
-    facts = {"mean_pixel": stored.mean_pixel, "pool_padding": np.array(stored.pool_padding), "layout": np.array(stored.layout)}
+    facts = {"mean_pixel": stored.mean_pixel, "pool_padding": stored.pool_padding, "layout": stored.layout}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, **arrays, **facts)  # type: ignore[arg-type]  # the stubs take the names for other arguments
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        where, when, _ = path.name.split("-")
-        for former in folder.glob(f"{where}-*.npz"):
-            if when not in former.name:
-                former.unlink(missing_ok=True)
-        _remove_abandoned(folder, "*.npz.*.partial")
+        with _new_file(path) as file:
+            np.savez(file, **arrays, **facts, state=_state(source))  # type: ignore[arg-type]  # the stubs: names of other arguments
     except OSError as error:
         log(f"weights cache: {path} is not written: {error}; the next start reads {source} again")
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
-def _remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove what processes that were killed have left unfinished: files to which nothing was written for a day.
+@contextlib.contextmanager
+def _new_file(target: Path) -> Iterator[BinaryIO]:
+    """Give a file to write to; it has the final name only when all is on the disk, and is gone if that fails.
 
-    Not sooner, and not by asking whether the process lives: the folder may be shared with other machines.
+    What processes that were killed have left of this file is removed a day later. Not sooner, and not by asking whether the
+    process lives: the folder may be shared with other machines.
     """
-    for path in folder.glob(pattern):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for path in target.parent.glob(f"{glob.escape(target.name)}.*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 path.unlink()
+    # Not mkstemp: its files are readable by their owner alone.
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 # Download
@@ -423,10 +411,8 @@ def download_file(
 ) -> None:
     """Download a published file. The final name appears only when the content is whole, checked and on the disk.
 
-    Several processes may download the same file at a time: each writes a file of its own, and the last to finish wins.
-
     Args:
-        known: Which file; its size and MD5 are checked.
+        known: Whose size and MD5 are checked.
         address: Where it is.
         target: Where to put it; the folder is made. An existing file is replaced.
         progress: Whether to show a bar on stderr.
@@ -435,17 +421,11 @@ def download_file(
     Raises:
         WeightsError: No network, no such file, a cut connection, a wrong checksum, or a folder that cannot be written.
     """
-    partial = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent, f"{glob.escape(target.name)}.*.partial")
-        # Not mkstemp: its files are readable by their owner alone.
-        with partial.open("xb") as file:
+        with _new_file(target) as file:
             _transfer(known, address, file, progress, timeout_seconds)
-            os.fsync(file.fileno())
-        if (md5 := _md5(partial)) != known.md5:
-            raise ValueError(f"another file: {partial.stat().st_size:,} bytes, MD5 {md5}")
-        partial.replace(target)
+            if (md5 := _md5(Path(file.name))) != known.md5:
+                raise ValueError(f"another file: {file.tell():,} bytes, MD5 {md5}")
     except _NETWORK_ERRORS as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
@@ -460,9 +440,6 @@ def download_file(
             f"network.weights: cannot write {target}, got {error}. Expected a folder that can be written. "
             f"Free space or change its rights; the file is {known.words} at {address}."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _transfer(known: KnownFile, address: str, file: BinaryIO, progress: bool, timeout_seconds: float) -> None:
