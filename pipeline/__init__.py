@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .from_python import extract_features
-    from .layer_rows import layer_table
+    from .layers import layer_table
     from .store.reader import Run, open_run
 
 __all__ = ["Run", "extract_features", "layer_table", "open_run"]
 
-_ROOMS = {"Run": "store.reader", "open_run": "store.reader", "extract_features": "from_python", "layer_table": "layer_rows"}
+_MODULES = {"Run": "store.reader", "open_run": "store.reader", "extract_features": "from_python", "layer_table": "layers"}
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that the doors can refuse a wrong option without loading h5py.
-    if name in _ROOMS:
-        return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    # Late, so that the commands can refuse a wrong option without loading h5py.
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from .config import Options
+from .config import AUTO, Options
 from .engines.engine import Engine, News, open_engine, refuse_engine
 from .errors import StoreError
 from .estimate import Forecast
@@ -24,7 +24,6 @@ from .publishing import write_text
 from .records import RunSpec
 from .rehearsal import rehearse
 from .report import Report, Stopwatch, words_for_bytes
-from .schema import AUTO
 from .signals import clearing, leaving_at_once
 from .stages import make_stages
 from .store import disk, folder, format
@@ -56,7 +55,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
         if foreign := foreign_names(options.network.name, options.layers):
             _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
         with watch.stage("list"):
-            manifest = list_images(options.data.source, options.data.label)
+            manifest = list_images(options.data)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)

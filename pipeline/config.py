@@ -1,64 +1,307 @@
-"""Options in the typed, checked form in which the rest of the program gets them; what is wrong with those that are not right.
+"""All options of all commands: their names, types, defaults, choices and checks, each in one place.
 
-Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
+A class of options has one field an option. Its annotation is the type after the check, its metadata hold the default as a user
+would write it and the check. ``conf/*.yaml`` has the same names and defaults with a comment each, for Hydra and for people; a
+test compares them. Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
 """
+
+# Paths are texts here, and stay as they are written; `option` makes a field, as `dataclasses.field` does.
+# ruff: noqa: PTH100, PTH111, PTH119, PTH120, RUF009
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .data_source import DataSource, check_source
 from .errors import OptionError, nearest
-from .network.layers import WINOGRAD
-from .schema import AUTO, CHOICES, EngineSchema, defaults, known_keys
+from .network.layers import NETWORKS, WINOGRAD, plan_features, resolve_layers
 from .sharding import Share
 from .storage.address import Address, is_address, require_reachable, to_address
 from .storage.mirror import mirror_of, scratch_for
-from .storage.remote_path import RemotePath, expanded
+from .storage.remote_path import RemotePath, expanded, place
 
+AUTO = "auto"
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
 LARGEST_SIDE_PX = 8192
 # A larger batch is one too: it is only what is read ahead.
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
 LARGEST_SEED = 2**64 - 1
-# Of a cluster. An address of version 6 stands in brackets.
-_ADDRESS = re.compile(r"(?:ray://)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", re.ASCII)
-# Of a process beside others that write the same folder.
-EXISTING_OF_PARTS = ("resume", "extend")
+# More than any layer has.
+MOST_CHANNELS = 2**20
 # What network.weights may say besides the path of a file.
 WEIGHTS = ("imagenet", "matconvnet", "random")
+# Formats of pictures that are drawn.
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+TAR_SUFFIX = ".tar"
+# Of a Ray cluster. An address of version 6 stands in brackets.
+_CLUSTER = re.compile(r"(?:ray://)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", re.ASCII)
+# Source: tensorflow_datasets.core.naming, names of sets, configurations and versions.
+_TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
+# Of a split: what lies in a slice of one, train[:10%], would be other images in other versions of a set.
+_SPLIT = re.compile(r"[\w.-]+")
+# What makes the path of a tar file a pattern or a range.
+_PATTERN = re.compile(r"[*?\[{]")
 # Options of earlier versions, in full and by their last word, and what replaces them.
 REPLACED = dict.fromkeys(("runtime.convolution", "convolution"), "runtime.backend")
+
+T = TypeVar("T")
+
+
+class Invalid(ValueError):
+    """A value that a check refuses: ``rule`` says what is right, ``allowed`` has all right values where they can be counted."""
+
+    def __init__(self, rule: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(rule)
+        self.rule, self.allowed = rule, allowed
+
+
+def option(default: Any, check: Callable[[Any], Any]) -> Any:
+    """Declare an option: its default as a user would write it, and what turns a plain value into a checked one."""
+    return field(default=check(default), metadata={"default": default, "check": check})
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The check of an option that has a fixed set of values."""
+
+    values: tuple[str, ...]
+
+    def __call__(self, value: Any) -> str:
+        """Return the value if it is one of them."""
+        if value not in self.values:
+            raise Invalid(f"one of: {', '.join(self.values)}", self.values)
+        return str(value)
+
+
+def choice(default: str, *values: str) -> Any:
+    """Declare an option with a fixed set of values."""
+    return option(default, OneOf(values))
+
+
+def switch(value: Any) -> bool:
+    """Check true or false."""
+    if not isinstance(value, bool):
+        raise Invalid("true or false")
+    return value
+
+
+def text(value: Any, rule: str) -> str:
+    """Check a text that is not empty."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise Invalid(rule)
+    return value
+
+
+def whole(value: Any, least: int, most: int) -> int:
+    """Check a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Invalid(f"a whole number from {least} to {most}")
+    return value
+
+
+def count(value: Any, most: int) -> int | None:
+    """Check a whole number from 1, or ``auto``, which becomes None."""
+    if value == AUTO:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise Invalid(f"auto or a whole number from 1 to {most}")
+    return value
+
+
+def fraction(value: Any, rule: str = "a number from 0 to 1") -> float:
+    """Check a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise Invalid(rule)
+    return float(value)
+
+
+def size(value: Any) -> tuple[int, int] | None:
+    """Check a side, [height, width], or null for native size."""
+    if value is None:
+        return None
+    sides = [value, value] if isinstance(value, int) else value
+    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
+        sides = [0, 0]
+    if any(isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE_PX for side in sides):
+        raise Invalid(f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], or null for native size")
+    return int(sides[0]), int(sides[1])
+
+
+def layer_words(value: Any) -> tuple[str, ...]:
+    """Check names of layers; one name, or several with commas, needs no brackets."""
+    words = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
+        raise Invalid("a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]")
+    return tuple(words)
+
+
+def path_or_address(key: str, value: Any) -> Path | Address:
+    """Check a path, or an address that something installed can reach; Hydra reads 2024 as a number, here it is a name."""
+    name = text(None if value is None else str(value), "a path")
+    if not is_address(name):
+        return expanded(name)
+    address = to_address(name)
+    if isinstance(address, Address):
+        require_reachable(key, address)
+    return address
+
+
+def optional(check: Callable[[Any], Any], value: Any) -> Any:
+    """Check a value, or null, which becomes None."""
+    return None if value is None else check(value)
+
+
+def run_path(value: Any) -> Path:
+    """Check what stands for a run."""
+    return place("run", str(value))
+
+
+def _tars(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n and "\0" not in n for n in names):
+        raise Invalid("a tar file, a folder of them, a pattern, or a list of these, e.g. 'data.tar=train-{000..012}.tar'")
+    return tuple(names)
+
+
+def _matching(pattern: re.Pattern[str], rule: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and pattern.fullmatch(value)):
+        return value
+    raise Invalid(rule)
+
+
+def _weights(value: Any) -> str:
+    name = text(value, f"{', '.join(WEIGHTS)} or a file")
+    if name not in WEIGHTS and not expanded(name).exists():
+        raise Invalid(f"one of: {', '.join(WEIGHTS)}, or a file that exists", WEIGHTS)
+    return name if name in WEIGHTS else str(expanded(name))
+
+
+def _scratch(value: Any) -> Path:
+    if is_address(str(value)):
+        raise Invalid("a folder of this machine: files are made there before they are sent")
+    return expanded(text(str(value), "a path"))
+
+
+def _name(value: Any) -> str:
+    if value is None:
+        return ""
+    name = text(str(value), "the name of a folder")
+    if name in (".", "..") or any(mark in name for mark in "/\\:"):
+        raise Invalid("the name of one folder, without / \\ or :")
+    return name
+
+
+def _part(value: Any) -> Share | None:
+    share = Share.of_text(value) if isinstance(value, str) else None
+    if value is not None and share is None:
+        raise Invalid("k/n with k from 1 to n, e.g. part=3/8, or null for the whole run")
+    return share
+
+
+def _gpus(value: Any) -> float | None:
+    rule = "auto, 1, 0 or a share between them: a worker uses one GPU at most"
+    return None if value == AUTO else fraction(value, rule)
+
+
+def _cluster(value: Any) -> str | None:
+    if value is None or value == AUTO:
+        return None if value is None else AUTO
+    found = _CLUSTER.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < int(found[1]) < 65536:
+        raise Invalid("null, auto, host:port or ray://host:port")
+    return str(value)
 
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
-    """Which images, and how they are brought to size. ``size_px`` is (height, width), or None for native size."""
+    """Which images, and how they are brought to size.
 
-    source: DataSource
-    size_px: tuple[int, int] | None
-    resize: str
-    interpolation: str
-    decode: str
-    label: str
-    max_failed_fraction: float
+    Attributes:
+        dir: Folder of images; beside a list what its paths are relative to, beside a set where sets are kept.
+        list: Text, CSV or Parquet file of paths.
+        tar: Tar files: paths, patterns, ranges, folders.
+        tfds: Set of TensorFlow Datasets: ``name``, ``name/config``, ``name:1.0.0``.
+        split: Of the set.
+        size: (height, width) in px, or None for native size.
+        label: ``folder``, ``parent``, or the name of a column.
+    """
+
+    dir: Path | Address | None = option(None, partial(optional, partial(path_or_address, "data.dir")))
+    list: Path | Address | None = option(None, partial(optional, partial(path_or_address, "data.list")))
+    tar: tuple[str, ...] | None = option(None, partial(optional, _tars))
+    tfds: str | None = option(None, partial(_matching, _TFDS_NAME, "a set's name: name, name/config or name:1.0.0"))
+    split: str | None = option(None, partial(_matching, _SPLIT, "a whole split, e.g. train, test or validation"))
+    size: tuple[int, int] | None = option(224, size)
+    resize: str = choice("squash", "squash", "crop", "pad")
+    interpolation: str = choice("bilinear", "nearest", "bilinear", "bicubic", "lanczos")
+    decode: str = choice("exact", "exact", "fast")
+    label: str = option("folder", partial(text, rule="folder, parent, or the name of a column"))
+    max_failed_fraction: float = option(1.0, fraction)
+
+    def __post_init__(self) -> None:
+        named = [f"data.{key}" for key in ("list", "tar", "tfds") if getattr(self, key) is not None]
+        if self.dir is None and not named:
+            raise OptionError(
+                "data.dir: no images were named, got null. Expected a folder of images, or data.list=FILE, data.tar=FILES or "
+                "data.tfds=NAME. Run e.g. `python -m pipeline.run data.dir=imgs layers=[relu4_1]`."
+            )
+        if len(named) > 1:
+            raise OptionError(
+                f"{named[1]}: the images are named twice, got {named[0]} too. Expected one of data.dir, data.list, data.tar and "
+                f"data.tfds. Leave one of them out."
+            )
+        if self.tar is not None and self.dir is not None:
+            raise OptionError(
+                f"data.dir: of no use beside data.tar, got {str(self.dir)!r}. Expected tar files alone. Leave it out."
+            )
+        if self.split is not None and self.tfds is None:
+            raise OptionError(
+                f"data.split: only a set has splits, got {self.split!r}. Expected data.tfds=NAME too. Leave it out."
+            )
+        local = [("data.tar", name) for name in self.tar or ()] + [("data.dir", str(self.dir))] * (self.tfds is not None)
+        for key, name in local:
+            if is_address(name):
+                raise OptionError(f"{key}: read from this machine only, got {name!r}. Expected a path. Download it first.")
+        if self.size is None and self.decode == "fast":
+            raise OptionError("data.decode: nothing can be reduced at native size, got fast. Expected exact, or set a data.size.")
+
+    @property
+    def size_px(self) -> tuple[int, int] | None:
+        """The same as ``size``."""
+        return self.size
+
+    @property
+    def name(self) -> str:
+        """What a run of these images is called; "" for a folder without a name."""
+        if self.tfds is not None:
+            return "-".join([re.split("[/:]", self.tfds)[0], *([self.split] if self.split else [])])
+        if self.tar is not None:
+            (first, *others) = self.tar
+            # Of the only tar file, else of the folder that they are in.
+            is_one = not others and not names_a_folder(first) and not _PATTERN.search(first)
+            return Path(first).stem if is_one else os.path.basename(tar_folder(self.tar))
+        if self.list is not None:
+            return self.list.stem
+        # Also of "." and "imgs/..".
+        return self.dir.name if isinstance(self.dir, Address) else self.dir.resolve().name if self.dir else ""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """Which network, with which weights."""
+    """Which network, with which weights; a group of files in ``conf/network``."""
 
-    name: str
-    weights: str
-    pooling: str
-    pool_padding: str
-    kernel_order: str
-    seed: int
+    name: str = choice("vgg19", *sorted(NETWORKS))
+    weights: str = option("imagenet", _weights)
+    pooling: str = choice("max", "max", "avg")
+    pool_padding: str = choice(AUTO, AUTO, "same", "valid")
+    kernel_order: str = choice("hwio", "hwio", "whio")
+    seed: int = option(0, partial(whole, least=0, most=LARGEST_SEED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +311,42 @@ class OutputOptions:
     ``images_per_shard`` None: from the bytes of an image. ``scratch`` None: of an address, in the system's temporary folder.
     """
 
-    dir: Path | Address
-    scratch: Path | None
-    dtype: str
-    compression: str
-    images_per_shard: int | None
-    existing: str
+    dir: Path | Address = option("outputs", partial(path_or_address, "output.dir"))
+    scratch: Path | None = option(None, partial(optional, _scratch))
+    dtype: str = choice("float32", "float32", "float16")
+    compression: str = choice("gzip", "gzip", "none")
+    images_per_shard: int | None = option(AUTO, partial(count, most=2**31))
+    existing: str = choice("resume", "resume", "extend", "replace", "fail")
+
+    def __post_init__(self) -> None:
+        if self.scratch is not None and not isinstance(self.dir, Address):
+            raise OptionError(
+                f"output.scratch: nothing is made there, got {str(self.scratch)!r}. Expected it with an address, e.g. "
+                "output.dir=s3://bucket/outputs. Leave it out: a folder of this machine needs none."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Which processes make the shards, a group of files in ``conf/engine``; another changes no more than another machine.
+
+    None: of ``address``, a cluster for this run alone; of the others, as the resources of the cluster allow.
+    """
+
+    name: str = choice("local", "local", "ray")
+    address: str | None = option(None, _cluster)
+    workers: int | None = option(AUTO, partial(count, most=100_000))
+    gpus_per_worker: float | None = option(AUTO, _gpus)
+    cpus_per_worker: int | None = option(AUTO, partial(count, most=1024))
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if self.name == "local" and value != each.default:
+                raise OptionError(
+                    f"engine.{each.name}: the local engine is one process on this machine, got {value!r}. Expected the default, "
+                    "or another engine. Add engine=ray."
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,69 +356,280 @@ class RuntimeOptions:
     ``device`` is ``cpu`` where the backend was chosen and computes on nothing else.
     """
 
-    device: str
-    backend: str
-    precision: str
-    workers: int | None
+    device: str = choice(AUTO, AUTO, "cpu", "gpu")
+    backend: str = choice(AUTO, AUTO, "tensorflow", WINOGRAD)
+    precision: str = choice("float32", "float32", "tf32", "bfloat16")
+    workers: int | None = option(AUTO, partial(count, most=1024))
 
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Which processes make the shards; changes no number beyond what another machine changes.
-
-    None: of ``address``, a cluster for this run alone; of the others, as the resources of the cluster allow.
-    """
-
-    name: str = "local"
-    address: str | None = None
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    cpus_per_worker: int | None = None
+    def __post_init__(self) -> None:
+        if self.backend == WINOGRAD and self.device == "gpu":
+            raise OptionError(
+                "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow "
+                "on a GPU. Leave one of them out."
+            )
+        if self.backend == WINOGRAD:
+            object.__setattr__(self, "device", "cpu")
+        if self.device == "cpu" and self.precision != "float32":
+            raise OptionError(
+                f"runtime.precision: a CPU computes in float32, got {self.precision}. Expected float32, or a GPU. "
+                "Leave it out, or use runtime.device=gpu."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Everything a user can set, checked. ``batch_size`` None: chosen by device. ``name`` is the run folder's.
+    """All options of ``python -m pipeline.run``, checked, also against one another.
 
-    ``share`` None: all of the run. ``given`` has every option as it was set or is by default, name -> plain value, for people.
+    ``batch_size`` None: chosen by device. ``name`` is the run folder's. ``part`` None: all of the run. ``given`` has every option
+    as it was set or is by default, name -> plain value, for people.
     """
 
-    data: DataOptions
-    layers: tuple[str, ...]
-    batch_size: int | None
-    network: NetworkOptions
-    output: OutputOptions
-    name: str
-    runtime: RuntimeOptions
-    share: Share | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    layers: tuple[str, ...] = option(["relu4_1"], layer_words)
+    batch_size: int | None = option(AUTO, partial(count, most=LARGEST_BATCH))
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    name: str = option(None, _name)
+    part: Share | None = option(None, _part)
+    dry_run: bool = option(False, switch)
     engine: EngineOptions = field(default_factory=EngineOptions)
-    dry_run: bool = False
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.data.name or 'images'}-{self.network.name}")
+        engine = self.engine
+        if self.part is not None and self.output.existing not in ("resume", "extend"):
+            raise OptionError(
+                f"output.existing: a part cannot tell what was there from what other parts make, got {self.output.existing} with "
+                f"part={self.part}. Expected resume or extend. Use another name=..., or remove the folder first."
+            )
+        if self.part is not None and engine.name != "local":
+            raise OptionError(
+                f"part: engine={engine.name} shares the shards among its workers itself, got part={self.part}. Expected "
+                "null, or engine=local. Leave one of them out."
+            )
+        if engine.name != "local" and isinstance(self.output.dir, Address):
+            raise OptionError(
+                f"output.dir: workers of engine={engine.name} write files, got {str(self.output.dir)!r}. Expected a folder on "
+                "storage that all nodes share. Choose one, or leave engine out: parts (part=k/n) write to an address too."
+            )
+        for key, where in (("data.dir", self.data.dir), ("data.list", self.data.list)):
+            if engine.name != "local" and isinstance(where, Address) and where.protocol == "memory":
+                raise OptionError(
+                    f"{key}: workers do not see what this process has in memory, got {str(where)!r} with engine={engine.name}. "
+                    "Expected a folder, or an address that all nodes reach. Choose one, or engine=local."
+                )
+        gpus, device = engine.gpus_per_worker, self.runtime.device
+        if gpus is not None and device != AUTO and (device == "gpu") != (gpus > 0):
+            raise OptionError(
+                f"engine.gpus_per_worker: workers compute on the {device}, got {gpus:g}. Expected {'more than ' * (not gpus)}0. "
+                "Leave it or runtime.device out."
+            )
+        # Names that are not there and inputs that are too small, from the network's table alone.
+        padding = "same" if self.network.pool_padding == AUTO else self.network.pool_padding
+        plan_features(self.network.name, resolve_layers(self.network.name, self.layers), self.data.size, padding)
+
+    @property
+    def share(self) -> Share | None:
+        """The same as ``part``."""
+        return self.part
 
     @property
     def folder(self) -> Path:
         """The run folder; at an address, what stands for it."""
-        mark = "" if self.share is None else self.share.mark
-        return _run_folder(self.output.dir, self.name, self.output.scratch, mark)
+        where = self.output.dir / self.name
+        mark = "" if self.part is None else self.part.mark
+        return where if isinstance(where, Path) else RemotePath(mirror_of(where, scratch_for(where, self.output.scratch, mark)))
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """All options of ``python -m pipeline.verify``."""
+
+    run: Path = option(None, partial(optional, run_path))
+    repair: bool = option(False, switch)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOptions:
+    """All options of ``python -m pipeline.index``."""
+
+    run: Path = option(None, partial(optional, run_path))
+
+
+@dataclass(frozen=True, slots=True)
+class ShowOptions:
+    """All options of ``python -m pipeline.show``."""
+
+    run: Path = option(None, partial(optional, run_path))
+    json: bool = option(False, switch)
+
+
+def _image(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise Invalid("a key as cats/tom.jpg, or a row as 3")
+    # What is taken as typed comes as text, whatever it looks like.
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,12}", value) else value
+
+
+def _images(value: Any) -> tuple[int | str, ...]:
+    if value is None:
+        return ()
+    wanted = [value] if isinstance(value, (str, int)) else value
+    if not isinstance(wanted, Sequence) or not wanted:
+        raise Invalid("a list of keys and rows, e.g. images=[3,cats/tom.jpg]")
+    return tuple(map(_image, wanted))
+
+
+def _channels(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and re.fullmatch(r"active:0*[1-9][0-9]{0,8}", value)):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return range(value)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise Invalid("a number of channels, a list as [0,5,9], or active:64")
+    numbers = tuple(whole(number, 0, MOST_CHANNELS) for number in value)
+    if len(set(numbers)) < len(numbers):
+        raise Invalid("each channel once")
+    return numbers
+
+
+def _input(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "only":
+        raise Invalid("true, false or only")
+    return value
+
+
+def _file(value: Any) -> str | None:
+    return None if value is None else os.path.expanduser(text(str(value), "the name of a picture"))
+
+
+@dataclass(frozen=True, slots=True)
+class PlotOptions:
+    """All options of ``python -m pipeline.plot``; ``conf/plot.yaml`` says what they mean.
+
+    Attributes:
+        images: Keys and rows, negative ones from the end, that of ``image`` too; none: the first image that is ok.
+        channels: Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
+        file: Path with ``{run}``, ``{image}``, ``{layer}`` to be replaced; None: the usual one.
+        most_active: The mosaic has so many channels, the most active ones of each layer; None: not chosen so.
+    """
+
+    run: Path = option(None, partial(optional, run_path))
+    image: int | str | None = option(None, partial(optional, _image))
+    images: tuple[int | str, ...] = option(None, _images)
+    layers: tuple[str, ...] = option("all", layer_words)
+    channel: int = option(0, partial(whole, least=0, most=MOST_CHANNELS))
+    channels: range | tuple[int, ...] | None = option(None, _channels)
+    scale: str = choice("own", "own", "shared")
+    colormap: str = option("gray", partial(text, rule="the name of one of Matplotlib's colour maps"))
+    input: bool | str = option(True, _input)
+    exact: bool = option(False, switch)
+    file: str | None = option(None, _file)
+    dpi: int = option(100, partial(whole, least=20, most=1200))
+    show: bool = option(False, switch)
+    most_active: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.channels, str):
+            object.__setattr__(self, "most_active", int(self.channels.partition(":")[2]))
+            object.__setattr__(self, "channels", range(self.most_active or 0))
+        if self.image is not None and self.images not in ((), (self.image,)):
+            raise OptionError(
+                f"image: one image and several exclude each other, got {self.image!r} and {list(self.images)!r}. Expected one. "
+                f"Leave one out."
+            )
+        if self.image is not None:
+            object.__setattr__(self, "images", (self.image,))
+        if self.channel and self.channels is not None:
+            raise OptionError(
+                f"channel: one channel and several exclude each other, got channel={self.channel} and channels too. Expected one "
+                f"of the two. Leave one out."
+            )
+        suffixes, why = (PICTURE_SUFFIXES[:1], " of the input alone") if self.input == "only" else (PICTURE_SUFFIXES, "")
+        if self.file is not None and Path(self.file).suffix.lower() not in suffixes:
+            raise OptionError(
+                f"file: not the name of a picture{why}, got {self.file!r}. Expected one that ends in {', '.join(suffixes)}. "
+                f"The suffix chooses the format."
+            )
+        if self.input == "only" and self.show:
+            raise OptionError("show: the input alone is not shown, got input=only. Expected maps. Leave one of them out.")
+
+
+def _options(kind: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """Give the full name and the field of each option, in order."""
+    for each in fields(kind):
+        if "check" in each.metadata:
+            yield prefix + each.name, each
+        elif isinstance(each.default_factory, type) and is_dataclass(each.default_factory):
+            yield from _options(each.default_factory, f"{prefix}{each.name}.")
+
+
+def defaults(kind: type = Options) -> dict[str, Any]:
+    """Return option name -> default as a user would write it."""
+    return {key: each.metadata["default"] for key, each in _options(kind)}
+
+
+def known_keys(kind: type = Options) -> list[str]:
+    """Return all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
+    return list(defaults(kind))
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by full names, ``data.size``, as nested ones."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, last = key.rpartition(".")
+        (found.setdefault(group, {}) if group else found)[last] = value
+    return found
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Gives nested values by their full names: ``data.size`` -> 224."""
+    """Return nested values by their full names: ``data.size`` -> 224."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return found
 
 
-def unknown_key(key: str, schema: Any = None, module: str = "pipeline.run") -> OptionError:
-    """Makes the error for an option that does not exist.
+CHOICES: dict[str, tuple[str, ...]] = {
+    key: each.metadata["check"].values for key, each in _options(Options) if isinstance(each.metadata["check"], OneOf)
+}
+
+
+def check_value(key: str, value: Any, kind: type = Options, module: str = "pipeline.run") -> Any:
+    """Return the checked value of one option.
+
+    Args:
+        key: Full name.
+        value: Plain.
+        kind: Class of the option.
+        module: Whose ``--help`` lists it.
+
+    Raises:
+        OptionError: It is not a right one.
+    """
+    check = dict(_options(kind))[key].metadata["check"]
+    try:
+        return check(value)
+    except Invalid as error:
+        near = nearest(str(value), error.allowed) if error.allowed else ""
+        is_near = near and near != ", ".join(error.allowed)
+        hint = f"Did you mean {near}?" if is_near else f"Run `python -m {module} --help` for all options."
+        raise OptionError(f"{key}: not a valid value, got {value!r}. Expected {error.rule}. {hint}") from None
+
+
+def unknown_key(key: str, kind: type = Options, module: str = "pipeline.run") -> OptionError:
+    """Return the error for an option that does not exist.
 
     Args:
         key: As given.
-        schema: Holds the options that exist; None: those of the extraction.
+        kind: Class of the options that exist.
         module: Whose ``--help`` lists them.
     """
-    keys = known_keys(schema)
+    keys = known_keys(kind)
     successor = REPLACED.get(key)
     if successor in keys:
         return OptionError(
@@ -160,329 +644,66 @@ def unknown_key(key: str, schema: Any = None, module: str = "pipeline.run") -> O
     )
 
 
-def check_options(values: Mapping[str, Any]) -> Options:
-    """Turns plain values, as Hydra composes them, into checked options.
+def check(kind: type[T], values: Mapping[str, Any], module: str) -> T:
+    """Return plain values, as Hydra composes them, as checked options.
 
     Args:
-        values: Nested like :class:`Schema`.
+        kind: Class of the options.
+        values: Nested as its groups are.
+        module: Whose options they are.
 
     Raises:
         OptionError: The first value that is wrong, what was expected, and where to look.
     """
-    given, known = flat(values), known_keys()
+    given, known = flat(values), known_keys(kind)
     for key in given:
         if key not in known:
-            raise unknown_key(key)
+            raise unknown_key(key, kind, module)
     for key in known:
         if key not in given:
             raise OptionError(f"{key}: the option was removed, got none. Expected a value. Leave out `~{key}`.")
-    data, network, output, runtime = (values[group] for group in ("data", "network", "output", "runtime"))
-    for key in CHOICES:
-        group, name = key.split(".")
-        check_choice(key, values[group][name])
-    source = check_source(data, _place("data.dir", data["dir"]), _place("data.list", data["list"]))
-    fraction = data["max_failed_fraction"]
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 <= fraction <= 1.0:
-        raise _wrong("data.max_failed_fraction", fraction, "a number from 0 to 1")
-    device = _device(runtime["device"], runtime["backend"])
-    options = Options(
-        data=DataOptions(
-            source=source,
-            size_px=check_size(data["size"]),
-            resize=data["resize"],
-            interpolation=data["interpolation"],
-            decode=data["decode"],
-            label=_text("data.label", data["label"], "folder, parent, or the name of a column"),
-            max_failed_fraction=float(fraction),
-        ),
-        layers=check_layers(values["layers"]),
-        batch_size=_count("batch_size", values["batch_size"], LARGEST_BATCH),
-        network=NetworkOptions(
-            name=network["name"],
-            weights=_weights(network["weights"]),
-            pooling=network["pooling"],
-            pool_padding=network["pool_padding"],
-            kernel_order=network["kernel_order"],
-            seed=_seed(network["seed"]),
-        ),
-        output=OutputOptions(
-            dir=_place("output.dir", output["dir"]) or Path("outputs"),
-            scratch=_scratch(output["scratch"], output["dir"]),
-            dtype=output["dtype"],
-            compression=output["compression"],
-            images_per_shard=_count("output.images_per_shard", output["images_per_shard"], 2**31),
-            existing=output["existing"],
-        ),
-        name=_name(values["name"], source.name, network["name"]),
-        runtime=RuntimeOptions(
-            device=device,
-            backend=runtime["backend"],
-            precision=runtime["precision"],
-            workers=_count("runtime.workers", runtime["workers"], 1024),
-        ),
-        share=_share(values["part"]),
-        engine=_check_engine(values["engine"], device),
-        dry_run=_switch("dry_run", values["dry_run"]),
-        given=given,
-    )
-    if options.data.size_px is None and options.data.decode == "fast":
+    if "run" in known and (given["run"] in (None, "") or "\0" in str(given["run"])):
         raise OptionError(
-            "data.decode: nothing can be reduced at native size, got fast. Expected exact, or a data.size. Set one of them."
+            f"run: no run was named, got {given['run']!r}. Expected a run folder. Run e.g. `python -m {module} "
+            "run=outputs/imgs-vgg19`."
         )
-    if options.share is not None and options.output.existing not in EXISTING_OF_PARTS:
-        raise OptionError(
-            f"output.existing: a part cannot tell what was there from what other parts make, got {options.output.existing} with "
-            f"part={options.share}. Expected {' or '.join(EXISTING_OF_PARTS)}. Use another name=..., or remove the folder first."
-        )
-    if options.share is not None and options.engine.name != "local":
-        raise OptionError(
-            f"part: engine={options.engine.name} shares the shards among its workers itself, got part={options.share}. Expected "
-            "null, or engine=local. Leave one of them out."
-        )
-    if options.engine.name != "local" and isinstance(options.output.dir, Address):
-        raise OptionError(
-            f"output.dir: workers of engine={options.engine.name} write files, got {str(options.output.dir)!r}. Expected "
-            "a folder on storage that all nodes share. Choose one, or leave engine out: parts (part=k/n) write to an address too."
-        )
-    for key, place in (("data.dir", source.dir), ("data.list", source.list)):
-        if options.engine.name != "local" and isinstance(place, Address) and place.protocol == "memory":
-            raise OptionError(
-                f"{key}: workers do not see what this process has in memory, got {str(place)!r} with engine="
-                f"{options.engine.name}. Expected a folder, or an address that all nodes reach. Choose one, or engine=local."
-            )
-    if options.runtime.device == "cpu" and options.runtime.precision != "float32":
-        raise OptionError(
-            f"runtime.precision: a CPU computes in float32, got {options.runtime.precision}. Expected float32, or a GPU. "
-            "Leave it out, or use runtime.device=gpu."
-        )
-    return options
+    checked = nested({key: check_value(key, value, kind, module) for key, value in given.items()})
+    for each in fields(kind):  # type: ignore[arg-type]
+        if is_dataclass(each.default_factory):
+            checked[each.name] = each.default_factory(**checked[each.name])
+    return kind(**checked)
 
 
-def check_choice(key: str, value: Any) -> str:
-    """Gives the value of an option that has a fixed set of them.
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Return nested plain values as they are stored with a run."""
+    import yaml
+
+    return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False))
+
+
+def check_options(values: Mapping[str, Any]) -> Options:
+    """Return the options of an extraction, checked; ``values`` are nested and plain.
 
     Raises:
-        OptionError: It is none of them.
+        OptionError: A value is wrong, or no layer is meant, or the size is too small for one.
     """
-    if value not in CHOICES[key]:
-        raise _wrong(key, value, f"one of: {', '.join(CHOICES[key])}", CHOICES[key])
-    return str(value)
+    return replace(check(Options, values, "pipeline.run"), given=flat(values))
 
 
-def check_size(value: Any) -> tuple[int, int] | None:
-    """Gives (height, width) in px for ``data.size``: one side, a pair, or null.
-
-    Raises:
-        OptionError: It is none of them.
-    """
-    if value is None:
-        return None
-    sides = [value, value] if isinstance(value, int) else value
-    if (
-        not isinstance(sides, Sequence)
-        or isinstance(sides, str)
-        or len(sides) != 2
-        or any(isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE_PX for side in sides)
-    ):
-        raise _wrong("data.size", value, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], or null for native size")
-    return int(sides[0]), int(sides[1])
-
-
-def check_layers(value: Any) -> tuple[str, ...]:
-    """Gives the words of ``layers``; one word without brackets is a list of one.
-
-    Raises:
-        OptionError: It is no list of words.
-    """
-    words = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-    if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
-        raise _wrong("layers", value, "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]")
-    return tuple(words)
-
-
-def _switch(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(key, value, "true or false")
-    return value
-
-
-def _share(value: Any) -> Share | None:
-    share = Share.of_text(value) if isinstance(value, str) else None
-    if value is not None and share is None:
-        raise _wrong("part", value, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run")
-    return share
-
-
-def _device(device: str, backend: str) -> str:
-    """Return ``runtime.device``: the CPU where the backend asked for computes on nothing else."""
-    if backend != WINOGRAD:
-        return device
-    if device == "gpu":
-        raise OptionError(
-            "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow on a "
-            "GPU. Leave one of them out."
-        )
-    return "cpu"
-
-
-def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_SEED:
-        raise _wrong("network.seed", value, f"a whole number from 0 to {LARGEST_SEED}")
-    return value
-
-
-def _text(key: str, value: Any, rule: str) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise _wrong(key, value, rule)
-    return value
-
-
-def _weights(value: Any) -> str:
-    text = _text("network.weights", value, f"{', '.join(WEIGHTS)} or a file")
-    if text not in WEIGHTS and not expanded(text).exists():
-        raise _wrong("network.weights", text, f"one of: {', '.join(WEIGHTS)}, or a file that exists", WEIGHTS)
-    return text if text in WEIGHTS else str(expanded(text))
-
-
-def _name(value: Any, dataset: str, network: str) -> str:
-    if value is None:
-        return f"{dataset or 'images'}-{network}"
-    name = _text("name", str(value), "the name of a folder")
-    if name in (".", "..") or any(mark in name for mark in "/\\:"):
-        raise _wrong("name", value, "the name of one folder, without / \\ or :")
-    return name
-
-
-def _check_engine(engine: Mapping[str, Any], device: str) -> EngineOptions:
-    """Gives the options of the engine, checked.
+def tar_folder(tars: Sequence[str]) -> str:
+    """Return the absolute folder that all these tar files are below, whichever files there are: what no pattern is part of.
 
     Args:
-        engine: Nested like :class:`pipeline.schema.EngineSchema`.
-        device: ``runtime.device``, checked.
-
-    Raises:
-        OptionError: A value is wrong, or set in vain.
+        tars: As of :attr:`DataOptions.tar`.
     """
-    if engine["name"] == "local":
-        unset = defaults(EngineSchema(), "engine.")
-        for name, value in engine.items():
-            key = f"engine.{name}"
-            if name != "name" and value != unset[key]:
-                raise OptionError(
-                    f"{key}: the local engine is one process on this machine, got {value!r}. Expected the default, or another "
-                    "engine. Add engine=ray."
-                )
-        return EngineOptions()
-    gpus = engine["gpus_per_worker"]
-    if gpus != AUTO and (isinstance(gpus, bool) or not isinstance(gpus, (int, float)) or not 0 <= gpus <= 1):
-        raise _wrong("engine.gpus_per_worker", gpus, "auto, 1, 0 or a share between them: a worker uses one GPU at most")
-    gpus = None if gpus == AUTO else float(gpus)
-    if gpus is not None and device != AUTO and (device == "gpu") != (gpus > 0):
-        raise OptionError(
-            f"engine.gpus_per_worker: workers compute on the {device}, got {gpus:g}. Expected {'more than ' * (not gpus)}0. "
-            "Leave it or runtime.device out."
-        )
-    return EngineOptions(
-        name=engine["name"],
-        address=_cluster_address(engine["address"]),
-        workers=_count("engine.workers", engine["workers"], 100_000),
-        gpus_per_worker=gpus,
-        cpus_per_worker=_count("engine.cpus_per_worker", engine["cpus_per_worker"], 1024),
-    )
+
+    def folder_of(name: str) -> str:
+        match = _PATTERN.search(name)
+        return name if names_a_folder(name) else os.path.dirname(name[: match.start()] + "x" if match else name)
+
+    return os.path.commonpath([folder_of(os.path.abspath(os.path.expanduser(name))) for name in tars])
 
 
-def _cluster_address(value: Any) -> str | None:
-    if value is None:
-        return None
-    if value == AUTO:
-        return AUTO
-    found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
-    if found is None or not 0 < int(found[1]) < 65536:
-        raise _wrong("engine.address", value, "null, auto, host:port or ray://host:port")
-    return str(value)
-
-
-def _wrong(key: str, value: Any, rule: str, allowed: Sequence[str] = ()) -> OptionError:
-    """Gives the error for a value that is not a right one.
-
-    Args:
-        key: The option.
-        value: As given.
-        rule: What it must be.
-        allowed: All right values, where they can be counted.
-    """
-    near = nearest(str(value), allowed) if allowed else ""
-    is_near = near and near != ", ".join(allowed)
-    hint = f"Did you mean {near}?" if is_near else "Run `python -m pipeline.run --help` for all options."
-    return OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}. {hint}")
-
-
-def _count(key: str, value: Any, largest: int) -> int | None:
-    """Gives a whole number from 1; None for ``auto``.
-
-    Raises:
-        OptionError: It is neither, or larger than the largest.
-    """
-    if value == AUTO:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise _wrong(key, value, f"auto or a whole number from 1 to {largest}")
-    return value
-
-
-def _place(key: str, value: Any) -> Path | Address | None:
-    """Gives the path or the address that an option names; None if it names none.
-
-    Args:
-        key: The option.
-        value: As given; Hydra reads 2024 as a number, as a path it is a folder's name.
-
-    Raises:
-        OptionError: It is no text, or an address that nothing here can reach.
-    """
-    text = None if value is None else _text(key, str(value), "a path")
-    if text is None or not is_address(text):
-        return None if text is None else expanded(text)
-    address = to_address(text)
-    if isinstance(address, Address):
-        require_reachable(key, address)
-    return address
-
-
-def _scratch(value: Any, directory: Any) -> Path | None:
-    """Gives the folder in which files for an address are made; None: one in the system's folder for temporary files.
-
-    Args:
-        value: ``output.scratch``.
-        directory: ``output.dir``.
-
-    Raises:
-        OptionError: It is no folder of this machine, or of no use.
-    """
-    if value is None:
-        return None
-    text = _text("output.scratch", str(value), "a path")
-    if is_address(text):
-        raise OptionError(
-            f"output.scratch: not a folder of this machine, got {text!r}. Expected a path. "
-            "Files are made there before they are sent."
-        )
-    if not is_address(str(directory)):
-        raise OptionError(
-            f"output.scratch: nothing is made there, got {text!r}. Expected it with an address, e.g. "
-            "output.dir=s3://bucket/outputs. Leave it out: a folder of this machine needs none."
-        )
-    return expanded(text)
-
-
-def _run_folder(directory: Path | Address, name: str, scratch: Path | None, mark: str) -> Path:
-    """Gives the folder of a run; at an address, what stands for it.
-
-    Args:
-        directory: That the run folders are in.
-        name: Of the run.
-        scratch: As :func:`_scratch` gives it.
-        mark: Of one of several processes that make the run together; "" of the only one.
-    """
-    place = directory / name
-    return place if isinstance(place, Path) else RemotePath(mirror_of(place, scratch_for(place, scratch, mark)))
+def names_a_folder(name: str) -> bool:
+    """Tell whether one of :attr:`DataOptions.tar` is a folder; by its name alone, so that it is the same from everywhere."""
+    return not _PATTERN.search(name) and TAR_SUFFIX not in os.path.basename(os.path.normpath(name)).lower()

@@ -1,7 +1,7 @@
-"""Door for Python: ``extract_features(...)`` does what ``python -m pipeline.run`` does, from a script or a notebook.
+"""``extract_features(...)`` does what ``python -m pipeline.run`` does, from a script or a notebook.
 
-Its errors are exceptions; it answers no signal and never ends the process. TensorFlow is loaded after the options have been found
-right.
+Its errors are exceptions; it changes no handler of signals and never ends the process.
+TensorFlow is loaded after the options have been found right.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from .command_line import GROUP_NAMES, without_interpolation
-from .config import REPLACED, unknown_key
-from .data_source import guess_option
+from .cli import GROUP_NAMES
+from .config import REPLACED, TAR_SUFFIX, check_options, defaults, known_keys, nested, to_yaml, unknown_key
 from .errors import OptionError, nearest
 from .network.start import undisturbed
-from .run import checked_options
-from .schema import Schema, known_keys
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,6 +31,8 @@ _OWN_NAMES = {
     "engine.address": "engine_address",
     "engine.workers": "engine_workers",
 }
+# Files that name images; with these endings, or whatever else is a file, they are no folders.
+_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
 # What makes no run to be returned.
 _OF_THE_COMMAND = ("dry_run", "part")
 
@@ -83,7 +82,7 @@ def extract_features(
     quiet: bool = False,
     **options: Unpack[Settings],
 ) -> Run:
-    """Extracts features of a folder of images, or goes on where an earlier call has stopped, and opens the result.
+    """Extract features of a folder of images, or go on where an earlier call has stopped, and open the result.
 
     ::
 
@@ -113,16 +112,16 @@ def extract_features(
     """
     given: dict[str, Any] = {"layers": layers}
     if dir is not None:
-        given[guess_option(_plain(dir))] = dir
+        given[_option_of(_plain(dir))] = dir
     for name, value in _full_names(options):
         if name in given:
             raise OptionError(f"{name}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
         given[name] = value
-    values = _nested({name: _plain(value) for name, value in given.items()})
-    checked = checked_options(values)
+    values = nested({**defaults(), **{name: _plain(value) for name, value in given.items()}})
+    checked = check_options(values)
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
     assemble = undisturbed(lambda: importlib.import_module("pipeline.assemble"))
-    assemble.run(checked, _yaml(values), quiet=quiet)
+    assemble.run(checked, to_yaml(values), quiet=quiet)
     from .store.reader import open_run
 
     return open_run(checked.folder)
@@ -143,7 +142,7 @@ def _full_names(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Gives a value as YAML would have it: paths as text, NumPy's numbers as Python's, sequences as lists."""
+    """Return a value as YAML would have it: paths as text, NumPy's numbers as Python's, sequences as lists."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):
@@ -151,21 +150,11 @@ def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, (tuple, list, np.ndarray)) else value
 
 
-def _nested(given: Mapping[str, Any]) -> dict[str, Any]:
-    values = asdict(Schema())
-    for name, value in given.items():
-        group, _, last = name.rpartition(".")
-        (values[group] if group else values)[last] = value
-    return values
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    """Gives the options as Hydra would have composed and written them."""
-    from omegaconf import OmegaConf
-
-    def escaped(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: escaped(part) for name, part in value.items()}
-        return without_interpolation(value) if isinstance(value, str) else value
-
-    return OmegaConf.to_yaml(OmegaConf.create(escaped(dict(values))), resolve=True)
+def _option_of(value: Any) -> str:
+    """Return the option that a value is for, where only the value was given: the folder, the list or the tar files."""
+    if not isinstance(value, str):
+        return "data.tar" if isinstance(value, Sequence) else "data.dir"
+    suffix = Path(value).suffix.lower()
+    if Path(value).is_dir() or suffix not in {TAR_SUFFIX, *_LIST_SUFFIXES}:
+        return "data.dir"
+    return "data.tar" if suffix == TAR_SUFFIX else "data.list"

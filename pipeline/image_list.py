@@ -1,4 +1,4 @@
-"""The images of a run, from wherever the options say that they are: the first stage, handed to the room that it is in."""
+"""The images of a run, from wherever the options say that they are: the first stage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import replace
 from itertools import zip_longest
 
-from .data_source import DataSource, tar_folder
+from .config import DataOptions, tar_folder
 from .errors import OptionError
 from .journal import LOGGER as _log
 from .network.start import load_tensorflow
@@ -14,24 +14,23 @@ from .records import Manifest, digest_images
 from .storage.address import Address
 
 
-def list_images(source: DataSource, label: str = "folder") -> Manifest:
-    """Lists the images, and says how many there are.
+def list_images(source: DataOptions) -> Manifest:
+    """List the images, and say how many there are.
 
     Args:
-        source: Where they are.
-        label: ``data.label``.
+        source: Where they are, and what labels they get.
 
     Raises:
         DatasetError: They cannot be listed, or there are none.
         OptionError: There is no such column.
     """
-    manifest = with_labels(_listed(source), label)
+    manifest = with_labels(_listed(source), source.label)
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items()))
     _log.info("images: %d under %s%s", len(manifest), manifest.root, f"; skipped: {skipped}" if skipped else "")
     return manifest
 
 
-def _listed(source: DataSource) -> Manifest:
+def _listed(source: DataOptions) -> Manifest:
     # Late: each needs libraries that the others do without.
     if source.tar is not None:
         from .images.tar import list_tars

@@ -1,48 +1,19 @@
-"""Door: ``python -m pipeline.index``. Index, reports and digests of a run whose shards are all there, made by hand.
+"""``python -m pipeline.index``. Index, reports and digests of a run whose shards are all there, made by hand.
 
 What there is to know is in the shards: neither images, weights nor options are needed. Loads no TensorFlow.
 """
 
 from __future__ import annotations
 
-import io
-import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import signals
-from .errors import OptionError
-from .run import Door, answered, compose, configuration_folder
+from . import cli, signals
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from omegaconf import DictConfig
-
     from .report import Report
-
-INDEX = Door("pipeline.index", "IndexSchema", ("run",), "all shards are kept. Run the command again.")
-
-
-def check_options(values: dict[str, Any]) -> Path:
-    """Gives the run folder.
-
-    Raises:
-        OptionError: It is missing, or an address that nothing here can reach; or there is an option that does not exist.
-    """
-    from .config import unknown_key
-    from .schema import IndexSchema, known_keys
-    from .storage.remote_path import place, writable
-
-    for key in values:
-        if key not in known_keys(IndexSchema()):
-            raise unknown_key(key, IndexSchema(), INDEX.module)
-    run = values.get("run")
-    if run is None or not str(run) or "\0" in str(run):
-        raise OptionError(
-            f"run: no run was named, got {run!r}. Expected a run folder. "
-            f"Run e.g. `python -m pipeline.index run=outputs/imgs-vgg19`."
-        )
-    return writable(place("run", str(run)))
 
 
 def index_run(folder: Path) -> Report:
@@ -87,26 +58,18 @@ def index_run(folder: Path) -> Report:
             hold.release()
 
 
-def _index(config: DictConfig) -> None:
-    with answered(INDEX):
-        from omegaconf import OmegaConf
+def _index(values: Mapping[str, Any]) -> None:
+    from .config import IndexOptions, check
+    from .storage.remote_path import writable
 
-        values: Any = OmegaConf.to_container(config, resolve=True)
-        folder = check_options(values)
-        signals.heed_in_order()
-        index_run(folder)
+    options = check(IndexOptions, values, "pipeline.index")
+    signals.raise_in_main_thread()
+    index_run(writable(options.run))
 
 
 def main() -> None:
-    """Runs the command; leaves with 0 for a whole run, 1 where it cannot be one yet, 2 for a wrong option, 130 for Ctrl-C."""
-    signals.heed(INDEX.when_stopped)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr does by itself: a folder's name need not be such as this terminal's encoding has.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    import hydra
-
-    compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="index")(_index), INDEX)
-    signals.ignore()
+    """Run the command; leave with 0 for a whole run, 1 where it cannot be one yet, 2 for a wrong option, 130 for Ctrl-C."""
+    cli.start("pipeline.index", "IndexOptions", _index, when_stopped="all shards are kept. Run the command again.")
 
 
 if __name__ == "__main__":

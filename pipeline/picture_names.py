@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from .config import PlotOptions
 from .errors import OptionError
-from .plot_config import Choice
 from .storage.remote_path import RemotePath
 from .store import format
 from .store.reader import Run
@@ -44,7 +44,7 @@ class PictureNames:
         OptionError: Several sheets would have one name.
     """
 
-    def __init__(self, run: Run, choice: Choice, rows: Sequence[int], layers: Sequence[str]) -> None:
+    def __init__(self, run: Run, choice: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> None:
         beside, here = (_run_folder(run) or run.path).parent, Path.cwd()
         if isinstance(beside, RemotePath):
             beside = Path()
@@ -56,7 +56,7 @@ class PictureNames:
         names = {row: _file_name(str(run.images["key"][row])) for row in rows}
         twice = len(set(names.values())) < len(names)
         self._images = {row: f"{row}-{name}" if twice else name for row, name in names.items()}
-        layers_differ = choice.is_mosaic and not choice.input_only and len(layers) > 1
+        layers_differ = choice.channels is not None and choice.input != "only" and len(layers) > 1
         for needed, count, mark in ((len(rows) > 1, len(rows), "{image}"), (layers_differ, len(layers), "{layer}")):
             if needed and mark not in self._pattern:
                 raise OptionError(

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Options
+from .config import AUTO, Options
 from .network.layers import choose_backend, layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
-from .schema import AUTO
 from .store import format
 
 # At native size nobody knows how many pixels an image has before it is read; photographs stored as JPEG have about this

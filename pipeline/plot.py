@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from . import signals
-from .run import Door, answered, compose, configuration_folder
+from . import cli, signals
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-PLOT = Door(
-    "pipeline.plot",
-    "PlotSchema",
-    ("run", "image", "file"),
-    "pictures that are written stay, none is half written. Run the command again.",
-)
+WHEN_STOPPED = "pictures that are written stay, none is half written. Run the command again."
 
 
-def _plot(config: DictConfig) -> None:
-    with answered(PLOT):
-        from omegaconf import OmegaConf
+def _plot(values: Mapping[str, Any]) -> None:
+    from .config import PlotOptions, check
 
-        from .plot_config import check_plot
+    options = check(PlotOptions, values, "pipeline.plot")
+    from .views import draw_views
 
-        values: Any = OmegaConf.to_container(config, resolve=True)
-        choice = check_plot(values, PLOT.module)
-        with signals.leaving_at_once():
-            from .views import draw_views
-        signals.heed_in_order()
-        draw_views(choice)
+    signals.raise_in_main_thread()
+    draw_views(options)
 
 
 def main() -> None:
-    """Runs the command; leaves with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    signals.heed(PLOT.when_stopped)
-    import hydra
-
-    compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="plot")(_plot), PLOT)
-    signals.ignore()
+    """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
+    cli.start("pipeline.plot", "PlotOptions", _plot, when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from .command_line import command_again
+from .config import defaults
 from .errors import ImageError, StoreError, printable
 from .feature_maps import FeatureMap, fold, has_extent, make_maps, number_words, shape_words, share_words
 from .records import OK, ImageRecord, Manifest
 from .report import STAGES, Report, words_for_bytes
-from .schema import defaults
+from .reproduce import command_again
 from .statistics import HISTOGRAM_STEP, OCTAVES, SMALLEST_EXPONENT, TINY, LayerStatistics
 from .store.layer import Layer
 from .store.reader import Run, place_of

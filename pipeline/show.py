@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import signals
-from .command_line import argument, command_again, differing_options
-from .errors import OptionError, StoreError, printable
+from . import cli
+from .errors import StoreError, printable
 from .report import MOST_REPORT_BYTES, Report, count_causes, words_for_bytes
-from .run import Door, answered, compose, configuration_folder
+from .reproduce import argument, command_again, differing_options
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from .store.holdings import Holdings
 
-SHOW = Door("pipeline.show", "ShowSchema", ("run",), "nothing was changed.")
 MOST_CONFIG_BYTES = 1 << 18
 # Causes of failure and damaged files that are named.
 NAMED = 10
@@ -33,33 +28,6 @@ _IDENTITY_WORDS = {
     "runtime.backend": "backend {}",
     "runtime.precision": "{} products",
 }
-
-
-def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
-    """Return what is to be shown, and whether as JSON.
-
-    Raises:
-        OptionError: One is missing, unknown or of another type.
-    """
-    from .config import unknown_key
-    from .schema import ShowSchema, known_keys
-    from .storage.remote_path import place
-
-    for key in values:
-        if key not in known_keys(ShowSchema()):
-            raise unknown_key(key, ShowSchema(), SHOW.module)
-    run, as_json = values.get("run"), values.get("json")
-    if run is None or not str(run) or "\0" in str(run):
-        raise OptionError(
-            f"run: no run was named, got {run!r}. Expected a run folder. "
-            f"Run e.g. `python -m pipeline.show run=outputs/imgs-vgg19`."
-        )
-    if not isinstance(as_json, bool):
-        raise OptionError(
-            f"json: not a valid value, got {as_json!r}. Expected true or false. "
-            f"Run `python -m pipeline.show --help` for all options."
-        )
-    return place("run", str(run)), as_json
 
 
 def overview(path: Path) -> dict[str, Any]:
@@ -251,27 +219,18 @@ def _sizes(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     return words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-"
 
 
-def _show(config: DictConfig) -> None:
-    with answered(SHOW):
-        from omegaconf import OmegaConf
+def _show(values: Mapping[str, Any]) -> None:
+    from .config import ShowOptions, check
 
-        values: Any = OmegaConf.to_container(config, resolve=True)
-        path, as_json = check_options(values)
-        found = overview(path)
-        # A name that the terminal's encoding lacks is no reason to say nothing.
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")
-        # What a user's own options hold, as dates, is told in their words.
-        print(json.dumps(found, indent=2, ensure_ascii=False, default=str) if as_json else as_text(found), flush=True)
+    options = check(ShowOptions, values, "pipeline.show")
+    found = overview(options.run)
+    # What a user's own options hold, as dates, is told in their words.
+    print(json.dumps(found, indent=2, ensure_ascii=False, default=str) if options.json else as_text(found), flush=True)
 
 
 def main() -> None:
     """Say what a run holds; leave with exit code 1 where there is none, 2 for a wrong option."""
-    signals.heed(SHOW.when_stopped)
-    import hydra
-
-    compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="show")(_show), SHOW)
-    signals.ignore()
+    cli.start("pipeline.show", "ShowOptions", _show, when_stopped="nothing was changed.")
 
 
 if __name__ == "__main__":

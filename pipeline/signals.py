@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM: heeded from the first moment on, in order where something could be lost, once, and within seconds.
+"""Ctrl-C and SIGTERM: one line and the right exit code, within seconds, whatever the program is doing.
 
-Light, since it must be there before everything that takes time.
+At first a signal ends the process at once. Where something could be lost it raises in the main thread instead, and a thread ends
+the process if that takes too long. Light, since it must be there before everything that takes time.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from typing import NoReturn
 # Source: POSIX shells report death by signal n as 128 + n.
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-
-# What a stop in order may take: dropping the open shard, finishing those of which all has come. One step of the network over a
-# huge image, or a disk that does not answer, can take longer, and Python's main thread hears nothing before it returns; then
-# the process ends as it is, which loses no more than SIGKILL. Half of what `docker stop` waits before it kills.
+# What dropping the open shard and finishing complete ones may take. One step of the network over a huge image, or a disk that
+# does not answer, can take longer, and Python's main thread hears nothing before it returns; then the process ends as it is,
+# which loses no more than SIGKILL. Half of what `docker stop` waits before it kills.
 GRACE_SECONDS = 5.0
 
 
@@ -44,11 +44,8 @@ class _State:
 _state = _State()
 
 
-def heed(advice: str) -> None:
-    """Makes signals leave the program with a line, at once: as long as there is nothing to lose.
-
-    A signal that whoever started the program has set to be ignored, as shells do with Ctrl-C for what runs in the background,
-    stays ignored.
+def install(advice: str) -> None:
+    """Make signals end the process at once, with a line; those that the parent process ignores stay ignored.
 
     Args:
         advice: What a stop leaves behind, and what to do.
@@ -60,6 +57,46 @@ def heed(advice: str) -> None:
     # Of its own: loading TensorFlow sends the usual one elsewhere for a while.
     with suppress(OSError):
         _state.terminal = os.dup(2)
+
+
+def advise(advice: str) -> None:
+    """Say otherwise what a stop leaves behind, and what to do."""
+    _state.advice = advice
+
+
+def raise_in_main_thread() -> None:
+    """Make the first signal raise ``KeyboardInterrupt`` or :class:`Terminated` in the main thread; further ones do nothing.
+
+    Does nothing unless :func:`install` has been called: a program that runs a job from Python answers its own signals.
+    """
+    if _state.raises or not any(signal.getsignal(number) is _answer for number in WORDS):
+        return
+    _state.raises = True
+    # Python's handlers wait until the main thread comes back from what it computes; the thread that reads these bytes does not.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Make signals end the process at once inside the block, for imports: libraries take what is raised there for their fault."""
+    before, _state.raises = _state.raises, False
+    try:
+        yield
+    finally:
+        _state.raises = before
+
+
+@contextmanager
+def clearing(clear: Callable[[], None]) -> Iterator[None]:
+    """Call something if the process is ended inside the block without the block's own end; what it raises is lost."""
+    before, _state.clear = _state.clear, clear
+    try:
+        yield
+    finally:
+        _state.clear = before
 
 
 @contextmanager
@@ -75,65 +112,17 @@ def kept_handlers() -> Iterator[None]:
                     signal.signal(number, handler)
 
 
-def advise(advice: str) -> None:
-    """Says otherwise what a stop leaves behind, and what to do."""
-    _state.advice = advice
-
-
-def heed_in_order() -> None:
-    """Makes the first signal raise in the main thread, at any moment; further ones do nothing, and the process ends anyway.
-
-    What it raises: ``KeyboardInterrupt`` for Ctrl-C, :class:`Terminated` for SIGTERM. Does nothing unless :func:`heed` has been
-    called: a program that runs a job from Python answers its own signals.
-    """
-    if _state.raises or not any(signal.getsignal(number) is _answer for number in WORDS):
-        return
-    _state.raises = True
-    # Python's handlers wait until the main thread comes back from what it computes; the thread that reads these bytes does not.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
-
-
-@contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Makes signals leave at once inside the block, though they raise around it.
-
-    For imports: libraries take what is raised while they are loaded for a fault of their own, and say so at length.
-    """
-    before, _state.raises = _state.raises, False
-    try:
-        yield
-    finally:
-        _state.raises = before
-
-
-@contextmanager
-def clearing(clear: Callable[[], None]) -> Iterator[None]:
-    """Has something done if the process is ended inside the block without the block's own end.
-
-    Args:
-        clear: Is called in a thread of its own, beside whatever the block is at; what it raises is lost.
-    """
-    before, _state.clear = _state.clear, clear
-    try:
-        yield
-    finally:
-        _state.clear = before
-
-
 def ignore() -> None:
-    """Makes signals do nothing: all is done, or given up, and the process only ends."""
+    """Make signals do nothing: all is done, or given up, and the process only ends."""
     for number in WORDS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def stop(error: BaseException) -> NoReturn:
-    """Says that a signal stopped the run, and leaves with its exit code, at once.
+    """Say that a signal has stopped the run, and end the process at once with its exit code.
 
     Everything has been closed by then. Python would clear TensorFlow away object by object, which takes a second, on a busy
-    machine ten, and nobody can hurry it: the thread that waits for a signal is not there any more.
+    machine ten.
 
     Args:
         error: What the signal raised.
@@ -145,8 +134,7 @@ def stop(error: BaseException) -> NoReturn:
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
-    # Impatient people press twice, and a shell may pass on what the terminal has sent already. A second exception would come
-    # into the middle of what answers the first.
+    # Impatient people press twice, and a shell may pass on what the terminal has sent already.
     ignore()
     if not _state.raises:
         _end(signal.Signals(number))
@@ -156,7 +144,7 @@ def _answer(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(reader: int) -> None:
-    """Waits for a signal, gives the main thread its time, and ends the process."""
+    """Wait for a signal, give the main thread its time, and end the process."""
     while (number := os.read(reader, 1)[0]) not in WORDS:
         pass
     time.sleep(GRACE_SECONDS)
@@ -164,17 +152,12 @@ def _watch(reader: int) -> None:
 
 
 def _end(number: signal.Signals) -> NoReturn:
-    if _state.clear is not None:
-        with suppress(Exception):
+    with suppress(Exception):
+        if _state.clear is not None:
             _state.clear()
-    _say(number)
-    os._exit(EXIT_CODES[number])
-
-
-def _say(number: signal.Signals) -> None:
     if not _state.said:
         _state.said = True
-        text = f"{WORDS[number]}: {_state.advice}\n"
         # Not by print, which may wait for a lock of the thread that was stopped.
         with suppress(OSError):
-            os.write(_state.terminal, text.encode())
+            os.write(_state.terminal, f"{WORDS[number]}: {_state.advice}\n".encode())
+    os._exit(EXIT_CODES[number])

@@ -1,62 +1,26 @@
-"""Door: ``python -m pipeline.verify``. Is a run whole and unchanged? Exit code 0 only if it is; loads no TensorFlow."""
+"""``python -m pipeline.verify``. Is a run whole and unchanged? Exit code 0 only if it is; loads no TensorFlow."""
 
 from __future__ import annotations
 
-import io
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import signals
-from .errors import OptionError, StoreError, printable
+from . import cli, signals
+from .errors import StoreError, printable
 from .machine import usable_cores
 from .report import words_for_bytes
-from .run import Door, answered, compose, configuration_folder
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from .store.judgement import Verdict
 
 # Findings that are printed; of one file no more than this many again.
 LINES = 100
 LINES_A_FILE = 10
 
-
-VERIFY = Door(
-    "pipeline.verify",
-    "VerifySchema",
-    ("run",),
-    "the run folder holds what it held, but for damaged files that repair=true had removed. Run the command again.",
-)
-
-
-def check_options(values: dict[str, Any]) -> tuple[Path, bool]:
-    """Gives the run folder and whether to repair it.
-
-    Raises:
-        OptionError: One is missing, unknown or of another type.
-    """
-    from .config import unknown_key
-    from .schema import VerifySchema, known_keys
-    from .storage.remote_path import place
-
-    for key in values:
-        if key not in known_keys(VerifySchema()):
-            raise unknown_key(key, VerifySchema(), VERIFY.module)
-    run, repair = values.get("run"), values.get("repair")
-    if run is None or not str(run) or "\0" in str(run):
-        raise OptionError(
-            f"run: no run was named, got {run!r}. Expected a run folder. "
-            f"Run e.g. `python -m pipeline.verify run=outputs/imgs-vgg19`."
-        )
-    if not isinstance(repair, bool):
-        raise OptionError(
-            f"repair: not a valid value, got {repair!r}. Expected true or false. "
-            f"Run `python -m pipeline.verify --help` for all options."
-        )
-    return place("run", str(run)), repair
+WHEN_STOPPED = "the run folder holds what it held, but for damaged files that repair=true had removed. Run the command again."
 
 
 def verify(folder: Path, repair: bool) -> None:
@@ -135,26 +99,17 @@ def summary(verdict: Verdict) -> str:
     )
 
 
-def _verify(config: DictConfig) -> None:
-    with answered(VERIFY):
-        from omegaconf import OmegaConf
+def _verify(values: Mapping[str, Any]) -> None:
+    from .config import VerifyOptions, check
 
-        values: Any = OmegaConf.to_container(config, resolve=True)
-        folder, repair = check_options(values)
-        signals.heed_in_order()
-        verify(folder, repair)
+    options = check(VerifyOptions, values, "pipeline.verify")
+    signals.raise_in_main_thread()
+    verify(options.run, options.repair)
 
 
 def main() -> None:
-    """Runs the command; leaves with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
-    signals.heed(VERIFY.when_stopped)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr does by itself: a folder's name need not be such as this terminal's encoding has.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    import hydra
-
-    compose(hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="verify")(_verify), VERIFY)
-    signals.ignore()
+    """Run the command; leave with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
+    cli.start("pipeline.verify", "VerifyOptions", _verify, when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from . import figures
-from .config import check_choice, check_size
+from .config import PlotOptions, check_value
 from .errors import ImageError, OptionError, StoreError, nearest
 from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction, shape_words
 from .figures import Layout, Sheet, rows_words
@@ -24,7 +24,6 @@ from .images.resize import ResizeSpec
 from .images.seen import save_image, seen_picture
 from .machine import usable_cores
 from .picture_names import PictureNames, run_name
-from .plot_config import Choice
 from .records import OK, ImageStatus
 from .store.layer import Layer
 from .store.reader import Run, open_run
@@ -36,7 +35,7 @@ WHOLE_BYTES = 64 << 20
 NAMED_LAYERS = 3
 
 
-def draw_views(choice: Choice) -> None:
+def draw_views(choice: PlotOptions) -> None:
     """Draws what was chosen, a file a sheet, and says where each is.
 
     Raises:
@@ -48,11 +47,11 @@ def draw_views(choice: Choice) -> None:
         layers = choose_layers(run.layers, choice.layers)
         rows = choose_rows(run, choice.images)
         files = PictureNames(run, choice, rows, layers)
-        if choice.in_window:
+        if choice.show:
             figures.require_windows()
         for row in rows:
-            seen = _seen(run, row, is_needed=choice.input_only) if choice.with_input else None
-            if choice.input_only:
+            seen = _seen(run, row, is_needed=(choice.input == "only")) if choice.input is not False else None
+            if choice.input == "only":
                 assert seen is not None
                 path = files.path(row, "input")
                 with figures.published(path) as partial:
@@ -61,13 +60,13 @@ def draw_views(choice: Choice) -> None:
                 continue
             for word, sheet, layout in _sheets(run, row, layers, choice, seen):
                 figure = figures.draw(
-                    sheet, figures.Look(choice.colormap, choice.is_shared, choice.dpi), layout, choice.in_window
+                    sheet, figures.Look(choice.colormap, (choice.scale == "shared"), choice.dpi), layout, choice.show
                 )
                 path = files.path(row, word)
                 figures.save(figure, path)
                 width, height = figure.canvas.get_width_height()
                 print(f"written: {path} ({width} x {height} px, {_counted(len(sheet.maps), 'map')})", flush=True)
-        if choice.in_window:
+        if choice.show:
             figures.show_windows()
 
 
@@ -141,15 +140,15 @@ def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
 
 
 def _sheets(
-    run: Run, row: int, layers: Sequence[str], choice: Choice, seen: NDArray[np.uint8] | None
+    run: Run, row: int, layers: Sequence[str], choice: PlotOptions, seen: NDArray[np.uint8] | None
 ) -> Iterator[tuple[str, Sheet, Layout]]:
     """Gives for each sheet of an image the word for its file name, what is on it, and where."""
     shapes = {layer: run[layer].shape_of(row) for layer in layers}
     origin = f"row {row} of {run_name(run)} · {run.attributes.get('network', 'network unknown')}, {_weights_words(run)}"
     seen_lines = () if seen is None else _seen_lines(run, row, seen)
-    scale = ", one scale for all" if choice.is_shared else ""
+    scale = ", one scale for all" if (choice.scale == "shared") else ""
     key = str(run.images["key"][row])
-    if choice.is_mosaic:
+    if choice.channels is not None:
         for layer in layers:
             wanted, words = _channels(layer, shapes[layer], choice)
             count = len(wanted) if choice.most_active is None else min(choice.most_active, len(wanted))
@@ -182,17 +181,17 @@ def _sheets(
 
 
 def _read(
-    layer: Layer, row: int, shape: tuple[int, int, int], channels: Sequence[int], layout: Layout, choice: Choice
+    layer: Layer, row: int, shape: tuple[int, int, int], channels: Sequence[int], layout: Layout, choice: PlotOptions
 ) -> list[FeatureMap]:
     """Gives the maps of some channels of one image, from as much of it as will be seen."""
     side = reduction(shape, layout.limit_px(choice.dpi))
     is_large = math.prod(shape) * layer.dtype.itemsize > WHOLE_BYTES
     # Two rows of each square on which a mean is drawn: what is between them changes a shade.
-    every = -(-side // 2) if is_large and not choice.is_exact else 1
+    every = -(-side // 2) if is_large and not choice.exact else 1
     return make_maps(layer.name, layer.bands(row, every), shape, channels, side, choice.most_active)
 
 
-def _channels(layer: str, shape: tuple[int, int, int], choice: Choice) -> tuple[Sequence[int], str]:
+def _channels(layer: str, shape: tuple[int, int, int], choice: PlotOptions) -> tuple[Sequence[int], str]:
     """Gives the channels to read, and what is to be said of them."""
     count = shape[2]
     if choice.most_active is not None:
@@ -209,7 +208,7 @@ def _channels(layer: str, shape: tuple[int, int, int], choice: Choice) -> tuple[
     return choice.channels, f"{_counted(len(choice.channels), 'chosen channel')} of {count}"
 
 
-def _mosaic_word(choice: Choice, count: int) -> str:
+def _mosaic_word(choice: PlotOptions, count: int) -> str:
     if choice.most_active is not None:
         return f"{count}-most-active"
     if isinstance(choice.channels, range):
@@ -252,9 +251,9 @@ def _ways(run: Run) -> tuple[ResizeSpec | None, NDArray[np.float64], bool]:
         identity = json.loads(str(run.attributes["identity"]))
         resize = None
         if identity["data.size"] != "native":
-            size_px = check_size([int(side) for side in identity["data.size"].split("x")])
+            size_px = check_value("data.size", [int(side) for side in identity["data.size"].split("x")])
             assert size_px is not None
-            mode, interpolation = (check_choice(key, identity[key]) for key in ("data.resize", "data.interpolation"))
+            mode, interpolation = (check_value(key, identity[key]) for key in ("data.resize", "data.interpolation"))
             resize = ResizeSpec(size_px, mode, interpolation)
         mean = np.asarray(run.attributes["mean_pixel"], np.float64).reshape(3)
         return resize, mean, identity.get("data.decode") == "fast"

@@ -340,7 +340,7 @@ except SystemExit as error:
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:
-    from pipeline.schema import known_keys
+    from pipeline.config import known_keys
 
     result = call("--help", cwd=tmp_path)
     assert result.returncode == 0
@@ -408,36 +408,6 @@ def test_other_images_of_the_same_names_and_sizes_are_not_taken_for_those_of_the
 
 
 ODD_NAMES = ["2024_01", "1e3", "true", "ünï", "it's", 'q"uote', "a,b", "a=b", "${foo}", "[br]", "#x", "~x", "back\\", "null "]
-
-
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_paths_are_taken_as_they_are_typed(name: str) -> None:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-
-    from pipeline.run import configuration_folder, literal_arguments
-    from pipeline.schema import Schema
-
-    ConfigStore.instance().store(name="schema", node=Schema)
-    for typed in (name, f"/{name}", f"{name}/x"):
-        with initialize_config_dir(configuration_folder(), version_base="1.3"):
-            config = compose("config", literal_arguments([f"data.dir={typed}", f"name={typed}", "layers=relu4_1,relu5_1"]))
-        assert config.data.dir == config.name == typed
-        assert list(config.layers) == ["relu4_1", "relu5_1"]
-
-
-def test_what_is_quoted_or_swept_is_left_to_hydra() -> None:
-    from pipeline.run import literal_arguments
-
-    for arguments in (
-        ["data.dir='a b'"],
-        ['name="x"'],
-        ["data.dir=null"],
-        ["-m", "data.dir=a,b"],
-        ["layers=[a,b]"],
-        ["batch_size=3"],
-    ):
-        assert literal_arguments(arguments) == arguments
 
 
 def test_a_list_of_which_no_file_is_found_leaves_nothing_behind_and_can_be_mended(tmp_path: Path, photographs: Path) -> None:

@@ -1,28 +1,30 @@
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import EngineOptions, check_options
+from pipeline.config import (
+    CHOICES,
+    EngineOptions,
+    IndexOptions,
+    Options,
+    PlotOptions,
+    ShowOptions,
+    VerifyOptions,
+    check,
+    check_options,
+    defaults,
+    nested,
+)
 from pipeline.errors import OptionError
 from pipeline.records import Share
-from pipeline.schema import CHOICES, EngineSchema, Schema, known_keys
 
 
 def values(**changes: Any) -> dict[str, Any]:
     """Plain defaults with some options set: ``values(data__dir="x")``."""
-    plain = asdict(Schema())
-    plain["data"]["dir"] = "imgs"
-    for key, value in changes.items():
-        *groups, last = key.split("__")
-        target = plain
-        for group in groups:
-            target = target[group]
-        target[last] = value
-    return plain
+    return nested({**defaults(), "data.dir": "imgs", **{key.replace("__", "."): value for key, value in changes.items()}})
 
 
 def test_defaults_are_those_of_the_contract() -> None:
@@ -180,21 +182,46 @@ def test_the_name_of_a_run_comes_from_its_data(tmp_path: Path) -> None:
     assert check_options(values(name="mine", network__name="vgg16")).folder == Path("outputs/mine")
 
 
-def test_every_key_is_in_the_configuration_files() -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("config", Options), ("verify", VerifyOptions), ("index", IndexOptions)),
+        *(("show", ShowOptions), ("plot", PlotOptions)),
+    ],
+)
+def test_names_and_defaults_are_those_of_the_configuration_files(name: str, kind: type) -> None:
     import yaml
 
     folder = Path(__file__).parent.parent / "conf"
-    written = yaml.safe_load((folder / "config.yaml").read_text())
-    for engine in ("ray", "local"):
-        written["engine"] = yaml.safe_load((folder / f"engine/{engine}.yaml").read_text())
-        assert written["engine"] == {**asdict(EngineSchema()), "name": engine}
-    written["network"] = yaml.safe_load((folder / "network/vgg19.yaml").read_text())
-    plain = asdict(Schema())
-    for key in known_keys():
-        ours, theirs = plain, written
-        for part in key.split("."):
-            ours, theirs = ours[part], theirs[part]
-        assert ours == theirs, key
+    written = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    del written["defaults"], written["hydra"]
+    for group in ("network", "engine") if name == "config" else ():
+        for path in folder.glob(f"{group}/*.yaml"):
+            assert yaml.safe_load(path.read_text()) == {"name": path.stem}
+            assert path.stem in CHOICES[f"{group}.name"]
+        written[group] |= {"name": defaults()[f"{group}.name"]}
+    assert written == nested(defaults(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (
+            ShowOptions,
+            {"run": None, "json": False},
+            "run: no run was named, got None. Expected a run folder. Run e.g. `python -m x",
+        ),
+        (IndexOptions, {"run": ""}, "run: no run was named, got ''."),
+        (IndexOptions, {"run": "a\0b"}, "run: no run was named, got 'a\\x00b'."),
+        (IndexOptions, {"run": "x", "rum": 1}, "rum: there is no such option, got 'rum'. Expected one of: run. Run `python -m x"),
+        (ShowOptions, {"run": "x", "json": 3}, "json: not a valid value, got 3. Expected true or false. Run `python -m x --help"),
+        (VerifyOptions, {"run": "x"}, "repair: the option was removed, got none. Expected a value."),
+    ],
+)
+def test_wrong_options_of_the_other_commands(kind: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        check(kind, values, "x")
+    assert str(raised.value).startswith(message)
 
 
 def test_a_part_is_a_number_of_a_number() -> None:

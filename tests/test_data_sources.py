@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from pipeline import extract_features
-from pipeline.command_line import literal_arguments
-from pipeline.config import check_options
-from pipeline.data_source import guess_option, tar_folder
+from pipeline.cli import literal_arguments
+from pipeline.config import check_options, tar_folder
 from pipeline.errors import ImageError, OptionError, StoreError
+from pipeline.from_python import _option_of
 from pipeline.images.reading import read_image
 from pipeline.store.reader import Run
 from pipeline.stored_images import find_image, image_place
 from pipeline.views import _seen
 
-from .test_command_line import again, composed
 from .test_config import values
+from .test_reproduce import again, composed
 
 
 def pack(path: Path, photographs: Path, names: list[str]) -> None:
@@ -101,14 +101,17 @@ def test_images_of_a_set_are_not_looked_for_and_that_is_said() -> None:
         ({"data__tar": "b.tar"}, r"data.dir: of no use beside data.tar, got '.+'. Expected tar files alone"),
         (
             {"data__split": "test"},
-            r"data.split: only a set has splits, got 'test' without data.tfds. Expected data.tfds=NAME too",
+            r"data.split: only a set has splits, got 'test'. Expected data.tfds=NAME too",
         ),
         ({"data__dir": None, "data__tar": []}, r"data.tar: not a valid value, got \[\]. Expected a tar file, a folder of them"),
         ({"data__dir": None, "data__tar": 3}, r"data.tar: not a valid value, got 3. Expected a tar file"),
         ({"data__dir": None, "data__tar": ["a.tar", ""]}, r"data.tar: not a valid value, got \['a.tar', ''\]. Expected"),
-        ({"data__tfds": "../x"}, r"data.tfds: not the name of a set, got '../x'. Expected name, name/config or name:1.0.0"),
-        ({"data__tfds": 3}, r"data.tfds: not the name of a set, got 3"),
-        ({"data__tfds": "x", "data__split": "train[:10%]"}, r"data.split: not the name of a split, got 'train\[:10%\]'"),
+        (
+            {"data__tfds": "../x"},
+            r"data.tfds: not a valid value, got '../x'. Expected a set's name: name, name/config or name:1.0.0",
+        ),
+        ({"data__tfds": 3}, r"data.tfds: not a valid value, got 3"),
+        ({"data__tfds": "x", "data__split": "train[:10%]"}, r"data.split: not a valid value, got 'train\[:10%\]'"),
     ],
 )
 def test_options_that_name_images_are_held_to_one_another(changes: dict[str, Any], message: str) -> None:
@@ -144,7 +147,7 @@ def test_what_is_given_alone_tells_the_option(tmp_path: Path) -> None:
         (["a.tar", "b.tar"], "data.tar"),
         (str(tmp_path / "odd.tar"), "data.dir"),
     ):
-        assert guess_option(value) == option, value
+        assert _option_of(value) == option, value
 
 
 def test_tar_files_are_taken_as_typed_and_a_range_that_the_shell_has_spread_is_one_list() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import check_options
+from pipeline.config import AUTO, CHOICES, check_options, known_keys
 from pipeline.image_list import with_labels
 from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
@@ -19,7 +19,6 @@ from pipeline.images.tfds import list_set
 from pipeline.network.layers import resolve_layers
 from pipeline.network.weights import load_weights
 from pipeline.plan import plan_run
-from pipeline.schema import AUTO, CHOICES, known_keys
 
 from .test_config import values
 
@@ -100,7 +99,7 @@ def digest(
         if "data__tar" in changes:
             manifest = list_tars([str(folder / "image.tar")], str(folder), print)
         if "data__tfds" in changes or "data__split" in changes:
-            manifest = list_set("tiny", options.data.source.split, request.getfixturevalue("tiny_set"))
+            manifest = list_set("tiny", options.data.split, request.getfixturevalue("tiny_set"))
         manifest = with_labels(manifest, options.data.label)
         weights = random_weights(options.network.name)
         if options.network.seed:

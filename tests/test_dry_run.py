@@ -16,7 +16,6 @@ from pipeline.config import check_options
 from pipeline.errors import DatasetError, LockedError, NetworkError, OptionError, StoreError
 from pipeline.estimate import Forecast, raw_bytes
 from pipeline.records import FeatureBatch, ImageStatus
-from pipeline.run import checked_options
 from pipeline.store import disk
 from pipeline.store.folder import preview_folder
 from pipeline.store.lock import take_lock
@@ -51,7 +50,7 @@ def rehearse(folder: Path, **changes: Any) -> None:
     """Does what the command does with ``dry_run=true``; everything must be as it was after it."""
     before = snapshot()
     try:
-        assert run_all(checked_options(values(**{**QUICK, "data__dir": str(folder), "dry_run": True, **changes})), "") is None
+        assert run_all(check_options(values(**{**QUICK, "data__dir": str(folder), "dry_run": True, **changes})), "") is None
     finally:
         assert snapshot() == before
 
@@ -168,7 +167,7 @@ def test_what_the_run_would_refuse_is_refused(changes: dict[str, Any], kind: Any
     with pytest.raises(kind, match=message):
         rehearse(images, **changes)
     with pytest.raises(kind, match=message):
-        run_all(checked_options(values(**{**QUICK, "data__dir": str(images), **changes})), "")
+        run_all(check_options(values(**{**QUICK, "data__dir": str(images), **changes})), "")
 
 
 def test_images_that_changed_are_refused(images: Path) -> None:

@@ -206,7 +206,7 @@ def seen_of(manifest: Any) -> str:
 
 
 def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
-    from pipeline.data_source import tar_folder
+    from pipeline.config import tar_folder
     from pipeline.images.folder import list_folder
     from pipeline.images.remote import listed_images
     from pipeline.images.tar import list_tars

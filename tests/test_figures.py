@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import figures
+from pipeline.config import PICTURE_SUFFIXES as SUFFIXES
 from pipeline.errors import OptionError, StoreError
 from pipeline.feature_maps import FeatureMap, fold, make_maps, reduction
 from pipeline.figures import Look, Sheet, check_colormap, draw, plan_layout
-from pipeline.plot_config import SUFFIXES
 
 HOT = "hot"
 OWN, SHARED = Look(HOT, False, 100), Look(HOT, True, 100)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DatasetError, LockedError, OptionError, StoreError
+from pipeline.errors import DatasetError, LockedError, StoreError
 from pipeline.finishing import Ending, Made, finish_share
-from pipeline.index import check_options, index_run
+from pipeline.index import index_run
 from pipeline.records import RunSpec, Share
 from pipeline.report import Report, Stopwatch
 from pipeline.store.folder import open_folder
@@ -135,24 +135,6 @@ def test_a_damaged_shard_without_a_digest_is_no_part_of_an_index(shards_only: Pa
     with pytest.raises(StoreError, match=r"shard-00001-of-00008\.h5: .* is damaged"):
         index_run(shards_only)
     assert not (shards_only / "features.h5").exists()
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"run": None}, "run: no run was named, got None. Expected a run folder. Run e.g. `python -m pipeline.index run="),
-        ({"run": ""}, "run: no run was named, got ''."),
-        ({"run": "a\0b"}, "run: no run was named, got 'a\\x00b'."),
-        (
-            {"run": "x", "rum": 1},
-            "rum: there is no such option, got 'rum'. Expected one of: run. Run `python -m pipeline.ind",
-        ),
-    ],
-)
-def test_wrong_options_are_one_line(values: dict[str, object], said: str) -> None:
-    with pytest.raises(OptionError) as raised:
-        check_options(values)
-    assert str(raised.value).startswith(said)
 
 
 def test_the_command_ends_with_the_exit_codes_of_the_house(shards_only: Path) -> None:

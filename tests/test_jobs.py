@@ -6,11 +6,14 @@ import importlib.util
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from pipeline import jobs
-from pipeline.command_line import literal_arguments
+from pipeline import cli
+from pipeline.cli import literal_arguments, sweep_suffix
+from pipeline.errors import OptionError, PipelineError
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
@@ -51,7 +54,7 @@ def test_what_ends_a_job_is_one_line_and_its_exit_code(tmp_path: Path) -> None:
     [
         (["data.dir=x", "part=3/2,1/2"], "error: part: not a valid value, got '3/2'. Expected k/n with k from 1 to n"),
         (["data.dri=x"], "error: data.dri: there is no such option, got 'data.dri'."),
-        (["hydra/launcher=nosuch"], "error: hydra/launcher: there is none of this name, got nosuch. Expected one of: basic"),
+        (["hydra/launcher=nosuch"], "error: hydra/launcher: there is none of this name, got 'nosuch'. Expected one of: basic"),
     ],
 )
 def test_a_wrong_option_of_several_jobs_is_exit_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -60,39 +63,58 @@ def test_a_wrong_option_of_several_jobs_is_exit_code_2(tmp_path: Path, arguments
     assert names_in(tmp_path) == set()
 
 
-def test_paths_are_as_typed_and_commas_are_jobs() -> None:
-    given = ["-m", "data.dir=~/2024_01", "name=a,b", "network=vgg16,vgg19", "layers=relu4_1,relu5_1", 'output.dir="x"']
-    assert literal_arguments(given) == ["-m", 'data.dir="~/2024_01"', *given[2:]]
+def test_paths_are_as_typed_commas_are_jobs_and_the_flag_may_stand_anywhere() -> None:
+    given = ["data.dir=~/2024_01", "name=a,b", "network=vgg16,vgg19", "-m", "layers=relu4_1,relu5_1", 'output.dir="x"']
+    assert literal_arguments(given) == [
+        *("--multirun", 'data.dir="~/2024_01"', "name=a,b", "network=vgg16,vgg19", "layers=relu4_1,relu5_1", 'output.dir="x"')
+    ]
+
+
+def test_the_name_of_a_job_tells_what_is_swept() -> None:
+    swept = cli._swept(
+        literal_arguments(["-m", "data.dir=x", "layers=[relu4_1,pool5],[relu?_1]", "data.size=32,64", "part=1/2,2/2"])
+    )
+    assert swept == ["layers", "data.size", "part"]
+    values = {"layers": ["relu4_1", "pool5"], "data": {"size": 32}, "part": "1/2"}
+    assert sweep_suffix(values, swept) == "-layers=relu4_1+pool5-size=32"
+    # What no file's name has is told apart all the same.
+    words = [sweep_suffix({"layers": [word]}, ["layers"]) for word in ("relu?_1", "relu*_1", "a" * 300, "a" * 301)]
+    assert len(set(words)) == 4
+    assert all(len(word) < 110 and "*" not in word for word in words)
+    assert sweep_suffix({"data": {"size": None}, "engine": {"name": "ray"}}, ["data.size", "engine"]) == "-size=null-engine=ray"
+    assert cli._swept(["--multirun", "a=1,2,"]) == []
 
 
 @pytest.mark.parametrize("told", ["hydra.sweep.dir=x", "++hydra.sweep.dir=x"])
 def test_whoever_says_where_gets_it_there(told: str) -> None:
-    with jobs.without_leftovers(["-m", "part=1/2", told]) as arguments:
-        assert arguments == ["-m", "part=1/2", told]
-    with jobs.without_leftovers(["part=1/2"]) as arguments:
+    with cli._without_leftovers(["--multirun", "part=1/2", told]) as arguments:
+        assert arguments == ["--multirun", "part=1/2", told]
+    with cli._without_leftovers(["part=1/2"]) as arguments:
         assert arguments == ["part=1/2"]
 
 
 def test_hydra_s_folder_is_gone_afterwards_and_submitit_s_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with jobs.without_leftovers(["-m", "part=1/2"]) as arguments:
+    with cli._without_leftovers(["--multirun", "part=1/2"]) as arguments:
         (folder,) = tmp_path.iterdir()
-        assert arguments == ["-m", "part=1/2", f'hydra.sweep.dir="{folder.as_posix()}"']
+        assert arguments == ["--multirun", "part=1/2", f'hydra.sweep.dir="{folder.as_posix()}"']
     assert names_in(tmp_path) == set()
-    with jobs.without_leftovers(["-m", "hydra/launcher=submitit_slurm"]) as arguments:
+    with cli._without_leftovers(["--multirun", "hydra/launcher=submitit_slurm"]) as arguments:
         assert arguments[2:] == ["hydra.sweep.dir=.submitit", "hydra.launcher.submitit_folder=.submitit/%j"]
 
 
 def test_a_job_without_a_result_and_a_mistake_of_the_program_s_own_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert str(jobs.lost_job(RuntimeError("killed\nby the system"))) == (
+    assert str(cli.lost_job(RuntimeError("killed\nby the system"))) == (
         "multirun: a job has ended without a result, got RuntimeError: killed by the system. Expected one of each. See its own "
         "output, where the launcher keeps it, then run the same command again: finished shards are kept."
     )
-    try:
+
+    def divide(values: Any, suffix: str) -> None:
         raise ZeroDivisionError("division by zero")
-    except ZeroDivisionError as error:
-        line = str(jobs.own_mistake(error))
-    assert line == (
+
+    with pytest.raises(PipelineError) as caught:
+        cli._job(OmegaConf.create({}), divide, [], [], lambda error: OptionError(str(error)))
+    assert str(caught.value) == (
         "job: a mistake of the program's own, got ZeroDivisionError: division by zero. Expected none. Its traceback is in the "
         "job's output."
     )
@@ -135,9 +157,11 @@ def test_a_failed_part_is_one_line_whatever_launches_it(tmp_path: Path, launcher
 
 
 @pytest.mark.slow
-def test_several_networks_one_after_the_other(images: Path, tmp_path: Path) -> None:
-    options = [f"data.dir={images}", *OPTIONS[:-1]]
-    done = call("-m", *options, "network=vgg16,vgg19", cwd=tmp_path)
+def test_a_sweep_over_networks_layers_and_sizes_is_a_run_each(images: Path, tmp_path: Path) -> None:
+    options = [f"data.dir={images}", *(option for option in OPTIONS if not option.startswith(("name=", "layers=", "data.size=")))]
+    done = call(*options, "network=vgg16,vgg19", "layers=relu1_1,relu1_2", "data.size=32,48", "-m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert names_in(tmp_path) == {"outputs"}
-    assert names_in(tmp_path / "outputs") == {"imgs-vgg16", "imgs-vgg19"}
+    assert names_in(tmp_path / "outputs") == {
+        f"imgs-vgg{network}-layers=relu1_{layer}-size={size}" for network in (16, 19) for layer in (1, 2) for size in (32, 48)
+    }

@@ -24,7 +24,7 @@ BELOW: dict[str, set[str]] = {
 }
 # Run.torch_dataset and its like: loaded when they are called.
 EXCEPTIONS = {("store/feeding.py", "training")}
-COMMANDS = {"run.py", "jobs.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
+COMMANDS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
 
 # Library -> where it may be imported. The Keras reader reads HDF5 because the weights file is one.
 ONLY_IN = {
@@ -33,17 +33,17 @@ ONLY_IN = {
     "llvmlite": ("network/winograd/",),
     "h5py": ("store/", "network/keras_h5.py"),
     "ray": ("engines/",),
-    "hydra": tuple(COMMANDS),
-    "omegaconf": tuple(COMMANDS),
+    "hydra": ("cli.py",),
+    "omegaconf": ("cli.py",),
     "matplotlib": ("figures.py",),
     "jinja2": ("report_page.py",),
     "fsspec": ("storage/",),
 }
 # A wrong option is answered before any of HEAVY is loaded.
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
-LIGHT = COMMANDS - {"jobs.py"} | {
-    *("config.py", "schema.py", "errors.py", "report.py", "signals.py", "command_line.py", "layer_rows.py"),
-    *("plot_config.py", "network/layers.py", "network/start.py"),
+LIGHT = COMMANDS | {
+    *("cli.py", "config.py", "errors.py", "report.py", "signals.py", "reproduce.py"),
+    *("network/layers.py", "network/start.py"),
 }
 
 

@@ -16,9 +16,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
-from pipeline.plot_config import Choice, check_plot
-from pipeline.schema import PlotSchema
 from pipeline.store import format
 from pipeline.store.reader import open_run
 from pipeline.views import choose_layers, draw_views
@@ -33,8 +32,8 @@ SHAPES: dict[str, Any] = {"conv1_1": (12, 16, 3), "relu1_1": (12, 16, 3), "pool2
 KEYS = ["sky/rocket.jpg", "people/broken.jpg", "sky/hubble.jpg", "things/coffee.jpg", "3", "gone/猫.jpg"]
 
 
-def choice(run: Path | None, **values: Any) -> Choice:
-    return check_plot({**vars(PlotSchema()), "run": run and str(run), **values}, MODULE)
+def choice(run: Path | None, **values: Any) -> PlotOptions:
+    return check(PlotOptions, {**defaults(PlotOptions), "run": run and str(run), **values}, MODULE)
 
 
 def plot(run: Path, **values: Any) -> None:
@@ -206,25 +205,25 @@ def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monk
 
 
 WRONG = [
-    ({"run": None}, "run: no run was named, got None. Expected a run folder, its features.h5 or a shard. Run e.g. `python"),
+    ({"run": None}, "run: no run was named, got None. Expected a run folder. Run e.g. `python -m pipeline.plot run="),
     ({"runn": 1}, "runn: there is no such option, got 'runn'. Expected one of: run. "),
     ({"scale": "shard"}, "scale: not a valid value, got 'shard'. Expected one of: own, shared. Did you mean shared?"),
     ({"input": "yes"}, "input: not a valid value, got 'yes'. Expected true, false or only. Run `python -m pipeline.plot --help`"),
     ({"show": 1}, "show: not a valid value, got 1. Expected true or false. "),
     ({"exact": None}, "exact: not a valid value, got None. Expected true or false. "),
-    ({"input": "only", "show": True}, "show: the input alone is written and not shown, got input=only. "),
+    ({"input": "only", "show": True}, "show: the input alone is not shown, got input=only. "),
     ({"colormap": 3}, "colormap: not a valid value, got 3. Expected the name of one of Matplotlib's colour maps. "),
     ({"channel": -1}, "channel: not a valid value, got -1. Expected a whole number from 0 to 1048576. "),
-    ({"channel": 3, "channels": 9}, "channel: one channel and several exclude each other, got channel=3 and channels=9. "),
+    ({"channel": 3, "channels": 9}, "channel: one channel and several exclude each other, got channel=3 and channels too. "),
     ({"channels": 0}, "channels: not a valid value, got 0. Expected a number of channels, a list as [0,5,9], or active:64. "),
     ({"channels": "active:0"}, "channels: not a valid value, got 'active:0'. Expected a number of channels, "),
     ({"channels": "activ:9"}, "channels: not a valid value, got 'activ:9'. Expected a number of channels, "),
-    ({"channels": [1, "a"]}, "channels: not a valid value, got 'a'. Expected a whole number from 0 to 1048576. "),
+    ({"channels": [1, "a"]}, "channels: not a valid value, got [1, 'a']. Expected a whole number from 0 to 1048576. "),
     ({"channels": [1, 1]}, "channels: not a valid value, got [1, 1]. Expected each channel once. "),
     ({"image": "a", "images": ["b"]}, "image: one image and several exclude each other, got 'a' and ['b']. "),
     ({"image": ""}, "image: not a valid value, got ''. Expected a key as cats/tom.jpg, or a row as 3. "),
     ({"images": []}, "images: not a valid value, got []. Expected a list of keys and rows, e.g. images=[3,cats/tom.jpg]. "),
-    ({"images": [1.5]}, "images: not a valid value, got 1.5. Expected a key as cats/tom.jpg, or a row as 3. "),
+    ({"images": [1.5]}, "images: not a valid value, got [1.5]. Expected a key as cats/tom.jpg, or a row as 3. "),
     ({"dpi": 5}, "dpi: not a valid value, got 5. Expected a whole number from 20 to 1200. "),
     ({"file": "a.jpg"}, "file: not the name of a picture, got 'a.jpg'. Expected one that ends in .png, .pdf, .svg. "),
     (
@@ -389,11 +388,10 @@ def test_an_interrupt_leaves_whole_pictures_and_no_half_ones(folder: Path, tmp_p
 
 
 def test_commas_make_lists_and_keys_are_taken_as_typed() -> None:
-    from pipeline.plot import PLOT
-    from pipeline.run import literal_arguments
+    from pipeline.cli import literal_arguments
 
     arguments = ["layers=relu1_1,relu2_1", "channels=0,5", "channels=[0,5]", "channels=9", "images=1,2", "image=a, b=[c].jpg"]
-    assert literal_arguments(arguments, PLOT.literal_options) == [
+    assert literal_arguments(arguments) == [
         *("layers=[relu1_1,relu2_1]", "channels=[0,5]", "channels=[0,5]", "channels=9", "images=[1,2]", 'image="a, b=[c].jpg"')
     ]
 

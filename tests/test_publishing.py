@@ -16,13 +16,12 @@ import pytest
 from PIL import Image
 
 from pipeline import report_page
-from pipeline.config import check_options
+from pipeline.config import check_options, defaults
 from pipeline.errors import ImageError, StoreError
 from pipeline.publishing import look_at_reports, stored_report, write_text
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
 from pipeline.report import MOST_REPORT_BYTES, STAGES, Report
 from pipeline.report_page import CAUSES, EXAMPLES, option_text, spread, take_samples, words_for_seconds
-from pipeline.schema import defaults
 from pipeline.store import disk
 from pipeline.store.digests import Digests
 from pipeline.store.folder import open_folder

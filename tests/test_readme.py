@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from pipeline.schema import CHOICES, PlotSchema, VerifySchema, known_keys
+from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults, known_keys
 from pipeline.store import format
 
 from .test_command import REPOSITORY, call
+from .test_reproduce import composed
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -32,50 +36,80 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_block_of_python_runs_and_gives_what_it_says(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(samples)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
+    found: dict[str, Any] = {}
     for block in blocks:
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(block, names)
-        assert names["features"].shape[-3:] == (28, 28, 512)
-        assert names["features"].dtype == "float32"
-        if "dataset" in names:
-            assert len(names["features"]) == len(names["heights"]) == 7
-            assert names["dataset"].class_names == ("animals", "people", "sky", "things")
-        elif "run" in names:
-            assert names["run"].layers == ("relu4_1",)
-            assert len(names["run"]) == 7
-            assert (names["row"], names["labels"][names["row"]]) == (0, "animals")
-            assert names["good"].all()
-            assert names["some"].shape == (3, 28, 28, 512)
-            assert 0.2 < names["statistics"].zero_share < 0.8
-            names["run"].close()
+        if "layer_table" in names:
+            assert names["run"]["relu2_1"].shape == (7, 32, 32, 128)
+            assert names["table"]["pool5"].shape == (2, 2, 512)
         else:
-            assert names["key"] == "sky/hubble.jpg"
+            assert (names["features"].shape[-3:], names["features"].dtype) == ((28, 28, 512), "float32")
+            found = names | found
+    assert found["run"].layers == ("relu4_1",)
+    assert len(found["run"]) == len(found["heights"]) == 7
+    assert (found["row"], found["labels"][found["row"]]) == (0, "animals")
+    assert found["good"].all()
+    assert found["some"].shape == (3, 28, 28, 512)
+    assert 0.2 < found["statistics"].zero_share < 0.8
+    assert found["dataset"].class_names == ("animals", "people", "sky", "things")
+    assert found["key"] == "sky/hubble.jpg"
 
 
-def test_every_option_is_in_the_table() -> None:
-    table = README.split("## Options")[1].split("\n## ")[0]
-    for key in known_keys():
-        key = key.removesuffix(".name")
-        assert f"`{key}`" in table, key
-    for key, values in CHOICES.items():
-        row = next(line for line in table.splitlines() if line.startswith(f"| `{key.removesuffix('.name')}`"))
-        for value in values:
-            assert f"`{value}`" in row, (key, value)
+def commands() -> list[list[str]]:
+    """Gives the words of every command in the README's blocks that starts a module, as a shell sees them."""
+    lines = re.findall(r"^    python -m (pipeline\.\w+.*)$", README, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
 
 
-def test_every_option_and_exit_code_of_verify_is_named() -> None:
-    section = README.split("## Checking it")[1].split("\n## ")[0]
-    for key in known_keys(VerifySchema()):
-        assert f" {key}=" in section, key
-    for code in ("0", "1", "2", "130"):
-        assert f"\n| {code}" in section, code
+def test_every_command_that_looks_at_the_samples_runs(samples: Path) -> None:
+    # So they come in the README too: after `make extract`.
+    looking = [words for words in commands() if words[0] == "pipeline.layers" or "run=outputs/samples" in words]
+    assert len(looking) >= 6
+    for module, *arguments in looking:
+        result = call(*arguments, cwd=samples, module=module)
+        assert result.returncode == 0, (module, arguments, result.stderr)
+    assert (samples / "cat.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_every_option_of_plot_is_named() -> None:
-    section = README.split("## Looking at it")[1].split("\n## ")[0]
-    for key in known_keys(PlotSchema()):
-        assert f"`{key}`" in section, key
+@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "pipeline.run"], ids=" ".join)
+def test_the_options_of_every_command_that_extracts_are_right(words: list[str], tmp_path: Path) -> None:
+    assert isinstance(check_options(composed(words[1:])), Options)
+
+
+def test_the_first_command_extracts_and_a_dry_run_writes_nothing(photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "imgs")
+    extraction, dry = [words[1:] for words in commands() if words[1:2] == ["data.dir=imgs"]][:2]
+    for arguments, made in ((dry, set()), (extraction, {"imgs-vgg19"})):
+        result = call(*arguments, "network.weights=random", "data.size=32", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert {path.name for path in tmp_path.glob("outputs/*")} == made
+
+
+def rows_of(section: str) -> dict[str, str]:
+    """Gives option -> the row of a section's table that has it in its first cell."""
+    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    return {name: row for row in text.splitlines() if row.startswith("| `") for name in re.findall("`(.+?)`", row.split("|")[1])}
+
+
+@pytest.mark.parametrize(("section", "kind"), [("Options", Options), ("Looking at it", PlotOptions)])
+def test_the_tables_of_options_have_every_option_with_its_default_and_choices(section: str, kind: type) -> None:
+    rows = rows_of(section)
+    assert set(rows) == {key.removesuffix(".name") for key in known_keys(kind)}
+    for key, default in defaults(kind).items():
+        name = key.removesuffix(".name")
+        cells = [cell.strip() for cell in rows[name].split("|")]
+        names = re.findall("`(.+?)`", cells[1])
+        written = cells[2].split(", ")
+        said = yaml.safe_load(written[names.index(name)] if len(written) == len(names) else cells[2])
+        assert said == default, key
+        for value in CHOICES.get(key, ()) if kind is Options else ():
+            assert f"`{value}`" in rows[name], (key, value)
+
+
+def test_every_option_of_verify_is_named() -> None:
+    for key in known_keys(VerifyOptions):
+        assert f"pipeline.verify run=outputs/samples {key}=" in README or key == "run"
 
 
 def test_every_column_and_every_package_is_named() -> None:

@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import OptionError, StoreError
+from pipeline.errors import StoreError
 from pipeline.records import RunSpec
 from pipeline.report import Report, words_for_bytes
-from pipeline.show import as_text, check_options, overview
+from pipeline.show import as_text, overview
 from pipeline.store import holdings
 from pipeline.store.holdings import look_into
 from pipeline.store.reader import open_run
@@ -380,19 +380,6 @@ def test_what_is_no_run_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "features.h5").write_text("no HDF5")
     with pytest.raises(StoreError, match=r"features\.h5: the HDF5 file is damaged, got no other to go by"):
         look_into(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"run": None, "json": False}, "run: no run was named, got None. Expected a run folder"),
-        ({"run": "x", "json": 3}, "json: not a valid value, got 3. Expected true or false"),
-        ({"run": "x", "jsn": True}, "jsn: there is no such option, got 'jsn'. Expected one of: json"),
-    ],
-)
-def test_wrong_options_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        check_options(values)
 
 
 def test_a_wrong_option_of_the_command_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

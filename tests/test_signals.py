@@ -38,7 +38,7 @@ def answer():
         signals.stop(error)
 
 signals.GRACE_SECONDS = {grace}
-signals.heed({advice!r})
+signals.install({advice!r})
 {before}
 answer()
 """
@@ -51,7 +51,7 @@ def stop_waiting(
     work: str,
     answer: str = "pass",
     grace: float = 600,
-    before: str = "signals.heed_in_order()",
+    before: str = "signals.raise_in_main_thread()",
 ) -> tuple[int, str, float]:
     """Gives exit code, stderr and seconds of a child that is sent these signals, 0.1 s apart, at its work."""
     program = WAITING.format(work=work, answer=answer, grace=grace, before=before, advice=ADVICE)
@@ -106,7 +106,7 @@ def test_what_answers_a_signal_cannot_keep_the_process_from_ending() -> None:
 
 def test_what_python_clears_away_at_its_end_is_not_waited_for() -> None:
     slow = "import atexit; atexit.register(time.sleep, 600)"
-    code, said, seconds = stop_waiting(signal.SIGINT, work=SLEEPING, before=f"{slow}; signals.heed_in_order()")
+    code, said, seconds = stop_waiting(signal.SIGINT, work=SLEEPING, before=f"{slow}; signals.raise_in_main_thread()")
     assert (code, said) == (130, LINE.format("interrupted"))
     assert seconds < 60
 
@@ -124,12 +124,12 @@ def test_a_signal_that_is_swallowed_ends_the_process_all_the_same() -> None:
 
 
 def test_what_is_ignored_by_the_caller_stays_ignored() -> None:
-    ignoring = "signal.signal(signal.SIGINT, signal.SIG_IGN); signals.heed(''); signals.heed_in_order()"
+    ignoring = "signal.signal(signal.SIGINT, signal.SIG_IGN); signals.install(''); signals.raise_in_main_thread()"
     assert stop_waiting(signal.SIGINT, signal.SIGTERM, work=SLEEPING, before=ignoring)[0] == 143
 
 
 def test_a_program_that_runs_a_job_from_python_answers_its_own_signals() -> None:
-    own = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); signals.heed_in_order()"
+    own = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); signals.raise_in_main_thread()"
     assert stop_waiting(signal.SIGTERM, work=SLEEPING, before=own)[:2] == (7, "")
 
 

@@ -21,7 +21,6 @@ from pipeline.config import check_options
 from pipeline.errors import ImageError, OptionError
 from pipeline.images.seen import seen_picture
 from pipeline.records import ImageStatus
-from pipeline.run import checked_options
 from pipeline.storage import connection, objects
 from pipeline.storage.address import Address, is_address, to_address
 from pipeline.storage.connection import StorageError, attempt
@@ -109,9 +108,7 @@ def test_an_address_that_nothing_reaches_is_refused_at_once(
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "gcsfs" else found(name, *rest))
     with pytest.raises(OptionError, match=words):
-        checked_options(
-            given(**{"data.dir": {"data.tar": None, "data.tfds": "memory://sets"}.get(option, "imgs"), option: value})
-        )
+        check_options(given(**{"data.dir": {"data.tar": None, "data.tfds": "memory://sets"}.get(option, "imgs"), option: value}))
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

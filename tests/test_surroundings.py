@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from pipeline import open_run
+from pipeline.cli import fail
 from pipeline.errors import PipelineError, StoreError, printable
 from pipeline.freshness import refuse_changed_images
 from pipeline.images.decode import decode_image
 from pipeline.images.folder import list_folder
 from pipeline.progress import Progress
 from pipeline.records import ImageStatus, ShardSpec
-from pipeline.run import fail
 from pipeline.store.changes import compare_images
 
 from .bad_images import encode, picture, png_of

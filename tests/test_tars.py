@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data_source import tar_folder
+from pipeline.config import tar_folder
 from pipeline.errors import DatasetError
 from pipeline.images import tar as tars
 from pipeline.images.folder import list_folder

@@ -156,9 +156,9 @@ def test_what_is_wrong_with_a_set_is_one_line(tiny_set: Path, tmp_path: Path, mo
 
 def test_a_wrong_name_is_answered_before_anything_is_loaded(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from pipeline.data_source import DataSource\n"
+        "import sys; from pathlib import Path; from pipeline.config import DataOptions\n"
         "from pipeline.image_list import list_images\n"
-        "try: list_images(DataSource(Path(sys.argv[1]), None, None, 'none', None))\n"
+        "try: list_images(DataOptions(Path(sys.argv[1]), tfds='none'))\n"
         "except Exception as error: print(type(error).__name__, {'tensorflow', 'tensorflow_datasets'} & {*sys.modules})"
     )
     said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True).stdout

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import OptionError
 from pipeline.report import words_for_bytes
 from pipeline.store.judgement import Verdict
 from pipeline.store.verification import verify_folder
@@ -135,28 +134,6 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(arguments: list[str], messag
     assert result.stderr.startswith(f"error: {message}"), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (
-            {"run": "x", "repair": 1},
-            "repair: not a valid value, got 1. Expected true or false. Run `python -m pipeline.verify --h",
-        ),
-        (
-            {"run": "", "repair": False},
-            "run: no run was named, got ''. Expected a run folder. Run e.g. `python -m pipeline.verify",
-        ),
-        ({"run": "x"}, "repair: not a valid value, got None. Expected true or false."),
-    ],
-)
-def test_a_wrong_value_says_what_is_right(values: dict[str, object], message: str) -> None:
-    from pipeline.verify import check_options
-
-    with pytest.raises(OptionError) as raised:
-        check_options(values)
-    assert str(raised.value).startswith(message)
 
 
 def test_neither_a_wrong_option_nor_a_whole_run_loads_tensorflow(folder: Path) -> None:

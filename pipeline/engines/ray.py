@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import EngineOptions, Options
+from ..config import AUTO, EngineOptions, Options
 from ..errors import EngineError, OptionError, PipelineError, StoreError, printable
 from ..estimate import raw_bytes
 from ..images.tar import TarSource
@@ -35,7 +35,6 @@ from ..network.weights import Weights
 from ..plan import versions
 from ..records import ImageStatus, RunSpec, ShardSpec
 from ..report import Stopwatch
-from ..schema import AUTO
 from ..signals import kept_handlers, leaving_at_once
 from ..stages import Stages, make_stages
 from ..store import disk, format

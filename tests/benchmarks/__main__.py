@@ -1,4 +1,4 @@
-"""Door: ``python -m tests.benchmarks``. Runs the rows asked for and prints one table."""
+"""``python -m tests.benchmarks``. Run the rows asked for and prints one table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from .rows import ROWS, Bench, Line
 from .table import format_table, to_json
 
 # Each registers its rows, in the order of the table.
-ROOMS_OF_ROWS = (
-    *("bare_network", "whole_job", "short_job", "storing", "training", "reading", "sources", "all_layers", "scale"),
-    *("bookkeeping", "engine", "storage"),
-)
-for room in ROOMS_OF_ROWS:
-    importlib.import_module(f".{room}", __package__)
+MODULES = ("bare_network", "whole_job", "short_job", "storing", "training", "reading", "all_layers", "scale", "bookkeeping")
+for module in MODULES:
+    importlib.import_module(f".{module}", __package__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,7 +41,6 @@ RIVALS = {
     "TensorFlow, direct convolutions": ("direct", ()),
     "ONNX Runtime": ("onnx", ("onnx", "onnxruntime")),
     "PyTorch": ("torch", ("torch", "torchvision")),
-    "OpenVINO": ("openvino", ("onnx", "openvino")),
 }
 
 
@@ -176,26 +175,6 @@ def torch(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, An
     call, prepared = turns[memory]
     batch = best_batch(call, prepared)
     return {"batch": batch, "memory format": memory}, _timed(lambda: _all(call, prepared, batch), len(images))
-
-
-def openvino(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
-    """OpenVINO on the CPU, float32 throughout: by itself it would round to bfloat16 where the processor can."""
-    import openvino
-
-    core = openvino.Core()
-    with tempfile.TemporaryDirectory() as folder:
-        model = core.read_model(write_onnx_model(seeded_weights(), layers, Path(folder, "vgg19.onnx")))
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": usable_cores()}
-        compiled = core.compile_model(model, "CPU", settings)
-    images = _channels_first(path)
-
-    def call(some: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        found = compiled(some)
-        return [found[output] for output in compiled.outputs]
-
-    _save_channels_first(features, layers, call(images[:COMPARED]))
-    batch = best_batch(call, images)
-    return {"batch": batch}, _timed(lambda: _all(call, images, batch), len(images))
 
 
 @row("network", "the network alone, 224 px, images a second")

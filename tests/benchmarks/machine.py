@@ -13,7 +13,7 @@ from .sides import REPOSITORY, usable_cores
 
 PROGRAMS = (
     *("tensorflow", "keras", "numpy", "h5py", "pillow", "isal", "llvmlite"),
-    *("onnxruntime", "onnx", "openvino", "torch", "torchvision", "thingsvision"),
+    *("onnxruntime", "onnx", "torch", "torchvision"),
 )
 
 

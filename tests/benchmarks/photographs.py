@@ -9,11 +9,8 @@ from PIL import Image
 
 from .sides import REPOSITORY
 
-# The mean size of ImageNet's photographs is about 500 x 375 px; 4000 x 3000 px is what a 12-megapixel camera gives.
+# The mean size of ImageNet's photographs is about 500 x 375 px.
 SMALL_PX = (500, 375)
-LARGE_PX = (4000, 3000)
-# Of a size that data.decode=fast halves for 224 px.
-MEDIUM_PX = (1000, 950)
 WIDE_PX = (2560, 1440)
 
 QUALITY = 90

@@ -1,4 +1,4 @@
-"""The nouns of the benchmarks: a row of questions, a line of answers, and the register of all rows."""
+"""The records of the benchmarks: a row of questions, a line of answers, and the register of all rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ from pathlib import Path
 INSTALL = {
     "onnx": "pip install onnx",
     "onnxruntime": "pip install onnxruntime",
-    "openvino": "pip install openvino",
     "torch": "pip install torch",
     "torchvision": "pip install torchvision",
-    "ray": "pip install ray",
-    "thingsvision": "pip install thingsvision",
-    "tensorflow_datasets": "pip install tensorflow-datasets importlib_resources",
-    "pyarrow": "pip install pyarrow",
 }
 
 

@@ -1,51 +1,19 @@
-"""Cost against size: whether ten times the images cost ten times the time, and what memory they take."""
+"""Listing and planning many files: seconds and memory."""
 
 from __future__ import annotations
 
-import itertools
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from .rows import Bench, Line, interleave, row
-from .sides import Finished, Side, run_ours
+from .sides import Side
 
-SIZES = (200, 2_000)
-SIZES_SLOW = (200, 2_000, 20_000)
 LISTED, LISTED_SLOW = 100_000, 1_000_000
 
-# What an image may cost more where there are ten times as many.
-LINEAR = 0.9
 FILES_A_FOLDER = 1000
-
-
-@row("scale", "seconds an image and peak memory at 200 and at 2,000 tiny images (20,000 with --slow)")
-def measure(bench: Bench) -> Iterator[Line]:
-    """Each size against the one before."""
-    sizes = SIZES_SLOW if bench.slow else SIZES
-    runs: dict[int, list[Finished]] = {size: [] for size in sizes}
-
-    def turn(size: int) -> float:
-        output = bench.folder / "scale"
-        folder = _tiny_images(bench.folder / f"tiny {size}", size)
-        runs[size].append(run_ours(output, f"data.dir={folder}", "layers=[relu1_1]", "data.size=32"))
-        shutil.rmtree(output)
-        return 1e3 / float(runs[size][-1].report["images_per_second"])
-
-    figures = interleave({str(size): lambda size=size: turn(size) for size in sizes}, bench.turns)
-    for smaller, larger in itertools.pairwise(sizes):
-        words = f"{larger:,} tiny images: {smaller:,}"
-        costs = figures[str(larger)], figures[str(smaller)]
-        memory = [[run.peak_bytes / 1e6 for run in runs[size]] for size in (larger, smaller)]
-        notes = "32 px, relu1_1; start-up not counted in the time"
-        yield Line(f"milliseconds an image, {words}", "ms", *costs, more_is_better=False, goal=LINEAR, notes=notes)
-        yield Line(f"peak memory, {words}", "MB", *memory, more_is_better=False, notes=notes)
 
 
 @row("listing", "a folder of 100,000 files (1,000,000 with --slow) listed and planned: seconds and memory")
@@ -122,38 +90,14 @@ def script(folder: str) -> tuple[dict[str, Any], Callable[[], list[float]]]:
 
 
 def _values(folder: str | None, listed: str | None) -> Any:
-    """Gives the options as the command composes them."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
+    from pipeline.config import defaults, nested
 
-    from pipeline.run import configuration_folder
-    from pipeline.schema import Schema
-
-    ConfigStore.instance().store(name="schema", node=Schema)
-    with initialize_config_dir(str(Path(configuration_folder()).resolve()), version_base="1.3"):
-        given = f'data.dir="{folder}"' if folder else f'data.list="{listed}"'
-        return OmegaConf.to_container(compose("config", [given, "network.weights=random"]), resolve=True)
+    return nested({**defaults(), "data.dir": folder, "data.list": listed, "network.weights": "random"})
 
 
 def _resident_bytes() -> int:
     # Source: proc(5): the second number is the resident pages.
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _tiny_images(folder: Path, count: int) -> Path:
-    """Makes JPEGs of 32 x 32 px: a hundred, and links to them."""
-    if folder.is_dir():
-        return folder
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / f"{number:06d}.jpg"
-        if number < 100:
-            Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
-        else:
-            os.link(folder / f"{number % 100:06d}.jpg", path)
-    return folder
 
 
 def _empty_images(folder: Path, count: int) -> Path:

@@ -19,7 +19,7 @@ from .sides import Side, run_ours
 
 LAYER = "relu4_1"
 
-# What a script must be overtaken by, by its room; others by anything.
+# What a script must be overtaken by, by its module; others by anything.
 GOALS = {"keras_script": 2.5, "onnx_script": 2.0}
 # Share of the bare network's rate that the whole job must keep.
 KEPT = 0.90
@@ -34,14 +34,14 @@ class Script(NamedTuple):
     """A rival.
 
     Attributes:
-        room: Below ``scripts``.
+        module: Below ``scripts``.
         needs: Packages.
-        axes: Of its features, as a transposition to (n, h, w, c); empty where its numbers are its own.
+        axes: Of its features, as a transposition to (n, h, w, c).
         resizes_alike: Whether its resizing is antialiased as ours.
         arguments: Further ones.
     """
 
-    room: str
+    module: str
     needs: tuple[str, ...]
     axes: tuple[int, ...]
     resizes_alike: bool
@@ -58,7 +58,6 @@ SCRIPTS = {
     "ONNX Runtime script, uncompressed": Script(
         "onnx_script", ("onnx", "onnxruntime"), CHANNELS_FIRST, True, {"compression": None}
     ),
-    "thingsvision": Script("thingsvision_script", ("thingsvision",), (), False, {}),
 }
 
 
@@ -89,7 +88,7 @@ def measure(bench: Bench) -> Iterator[Line]:
         for name, script in SCRIPTS.items():
             if not absent[name]:
                 arguments = {"photographs": str(photographs), "output": str(files[name]), "layer": LAYER, **script.arguments}
-                side = stack.enter_context(Side(f"scripts.{script.room}:prepare", **arguments))
+                side = stack.enter_context(Side(f"scripts.{script.module}:prepare", **arguments))
                 batches[name] = side.facts["batch"]
                 sides[name] = lambda side=side: bench.images / side.turn()
         figures = interleave(sides, bench.turns)
@@ -101,7 +100,7 @@ def measure(bench: Bench) -> Iterator[Line]:
         notes = (
             f"{name}: batch {batches[name]}, start-up and a first pass not counted; {_compare(files[name], bench.folder, script)}"
         )
-        yield Line(what, "images/s", figures["ours"], figures[name], goal=GOALS.get(script.room, 1.0), notes=notes)
+        yield Line(what, "images/s", figures["ours"], figures[name], goal=GOALS.get(script.module, 1.0), notes=notes)
 
 
 @row("kept", "the whole job against our own bare network at its best batch size, relu4_1")
@@ -123,13 +122,11 @@ def _compare(file: Path, folder: Path, script: Script) -> str:
     Raises:
         RuntimeError: They are another network's.
     """
-    if not script.axes:
-        return "its weights and its scaling of pixels are its own, so its features are not compared"
     with h5py.File(file) as theirs, h5py.File(folder / "ours" / "features.h5") as ours:
         found, expected = theirs["features"][:COMPARED], ours[f"features/{LAYER}"][:COMPARED]
     difference = relative_difference(np.ascontiguousarray(found.transpose(script.axes)), expected)
     if not script.resizes_alike:
         return f"resizes without antialiasing, so its features differ by {difference:.1e}"
     if not difference <= ROUNDED_DIFFERENCE:
-        raise RuntimeError(f"{script.room}: another network, got features that differ by {difference:.1e}")
+        raise RuntimeError(f"{script.module}: another network, got features that differ by {difference:.1e}")
     return f"rounds pixels to whole grey levels, so its features differ by {difference:.1e}"

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from pipeline.command_line import command_again, differing_options, literal_arguments, shell_word
-from pipeline.run import configuration_folder
-from pipeline.schema import Schema
+from pipeline.cli import configuration_folder, literal_arguments
+from pipeline.config import to_yaml
+from pipeline.reproduce import command_again, differing_options, shell_word
 
 from .test_command import ODD_NAMES
 
@@ -36,12 +35,12 @@ HARD_NAMES = [
 def composed(arguments: list[str]) -> dict[str, Any]:
     """Gives what the options of a command line come to, as they are stored with a run."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(name="schema", node=Schema)
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
-        config = compose("config", literal_arguments(arguments))
-    stored: dict[str, Any] = yaml.safe_load(OmegaConf.to_yaml(config, resolve=True))
+        config: Any = OmegaConf.to_container(compose("config", literal_arguments(arguments)), resolve=True)
+    stored: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    assert stored == config
     return stored
 
 

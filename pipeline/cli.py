@@ -1,0 +1,297 @@
+"""The entry of every command: Hydra's command line taken as typed, errors in one line, exit codes, signals, several jobs.
+
+Exit codes: 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM. Loads Hydra, and the options, once it
+listens to signals: in an import Ctrl-C is a traceback otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import signals
+from .errors import OptionError, PipelineError, nearest, printable
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Options whose value is a piece of text and nothing else, of any command.
+LITERAL_OPTIONS = frozenset(
+    {"data.dir", "data.list", "data.tar", "data.tfds", "name", "output.dir", "output.scratch", "network.weights"}
+    | {"engine.address", "run", "image", "file"}
+)
+# Options that are lists: commas make one, with brackets or without.
+LISTS = ("layers", "channels", "images")
+# Options that are a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
+GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
+MULTIRUN = frozenset({"-m", "--multirun"})
+# Of what is swept: what the name of a run tells anyway, and what is one run.
+_NOT_IN_NAMES = frozenset(
+    {"data.dir", "data.list", "data.tar", "data.tfds", "data.split", "network", "name", "output.dir", "part"}
+)
+# Folder of what submitit keeps of jobs: all machines must see it.
+_SUBMITIT = ".submitit"
+
+
+def start(module: str, options: str, work: Callable[..., None], *, when_stopped: str, config_name: str = "") -> None:
+    """Run a command on the process's command line; leave with an exit code where it fails.
+
+    Args:
+        module: Name after ``python -m``.
+        options: Name of the class in :mod:`pipeline.config` of the options that exist.
+        work: Is called with the options as plain nested values, in each job; of several jobs of one command line also with
+            what tells this one's name from the others', ``"-size=64"``.
+        when_stopped: What Ctrl-C and SIGTERM leave behind, and what to do.
+        config_name: Name of the file in ``conf`` with the defaults; "": as the module.
+    """
+    signals.install(when_stopped)
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    # Hydra would print its errors itself, over several lines and with its own exit code.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does by itself: a name need not be such as this terminal's encoding has.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = literal_arguments(sys.argv[1:])
+    is_several = bool(MULTIRUN & {*arguments})
+    failure: list[Exception] = []
+    try:
+        swept = _swept(arguments) if is_several else None
+        task = partial(
+            _job, work=work, swept=swept, failure=failure, refusal=partial(wrong_override, options=options, module=module)
+        )
+        with _without_leftovers(arguments) as sys.argv[1:]:
+            main = hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=config_name or module[9:])
+            main(lambda config: task(config))()
+        sys.stdout.flush()
+        if failure:
+            raise failure[0]
+    except PipelineError as error:
+        fail(error)
+    except (KeyboardInterrupt, signals.Terminated) as error:
+        signals.stop(error)
+    except BrokenPipeError:
+        # The reader of the pipe, `head` for instance, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if failure:
+            traceback.print_exc()
+            sys.exit(1)
+        # Before the job has begun it is the command line that is wrong.
+        is_lost = is_several and not isinstance(error, (HydraException, OmegaConfBaseException))
+        fail(lost_job(error) if is_lost else wrong_override(error, options, module))
+    signals.ignore()
+
+
+def _job(
+    config: DictConfig,
+    work: Callable[..., None],
+    swept: Sequence[str] | None,
+    failure: list[Exception],
+    refusal: Callable[[BaseException], OptionError],
+) -> None:
+    """Do the work of one job; of several, each may be in another process, so what ends it goes back as one line.
+
+    Args:
+        config: As Hydra composed it.
+        work: Of the command.
+        swept: Of several jobs, the options that differ between them.
+        failure: Gets what has ended the only job: of what is raised Hydra prints lines of its own.
+        refusal: Gives the error for a value that refers to another one that is not there.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+        work(values, *([] if swept is None else [sweep_suffix(values, swept)]))
+    except Exception as error:
+        said = refusal(error) if isinstance(error, OmegaConfBaseException) else error
+        if swept is None:
+            failure.append(said)
+        elif isinstance(said, PipelineError):
+            raise said from None
+        else:
+            traceback.print_exc()
+            raise PipelineError(
+                f"job: a mistake of the program's own, got {_words(error)}. Expected none. Its traceback is in the job's output."
+            ) from None
+
+
+def fail(error: PipelineError) -> NoReturn:
+    """Print an error as one line and leave."""
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def lost_job(error: BaseException) -> PipelineError:
+    """Return the one line for a job whose process has ended without a result."""
+    return PipelineError(
+        f"multirun: a job has ended without a result, got {_words(error)}. Expected one of each. See its own output, where the "
+        f"launcher keeps it, then run the same command again: finished shards are kept."
+    )
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def configuration_folder() -> str:
+    """Return the folder of YAML files: inside an installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+
+
+def wrong_override(error: BaseException, options: str, module: str) -> OptionError:
+    """Return what Hydra or OmegaConf says of the command line as an error of the usual form.
+
+    Args:
+        error: As raised; what it was caused by may say more.
+        options: Name of the class in :mod:`pipeline.config` of the options that exist.
+        module: Whose command line it is.
+    """
+    from . import config
+
+    kind, said = getattr(config, options), str(error)
+    chain: BaseException | None = error
+    while chain is not None:
+        if found := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", str(chain)):
+            key = (found[2] or found[1]).lstrip("+~")
+            whole = re.search(r"full_key: (\S+)", str(chain))
+            return config.unknown_key(whole[1] if whole and key in whole[1] else key, kind, module)
+        chain = chain.__cause__ or chain.__context__
+    if found := re.search(r"Could not find '(\w+)/([^']+)'", said):
+        group, name = found[1], found[2]
+        names = [line.strip() for line in said.splitlines()[1:] if re.fullmatch(r"\s+\w+", line)]
+        more = "Further ones are files in conf/" + group
+        if group == "hydra":
+            group, _, name = f"hydra/{name}".rpartition("/")
+            more = "Others come with hydra-joblib-launcher and hydra-submitit-launcher"
+        return OptionError(f"{group}: there is none of this name, got {name!r}. Expected one of: {nearest(name, names)}. {more}.")
+    first_line = " ".join(said.split("\n")[0].split()).rstrip(".")
+    return OptionError(
+        f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes inside quotes, "
+        f"e.g. 'name=\"a,b\"'. Run `python -m {module} --help` for all options."
+    )
+
+
+def literal_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the command line with paths and names quoted, so that Hydra takes them as typed and not as its own grammar.
+
+    Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already stays as it is,
+    and so do commas and parentheses of a sweep, whose ``-m`` may stand anywhere. Lists with commas get their brackets.
+    """
+    if MULTIRUN & {*arguments}:
+        others = [argument for argument in arguments if argument not in MULTIRUN]
+        return ["--multirun", *(argument if {*",("} & {*argument} else _literal(argument) for argument in others)]
+    tars = [argument.partition("=")[2] for argument in arguments if argument.startswith("data.tar=")]
+    if len(tars) > 1:
+        # The shell makes many arguments of data.tar=train-{000..012}.tar.
+        names = ",".join(quoted(name) if is_typed(name) else name for name in tars)
+        arguments = [*(other for other in arguments if not other.startswith("data.tar=")), f"data.tar=[{names}]"]
+    return [_literal(argument) for argument in arguments]
+
+
+def _literal(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if key in LISTS and "," in value and not value.startswith(("[", "'", '"')):
+        return f"{key}=[{value}]"
+    if not equals or key not in LITERAL_OPTIONS or not is_typed(value):
+        return argument
+    if key == "data.tar" and value[:1] + value[-1:] == "[]":
+        # Where there are quotes, someone knows Hydra's grammar. Commas in braces are no separators.
+        parts = (quoted(part.strip()) for part in re.findall(r"(?:\{[^{}]*\}|[^,])+", value[1:-1]))
+        return argument if {*value} & {*"\"'"} else f"{key}=[{','.join(parts)}]"
+    return f"{key}={quoted(value)}"
+
+
+def is_typed(value: str) -> bool:
+    """Tell whether the value of a literal option is meant as it stands: neither quoted already, nor null."""
+    return value != "null" and not (len(value) > 1 and value[0] == value[-1] and value[0] in "\"'")
+
+
+def quoted(text: str) -> str:
+    """Return a text in double quotes, which Hydra reads as exactly this text."""
+    # Source: OmegaConf, "Escaping in interpolation strings": a backslash before ${ keeps it from being looked up.
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    # Source: Hydra, "The extended override grammar", quoted values: backslashes count only before a quote.
+    text = re.sub(r'(\\*)(")', lambda match: match[1] * 2 + r"\"", text)
+    text = re.sub(r"(\\+)$", lambda match: match[1] * 2, text)
+    return f'"{text}"'
+
+
+def _swept(arguments: Sequence[str]) -> list[str]:
+    """Return the options of which each job has another value, in the order of the command line."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    with suppress(HydraException):  # which Hydra will say itself
+        overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
+        return [override.key_or_group for override in overrides if override.is_sweep_override()]
+    return []
+
+
+def sweep_suffix(values: Mapping[str, Any], swept: Sequence[str]) -> str:
+    """Return what tells the run of one job of a sweep from the others': ``-layers=relu4_1-size=64``.
+
+    Each option that is swept, by its last word, and its value; but for the images and the network, whose names the run's begins
+    with, and for parts, which make one run.
+
+    Args:
+        values: Nested options of the job.
+        swept: Names of options.
+    """
+    suffix = ""
+    for key in swept:
+        value: Any = values
+        for word in (f"{key}.name" if key in GROUP_NAMES.values() else key).split("."):
+            value = value.get(word) if isinstance(value, Mapping) else None
+        if key in _NOT_IN_NAMES or key.startswith("hydra"):
+            continue
+        text = "+".join(map(str, value)) if isinstance(value, list) else "null" if value is None else str(value)
+        plain = re.sub(r"[^\w.+-]", "-", text)[:80]
+        # Other characters, or more of them, would make one name of two.
+        plain += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" * (plain != text)
+        suffix += f"-{key.rsplit('.', 1)[-1]}={plain}"
+    return suffix
+
+
+@contextmanager
+def _without_leftovers(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Give the command line so that Hydra leaves nothing behind of several jobs, unless it is told where.
+
+    Hydra writes ``multirun.yaml`` into the folder in which jobs are to have theirs; ours have none. What submitit keeps of jobs
+    is worth keeping, all of it in the hidden folder where it is anyway.
+    """
+    if not MULTIRUN & {*arguments} or any("hydra.sweep.dir=" in argument for argument in arguments):
+        yield [*arguments]
+    elif any(argument.startswith("hydra/launcher=submitit") for argument in arguments):
+        is_told = any("hydra.launcher.submitit_folder=" in argument for argument in arguments)
+        logs = [] if is_told else [f"hydra.launcher.submitit_folder={_SUBMITIT}/%j"]
+        yield [*arguments, f"hydra.sweep.dir={_SUBMITIT}", *logs]
+    else:
+        with tempfile.TemporaryDirectory(prefix="deep-features-") as folder, signals.clearing(partial(_clear, folder)):
+            yield [*arguments, f'hydra.sweep.dir="{Path(folder).as_posix()}"']
+
+
+def _clear(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    # Joblib's workers outlive whoever started them, for minutes. What they are at is dropped by whoever goes on with it.
+    executor = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
+    for worker in [*getattr(executor, "_processes", ())]:
+        with suppress(OSError):
+            os.kill(worker, signal.SIGTERM)

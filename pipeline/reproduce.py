@@ -1,0 +1,118 @@
+"""The command that makes a run again, or goes on with it: from its stored options, for a shell."""
+
+# Paths are texts here, and stay as they are written.
+# ruff: noqa: PTH100, PTH111, PTH118, PTH120
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .cli import GROUP_NAMES, LITERAL_OPTIONS, is_typed, quoted
+from .config import DataOptions, check_value, defaults, flat, tar_folder
+from .errors import OptionError
+from .storage.address import is_address
+
+# Where the images are comes first in the command, where results go last.
+_FIRST = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers")
+_LAST = ("output.dir", "name")
+# What Hydra takes for a word between brackets and commas, without quotes.
+_WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
+
+
+def differing_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not as they are by default, in the order of the defaults; unknown ones of another version last.
+
+    Args:
+        config: Nested, as stored with a run.
+    """
+    usual, given = defaults(), flat(config)
+    names = [name for name in usual if name in given] + [name for name in given if name not in usual]
+    return {name: given[name] for name in names if name not in usual or given[name] != usual[name]}
+
+
+def argument(name: str, value: Any) -> str:
+    """Return an option as :mod:`pipeline.cli` and Hydra read it; not yet quoted for a shell."""
+    if name in LITERAL_OPTIONS and isinstance(value, (str, int, float)):
+        return f"{name}={value}" if is_typed(str(value)) else f"{name}={quoted(str(value))}"
+    return f"{GROUP_NAMES.get(name, name)}={_grammar(value)}"
+
+
+def _grammar(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_grammar, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    is_word = not isinstance(value, str) or (_WORD.fullmatch(value) and value not in ("null", "true", "false"))
+    return str(value) if is_word else quoted(value)
+
+
+def shell_word(text: str) -> str:
+    """Return one word for a shell, in which a terminal finds nothing to obey: neither a line's end nor an escape."""
+    if text.isprintable():
+        return shlex.quote(text)
+    # Source: POSIX.1-2024, Shell Command Language, 2.2.4 Dollar-Single-Quotes; bash and zsh have always had them.
+    signs = (
+        sign if sign.isprintable() else "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
+        for sign in re.sub(r"([\\'])", r"\\\1", text)
+    )
+    return f"$'{''.join(signs)}'"
+
+
+def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> str:
+    """Return the command for a shell in the present folder.
+
+    Args:
+        config: Nested, as stored with the run.
+        folder: Where the run is now.
+        data_root: Absolute folder that the keys of its images are relative to; "" if nothing tells.
+    """
+    options = differing_options(config)
+    # "." has no name of its own.
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    options |= {"name": folder.name, "output.dir": str(folder.parent)}
+    if options.get("output.existing") in ("replace", "fail"):
+        # To make a run again is to go on with it: these would remove what is there, or refuse it.
+        del options["output.existing"]
+    if folder.absolute().parent == Path("outputs").absolute():
+        del options["output.dir"]
+    roots: dict[str, Callable[[list[str]], str]] = {"data.dir": lambda texts: texts[0], "data.tar": tar_folder}
+    if options.get("data.dir") is None:
+        # Beside a folder, that of the list is no root of the keys.
+        roots["data.list"] = lambda texts: os.path.dirname(texts[0])
+    for key in roots:
+        if data_root and options.get(key) is not None:
+            options[key] = _from_here(options[key], roots[key], data_root)
+    if config.get("name") is None and options["name"] == _usual_name(options):
+        del options["name"]
+    middle = [name for name in options if name not in (*_FIRST, *_LAST)]
+    names = [name for name in (*_FIRST, *middle, *_LAST) if name in options]
+    return " ".join(["python -m pipeline.run", *(shell_word(argument(name, options[name])) for name in names)])
+
+
+def _usual_name(options: Mapping[str, Any]) -> str:
+    with suppress(OptionError):
+        given = {key: check_value(f"data.{key}", options.get(f"data.{key}")) for key in ("dir", "list", "tar", "tfds", "split")}
+        return f"{DataOptions(**given).name}-{options.get('network.name', defaults()['network.name'])}"
+    return ""
+
+
+def _from_here(given: Any, root_of: Callable[[list[str]], str], root: str) -> Any:
+    """Return the path or paths of an option as they are found from here: they may have been typed in another folder.
+
+    Args:
+        given: As typed.
+        root_of: Gives the folder that the keys are relative to, from absolute paths.
+        root: The same, as it was.
+    """
+    texts = [os.path.abspath(os.path.expanduser(text)) for text in (given if isinstance(given, list) else [str(given)])]
+    here = root_of(texts)
+    if here == root or is_address(str(given)):
+        return given
+    found = [os.path.normpath(os.path.join(root, os.path.relpath(text, here))) for text in texts]
+    return found if isinstance(given, list) else found[0]
