@@ -202,22 +202,6 @@ def test_a_pipe_whose_writer_never_writes_does_not_stop_the_rest(tmp_path: Path)
     assert errors == {"stalled.png": "not a regular file: a pipe", "good.png": ""}
 
 
-def test_a_file_of_the_kernel_that_has_nothing_yet_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(0).save(tmp_path / "good.png")
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    opened = os.open
-    # As /proc/kmsg: it calls itself a regular file of no bytes, and blocks.
-    monkeypatch.setattr(os, "open", lambda path, *rest: os.dup(reader) if str(path).endswith("good.png") else opened(path, *rest))
-    monkeypatch.setattr(reading, "_regular_size", lambda info: 0)
-    try:
-        (status,) = load(tmp_path).values()
-    finally:
-        os.close(reader)
-        os.close(writer)
-    assert status.error == "empty: the file has no bytes"
-
-
 @pytest.mark.parametrize("change", ["cut", "grown", "overwritten", "replaced"])
 def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
@@ -262,13 +246,3 @@ def test_image_files_are_not_mapped_into_memory(tmp_path: Path, monkeypatch: pyt
     with Image.open(tmp_path / "a.tif") as image, pytest.raises(AssertionError, match="a file was mapped"):
         image.load()
     assert {status.error for status in load(tmp_path).values()} == {""}
-
-
-def test_a_file_without_permission_is_a_failed_row(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("permissions do not bind the super-user, who runs this test")
-    for name in ("a.png", "b.png"):
-        picture(0).save(tmp_path / name)
-    (tmp_path / "a.png").chmod(0)
-    errors = {key: status.error for key, status in load(tmp_path).items()}
-    assert errors == {"a.png": "unreadable: permission denied", "b.png": ""}

@@ -235,8 +235,7 @@ METADATA = {
 }
 
 
-@pytest.mark.parametrize("place", ["before", "behind"])
-@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize(("name", "place"), [*((name, "before") for name in METADATA), ("a long text", "behind")])
 def test_a_png_is_decoded_whatever_lies_beside_its_pixels(name: str, place: str) -> None:
     header, pixels = (
         struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0),

@@ -76,7 +76,7 @@ def encoded(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @given(encoded())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_pixels_are_those_of_pillow(file: tuple[str, bytes]) -> None:
     _, data = file
     pixels, size_px = decode_image(data)
@@ -87,7 +87,7 @@ def test_the_pixels_are_those_of_pillow(file: tuple[str, bytes]) -> None:
 
 
 @given(encoded(), st.sampled_from([2, 4, 8]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_reduced_sides_are_rounded_up(file: tuple[str, bytes], ratio: int) -> None:
     colours, data = file
     pixels, size_px = decode_image(data, lambda height, width: ratio)
@@ -108,7 +108,7 @@ def test_a_reduced_picture_is_that_of_libjpegs_scaled_decoding() -> None:
 
 
 @given(encoded(), st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_file_of_which_a_part_is_missing_before_its_end_fails(file: tuple[str, bytes], share: float) -> None:
     _, data = file
     first = data.index(b"\xff\xda") + 14
@@ -188,7 +188,7 @@ def test_a_plain_file_is_not_opened_by_pillow(monkeypatch: pytest.MonkeyPatch) -
 
 
 @given(st.booleans(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_damaged_file_is_a_picture_or_a_failure_with_its_reason(progressive: bool, data: st.DataObject) -> None:
     damaged = bytearray(jpeg(picture(33, 47, 4, "waves"), progressive=progressive))
     for _ in range(data.draw(st.integers(1, 4))):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import io
 import os
 import socket
 import threading
@@ -83,10 +82,6 @@ def test_batch_size_and_workers_change_no_row(tmp_path: Path, batch_size: int, w
         np.testing.assert_array_equal(one, two)
 
 
-def test_no_rows_give_no_batches(tmp_path: Path) -> None:
-    assert load(folder_of(tmp_path, 1), indices=np.empty(0, np.int64)) == []
-
-
 def test_every_way_to_fail_is_a_status(tmp_path: Path) -> None:
     good = photograph(1)
     Image.fromarray(good).save(tmp_path / "good.png")
@@ -144,24 +139,6 @@ def test_a_failed_row_has_no_pixels_and_leaves_its_neighbours_alone(tmp_path: Pa
     np.testing.assert_array_equal(rows([batch])[2], photograph(2, 22, 58))
 
 
-def test_a_batch_of_failures_is_a_batch(tmp_path: Path) -> None:
-    manifest = folder_of(tmp_path, 3)
-    for file in tmp_path.iterdir():
-        file.unlink()
-    (batch,) = load(manifest)
-    assert not batch.sizes_px.any()
-    assert [status.error for status in batch.statuses] == ["missing: file not found"] * 3
-    assert [(status.file_bytes, status.sha256) for status in batch.statuses] == [(0, "")] * 3
-
-
-def test_a_file_that_changed_since_it_was_listed_is_taken_as_it_is(tmp_path: Path) -> None:
-    manifest = folder_of(tmp_path, 1)
-    Image.fromarray(photograph(9, 11, 12)).save(tmp_path / "000.png", compress_level=0)
-    (batch,) = load(manifest)
-    assert batch.statuses[0].file_bytes == (tmp_path / "000.png").stat().st_size != manifest.file_bytes[0]
-    np.testing.assert_array_equal(rows([batch])[0], photograph(9, 11, 12))
-
-
 def test_a_file_that_may_not_be_read_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = folder_of(tmp_path, 2)
     opened = os.open
@@ -188,13 +165,6 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path,
 
     monkeypatch.setattr(os, "open", swapped)
     assert errors(manifest) == {"000.png": "not a regular file: a pipe"}
-
-
-def test_a_file_that_grows_while_it_is_read_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = folder_of(tmp_path, 1)
-    require_regular = reading._require_regular
-    monkeypatch.setattr(reading, "_require_regular", lambda info: require_regular(info) - 1)
-    assert errors(manifest) == {"000.png": "unreadable: the file changed while it was read"}
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
@@ -344,14 +314,6 @@ def test_what_is_decoded_ahead_of_the_consumer_is_bounded(tmp_path: Path) -> Non
     assert taken == decoded[0] == 120
 
 
-def test_the_consumers_device_is_left_alone(tmp_path: Path) -> None:
-    import tensorflow as tf
-
-    for _ in ImageLoader(folder_of(tmp_path, 3), np.arange(3), batch_size=1, workers=1):
-        assert tf.constant(1.0).device.endswith(tf.config.list_logical_devices()[-1].name[-5:])
-        assert not tf.executing_eagerly() or tf.constant(1).shape == ()
-
-
 def test_two_loaders_can_run_side_by_side(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 9)
     pairs = zip(
@@ -361,21 +323,3 @@ def test_two_loaders_can_run_side_by_side(tmp_path: Path) -> None:
     )
     seen = [(a.statuses[0].index, b.statuses[0].index) for a, b in pairs]
     assert seen == [(0, 8), (2, 6), (4, 4), (6, 2), (8, 0)]
-
-
-def test_images_of_all_kinds_in_one_batch_are_rgb(tmp_path: Path) -> None:
-    grey = Image.fromarray(photograph(3)[..., 0])
-    for name, image in {
-        "a.png": grey,
-        "b.jpg": grey,
-        "c.gif": grey,
-        "d.tif": grey.convert("CMYK"),
-        "e.png": grey.convert("LA"),
-    }.items():
-        image.save(tmp_path / name)
-    (batch,) = load(list_folder(tmp_path), batch_size=8)
-    assert [status.error for status in batch.statuses] == [""] * 5
-    assert batch.sizes_px[:, 0].tolist() == [40] * 5
-    np.testing.assert_array_equal(rows([batch])[0], np.asarray(grey.convert("RGB")))
-    jpeg = Image.open(io.BytesIO((tmp_path / "b.jpg").read_bytes())).convert("RGB")
-    np.testing.assert_array_equal(rows([batch])[1], np.asarray(jpeg))

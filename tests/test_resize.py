@@ -50,7 +50,7 @@ SIZES = [
     (9, 8000),
 ]
 FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
-MODES = ["squash", "crop", "pad"]
+QUICK = {("squash", "bilinear"), ("crop", "lanczos"), ("pad", "nearest"), ("pad", "bicubic")}
 
 
 def stripes(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -132,8 +132,14 @@ def by_pillow(image: NDArray[np.uint8], height: int, width: int, interpolation: 
     return np.asarray(picture, np.float64)
 
 
-@pytest.mark.parametrize("interpolation", FILTERS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "interpolation"),
+    [
+        pytest.param(mode, interpolation, marks=() if (mode, interpolation) in QUICK else pytest.mark.slow)
+        for mode in ("squash", "crop", "pad")
+        for interpolation in FILTERS
+    ],
+)
 def test_images_of_the_canvas_are_resized_as_in_double_precision_and_larger_ones_as_pillow_does(
     mode: str, interpolation: str, resized: Resized
 ) -> None:

@@ -75,11 +75,11 @@ class Loader:
     """``load_weights`` with every folder inside one temporary folder, and no server behind the addresses."""
 
     def __init__(self, root: Path) -> None:
-        self.folder, self.keras_cache, self.cache = root / "weights", root / "keras", root / "cache"
+        self.folder, self.keras_cache = root / "weights", root / "keras"
         self.lines: list[str] = []
 
     def __call__(self, source: str | Path, network: str = "vgg19", classifier: bool = False, **options: Any) -> Weights:
-        options = {"folder": self.folder, "keras_cache": self.keras_cache, "cache_folder": self.cache} | options
+        options = {"folder": self.folder, "keras_cache": self.keras_cache} | options
         nowhere = {"keras": "http://127.0.0.1:9/keras", "matconvnet": "http://127.0.0.1:9/matconvnet"}
         options = {"seed": 0, "base_urls": nowhere, "progress": False, "log": self.lines.append} | options
         return load_weights(network, str(source), classifier=classifier, **options)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL import TiffImagePlugin as tiff
 
 # Of what is inflated only to be counted, before and after: what is left of a longer input would be copied each time.
 _PIECE_BYTES = 1 << 20
@@ -21,10 +22,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _PNG_VALUES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_SIGNATURE_BYTES = 8
 
-# Source: TIFF 6.0, section 8 and 15: tags.
-_WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _PLANAR = 256, 257, 259, 277, 284
-_STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
+# Source: TIFF 6.0, section 15 and the planar configuration; technical note 2.
 _JPEG_IN_TIFF, _SEPARATE_PLANES = 7, 2
 _END_OF_JPEG = b"\xff\xd9"
 # Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
@@ -37,7 +35,7 @@ _MOST_MARKERS = 1 << 20
 
 
 def missing_parts(image: Image.Image, data: bytes) -> str:
-    """Says what of an image that has been opened, and not loaded yet, is not in its file; nothing where all seems there.
+    """Say what of an image that has been opened, and not loaded yet, is not in its file; nothing where all seems there.
 
     Args:
         image: Opened by Pillow.
@@ -51,7 +49,7 @@ def missing_parts(image: Image.Image, data: bytes) -> str:
 
 
 def missing_rows(image: Image.Image, data: bytes) -> str:
-    """Says what of an image that has been loaded was not in its file; nothing where all was there.
+    """Say what of an image that has been loaded was not in its file; nothing where all was there.
 
     Args:
         image: Loaded, not yet turned or converted.
@@ -73,12 +71,12 @@ def missing_rows(image: Image.Image, data: bytes) -> str:
 
 
 def _rows_bytes(width: int, height: int, bits: int) -> int:
-    """Gives the bytes of rows, each with the byte that says how it is filtered; a pass without columns has no rows."""
+    """Return the bytes of rows, each with the byte that says how it is filtered; a pass without columns has no rows."""
     return max(0, height) * (1 + (width * bits + 7) // 8) if width > 0 else 0
 
 
 def _inflated_bytes(data: bytes, most: int) -> int:
-    """Gives how many bytes a PNG's pixels inflate to, and once it is so many no further: a bomb may hold a million times that."""
+    """Return how many bytes a PNG's pixels inflate to, and stop at so many: a bomb may hold a million times that."""
     stream, found, place, begun = zlib.decompressobj(), 0, _PNG_SIGNATURE_BYTES, False
     while place + 8 <= len(data) and not stream.eof and found < most:
         size, kind = struct.unpack_from(">I4s", data, place)
@@ -99,15 +97,15 @@ def _inflated_bytes(data: bytes, most: int) -> int:
 
 def _missing_strips(image: Any, data: bytes) -> str:
     tags = image.tag_v2
-    is_tiled = _TILE_OFFSETS in tags
-    width, height = int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0))
+    is_tiled = tiff.TILEOFFSETS in tags
+    width, height = int(tags.get(tiff.IMAGEWIDTH, 0)), int(tags.get(tiff.IMAGELENGTH, 0))
     if is_tiled:
-        across, down = int(tags.get(_TILE_WIDTH) or width), int(tags.get(_TILE_HEIGHT) or height)
+        across, down = int(tags.get(tiff.TILEWIDTH) or width), int(tags.get(tiff.TILELENGTH) or height)
     else:
-        across, down = width, min(int(tags.get(_ROWS_PER_STRIP) or height), height)
-    planes = int(tags.get(_SAMPLES, 1)) if tags.get(_PLANAR) == _SEPARATE_PLANES else 1
-    offsets = _numbers(tags.get(_TILE_OFFSETS if is_tiled else _STRIP_OFFSETS))
-    sizes = _numbers(tags.get(_TILE_BYTES if is_tiled else _STRIP_BYTES))
+        across, down = width, min(int(tags.get(tiff.ROWSPERSTRIP) or height), height)
+    planes = int(tags.get(tiff.SAMPLESPERPIXEL, 1)) if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES else 1
+    offsets = _numbers(tags.get(tiff.TILEOFFSETS if is_tiled else tiff.STRIPOFFSETS))
+    sizes = _numbers(tags.get(tiff.TILEBYTECOUNTS if is_tiled else tiff.STRIPBYTECOUNTS))
     if not offsets or not across or not down:
         return ""  # for the reader to refuse, or of the old kind that is one JPEG
     count = -(-width // across) * -(-height // down) * planes
@@ -116,7 +114,7 @@ def _missing_strips(image: Any, data: bytes) -> str:
     there = sum(offset > 0 for offset in offsets[:count])
     if there < count:
         return f"{there} of {count} {words}"
-    if tags.get(_COMPRESSION) == _JPEG_IN_TIFF:
+    if tags.get(tiff.COMPRESSION) == _JPEG_IN_TIFF:
         # libtiff fills in the rest of a JPEG that ends early, and only warns.
         ends = ((max(at, at + size - _TAIL_BYTES), at + size) for at, size in zip(offsets[:count], sizes, strict=False))
         ended = sum(data.rfind(_END_OF_JPEG, first, stop) >= 0 for first, stop in ends)
@@ -129,7 +127,7 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 
 def _missing_tiles(data: bytes) -> str:
-    """Walks from tile to tile; what is no code stream is for the reader to refuse."""
+    """Walk from tile to tile; what is no code stream is for the reader to refuse."""
     place = data.find(_J2K_START + _J2K_SIZE)
     if place < 0 or len(data) < place + 42:
         return ""

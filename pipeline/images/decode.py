@@ -79,7 +79,9 @@ _READ_AHEAD = bytes(8)
 _CORRUPT = "Corrupt JPEG data: "
 _HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])")
 
-_PILLOW_MODULES = r"PIL\."
+# Pillow warns about what a status row says better, or what changes no pixel (a torn EXIF block). A filter for the whole process:
+# warnings.catch_warnings is not safe with threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageDecodeError(ImageError):
@@ -137,23 +139,16 @@ def decode_image(
 
 
 class _JpegHeader(NamedTuple):
-    """What a JPEG says before its first scan.
+    """What a JPEG says before its first scan: sides in px as stored; whether there may be an orientation (EXIF or XMP).
 
     Attributes:
-        height: In px, as stored.
-        width: In px, as stored.
-        coding: Second byte of the frame's marker.
-        bits: Of a sample.
         components: 1: grey, 3: RGB or YCbCr, 4: CMYK or YCCK.
-        has_app1: Whether there may be an orientation: EXIF or XMP.
         has_one_scan: Whether the first scan is the only one.
         scan: Where its segment begins in the file, behind the length.
     """
 
     height: int
     width: int
-    coding: int
-    bits: int
     components: int
     has_app1: bool
     has_one_scan: bool
@@ -161,44 +156,44 @@ class _JpegHeader(NamedTuple):
 
 
 def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
-    """Read what precedes the first scan, in a tenth of the time that Pillow takes; None: no JPEG, or too large, or damaged."""
+    """Read what precedes the first scan, in a tenth of the time that Pillow takes; None: no JPEG, or too large, or damaged.
+
+    Raises:
+        ImageDecodeError: It is of a kind that is not read.
+    """
     if not data.startswith(_JPEG_START):
         return None
     frame, coding, has_app1, place = 0, 0, False, 2
     while (place := data.find(b"\xff", place)) >= 0 and place + 10 <= len(data):
         marker = data[place + 1]
-        if marker == 0xFF:
-            place += 1
-            continue
-        if marker in _NO_LENGTH:
-            place += 2
+        if marker == 0xFF or marker in _NO_LENGTH:
+            place += 1 if marker == 0xFF else 2
             continue
         if marker == _SCAN:
-            if not frame:
-                return None
-            height, width = int.from_bytes(data[frame + 1 : frame + 3], "big"), int.from_bytes(data[frame + 3 : frame + 5], "big")
-            if not 0 < height * width <= MAX_PIXELS:
-                return None
-            components = data[frame + 5]
-            has_one_scan = coding in _BASELINE and data[place + 4] == components
-            return _JpegHeader(height, width, coding, data[frame], components, has_app1, has_one_scan, place + 4)
+            break
         if marker in _FRAMES:
             frame, coding = place + 4, marker
-        elif marker == _APP1:
-            has_app1 = True
+        has_app1 |= marker == _APP1
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return None
+    else:
+        return None
+    height, width = int.from_bytes(data[frame + 1 : frame + 3], "big"), int.from_bytes(data[frame + 3 : frame + 5], "big")
+    if not frame or not 0 < height * width <= MAX_PIXELS:
+        return None
+    bits, components = data[frame], data[frame + 5]
+    if coding in _UNREADABLE_FRAMES:
+        raise ImageDecodeError(f"unsupported: {_UNREADABLE_FRAMES[coding]}")
+    if bits != _JPEG_BITS:
+        raise ImageDecodeError(f"unsupported: JPEG of {bits} bits a sample, only {_JPEG_BITS} can be read")
+    if components not in (1, 3, 4):
+        raise ImageDecodeError(f"unsupported: JPEG of {components} components")
+    has_one_scan = coding in _BASELINE and data[place + 4] == components
+    return _JpegHeader(height, width, components, has_app1, has_one_scan, place + 4)
 
 
 def _decode_jpeg_file(
     data: bytes, header: _JpegHeader, ratio_for: Callable[[int, int], int] | None, admit: Callable[[int], None] | None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    if header.coding in _UNREADABLE_FRAMES:
-        raise ImageDecodeError(f"unsupported: {_UNREADABLE_FRAMES[header.coding]}")
-    if header.bits != _JPEG_BITS:
-        raise ImageDecodeError(f"unsupported: JPEG of {header.bits} bits a sample, only {_JPEG_BITS} can be read")
-    if header.components not in (1, 3, 4):
-        raise ImageDecodeError(f"unsupported: JPEG of {header.components} components")
     if not header.has_one_scan and _has_endless_scans(data):
         raise ImageDecodeError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
     orientation = _orientation(_open(data)) if header.has_app1 else 1
@@ -265,19 +260,10 @@ def _without_end(data: bytes, header: _JpegHeader) -> bytes:
     return data
 
 
-def _silence_pillow() -> None:
-    # Pillow warns about what a status row says better, or what changes no pixel (a torn EXIF block). A filter for the whole
-    # process, looked for before it is added: warnings.catch_warnings is not safe with threads.
-    wanted = re.compile(_PILLOW_MODULES)
-    if not any(action == "ignore" and module == wanted for action, _, _, module, _ in warnings.filters):
-        warnings.filterwarnings("ignore", module=_PILLOW_MODULES)
-
-
 def _open(data: bytes) -> Image.Image:
     """Read the header alone, and refuse what must not be decoded."""
     if not data:
         raise ImageDecodeError("empty: the file has no bytes")
-    _silence_pillow()
     try:
         image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
         reason = refused_kind(image, data)

@@ -91,11 +91,7 @@ def _open(path: str) -> int:
 
 def _read(descriptor: int, most: int) -> bytes:
     """Read a file from its beginning until so many bytes are there or it is at its end."""
-    try:
-        data = os.read(descriptor, most)
-    except BlockingIOError:
-        # A file of the kernel that calls itself regular and has nothing yet, which without O_NONBLOCK would be waited for.
-        return b""
+    data = os.read(descriptor, most)
     # Most files come at once, but for the byte that should not be there.
     if len(data) >= most - 1:
         return data

@@ -47,7 +47,7 @@ class Device(NamedTuple):
 
 
 def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, int] | None, backend: str, threads: int) -> Device:
-    """Finds the device and sets TensorFlow up for it.
+    """Find the device and sets TensorFlow up for it.
 
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
@@ -81,7 +81,7 @@ def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, in
 
 
 def batches_in_flight(device: Device, size_px: tuple[int, int] | None, row_bytes: int, memory_bytes: int | None) -> int:
-    """Gives how many batches may be on their way through the device at a time.
+    """Return how many batches may be on their way through the device at a time.
 
     Args:
         device: As chosen.
@@ -103,7 +103,7 @@ def batches_in_flight(device: Device, size_px: tuple[int, int] | None, row_bytes
 
 
 def _shown(gpus: list[Any], requested: str) -> list[Any]:
-    """Lets TensorFlow see these GPUs and no others; gives those that it sees.
+    """Let TensorFlow see these GPUs and no others; return those that it sees.
 
     One process uses one GPU. Those it does not use it must not see: TensorFlow would reserve their memory.
 
@@ -124,7 +124,7 @@ def _shown(gpus: list[Any], requested: str) -> list[Any]:
 
 
 def gpu_batch(size_px: tuple[int, int], memory_bytes: int | None) -> int:
-    """Gives the images of a step on a GPU.
+    """Return the images of a step on a GPU.
 
     Args:
         size_px: (height, width) of the input.
@@ -138,7 +138,7 @@ def gpu_batch(size_px: tuple[int, int], memory_bytes: int | None) -> int:
 
 
 def gpu_memory_bytes() -> int | None:
-    """Gives the free memory of the GPU that has least, as its driver says; TensorFlow does not tell. None without an answer."""
+    """Return the free memory of the GPU that has least, as its driver says; TensorFlow does not tell. None without an answer."""
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout.split()

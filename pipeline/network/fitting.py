@@ -24,7 +24,7 @@ LAYERS_IN_MEMORY = 4
 
 
 class NativeLimit:
-    """Lets through the images that the network can take, unchanged; others become failed rows.
+    """Lets images through that the network can take, unchanged; others become failed rows.
 
     Args:
         network: Its name.
@@ -41,7 +41,7 @@ class NativeLimit:
         self._memory_bytes = usable_bytes() if memory_bytes is None else memory_bytes
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Gives the image (h, w, 3) uint8 back.
+        """Return the image (h, w, 3) uint8.
 
         Raises:
             ImageError: It is too small for the deepest layer, or its layers do not fit into memory.
@@ -61,13 +61,13 @@ class NativeLimit:
 
 
 def needed_bytes(network: str, size_px: tuple[int, int], pool_padding: str) -> int:
-    """Gives about the memory that the network needs for one image of this size."""
+    """Return about the memory that the network needs for one image of this size."""
     shapes = output_shapes(network, size_px, pool_padding)
     return max(math.prod(shape) for shape in shapes.values()) * FLOAT_BYTES * LAYERS_IN_MEMORY
 
 
 def usable_bytes() -> int:
-    """Gives the memory that may be used for an image: three quarters of the machine's or the container's."""
+    """Return the memory that may be used for an image: three quarters of the machine's or the container's."""
     return _machine_bytes() * 3 // 4
 
 

@@ -29,7 +29,7 @@ class DeviceInference:
         self._fill_to = fill_to
 
     def __call__(self, batch: Batch) -> Iterator[FeatureBatch]:
-        """Gives the features of the good rows, one layer after the other.
+        """Return the features of the good rows, one layer after the other.
 
         Raises:
             NetworkError: The device is out of memory.
@@ -69,7 +69,7 @@ class HostInference:
         self._is_native = is_native
 
     def __call__(self, batch: Batch) -> Iterator[FeatureBatch]:
-        """Gives the features of the good rows, one layer after the other.
+        """Return the features of the good rows, one layer after the other.
 
         Raises:
             NetworkError: There is too little memory.
@@ -88,7 +88,7 @@ class HostInference:
 
 
 def _one_behind(layers: Iterable[tuple[str, NDArray[np.float32]]]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Gives each item after the one behind it has been asked for."""
+    """Return each item after the one behind it has been asked for."""
     waiting = None
     for following in layers:
         if waiting is not None:
@@ -99,7 +99,7 @@ def _one_behind(layers: Iterable[tuple[str, NDArray[np.float32]]]) -> Iterator[t
 
 
 def first_step(resize: ResizeSpec | None, mean_pixel: NDArray[np.float64]) -> FirstStep:
-    """Gives what a device does to a canvas before the first layer: resize and subtract the mean colour.
+    """Return what a device does to a canvas before the first layer: resize and subtract the mean colour.
 
     Args:
         resize: Of the run; None at native size, where only the mean is subtracted.

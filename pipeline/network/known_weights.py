@@ -38,7 +38,6 @@ class KnownFile:
         path: Below the family's base address; ends in the file's name.
         size_bytes: Of the file that is served now; None where no source gives it.
         md5: Of the file that is served now, hex.
-        earlier_md5: Of the files served under this name before.
     """
 
     network: str
@@ -47,7 +46,6 @@ class KnownFile:
     path: str
     size_bytes: int | None
     md5: str
-    earlier_md5: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,14 +63,9 @@ class KnownFile:
         return f"{base_urls[self.family].rstrip('/')}/{self.path}"
 
 
-_MAT19_EARLIER = (
-    *("8ee3263992981a1d26e73b3ca028a123", "7354f1087a23b7fb4221c6a4b5653cd0"),
-    *("b9b4a9eb1c2fb3b50e1ec1aca6f22342", "49e623de543b207d57fab0f6eaf79a7e"),
-)
-_MAT16_EARLIER = (*("7d2a4cbdf77ee1dbbd34f6da68eb71c0", "5a68244cf55c66fea59e23ee63cf56ef", "7f0f9f01dfd99c7b7088d1c5a26eb483"),)
 _KERAS = "_weights_tf_dim_ordering_tf_kernels"
-_MAT19 = ("imagenet-vgg-verydeep-19.mat", 534_904_783, "106118b7cf60435e6d8e04f6a6dc3657", _MAT19_EARLIER)
-_MAT16 = ("imagenet-vgg-verydeep-16.mat", None, "f72d927587ca4c97fbd165ec9cb9997f", _MAT16_EARLIER)
+_MAT19 = ("imagenet-vgg-verydeep-19.mat", 534_904_783, "106118b7cf60435e6d8e04f6a6dc3657")
+_MAT16 = ("imagenet-vgg-verydeep-16.mat", None, "f72d927587ca4c97fbd165ec9cb9997f")
 
 # For each network in the order in which copies are looked for.
 KNOWN_FILES: tuple[KnownFile, ...] = (

@@ -45,7 +45,7 @@ KERAS_CLASSIFIER = {"fc1": "relu6", "fc2": "relu7", "predictions": "prob"}
 
 
 def layer_table(network: str) -> tuple[LayerSpec, ...]:
-    """Gives all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files."""
+    """Return all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files."""
     layers: list[LayerSpec] = []
 
     def add(name: str, kind: str, block: int, kernel: tuple[int, int, int, int] | None, channels: int, stride: int) -> None:
@@ -69,7 +69,7 @@ def layer_table(network: str) -> tuple[LayerSpec, ...]:
 
 
 def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
-    """Gives the layers that a user's words mean, in network order, each once.
+    """Return the layers that a user's words mean, in network order, each once.
 
     Args:
         network: ``vgg19`` or ``vgg16``.
@@ -125,7 +125,7 @@ def foreign_names(network: str, words: Sequence[str]) -> dict[str, str]:
 
 
 def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> dict[str, tuple[int, int, int]]:
-    """Gives the (h, w, c) of each layer for an input of this size, up to the last layer that fits it.
+    """Return the (h, w, c) of each layer for an input of this size, up to the last layer that fits it.
 
     Args:
         network: Name in :data:`NETWORKS`.
@@ -147,12 +147,12 @@ def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> 
 
 
 def pooled_side(side: int, pool_padding: str) -> int:
-    """Gives the side of a map after pooling."""
+    """Return the side of a map after pooling."""
     return -(-side // POOL_STRIDE) if pool_padding == "same" else side // POOL_STRIDE
 
 
 def smallest_side_px(network: str, layer: LayerSpec, pool_padding: str) -> int:
-    """Gives the smallest input side for which this layer has an output."""
+    """Return the smallest input side for which this layer has an output."""
     side = 1
     while layer.name not in output_shapes(network, (side, side), pool_padding):
         side += 1
@@ -162,7 +162,7 @@ def smallest_side_px(network: str, layer: LayerSpec, pool_padding: str) -> int:
 def plan_features(
     network: str, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None, pool_padding: str
 ) -> tuple[FeatureSpec, ...]:
-    """Gives the layers with the shape of a row of each; no shapes at native size.
+    """Return the layers with the shape of a row of each; no shapes at native size.
 
     Raises:
         OptionError: The input is too small for a layer.
@@ -180,7 +180,7 @@ def plan_features(
 
 
 def multiply_adds(layer: LayerSpec, shape: tuple[int, int, int]) -> int:
-    """Gives the multiply-adds of a direct evaluation of this layer for one image; 0 for layers without kernels."""
+    """Return the multiply-adds of a direct evaluation of this layer for one image; 0 for layers without kernels."""
     if layer.kernel_shape is None:
         return 0
     return math.prod(layer.kernel_shape) * shape[0] * shape[1]

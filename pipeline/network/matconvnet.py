@@ -9,12 +9,12 @@ Source: print-outs in public readers; vlfeat/matconvnet ``utils/import-caffe.py`
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from .known_weights import StoredWeights, Wanted, WrongFileError
@@ -156,7 +156,7 @@ def read_variables(path: Path) -> Struct:
     variables: Struct = {}
     for kind, element in _elements(content[_HEADER_BYTES:], order, pads_to=1):
         if kind == _COMPRESSED:
-            inflate = zlib.decompressobj()
+            inflate = isal_zlib.decompressobj()
             unpacked = memoryview(inflate.decompress(element, _LARGEST_BYTES))
             if not inflate.eof:
                 raise WrongFileError("is damaged: compressed data end early or do not end", f"{len(unpacked):,} bytes")

@@ -20,7 +20,7 @@ TOLERANCES = {FLOAT32: 1e-5, TENSOR_FLOAT: 1e-2, BFLOAT: 5e-2}
 
 
 def set_precision(precision: str, kind: str) -> None:
-    """Tells TensorFlow, for the whole process, whether a GPU may use TensorFloat-32: 10 bits of each factor.
+    """Tell TensorFlow, for the whole process, whether a GPU may use TensorFloat-32: 10 bits of each factor.
 
     Args:
         precision: One of :data:`TOLERANCES`.
@@ -38,7 +38,7 @@ def set_precision(precision: str, kind: str) -> None:
 
 
 def convolve(values: tf.Tensor, kernel: tf.Tensor, padding: str, precision: str) -> tf.Tensor:
-    """Convolves with stride 1; of bfloat16 factors where the precision says so.
+    """Convolve with stride 1; of bfloat16 factors where the precision says so.
 
     Args:
         values: (n, h, w, cin) float32.

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def load_tensorflow() -> None:
-    """Loads TensorFlow and keeps from the terminal what its C++ part writes meanwhile; lowers its voice after.
+    """Load TensorFlow and keep from the terminal what its C++ part writes meanwhile; let it log errors only after.
 
     It tells of CPU instructions and missing GPU drivers on file descriptor 2, where no setting of its own reaches it.
     What is wrong with an installation comes as an exception all the same.
@@ -32,7 +32,7 @@ def load_tensorflow() -> None:
 
 
 def undisturbed(work: Callable[[], Result]) -> Result:
-    """Does something in a thread of its own, and waits for it. Ctrl-C ends the waiting, and the work goes on.
+    """Do something in a thread of its own, and wait for it. Ctrl-C ends the waiting, and the work goes on.
 
     For imports: signals raise in the main thread, and a library of which half is loaded can be neither used nor loaded again.
 

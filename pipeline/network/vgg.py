@@ -85,7 +85,7 @@ class Network:
                 done = layer.network_index + 1
 
     def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
-        """Gives (name, activations (n, h, w, c) float32) for each wanted layer, computed when asked for.
+        """Return (name, activations (n, h, w, c) float32) for each wanted layer, computed when asked for.
 
         The activations are on the device, or still being computed; ``numpy.asarray`` waits for them.
 
@@ -164,7 +164,7 @@ class Network:
 
 
 def _fully_connected(values: tf.Tensor, kernel: tf.Tensor, precision: str) -> tf.Tensor:
-    """Convolves without padding; as a matrix product where the kernel covers the map or is one pixel."""
+    """Convolve without padding; as a matrix product where the kernel covers the map or is one pixel."""
     height, width, inputs, outputs = kernel.shape
     if precision == BFLOAT:
         return convolve(values, kernel, "VALID", precision)

@@ -1,6 +1,6 @@
 """The weights of a network, whatever file they come from. No TensorFlow.
 
-name or path -> local copy, Keras' cache or download -> reader (MatConvNet, Keras) or cache -> Weights
+name or path -> local copy, Keras' cache or download -> reader (MatConvNet, Keras) -> Weights
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -37,9 +36,6 @@ from .matconvnet import read_matconvnet
 
 # Words that mean more than a path.
 SOURCES = ("imagenet", "matconvnet", "random")
-
-# To be raised when what is cached, or how a file is understood, changes.
-_CACHE_VERSION = 3
 
 TIMEOUT_SECONDS = 30.0
 _ABANDONED_SECONDS = 24 * 3600
@@ -110,7 +106,6 @@ def load_weights(
     classifier: bool,
     folder: Path = Path("weights"),
     keras_cache: Path | None = None,
-    cache_folder: Path | None = None,
     base_urls: Mapping[str, str] = BASE_URLS,
     progress: bool,
     log: Callable[[str], None],
@@ -125,7 +120,6 @@ def load_weights(
         classifier: Whether fc6, fc7 and fc8 are needed.
         folder: Where published files are looked for and downloaded to.
         keras_cache: Where Keras keeps its downloads; None: ``$KERAS_HOME/models`` or ``~/.keras/models``.
-        cache_folder: Where the layers of large files are kept; None: the system's folder for caches.
         base_urls: Family -> address to download from.
         progress: Whether downloads show a bar.
         log: Takes lines for the user: where weights come from, and warnings.
@@ -146,7 +140,9 @@ def load_weights(
             download_file(known, known.address(base_urls), path, progress=progress)
     else:
         path = _given_file(wanted, source)
-    stored = _read_or_cached(wanted, path, cache_folder or default_cache_folder(), log)
+    with contextlib.suppress(OSError):  # Said by the reader.
+        log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
+    stored = read_file(path, wanted)
     recognised = known_weights.recognise_training(stored.kernels["conv1_1"])
     for words, effect in _EFFECTS.items():
         if words in recognised:
@@ -310,72 +306,7 @@ def read_file(path: Path, wanted: Wanted) -> StoredWeights:
     raise wanted.refusal(path, "is not a weights file that can be read", size, _REMEDIES.get(found, ""))
 
 
-def _read_or_cached(wanted: Wanted, path: Path, cache_folder: Path | None, log: Callable[[str], None]) -> StoredWeights:
-    if cache_folder is not None and (cached := load_cached(cache_folder, path, wanted)):
-        return cached
-    with contextlib.suppress(OSError):  # Said by the reader.
-        for known in known_weights.KNOWN_FILES:
-            # Copies that were saved again are common.
-            if known.name == path.name and (md5 := _md5(path)) not in (known.md5, *known.earlier_md5):
-                what = f"has MD5 {md5}, which is not that of a published {known.words}"
-                log(f"weights: warning: {path} {what}; it is read all the same")
-        log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
-    stored = read_file(path, wanted)
-    # Keras' files hold what is wanted as it is wanted; the others are compressed, or have the classifier in any case.
-    if cache_folder is not None and stored.layout.startswith("MatConvNet"):
-        save_cached(cache_folder, path, wanted, stored, log)
-    return stored
-
-
-# Cache: the layers of a large file that were asked for, so that the second start does not read half a gigabyte again.
-
-
-def default_cache_folder() -> Path | None:
-    """Return the system's folder for caches: ``$XDG_CACHE_HOME``, ``%LOCALAPPDATA%`` or ``~/.cache``; None without a home."""
-    # Source: XDG Base Directory Specification: relative paths are to be ignored.
-    given = Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", ""))
-    try:
-        return (given if given.is_absolute() else Path.home() / ".cache") / "deep-feature-pipeline"
-    except RuntimeError:
-        return None
-
-
-def _cache_path(folder: Path, source: Path, wanted: Wanted) -> Path:
-    where = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:24]
-    return folder / f"{where}-{wanted.network}-{'whole' if wanted.classifier else 'convolutions'}.npz"
-
-
-def _state(source: Path) -> list[int]:
-    """Return what differs where a cached file has changed since."""
-    info = source.stat()
-    return [_CACHE_VERSION, info.st_size, info.st_mtime_ns]
-
-
-def load_cached(folder: Path, source: Path, wanted: Wanted) -> StoredWeights | None:
-    """Return what was kept of a file, or None: nothing kept, the file has changed since, or what was kept is damaged."""
-    # NumPy and zipfile, which checks the CRC-32 of each array, raise many kinds on damaged archives; all mean the same here.
-    with (
-        contextlib.suppress(Exception),
-        _cache_path(folder, source, wanted).open("rb") as file,
-        np.load(file, allow_pickle=False) as arrays,
-    ):
-        kernels, biases = ({name: arrays[f"{name}.{kind}"] for name in wanted.shapes} for kind in ("kernel", "bias"))
-        if arrays["state"].tolist() == _state(source):
-            return StoredWeights(kernels, biases, arrays["mean_pixel"], str(arrays["pool_padding"]), str(arrays["layout"]))
-    return None
-
-
-def save_cached(folder: Path, source: Path, wanted: Wanted, stored: StoredWeights, log: Callable[[str], None]) -> None:
-    """Keep what was read of a file, in the place of what was kept of it before. A failure is logged, no more."""
-    path = _cache_path(folder, source, wanted)
-    arrays = {f"{name}.kernel": kernel for name, kernel in stored.kernels.items()}
-    arrays |= {f"{name}.bias": bias for name, bias in stored.biases.items()}
-    facts = {"mean_pixel": stored.mean_pixel, "pool_padding": stored.pool_padding, "layout": stored.layout}
-    try:
-        with _new_file(path) as file:
-            np.savez(file, **arrays, **facts, state=_state(source))  # type: ignore[arg-type]  # the stubs: names of other arguments
-    except OSError as error:
-        log(f"weights cache: {path} is not written: {error}; the next start reads {source} again")
+# Download
 
 
 @contextlib.contextmanager
@@ -401,9 +332,6 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-# Download
 
 
 def download_file(
