@@ -22,7 +22,7 @@ from .store import format
 from .store.damage import UnreadableError
 from .store.digests import Digests
 from .store.folder import RunFolder
-from .store.index import build_index
+from .store.index_file import build_index
 from .store.reader import open_run
 from .store.remote import settle
 

@@ -12,8 +12,8 @@ from .report import MOST_REPORT_BYTES, Report
 from .report_page import Sample, page_values, render, take_samples
 from .store import disk, format
 from .store.digests import Digests
+from .store.file_checks import read_small
 from .store.reader import open_run
-from .store.regular import read_small
 
 REPORT, PAGE = "report.json", "report.html"
 

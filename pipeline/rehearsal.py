@@ -21,7 +21,7 @@ from .report import Stopwatch, count_causes
 from .stages import Stages
 from .store import disk
 from .store.folder import RunFolder
-from .store.trial import Trial
+from .store.writer import DryWriter
 
 # Batches of the sample. The first finds its memory and makes its code, so the time is taken of the others.
 SAMPLE_BATCHES = 4
@@ -47,7 +47,7 @@ def rehearse(spec: RunSpec, run_folder: RunFolder, stages: Stages, workers: int 
     workers = workers or usable_cores()
     # A second time where there is but one batch, for the time that it takes then.
     turns = 2 if count <= stages.device.batch_size else 1
-    trial, ends = Trial(spec, workers), [0.0]
+    trial, ends = DryWriter(spec, workers), [0.0]
 
     def done(statuses: Sequence[ImageStatus]) -> None:
         ends.append(time.monotonic())
@@ -77,7 +77,7 @@ def rehearse(spec: RunSpec, run_folder: RunFolder, stages: Stages, workers: int 
         refuse_failures(len(errors), count, max_failed_fraction, next(iter(errors), ""))
 
 
-def _say(spec: RunSpec, run_folder: RunFolder, trial: Trial, count: int, rows: int) -> bool:
+def _say(spec: RunSpec, run_folder: RunFolder, trial: DryWriter, count: int, rows: int) -> bool:
     """Says what the sample tells of the size; whether it tells anything."""
     errors = [status.error for status in trial.statuses[:count] if status.error]
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(count_causes(errors).items()))

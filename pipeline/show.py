@@ -82,7 +82,7 @@ def overview(path: Path) -> dict[str, Any]:
 
 def _stored_options(held: Holdings) -> dict[str, Any]:
     """Return the options as the files hold them, or as the run without a finished shard keeps them; none if they are damaged."""
-    from .store.regular import read_small
+    from .store.file_checks import read_small
 
     try:
         return parse_config(
@@ -105,7 +105,7 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def _read_report(path: Path) -> dict[str, Any] | None:
-    from .store.regular import read_small
+    from .store.file_checks import read_small
 
     try:
         text = read_small(path, MOST_REPORT_BYTES).decode()

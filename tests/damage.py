@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 
 from pipeline.store.digests import Digests
-from pipeline.store.hashing import file_digest
+from pipeline.store.disk import file_digest
 
 
 def flip(path: Path, place: int, bits: int = 0x10) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.finishing import index_is_whole
 from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, Share, digest_images
 from pipeline.store.folder import open_folder
-from pipeline.store.index import build_index
+from pipeline.store.index_file import build_index
 from pipeline.store.writer import Writer
 
 Shape = tuple[int, int, int]

@@ -19,8 +19,7 @@ from pipeline.records import FeatureBatch, ImageStatus
 from pipeline.store import disk
 from pipeline.store.folder import preview_folder
 from pipeline.store.lock import take_lock
-from pipeline.store.trial import Trial
-from pipeline.store.writer import Writer
+from pipeline.store.writer import DryWriter, Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 from .test_command import call
@@ -231,26 +230,26 @@ def test_dry_run_is_true_or_false() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_a_trial_counts_the_bytes_that_the_writer_stores(dtype: str, compression: str, tmp_path: Path) -> None:
+def test_a_dry_writer_counts_the_bytes_that_the_writer_stores(dtype: str, compression: str, tmp_path: Path) -> None:
     spec = make_spec(8, {"relu4_1": (200, 80, 3)}, dtype=dtype, compression=compression)
     features = make_values(spec)
-    trial = Trial(spec, 2)
-    put_rows(trial, range(8), features, make_statuses(spec, [3]))  # type: ignore[arg-type]
-    trial.close()
+    dry = DryWriter(spec, 2)
+    put_rows(dry, range(8), features, make_statuses(spec, [3]))  # type: ignore[arg-type]
+    dry.close()
     write_run(tmp_path, spec)
     writer = Writer(tmp_path, spec, spec.shards(), 2)
     put_rows(writer, range(8), features, make_statuses(spec, [3]))
     writer.close()
-    assert trial.raw_bytes == {"relu4_1": writer.bytes_raw}
-    assert trial.stored_bytes == {"relu4_1": writer.bytes_stored}
-    assert [status.index for status in trial.statuses] == list(range(8))
+    assert dry.raw_bytes == {"relu4_1": writer.bytes_raw}
+    assert dry.stored_bytes == {"relu4_1": writer.bytes_stored}
+    assert [status.index for status in dry.statuses] == list(range(8))
 
 
-def test_a_trial_says_what_cannot_be_stored() -> None:
-    trial = Trial(make_spec(4, {"relu4_1": (1, 1, 3)}, dtype="float16"), 1)
-    trial.put_features(FeatureBatch("relu4_1", np.array([2]), np.full((1, 1, 1, 3), 1e6, np.float32)))
+def test_a_dry_writer_says_what_cannot_be_stored() -> None:
+    dry = DryWriter(make_spec(4, {"relu4_1": (1, 1, 3)}, dtype="float16"), 1)
+    dry.put_features(FeatureBatch("relu4_1", np.array([2]), np.full((1, 1, 1, 3), 1e6, np.float32)))
     with pytest.raises(NetworkError, match=r"image é2\.jpg: layer relu4_1 has a value that float16 cannot hold, got 1e"):
-        trial.close()
+        dry.close()
 
 
 def statuses_of(count: int, failed: int = 0) -> list[ImageStatus]:

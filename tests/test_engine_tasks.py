@@ -17,7 +17,7 @@ from pipeline.engines import ray as engine
 from pipeline.errors import EngineError, OptionError, PipelineError, StoreError
 from pipeline.plan import versions
 from pipeline.records import Part
-from pipeline.store.hashing import file_digest
+from pipeline.store.disk import file_digest
 
 from .stored_runs import make_spec
 from .test_config import values

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.feature_maps import FeatureMap, number_words, share_words
 from pipeline.report import Report
 from pipeline.report_page import PICTURE_BYTES, Cause, Sample, _maps, coloured, histogram, render, shown
-from pipeline.statistics import LayerStatistics, Tally, gather
+from pipeline.store.statistics import LayerStatistics, Tally, gather
 
 from .pages import Page
 

@@ -25,7 +25,7 @@ from pipeline.report_page import CAUSES, EXAMPLES, option_text, spread, take_sam
 from pipeline.store import disk
 from pipeline.store.digests import Digests
 from pipeline.store.folder import open_folder
-from pipeline.store.index import build_index
+from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer

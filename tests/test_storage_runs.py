@@ -22,7 +22,7 @@ from pipeline.storage.mirror import make_private, scratch_for
 from pipeline.storage.remote_path import RemotePath
 from pipeline.store import remote
 from pipeline.store.folder import open_folder, preview_folder
-from pipeline.store.index import build_index
+from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer

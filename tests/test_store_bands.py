@@ -11,7 +11,6 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import format
 from pipeline.store.reader import open_run
-from pipeline.store.rows import ShardRows
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run
@@ -67,16 +66,6 @@ def test_pieces_are_left_out_but_never_the_first_and_the_last(tmp_path: Path, mo
                 np.testing.assert_array_equal(band, values["relu4_1"][0][first : first + 1])
 
 
-def test_chunks_of_another_program_are_read_alike(tmp_path: Path) -> None:
-    values = write_run(tmp_path, make_spec())
-    with h5py.File(tmp_path / SHARD, "r+") as file:
-        data, attributes = file["features/relu4_1"][:], dict(file["features/relu4_1"].attrs)
-        del file["features/relu4_1"]
-        file["features"].create_dataset("relu4_1", data=data, chunks=(2, 40, 80, 3), shuffle=True).attrs.update(attributes)
-    with open_run(tmp_path) as run:
-        np.testing.assert_array_equal(next(run["relu4_1"].bands(6))[1], values["relu4_1"][6])
-
-
 @pytest.mark.parametrize("layer", ["conv1_1", "relu4_1"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_a_damaged_piece_is_named_as_by_all_readers(layer: str, compression: str, tmp_path: Path) -> None:
@@ -104,13 +93,3 @@ def test_an_image_that_is_gone_is_damage_too(tmp_path: Path) -> None:
         for read in (run["relu4_1"].shape_of, lambda row: list(run["relu4_1"].bands(row))):
             with pytest.raises(StoreError, match=r"relu4_1, row 5 .* is damaged"):
                 read(5)
-
-
-def test_what_the_examination_cannot_find_again_was_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path, make_spec())
-    flip(tmp_path / SHARD, chunk_place(tmp_path / SHARD, "relu4_1", 2))
-    monkeypatch.setattr(ShardRows, "examine", lambda *arguments: ([], 0))
-    with open_run(tmp_path) as run, pytest.raises(StoreError) as raised:
-        list(run["relu4_1"].bands(6))
-    assert str(raised.value).startswith("layer relu4_1, row 2 of its shard: cannot be read, got ")
-    assert str(raised.value).endswith("Expected a file and memory that do not change while they are read. Run the command again.")

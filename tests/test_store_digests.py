@@ -19,8 +19,8 @@ from pipeline.errors import StoreError
 from pipeline.store import digests as digests_room
 from pipeline.store import disk
 from pipeline.store.digests import Digests
+from pipeline.store.disk import file_digest
 from pipeline.store.folder import open_folder
-from pipeline.store.hashing import file_digest
 from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip

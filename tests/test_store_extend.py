@@ -20,7 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.records import ImageStatus, Manifest, RunSpec, digest_images
 from pipeline.store import format
 from pipeline.store.folder import RunFolder, open_folder
-from pipeline.store.index import build_index
+from pipeline.store.index_file import build_index
 from pipeline.store.listing import read_listing
 from pipeline.store.reader import open_run
 from pipeline.store.writer import Writer
@@ -28,8 +28,6 @@ from pipeline.store.writer import Writer
 from .stored_runs import make_spec, put_rows
 
 SHAPES = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
-# Of the attributes of the root, and so of when it was made.
-CHECKSUMS = "attribute_checksums"
 STEP = frozenset({"output.images_per_shard"})
 
 
@@ -115,7 +113,7 @@ def tree(path: Path) -> dict[str, Any]:
 
         file.visititems(visit)
         found["@"] = sorted(
-            (key, str(value)) for key, value in file.attrs.items() if key not in ("created", "config", "data_root", CHECKSUMS)
+            (key, str(value)) for key, value in file.attrs.items() if key not in ("created", "config", "data_root")
         )
     return found
 

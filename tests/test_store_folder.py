@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LockedError, StoreError
-from pipeline.store.attributes import write_attributes
 from pipeline.store.folder import open_folder
 from pipeline.store.reader import open_run
 from pipeline.store.writer import Writer
@@ -345,8 +344,8 @@ def test_a_shard_of_a_later_version_is_refused_and_kept(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec())
     path = tmp_path / "shards/shard-00001-of-00003.h5"
     with h5py.File(path, "r+") as file:
-        write_attributes(file, {"format_version": 3})
-    with pytest.raises(StoreError, match=r"later version of this program, got format version 3\. Expected 2\. Update"):
+        file.attrs.update({"format_version": 4})
+    with pytest.raises(StoreError, match=r"later version of this program, got format version 4\. Expected 3\. Update"):
         open_folder(tmp_path, make_spec(), "resume")
     assert path.exists()
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.statistics import gather
 from pipeline.store import codec, format
+from pipeline.store.statistics import gather
 
 from .stored_runs import make_feature, make_spec
 
@@ -59,20 +59,13 @@ def test_bands_are_whole_map_rows_of_about_a_mebibyte(shape: tuple[int, int, int
     assert height == shape[0] or (height + 1) * map_row_bytes > 1 << 20
 
 
-def test_a_shard_holds_about_256_mib() -> None:
-    assert format.plan_images_per_shard(28 * 28 * 512 * 4, 10_000) == 167
-
-
-def test_a_shard_of_small_rows_holds_at_most_4096_images() -> None:
-    assert format.plan_images_per_shard(4000, 1_000_000, 64) == 4096
-
-
-def test_a_shard_of_huge_rows_holds_one_image() -> None:
-    assert format.plan_images_per_shard(300 << 20, 100) == 1
-
-
-def test_a_run_of_few_images_is_cut_as_the_run_of_many_that_it_may_become() -> None:
-    assert format.plan_images_per_shard(4000, 10, 64) == format.plan_images_per_shard(4000, 1_000_000, 64)
+@pytest.mark.parametrize(
+    ("row_bytes", "rows", "chunk_rows", "step"),
+    [(28 * 28 * 512 * 4, 10_000, 1, 167), (4000, 1_000_000, 64, 4096), (4000, 10, 64, 4096), (300 << 20, 100, 1, 1)],
+    ids=["256 MiB", "small rows", "few rows, which may become many", "huge rows"],
+)
+def test_a_shard_holds_about_256_mib_and_at_most_4096_images(row_bytes: int, rows: int, chunk_rows: int, step: int) -> None:
+    assert format.plan_images_per_shard(row_bytes, rows, chunk_rows) == step
 
 
 @given(row_bytes=st.integers(1, 1 << 30), rows=st.integers(1, 20_000_000), chunk_rows=st.sampled_from([1, 2, 16, 1024]))
@@ -116,19 +109,6 @@ def test_text_that_is_not_unicode_is_stored_as_escapes() -> None:
     assert format.plain_text("café 猫.jpg") == "café 猫.jpg"
 
 
-@pytest.mark.parametrize("compression", ["gzip", "none"])
-@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
-def test_a_decoded_chunk_is_what_was_encoded(compression: str, dtype: str) -> None:
-    values = np.maximum(np.random.default_rng(0).standard_normal((2, 7, 5, 3)), 0).astype(dtype)
-    values[0, 0, 0, 0] = np.nan
-    data = bytes(codec.encode(values, compression))
-    decoded = codec.decode(data, values.shape, values.dtype, compression == "gzip")
-    assert decoded.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(decoded, values)
-    if compression == "gzip":
-        assert zlib.decompress(data) == values.tobytes()
-
-
 def test_a_damaged_or_short_chunk_is_an_error() -> None:
     data = bytearray(codec.encode(np.arange(999, dtype=np.float32), "gzip"))
     with pytest.raises(ValueError, match="a stream of fewer than 3996 bytes"):
@@ -150,7 +130,7 @@ def test_joined_checksums_equal_that_of_the_whole(sizes: list[int]) -> None:
     )
 
 
-@pytest.mark.parametrize("zeros", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("zeros", [0.0, 0.6])
 def test_streams_are_hardly_longer_than_h5py_makes_them(zeros: float) -> None:
     random = np.random.default_rng(0)
     values = np.abs(random.standard_normal((28, 28, 512))).astype(np.float32)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.store.attributes import write_attributes
-from pipeline.store.index import build_index
+from pipeline.store.index_file import build_index
+from pipeline.store.reader import open_run
 
 from .stored_runs import make_spec, make_values, write_run
 
-ROOT = Path(__file__).parent.parent
 NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
 
 
@@ -59,7 +56,7 @@ def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
 
 
 def test_the_index_opens_from_any_directory_and_after_a_move(
-    copy: Path, tmp_path: Path, values: dict[str, NDArray[np.float32]]
+    copy: Path, tmp_path: Path, values: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A folder of the same names where the program runs must not be taken for the run's own.
     decoy = tmp_path / "decoy"
@@ -67,18 +64,12 @@ def test_the_index_opens_from_any_directory_and_after_a_move(
         decoy, make_spec(identity={"seed": "9"}), values={k: [0 * x for x in v] for k, v in make_values(make_spec()).items()}
     )
     moved = copy.rename(tmp_path / "moved")
-    program = (
-        "import sys, h5py, numpy; from pipeline.store.reader import open_run\n"
-        "with h5py.File(sys.argv[1] + '/features.h5') as file: a = file['features/relu4_1'][:]\n"
-        "b = open_run(sys.argv[1])['relu4_1'][:]\n"
-        "numpy.save(sys.argv[2], numpy.stack([a, b]))"
-    )
     for directory, given in ((decoy, "../moved"), (tmp_path, "moved"), (Path("/"), str(moved))):
-        command = [sys.executable, "-c", program, given, str(tmp_path / "read.npy")]
-        subprocess.run(command, check=True, cwd=directory, env={"PYTHONPATH": str(ROOT)}, timeout=60)
-        by_hdf5, by_reader = np.load(tmp_path / "read.npy")
-        np.testing.assert_array_equal(by_hdf5, values["relu4_1"])
-        np.testing.assert_array_equal(by_reader, values["relu4_1"])
+        monkeypatch.chdir(directory)
+        with h5py.File(f"{given}/features.h5") as file:
+            np.testing.assert_array_equal(file["features/relu4_1"][:], values["relu4_1"])
+        with open_run(given) as run:
+            np.testing.assert_array_equal(run["relu4_1"][:], values["relu4_1"])
 
 
 def test_the_index_links_the_images_of_native_size(native_folder: Path, tmp_path: Path) -> None:
@@ -100,10 +91,45 @@ def test_the_index_has_the_tree_of_a_shard(folder: Path) -> None:
             assert set(index[group]) == set(shard[group])
         assert index["features/relu4_1"].is_virtual
         assert np.isnan(index["features/relu4_1"].fillvalue)
-        assert dict(index["features/relu4_1"].attrs) == dict(shard["features/relu4_1"].attrs)
+        for name in ("axes", "channels", "stride_px", "network_index", "dtype"):
+            assert index["features/relu4_1"].attrs[name] == shard["features/relu4_1"].attrs[name]
         assert {source.file_name for source in index["features/relu4_1"].virtual_sources()} == {
             f"shards/shard-0000{n}-of-00003.h5" for n in range(3)
         }
+
+
+@pytest.mark.parametrize("name", ["features.h5", "shards/shard-00002-of-00003.h5"])
+def test_axes_have_names_as_netcdf_has_dimensions(folder: Path, name: str) -> None:
+    rows = 10 if name == "features.h5" else 2
+    sizes = {"image": rows, "height_relu4_1": 80, "width_relu4_1": 80, "channel_relu4_1": 3}
+    with h5py.File(folder / name) as file:
+        for node, dimensions in (
+            (file["features/relu4_1"], sizes),
+            *((column, ["image"]) for column in file["images"].values()),
+            (file["checksums/relu4_1"], ["image"]),
+            (file["statistics/relu4_1/channel_maximum"], ["channel_relu4_1"]),
+        ):
+            scales = [scale for axis in node.dims for scale in axis.values()]
+            assert [scale.name for scale in scales] == [f"/{dimension}" for dimension in dimensions]
+            assert node.shape == tuple(sizes[dimension] for dimension in dimensions)
+            for scale in scales:
+                assert h5py.h5ds.is_scale(scale.id)
+                assert h5py.h5ds.get_scale_name(scale.id) == (
+                    b"This is a netCDF dimension but not a netCDF variable.%10d" % len(scale)
+                )
+                assert scale.id.get_storage_size() == 0
+
+
+@pytest.mark.parametrize("name", ["features.h5", "shards/shard-00002-of-00003.h5"])
+def test_a_reader_of_netcdf_shows_named_axes_and_values(folder: Path, values: dict[str, NDArray[np.float32]], name: str) -> None:
+    h5netcdf = pytest.importorskip("h5netcdf")
+    with h5netcdf.File(folder / name, "r") as file:
+        assert file.variables == {}
+        layer = file["features"].variables["relu4_1"]
+        assert layer.dimensions == ("image", "height_relu4_1", "width_relu4_1", "channel_relu4_1")
+        np.testing.assert_array_equal(layer[-2:], values["relu4_1"][-2:])
+        assert {column.dimensions for column in file["images"].variables.values()} == {("image",)}
+        assert list(file["images"].variables["key"][-1:]) == ["folder0/image é9.jpg".encode()]
 
 
 def test_the_identity_is_stored_as_json(tmp_path: Path) -> None:
@@ -122,8 +148,16 @@ def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path
     with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: cannot be read, got No such file or directory"):
         build_index(tmp_path, spec)
     path.write_bytes(whole)
-    change(path, lambda file: write_attributes(file, {"run_digest": "f" * 64}))
-    with pytest.raises(StoreError, match=r"a shard of another run, got run digest ffffffffffff\. Expected " + spec.digest[:12]):
+    change(path, lambda file: file.attrs.update({"run_digest": "f" * 64}))
+    with pytest.raises(StoreError, match=r"'run_digest' of the root is damaged, got ffffffffffff, which is not that of the id"):
+        build_index(tmp_path, spec)
+    other = make_spec(identity={"seed": "2"})
+    change(
+        path, lambda file: file.attrs.update({"run_digest": other.digest, "identity": json.dumps(other.identity, sort_keys=True)})
+    )
+    with pytest.raises(
+        StoreError, match=rf"a shard of another run, got run digest {other.digest[:12]}\. Expected " + spec.digest[:12]
+    ):
         build_index(tmp_path, spec)
     path.write_bytes((tmp_path / "shards/shard-00000-of-00003.h5").read_bytes())
     with pytest.raises(StoreError, match=r"not the shard that its name says, got rows 0 to 3\. Expected 4 to 7"):

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.statistics import LayerStatistics, Tally
-from pipeline.store import codec, summaries
-from pipeline.store.attributes import write_attributes
+from pipeline.store import codec, statistics
 from pipeline.store.guard import FINDINGS_KEPT, UNSURE, Guard, serve
 from pipeline.store.judgement import Verdict
 from pipeline.store.reader import open_run
 from pipeline.store.repair import repair
+from pipeline.store.statistics import LayerStatistics, Tally
 from pipeline.store.verification import verify_folder
 
 from .damage import accept, change_digit, chunk_place, flip, place_of, write_companions
@@ -271,27 +270,27 @@ EDITS: dict[str, tuple[str, Callable[[h5py.File], object], str]] = {
     ),
     "other rows of the run": (
         SHARDS[1],
-        lambda file: write_attributes(file, {"first_row": 0}),
+        lambda file: file.attrs.update({"first_row": 0}),
         "not the shard that its name says, got rows 0 to 3",
     ),
     "another identity": (
         SHARDS[1],
-        lambda file: write_attributes(file, {"identity": '{"layers": "conv1_1,relu4_1"}'}),
+        lambda file: file.attrs.update({"identity": '{"layers": "conv1_1,relu4_1"}'}),
         "attribute 'run_digest' of the root is damaged, got ",
     ),
     "another mean colour": (
         SHARDS[1],
-        lambda file: write_attributes(file, {"mean_pixel": np.array([1.0, 2.0, 3.0])}),
+        lambda file: file.attrs.update({"mean_pixel": np.array([1.0, 2.0, 3.0])}),
         "attribute 'mean_pixel' of the root is damaged, got [1.0, 2.0, 3.0], where the other files have [123.68, ",
     ),
     "another stride": (
         SHARDS[1],
-        lambda file: write_attributes(file["features/conv1_1"], {"stride_px": 16}),
+        lambda file: file["features/conv1_1"].attrs.update({"stride_px": 16}),
         "layer conv1_1 is damaged, got 5 x 4 x 3, float32, 3 channels, 16 px, position 0, where the other files have 5 x 4 x 3",
     ),
     "an index that is called a shard": (
         "features.h5",
-        lambda file: write_attributes(file, {"file_kind": "shard"}),
+        lambda file: file.attrs.update({"file_kind": "shard"}),
         "attribute 'file_kind' of the root is damaged, got 'shard' in place of 'index'",
     ),
     "a layer of the index that is no virtual one": (
@@ -334,10 +333,9 @@ EDITS: dict[str, tuple[str, Callable[[h5py.File], object], str]] = {
 }
 
 
-def write_statistics(file: h5py.File, statistics: dict[str, LayerStatistics]) -> None:
+def write_statistics(file: h5py.File, values: dict[str, LayerStatistics]) -> None:
     del file["statistics"]
-    summaries.write_statistics(file, statistics)
-    write_attributes(file, {})
+    statistics.write_statistics(file, values)
 
 
 def restore(file: h5py.File, attributes: dict[str, Any], data: Any) -> None:

@@ -10,7 +10,6 @@ from h5py._objects import phil
 from numpy.typing import NDArray
 
 from . import codec
-from .storage import check_chunk_size, check_chunks
 
 
 class StoredArray:
@@ -18,7 +17,6 @@ class StoredArray:
 
     Args:
         dataset: (n, h, w, c), or (h, w, c) at native size.
-        file_bytes: Size of its file.
 
     Attributes:
         dataset: As above.
@@ -26,15 +24,10 @@ class StoredArray:
         dtype: Of its values.
         deflated: Whether its chunks are zlib streams.
         chunk: Shape of its chunks; None where they are not such as this program writes, and HDF5 must read them.
-
-    Raises:
-        ValueError: Its chunks are larger than it is.
     """
 
-    def __init__(self, dataset: h5py.Dataset, file_bytes: int) -> None:
-        check_chunk_size(dataset)
+    def __init__(self, dataset: h5py.Dataset) -> None:
         self.dataset = dataset
-        self._file_bytes = file_bytes
         self.shape: tuple[int, ...] = dataset.shape
         self.dtype = dataset.dtype
         self.deflated = dataset.compression == "gzip"
@@ -78,8 +71,8 @@ class StoredArray:
             lead: (row,), or nothing at native size.
         """
         if self.chunk is None:
-            with phil:
-                check_chunks(self.dataset, lead, self._file_bytes)
+            if self._empty:
+                raise ValueError("no values")
             values: NDArray[np.floating] = self.dataset[lead]
             return values
         height, band_height = self.shape[-3], self.chunk[-3]

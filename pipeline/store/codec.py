@@ -27,25 +27,25 @@ DecodeError: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]
 
 
 def converted(values: NDArray[np.float32], dtype: np.dtype[np.floating]) -> NDArray[np.floating]:
-    """Gives the values in the stored dtype, C order; one that does not fit becomes infinite, without a warning."""
+    """Return the values in the stored dtype, C order; one that does not fit becomes infinite, without a warning."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(values.astype(dtype, copy=False))
 
 
 def first_unstorable(values: NDArray[np.float32], dtype: str) -> float:
-    """Gives the first value, in C order, that is not finite or would not be in this dtype; there must be one."""
+    """Return the first value, in C order, that is not finite or would not be in this dtype; there must be one."""
     flat = values.reshape(-1)
     limit = FLOAT16_LIMIT if dtype == "float16" else np.inf
     return float(flat[~(np.abs(flat) < limit)][0])
 
 
 def checksum(values: NDArray[np.floating]) -> int:
-    """Gives the CRC-32 of the values' bytes, little-endian in C order."""
+    """Return the CRC-32 of the values' bytes, little-endian in C order."""
     return int(isal_zlib.crc32(_bytes(values)))
 
 
 def join_checksums(parts: list[tuple[int, int]]) -> int:
-    """Gives the CRC-32 of bytes joined end to end from (CRC-32, number of bytes) of each part."""
+    """Return the CRC-32 of bytes joined end to end from (CRC-32, number of bytes) of each part."""
     joined, _ = parts[0]
     for crc, length_bytes in parts[1:]:
         joined = int(isal_zlib.crc32_combine(joined, crc, length_bytes))
@@ -53,7 +53,7 @@ def join_checksums(parts: list[tuple[int, int]]) -> int:
 
 
 def encode(values: NDArray[np.floating], compression: str) -> bytes | NDArray[np.uint8]:
-    """Gives the bytes of a chunk as HDF5 stores them.
+    """Return the bytes of a chunk as HDF5 stores them.
 
     Args:
         values: The whole chunk in the stored dtype, little-endian, C order.
@@ -67,7 +67,7 @@ def encode(values: NDArray[np.floating], compression: str) -> bytes | NDArray[np
 
 
 def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[np.floating], deflated: bool) -> NDArray[np.floating]:
-    """Gives the chunk that :func:`encode` was given, or any HDF5 program's deflated one.
+    """Return the chunk that :func:`encode` was given, or any HDF5 program's deflated one.
 
     Args:
         data: As stored.

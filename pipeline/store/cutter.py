@@ -36,7 +36,7 @@ class Piece:
         return self.first_row, self.band * self.chunk[1], 0, 0
 
     def row_values(self, row: int) -> NDArray[np.float32]:
-        """Gives the values of one of its rows."""
+        """Return the values of one of its rows."""
         values: NDArray[np.float32] = self.values[row - self.first_row]
         return values
 
@@ -54,7 +54,7 @@ class Cutter:
         self._values: NDArray[np.float32] | None = None
 
     def put(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> Iterator[Piece]:
-        """Gives the pieces that are complete.
+        """Return the pieces that are complete.
 
         A piece of one row refers to ``values``, which must stay as they are until it is written; small rows are copied.
 
@@ -78,7 +78,7 @@ class Cutter:
             self._rows += rows[among].tolist()
 
     def flush(self) -> Iterator[Piece]:
-        """Gives the piece that is begun, if any: no more of its rows will come."""
+        """Return the piece that is begun, if any: no more of its rows will come."""
         if self._values is not None:
             first_row = self._rows[0] // self._chunk[0] * self._chunk[0]
             piece = Piece(tuple(self._rows), first_row, 0, self._values, self._chunk)
@@ -92,7 +92,7 @@ def _bands(row: int, value: NDArray[np.float32], chunk: Shape4) -> Iterator[Piec
 
 
 def grouped(pieces: Iterable[Piece], size_bytes: int) -> Iterator[list[Piece]]:
-    """Gives pieces together that have no more bytes than this; one alone may."""
+    """Return pieces together that have no more bytes than this; one alone may."""
     some: list[Piece] = []
     free = size_bytes
     for piece in pieces:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..errors import StoreError
 from . import damage, disk, format, remote
-from .hashing import file_digest
-from .regular import require_file
+from .disk import file_digest
+from .file_checks import require_file
 
 # A line has about a hundred bytes.
 MOST_BYTES = 128 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import shutil
@@ -22,6 +23,9 @@ from .read_errors import system_errno
 # Of a run at an address: shards that are whole and not yet on their way, besides two that are being made.
 SHARDS_FINISHING = 2
 SHARDS_IN_SCRATCH = 2 + SHARDS_FINISHING + UPLOADS_AT_ONCE + UPLOADS_WAITING
+
+# hashlib releases the interpreter's lock for buffers above 2 KiB: threads hash at the same time.
+HASH_BYTES = 1 << 20
 
 # What h5py raises when HDF5 fails: by the part of HDF5 that gave up, not by the cause.
 HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError)
@@ -225,3 +229,20 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def file_digest(path: Path, stop: threading.Event | None = None) -> str:
+    """Return the SHA-256 of a file, in hex.
+
+    Args:
+        path: Of the file.
+        stop: Once set, reading stops and the digest means nothing.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(HASH_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
+            digest.update(buffer[:count])
+    return digest.hexdigest()

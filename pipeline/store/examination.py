@@ -5,7 +5,6 @@ What only several files together can tell, and what becomes of the findings, is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,10 +18,9 @@ import numpy as np
 
 from ..errors import StoreError
 from ..records import FAILED, OK, Part, ShardSpec
-from . import format, summaries, tables
-from .attributes import damaged_attributes
+from . import format, statistics, tables
 from .damage import HDF5_READ_ERRORS, ForeignError, damaged
-from .mapping import wrong_sources
+from .index_file import wrong_sources
 from .rows import ShardRows
 from .succession import extends
 from .tables import Column
@@ -120,7 +118,7 @@ def examine(path: Path, threads: int, waiting_bytes: int, say: Say, alive: Alive
                     layers.append(layer)
             if "status" in columns:
                 rows_ok = int((columns["status"] == OK).sum())
-                for error in summaries.wrong_statistics(file, path, _layer_names(file), rows_ok):
+                for error in statistics.wrong_statistics(file, path, _layer_names(file), rows_ok):
                     say(error)
             row_bytes = 0
             if not is_index and "status" in columns:
@@ -151,13 +149,10 @@ def _run_attributes(file: h5py.File) -> dict[str, str]:
 
 
 def _examine_root(file: h5py.File, path: Path, kind: str, parts: tuple[Part, ...], say: Say) -> None:
-    """Holds the tree and the root's attributes to the format; their checksums have agreed when the file was opened."""
-    if set(file) != TREE:
-        say(damaged(path, "the tree", f"groups {', '.join(sorted(file))}"))
-    identity, digest = str(file.attrs["identity"]), str(file.attrs["run_digest"])
-    if hashlib.sha256(identity.encode()).hexdigest() != digest:
-        say(damaged(path, "attribute 'run_digest' of the root", f"{digest[:12]}, which is not that of the identity"))
-    options: Any = json.loads(identity)
+    """Holds the tree and the root's attributes to the format."""
+    if (names := {name for name in file if not format.DIMENSION_NAME.fullmatch(name)}) != TREE:
+        say(damaged(path, "the tree", f"groups {', '.join(sorted(names))}"))
+    options: Any = json.loads(str(file.attrs["identity"]))
     before = parts[-2].stop if len(parts) > 1 else 0
     images = f"{parts[-1].stop - before} rows, digest {file.attrs['manifest_digest']}"
     for option, words in (("images", images), ("extends", extends(parts[:-1]))):
@@ -216,7 +211,6 @@ def _layer_names(file: h5py.File) -> list[str]:
 def _wrong_layer(file: h5py.File, path: Path, name: str, rows: int) -> Iterator[StoreError]:
     try:
         node, checksums = file["features"][name], tables.read_checksums(file, path, name)
-        yield from damaged_attributes(node, path, f"layer {name}")
         for got in _wrong_node(node, rows):
             yield damaged(path, f"layer {name}", got)
         if checksums.shape != (rows,):

@@ -18,12 +18,12 @@ from . import disk, format, remote, tables
 from .chain import settle_parts
 from .damage import unreadable
 from .digests import Digests
+from .foreign_files import refuse_foreign_files, refuse_foreign_folder
 from .found import listing_paths, result_paths, shard_names
 from .listing import read_header, write_listing
 from .lock import Hold, take_lock
 from .repair import forget_missing
 from .settling import Settled, gather_digests, go_on, is_partial, other_images, partial_companions
-from .strangers import refuse_foreign_folder, refuse_strangers
 
 # What processes that made a share each have left, whole or partial.
 _OF_ONE_PROCESS = re.compile(rf"(?:{format.PART_COMPANION_NAME.pattern}|{format.WRITER_DIGESTS_NAME.pattern})(?:\.partial)?")
@@ -242,7 +242,7 @@ def _settled(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, shar
         living = hold.living if hold else ()
         settled = go_on(folder, spec, existing == EXTEND, share, living, mends=hold is not None)
     run_folder = RunFolder(folder, hold, share, settled)
-    refuse_strangers(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
+    refuse_foreign_files(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
     if hold is not None and share is not None and settled.replaced:
         # Lists of images that no shard is of. At once: whoever settles next would take them for those of a part that lives.
         disk.remove_all(run_folder.replaced)

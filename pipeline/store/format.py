@@ -1,4 +1,4 @@
-"""The format of what is written, version 2: specification and constants. No HDF5 here, so that all may import it.
+"""The format of what is written, version 3: specification and constants. No HDF5 here, so that all may import it.
 
 ::
 
@@ -48,10 +48,15 @@ path                         shape, type                      meaning
 ``channel_minimum``          (c,) float32                     of each channel; inf without rows
 ``channel_maximum``          (c,) float32                     likewise; -inf without rows
 ``histogram``                (256,) int64                     a sample of the values in each bin, see below
+``/image``                   (N,) no values                   a dimension, see below; likewise ``/height_<layer>``,
+                                                              ``/width_<layer>``, ``/channel_<layer>`` of fixed shape
 ============================ ================================ ==========================================================
 
+The dimensions are HDF5 dimension scales, attached to the axes of layers, columns, checksums and ranges of channels. They have the
+name by which netCDF knows a dimension without a variable, so that xarray shows the axes of ``group="features"`` by their names.
+
 Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image`` at native size), ``channels``, ``stride_px``,
-``network_index``, ``dtype``, and ``attribute_checksums``. A column of ``/images`` has ``crc32``: of its little-endian bytes, or
+``network_index`` and ``dtype``. A column of ``/images`` has ``crc32``: of its little-endian bytes, or
 of its texts in UTF-8, each ended by a NUL byte.
 
 Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard`` or ``index``), ``run_digest`` (SHA-256 of
@@ -70,9 +75,6 @@ other values whose magnitude is below 2^-62. Counted are the values of every 16t
 position min(10, n // 2) on, n being its positions; the attribute ``histogram_step`` of ``/statistics`` says so. All else is of
 every value. Of several files, counts, sums and bins are added, minima and maxima taken: so the index has them from its shards.
 The root's attribute ``statistics_checksums``, JSON, has ``<layer>/<name>`` -> CRC-32 of its little-endian bytes.
-
-``attribute_checksums``, of the root and of each layer, is JSON: name of every other attribute there -> CRC-32 of its text in
-UTF-8, or of its little-endian bytes. It means the same in every later version of the format.
 
 ``SHA256SUMS`` is in the format of coreutils: ``sha256sum -c SHA256SUMS`` in the run folder checks it. A file's line is added
 once the file has its final name, and removed before a file of that name is written anew: a kill leaves a line missing, never a
@@ -95,7 +97,7 @@ from collections.abc import Iterable
 from ..records import FeatureSpec
 
 FORMAT = "deep-feature-pipeline"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SHARD = "shard"
 INDEX = "index"
 
@@ -123,12 +125,17 @@ _SHARD_NUMBER = re.compile(r"(\d{5,})-of-\d{5,}\.h5")
 # The name that a shard is to have, and the mark of its writer, if it has one.
 PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.escape(PARTIAL_SUFFIX)}")
 
+# The scale of rows, and of each axis of a row with the layer's name after it.
+IMAGE_DIMENSION = "image"
+ROW_DIMENSIONS = ("height_{}", "width_{}", "channel_{}")
+DIMENSION_NAME = re.compile(r"image|(?:height|width|channel)_.+")
+# Source: netCDF C library 4.9, hdf5internal.h and nc4hdf.c: the name of a scale that is a dimension and no variable.
+DIMENSION_TITLE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
+
 AXES = "image,height,width,channel"
 NATIVE_AXES = "height,width,channel"
 STORED_DTYPES = {"float32": "<f4", "float16": "<f2"}
 ITEMSIZE_BYTES = {"float32": 4, "float16": 2}
-# Name of the attribute that holds the checksums of its neighbours.
-ATTRIBUTE_CHECKSUMS = "attribute_checksums"
 
 # Of a layer, name -> type in the file; in the order of the fields of LayerStatistics.
 STATISTICS = {
@@ -169,55 +176,55 @@ LARGEST_SHARD_COUNT = 2000
 
 
 def shard_path(file_name: str) -> str:
-    """Gives where a shard lies, from the run folder: always with ``/``, also on Windows."""
+    """Return where a shard lies, from the run folder: always with ``/``, also on Windows."""
     return f"{SHARD_FOLDER}/{file_name}"
 
 
 def digests_name(writer: str = "") -> str:
-    """Gives the name of the file with a writer's digests, or of the run's."""
+    """Return the name of the file with a writer's digests, or of the run's."""
     return f"{DIGESTS_NAME}-{writer}" if writer else DIGESTS_NAME
 
 
 def part_lock_name(mark: str) -> str:
-    """Gives the name of the lock of a process that makes a share of the shards."""
+    """Return the name of the lock of a process that makes a share of the shards."""
     return f"{LOCK_NAME}-{mark}"
 
 
 def log_name(mark: str = "") -> str:
-    """Gives the name of the log of such a process, or of a whole run."""
+    """Return the name of the log of such a process, or of a whole run."""
     return f"run-{mark}.log" if mark else "run.log"
 
 
 def report_name(mark: str = "") -> str:
-    """Gives the name of the report of such a process, or of the run."""
+    """Return the name of the report of such a process, or of the run."""
     return f"report-{mark}.json" if mark else "report.json"
 
 
 def manifest_name(part: int) -> str:
-    """Gives the name of the file that lists the images of a part."""
+    """Return the name of the file that lists the images of a part."""
     return f"manifest-part{part:03d}.jsonl.gz" if part else "manifest.jsonl.gz"
 
 
 def shard_number(name: str) -> int:
-    """Gives the number, in its part, of a shard from its name, whole or partial."""
+    """Return the number, in its part, of a shard from its name, whole or partial."""
     found = _SHARD_NUMBER.search(name)
     assert found is not None, name
     return int(found[1])
 
 
 def planned_shards(names: Iterable[str]) -> int:
-    """Gives how many shards the parts have of which these are the names of shards."""
+    """Return how many shards the parts have of which these are the names of shards."""
     found = [name for text in names if (name := SHARD_NAME.fullmatch(text))]
     return sum({name[1]: int(name[2]) for name in found}.values())
 
 
 def native_name(index: int) -> str:
-    """Gives the name of an image's dataset at native size: its row in the run, 9 digits."""
+    """Return the name of an image's dataset at native size: its row in the run, 9 digits."""
     return f"{index:09d}"
 
 
 def chunk_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, int, int, int]:
-    """Gives the chunk of ``/features/<layer>``: whole rows, unless one is above :data:`LARGEST_CHUNK_BYTES`.
+    """Return the chunk of ``/features/<layer>``: whole rows, unless one is above :data:`LARGEST_CHUNK_BYTES`.
 
     Rows a chunk are a power of two, so that the chunks of all layers end together at the end of a shard.
 
@@ -235,7 +242,7 @@ def chunk_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, 
 
 
 def band_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, int, int]:
-    """Gives the chunk of ``/features/<layer>/<row>``, native size: whole map rows, about 1 MiB of them and at least one.
+    """Return the chunk of ``/features/<layer>/<row>``, native size: whole map rows, about 1 MiB of them and at least one.
 
     Args:
         shape: (h, w, c) of the image's activations.
@@ -250,7 +257,7 @@ def _bands(shape: tuple[int, int, int], itemsize_bytes: int, band_bytes: int) ->
 
 
 def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:
-    """Gives the rows of a shard: about 256 MiB, at most 4096 rows; more of both where there would be over 2000 shards.
+    """Return the rows of a shard: about 256 MiB, at most 4096 rows; more of both where there would be over 2000 shards.
 
     A function of its arguments alone: the same run is cut alike on every machine.
 
@@ -267,17 +274,17 @@ def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int
 
 
 def row_bytes(features: Iterable[FeatureSpec], dtype: str) -> int:
-    """Gives the bytes of one image's activations over all layers of fixed shape, uncompressed."""
+    """Return the bytes of one image's activations over all layers of fixed shape, uncompressed."""
     return sum(math.prod(feature.shape) for feature in features if feature.shape) * ITEMSIZE_BYTES[dtype]
 
 
 def largest_chunk_rows(features: Iterable[FeatureSpec], dtype: str) -> int:
-    """Gives the largest number of rows that a chunk of any of these layers holds."""
+    """Return the largest number of rows that a chunk of any of these layers holds."""
     return max(chunk_shape(feature.shape, ITEMSIZE_BYTES[dtype])[0] if feature.shape else 1 for feature in features)
 
 
 def column_names(metadata: Iterable[str]) -> dict[str, str]:
-    """Gives the names under which further columns of a list are stored in ``/images``.
+    """Return the names under which further columns of a list are stored in ``/images``.
 
     A name that is taken by a column of the format gets ``list_`` before it; ``/``, which HDF5 reads as a folder, becomes ``_``.
 
@@ -296,5 +303,5 @@ def column_names(metadata: Iterable[str]) -> dict[str, str]:
 
 
 def plain_text(text: str) -> str:
-    """Gives a text as it is stored: undecodable bytes of a file name and NUL, which UTF-8 and HDF5 lack, as escapes."""
+    """Return a text as it is stored: undecodable bytes of a file name and NUL, which UTF-8 and HDF5 lack, as escapes."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

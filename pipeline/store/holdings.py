@@ -15,11 +15,11 @@ from ..errors import StoreError
 from ..records import ShardSpec, plan_shards
 from . import damage, format, tables
 from .damage import HDF5_READ_ERRORS
+from .file_checks import require_own_shards
 from .found import listing_paths
 from .identity import check_plan, read_identity
 from .listing import read_header
 from .reader import no_such_run, open_run
-from .regular import require_own_shards
 from .sizes import LayerHolding as LayerHolding
 from .sizes import Sizes, layers_of
 

@@ -21,9 +21,9 @@ from ..errors import StoreError
 from ..records import Manifest, RunSpec, digest_images
 from . import disk, format
 from .digests import Digests
+from .file_checks import require_file
 from .identity import checked_identity, rows_of
 from .read_errors import UnreadableError, UnsureError, why_not_read
-from .regular import require_file
 
 # A line of so many rows is some megabytes: a list of millions never lies in memory twice.
 ROWS_A_LINE = 1 << 15

@@ -28,7 +28,7 @@ from ..errors import LockedError
 from ..records import Share
 from ..storage.remote_path import RemotePath
 from . import disk, format, remote
-from .regular import require_file
+from .file_checks import require_file
 from .remote_lock import HeldError, Lock, RemoteLock
 
 # Settling takes seconds; writing an index over very many shards, or reading those that a kill left without a digest, minutes.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol
 
 from . import disk
-from .hashing import file_digest
 
 
 class Publisher(Protocol):
@@ -20,7 +19,7 @@ class Publisher(Protocol):
     writer: str
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
-        """Gives the file, which lies at ``partial``, its final name.
+        """Give the file, which lies at ``partial``, its final name.
 
         Raises:
             OSError: The disk refuses.
@@ -44,14 +43,14 @@ class Publication:
         self._tell = tell
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
-        """Gives a shard its final name, and tells.
+        """Give a shard its final name, and tell.
 
         Raises:
             OSError: The disk refuses.
         """
         partial = partial or disk.partial_path(path)
         with disk.flushing(partial):
-            digest = file_digest(partial)
+            digest = disk.file_digest(partial)
         self._permit()
         disk.publish(path, partial)
         self._tell(path, digest)

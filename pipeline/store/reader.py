@@ -12,17 +12,15 @@ import h5py
 
 from ..errors import StoreError, nearest
 from ..records import ShardSpec
-from ..statistics import LayerStatistics
 from ..storage.address import is_address
 from ..storage.remote_path import RemotePath, to_path
-from . import format, shown, summaries, tables
-from .attributes import check_attributes
-from .border import check_layer, own_node
+from . import format, shown, tables
 from .damage import missing_shard, no_run, unfinished, unreadable
 from .feeding import Feeding
+from .file_checks import own_node, require_own_shards
 from .layer import Layer
-from .regular import require_own_shards
 from .shards import Shards
+from .statistics import LayerStatistics, Statistics
 from .table import Table
 from .tables import Column
 
@@ -114,11 +112,8 @@ class Run(Feeding):
             digests, plan = tables.read_plan(file, path)
             try:
                 self.attributes: dict[str, Any] = dict(file.attrs)
-                rows, columns = len(own_node(file, path, "images", "key")), tables.column_order(file["images"])
+                rows, columns = len(own_node(file["images"], "key")), tables.column_order(file["images"])
                 self._shards = Shards(self._locate(plan), digests)
-                for name, node in file["features"].items():
-                    check_attributes(node, path, f"layer {name}")
-                    check_layer(node)
                 self.layers = tuple(tables.layer_names(file))
                 self._layers = {name: Layer(self._shards, name, file["features"][name]) for name in self.layers}
             except tables.HDF5_READ_ERRORS as error:
@@ -126,7 +121,7 @@ class Run(Feeding):
             if rows != len(self._shards):
                 raise tables.damaged(path, "the table /images", f"{rows} rows")
         self.images: Mapping[str, Column] = Table(self.path, columns, rows)
-        self.statistics: Mapping[str, LayerStatistics] = summaries.Statistics(self.path, self.layers)
+        self.statistics: Mapping[str, LayerStatistics] = Statistics(self.path, self.layers)
         self._rows_by_key: dict[str, int] | None = None
 
     def _locate(self, plan: tuple[ShardSpec, ...]) -> dict[ShardSpec, Path]:

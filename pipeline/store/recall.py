@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import FeatureSpec, LayerSpec, Manifest, Part, RunSpec, ShardSpec, Share, digest_identity, plan_shards
 from . import damage, format, tables
+from .file_checks import require_own_shards
 from .found import FoundPart, shard_names
 from .identity import read_identity
 from .listing import read_header, read_listing
-from .regular import require_own_shards
 
 # Missing shards that are named.
 NAMED = 3
 # Attributes of the root that are written for each file, by :func:`pipeline.store.tables.write_root`.
 _OF_THE_FILE = {
     *("format", "format_version", "file_kind", "run_digest", "identity", "manifest_digest", "first_row", "rows", "created"),
-    *("images_per_shard", "part_stops", "part_digests", format.ATTRIBUTE_CHECKSUMS, format.STATISTICS_CHECKSUMS),
+    *("images_per_shard", "part_stops", "part_digests", format.STATISTICS_CHECKSUMS),
 }
 
 

@@ -16,10 +16,9 @@ from ..records import FAILED, ShardSpec
 from ..storage.remote_path import RemotePath
 from . import codec, format, tables
 from .array import StoredArray
-from .attributes import check_attributes
-from .border import check_image, check_layer, member, own_node
 from .chunk_table import HAS_POSITIONED_READS, ChunkTable, open_handle, stamp_of
 from .damage import HDF5_READ_ERRORS, damaged
+from .file_checks import own_node
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
 _CHUNK_ERRORS = (codec.DecodeError, MemoryError, *HDF5_READ_ERRORS)
@@ -47,7 +46,6 @@ class ShardRows:
             self._failed = tables.read_column(self._file, path, "status") == FAILED
             if self._failed.shape != (shard.rows,):
                 raise damaged(path, "column 'status' of /images", f"{self._failed.size} rows in place of {shard.rows}")
-            self._file_bytes = path.stat().st_size
         except BaseException:
             # At once: HDF5 would give this file again, as it is now, to whoever opens its successor.
             self._file.close()
@@ -169,8 +167,7 @@ class ShardRows:
         """Gives an image's dataset at native size."""
         if not isinstance(group, h5py.Group):
             raise ValueError("no images of native size")
-        node = member(group, format.native_name(self._shard.first + row))
-        return StoredArray(check_image(node, self._file_bytes), self._file_bytes)
+        return StoredArray(own_node(group, format.native_name(self._shard.first + row)))
 
     def groups(self, layer: str) -> Iterator[range]:
         """Gives the rows of the shard that lie in a chunk together, for every chunk of a layer.
@@ -261,15 +258,13 @@ class ShardRows:
         """Gives a layer's ``StoredArray``, or its group at native size; and its checksums."""
         if name not in self._layers:
             try:
-                node = own_node(self._file, self._path, "features", name)
+                node = own_node(self._file["features"], name)
                 checksums = tables.read_checksums(self._file, self._path, name)
-                check_attributes(node, self._path, f"layer {name}")
-                check_layer(node)
                 if checksums.shape != (self._shard.rows,):
                     raise ValueError(f"checksums of shape {checksums.shape}")
                 if not isinstance(node, h5py.Group) and (node.is_virtual or len(node) != self._shard.rows):
                     raise ValueError(f"shape {node.shape} for {self._shard.rows} rows")
-                self._layers[name] = node if isinstance(node, h5py.Group) else StoredArray(node, self._file_bytes), checksums
+                self._layers[name] = node if isinstance(node, h5py.Group) else StoredArray(node), checksums
             except HDF5_READ_ERRORS as error:
                 raise damaged(self._path, f"layer {name}", error) from error
         return self._layers[name]

@@ -10,14 +10,14 @@ from pathlib import Path
 from ..errors import LockedError, StoreError
 from ..records import RunSpec, ShardSpec, Share, digest_identity
 from . import disk, format, remote, tables
-from .border import own_node
 from .chain import Chain, another_run, settle_parts
 from .damage import DamagedError, ForeignError, extra_file, reading
 from .digests import Digests, digest_of
+from .file_checks import own_node
+from .foreign_files import foreign_file
 from .found import Result, find_parts, index_paths, listing_paths, read_result, shard_links, shard_names
 from .listing import read_listing
 from .repair import complete_digests, forget_missing
-from .strangers import stranger
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def go_on(folder: Path, spec: RunSpec, extend: bool, share: Share | None, living
     links = [*shard_links(folder), *(path for path in index_paths(folder) if path.is_symlink())]
     if links:
         # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
-        raise stranger(links[0])
+        raise foreign_file(links[0])
     names = shard_names(folder)
     mine = [name for name in names if share is None or share.has(format.shard_number(name))]
     others = [] if share is None else sorted({*names} - {*mine})
@@ -201,7 +201,7 @@ def _is_whole(result: Result, spec: RunSpec, digest: str, shard: ShardSpec) -> b
         with reading(result.path, "the tree"), tables.open_file(result.path, all_nodes=False) as file:
             tables.check_shard(file, result.path, digest, shard)
             for feature in spec.features:
-                own_node(file, result.path, "features", feature.layer.name)
+                own_node(file["features"], feature.layer.name)
             return True
     except (DamagedError, ForeignError):
         return False

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,12 +17,12 @@ import numpy as np
 from h5py._objects import phil
 from numpy.typing import NDArray
 
+from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
-from ..statistics import LayerStatistics
-from . import codec, disk, format, summaries, tables
+from . import codec, disk, format, tables
 from .cutter import Shape4
 from .publication import Publisher
-from .steady import SteadyFile
+from .statistics import LayerStatistics, write_statistics
 
 
 class ShardFile:
@@ -42,23 +45,25 @@ class ShardFile:
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._partial = disk.partial_path(self.path, mark)
         self._nodes: dict[str, h5py.Dataset | h5py.Group] = {}
+        self._bytes: Any = None
+        self._file: Any = None
         try:
-            self._bytes = SteadyFile(self._partial)
-            with contextlib.ExitStack() as on_error:
-                on_error.enter_context(self._bytes)
+            with self._writing():
+                self._bytes = RawFile(self._partial)
                 self._file = h5py.File(self._bytes, "w")
                 self._bytes.hide_refusals()
-                on_error.pop_all()
-        except disk.HDF5_ERRORS as error:
-            with contextlib.suppress(OSError):
-                self._partial.unlink(missing_ok=True)
-            raise disk.write_error(self._partial, error) from error
-        try:
-            group = self._file.create_group("features")
-            for feature in spec.features:
-                self._nodes[feature.layer.name] = self._create_layer(group, feature)
-        except disk.HDF5_ERRORS as error:
+                group = self._file.create_group("features")
+                for feature in spec.features:
+                    self._nodes[feature.layer.name] = self._create_layer(group, feature)
+        except BaseException:
             self.drop()
+            raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except disk.HDF5_ERRORS as error:
             raise disk.write_error(self._partial, error) from error
 
     def _create_layer(self, group: h5py.Group, feature: FeatureSpec) -> h5py.Dataset | h5py.Group:
@@ -75,44 +80,38 @@ class ShardFile:
         return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
 
     def chunk(self, shape: tuple[int, int, int]) -> Shape4:
-        """Gives the chunk of a layer whose rows have this shape; it is never longer than the shard."""
+        """Return the chunk of a layer whose rows have this shape; it is never longer than the shard."""
         chunk = format.chunk_shape(shape, self._dtype.itemsize)
         return (min(chunk[0], self._shard.rows), *chunk[1:])
 
     def add_native(self, layer: str, row: int, shape: tuple[int, int, int]) -> tuple[h5py.Dataset, Shape4]:
-        """Makes the dataset of one image at native size.
+        """Make the dataset of one image at native size.
 
         Returns:
             The dataset, and its chunk with an axis of length 1 before it.
         """
         chunk = format.band_shape(shape, self._dtype.itemsize)
-        try:
+        with self._writing():
             name = format.native_name(self._shard.first + row)
             return self._create_dataset(self._nodes[layer], name, shape, chunk), (1, *chunk)
-        except disk.HDF5_ERRORS as error:
-            raise disk.write_error(self._partial, error) from error
 
     def dataset(self, layer: str) -> h5py.Dataset:
-        """Gives the dataset of a layer of fixed shape."""
+        """Return the dataset of a layer of fixed shape."""
         return self._nodes[layer]
 
     def locate(self, dataset: h5py.Dataset, offset: Shape4, data: bytes | NDArray[np.uint8]) -> int | None:
-        """Gives where in the file a ready chunk is to be written by :meth:`write`; None where it has been. A thread at a time."""
-        try:
-            with phil:
-                # A dataset of native size has no axis of images.
-                return self._bytes.locate(data, lambda: dataset.id.write_direct_chunk(offset[-dataset.id.rank :], data))
-        except disk.HDF5_ERRORS as error:
-            raise disk.write_error(self._partial, error) from error
+        """Return where a ready chunk is to be written by :meth:`write`; None where it has been. One thread at a time."""
+        with self._writing(), phil:
+            # A dataset of native size has no axis of images.
+            place: int | None = self._bytes.locate(data, lambda: dataset.id.write_direct_chunk(offset[-dataset.id.rank :], data))
+            return place
 
     def write(self, place: int | None, data: bytes | NDArray[np.uint8]) -> None:
-        """Writes a ready chunk to the place that it has got; threads may do that at the same time."""
-        try:
+        """Write a ready chunk to the place that it has got; threads may do that at the same time."""
+        with self._writing():
             if place is not None:
                 self._bytes.write_at(data, place)
             self._bytes.check()
-        except disk.HDF5_ERRORS as error:
-            raise disk.write_error(self._partial, error) from error
 
     def finish(
         self,
@@ -121,7 +120,7 @@ class ShardFile:
         statistics: Mapping[str, LayerStatistics],
         digests: Publisher,
     ) -> None:
-        """Adds the tables, closes the file, and gives it its final name and its digest once it is on the disk.
+        """Add the tables, close the file, and give it its final name and its digest once it is on the disk.
 
         Args:
             statuses: One for each row, in order.
@@ -130,25 +129,152 @@ class ShardFile:
             digests: Gives the file its final name.
         """
         try:
-            tables.write_columns(self._file, tables.image_columns(self._spec, self._shard, statuses))
-            group = self._file.create_group("checksums")
-            for layer, values in checksums.items():
-                group.create_dataset(layer, data=values, dtype="<u4")
-            summaries.write_statistics(self._file, statistics)
-            tables.write_root(self._file, self._spec, format.SHARD, self._shard.first)
-            self._file.close()
-            self._bytes.check()
-            self._bytes.close()
-            digests.publish(self.path, self._partial)
-        except disk.HDF5_ERRORS as error:
+            with self._writing():
+                columns = tables.image_columns(self._spec, self._shard, statuses)
+                write_tables(self._file, self._spec, format.SHARD, self._shard.first, columns, checksums, statistics)
+                self._file.close()
+                self._bytes.check()
+                self._bytes.close()
+                digests.publish(self.path, self._partial)
+        except StoreError:
             self.drop()
-            raise disk.write_error(self._partial, error) from error
+            raise
 
     def drop(self) -> None:
-        """Removes the file, whatever state it is in; never raises."""
-        with contextlib.suppress(*disk.HDF5_ERRORS):
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self._bytes.close()
+        """Remove the file, whatever state it is in; never raises."""
+        for file in (self._file, self._bytes):
+            with contextlib.suppress(*disk.HDF5_ERRORS):
+                if file is not None:
+                    file.close()
         with contextlib.suppress(OSError):
             self._partial.unlink(missing_ok=True)
+
+
+def write_tables(
+    file: h5py.File,
+    spec: RunSpec,
+    kind: str,
+    first_row: int,
+    columns: Mapping[str, tables.Column],
+    checksums: Mapping[str, NDArray[np.uint32]],
+    statistics: Mapping[str, LayerStatistics],
+) -> None:
+    """Write all of a shard or index but its layers, which are there.
+
+    Args:
+        file: Open for writing.
+        spec: The run.
+        kind: ``shard`` or ``index``.
+        first_row: Row in the run of the file's first row.
+        columns: Of ``/images``, name -> (rows,).
+        checksums: Layer -> (rows,), 0 for failed rows.
+        statistics: Layer -> those of its rows.
+    """
+    tables.write_columns(file, columns)
+    group = file.create_group("checksums")
+    for layer, values in checksums.items():
+        group.create_dataset(layer, data=values, dtype="<u4")
+    write_statistics(file, statistics)
+    tables.write_dimensions(file, spec, len(columns["key"]))
+    tables.write_root(file, spec, kind, first_row)
+
+
+class RawFile(io.FileIO):
+    """A new file that HDF5 writes through, and that never tells HDF5 that the disk refuses.
+
+    HDF5 does not survive that: what it could not write it cannot forget, so closing fails, and the process dies of a segmentation
+    fault when the file's objects are cleared away. Here the first refusal is kept for whoever writes the shard, and all that HDF5
+    writes after it goes nowhere; the file is dropped anyway.
+
+    Args:
+        path: Emptied if it is there.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._refusal: BaseException | None = None
+        # Bytes that are not to be written yet: where they are in memory, how many; and where HDF5 wants them in the file.
+        self._awaited: tuple[int, int] | None = None
+        self._place: int | None = None
+
+    def hide_refusals(self) -> None:
+        """Hide from HDF5 what the disk refuses from now on.
+
+        Not from the start: HDF5 makes a file in the main thread, which calls no Python of ours in the meantime this way, so no
+        Ctrl-C can come into the middle of that. A file that cannot be made is an error that HDF5 survives.
+        """
+        self.write = self._write  # type: ignore[method-assign]
+        self.truncate = self._truncate  # type: ignore[method-assign]
+
+    def check(self) -> None:
+        """Raise what has been hidden.
+
+        Raises:
+            OSError: The disk has refused a write.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+
+    def locate(self, data: bytes | NDArray[np.uint8], store: Callable[[], Any]) -> int | None:
+        """Have HDF5 find a place for a chunk. One thread at a time.
+
+        Args:
+            data: The chunk.
+            store: Gives it to HDF5.
+
+        Returns:
+            Where :meth:`write_at` is to write it; None where HDF5 has written it already.
+        """
+        # HDF5 hands a ready chunk through from where it is.
+        self._awaited = _whereabouts(data) if hasattr(os, "pwrite") else None
+        self._place = None
+        try:
+            store()
+        finally:
+            self._awaited = None
+        return self._place
+
+    def write_at(self, data: bytes | NDArray[np.uint8], place: int) -> None:
+        """Write a chunk to its place, while other threads are in HDF5 or write others; what is refused, :meth:`check` says."""
+        rest = memoryview(data)  # type: ignore[arg-type]
+        try:
+            while rest and self._refusal is None:
+                count = os.pwrite(self.fileno(), rest, place)
+                rest, place = rest[count:], place + count
+        except BaseException as error:
+            self._refusal = error
+
+    def __del__(self) -> None:
+        # Ctrl-C can take a file away from its writer before anybody knows of it; no reason for a warning.
+        with contextlib.suppress(OSError):
+            self.close()
+
+    def _write(self, data: Any) -> int:
+        rest = memoryview(data)
+        size_bytes = len(rest)
+        if self._awaited is not None and _whereabouts(rest) == self._awaited:
+            self._place = self.tell()
+            return size_bytes
+        try:
+            # The system may take a part only, up to a limit for instance.
+            while rest and self._refusal is None:
+                rest = rest[super().write(rest) :]
+        except BaseException as error:
+            self._refusal = error
+        return size_bytes
+
+    def _truncate(self, size: int | None = None) -> int:
+        try:
+            if self._refusal is None:
+                super().truncate(size)
+        except BaseException as error:
+            self._refusal = error
+        return size or 0
+
+
+def _whereabouts(data: Any) -> tuple[int, int]:
+    values = np.frombuffer(data, np.uint8)
+    return int(values.ctypes.data), len(values)

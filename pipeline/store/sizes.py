@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import tables
-from .attributes import check_attributes
-from .border import check_layer
-from .regular import require_file
+from .file_checks import require_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +112,6 @@ def layers_of(file: h5py.File, path: Path, sizes: Sizes, good: int) -> tuple[Lay
     found = []
     for name in tables.layer_names(file):
         node = file["features"][name]
-        check_attributes(node, path, f"layer {name}")
-        check_layer(node)
         shape = None if isinstance(node, h5py.Group) else tuple(int(side) for side in node.shape[1:])
         raw, stored = (round(part.get(name, 0) * factor) for part in (sizes.raw, sizes.stored))
         facts = node.attrs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,21 +12,19 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5d, h5ds, h5g, h5s, h5t
 from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
 from ..storage.remote_path import RemotePath
 from . import format
-from .attributes import check_attributes, write_attributes
-from .border import check_attribute_sizes, check_groups, check_tree, own_node
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
 from .damage import DamagedError as DamagedError
 from .damage import ForeignError, UnreadableError, of_another_run, reading, unreadable
 from .damage import damaged as damaged
+from .file_checks import check_tree, own_node, require_file
 from .identity import checked_parts
-from .regular import require_file
-from .storage import check_table
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
@@ -33,7 +32,7 @@ _TEXT = h5py.string_dtype("utf-8")
 
 
 def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> None:
-    """Writes the attributes of the root.
+    """Write the attributes of the root.
 
     Args:
         file: Open for writing.
@@ -57,11 +56,11 @@ def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> Non
     if spec.before:
         attributes["part_stops"] = np.array([part.stop for part in spec.parts], np.int64)
         attributes["part_digests"] = np.array([part.digest for part in spec.parts], object)
-    write_attributes(file, attributes)
+    file.attrs.update(attributes)
 
 
 def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: str) -> None:
-    """Writes the attributes of ``/features/<layer>``."""
+    """Write the attributes of ``/features/<layer>``."""
     attributes = {
         "axes": format.NATIVE_AXES if feature.shape is None else format.AXES,
         "channels": np.int64(feature.layer.channels),
@@ -69,11 +68,44 @@ def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: st
         "network_index": np.int64(feature.layer.network_index),
         "dtype": dtype,
     }
-    write_attributes(node, attributes)
+    node.attrs.update(attributes)
+
+
+def write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
+    """Write the dimensions as scales at the root, and attach them to all arrays, which are there.
+
+    Args:
+        file: Open for writing.
+        spec: The run.
+        rows: Of the file.
+    """
+    # By h5py's lower half: its upper one takes three times as long, which shows where there are many layers.
+    features, statistics = (h5g.open(file.id, name) for name in (b"features", b"statistics"))
+    image = _write_scale(file, format.IMAGE_DIMENSION, rows)
+    for group in (h5g.open(file.id, name) for name in (b"images", b"checksums")):
+        for name in group:
+            h5ds.attach_scale(h5d.open(group, name), image, 0)
+    for feature in spec.features:
+        if feature.shape is None:
+            continue
+        name, sizes = feature.layer.name, feature.shape
+        scales = [_write_scale(file, words.format(name), size) for words, size in zip(format.ROW_DIMENSIONS, sizes, strict=True)]
+        layer, of_layer = h5d.open(features, name.encode()), h5g.open(statistics, name.encode())
+        for axis, scale in enumerate((image, *scales)):
+            h5ds.attach_scale(layer, scale, axis)
+        for statistic in (b"channel_minimum", b"channel_maximum"):
+            h5ds.attach_scale(h5d.open(of_layer, statistic), scales[-1], 0)
+
+
+def _write_scale(file: h5py.File, name: str, size: int) -> h5d.DatasetID:
+    # As netCDF makes it: nothing is stored of its values.
+    scale = h5d.create(file.id, name.encode(), h5t.IEEE_F32BE, h5s.create_simple((size,)))
+    h5ds.set_scale(scale, format.DIMENSION_TITLE.format(size).encode())
+    return scale
 
 
 def image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, Column]:
-    """Gives the columns of a shard's ``/images``.
+    """Return the columns of a shard's ``/images``.
 
     Args:
         spec: The run.
@@ -101,7 +133,7 @@ def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
 
 
 def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
-    """Writes ``/images``, each column with the checksum that :func:`read_column` holds it to."""
+    """Write ``/images``, each column with the checksum that :func:`read_column` holds it to."""
     group = file.create_group("images")
     for name, values in columns.items():
         dtype = format.NUMBER_COLUMNS.get(name, _TEXT)
@@ -110,7 +142,7 @@ def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
 
 
 def read_column(file: h5py.File, path: Path, name: str) -> Column:
-    """Gives one column of ``/images``: numbers, or an object array of str.
+    """Return one column of ``/images``: numbers, or an object array of str.
 
     Args:
         file: Open shard or index.
@@ -121,8 +153,7 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
         StoreError: It is damaged.
     """
     try:
-        dataset = own_node(file, path, "images", name)
-        check_table(dataset, path)
+        dataset = own_node(file["images"], name)
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
         expected, got = int(dataset.attrs["crc32"]), column_checksum(values)
     except (*HDF5_READ_ERRORS, MemoryError) as error:
@@ -133,16 +164,15 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
 
 
 def read_checksums(file: h5py.File, path: Path, layer: str) -> NDArray[np.uint32]:
-    """Gives ``/checksums/<layer>``, one a row.
+    """Return ``/checksums/<layer>``, one a row.
 
     Raises:
         StoreError: It is damaged.
     """
     try:
-        dataset = own_node(file, path, "checksums", layer)
+        dataset = own_node(file["checksums"], layer)
         if dataset.dtype != np.dtype("<u4"):
             raise ValueError(f"{dataset.dtype} of shape {dataset.shape}")
-        check_table(dataset, path)
         values: NDArray[np.uint32] = dataset[()]
     except HDF5_READ_ERRORS as error:
         raise damaged(path, f"/checksums/{layer}", error) from error
@@ -150,18 +180,18 @@ def read_checksums(file: h5py.File, path: Path, layer: str) -> NDArray[np.uint32
 
 
 def column_checksum(values: Column) -> int:
-    """Gives the CRC-32 of a column: of its little-endian bytes, or of its texts in UTF-8, each ended by a NUL byte."""
+    """Return the CRC-32 of a column: of its little-endian bytes, or of its texts in UTF-8, each ended by a NUL byte."""
     if values.dtype == object:
         return zlib.crc32("".join(f"{text}\0" for text in values).encode())
     return zlib.crc32(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
 def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
-    """Opens a shard or an index for reading.
+    """Open a shard or an index for reading.
 
     Args:
         path: Of the file.
-        all_nodes: Whether all of it is looked at now, or by :func:`~pipeline.store.border.own_node` what is taken of it.
+        all_nodes: Whether all of it is looked at now, or by :func:`~pipeline.store.file_checks.own_node` what is taken of it.
 
     Raises:
         StoreError: It is missing, a link, cannot be read, is damaged, leads out of itself, is not of this program or of a later
@@ -177,8 +207,6 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the HDF5 file", error) from error
     try:
-        # Before anything is believed: an attribute that has lost a bit would tell of another program, run or version.
-        check_attributes(opened, path, "the root")
         kind, version = opened.attrs.get("format"), opened.attrs.get("format_version")
         if kind != format.FORMAT or version is None:
             raise ForeignError(
@@ -192,7 +220,10 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
                 f"{int(version)}. Expected {format.FORMAT_VERSION}. "
                 f"{'Update the program' if is_later else 'Extract again with output.existing=replace'}."
             )
-        (check_tree if all_nodes else check_groups)(opened, path)
+        found = str(opened.attrs["run_digest"])
+        if hashlib.sha256(str(opened.attrs["identity"]).encode()).hexdigest() != found:
+            raise damaged(path, "attribute 'run_digest' of the root", f"{found[:12]}, which is not that of the identity")
+        check_tree(opened, path, all_nodes)
     except BaseException as error:
         opened.close()
         if isinstance(error, HDF5_READ_ERRORS):
@@ -202,7 +233,7 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
 
 
 def hdf5_source(path: Path) -> Any:
-    """Gives what HDF5 opens: the file, or what reads as much as is asked for of one at an address.
+    """Return what HDF5 opens: the file, or what reads as much as is asked for of one at an address.
 
     Raises:
         OSError: It cannot be read.
@@ -215,7 +246,7 @@ def hdf5_source(path: Path) -> Any:
 
 
 def is_foreign(path: Path) -> bool:
-    """Tells whether this is a whole HDF5 file of another program; of what is damaged nobody can tell.
+    """Tell whether this is a whole HDF5 file of another program; of what is damaged nobody can tell.
 
     Raises:
         UnreadableError: It is in use, or the system does not let us read it.
@@ -223,7 +254,6 @@ def is_foreign(path: Path) -> bool:
     try:
         require_file(path)
         with reading(path, "the HDF5 file"), h5py.File(hdf5_source(path), "r") as file:
-            check_attribute_sizes(file, path, "the root")
             return bool(file.attrs.get("format") != format.FORMAT)
     except UnreadableError:
         raise
@@ -232,7 +262,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
-    """Gives the parts of the run, up to its own, that a shard or index names.
+    """Return the parts of the run, up to its own, that a shard or index names.
 
     Raises:
         StoreError: They are damaged.
@@ -247,7 +277,7 @@ def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
 
 
 def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[ShardSpec, ...]]:
-    """Gives the digest that the shards of each part have, and the shard plan of all parts, that a shard or index names.
+    """Return the digest that the shards of each part have, and the shard plan of all parts, that a shard or index names.
 
     Raises:
         StoreError: They are damaged.
@@ -261,14 +291,14 @@ def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[Shard
 
 
 def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> None:
-    """Holds an open file to the run and the rows that it should be of.
+    """Compare an open file with the run and the rows that it should be of.
 
     Raises:
         StoreError: It is of another run, of other rows, or damaged.
     """
     try:
         found = str(file.attrs["run_digest"])
-        first, rows = int(file.attrs["first_row"]), len(own_node(file, path, "images", "key"))
+        first, rows = int(file.attrs["first_row"]), len(own_node(file["images"], "key"))
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the root", error) from error
     if found != digest:
@@ -281,12 +311,12 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
 
 
 def column_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Gives the columns of ``/images`` as a person wants them: those of the format first, HDF5 having sorted them by name."""
+    """Return the columns of ``/images`` as a person wants them: those of the format first, HDF5 having sorted them by name."""
     known = ("key", "label", "status", "error", "height", "width", "bytes", "sha256")
     return tuple(sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name)))
 
 
 def layer_names(file: h5py.File) -> Iterator[str]:
-    """Gives the layers of an open file, in network order."""
+    """Return the layers of an open file, in network order."""
     group = file["features"]
     return iter(sorted(group, key=lambda name: int(group[name].attrs["network_index"])))

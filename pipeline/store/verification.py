@@ -15,12 +15,12 @@ from typing import Any
 from ..errors import StoreError
 from . import damage, format, remote
 from .digests import Digests
+from .disk import file_digest
 from .examination import WAITING_BYTES
+from .file_checks import require_file, require_own_shards
 from .guard import SILENCE_SECONDS, Examination, Guard, make_finding, renamed
-from .hashing import file_digest
 from .judgement import Digest, Judge, Verdict
 from .reader import no_such_run
-from .regular import require_file, require_own_shards
 from .succession import Listed, read_listed
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreError
-from ..records import FeatureBatch, ImageStatus, RunSpec, ShardSpec
-from ..statistics import gather
+from ..errors import NetworkError, StoreError
+from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format, remote
 from .cutter import Cutter, Piece, grouped
 from .digests import Digests
-from .progress import Progress
 from .publication import Publisher
 from .shard import ShardFile
-from .unstorable import value_error
+from .statistics import LayerStatistics, Tally, gather
 
 # What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
 # first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
@@ -37,6 +36,67 @@ TASK_BYTES = 1 << 22
 MOST_FINISHERS = 4
 
 
+class OpenShard:
+    """A shard while it is made: its file, and what has come of its rows.
+
+    Args:
+        file: Open.
+        shard: Which rows.
+        features: The layers.
+
+    Attributes:
+        rows_put: Layer -> how many rows have come.
+        cutters: Layer -> where its rows are cut, for layers of fixed shape.
+        parts: (layer, row) -> band -> (CRC-32, bytes). Threads finish the bands of a row in any order.
+        tallies: Layer -> what has been gathered of its values.
+        tasks: That encode and write its pieces.
+        broken: Some of it could not be encoded or written; it is to be dropped.
+    """
+
+    def __init__(self, file: ShardFile, shard: ShardSpec, features: Sequence[FeatureSpec]) -> None:
+        self.file = file
+        self.shard = shard
+        self.rows_put = {feature.layer.name: 0 for feature in features}
+        self.cutters = {
+            feature.layer.name: Cutter(file.chunk(feature.shape)) for feature in features if feature.shape is not None
+        }
+        self.parts: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
+        self.tallies = {feature.layer.name: Tally(feature.layer.channels) for feature in features}
+        self.tasks: list[Future[None]] = []
+        self.broken = False
+        self._statuses: list[ImageStatus | None] = [None] * shard.rows
+        self._statuses_missing = shard.rows
+        self._rows_ok = 0
+
+    def add_status(self, status: ImageStatus) -> None:
+        """Note what became of an image."""
+        row = status.index - self.shard.first
+        assert self._statuses[row] is None, f"two statuses for row {status.index}"
+        self._statuses[row] = status
+        self._statuses_missing -= 1
+        self._rows_ok += not status.error
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row has a status, and every row that is ok has come of every layer."""
+        return not self._statuses_missing and all(rows == self._rows_ok for rows in self.rows_put.values())
+
+    def statuses(self) -> list[ImageStatus]:
+        """Return the statuses that have come, in order."""
+        return [status for status in self._statuses if status]
+
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Return layer -> statistics of its rows."""
+        return {layer: tally.statistics(self._rows_ok) for layer, tally in self.tallies.items()}
+
+    def checksums(self) -> dict[str, NDArray[np.uint32]]:
+        """Return layer -> (rows,) CRC-32 of each row; 0 for failed ones."""
+        values = {layer: np.zeros(self.shard.rows, np.uint32) for layer in self.rows_put}
+        for (layer, row), bands in self.parts.items():
+            values[layer][row] = codec.join_checksums([bands[band] for band in sorted(bands)])
+        return values
+
+
 class Writer:
     """Writes the shards of a run's last part that are still to make; a :class:`~pipeline.records.Sink`.
 
@@ -47,9 +107,9 @@ class Writer:
     Args:
         folder: The run's folder, opened by :func:`pipeline.store.folder.open_folder`.
         spec: The run, up to the part that the shards are of.
-        shards: Those to make; further ones are told by :meth:`expect`.
+        shards: Those to make.
         workers: Threads that encode.
-        waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one chunk always
+        waiting_bytes: ``put_features`` blocks while more bytes of activations than this wait to be written; one task always
             may. None: those of some hundred rows, at most 1 GiB.
         digests: Where finished shards get their lines. None: in ``SHA256SUMS``, as only the holder of the folder's lock may;
             another process gives one with a writer's name, and its unfinished files have names of their own.
@@ -84,16 +144,19 @@ class Writer:
         self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
         self._unfinished = {shard.number: shard for shard in shards}
         self._to_make = dict(self._unfinished)
-        self._open: dict[int, Progress] = {}
+        self._open: dict[int, OpenShard] = {}
         row_bytes = format.row_bytes(spec.features, "float32") if all(self._shapes.values()) else WAITING_BYTES
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
         self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
         # So that there is something for every thread, and nearly always for all twice.
         self._task_bytes = min(TASK_BYTES, self._waiting_bytes // (4 * max(1, workers)))
+        self._waiting: deque[tuple[Future[None], int]] = deque()
         self._bytes_waiting = 0
-        self._finishing, self._most_finishing = 0, disk.most_finishing(folder, MOST_FINISHERS)
+        self._finishing: list[Future[None]] = []
+        self._most_finishing = disk.most_finishing(folder, MOST_FINISHERS)
         self._error: BaseException | None = None
-        self._changed = threading.Condition()
+        # Of the counters, and of the shards that are open.
+        self._lock = threading.Lock()
         self._locating = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since
@@ -101,19 +164,19 @@ class Writer:
         self._finishers = ThreadPoolExecutor(MOST_FINISHERS if workers > 1 else 1, "finish")
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
-        """Takes what became of some images, each once.
+        """Take what became of some images, each once.
 
         Raises:
             PipelineError: What went wrong in the background.
         """
         self.check()
         for status in statuses:
-            progress = self._progress((status.index - self._spec.first_row) // self._spec.images_per_shard)
-            progress.add_status(status)
-            self._finish_if_complete(progress)
+            shard = self._shard((status.index - self._spec.first_row) // self._spec.images_per_shard)
+            shard.add_status(status)
+            self._finish_if_complete(shard)
 
     def put_features(self, features: FeatureBatch) -> None:
-        """Takes activations of one layer; returns before they are stored, and blocks while too much is waiting.
+        """Take activations of one layer; return before they are stored, and block while too much is waiting.
 
         Raises:
             PipelineError: What went wrong in the background: a value that is not finite or does not fit, a full disk.
@@ -121,81 +184,77 @@ class Writer:
         self.check()
         numbers = (features.indices - self._spec.first_row) // self._spec.images_per_shard
         for number in np.unique(numbers).tolist():
-            progress, among = self._progress(number), numbers == number
+            shard, among = self._shard(number), numbers == number
             # A slice, since a mask would copy.
             first, count = int(among.argmax()), int(among.sum())
-            rows = features.indices[first : first + count] - progress.shard.first
-            self._put_rows(progress, features.layer, rows, features.values[first : first + count])
-            progress.rows_put[features.layer] += count
-            self._finish_if_complete(progress)
+            rows = features.indices[first : first + count] - shard.shard.first
+            self._put_rows(shard, features.layer, rows, features.values[first : first + count])
+            shard.rows_put[features.layer] += count
+            self._finish_if_complete(shard)
 
-    def _put_rows(self, progress: Progress, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    def _put_rows(self, shard: OpenShard, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         assert values.shape[1:] == self._shapes[layer] or self._shapes[layer] is None, f"{layer} has shape {values.shape}"
-        if layer in progress.cutters:
-            self._submit(progress, layer, progress.cutters[layer].put(rows, values), progress.file.dataset(layer))
+        if layer in shard.cutters:
+            self._submit(shard, layer, shard.cutters[layer].put(rows, values), shard.file.dataset(layer))
             return
         for place, row in enumerate(rows.tolist()):
-            dataset, chunk = progress.file.add_native(layer, row, values.shape[1:])
-            self._submit(progress, layer, Cutter(chunk).put(rows[place : place + 1], values[place : place + 1]), dataset)
+            dataset, chunk = shard.file.add_native(layer, row, values.shape[1:])
+            self._submit(shard, layer, Cutter(chunk).put(rows[place : place + 1], values[place : place + 1]), dataset)
 
-    def _progress(self, number: int) -> Progress:
+    def _shard(self, number: int) -> OpenShard:
         if number not in self._open:
-            with self._changed:
-                self._changed.wait_for(lambda: self._error or self._finishing < self._most_finishing)
-                self.check()
+            while len(self._finishing) >= self._most_finishing:
+                self._finishing = [*wait(self._finishing, return_when=FIRST_COMPLETED).not_done]
+            self.check()
             shard = self._to_make.pop(number)
-            self._open[number] = Progress(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
+            self._open[number] = OpenShard(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
         return self._open[number]
 
-    def _submit(self, progress: Progress, layer: str, pieces: Iterable[Piece], dataset: Any) -> None:
-        """Has pieces of one dataset stored, some at a time."""
+    def _submit(self, shard: OpenShard, layer: str, pieces: Iterable[Piece], dataset: Any) -> None:
+        """Have pieces of one dataset stored, some at a time."""
         for some in grouped(pieces, self._task_bytes):
             size_bytes = sum(piece.values.nbytes for piece in some)
-            with self._changed:
-                while not (self._error or not self._bytes_waiting or self._bytes_waiting + size_bytes <= self._waiting_bytes):
-                    self._changed.wait()
-                self.check()
-                self._bytes_waiting += size_bytes
-                progress.tasks_waiting += 1
-            self._encoders.submit(self._store, progress, layer, some, size_bytes, dataset)
+            while self._waiting and self._bytes_waiting + size_bytes > self._waiting_bytes:
+                wait([self._waiting[0][0]])
+                self._bytes_waiting -= self._waiting.popleft()[1]
+            self.check()
+            task = self._encoders.submit(self._store, shard, layer, some, dataset)
+            shard.tasks.append(task)
+            self._waiting.append((task, size_bytes))
+            self._bytes_waiting += size_bytes
 
-    def _store(self, progress: Progress, layer: str, pieces: Sequence[Piece], size_bytes: int, dataset: Any) -> None:
+    def _store(self, shard: OpenShard, layer: str, pieces: Sequence[Piece], dataset: Any) -> None:
         def work() -> None:
             started = time.perf_counter()
-            encoded = [self._encode(progress, layer, piece) for piece in pieces]
+            encoded = [self._encode(shard, layer, piece) for piece in pieces]
             encode_seconds = time.perf_counter() - started
             # HDF5 lets one thread in at a time. Waiting for it is nobody's work, so the clock starts after.
             with self._locating:
                 started = time.perf_counter()
                 places = [
-                    progress.file.locate(dataset, piece.offset, data) for piece, (data, _) in zip(pieces, encoded, strict=True)
+                    shard.file.locate(dataset, piece.offset, data) for piece, (data, _) in zip(pieces, encoded, strict=True)
                 ]
             for place, (data, _) in zip(places, encoded, strict=True):
-                progress.file.write(place, data)
+                shard.file.write(place, data)
             write_seconds = time.perf_counter() - started
-            with self._changed:
+            with self._lock:
                 self.bytes_raw += sum(raw_bytes for _, raw_bytes in encoded)
                 self.bytes_stored += sum(len(data) for data, _ in encoded)
                 self.encode_seconds += encode_seconds
                 self.write_seconds += write_seconds
 
-        self._guarded(progress, work)
-        with self._changed:
-            self._bytes_waiting -= size_bytes
-            progress.tasks_waiting -= 1
-            self._finish_if_written(progress)
-            self._changed.notify_all()
+        self._guarded(shard, work)
 
-    def _encode(self, progress: Progress, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
-        """Gives the chunk's bytes, and how many the values had; notes the checksum and the statistics of each row."""
+    def _encode(self, shard: OpenShard, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
+        """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row."""
         stored = codec.converted(piece.values, self._dtype)
         for row in piece.rows:
             values = stored[row - piece.first_row]
             found = gather(values.astype(np.float32, copy=False))
             if not found.is_finite:
-                raise value_error(self._spec, progress.shard.first + row, layer, piece.row_values(row))
-            progress.tallies[layer].add(found)
-            progress.parts.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
+                raise value_error(self._spec, shard.shard.first + row, layer, piece.row_values(row))
+            shard.tallies[layer].add(found)
+            shard.parts.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
         raw_bytes = stored.nbytes
         if stored.shape != piece.chunk:
             # HDF5 stores the chunk at the edge of a dataset in full.
@@ -204,48 +263,37 @@ class Writer:
             stored = whole
         return codec.encode(stored, self._spec.compression), raw_bytes
 
-    def _finish_if_complete(self, progress: Progress) -> None:
-        if not progress.complete:
+    def _finish_if_complete(self, shard: OpenShard) -> None:
+        if not shard.complete:
             return
-        for layer, cutter in progress.cutters.items():
-            self._submit(progress, layer, cutter.flush(), progress.file.dataset(layer))
-        with self._changed:
-            progress.all_put = True
-            self._finishing += 1
-            self._finish_if_written(progress)
+        for layer, cutter in shard.cutters.items():
+            self._submit(shard, layer, cutter.flush(), shard.file.dataset(layer))
+        self._finishing.append(self._finishers.submit(self._finish, shard))
 
-    def _finish_if_written(self, progress: Progress) -> None:
-        """Finish a shard of which all has been written; called with the lock held, by whoever sees that first."""
-        if progress.all_put and not progress.tasks_waiting and not progress.broken:
-            # In this order, so that an interrupt in between does not leave a whole shard unfinished.
-            self._finishers.submit(self._finish, progress)
-            progress.all_put = False
+    def _finish(self, shard: OpenShard) -> None:
+        wait(shard.tasks)
 
-    def _finish(self, progress: Progress) -> None:
         def work() -> None:
             started = time.perf_counter()
-            progress.file.finish(progress.statuses(), progress.checksums(), progress.statistics(), self._digests)
-            with self._changed:
+            shard.file.finish(shard.statuses(), shard.checksums(), shard.statistics(), self._digests)
+            with self._lock:
                 self.write_seconds += time.perf_counter() - started
                 self.shards_done += 1
-                del self._open[progress.shard.number], self._unfinished[progress.shard.number]
+                del self._open[shard.shard.number], self._unfinished[shard.shard.number]
 
-        self._guarded(progress, work)
-        with self._changed:
-            self._finishing -= 1
-            self._changed.notify_all()
+        self._guarded(shard, work)
 
-    def _guarded(self, progress: Progress, work: Callable[[], None]) -> None:
-        """Does background work on a shard, unless some of it has failed; keeps the first error for the next call of the loop.
+    def _guarded(self, shard: OpenShard, work: Callable[[], None]) -> None:
+        """Do background work on a shard, unless some of it has failed; keep the first error for the next call of the loop.
 
         Other shards go on: one of which all has come can still be finished and kept.
         """
-        if progress.broken:
+        if shard.broken:
             return
         try:
             work()
         except BaseException as error:
-            progress.broken = True
+            shard.broken = True
             if isinstance(error, MemoryError):
                 error = StoreError(
                     f"{self._folder}: out of memory while encoding, got {self._waiting_bytes} bytes allowed to wait. "
@@ -255,34 +303,140 @@ class Writer:
             self._error = self._error or error
 
     def check(self) -> None:
-        """Raises what went wrong in the background, if anything did."""
+        """Raise what went wrong in the background, if anything did."""
         if self._error:
             raise self._error
 
     def close(self) -> None:
-        """Waits until every shard has its final name.
+        """Wait until every shard has its final name.
 
         Raises:
             PipelineError: What went wrong in the background; partial files are removed, finished shards kept.
         """
         try:
-            with self._changed:
-                assert not self._to_make, f"nothing came for shards {sorted(self._to_make)}"
-                assert all(progress.complete for progress in self._open.values())
-                self._changed.wait_for(lambda: self._error or not self._open)
+            assert not self._to_make, f"nothing came for shards {sorted(self._to_make)}"
+            with self._lock:
+                assert all(shard.complete for shard in self._open.values())
+            wait(self._finishing)
             self.check()
             remote.settle(self._folder)
         finally:
             self.abort()
 
     def abort(self) -> None:
-        """Drops what is unfinished, leaving no partial file behind; shards of which all has come are finished first."""
+        """Drop what is unfinished, leaving no partial file behind; shards of which all has come are finished first."""
         self._encoders.shutdown(wait=True)
         self._finishers.shutdown(wait=True)
-        for progress in self._open.values():
-            progress.file.drop()
+        for shard in self._open.values():
+            shard.file.drop()
         self._open.clear()
         # Ctrl-C comes anywhere, also after a file has been made and before anybody knows of it.
-        for shard in self._unfinished.values():
+        for spec in self._unfinished.values():
             with suppress(OSError):
-                disk.partial_path(self._folder / format.SHARD_FOLDER / shard.file_name, self._mark).unlink()
+                disk.partial_path(self._folder / format.SHARD_FOLDER / spec.file_name, self._mark).unlink()
+
+
+class DryWriter:
+    """A :class:`~pipeline.records.Sink` that encodes as the writer does, counts, and keeps nothing.
+
+    Rows may be any of the run, as if they were neighbours in a shard.
+
+    Args:
+        spec: The run.
+        workers: Threads that encode.
+
+    Attributes:
+        statuses: Of the images that were put.
+        raw_bytes: Layer -> activations before compression.
+        stored_bytes: Layer -> the same, after.
+    """
+
+    def __init__(self, spec: RunSpec, workers: int) -> None:
+        self.statuses: list[ImageStatus] = []
+        self.raw_bytes = {feature.layer.name: 0 for feature in spec.features}
+        self.stored_bytes = dict(self.raw_bytes)
+        self._spec = spec
+        self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
+        self._cutters = {
+            feature.layer.name: Cutter(format.chunk_shape(feature.shape, self._dtype.itemsize))
+            for feature in spec.features
+            if feature.shape
+        }
+        self._indices: dict[str, list[int]] = {name: [] for name in self.raw_bytes}
+        self._waiting: deque[tuple[str, Future[tuple[int, int]], int]] = deque()
+        self._bytes_waiting = 0
+        self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
+
+    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
+        """Take what became of some images."""
+        self.statuses += statuses
+
+    def put_features(self, features: FeatureBatch) -> None:
+        """Take activations; return before they are encoded, and block while too much is waiting.
+
+        Raises:
+            NetworkError: A value cannot be stored.
+        """
+        known = self._indices[features.layer]
+        rows = np.arange(len(known), len(known) + len(features.indices))
+        known += features.indices.tolist()
+        self._submit(features.layer, self._cut(features.layer, rows, features.values))
+
+    def _cut(self, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> Iterator[Piece]:
+        if layer in self._cutters:
+            yield from self._cutters[layer].put(rows, values)
+            return
+        chunk = (1, *format.band_shape(values.shape[1:], self._dtype.itemsize))
+        yield from Cutter(chunk).put(rows, values)
+
+    def _submit(self, layer: str, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            while self._waiting and self._bytes_waiting + piece.values.nbytes > WAITING_BYTES:
+                self._count()
+            self._waiting.append((layer, self._encoders.submit(self._encode, layer, piece), piece.values.nbytes))
+            self._bytes_waiting += piece.values.nbytes
+
+    def _count(self) -> None:
+        layer, task, size_bytes = self._waiting.popleft()
+        self._bytes_waiting -= size_bytes
+        raw, stored = task.result()
+        self.raw_bytes[layer] += raw
+        self.stored_bytes[layer] += stored
+
+    def _encode(self, layer: str, piece: Piece) -> tuple[int, int]:
+        # The rows alone: the last chunk of a layer need not be full.
+        values = codec.converted(piece.values[: piece.rows[-1] - piece.first_row + 1], self._dtype)
+        for row in piece.rows:
+            if not gather(values[row - piece.first_row].astype(np.float32, copy=False)).is_finite:
+                raise value_error(self._spec, self._indices[layer][row], layer, piece.row_values(row))
+        return len(piece.rows) * values[0].nbytes, len(codec.encode(values, self._spec.compression))
+
+    def close(self) -> None:
+        """Wait until all is encoded.
+
+        Raises:
+            NetworkError: A value cannot be stored.
+        """
+        for layer, cutter in self._cutters.items():
+            self._submit(layer, cutter.flush())
+        while self._waiting:
+            self._count()
+        self._encoders.shutdown(wait=True)
+
+    def abort(self) -> None:
+        """Encode no more."""
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+
+
+def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
+    """Return the one line for a row with a value that cannot be stored."""
+    got = codec.first_unstorable(values, spec.dtype)
+    where = f"{spec.manifest.keys[index]}: layer {layer}"
+    if np.isfinite(got):
+        return NetworkError(
+            f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
+            f"Use output.dtype=float32."
+        )
+    return NetworkError(
+        f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
+    )

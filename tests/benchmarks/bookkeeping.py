@@ -17,7 +17,7 @@ from pipeline.store import disk, format
 from pipeline.store.digests import Digests
 from pipeline.store.folder import open_folder
 from pipeline.store.found import shard_names
-from pipeline.store.index import build_index
+from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 from pipeline.store.writer import Writer
 
@@ -102,7 +102,7 @@ def _written(folder: Path, count: int) -> list[Line]:
     _timed(f"{of}: settled by a whole run that goes on", lambda: open_folder(folder, spec, "resume").close(), lines)
     share = Share(3, 10)
     _timed(f"{of}: settled by one of 10 parts", lambda: open_folder(folder, spec, "resume", share).close(), lines)
-    _timed(f"{of}: index written", lambda: build_index(folder, spec), lines, f"{usable_cores()} processes from 1,000 shards on")
+    _timed(f"{of}: index written", lambda: build_index(folder, spec), lines)
     index = folder / format.INDEX_NAME
     lines.append(Line(f"{of}: bytes of index a shard", "B", [index.stat().st_size / count], more_is_better=False))
     run = _timed(f"{of}: opened by open_run", lambda: open_run(folder), lines)

@@ -1,8 +1,7 @@
-"""What lies in a run folder that this program has not put there, under names that a run needs: refused, and never touched."""
+"""What lies in a run folder under names that a run needs, and is not of this program: refused, and never touched."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -13,21 +12,20 @@ from .found import listing_paths, result_paths
 
 
 def refuse_foreign_folder(folder: Path) -> None:
-    """Refuses a folder with files that the run would write over, and no sign that this program has made them.
+    """Refuse a folder with files that the run would write over, and no sign that this program has made them.
 
     Raises:
         StoreError: It is such a folder.
     """
     if not folder.is_dir():
         return
-    lock = folder / format.LOCK_NAME
     # What is written before all else has been looked at.
     early = [format.LOCK_NAME, format.DIGESTS_NAME, format.DIGESTS_NAME + format.PARTIAL_SUFFIX]
     early += [path.name for path in folder.iterdir() if format.WRITER_DIGESTS_NAME.fullmatch(path.name)]
-    names = [name for name in early if (folder / name).is_symlink() or _is_special(folder / name)]
+    names = [name for name in early if _is_special(folder / name)]
     # Behind a link in its place, shards would be written into another folder.
     names += [name for name in (format.SHARD_FOLDER,) if (folder / name).is_symlink()]
-    if not (lock.exists() or result_paths(folder) or listing_paths(folder)):
+    if not ((folder / format.LOCK_NAME).exists() or result_paths(folder) or listing_paths(folder)):
         names += [name for name in format.COMPANION_NAMES if (folder / name).exists()]
     if names:
         raise StoreError(
@@ -36,13 +34,8 @@ def refuse_foreign_folder(folder: Path) -> None:
         )
 
 
-def _is_special(path: Path) -> bool:
-    """Tells whether something other than a regular file is there: a folder, a pipe that would be waited for, a device."""
-    return path.exists() and not path.is_file()
-
-
-def refuse_strangers(folder: Path, shards: Iterable[ShardSpec], parts: int, replaced: Collection[Path]) -> None:
-    """Refuses links, folders and files of other programs under the names of files that are to be made.
+def refuse_foreign_files(folder: Path, shards: Iterable[ShardSpec], parts: int, replaced: Collection[Path]) -> None:
+    """Refuse links, folders and files of other programs under the names of files that are to be made.
 
     HDF5 would follow a link and write over what it leads to; over a folder nothing can be written, which would show at the end.
 
@@ -60,29 +53,30 @@ def refuse_strangers(folder: Path, shards: Iterable[ShardSpec], parts: int, repl
         there = {path.name for path in (folder / format.SHARD_FOLDER).iterdir()}
     except (FileNotFoundError, NotADirectoryError):
         there = set()
-    new = [folder / format.SHARD_FOLDER / name for shard in shards for name in _with_partial(shard.file_name) if name in there]
-    old = [format.INDEX_NAME, *format.COMPANION_NAMES, *map(format.manifest_name, range(parts))]
-    strangers = [path for path in new if path not in replaced and (path.is_symlink() or path.exists())]
-    strangers += [
-        path
-        for path in map(folder.joinpath, itertools.chain.from_iterable(map(_with_partial, old)))
-        if path.is_symlink() or _is_special(path)
-    ]
+    shard_names = (name for shard in shards for name in _with_partial(shard.file_name) if name in there)
+    foreign = [path for name in shard_names if (path := folder / format.SHARD_FOLDER / name) not in replaced]
+    names = (format.INDEX_NAME, *format.COMPANION_NAMES, *map(format.manifest_name, range(parts)))
+    foreign += [path for name in names for path in map(folder.joinpath, _with_partial(name)) if _is_special(path)]
     index = folder / format.INDEX_NAME
     if index.is_file() and tables.is_foreign(index):
-        strangers.append(index)
-    if strangers:
-        raise stranger(strangers[0])
+        foreign.append(index)
+    if foreign:
+        raise foreign_file(foreign[0])
 
 
-def stranger(path: Path) -> StoreError:
-    """Gives the one line for what lies under the name of a file of the run and is none."""
+def foreign_file(path: Path) -> StoreError:
+    """Return the one line for what lies under the name of a file of the run and is none."""
     kinds = ((path.is_symlink(), "a link"), (path.is_dir(), "a folder"), (path.is_file(), "a file of another program"))
     what = next((words for is_kind, words in kinds if is_kind), "a pipe or device")
     return StoreError(
         f"{path}: not a file that this program has written, got {what}. Expected nothing of this name, since the run needs "
         f"it. Move it away, or choose another folder with name=..."
     )
+
+
+def _is_special(path: Path) -> bool:
+    """Tell whether something other than a regular file is there: a link, a folder, a pipe that would be waited for, a device."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def _with_partial(name: str) -> tuple[str, str]:

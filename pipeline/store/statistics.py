@@ -1,4 +1,4 @@
-"""Statistics of a layer: range of each channel, mean, deviation, share of zeros, dead channels, histogram. NumPy only.
+"""Statistics of a layer: range of each channel, mean, deviation, share of zeros, dead channels, histogram.
 
 They are gathered while features are written, and joined over rows, shards, resumed runs and extensions. Counts, minima and maxima
 are exact. Each row is summed in double precision, and row sums are joined without a rounding in between: neither batches, nor
@@ -7,14 +7,24 @@ threads, nor shards, nor kills change a bit. Only the histogram is a sample: of 
 
 from __future__ import annotations
 
+import json
 import math
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
+from h5py import h5d, h5s, h5t
 from numpy.typing import NDArray
+
+from ..errors import StoreError, nearest
+from . import format, tables
+from .damage import HDF5_READ_ERRORS, damaged
+from .file_checks import own_node
 
 # Bins are powers of two: known before the data, exact, and the same for every layer. 127 of each sign, from 2^-62 on.
 OCTAVES = 127
@@ -278,7 +288,7 @@ class Tally:
 
 
 def bin_edges(place: int) -> tuple[float, float]:
-    """Gives the bounds of a bin of the histogram; its values are from the one to the other, the larger magnitude not included.
+    """Return the bounds of a bin of the histogram; its values are from the one to the other, the larger magnitude not included.
 
     Args:
         place: From 0: negative values from 2^64 and beyond to 2^-62, zero (its bounds are 0 and 0), magnitudes below 2^-62 of
@@ -294,3 +304,125 @@ def bin_edges(place: int) -> tuple[float, float]:
         return -high, -low
     exponent = SMALLEST_EXPONENT + place - TINY - 1
     return 2.0**exponent, math.inf if place == BINS - 1 else 2.0 ** (exponent + 1)
+
+
+class StatisticsError(StoreError, KeyError):
+    """There are no statistics of such a layer; a KeyError too, as a mapping's users expect."""
+
+    # KeyError's own would put the message in quotes.
+    __str__ = StoreError.__str__
+
+
+class Statistics(Mapping[str, LayerStatistics]):
+    """Layer -> its statistics; read when first asked for.
+
+    Args:
+        path: Of the index or shard that they are of.
+        layers: Of the run.
+    """
+
+    def __init__(self, path: Path, layers: tuple[str, ...]) -> None:
+        self._path = path
+        self._layers = layers
+        self._read: dict[str, LayerStatistics] | None = None
+
+    def _found(self) -> dict[str, LayerStatistics]:
+        if self._read is None:
+            with tables.open_file(self._path) as file:
+                found = read_statistics(file, self._path)
+            self._read = {layer: found[layer] for layer in self._layers if layer in found}
+        return self._read
+
+    def __getitem__(self, layer: str) -> LayerStatistics:
+        if layer in self._found():
+            return self._found()[layer]
+        raise StatisticsError(
+            f"{self._path}: no such layer, got {layer!r}. Expected one of: {nearest(str(layer), self._layers)}. "
+            f"The run's layers are in run.layers."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found())
+
+    def __len__(self) -> int:
+        return len(self._found())
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{layer}: {of_layer!r}" for layer, of_layer in self.items()) or "<no statistics>"
+
+
+def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics]) -> None:
+    """Write ``/statistics`` and its checksums, an attribute of the root.
+
+    Args:
+        file: Open for writing.
+        statistics: Layer -> statistics of the file's rows.
+    """
+    group, checksums = file.create_group("statistics"), {}
+    for layer, of_layer in statistics.items():
+        node = group.create_group(layer)
+        for (name, dtype), value in zip(format.STATISTICS.items(), astuple(of_layer), strict=True):
+            array = np.asarray(value, dtype)
+            # By h5py's lower half, which takes a third of the time: there are eight of these a layer.
+            space = h5s.create_simple(array.shape) if array.ndim else h5s.create(h5s.SCALAR)
+            h5d.create(node.id, name.encode(), h5t.py_create(array.dtype), space).write(h5s.ALL, h5s.ALL, array)
+            checksums[f"{layer}/{name}"] = zlib.crc32(array.tobytes())
+    group.attrs["histogram_step"] = np.int64(HISTOGRAM_STEP)
+    file.attrs[format.STATISTICS_CHECKSUMS] = json.dumps(checksums)
+
+
+def read_statistics(file: h5py.File, path: Path) -> dict[str, LayerStatistics]:
+    """Return layer -> statistics of an open file's rows.
+
+    Raises:
+        StoreError: They are damaged.
+    """
+    found = {}
+    for layer, of_layer in _read_layers(file, path):
+        if isinstance(of_layer, StoreError):
+            raise of_layer
+        found[layer] = of_layer
+    return found
+
+
+def wrong_statistics(file: h5py.File, path: Path, layers: Sequence[str], rows_ok: int) -> Iterator[StoreError]:
+    """Give what of the statistics is not as it was written, or cannot be of these rows.
+
+    Args:
+        file: Open shard or index.
+        path: Of the file, for messages.
+        layers: Of the run.
+        rows_ok: Rows of the file that did not fail.
+    """
+    found = dict(_read_layers(file, path))
+    for layer in dict.fromkeys([*layers, *found]):
+        of_layer = found.get(layer)
+        if layer not in layers or of_layer is None:
+            yield damaged(path, f"/statistics/{layer}", "none" if of_layer is None else "statistics of no layer")
+        elif isinstance(of_layer, StoreError):
+            yield of_layer
+        elif of_layer.rows != rows_ok:
+            yield damaged(path, f"/statistics/{layer}", f"{of_layer.rows} rows in place of {rows_ok}")
+
+
+def _read_layers(file: h5py.File, path: Path) -> Iterator[tuple[str, LayerStatistics | StoreError]]:
+    try:
+        expected: dict[str, int] = json.loads(str(file.attrs[format.STATISTICS_CHECKSUMS]))
+        layers = list(dict.fromkeys(name.rpartition("/")[0] for name in expected))
+    except HDF5_READ_ERRORS as error:
+        raise damaged(path, "the statistics", error) from error
+    for layer in layers:
+        try:
+            group = own_node(own_node(file, "statistics"), layer)
+            values: list[Any] = []
+            for name, dtype in format.STATISTICS.items():
+                array = np.asarray(own_node(group, name)[()])
+                checksum = zlib.crc32(array.astype(array.dtype.newbyteorder("<")).tobytes())
+                if array.dtype != np.dtype(dtype) or checksum != expected[f"{layer}/{name}"]:
+                    raise ValueError(f"{name} of type {array.dtype} with checksum {checksum:08x}")
+                values.append(array if array.ndim else array.item())
+            yield layer, LayerStatistics(*values)
+        except StoreError as error:
+            yield layer, error
+        except (*HDF5_READ_ERRORS, MemoryError) as error:
+            yield layer, damaged(path, f"/statistics/{layer}", error)

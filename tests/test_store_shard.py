@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.store import steady
-from pipeline.store.steady import SteadyFile
+from pipeline.store import shard
+from pipeline.store.shard import RawFile
 
 CHUNKS = np.random.default_rng(0).integers(0, 256, (7, 5000), np.uint8)
 needs_pwrite = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="this system cannot write at a place")
@@ -22,7 +22,7 @@ needs_pwrite = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="this system
 def write(path: Path, compression: str | None, beside: bool) -> list[int | None]:
     """Writes a file of several chunks; gives where they were located, last first."""
     places: list[int | None] = []
-    with SteadyFile(path) as file:
+    with RawFile(path) as file:
         with h5py.File(file, "w") as h5:
             file.hide_refusals()
             dataset = h5.create_dataset("x", CHUNKS.shape, np.uint8, chunks=(1, 5000), compression=compression)
@@ -58,7 +58,7 @@ def test_chunks_written_beside_hdf5_make_the_same_file(tmp_path: Path, compressi
 
 def test_where_the_system_cannot_write_at_a_place_hdf5_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "through", None, beside=False)
-    monkeypatch.delattr(steady.os, "pwrite", raising=False)
+    monkeypatch.delattr(shard.os, "pwrite", raising=False)
     assert write(tmp_path / "beside", None, beside=True) == [None] * len(CHUNKS)
     assert (tmp_path / "beside").read_bytes() == (tmp_path / "through").read_bytes()
 
@@ -66,7 +66,7 @@ def test_where_the_system_cannot_write_at_a_place_hdf5_does(tmp_path: Path, monk
 @needs_pwrite
 def test_a_system_that_takes_a_part_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite = os.pwrite
-    monkeypatch.setattr(steady.os, "pwrite", lambda file, data, place: pwrite(file, data[:999], place))
+    monkeypatch.setattr(shard.os, "pwrite", lambda file, data, place: pwrite(file, data[:999], place))
     write(tmp_path / "parts", None, beside=True)
     monkeypatch.undo()
     write(tmp_path / "whole", None, beside=True)
@@ -80,12 +80,12 @@ def test_what_the_disk_refuses_is_said_afterwards_and_nothing_is_written_any_mor
     def refuse(*arguments: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with SteadyFile(tmp_path / "file") as file, h5py.File(file, "w") as h5:
+    with RawFile(tmp_path / "file") as file, h5py.File(file, "w") as h5:
         file.hide_refusals()
         dataset = h5.create_dataset("x", CHUNKS.shape, np.uint8, chunks=(1, 5000))
         place = file.locate(CHUNKS[0], lambda: dataset.id.write_direct_chunk((0, 0), CHUNKS[0]))
         assert place is not None
-        monkeypatch.setattr(steady.os, "pwrite", refuse)
+        monkeypatch.setattr(shard.os, "pwrite", refuse)
         file.write_at(CHUNKS[0], place)
         monkeypatch.undo()
         for _ in range(2):
