@@ -24,8 +24,7 @@ from .feature_maps import FeatureMap, fold, has_extent, make_maps, number_words,
 from .records import OK, ImageRecord, Manifest
 from .report import STAGES, Report, words_for_bytes
 from .reproduce import command_again
-from .store.layer import Layer
-from .store.reader import Run, place_of
+from .store.reader import Layer, Run, place_of
 from .store.statistics import HISTOGRAM_STEP, OCTAVES, SMALLEST_EXPONENT, TINY, LayerStatistics
 
 # Of failures; a run may have a million, each with a cause of its own.

@@ -25,8 +25,7 @@ from .images.seen import save_image, seen_picture
 from .machine import usable_cores
 from .picture_names import PictureNames, run_name
 from .records import OK, ImageStatus
-from .store.layer import Layer
-from .store.reader import Run, open_run
+from .store.reader import Layer, Run, open_run
 from .stored_images import find_image, image_place
 
 # Layers up to this size are read whole.

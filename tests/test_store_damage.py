@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.store.reader import open_run
 
+from .hostile_runs import INDEX, LAYER, REFILLS, SHARD, put, refill
 from .stored_runs import make_spec, make_values, write_run
 
 NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
@@ -202,3 +204,83 @@ def test_shards_packed_anew_by_another_program_are_read(copy: Path, values: dict
     run = open_run(copy)
     for layer in run.layers:
         np.testing.assert_array_equal(run[layer][:], values[layer])
+
+
+LINKS = {
+    "a layer in another file": (SHARD, put(LAYER, h5py.ExternalLink("/etc/hostname", "/x"))),
+    "all layers in another file": (SHARD, put("features", h5py.ExternalLink("../x.h5", "/"))),
+    "another layer": (SHARD, put(LAYER, h5py.SoftLink("/features/conv1_1"))),
+    "other checksums": (SHARD, put("checksums/relu4_1", h5py.SoftLink("/images/width"))),
+    "a column of another file": (INDEX, put("images/key", h5py.ExternalLink("/x", "/k"))),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+def test_a_link_out_of_a_file_is_not_followed(copy: Path, case: str) -> None:
+    name, edit = LINKS[case]
+    change(copy / name, edit)
+    with pytest.raises(StoreError) as raised:
+        open_run(copy).to_numpy("relu4_1", label="key")
+    assert str(raised.value).startswith(f"{copy / name}: ")
+    assert "got a link, which is not followed" in str(raised.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes as on Unix")
+@pytest.mark.parametrize("kind", REFILLS)
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+def test_what_is_no_file_of_its_own_is_not_opened(copy: Path, name: str, kind: str) -> None:
+    outside = copy.parent / "outside"
+    # A good file of the very run: it is the link that is refused.
+    shutil.copy(copy / name, outside)
+    refill(copy / name, kind, outside)
+    with pytest.raises(StoreError, match=rf"of the run, got {REFILLS[kind]}\.|the run is not finished"):
+        open_run(copy).to_numpy("relu4_1")
+
+
+def test_a_folder_of_shards_behind_a_link_is_not_followed_and_what_the_caller_names_is(copy: Path, tmp_path: Path) -> None:
+    for number, target in enumerate((copy, copy / INDEX, copy / SHARD)):
+        (tmp_path / str(number)).symlink_to(target)
+        assert len(open_run(tmp_path / str(number))) == (4 if target == copy / SHARD else 10)
+    (copy / "shards").rename(tmp_path / "elsewhere")
+    (copy / "shards").symlink_to(tmp_path / "elsewhere")
+    for path in (copy, copy / INDEX):
+        with pytest.raises(StoreError, match=r"copy/shards: not a file of the run, got a link\."):
+            open_run(path)
+
+
+def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(folder)
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.store.reader.np.empty", refuse)
+    with pytest.raises(StoreError, match=r"^layer relu4_1: no room in memory, got 10 rows of 768000 bytes together\. Expected"):
+        run["relu4_1"][:]
+    with pytest.raises(StoreError, match=r"layer relu4_1: no room in memory, got 4 rows of 307200 bytes together\. Expected"):
+        next(iter(run.batches("relu4_1", 4, failed=True, dtype="float32")))
+
+
+def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
+    for name in ("a\0b", "n" * 5000):
+        with pytest.raises(StoreError, match=r"cannot be read, got |there is no such run"):
+            open_run(tmp_path / name)
+
+
+def test_a_key_does_not_speak_to_the_terminal(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec(keys=[f"a\n\x1b[2J{number}" for number in range(10)]))
+    change(tmp_path / SHARD, lambda file: file[LAYER].id.write_direct_chunk((0, 0, 0, 0), b"x"))
+    with pytest.raises(StoreError) as raised:
+        open_run(tmp_path)["relu4_1"][:]
+    assert r"layer relu4_1, row 4 (a\n\x1b[2J4) is damaged" in str(raised.value)
+
+
+def test_what_a_user_has_added_to_a_file_changes_nothing(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:
+    def add(file: h5py.File) -> None:
+        file["checksums"].attrs["mine"] = "x"
+        file.attrs["checked"] = True
+        file["pca"] = np.zeros((10, 3))
+
+    for name in (SHARD, INDEX):
+        change(copy / name, add)
+    np.testing.assert_array_equal(open_run(copy)["relu4_1"][:], values["relu4_1"])

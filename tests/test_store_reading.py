@@ -1,4 +1,4 @@
-"""The fast way of reading: chunks by position, by several threads; and the ways back to the careful one."""
+"""Chunks read by position, by several threads; shards that are replaced, damaged or cut anew while a run is open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.store import codec, parallel, rows, shards
-from pipeline.store.chunk_table import HAS_ADVICE, HAS_POSITIONED_READS, Handle
-from pipeline.store.reader import Run, open_run
-from pipeline.store.shards import CHUNKS_AHEAD
+from pipeline.store import codec, shards
+from pipeline.store.reader import open_run
+from pipeline.store.rows import Handle
+from pipeline.store.shards import CHUNKS_AHEAD, do_all
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run
@@ -45,43 +44,26 @@ def expected() -> dict[str, NDArray[np.float32]]:
     return stacked
 
 
-def careful_reads(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Gives a list that grows by a shard's number whenever its rows are read through HDF5."""
-    read, found = rows.ShardRows.read, []
-
-    def noted(self: Any, *arguments: Any) -> None:
-        found.append(self._shard.number)
-        read(self, *arguments)
-
-    monkeypatch.setattr(rows.ShardRows, "read", noted)
-    return found
-
-
-@pytest.mark.skipif(not HAS_POSITIONED_READS, reason="this system has no reads by position; HDF5 reads everything")
 def test_rows_are_read_without_hdf5_once_their_places_are_known(
     folder: Path, expected: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run(folder)
-    careful = careful_reads(run, monkeypatch)
     for layer in SHAPES:
         np.testing.assert_array_equal(run[layer][:], expected[layer])
+    monkeypatch.setattr(h5py, "File", lambda *_, **__: pytest.fail("HDF5 was opened again"))
+    for layer in SHAPES:
         np.testing.assert_array_equal(np.stack(list(run[layer])), expected[layer])
         np.testing.assert_array_equal(run[layer][[9, 0, 4, 4, 3]], expected[layer][[9, 0, 4, 4, 3]])
-    monkeypatch.setattr(shards.Shards, "open", lambda *_: pytest.fail("HDF5 was opened again"))
-    for row in (0, 1, 2, 9, 4):
-        np.testing.assert_array_equal(run["small"][row], expected["small"][row])
-    assert careful == []
 
 
 def test_rows_are_the_same_where_there_are_no_reads_by_position(
     folder: Path, expected: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "HAS_POSITIONED_READS", False)
+    monkeypatch.delattr(os, "pread")
+    monkeypatch.delattr(os, "posix_fadvise")
     run = open_run(folder)
-    careful = careful_reads(run, monkeypatch)
     for layer in SHAPES:
         np.testing.assert_array_equal(run[layer][:], expected[layer])
-    assert set(careful) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("chunk", [(3, 5, 4, 3), (2, 5, 4, 3), (1, 5, 4, 3), (4, 5, 2, 3), (1, 3, 4, 3), None])
@@ -166,15 +148,13 @@ def test_a_shard_that_is_cut_short_while_a_run_is_open_is_damaged(folder: Path) 
 
 
 def test_more_shards_than_are_kept_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
-    monkeypatch.setattr(shards, "OPEN_HANDLES", 3)
+    monkeypatch.setattr(shards, "OPEN_FILES", 3)
     values = write_run(tmp_path, make_spec(20, SHAPES, images_per_shard=2))
     run = open_run(tmp_path)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(20)
         np.testing.assert_array_equal(run["large"][order], np.stack(values["large"])[order])
-        assert len(run._shards._current.shards) <= 2
-        assert len(run._shards._current.handles) <= 3
+        assert sum(shard._handle is not None for shard in run._shards._rows.values()) <= 3
 
 
 def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) -> None:
@@ -198,21 +178,12 @@ def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) ->
 
 def test_all_tasks_are_done_once_by_several_threads() -> None:
     done: list[tuple[int, int]] = []
-    parallel.do_all(lambda task: done.append((task, threading.get_ident())), range(500), threads=4)
+    do_all(lambda task: done.append((task, threading.get_ident())), 500, threads=4)
     assert sorted(task for task, _ in done) == list(range(500))
-    parallel.do_all(done.append, [], threads=4)
+    do_all(lambda task: pytest.fail("there is none"), 0, threads=4)
     alone: list[int] = []
-    parallel.do_all(lambda task: alone.append(threading.get_ident()), range(5), threads=1)
+    do_all(lambda task: alone.append(threading.get_ident()), 5, threads=1)
     assert set(alone) == {threading.get_ident()}
-
-
-def test_tasks_may_themselves_be_shared_out() -> None:
-    def outer(task: int) -> None:
-        parallel.do_all(lambda inner: found.append((task, inner)), range(10), threads=8)
-
-    found: list[tuple[int, int]] = []
-    parallel.do_all(outer, range(20), threads=8)
-    assert sorted(found) == [(task, inner) for task in range(20) for inner in range(10)]
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -225,16 +196,14 @@ def test_the_first_task_that_fails_is_raised_and_the_rest_is_left(threads: int) 
             raise ValueError(f"task {task}")
 
     with pytest.raises(ValueError, match="task 7"):
-        parallel.do_all(work, range(1000), threads)
+        do_all(work, 1000, threads)
     assert len(begun) < 100
 
 
 @given(st.integers(1, 2_000_000), st.integers(0, 255), st.randoms(use_true_random=False))
-def test_inflating_into_an_array_gives_what_was_deflated(length: int, mask: int, random: Any) -> None:
+def test_decoding_gives_what_was_encoded(length: int, mask: int, random: Any) -> None:
     values = (np.random.default_rng(random.randrange(2**32)).integers(0, 256, length, np.uint8) & mask).astype(np.uint8)
-    into = np.empty_like(values)
-    codec.decode_into(np.frombuffer(codec.encode(values, "gzip"), np.uint8), into)
-    np.testing.assert_array_equal(into, values)
+    np.testing.assert_array_equal(codec.decode(bytes(codec.encode(values, "gzip")), values.shape, values.dtype, True), values)
 
 
 def stream(count: int) -> NDArray[np.uint8]:
@@ -253,10 +222,8 @@ def stream(count: int) -> NDArray[np.uint8]:
     ],
 )
 def test_a_stream_that_is_not_the_chunk_is_an_error(data: NDArray[np.uint8], words: str) -> None:
-    into = np.zeros(100_000, np.float32)
     with pytest.raises((codec.DecodeError, ValueError), match=words):
-        codec.decode_into(data, into)
-    assert not into.any()
+        codec.decode(data.tobytes(), (100_000,), np.dtype(np.float32), True)
 
 
 def test_rows_of_several_shards_are_read_in_any_order(tmp_path: Path) -> None:
@@ -269,22 +236,23 @@ def test_rows_of_several_shards_are_read_in_any_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(layer.read(np.arange(11), np.dtype(np.float64)), expected)
 
 
-@pytest.mark.skipif(not HAS_ADVICE, reason="this system takes no advice about files")
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice about files")
 def test_every_chunk_is_read_ahead_once_and_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, make_spec(30, {"large": (80, 80, 3)}, images_per_shard=7), failed=[17])
-    events: list[tuple[str, tuple[int, int]]] = []
-    read_ahead, read_into = Handle.read_ahead, Handle.read_into
+    events: list[tuple[str, tuple[Handle, int]]] = []
+    prefetch, pread = Handle.prefetch, Handle.pread
 
-    def note_ahead(handle: Handle, position: int, size: int) -> None:
-        events.append(("ahead", (handle.stamp[1], position)))
-        read_ahead(handle, position, size)
+    def note_ahead(handle: Handle, size: int, position: int) -> None:
+        if size:
+            events.append(("ahead", (handle, position)))
+        prefetch(handle, size, position)
 
-    def note_reading(handle: Handle, buffer: memoryview, position: int) -> int:
-        events.append(("read", (handle.stamp[1], position)))
-        return read_into(handle, buffer, position)
+    def note_reading(handle: Handle, size: int, position: int) -> bytes:
+        events.append(("read", (handle, position)))
+        return pread(handle, size, position)
 
-    monkeypatch.setattr(Handle, "read_ahead", note_ahead)
-    monkeypatch.setattr(Handle, "read_into", note_reading)
+    monkeypatch.setattr(Handle, "prefetch", note_ahead)
+    monkeypatch.setattr(Handle, "pread", note_reading)
     for threads in (2, 1):
         # The order is told with one alone: a thread may be overtaken between taking a chunk to read ahead and doing so.
         events.clear()
@@ -296,41 +264,9 @@ def test_every_chunk_is_read_ahead_once_and_before_it_is_read(tmp_path: Path, mo
         assert what == "ahead" or ("ahead", place) in events[:number]
 
 
-def test_what_was_read_is_let_go_of(folder: Path) -> None:
-    values = open_run(folder)["large"].read(np.arange(10))
-    base = weakref.ref(values)
-    del values
-    assert base() is None
-
-
 def test_a_moved_copy_needs_no_more_than_its_shards(
     folder: Path, tmp_path: Path, expected: dict[str, NDArray[np.float32]]
 ) -> None:
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     shutil.rmtree(folder)
     np.testing.assert_array_equal(open_run(moved)["large"][:], expected["large"])
-
-
-def test_what_was_done_together_is_let_go_of_whoever_still_holds_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a thread does for a moment after its work, in which a file that was read could not be written yet."""
-    held: list[Any] = []
-
-    class Held(parallel._Job[Any]):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            held.append(self)
-
-    class File:
-        pass
-
-    def refuse(_: File) -> None:
-        raise ValueError("not this one")
-
-    monkeypatch.setattr(parallel, "_Job", Held)
-    files = [File() for _ in range(4)]
-    alive = [weakref.ref(file) for file in files]
-    with pytest.raises(ValueError, match="not this one"):
-        parallel.do_all(refuse, files, 2)
-    del files
-    assert len(held) == 1
-    assert not any(file() for file in alive)

@@ -7,7 +7,7 @@ import pickle
 import threading
 import time
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pipeline import open_run
 from pipeline.errors import OptionError, StoreError
 from pipeline.store.reader import Run
-from pipeline.training import arrays, batches, order
-from pipeline.training.examples import Examples
+from pipeline.store.rows import ShardRows
+from pipeline.training import batches
+from pipeline.training.batches import Examples, shuffled
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run
@@ -59,8 +60,9 @@ def all_of(batches: Any) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def rows_of(batches: Any, run: Run) -> list[int]:
-    """Gives the rows of the run that batches hold, told by their label: the width of the image is 400 + row."""
-    return [int(width) - 400 for _, labels in batches for width in labels]
+    """Return the rows of the run that batches or columns hold, told by their label: the width of the image is 400 + row."""
+    labels = (batch[None] if isinstance(batch, dict) else batch[1] for batch in batches)
+    return [int(width) - 400 for of_batch in labels for width in of_batch]
 
 
 @pytest.mark.parametrize("layer", SHAPES)
@@ -187,16 +189,14 @@ def test_a_last_batch_that_is_not_full_is_left_out_on_request(run: Run) -> None:
 
 
 def test_rows_that_are_stored_together_are_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.store.chunk_table import ChunkTable
-
     write_run(tmp_path, make_spec(900, {"small": (8, 8, 4)}, images_per_shard=600))
-    decode, decoded = ChunkTable.decode, []
+    read_chunk, decoded = ShardRows._chunk, []
 
-    def noted(self: Any, handle: Any, chunk: int) -> Any:
-        decoded.append((int(self.stamp[1]), chunk))
-        return decode(self, handle, chunk)
+    def noted(self: Any, table: Any, number: int) -> Any:
+        decoded.append((self._shard.number, number))
+        return read_chunk(self, table, number)
 
-    monkeypatch.setattr(ChunkTable, "decode", noted)
+    monkeypatch.setattr(ShardRows, "_chunk", noted)
     for shuffle in (True, False):
         run = open_run(tmp_path)
         assert run["small"].chunk_rows == 256
@@ -298,27 +298,22 @@ def test_a_wrong_option_is_one_line(run: Run, options: dict[str, Any], line: str
 )
 def test_a_shuffled_order_has_every_row_once_and_every_chunk_in_one_window(rows: int, chunk_rows: int, window: int) -> None:
     units = np.arange(rows) // chunk_rows + 7
-    found = order.shuffled(units, window, (0, 1))
-    assert sorted(found.places.tolist()) == list(range(rows))
-    if found.stops is None:
+    places, stops = shuffled(units, window, (0, 1))
+    assert sorted(places.tolist()) == list(range(rows))
+    if stops is None:
         assert chunk_rows == 1
         return
-    assert found.stops[-1] == rows
-    starts = [0, *found.stops.tolist()[:-1]]
-    windows = [set(units[found.places[start:stop]].tolist()) for start, stop in zip(starts, found.stops.tolist(), strict=True)]
+    assert stops[-1] == rows
+    windows = [set(units[places[start:stop]].tolist()) for start, stop in pairwise([0, *stops.tolist()])]
     assert max(map(len, windows)) <= window
     assert sum(map(len, windows)) == len(set(units.tolist()))
-    middle = found.cut(rows // 3, rows // 2)
-    assert middle.places.tolist() == found.places[rows // 3 : rows // 2].tolist()
-    assert middle.stops is not None
-    assert middle.stops[-1] == len(middle.places)
 
 
 def test_every_row_is_equally_likely_at_every_place() -> None:
     units = np.arange(64) // 8
     counts = np.zeros((64, 64))
     for epoch in range(4000):
-        counts[order.shuffled(units, 2, (0, epoch)).places, np.arange(64)] += 1
+        counts[shuffled(units, 2, (0, epoch))[0], np.arange(64)] += 1
     # 4096 counts of mean 62.5: five standard deviations.
     assert np.abs(counts - 4000 / 64).max() < 5.5 * np.sqrt(4000 / 64)
 
@@ -329,14 +324,12 @@ def test_a_batch_is_as_mixed_as_the_documentation_says() -> None:
     units, labels = np.arange(rows) // chunk_rows, np.arange(rows) >= rows // 2
     shares = []
     for epoch in range(20):
-        places = order.shuffled(units, window, (1, epoch)).places
+        places = shuffled(units, window, (1, epoch))[0]
         shares.append(labels[places].reshape(-1, batch).mean(axis=1))
     variance = np.concatenate(shares).var()
     documented = 0.25 * (1 / batch + 1 / window)
     assert 0.85 * documented < variance < 1.05 * documented
-    uniform = np.concatenate(
-        [labels[order.shuffled(np.arange(rows), 1, (2, e)).places].reshape(-1, batch).mean(1) for e in range(20)]
-    )
+    uniform = np.concatenate([labels[shuffled(np.arange(rows), 1, (2, e))[0]].reshape(-1, batch).mean(1) for e in range(20)])
     assert uniform.var() == pytest.approx(0.25 / batch, rel=0.05)
 
 
@@ -349,8 +342,8 @@ def test_a_whole_run_becomes_one_array(run: Run) -> None:
 
 
 def test_an_array_may_be_written_to_a_file_and_mapped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "STEP_BYTES", 100_000)
-    monkeypatch.setattr(arrays, "available_bytes", lambda: 0)
+    monkeypatch.setattr(batches, "STEP_BYTES", 100_000)
+    monkeypatch.setattr(batches, "available_bytes", lambda: 0)
     mapped, labels = run.to_numpy("large", label="height", out=tmp_path / "large.npy")
     assert isinstance(mapped, np.memmap)
     np.testing.assert_array_equal(mapped, run["large"][OK_ROWS])
@@ -361,8 +354,8 @@ def test_an_array_may_be_written_to_a_file_and_mapped(run: Run, tmp_path: Path, 
 
 
 def test_an_array_that_cannot_be_made_is_one_line(run: Run, native: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert arrays.available_bytes() is None or arrays.available_bytes() > 1e6  # type: ignore[operator]
-    monkeypatch.setattr(arrays, "available_bytes", lambda: 1_000_000)
+    assert batches.available_bytes() is None or batches.available_bytes() > 1e6  # type: ignore[operator]
+    monkeypatch.setattr(batches, "available_bytes", lambda: 1_000_000)
     line = (
         r"features\.h5: does not fit into memory, got 0\.00292 GB for 38 rows\. Expected at most the 0\.001 GB that are free\. "
         r"Read batches, choose rows, or give out='features\.npy'\."
@@ -394,7 +387,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(run: Run, tmp_path: Pa
 def test_an_array_that_is_not_finished_leaves_the_file_of_before(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException
 ) -> None:
-    monkeypatch.setattr(arrays, "STEP_BYTES", 100_000)
+    monkeypatch.setattr(batches, "STEP_BYTES", 100_000)
     before = run.to_numpy("large", where=[4, 2], out=tmp_path / "a.npy")
     expected = before.copy()
     read, reads = Examples.read, []

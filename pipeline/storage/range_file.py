@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -115,19 +114,11 @@ class RemoteHandle:
 
     def __init__(self, address: Address, entry: Entry) -> None:
         self._address = address
-        self.stamp = stamp_of_entry(entry)
 
-    def read_into(self, buffer: memoryview, position: int) -> int:
-        """Reads as many bytes as the buffer has; gives how many came.
+    def pread(self, size: int, position: int) -> bytes:
+        """Read bytes from a position; fewer at the end of the object.
 
         Raises:
             OSError: The storage refuses.
         """
-        data = read(self._address, position, position + len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def stamp_of_entry(entry: Entry) -> tuple[int, int, int, int]:
-    """Gives what tells an object from its successors under the same name."""
-    return 0, zlib.crc32(entry.tag.encode()), entry.size, int(entry.modified_seconds * 1000)
+        return read(self._address, position, position + size)

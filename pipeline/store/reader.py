@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import StoreError, nearest
+from ..errors import OptionError, StoreError, nearest
+from ..indexing import select_rows
+from ..machine import usable_cores
 from ..records import ShardSpec
 from ..storage.address import is_address
 from ..storage.remote_path import RemotePath, to_path
 from . import format, shown, tables
-from .damage import missing_shard, no_run, unfinished, unreadable
-from .feeding import Feeding
+from .damage import does_not_fit, missing_shard, no_run, unfinished, unreadable
 from .file_checks import own_node, require_own_shards
-from .layer import Layer
+from .image_table import ImageTable
 from .shards import Shards
 from .statistics import LayerStatistics, Statistics
-from .table import Table
 from .tables import Column
+
+if TYPE_CHECKING:
+    from ..training.batches import Batches
 
 # Keys compared for the nearest one in a message; all of a large run would take minutes.
 KEYS_COMPARED = 5000
+# Rows that an iteration reads at once where each is a chunk: what it holds besides the row that it gives.
+LARGEST_STEP = 8
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Opens a finished run.
+    """Open a finished run.
 
     Args:
         path: A run folder, its ``features.h5``, or one shard; of a shard, row 0 is the shard's first row.
@@ -57,7 +65,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 
 def place_of(path: str | os.PathLike[str]) -> Path:
-    """Gives the path of a run, or what stands for it at an address.
+    """Return the path of a run, or what stands for it at an address.
 
     Raises:
         OptionError: Nothing installed reads such an address.
@@ -69,7 +77,7 @@ def place_of(path: str | os.PathLike[str]) -> Path:
 
 
 def no_such_run(path: Path) -> StoreError:
-    """Gives the one line for a path that does not exist, with the names of the runs beside it."""
+    """Return the one-line error for a path that does not exist, with the names of the runs beside it."""
     folders = [folder.name for folder in _siblings(path) if (folder / format.INDEX_NAME).exists()]
     known = f" one of: {nearest(path.name, folders)}" if folders else " a run folder, its features.h5 or a shard"
     return StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
@@ -92,7 +100,140 @@ def _index_of(folder: Path) -> Path:
     raise no_run(folder, format.INDEX_NAME)
 
 
-class Run(Feeding):
+class Layer:
+    """One layer's activations of all images, indexed as a NumPy array along the first axis; read when asked for.
+
+    ``layer[17]`` is one image, (h, w, c); ``layer[3:9]``, ``layer[mask]`` and ``layer[[4, 2]]`` are (n, h, w, c), or at native
+    size a list of arrays. A failed image is NaN, at native size (1, 1, c). Further indices apply to what was read.
+
+    Attributes:
+        name: Of the layer.
+        dtype: Of the stored values.
+        channels: Channels of the layer.
+        stride_px: Input pixels between neighbouring positions.
+        row_shape: (h, w, c) of an image; None at native size, where images differ.
+        chunk_rows: Rows that are stored together: reading one costs as much as reading all.
+    """
+
+    def __init__(self, shards: Shards, name: str, node: h5py.Dataset | h5py.Group) -> None:
+        self._shards = shards
+        self.name = name
+        self.dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
+        self.channels = int(node.attrs["channels"])
+        self.stride_px = int(node.attrs["stride_px"])
+        self.row_shape: tuple[int, int, int] | None = None
+        self.chunk_rows = 1
+        if isinstance(node, h5py.Dataset):
+            _, height, width, channels = map(int, node.shape)
+            if 0 in (height, width, channels):
+                raise ValueError(f"layer {name} of shape {node.shape}")
+            self.row_shape = height, width, channels
+            self.chunk_rows = format.chunk_shape(self.row_shape, self.dtype.itemsize)[0]
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """(N, h, w, c); h and w are None at native size."""
+        return len(self), *(self.row_shape or (None, None, self.channels))
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, wanted: Any) -> Any:
+        rest: tuple[Any, ...] = ()
+        if isinstance(wanted, tuple):
+            wanted, *others = wanted
+            rest = tuple(others)
+        rows = select_rows(wanted, len(self), f"layer {self.name}")
+        if isinstance(rows, int):
+            (values,) = self.read(np.array([rows], np.int64))
+            return values[rest]
+        many = self.read(rows)
+        return many[(slice(None), *rest)] if isinstance(many, np.ndarray) else [values[rest] for values in many]
+
+    def __iter__(self) -> Iterator[NDArray[np.floating]]:
+        # Some at a time, so that threads share the work and a chunk of several rows is decoded once.
+        step = max(self.chunk_rows, LARGEST_STEP if self._shards.are_remote else min(usable_cores(), LARGEST_STEP))
+        for first in range(0, len(self), step):
+            yield from self[first : first + step]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if self.row_shape is None:
+            raise StoreError(
+                f"layer {self.name}: images of differing shapes make no array, got native size. Expected one shape. "
+                f"Read image by image, or extract with a fixed data.size."
+            )
+        return np.asarray(self[:], dtype)
+
+    def shape_of(self, row: int) -> tuple[int, int, int]:
+        """Return (h, w, c) of one image that is ok, at native size too; reads none of its values.
+
+        Raises:
+            StoreError: The row is damaged.
+        """
+        shard, local = self._shards.locate(row)
+        return shard.shape(self.name, local)
+
+    def bands(self, row: int, every: int = 1) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        """Yield one image that is ok piece after piece, from top to bottom, for who need not hold all of a large one.
+
+        A piece is a chunk of the file: about 1 MiB at native size, otherwise all of an image but above 1 GiB.
+
+        Args:
+            row: Of the run, from 0.
+            every: Map rows from the beginning of one piece to that of the next, at least: pieces between are left out, but for
+                the last, and the row's checksum cannot be compared. 1: all of it.
+
+        Yields:
+            The piece's first map row, and (h', w, c) in the stored dtype, read-only.
+
+        Raises:
+            StoreError: The row is damaged; it may be the last piece only that tells.
+        """
+        shard, local = self._shards.locate(row)
+        return shard.bands(self.name, local, every)
+
+    def read(self, rows: NDArray[np.int64], dtype: np.dtype[np.floating] | None = None, threads: int | None = None) -> Any:
+        """Read rows in any order, repeated or not, each chunk once, several at once.
+
+        Args:
+            rows: (n,) each in [0, N).
+            dtype: Of what is given, converted by the threads that decode; None: as stored.
+            threads: How many decode; None: as many as there are cores.
+
+        Returns:
+            (n, h, w, c); at native size a list of (h, w, c).
+
+        Raises:
+            StoreError: A shard is missing or damaged, or the rows do not fit into memory.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        found: Any
+        if self.row_shape is None:
+            found = [None] * len(rows)
+        else:
+            try:
+                found = np.empty((len(rows), *self.row_shape), dtype)
+            except (MemoryError, ValueError) as error:
+                size_bytes = len(rows) * math.prod(self.row_shape) * dtype.itemsize
+                raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
+
+        def put(place: int, values: NDArray[np.floating] | None) -> None:
+            if self.row_shape is None:
+                found[place] = np.full((1, 1, self.channels), np.nan, dtype) if values is None else values.astype(dtype)
+            else:
+                found[place] = np.nan if values is None else values
+
+        self._shards.read(self.name, rows, put, self.row_shape, self.chunk_rows, threads)
+        return found
+
+    def __repr__(self) -> str:
+        return f"<layer {self.name}: {self.shape} {self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        return shown.html_table(f"layer {self.name}", shown.LAYER_HEADINGS, [shown.layer_row(self)])
+
+
+class Run:
     """The activations and the table of images of a finished run. Made by :func:`open_run`.
 
     It may be pickled, and used after a fork: each process opens the shards for itself.
@@ -120,7 +261,7 @@ class Run(Feeding):
                 raise tables.damaged(path, "the tree", error) from error
             if rows != len(self._shards):
                 raise tables.damaged(path, "the table /images", f"{rows} rows")
-        self.images: Mapping[str, Column] = Table(self.path, columns, rows)
+        self.images: Mapping[str, Column] = ImageTable(self.path, columns, rows)
         self.statistics: Mapping[str, LayerStatistics] = Statistics(self.path, self.layers)
         self._rows_by_key: dict[str, int] | None = None
 
@@ -159,7 +300,7 @@ class Run(Feeding):
         return self._layers[layer]
 
     def row(self, key: str) -> int:
-        """Gives the row of an image.
+        """Return the row of an image.
 
         Args:
             key: Its path relative to the data folder, with ``/``.
@@ -180,8 +321,164 @@ class Run(Feeding):
             )
         return found
 
+    def batches(
+        self,
+        layers: str | Sequence[str],
+        batch_size: int,
+        *,
+        label: Any = None,
+        where: Any = None,
+        failed: bool = False,
+        dtype: str | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        buffer_chunks: int = 512,
+        drop_last: bool = False,
+        share: tuple[int, int] = (0, 1),
+    ) -> Batches:
+        """Return batches of NumPy arrays, (features, labels), decoded by all cores while the last one is in use.
+
+        Iterate it once an epoch; each time is the next epoch, in another order if shuffled.
+
+        Args:
+            layers: A name: features are (n, h, w, c), at native size a list of (h, w, c); or names: layer -> such.
+            batch_size: Rows a batch; the last may have fewer.
+            label: Column of :attr:`images`, or one value a row of the run. Numbers stay as they are; texts become numbers of
+                the sorted ``classes``, int64, those made of digits sorted as numbers. None: labels are None.
+            where: Which rows: a mask over all rows of the run, rows, or a slice. None: all.
+            failed: Whether to keep failed images, whose features are NaN.
+            dtype: ``float32``, whatever is stored; None: as stored.
+            shuffle: Whether rows come in a random order: a uniform permutation where a row is 64 KiB or more; else see
+                ``pipeline/training/batches.py``.
+            seed: Of the order. The same seed gives the same epochs, on every machine.
+            buffer_chunks: Chunks that are mixed where rows are smaller than 64 KiB, about 256 KiB each.
+            drop_last: Leave out a last batch that is not full.
+            share: (rank, ranks): the part of one of several processes.
+
+        Raises:
+            StoreError: There is no such layer, column or row, or no row is left.
+            OptionError: An option is out of range.
+        """
+        from ..training.batches import Batches, Examples
+
+        examples = Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype)
+        return Batches(
+            examples, batch_size, shuffle=shuffle, seed=seed, buffer_chunks=buffer_chunks, drop_last=drop_last, share=share
+        )
+
+    def torch_dataset(
+        self,
+        layers: str | Sequence[str],
+        *,
+        label: Any = None,
+        where: Any = None,
+        failed: bool = False,
+        dtype: str | None = None,
+        shuffle: bool = False,
+        batch_size: int | None = None,
+        seed: int = 0,
+        buffer_chunks: int = 512,
+        drop_last: bool = False,
+        share: tuple[int, int] | None = None,
+    ) -> Any:
+        """Return a dataset for PyTorch; what is not said here is as in :meth:`batches`.
+
+        Without ``shuffle`` and ``batch_size`` a map-style dataset, which leaves order and batches to a DataLoader. With either
+        of them an iterable one, which reads ahead with all cores and needs no worker processes: for whole batches
+        ``DataLoader(dataset, batch_size=None)``. Items are features, or (features, label) where ``label`` is given.
+
+        ``batch_size`` is rows an item, None: items are single rows. ``share`` is (rank, ranks) of iterable ones, None: those of
+        ``torch.distributed``, where it has been started.
+
+        Raises:
+            OptionError: PyTorch is not installed, and as in :meth:`batches`.
+        """
+        try:
+            from ..training import torch_data
+        except ImportError as error:
+            raise OptionError(
+                f"torch_dataset: PyTorch cannot be loaded, got {error}. Expected it in this environment. pip install torch"
+            ) from error
+        from ..training.batches import ROWS_AT_ONCE, Batches, Examples
+
+        examples = Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype)
+        if batch_size is None and drop_last:
+            raise OptionError("drop_last: there are no batches, got batch_size=None. Expected it with a batch_size. Give one.")
+        if batch_size is None and not shuffle:
+            return torch_data.RowDataset(examples)
+        share = torch_data.rank_and_ranks() if share is None else share
+        rows = ROWS_AT_ONCE if batch_size is None else batch_size
+        batches = Batches(
+            examples, rows, shuffle=shuffle, seed=seed, buffer_chunks=buffer_chunks, drop_last=drop_last, share=share
+        )
+        return torch_data.StreamDataset(batches, is_batched=batch_size is not None)
+
+    def tf_dataset(
+        self,
+        layers: str | Sequence[str],
+        *,
+        label: Any = None,
+        where: Any = None,
+        failed: bool = False,
+        dtype: str | None = None,
+        shuffle: bool = False,
+        batch_size: int | None = None,
+        seed: int = 0,
+        buffer_chunks: int = 512,
+        drop_remainder: bool = False,
+        share: tuple[int, int] = (0, 1),
+    ) -> Any:
+        """Return a ``tf.data.Dataset``; what is not said here is as in :meth:`batches`.
+
+        Elements are features, or (features, label) where ``label`` is given; each pass, ``repeat`` included, is the next epoch.
+        Its ``class_names`` are the texts that labels are numbers of. At native size height and width of an element are
+        unknown, and batches are ragged tensors.
+
+        ``batch_size`` is rows an element, None: elements are single rows. ``drop_remainder`` leaves out a last batch that is not
+        full, and makes ``batch_size`` a part of the shapes.
+
+        Raises:
+            OptionError: As in :meth:`batches`.
+        """
+        if batch_size is None and drop_remainder:
+            raise OptionError(
+                "drop_remainder: there are no batches, got batch_size=None. Expected it with a batch_size. Give one."
+            )
+        from ..training.batches import ROWS_AT_ONCE, Batches, Examples
+        from ..training.tf_data import as_dataset
+
+        examples = Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype)
+        rows = ROWS_AT_ONCE if batch_size is None or examples.is_native else batch_size
+        drop_last = drop_remainder and rows == batch_size and not examples.is_native
+        batches = Batches(
+            examples, rows, shuffle=shuffle, seed=seed, buffer_chunks=buffer_chunks, drop_last=drop_last, share=share
+        )
+        return as_dataset(batches, batch_size, drop_remainder)
+
+    def to_numpy(
+        self,
+        layers: str | Sequence[str],
+        *,
+        label: Any = None,
+        where: Any = None,
+        failed: bool = False,
+        dtype: str | None = None,
+        out: str | os.PathLike[str] | None = None,
+    ) -> Any:
+        """Return rows as one array, (n, h, w, c), or layer -> such; with a ``label`` (features, labels).
+
+        Options are those of :meth:`batches`. ``out`` is a ``.npy`` file of one layer to write to: what is given is mapped from
+        it, and memory does not limit it.
+
+        Raises:
+            StoreError: It does not fit into memory, with the bytes that it takes; and as in :meth:`batches`.
+        """
+        from ..training.batches import Examples, to_numpy
+
+        return to_numpy(Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype), out)
+
     def close(self) -> None:
-        """Closes the shards; reading opens them again."""
+        """Close the shards; reading opens them again."""
         self._shards.close()
 
     def __enter__(self) -> Run:

@@ -1,11 +1,18 @@
-"""Rows of one finished shard: chunks fetched as they are stored, decoded here, and held to their checksums."""
+"""Rows of one finished shard: its chunks read by position as they are stored, decoded here, and compared with their checksums.
+
+HDF5 is asked once a layer where the chunks lie, since its one lock admits one reader at a time. All else is ``pread`` and ISA-L,
+which any number of threads do at once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -13,280 +20,408 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FAILED, ShardSpec
+from ..storage.range_file import RemoteHandle
 from ..storage.remote_path import RemotePath
 from . import codec, format, tables
-from .array import StoredArray
-from .chunk_table import HAS_POSITIONED_READS, ChunkTable, open_handle, stamp_of
-from .damage import HDF5_READ_ERRORS, damaged
+from .damage import HDF5_READ_ERRORS, damaged, unreadable
 from .file_checks import own_node
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
 _CHUNK_ERRORS = (codec.DecodeError, MemoryError, *HDF5_READ_ERRORS)
 
+# Layer -> the last decoded chunk of several rows, for those who read row after row.
+LastChunks = dict[str, tuple["ShardRows", int, NDArray[np.floating]]]
+
+
+# One thread at a time asks HDF5 where chunks lie.
+_loading = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """Give a forked child a lock of its own: the parent's may be taken for ever."""
+    global _loading
+    _loading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Handle:
+    """An open file that is read by position, by any number of threads; a fork may go on with it. Closes when it is let go of."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = -1
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
+
+    def pread(self, size: int, position: int) -> bytes:
+        """Read bytes from a position; fewer at the end of the file."""
+        if hasattr(os, "pread"):
+            return os.pread(self._file, size, position)
+        with self._lock:  # Windows
+            os.lseek(self._file, position, os.SEEK_SET)
+            return os.read(self._file, size)
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    def prefetch(self, size: int, position: int) -> None:
+        """Have the system read bytes into its cache, without waiting for them."""
+        # Of no bytes the system would read all to the end of the file. macOS has no such call.
+        if size and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file, position, size, os.POSIX_FADV_WILLNEED)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTable:
+    """Where the chunks of an array lie in its file.
+
+    Attributes:
+        shape: (n, h, w, c) of the array; n is 1 for an image at native size.
+        chunk: (rows, h', w, c): whole rows, or a band of one row.
+        dtype: Of the values.
+        deflated: Whether chunks are zlib streams.
+        positions: (chunks,) int64, first byte of each chunk in the file, row after row, band after band; -1 where none is stored.
+        sizes: (chunks,) int64, bytes of each as stored.
+    """
+
+    shape: tuple[int, int, int, int]
+    chunk: tuple[int, int, int, int]
+    dtype: np.dtype[np.floating]
+    deflated: bool
+    positions: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def bands(self, row: int) -> range:
+        """Return the numbers of the chunks that hold a row."""
+        count = -(-self.shape[1] // self.chunk[1])
+        first = row // self.chunk[0] * count
+        return range(first, first + count)
+
+
+def _read_table(dataset: h5py.Dataset) -> ChunkTable | None:
+    """Ask HDF5 for the chunks of an array; None where they are not such as this program writes, and HDF5 must read them."""
+    lead = () if dataset.ndim == 4 else (1,)
+    shape, chunk = (*lead, *dataset.shape), dataset.chunks and (*lead, *dataset.chunks)
+    deflated = dataset.compression == "gzip"
+    if (
+        chunk is None
+        or chunk[2:] != shape[2:]
+        or (chunk[0] > 1 and chunk[1] != shape[1])
+        or dataset.id.get_create_plist().get_nfilters() != deflated
+        or dataset.dtype.newbyteorder("<") != dataset.dtype
+    ):
+        return None
+    offsets = [(row, top, 0, 0) for row in range(0, shape[0], chunk[0]) for top in range(0, shape[1], chunk[1])]
+    places = np.full((len(offsets), 2), (-1, 0), np.int64)
+    # HDF5 leaves the size of a chunk unset where there is none at all, and h5py takes it for one.
+    if dataset.id.get_storage_size():
+        for number, offset in enumerate(offsets):
+            info = dataset.id.get_chunk_info_by_coord(offset[len(lead) :])
+            if info.byte_offset is not None and not info.filter_mask:
+                places[number] = info.byte_offset, info.size
+    return ChunkTable(shape, chunk, dataset.dtype, deflated, places[:, 0].copy(), places[:, 1].copy())
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredLayer:
+    """A layer of the shard.
+
+    Attributes:
+        row_shape: (h, w, c); None at native size.
+        dtype: Of the values.
+        tables: One for all rows; at native size one a row. None where HDF5 must read them, or the row failed; an error where the
+            row is damaged.
+        failed: (rows,) whether the image failed.
+        checksums: (rows,) uint32, CRC-32 of each row's values.
+        unexpected: Names of what lies there and is no row, at native size.
+    """
+
+    row_shape: tuple[int, ...] | None
+    dtype: np.dtype[np.floating]
+    tables: tuple[ChunkTable | StoreError | None, ...]
+    failed: NDArray[np.bool_]
+    checksums: NDArray[np.uint32]
+    unexpected: tuple[str, ...]
+
+    def locate(self, row: int) -> tuple[ChunkTable | None, int]:
+        """Return the table that has a row, and the row's place in it."""
+        table, place = (self.tables[row], 0) if self.row_shape is None else (self.tables[0], row)
+        if isinstance(table, StoreError):
+            raise table
+        return table, place
+
+    def stores(self, row: int) -> bool:
+        """Tell whether there is a chunk for a row, which a failed one may lack."""
+        table, place = self.locate(row)
+        if table is None:
+            return self.row_shape is not None
+        return bool(table.positions[table.bands(place)[0]] >= 0)
+
 
 class ShardRows:
-    """A finished shard, open for reading. Threads may share it; it closes when nobody refers to it any more.
+    """A finished shard, read by row. Threads may share it, and a fork may go on with it.
 
     Args:
         path: Of the file.
         digest: Of the run that it must be of.
         shard: Which rows it must hold.
-
-    Raises:
-        StoreError: It is missing, damaged, of another run or of other rows.
+        last: Where the last decoded chunks of a run are kept.
     """
 
-    def __init__(self, path: Path, digest: str, shard: ShardSpec) -> None:
+    def __init__(self, path: Path, digest: str, shard: ShardSpec, last: LastChunks | None = None) -> None:
         self._path = path
+        self._digest = digest
         self._shard = shard
-        # A layer or two are read of it, perhaps of many.
-        self._file = tables.open_file(path, all_nodes=False)
-        try:
-            tables.check_shard(self._file, path, digest, shard)
-            self._failed = tables.read_column(self._file, path, "status") == FAILED
-            if self._failed.shape != (shard.rows,):
-                raise damaged(path, "column 'status' of /images", f"{self._failed.size} rows in place of {shard.rows}")
-        except BaseException:
-            # At once: HDF5 would give this file again, as it is now, to whoever opens its successor.
-            self._file.close()
-            raise
-        self._layers: dict[str, tuple[Any, NDArray[np.uint32]]] = {}
-        self._keys: tables.Column | None = None
-        # Layer -> (first row, values) of the last chunk of several rows, for those who read row after row.
-        self._last: dict[str, tuple[int, NDArray[np.floating]]] = {}
+        self._layers: dict[str, _StoredLayer] = {}
+        self._handle: Handle | RemoteHandle | None = None
+        self._last: LastChunks = {} if last is None else last
 
-    def read(self, layer: str, rows: NDArray[np.int64], places: NDArray[np.int64], into: NDArray[np.floating]) -> None:
-        """Reads rows of a layer of fixed shape.
+    def read(self, name: str, rows: Iterable[int], shape: tuple[int, ...] | None = None) -> Iterator[NDArray[np.floating] | None]:
+        """Read rows of a layer; those that share a chunk one after the other.
 
         Args:
-            layer: Name of a layer of the run.
-            rows: (n,) rows in the shard, best ascending.
-            places: (n,) where in ``into`` each row goes.
-            into: (m, h, w, c) of any floating dtype; failed rows become NaN.
+            name: Of the layer.
+            rows: In the shard.
+            shape: (h, w, c) that they must have; None: any.
+
+        Yields:
+            (h, w, c) in the stored dtype, read-only; None for a failed image.
 
         Raises:
-            StoreError: A row is damaged.
+            StoreError: The shard is missing, of another run or cannot be read; a row is damaged.
         """
-        stored, checksums = self._layer(layer)
-        self.hold_to(layer, into.shape[1:])
-        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-            if self._failed[row]:
-                into[place] = np.nan
+        layer = self._layer(name)
+        if shape not in (None, layer.row_shape):
+            raise damaged(self._path, f"layer {name}", f"{layer.row_shape or 'native size'} where the run has {shape}")
+        last = self._last.get(name)
+        held = {last[1]: last[2]} if last is not None and last[0] is self else {}
+        for row in rows:
+            if layer.failed[row]:
+                yield None
                 continue
             try:
-                values = self._row(layer, stored, row)
-                if values.shape != into.shape[1:]:
-                    raise ValueError(f"a row of shape {values.shape}")
+                values = self._values(name, layer, row, held)
             except _CHUNK_ERRORS as error:
-                raise self._damaged(layer, row, error) from error
-            self._check(layer, row, values, int(checksums[row]))
-            into[place] = values
+                raise self._damaged(name, row, error) from error
+            self._check(name, layer, row, values)
+            yield values
+        for number, chunk in held.items():
+            self._last[name] = self, number, chunk
 
-    def read_native(self, layer: str, row: int) -> NDArray[np.floating]:
-        """Reads one image of a layer at native size.
+    def shape(self, name: str, row: int) -> tuple[int, int, int]:
+        """Return (h, w, c) of a row that is ok; reads none of its values."""
+        table, _ = self._layer(name).locate(row)
+        if table is None:
+            height, width, channels = self._read_by_hdf5(name, row).shape
+            return height, width, channels
+        return table.shape[1:]
 
-        Args:
-            layer: Name of a layer of the run.
-            row: Row in the shard.
+    def bands(self, name: str, row: int, every: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        """Yield a row that is ok piece after piece; see :meth:`.reader.Layer.bands`."""
+        layer = self._layer(name)
+        table, place = layer.locate(row)
+        if table is None or table.chunk[0] > 1:
+            (values,) = self.read(name, [row])
+            assert values is not None
+            yield 0, values
+            return
+        sums, wanted = [], 0
+        height, band_height = table.shape[1], table.chunk[1]
+        for number, first in zip(table.bands(place), range(0, height, band_height), strict=True):
+            if first < wanted and first + band_height < height:
+                continue
+            wanted = first + every
+            try:
+                band = self._chunk(table, number)[0, : height - first]
+            except _CHUNK_ERRORS as error:
+                raise self._damaged(name, row, error) from error
+            if every == 1:
+                sums.append((codec.checksum(band), band.nbytes))
+            yield first, band
+        if every == 1 and codec.join_checksums(sums) != layer.checksums[row]:
+            raise self._damaged(name, row, "another checksum")
 
-        Returns:
-            (h, w, c) in the stored dtype; one NaN a channel, (1, 1, c), for a failed row.
+    def prefetch(self, name: str, row: int) -> None:
+        """Have the system read a row's chunks from the disk; what is wrong is for :meth:`read` to say."""
+        with suppress(StoreError, OSError):
+            table, place = self._layer(name).locate(row)
+            handle = self._open_handle()
+            if table is not None and isinstance(handle, Handle):
+                for number in table.bands(place):
+                    handle.prefetch(int(table.sizes[number]), max(0, int(table.positions[number])))
 
-        Raises:
-            StoreError: The row is damaged.
-        """
-        group, checksums = self._layer(layer)
-        if not isinstance(group, h5py.Group):
-            raise damaged(self._path, f"layer {layer}", f"{group.shape} where the run has native size")
-        if self._failed[row]:
-            return np.full((1, 1, int(group.attrs["channels"])), np.nan, format.STORED_DTYPES[str(group.attrs["dtype"])])
-        try:
-            stored = self._image(group, row)
-            values = np.array(stored.read_image(()))  # a copy, since what was decoded cannot be written to
-        except _CHUNK_ERRORS as error:
-            raise self._damaged(layer, row, error) from error
-        self._check(layer, row, values, int(checksums[row]))
-        return values
+    def release(self) -> None:
+        """Close the file; reading opens it again."""
+        self._handle = None
 
-    def chunk_table(self, layer: str) -> ChunkTable | None:
-        """Gives where the chunks of a layer lie; None where they are not whole rows, or no file can be read by position.
-
-        Raises:
-            StoreError: The layer is damaged.
-        """
-        stored, checksums = self._layer(layer)
-        if not HAS_POSITIONED_READS or not isinstance(stored, StoredArray) or stored.chunk is None:
-            return None
-        if stored.chunk[1:] != stored.shape[1:]:
-            return None
-        try:
-            stamp = (
-                open_handle(self._path).stamp if isinstance(self._path, RemotePath) else stamp_of(self._file.id.get_vfd_handle())
-            )
-            positions, sizes = stored.chunk_places()
-        except HDF5_READ_ERRORS as error:
-            raise damaged(self._path, f"layer {layer}", error) from error
-        return ChunkTable(
-            layer=layer,
-            stamp=stamp,
-            dtype=stored.dtype,
-            shape=(stored.shape[1], stored.shape[2], stored.shape[3]),
-            chunk_rows=stored.chunk[0],
-            deflated=stored.deflated,
-            positions=positions,
-            sizes=sizes,
-            failed=self._failed,
-            checksums=checksums,
-        )
-
-    def image(self, layer: str, row: int) -> tuple[StoredArray, tuple[int, ...], int]:
-        """Gives the array that holds an image that is ok, where in it, and the checksum of its values."""
-        stored, checksums = self._layer(layer)
-        if isinstance(stored, StoredArray):
-            return stored, (row,), int(checksums[row])
-        return self._image(stored, row), (), int(checksums[row])
-
-    def hold_to(self, layer: str, row_shape: tuple[int, ...] | None, dtype: np.dtype[np.floating] | None = None) -> None:
-        """Makes sure that a layer is stored as the run says, before rows of it take memory.
-
-        Args:
-            layer: Name of a layer of the run.
-            row_shape: (h, w, c); None at native size.
-            dtype: Of the stored values; None: any.
-
-        Raises:
-            StoreError: It is not.
-        """
-        stored, _ = self._layer(layer)
-        found = (stored.shape[1:], dtype and stored.dtype) if isinstance(stored, StoredArray) else (None, dtype)
-        if found != (row_shape, dtype):
-            words = (f"{shape or 'native size'}{f', {of}' if of else ''}" for shape, of in (found, (row_shape, dtype)))
-            raise damaged(self._path, f"layer {layer}", " where the run has ".join(words))
-
-    def _image(self, group: Any, row: int) -> StoredArray:
-        """Gives an image's dataset at native size."""
-        if not isinstance(group, h5py.Group):
-            raise ValueError("no images of native size")
-        return StoredArray(own_node(group, format.native_name(self._shard.first + row)))
-
-    def groups(self, layer: str) -> Iterator[range]:
-        """Gives the rows of the shard that lie in a chunk together, for every chunk of a layer.
+    def groups(self, name: str) -> Iterator[range]:
+        """Return the rows that lie in a chunk together, for every chunk of a layer.
 
         Raises:
             StoreError: The layer is damaged.
         """
-        stored, _ = self._layer(layer)
-        step = stored.chunk[0] if isinstance(stored, StoredArray) and stored.chunk else 1
+        layer = self._layer(name)
+        table = None if layer.row_shape is None else layer.tables[0]
+        step = table.chunk[0] if isinstance(table, ChunkTable) else 1
         return (range(first, min(self._shard.rows, first + step)) for first in range(0, self._shard.rows, step))
 
-    def size_bytes(self, layer: str, group: range) -> int:
-        """Gives the bytes of the values of one of :meth:`groups`; 0 where a damaged file does not tell."""
-        stored, _ = self._layer(layer)
-        if isinstance(stored, StoredArray):
-            return len(group) * math.prod(stored.shape[1:]) * int(stored.dataset.dtype.itemsize)
-        try:
-            node = self._image(stored, group.start).dataset
-            return int(math.prod(node.shape) * node.dtype.itemsize)
-        except HDF5_READ_ERRORS:
-            return 0
+    def size_bytes(self, name: str, group: range) -> int:
+        """Return the bytes of the values of one of :meth:`groups`; 0 where a damaged file does not tell."""
+        layer = self._layer(name)
+        with suppress(StoreError):
+            table, _ = layer.locate(group.start)
+            shape = layer.row_shape or (table.shape[1:] if table is not None else (0,))
+            return len(group) * math.prod(shape) * layer.dtype.itemsize
+        return 0
 
-    def unexpected(self, layer: str) -> list[str]:
-        """Gives the names of what lies in a layer at native size and is no row of the shard."""
-        stored, _ = self._layer(layer)
-        rows = range(self._shard.first, self._shard.stop)
-        return [] if isinstance(stored, StoredArray) else sorted(set(stored) - {format.native_name(row) for row in rows})
+    def unexpected(self, name: str) -> tuple[str, ...]:
+        """Return the names of what lies in a layer at native size and is no row that is ok."""
+        return self._layer(name).unexpected
 
-    def examine(self, layer: str, group: range) -> tuple[list[StoreError], int]:
-        """Gives what is wrong with the rows of a chunk, and the bytes of their values, but for failed ones.
+    def examine(self, name: str, group: range) -> tuple[list[StoreError], int]:
+        """Return what is wrong with the rows of a chunk, and the bytes of their values, but for failed ones.
 
         Args:
-            layer: Name of a layer of the run.
+            name: Of a layer.
             group: One of :meth:`groups`.
         """
-        stored, _ = self._layer(layer)
-        try:
-            rows = self._group_values(stored, group)
-        except _CHUNK_ERRORS as error:
-            return [self._damaged_rows(layer, group, error)], 0
-        return list(self._wrong_rows(layer, group, rows)), sum(
-            values.nbytes for row, values in zip(group, rows, strict=True) if values is not None and not self._failed[row]
-        )
-
-    def _wrong_rows(self, layer: str, group: range, rows: list[NDArray[np.floating] | None]) -> Iterator[StoreError]:
-        _, checksums = self._layer(layer)
-        for row, values in zip(group, rows, strict=True):
-            if self._failed[row]:
-                # At native size there is nothing to be read of a failed row.
-                if values is not None and not np.isnan(values).all():
-                    yield self._damaged(layer, row, "a number in a row of a failed image")
-                if checksums[row]:
-                    yield self._damaged(layer, row, f"checksum {int(checksums[row]):08x} for a failed image")
+        layer = self._layer(name)
+        errors: list[StoreError] = []
+        read_bytes = 0
+        held: dict[int, NDArray[np.floating]] = {}
+        for row in group:
+            has_failed = layer.failed[row]
+            if has_failed and layer.checksums[row]:
+                errors.append(self._damaged(name, row, f"checksum {int(layer.checksums[row]):08x} for a failed image"))
+            if has_failed and not layer.stores(row):
                 continue
-            assert values is not None
-            got = codec.checksum(values)
-            if got != checksums[row]:
-                yield self._damaged(layer, row, f"checksum {got:08x} in place of {int(checksums[row]):08x}")
-            elif not np.isfinite(values).all():
-                yield self._damaged(layer, row, "a value that is not finite, although its checksum agrees")
-
-    def _group_values(self, stored: Any, group: range) -> list[NDArray[np.floating] | None]:
-        if not isinstance(stored, StoredArray):
-            name = format.native_name(self._shard.first + group.start)
-            if self._failed[group.start]:
-                if name in stored:
-                    raise ValueError("a dataset of a failed image")
-                return [None]
-            return [self._image(stored, group.start).read_image(())]
-        if self._failed[group.start : group.stop].all():
-            # Such a chunk is not stored: HDF5 gives the fill value.
-            return list(stored.dataset[group.start : group.stop])
-        if stored.chunk is None or stored.chunk[0] == 1:
-            return [stored.read_image((group.start,))]
-        return list(stored.read_chunk((group.start, 0, 0, 0))[: len(group)])
-
-    def _row(self, layer: str, stored: StoredArray, row: int) -> NDArray[np.floating]:
-        if stored.chunk is None or stored.chunk[0] == 1:
-            return stored.read_image((row,))
-        first = row - row % stored.chunk[0]
-        last = self._last.get(layer)
-        if last is None or last[0] != first:
-            last = self._last[layer] = first, stored.read_chunk((first, 0, 0, 0))
-        values: NDArray[np.floating] = last[1][row - first]
-        return values
-
-    def _layer(self, name: str) -> tuple[Any, NDArray[np.uint32]]:
-        """Gives a layer's ``StoredArray``, or its group at native size; and its checksums."""
-        if name not in self._layers:
             try:
-                node = own_node(self._file["features"], name)
-                checksums = tables.read_checksums(self._file, self._path, name)
-                if checksums.shape != (self._shard.rows,):
-                    raise ValueError(f"checksums of shape {checksums.shape}")
-                if not isinstance(node, h5py.Group) and (node.is_virtual or len(node) != self._shard.rows):
-                    raise ValueError(f"shape {node.shape} for {self._shard.rows} rows")
-                self._layers[name] = node if isinstance(node, h5py.Group) else StoredArray(node), checksums
-            except HDF5_READ_ERRORS as error:
-                raise damaged(self._path, f"layer {name}", error) from error
+                values = self._values(name, layer, row, held)
+                if not has_failed:
+                    self._check(name, layer, row, values)
+            except StoreError as error:
+                errors.append(error)
+                continue
+            except _CHUNK_ERRORS as error:
+                # The chunk, and so all of its rows.
+                errors.append(self._damaged(name, row, error, group[-1]))
+                break
+            if not has_failed:
+                read_bytes += values.nbytes
+            if has_failed and not np.isnan(values).all():
+                errors.append(self._damaged(name, row, "a number in a row of a failed image"))
+            elif not has_failed and not np.isfinite(values).all():
+                errors.append(self._damaged(name, row, "a value that is not finite, although its checksum agrees"))
+        return errors, read_bytes
+
+    def _check(self, name: str, layer: _StoredLayer, row: int, values: NDArray[np.floating]) -> None:
+        got, expected = codec.checksum(values), int(layer.checksums[row])
+        if got != expected:
+            raise self._damaged(name, row, f"checksum {got:08x} in place of {expected:08x}")
+
+    def _values(self, name: str, layer: _StoredLayer, row: int, held: dict[int, NDArray[np.floating]]) -> NDArray[np.floating]:
+        """Decode the values of a row, (h, w, c); ``held`` keeps the chunk where rows share one, by its number."""
+        table, place = layer.locate(row)
+        if table is None:
+            return self._read_by_hdf5(name, row)
+        rows = table.chunk[0]
+        if rows > 1:
+            number = place // rows
+            if number not in held:
+                held.clear()
+                held[number] = self._chunk(table, number)
+            values: NDArray[np.floating] = held[number][place % rows]
+            return values
+        bands = [self._chunk(table, number)[0] for number in table.bands(place)]
+        return bands[0] if len(bands) == 1 else np.concatenate(bands)[: table.shape[1]]
+
+    def _chunk(self, table: ChunkTable, number: int) -> NDArray[np.floating]:
+        """Read and decode a chunk."""
+        position, size = int(table.positions[number]), int(table.sizes[number])
+        if position < 0:
+            raise ValueError("no chunk")
+        if not table.deflated and size != math.prod(table.chunk) * table.dtype.itemsize:
+            raise ValueError(f"a chunk of {size} bytes")
+        data = self._open_handle().pread(size, position)
+        return codec.decode(data, table.chunk, table.dtype, table.deflated)
+
+    def _read_by_hdf5(self, name: str, row: int) -> NDArray[np.floating]:
+        """Read a row whose chunks another program has cut or packed."""
+        with tables.open_file(self._path, all_nodes=False) as file:
+            node = own_node(file["features"], name)
+            if isinstance(node, h5py.Group):
+                return np.asarray(own_node(node, format.native_name(self._shard.first + row))[()])
+            return np.asarray(node[row])
+
+    def _open_handle(self) -> Handle | RemoteHandle:
+        handle = self._handle
+        if handle is None:
+            path = self._path
+            try:
+                handle = path.handle() if isinstance(path, RemotePath) and path.local is None else Handle(path)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            self._handle = handle
+        return handle
+
+    def _layer(self, name: str) -> _StoredLayer:
+        if name not in self._layers:
+            with _loading:
+                if name not in self._layers:
+                    self._layers[name] = self._load(name)
         return self._layers[name]
 
-    def _check(self, layer: str, row: int, values: NDArray[np.floating], expected: int) -> None:
-        got = codec.checksum(values)
-        if got != expected:
-            raise self._damaged(layer, row, f"checksum {got:08x} in place of {expected:08x}")
-
-    def _damaged(self, layer: str, row: int, got: object) -> StoreError:
-        return self._damaged_rows(layer, range(row, row + 1), got)
-
-    def _damaged_rows(self, layer: str, rows: range, got: object) -> StoreError:
-        first, last, key = self._shard.first + rows[0], self._shard.first + rows[-1], self._key(rows[0])
-        words = f"row {first} ({key})" if first == last else f"rows {first} ({key}) to {last}"
-        return damaged(self._path, f"layer {layer}, {words}", got)
-
-    def _key(self, row: int) -> str:
-        if self._keys is None:
+    def _load(self, name: str) -> _StoredLayer:
+        path, shard = self._path, self._shard
+        with tables.open_file(path, all_nodes=False) as file:
+            tables.check_shard(file, path, self._digest, shard)
+            failed = tables.read_column(file, path, "status") == FAILED
+            if failed.shape != (shard.rows,):
+                raise damaged(path, "column 'status' of /images", f"{failed.size} rows in place of {shard.rows}")
             try:
-                self._keys = tables.read_column(self._file, self._path, "key")
-            except StoreError:
-                # Two things are damaged; the row is what was asked for.
-                return "key damaged too"
-        return str(self._keys[row])
+                node = own_node(file["features"], name)
+                checksums = tables.read_checksums(file, path, name)
+                dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
+                if checksums.shape != (shard.rows,):
+                    raise ValueError(f"checksums of shape {checksums.shape}")
+                if isinstance(node, h5py.Group):
+                    return self._load_native(name, node, dtype, failed, checksums)
+                if node.is_virtual or len(node) != shard.rows:
+                    raise ValueError(f"shape {node.shape} for {shard.rows} rows")
+                return _StoredLayer(node.shape[1:], dtype, (_read_table(node),), failed, checksums, ())
+            except HDF5_READ_ERRORS as error:
+                raise damaged(path, f"layer {name}", error) from error
+
+    def _load_native(
+        self,
+        name: str,
+        group: h5py.Group,
+        dtype: np.dtype[np.floating],
+        failed: NDArray[np.bool_],
+        checksums: NDArray[np.uint32],
+    ) -> _StoredLayer:
+        found: list[ChunkTable | StoreError | None] = [None] * self._shard.rows
+        names = {int(row): format.native_name(self._shard.first + int(row)) for row in np.flatnonzero(~failed)}
+        for row, of_image in names.items():
+            try:
+                node = own_node(group, of_image)
+                if not isinstance(node, h5py.Dataset) or node.ndim != 3 or node.is_virtual:
+                    raise ValueError("no array of an image")
+                found[row] = _read_table(node)
+            except HDF5_READ_ERRORS as error:
+                found[row] = self._damaged(name, row, error)
+        return _StoredLayer(None, dtype, tuple(found), failed, checksums, tuple(sorted({*group} - {*names.values()})))
+
+    def _damaged(self, name: str, row: int, got: object, last: int | None = None) -> StoreError:
+        try:
+            with tables.open_file(self._path, all_nodes=False) as file:
+                key = str(tables.read_column(file, self._path, "key")[row])
+        except StoreError:
+            # Two things are damaged; the row is what was asked for.
+            key = "key damaged too"
+        first = self._shard.first
+        words = f"row {first + row} ({key})" if last in (None, row) else f"rows {first + row} ({key}) to {first + last}"
+        return damaged(self._path, f"layer {name}, {words}", got)

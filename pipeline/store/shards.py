@@ -1,56 +1,83 @@
-"""The shards of a finished run: where each lies, what of it is known, and the few of them that are open."""
+"""The shards of a finished run, read by several threads."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..machine import usable_cores
 from ..records import ShardSpec
-from ..storage.range_file import RemoteHandle
 from ..storage.remote_path import RemotePath
-from .chunk_table import HAS_ADVICE, ChunkTable, Handle, StaleError, open_handle
-from .parallel import do_all
-from .rows import ShardRows
+from .rows import LastChunks, ShardRows
 
-# Open shards a run: few enough for any system's limit on open files, with many worker processes.
-OPEN_SHARDS = 16
+# Open files a run: few enough for any system's limit, with many worker processes.
+OPEN_FILES = 64
 # Chunks that the system reads from the disk while those before them are decoded: some 16 MB.
 CHUNKS_AHEAD = 16
-# Of those that need no HDF5 to be read; cheap to open again.
-OPEN_HANDLES = 64
+# Requests that an object store answers at the same time, each after some 10 to 50 ms.
+WAITING_THREADS = 16
 
 
-class _Open:
-    """What one process has open. A forked child begins anew: HDF5's open files are the parent's, and its locks may be taken."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.lock = threading.RLock()
-        self.shards: OrderedDict[int, ShardRows] = OrderedDict()
-        self.handles: OrderedDict[int, Handle | RemoteHandle] = OrderedDict()
+# Pools start their threads when they are first used.
+_decoding = ThreadPoolExecutor(usable_cores(), "rows")
+_waiting = ThreadPoolExecutor(WAITING_THREADS, "rows")
 
 
-class Piece(NamedTuple):
-    """Rows that lie in one chunk.
+def _renew_pools() -> None:
+    """Give a forked child pools of its own: it has none of its parent's threads."""
+    global _decoding, _waiting
+    _decoding = ThreadPoolExecutor(usable_cores(), "rows")
+    _waiting = ThreadPoolExecutor(WAITING_THREADS, "rows")
 
-    Attributes:
-        number: Place of their shard in :attr:`Shards.specs`.
-        rows: (n,) rows in the shard, ascending.
-        places: (n,) where each goes in what is read.
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_pools)
+
+
+def do_all(work: Callable[[int], None], count: int, threads: int | None = None, *, waits: bool = False) -> None:
+    """Do tasks 0 to ``count - 1``, begun in this order, the calling thread being one of those that work.
+
+    Args:
+        work: Does one task; most of its time should be spent outside the interpreter's lock.
+        count: Number of tasks.
+        threads: How many to use at most; None: as many as there are cores.
+        waits: Whether a task waits for a network most of its time: then more are begun than there are cores, whatever ``threads``
+            says.
+
+    Raises:
+        Exception: Of the first task that failed, in the order of tasks; those after it may not have been done.
     """
+    # Taking the next number is one step of the interpreter: no two threads get the same.
+    numbers = iter(range(count))
+    failures: dict[int, Exception] = {}
+    stopped = False
 
-    number: int
-    rows: NDArray[np.int64]
-    places: NDArray[np.int64]
+    def take_part() -> None:
+        while not stopped and not failures and (number := next(numbers, None)) is not None:
+            try:
+                work(number)
+            except Exception as error:
+                failures[number] = error
+
+    most = WAITING_THREADS if waits else usable_cores() if threads is None else threads
+    helpers = [(_waiting if waits else _decoding).submit(take_part) for _ in range(min(most, count) - 1)]
+    try:
+        take_part()
+    finally:
+        stopped = True
+        for helper in helpers:
+            # One that has not begun is not waited for: all threads of the pool may be busy with tasks that wait for others.
+            if not helper.cancel():
+                helper.exception()
+    if failures:
+        raise failures.pop(min(failures))
 
 
 class Shards:
@@ -67,13 +94,12 @@ class Shards:
         self._digests = digests
         # Each part ends with a shard of its own length: rows cannot be found by division.
         self._firsts = np.array([spec.first - self.specs[0].first for spec in self.specs], np.int64)
-        self._current = _Open()
-        # Kept of every shard that was ever read, some 20 bytes a row: opening by HDF5 costs more than reading a row, and a
-        # shuffled pass over a large run opens another shard for almost every row. A fork inherits them; numbers cannot go stale
-        # without the stamp of the file telling.
-        self._tables: dict[tuple[int, str], ChunkTable | None] = {}
-        # Layer -> the last chunk of several rows, for those who read row after row.
-        self._last: dict[str, tuple[ChunkTable, int, NDArray[np.floating]]] = {}
+        # Of every shard that was ever read where its chunks lie, some 20 bytes a row: asking HDF5 costs more than reading a row,
+        # and a shuffled pass over a large run reads another shard for almost every row.
+        self._rows: dict[int, ShardRows] = {}
+        # The few of them whose files are open, the last used at the end.
+        self._recent: dict[int, ShardRows] = {}
+        self._last: LastChunks = {}
 
     @property
     def are_remote(self) -> bool:
@@ -84,142 +110,89 @@ class Shards:
         """Rows of all of them."""
         return self.specs[-1].stop - self.specs[0].first
 
-    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Gives for each row the place of its shard in :attr:`specs`, and that shard's first row; each (n,) int64."""
-        numbers = np.searchsorted(self._firsts, rows, side="right") - 1
-        return numbers, self._firsts[numbers]
+    def locate(self, row: int) -> tuple[ShardRows, int]:
+        """Return the shard that has a row, and the row's place in it."""
+        number = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        return self._shard(number), row - int(self._firsts[number])
 
-    def read(self, layer: str, pieces: Sequence[Piece], into: Any, threads: int | None = None) -> None:
-        """Read rows of a layer of fixed shape, several chunks at once.
+    def read(
+        self,
+        name: str,
+        rows: NDArray[np.int64],
+        put: Callable[[int, NDArray[np.floating] | None], None],
+        shape: tuple[int, ...] | None,
+        chunk_rows: int,
+        threads: int | None = None,
+    ) -> None:
+        """Read rows of a layer, each chunk once, several at once.
 
         Args:
-            layer: Name of a layer of the run.
-            pieces: In the order in which they are begun.
-            into: (m, h, w, c), C order, of any floating dtype; failed rows become NaN.
+            name: Of the layer.
+            rows: (n,) in any order, repeated or not.
+            put: Called by several threads with the place in ``rows`` and the values, (h, w, c), read-only; None where the image
+                failed.
+            shape: (h, w, c) of a row; None at native size.
+            chunk_rows: Rows that share a chunk.
             threads: How many decode; None: as many as there are cores.
 
         Raises:
             StoreError: A shard is missing, damaged or of another run, or a row is damaged.
         """
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        numbers = np.searchsorted(self._firsts, ascending, side="right") - 1
+        local = ascending - self._firsts[numbers]
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1) | np.diff(local // chunk_rows, prepend=-1)).tolist()
+        pieces = [slice(*ends) for ends in itertools.pairwise([*starts, len(rows)])]
 
-        def work(number: int) -> None:
-            self._read_ahead(layer, pieces[number + CHUNKS_AHEAD : number + CHUNKS_AHEAD + 1])
-            self._read_piece(layer, pieces[number], into)
+        def prefetch(number: int) -> None:
+            if number < len(pieces) and not self.are_remote:
+                place = pieces[number].start
+                self._shard(int(numbers[place])).prefetch(name, int(local[place]))
 
-        self._read_ahead(layer, pieces[:CHUNKS_AHEAD])
-        do_all(work, range(len(pieces)), threads, waits=self.are_remote)
+        def read_piece(number: int) -> None:
+            prefetch(number + CHUNKS_AHEAD)
+            piece = pieces[number]
+            of_shard = int(numbers[piece.start])
+            try:
+                read_rows(self._shard(of_shard), piece)
+            except StoreError:
+                # The shard may have been made anew since it was opened: what is there now says whether anything is wrong.
+                self._forget(of_shard)
+                read_rows(self._shard(of_shard), piece)
 
-    def _read_ahead(self, layer: str, pieces: Sequence[Piece]) -> None:
-        """Have the system read from the disk what is decoded soon."""
-        if not HAS_ADVICE or self.are_remote:
-            return
-        for piece in pieces:
-            with suppress(StoreError, OSError):
-                table, handle = self._table(piece.number, layer), self._handle(piece.number)
-                position, size_bytes = table.place_of(int(piece.rows[0])) if table is not None else (0, 0)
-                # Of no bytes the system would read all to the end of the file.
-                if size_bytes and isinstance(handle, Handle):
-                    handle.read_ahead(position, size_bytes)
+        def read_rows(shard: ShardRows, piece: slice) -> None:
+            for place, values in zip(order[piece].tolist(), shard.read(name, local[piece].tolist(), shape), strict=True):
+                put(place, values)
 
-    def _read_piece(self, layer: str, piece: Piece, into: Any) -> None:
-        rows, places = piece.rows, piece.places
-        try:
-            table = self._table(piece.number, layer)
-            if table is not None and table.shape == into.shape[1:]:
-                handle, chunks = self._handle(piece.number), rows // table.chunk_rows
-                # One, but for files whose chunks were cut anew by another program.
-                for chunk in chunks[:1].tolist() if chunks[0] == chunks[-1] else np.unique(chunks).tolist():
-                    among = chunks == chunk
-                    self._read_chunk(table, handle, chunk, (rows[among], places[among]), into)
-                return
-        except (StaleError, OSError):
-            self._forget(piece.number)
-        # The careful way: it says what is wrong, or finds nothing wrong, as with a shard that was made anew.
-        self.open(piece.number).read(layer, rows, places, into)
+        for number in range(min(CHUNKS_AHEAD, len(pieces))):
+            prefetch(number)
+        do_all(read_piece, len(pieces), threads, waits=self.are_remote)
 
-    def _read_chunk(
-        self,
-        table: ChunkTable,
-        handle: Handle | RemoteHandle,
-        chunk: int,
-        where: tuple[NDArray[np.int64], NDArray[np.int64]],
-        into: Any,
-    ) -> None:
-        rows, places = where
-        if table.failed[rows].all():
-            into[places] = np.nan
-        elif table.chunk_rows == 1 and into.dtype == table.dtype:
-            for place in places.tolist():
-                table.read_row(handle, chunk, into[place])
-        else:
-            last = self._last.get(table.layer)
-            if last is None or last[0] is not table or last[1] != chunk:
-                last = table, chunk, table.decode(handle, chunk)
-                if table.chunk_rows > len(rows):
-                    self._last[table.layer] = last
-            table.copy(last[2], chunk, rows, places, into)
-
-    def _table(self, number: int, layer: str) -> ChunkTable | None:
-        key = number, layer
-        if key not in self._tables:
-            with self._of_this_process().lock:
-                if key not in self._tables:
-                    table = self._tables[key] = self.open(number).chunk_table(layer)
-                    return table
-        return self._tables.get(key)
-
-    def open(self, number: int) -> ShardRows:
-        """Gives an open shard by its place in :attr:`specs`; the last few stay open.
-
-        Raises:
-            StoreError: It is missing, damaged or of another run.
-        """
-        current = self._of_this_process()
-        with current.lock:
-            if number not in current.shards:
-                spec = self.specs[number]
-                current.shards[number] = ShardRows(self._paths[spec], self._digests[spec.part], spec)
-                # Dropped, not closed: another thread may be reading it, and it closes with its last reader.
-                if len(current.shards) > OPEN_SHARDS:
-                    current.shards.popitem(last=False)
-            current.shards.move_to_end(number)
-            return current.shards[number]
-
-    def _handle(self, number: int) -> Handle | RemoteHandle:
-        current = self._of_this_process()
-        with current.lock:
-            if number not in current.handles:
-                current.handles[number] = open_handle(self._paths[self.specs[number]])
-                if len(current.handles) > OPEN_HANDLES:
-                    current.handles.popitem(last=False)
-            current.handles.move_to_end(number)
-            return current.handles[number]
+    def _shard(self, number: int) -> ShardRows:
+        shard = self._rows.get(number)
+        if shard is None:
+            spec = self.specs[number]
+            shard = self._rows.setdefault(number, ShardRows(self._paths[spec], self._digests[spec.part], spec, self._last))
+        self._recent.pop(number, None)
+        self._recent[number] = shard
+        for oldest in list(self._recent)[:-OPEN_FILES]:
+            released = self._recent.pop(oldest, None)
+            if released is not None:
+                released.release()
+        return shard
 
     def _forget(self, number: int) -> None:
-        """Forgets all about a shard, so that it is opened as it is now."""
-        for key in [key for key in self._tables.copy() if key[0] == number]:
-            self._tables.pop(key, None)
-        current = self._of_this_process()
-        with current.lock:
-            current.handles.pop(number, None)
-            current.shards.pop(number, None)
+        self._rows.pop(number, None)
+        self._recent.pop(number, None)
         path = self._paths[self.specs[number]]
         if isinstance(path, RemotePath):
             path.mirror.forget(path.within)
 
-    def _of_this_process(self) -> _Open:
-        if self._current.process != os.getpid():
-            self._current = _Open()
-        return self._current
-
     def close(self) -> None:
-        """Closes them; reading opens them again."""
-        current = self._of_this_process()
-        with current.lock:
-            current.shards.clear()
-            current.handles.clear()
-        # A shard that is opened again is looked at again.
-        self._tables.clear()
+        """Close all; reading opens them again, and looks at them again."""
+        self._rows.clear()
+        self._recent.clear()
         self._last.clear()
 
     def __reduce__(self) -> tuple[type[Shards], tuple[dict[ShardSpec, Path], tuple[str, ...]]]:

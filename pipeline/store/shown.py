@@ -30,7 +30,7 @@ def html_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[st
 
 
 def layer_row(layer: Any) -> list[str]:
-    """Gives the cells of a :class:`~pipeline.store.layer.Layer` under :data:`LAYER_HEADINGS`."""
+    """Gives the cells of a :class:`~pipeline.store.reader.Layer` under :data:`LAYER_HEADINGS`."""
     shape = " x ".join("native" if side is None else str(side) for side in layer.shape)
     return [layer.name, shape, str(layer.dtype), str(layer.channels), f"{layer.stride_px} px"]
 

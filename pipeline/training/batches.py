@@ -1,30 +1,252 @@
-"""Batches of NumPy arrays, decoded by all cores while the last batch is being used. What PyTorch and TensorFlow are fed from."""
+"""Rows of a run for training: chosen, labelled, put in the order of an epoch, and read ahead as batches of NumPy arrays.
+
+PyTorch and TensorFlow are fed from here. A run is given by whoever calls: nothing of the store is imported.
+
+**How random an epoch is.** Where every row is a chunk of its own (rows of 64 KiB or more: all convolutional layers at usual
+sizes), the order of an epoch is a uniform random permutation of all rows, as ``DataLoader(shuffle=True)`` would draw it; nothing
+is held back in a buffer.
+
+Smaller rows share a chunk, and reading one costs as much as reading all. Chunks are then permuted uniformly, and taken in windows
+of K (``buffer_chunks``); the rows of a window are permuted uniformly. Every row is still equally likely at every place of the
+epoch. What differs from a uniform permutation: the rows of one chunk, which are neighbours in the list of images and so mostly of
+one class, all come in the same window. Of a batch of B, the share of a class with frequency p has the variance
+``p (1 - p) (1/B + 1/K)`` at most, in place of ``p (1 - p) / B``: its standard deviation is larger by the factor
+``sqrt(1 + B/K)``, 6 % for batches of 64 and the 512 chunks that are usual. A run of at most K chunks is permuted uniformly.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
+import math
+import os
+import re
+import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from ..errors import OptionError
-from . import order
-from .examples import Examples, Features, Labels
-from .order import Order
+from ..errors import OptionError, StoreError, nearest
+from ..indexing import select_rows
+from ..machine import available_bytes
+from ..records import OK
+
+# Layer -> (n, h, w, c), at native size a list of (h, w, c); and None -> (n,) or (n, ...) labels, where there are some.
+Columns = dict[str | None, Any]
 
 # Batches that are read ahead; a window of chunks is large, and one ahead is enough.
 AHEAD = 2
 WINDOWS_AHEAD = 1
 # Chunks of several rows that are read as one where nothing is shuffled: 4 MiB.
 STRAIGHT_CHUNKS = 16
-
 # Rows that are read at once where they are given one by one.
 ROWS_AT_ONCE = 8
+# Of a batch on its way to a .npy file.
+STEP_BYTES = 32 << 20
 
-Batch = tuple[Features, Labels]
+
+class Examples:
+    """Rows of a run with the activations of some layers and labels. May be pickled: it carries the run by its path.
+
+    Args:
+        run: A finished run, as ``open_run`` gives it.
+        layers: A name: features are one array; or several: features are layer -> array.
+        label: Column of ``run.images``, or (N,) or (N, ...) values, one a row of the run. Numbers stay what they are, whole or
+            not; texts become numbers of classes.
+        where: Which rows: a mask over the N rows of the run, rows in any order, or a slice; None: all.
+        failed: Whether to keep failed images, whose features are NaN.
+        dtype: ``float32``: whatever is stored; None: as stored.
+
+    Attributes:
+        rows: (n,) int64, rows of the run, in the order in which they were given.
+        classes: The texts that labels are numbers of, of all images of the run: every subset has the same numbers. Those made of
+            digits come first, sorted as numbers, then the others, sorted as texts. Where a column holds the numbers 0, 1, 2 ...
+            without a gap, these as texts. None where labels are other numbers, or there are none.
+        labels: (n,) int64 for texts, else (n, ...) in their own dtype; None.
+        is_native: Whether images have arrays of differing shapes.
+        shapes: Layer -> (h, w, c) of a row; h and w are None at native size.
+
+    Raises:
+        StoreError: There is no such layer or column; the rows are none of the run's, or none are left.
+        OptionError: Another dtype or number of labels.
+    """
+
+    def __init__(
+        self,
+        run: Any,
+        layers: str | Sequence[str],
+        *,
+        label: str | ArrayLike | None = None,
+        where: Any = None,
+        failed: bool = False,
+        dtype: str | None = None,
+    ) -> None:
+        if dtype not in (None, "float32"):
+            raise OptionError(f"dtype: cannot be given so, got {dtype!r}. Expected 'float32', or None for the dtype as stored.")
+        self.run = run
+        self._is_single = isinstance(layers, str)
+        names = (layers,) if isinstance(layers, str) else tuple(layers)
+        if not names:
+            raise OptionError(f"layers: none is given, got {layers!r}. Expected one or more of: {', '.join(run.layers)}.")
+        self._layers = {name: run[name] for name in names}
+        self._dtype = dtype
+        self.shapes: dict[str, tuple[int | None, int | None, int]] = {
+            name: layer.row_shape or (None, None, layer.channels) for name, layer in self._layers.items()
+        }
+        self.is_native = any(shape[0] is None for shape in self.shapes.values())
+        self.rows = _choose(run, where, failed)
+        self.classes, self.labels = _label(run, label, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are stored together, of the layer where they are most."""
+        return max(int(layer.chunk_rows) for layer in self._layers.values())
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's features over all layers as they are given; 0 at native size."""
+        sizes = {name: math.prod(side or 0 for side in shape) for name, shape in self.shapes.items()}
+        return sum(size * self.dtype(name).itemsize for name, size in sizes.items())
+
+    def dtype(self, layer: str) -> np.dtype[Any]:
+        """Return the dtype of a layer's values as they are given."""
+        return np.dtype(self._dtype or self._layers[layer].dtype)
+
+    def features(self, columns: Columns) -> Any:
+        """Return the part of columns that belongs to layers as users get it: that of the one, or all by name."""
+        of_layers = {name: values for name, values in columns.items() if name is not None}
+        return next(iter(of_layers.values())) if self._is_single else of_layers
+
+    def item(self, columns: Columns) -> Any:
+        """Return columns as users of a dataset get them: features, or (features, labels)."""
+        return (self.features(columns), columns[None]) if None in columns else self.features(columns)
+
+    def items(self, columns: Columns) -> Iterator[Any]:
+        """Yield the rows of columns one by one, not copied."""
+        for place in range(len(next(iter(columns.values())))):
+            yield self.item({name: values[place] for name, values in columns.items()})
+
+    def units(self) -> NDArray[np.int64]:
+        """Return the number of the chunk that each row lies in, (n,); other numbers in other shards."""
+        firsts = np.array([shard.first for shard in self.run.shards], np.int64) - self.run.shards[0].first
+        numbers = np.searchsorted(firsts, self.rows, side="right") - 1
+        # A shard begins a chunk of its own.
+        longest = max(int(shard.rows) for shard in self.run.shards) // self.chunk_rows + 1
+        units: NDArray[np.int64] = numbers * longest + (self.rows - firsts[numbers]) // self.chunk_rows
+        return units
+
+    def read(self, places: NDArray[np.int64], threads: int | None = None) -> Columns:
+        """Read some of the rows.
+
+        Args:
+            places: (m,) each in [0, n), in any order: of the rows chosen.
+            threads: How many decode; None: as many as there are cores.
+
+        Returns:
+            Layer -> values of m rows; None -> their labels, where there are some.
+
+        Raises:
+            StoreError: A shard is missing or damaged, or the rows do not fit into memory.
+        """
+        rows = self.rows[places]
+        columns: Columns = {name: layer.read(rows, self.dtype(name), threads) for name, layer in self._layers.items()}
+        return columns if self.labels is None else {**columns, None: self.labels[places]}
+
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        return f"{len(self)} rows of {', '.join(self._layers)}{classes}, of {str(self.run.path)!r}"
+
+
+def _choose(run: Any, where: Any, failed: bool) -> NDArray[np.int64]:
+    chosen = select_rows(slice(None) if where is None else where, len(run), "where")
+    rows = np.atleast_1d(np.asarray(chosen, np.int64))
+    kept = rows if failed else rows[(run.images["status"] == OK)[rows]]
+    if not len(kept):
+        raise StoreError(
+            f"{run.path}: no rows are left, got {len(rows)} of {len(run)} by where=, {len(rows) - len(kept)} of them failed. "
+            f"Expected at least one. Widen where=; failed=True keeps failed images."
+        )
+    return kept
+
+
+def _label(
+    run: Any, label: str | ArrayLike | None, rows: NDArray[np.int64]
+) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
+    if label is None:
+        return None, None
+    values: NDArray[Any] = np.asarray(run.images[label] if isinstance(label, str) else label)
+    if values.ndim == 0 or len(values) != len(run):
+        raise OptionError(
+            f"label: values of another number, got shape {values.shape}. Expected {len(run)}, one a row of the run, or the name "
+            f"of a column: {nearest(str(label)[:60], run.images)}."
+        )
+    if values.dtype.kind == "O":
+        # Numbers in a column of objects, as pandas gives some, are numbers.
+        values = np.asarray(values.tolist())
+    if values.dtype.kind not in "OUS":
+        return _classes_of_numbers(values) if isinstance(label, str) else None, values[rows]
+    names, places = np.unique(values.astype(str), return_inverse=True)
+    order = sorted(range(len(names)), key=lambda place: _class_order(str(names[place])))
+    numbers = np.empty(len(names), np.int64)
+    numbers[order] = np.arange(len(names))
+    return tuple(str(names[place]) for place in order), numbers[places.reshape(values.shape)][rows]
+
+
+def _class_order(name: str) -> tuple[bool, int, str]:
+    is_number = re.fullmatch("-?[0-9]{1,100}", name) is not None
+    return not is_number, int(name) if is_number else 0, name
+
+
+def _classes_of_numbers(values: NDArray[Any]) -> tuple[str, ...] | None:
+    """Return the numbers as texts where they are 0, 1, 2 ... without a gap, so that each is its own place."""
+    different = np.unique(values)
+    is_count = values.dtype.kind in "iu" and np.array_equal(different, np.arange(len(different)))
+    return tuple(map(str, different.tolist())) if is_count else None
+
+
+def shuffled(units: NDArray[np.int64], window: int, seed: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return a random order of rows, as the head of this file says.
+
+    Args:
+        units: (n,) number of the chunk that a row lies in; any numbers.
+        window: How many chunks are mixed.
+        seed: Numbers >= 0. The same give the same order, on every machine.
+
+    Returns:
+        (n,) places of the rows, as they come; and where windows end in it, ascending, the last one n, each best read as one: None
+        where no two rows share a chunk.
+    """
+    random = np.random.default_rng(seed)
+    _, numbers = np.unique(units, return_inverse=True)
+    count = int(numbers.max()) + 1
+    if count in (1, len(units)) or count <= window:
+        # Of one window, or every row for itself.
+        return random.permutation(len(units)), None if count == len(units) else np.array([len(units)])
+    windows = random.permutation(count)[numbers] // window
+    return np.lexsort((random.random(len(units)), windows)), np.cumsum(np.bincount(windows))
+
+
+def share_of(count: int, share: tuple[int, int], equal: bool) -> tuple[int, int]:
+    """Return start and stop of what one of several takes.
+
+    Args:
+        count: How many there are.
+        share: (rank, ranks).
+        equal: All get the same number; up to ``ranks - 1`` at the end are nobody's.
+    """
+    rank, ranks = share
+    if equal:
+        return rank * (count // ranks), (rank + 1) * (count // ranks)
+    return rank * count // ranks, (rank + 1) * count // ranks
 
 
 class Batches:
@@ -36,7 +258,7 @@ class Batches:
     Args:
         examples: What to read.
         batch_size: Rows a batch; the last may have fewer.
-        shuffle: Whether rows come in a random order; see :mod:`.order` for how random.
+        shuffle: Whether rows come in a random order; the head of this file says how random.
         seed: Of the order; the same seed gives the same epochs.
         buffer_chunks: How many chunks are mixed where rows share chunks.
         drop_last: Leave out a last batch that is not full.
@@ -61,7 +283,8 @@ class Batches:
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("buffer_chunks", buffer_chunks, 1)):
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise OptionError(f"{name}: out of range, got {value!r}. Expected a whole number from {least} on.")
-        if not _is_share(share):
+        whole = isinstance(share, (tuple, list)) and all(isinstance(number, (int, np.integer)) for number in share)
+        if not (whole and len(share) == 2 and 0 <= share[0] < share[1]):
             raise OptionError(f"share: out of range, got {share!r}. Expected (rank, ranks) with 0 <= rank < ranks.")
         self.examples = examples
         self.batch_size = int(batch_size)
@@ -70,7 +293,7 @@ class Batches:
         self.share = int(share[0]), int(share[1])
         self.epoch = 0
         self._buffer_chunks = int(buffer_chunks)
-        self._start, stop = order.share_of(len(examples), self.share, equal=shuffle)
+        self._start, stop = share_of(len(examples), self.share, equal=shuffle)
         self.rows = (stop - self._start) // self.batch_size * self.batch_size if drop_last else stop - self._start
         if not self.rows:
             raise OptionError(
@@ -82,43 +305,49 @@ class Batches:
         return -(-self.rows // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes this the number of the epoch that begins next."""
+        """Set the number of the epoch that begins next."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Any, NDArray[Any] | None]]:
+        return ((self.examples.features(columns), columns.get(None)) for columns in self.next_epoch())
+
+    def next_epoch(self) -> Iterator[Columns]:
+        """Begin the next epoch; yield its batches as columns."""
         self.epoch += 1
         return self.read((self.epoch - 1,))
 
-    def read(self, epoch: tuple[int, ...], part: tuple[int, int] = (0, 1), threads: int | None = None) -> Iterator[Batch]:
-        """Gives the batches of an epoch, or some of them.
+    def read(self, epoch: tuple[int, ...], part: tuple[int, int] = (0, 1), threads: int | None = None) -> Iterator[Columns]:
+        """Yield the batches of an epoch, or some of them.
 
         Args:
             epoch: Numbers of the epoch, >= 0.
             part: (number, parts): a contiguous part of its batches. Parts tile the epoch.
             threads: How many decode; None: as many as there are cores.
         """
-        start, stop = (min(place * self.batch_size, self.rows) for place in order.share_of(len(self), part, equal=False))
-        pieces = self._order(epoch).cut(self._start + start, self._start + stop)
-        if pieces.stops is None:
-            yield from self._ahead(
-                pieces, range(self.batch_size, stop - start + self.batch_size, self.batch_size), threads, AHEAD
-            )
-        else:
-            yield from self._rebatch(self._ahead(pieces, pieces.stops.tolist(), threads, WINDOWS_AHEAD))
+        part_start, part_stop = share_of(len(self), part, equal=False)
+        start, stop = (self._start + min(place * self.batch_size, self.rows) for place in (part_start, part_stop))
+        places, window_stops = self._order(epoch)
+        stops = range(start, stop, self.batch_size) if window_stops is None else window_stops.tolist()
+        cuts = [start, *(cut for cut in stops if start < cut < stop), stop]
+        pieces = [places[begin:end] for begin, end in itertools.pairwise(cuts) if begin < end]
+        ahead = AHEAD if window_stops is None else WINDOWS_AHEAD
+        return self._rebatch(self._read_ahead(pieces, threads, ahead))
 
-    def _order(self, epoch: tuple[int, ...]) -> Order:
+    def _order(self, epoch: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Return the places of the rows of an epoch, and where pieces of it end that are read as one."""
         if self.shuffle:
-            return order.shuffled(self.examples.units(), self._buffer_chunks, (self.seed, *epoch))
-        chunk_rows = self.examples.chunk_rows
-        return order.straight(len(self.examples), None if chunk_rows == 1 else STRAIGHT_CHUNKS * chunk_rows)
+            return shuffled(self.examples.units(), self._buffer_chunks, (self.seed, *epoch))
+        count, chunk_rows = len(self.examples), self.examples.chunk_rows
+        step = STRAIGHT_CHUNKS * chunk_rows
+        return np.arange(count), None if chunk_rows == 1 else np.append(np.arange(step, count, step), count)
 
-    def _ahead(self, pieces: Order, stops: Any, threads: int | None, ahead: int) -> Iterator[Batch]:
-        """Reads from one stop to the next, some ahead in a thread of its own."""
-        waiting: deque[Future[Batch]] = deque()
+    def _read_ahead(self, pieces: list[NDArray[np.int64]], threads: int | None, ahead: int) -> Iterator[Columns]:
+        """Read pieces in order, some ahead, in a thread of its own."""
+        waiting: deque[Future[Columns]] = deque()
         reader = ThreadPoolExecutor(1, "batches")
         try:
-            for start, stop in itertools.pairwise([0, *stops]):
-                waiting.append(reader.submit(self.examples.read, pieces.places[start:stop], threads))
+            for places in pieces:
+                waiting.append(reader.submit(self.examples.read, places, threads))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -127,15 +356,15 @@ class Batches:
             # Also when nobody wants the rest.
             reader.shutdown(wait=True, cancel_futures=True)
 
-    def _rebatch(self, windows: Iterator[Batch]) -> Iterator[Batch]:
-        """Cuts what was read as one into batches; only one that lies across a border is copied."""
-        held: list[Batch] = []
+    def _rebatch(self, pieces: Iterator[Columns]) -> Iterator[Columns]:
+        """Cut what was read as one into batches; only one that lies in two pieces is copied."""
+        held: list[Columns] = []
         missing = self.batch_size
-        for window in windows:
-            start, rows = 0, _length(window)
+        for piece in pieces:
+            start, rows = 0, len(next(iter(piece.values())))
             while start < rows:
                 stop = min(rows, start + missing)
-                held.append(_slice(window, start, stop))
+                held.append({name: values[start:stop] for name, values in piece.items()})
                 missing -= stop - start
                 start = stop
                 if not missing:
@@ -150,36 +379,84 @@ class Batches:
         return f"<{len(self)} batches of {self.batch_size}, {how}{share}: {self.examples!r}>"
 
 
-def _is_share(share: Any) -> bool:
-    """Tells whether this is (rank, ranks)."""
-    whole = isinstance(share, (tuple, list)) and all(isinstance(number, (int, np.integer)) for number in share)
-    return whole and len(share) == 2 and 0 <= share[0] < share[1]
+def _join(parts: list[Columns]) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    joined: Columns = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        is_native = isinstance(values[0], list)
+        joined[name] = [*itertools.chain(*values)] if is_native else np.concatenate(values)
+    return joined
 
 
-def _length(batch: Batch) -> int:
-    features = batch[0]
-    return len(next(iter(features.values())) if isinstance(features, dict) else features)
+def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> Any:
+    """Read all rows as one array, and labels where there are some.
 
+    Args:
+        examples: Of one shape.
+        out: A ``.npy`` file of one layer to write to; what is given is mapped from it, read-only, and memory does not limit it.
+            A file of that name is replaced once all is written (beside it, as ``.partial``), and kept where that fails.
 
-def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    features, labels = batch
-    if isinstance(features, dict):
-        cut: Features = {name: values[start:stop] for name, values in features.items()}
+    Returns:
+        (n, h, w, c), or layer -> such; with labels (features, labels).
+
+    Raises:
+        StoreError: It does not fit into memory; images have differing shapes; the file cannot be written.
+    """
+    if examples.is_native:
+        raise StoreError(
+            f"{examples.run.path}: images of differing shapes make no array, got native size. Expected one shape. "
+            f"Read image by image, or extract with a fixed data.size."
+        )
+    needed, free = len(examples) * examples.row_bytes, available_bytes()
+    if out is not None:
+        columns: Columns = _to_file(examples, Path(out), needed)
+    elif free is not None and needed > free:
+        raise StoreError(
+            f"{examples.run.path}: does not fit into memory, got {needed / 1e9:.3g} GB for {len(examples)} rows. "
+            f"Expected at most the {free / 1e9:.3g} GB that are free. Read batches, choose rows, or give out='features.npy'."
+        )
     else:
-        cut = features[start:stop]
-    return cut, None if labels is None else labels[start:stop]
+        columns = examples.read(np.arange(len(examples)))
+    return examples.item(columns)
 
 
-def _join(batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    features, labels = zip(*batches, strict=True)
-    if isinstance(features[0], dict):
-        joined: Features = {name: _concatenate([of_batch[name] for of_batch in features]) for name in features[0]}
-    else:
-        joined = _concatenate(list(features))
-    return joined, None if labels[0] is None else np.concatenate(labels)
-
-
-def _concatenate(parts: list[Any]) -> Any:
-    return [image for part in parts for image in part] if isinstance(parts[0], list) else np.concatenate(parts)
+def _to_file(examples: Examples, path: Path, size_bytes: int) -> Columns:
+    if len(examples.shapes) != 1:
+        raise OptionError(
+            f"out: a file holds one layer, got {len(examples.shapes)}: {', '.join(examples.shapes)}. Expected one. "
+            f"Call it once a layer."
+        )
+    ((name, shape),) = examples.shapes.items()
+    step = max(1, min(len(examples), STEP_BYTES // examples.row_bytes))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError(errno.EINVAL, "something that is no regular file")
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        # A link stays one, as if its file had been written over.
+        target = path.resolve()
+        partial = target.with_name(target.name + ".partial")
+        try:
+            # Written, not mapped: on a disk that is full, writing to a mapped file ends the process.
+            with partial.open("wb") as file:
+                descr = np.lib.format.dtype_to_descr(examples.dtype(name))
+                header = {"descr": descr, "fortran_order": False, "shape": (len(examples), *shape)}
+                np.lib.format.write_array_header_2_0(file, header)
+                for columns in Batches(examples, step).next_epoch():
+                    file.write(columns[name].data)
+            # Only now: an earlier array may still be mapped from a file of this name, and what stands there is whole.
+            partial.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written, got {error.strerror or error}. Expected room for {size_bytes / 1e9:.3g} GB and a folder "
+            f"that may be written to."
+        ) from error
+    mapped: Columns = {name: np.load(path, mmap_mode="r", allow_pickle=False)}
+    return mapped if examples.labels is None else {**mapped, None: examples.labels}

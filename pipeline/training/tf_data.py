@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .batches import Batches
+from .batches import Batches, Columns
 
 
 def as_dataset(batches: Batches, batch_size: int | None, drop_remainder: bool) -> tf.data.Dataset:
-    """Gives a dataset of batches, or of single rows; its length is known, and each pass over it is the next epoch.
+    """Return a dataset of batches, or of single rows; its length is known, and each pass over it is the next epoch.
 
     Args:
         batches: What to read.
@@ -23,22 +23,18 @@ def as_dataset(batches: Batches, batch_size: int | None, drop_remainder: bool) -
     examples = batches.examples
     is_split = batch_size is None or examples.is_native
     lead: tuple[int | None, ...] = () if is_split else (batch_size if drop_remainder else None,)
-    features = {name: _spec((*lead, *shape), examples.dtype(name)) for name, shape in examples.shapes().items()}
-    signature: Any = examples.structure(features)
+    specs: Columns = {name: _spec((*lead, *shape), examples.dtype(name)) for name, shape in examples.shapes.items()}
     if examples.labels is not None:
-        signature = signature, _spec((*lead, *examples.labels.shape[1:]), examples.labels.dtype)
+        specs[None] = _spec((*lead, *examples.labels.shape[1:]), examples.labels.dtype)
 
     def elements() -> Iterator[Any]:
-        for values, labels in batches:
-            if not is_split:
-                yield values if labels is None else (values, labels)
-                continue
-            named = examples.named(values)
-            for place in range(len(next(iter(named.values())))):
-                row = examples.structure({name: of_layer[place] for name, of_layer in named.items()})
-                yield row if labels is None else (row, labels[place])
+        for columns in batches.next_epoch():
+            if is_split:
+                yield from examples.items(columns)
+            else:
+                yield examples.item(columns)
 
-    dataset = tf.data.Dataset.from_generator(elements, output_signature=signature)
+    dataset = tf.data.Dataset.from_generator(elements, output_signature=examples.item(specs))
     count = batches.rows if is_split else len(batches)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
     if examples.is_native and batch_size is not None:

@@ -1,4 +1,4 @@
-"""A run as PyTorch datasets. The one room that loads PyTorch, which is optional."""
+"""A run as PyTorch datasets. The one module that loads PyTorch, which is optional."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import OptionError
-from ..store.layer import select_rows
-from .batches import Batches
-from .examples import Examples, Features
+from ..indexing import select_rows
+from .batches import Batches, Columns, Examples
 
 # No epoch has been set.
 UNSET = -1
@@ -27,7 +26,7 @@ class RowDataset(Dataset):
 
     Attributes:
         classes: The texts that labels are numbers of; None where they are other numbers or there are none. See
-            :class:`.examples.Examples`.
+            :class:`.batches.Examples`.
         rows: (n,) row of the run of each item.
     """
 
@@ -41,16 +40,15 @@ class RowDataset(Dataset):
 
     def __getitem__(self, index: Any) -> Any:
         places = select_rows(index, len(self), "dataset")
-        if isinstance(places, int):
-            return self.__getitems__([places])[0]
-        features, labels = _tensors(*self._examples.read(places, _threads()))
-        return features if labels is None else (features, labels)
+        return self.__getitems__([places])[0] if isinstance(places, int) else self._examples.item(self._read(places))
 
     def __getitems__(self, places: list[int]) -> list[Any]:
-        """Gives several items, each chunk decoded once; a DataLoader calls it."""
-        rows = select_rows(places, len(self), "dataset")
-        assert not isinstance(rows, int)
-        return list(_items(*_tensors(*self._examples.read(rows, _threads()))))
+        """Return several items, each chunk decoded once; a DataLoader calls it."""
+        return list(self._examples.items(self._read(places)))
+
+    def _read(self, places: Any) -> Columns:
+        threads = None if get_worker_info() is None else 1
+        return _tensors(self._examples.read(np.asarray(select_rows(places, len(self), "dataset")), threads))
 
     def __repr__(self) -> str:
         return f"<dataset: {self._examples!r}>"
@@ -79,7 +77,7 @@ class StreamDataset(IterableDataset):
         self.rows = batches.examples.rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes this the epoch that begins next, in this process and in its workers."""
+        """Set the epoch that begins next, in this process and in its workers."""
         self._set[0] = epoch
         self._batches.set_epoch(epoch)
 
@@ -87,9 +85,15 @@ class StreamDataset(IterableDataset):
         return len(self._batches) if self._is_batched else self._batches.rows
 
     def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        if worker is None:
-            return self._tensors(iter(self._batches))
+        examples, worker = self._batches.examples, get_worker_info()
+        batches = self._batches.next_epoch() if worker is None else self._of_worker(worker)
+        for columns in map(_tensors, batches):
+            if self._is_batched:
+                yield examples.item(columns)
+            else:
+                yield from examples.items(columns)
+
+    def _of_worker(self, worker: Any) -> Iterator[Columns]:
         epoch: tuple[int, ...] = (int(self._set[0]),)
         if epoch == (UNSET,):
             if self._batches.shuffle and self._batches.share[1] > 1:
@@ -100,48 +104,24 @@ class StreamDataset(IterableDataset):
             # The same number in all workers of an epoch; another one in each epoch, but for workers that persist.
             epoch = (worker.seed - worker.id, self._begun)
             self._begun += 1
-        return self._tensors(self._batches.read(epoch, (worker.id, worker.num_workers), threads=1))
-
-    def _tensors(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
-            features, labels = _tensors(*batch)
-            if not self._is_batched:
-                yield from _items(features, labels)
-            else:
-                yield features if labels is None else (features, labels)
+        return self._batches.read(epoch, (worker.id, worker.num_workers), threads=1)
 
     def __repr__(self) -> str:
         return f"<dataset: {self._batches!r}>"
 
 
 def rank_and_ranks() -> tuple[int, int]:
-    """Gives those of ``torch.distributed`` where it has been started, else (0, 1)."""
+    """Return those of ``torch.distributed`` where it has been started, else (0, 1)."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank()), int(distributed.get_world_size())
     return 0, 1
 
 
-def _threads() -> int | None:
-    return None if get_worker_info() is None else 1
+def _tensors(columns: Columns) -> Columns:
+    """Return columns of NumPy arrays as tensors that share their memory."""
+    return {name: [*map(_tensor, values)] if isinstance(values, list) else _tensor(values) for name, values in columns.items()}
 
 
-def _tensor(values: Any) -> Any:
-    return [torch.from_numpy(image) for image in values] if isinstance(values, list) else torch.from_numpy(values)
-
-
-def _tensors(features: Features, labels: Any) -> tuple[Any, Any]:
-    """Gives features and labels, both of numpy, as tensors that share their memory."""
-    if isinstance(features, dict):
-        converted: Any = {name: _tensor(values) for name, values in features.items()}
-    else:
-        converted = _tensor(features)
-    return converted, None if labels is None else torch.from_numpy(np.ascontiguousarray(labels))
-
-
-def _items(features: Any, labels: Any) -> Iterator[Any]:
-    """Gives the items of a batch of tensors, one by one, not copied."""
-    by_layer = features if isinstance(features, dict) else {"": features}
-    for place in range(len(next(iter(by_layer.values())))):
-        item = {name: values[place] for name, values in by_layer.items()} if isinstance(features, dict) else features[place]
-        yield item if labels is None else (item, labels[place])
+def _tensor(values: Any) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -51,7 +51,7 @@ class ColumnError(StoreError, KeyError):
     __str__ = StoreError.__str__
 
 
-class Table(Mapping[str, NDArray[Any]]):
+class ImageTable(Mapping[str, NDArray[Any]]):
     """The table of images: column -> (N,) array. A column is read when first asked for.
 
     The columns of a list, ``label`` among them, are int64 or float64 where all their values are numbers, else object arrays of
@@ -122,8 +122,8 @@ class Table(Mapping[str, NDArray[Any]]):
     def _caption(self) -> str:
         return f"table of {self._rows} images: {', '.join(self._names)}"
 
-    def __reduce__(self) -> tuple[type[Table], tuple[Path, tuple[str, ...], int]]:
-        return Table, (self._path, self._names, self._rows)
+    def __reduce__(self) -> tuple[type[ImageTable], tuple[Path, tuple[str, ...], int]]:
+        return ImageTable, (self._path, self._names, self._rows)
 
 
 def _are_folders(labels: Column, keys: NDArray[Any]) -> bool:
