@@ -26,10 +26,11 @@ from .rehearsal import rehearse
 from .report import Report, Stopwatch, words_for_bytes
 from .signals import clearing, leaving_at_once
 from .stages import make_stages
-from .store import disk, folder, format
+from .store import disk, format
 from .store.digests import Digests
 from .store.reader import open_run
 from .store.remote import ahead
+from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
 
 UNTRAINED = (
     "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
@@ -59,7 +60,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)
-        opening = folder.preview_folder if options.dry_run else folder.open_folder
+        opening = preview_folder if options.dry_run else open_folder
         with opening(options.folder, spec, options.output.existing, options.share) as run_folder:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             spec = run_folder.spec
@@ -99,7 +100,7 @@ def _load_weights(options: Options, needs_classifier: bool) -> Weights:
     return weights
 
 
-def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) -> None:
+def _preflight(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:
     """Says what will be written, before the first image is read.
 
     Raises:
@@ -125,7 +126,7 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(run_folder.own), rows)
     if not rows:
         return
-    needed = folder.expected_bytes(spec, run_folder.missing)
+    needed = expected_bytes(spec, run_folder.missing)
     if not disk.holds_all(options.folder):
         _say_scratch(options, spec, run_folder, rows)
         return
@@ -142,15 +143,15 @@ def _preflight(options: Options, spec: RunSpec, run_folder: folder.RunFolder) ->
         _log.warning("%s before compression. Finished shards are kept if the disk fills up.", text)
 
 
-def _say_scratch(options: Options, spec: RunSpec, run_folder: folder.RunFolder, rows: int) -> None:
+def _say_scratch(options: Options, spec: RunSpec, run_folder: RunFolder, rows: int) -> None:
     """Says what will be sent to an address, and what of it will lie in scratch at a time.
 
     Raises:
         StoreError: That cannot fit on the disk.
     """
-    needed, free = folder.expected_bytes(spec, run_folder.missing), disk.free_bytes(options.folder)
+    needed, free = expected_bytes(spec, run_folder.missing), disk.free_bytes(options.folder)
     scratch = disk.scratch_of(options.folder)
-    most = folder.expected_bytes(spec, run_folder.missing[: disk.SHARDS_IN_SCRATCH])
+    most = expected_bytes(spec, run_folder.missing[: disk.SHARDS_IN_SCRATCH])
     _log.info(
         "output: %d images, %s, in %s to %s; made in %s, at most %d shards at a time, %s free",
         rows,
@@ -164,7 +165,7 @@ def _say_scratch(options: Options, spec: RunSpec, run_folder: folder.RunFolder, 
         _log.warning("%s before compression. Another disk is chosen by output.scratch=...", text)
 
 
-def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, weights: Weights) -> None:
+def _rehearse(options: Options, spec: RunSpec, run_folder: RunFolder, weights: Weights) -> None:
     stages = None
     if run_folder.missing:
         with leaving_at_once():
@@ -179,9 +180,7 @@ def _rehearse(options: Options, spec: RunSpec, run_folder: folder.RunFolder, wei
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
-def _make_missing(
-    options: Options, spec: RunSpec, run_folder: folder.RunFolder, engine: Engine | None, watch: Stopwatch
-) -> Report:
+def _make_missing(options: Options, spec: RunSpec, run_folder: RunFolder, engine: Engine | None, watch: Stopwatch) -> Report:
     """Makes the missing shards and the index; says and stores what was done."""
     errors = _look_at_finished(options.folder, spec, run_folder)
     with run_folder.alone():
@@ -215,7 +214,7 @@ def _make_missing(
     return finish_run(options.folder, spec, ending, engine is None and index_is_whole(options.folder, spec))
 
 
-def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -> list[str]:
+def _look_at_finished(path: Path, spec: RunSpec, run_folder: RunFolder) -> list[str]:
     """Gives why rows of the finished shards failed; says where other libraries or another compression have made them.
 
     Raises:
@@ -240,7 +239,7 @@ def _look_at_finished(path: Path, spec: RunSpec, run_folder: folder.RunFolder) -
     return errors
 
 
-def _removed_words(spec: RunSpec, run_folder: folder.RunFolder) -> str:
+def _removed_words(spec: RunSpec, run_folder: RunFolder) -> str:
     """Says what comes of the rows whose images are no longer there."""
     removed = run_folder.removed
     lost = sum(int(((removed >= shard.first) & (removed < shard.stop)).sum()) for shard in run_folder.missing)

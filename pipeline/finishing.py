@@ -21,10 +21,10 @@ from .report import Report, Stopwatch, count_causes
 from .store import format
 from .store.damage import UnreadableError
 from .store.digests import Digests
-from .store.folder import RunFolder
 from .store.index_file import build_index
 from .store.reader import open_run
 from .store.remote import settle
+from .store.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ def index_run(folder: Path) -> Report:
     from .store import format, remote
     from .store.digests import Digests
     from .store.lock import take_lock
-    from .store.recall import recall_run
-    from .store.settling import gather_digests
+    from .store.resume import gather_digests
+    from .store.run_contents import read_run_spec
     from .store.verification import files_to_check
 
     remote.look_anew(folder)
@@ -43,7 +43,7 @@ def index_run(folder: Path) -> Report:
     with to_terminal() as kept_lines:
         hold = take_lock(folder)
         try:
-            spec = recall_run(folder)
+            spec = read_run_spec(folder)
             LOGGER.info("shards: all %d are there, %d rows", len(spec.shards()), len(spec.manifest))
             with to_file(folder / format.log_name(), kept_lines):
                 text = str(spec.attributes["config"])

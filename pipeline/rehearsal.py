@@ -20,7 +20,7 @@ from .records import ImageStatus, RunSpec
 from .report import Stopwatch, count_causes
 from .stages import Stages
 from .store import disk
-from .store.folder import RunFolder
+from .store.run_folder import RunFolder
 from .store.writer import DryWriter
 
 # Batches of the sample. The first finds its memory and makes its code, so the time is taken of the others.
@@ -32,7 +32,7 @@ def rehearse(spec: RunSpec, run_folder: RunFolder, stages: Stages, workers: int 
 
     Args:
         spec: The run.
-        run_folder: As :func:`~pipeline.store.folder.preview_folder` gives it, with something to make.
+        run_folder: As :func:`~pipeline.store.run_folder.preview_folder` gives it, with something to make.
         stages: Of the run.
         workers: Threads; None: all cores.
         max_failed_fraction: More may not fail, where the sample is all there is.

@@ -13,7 +13,7 @@ from .report import MOST_REPORT_BYTES, Report, count_causes, words_for_bytes
 from .reproduce import argument, command_again, differing_options
 
 if TYPE_CHECKING:
-    from .store.holdings import Holdings
+    from .store.run_summary import RunSummary
 
 MOST_CONFIG_BYTES = 1 << 18
 # Causes of failure and damaged files that are named.
@@ -39,9 +39,9 @@ def overview(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: There is no run.
     """
-    from .store.holdings import look_into
+    from .store.run_summary import summarise_run
 
-    held = look_into(path)
+    held = summarise_run(path)
     options, is_folder = _stored_options(held), held.path.is_dir()
     # A shard lies in the folder of shards of its run.
     folder = held.path if is_folder else held.path.absolute().parent.parent
@@ -80,7 +80,7 @@ def overview(path: Path) -> dict[str, Any]:
     }
 
 
-def _stored_options(held: Holdings) -> dict[str, Any]:
+def _stored_options(held: RunSummary) -> dict[str, Any]:
     """Return the options as the files hold them, or as the run without a finished shard keeps them; none if they are damaged."""
     from .store.file_checks import read_small
 
@@ -184,7 +184,7 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _shards(found: Mapping[str, Any]) -> str:
-    from .store.holdings import ONE_SHARD
+    from .store.run_summary import ONE_SHARD
 
     step = f"{found['images_per_shard']} rows each"
     if found["state"] == ONE_SHARD:

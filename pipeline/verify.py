@@ -14,7 +14,7 @@ from .machine import usable_cores
 from .report import words_for_bytes
 
 if TYPE_CHECKING:
-    from .store.judgement import Verdict
+    from .store.verification import VerifyResult
 
 # Findings that are printed; of one file no more than this many again.
 LINES = 100
@@ -38,8 +38,8 @@ def verify(folder: Path, repair: bool) -> None:
     from .storage.remote_path import writable
     from .store import format
     from .store.lock import take_lock
-    from .store.repair import repair as remove_damaged
     from .store.verification import files_to_check, verify_folder
+    from .store.verification import repair as remove_damaged
 
     if folder.name == format.INDEX_NAME and (folder.is_symlink() or folder.exists()) and not folder.is_dir():
         folder = folder.parent
@@ -79,7 +79,7 @@ def verify(folder: Path, repair: bool) -> None:
 _NEXT = "run the extraction again (python -m pipeline.run with the options in {folder}/config.yaml): it makes what is missing."
 
 
-def _lines(verdict: Verdict) -> list[str]:
+def _lines(verdict: VerifyResult) -> list[str]:
     """Gives the findings, so many of each file and so many in all, and how many more there are."""
     lines = [found.line for findings in verdict.findings.values() for found in findings[:LINES_A_FILE]][:LINES]
     left = verdict.count - len(lines)
@@ -90,7 +90,7 @@ def _counted(findings: int) -> str:
     return "1 finding" if findings == 1 else f"{findings} findings"
 
 
-def summary(verdict: Verdict) -> str:
+def summary(verdict: VerifyResult) -> str:
     """Gives the last line: what was checked, and what came of it."""
     result = _counted(verdict.count) if verdict.count else "whole and unchanged"
     return (

@@ -16,13 +16,6 @@ def flip(path: Path, place: int, bits: int = 0x10) -> None:
     path.write_bytes(content)
 
 
-def change_digit(path: Path, place: int) -> None:
-    """Makes another hexadecimal digit of one."""
-    content = bytearray(path.read_bytes())
-    content[place] = ord("1" if content[place] == ord("0") else "0")
-    path.write_bytes(content)
-
-
 def place_of(path: Path, text: bytes) -> int:
     """Gives where the middle of a text lies that the file has once."""
     content = path.read_bytes()

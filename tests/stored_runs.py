@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.finishing import index_is_whole
 from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, Share, digest_images
-from pipeline.store.folder import open_folder
 from pipeline.store.index_file import build_index
+from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
 Shape = tuple[int, int, int]
@@ -44,7 +44,12 @@ def make_spec(
         dtype=dtype,
         compression=compression,
         images_per_shard=images_per_shard,
-        options={"layers": ",".join(shapes), "output.dtype": dtype, **(identity or {})},
+        options={
+            "layers": ",".join(shapes),
+            "output.dtype": dtype,
+            "output.images_per_shard": str(images_per_shard),
+            **(identity or {}),
+        },
         attributes={"network": "vgg19", "mean_pixel": np.array([123.68, 116.779, 103.939])},
     )
 

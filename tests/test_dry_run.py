@@ -17,8 +17,8 @@ from pipeline.errors import DatasetError, LockedError, NetworkError, OptionError
 from pipeline.estimate import Forecast, raw_bytes
 from pipeline.records import FeatureBatch, ImageStatus
 from pipeline.store import disk
-from pipeline.store.folder import preview_folder
 from pipeline.store.lock import take_lock
+from pipeline.store.run_folder import preview_folder
 from pipeline.store.writer import DryWriter, Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run

@@ -20,10 +20,10 @@ from pipeline import open_run
 from pipeline.errors import StoreError
 from pipeline.index import index_run
 from pipeline.store.damage import DamagedError, UnreadableError, damaged
-from pipeline.store.folder import open_folder
-from pipeline.store.guard import UNREAD, Guard
-from pipeline.store.holdings import look_into
+from pipeline.store.hdf5_check import UNREAD, check_in_child
 from pipeline.store.read_errors import system_errno, why_not_read
+from pipeline.store.run_folder import open_folder
+from pipeline.store.run_summary import summarise_run
 from pipeline.store.verification import verify_folder
 from pipeline.verify import verify
 
@@ -85,7 +85,7 @@ ACTIONS: dict[str, Callable[[Path], Any]] = {
     "resume": lambda folder: resume(folder, "resume"),
     "extend": lambda folder: resume(folder, "extend", rows=33),
     "replace": lambda folder: resume(folder, "replace"),
-    "show": look_into,
+    "show": summarise_run,
     "read": lambda folder: open_run(folder)["relu4_1"][0:8],
 }
 
@@ -371,15 +371,11 @@ def test_reads_that_fail_anywhere_in_a_file_are_no_damage(folder: Path, failing_
     assert bytes_of(folder) == before
 
 
-def test_an_examination_in_another_process_tells_a_lock_from_damage(folder: Path) -> None:
-    guard = Guard(threads=1)
-    try:
-        with held_open(folder / SHARD):
-            (finding,) = guard.examine(folder / SHARD).findings
-        assert finding.kind == UNREAD
-        assert guard.examine(folder / SHARD).findings == ()
-    finally:
-        guard.close()
+def test_a_check_in_another_process_tells_a_lock_from_damage(folder: Path) -> None:
+    with held_open(folder / SHARD):
+        (finding,) = check_in_child(folder / SHARD).findings
+    assert finding.kind == UNREAD
+    assert check_in_child(folder / SHARD).findings == []
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pipeline.freshness import refuse_changed_images
 from pipeline.images.loader import ImageLoader
 from pipeline.images.seen import seen_picture, thumbnail
 from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec, ShardSpec
-from pipeline.store.folder import open_folder
+from pipeline.store.run_folder import open_folder
 
 from .conftest import MEAN_PIXEL
 from .stored_runs import make_spec, write_run

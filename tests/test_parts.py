@@ -20,8 +20,8 @@ from pipeline.finishing import index_is_whole
 from pipeline.records import Share, plan_shards
 from pipeline.store import lock, tables
 from pipeline.store.digests import Digests
-from pipeline.store.folder import open_folder, preview_folder
 from pipeline.store.lock import take_lock
+from pipeline.store.run_folder import open_folder, preview_folder
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import ROOT, assert_same_run

@@ -24,9 +24,9 @@ from pipeline.report import MOST_REPORT_BYTES, STAGES, Report
 from pipeline.report_page import CAUSES, EXAMPLES, option_text, spread, take_samples, words_for_seconds
 from pipeline.store import disk
 from pipeline.store.digests import Digests
-from pipeline.store.folder import open_folder
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
+from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
 

@@ -20,9 +20,9 @@ from pipeline.errors import StoreError
 from pipeline.records import RunSpec
 from pipeline.report import Report, words_for_bytes
 from pipeline.show import as_text, overview
-from pipeline.store import holdings
-from pipeline.store.holdings import look_into
+from pipeline.store import run_summary
 from pipeline.store.reader import open_run
+from pipeline.store.run_summary import summarise_run
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run
@@ -180,7 +180,7 @@ def test_a_run_without_a_finished_shard_says_what_it_will_be(copy: Path) -> None
 
 def test_a_run_with_a_shard_missing_says_so(copy: Path) -> None:
     (copy / "shards/shard-00002-of-00003.h5").unlink()
-    held = look_into(copy)
+    held = summarise_run(copy)
     assert (held.state, held.rows, held.rows_finished, len(held.errors)) == ("shards are missing", 10, 8, 1)
 
 
@@ -188,18 +188,18 @@ def test_an_extended_run_has_parts_and_a_stopped_extension_says_so(tmp_path: Pat
     for name, is_stopped in (("whole", False), ("stopped", True)):
         write_run(tmp_path / name, spec_with_options(6))
         write_run(tmp_path / name, spec_with_options(11), failed=[7], existing="extend", index=not is_stopped)
-    held = look_into(tmp_path / "whole")
+    held = summarise_run(tmp_path / "whole")
     assert (held.state, held.rows, held.parts, held.shards_planned) == ("finished", 11, (6, 5), 4)
     assert held.errors == ("truncated after 17 bytes",)
     assert "shards     4 of 4, 4 rows each, 2 parts: 6 + 5 rows" in text_of(tmp_path / "whole")
     (tmp_path / "stopped/shards/shard-part001-00001-of-00002.h5").unlink()
-    held = look_into(tmp_path / "stopped")
+    held = summarise_run(tmp_path / "stopped")
     assert (held.state, held.rows, held.rows_finished, held.parts) == ("an extension is not finished", 11, 10, (6, 5))
     assert held.errors == ("truncated after 17 bytes",)
     # The list of another run's extension does not belong to this one.
     write_run(tmp_path / "other", spec_with_options(7))
     shutil.copy(tmp_path / "whole/manifest-part001.jsonl.gz", tmp_path / "other")
-    assert look_into(tmp_path / "other").parts == (7,)
+    assert summarise_run(tmp_path / "other").parts == (7,)
 
 
 def test_one_shard_is_a_run_of_its_rows(folder: Path) -> None:
@@ -222,7 +222,7 @@ def test_native_size_has_no_shape_and_all_its_bytes(tmp_path: Path) -> None:
     sizes = {0: (3, 4), 1: (5, 6), 2: (2, 2)}
     spec = make_spec(3, {"relu4_1": None}, images_per_shard=2, identity={**IDENTITY, "data.size": "native"})
     write_run(tmp_path, spec, failed=[2], values=make_values(spec, sizes))
-    (layer,) = look_into(tmp_path).layers
+    (layer,) = summarise_run(tmp_path).layers
     assert layer.shape is None
     assert layer.raw_bytes == (3 * 4 + 5 * 6) * 3 * 4
     assert 0 < layer.stored_bytes < layer.raw_bytes
@@ -230,9 +230,9 @@ def test_native_size_has_no_shape_and_all_its_bytes(tmp_path: Path) -> None:
 
 
 def test_of_very_many_shards_a_sample_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = look_into(folder)
-    monkeypatch.setattr(holdings, "DATASETS_ASKED", 4)
-    sample = look_into(folder)
+    whole = summarise_run(folder)
+    monkeypatch.setattr(run_summary, "DATASETS_ASKED", 4)
+    sample = summarise_run(folder)
     assert sample.is_sampled
     assert not whole.is_sampled
     for all_of_it, part in zip(whole.layers, sample.layers, strict=True):
@@ -246,13 +246,13 @@ def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:3000])
     assert f"damaged    {SHARD}; say python -m pipeline.verify" in text_of(copy)
     (copy / "features.h5").write_bytes(b"")
-    held = look_into(copy)
+    held = summarise_run(copy)
     assert held.unreadable == ("features.h5", SHARD)
     assert (held.rows, held.state) == (10, "not finished")
     # No feature is read, so one that is damaged is none of its business.
     whole = copy / "shards/shard-00000-of-00003.h5"
     flip(whole, chunk_place(whole, "relu4_1", 0))
-    assert look_into(copy).rows == 10
+    assert summarise_run(copy).rows == 10
 
 
 @pytest.mark.parametrize("text", ['{"rows_now": ', "3", "[" * 100_000, '{"rows_now": "x"}'], ids=["torn", "3", "deep", "words"])
@@ -290,7 +290,7 @@ def test_what_is_no_file_in_the_place_of_a_shard_is_named_and_not_measured(kind:
         os.mkfifo(copy / SHARD)
     else:
         (copy / SHARD).symlink_to(copy.parent / "outside.h5")
-    held = look_into(copy)
+    held = summarise_run(copy)
     assert (held.rows, held.unreadable) == (10, (SHARD,))
     # Worked out from the others, whose good images are 3 and 1 of 8.
     assert held.layers[1].stored_bytes < sum(sizes) * 2
@@ -300,11 +300,11 @@ def test_a_folder_of_shards_behind_a_link_is_one_line_and_a_link_to_a_run_is_fol
     for number, target in enumerate((copy, copy / "features.h5", copy / SHARD)):
         link = copy.parent / str(number)
         link.symlink_to(target)
-        assert look_into(link).layers[0].stored_bytes > 0
+        assert summarise_run(link).layers[0].stored_bytes > 0
     (copy / "shards").rename(copy.parent / "elsewhere")
     (copy / "shards").symlink_to(copy.parent / "elsewhere")
     with pytest.raises(StoreError, match=r"/shards: not a file of the run, got a link\. Expected the file or folder"):
-        look_into(copy)
+        summarise_run(copy)
 
 
 def edit_header(change_header: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
@@ -333,27 +333,24 @@ def test_a_broken_list_of_images_is_named_or_one_line(case: str, copy: Path) -> 
     path = copy / "manifest.jsonl.gz"
     path.write_bytes(BROKEN_LISTS[case](path.read_bytes()))
     # Others say what the run is.
-    assert look_into(copy).unreadable == (path.name,)
+    assert summarise_run(copy).unreadable == (path.name,)
     remove_files(copy)
     with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is damaged, got .*\. Expected ") as raised:
-        look_into(copy)
+        summarise_run(copy)
     assert "\n" not in str(raised.value)
 
 
 def test_what_the_system_does_not_let_us_read_is_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match=r"a: cannot be read, got File name too long\. Expected a file of a finished run"):
-        look_into(Path("a" * 5000))
-    listed = Path.iterdir
+        summarise_run(Path("a" * 5000))
 
-    def refuse(path: Path) -> Any:
+    def refuse(path: Path) -> None:
         # Whoever runs the tests may be let read everything.
-        if path.name == "shards":
-            raise PermissionError(13, "Permission denied", str(path))
-        return listed(path)
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr("pipeline.store.remote.scan", refuse)
     with pytest.raises(StoreError, match=r"/shards: cannot be read, got Permission denied \(EACCES\)\. Expected"):
-        look_into(copy)
+        summarise_run(copy)
 
 
 def test_a_name_cannot_command_the_terminal(tmp_path: Path) -> None:
@@ -373,13 +370,13 @@ def test_what_is_no_run_is_one_line(folder: Path, tmp_path: Path) -> None:
         "Check the path.\n"
     )
     with pytest.raises(StoreError, match=r"not a run folder, got no features\.h5"):
-        look_into(tmp_path)
+        summarise_run(tmp_path)
     (tmp_path / "x.h5").write_text("no HDF5")
     with pytest.raises(StoreError, match="not a run, got a file that is no HDF5"):
-        look_into(tmp_path / "x.h5")
+        summarise_run(tmp_path / "x.h5")
     (tmp_path / "features.h5").write_text("no HDF5")
     with pytest.raises(StoreError, match=r"features\.h5: the HDF5 file is damaged, got no other to go by"):
-        look_into(tmp_path)
+        summarise_run(tmp_path)
 
 
 def test_a_wrong_option_of_the_command_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.store import format
-from pipeline.store.folder import open_folder
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
+from pipeline.store.run_folder import open_folder
 from pipeline.store.statistics import (
     BINS,
     BLOCK_VALUES,

@@ -16,8 +16,8 @@ from pipeline.errors import LockedError, OptionError
 from pipeline.index import check_options, index_run
 from pipeline.records import Share
 from pipeline.store import digests, lock, remote
-from pipeline.store.folder import open_folder
 from pipeline.store.reader import open_run
+from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 
 from .object_store import clean_memory, names_at, put_files, run_at

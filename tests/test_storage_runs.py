@@ -21,9 +21,9 @@ from pipeline.storage.connection import StorageError
 from pipeline.storage.mirror import make_private, scratch_for
 from pipeline.storage.remote_path import RemotePath
 from pipeline.store import remote
-from pipeline.store.folder import open_folder, preview_folder
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
+from pipeline.store.run_folder import open_folder, preview_folder
 from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
 

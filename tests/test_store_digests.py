@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import digests as digests_room
+from pipeline.store import digests as digests_module
 from pipeline.store import disk
 from pipeline.store.digests import Digests
 from pipeline.store.disk import file_digest
-from pipeline.store.folder import open_folder
+from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip
@@ -75,7 +75,7 @@ def test_files_that_are_published_together_are_hashed_beside_one_another_and_all
         hashing.wait()  # All are here at once, or this times out.
         return file_digest(path)
 
-    monkeypatch.setattr(digests_room, "file_digest", hash_with_others)
+    monkeypatch.setattr(digests_module, "file_digest", hash_with_others)
     for number, path in enumerate(paths):
         disk.partial_path(path).write_bytes(bytes([number]))
     with ThreadPoolExecutor(len(paths)) as pool:
@@ -200,10 +200,14 @@ def test_lines_of_files_that_are_gone_go_too_and_those_of_others_stay(tmp_path: 
         assert sorted(Digests(tmp_path).by_name) == ["manifest.jsonl.gz", "my notes.txt", NAMES[0], NAMES[2]]
 
 
-def test_python_and_this_program_agree_on_a_digest_of_several_blocks(tmp_path: Path) -> None:
-    content = os.urandom((1 << 20) * 2 + 17)
+@pytest.mark.parametrize("size_bytes", [0, 1, (1 << 20) - 1, 1 << 20, (2 << 20) + 17])
+def test_a_file_has_the_digest_of_its_bytes(tmp_path: Path, size_bytes: int) -> None:
+    content = os.urandom(size_bytes)
     (tmp_path / "a").write_bytes(content)
     assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    stop = threading.Event()
+    stop.set()
+    assert file_digest(tmp_path / "a", stop) != file_digest(tmp_path / "a") or not size_bytes
 
 
 def test_a_disk_that_refuses_once_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

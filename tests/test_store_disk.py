@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.store import disk, writer
-from pipeline.store.folder import expected_bytes, open_folder
+from pipeline.store.run_folder import expected_bytes, open_folder
 from pipeline.store.writer import Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run

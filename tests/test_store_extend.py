@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.records import ImageStatus, Manifest, RunSpec, digest_images
 from pipeline.store import format
-from pipeline.store.folder import RunFolder, open_folder
 from pipeline.store.index_file import build_index
-from pipeline.store.listing import read_listing
+from pipeline.store.manifest_file import read_manifest
 from pipeline.store.reader import open_run
+from pipeline.store.run_folder import RunFolder, open_folder
 from pipeline.store.writer import Writer
 
 from .stored_runs import make_spec, put_rows
@@ -48,7 +48,7 @@ def spec_of(
         shapes or SHAPES,
         keys=list(keys),
         images_per_shard=images_per_shard,
-        identity={"output.images_per_shard": str(images_per_shard), **(identity or {})},
+        identity=identity,
         metadata=columns,
     )
     manifest = spec.manifest
@@ -283,7 +283,7 @@ CHANGED = (
 )
 
 
-@pytest.mark.parametrize("state", ["finished", "stopped", "extended", "without list"])
+@pytest.mark.parametrize("state", ["finished", "stopped", "extended"])
 @pytest.mark.parametrize(
     ("now", "line"),
     [
@@ -299,8 +299,6 @@ def test_a_folder_of_other_images_says_how_many_and_which(tmp_path: Path, state:
     if state == "extended":
         run(tmp_path, spec_of("bd"))
     run(tmp_path, spec_of("bdfh"), shards=1 if state == "stopped" else None)
-    if state == "without list":
-        (tmp_path / "manifest.jsonl.gz").unlink()
     if state == "extended" and "another order" in line:
         now = spec_of("dbfh")
     before = stamps(tmp_path)
@@ -460,33 +458,38 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "other" / shard, tmp_path / "one" / shard)
     (tmp_path / "one/manifest-part001.jsonl.gz").unlink()
     (tmp_path / "one/features.h5").unlink()
-    with pytest.raises(StoreError, match=r"shard-part001-00000-of-00001\.h5: of another run than the parts before, got one that"):
+    with pytest.raises(StoreError, match=r"of another run than the parts before, got manifest-part001\.jsonl\.gz or shards of"):
         open_folder(tmp_path / "one", spec_of("abd"), "resume")
     for path in [*tmp_path.glob("other/shards/shard-0*"), tmp_path / "other/manifest.jsonl.gz"]:
         path.unlink()
-    with pytest.raises(StoreError, match=r"got neither manifest\.jsonl\.gz nor a shard of part 0, which part 1 follows"):
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz is missing or damaged, so the images of the run are not known"):
         open_folder(tmp_path / "other", spec_of("axy"), "resume")
 
 
-def test_without_the_list_a_stopped_run_says_what_can_be_known(tmp_path: Path) -> None:
-    run(tmp_path, spec_of("bdfh"), shards=1)
-    listing = tmp_path / "manifest.jsonl.gz"
-    for damage in (listing.read_bytes()[:-9], b"", b"\x1f\x8b rubbish"):
-        listing.write_bytes(damage)
-        with pytest.raises(StoreError) as raised:
-            open_folder(tmp_path, spec_of("acdfh"), "extend")
-        assert str(raised.value) == (
-            f"{tmp_path}: the images of the run in the folder are not known, since manifest.jsonl.gz is missing or damaged, got "
-            f"5 images now; against the 2 that are finished, of {spec_of('bdfh').identity['images']}: 1 removed ('b'). "
-            "Expected those of the run. Put the file back, or choose another folder with name=..., or use "
-            "output.existing=replace to discard what is there."
-        )
-    # The same images need no list, and give it back.
-    listing.unlink()
-    run(tmp_path, spec_of("bdfh"), "resume")
-    found = read_listing(listing)
-    assert found is not None
-    assert found.images.keys == tuple("bdfh")
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_manifest_is_written_again_for_the_same_images_and_else_named(tmp_path: Path, lost: int) -> None:
+    run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("abcdef"), shards=1)
+    manifest = tmp_path / format.manifest_name(lost)
+    before = manifest.read_bytes()
+    for damage in (before[:-9], b"", b"\x1f\x8b rubbish", None):
+        manifest.unlink()
+        if damage is not None:
+            manifest.write_bytes(damage)
+        for existing in ("resume", "extend"):
+            with pytest.raises(StoreError) as raised:
+                open_folder(tmp_path, spec_of("acdfh"), existing)
+            assert str(raised.value) == (
+                f"{tmp_path}: {manifest.name} is missing or damaged, so the images of the run are not known, got 5 images now "
+                f"that are not the {[2, 4][lost]} rows of its shards. Expected these. Put the file back, or choose another "
+                "folder with name=..., or use output.existing=replace to discard what is there."
+            )
+        with pytest.raises(StoreError, match=r"a run with other options, got seed '7' \(in the folder none\)"):
+            open_folder(tmp_path, spec_of("abcdef", identity={"seed": "7"}), "resume")
+        with open_folder(tmp_path, spec_of("abcdef"), "resume") as folder:
+            assert len(folder.missing) == 1
+            folder.make_room()
+        assert manifest.read_bytes() == before
 
 
 def test_a_list_holds_what_the_manifest_held(tmp_path: Path) -> None:
@@ -494,15 +497,16 @@ def test_a_list_holds_what_the_manifest_held(tmp_path: Path) -> None:
     columns = {"a": ("1", "", "é", "\udcff", "5"), "ü": tuple("vwxyz")}
     spec = spec_of(odd, columns=columns, sizes={"": 2**40})
     run(tmp_path, spec, shards=0)
-    listing = read_listing(tmp_path / "manifest.jsonl.gz")
-    assert listing is not None
-    assert dict(listing.identity) == spec.identity
-    assert (listing.images.keys, listing.images.labels) == (spec.manifest.keys, spec.manifest.labels)
-    assert listing.images.metadata == columns
-    assert listing.images.file_bytes.dtype == np.int64
-    assert listing.images.file_bytes.tolist() == spec.manifest.file_bytes.tolist()
-    assert listing.images.digest == spec.manifest.digest
-    assert listing.gone.tolist() == []
+    found = read_manifest(tmp_path / "manifest.jsonl.gz")
+    assert found is not None
+    assert found.images is not None
+    assert dict(found.identity) == spec.identity
+    assert (found.images.keys, found.images.labels) == (spec.manifest.keys, spec.manifest.labels)
+    assert found.images.metadata == columns
+    assert found.images.file_bytes.dtype == np.int64
+    assert found.images.file_bytes.tolist() == spec.manifest.file_bytes.tolist()
+    assert found.images.digest == spec.manifest.digest
+    assert found.gone.tolist() == []
 
 
 def test_a_run_is_extended_a_limited_number_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.store.digests import Digests
-from pipeline.store.folder import open_folder
-from pipeline.store.judgement import Verdict
-from pipeline.store.repair import repair
-from pipeline.store.verification import verify_folder
+from pipeline.store.run_folder import open_folder
+from pipeline.store.verification import VerifyResult, repair, verify_folder
 
 from .damage import accept, chunk_place, flip
 from .test_store_extend import everything, run, spec_of
@@ -20,7 +18,7 @@ from .test_store_verification import lines
 
 OLD = [f"shards/shard-0000{n}-of-00002.h5" for n in range(2)]
 NEW = [f"shards/shard-part001-0000{n}-of-00003.h5" for n in range(3)]
-LISTS = ["manifest.jsonl.gz", "manifest-part001.jsonl.gz"]
+MANIFESTS = ["manifest.jsonl.gz", "manifest-part001.jsonl.gz"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to / "copy"))
 
 
-def verify(folder: Path) -> Verdict:
+def verify(folder: Path) -> VerifyResult:
     return verify_folder(folder, workers=1)
 
 
@@ -82,17 +80,17 @@ def test_an_extension_keeps_the_lines_adds_its_own_and_replaces_that_of_the_inde
 
 
 def test_an_extended_run_is_whole(extended: Path) -> None:
-    verdict = verify(extended)
-    assert lines(verdict) == {}
-    assert (verdict.files, verdict.rows) == (8, 9)
+    result = verify(extended)
+    assert lines(result) == {}
+    assert (result.files, result.rows) == (8, 9)
 
 
 def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before_it_are_whole(
     stopped: Path, tmp_path: Path
 ) -> None:
     copy = copied(stopped, tmp_path)
-    verdict = verify(copy)
-    assert lines(verdict) == {
+    result = verify(copy)
+    assert lines(result) == {
         "features.h5": [
             f"{copy}: an extension of the run is not finished, got features.h5 over the first 3 of 9 rows, which are whole and "
             "unchanged"
@@ -100,16 +98,16 @@ def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before
         **{name: [f"{name}: the shard is missing, got 3 of 5 shards"] for name in NEW[1:]},
     }
     # There is nothing to repair, and the index is good for the rows that it has.
-    assert repair(verdict) == []
+    assert repair(result) == []
     assert (copy / "features.h5").exists()
     damage_row(copy, NEW[0])
-    verdict = verify(copy)
-    assert "first 3 of 9 rows, which are whole" in lines(verdict)["features.h5"][0]
-    assert repair(verdict) == [NEW[0], f"SHA256SUMS: {NEW[0]}"]
+    result = verify(copy)
+    assert "first 3 of 9 rows, which are whole" in lines(result)["features.h5"][0]
+    assert repair(result) == [NEW[0], f"SHA256SUMS: {NEW[0]}"]
     damage_row(copy, OLD[1])
-    verdict = verify(copy)
-    assert lines(verdict)["features.h5"][0].endswith("first 3 of 9 rows")
-    assert set(repair(verdict)) == {OLD[1], "features.h5", f"SHA256SUMS: {OLD[1]}", "SHA256SUMS: features.h5"}
+    result = verify(copy)
+    assert lines(result)["features.h5"][0].endswith("first 3 of 9 rows")
+    assert set(repair(result)) == {OLD[1], "features.h5", f"SHA256SUMS: {OLD[1]}", "SHA256SUMS: features.h5"}
     run(copy, spec_of("abcdefghi"), "resume")
     assert lines(verify(copy)) == {}
     sums_are_right(copy)
@@ -137,9 +135,9 @@ def test_repair_removes_the_damaged_shard_of_any_part_and_the_same_bits_are_made
 ) -> None:
     copy = copied(extended, tmp_path)
     damage_row(copy, name)
-    verdict = verify(copy)
-    assert set(lines(verdict)) == {name}
-    assert set(repair(verdict)) == {name, "features.h5", f"SHA256SUMS: {name}", "SHA256SUMS: features.h5"}
+    result = verify(copy)
+    assert set(lines(result)) == {name}
+    assert set(repair(result)) == {name, "features.h5", f"SHA256SUMS: {name}", "SHA256SUMS: features.h5"}
     folder = run(copy, spec_of("abcdefghi"), existing)
     assert [f"shards/{shard.file_name}" for shard in folder.missing] == [name]
     assert lines(verify(copy)) == {}
@@ -147,13 +145,13 @@ def test_repair_removes_the_damaged_shard_of_any_part_and_the_same_bits_are_made
     sums_are_right(copy)
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_a_damaged_or_lost_list_is_named_and_written_anew(extended: Path, tmp_path: Path, name: str) -> None:
     copy = copied(extended, tmp_path)
     flip(copy / name, 40)
-    verdict = verify(copy)
-    assert lines(verdict) == {name: [f"{name}: the list of images is damaged, got no list that agrees with its own digest"]}
-    assert repair(verdict) == [f"SHA256SUMS: {name}"]
+    result = verify(copy)
+    assert lines(result) == {name: [f"{name}: the list of images is damaged, got no list that agrees with its own digest"]}
+    assert repair(result) == [f"SHA256SUMS: {name}"]
     run(copy, spec_of("abcdefghi"), "resume")
     assert lines(verify(copy)) == {}
     assert (copy / name).read_bytes() == (extended / name).read_bytes()
@@ -171,15 +169,19 @@ def test_files_of_another_extension_are_not_of_the_run(extended: Path, tmp_path:
     copy, other = copied(extended, tmp_path), tmp_path / "other"
     run(other, spec_of("bdf"))
     run(other, spec_of("bdfuvwxyz"))
-    for name in (NEW[1], LISTS[1]):
-        shutil.copy(other / name, copy / name)
-        accept(copy, name)
-    verdict = verify(copy)
-    found = lines(verdict)
-    assert set(found) == {NEW[1], LISTS[1]}
+    shutil.copy(other / NEW[1], copy / NEW[1])
+    accept(copy, NEW[1])
+    result = verify(copy)
+    found = lines(result)
+    assert set(found) == {NEW[1]}
     assert found[NEW[1]][0].startswith(f"{NEW[1]}: a shard of another run, got run digest ")
-    assert found[LISTS[1]][0].startswith(f"{LISTS[1]}: a list of images of another run, got run digest ")
-    assert verdict.damaged == ()
+    assert result.damaged == ()
+    # The manifest is the plan: with that of another run all others are foreign, and nothing is removed.
+    shutil.copy(other / MANIFESTS[1], copy / MANIFESTS[1])
+    accept(copy, MANIFESTS[1])
+    result = verify(copy)
+    assert set(lines(result)) == {NEW[0], NEW[2], "features.h5"}
+    assert result.damaged == ()
 
 
 def test_a_shard_of_an_extension_without_a_line_is_checked_before_it_gets_one(stopped: Path, tmp_path: Path) -> None:

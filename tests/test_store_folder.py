@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LockedError, StoreError
-from pipeline.store.folder import open_folder
 from pipeline.store.reader import open_run
+from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run

@@ -14,7 +14,7 @@ from pipeline.errors import NetworkError, StoreError
 from pipeline.records import FeatureBatch, RunSpec
 from pipeline.store import disk
 from pipeline.store.cutter import Piece, grouped
-from pipeline.store.folder import open_folder
+from pipeline.store.run_folder import open_folder
 from pipeline.store.shard import ShardFile
 from pipeline.store.writer import MOST_FINISHERS, OpenShard, Writer
 

@@ -22,7 +22,7 @@ from pipeline.images.decode import decode_image
 from pipeline.images.folder import list_folder
 from pipeline.progress import Progress
 from pipeline.records import ImageStatus, ShardSpec
-from pipeline.store.changes import compare_images
+from pipeline.store.extend import compare_images
 
 from .bad_images import encode, picture, png_of
 from .stored_runs import make_spec, write_run

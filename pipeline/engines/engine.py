@@ -12,7 +12,7 @@ from ..network.weights import Weights
 from ..progress import Progress
 from ..records import RunSpec
 from ..report import Stopwatch
-from ..store.folder import RunFolder
+from ..store.run_folder import RunFolder
 from ..store.writer import Writer
 
 

@@ -12,7 +12,7 @@ from ..network.weights import Weights
 from ..records import ImageStatus, RunSpec
 from ..signals import leaving_at_once
 from ..stages import make_stages
-from ..store.folder import RunFolder
+from ..store.run_folder import RunFolder
 from ..store.writer import Writer
 from .engine import News
 

@@ -38,9 +38,8 @@ from ..report import Stopwatch
 from ..signals import kept_handlers, leaving_at_once
 from ..stages import Stages, make_stages
 from ..store import disk, format
-from ..store.digests import Digests
-from ..store.folder import RunFolder
-from ..store.publication import Publication
+from ..store.digests import Digests, RemoteDigests
+from ..store.run_folder import RunFolder
 from ..store.writer import Writer
 from .engine import Made, News
 
@@ -299,7 +298,7 @@ def _make(job: Job, stages: Stages, name: str, shards: Sequence[ShardSpec]) -> O
         failed.extend(status for status in statuses if status.error)
         raw_seen.append(raw_bytes(part, statuses))
 
-    writer = Writer(Path(job.folder), part, shards, threads, digests=Publication(name, permit, tell))
+    writer = Writer(Path(job.folder), part, shards, threads, digests=RemoteDigests(name, permit, tell))
     make_shards(writer, part, shards, stages, threads, watch, done)
     made = Made(stages.device.kind, peak_memory_bytes=peak_memory_bytes())
     made.add(writer)

@@ -8,21 +8,35 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
-from ..errors import StoreError
 from . import damage, disk, format, remote
 from .disk import file_digest
 from .file_checks import require_file
 
-# A line has about a hundred bytes.
-MOST_BYTES = 128 << 20
-
 # Source: GNU coreutils manual, sha2 utilities: digest, a space, a space for text mode, the name, a newline. Names with a
 # backslash or a newline would be escaped; none of ours has one. Where a newline was lost, a digest lies within the name.
 _LINE = re.compile(r"([0-9a-f]{64})  ((?:(?![0-9a-f]{64}  )[^\\\x00-\x1f])+)")
+
+
+class Publisher(Protocol):
+    """What a writer hands its finished shards to: :class:`Digests`, or :class:`RemoteDigests`.
+
+    Attributes:
+        writer: Who writes, letters, digits and dashes; empty: the holder of the folder's lock.
+    """
+
+    writer: str
+
+    def publish(self, path: Path, partial: Path | None = None) -> None:
+        """Give the file, which lies at ``partial``, its final name.
+
+        Raises:
+            OSError: The disk refuses.
+        """
 
 
 class Digests:
@@ -56,12 +70,7 @@ class Digests:
         self.by_name, self.unreadable = _read(self.path)
         # Lines in the file that are not true of it any more: the next change writes all of it anew.
         self._is_stale = bool(self.unreadable)
-        self._of_writers: dict[str, Path] = {}
-        if not writer:
-            self._read_writers()
-
-    def _read_writers(self) -> None:
-        self._of_writers = {name: self._folder / format.digests_name(name) for name in writers_of_digests(self._folder)}
+        self._of_writers = {name: folder / format.digests_name(name) for name in ([] if writer else _writers(folder))}
         disputed: set[str] = set()
         for path in self._of_writers.values():
             # Lines that are none are those of a kill: the shard is checked, and gets its line.
@@ -73,7 +82,7 @@ class Digests:
             self._is_stale = True
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
-        """Gives ``<name>.partial`` its final name as :func:`disk.publish` does, and adds its line.
+        """Give ``<name>.partial`` its final name as :func:`disk.publish` does, and add its line.
 
         The bytes are hashed as they lie in the system's cache, just written, while the disk is told to take them.
 
@@ -96,7 +105,7 @@ class Digests:
             self.add(name, digest)
 
     def add(self, name: str, digest: str) -> None:
-        """Adds a line, on the disk when this returns.
+        """Add a line, on the disk when this returns.
 
         Raises:
             OSError: The disk refuses.
@@ -116,7 +125,7 @@ class Digests:
                 disk.sync_folder(self._folder)
 
     def drop(self, names: Iterable[str]) -> None:
-        """Removes the lines of these files, and those that are none; the others stay on the disk throughout.
+        """Remove the lines of these files, and those that are none; the others stay on the disk throughout.
 
         Lines that writers have of them must have been folded in before.
 
@@ -129,24 +138,25 @@ class Digests:
         if known or self._is_stale:
             self._rewrite()
 
-    def drop_missing(self, there: Collection[str] | None = None) -> None:
-        """Removes the lines of files of the store that are not there, and those that are none.
+    def drop_missing(self, shards: Collection[str]) -> None:
+        """Remove the lines of files of the store that are not there, and those that are none.
 
         Args:
-            there: Names of the shards that are there, if that is known already.
+            shards: Names of those that are there: asking the system for each of a million files takes minutes.
 
         Raises:
             OSError: The disk refuses.
         """
-        self.drop([name for name in self.by_name if is_own(name) and not self._is_there(name, there)])
-
-    def _is_there(self, name: str, there: Collection[str] | None) -> bool:
-        folder, _, file_name = name.rpartition("/")
-        # Asking the system for each of a million files takes a minute, on a disk of several machines an hour.
-        return file_name in there if there is not None and folder else (self._folder / name).is_file()
+        own = [name for name in self.by_name if is_own(name)]
+        prefix = format.shard_path("")
+        self.drop(
+            name
+            for name in own
+            if not (name[len(prefix) :] in shards if name.startswith(prefix) else (self._folder / name).is_file())
+        )
 
     def fold(self, living: Collection[str] = ()) -> None:
-        """Takes the lines of writers into ``SHA256SUMS``, and removes the files of those that are done or dead.
+        """Take the lines of writers into ``SHA256SUMS``, and remove the files of those that are done or dead.
 
         Args:
             living: Writers that may still add lines to theirs.
@@ -165,7 +175,7 @@ class Digests:
         self._of_writers = {writer: path for writer, path in self._of_writers.items() if writer in living}
 
     def agrees(self, name: str) -> bool:
-        """Tells whether a file has a line, is there, and is as its line says.
+        """Tell whether a file has a line, is there, and is as its line says.
 
         Raises:
             UnreadableError: The system does not let us read it.
@@ -186,24 +196,68 @@ class Digests:
         self._is_stale = False
 
 
+class RemoteDigests:
+    """Gives shards their final names and keeps no digest: it tells them to whoever holds the folder's lock and writes the lines.
+
+    A kill between the two leaves a whole shard without a line, as a kill of a process that writes its own lines does.
+
+    Args:
+        writer: See :class:`Publisher`.
+        permit: Called right before a shard gets its name; raises where this process may no longer do that.
+        tell: Takes a final path and its SHA-256, hex, once the shard is in place and on the disk.
+    """
+
+    def __init__(self, writer: str, permit: Callable[[], None], tell: Callable[[Path, str], None]) -> None:
+        self.writer = writer
+        self._permit = permit
+        self._tell = tell
+
+    def publish(self, path: Path, partial: Path | None = None) -> None:
+        """Give a shard its final name, and tell.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        partial = partial or disk.partial_path(path)
+        with disk.flushing(partial):
+            digest = file_digest(partial)
+        self._permit()
+        disk.publish(path, partial)
+        self._tell(path, digest)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a finished file, in hex.
+
+    Raises:
+        StoreError: It is missing, or the system does not let us read it.
+    """
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise damage.unreadable(path, error) from error
+
+
+def is_own(name: str) -> bool:
+    """Tell whether a path from the run folder is that of a file which gets a line."""
+    folder, _, file_name = name.rpartition("/")
+    if folder:
+        return folder == format.SHARD_FOLDER and format.SHARD_NAME.fullmatch(file_name) is not None
+    return file_name in format.DIGESTED_NAMES or format.MANIFEST_NAME.fullmatch(file_name) is not None
+
+
 def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
-    """Gives the lines of a file, name -> digest, and those that are none; nothing if it is not there."""
+    """Return the lines of a file, name -> digest, and those that are none; nothing if it is not there."""
     content = b""
     try:
         if path.is_symlink() or path.exists():
             # Else a pipe would be waited for.
             require_file(path)
-            with path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
+            content = path.read_bytes()
     except FileNotFoundError:
         pass
     except OSError as error:
         raise damage.unreadable(path, error) from error
-    if len(content) > MOST_BYTES:
-        raise StoreError(
-            f"{path}: too large for a list of digests, got more than {MOST_BYTES} bytes. Expected one line a file. "
-            f"Remove it and run the extraction again, which checks the files and writes it anew."
-        )
     by_name: dict[str, str] = {}
     unreadable: list[tuple[int, str]] = []
     *whole, torn = content.split(b"\n")
@@ -219,33 +273,13 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
     return by_name, unreadable
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a finished file, hex.
-
-    Raises:
-        StoreError: It is missing, or the system does not let us read it.
-    """
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise damage.unreadable(path, error) from error
-
-
-def writers_of_digests(folder: Path) -> list[str]:
-    """Gives the writers that have lines of their own in a run folder."""
+def _writers(folder: Path) -> list[str]:
+    """Return the writers that have lines of their own in a run folder."""
     try:
         found = [format.WRITER_DIGESTS_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX)) for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted({name[1] for name in found if name})
-
-
-def is_own(name: str) -> bool:
-    """Tells whether a path from the run folder is that of a file which gets a line."""
-    folder, _, file_name = name.rpartition("/")
-    if folder:
-        return folder == format.SHARD_FOLDER and format.SHARD_NAME.fullmatch(file_name) is not None
-    return file_name in format.DIGESTED_NAMES or format.MANIFEST_NAME.fullmatch(file_name) is not None
 
 
 def _line(name: str, digest: str) -> bytes:

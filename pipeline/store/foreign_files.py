@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import StoreError
 from ..records import ShardSpec
 from . import format, tables
-from .found import listing_paths, result_paths
+from .run_contents import manifest_paths, result_paths
 
 
 def refuse_foreign_folder(folder: Path) -> None:
@@ -25,7 +25,7 @@ def refuse_foreign_folder(folder: Path) -> None:
     names = [name for name in early if _is_special(folder / name)]
     # Behind a link in its place, shards would be written into another folder.
     names += [name for name in (format.SHARD_FOLDER,) if (folder / name).is_symlink()]
-    if not ((folder / format.LOCK_NAME).exists() or result_paths(folder) or listing_paths(folder)):
+    if not ((folder / format.LOCK_NAME).exists() or result_paths(folder) or manifest_paths(folder)):
         names += [name for name in format.COMPANION_NAMES if (folder / name).exists()]
     if names:
         raise StoreError(

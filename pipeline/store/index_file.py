@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,52 +145,3 @@ def _links(layer: str, plan: Sequence[ShardSpec], statuses: Column) -> dict[str,
         for index in range(shard.first, shard.stop)
         if statuses[index] == OK
     }
-
-
-def wrong_sources(
-    node: h5py.Dataset | h5py.Group, layer: str, plan: tuple[ShardSpec, ...], statuses: Column | None
-) -> Iterator[str]:
-    """Give what of a layer in the index does not lead to the rows that it should; no shard is opened.
-
-    Args:
-        node: ``/features/<layer>`` of the index.
-        layer: Its name.
-        plan: All shards.
-        statuses: (N,) of all rows; None where they cannot be read, and links are not checked.
-    """
-    if isinstance(node, h5py.Group):
-        if statuses is not None:
-            yield from _wrong_links(node, _links(layer, plan, statuses))
-        return
-    if not node.is_virtual:
-        yield "no virtual dataset"
-        return
-    found = {}
-    for source in node.virtual_sources():
-        # The whole of the source: HDF5 keeps no shape of it then.
-        is_whole = source.src_space.get_select_type() == h5py.h5s.SEL_ALL
-        bounds = source.vspace.get_select_bounds()
-        found[source.file_name] = (source.dset_name, is_whole, source.vspace.get_select_npoints(), *bounds)
-    row = node.shape[1:]
-    for shard in plan:
-        last = (shard.stop - 1, *(side - 1 for side in row))
-        points = shard.rows * math.prod(row)
-        got = found.pop(format.shard_path(shard.file_name), None)
-        if got is None:
-            yield f"no source for rows {shard.first} to {shard.stop - 1}"
-        elif got != (f"features/{layer}", True, points, (shard.first, *(0 for _ in row)), last):
-            yield f"a source {got[0]!r} of {shard.file_name} for rows {got[3][0]} to {got[4][0]}"
-    for name in sorted(found):
-        yield f"a source {name!r}, which is no shard of the run"
-
-
-def _wrong_links(node: h5py.Group, expected: Mapping[str, tuple[str, str]]) -> Iterator[str]:
-    there = set(node)
-    for name, target in expected.items():
-        link = node.get(name, getlink=True) if name in there else None
-        if link is None:
-            yield f"no link for row {int(name)}"
-        elif not isinstance(link, h5py.ExternalLink) or (link.filename, link.path) != target:
-            yield f"a wrong link for row {int(name)}: {getattr(link, 'filename', link)!r}, {getattr(link, 'path', None)!r}"
-    for name in sorted(there - expected.keys()):
-        yield f"a link {name!r} of no row that is ok"

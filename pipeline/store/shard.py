@@ -21,7 +21,7 @@ from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format, tables
 from .cutter import Shape4
-from .publication import Publisher
+from .digests import Publisher
 from .statistics import LayerStatistics, write_statistics
 
 

@@ -24,7 +24,7 @@ from .damage import DamagedError as DamagedError
 from .damage import ForeignError, UnreadableError, of_another_run, reading, unreadable
 from .damage import damaged as damaged
 from .file_checks import check_tree, own_node, require_file
-from .identity import checked_parts
+from .manifest_file import checked_parts
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 

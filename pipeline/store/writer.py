@@ -19,8 +19,7 @@ from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format, remote
 from .cutter import Cutter, Piece, grouped
-from .digests import Digests
-from .publication import Publisher
+from .digests import Digests, Publisher
 from .shard import ShardFile
 from .statistics import LayerStatistics, Tally, gather
 
@@ -105,7 +104,7 @@ class Writer:
     changed afterwards. One thread puts.
 
     Args:
-        folder: The run's folder, opened by :func:`pipeline.store.folder.open_folder`.
+        folder: The run's folder, opened by :func:`pipeline.store.run_folder.open_folder`.
         spec: The run, up to the part that the shards are of.
         shards: Those to make.
         workers: Threads that encode.

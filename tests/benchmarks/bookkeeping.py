@@ -15,10 +15,10 @@ from pipeline.machine import peak_memory_bytes, usable_cores
 from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, Share, digest_images
 from pipeline.store import disk, format
 from pipeline.store.digests import Digests
-from pipeline.store.folder import open_folder
-from pipeline.store.found import shard_names
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
+from pipeline.store.run_contents import shard_names
+from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
 from .rows import Bench, Line, row

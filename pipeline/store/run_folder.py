@@ -1,4 +1,4 @@
-"""The run folder: who may write it, what of an earlier run is kept, and what is left to make."""
+"""The run folder: who may write it, and what is left to make in it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, Share
-from . import disk, format, remote, tables
-from .chain import settle_parts
+from . import disk, format, remote, resume, tables
 from .damage import unreadable
 from .digests import Digests
+from .extend import RunPlan
 from .foreign_files import refuse_foreign_files, refuse_foreign_folder
-from .found import listing_paths, result_paths, shard_names
-from .listing import read_header, write_listing
 from .lock import Hold, take_lock
-from .repair import forget_missing
-from .settling import Settled, gather_digests, go_on, is_partial, other_images, partial_companions
+from .manifest_file import read_manifest, write_manifest
+from .resume import Kept
+from .run_contents import manifest_paths, result_paths, shard_names
+from .verification import forget_missing
 
 # What processes that made a share each have left, whole or partial.
 _OF_ONE_PROCESS = re.compile(rf"(?:{format.PART_COMPANION_NAME.pattern}|{format.WRITER_DIGESTS_NAME.pattern})(?:\.partial)?")
@@ -46,32 +46,32 @@ class RunFolder:
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
-    def __init__(self, path: Path, hold: Hold | None, share: Share | None, settled: Settled) -> None:
-        chain = settled.chain
+    def __init__(self, path: Path, hold: Hold | None, share: Share | None, kept: Kept) -> None:
+        plan = kept.plan
         self.path = path
-        self.spec = chain.spec
+        self.spec = plan.spec
         self.share = share
-        self.own = tuple(shard for shard in chain.spec.shards() if share is None or share.has(shard.number))
-        self.replaced = settled.replaced
-        self.finished = settled.finished
+        self.own = tuple(shard for shard in plan.spec.shards() if share is None or share.has(shard.number))
+        self.replaced = kept.replaced
+        self.finished = kept.finished
         self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in self.own if shard not in self.finished)
-        self.added = chain.added
-        self.removed: NDArray[np.int64] = chain.removed
-        self._chain = chain
+        self.added = plan.added
+        self.removed: NDArray[np.int64] = plan.removed
+        self._plan = plan
         self._hold = hold
 
     def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
-        """Gives the run up to each part of which shards are missing, and these shards."""
+        """Yield the run up to each part of which shards are missing, and these shards."""
         for part in sorted({shard.part for shard in self.missing}):
-            yield self._chain.up_to(part), tuple(shard for shard in self.missing if shard.part == part)
+            yield self._plan.up_to(part), tuple(shard for shard in self.missing if shard.part == part)
 
     def digests(self) -> Digests:
-        """Gives what finished shards get their lines in."""
+        """Return what finished shards get their lines in."""
         return Digests(self.path, self.share.mark if self.share else "")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other processes from settling the folder, or from writing its index, during the block.
+        """Keep other processes from opening the folder, or from writing its index, during the block.
 
         Raises:
             LockedError: One of them does not let go.
@@ -81,7 +81,7 @@ class RunFolder:
             yield
 
     def make_room(self) -> None:
-        """Removes what is to be replaced, and lists the images of each part that is new, or whose list is missing or damaged.
+        """Remove what is to be replaced, and write the manifest of each part that has none, or a damaged one.
 
         Not done before everything that could still refuse the run has agreed.
 
@@ -90,30 +90,29 @@ class RunFolder:
         """
         with self.alone():
             if self.share is not None:
-                self._refuse_other_lists()
+                self._refuse_other_manifests()
             disk.remove_all(self.replaced)
             forget_missing(self.path)
             digests = Digests(self.path)
             for part in range(len(self.spec.parts)):
                 path = self.path / format.manifest_name(part)
                 if not digests.agrees(path.name):
-                    write_listing(path, self._chain.up_to(part), self._chain.gone[part])
+                    write_manifest(path, self._plan.up_to(part), self._plan.gone[part])
 
-    def _refuse_other_lists(self) -> None:
+    def _refuse_other_manifests(self) -> None:
         assert self._hold is not None
         for part in range(len(self.spec.parts)):
-            path = self.path / format.manifest_name(part)
-            # What was there when the folder was opened is gone: this is what another part has listed since.
-            header = read_header(path)
-            if header is not None and header.identity != self._chain.up_to(part).identity:
-                raise other_images(self.path, self._hold.living)
+            # What was there when the folder was opened is gone: this is what another process has written since.
+            manifest = read_manifest(self.path / format.manifest_name(part), images=False)
+            if manifest is not None and manifest.identity != self._plan.up_to(part).identity:
+                raise resume.other_images(self.path, self._hold.living)
 
     def is_extended(self) -> bool:
-        """Tells whether another process has extended the run since it was opened here; to be asked :meth:`alone`."""
+        """Tell whether another process has extended the run since it was opened here; to be asked :meth:`alone`."""
         return (self.path / format.manifest_name(len(self.spec.parts))).exists()
 
     def lacking(self) -> list[ShardSpec]:
-        """Gives the shards that are not there, those of other processes too; to be asked :meth:`alone`."""
+        """Return the shards that are not there, those of other processes too; to be asked :meth:`alone`."""
         with suppress(OSError):
             # A change of its own makes an NFS client ask for what others have changed.
             os.utime(self.path / format.SHARD_FOLDER)
@@ -121,29 +120,29 @@ class RunFolder:
         return [shard for shard in self.spec.shards() if shard.file_name not in there]
 
     def gather_digests(self) -> None:
-        """Takes the digests of all processes into ``SHA256SUMS``, all shards being there; to be done :meth:`alone`.
+        """Take the digests of all processes into ``SHA256SUMS``, all shards being there; to be done :meth:`alone`.
 
         Raises:
             StoreError: A shard without one, as a kill leaves it, is damaged; the disk refuses.
         """
         assert self._hold is not None
-        gather_digests(self.path, self.spec, self._hold.living)
+        resume.gather_digests(self.path, self.spec, self._hold.living)
 
     def drop_partial_files(self) -> None:
-        """Removes what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
+        """Remove what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
         # By their names alone: to open what is finished takes minutes, and a signal waits for this.
         names = [name for name in shard_names(self.path) if name.endswith(format.PARTIAL_SUFFIX)]
         if self.share is not None:
             names = [name for name in names if self.share.has(format.shard_number(name))]
         unfinished = [self.path / format.shard_path(name) for name in names]
         if self.share is None:
-            unfinished += [disk.partial_path(self.path / format.INDEX_NAME), *_unfinished_companions(self.path)]
+            unfinished += [disk.partial_path(self.path / format.INDEX_NAME), *_partial_companions(self.path)]
         for path in unfinished:
             if path.is_file() and not path.is_symlink():
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lets others write the folder."""
+        """Let others write the folder."""
         if self._hold is not None:
             self._hold.release()
         else:
@@ -157,7 +156,7 @@ class RunFolder:
 
 
 def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None = None) -> RunFolder:
-    """Makes a run folder, or opens one to go on where a run has stopped.
+    """Make a run folder, or open one to go on where a run has stopped.
 
     Args:
         folder: Where the run is written; made if missing.
@@ -189,7 +188,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
         raise disk.write_error(folder, error) from error
     hold = take_lock(folder, share)
     try:
-        run_folder = _settle(folder, hold, spec, existing, share)
+        run_folder = _open(folder, hold, spec, existing, share)
         hold.let_others()
         return run_folder
     except BaseException:
@@ -198,7 +197,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
 
 
 def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None = None) -> RunFolder:
-    """Gives what :func:`open_folder` would give, and refuses what it would refuse, but changes nothing and holds no lock.
+    """Return what :func:`open_folder` would, and refuse what it would refuse, but change nothing and hold no lock.
 
     Shards without a digest count as finished: what :func:`open_folder` would find in them takes as long as reading them.
 
@@ -213,46 +212,47 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | No
         take_lock(folder, share).release()
     remote.borrow_scratch(folder)
     if not folder.is_dir():
-        settled = Settled(settle_parts(folder, spec, (), extend=False), frozenset(), ())
-        return RunFolder(folder, None, share, settled)
-    return _settle(folder, None, spec, existing, share)
+        return RunFolder(folder, None, share, Kept(_new_plan(spec), frozenset(), ()))
+    return _open(folder, None, spec, existing, share)
 
 
-def _settle(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
-    """Says what is kept, replaced and made in a folder that is there; removes useless files if the folder is held.
+def _open(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
+    """Say what is kept, replaced and made in a folder that is there; remove useless files if the folder is held.
 
     Raises:
         UnreadableError: A finished file is in use, or the system does not let us read it or ask for it.
     """
     try:
-        return _settled(folder, hold, spec, existing, share)
+        kept = _keep(folder, hold, spec, existing, share)
+        run_folder = RunFolder(folder, hold, share, kept)
+        refuse_foreign_files(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
     except OSError as error:
         raise unreadable(Path(error.filename or folder), error) from error
-
-
-def _settled(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
-    if existing == REPLACE:
-        settled = Settled(settle_parts(folder, spec, (), extend=False), frozenset(), tuple(_all_files(folder)))
-    else:
-        if existing == FAIL and (paths := result_paths(folder)):
-            raise StoreError(
-                f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
-                f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
-            )
-        living = hold.living if hold else ()
-        settled = go_on(folder, spec, existing == EXTEND, share, living, mends=hold is not None)
-    run_folder = RunFolder(folder, hold, share, settled)
-    refuse_foreign_files(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
-    if hold is not None and share is not None and settled.replaced:
-        # Lists of images that no shard is of. At once: whoever settles next would take them for those of a part that lives.
+    if hold is not None and share is not None and kept.replaced:
+        # Manifests that no shard is of. At once: whoever opens the folder next would take them for those of a part that lives.
         disk.remove_all(run_folder.replaced)
         forget_missing(folder)
         run_folder.replaced = ()
     return run_folder
 
 
+def _keep(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> Kept:
+    if existing == REPLACE:
+        return Kept(_new_plan(spec), frozenset(), tuple(_all_files(folder)))
+    if existing == FAIL and (paths := result_paths(folder)):
+        raise StoreError(
+            f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
+            f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
+        )
+    return resume.keep_finished(folder, spec, existing == EXTEND, share, hold.living if hold else (), mends=hold is not None)
+
+
+def _new_plan(spec: RunSpec) -> RunPlan:
+    return RunPlan(spec, (spec.manifest.digest,))
+
+
 def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
-    """Gives the size of these shards' activations before compression; None at native size, where nobody knows it."""
+    """Return the size of these shards' activations before compression; None at native size, where nobody knows it."""
     shapes = [feature.shape for feature in spec.features]
     if None in shapes:
         return None
@@ -260,20 +260,24 @@ def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
 
 
 def _all_files(folder: Path) -> list[Path]:
-    """Gives everything this program has written in a folder, in the order in which to remove it."""
+    """Return everything this program has written in a folder, in the order in which to remove it."""
     # The index first: while it is there, a reader takes the run for whole.
-    results = [path for path in reversed(result_paths(folder)) if is_partial(path) or not tables.is_foreign(path)]
-    written = dict.fromkeys([*results, *_companions(folder), *_unfinished_companions(folder)])
+    results = [path for path in reversed(result_paths(folder)) if _is_partial(path) or not tables.is_foreign(path)]
+    written = dict.fromkeys([*results, *_companions(folder), *_partial_companions(folder)])
     # This program makes no links: what one leads to is somebody else's, and so is the link.
     return [path for path in written if path.is_file() and not path.is_symlink()]
 
 
 def _companions(folder: Path) -> list[Path]:
-    companions = [*(folder / name for name in format.COMPANION_NAMES), *listing_paths(folder)]
+    companions = [*(folder / name for name in format.COMPANION_NAMES), *manifest_paths(folder)]
     return companions + [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
 
 
-def _unfinished_companions(folder: Path) -> list[Path]:
+def _partial_companions(folder: Path) -> list[Path]:
     companions = _companions(folder)
-    partial = [*map(disk.partial_path, companions), *filter(is_partial, companions), *partial_companions(folder)]
+    partial = [*map(disk.partial_path, companions), *filter(_is_partial, companions), *resume.partial_companions(folder)]
     return list(dict.fromkeys(partial))
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.endswith(format.PARTIAL_SUFFIX)
