@@ -14,10 +14,10 @@ def _plot(values: Mapping[str, Any]) -> None:
     from .config import PlotOptions, check
 
     options = check(PlotOptions, values, "pipeline.plot")
-    from .views import draw_views
+    from .plotting import draw_plots
 
     signals.raise_in_main_thread()
-    draw_views(options)
+    draw_plots(options)
 
 
 def main() -> None:

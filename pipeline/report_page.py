@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from .config import defaults
+from .config import defaults, nested
 from .errors import ImageError, StoreError, printable
 from .feature_maps import FeatureMap, fold, has_extent, make_maps, number_words, shape_words, share_words
 from .records import OK, ImageRecord, Manifest
@@ -44,6 +43,9 @@ BARS = 16
 # Source: Matplotlib's viridis (CC0), every 64th colour. The last of a palette is for what is not finite.
 VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 NOT_FINITE, LEVELS = (128, 128, 128), 255
+
+# (word, how many, their first (key, error)).
+Cause = tuple[str, int, list[tuple[str, str]]]
 
 UNTRAINED = "Untrained weights, network.weights=random: these features mean nothing."
 
@@ -71,15 +73,6 @@ class Sample:
     note: str
     maps: Mapping[str, tuple[FeatureMap, ...]]
     notes: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Images that failed alike: what their errors have in common, how many, (key, error) of the first of them."""
-
-    word: str
-    count: int
-    examples: tuple[tuple[str, str], ...]
 
 
 def take_samples(run: Run, manifest: Manifest) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
@@ -141,8 +134,6 @@ def _picture(record: ImageRecord, sha256: str) -> tuple[NDArray[np.uint8] | None
         return thumbnail(record, sha256, PICTURE_PX), ""
     except ImageError as error:
         return None, f"no picture: {error}"
-    except OSError as error:
-        return None, f"no picture: {(error.strerror or type(error).__name__).lower()}"
 
 
 def page_values(report: Report, run: Run, samples: tuple[Sample, ...], sampled_layers: tuple[str, ...]) -> dict[str, Any]:
@@ -162,7 +153,7 @@ def page_values(report: Report, run: Run, samples: tuple[Sample, ...], sampled_l
         "name": folder.name,
         "report": report,
         "stages": {name: STAGES[name].partition(": ") for name in report.seconds_by_stage if name in STAGES},
-        "command": command_again(_nested(report.options), folder, str(attributes["data_root"])) if texts else "",
+        "command": command_again(nested(report.options), folder, str(attributes["data_root"])) if texts else "",
         "warning": UNTRAINED if str(attributes["weights"]).startswith("random") else "",
         "changed": changed,
         "unchanged": {name: text for name, text in texts.items() if name not in changed},
@@ -286,14 +277,6 @@ def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in options.items():
-        *groups, last = name.split(".")
-        reduce(lambda group, part: group.setdefault(part, {}), groups, nested)[last] = value
-    return nested
-
-
 def _figures(report: Report) -> dict[str, str]:
     figures = {"images": f"{report.rows:,}", "failed": f"{report.failed:,}"}
     if report.part:
@@ -313,7 +296,8 @@ def _figures(report: Report) -> dict[str, str]:
     return figures
 
 
-def _causes(run: Run) -> tuple[Cause, ...]:
+def _causes(run: Run) -> list[Cause]:
+    """Return of the images that failed alike what their errors have in common, how many, (key, error) of the first of them."""
     counts: Counter[str] = Counter()
     examples: dict[str, list[tuple[str, str]]] = {}
     for key, error in zip(run.images["key"], run.images["error"], strict=True):
@@ -323,7 +307,7 @@ def _causes(run: Run) -> tuple[Cause, ...]:
             if counts[word] <= EXAMPLES:
                 examples.setdefault(word, []).append((str(key), str(error)))
     frequent = counts.most_common()
-    causes = [Cause(word, many, tuple(examples[word])) for word, many in frequent[:CAUSES]]
+    causes: list[Cause] = [(word, many, examples[word]) for word, many in frequent[:CAUSES]]
     if len(frequent) > CAUSES:
-        causes.append(Cause("for other causes", sum(many for _, many in frequent[CAUSES:]), ()))
-    return tuple(causes)
+        causes.append(("for other causes", sum(many for _, many in frequent[CAUSES:]), []))
+    return causes

@@ -9,21 +9,7 @@ from html.parser import HTMLParser
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 # What makes a browser ask for something, or run something.
 ADDRESSES = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "xlink:href"}
-ACTIVE = {
-    "script",
-    "iframe",
-    "object",
-    "embed",
-    "link",
-    "base",
-    "form",
-    "video",
-    "audio",
-    "foreignobject",
-    "animate",
-    "set",
-    "use",
-}
+ACTIVE = {"script", "iframe", "object", "embed", "link", "base", "form", "video", "audio", "foreignobject", "animate", "use"}
 
 
 @dataclass

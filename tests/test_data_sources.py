@@ -16,9 +16,8 @@ from pipeline.config import check_options, tar_folder
 from pipeline.errors import ImageError, OptionError, StoreError
 from pipeline.from_python import _option_of
 from pipeline.images.reading import read_image
+from pipeline.plotting import find_image, image_place, input_picture
 from pipeline.store.reader import Run
-from pipeline.stored_images import find_image, image_place
-from pipeline.views import _seen
 
 from .test_config import values
 from .test_reproduce import again, composed
@@ -32,7 +31,7 @@ def pack(path: Path, photographs: Path, names: list[str]) -> None:
 
 
 def test_features_are_the_same_bit_for_bit_from_wherever_the_images_come(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -59,28 +58,26 @@ def test_features_are_the_same_bit_for_bit_from_wherever_the_images_come(
     assert by_tar.images["tar"].tolist() == ["s-0.tar"] * 3 + ["s-1.tar"] * 4
     assert by_tar.attributes["data_source"] == "tar"
     assert "data_source" not in by_folder.attributes
-    look_again(by_tar, photographs, keys, capsys)
+    look_again(by_tar, photographs, keys)
 
 
-def look_again(run: Run, photographs: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def look_again(run: Run, photographs: Path, keys: list[str]) -> None:
     """What draws an input finds it in its tar file again, and says where it is not."""
     for row, key in enumerate(keys):
         assert read_image(find_image(run, row)) == (photographs / key).read_bytes()
-    seen = _seen(run, 5, is_needed=True)
-    assert seen is not None
+    seen = input_picture(run, 5)
     assert seen.shape == (32, 32, 3)
-    assert image_place(run, 5) == f"{Path('shards/s-1.tar').absolute()}: {keys[5]}"
+    assert image_place(run, 5) == f"{Path('shards/s-1.tar').absolute()}/{keys[5]}"
     page = (run.path.parent / "report.html").read_text()
     assert "no picture" not in page
     assert page.count("data:image/png") > 6
-    assert _said(run, 5, Path.unlink, capsys).endswith("s-1.tar: " + keys[5] + "': missing: file not found; drawn without it\n")
-    assert "unreadable: it is no tar file" in _said(run, 5, lambda path: path.write_bytes(b"x" * 999), capsys)
-
-
-def _said(run: Run, row: int, spoil: Any, capsys: pytest.CaptureFixture[str]) -> str:
-    spoil(Path("shards/s-1.tar"))
-    assert _seen(run, row, is_needed=False) is None
-    return capsys.readouterr().err
+    for spoil, said in (
+        (Path.unlink, "missing: file not found"),
+        (lambda path: path.write_bytes(b"x" * 999), "unreadable: it is no"),
+    ):
+        spoil(Path("shards/s-1.tar"))
+        with pytest.raises(ImageError, match=said):
+            input_picture(run, 5)
 
 
 def test_images_of_a_set_are_not_looked_for_and_that_is_said() -> None:

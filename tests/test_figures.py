@@ -65,7 +65,8 @@ def colour(values: Any, low: float, high: float, colormap: str = HOT) -> NDArray
 
 def bars_of(figure: Figure) -> list[Any]:
     """Gives the colour bars."""
-    return [bar for axes in figure.axes for bar in axes.child_axes]
+    every = [*figure.axes, *(child for axes in figure.axes for child in axes.child_axes)]
+    return [axes for axes in every if axes.collections]
 
 
 def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
@@ -146,12 +147,12 @@ def test_a_layer_without_extent_is_folded_row_after_row() -> None:
 
 def test_an_unknown_colour_map_names_the_nearest() -> None:
     assert check_colormap("gray") == "gray"
-    for name, near in (("viridi", "viridis, "), ("Magma", "magma, "), ("GRAY", "gray, "), ("no such map", "gray, viridis, ")):
+    for name, near in (("viridi", "viridis"), ("Magma", "magma"), ("GRAY", "gray"), ("no such map", "magma")):
         with pytest.raises(OptionError, match=rf"^colormap: there is none of this name, got '{name}'. Expected one of: {near}"):
             check_colormap(name)
 
 
-@pytest.mark.parametrize("sides", [(28, 28), (7, 7), (14, 25), (40, 12), (1, 5)])
+@pytest.mark.parametrize("sides", [(28, 28), (14, 25), (40, 12), (1, 5)])
 def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, int], tmp_path: Path) -> None:
     values = np.random.default_rng(1).standard_normal((*sides, 1)).astype(np.float32)
     (drawn,) = render(tmp_path, maps_of(values), Look("viridis", False, 100))
@@ -169,20 +170,20 @@ def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
     values = np.kron(np.array([[0, 1], [2, 3]], np.float32), np.ones((360, 640), np.float32))[:, :, None]
     # A single value that is far above: it makes the range, and vanishes in the means.
     values[300, 300] = 30
-    layout = plan_layout([values.shape] * 10, is_mosaic=False)
+    layout = plan_layout([values.shape] * 4, is_mosaic=False)
     side = reduction(values.shape, layout.limit_px(100))
-    drawn = render(tmp_path, maps_of(values, side=side) * 10)
-    assert side == 7
-    assert len(drawn) == 10
-    assert abs(drawn[0].shape[0] - 97) <= 2
-    assert abs(drawn[0].shape[1] - 173) <= 2
+    drawn = render(tmp_path, maps_of(values, side=side) * 4)
+    assert side == 6
+    assert len(drawn) == 4
+    assert abs(drawn[0].shape[0] - 117) <= 2
+    assert abs(drawn[0].shape[1] - 208) <= 2
     np.testing.assert_allclose(cells(drawn[0], 2, 2).astype(int), colour([[0, 1], [2, 3]], 0, 30), atol=2)
 
 
 def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:
-    values = np.ones((4, 4, 12), np.float32) * np.arange(12, dtype=np.float32)
-    expected = colour(np.arange(12), 0, 11)
-    for order in (range(12), [9, 0, 11]):
+    values = np.ones((4, 4, 5), np.float32) * np.arange(5, dtype=np.float32)
+    expected = colour(np.arange(5), 0, 4)
+    for order in (range(5), [3, 0, 4]):
         maps = make_maps("x", [(0, values)], values.shape, order, 1)
         with figures.plain_settings():
             figure = figure_of(maps, SHARED, mosaic=True)
@@ -246,17 +247,7 @@ def test_bars_are_as_high_as_their_values_are() -> None:
 
 @pytest.mark.parametrize(
     ("count", "is_mosaic", "grid"),
-    [
-        *(
-            (1, False, (1, 1)),
-            (2, False, (2, 1)),
-            (5, False, (3, 2)),
-            (6, False, (3, 2)),
-            (16, False, (6, 3)),
-            (36, False, (9, 4)),
-        ),
-        *((1, True, (1, 1)), (3, True, (2, 2)), (64, True, (8, 8)), (512, True, (23, 23)), (10, True, (4, 3))),
-    ],
+    [(1, False, (1, 1)), (5, False, (3, 2)), (36, False, (9, 4)), (3, True, (2, 2)), (64, True, (8, 8)), (512, True, (23, 23))],
 )
 def test_the_grid_is_wide_for_layers_and_square_for_channels(count: int, is_mosaic: bool, grid: tuple[int, int]) -> None:
     layout = plan_layout([(28, 28, 512)] * count, is_mosaic)
@@ -265,19 +256,26 @@ def test_the_grid_is_wide_for_layers_and_square_for_channels(count: int, is_mosa
 
 
 @pytest.mark.parametrize(
-    ("sides", "count"), [((28, 28), 1), ((1440, 2560), 1), ((300, 7), 1), ((7, 300), 1), ((1440, 2560), 36), ((300, 7), 12)]
+    ("sides", "count", "look", "mosaic"),
+    [
+        ((28, 28), 1, OWN, False),
+        ((28, 28), 1, SHARED, True),
+        ((7, 300), 1, SHARED, False),
+        ((300, 7), 5, OWN, False),
+        ((300, 7), 5, SHARED, True),
+        ((1440, 2560), 7, OWN, True),
+        *(pytest.param((1440, 2560), 36, look, look is SHARED, marks=pytest.mark.slow) for look in (OWN, SHARED)),
+    ],
 )
-@pytest.mark.parametrize("look", [OWN, SHARED])
-def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int, look: Look) -> None:
+def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int, look: Look, mosaic: bool) -> None:
     one = FeatureMap("relu4_1", 0, (*sides, 512), np.eye(7, 9, dtype=np.float32), -1.234e-5, 6.55e4, 0.123, 17, sides[0])
     seen = np.zeros((*sides, 3), np.uint8)[:99, :99]
-    for mosaic in (False, True):
-        with figures.plain_settings():
-            long = {"heading": "k" * 300, "lines": ("row 0 of " + "n" * 300,), "seen": seen, "seen_lines": ("a" * 60,)}
-            assert_legible(figure_of([one] * count, look, mosaic, **long))
+    with figures.plain_settings():
+        long = {"heading": "k" * 300, "lines": ("row 0 of " + "n" * 300,), "seen": seen, "seen_lines": ("a" * 60,)}
+        assert_legible(figure_of([one] * count, look, mosaic, **long))
 
 
-@pytest.mark.parametrize("count", [1, 5, 64, 500])
+@pytest.mark.parametrize("count", [1, 64, pytest.param(500, marks=pytest.mark.slow)])
 def test_no_word_of_a_bar_chart_is_cut(count: int) -> None:
     values = np.linspace(-1.234e-5, 6.55e4, count, dtype=np.float32).reshape(1, 1, -1)
     with figures.plain_settings():

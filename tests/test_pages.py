@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.feature_maps import FeatureMap, number_words, share_words
 from pipeline.report import Report
-from pipeline.report_page import PICTURE_BYTES, Cause, Sample, _maps, coloured, histogram, render, shown
+from pipeline.report_page import PICTURE_BYTES, Sample, _maps, coloured, histogram, render, shown
 from pipeline.store.statistics import LayerStatistics, Tally, gather
 
 from .pages import Page
@@ -79,7 +79,7 @@ def make_contents(number_of_layers: int = 2, number_of_samples: int = 2, text: s
         "changed": {"data.dir": (text, "null")},
         "unchanged": {"data.size": "224"},
         "facts": {"weights": text},
-        "causes": (Cause(text, 7, ((text, f"{text}: it is {text}"),)),),
+        "causes": [(text, 7, [(text, f"{text}: it is {text}")])],
         "figures": {"images": "100"},
         "layers": [{"name": name, "shape": (7, 7, 6), "channels": 6, "statistics": statistics_of(values)} for name in names],
         "samples": tuple(
@@ -144,7 +144,7 @@ def test_what_cannot_be_seen_is_spelt_out_and_long_names_lose_their_middle() -> 
 
 def test_neither_a_million_failures_nor_pictures_make_a_large_page() -> None:
     long = "<&\"'>" * 2000
-    causes = tuple(Cause(long, 80_000, tuple((long, long) for _ in range(12))) for _ in range(13))
+    causes = [(long, 80_000, [(long, long)] * 12)] * 13
     text = render(make_contents(causes=causes))
     assert len(text.encode()) < 600_000
     assert "80,000" in Page(text).text

@@ -418,7 +418,7 @@ def test_a_small_picture_of_another_file_is_refused(
     with pytest.raises(ImageError, match=r"too large: \d+ px, limit 1000 px"):
         small_picture()
     nothing = ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0)
-    assert REAL_PICTURE(nothing, "") == (None, "no picture: no such file or directory")
+    assert REAL_PICTURE(nothing, "") == (None, "no picture: missing: file not found")
 
 
 @pytest.mark.parametrize("existing", ["replace", "fail"])

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.errors import ImageError
 from pipeline.images import seen
 from pipeline.images.resize import ResizeSpec
-from pipeline.images.seen import restore_image, save_image, seen_picture
+from pipeline.images.seen import restore_image, seen_picture
 from pipeline.records import ImageRecord, ImageStatus
 
 from .conftest import MEAN_PIXEL, PHOTOGRAPHS
@@ -30,14 +30,12 @@ def status_of(path: Path) -> ImageStatus:
     return ImageStatus(0, "", 0, 0, len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_the_way_back_gives_the_picture(tmp_path: Path) -> None:
+def test_the_way_back_gives_the_picture() -> None:
     image = np.random.default_rng(3).integers(0, 256, (9, 11, 3), np.uint8)
     values = (image - MEAN_PIXEL).astype(np.float32)
     np.testing.assert_array_equal(restore_image(values, MEAN_PIXEL), image)
     assert restore_image(values + 400, MEAN_PIXEL).min() == 255
     assert restore_image(values - 400, MEAN_PIXEL).max() == 0
-    save_image(image, tmp_path / "picture.partial", "png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "picture.partial")), image)
 
 
 def test_a_resized_picture_is_the_one_pillow_makes_and_needs_no_tensorflow() -> None:
@@ -84,9 +82,7 @@ def test_a_file_that_is_not_what_was_extracted_is_refused(tmp_path: Path) -> Non
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert reason() == "changed: its SHA-256 is not that of the file that was extracted"
-    path.write_bytes(data + b"\0")
-    assert reason() == f"changed: {len(data) + 1} bytes, {len(data)} when it was extracted"
+    assert reason() == "changed: the file is not the one that the features were made from"
     path.unlink()
     assert reason() == "missing: file not found"
     path.mkdir()

@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.config import check_options
 from pipeline.errors import ImageError, OptionError
 from pipeline.images.seen import seen_picture
+from pipeline.plotting import find_image
 from pipeline.records import ImageStatus
 from pipeline.storage import connection, objects
 from pipeline.storage.address import Address, is_address, to_address
@@ -27,7 +28,6 @@ from pipeline.storage.connection import StorageError, attempt
 from pipeline.storage.range_file import BLOCK_BYTES, RangeFile
 from pipeline.storage.remote_path import RemotePath
 from pipeline.store.reader import open_run
-from pipeline.stored_images import find_image
 
 from .test_config import values
 from .test_layout import PACKAGE

@@ -238,7 +238,7 @@ def test_a_list_that_is_not_there_is_said_so() -> None:
 def test_a_stored_row_finds_its_image_at_the_address_again(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from pipeline.stored_images import find_image, image_place
+    from pipeline.plotting import find_image, image_place
 
     put_folder(PHOTOGRAPHS)
     key = "animals/chelsea.jpg"

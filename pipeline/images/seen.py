@@ -1,9 +1,8 @@
-"""The picture that the network saw of an image, made again from its file; the way back; small copies. No TensorFlow."""
+"""The picture that the network saw of an image, made again from its file; and small copies. No TensorFlow."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,11 @@ MAX_PIXELS = 64_000_000
 def seen_picture(
     record: ImageRecord, status: ImageStatus, resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], is_reduced: bool
 ) -> NDArray[np.uint8]:
-    """Gives the picture that the network saw: decoded, turned, resized as in the run.
+    """Return the picture that the network saw: decoded, turned, resized as in the run.
 
     Args:
         record: Where it should be.
-        status: What the run says of it; its size and digest must still be the file's.
+        status: What the run says of it; its digest must still be the file's.
         resize: The run's; None: native size.
         mean_pixel: (3,) float64, the run's: what pads.
         is_reduced: Whether JPEGs are reduced while decoding (``data.decode=fast``).
@@ -37,33 +36,15 @@ def seen_picture(
     Raises:
         ImageError: The file is gone, has changed, or cannot be read.
     """
-    data = _read(record, status)
+    data = _read(record, status.sha256)
     if resize is None:
         return decode_image(data)[0]
     pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
     return restore_image(resize_on_host(pixels, resize, mean_pixel.astype(np.float32)), mean_pixel)
 
 
-def _read(record: ImageRecord, status: ImageStatus) -> bytes:
-    try:
-        data = read_again(record)
-    except ImageError:  # a ValueError too
-        raise
-    except OSError as error:
-        raise ImageError(words_for(error)) from error
-    except MemoryError:
-        raise ImageError("out of memory: the image does not fit") from None
-    except ValueError as error:  # a path that no file can have
-        raise ImageError(f"unreadable: {error}".lower()) from error
-    if len(data) != status.file_bytes:
-        raise ImageError(f"changed: {len(data)} bytes, {status.file_bytes} when it was extracted")
-    if hashlib.sha256(data).hexdigest() != status.sha256:
-        raise ImageError("changed: its SHA-256 is not that of the file that was extracted")
-    return data
-
-
 def restore_image(values: NDArray[np.float32], mean_pixel: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Gives the picture that the network saw: adds the mean colour, rounds, clips to 0..255.
+    """Return the picture that the network saw: add the mean colour, round, clip to 0..255.
 
     Args:
         values: (..., 3) float32, mean removed.
@@ -75,35 +56,20 @@ def restore_image(values: NDArray[np.float32], mean_pixel: NDArray[np.float64]) 
     return np.clip(np.rint(values + mean_pixel), 0, 255).astype(np.uint8)
 
 
-def save_image(picture: NDArray[np.uint8], path: Path, file_format: str) -> None:
-    """Writes a picture (h, w, 3), pixel for pixel.
-
-    Args:
-        picture: uint8 RGB.
-        path: Of the file.
-        file_format: One that Pillow writes, e.g. ``png``.
-    """
-    Image.fromarray(picture).save(path, file_format)
-
-
 def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint8]:
-    """Gives an image of which the longer side is at most so long.
+    """Return a small copy of an image.
 
     Args:
         record: Which image.
         sha256: Of the file as it was when its features were made, hex.
-        side_px: Of the longer side.
+        side_px: Of the longer side, at most.
 
     Returns:
         (h, w, 3) uint8 RGB.
 
     Raises:
-        ImageError: It is not the image that it was, or too large.
-        OSError: It is missing or cannot be read.
+        ImageError: The file is gone, has changed, cannot be read, or is too large.
     """
-    data = read_again(record)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ImageError("changed: the file is not the one that the features were made from")
 
     def refuse(pixels: int) -> None:
         if pixels > MAX_PIXELS:
@@ -112,7 +78,23 @@ def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint
     def ratio_for(height: int, width: int) -> int:
         return next((ratio for ratio in (8, 4, 2) if max(height, width) >= 2 * ratio * side_px), 1)
 
-    pixels, _ = decode_image(data, ratio_for, refuse)
+    pixels, _ = decode_image(_read(record, sha256), ratio_for, refuse)
     picture = Image.fromarray(pixels)
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     return np.asarray(picture)
+
+
+def _read(record: ImageRecord, sha256: str) -> bytes:
+    try:
+        data = read_again(record)
+    except ImageError:  # a ValueError too
+        raise
+    except OSError as error:
+        raise ImageError(words_for(error)) from error
+    except MemoryError:
+        raise ImageError("out of memory: the image does not fit") from None
+    except ValueError as error:  # a path that no file can have
+        raise ImageError(f"unreadable: {error}".lower()) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageError("changed: the file is not the one that the features were made from")
+    return data

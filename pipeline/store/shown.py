@@ -1,4 +1,4 @@
-"""How a run, a layer and the table of images look where a person meets them: as text, and as HTML in a notebook."""
+"""What a notebook or a prompt shows of a run, a layer and the table of images: text and HTML tables."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 ENDS = 5
 # Of a longer table no values are read to be looked at.
 LARGEST_READ = 100_000
-# A longer text is cut; names in a stranger's list may have megabytes.
+# A longer text is cut.
 LONGEST_CELL = 60
 LAYER_HEADINGS = ("layer", "shape", "dtype", "channels", "stride")
 
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Gives rows in columns, one below the other."""
+    """Return rows in columns, one below the other."""
     lines = [list(headings), *([_cell(text) for text in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def html_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Gives the same as HTML, in which no text means anything but itself."""
+    """Return the same as HTML, every text escaped."""
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
     body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(text))}</td>' for text in row)}</tr>" for row in rows)
     return f"<div><p>{escape(_cell(caption, 400))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def layer_row(layer: Any) -> list[str]:
-    """Gives the cells of a :class:`~pipeline.store.reader.Layer` under :data:`LAYER_HEADINGS`."""
+    """Return the cells of a :class:`~pipeline.store.reader.Layer` under :data:`LAYER_HEADINGS`."""
     shape = " x ".join("native" if side is None else str(side) for side in layer.shape)
     return [layer.name, shape, str(layer.dtype), str(layer.channels), f"{layer.stride_px} px"]
 
 
 def image_rows(columns: Mapping[str, Any], rows: int) -> tuple[list[str], list[list[str]]]:
-    """Gives headings and cells of the first and the last images, and a row of dots for those between.
+    """Return headings and cells of the first and the last images, and a row of dots for those between.
 
     Args:
         columns: Name -> (N,) values.
@@ -58,6 +58,6 @@ def _value(name: str, value: Any) -> str:
 
 
 def _cell(text: str, longest: int = LONGEST_CELL) -> str:
-    """Gives a text in one line, cut where it is long."""
+    """Return a text in one line, cut where it is long."""
     plain = "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text[: longest + 1])
     return plain if len(text) <= longest else f"{plain[: longest - 3]}..."

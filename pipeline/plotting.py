@@ -1,0 +1,344 @@
+"""From a stored run to pictures of its feature maps: which rows, layers and channels, the input beside them, the files."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from . import figures
+from .config import PlotOptions
+from .errors import ImageError, OptionError, StoreError, nearest
+from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction, shape_words
+from .figures import Layout, Look, Sheet, rows_words
+from .images.reading import words_for
+from .images.remote import RemoteImages
+from .images.resize import ResizeSpec
+from .images.seen import seen_picture
+from .images.tar import COLUMN, TarError, find_in_tar
+from .machine import usable_cores
+from .records import OK, ImageRecord, ImageStatus
+from .storage.address import is_address
+from .storage.remote_path import RemotePath
+from .store import format
+from .store.reader import Layer, Run, open_run
+
+# Layers up to this size are read whole.
+WHOLE_BYTES = 64 << 20
+# So many are named in a file's name, more are counted.
+NAMED_LAYERS = 3
+DEFAULT_NAME = "{run}-{image}-{layer}.png"
+# Source: ext4, NTFS and APFS take names of 255 bytes; there are three such parts, and a suffix while one is being written.
+LONGEST_PART_BYTES = 75
+
+
+def draw_plots(choice: PlotOptions) -> None:
+    """Draw what was chosen, a file a sheet, and print where each is.
+
+    Raises:
+        OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened.
+        StoreError: The run cannot be read, an image failed, or a file cannot be written.
+    """
+    look = Look(figures.check_colormap(choice.colormap), choice.scale == "shared", choice.dpi)
+    with open_run(choice.run) as run, figures.plain_settings():
+        layers = choose_layers(run.layers, choice.layers)
+        rows = choose_rows(run, choice.images)
+        path_of = picture_paths(run, choice, rows, layers)
+        if choice.show:
+            figures.require_windows()
+        for row in rows:
+            seen = _input(run, row, choice)
+            if choice.input == "only":
+                path = path_of(row, "input")
+                with figures.published(path) as partial:
+                    Image.fromarray(seen).save(partial, "png")
+                print(f"written: {path} ({seen.shape[1]} x {seen.shape[0]} px)", flush=True)
+                continue
+            for word, sheet, layout in _sheets(run, row, layers, choice, seen):
+                figure = figures.draw(sheet, look, layout, choice.show)
+                path = path_of(row, word)
+                figures.save(figure, path)
+                width, height = figure.canvas.get_width_height()
+                print(f"written: {path} ({width} x {height} px, {_counted(len(sheet.maps), 'map')})", flush=True)
+        if choice.show:
+            figures.show_windows()
+
+
+def choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
+    """Return the rows of these images, each once; of none the first that is ok.
+
+    Raises:
+        OptionError: There is no such image.
+        StoreError: An image failed, or all did.
+    """
+    good = np.flatnonzero(run.images["status"] == OK)
+    if not len(good):
+        raise StoreError(
+            f"{run.path}: all {len(run)} images failed, got e.g. {run.images['error'][0]!r}. Expected one that is ok."
+        )
+    rows = list(dict.fromkeys(_row_of(run, image) for image in images)) or [int(good[0])]
+    for row in rows:
+        if row not in good:
+            raise StoreError(
+                f"{run.path}: row {row} ({str(run.images['key'][row])!r}) failed and has no features, got "
+                f"{str(run.images['error'][row])!r}. Expected an image that is ok, as row {good[np.abs(good - row).argmin()]}. "
+                f"Choose another with image=..."
+            )
+    return rows
+
+
+def _row_of(run: Run, image: int | str) -> int:
+    keys = run.images["key"]  # damage to it is no wrong option
+    if isinstance(image, str):
+        try:
+            return run.row(image)
+        except StoreError as error:
+            raise OptionError(f"image: {error}") from error
+    if not -len(run) <= image < len(run):
+        raise OptionError(
+            f"image: no such row, got {image}. Expected {-len(run)} to {len(run) - 1}, or a key as {str(keys[0])[:200]!r}. "
+            f"Rows are counted from 0."
+        )
+    return image % len(run)
+
+
+def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return the stored layers that names, patterns, blocks or ``all`` mean, in network order.
+
+    Raises:
+        OptionError: One means none of them.
+    """
+    chosen: set[str] = set()
+    for word in words:
+        if block := re.fullmatch(r"block([1-5])", word):
+            found = [name for name in stored if re.match(rf"(conv|relu|pool){block[1]}(_|$)", name)]
+        else:
+            found = fnmatch.filter(stored, "*" if word == "all" else word)
+        if not found:
+            raise OptionError(
+                f"layers: not stored in this run, got {word!r}. Expected one of: {nearest(word, [*stored, 'all'])}. "
+                f"Leave it out for all that are stored."
+            )
+        chosen.update(found)
+    return [name for name in stored if name in chosen]
+
+
+def _sheets(
+    run: Run, row: int, layers: Sequence[str], choice: PlotOptions, seen: NDArray[np.uint8] | None
+) -> Iterator[tuple[str, Sheet, Layout]]:
+    """Yield for each sheet of an image the word for its file name, what is on it, and where."""
+    shapes = {layer: run[layer].shape_of(row) for layer in layers}
+    weights = str(run.attributes.get("weights", "weights unknown")).partition("; conv1_1 says")[0]
+    weights = "untrained (random weights)" if weights.startswith("random") else weights
+    origin = f"row {row} of {run_name(run)} · {run.attributes.get('network', 'network unknown')}, {weights}"
+    size_px = int(run.images["height"][row]), int(run.images["width"][row])
+    seen_lines = [f"{shape_words(size_px)} px"] if seen is not None else []
+    if seen is not None and seen.shape[:2] != size_px:
+        seen_lines.append(f"seen as {shape_words(seen.shape[:2])} px")
+    scale = ", one scale for all" if choice.scale == "shared" else ""
+
+    def sheet(line: str, maps: Sequence[FeatureMap]) -> Sheet:
+        return Sheet(str(run.images["key"][row]), (origin, line + scale), maps, seen, tuple(seen_lines))
+
+    if choice.channels is not None:
+        for layer in layers:
+            shape = shapes[layer]
+            channels, words, file_word = _channels(layer, shape[2], choice)
+            count = min(choice.most_active or len(channels), len(channels))
+            layout = figures.plan_layout([shape] * count, is_mosaic=True)
+            maps = _read(run[layer], row, shape, channels, layout, choice)
+            yield f"{layer}-{file_word}", sheet(f"{layer}, {shape_words(shape)}{rows_words(maps[0])}: {words}", maps), layout
+        return
+    for layer, shape in shapes.items():
+        if has_extent(shape) and choice.channel >= shape[2]:
+            raise _no_channel("channel", layer, choice.channel, shape[2])
+    layout = figures.plan_layout(list(shapes.values()), is_mosaic=False)
+
+    def read(layer: str) -> FeatureMap:
+        if not has_extent(shapes[layer]):
+            return fold(layer, run[layer][row])
+        return _read(run[layer], row, shapes[layer], [choice.channel], layout, choice)[0]
+
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
+        reading = pool.map(read, layers)
+        maps = list(tqdm(reading, total=len(layers), unit="layer", disable=not sys.stderr.isatty(), leave=False))
+    which = f"channel {choice.channel}" + (" of each layer" if len(layers) > 1 else "")
+    word = "-".join(layers) if len(layers) <= NAMED_LAYERS else f"{len(layers)}-layers"
+    yield f"{word}-channel-{choice.channel}" if choice.channel else word, sheet(which, maps), layout
+
+
+def _read(
+    layer: Layer, row: int, shape: tuple[int, int, int], channels: Sequence[int], layout: Layout, choice: PlotOptions
+) -> list[FeatureMap]:
+    """Return the maps of some channels of one image, from as much of it as will be seen."""
+    side = reduction(shape, layout.limit_px(choice.dpi))
+    is_large = math.prod(shape) * layer.dtype.itemsize > WHOLE_BYTES
+    # Two rows of each square on which a mean is drawn: what is between them changes a shade.
+    every = -(-side // 2) if is_large and not choice.exact else 1
+    return make_maps(layer.name, layer.bands(row, every), shape, channels, side, choice.most_active)
+
+
+def _channels(layer: str, count: int, choice: PlotOptions) -> tuple[Sequence[int], str, str]:
+    """Return the channels of a mosaic, what is to be said of them, and the word for the file name."""
+    if choice.most_active is not None:
+        most = min(count, choice.most_active)
+        return range(count), f"the {most} most active of {count} channels, the most active first", f"{most}-most-active"
+    assert choice.channels is not None
+    if isinstance(choice.channels, range):
+        shown = choice.channels[:count]
+        words = f"channels 0 to {shown[-1]} of {count}" if len(shown) < count else f"all {count} channels"
+        return shown, words, f"first-{len(shown)}-channels"
+    if max(choice.channels) >= count:
+        raise _no_channel("channels", layer, max(choice.channels), count)
+    words = f"{_counted(len(choice.channels), 'chosen channel')} of {count}"
+    return choice.channels, words, "-".join(["channels", *map(str, choice.channels)])
+
+
+def _no_channel(option: str, layer: str, got: int, count: int) -> OptionError:
+    return OptionError(
+        f"{option}: layer {layer} has no such channel, got {got}. Expected 0 to {count - 1}. Choose another, or other layers."
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def _run_folder(run: Run) -> Path | None:
+    """Return the folder of the run that was opened; None for a shard that lies elsewhere."""
+    path = run.path.resolve()
+    if path.name == format.INDEX_NAME:
+        return path.parent
+    return path.parent.parent if path.parent.name == format.SHARD_FOLDER else None
+
+
+def run_name(run: Run) -> str:
+    """Return what a person calls a run: its folder's name, and that of the shard where only one was opened."""
+    folder, path = _run_folder(run), run.path
+    return " ".join(([folder.name] if folder else []) + ([path.stem] if path.name != format.INDEX_NAME else []))
+
+
+def picture_paths(run: Run, choice: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
+    """Return what names the file of a sheet, from its row and the word for its layers: beside the run unless asked otherwise.
+
+    Args:
+        run: The run.
+        choice: May name the file.
+        rows: All that are drawn.
+        layers: Likewise.
+
+    Raises:
+        OptionError: Several sheets would have one name.
+    """
+    # Never inside the run, whose files are checked.
+    folder, here, pattern = (_run_folder(run) or run.path).parent, Path.cwd(), choice.file or DEFAULT_NAME
+    if choice.file is not None or isinstance(folder, RemotePath):
+        folder = Path()
+    elif folder.is_relative_to(here):
+        # As a person would type it.
+        folder = folder.relative_to(here)
+    names = {row: _file_name(str(run.images["key"][row])) for row in rows}
+    if len(set(names.values())) < len(names):
+        names = {row: f"{row}-{name}" for row, name in names.items()}
+    sheets = len(layers) if choice.channels is not None and choice.input != "only" else 1
+    for count, mark in ((len(rows), "{image}"), (sheets, "{layer}")):
+        if count > 1 and mark not in pattern:
+            raise OptionError(
+                f"file: {count} pictures would have one name, got {pattern!r}. Expected {mark} in it. "
+                f"Write e.g. 'file={Path(pattern).stem}-{mark}{Path(pattern).suffix}'."
+            )
+
+    def path_of(row: int, word: str) -> Path:
+        parts = {"{run}": _file_name(run_name(run)), "{image}": names[row], "{layer}": _file_name(word)}
+        return folder / re.sub(r"\{(?:run|image|layer)\}", lambda mark: parts[mark[0]], pattern)
+
+    return path_of
+
+
+def _file_name(text: str) -> str:
+    """Return a text that every system takes as a part of a file's name."""
+    name = re.sub(r"[^\w.+=@~-]+", "-", text).strip("-.") or "image"
+    encoded = name.encode("utf-8", "replace")
+    if len(encoded) <= LONGEST_PART_BYTES:
+        return name
+    # Both ends of a path tell something.
+    ends = encoded[: LONGEST_PART_BYTES // 2], encoded[-LONGEST_PART_BYTES // 2 :]
+    return "..".join(end.decode("utf-8", "ignore") for end in ends)
+
+
+def _input(run: Run, row: int, choice: PlotOptions) -> Any:
+    """Return the picture that the network saw; None, and why on stderr, where it cannot be had.
+
+    Raises:
+        StoreError: It cannot be had, and nothing else is wanted.
+    """
+    try:
+        return input_picture(run, row) if choice.input is not False else None
+    except ImageError as error:
+        where = image_place(run, row)
+        if choice.input == "only":
+            raise StoreError(
+                f"{where!r}: the input cannot be shown, got {error}. Expected the file that was extracted. Put it back."
+            ) from error
+        print(f"input: {where!r}: {error}; drawn without it", file=sys.stderr)
+        return None
+
+
+def input_picture(run: Run, row: int) -> NDArray[np.uint8]:
+    """Return the picture that the network saw of a row, (H, W, 3) uint8 RGB, made again from the image's file.
+
+    Raises:
+        ImageError: The file is gone, has changed, or cannot be read; or the run does not say how it was resized.
+    """
+    try:
+        identity = json.loads(str(run.attributes["identity"]))
+        size = identity["data.size"]
+        height, width = (0, 0) if size == "native" else map(int, size.split("x"))
+        resize = ResizeSpec((height, width), identity["data.resize"], identity["data.interpolation"]) if height else None
+        mean = np.asarray(run.attributes["mean_pixel"], np.float64).reshape(3)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ImageError("the run does not say how its images were made ready") from error
+    height, width, size_bytes = (int(run.images[name][row]) for name in ("height", "width", "bytes"))
+    status = ImageStatus(row, "", height, width, size_bytes, str(run.images["sha256"][row]))
+    return seen_picture(find_image(run, row), status, resize, mean, identity.get("data.decode") == "fast")
+
+
+def find_image(run: Run, row: int) -> ImageRecord:
+    """Return where the image of a row is, ready to be read; no list of images is made for it.
+
+    Raises:
+        ImageError: It cannot be found, for the reason given.
+    """
+    key, place = str(run.images["key"][row]), image_place(run, row)
+    kind = str(run.attributes.get("data_source", ""))
+    if kind == RemoteImages.kind:
+        return ImageRecord(row, key, place, "", int(run.images["bytes"][row]), RemoteImages(np.zeros(0)))
+    if kind not in ("", "tar"):
+        raise ImageError(f"not looked for: the images were in {kind}")
+    if COLUMN not in run.images or kind != "tar":
+        return ImageRecord(row, key, place, "", 0)
+    try:
+        return find_in_tar(place.removesuffix(f"/{key}"), key, str(run.images[COLUMN][row]))
+    except TarError as error:
+        raise ImageError(f"unreadable: {error}") from error
+    except OSError as error:
+        raise ImageError(words_for(error)) from error
+
+
+def image_place(run: Run, row: int) -> str:
+    """Return the path or address of the image of a row; of one in a tar file, that of the tar file and the key after it."""
+    root, key = str(run.attributes.get("data_root", "")), str(run.images["key"][row])
+    tar = str(run.images[COLUMN][row]) if run.attributes.get("data_source") == "tar" and COLUMN in run.images else ""
+    # What lay outside the folder of a list has all of its address, or its path, as key.
+    return key if is_address(key) or key.startswith("/") else "/".join(filter(None, (root, tar, key)))
