@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from .config import Options
 from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
-from .network.fitting import FLOAT_BYTES, NativeLimit
 from .network.layers import WINOGRAD
 from .network.start import load_tensorflow
 from .network.weights import Weights
@@ -65,9 +64,8 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         )
     load_tensorflow()
     from .images.loader import ImageLoader
-    from .network.device import batches_in_flight, choose_device, gpu_memory_bytes
+    from .network.device import FLOAT_BYTES, NativeLimit, batches_in_flight, choose_device, gpu_memory_bytes, set_precision
     from .network.inference import DeviceInference, HostInference, first_step
-    from .network.precision import set_precision
     from .network.vgg import Network
 
     data, size_px, mean_pixel = options.data, options.data.size_px, weights.mean_pixel

@@ -9,8 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, OptionError
-from pipeline.network.device import Device, batches_in_flight, choose_device, gpu_batch, gpu_memory_bytes
-from pipeline.network.fitting import NativeLimit
+from pipeline.network.device import Device, NativeLimit, batches_in_flight, choose_device, gpu_batch, gpu_memory_bytes
 from pipeline.network.layers import plan_features, resolve_layers
 
 from . import oracle
@@ -42,7 +41,7 @@ def differences(found: dict[str, NDArray[np.float32]], expected: dict[str, NDArr
 
 @pytest.mark.parametrize("network", ["vgg19", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_every_convolutional_layer_agrees_with_the_oracle(network: str, random_weights: Any) -> None:
-    weights, image = random_weights(network), picture(48, 40)
+    weights, image = random_weights(network), picture(32, 24)
     column = oracle.COLUMN_E if network == "vgg19" else oracle.COLUMN_D
     words = ["block1", "block2", "block3", "block4", "block5"]
     expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, column, until="pool5")
@@ -53,13 +52,14 @@ def test_every_convolutional_layer_agrees_with_the_oracle(network: str, random_w
 
 def test_winograd_agrees_with_the_oracle_in_every_layer(random_weights: Any) -> None:
     # Asked for alone and all together, since alone ReLU and pooling are taken in; odd sides from pool3 on.
-    weights, image = random_weights(), picture(72, 90)
+    weights, image = random_weights(), picture(40, 36)
     expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, until="pool5")
     for words in (["block1", "block2", "block3", "block4", "block5"], ["relu2_1", "pool4"]):
-        errors = differences(run(weights, words, image, backend="winograd"), expected)
+        found = run(weights, words, image, backend="winograd")
+        errors = differences(found, expected)
         assert max(errors.values()) < TOLERANCE, errors
-    by_winograd = run(weights, ["relu4_1"], image, backend="winograd")["relu4_1"]
-    assert not np.array_equal(by_winograd, run(weights, ["relu4_1"], image)["relu4_1"])
+    # Another arithmetic, or the engine was not used.
+    assert not np.array_equal(found["relu2_1"], run(weights, ["relu2_1"], image)["relu2_1"])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_winograd_agrees_with_the_oracle_in_every_layer(random_weights: Any) -> 
     ],
 )
 def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, backend: str, random_weights: Any) -> None:
-    weights, image = replace(random_weights(), pool_padding=padding), picture(39, 37)
+    weights, image = replace(random_weights(), pool_padding=padding), picture(19, 17)
     expected = oracle.forward(
         image[0].astype(np.float64),
         weights.kernels,
@@ -81,8 +81,7 @@ def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, backend: str, 
         mean=pooling == "avg",
         until="pool4",
     )
-    found = run(weights, ["pool*"], image, pooling=pooling, backend=backend)
-    found.pop("pool5")
+    found = run(weights, ["pool1", "pool2", "pool3", "pool4"], image, pooling=pooling, backend=backend)
     errors = differences(found, expected)
     assert max(errors.values()) < TOLERANCE, errors
 

@@ -30,7 +30,8 @@ def errors_of(path: Path, weights: Any, words: list[str], backend: str) -> dict[
     return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("backend", ["winograd", pytest.param("tensorflow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["winograd", "tensorflow"])
 def test_features_of_a_photograph_agree_with_the_oracle(backend: str, photographs: Path, random_weights: Any) -> None:
     layers = ["relu1_1", "pool3", "relu4_1", "relu5_4"]
     errors = errors_of(photographs / "animals/chelsea.jpg", random_weights(), layers, backend)

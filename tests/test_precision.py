@@ -12,9 +12,9 @@ from PIL import Image
 
 from pipeline.errors import OptionError
 from pipeline.network import vgg
+from pipeline.network.device import TOLERANCES, set_precision
 from pipeline.network.layers import resolve_layers
-from pipeline.network.precision import TOLERANCES, convolve, set_precision
-from pipeline.network.vgg import Network
+from pipeline.network.vgg import Network, convolve
 
 from . import oracle
 from .conftest import MEAN_PIXEL
@@ -38,7 +38,7 @@ def errors_of(image: np.ndarray, weights: Any, expected: dict[str, Any], precisi
     return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("side", [64, pytest.param(224, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", [48, pytest.param(224, marks=pytest.mark.slow)])
 def test_each_precision_keeps_its_tolerance(
     side: int, photographs: Path, random_weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

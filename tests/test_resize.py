@@ -199,7 +199,7 @@ def test_an_image_of_the_target_size_is_not_changed(resized: Resized) -> None:
 
 def test_neighbours_and_batch_size_change_no_bit_on_the_host_and_hardly_one_on_the_device(resized: Resized) -> None:
     spec = ResizeSpec((64, 56), "crop", "bicubic")
-    images = [noise(*size, seed=index) for index, size in enumerate(SIZES)]
+    images = [noise(*size, seed=index) for index, size in enumerate([(1, 1), (37, 53), (375, 500), (1100, 1300), (9, 8000)])]
     together = resized(images, spec)
     for index, image in enumerate(images):
         np.testing.assert_allclose(resized([image], spec)[0], together[index], rtol=0, atol=0 if resized is on_host else 1e-3)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError
 from ..records import LayerSpec
+from .device import BFLOAT, FLOAT32
 from .layers import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
-from .precision import BFLOAT, FLOAT32, convolve
 from .weights import Weights
 
 Segment = Callable[..., Any]
@@ -47,7 +47,7 @@ class Network:
             do so by mistake.
         device: TensorFlow's name of the device.
         size_px: (height, width) of all inputs; None where they differ.
-        precision: Of TensorFlow's products, one of :data:`~pipeline.network.precision.TOLERANCES`.
+        precision: Of TensorFlow's products, one of :data:`~pipeline.network.device.TOLERANCES`.
         parts: Of the layers before the classifier, from :func:`~pipeline.network.winograd.prepare_segments`: then a row's bits
             depend on its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
         first: What is done before the first layer. None: the network is called with images.
@@ -174,3 +174,21 @@ def _fully_connected(values: tf.Tensor, kernel: tf.Tensor, precision: str) -> tf
         flat = tf.reshape(values, [-1, height * width * inputs])
         return tf.reshape(tf.matmul(flat, tf.reshape(kernel, [-1, outputs])), [-1, 1, 1, outputs])
     return convolve(values, kernel, "VALID", precision)
+
+
+def convolve(values: tf.Tensor, kernel: tf.Tensor, padding: str, precision: str) -> tf.Tensor:
+    """Convolve with stride 1; of bfloat16 factors where the precision says so.
+
+    Args:
+        values: (n, h, w, cin) float32.
+        kernel: (kh, kw, cin, cout) float32.
+        padding: ``SAME`` or ``VALID``.
+        precision: One of :data:`~pipeline.network.device.TOLERANCES`.
+
+    Returns:
+        (n, h', w', cout) float32.
+    """
+    if precision != BFLOAT:
+        return tf.nn.conv2d(values, kernel, 1, padding)
+    short = tf.nn.conv2d(tf.cast(values, tf.bfloat16), tf.cast(kernel, tf.bfloat16), 1, padding)
+    return tf.cast(short, tf.float32)
