@@ -188,20 +188,6 @@ def test_a_hundred_scans_are_a_picture_and_more_are_not() -> None:
         decode_image(begin + first + others.replace(b"\xff\xda", b"\xff\x01\xff\xda"))
 
 
-def test_a_pipe_whose_writer_never_writes_does_not_stop_the_rest(tmp_path: Path) -> None:
-    picture(0).save(tmp_path / "good.png")
-    os.mkfifo(tmp_path / "stalled.png")
-    (tmp_path / "list.txt").write_text("stalled.png\ngood.png\n")
-    reader = os.open(tmp_path / "stalled.png", os.O_RDONLY | os.O_NONBLOCK)
-    writer = os.open(tmp_path / "stalled.png", os.O_WRONLY | os.O_NONBLOCK)
-    try:
-        errors = {key: status.error for key, status in load(tmp_path / "list.txt").items()}
-    finally:
-        os.close(reader)
-        os.close(writer)
-    assert errors == {"stalled.png": "not a regular file: a pipe", "good.png": ""}
-
-
 @pytest.mark.parametrize("change", ["cut", "grown", "overwritten", "replaced"])
 def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
@@ -232,17 +218,3 @@ def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_doe
     # Who has it open keeps the old file.
     expected = "" if change == "replaced" else "unreadable: the file changed while it was read"
     assert errors == {"a.png": expected, "b.png": ""}
-
-
-def test_image_files_are_not_mapped_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Pillow maps uncompressed files that it is given by name; one that is cut by another program would then kill this one.
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a file was mapped")
-
-    monkeypatch.setattr("mmap.mmap", refuse)
-    monkeypatch.setattr(Image.core, "map_buffer", refuse)
-    for extension in (".bmp", ".tif", ".ppm", ".tga", ".png", ".jpg"):
-        picture(0).convert("L").save(tmp_path / f"a{extension}")
-    with Image.open(tmp_path / "a.tif") as image, pytest.raises(AssertionError, match="a file was mapped"):
-        image.load()
-    assert {status.error for status in load(tmp_path).values()} == {""}

@@ -111,22 +111,6 @@ def test_kernels_are_used_as_stored(random_weights: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "winograd"])
-def test_swapped_kernels_are_the_right_network_on_the_transposed_image(backend: str, random_weights: Any) -> None:
-    weights, image = random_weights(), picture(33, 28)
-    swapped = run(weights, ["relu3_1"], image, kernel_order="whio", backend=backend)["relu3_1"]
-    transposed = run(weights, ["relu3_1"], np.ascontiguousarray(image.transpose(0, 2, 1, 3)))["relu3_1"]
-    assert oracle.relative_error(swapped, transposed.transpose(0, 2, 1, 3).astype(np.float64)) < 2e-6
-
-
-def test_the_layers_asked_for_together_are_those_asked_for_alone(random_weights: Any) -> None:
-    weights, image = random_weights(), picture(32, 32)
-    together = run(weights, ["relu1_1", "conv2_2", "pool3"], image)
-    assert list(together) == ["relu1_1", "conv2_2", "pool3"]
-    for name, values in together.items():
-        assert oracle.relative_error(run(weights, [name], image)[name], values.astype(np.float64)) < 1e-6
-
-
-@pytest.mark.parametrize("backend", ["tensorflow", "winograd"])
 def test_native_size_takes_any_size_with_the_same_network(backend: str, random_weights: Any) -> None:
     weights = random_weights()
     network = build(weights, ["pool2"], None, backend=backend)

@@ -19,7 +19,6 @@ from pipeline.images.resize import (
     place_image,
     resize_on_host,
 )
-from pipeline.images.seen import restore_image
 from pipeline.network.inference import DeviceInference, HostInference, first_step
 from pipeline.records import Batch, ImageStatus
 
@@ -187,14 +186,6 @@ def test_enormous_strips_cost_no_memory(interpolation: str, resized: Resized) ->
     found = resized([strip], spec)[0] + MEAN_PIXEL
     assert np.abs(found[:, 16] - strip[0, 100_000]).max() < 130
     assert np.ptp(found, axis=0).max() < 1e-3
-
-
-def test_an_image_of_the_target_size_is_not_changed(resized: Resized) -> None:
-    image = noise(48, 40)
-    for interpolation in FILTERS:
-        found = resized([image], ResizeSpec((48, 40), "squash", interpolation))[0]
-        np.testing.assert_array_equal(restore_image(found, MEAN_PIXEL), image)
-        assert np.abs(found + MEAN_PIXEL - image).max() < 1e-4
 
 
 def test_neighbours_and_batch_size_change_no_bit_on_the_host_and_hardly_one_on_the_device(resized: Resized) -> None:

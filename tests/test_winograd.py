@@ -191,12 +191,6 @@ def test_not_a_number_stays_one(workers: Workers) -> None:
     assert np.isnan(found[0, 2, 2]).all()
 
 
-def test_images_of_any_layout_are_read_right(workers: Workers) -> None:
-    images = draw((3, 64, 12, 10), 0).transpose(0, 2, 3, 1)
-    segment = Segment([convolution(64, 64)[0]], workers)
-    np.testing.assert_array_equal(segment(images).wait(), segment(np.ascontiguousarray(images)).wait())
-
-
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (30, 45), (90, 61)])
 def test_the_first_convolution_in_the_same_pass_is_the_one_before(size: tuple[int, int], workers: Workers) -> None:
     images, bias = draw((3, *size, 3), 0), draw((64,), 2)
