@@ -222,7 +222,7 @@ class _PixelSemaphore:
 
     @contextmanager
     def for_one_image(self) -> Iterator[Callable[[int], None]]:
-        """Give what waits until there is room for an image of so many pixels. The room is free again afterwards."""
+        """Give what waits until an image of so many pixels fits in; they count until this ends."""
         taken = 0
 
         def admit(pixels: int) -> None:
