@@ -199,6 +199,13 @@ def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_of_its_own_in_each_json_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "MOST_COLUMNS", 2)
+    said = {f"{number}.json": json.dumps({f"n{number}": 1}).encode() for number in range(3)}
+    write_tar(tmp_path / "a.tar", {**dict.fromkeys(("0.png", "1.png", "2.png"), b"x"), **said})
+    assert refused(tmp_path / "a.tar").startswith("data.tar: its .json files have more than 2 names, got ")
+
+
 def end_of(path: Path) -> int:
     """Give where the last member of a tar file ends, its padding included."""
     with tarfile.open(path) as tar:

@@ -59,11 +59,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 
 class TarError(ValueError):
-    """A file is no tar file, a compressed or a damaged one. The text says what is wrong; ``remedy``, what to do."""
-
-    def __init__(self, text: str, remedy: str = "Make it again, or leave it out.") -> None:
-        super().__init__(text)
-        self.remedy = remedy
+    """A file is no tar file, a compressed or a damaged one. The text says what is wrong."""
 
 
 class Member(NamedTuple):
@@ -156,7 +152,7 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
         try:
             listing.add(path, os.path.relpath(path, root).replace(os.sep, "/"))
         except TarError as error:
-            raise DatasetError(f"data.tar: {valid_text(str(error))}, {what} {error.remedy}") from error
+            raise DatasetError(f"data.tar: {valid_text(str(error))}, {what} Make it again, or leave it out.") from error
         except ImageDecodeError as error:
             raise DatasetError(f"data.tar: {error}, {what} Check the path.") from error
         except OSError as error:
@@ -256,7 +252,7 @@ class _Listing:
                 values = self.columns.setdefault(column, [])
                 values += [""] * (row - len(values)) + [cells[column]]
         if len(self.columns) > MOST_COLUMNS:
-            raise TarError(f"its .json files have more than {MOST_COLUMNS:,} names", "Leave some out.")
+            raise TarError(f"its .json files have more than {MOST_COLUMNS:,} names")
         self.names += images
         self.keys += [f"{prefix}/{name}" for name in images] if repeats else images
         self.prefixes += [valid_text(prefix)] * len(images)
@@ -320,8 +316,7 @@ def read_members(file: BinaryIO, without_end: Callable[[], None] = lambda: None)
     start, end = _read(file, 0, 6), os.fstat(file.fileno()).st_size
     for mark, program in _COMPRESSED.items():
         if start.startswith(mark):
-            remedy = f"No image in it can be read alone: decompress it with {program} -d."
-            raise TarError(f"compressed by {program}", remedy)
+            raise TarError(f"compressed by {program}, so that no image in it can be read alone; {program} -d makes a plain one")
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
     offset = -1
