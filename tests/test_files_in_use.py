@@ -19,9 +19,8 @@ import pytest
 from pipeline import open_run
 from pipeline.errors import StoreError
 from pipeline.index import index_run
-from pipeline.store.damage import DamagedError, UnreadableError, damaged
+from pipeline.store.damage import DamagedError, UnreadableError, damaged, system_errno, why_not_read
 from pipeline.store.hdf5_check import UNREAD, check_in_child
-from pipeline.store.read_errors import system_errno, why_not_read
 from pipeline.store.run_folder import open_folder
 from pipeline.store.run_summary import summarise_run
 from pipeline.store.verification import verify_folder

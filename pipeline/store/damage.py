@@ -1,8 +1,14 @@
-"""What a file of the store is said to be that is not as it was written: one place for the words of reader, index and verify."""
+"""Errors of files of a run: damaged, missing, of another run, in use, or not readable. One sentence each, for all who read.
+
+Only bytes that were read and are wrong are damage, and only damage is removed and made again: everything that opens a finished
+shard, the index, a list of images or ``SHA256SUMS`` asks :func:`why_not_read` first.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +16,26 @@ from pathlib import Path
 from ..errors import StoreError, printable
 from ..storage.connection import StorageError
 from ..storage.remote_path import RemotePath
-from .read_errors import UnreadableError as UnreadableError
-from .read_errors import UnsureError as UnsureError
-from .read_errors import why_not_read
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
 # become one of another kind, or a size has become 0.
 HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
-
-
+# What the system says where a file system has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What the system says where there is no file under a name.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+# HDF5's words for a file whose header says that a program writes it, as one that was killed leaves it. There is no error number.
+_MARKED = "file is already open for"
+# Windows has no error number of its own for a lock.
+_LOCKED = "unable to lock file"
+
+_REMEDIES = {
+    errno.ENOMEM: "Free some memory",
+    errno.EACCES: "Change its permissions",
+    errno.EPERM: "Change its permissions",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "Close other programs",
+}
 
 
 class DamagedError(StoreError):
@@ -29,6 +44,60 @@ class DamagedError(StoreError):
 
 class ForeignError(StoreError):
     """A file is whole, and not the one that belongs there: of another run, of other rows, of another program or version."""
+
+
+class UnreadableError(StoreError):
+    """A finished file could not be read. Nothing is known of its bytes, so it must be kept."""
+
+
+class UnsureError(UnreadableError):
+    """A finished file could not be read for want of memory, which a damaged length causes too: only its digest can tell."""
+
+
+def system_errno(error: BaseException) -> int:
+    """Return the system's error number behind an error, 0 where there is none.
+
+    h5py sets ``errno`` on an OSError alone. In a KeyError or RuntimeError of the same cause, and where HDF5 cannot close or flush
+    a file, only the message has it. Source: h5py 3.14 with reads that fail with EIO, ESTALE and ENOMEM.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"errno = (\d+)", str(error))
+    return int(found[1]) if found else 0
+
+
+def why_not_read(path: Path, part: str, error: BaseException) -> UnreadableError | None:
+    """Return the one-line error for a read that another program or the system prevented.
+
+    Args:
+        path: Of the file, for the message.
+        part: Of the file that was being read, likewise: ``the HDF5 file``; empty: all of it.
+        error: What h5py, HDF5 or the system raised.
+
+    Returns:
+        None where bytes were read and are wrong: h5py gives no error number for those.
+    """
+    number, words = system_errno(error), str(error)
+    kept = "then run the command again. It is kept as it is."
+    where = f"{path}: {printable(part, 1000)} cannot be read" if part else f"{path}: cannot be read"
+    if number == errno.EAGAIN or isinstance(error, BlockingIOError) or (number == errno.EACCES and _LOCKED in words):
+        return UnreadableError(
+            f"{path}: in use by another program, got a lock on the file. Expected no program that has it open for writing. "
+            f"Close it there, {kept}"
+        )
+    if _MARKED in words:
+        return UnreadableError(
+            f"{path}: in use by another program, or left open by one that was killed, got a file marked as open for writing. "
+            f"Expected no such mark. Close it there, or remove the mark with `h5clear -s`, {kept}"
+        )
+    if number:
+        return UnreadableError(
+            f"{where}, got {os.strerror(number)} ({errno.errorcode.get(number, number)}). Expected a file that can be read. "
+            f"{_REMEDIES.get(number, 'Check the disk or the network')}, {kept}"
+        )
+    if isinstance(error, MemoryError):
+        return UnsureError(f"{where}, got MemoryError. Expected enough memory. Free some memory, {kept}")
+    return None
 
 
 def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableError:
@@ -72,7 +141,7 @@ def reading(path: Path, part: str) -> Iterator[None]:
 
 
 def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
-    """Gives the one line for a shard whose run digest is not that of the run."""
+    """Return the one-line error for a shard whose run digest is not that of the run."""
     return ForeignError(
         f"{path}: a shard of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
         f"Put the run's own shard back, or remove this one and run the extraction again."
@@ -80,7 +149,7 @@ def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
 
 
 def missing_shard(path: Path, there: int, count: int) -> StoreError:
-    """Gives the one line for a shard that is not there."""
+    """Return the one-line error for a shard that is not there."""
     return StoreError(
         f"{path}: the shard is missing, got {there} of {count} shards. Expected "
         f"all of them. Put it back, or run the extraction again: only what is missing is made again."
@@ -88,7 +157,7 @@ def missing_shard(path: Path, there: int, count: int) -> StoreError:
 
 
 def unfinished(folder: Path, there: int, count: int, index_name: str) -> StoreError:
-    """Gives the one line for a run folder that has shards and no index."""
+    """Return the one-line error for a run folder that has shards and no index."""
     return StoreError(
         f"{folder}: the run is not finished, got {there} of {count} shards and no {index_name}. Expected both. "
         f"Run the extraction again to go on, or open a single shard."
@@ -96,7 +165,7 @@ def unfinished(folder: Path, there: int, count: int, index_name: str) -> StoreEr
 
 
 def no_run(folder: Path, index_name: str) -> StoreError:
-    """Gives the one line for a folder without anything of a run."""
+    """Return the one-line error for a folder without anything of a run."""
     return StoreError(
         f"{folder}: not a run folder, got no {index_name}. Expected what an extraction has written. "
         f"Give the folder that was named by name=..., usually outputs/<name>."
@@ -104,7 +173,7 @@ def no_run(folder: Path, index_name: str) -> StoreError:
 
 
 def not_a_file(path: Path, what: str) -> ForeignError:
-    """Gives the one line for a link or a special file under the name of a file of the run."""
+    """Return the one-line error for a link or a special file under the name of a file of the run."""
     return ForeignError(
         f"{path}: not a file of the run, got {what}. Expected the file or folder itself, as this program has written it. "
         f"Put it there, or move what is there away and run the extraction again."
@@ -112,7 +181,7 @@ def not_a_file(path: Path, what: str) -> ForeignError:
 
 
 def does_not_fit(where: str, rows: int, size_bytes: int) -> StoreError:
-    """Gives the one line for rows that the memory has no room for."""
+    """Return the one-line error for rows that the memory has no room for."""
     return StoreError(
         f"{where}: no room in memory, got {rows} rows of {size_bytes} bytes together. Expected fewer. Read some rows at a time, "
         f"for instance [0:100]."
@@ -120,7 +189,7 @@ def does_not_fit(where: str, rows: int, size_bytes: int) -> StoreError:
 
 
 def no_folder(path: Path) -> StoreError:
-    """Gives the one line for something else than a folder where a run folder was named."""
+    """Return the one-line error for something else than a folder where a run folder was named."""
     return StoreError(
         f"{path}: not a run folder, got a file, a pipe or a device. Expected the folder that an extraction has written. "
         f"Give the folder that was named by name=..., usually outputs/<name>."
@@ -140,7 +209,7 @@ def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
 
 
 def extra_file(path: Path, example: str, count: int) -> ForeignError:
-    """Gives the one line for a file with the name of a shard that the run does not have."""
+    """Return the one-line error for a file with the name of a shard that the run does not have."""
     return ForeignError(
         f"{path}: not in this run's plan of {count} shards, got an extra file. Expected {example} and its like. "
         f"Move it away, or use output.existing=replace."
@@ -148,7 +217,7 @@ def extra_file(path: Path, example: str, count: int) -> ForeignError:
 
 
 def missing_list(path: Path) -> StoreError:
-    """Gives the one line for a list of images that is not there."""
+    """Return the one-line error for a list of images that is not there."""
     return StoreError(
         f"{path}: the list of images is missing, got no such file. Expected one a part of the run. "
         f"Put it back, or run the extraction again, which writes it anew."
@@ -156,7 +225,7 @@ def missing_list(path: Path) -> StoreError:
 
 
 def damaged_list(path: Path) -> DamagedError:
-    """Gives the one line for a list of images that cannot be read, or does not agree with the digest that it has within."""
+    """Return the one-line error for a list of images that cannot be read, or does not agree with its own digest."""
     return DamagedError(
         f"{path}: the list of images is damaged, got no list that agrees with its own digest. Expected the bytes that were "
         f"written. Put it back, or run the extraction again, which writes it anew."
@@ -164,7 +233,7 @@ def damaged_list(path: Path) -> DamagedError:
 
 
 def list_of_another_run(path: Path, found: str, expected: str) -> ForeignError:
-    """Gives the one line for a list of images whose run digest is not that of the shards of its part."""
+    """Return the one-line error for a list of images whose run digest is not that of the shards of its part."""
     return ForeignError(
         f"{path}: a list of images of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
         f"Put the run's own list back, or remove this one and run the extraction again."
@@ -172,7 +241,7 @@ def list_of_another_run(path: Path, found: str, expected: str) -> ForeignError:
 
 
 def unfinished_extension(folder: Path, index_name: str, stop: int, rows: int, is_whole: bool) -> StoreError:
-    """Gives the one line for an index over the rows before an extension that was stopped on the way."""
+    """Return the one-line error for an index over the rows before an extension that was stopped on the way."""
     whole = ", which are whole and unchanged" * is_whole
     return StoreError(
         f"{folder}: an extension of the run is not finished, got {index_name} over the first {stop} of {rows} rows{whole}. "
@@ -181,7 +250,7 @@ def unfinished_extension(folder: Path, index_name: str, stop: int, rows: int, is
 
 
 def changed(path: Path, found: str, expected: str, has_data: bool) -> StoreError:
-    """Gives the one line for a file whose digest differs though nothing that it holds is found wrong.
+    """Return the one-line error for a file whose digest differs though nothing that it holds is found wrong.
 
     Args:
         path: Of the file.
@@ -194,28 +263,28 @@ def changed(path: Path, found: str, expected: str, has_data: bool) -> StoreError
 
 
 def wrong_line(path: Path, number: int, text: str) -> StoreError:
-    """Gives the one line for a line of ``SHA256SUMS`` that is none."""
+    """Return the one-line error for a line of ``SHA256SUMS`` that is none."""
     return _wrong_digest(path, f"line {number} is damaged, got {text[:120]!r}")
 
 
 def unlikely_digest(path: Path, name: str, found: str, expected: str) -> StoreError:
-    """Gives the one line for a digest of which only some digits are wrong: the file cannot have changed it so."""
+    """Return the one-line error for a digest of which only some digits are wrong: the file cannot have changed it so."""
     places = sum(one != other for one, other in zip(found, expected, strict=True))
     return _wrong_digest(path, f"the digest of {name} is damaged, got {places} of {len(found)} digits other than the file's")
 
 
 def without_line(path: Path, name: str) -> StoreError:
-    """Gives the one line for a file that ``SHA256SUMS`` does not know."""
+    """Return the one-line error for a file that ``SHA256SUMS`` does not know."""
     return _wrong_digest(path, f"there is no line for {name}, got a file that nobody can say to be unchanged")
 
 
 def stray_line(path: Path, name: str) -> StoreError:
-    """Gives the one line for a line of ``SHA256SUMS`` that names nothing."""
+    """Return the one-line error for a line of ``SHA256SUMS`` that names nothing."""
     return _wrong_digest(path, f"a line names a file that is not of the run, got {name[:120]!r}")
 
 
 def lost_file(path: Path, digests_name: str) -> StoreError:
-    """Gives the one line for a file that has a line in ``SHA256SUMS`` and is not there."""
+    """Return the one-line error for a file that has a line in ``SHA256SUMS`` and is not there."""
     return StoreError(
         f"{path}: the file is missing, got a line in {digests_name} and no file. Expected both. "
         f"Put it back, or run the extraction again, which writes it anew."

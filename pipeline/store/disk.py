@@ -17,8 +17,8 @@ from ..storage.mirror import make_private
 from ..storage.remote_path import RemotePath
 from ..storage.sending import UPLOADS_AT_ONCE, UPLOADS_WAITING
 from . import remote
+from .damage import system_errno
 from .format import PARTIAL_SUFFIX
-from .read_errors import system_errno
 
 # Of a run at an address: shards that are whole and not yet on their way, besides two that are being made.
 SHARDS_FINISHING = 2

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import Manifest, Part, RunSpec, digest_identity, digest_images
 from . import disk, format
+from .damage import UnreadableError, UnsureError, why_not_read
 from .digests import Digests
 from .file_checks import require_file
-from .read_errors import UnreadableError, UnsureError, why_not_read
 
 # A line of so many rows is some megabytes: a manifest of millions never lies in memory twice.
 ROWS_A_LINE = 1 << 15

@@ -18,9 +18,9 @@ import numpy as np
 from ..errors import StoreError
 from ..records import FeatureSpec, LayerSpec, Manifest, Part, RunSpec, ShardSpec, plan_shards
 from . import damage, disk, format, remote, tables
+from .damage import UnreadableError
 from .file_checks import require_own_shards
 from .manifest_file import PartManifest, read_manifest
-from .read_errors import UnreadableError
 
 # Missing shards that are named.
 NAMED = 3
