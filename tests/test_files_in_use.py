@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from pipeline import open_run
 from pipeline.errors import StoreError
 from pipeline.index import index_run
-from pipeline.store.damage import DamagedError, UnreadableError, damaged, system_errno, why_not_read
+from pipeline.store import tables
+from pipeline.store.damage import NO_LOCKS, DamagedError, UnreadableError, damaged, system_errno, why_not_read
 from pipeline.store.hdf5_check import UNREAD, check_in_child
 from pipeline.store.run_folder import open_folder
 from pipeline.store.run_summary import summarise_run
@@ -260,6 +262,25 @@ def test_a_file_that_the_system_does_not_let_us_ask_for_is_named_and_kept(
         resume(folder, existing)
     monkeypatch.undo()
     assert bytes_of(folder) == before
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_a_file_system_without_locks_is_read_without_and_that_is_said_once(
+    whole: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = h5py.File
+
+    class Unlocked(file):  # type: ignore[misc]
+        def __init__(self, source: Any, mode: str, *, locking: bool = True) -> None:
+            if locking:
+                raise OSError(number, f"Unable to lock file (unable to lock file, errno = {number})")
+            super().__init__(source, mode, locking=False)
+
+    expected = open_run(whole)["relu4_1"][:]
+    tables._say_no_locks.cache_clear()
+    monkeypatch.setattr(h5py, "File", Unlocked)
+    np.testing.assert_array_equal(open_run(whole)["relu4_1"][:], expected)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["no locks"]
 
 
 def test_what_h5py_raises_is_told_apart_by_the_error_number_and_not_by_its_class(tmp_path: Path) -> None:

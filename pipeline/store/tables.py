@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -20,14 +23,15 @@ from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_s
 from ..storage.remote_path import RemotePath
 from . import format
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
+from .damage import NO_LOCKS, ForeignError, UnreadableError, of_another_run, reading, system_errno, unreadable
 from .damage import DamagedError as DamagedError
-from .damage import ForeignError, UnreadableError, of_another_run, reading, unreadable
 from .damage import damaged as damaged
 from .file_checks import check_tree, own_node, require_file
 from .manifest_file import checked_parts
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
+_log = logging.getLogger(__name__)
 _TEXT = h5py.string_dtype("utf-8")
 
 
@@ -203,7 +207,7 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
     except OSError as error:
         raise unreadable(path, error) from error
     try:
-        opened = h5py.File(source, "r")
+        opened = _open_by_hdf5(source)
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the HDF5 file", error) from error
     try:
@@ -245,6 +249,22 @@ def hdf5_source(path: Path) -> Any:
     return path
 
 
+def _open_by_hdf5(source: Any) -> h5py.File:
+    """Open a file for reading; without a lock where the file system has none."""
+    try:
+        return h5py.File(source, "r")
+    except OSError as error:
+        if system_errno(error) not in NO_LOCKS:
+            raise
+        _say_no_locks(os.strerror(system_errno(error)))
+        return h5py.File(source, "r", locking=False)
+
+
+@functools.cache
+def _say_no_locks(words: str) -> None:
+    _log.warning("no locks: the file system has none (%s); files are read without, while nobody should write them", words)
+
+
 def is_foreign(path: Path) -> bool:
     """Tell whether this is a whole HDF5 file of another program; of what is damaged nobody can tell.
 
@@ -253,7 +273,7 @@ def is_foreign(path: Path) -> bool:
     """
     try:
         require_file(path)
-        with reading(path, "the HDF5 file"), h5py.File(hdf5_source(path), "r") as file:
+        with reading(path, "the HDF5 file"), _open_by_hdf5(hdf5_source(path)) as file:
             return bool(file.attrs.get("format") != format.FORMAT)
     except UnreadableError:
         raise
