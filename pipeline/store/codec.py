@@ -87,21 +87,6 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[np.floating], de
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def decode_into(data: NDArray[np.uint8], into: NDArray[np.floating]) -> None:
-    """Decode a deflated chunk into its place.
-
-    Args:
-        data: As stored.
-        into: The chunk, or the part of a larger array that is to hold it; stored dtype, C order.
-
-    Raises:
-        DecodeError: The stream is damaged.
-        ValueError: It has another length.
-    """
-    target = into.reshape(-1).view(np.uint8)
-    target[:] = np.frombuffer(inflate(data, len(target)), np.uint8)
-
-
 def inflate(data: bytes | NDArray[np.uint8], length_bytes: int, spare_bytes: int = 0) -> bytes:
     """Return the content of a zlib stream that must hold so many bytes; take memory for no more, whatever it holds.
 

@@ -267,12 +267,6 @@ def wrong_line(path: Path, number: int, text: str) -> StoreError:
     return _wrong_digest(path, f"line {number} is damaged, got {text[:120]!r}")
 
 
-def unlikely_digest(path: Path, name: str, found: str, expected: str) -> StoreError:
-    """Return the one-line error for a digest of which only some digits are wrong: the file cannot have changed it so."""
-    places = sum(one != other for one, other in zip(found, expected, strict=True))
-    return _wrong_digest(path, f"the digest of {name} is damaged, got {places} of {len(found)} digits other than the file's")
-
-
 def without_line(path: Path, name: str) -> StoreError:
     """Return the one-line error for a file that ``SHA256SUMS`` does not know."""
     return _wrong_digest(path, f"there is no line for {name}, got a file that nobody can say to be unchanged")

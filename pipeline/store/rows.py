@@ -131,7 +131,6 @@ class _StoredLayer:
 
     Attributes:
         row_shape: (h, w, c); None at native size.
-        dtype: Of the values.
         tables: One for all rows; at native size one a row. None where HDF5 must read them, or the row failed; an error where the
             row is damaged.
         failed: (rows,) whether the image failed.
@@ -140,7 +139,6 @@ class _StoredLayer:
     """
 
     row_shape: tuple[int, ...] | None
-    dtype: np.dtype[np.floating]
     tables: tuple[ChunkTable | StoreError | None, ...]
     failed: NDArray[np.bool_]
     checksums: NDArray[np.uint32]
@@ -268,15 +266,6 @@ class ShardRows:
         step = table.chunk[0] if isinstance(table, ChunkTable) else 1
         return (range(first, min(self._shard.rows, first + step)) for first in range(0, self._shard.rows, step))
 
-    def size_bytes(self, name: str, group: range) -> int:
-        """Return the bytes of the values of one of :meth:`groups`; 0 where a damaged file does not tell."""
-        layer = self._layer(name)
-        with suppress(StoreError):
-            table, _ = layer.locate(group.start)
-            shape = layer.row_shape or (table.shape[1:] if table is not None else (0,))
-            return len(group) * math.prod(shape) * layer.dtype.itemsize
-        return 0
-
     def unexpected(self, name: str) -> tuple[str, ...]:
         """Return the names of what lies in a layer at native size and is no row that is ok."""
         return self._layer(name).unexpected
@@ -384,24 +373,18 @@ class ShardRows:
             try:
                 node = own_node(file["features"], name)
                 checksums = tables.read_checksums(file, path, name)
-                dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
                 if checksums.shape != (shard.rows,):
                     raise ValueError(f"checksums of shape {checksums.shape}")
                 if isinstance(node, h5py.Group):
-                    return self._load_native(name, node, dtype, failed, checksums)
+                    return self._load_native(name, node, failed, checksums)
                 if node.is_virtual or len(node) != shard.rows:
                     raise ValueError(f"shape {node.shape} for {shard.rows} rows")
-                return _StoredLayer(node.shape[1:], dtype, (_read_table(node),), failed, checksums, ())
+                return _StoredLayer(node.shape[1:], (_read_table(node),), failed, checksums, ())
             except HDF5_READ_ERRORS as error:
                 raise damaged(path, f"layer {name}", error) from error
 
     def _load_native(
-        self,
-        name: str,
-        group: h5py.Group,
-        dtype: np.dtype[np.floating],
-        failed: NDArray[np.bool_],
-        checksums: NDArray[np.uint32],
+        self, name: str, group: h5py.Group, failed: NDArray[np.bool_], checksums: NDArray[np.uint32]
     ) -> _StoredLayer:
         found: list[ChunkTable | StoreError | None] = [None] * self._shard.rows
         names = {int(row): format.native_name(self._shard.first + int(row)) for row in np.flatnonzero(~failed)}
@@ -413,7 +396,7 @@ class ShardRows:
                 found[row] = _read_table(node)
             except HDF5_READ_ERRORS as error:
                 found[row] = self._damaged(name, row, error)
-        return _StoredLayer(None, dtype, tuple(found), failed, checksums, tuple(sorted({*group} - {*names.values()})))
+        return _StoredLayer(None, tuple(found), failed, checksums, tuple(sorted({*group} - {*names.values()})))
 
     def _damaged(self, name: str, row: int, got: object, last: int | None = None) -> StoreError:
         try:
