@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from .errors import OptionError, nearest
 from .network.layers import NETWORKS, WINOGRAD, plan_features, resolve_layers
-from .sharding import Share
+from .records import Share
 from .storage.address import Address, is_address, require_reachable, to_address
 from .storage.mirror import mirror_of, scratch_for
 from .storage.remote_path import RemotePath, expanded, place

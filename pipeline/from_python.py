@@ -120,8 +120,8 @@ def extract_features(
     values = nested({**defaults(), **{name: _plain(value) for name, value in given.items()}})
     checked = check_options(values)
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
-    assemble = undisturbed(lambda: importlib.import_module("pipeline.assemble"))
-    assemble.run(checked, to_yaml(values), quiet=quiet)
+    job = undisturbed(lambda: importlib.import_module("pipeline.job"))
+    job.run(checked, to_yaml(values), quiet=quiet)
     from .store.reader import open_run
 
     return open_run(checked.folder)

@@ -8,8 +8,8 @@ from itertools import zip_longest
 
 from .config import DataOptions, tar_folder
 from .errors import OptionError
-from .journal import LOGGER as _log
 from .network.start import load_tensorflow
+from .progress import LOGGER as _log
 from .records import Manifest, digest_images
 from .storage.address import Address
 

@@ -25,10 +25,9 @@ def index_run(folder: Path) -> Report:
         DatasetError: All images have failed, or more than the run's options allow.
     """
     from .config import flat
-    from .finishing import Ending, Made, finish_run, index_is_whole
-    from .journal import LOGGER, to_file, to_terminal
-    from .publishing import write_text
-    from .report import Stopwatch
+    from .job import finish_run, write_text
+    from .progress import LOGGER, log_to_file, log_to_terminal
+    from .report import Made, Stopwatch
     from .show import parse_config
     from .store import format, remote
     from .store.digests import Digests
@@ -40,20 +39,17 @@ def index_run(folder: Path) -> Report:
     remote.look_anew(folder)
     files_to_check(folder)  # for its refusals
     watch = Stopwatch()
-    with to_terminal() as kept_lines:
+    with log_to_terminal() as kept_lines:
         hold = take_lock(folder)
         try:
             spec = read_run_spec(folder)
             LOGGER.info("shards: all %d are there, %d rows", len(spec.shards()), len(spec.manifest))
-            with to_file(folder / format.log_name(), kept_lines):
+            with log_to_file(folder / format.log_name(), kept_lines):
                 text = str(spec.attributes["config"])
                 gather_digests(folder, spec)
                 if not Digests(folder).agrees("config.yaml"):
                     write_text(folder / "config.yaml", text)
-                options = flat(parse_config(text))
-                fraction = options.get("data.max_failed_fraction", 1.0)
-                ending = Ending(Made(), watch, options, float(fraction) if isinstance(fraction, (int, float)) else 1.0)
-                return finish_run(folder, spec, ending, index_is_whole(folder, spec))
+                return finish_run(folder, spec, flat(parse_config(text)), Made(), watch)
         finally:
             hold.release()
 

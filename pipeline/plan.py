@@ -1,4 +1,7 @@
-"""From options, manifest and weights to the plan of a run: what is stored, in which shards, what identifies it. No TensorFlow."""
+"""What a run is: what is stored of each image, how many images a shard holds, and the options that identify it. No TensorFlow.
+
+How shards follow from that, and the digest, are in :class:`pipeline.records.RunSpec`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import AUTO, Options
+from .config import AUTO, DataOptions, Options
 from .network.layers import choose_backend, layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
@@ -24,7 +27,7 @@ LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "is
 
 
 def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Sequence[LayerSpec], config_yaml: str) -> RunSpec:
-    """Plans a run.
+    """Plan a run.
 
     Args:
         options: The user's.
@@ -56,11 +59,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
     }
     if data.size_px is not None:
         # At native size nothing is resized, so these cannot change a number.
-        identity |= {
-            "data.resize": data.resize,
-            "data.interpolation": data.interpolation,
-            "data.decode": data.decode,
-        }
+        identity |= {"data.resize": data.resize, "data.interpolation": data.interpolation, "data.decode": data.decode}
         if data.decode == "fast":
             # Before there was such a line, means of neighbouring samples were.
             identity["JPEGs reduced by"] = "lowest frequencies"
@@ -69,7 +68,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "network": network.name,
         "weights": weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}",
         "weights_sha256": weights.sha256,
-        "preprocess": _preprocess_words(options),
+        "preprocess": _preprocess_words(data),
         "compression": output.compression,
         "data_root": manifest.root,
         **({"data_source": manifest.source.kind} if manifest.source else {}),
@@ -82,21 +81,20 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
 
 
 def _pooling_identity(options: Options, weights: Weights, deepest: LayerSpec) -> dict[str, str]:
-    """Gives what of the pooling can change a number: nothing before the first pooling layer, the padding only at odd sides."""
+    """Return what of the pooling can change a number: nothing before the first pooling layer, the padding only at odd sides."""
     name, size_px = options.network.name, options.data.size_px
-    if not any(layer.kind == "pool" for layer in layer_table(name)[: deepest.network_index + 1]):
+    table = layer_table(name)[: deepest.network_index + 1]
+    if not any(layer.kind == "pool" for layer in table):
         return {}
     identity = {"network.pooling": options.network.pooling}
     up, down = (output_shapes(name, size_px, padding) if size_px else {} for padding in ("same", "valid"))
-    if size_px is None or any(
-        up.get(layer.name) != down.get(layer.name) for layer in layer_table(name)[: deepest.network_index + 1]
-    ):
+    if size_px is None or any(up.get(layer.name) != down.get(layer.name) for layer in table):
         identity["network.pool_padding"] = weights.pool_padding
     return identity
 
 
 def versions() -> dict[str, str]:
-    """Gives the version of Python, of this program and of the libraries that may show in the results."""
+    """Return the version of Python, of this program and of the libraries that may show in the results."""
     found = {"python": platform.python_version()}
     for name in ("deep-feature-pipeline", *LIBRARIES):
         try:
@@ -115,8 +113,7 @@ def _row_bytes(features: Sequence[FeatureSpec], dtype: str, manifest: Manifest) 
     return int(pixels * values_per_pixel * format.ITEMSIZE_BYTES[dtype])
 
 
-def _preprocess_words(options: Options) -> str:
-    data = options.data
+def _preprocess_words(data: DataOptions) -> str:
     if data.size_px is None:
         return "RGB 0..255, native size, minus mean_pixel"
     height, width = data.size_px

@@ -1,12 +1,16 @@
-"""How far a run is: a bar on a terminal, a line every half minute elsewhere; and the end of a run in which too much fails."""
+"""What a run says while it goes on: log lines on the terminal and in ``run.log``, a bar, failed images, the size it will have."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from logging.handlers import MemoryHandler
+from pathlib import Path
 from types import TracebackType
 
 from tqdm import TqdmWarning
@@ -17,100 +21,214 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
-from .errors import DatasetError
-from .journal import LOGGER, can_draw
-from .records import ImageStatus
+from .errors import DatasetError, PipelineError
+from .records import ImageStatus, RunSpec
+from .report import words_for_bytes
+from .store import disk, format
+
+# All modules log below this name.
+LOGGER = logging.getLogger("pipeline")
 
 LINE_EVERY_SECONDS = 30.0
 # Failed images that are named while the run goes on.
 FAILURES_SAID = 20
-# Characters of a key in a line: a stranger's list may name megabytes.
+# Characters of a key in a line: a list may have a name of megabytes.
 LONGEST_KEY = 300
+# Of the activations handed over so far, how many must have been encoded for their ratio to be that of all.
+ENCODED_ENOUGH = 0.5
+# Where less is left than this part of the run, its size is not estimated any more.
+LITTLE_LEFT = 0.2
 
-_log = logging.getLogger(__name__)
+_is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+
+
+def can_draw() -> bool:
+    """Return whether a bar may be drawn: on a terminal, or in a notebook, whose kernel says of its stderr that it is none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return not _is_quiet.get() and (sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", {}))
+
+
+@contextmanager
+def log_to_terminal(quiet: bool = False) -> Iterator[MemoryHandler]:
+    """Send lines to stderr, as they are, and keep them for :func:`log_to_file`.
+
+    Args:
+        quiet: Whether only warnings are sent, and no bar is drawn.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    kept = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    token = _is_quiet.set(quiet)
+    try:
+        with _attached(handler), _attached(kept):
+            yield kept
+    finally:
+        _is_quiet.reset(token)
+
+
+@contextmanager
+def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
+    """Append lines with their time to a file: those kept so far, and all that follow; last, what ended the run.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise disk.write_error(path, error) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # A full disk stops the run by its own error; that the log cannot be written then is no news.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    for record in kept.buffer:
+        handler.handle(record)
+    with _attached(handler):
+        try:
+            yield
+        except BaseException as error:
+            # For the file alone: the command says it on the terminal.
+            text = str(error) if isinstance(error, PipelineError) else f"stopped by {type(error).__name__} {error}".strip()
+            handler.handle(LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, text, (), None))
+            raise
+
+
+@contextmanager
+def _attached(handler: logging.Handler) -> Iterator[None]:
+    before = LOGGER.level, LOGGER.propagate
+    LOGGER.setLevel(logging.INFO)
+    # A program that runs a job from Python may have handlers of its own at the root; lines must not come twice.
+    LOGGER.propagate = False
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before[0])
+        LOGGER.propagate = before[1]
+        with suppress(OSError):
+            handler.close()
 
 
 class Progress:
-    """Counts rows as they are done.
+    """Counts rows as they are done: by a bar on a terminal, by a line every half minute elsewhere.
 
     Args:
-        keys: Of all rows of the run.
+        folder: The run folder.
+        spec: The run.
+        rows: To be made by this process.
         rows_before: Finished by an earlier run.
         errors_before: Why some of these failed.
         max_failed_fraction: The run stops when more than this share of all rows has failed.
-        rows: That are to be done by this process, those before among them; None: all of the run.
     """
 
     def __init__(
         self,
-        keys: Sequence[str],
-        rows_before: int,
-        errors_before: Sequence[str],
-        max_failed_fraction: float,
-        rows: int | None = None,
+        folder: Path,
+        spec: RunSpec,
+        rows: int,
+        rows_before: int = 0,
+        errors_before: Sequence[str] = (),
+        max_failed_fraction: float = 1.0,
     ) -> None:
-        rows = len(keys) if rows is None else rows
-        self._rows = rows
-        self._keys = keys
-        self._said = 0
-        self._done = rows_before
-        self._before = rows_before
-        self._failed = len(errors_before)
-        self._fraction = max_failed_fraction
+        self._folder, self._spec, self._rows = folder, spec, rows
+        self._failed, self._fraction = len(errors_before), max_failed_fraction
         self._example = next(iter(errors_before), "")
+        self._done = self._said = self._bytes = 0
+        # Nothing to find out: it has been said before the first image.
+        self._is_size_said = spec.compression == "none" and all(feature.shape for feature in spec.features)
         self._began = self._last_line = time.monotonic()
         self._draws = can_draw()
-        self._above = ExitStack()
-        self._bar = tqdm(total=rows, initial=rows_before, unit="img", disable=not self._draws, dynamic_ncols=True, smoothing=0.05)
+        self._stack = ExitStack()
+        self._before, whole = rows_before, rows_before + rows
+        self._bar = tqdm(
+            total=whole, initial=rows_before, unit="img", disable=not self._draws, dynamic_ncols=True, smoothing=0.05
+        )
 
-    def count(self, rows: int, failed: Sequence[ImageStatus]) -> None:
-        """Counts rows that are done.
+    def count(self, statuses: Sequence[ImageStatus], values: int, bytes_raw: int, bytes_stored: int) -> None:
+        """Count rows that are done.
 
         Args:
-            rows: How many.
-            failed: Those of them that failed.
+            statuses: Of these rows.
+            values: Of their activations, how many numbers.
+            bytes_raw: Activations that have been encoded so far, of all rows, before compression.
+            bytes_stored: The same, after.
 
         Raises:
             DatasetError: More than the allowed share of images has failed.
         """
-        self._done += rows
+        failed = [status for status in statuses if status.error]
+        self._done += len(statuses)
         self._failed += len(failed)
+        self._bytes += values * format.ITEMSIZE_BYTES[self._spec.dtype]
         self._bar.set_postfix({"failed": self._failed}, refresh=False)
-        self._bar.update(rows)
+        self._bar.update(len(statuses))
         for status in failed:
             self._example = status.error
             self._say_failed(status)
-        refuse_failures(self._failed, len(self._keys), self._fraction, self._example)
+        refuse_failures(self._failed, len(self._spec.manifest), self._fraction, self._example)
         now = time.monotonic()
         if not self._draws and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
-            rate = (self._done - self._before) / (now - self._began)
-            left = (self._rows - self._done) / rate if rate > 0 else 0.0
-            _log.info(
+            rate = self._done / (now - self._began)
+            LOGGER.info(
                 "%d of %d images, %d failed, %.2f images/s, %s left",
-                *(self._done, self._rows, self._failed, rate, clock(left)),
+                *(self._before + self._done, self._before + self._rows, self._failed, rate),
+                clock((self._rows - self._done) / rate),
             )
+        if not self._is_size_said:
+            self._estimate(bytes_raw, bytes_stored)
 
     def _say_failed(self, status: ImageStatus) -> None:
         if self._said < FAILURES_SAID:
-            _log.warning("failed: %r: %s", self._keys[status.index][:LONGEST_KEY], status.error)
+            LOGGER.warning("failed: %r: %s", self._spec.manifest.keys[status.index][:LONGEST_KEY], status.error)
         elif self._said == FAILURES_SAID:
-            _log.warning("failed: further ones are only counted here; all reasons are in /images/error")
+            LOGGER.warning("failed: further ones are only counted here; all reasons are in /images/error")
         self._said += 1
+
+    def _estimate(self, bytes_raw: int, bytes_stored: int) -> None:
+        """Say once what the run will take on the disk, from the first features that have been encoded."""
+        if self._rows - self._done < LITTLE_LEFT * self._rows:
+            self._is_size_said = True
+        elif bytes_raw and bytes_raw >= ENCODED_ENOUGH * self._bytes:
+            self._is_size_said = True
+            raw = self._bytes / self._done * self._rows
+            say_size(self._folder, raw, raw * bytes_stored / bytes_raw, disk.free_bytes(self._folder), bytes_stored)
 
     def __enter__(self) -> Progress:
         if self._draws:
-            # Above the bar. Without one there is nothing to keep clear of, and tqdm would let through what is to be kept quiet.
-            self._above.enter_context(logging_redirect_tqdm([LOGGER]))
+            # Above the bar. Without one tqdm would let through what is to be kept quiet.
+            self._stack.enter_context(logging_redirect_tqdm([LOGGER]))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._above.close()
+        self._stack.close()
         self._bar.close()
 
 
+def say_size(folder: Path, raw_bytes: float, stored_bytes: float, free_bytes: float, bytes_there: float = 0) -> None:
+    """Say what a run will take on the disk, and warn if the disk has less.
+
+    Args:
+        folder: The run folder.
+        raw_bytes: Of its activations.
+        stored_bytes: The same, after compression.
+        free_bytes: Of the disk.
+        bytes_there: Of these, stored already.
+    """
+    total = words_for_bytes(stored_bytes)
+    if stored_bytes < raw_bytes:
+        total += f" after compression, {stored_bytes / raw_bytes:.0%} of {words_for_bytes(raw_bytes)}"
+    LOGGER.info("estimate: about %s; %s free", total, words_for_bytes(free_bytes))
+    if stored_bytes - bytes_there > free_bytes:
+        LOGGER.warning(
+            "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
+            "Free some space, use output.dtype=float16, or another disk with output.dir=...",
+            *(folder, words_for_bytes(free_bytes), words_for_bytes(stored_bytes - bytes_there)),
+        )
+
+
 def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example: str) -> None:
-    """Stops a run in which too much fails.
+    """Stop a run in which too much fails.
 
     Raises:
         DatasetError: More than this share of all rows has failed.
@@ -125,6 +243,6 @@ def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example:
 
 
 def clock(seconds: float) -> str:
-    """Gives ``0:03:20``."""
+    """Return ``0:03:20``."""
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

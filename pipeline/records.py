@@ -1,30 +1,134 @@
-"""The nouns: frozen records that the stages hand to one another. NumPy only; every stage may import this, it imports no stage.
+"""The records that the stages hand to one another, frozen. NumPy only; every stage may import this, it imports no stage.
 
-``Manifest -> Batch -> FeatureBatch -> shard``: a row keeps its ``index`` (row in the run) from one end to the other.
+``Manifest -> Batch -> FeatureBatch -> shard``: a row keeps its ``index`` (row in the run) from one end to the other. A run
+(:class:`RunSpec`) is cut into shards (:class:`ShardSpec`), a function of numbers alone, the same on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .image_records import ImageRecord as ImageRecord
-from .image_records import ImageSource as ImageSource
-from .image_records import Manifest as Manifest
-from .image_records import digest_images as digest_images
-from .sharding import Part as Part
-from .sharding import ShardSpec as ShardSpec
-from .sharding import Share as Share
-from .sharding import plan_shards as plan_shards
-
 OK = "ok"
 FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One row of the manifest: an image that somebody wants features of, whether or not it can be read.
+
+    Attributes:
+        index: Row in the run, from 0.
+        key: The name a person reads: path relative to the data folder, ``/`` on every system. Unique in a run.
+        path: Where the file is, for this machine.
+        label: First folder of the key, or the list's ``label`` column; ``""`` if none.
+        file_bytes: Size of the file when it was listed; 0 where it could not be found.
+        source: What reads it, if it is no local file; then ``path`` is for people, or for this source.
+        place: Which of the source's images it is; -1 where the source has it no longer, or goes by ``path``.
+    """
+
+    index: int
+    key: str
+    path: str
+    label: str
+    file_bytes: int
+    source: ImageSource | None = None
+    place: int = -1
+
+
+class ImageSource(Protocol):
+    """Where images are that are no local files: tar files, a data set, an object store.
+
+    One for all rows, so it must be safe in threads and after a fork; and picklable, small for what it holds: it is sent to every
+    machine that has a share in the run. What it has open, it opens when it is first asked.
+    """
+
+    @property
+    def kind(self) -> str:
+        """One word, stored with the run."""
+
+    def read(self, record: ImageRecord) -> bytes:
+        """Return the bytes of one image.
+
+        Raises:
+            ImageError: It cannot be used; the text begins with ``unreadable``, ``too large`` or ``not a regular file``.
+            OSError: It is missing or cannot be read, as of a file.
+        """
+
+    def modified_seconds(self, record: ImageRecord) -> float:
+        """Return when it was last written, in seconds since 1970; later than now where that is unknown.
+
+        Raises:
+            OSError: It is missing or cannot be asked.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The images of a run, in order: row i of everything that is written is image i of this.
+
+    Stored by column, since a run may have millions of rows.
+
+    Attributes:
+        root: Folder that keys are relative to.
+        keys: (N) unique names, in the order of the run.
+        labels: (N) labels, ``""`` where there is none.
+        file_bytes: (N,) int64, size of each file when it was listed.
+        paths: Where a file is, by index, for those that do not lie at ``root/key``.
+        metadata: Further columns of the list, each (N) strings.
+        skipped: Files passed over while walking a folder: reason -> how many. For the report alone.
+        digest: By :func:`digest_images`; of an extended run, of the rows that its last part has added.
+        source: What reads the images, if they are no local files.
+        places: (N) int64, which of the source's images each row is, -1 where it has it no longer; None where it goes by paths.
+    """
+
+    root: str
+    keys: Sequence[str]
+    labels: Sequence[str]
+    file_bytes: NDArray[np.int64]
+    paths: Mapping[int, str]
+    metadata: Mapping[str, Sequence[str]]
+    skipped: Mapping[str, int]
+    digest: str
+    source: ImageSource | None = None
+    places: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        key, path = self.keys[index], self.paths.get(index)
+        if path is None:
+            path = os.path.join(self.root, key) if self.source is None else f"{self.root}/{key}"  # noqa: PTH118 (a millionfold)
+        place = -1 if self.places is None else int(self.places[index])
+        return ImageRecord(index, key, path, self.labels[index], int(self.file_bytes[index]), self.source, place)
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self[index] for index in range(len(self)))
+
+
+def digest_images(
+    keys: Sequence[str], labels: Sequence[str], file_bytes: NDArray[np.int64], metadata: Mapping[str, Sequence[str]]
+) -> str:
+    """Return the SHA-256, hex, of keys, labels, sizes and metadata."""
+    digest = hashlib.sha256()
+    for name, column in (("key", keys), ("label", labels), *sorted(metadata.items())):
+        # The number of texts and their lengths go before them: no two manifests can run together into the same stream.
+        encoded = [text.encode("utf-8", "surrogateescape") for text in (name, *column)]
+        digest.update(np.fromiter((len(encoded), *map(len, encoded)), "<i8", len(encoded) + 1).tobytes())
+        digest.update(b"".join(encoded))
+        if name == "key":
+            digest.update(file_bytes.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +243,102 @@ class FeatureBatch:
     values: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap.
+
+    Attributes:
+        number: From 0, in its part.
+        count: How many shards the part has.
+        first: Index of its first row.
+        stop: Index after its last row.
+        part: 0 for the images that the run began with, then one for each extension.
+    """
+
+    number: int
+    count: int
+    first: int
+    stop: int
+    part: int = 0
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.number < self.count, self
+        assert 0 <= self.first < self.stop, self
+
+    @property
+    def file_name(self) -> str:
+        """``shard-00000-of-00012.h5``; of an added part ``shard-part001-00000-of-00003.h5``, which sorts after all before."""
+        part = f"part{self.part:03d}-" if self.part else ""
+        return f"shard-{part}{self.number:05d}-of-{self.count:05d}.h5"
+
+    @property
+    def rows(self) -> int:
+        """How many rows it holds."""
+        return self.stop - self.first
+
+
+def plan_shards(stops: Sequence[int], step: int) -> tuple[ShardSpec, ...]:
+    """Return the shards of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
+    return _plan_shards(tuple(stops), step)
+
+
+# Asked for again and again; a million shards take seconds and some hundred MB.
+@lru_cache(maxsize=2)
+def _plan_shards(stops: tuple[int, ...], step: int) -> tuple[ShardSpec, ...]:
+    shards: list[ShardSpec] = []
+    for part, (start, stop) in enumerate(zip((0, *stops), stops, strict=False)):
+        count = -(-(stop - start) // step)
+        shards += [ShardSpec(n, count, start + n * step, min(stop, start + (n + 1) * step), part) for n in range(count)]
+    return tuple(shards)
+
+
+# No more digits than any number of processes has.
+_SHARE = re.compile(r"([0-9]{1,7})(?:/|-of-)([0-9]{1,7})")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several processes makes of a run: every ``count``-th shard, finished or not. Written ``3/8``.
+
+    Attributes:
+        number: From 1.
+        count: Of processes that the run is divided among.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.number <= self.count, self
+
+    @classmethod
+    def of_text(cls, text: str) -> Share | None:
+        """Return the share that is written so, ``3/8`` or ``3-of-8``; None where it is none."""
+        found = _SHARE.fullmatch(text)
+        return cls(int(found[1]), int(found[2])) if found and 1 <= int(found[1]) <= int(found[2]) else None
+
+    def has(self, number: int) -> bool:
+        """Return whether this process makes the shards of this number, in every part of an extended run."""
+        return number % self.count == self.number - 1
+
+    @property
+    def mark(self) -> str:
+        """``3-of-8``: what files of this process alone have in their names."""
+        return f"{self.number}-of-{self.count}"
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+class Part(NamedTuple):
+    """Rows that were planned together. ``digest``: of the run that ends with it; ``stop``: index after its last row."""
+
+    digest: str
+    stop: int
+
+
 def digest_identity(identity: Mapping[str, str]) -> str:
-    """Gives the run digest: SHA-256, hex, of the identity."""
+    """Return the run digest: SHA-256, hex, of the identity."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
 
 
@@ -156,7 +354,7 @@ class RunSpec:
         images_per_shard: Rows a shard; the last of a part may have fewer.
         options: All but the images that can change a number, option -> value as text.
         attributes: Further root attributes of every file: text, or float64 arrays.
-        chosen: Which of the options the program has chosen itself: a run that is there already keeps its own.
+        chosen: Which of the options the program has chosen itself: an existing run keeps its own.
         before: The parts that the last one extends; none for a run that was never extended.
     """
 
@@ -194,7 +392,7 @@ class RunSpec:
         return (*self.before, Part(self.digest, len(self.manifest)))
 
     def shards(self) -> tuple[ShardSpec, ...]:
-        """Gives the shard plan of all parts, a function of their numbers of rows and ``images_per_shard`` alone."""
+        """Return the shards of all parts, a function of their numbers of rows and ``images_per_shard`` alone."""
         return plan_shards([*(part.stop for part in self.before), len(self.manifest)], self.images_per_shard)
 
 
@@ -202,13 +400,13 @@ class Sink(Protocol):
     """Where the loop's results go. The store's writer is one."""
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
-        """Takes what became of some images. Features of an image may come before or after its status."""
+        """Take what became of some images. Features of an image may come before or after its status."""
 
     def put_features(self, features: FeatureBatch) -> None:
-        """Takes activations; may return before they are stored, and blocks while too much is waiting."""
+        """Take activations; may return before they are stored, and blocks while too much is waiting."""
 
     def close(self) -> None:
-        """Finishes all; raises what went wrong in the background."""
+        """Finish all; raise what went wrong in the background."""
 
     def abort(self) -> None:
-        """Drops what is unfinished, leaving no partial file behind."""
+        """Drop what is unfinished, leaving no partial file behind."""

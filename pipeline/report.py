@@ -6,9 +6,9 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ STAGES: dict[str, str] = {
     "other": "everything else",
 }
 
-# Of ``report.json``, which has some kilobytes: a stranger's may have gigabytes.
+# Of ``report.json``, which has some kilobytes.
 MOST_REPORT_BYTES = 4 << 20
 
 
@@ -38,13 +38,13 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self._began = self._last = time.perf_counter()
+        self._last = time.perf_counter()
         self._stack = ["other"]
         self._seconds = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the time inside the ``with`` block for this stage."""
+        """Count the time inside the ``with`` block for this stage."""
         self._turn()
         self._stack.append(name)
         try:
@@ -54,7 +54,7 @@ class Stopwatch:
             self._stack.pop()
 
     def over(self, items: Iterable[Item], name: str) -> Iterator[Item]:
-        """Gives the items, counting the time it takes to get each for this stage."""
+        """Yield the items, counting the time it takes to get each for this stage."""
         iterator = iter(items)
         while True:
             with self.stage(name):
@@ -65,7 +65,7 @@ class Stopwatch:
             yield item
 
     def divide(self, name: str, shares: Mapping[str, float]) -> None:
-        """Gives the time of one stage to others, in proportion: it was spent waiting for those who were at these."""
+        """Give the time of one stage to others, in proportion: it was spent waiting for workers that were at these."""
         self._turn()
         whole, total = self._seconds[name], sum(shares.values())
         if total > 0:
@@ -74,7 +74,7 @@ class Stopwatch:
                 self._seconds[stage] += whole * share / total
 
     def seconds(self) -> dict[str, float]:
-        """Gives the seconds of every stage so far."""
+        """Return the seconds of every stage so far."""
         self._turn()
         return dict(self._seconds)
 
@@ -82,6 +82,38 @@ class Stopwatch:
         now = time.perf_counter()
         self._seconds[self._stack[-1]] += now - self._last
         self._last = now
+
+
+@dataclass(slots=True)
+class Made:
+    """What was made of a run, by this process or by its workers.
+
+    Attributes:
+        device: ``cpu`` or ``gpu``; ``none`` where there was nothing to make.
+        bytes_raw: Activations before compression.
+        bytes_stored: The same, after.
+        encode_seconds: Of threads, summed.
+        write_seconds: Likewise.
+        peak_memory_bytes: Of the process that took most, where workers made it.
+        rows: Of the shards that were made.
+        rows_added: Those of them whose images came after the run had begun.
+        images_per_second: From the first batch asked for to the last shard finished.
+    """
+
+    device: str = "none"
+    bytes_raw: int = 0
+    bytes_stored: int = 0
+    encode_seconds: float = 0.0
+    write_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    rows: int = 0
+    rows_added: int = 0
+    images_per_second: float = 0.0
+
+    def add(self, other: Any) -> None:
+        """Add the bytes and seconds of something else that was made, or of a writer."""
+        for name in ("bytes_raw", "bytes_stored", "encode_seconds", "write_seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,20 +170,15 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Gives the report that :meth:`json` was made of, or that of an earlier version of the program.
+        """Return the report that :meth:`json` was made of, or that of an earlier version of the program.
 
         Raises:
-            ValueError: It is no JSON, or something of it has another type, or a number that no run has.
-            TypeError: It is not that of a report; also KeyError and RecursionError.
+            ValueError: It is no JSON.
+            TypeError: It is not that of a report; also KeyError and AttributeError.
         """
         content = json.loads(text)
-        report = cls(**{part.name: content[part.name] for part in fields(cls) if part.name in content})
-        for part in fields(cls):
-            value = getattr(report, part.name)
-            if not _FITS[str(part.type)](value):
-                raise ValueError(f"{part.name} of another type: {str(value)[:100]}")
-        shapes = {name: None if shape is None else (shape[0], shape[1], shape[2]) for name, shape in report.layers.items()}
-        return replace(report, layers=shapes)
+        content["layers"] = {name: shape and tuple(shape) for name, shape in content["layers"].items()}
+        return cls(**{part.name: content[part.name] for part in fields(cls) if part.name in content})
 
     @property
     def seconds(self) -> float:
@@ -167,17 +194,15 @@ class Report:
     @property
     def bottleneck(self) -> str:
         """Stage of the loop that took longest once images were flowing."""
-        flowing = ("read", "network", "store")
-        # That of an earlier version may lack one.
-        return max(flowing, key=lambda name: self.seconds_by_stage.get(name, 0.0))
+        return max(("read", "network", "store"), key=lambda name: self.seconds_by_stage.get(name, 0.0))
 
     def json(self) -> str:
-        """Gives the report as JSON text."""
+        """Return the report as JSON text."""
         content = {**asdict(self), "seconds": self.seconds, "bottleneck": self.bottleneck}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def summary(self) -> str:
-        """Gives the report as a screenful of words."""
+        """Return the report as a screenful of words."""
         of_it = "rows are those of the run, all else is" if self.index else "all of it is"
         lines = [f"part       {self.part}; {of_it} of this part alone"] if self.part else []
         lines += [f"rows       {self.rows} ({self.rows - self.failed} ok, {self.failed} failed)"]
@@ -198,61 +223,21 @@ class Report:
         lines.append(f"seconds    {self.seconds:.1f} = " + " + ".join(parts))
         if self.rows_now:
             lines.append(f"limit      {self.bottleneck}: {STAGES[self.bottleneck]}")
-        if not self.index:
-            return "\n".join(lines)
-        lines.append(f"results    {self.index}")
-        lines.append(f"page       {self.page}")
-        first = next(iter(self.layers))
-        lines.append(f'open       from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]')
+        if self.index:
+            lines.append(f"results    {self.index}")
+            lines.append(f"page       {self.page}")
+            first = next(iter(self.layers))
+            lines.append(f'open       from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]')
         return "\n".join(lines)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    # NaN is not below anything. What a run counts and measures fits into 63 bits, and what does not cannot be divided.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and _is_number(value)
-
-
-def _is_shape(value: Any) -> bool:
-    return value is None or (isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_whole, value)))
-
-
-def _is_option(value: Any) -> bool:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return all(part is None or isinstance(part, (bool, int, float, str)) for part in values)
-
-
-def _is_mapping(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Mapping) and all(map(_is_text, value)) and all(map(fits, value.values()))
-
-
-# Type of a field of a report -> whether a value is one.
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "str": _is_text,
-    "int": _is_whole,
-    "float": _is_number,
-    "Mapping[str, int]": _is_mapping(_is_whole),
-    "Mapping[str, float]": _is_mapping(_is_number),
-    "Mapping[str, str]": _is_mapping(_is_text),
-    "Mapping[str, tuple[int, int, int] | None]": _is_mapping(_is_shape),
-    "Mapping[str, Any]": _is_mapping(_is_option),
-}
-
-
 def count_causes(errors: Iterable[str]) -> dict[str, int]:
-    """Counts failed rows by the words before the colon of their reason."""
+    """Count failed rows by the words before the colon of their reason."""
     return dict(Counter(error.split(":", 1)[0] for error in errors if error))
 
 
 def words_for_bytes(count: float) -> str:
-    """Gives ``1.6 MB``, ``3.2 TB``: decimal units, as disks are sold."""
+    """Return ``1.6 MB``, ``3.2 TB``: decimal units, as disks are sold."""
     if count < 1000:
         return f"{count:.0f} B"
     units = ("kB", "MB", "GB", "TB", "PB")

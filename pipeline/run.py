@@ -17,7 +17,7 @@ def _run(values: Mapping[str, Any], suffix: str = "") -> None:
     options = check_options(values)
     if values["name"] is None:
         options = replace(options, name=options.name + suffix)
-    from .assemble import run
+    from .job import run
 
     if options.dry_run:
         signals.install("nothing was written.")

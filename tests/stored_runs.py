@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.finishing import index_is_whole
+from pipeline.job import index_is_whole
 from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, Share, digest_images
 from pipeline.store.index_file import build_index
 from pipeline.store.run_folder import open_folder

@@ -14,13 +14,13 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from pipeline.config import check_options
+from pipeline.extract import make_stages
 from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
 from pipeline.network.inference import first_step
 from pipeline.network.layers import resolve_layers
 from pipeline.network.vgg import Network
 from pipeline.plan import plan_run
-from pipeline.stages import make_stages
 
 from .conftest import MEAN_PIXEL
 from .test_command import environment
@@ -131,7 +131,6 @@ tf.config.set_logical_device_configuration(
 )
 from pipeline import extract_features
 from pipeline.network import device, inference
-from pipeline import stages
 images, output, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 common = dict(layers=["relu1_2", "relu3_1"], weights="random", output_dir=output, quiet=True, **options)
 plain = extract_features(images, name="plain", **common)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline import extract_features
-from pipeline.assemble import run as run_all
 from pipeline.config import check_options
 from pipeline.errors import DatasetError, LockedError, NetworkError, OptionError, StoreError
-from pipeline.estimate import Forecast, raw_bytes
+from pipeline.job import run as run_all
+from pipeline.progress import Progress, log_to_terminal
 from pipeline.records import FeatureBatch, ImageStatus
 from pipeline.store import disk
 from pipeline.store.lock import take_lock
@@ -33,7 +33,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: A
     """An empty folder, and weights that need not be drawn anew for each run."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr("pipeline.assemble.load_weights", lambda *arguments, **options: random_weights())
+    monkeypatch.setattr("pipeline.job.load_weights", lambda *arguments, **options: random_weights())
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def images(photographs: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def rehearse(folder: Path, **changes: Any) -> None:
+def dry_run(folder: Path, **changes: Any) -> None:
     """Does what the command does with ``dry_run=true``; everything must be as it was after it."""
     before = snapshot()
     try:
@@ -68,7 +68,7 @@ def extract(folder: Path, **options: Any) -> Any:
 
 def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "bad.jpg").write_text("no image")
-    rehearse(images)
+    dry_run(images)
     lines = capsys.readouterr().err.splitlines()
     assert lines[2:4] == [
         "layer: relu1_1, 32 x 32 x 64 float32, 262.1 kB an image",
@@ -87,7 +87,7 @@ def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.Ca
 
 
 def test_the_estimate_is_what_the_run_takes_then(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rehearse(images)
+    dry_run(images)
     (said,) = re.findall(r"estimate: about (.* kB) after compression", capsys.readouterr().err)
     run = extract(images)
     stored = run._shards.open(0)._file["features/relu1_1"].id.get_storage_size()
@@ -95,7 +95,7 @@ def test_the_estimate_is_what_the_run_takes_then(images: Path, capsys: pytest.Ca
 
 
 def test_of_many_images_a_sample_spread_over_all_is_run(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rehearse(images, batch_size=1)
+    dry_run(images, batch_size=1)
     said = capsys.readouterr().err
     assert "sample: 4 of 6 images, spread evenly; 0 failed" in said
     assert "for 6 images" in said
@@ -106,29 +106,35 @@ def test_of_a_run_that_was_stopped_only_what_is_left_counts(images: Path, capsys
     Path("outputs/x/features.h5").unlink()
     Path("outputs/x/shards/shard-00001-of-00003.h5").rename("outputs/x/shards/shard-00001-of-00003.h5.partial")
     changes: dict[str, Any] = {"output__images_per_shard": 2}
-    rehearse(images, **changes)
+    dry_run(images, **changes)
     said = capsys.readouterr().err
     assert "shard-00001-of-00003.h5.partial: to be removed, since it is unfinished" in said
     assert "resume: 2 of 3 shards are finished, 2 images are left" in said
     assert "sample: all 2 images; 0 failed" in said
     extract(images, images_per_shard=2)
-    rehearse(images, **changes)
+    dry_run(images, **changes)
     assert "estimate: all 6 rows are finished, nothing is left to make" in capsys.readouterr().err
 
 
-def test_an_extension_is_rehearsed_and_refused_as_it_would_be(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_extension_is_tried_and_refused_as_it_would_be(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extract(images)
     shutil.copy(images / "0.jpg", images / "new.jpg")
     with pytest.raises(StoreError, match=r"the images are not those of the run in the folder, got 1 added"):
-        rehearse(images)
-    rehearse(images, output__existing="extend")
+        dry_run(images)
+    dry_run(images, output__existing="extend")
     said = capsys.readouterr().err
     assert "extend: 1 new image after the 6 of the run" in said
     assert "sample: all 1 images; 0 failed" in said
 
 
+def test_workers_are_not_asked(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    dry_run(images, engine__name="ray")
+    assert "dry run: the sample is made by this process alone, and so the estimate is for it" in capsys.readouterr().err
+
+
 def test_native_size_gets_its_size_from_the_sample(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rehearse(images, data__size=None)
+    dry_run(images, data__size=None)
     said = capsys.readouterr().err
     assert "output: 6 images, a size that depends on the images, in " in said
     assert re.search(r"estimate: about [\d.]+ MB after compression, \d\d% of [\d.]+ MB; ", said)
@@ -138,13 +144,13 @@ def test_a_disk_that_is_too_small_is_said_before_and_refused_as_in_the_run(
     images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
-    rehearse(images)
+    dry_run(images)
     said = capsys.readouterr().err
     assert re.search(r"outputs/x: the features will hardly fit, got 1.0 kB free for about [\d.]+ kB. Finished shards are", said)
     with pytest.raises(
-        StoreError, match=r"outputs/x: the features may not fit, got 1.0 kB free for 1.6 MB. Expected room for all"
+        StoreError, match=r"outputs/x: the features may not fit, got 1.0 kB free for 1.6 MB. Expected enough for all"
     ):
-        rehearse(images, output__compression="none")
+        dry_run(images, output__compression="none")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_what_the_run_would_refuse_is_refused(changes: dict[str, Any], kind: Any
     if "runtime__device" in changes:
         shutil.rmtree("outputs")
     with pytest.raises(kind, match=message):
-        rehearse(images, **changes)
+        dry_run(images, **changes)
     with pytest.raises(kind, match=message):
         run_all(check_options(values(**{**QUICK, "data__dir": str(images), **changes})), "")
 
@@ -175,16 +181,16 @@ def test_images_that_changed_are_refused(images: Path) -> None:
     data[-3] ^= 1
     (images / "0.jpg").write_bytes(data)
     with pytest.raises(StoreError, match=r"an image has changed since its features were made"):
-        rehearse(images)
+        dry_run(images)
 
 
 def test_a_run_in_which_all_fail_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in images.iterdir():
         path.write_text("no image")
     with pytest.raises(DatasetError, match=r"all 6 images failed, got e\.g\. .not an image"):
-        rehearse(images)
+        dry_run(images)
     # Of a part of the images nobody can tell.
-    rehearse(images, batch_size=1)
+    dry_run(images, batch_size=1)
     said = capsys.readouterr().err
     assert "sample: no image of it can be used, so nothing can be said of the rest" in said
     assert "estimate" not in said
@@ -193,7 +199,7 @@ def test_a_run_in_which_all_fail_is_refused(images: Path, capsys: pytest.Capture
 def test_too_many_failures_are_refused(images: Path) -> None:
     (images / "0.jpg").write_text("no image")
     with pytest.raises(DatasetError, match=r"data.max_failed_fraction: too many images fail, got 1 of 6"):
-        rehearse(images, data__max_failed_fraction=0.1)
+        dry_run(images, data__max_failed_fraction=0.1)
 
 
 def test_a_folder_that_is_written_or_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,61 +258,56 @@ def test_a_dry_writer_says_what_cannot_be_stored() -> None:
         dry.close()
 
 
-def statuses_of(count: int, failed: int = 0) -> list[ImageStatus]:
-    return [ImageStatus(i, "bad" * (i < failed), 32, 48, 9, "") for i in range(count)]
+VALUES = 1000  # of an image: 4 kB
 
 
-def forecast(spec: Any, rows: int, *looks: tuple[int, int, int]) -> None:
-    foresees = Forecast(Path("x"), spec, rows)
-    with_terminal(lambda: [look(foresees, spec, statuses_of(count), raw, stored) for count, raw, stored in looks])
-
-
-def look(foresees: Forecast, spec: Any, statuses: list[ImageStatus], raw: int, stored: int) -> None:
-    foresees.look(len(statuses), raw_bytes(spec, statuses), raw, stored)
-
-
-def with_terminal(work: Any) -> None:
-    from pipeline.journal import to_terminal
-
-    with to_terminal():
-        work()
+def count(spec: Any, rows: int, *counts: tuple[int, int, int, int]) -> None:
+    """Tells the progress of batches: (images, of these failed, bytes encoded so far, bytes stored so far)."""
+    with log_to_terminal(), Progress(Path("x"), spec, rows) as progress:
+        for images, failed, raw, stored in counts:
+            statuses = [ImageStatus(i, "bad" * (i < failed), 32, 48, 9, "") for i in range(images)]
+            progress.count(statuses, (images - failed) * VALUES, raw, stored)
 
 
 def test_a_run_says_once_and_early_what_it_will_take(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 5_000_000)
-    spec = make_spec(4, {"relu4_1": (10, 10, 10)})
+    spec = make_spec(1000, {"relu4_1": (10, 10, 10)})
     # The first time too little has been encoded to speak for it; what is said is said once.
-    forecast(spec, 1000, (10, 8_000, 4_000), (10, 60_000, 30_000), (10, 100_000, 10_000))
+    count(spec, 1000, (10, 0, 8_000, 4_000), (10, 0, 60_000, 30_000), (10, 0, 100_000, 10_000))
     assert capsys.readouterr().err == "estimate: about 2.0 MB after compression, 50% of 4.0 MB; 5.0 MB free\n"
-    # Failed images take nothing.
-    foresees = Forecast(Path("x"), spec, 1000)
-    with_terminal(lambda: look(foresees, spec, statuses_of(10, failed=5), 20_000, 10_000))
-    assert capsys.readouterr().err == "estimate: about 1.0 MB after compression, 50% of 2.0 MB; 5.0 MB free\n"
+    # Failed images take nothing. At native size no shape is known before.
+    count(make_spec(1000, {"relu1_1": None}), 1000, (10, 5, 20_000, 10_000))
+    said = capsys.readouterr().err.splitlines()
+    assert said[:5] == [f"failed: 'folder{i % 3}/image é{i}.jpg': bad" for i in range(5)]
+    assert said[5:] == ["estimate: about 1.0 MB after compression, 50% of 2.0 MB; 5.0 MB free"]
 
 
 def test_a_run_warns_early_of_a_disk_that_will_be_full(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 1_000_000)
-    forecast(make_spec(4, {"relu4_1": (10, 10, 10)}), 1000, (10, 40_000, 20_000))
+    count(make_spec(1000, {"relu4_1": (10, 10, 10)}), 1000, (10, 0, 40_000, 20_000))
     assert capsys.readouterr().err.splitlines()[1] == (
         "x: the features will hardly fit, got 1.0 MB free for about 2.0 MB. Finished shards are kept if the disk fills up. Free "
         "some space, use output.dtype=float16, or another disk with output.dir=..."
     )
 
 
-def test_nothing_is_foreseen_where_it_is_known_or_nearly_over(capsys: pytest.CaptureFixture[str]) -> None:
-    forecast(make_spec(4, {"relu4_1": (10, 10, 10)}, compression="none"), 1000, (10, 40_000, 40_000))
-    forecast(make_spec(4, {"relu4_1": (10, 10, 10)}), 12, (10, 40_000, 20_000))
+def test_nothing_is_estimated_where_it_is_known_or_nearly_over(capsys: pytest.CaptureFixture[str]) -> None:
+    count(make_spec(1000, {"relu4_1": (10, 10, 10)}, compression="none"), 1000, (10, 0, 40_000, 40_000))
+    count(make_spec(12, {"relu4_1": (10, 10, 10)}), 12, (10, 0, 40_000, 20_000))
     assert capsys.readouterr().err == ""
 
 
-def test_at_native_size_shapes_come_from_the_images(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 5_000_000_000)
-    spec = make_spec(4, {"relu1_1": None}, identity={"network": "vgg19"})
-    raw = 32 * 48 * 64 * 4
-    forecast(spec, 1000, (10, 10 * raw, 4 * raw))
-    assert capsys.readouterr().err == "estimate: about 157.3 MB after compression, 40% of 393.2 MB; 5.0 GB free\n"
+def test_without_a_terminal_a_line_says_from_time_to_time_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.progress.LINE_EVERY_SECONDS", 0.0)
+    count(make_spec(4, {"relu4_1": (10, 10, 10)}), 4, (3, 1, 0, 0), (1, 0, 12_000, 9_000))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "failed: 'folder0/image é0.jpg': bad"
+    assert re.fullmatch(r"3 of 4 images, 1 failed, [\d.]+ images/s, 0:00:00 left", lines[1])
+    assert re.fullmatch(r"4 of 4 images, 1 failed, [\d.]+ images/s, 0:00:00 left", lines[2])
 
 
 @pytest.mark.slow

@@ -143,7 +143,6 @@ def workers() -> list[int]:
 
 def assert_whole(run: Path, undisturbed: Path) -> None:
     assert partial_files(run) == []
-    assert not list(run.glob(".engine-*"))
     assert_same_run(run, undisturbed, TELLING)
     checked = call(f"run={run}", cwd=run, module="pipeline.verify")
     assert checked.returncode == 0, checked.stdout
@@ -223,14 +222,6 @@ def test_two_runs_on_one_cluster_share_it(tmp_path: Path, images: Path, undistur
     for running in both:
         assert running.end() == 0, running.said
         assert_whole(running.run, undisturbed)
-
-
-@pytest.mark.slow
-def test_a_dry_run_says_that_it_asks_no_worker(tmp_path: Path, images: Path) -> None:
-    done = call(f"data.dir={images}", *OPTIONS, *RAY, "dry_run=true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "dry run: the sample is made by this process alone, and so the estimate is for it" in done.stderr
-    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.slow
@@ -315,7 +306,6 @@ def test_a_signal_ends_all_in_order(number: signal.Signals, exit_code: int, tmp_
     assert "Traceback" not in running.said
     assert "***" not in running.said
     assert partial_files(running.run) == []
-    assert not list(running.run.glob(".engine-*"))
     assert workers() == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,14 +13,14 @@ import pytest
 
 from pipeline.config import EngineOptions, check_options
 from pipeline.engines import ray as engine
-from pipeline.errors import EngineError, OptionError, PipelineError, StoreError
+from pipeline.errors import EngineError, OptionError
 from pipeline.plan import versions
 from pipeline.records import Part
 from pipeline.store.disk import file_digest
 
 from .stored_runs import make_spec
 from .test_config import values
-from .test_making import SPEC, fake_stages
+from .test_extract import SPEC, fake_stages
 from .test_tars import png, write_tar
 
 SMALL, LARGE, GPUS = (2.0, 0.0), (16.0, 0.0), (16.0, 4.0)
@@ -42,8 +41,8 @@ def options(workers: int | None = None, gpus: float | None = None, cpus: int | N
         ([SMALL, LARGE], options(workers=4), "auto", (4, 0), 4),
         ([SMALL, SMALL], options(workers=2), "auto", (2, 0), 2),
         # More than cores: they share.
-        ([SMALL], options(workers=3), "auto", (0.5, 0), 4),
-        ([SMALL, SMALL], options(workers=5), "auto", (0.5, 0), 8),
+        ([SMALL], options(workers=3), "auto", (0.6666, 0), 3),
+        ([SMALL, SMALL], options(workers=5), "auto", (0.4, 0), 10),
         # A worker a GPU, and its share of the cores.
         ([LARGE, GPUS], options(), "auto", (4, 1), 4),
         ([GPUS], options(gpus=0.5), "auto", (2, 0.5), 8),
@@ -67,8 +66,14 @@ def test_a_task_takes_what_the_options_and_the_nodes_say(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (options(cpus=32), r"engine.cpus_per_worker: no node has room for a worker, got 32. Expected at most 16, the cores of"),
-        (options(gpus=1), r"engine.gpus_per_worker: no node has room for a worker, got 1. Expected at most 0, the GPUs of the"),
+        (
+            options(cpus=32),
+            r"engine.cpus_per_worker: no node is large enough for a worker, got 32. Expected at most 16",
+        ),
+        (
+            options(gpus=1),
+            r"engine.gpus_per_worker: no node is large enough for a worker, got 1. Expected at most 0",
+        ),
     ],
 )
 def test_no_room_anywhere_is_said(given: EngineOptions, message: str) -> None:
@@ -77,7 +82,7 @@ def test_no_room_anywhere_is_said(given: EngineOptions, message: str) -> None:
     # Where nodes may be added, so many workers may be waited for.
     waiting = replace(given, workers=2)
     engine.plan_resources([SMALL], waiting, "auto")
-    with pytest.raises(OptionError, match=r"no node has room"):
+    with pytest.raises(OptionError, match=r"no node is large enough"):
         engine.plan_resources([SMALL], waiting, "auto", is_local=True)
 
 
@@ -107,11 +112,10 @@ def test_a_task_is_of_one_part() -> None:
 
 def make_job(folder: Path, **changes: Any) -> engine.Job:
     (folder / "shards").mkdir(exist_ok=True)
+    (folder / ".lock").touch()
     found = check_options(values(runtime__workers=2))
     settings: dict[str, Any] = {"options": found, "parts": {0: SPEC}, "weights": None, "folder": str(folder), "image": ""}
-    job = engine.Job("abc", **{**settings, **changes})
-    job.mark.touch()
-    return job
+    return engine.Job(**{**settings, **changes})
 
 
 def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path) -> None:
@@ -121,10 +125,9 @@ def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path) -> N
         (tmp_path / f"shards/shard-00002-of-00006.h5.{name}.partial").touch()
     found = engine._make(job, fake_stages(), "abc-2", shards)
     assert found.digests == {f"shards/{shard.file_name}": file_digest(tmp_path / "shards" / shard.file_name) for shard in shards}
-    assert (found.rows, found.raw_seen, found.is_repeated) == (12, 12 * 240, True)
-    assert (found.made.device, found.made.bytes_raw) == ("cpu", (12 - len(found.failed)) * 240)
-    assert [status.error != "" for status in found.failed] == [True] * len(found.failed)
-    assert set(found.seconds) >= {"read", "network", "store", "finish"}
+    assert ([status.index for status in found.statuses], found.values, found.is_repeated) == ([*range(8, 20)], 12 * 60, True)
+    assert (found.made.device, found.made.bytes_raw) == ("cpu", 12 * 240)
+    assert set(found.seconds or ()) >= {"read", "network", "store", "finish"}
     # Whoever holds the lock writes the digests.
     assert not list(tmp_path.glob("SHA256SUMS*"))
     assert [path.name for path in tmp_path.rglob("*.partial")] == ["shard-00002-of-00006.h5.abc-20-01234567.partial"]
@@ -132,33 +135,7 @@ def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path) -> N
     assert (again.is_repeated, again.made.bytes_stored) == (False, found.made.bytes_stored)
 
 
-def test_a_task_of_a_run_that_has_ended_gives_no_shard_its_name(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    job.mark.unlink()
-    with pytest.raises(StoreError, match=r"this worker's run has ended"):
-        engine._make(job, fake_stages(), "abc-0", SPEC.shards()[:2])
-    assert not list(tmp_path.rglob("*.h5*"))
-
-
-def test_what_stops_a_task_comes_back_as_what_the_local_engine_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raising(error: Exception) -> None:
-        def make(*arguments: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(engine, "_make", make)
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(engine, "_prepared", ("abc", "", make_job(tmp_path), None))
-    raising(StoreError("the disk is full"))
-    found: Any = engine.make_task("abc", (), "abc-0", ())
-    assert (type(found), str(found)) == (StoreError, "the disk is full")
-    raising(ZeroDivisionError("oh"))
-    with pytest.raises(RuntimeError, match=r"(?s)^Traceback .*ZeroDivisionError: oh$"):
-        engine.make_task("abc", (), "abc-0", ())
-
-
-@pytest.mark.parametrize("changed", ["token", "GPU"])
-def test_a_process_whose_network_is_for_another_gpu_or_run_ends(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_network_is_for_another_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     class Ended(BaseException):
         pass
 
@@ -167,14 +144,12 @@ def test_a_process_whose_network_is_for_another_gpu_or_run_ends(changed: str, mo
 
     monkeypatch.setattr(engine.os, "_exit", end)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    prepared = ("xyz", "1") if changed == "token" else ("abc", "0")
-    monkeypatch.setattr(engine, "_prepared", (*prepared, None, None))
+    monkeypatch.setattr(engine, "_prepared", ("0", None, None))
     with pytest.raises(Ended):
-        engine.make_task("abc", (), "abc-0", ())
+        engine.make_task((), "abc-0", ())
 
 
 def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "SEEN_SECONDS", 0.0)
     made: list[Any] = []
     monkeypatch.setattr(engine, "make_stages", lambda *given: made.append(given))
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
@@ -189,15 +164,14 @@ def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, 
         return str(caught.value)
 
     line = said(make_job(tmp_path, image="/nowhere/a.jpg"))
-    assert "does not see the images, got nothing of this run at '/nowhere/a.jpg'. Expected" in line
-    assert line.endswith("Choose another place with data.dir, data.list or data.tar, or nodes that have it.")
+    assert "does not see the images, got nothing at '/nowhere/a.jpg'. Expected storage that all nodes share" in line
     attributes: Any = {"version_numpy": "1.0", "version_pillow": versions()["pillow"]}
     line = said(make_job(tmp_path, parts={0: replace(SPEC, attributes=attributes)}))
     assert f"has other libraries, got numpy {versions()['numpy']}. Expected numpy 1.0, as on the driver's machine." in line
     job = make_job(tmp_path)
-    job.mark.unlink()
+    (tmp_path / ".lock").unlink()
     line = said(job)
-    assert line.startswith(f"engine: node {socket.gethostname()} does not see the run folder, got nothing of this run at ")
+    assert line.startswith(f"engine: node {socket.gethostname()} does not see the run folder, got nothing at ")
     assert len(made) == 1
 
 
@@ -240,7 +214,7 @@ def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_worker_larger_than_this_machine_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(OptionError, match=r"^engine.cpus_per_worker: no node has room for a worker, got 1024\. Expected at most"):
+    with pytest.raises(OptionError, match=r"^engine.cpus_per_worker: no node is large enough for a worker, got 1024"):
         engine.require_ray(EngineOptions("ray", cpus_per_worker=1024))
     # Another machine may have room; of GPUs only Ray will know.
     engine.require_ray(EngineOptions("ray", "auto", cpus_per_worker=1024))
@@ -252,7 +226,9 @@ class RayError(Exception):
 
 
 class RayTaskError(RayError):
-    pass
+    def __init__(self, text: str, cause: Exception | None = None) -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
 class WorkerCrashedError(RayError):
@@ -295,14 +271,14 @@ class FakeRay:
         return ([] if self.answer is None else futures[:num_returns]), []
 
     def get(self, future: Any) -> Any:
-        if isinstance(self.answer, Exception) and not isinstance(self.answer, PipelineError):
+        if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
-def make_engine(ray: FakeRay, folder: Path, **engine_options: Any) -> engine.RayEngine:
+def make_engine(ray: FakeRay, folder: Path, **engine_options: Any) -> engine.Tasks:
     given = {"engine__name": "ray", "engine__address": "auto", **{f"engine__{k}": v for k, v in engine_options.items()}}
-    return engine.RayEngine(ray, make_job(folder, options=check_options(values(**given))))
+    return engine.Tasks(ray, make_job(folder, options=check_options(values(**given))))
 
 
 def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> None:
@@ -317,7 +293,7 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        (OptionError("runtime.device: no GPU"), OptionError, r"^runtime.device: no GPU$"),
+        (RayTaskError("Traceback", OptionError("runtime.device: no GPU")), OptionError, r"^runtime.device: no GPU$"),
         (
             WorkerCrashedError("It\ndied."),
             EngineError,
@@ -392,14 +368,3 @@ def test_a_process_that_has_a_cluster_already_is_told(tmp_path: Path) -> None:
     ray.is_there = True
     with pytest.raises(EngineError, match=r"^engine: this process is connected to a Ray cluster already.* Call ray.shutdown"):
         connect(ray, None, tmp_path)
-
-
-def test_the_mark_of_a_run_is_there_as_long_as_it_goes_on(tmp_path: Path) -> None:
-    (tmp_path / ".engine-of-a-killed-run").touch()
-    mark = tmp_path / ".engine-abc"
-    with engine._marked(mark):
-        assert [path.name for path in tmp_path.iterdir()] == [".engine-abc"]
-    assert not list(tmp_path.iterdir())
-    message = rf"^{re.escape(str(tmp_path))}/none/\.engine-abc: .*, got ENOENT\."
-    with pytest.raises(StoreError, match=message), engine._marked(tmp_path / "none/.engine-abc"):
-        pass

@@ -39,10 +39,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Cal
 @pytest.fixture
 def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Callable[..., Any]) -> Callable[..., Report]:
     """Runs the program in this process, as the command does once its options are checked."""
-    from pipeline import assemble
+    from pipeline import job
 
     # Drawn once for all tests.
-    monkeypatch.setattr(assemble, "load_weights", lambda network, *_, classifier, **__: random_weights(network, classifier))
+    monkeypatch.setattr(job, "load_weights", lambda network, *_, classifier, **__: random_weights(network, classifier))
 
     def call(name: str = "run", existing: str = "resume", **changes: Any) -> Report:
         settings = {
@@ -57,7 +57,7 @@ def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Cal
             "name": name,
             **changes,
         }
-        return assemble.run(check_options(values(**settings)), "config: text\n")
+        return job.run(check_options(values(**settings)), "config: text\n")
 
     return call
 

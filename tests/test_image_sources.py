@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError, StoreError
-from pipeline.freshness import refuse_changed_images
 from pipeline.images.loader import ImageLoader
 from pipeline.images.seen import seen_picture, thumbnail
+from pipeline.job import refuse_changed_images
 from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec, ShardSpec
 from pipeline.store.run_folder import open_folder
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DatasetError, LockedError, StoreError
-from pipeline.finishing import Ending, Made, finish_share
 from pipeline.index import index_run
+from pipeline.job import finish_share
 from pipeline.records import RunSpec, Share
-from pipeline.report import Report, Stopwatch
+from pipeline.report import Made, Report, Stopwatch
 from pipeline.store.run_contents import read_run_spec
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
@@ -166,8 +166,8 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
             rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
             put_rows(writer, rows, make_values(spec), make_statuses(spec, [3, 8, 9]))
             writer.close()
-            ending = Ending(Made("cpu", len(rows), 0, 2.5), Stopwatch(), {}, 1.0)
-            reports[str(share)] = finish_share(run_folder, ending, [])
+            made = Made("cpu", rows=len(rows), images_per_second=2.5)
+            reports[str(share)] = finish_share(run_folder, {}, made, Stopwatch(), [])
         own = Report.from_json((folder / f"report-{share.mark}.json").read_text())
         assert (own.rows, own.rows_now, own.part, own.index) == (len(rows), len(rows), str(share), "")
         assert own.failed == {"1/2": 3, "2/2": 0}[str(share)]
@@ -186,9 +186,8 @@ def test_too_many_failures_are_told_by_the_last_one_of_all_rows(tmp_path: Path) 
     spec, folder = spec_of(rows=8), tmp_path / "run"
     for number in (1, 2):
         write_share(folder, spec, Share(number, 2), failed=range(4))
-    ending = Ending(Made(), Stopwatch(), {}, 0.25)
     with (
         open_folder(folder, spec, "resume", Share(1, 2)) as run_folder,
         pytest.raises(DatasetError, match="too many images fail, got 4 of 8"),
     ):
-        finish_share(run_folder, ending, [])
+        finish_share(run_folder, {"data.max_failed_fraction": 0.25}, Made(), Stopwatch(), [])

@@ -140,7 +140,7 @@ def test_a_wrong_kind_of_address_is_answered_in_a_second_without_tensorflow(tmp_
 def test_a_run_on_this_machine_loads_no_fsspec(tmp_path: Path) -> None:
     code = (
         "import sys; from tests.stored_runs import make_spec, write_run; from pathlib import Path\n"
-        "from pipeline.store.reader import open_run; import pipeline.images.loader, pipeline.image_list, pipeline.assemble\n"
+        "from pipeline.store.reader import open_run; import pipeline.images.loader, pipeline.image_list, pipeline.job\n"
         f"write_run(Path({str(tmp_path / 'run')!r}), make_spec()); open_run({str(tmp_path / 'run')!r})['conv1_1'][:]\n"
         "sys.exit('fsspec' in sys.modules or 's3fs' in sys.modules)"
     )

@@ -17,9 +17,9 @@ import pytest
 from pipeline import open_run
 from pipeline.cli import fail
 from pipeline.errors import PipelineError, StoreError, printable
-from pipeline.freshness import refuse_changed_images
 from pipeline.images.decode import decode_image
 from pipeline.images.folder import list_folder
+from pipeline.job import refuse_changed_images
 from pipeline.progress import Progress
 from pipeline.records import ImageStatus, ShardSpec
 from pipeline.store.extend import compare_images
@@ -127,7 +127,7 @@ def test_images_are_read_again_where_the_clock_was_set_back(tmp_path: Path) -> N
 
 def test_a_name_of_megabytes_is_cut_in_messages(caplog: pytest.LogCaptureFixture) -> None:
     keys = ["x" * 10_000_000, "b"]
-    with caplog.at_level("WARNING", "pipeline"), Progress(keys, 0, [], 1.0) as progress:
+    with caplog.at_level("WARNING", "pipeline"), Progress(Path(), make_spec(2, keys=keys), 2) as progress:
         progress._say_failed(ImageStatus(0, "missing: file not found", 0, 0, 0, ""))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == f"failed: '{'x' * 300}': missing: file not found"

@@ -1,56 +1,44 @@
-"""The engine of one process: this one."""
+"""``engine=local``: shards made in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ..config import Options
-from ..estimate import raw_bytes
+from ..extract import make_shards, make_stages
 from ..machine import usable_cores
-from ..making import make_shards
 from ..network.weights import Weights
+from ..progress import Progress
 from ..records import ImageStatus, RunSpec
+from ..report import Made, Stopwatch
 from ..signals import leaving_at_once
-from ..stages import make_stages
 from ..store.run_folder import RunFolder
 from ..store.writer import Writer
-from .engine import News
+from . import Engine
 
 
-class LocalEngine:
-    """Makes shards in this process, those of one part after the other.
-
-    Args:
-        options: Of the run.
-        spec: The run.
-        weights: Of the network.
+@contextmanager
+def open_local(options: Options, spec: RunSpec, weights: Weights, run_folder: RunFolder) -> Iterator[Engine]:
+    """Make the stages, and yield what makes the missing shards, those of one part after the other.
 
     Raises:
         OptionError: The device asked for is not there.
     """
+    threads = options.runtime.workers or usable_cores()
+    with leaving_at_once():
+        stages = make_stages(options, spec, weights)
 
-    def __init__(self, options: Options, spec: RunSpec, weights: Weights) -> None:
-        self._spec = spec
-        self._threads = options.runtime.workers or usable_cores()
-        with leaving_at_once():
-            self._stages = make_stages(options, spec, weights)
-
-    def make(self, run_folder: RunFolder, news: News) -> None:
-        """Make what is missing.
-
-        Raises:
-            PipelineError: What stopped it.
-        """
-        made = news.made
-        made.device = self._stages.device.kind
+    def make(progress: Progress, watch: Stopwatch) -> Made:
+        made = Made(stages.device.kind)
         for part, missing in run_folder.parts():
-            writer = Writer(run_folder.path, part, missing, self._threads, digests=run_folder.digests())
-            before = made.bytes_raw, made.bytes_stored
+            writer = Writer(run_folder.path, part, missing, threads, digests=run_folder.digests())
 
-            def done(statuses: Sequence[ImageStatus], writer: Writer = writer, before: tuple[int, int] = before) -> None:
-                news.progress.count(len(statuses), [status for status in statuses if status.error])
-                stored = before[0] + writer.bytes_raw, before[1] + writer.bytes_stored
-                news.forecast.look(len(statuses), raw_bytes(self._spec, statuses), *stored)
+            def done(statuses: Sequence[ImageStatus], values: int, writer: Writer = writer) -> None:
+                progress.count(statuses, values, made.bytes_raw + writer.bytes_raw, made.bytes_stored + writer.bytes_stored)
 
-            make_shards(writer, part, missing, self._stages, self._threads, news.watch, done)
+            make_shards(writer, part, missing, stages, threads, watch, done)
             made.add(writer)
+        return made
+
+    yield make

@@ -203,13 +203,11 @@ class RemoteDigests:
 
     Args:
         writer: See :class:`Publisher`.
-        permit: Called right before a shard gets its name; raises where this process may no longer do that.
         tell: Takes a final path and its SHA-256, hex, once the shard is in place and on the disk.
     """
 
-    def __init__(self, writer: str, permit: Callable[[], None], tell: Callable[[Path, str], None]) -> None:
+    def __init__(self, writer: str, tell: Callable[[Path, str], None]) -> None:
         self.writer = writer
-        self._permit = permit
         self._tell = tell
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
@@ -221,7 +219,6 @@ class RemoteDigests:
         partial = partial or disk.partial_path(path)
         with disk.flushing(partial):
             digest = file_digest(partial)
-        self._permit()
         disk.publish(path, partial)
         self._tell(path, digest)
 

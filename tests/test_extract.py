@@ -1,4 +1,4 @@
-"""The one way of making shards: read as one sequence and finished in the background."""
+"""The loop that makes shards: their images are read as one sequence, and they are finished in the background."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import NetworkError, StoreError
-from pipeline.making import make_shards
+from pipeline.extract import make_shards
 from pipeline.records import Batch, FeatureBatch, ShardSpec
 from pipeline.report import Stopwatch
 from pipeline.store import disk
@@ -48,7 +48,7 @@ def make(folder: Path, shards: Sequence[ShardSpec], stages: Any) -> list[int]:
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     told: list[int] = []
     writer = Writer(folder, SPEC, shards, 2)
-    make_shards(writer, SPEC, shards, stages, 2, Stopwatch(), lambda batch: told.extend(status.index for status in batch))
+    make_shards(writer, SPEC, shards, stages, 2, Stopwatch(), lambda batch, _: told.extend(status.index for status in batch))
     assert writer.shards_done == len(shards)
     return told
 
@@ -88,7 +88,7 @@ def test_what_fails_anywhere_is_raised_and_leaves_nothing(what: str, tmp_path: P
             raise NetworkError("the GPU is gone")
         return (replace(found, values=found.values * (np.nan if what == "value" else 1)) for found in compute(batch))
 
-    def done(statuses: Any) -> None:
+    def done(statuses: Any, values: int) -> None:
         if what == "told":
             raise KeyboardInterrupt("told")
 

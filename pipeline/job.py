@@ -1,0 +1,468 @@
+"""One run from checked options to the index: list, plan, open the folder, make what is missing, write index and reports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .config import AUTO, Options
+from .dry_run import free_bytes, run_sample
+from .engines import Engine
+from .engines.local import open_local
+from .errors import DatasetError, ImageError, StoreError
+from .extract import make_stages
+from .image_list import list_images
+from .images.reading import read_image
+from .machine import peak_memory_bytes
+from .network.layers import CLASSIFIER_BLOCK, foreign_names, resolve_layers
+from .network.weights import Weights, load_weights
+from .plan import plan_run, versions
+from .progress import LOGGER as _log
+from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures
+from .records import Manifest, RunSpec, ShardSpec
+from .report import MOST_REPORT_BYTES, Made, Report, Stopwatch, count_causes, words_for_bytes
+from .report_page import page_values, render, take_samples
+from .signals import clearing, leaving_at_once
+from .store import disk, format
+from .store.damage import UnreadableError
+from .store.digests import Digests
+from .store.file_checks import read_small
+from .store.index_file import build_index
+from .store.reader import open_run
+from .store.remote import ahead, settle
+from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
+
+REPORT, PAGE = "report.json", "report.html"
+UNTRAINED = (
+    "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
+    "(downloads Keras' file once) or network.weights=FILE.mat"
+)
+
+
+def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | None:
+    """Do a whole run; of a dry one, say what it would make and take, and return None.
+
+    Args:
+        options: Checked.
+        config_yaml: The same as the user's configuration, to be stored.
+        quiet: Whether only warnings go to the terminal.
+
+    Raises:
+        PipelineError: What stopped it; finished shards are kept.
+    """
+    watch = Stopwatch()
+    with log_to_terminal(quiet) as kept_lines:
+        open_engine = open_local
+        if options.engine.name == "ray":
+            from .engines.ray import open_ray, require_ray
+
+            require_ray(options.engine)
+            open_engine = open_ray
+        layers = resolve_layers(options.network.name, options.layers)
+        if foreign := foreign_names(options.network.name, options.layers):
+            _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
+        with watch.stage("list"):
+            manifest = list_images(options.data)
+        with watch.stage("start"):
+            weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
+        spec = plan_run(options, manifest, weights, layers, config_yaml)
+        opening = preview_folder if options.dry_run else open_folder
+        with opening(options.folder, spec, options.output.existing, options.share) as run_folder, ExitStack() as stack:
+            # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
+            spec = run_folder.spec
+            _say_plan(options, spec, run_folder)
+            if options.dry_run:
+                _dry_run(options, spec, run_folder, weights)
+                return None
+            engine = None
+            if run_folder.missing:
+                with watch.stage("start"):
+                    engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
+            # From here on nothing but the disk can refuse the run.
+            run_folder.make_room()
+            log = options.folder / format.log_name(options.share.mark if options.share else "")
+            stack.enter_context(log_to_file(log, kept_lines))
+            stack.enter_context(clearing(run_folder.drop_partial_files))
+            errors = _check_finished(options.folder, spec, run_folder)
+            made = _make(options, spec, run_folder, engine, errors, watch)
+            # The options of the run, whoever has made which part of it.
+            given = {**options.given, "part": None}
+            if options.share is not None:
+                return finish_share(run_folder, given, made, watch, errors)
+            return finish_run(options.folder, spec, given, made, watch)
+
+
+def _load_weights(options: Options, needs_classifier: bool) -> Weights:
+    weights = load_weights(
+        options.network.name,
+        options.network.weights,
+        seed=options.network.seed,
+        classifier=needs_classifier,
+        progress=can_draw(),
+        log=_log.info,
+    )
+    if options.network.pool_padding != AUTO:
+        weights = replace(weights, pool_padding=options.network.pool_padding)
+    if options.network.weights == "random":
+        _log.info(UNTRAINED)
+    else:
+        _log.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)
+    return weights
+
+
+def _say_plan(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:
+    """Say what will be written, before the first image is read.
+
+    Raises:
+        StoreError: It cannot fit on the disk.
+    """
+    for feature in spec.features:
+        if feature.shape is None:
+            size = f"{feature.layer.channels} channels, one value for {feature.layer.stride_px} px"
+        else:
+            size_bytes = words_for_bytes(format.row_bytes([feature], spec.dtype))
+            size = f"{' x '.join(map(str, feature.shape))} {spec.dtype}, {size_bytes} an image"
+        _log.info("layer: %s, %s", feature.layer.name, size)
+    own, missing = run_folder.own, run_folder.missing
+    rows = sum(shard.rows for shard in missing)
+    if options.share is not None:
+        of_own = sum(shard.rows for shard in own)
+        _log.info("part: %s, %d of %s, %d images", options.share, len(own), _counted(len(spec.shards()), "shard"), of_own)
+    if run_folder.added:
+        _log.info("extend: %s after the %d of the run", _counted(run_folder.added, "new image"), spec.first_row)
+    if len(gone := run_folder.removed):
+        lost = sum(int(((gone >= shard.first) & (gone < shard.stop)).sum()) for shard in missing)
+        words = f"{_counted(len(gone), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(gone[0])]!r}"
+        fails = f", {lost} not finished will fail" if lost else ""
+        _log.warning("extend: %s: %s kept%s", words, _counted(len(gone) - lost, "finished row"), fails)
+    if run_folder.finished:
+        _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
+    if rows:
+        _say_disk(spec, run_folder, rows)
+
+
+def _say_disk(spec: RunSpec, run_folder: RunFolder, rows: int) -> None:
+    """Say how much is to be written where.
+
+    Raises:
+        StoreError: It cannot fit on the disk.
+    """
+    path, missing, free = run_folder.path, run_folder.missing, free_bytes(run_folder)
+    needed, place, where, advice = expected_bytes(spec, missing), path, f"under {path}", "or another disk"
+    size = "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression"
+    if not disk.holds_all(path):
+        place, advice = disk.scratch_of(path), "or another disk with output.scratch=..."
+        where = f"to {path}; made in {place}, at most {disk.SHARDS_IN_SCRATCH} shards at a time"
+        needed = expected_bytes(spec, missing[: disk.SHARDS_IN_SCRATCH])
+    shards = _counted(len(missing), "shard")
+    _log.info("output: %d images, %s, in %s %s; %s free", rows, size, shards, where, words_for_bytes(free))
+    if needed is not None and needed > free:
+        text = f"{place}: the features may not fit, got {words_for_bytes(free)} free for {words_for_bytes(needed)}"
+        if spec.compression == "none":
+            raise StoreError(f"{text}. Expected enough for all, since output.compression=none. Use gzip, float16 {advice}.")
+        _log.warning("%s before compression. Finished shards are kept if the disk fills up. Use float16 %s.", text, advice)
+
+
+def _dry_run(options: Options, spec: RunSpec, run_folder: RunFolder, weights: Weights) -> None:
+    stages = None
+    if run_folder.missing:
+        with leaving_at_once():
+            stages = make_stages(options, spec, weights)
+    _check_finished(options.folder, spec, run_folder)
+    if stages is None:
+        _log.info("estimate: all %d rows are finished, nothing is left to make", sum(shard.rows for shard in run_folder.own))
+    else:
+        if options.engine.name != "local":
+            _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
+        run_sample(options, spec, run_folder, stages)
+    _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
+
+
+def _make(
+    options: Options, spec: RunSpec, run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch
+) -> Made:
+    """Make the missing shards; ``errors``: why rows of the finished ones failed."""
+    with run_folder.alone():
+        is_there = Digests(options.folder).agrees("config.yaml")
+        # Of parts the first one that comes writes it: to the others it may be the run's already.
+        if not is_there or (engine is not None and options.share is None):
+            write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
+    if engine is None:
+        return Made()
+    rows, whole = (sum(shard.rows for shard in shards) for shards in (run_folder.missing, run_folder.own))
+    began = time.monotonic()
+    with Progress(options.folder, spec, rows, whole - rows, errors, options.data.max_failed_fraction) as progress:
+        made = engine(progress, watch)
+    made.rows, made.rows_added = rows, sum(shard.rows for shard in run_folder.missing if shard.part)
+    made.images_per_second = rows / (time.monotonic() - began)
+    return made
+
+
+def _check_finished(path: Path, spec: RunSpec, run_folder: RunFolder) -> list[str]:
+    """Return why rows of the finished shards failed; say where other libraries or another compression have made them.
+
+    Raises:
+        StoreError: An image has changed since.
+    """
+    errors: list[str] = []
+    others: set[str] = set()
+    finished = [shard for shard in run_folder.own if shard in run_folder.finished]
+    for shard, shard_path in zip(finished, ahead(path / format.shard_path(shard.file_name) for shard in finished), strict=True):
+        with open_run(shard_path) as found:
+            created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
+            refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
+            errors += [error for error in found.images["error"] if error]
+            for name, text in {"compression": spec.compression, **spec.attributes}.items():
+                if name.startswith(("version_", "compression")) and found.attributes.get(name, text) != text:
+                    others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
+    if others and run_folder.missing:
+        _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
+    return errors
+
+
+def refuse_changed_images(
+    path: Path, manifest: Manifest, shard: ShardSpec, sha256: Sequence[str], created: str, root: str
+) -> None:
+    """Read again the images of a finished shard that may have changed since, and refuse to go on where one has.
+
+    An image may have changed if it was written after the shard, or if the shard was made from a folder elsewhere. Where the
+    clock has been set back since, nobody can say what was written after it.
+
+    Args:
+        path: The run folder, for the message.
+        manifest: The rows.
+        shard: Which of them the shard holds.
+        sha256: (rows of the shard) of the files as they were read, hex; ``""`` where they could not be.
+        created: When the shard was finished, ISO 8601.
+        root: Data folder that it was made from.
+
+    Raises:
+        StoreError: An image has another content than the features were made from.
+    """
+    finished_seconds = 0.0  # before all images, if that cannot be read or is still to come
+    with suppress(ValueError, OverflowError, OSError):
+        seconds = datetime.fromisoformat(created).timestamp()
+        finished_seconds = seconds if seconds <= time.time() else 0.0
+    for index, digest in zip(range(shard.first, shard.stop), sha256, strict=True):
+        record = manifest[index]
+        try:
+            # Not by way of a Path: thousands are asked a second.
+            written = os.stat(record.path).st_mtime if record.source is None else record.source.modified_seconds(record)  # noqa: PTH116
+            if root == manifest.root and written < finished_seconds:
+                continue
+            found = hashlib.sha256(read_image(record)).hexdigest() if digest else ""
+        except (OSError, ImageError):
+            # Its features are there; that it cannot be read now is no reason to doubt them.
+            continue
+        if found != digest:
+            raise StoreError(
+                f"{path}: an image has changed since its features were made, got another content of {manifest.keys[index]!r}. "
+                f"Expected the images of {root!r} as they were. Use another name=..., or output.existing=replace to start again."
+            )
+
+
+def finish_share(
+    run_folder: RunFolder, options: Mapping[str, Any], made: Made, watch: Stopwatch, errors: Sequence[str]
+) -> Report:
+    """End the run if all shards are there, those of other processes too; else say how many are not.
+
+    Raises:
+        PipelineError: As of :func:`finish_run`.
+    """
+    path, spec, share = run_folder.path, run_folder.spec, run_folder.share
+    assert share is not None
+    # From the shards, whoever has made them: the loop here, or workers elsewhere.
+    errors = [*errors]
+    for shard in run_folder.missing:
+        with open_run(path / format.shard_path(shard.file_name)) as found:
+            errors += [error for error in found.images["error"] if error]
+    report = _report(path, spec, options, made, watch, sum(shard.rows for shard in run_folder.own), errors, part=str(share))
+    own = path / format.report_name(share.mark)
+    if made.rows or not own.exists():
+        # It has no line in SHA256SUMS. Where nothing was made, what it took when something was is worth more.
+        _write_text(own, report.json(), disk.publish)
+    settle(path)
+    with run_folder.alone():
+        lacking = run_folder.lacking()
+        if not lacking and not run_folder.is_extended():
+            run_folder.gather_digests()
+            return finish_run(path, spec, options, made, watch, part=str(share))
+    _say(report)
+    if lacking:
+        _log.info(
+            "index: %d of %d shards are not there yet; the part that finishes last writes it", len(lacking), len(spec.shards())
+        )
+    else:
+        _log.info("index: the run has been extended meanwhile; the part that finishes the extension last writes it")
+    return report
+
+
+def finish_run(path: Path, spec: RunSpec, options: Mapping[str, Any], made: Made, watch: Stopwatch, *, part: str = "") -> Report:
+    """Write the index and the reports of a run all of whose shards are there; say what was done.
+
+    Args:
+        path: The run folder, held.
+        spec: The run.
+        options: As they were given, name -> value.
+        made: By this process.
+        watch: Of this process.
+        part: Of this process, ``3/8``.
+
+    Raises:
+        StoreError: A shard is missing, damaged or of another run; the disk refuses.
+        DatasetError: All images have failed, or more than may.
+    """
+    with watch.stage("finish"):
+        # Another part may have written it meanwhile.
+        is_indexed = (bool(part) or not made.rows) and index_is_whole(path, spec)
+        if not is_indexed:
+            build_index(path, spec)
+        with open_run(path) as run:
+            errors = [error for error in run.images["error"] if error]
+    report = _report(path, spec, options, made, watch, len(spec.manifest), errors, part, is_indexed=True)
+    write_reports(path, spec, report, is_unchanged=is_indexed)
+    settle(path)
+    _say(report)
+    if report.failed == report.rows:
+        raise DatasetError(
+            f"{spec.manifest.root}: all {report.rows} images failed, got e.g. {errors[0]!r}. Expected at least one that "
+            f"can be read. See /images/error in {report.index}."
+        )
+    fraction = options.get("data.max_failed_fraction")
+    refuse_failures(report.failed, report.rows, fraction if isinstance(fraction, (int, float)) else 1.0, next(iter(errors), ""))
+    return report
+
+
+def index_is_whole(path: Path, spec: RunSpec) -> bool:
+    """Return whether the index is there, as it was written, and of this run.
+
+    Raises:
+        UnreadableError: It is in use, or the system does not let us read it, so that it must not be written anew.
+    """
+    index = path / format.INDEX_NAME
+    if not index.is_file():
+        return False
+    try:
+        with open_run(index) as found:
+            return bool(found.attributes["run_digest"] == spec.digest) and Digests(path).agrees(index.name)
+    except UnreadableError:
+        raise
+    except StoreError:
+        return False
+
+
+def _report(
+    path: Path,
+    spec: RunSpec,
+    options: Mapping[str, Any],
+    made: Made,
+    watch: Stopwatch,
+    rows: int,
+    errors: Sequence[str],
+    part: str = "",
+    *,
+    is_indexed: bool = False,
+) -> Report:
+    return Report(
+        folder=str(path),
+        index=str(path / format.INDEX_NAME) if is_indexed else "",
+        device=made.device,
+        network=spec.identity["network"],
+        weights=str(spec.attributes["weights"]),
+        layers={feature.layer.name: feature.shape for feature in spec.features},
+        run_digest=spec.digest,
+        rows=rows,
+        failed=len(errors),
+        causes=count_causes(errors),
+        skipped=spec.manifest.skipped,
+        rows_now=made.rows,
+        rows_added=made.rows_added,
+        seconds_by_stage=watch.seconds(),
+        images_per_second=made.images_per_second,
+        threads_seconds={"encode": made.encode_seconds, "write": made.write_seconds},
+        bytes_raw=made.bytes_raw,
+        bytes_stored=made.bytes_stored,
+        peak_memory_bytes=max(made.peak_memory_bytes, peak_memory_bytes()),
+        versions=versions(),
+        options=options,
+        part=part,
+    )
+
+
+def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bool) -> None:
+    """Write ``report.json`` and ``report.html`` of a finished run.
+
+    Args:
+        path: The run folder.
+        spec: The run.
+        report: Of what was just done.
+        is_unchanged: Whether that was nothing, neither shards nor index. What the run took when it did something is worth more
+            than that: then a report that is there stays, and the page says what is in it.
+
+    Raises:
+        StoreError: The disk refuses; a shard is damaged.
+    """
+    digests = Digests(path)
+    stored = stored_report(path) if is_unchanged and digests.agrees(REPORT) else None
+    if stored is None or stored.run_digest != spec.digest:
+        # The page first: a kill in between must leave none of another state of the run.
+        try:
+            digests.drop([PAGE])
+        except OSError as error:
+            raise disk.write_error(digests.path, error) from error
+        disk.remove(path / PAGE)
+        write_text(path / REPORT, report.json())
+    elif digests.agrees(PAGE):
+        return
+    else:
+        report = stored
+    with open_run(path) as run:
+        samples, layers = take_samples(run, spec.manifest)
+        write_text(path / PAGE, render(page_values(report, run, samples, layers)))
+
+
+def stored_report(path: Path) -> Report | None:
+    """Return what ``report.json`` says; None where it is missing or none of this program's."""
+    try:
+        return Report.from_json(read_small(path / REPORT, MOST_REPORT_BYTES).decode())
+    except (StoreError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS``.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    _write_text(path, text, Digests(path.parent).publish)
+
+
+def _write_text(path: Path, text: str, publish: Any) -> None:
+    partial = disk.partial_path(path)
+    try:
+        # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        publish(path)
+    except BaseException as error:  # Ctrl-C too
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise disk.write_error(path, error) from error
+        raise
+
+
+def _say(report: Report) -> None:
+    for line in report.summary().splitlines():
+        _log.info(line)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
