@@ -21,9 +21,7 @@ from typing import Any, TypeVar
 from .errors import OptionError, nearest
 from .network.layers import NETWORKS, WINOGRAD, plan_features, resolve_layers
 from .records import Share
-from .storage.address import Address, is_address, require_reachable, to_address
-from .storage.mirror import mirror_of, scratch_for
-from .storage.remote_path import RemotePath, expanded, place
+from .storage import RemotePath, expanded, is_address, path_of, scratch_for
 
 AUTO = "auto"
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
@@ -141,15 +139,9 @@ def layer_words(value: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def path_or_address(key: str, value: Any) -> Path | Address:
+def path_or_address(key: str, value: Any) -> Path:
     """Check a path, or an address that something installed can reach; Hydra reads 2024 as a number, here it is a name."""
-    name = text(None if value is None else str(value), "a path")
-    if not is_address(name):
-        return expanded(name)
-    address = to_address(name)
-    if isinstance(address, Address):
-        require_reachable(key, address)
-    return address
+    return path_of(key, text(None if value is None else str(value), "a path"))
 
 
 def optional(check: Callable[[Any], Any], value: Any) -> Any:
@@ -159,7 +151,7 @@ def optional(check: Callable[[Any], Any], value: Any) -> Any:
 
 def run_path(value: Any) -> Path:
     """Check what stands for a run."""
-    return place("run", str(value))
+    return path_of("run", str(value))
 
 
 def _tars(value: Any) -> tuple[str, ...]:
@@ -232,8 +224,8 @@ class DataOptions:
         label: ``folder``, ``parent``, or the name of a column.
     """
 
-    dir: Path | Address | None = option(None, partial(optional, partial(path_or_address, "data.dir")))
-    list: Path | Address | None = option(None, partial(optional, partial(path_or_address, "data.list")))
+    dir: Path | None = option(None, partial(optional, partial(path_or_address, "data.dir")))
+    list: Path | None = option(None, partial(optional, partial(path_or_address, "data.list")))
     tar: tuple[str, ...] | None = option(None, partial(optional, _tars))
     tfds: str | None = option(None, partial(_matching, _TFDS_NAME, "a set's name: name, name/config or name:1.0.0"))
     split: str | None = option(None, partial(_matching, _SPLIT, "a whole split, e.g. train, test or validation"))
@@ -289,7 +281,7 @@ class DataOptions:
         if self.list is not None:
             return self.list.stem
         # Also of "." and "imgs/..".
-        return self.dir.name if isinstance(self.dir, Address) else self.dir.resolve().name if self.dir else ""
+        return self.dir.name if isinstance(self.dir, RemotePath) else self.dir.resolve().name if self.dir else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +303,7 @@ class OutputOptions:
     ``images_per_shard`` None: from the bytes of an image. ``scratch`` None: of an address, in the system's temporary folder.
     """
 
-    dir: Path | Address = option("outputs", partial(path_or_address, "output.dir"))
+    dir: Path = option("outputs", partial(path_or_address, "output.dir"))
     scratch: Path | None = option(None, partial(optional, _scratch))
     dtype: str = choice("float32", "float32", "float16")
     compression: str = choice("gzip", "gzip", "none")
@@ -319,7 +311,7 @@ class OutputOptions:
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
 
     def __post_init__(self) -> None:
-        if self.scratch is not None and not isinstance(self.dir, Address):
+        if self.scratch is not None and not isinstance(self.dir, RemotePath):
             raise OptionError(
                 f"output.scratch: nothing is made there, got {str(self.scratch)!r}. Expected it with an address, e.g. "
                 "output.dir=s3://bucket/outputs. Leave it out: a folder of this machine needs none."
@@ -410,13 +402,13 @@ class Options:
                 f"part: engine={engine.name} shares the shards among its workers itself, got part={self.part}. Expected "
                 "null, or engine=local. Leave one of them out."
             )
-        if engine.name != "local" and isinstance(self.output.dir, Address):
+        if engine.name != "local" and isinstance(self.output.dir, RemotePath):
             raise OptionError(
                 f"output.dir: workers of engine={engine.name} write files, got {str(self.output.dir)!r}. Expected a folder on "
                 "storage that all nodes share. Choose one, or leave engine out: parts (part=k/n) write to an address too."
             )
         for key, where in (("data.dir", self.data.dir), ("data.list", self.data.list)):
-            if engine.name != "local" and isinstance(where, Address) and where.protocol == "memory":
+            if engine.name != "local" and isinstance(where, RemotePath) and where.protocol == "memory":
                 raise OptionError(
                     f"{key}: workers do not see what this process has in memory, got {str(where)!r} with engine={engine.name}. "
                     "Expected a folder, or an address that all nodes reach. Choose one, or engine=local."
@@ -441,7 +433,9 @@ class Options:
         """The run folder; at an address, what stands for it."""
         where = self.output.dir / self.name
         mark = "" if self.part is None else self.part.mark
-        return where if isinstance(where, Path) else RemotePath(mirror_of(where, scratch_for(where, self.output.scratch, mark)))
+        if isinstance(where, RemotePath):
+            return RemotePath(str(where), scratch_for(str(where), self.output.scratch, mark))
+        return where
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from .errors import OptionError
 from .network.start import load_tensorflow
 from .progress import LOGGER as _log
 from .records import Manifest, digest_images
-from .storage.address import Address
+from .storage import RemotePath
 
 
 def list_images(source: DataOptions) -> Manifest:
@@ -39,20 +39,20 @@ def _listed(source: DataOptions) -> Manifest:
     if source.tfds is not None:
         from .images.tfds import find_set, list_set, sets_folder
 
-        assert not isinstance(source.dir, Address)
+        assert not isinstance(source.dir, RemotePath)
         # Before anything is loaded.
         find_set(source.tfds, sets_folder(source.dir))
         load_tensorflow()
         return list_set(source.tfds, source.split, source.dir)
     if source.list is not None:
-        from .images.addressed_list import read_addressed_list
         from .images.lists import refuse_all_missing
+        from .images.remote import read_addressed_list
 
         manifest = read_addressed_list(source.list, source.dir, _warn)
         refuse_all_missing(manifest, source.list)
         return manifest
     assert source.dir is not None
-    if isinstance(source.dir, Address):
+    if isinstance(source.dir, RemotePath):
         from .images.remote import list_address
 
         return list_address(source.dir)

@@ -29,14 +29,15 @@ def index_run(folder: Path) -> Report:
     from .progress import LOGGER, log_to_file, log_to_terminal
     from .report import Made, Stopwatch
     from .show import parse_config
-    from .store import format, remote
+    from .storage import refresh
+    from .store import format
     from .store.digests import Digests
     from .store.lock import take_lock
     from .store.resume import gather_digests
     from .store.run_contents import read_run_spec
     from .store.verification import files_to_check
 
-    remote.look_anew(folder)
+    refresh(folder)
     files_to_check(folder)  # for its refusals
     watch = Stopwatch()
     with log_to_terminal() as kept_lines:
@@ -56,11 +57,10 @@ def index_run(folder: Path) -> Report:
 
 def _index(values: Mapping[str, Any]) -> None:
     from .config import IndexOptions, check
-    from .storage.remote_path import writable
 
     options = check(IndexOptions, values, "pipeline.index")
     signals.raise_in_main_thread()
-    index_run(writable(options.run))
+    index_run(options.run)
 
 
 def main() -> None:

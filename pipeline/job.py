@@ -30,13 +30,13 @@ from .records import Manifest, RunSpec, ShardSpec
 from .report import MOST_REPORT_BYTES, Made, Report, Stopwatch, count_causes, words_for_bytes
 from .report_page import page_values, render, take_samples
 from .signals import clearing, leaving_at_once
+from .storage import read_ahead
 from .store import disk, format
 from .store.damage import UnreadableError
 from .store.digests import Digests
 from .store.file_checks import read_small
 from .store.index_file import build_index
 from .store.reader import open_run
-from .store.remote import ahead, settle
 from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
 
 REPORT, PAGE = "report.json", "report.html"
@@ -214,7 +214,9 @@ def _check_finished(path: Path, spec: RunSpec, run_folder: RunFolder) -> list[st
     errors: list[str] = []
     others: set[str] = set()
     finished = [shard for shard in run_folder.own if shard in run_folder.finished]
-    for shard, shard_path in zip(finished, ahead(path / format.shard_path(shard.file_name) for shard in finished), strict=True):
+    for shard, shard_path in zip(
+        finished, read_ahead(path / format.shard_path(shard.file_name) for shard in finished), strict=True
+    ):
         with open_run(shard_path) as found:
             created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
             refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
@@ -288,7 +290,6 @@ def finish_share(
     if made.rows or not own.exists():
         # It has no line in SHA256SUMS. Where nothing was made, what it took when something was is worth more.
         _write_text(own, report.json(), disk.publish)
-    settle(path)
     with run_folder.alone():
         lacking = run_folder.lacking()
         if not lacking and not run_folder.is_extended():
@@ -328,7 +329,6 @@ def finish_run(path: Path, spec: RunSpec, options: Mapping[str, Any], made: Made
             errors = [error for error in run.images["error"] if error]
     report = _report(path, spec, options, made, watch, len(spec.manifest), errors, part, is_indexed=True)
     write_reports(path, spec, report, is_unchanged=is_indexed)
-    settle(path)
     _say(report)
     if report.failed == report.rows:
         raise DatasetError(

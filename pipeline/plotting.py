@@ -29,8 +29,7 @@ from .images.seen import seen_picture
 from .images.tar import COLUMN, TarError, find_in_tar
 from .machine import usable_cores
 from .records import OK, ImageRecord, ImageStatus
-from .storage.address import is_address
-from .storage.remote_path import RemotePath
+from .storage import RemotePath, is_address
 from .store import format
 from .store.reader import Layer, Run, open_run
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .storage.address import is_address
+from .storage import is_address
 
 Item = TypeVar("Item")
 

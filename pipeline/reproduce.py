@@ -16,7 +16,7 @@ from typing import Any
 from .cli import GROUP_NAMES, LITERAL_OPTIONS, is_typed, quoted
 from .config import DataOptions, check_value, defaults, flat, tar_folder
 from .errors import OptionError
-from .storage.address import is_address
+from .storage import is_address
 
 # Where the images are comes first in the command, where results go last.
 _FIRST = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers")

@@ -35,7 +35,6 @@ def verify(folder: Path, repair: bool) -> None:
     """
     from tqdm import tqdm
 
-    from .storage.remote_path import writable
     from .store import format
     from .store.lock import take_lock
     from .store.verification import files_to_check, verify_folder
@@ -43,8 +42,6 @@ def verify(folder: Path, repair: bool) -> None:
 
     if folder.name == format.INDEX_NAME and (folder.is_symlink() or folder.exists()) and not folder.is_dir():
         folder = folder.parent
-    if repair:
-        folder = writable(folder)
     total_bytes = sum((folder / name).lstat().st_size for name in files_to_check(folder))
     with ExitStack() as stack:
         if repair:

@@ -11,9 +11,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.storage.address import Address
-from pipeline.storage.mirror import mirror_of
-from pipeline.storage.remote_path import RemotePath
+from pipeline.storage import RemotePath
 
 BUCKET = "bucket"
 # What a request is answered with instead, or None: (method, path with query) -> status.
@@ -83,48 +81,44 @@ class ObjectStore:
 def object_store() -> Iterator[ObjectStore]:
     """Starts a server with an empty bucket, and has this process find it."""
     import boto3
-
-    from pipeline.storage import connection
+    import s3fs
 
     store = ObjectStore()
     before = dict(os.environ)
     os.environ.update(store.environment)
-    connection._open = connection._Open()
+    s3fs.S3FileSystem.clear_instance_cache()
     try:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield store
     finally:
         store.close()
-        connection._open = connection._Open()
+        s3fs.S3FileSystem.clear_instance_cache()
         os.environ.clear()
         os.environ.update(before)
 
 
 def run_at(address: str, scratch: Path) -> RemotePath:
     """Gives what stands for a run folder at an address."""
-    return RemotePath(mirror_of(Address(address), scratch))
+    return RemotePath(address, scratch)
 
 
 def put_files(address: str, files: dict[str, bytes]) -> None:
-    from pipeline.storage.objects import write
-
     for name, data in files.items():
-        write(data, Address(f"{address}/{name}"))
+        RemotePath(f"{address}/{name}").write_bytes(data)
 
 
 def names_at(address: str) -> list[str]:
-    """Gives the names of all objects below an address."""
-    from pipeline.storage.objects import list_objects
-
-    return sorted(entry.name for page in list_objects(Address(address)) for entry in page)
+    """Gives the names of all files below an address."""
+    try:
+        return sorted(name for name, *_ in RemotePath(address).find_files())
+    except FileNotFoundError:
+        return []
 
 
 def copy_here(address: str, folder: Path) -> Path:
     """Downloads all below an address."""
-    from pipeline.storage.objects import read
-
     for name in names_at(address):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(read(Address(f"{address}/{name}")))
+        RemotePath(f"{address}/{name}").download(path)
     return folder

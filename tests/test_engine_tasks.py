@@ -194,8 +194,8 @@ def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
     tars = [str(tmp_path / "*.tar")]
     assert seen_of(list_tars(tars, tar_folder(tars), lambda line: None)) == str(tmp_path / "x.tar")
     places = ["memory://nowhere/a.png", str(tmp_path / "b/d.png")]
-    assert seen_of(listed_images("memory://nowhere", ["a.png", "d.png"], ["", ""], places, {})) == places[1]
-    assert seen_of(listed_images("memory://nowhere", ["a.png"], [""], places[:1], {})) == ""
+    assert seen_of(listed_images("memory://nowhere", ["a.png", "d.png"], places, {})) == places[1]
+    assert seen_of(listed_images("memory://nowhere", ["a.png"], places[:1], {})) == ""
 
 
 def test_workers_look_for_the_folder_of_a_set(tiny_set: Path) -> None:

@@ -15,7 +15,7 @@ EVERYWHERE = RECORDS | {"machine", "indexing"}
 
 # Package -> what it may import besides itself and EVERYWHERE.
 BELOW: dict[str, set[str]] = {
-    "storage": set(),
+    "storage.py": set(),
     "images": {"storage"},
     # The device functions begin with the resize of images.
     "network": {"images"},
@@ -36,12 +36,12 @@ ONLY_IN = {
     "omegaconf": ("cli.py",),
     "matplotlib": ("figures.py",),
     "jinja2": ("report_page.py",),
-    "fsspec": ("storage/",),
+    "fsspec": ("storage.py",),
 }
 # A wrong option is answered before any of HEAVY is loaded.
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
 LIGHT = COMMANDS | {
-    *("cli.py", "config.py", "errors.py", "report.py", "signals.py", "reproduce.py"),
+    *("cli.py", "config.py", "errors.py", "report.py", "signals.py", "reproduce.py", "storage.py"),
     *("network/layers.py", "network/start.py"),
 }
 

@@ -348,7 +348,7 @@ def test_what_the_system_does_not_let_us_read_is_one_line(copy: Path, monkeypatc
         # Whoever runs the tests may be let read everything.
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pipeline.store.remote.scan", refuse)
+    monkeypatch.setattr("pipeline.store.run_contents.os.scandir", refuse)
     with pytest.raises(StoreError, match=r"/shards: cannot be read, got Permission denied \(EACCES\)\. Expected"):
         summarise_run(copy)
 

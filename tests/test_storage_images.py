@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import http.server
 import pickle
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline import storage
 from pipeline.errors import DatasetError, ImageError
-from pipeline.images.addressed_list import read_addressed_list
 from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
+from pipeline.images.loader import ImageLoader
 from pipeline.images.reading import read_again, read_image
-from pipeline.images.remote import RemoteImages, list_address
-from pipeline.storage.address import Address
-from pipeline.storage.connection import StorageError
+from pipeline.images.remote import RemoteImages, list_address, read_addressed_list
+from pipeline.records import Manifest
+from pipeline.storage import RemotePath, StorageError
 
 from .conftest import PHOTOGRAPHS
 from .object_store import clean_memory, put_files
 
 ROOT = "memory://bucket/imgs"
+FOLDER = RemotePath(ROOT)
 
 
 memory = pytest.fixture(autouse=True)(clean_memory)
@@ -33,6 +39,18 @@ def put_folder(folder: Path, address: str = ROOT) -> None:
     put_files(address, {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
 
 
+def errors_of(manifest: Manifest) -> list[str]:
+    batches = ImageLoader(manifest, np.arange(len(manifest)), batch_size=4, workers=2)
+    return [status.error for batch in batches for status in batch.statuses]
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refusing(self: RemotePath, start: int, stop: int) -> bytes:
+        raise error
+
+    monkeypatch.setattr(RemotePath, "read_range", refusing)
+
+
 def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path) -> None:
     names = ["b/2.jpg", "b/10.JPG", "a/é.png", "Z.jpeg", "b/.c.jpg", ".h/x.jpg", ".h/y.jpg", "b/__MACOSX/m.jpg", "b/t.txt", "b/n"]
     for name in names:
@@ -40,7 +58,7 @@ def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     put_folder(tmp_path)
-    here, there = list_folder(tmp_path), list_address(Address(ROOT))
+    here, there = list_folder(tmp_path), list_address(FOLDER)
     assert there.keys == here.keys == ("Z.jpeg", "a/é.png", "b/10.JPG", "b/2.jpg")
     assert there.labels == here.labels
     assert there.file_bytes.tolist() == here.file_bytes.tolist()
@@ -55,15 +73,15 @@ def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path)
 def test_where_there_is_no_image_it_is_said_what_there_is() -> None:
     put_files(ROOT, {"a.txt": b"", "b.txt": b""})
     with pytest.raises(DatasetError, match=r"^data\.dir: no images among 2 objects, got 'memory://bucket/imgs'\. .*2 extension"):
-        list_address(Address(ROOT))
+        list_address(FOLDER)
     with pytest.raises(DatasetError, match=r"no images among 0 objects, got 'memory://bucket/none'.*Skipped: nothing"):
-        list_address(Address("memory://bucket/none"))
+        list_address(RemotePath("memory://bucket/none"))
 
 
 def test_an_image_that_has_gone_grown_or_is_too_large_fails_alone(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put_files(ROOT, dict.fromkeys(("empty.jpg", "fits.jpg", "gone.jpg", "grown.jpg"), b"some bytes"))
     put_files(ROOT, {"empty.jpg": b""})
-    manifest = list_address(Address(ROOT))
+    manifest = list_address(FOLDER)
     memory.rm_file("/bucket/imgs/gone.jpg")
     put_files(ROOT, {"grown.jpg": b"some more bytes"})
     assert [read_image(manifest[row]) for row in (0, 1)] == [b"", b"some bytes"]
@@ -74,20 +92,16 @@ def test_an_image_that_has_gone_grown_or_is_too_large_fails_alone(memory: Any, m
     put_files(ROOT, {"empty.jpg": b"no longer"})
     with pytest.raises(ImageError, match=r"^unreadable: the file changed since it was listed$"):
         read_image(manifest[0])
-    asked: list[str] = []
     monkeypatch.setattr("pipeline.images.reading.MAX_FILE_BYTES", 5)
-    monkeypatch.setattr("pipeline.images.remote.read", lambda address, *rest, **how: asked.append(str(address)))
+    refuse(monkeypatch, AssertionError("asked"))
     with pytest.raises(ImageError, match=r"^too large: 10 bytes, limit 5 bytes$"):
         read_image(manifest[1])
-    assert not asked
 
 
 def test_every_row_gets_its_status_and_the_pixels_of_the_local_file(memory: Any, photographs: Path) -> None:
-    from pipeline.images.loader import ImageLoader
-
     put_folder(photographs)
     put_files(ROOT, {"broken/gone.jpg": b"x", "broken/text.jpg": b"no image"})
-    manifest = list_address(Address(ROOT))
+    manifest = list_address(FOLDER)
     memory.rm_file("/bucket/imgs/broken/gone.jpg")
     local = list_folder(photographs)
     batches = list(ImageLoader(manifest, np.arange(len(manifest)), batch_size=4, workers=2))
@@ -102,47 +116,24 @@ def test_every_row_gets_its_status_and_the_pixels_of_the_local_file(memory: Any,
             np.testing.assert_array_equal(images[place], batch.image(row))
 
 
-@pytest.mark.slow
-def test_a_storage_that_does_not_answer_stops_the_run_and_fails_no_image(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.images.loader import ImageLoader
-
-    put_folder(photographs)
-    manifest = list_address(Address(ROOT))
-
-    def refusing(address: Address, *rest: Any, **how: Any) -> bytes:
-        raise StorageError(5, "there is no such bucket", str(address))
-
-    monkeypatch.setattr("pipeline.images.remote.read", refusing)
+def test_a_bucket_that_does_not_answer_stops_the_run_and_denied_permission_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_files(ROOT, {"a.jpg": b"x", "b.jpg": b"y"})
+    manifest = list_address(FOLDER)
+    refuse(monkeypatch, PermissionError(13, "permission denied", ROOT))
+    assert errors_of(manifest) == ["unreadable: permission denied"] * 2
+    refuse(monkeypatch, StorageError(5, "there is no such bucket", ROOT))
     with pytest.raises(DatasetError, match=r"the storage refuses, got there is no such bucket\. Expected images that can be"):
-        list(ImageLoader(manifest, np.arange(len(manifest)), batch_size=2, workers=2))
-    with pytest.raises(ImageError, match=r"^unreadable: memory://bucket/imgs/.*: the storage refuses"):
+        errors_of(manifest)
+    with pytest.raises(ImageError, match=r"^unreadable: memory://bucket/imgs.*: the storage refuses"):
         read_again(manifest[0])
 
 
-def test_permission_that_is_denied_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.images.loader import ImageLoader
-
-    put_files(ROOT, {"a.jpg": b"x"})
-    manifest = list_address(Address(ROOT))
-
-    def refusing(address: Address, *rest: Any, **how: Any) -> bytes:
-        raise PermissionError(13, "permission denied", str(address))
-
-    monkeypatch.setattr("pipeline.images.remote.read", refusing)
-    (batch,) = ImageLoader(manifest, np.arange(1), batch_size=2, workers=2)
-    assert batch.statuses[0].error == "unreadable: permission denied"
-
-
 def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.images.loader import ImageLoader
-
     put_files(ROOT, {f"{number:03d}.jpg": bytes(1000) for number in range(200)})
-    manifest = list_address(Address(ROOT))
+    manifest = list_address(FOLDER)
     lock, now, most = threading.Lock(), [0], [0]
 
-    def slow(address: Address, *rest: Any, **how: Any) -> bytes:
+    def slow(self: RemotePath, start: int, stop: int) -> bytes:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
@@ -151,7 +142,7 @@ def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(mon
             now[0] -= 1
         return bytes(1000)
 
-    monkeypatch.setattr("pipeline.images.remote.read", slow)
+    monkeypatch.setattr(RemotePath, "read_range", slow)
     statuses = [status for batch in ImageLoader(manifest, np.arange(200), batch_size=8, workers=2) for status in batch.statuses]
     assert [status.index for status in statuses] == list(range(200))
     assert {status.file_bytes for status in statuses} == {1000}
@@ -160,13 +151,15 @@ def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(mon
 
 def test_when_an_image_was_written_is_known_from_the_listing() -> None:
     put_files(ROOT, {"a.jpg": b"x"})
-    manifest = list_address(Address(ROOT))
+    manifest = list_address(FOLDER)
     assert manifest.source is not None
     assert abs(manifest.source.modified_seconds(manifest[0]) - time.time()) < 60
     copy = pickle.loads(pickle.dumps(manifest))
     assert read_image(copy[0]) == b"x"
-    unknown = RemoteImages(np.zeros(1))
-    assert unknown.modified_seconds(manifest[0]) == float("inf")
+    assert RemoteImages(np.zeros(1)).modified_seconds(manifest[0]) == float("inf")
+
+
+# -- Lists
 
 
 def test_a_list_at_an_address_names_images_beside_it_and_elsewhere() -> None:
@@ -174,13 +167,22 @@ def test_a_list_at_an_address_names_images_beside_it_and_elsewhere() -> None:
         ROOT, {"a/1.jpg": b"one", "a/2.jpg": b"twoo", "list.csv": b"path,label,kind\na/2.jpg,x,k1\nmemory://else/3.jpg,y,k2\n"}
     )
     put_files("memory://else", {"3.jpg": b"three"})
-    manifest = read_addressed_list(Address(f"{ROOT}/list.csv"), None)
+    manifest = read_addressed_list(FOLDER / "list.csv", None)
     assert manifest.root == ROOT
     assert manifest.keys == ("a/2.jpg", "memory://else/3.jpg")
     assert manifest.labels == ("x", "y")
     assert manifest.metadata == {"kind": ("k1", "k2")}
     assert manifest.file_bytes.tolist() == [4, 5]
     assert [read_image(record) for record in manifest] == [b"twoo", b"three"]
+
+
+def test_a_parquet_list_may_be_at_an_address(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"path": ["a.jpg"], "label": ["x"]}), tmp_path / "list.parquet")
+    put_folder(tmp_path)
+    manifest = read_addressed_list(FOLDER / "list.parquet", None)
+    assert (manifest.keys, manifest.labels) == (("a.jpg",), ("x",))
 
 
 def test_a_list_here_may_name_addresses_files_and_what_is_not_there(tmp_path: Path) -> None:
@@ -201,11 +203,12 @@ def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkey
     names = [f"deep/{number % 7}/{number:04d}.jpg" for number in range(300)]
     put_files(ROOT, {name: bytes(1 + place % 5) for place, name in enumerate(names)})
     put_files(ROOT, {"list.txt": "\n".join(names).encode()})
-    asked: list[Address] = []
-    monkeypatch.setattr("pipeline.images.remote.look_at", lambda address, pauses: asked.append(address))
-    manifest = read_addressed_list(Address(f"{ROOT}/list.txt"), None)
+    asked: list[str] = []
+    info = RemotePath._info
+    monkeypatch.setattr(RemotePath, "_info", lambda self: asked.append(str(self)) or info(self))
+    manifest = read_addressed_list(FOLDER / "list.txt", None)
     assert manifest.file_bytes.tolist() == [1 + place % 5 for place in range(300)]
-    assert not asked
+    assert asked == [f"{ROOT}/list.txt"]
 
 
 def test_a_list_of_local_paths_is_read_as_ever(tmp_path: Path) -> None:
@@ -222,22 +225,17 @@ def test_a_list_of_local_paths_is_read_as_ever(tmp_path: Path) -> None:
         (b"a.jpg\n./a.jpg\n", r"^data\.list: 1 images are named more than once, got 'a\.jpg'"),
         (b"/home/me/a.jpg\n", r"^data\.list: a path of this machine in a list of addresses, got '/home/me/a\.jpg'"),
         (b"\xff\xfe\x00", r"got 'memory://bucket/imgs/list\.txt'"),
+        (None, r"^data\.list: cannot be read \(no such file or directory\), got 'memory://bucket/imgs/list\.txt'"),
     ],
 )
-def test_a_list_at_an_address_that_is_none_is_refused_by_its_address(content: bytes, words: str) -> None:
-    put_files(ROOT, {"list.txt": content})
+def test_a_list_at_an_address_that_is_none_is_refused_by_its_address(content: bytes | None, words: str) -> None:
+    if content is not None:
+        put_files(ROOT, {"list.txt": content})
     with pytest.raises(DatasetError, match=words):
-        read_addressed_list(Address(f"{ROOT}/list.txt"), None)
+        read_addressed_list(FOLDER / "list.txt", None)
 
 
-def test_a_list_that_is_not_there_is_said_so() -> None:
-    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such object\), got 'memory://bucket/imgs/no\.csv'"):
-        read_addressed_list(Address(f"{ROOT}/no.csv"), None)
-
-
-def test_a_stored_row_finds_its_image_at_the_address_again(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
+def test_a_stored_row_finds_its_image_at_the_address_again() -> None:
     from pipeline.plotting import find_image, image_place
 
     put_folder(PHOTOGRAPHS)
@@ -250,3 +248,82 @@ def test_a_stored_row_finds_its_image_at_the_address_again(tmp_path: Path) -> No
     assert image_place(run, 0) == f"{ROOT}/{key}"
     assert image_place(run, 1) == f"{ROOT}/sky/rocket.jpg"
     assert read_again(find_image(run, 0)) == data
+
+
+# -- Web servers
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Images by name: one that the server has, one of a size it does not say, and those that it refuses by a number."""
+
+    image = (PHOTOGRAPHS / "animals/chelsea.jpg").read_bytes()
+    busy: int = 0
+
+    def do_HEAD(self) -> None:
+        self._answer(has_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(has_body=True)
+
+    def _answer(self, has_body: bool) -> None:
+        name = self.path.removeprefix("/").partition(".")[0]
+        status = int(name) if name.isdigit() else 200
+        if name == "busy" and Answers.busy:
+            Answers.busy -= 1
+            status = 503
+        self.send_response(status)
+        if name != "unsized" and status == 200:
+            self.send_header("Content-Length", str(len(self.image)))
+        elif status != 200:
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        if has_body and status == 200:
+            self.wfile.write(self.image)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(storage, "PAUSES_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(storage, "_silent", set())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_only_an_image_that_a_web_server_does_not_have_is_missing(web: str, tmp_path: Path) -> None:
+    names = [f"{web}/{name}.jpg" for name in ("there", "unsized", "busy", "404", "410", "403", "500", "400")]
+    names.append(f"http://127.0.0.1:{closed_port()}/a.jpg")
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    Answers.busy = 3
+    manifest = read_addressed_list(tmp_path / "list.txt", None)
+    Answers.busy = 2
+    errors = errors_of(manifest)
+    assert [error.partition(" (")[0] for error in errors] == [
+        *("", "", "", "missing: file not found", "missing: file not found", "unreadable: permission denied"),
+        *("unreadable: it does not answer as it should", "unreadable: the server answers 400"),
+        "unreadable: it does not answer as it should",
+    ]
+    # Said as it is, and asked again by the same command.
+    assert "500" in errors[6]
+    assert "Connect call failed" in errors[8]
+
+
+def test_a_list_of_a_web_server_that_does_not_answer_is_not_called_missing(web: str) -> None:
+    for address in (f"{web}/500.txt", f"http://127.0.0.1:{closed_port()}/list.txt"):
+        with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(it does not answer as it should"):
+            read_addressed_list(RemotePath(address), None)
+    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such file or directory\)"):
+        read_addressed_list(RemotePath(f"{web}/404.txt"), None)
+    with pytest.raises(DatasetError, match=r"^data\.dir: cannot be listed, got it does not answer"):
+        list_address(RemotePath(f"http://127.0.0.1:{closed_port()}/imgs"))

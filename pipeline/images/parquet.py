@@ -39,7 +39,7 @@ def read_parquet(path: Path, what: str, log: Callable[[str], None]) -> tuple[lis
             f"data.list: Parquet needs the package pyarrow, {what} Run `pip install 'deep-feature-pipeline[parquet]'`."
         ) from error
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             header, kinds = file.schema_arrow.names, file.schema_arrow.types
             if len(set(header)) < len(header):
                 return header, {}

@@ -1,14 +1,15 @@
-"""Images at addresses: listed in pages, with the rules of a folder, and read by as many threads as the network has patience for.
+"""Images at addresses: a folder of them, or a list that lies at an address or names some; read by many threads at a time.
 
-Stands beside the folder and the list of paths; what they give is the same :class:`~pipeline.records.Manifest`.
+What is given is the same :class:`~pipeline.records.Manifest` as of a folder or list of this machine.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,18 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatasetError
-from ..records import ImageRecord, Manifest, digest_images
-from ..storage.address import Address, is_address
-from ..storage.connection import FIRST_PAUSES_SECONDS, StorageError
-from ..storage.objects import Entry, list_objects, look_at, read
-from .decode import ImageDecodeError, image_extensions
-from .manifest import SYSTEM_FOLDERS, first_folders, words_for_extension
-from .reading import read_file, refuse_too_large
+from ..records import ImageRecord, Manifest
+from ..storage import RemotePath, StorageError, is_address, to_address
+from .decode import ImageDecodeError
+from .lists import images_of_list, read_columns, refuse_repeated
+from .manifest import SYSTEM_FOLDERS, first_folders, make_manifest, no_images, readable_keys, reason_to_skip
+from .reading import MAX_FILE_BYTES, read_file, refuse_too_large
 
 # Requests under way at a time: an object store answers each after some 10 to 50 ms, and any number of them at once.
 READS_AT_ONCE = 32
-# Of a list: so many objects are asked for one by one; where there are more, the folder that they share is listed.
+# Of a list in a bucket: so many images are asked for one by one; where there are more, the folder that they share is listed.
 ASKED_ONE_BY_ONE = 200
+
+# Address or path -> bytes, and seconds when it was written. What is not there is not in it.
+_Sizes = dict[str, tuple[int, float]]
 
 
 class RemoteImages:
@@ -36,6 +39,8 @@ class RemoteImages:
 
     Args:
         modified_seconds: (N,) float64, when each was last written, by its place; 0 where nobody can say.
+        is_list: Whether a list names them, perhaps on very many web servers: one that does not answer fails its images, which
+            the same command tries again. Any other stops the run.
 
     Attributes:
         kind: As stored with the run.
@@ -45,56 +50,78 @@ class RemoteImages:
     kind = "address"
     reads_at_once = READS_AT_ONCE
 
-    def __init__(self, modified_seconds: NDArray[np.float64]) -> None:
+    def __init__(self, modified_seconds: NDArray[np.float64], is_list: bool = False) -> None:
         self._modified_seconds = modified_seconds
+        self._is_list = is_list
 
     def read(self, record: ImageRecord) -> bytes:
-        """Reads one image whole.
+        """Read one image whole.
 
         Raises:
-            ImageError: It is too large, or is not as it was listed.
+            ImageError: It is too large, or is not as it was listed; or its web server does not answer.
             OSError: It is missing, or this user may not read it.
             DatasetError: The storage refuses everything, or does not answer: no fault of the image.
         """
         if not is_address(record.path):
             return read_file(record.path)
         refuse_too_large(record.file_bytes)
-        address = Address(record.path)
+        path = RemotePath(record.path)
+        # Some web servers say no size.
+        is_known = record.file_bytes > 0 or not _is_web(record.path)
         try:
             # A byte more than there should be, so that what has grown since is not read to its end.
-            found = read(address, 0, record.file_bytes + 1, is_exact=False) if record.file_bytes else b""
-            changed = len(found) != record.file_bytes or (not found and look_at(address).size > 0)
+            data = path.read_range(0, (record.file_bytes if is_known else MAX_FILE_BYTES) + 1)
         except StorageError as error:
-            raise refused(address, error) from error
-        if changed:
+            if self._is_list and _is_web(record.path):
+                raise ImageDecodeError(f"unreadable: {error.strerror}") from error
+            raise refused(error) from error
+        if is_known and len(data) != record.file_bytes:
             raise ImageDecodeError("unreadable: the file changed since it was listed")
-        return found
+        refuse_too_large(len(data))
+        return data
 
     def modified_seconds(self, record: ImageRecord) -> float:
-        """Gives when an image was last written, as it was listed."""
+        """Return when an image was last written, as it was listed."""
         seconds = float(self._modified_seconds[record.place]) if record.place >= 0 else 0.0
         return seconds or float("inf")
 
 
-def refused(address: Address, error: OSError) -> DatasetError:
-    """Gives the one line for a storage that does not give what it should."""
+def refused(error: StorageError) -> DatasetError:
+    """Return the one line for a storage that does not give what it should."""
     return DatasetError(
-        f"{address}: the storage refuses, got {error.strerror or error}. Expected images that can be read. Check the address, "
+        f"{error.filename}: the storage refuses, got {error.strerror}. Expected images that can be read. Check the address, "
         "the credentials and the network, then run again: finished shards are kept."
     )
 
 
-def list_address(folder: Address) -> Manifest:
-    """Lists the images below an address as :func:`~.manifest.list_folder` does below a folder: same order, same rules.
+def _is_web(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def list_address(folder: Path) -> Manifest:
+    """List the images below an address as :func:`~.folder.list_folder` does below a folder: same order, same rules.
 
     Raises:
         DatasetError: It cannot be listed, or holds no image.
     """
-    found = _Found()
+    assert isinstance(folder, RemotePath)
+    found: dict[str, tuple[int, float]] = {}
+    skipped: Counter[str] = Counter()
+    passed_over: set[str] = set()
+    files = 0
     try:
-        for page in list_objects(folder):
-            for entry in page:
-                found.take(entry)
+        for name, size, modified_seconds in folder.find_files():
+            closed, reason = _closed_folder(name)
+            if closed:
+                # Once, as in a walk, which does not go into it.
+                skipped[reason] += closed not in passed_over
+                passed_over.add(closed)
+                continue
+            files += 1
+            if reason := reason_to_skip(posixpath.basename(name)):
+                skipped[reason] += 1
+            else:
+                found[name] = size, modified_seconds
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -102,137 +129,142 @@ def list_address(folder: Address) -> Manifest:
             f"data.dir: cannot be listed, got {error.strerror or error} for {str(folder)!r}. Expected an address that can. Check "
             "the address, the credentials and the network."
         ) from error
-    if not found.keys:
-        often = sorted(found.skipped.items(), key=lambda item: (-item[1], item[0]))
-        skipped = ", ".join(f"{count} {reason}" for reason, count in often[:5]) or "nothing"
-        raise DatasetError(
-            f"data.dir: no images among {found.files} objects, got {str(folder)!r}. Expected some with one of the extensions "
-            f"{' '.join(sorted(image_extensions()))}. Skipped: {skipped}. Check the address."
-        )
+    if not found:
+        raise no_images("data.dir", f"{files} objects", repr(str(folder)), skipped)
     # Python compares strings by code point, which is the order of their UTF-8 bytes.
-    order = sorted(range(len(found.keys)), key=found.keys.__getitem__)
-    keys = tuple(found.keys[old] for old in order)
-    sizes, modified = (np.array(column)[order] for column in (found.sizes, found.modified_seconds))
-    return _manifest(str(folder), keys, first_folders(keys), sizes, modified, {}, {}, dict(sorted(found.skipped.items())))
+    keys = sorted(found)
+    return _manifest(str(folder), keys, [found[key] for key in keys], {}, skipped=skipped)
 
 
-class _Found:
-    """What a listing has shown; of what is no image, no more than how many there are."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-        self.sizes: list[int] = []
-        self.modified_seconds: list[float] = []
-        self.skipped: Counter[str] = Counter()
-        self.files = 0
-        self._passed_over: set[str] = set()
-
-    def take(self, entry: Entry) -> None:
-        *folders, name = entry.name.split("/")
-        for depth, folder in enumerate(folders):
-            reason = "hidden folder" if folder.startswith(".") else "system folder" if folder in SYSTEM_FOLDERS else ""
-            if reason:
-                # Once, as in a walk, which does not go into it.
-                path = "/".join(folders[: depth + 1])
-                self.skipped[reason] += path not in self._passed_over
-                self._passed_over.add(path)
-                return
-        self.files += 1
-        extension = posixpath.splitext(name)[1].lower()
-        if name.startswith("."):
-            self.skipped["hidden file"] += 1
-        elif extension not in image_extensions():
-            self.skipped[words_for_extension(extension)] += 1
-        else:
-            self.keys.append(entry.name)
-            self.sizes.append(entry.size)
-            self.modified_seconds.append(entry.modified_seconds)
+def _closed_folder(name: str) -> tuple[str, str]:
+    """Return the first folder on the way to a file that is not looked into, and why; nothing if there is none."""
+    folders = name.split("/")[:-1]
+    for depth, folder in enumerate(folders):
+        reason = "hidden folder" if folder.startswith(".") else "system folder" if folder in SYSTEM_FOLDERS else ""
+        if reason:
+            return "/".join(folders[: depth + 1]), reason
+    return "", ""
 
 
-def listed_images(
-    root: str, keys: Sequence[str], labels: Sequence[str], places: Sequence[str], metadata: Mapping[str, tuple[str, ...]]
-) -> Manifest:
-    """Gives the manifest of images that a list names.
+def read_addressed_list(listing: Path, base: Path | None, log: Callable[[str], None] = lambda line: None) -> Manifest:
+    """Read the images that a list names, as :func:`~.lists.read_list` does, wherever list and images are.
+
+    An entry is an address, or a path that is relative to the folder. Keys are relative to the folder; those of images outside it
+    are their whole address, and have no label of their own.
+
+    Args:
+        listing: The list.
+        base: What relative entries are relative to; None: the list's own folder.
+        log: Told what a user should know.
+
+    Raises:
+        DatasetError: As there; and the storage refuses.
+    """
+    columns = read_columns(listing, log)
+    folder = listing.parent if base is None else base
+    is_remote = isinstance(folder, RemotePath)
+    if not is_remote and not isinstance(listing, RemotePath) and not any(map(is_address, columns["path"])):
+        return images_of_list(columns, listing, folder, log)
+    written = columns.pop("path")
+    root = str(folder) if is_remote else str(folder.absolute())
+    places = [_place(folder, name) for name in written]
+    names = [place[len(root) + 1 :] if place.startswith(f"{root}/") else place for place in places]
+    refuse_repeated(names)
+    keys, _ = readable_keys(names)
+    if "label" not in columns:
+        columns["label"] = ["" if is_address(key) else label for key, label in zip(keys, first_folders(keys), strict=True)]
+    return listed_images(root, keys, places, columns)
+
+
+def _place(folder: Path, name: str) -> str:
+    """Return the address or the path of an entry of a list."""
+    if is_address(name):
+        return str(to_address(name))
+    if not isinstance(folder, RemotePath):
+        return os.path.normpath(folder.absolute() / name)
+    if name.startswith("/"):
+        raise DatasetError(
+            f"data.list: a path of this machine in a list of addresses, got {name[:300]!r}. Expected addresses, or paths "
+            f"relative to {str(folder)!r}. Write file://... where a file of this machine is meant."
+        )
+    protocol, _, rest = str(folder).partition("://")
+    return f"{protocol}://{posixpath.normpath(f'{rest}/{name}')}"
+
+
+def listed_images(root: str, keys: Sequence[str], places: Sequence[str], columns: Mapping[str, Sequence[str]]) -> Manifest:
+    """Return the manifest of images that a list names.
 
     Args:
         root: Address or folder that keys are relative to.
         keys: (N) unique.
-        labels: (N).
         places: (N) where each is: an address, or an absolute path.
-        metadata: Further columns, each (N).
+        columns: Name -> (N), ``label`` among them.
 
     Raises:
         DatasetError: The storage refuses.
     """
-    addresses = [Address(place) for place in places if is_address(place)]
-    found = _ask_each(addresses) if len(addresses) <= ASKED_ONE_BY_ONE else _ask_folders(addresses)
+    # A row of no bytes here, and a failed one with its reason later, where an image is not there.
+    sizes: _Sizes = {}
+    web: list[str] = []
+    buckets: list[str] = []
     for place in places:
-        if not is_address(place):
-            with suppress(OSError, ValueError):
-                info = Path(place).stat()
-                found[Address(place)] = (info.st_size if stat.S_ISREG(info.st_mode) else 0, info.st_mtime)
-    known = [found.get(Address(place), (0, 0.0)) for place in places]
-    sizes, modified = np.array([size for size, _ in known], np.int64), np.array([seconds for _, seconds in known])
+        if is_address(place):
+            (web if _is_web(place) else buckets).append(place)
+            continue
+        with suppress(OSError, ValueError):
+            info = Path(place).stat()
+            sizes[place] = (info.st_size if stat.S_ISREG(info.st_mode) else 0, info.st_mtime)
+    try:
+        sizes |= _ask_folders(buckets) if len(buckets) > ASKED_ONE_BY_ONE else _ask_each(buckets)
+    except StorageError as error:
+        raise refused(error) from error
+    sizes |= _ask_each(web)
     paths = {row: place for row, (key, place) in enumerate(zip(keys, places, strict=True)) if place != f"{root}/{key}"}
-    return _manifest(root, tuple(keys), labels, sizes, modified, paths, metadata, {})
+    return _manifest(root, keys, [sizes.get(place, (0, 0.0)) for place in places], columns, paths=paths)
 
 
-def _ask_each(addresses: Sequence[Address]) -> dict[Address, tuple[int, float]]:
-    def ask(address: Address) -> tuple[int, float]:
+def _ask_each(addresses: Sequence[str]) -> _Sizes:
+    def ask(address: str) -> tuple[int, float]:
         try:
-            entry = look_at(address, FIRST_PAUSES_SECONDS)
-        except StorageError as error:
-            raise refused(address, error) from error
+            info = RemotePath(address).stat()
+        except StorageError:
+            if _is_web(address):
+                return 0, 0.0
+            raise
         except OSError:
-            # A row of no bytes here, and a failed one with its reason later.
             return 0, 0.0
-        return entry.size, entry.modified_seconds
+        return info.st_size, info.st_mtime
 
     with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
         return dict(zip(addresses, pool.map(ask, addresses), strict=True))
 
 
-def _ask_folders(addresses: Sequence[Address]) -> dict[Address, tuple[int, float]]:
-    """Lists the folder that all addresses of one bucket lie in, and keeps what is asked for."""
+def _ask_folders(addresses: Sequence[str]) -> _Sizes:
+    """List the folder that all addresses of one bucket lie in, and keep what is asked for."""
     wanted = set(addresses)
     buckets: dict[str, list[str]] = {}
     for address in addresses:
-        buckets.setdefault("/".join(address.text.split("/", 3)[:3]), []).append(address.parent.text)
-    found: dict[Address, tuple[int, float]] = {}
-    for parents in buckets.values():
-        folder = Address(_common_folder(parents))
-        try:
-            for page in list_objects(folder):
-                found |= {
-                    address: (entry.size, entry.modified_seconds) for entry in page if (address := folder / entry.name) in wanted
-                }
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise refused(folder, error) from error
+        protocol, _, rest = address.partition("://")
+        buckets.setdefault(f"{protocol}://{rest.partition('/')[0]}", []).append(posixpath.dirname(rest))
+    found: _Sizes = {}
+    for bucket, folders in buckets.items():
+        folder = f"{bucket.partition('://')[0]}://{posixpath.commonpath(folders)}"
+        with suppress(FileNotFoundError):
+            for name, size, modified_seconds in RemotePath(folder).find_files():
+                if f"{folder}/{name}" in wanted:
+                    found[f"{folder}/{name}"] = size, modified_seconds
     return found
-
-
-def _common_folder(folders: Sequence[str]) -> str:
-    first, last = min(folders).split("/"), max(folders).split("/")
-    shared = next(
-        (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last))
-    )
-    return "/".join(first[:shared])
 
 
 def _manifest(
     root: str,
-    keys: tuple[str, ...],
-    labels: Sequence[str],
-    sizes: NDArray[np.int64],
-    modified_seconds: NDArray[np.float64],
-    paths: Mapping[int, str],
-    metadata: Mapping[str, tuple[str, ...]],
-    skipped: Mapping[str, int],
+    keys: Sequence[str],
+    sizes: Sequence[tuple[int, float]],
+    columns: Mapping[str, Sequence[str]],
+    *,
+    paths: Mapping[int, str] | None = None,
+    skipped: Mapping[str, int] | None = None,
 ) -> Manifest:
-    sizes = sizes.astype(np.int64)
-    digest = digest_images(keys, labels, sizes, metadata)
-    source = RemoteImages(modified_seconds)
-    places = np.arange(len(keys), dtype=np.int64)
-    return Manifest(root, keys, tuple(labels), sizes, paths, metadata, skipped, digest, source, places)
+    source = RemoteImages(np.array([seconds for _, seconds in sizes], np.float64), is_list=paths is not None)
+    file_bytes = [size for size, _ in sizes]
+    return make_manifest(root, keys, file_bytes, columns=columns, paths=paths, skipped=skipped, source=source)

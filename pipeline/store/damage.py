@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError, printable
-from ..storage.connection import StorageError
-from ..storage.remote_path import RemotePath
+from ..storage import StorageError
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
 # become one of another kind, or a size has become 0.
@@ -108,9 +107,8 @@ def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableErro
         part: What of it.
         got: What was found there, or what was raised while it was read.
     """
-    if isinstance(path, RemotePath) and path.mirror.read_failure is not None:
-        # HDF5 tells no more than that it could not read: the storage has refused, and the file may be whole.
-        return UnreadableError(str(path.mirror.refused(path.mirror.read_failure, path.within)))
+    if isinstance(got, StorageError):
+        return UnreadableError(str(got))
     if isinstance(got, BaseException) and (unread := why_not_read(path, part, got)):
         return unread
     words = printable(" ".join(str(got).split()), 200) or type(got).__name__
@@ -198,8 +196,8 @@ def no_folder(path: Path) -> StoreError:
 
 def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
     """Return the one-line error for a file that is missing, or that the system or the storage does not let us read."""
-    if isinstance(path, RemotePath) and isinstance(error, StorageError):
-        return UnreadableError(str(path.mirror.refused(error)))
+    if isinstance(error, StorageError):
+        return UnreadableError(str(error))
     if getattr(error, "errno", None) not in _MISSING and (unread := why_not_read(path, "", error)):
         return unread
     return StoreError(

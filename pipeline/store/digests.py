@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from . import damage, disk, format, remote
+from ..storage import RemotePath
+from . import damage, disk, format
 from .disk import file_digest
 from .file_checks import require_file
 
@@ -101,7 +102,9 @@ class Digests:
             if name in self.by_name:
                 # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.
                 self.drop([name])
-            disk.publish(path, partial)
+        # Several at a time: to an address it takes long.
+        disk.publish(path, partial)
+        with self._adding:
             self.add(name, digest)
 
     def add(self, name: str, digest: str) -> None:
@@ -110,17 +113,18 @@ class Digests:
         Raises:
             OSError: The disk refuses.
         """
-        if self._is_stale or self.by_name.get(name, digest) != digest:
+        is_known = name in self.by_name
+        if self._is_stale or self.by_name.get(name, digest) != digest or (isinstance(self.path, RemotePath) and not is_known):
+            # Nothing can be added to a file at an address.
             self.by_name[name] = digest
             self._rewrite()
-        elif name not in self.by_name:
+        elif not is_known:
             self.by_name[name] = digest
             is_new = not self.path.exists()
             with self.path.open("ab") as file:
                 file.write(_line(name, digest))
                 file.flush()
                 os.fsync(file.fileno())
-            remote.mark_written(self.path)
             if is_new:
                 disk.sync_folder(self._folder)
 

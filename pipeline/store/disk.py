@@ -9,20 +9,20 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
-from ..storage.mirror import make_private
-from ..storage.remote_path import RemotePath
-from ..storage.sending import UPLOADS_AT_ONCE, UPLOADS_WAITING
-from . import remote
+from ..storage import RemotePath, StorageError
 from .damage import system_errno
 from .format import PARTIAL_SUFFIX
 
-# Of a run at an address: shards that are whole and not yet on their way, besides two that are being made.
-SHARDS_FINISHING = 2
-SHARDS_IN_SCRATCH = 2 + SHARDS_FINISHING + UPLOADS_AT_ONCE + UPLOADS_WAITING
+# Of a run at an address: shards that are whole and being uploaded, besides two that are being made.
+SHARDS_FINISHING = 4
+SHARDS_IN_SCRATCH = 2 + SHARDS_FINISHING
+
+REMOVED_AT_ONCE = 16
 
 # hashlib releases the interpreter's lock for buffers above 2 KiB: threads hash at the same time.
 HASH_BYTES = 1 << 20
@@ -48,10 +48,10 @@ _CAUSES = {
 
 def write_error(path: Path, error: BaseException) -> StoreError:
     """Gives the one line for a write that the disk, or HDF5 on top of it, refused; or the storage at an address."""
-    if isinstance(path, RemotePath):
-        if isinstance(error, OSError) and str(error.filename or "").startswith(str(path.mirror.address)):
-            return path.mirror.refused(error)
-        path = scratch_of(path.parent) / path.name if path.within else scratch_of(path)
+    if isinstance(error, StorageError):
+        return error
+    if isinstance(path, RemotePath) and not (isinstance(error, OSError) and str(error.filename or "").startswith(str(path))):
+        path = path.scratch
     number = system_errno(error)
     happened, remedy = _CAUSES.get(number, ("it cannot be written", "Check the disk and the folder"))
     got = errno.errorcode.get(number) or " ".join(str(error).split())[:200]
@@ -67,8 +67,11 @@ def partial_path(path: Path, mark: str = "") -> Path:
     Args:
         path: The final name.
         mark: Of the process that writes it, where another might write the same file: letters, digits and dashes.
+
+    Returns:
+        Of a file at an address a path in the scratch folder.
     """
-    return path.with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
+    return scratch_of(path).with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
 
 
 @contextmanager
@@ -103,7 +106,7 @@ def publish(path: Path, partial: Path | None = None) -> None:
     The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
     cut sees a whole file.
 
-    At an address all of that is done in scratch, and then the file is sent: a shard in the background, others at once.
+    To an address the file is uploaded, and has its name there once all of it has come.
 
     Args:
         path: The final name.
@@ -113,12 +116,14 @@ def publish(path: Path, partial: Path | None = None) -> None:
         OSError: The disk refuses.
     """
     partial = partial or partial_path(path)
+    if isinstance(path, RemotePath):
+        path.upload(partial)
+        partial.unlink()
+        return
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
     sync_folder(path.parent)
-    if isinstance(path, RemotePath):
-        remote.send(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -128,8 +133,7 @@ def make_folder(folder: Path) -> None:
         OSError: The disk refuses.
     """
     if isinstance(folder, RemotePath):
-        # The address has no folders; scratch is made once its lock is taken.
-        make_private(scratch_of(folder))
+        # The address has no folders; that for scratch is made with the lock.
         return
     for path in reversed([folder, *itertools.takewhile(lambda path: not path.exists(), folder.parents)]):
         path.mkdir(exist_ok=True)
@@ -187,15 +191,11 @@ def remove_all(paths: Sequence[Path]) -> None:
     Raises:
         StoreError: The disk refuses.
     """
-    at_address = [path for path in paths[1:] if isinstance(path, RemotePath)]
-    for path in paths[:1] if at_address else paths:
+    for path in paths[:1]:
         remove(path)
-    if at_address:
-        # Several at a time: each takes as long as the way there and back.
-        try:
-            at_address[0].mirror.remove(path.within for path in at_address)
-        except OSError as error:
-            raise write_error(at_address[0], error) from error
+    # Several at a time: at an address each takes as long as the way there and back.
+    with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
+        list(pool.map(remove, paths[1:]))
 
 
 def most_finishing(folder: Path, finishers: int) -> int:
@@ -212,10 +212,7 @@ def most_finishing(folder: Path, finishers: int) -> int:
 
 def scratch_of(folder: Path) -> Path:
     """Gives where files are made: in the folder, or in the scratch folder of one at an address."""
-    if not isinstance(folder, RemotePath):
-        return folder
-    assert folder.mirror.home is not None
-    return folder.mirror.home / folder.within if folder.within else folder.mirror.home
+    return folder.scratch if isinstance(folder, RemotePath) else folder
 
 
 def holds_all(folder: Path) -> bool:

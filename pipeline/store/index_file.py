@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import OK, FeatureSpec, RunSpec, ShardSpec
-from . import disk, format, remote, tables
+from ..storage import read_ahead
+from . import disk, format, tables
 from .digests import Digests
 from .file_checks import require_own_shards
 from .shard import write_tables
@@ -90,7 +91,7 @@ def _read_shards(folder: Path, spec: RunSpec) -> _Gathered:
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {feature.layer.name: [] for feature in spec.features}
     statistics: dict[str, LayerStatistics] = {}
-    paths = remote.ahead(folder / format.SHARD_FOLDER / shard.file_name for shard in shards)
+    paths = read_ahead(folder / format.SHARD_FOLDER / shard.file_name for shard in shards)
     for shard, path in zip(shards, paths, strict=True):
         with tables.open_file(path) as file:
             tables.check_shard(file, path, digests[shard.part], shard)

@@ -26,10 +26,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import LockedError
 from ..records import Share
-from ..storage.remote_path import RemotePath
-from . import disk, format, remote
+from ..storage import HeldError, RemoteLock, RemotePath, leave, refresh
+from . import disk, format
 from .file_checks import require_file
-from .remote_lock import HeldError, Lock, RemoteLock
 
 # Settling takes seconds; writing an index over very many shards, or reading those that a kill left without a digest, minutes.
 WAIT_SECONDS = 1800.0
@@ -49,12 +48,12 @@ class Hold:
         living: Shares that other processes made when the lock was taken last.
     """
 
-    def __init__(self, folder: Path, share: Share | None, lock: Lock) -> None:
+    def __init__(self, folder: Path, share: Share | None, lock: FileLock | RemoteLock) -> None:
         self.share = share
         self.living: frozenset[Share] = frozenset()
         self._folder = folder
         self._lock = lock
-        self._own: Lock | None = None
+        self._own: FileLock | RemoteLock | None = None
 
     def look_around(self) -> None:
         """Finds out who else lives, and takes the lock of the own share; called with ``.lock`` held.
@@ -111,7 +110,7 @@ class Hold:
 
     def release(self) -> None:
         """Lets go of all."""
-        remote.leave(self._folder)
+        leave(self._folder)
         if self._own is not None:
             path = Path(self._own.lock_file)
             # First, since nobody may lock what is gone; should another process find it before, it is one that is dead.
@@ -159,7 +158,7 @@ def part_locks(folder: Path) -> dict[Share, Path]:
     return {share: path for name, path in found if name and (share := Share.of_text(name[1]))}
 
 
-def _lock(path: Path) -> Lock:
+def _lock(path: Path) -> FileLock | RemoteLock:
     if isinstance(path, RemotePath):
         return RemoteLock(path)
     # Another process may remove its own just now.
@@ -169,7 +168,7 @@ def _lock(path: Path) -> Lock:
     return FileLock(path, timeout=0)
 
 
-def _wait_for(lock: Lock, folder: Path) -> None:
+def _wait_for(lock: FileLock | RemoteLock, folder: Path) -> None:
     """Takes a lock that a part has for a while.
 
     Raises:
@@ -186,7 +185,7 @@ def _wait_for(lock: Lock, folder: Path) -> None:
         now = time.monotonic()
         if now - min(alone_since, looked) > NOBODY_SECONDS:
             # Of an address, what is known is from before the wait: the part that settles has taken its own lock since.
-            remote.look_anew(folder)
+            refresh(folder)
             looked = now
         if part_locks(folder):
             alone_since = now

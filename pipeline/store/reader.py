@@ -17,8 +17,7 @@ from ..errors import OptionError, StoreError, nearest
 from ..indexing import select_rows
 from ..machine import usable_cores
 from ..records import ShardSpec
-from ..storage.address import is_address
-from ..storage.remote_path import RemotePath, to_path
+from ..storage import RemotePath, is_address, path_of
 from . import format, shown, tables
 from .damage import does_not_fit, missing_shard, no_run, unfinished, unreadable
 from .file_checks import own_node, require_own_shards
@@ -71,9 +70,10 @@ def place_of(path: str | os.PathLike[str]) -> Path:
         OptionError: Nothing installed reads such an address.
     """
     if isinstance(path, RemotePath):
+        path.refresh()
         return path
     text = os.fspath(path)
-    return (to_path("run", text) if is_address(text) else None) or Path(text)
+    return place_of(path_of("run", text)) if is_address(text) else Path(text)
 
 
 def no_such_run(path: Path) -> StoreError:
@@ -84,9 +84,6 @@ def no_such_run(path: Path) -> StoreError:
 
 
 def _siblings(path: Path) -> list[Path]:
-    if isinstance(path, RemotePath) and not path.within:
-        # The folder above would be listed with all that is in its folders.
-        return []
     return sorted(path.parent.iterdir()) if path.parent.is_dir() else []
 
 

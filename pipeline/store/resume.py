@@ -12,7 +12,8 @@ import h5py
 
 from ..errors import LockedError, StoreError
 from ..records import RunSpec, ShardSpec, Share
-from . import disk, format, remote, tables
+from ..storage import read_ahead
+from . import disk, format, tables
 from .damage import DamagedError, ForeignError, extra_file, reading
 from .digests import Digests, digest_of
 from .extend import RunPlan, another_run, plan_parts
@@ -71,7 +72,7 @@ def keep_finished(folder: Path, spec: RunSpec, extend: bool, share: Share | None
     useless = dict.fromkeys(_unfinished(folder, contents.partial, share), "unfinished")
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
     finished: set[ShardSpec] = set()
-    for path in remote.ahead(folder / format.shard_path(name) for name in own):
+    for path in read_ahead(folder / format.shard_path(name) for name in own):
         shard = shards.get(path.name)
         if shard is None:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FAILED, ShardSpec
-from ..storage.range_file import RemoteHandle
-from ..storage.remote_path import RemotePath
+from ..storage import RemotePath
 from . import codec, format, tables
 from .damage import HDF5_READ_ERRORS, damaged, unreadable
 from .file_checks import own_node
@@ -174,7 +173,7 @@ class ShardRows:
         self._digest = digest
         self._shard = shard
         self._layers: dict[str, _StoredLayer] = {}
-        self._handle: Handle | RemoteHandle | None = None
+        self._handle: Handle | RemotePath | None = None
         self._last: LastChunks = {} if last is None else last
 
     def read(self, name: str, rows: Iterable[int], shape: tuple[int, ...] | None = None) -> Iterator[NDArray[np.floating] | None]:
@@ -345,12 +344,12 @@ class ShardRows:
                 return np.asarray(own_node(node, format.native_name(self._shard.first + row))[()])
             return np.asarray(node[row])
 
-    def _open_handle(self) -> Handle | RemoteHandle:
+    def _open_handle(self) -> Handle | RemotePath:
         handle = self._handle
         if handle is None:
             path = self._path
             try:
-                handle = path.handle() if isinstance(path, RemotePath) and path.local is None else Handle(path)
+                handle = path if isinstance(path, RemotePath) else Handle(path)
             except OSError as error:
                 raise unreadable(path, error) from error
             self._handle = handle

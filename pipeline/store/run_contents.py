@@ -5,8 +5,10 @@ Everything that needs to know what a run consists of asks here: resume, extend, 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,8 @@ import numpy as np
 
 from ..errors import StoreError
 from ..records import FeatureSpec, LayerSpec, Manifest, Part, RunSpec, ShardSpec, plan_shards
-from . import damage, disk, format, remote, tables
+from ..storage import RemotePath
+from . import damage, disk, format, tables
 from .damage import UnreadableError
 from .file_checks import require_own_shards
 from .manifest_file import PartManifest, read_manifest
@@ -200,7 +203,8 @@ def shard_links(folder: Path) -> list[Path]:
 def _shard_entries(folder: Path) -> list[Any]:
     try:
         # The system tells what a name is while it lists it. Asking for each of a million takes seconds, of a server minutes.
-        with remote.scan(folder / format.SHARD_FOLDER) as entries:
+        shards = folder / format.SHARD_FOLDER
+        with nullcontext(shards.iterdir()) if isinstance(shards, RemotePath) else os.scandir(shards) as entries:
             return [entry for entry in entries if _SHARD.fullmatch(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import RunSpec, ShardSpec, Share
-from . import disk, format, remote, resume, tables
+from ..storage import refresh
+from . import disk, format, resume, tables
 from .damage import unreadable
 from .digests import Digests
 from .extend import RunPlan
@@ -145,8 +146,6 @@ class RunFolder:
         """Let others write the folder."""
         if self._hold is not None:
             self._hold.release()
-        else:
-            remote.leave(self.path)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -181,7 +180,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
             f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
         )
     try:
-        remote.look_anew(folder)
+        refresh(folder)
         refuse_foreign_folder(folder)
         disk.make_folder(shards)
     except OSError as error:
@@ -205,12 +204,11 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | No
         LockedError: As there.
         StoreError: As there.
     """
-    remote.look_anew(folder)
+    refresh(folder)
     refuse_foreign_folder(folder)
     disk.refuse_unwritable(folder)
     if (folder / format.LOCK_NAME).exists():
         take_lock(folder, share).release()
-    remote.borrow_scratch(folder)
     if not folder.is_dir():
         return RunFolder(folder, None, share, Kept(_new_plan(spec), frozenset(), ()))
     return _open(folder, None, spec, existing, share)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..machine import usable_cores
 from ..records import ShardSpec
-from ..storage.remote_path import RemotePath
+from ..storage import RemotePath
 from .rows import LastChunks, ShardRows
 
 # Open files a run: few enough for any system's limit, with many worker processes.
@@ -187,7 +187,7 @@ class Shards:
         self._recent.pop(number, None)
         path = self._paths[self.specs[number]]
         if isinstance(path, RemotePath):
-            path.mirror.forget(path.within)
+            path.refresh()
 
     def close(self) -> None:
         """Close all; reading opens them again, and looks at them again."""

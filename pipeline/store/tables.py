@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
-from ..storage.remote_path import RemotePath
+from ..storage import RemotePath
 from . import format
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
 from .damage import NO_LOCKS, ForeignError, UnreadableError, of_another_run, reading, system_errno, unreadable
@@ -242,8 +242,8 @@ def hdf5_source(path: Path) -> Any:
     Raises:
         OSError: It cannot be read.
     """
-    if isinstance(path, RemotePath) and path.local is None:
-        return path.ranges().fetch_ends()
+    if isinstance(path, RemotePath):
+        return path.ranges()
     with path.open("rb") as file:
         file.read(1)
     return path

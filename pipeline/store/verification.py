@@ -14,7 +14,8 @@ from threading import Event
 
 from ..errors import StoreError
 from ..records import Part, ShardSpec, plan_shards
-from . import damage, disk, format, remote
+from ..storage import local_copy
+from . import damage, disk, format
 from .digests import Digests, digest_of, is_own
 from .disk import file_digest
 from .file_checks import require_file, require_own_shards
@@ -84,8 +85,7 @@ def verify_folder(
     """
     names = files_to_check(folder)
     digests = Digests(folder)
-    with remote.lending_scratch(folder):
-        found, checks = _check_files(folder, names, digests, workers, progress, timeout_seconds)
+    found, checks = _check_files(folder, names, digests, workers, progress, timeout_seconds)
     return _Comparison(folder, digests, found, checks, read_run_contents(folder)).result()
 
 
@@ -132,13 +132,13 @@ def _check_files(
     folder: Path, names: list[str], digests: Digests, workers: int, progress: Callable[[int], None], timeout_seconds: float
 ) -> tuple[dict[str, _Digest], dict[str, FileCheck]]:
     """Return each file's digest, and what came of each HDF5 file."""
-    stop, copies = Event(), remote.Copies(lambda path: 1)
+    stop = Event()
 
     def check(name: str) -> tuple[_Digest, FileCheck | None]:
         path = folder / name
         try:
             require_file(path)
-            with copies.here(path) as here:
+            with local_copy(path) as here:
                 digest = file_digest(here, stop)
                 if not name.endswith(".h5"):
                     return digest, None
@@ -414,11 +414,10 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
     if without:
         _log.info("%s: %d finished shards have no line yet; checking them", digests.path, len(without))
     damaged: dict[Path, str] = {}
-    copies = remote.Copies(lambda path: 1)
     try:
         for name in without:
             path = folder / name
-            with copies.here(path) as here:
+            with local_copy(path) as here:
                 found = _renamed(check_in_child(here), here, path).findings
                 digest = "" if found else digest_of(here)
             if others := [finding for finding in found if finding.kind != DAMAGED]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, ShardSpec
-from . import codec, disk, format, remote
+from . import codec, disk, format
 from .cutter import Cutter, Piece, grouped
 from .digests import Digests, Publisher
 from .shard import ShardFile
@@ -318,7 +318,6 @@ class Writer:
                 assert all(shard.complete for shard in self._open.values())
             wait(self._finishing)
             self.check()
-            remote.settle(self._folder)
         finally:
             self.abort()
 
