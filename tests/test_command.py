@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import open_run
+from pipeline import extract_features, open_run
+from pipeline.errors import DatasetError, OptionError, StoreError
 
 from .pages import Page
 
@@ -190,11 +191,8 @@ def test_another_run_in_the_same_folder_is_refused_with_the_differences(finished
     assert "data.size" not in last
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))],
-    ids=["kill", "interrupt", "terminate"],
-)
+@pytest.mark.slow  # and killed at many moments in test_kills
+@pytest.mark.parametrize("moment", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill", "interrupt", "terminate"])
 def test_a_run_that_is_stopped_goes_on_where_it_was_and_ends_with_the_same_bits(
     moment: signal.Signals, images: Path, tmp_path: Path
 ) -> None:
@@ -243,13 +241,20 @@ def test_native_size_keeps_every_image_as_it_is(images: Path, tmp_path: Path) ->
     assert run.images["status"][3] == "failed"
 
 
-def test_all_images_failing_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "bad").mkdir()
+def test_what_cannot_be_a_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad").mkdir()
     for number in range(3):
-        (tmp_path / f"bad/{number}.jpg").write_text("no image")
-    result = call("data.dir=bad", *QUICK, cwd=tmp_path)
-    assert result.returncode == 1
-    assert 'all 3 images failed, got e.g. "not an image' in result.stderr.splitlines()[-1]
+        Path(f"bad/{number}.jpg").write_text("no image")
+    Path("none").mkdir()
+    Path("none/a.txt").write_text("")
+    for folder, said in (
+        ("bad", r'all 3 images failed, got e\.g\. "not an image'),
+        ("none", r"none.*extension \.txt"),
+        ("nowhere", r"^data.dir: no such folder, got '.*nowhere'"),
+    ):
+        with pytest.raises(DatasetError, match=said):
+            extract_features(folder, "relu1_1", size=32, weights="random", quiet=True)
 
 
 @pytest.mark.slow
@@ -281,62 +286,69 @@ def test_a_run_that_cannot_start_replaces_nothing(finished: tuple[Path, Any], im
     assert {path: path.stat().st_mtime_ns for path in finished[0].rglob("*") if path.name != ".lock"} == before
 
 
-def _slow(arguments: list[str], message: str) -> Any:
-    """One of those that are checked in the same way as another: a process each takes its time."""
-    return pytest.param(arguments, message, marks=pytest.mark.slow)
-
-
+# All in one process: each of its own would take a second or two.
+REFUSALS = """
+import contextlib, io, json, os, sys
+from pipeline.run import main
+found = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main()
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    found.append([code, said.getvalue()])
+heavy = [name for name in ("tensorflow", "h5py", "scipy") if name in sys.modules]
+print(json.dumps([found, os.listdir(), heavy]))
+"""
 WRONG = [
     (["data.dir=x", "batchsize=3"], "batchsize: there is no such option, got 'batchsize'. Expected one of: batch_size"),
-    _slow(["data.dir=x", "data.sise=3"], "data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"),
-    _slow(["data.dir=x", "+extra=3"], "extra: there is no such option"),
+    (["data.dir=x", "data.sise=3"], "data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"),
+    (["data.dir=x", "+extra=3"], "extra: there is no such option"),
     (["data.dir=x", "resize=crop"], "resize: there is no such option, got 'resize'. Expected one of: data.resize"),
     (
         ["data.dir=x", "runtime.convolution=winograd"],
         "runtime.convolution: runtime.backend replaces this option, got 'runtime.convolution'. Expected one of: "
         "runtime.backend=auto, runtime.backend=tensorflow, runtime.backend=winograd.",
     ),
-    _slow(["data.dir=x", "runtime.backend=winograd", "runtime.device=gpu"], "runtime.backend: this one computes on a CPU, got"),
+    (["data.dir=x", "runtime.backend=winograd", "runtime.device=gpu"], "runtime.backend: this one computes on a CPU, got"),
     (["data.dir=x", "network=vgg18"], "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16"),
     (["data.dir=x", "layers=[relu4_9]"], "layers: no layer of vgg19 matches, got 'relu4_9'. Expected one of: relu4_4"),
     (
         ["data.dir=x", "data.interpolation=bilinaer"],
         "data.interpolation: not a valid value, got 'bilinaer'. Expected one of: nearest",
     ),
-    _slow(["data.dir=x", "batch_size=many"], "batch_size: not a valid value, got 'many'. Expected auto or a whole number"),
+    (["data.dir=x", "batch_size=many"], "batch_size: not a valid value, got 'many'. Expected auto or a whole number"),
+    (["data.dir=x", "batch_size=${nosuch}"], "command line: Interpolation key 'nosuch' not found"),
     (["data.dir=x", "~runtime"], "runtime.device: the option was removed"),
-    _slow(["data.dir=x", "data=3"], "command line: "),
+    (["data.dir=x", "data=3"], "data: there is no such option"),
     (["data.dir=x", "batch_size=1,2"], "command line: "),
-    _slow(["data.dir=x", "network=null"], "command line: "),
-    _slow(["data.dir=x", "network.weights=imagnet"], "network.weights: not a valid value, got 'imagnet'"),
+    (["data.dir=x", "network=null"], "command line: "),
+    (["data.dir=x", "network.weights=imagnet"], "network.weights: not a valid value, got 'imagnet'"),
     (["data.dir=x", "layers=[fc6]", "data.size=32"], "data.size: too small for layer fc6"),
     (["foo"], "command line: "),
     ([], "data.dir: no images were named"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_a_wrong_option_is_one_line_at_once_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = call(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}"), result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+def test_a_wrong_option_is_one_line_and_exit_code_2_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", REFUSALS, json.dumps([arguments for arguments, _ in WRONG])]
+    ended = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    found, left, heavy = json.loads(ended.stdout)
+    for (code, said), (arguments, message) in zip(found, WRONG, strict=True):
+        assert code == 2, (arguments, said)
+        assert said.startswith(f"error: {message}"), (arguments, said)
+        assert len(said.splitlines()) == 1
+    assert (left, heavy) == ([], [])
 
 
-def test_a_wrong_option_loads_no_tensorflow(tmp_path: Path) -> None:
-    code = """
-import runpy, sys
-sys.argv[1:] = ["data.dir=x", "layers=[zz]"]
-try:
-    runpy.run_module("pipeline.run", run_name="__main__")
-except SystemExit as error:
-    print(error.code, *(name in sys.modules for name in ("tensorflow", "h5py", "scipy")))
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == ["2", "False", "False", "False"]
+def test_a_wrong_option_of_the_command_itself(tmp_path: Path) -> None:
+    result = call("data.dir=x", "layers=[nope]", cwd=tmp_path)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert result.stderr.startswith("error: layers: no layer of vgg19 matches, got 'nope'.")
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:
@@ -346,18 +358,6 @@ def test_help_names_every_option(tmp_path: Path) -> None:
     assert result.returncode == 0
     for key in known_keys():
         assert f"{key.rsplit('.', 1)[-1]}:" in result.stdout, key
-
-
-def test_missing_folders_and_empty_ones_are_said(tmp_path: Path) -> None:
-    result = call("data.dir=nowhere", *QUICK, cwd=tmp_path)
-    assert result.returncode == 1
-    assert "nowhere" in result.stderr.splitlines()[-1]
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none/a.txt").write_text("")
-    result = call("data.dir=none", *QUICK, cwd=tmp_path)
-    assert result.returncode == 1
-    assert "none" in result.stderr.splitlines()[-1]
-    assert "extension .txt" in result.stderr.splitlines()[-1]
 
 
 def test_the_table_of_layers_is_printed(tmp_path: Path) -> None:
@@ -410,36 +410,34 @@ def test_other_images_of_the_same_names_and_sizes_are_not_taken_for_those_of_the
 ODD_NAMES = ["2024_01", "1e3", "true", "ünï", "it's", 'q"uote', "a,b", "a=b", "${foo}", "[br]", "#x", "~x", "back\\", "null "]
 
 
-def test_a_list_of_which_no_file_is_found_leaves_nothing_behind_and_can_be_mended(tmp_path: Path, photographs: Path) -> None:
-    (tmp_path / "list.txt").write_text("sky/hubble.jpg 3\npeople/astronaut.jpg 11\n")
-    arguments = ["data.list=list.txt", "name=x", "layers=relu1_1", *QUICK]
-    result = call(*arguments, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (1, "")
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: data.list: none of its 2 files was found, got 'list.txt' with paths such as"), last
-    assert f"relative to {str(tmp_path)!r}. Set data.dir=FOLDER" in last
+def test_a_list_of_which_no_file_is_found_leaves_nothing_behind_and_can_be_mended(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("sky/hubble.jpg 3\npeople/astronaut.jpg 11\n")
+    options: dict[str, Any] = {"list": "list.txt", "layers": "relu1_1", "size": 32, "weights": "random"}
+    with pytest.raises(DatasetError, match=r"^data.list: none of its 2 files was found, got 'list.txt' with paths such as") as no:
+        extract_features(**options)
+    assert f"relative to {str(tmp_path)!r}. Set data.dir=FOLDER" in str(no.value)
     assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
-    result = call(*arguments, f"data.dir={photographs}", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "data.list: the last word as the label in 2 lines" in result.stderr
-    run = open_run(tmp_path / "outputs/x")
+    run = extract_features(photographs, **options)
+    assert "data.list: the last word as the label in 2 lines" in capfd.readouterr().err
     assert run.images["label"].tolist() == [3, 11]
 
 
-def test_labels_are_those_that_were_asked_for(tmp_path: Path, photographs: Path) -> None:
+def test_labels_are_those_that_were_asked_for(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for name, split in (("chelsea", "train"), ("cameraman", "val")):
         source = next(photographs.glob(f"*/{name}.jpg"))
         target = tmp_path / "imgs" / split / source.parent.name / source.name
         target.parent.mkdir(parents=True)
         shutil.copy(source, target)
-    arguments = ["data.dir=imgs", "name=x", "layers=relu1_1", *QUICK]
-    result = call(*arguments, "data.label=parnt", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "data.label: there is no such column, got 'parnt'. Expected one of: folder, parent." in result.stderr
-    result = call(*arguments, "data.label=parent", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert open_run(tmp_path / "outputs/x").images["label"].tolist() == ["animals", "people"]
+    options: dict[str, Any] = {"layers": "relu1_1", "size": 32, "weights": "random", "quiet": True}
+    with pytest.raises(
+        OptionError, match=r"^data.label: there is no such column, got 'parnt'. Expected one of: folder, parent\."
+    ):
+        extract_features("imgs", label="parnt", **options)
+    assert extract_features("imgs", label="parent", **options).images["label"].tolist() == ["animals", "people"]
     # Labels are stored, so another rule is another run.
-    result = call(*arguments, cwd=tmp_path)
-    assert result.returncode != 0
-    assert "label" in result.stderr.splitlines()[-1]
+    with pytest.raises(StoreError, match="label"):
+        extract_features("imgs", **options)

@@ -89,6 +89,14 @@ def test_options_come_back_as_they_were(arguments: list[str], tmp_path: Path, mo
     assert composed(shell_words(command)[3:]) == config
 
 
+def test_paths_are_taken_as_they_are_typed_and_what_is_quoted_is_left_to_hydra() -> None:
+    for name in ODD_NAMES:
+        found = composed([f"data.dir=/{name}", f"name={name}", f"output.dir={name}/x"])
+        assert (found["data"]["dir"], found["name"], found["output"]["dir"]) == (f"/{name}", name, f"{name}/x")
+    for arguments in (["data.dir='a b'"], ['name="x"'], ["data.dir=null"], ["layers=[a,b]"], ["batch_size=3"]):
+        assert literal_arguments(arguments) == arguments
+
+
 def test_only_options_that_differ_are_named() -> None:
     assert differing_options(composed(["data.dir=imgs"])) == {"data.dir": "imgs"}
     assert differing_options(composed(["data.dir=imgs", "network=vgg16", "data.size=null"])) == {
