@@ -1,7 +1,7 @@
 """What can go wrong, by name. Every error a user can meet is one of these, and reads as one line.
 
 The form is ``<where>: <what happened>, got <value>. Expected <rule or list>. <What to do.>``
-Doors print the line on stderr and leave with :attr:`PipelineError.exit_code`; nothing else prints a traceback.
+Commands print the line on stderr and leave with :attr:`PipelineError.exit_code`; nothing else prints a traceback.
 A bad *image* is not an error: it is a row whose :class:`~pipeline.records.ImageStatus` says why it failed.
 """
 
