@@ -157,11 +157,9 @@ def test_a_failed_part_is_one_line_whatever_launches_it(tmp_path: Path, launcher
 
 
 @pytest.mark.slow
-def test_a_sweep_over_networks_layers_and_sizes_is_a_run_each(images: Path, tmp_path: Path) -> None:
+def test_a_sweep_over_networks_and_sizes_is_a_run_each(images: Path, tmp_path: Path) -> None:
     options = [f"data.dir={images}", *(option for option in OPTIONS if not option.startswith(("name=", "layers=", "data.size=")))]
-    done = call(*options, "network=vgg16,vgg19", "layers=relu1_1,relu1_2", "data.size=32,48", "-m", cwd=tmp_path)
+    done = call(*options, "network=vgg16,vgg19", "layers=relu1_1", "data.size=32,48", "-m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert names_in(tmp_path) == {"outputs"}
-    assert names_in(tmp_path / "outputs") == {
-        f"imgs-vgg{network}-layers=relu1_{layer}-size={size}" for network in (16, 19) for layer in (1, 2) for size in (32, 48)
-    }
+    assert names_in(tmp_path / "outputs") == {f"imgs-vgg{network}-size={size}" for network in (16, 19) for size in (32, 48)}

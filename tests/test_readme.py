@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import yaml
 from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults, known_keys
 from pipeline.store import format
 
-from .test_command import REPOSITORY, call
+from .test_command import REPOSITORY, call, environment
 from .test_reproduce import composed
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -62,13 +64,23 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+# In one process, which loads each library once.
+ONE_AFTER_THE_OTHER = """
+import json, runpy, sys
+for module, *arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__")
+"""
+
+
 def test_every_command_that_looks_at_the_samples_runs(samples: Path) -> None:
-    # So they come in the README too: after `make extract`.
     looking = [words for words in commands() if words[0] == "pipeline.layers" or "run=outputs/samples" in words]
     assert len(looking) >= 6
-    for module, *arguments in looking:
-        result = call(*arguments, cwd=samples, module=module)
-        assert result.returncode == 0, (module, arguments, result.stderr)
+    program = [sys.executable, "-c", ONE_AFTER_THE_OTHER, json.dumps(looking)]
+    ended = subprocess.run(program, cwd=samples, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    for said in ("relu4_1", "whole and unchanged", "written: cat.pdf", "command    python -m pipeline.run"):
+        assert said in ended.stdout
     assert (samples / "cat.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -77,6 +89,7 @@ def test_the_options_of_every_command_that_extracts_are_right(words: list[str], 
     assert isinstance(check_options(composed(words[1:])), Options)
 
 
+@pytest.mark.slow  # as other files do, with other options
 def test_the_first_command_extracts_and_a_dry_run_writes_nothing(photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs, tmp_path / "imgs")
     extraction, dry = [words[1:] for words in commands() if words[1:2] == ["data.dir=imgs"]][:2]

@@ -20,9 +20,7 @@ from pipeline.errors import PipelineError, StoreError, printable
 from pipeline.images.decode import decode_image
 from pipeline.images.folder import list_folder
 from pipeline.job import refuse_changed_images
-from pipeline.progress import Progress
-from pipeline.records import ImageStatus, ShardSpec
-from pipeline.store.extend import compare_images
+from pipeline.records import ShardSpec
 
 from .bad_images import encode, picture, png_of
 from .stored_runs import make_spec, write_run
@@ -123,18 +121,6 @@ def test_images_are_read_again_where_the_clock_was_set_back(tmp_path: Path) -> N
     (tmp_path / "a.png").unlink()
     os.mkfifo(tmp_path / "a.png")
     refuse_changed_images(tmp_path, manifest, shard, ["0" * 64], then, root)
-
-
-def test_a_name_of_megabytes_is_cut_in_messages(caplog: pytest.LogCaptureFixture) -> None:
-    keys = ["x" * 10_000_000, "b"]
-    with caplog.at_level("WARNING", "pipeline"), Progress(Path(), make_spec(2, keys=keys), 2) as progress:
-        progress._say_failed(ImageStatus(0, "missing: file not found", 0, 0, 0, ""))
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"failed: '{'x' * 300}': missing: file not found"
-    one, two = (make_spec(2, keys=names).manifest for names in (keys, ["y" * 10_000_000, "b"]))
-    changes = compare_images(one, [2], two)
-    words = changes.words_of_added() + changes.words_of_removed(changes.removed)
-    assert words == [f"1 added ('{'y' * 300}')", f"1 removed ('{'x' * 300}')"]
 
 
 @pytest.mark.slow
