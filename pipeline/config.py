@@ -264,11 +264,6 @@ class DataOptions:
             raise OptionError("data.decode: nothing can be reduced at native size, got fast. Expected exact, or set a data.size.")
 
     @property
-    def size_px(self) -> tuple[int, int] | None:
-        """The same as ``size``."""
-        return self.size
-
-    @property
     def name(self) -> str:
         """What a run of these images is called; "" for a folder without a name."""
         if self.tfds is not None:
@@ -422,11 +417,6 @@ class Options:
         # Names that are not there and inputs that are too small, from the network's table alone.
         padding = "same" if self.network.pool_padding == AUTO else self.network.pool_padding
         plan_features(self.network.name, resolve_layers(self.network.name, self.layers), self.data.size, padding)
-
-    @property
-    def share(self) -> Share | None:
-        """The same as ``part``."""
-        return self.part
 
     @property
     def folder(self) -> Path:

@@ -174,7 +174,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     from .network.inference import DeviceInference, HostInference, first_step
     from .network.vgg import Network
 
-    data, size_px, mean_pixel = options.data, options.data.size_px, weights.mean_pixel
+    data, size_px, mean_pixel = options.data, options.data.size, weights.mean_pixel
     device = choose_device(options.runtime.device, options.batch_size, size_px, backend, threads)
     set_precision(options.runtime.precision, device.kind)
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None

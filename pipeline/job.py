@@ -74,7 +74,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
         spec = plan_run(options, manifest, weights, layers, config_yaml)
         opening = preview_folder if options.dry_run else open_folder
-        with opening(options.folder, spec, options.output.existing, options.share) as run_folder, ExitStack() as stack:
+        with opening(options.folder, spec, options.output.existing, options.part) as run_folder, ExitStack() as stack:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             spec = run_folder.spec
             _say_plan(options, spec, run_folder)
@@ -87,14 +87,14 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
                     engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
             # From here on nothing but the disk can refuse the run.
             run_folder.make_room()
-            log = options.folder / format.log_name(options.share.mark if options.share else "")
+            log = options.folder / format.log_name(options.part.mark if options.part else "")
             stack.enter_context(log_to_file(log, kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
             errors = _check_finished(options.folder, spec, run_folder)
             made = _make(options, spec, run_folder, engine, errors, watch)
             # The options of the run, whoever has made which part of it.
             given = {**options.given, "part": None}
-            if options.share is not None:
+            if options.part is not None:
                 return finish_share(run_folder, given, made, watch, errors)
             return finish_run(options.folder, spec, given, made, watch)
 
@@ -132,9 +132,9 @@ def _say_plan(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:
         _log.info("layer: %s, %s", feature.layer.name, size)
     own, missing = run_folder.own, run_folder.missing
     rows = sum(shard.rows for shard in missing)
-    if options.share is not None:
+    if options.part is not None:
         of_own = sum(shard.rows for shard in own)
-        _log.info("part: %s, %d of %s, %d images", options.share, len(own), _counted(len(spec.shards()), "shard"), of_own)
+        _log.info("part: %s, %d of %s, %d images", options.part, len(own), _counted(len(spec.shards()), "shard"), of_own)
     if run_folder.added:
         _log.info("extend: %s after the %d of the run", _counted(run_folder.added, "new image"), spec.first_row)
     if len(gone := run_folder.removed):
@@ -192,7 +192,7 @@ def _make(
     with run_folder.alone():
         is_there = Digests(options.folder).agrees("config.yaml")
         # Of parts the first one that comes writes it: to the others it may be the run's already.
-        if not is_there or (engine is not None and options.share is None):
+        if not is_there or (engine is not None and options.part is None):
             write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
     if engine is None:
         return Made()

@@ -40,7 +40,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         OptionError: The input is too small for a layer.
     """
     data, network, output = options.data, options.network, options.output
-    features = plan_features(network.name, layers, data.size_px, weights.pool_padding)
+    features = plan_features(network.name, layers, data.size, weights.pool_padding)
     images_per_shard = output.images_per_shard or format.plan_images_per_shard(
         _row_bytes(features, output.dtype, manifest), len(manifest), format.largest_chunk_rows(features, output.dtype)
     )
@@ -50,14 +50,14 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         **_pooling_identity(options, weights, layers[-1]),
         "network.kernel_order": network.kernel_order,
         "layers": ",".join(layer.name for layer in layers),
-        "data.size": "native" if data.size_px is None else f"{data.size_px[0]}x{data.size_px[1]}",
+        "data.size": "native" if data.size is None else f"{data.size[0]}x{data.size[1]}",
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
         "runtime.backend": choose_backend(options.runtime.backend),
         "runtime.precision": options.runtime.precision,
     }
-    if data.size_px is not None:
+    if data.size is not None:
         # At native size nothing is resized, so these cannot change a number.
         identity |= {"data.resize": data.resize, "data.interpolation": data.interpolation, "data.decode": data.decode}
         if data.decode == "fast":
@@ -82,7 +82,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
 
 def _pooling_identity(options: Options, weights: Weights, deepest: LayerSpec) -> dict[str, str]:
     """Return what of the pooling can change a number: nothing before the first pooling layer, the padding only at odd sides."""
-    name, size_px = options.network.name, options.data.size_px
+    name, size_px = options.network.name, options.data.size
     table = layer_table(name)[: deepest.network_index + 1]
     if not any(layer.kind == "pool" for layer in table):
         return {}
@@ -114,8 +114,8 @@ def _row_bytes(features: Sequence[FeatureSpec], dtype: str, manifest: Manifest) 
 
 
 def _preprocess_words(data: DataOptions) -> str:
-    if data.size_px is None:
+    if data.size is None:
         return "RGB 0..255, native size, minus mean_pixel"
-    height, width = data.size_px
+    height, width = data.size
     decode = ", JPEG reduced while decoding" if data.decode == "fast" else ""
     return f"RGB 0..255, {data.resize} to {height} x {width} px, {data.interpolation} (antialiased){decode}, minus mean_pixel"

@@ -29,7 +29,7 @@ def values(**changes: Any) -> dict[str, Any]:
 
 def test_defaults_are_those_of_the_contract() -> None:
     options = check_options(values())
-    assert options.data.size_px == (224, 224)
+    assert options.data.size == (224, 224)
     assert (options.data.resize, options.data.interpolation, options.data.decode) == ("squash", "bilinear", "exact")
     assert options.layers == ("relu4_1",)
     assert options.batch_size is options.runtime.workers is options.output.images_per_shard is None
@@ -39,8 +39,8 @@ def test_defaults_are_those_of_the_contract() -> None:
 
 
 def test_sizes_are_a_side_a_pair_or_null() -> None:
-    assert check_options(values(data__size=[100, 200])).data.size_px == (100, 200)
-    assert check_options(values(data__size=None)).data.size_px is None
+    assert check_options(values(data__size=[100, 200])).data.size == (100, 200)
+    assert check_options(values(data__size=None)).data.size is None
     for wrong in (0, -1, "224px", [1, 2, 3], [1.5, 2], True, 9000, {}):
         with pytest.raises(OptionError, match=r"^data.size: not a valid value, got .* Expected a side from 1 to 8192 px"):
             check_options(values(data__size=wrong))
@@ -225,8 +225,8 @@ def test_wrong_options_of_the_other_commands(kind: type, values: dict[str, Any],
 
 
 def test_a_part_is_a_number_of_a_number() -> None:
-    assert check_options(values()).share is None
-    assert check_options(values(part="3/8")).share == Share(3, 8)
+    assert check_options(values()).part is None
+    assert check_options(values(part="3/8")).part == Share(3, 8)
     for wrong in ("0/8", "9/8", "x", "3", 3, 0.375, True, ["1/2"], "1/2,2/2"):
         with pytest.raises(OptionError) as raised:
             check_options(values(part=wrong))
