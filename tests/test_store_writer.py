@@ -122,14 +122,14 @@ def test_a_row_too_large_for_a_chunk_is_cut_in_bands(tmp_path: Path, monkeypatch
 
 
 def test_many_threads_write_while_others_read(tmp_path: Path) -> None:
-    spec = make_spec(40, {"a": (3, 3, 20), "b": (80, 80, 3)}, images_per_shard=5, compression="none")
+    spec = make_spec(20, {"a": (3, 3, 20), "b": (80, 80, 3)}, images_per_shard=5, compression="none")
     done = write_run(tmp_path / "done", spec)
     run, stop, errors = open_run(tmp_path / "done"), threading.Event(), []
 
     def read() -> None:
         try:
             while not stop.is_set():
-                for row in range(0, 40, 7):
+                for row in range(0, 20, 7):
                     np.testing.assert_array_equal(run["b"][row], done["b"][row])
         except BaseException as error:
             errors.append(error)

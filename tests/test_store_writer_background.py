@@ -71,12 +71,12 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
         finish(*arguments)
 
     monkeypatch.setattr(ShardFile, "finish", slow)
-    spec = make_spec(rows=40, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
+    spec = make_spec(rows=12, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
     most = 2 * MOST_FINISHERS
     with open_folder(tmp_path, spec, "fail") as folder:
         writer = Writer(tmp_path, spec, folder.missing, 2)
         putting = threading.Thread(
-            target=put_rows, args=(writer, range(40), make_values(spec), make_statuses(spec)), kwargs={"batch_size": 1}
+            target=put_rows, args=(writer, range(12), make_values(spec), make_statuses(spec)), kwargs={"batch_size": 1}
         )
         putting.start()
         putting.join(0.5)
@@ -85,15 +85,15 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
         goes_on.set()
         putting.join(30)
         writer.close()
-    assert len(names_in(tmp_path)) == 40
+    assert len(names_in(tmp_path)) == 12
 
 
-@pytest.mark.parametrize("most", [1, 2, 8])
+@pytest.mark.parametrize("most", [1, 2])
 def test_shards_are_all_finished_where_few_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(disk, "most_finishing", lambda *arguments: most)
-    spec = make_spec(rows=30, images_per_shard=1)
+    spec = make_spec(rows=8, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
     write_run(tmp_path, spec)
-    assert len(names_in(tmp_path)) == 30
+    assert len(names_in(tmp_path)) == 8
 
 
 def test_pieces_are_grouped_by_their_bytes() -> None:
