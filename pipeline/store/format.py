@@ -128,7 +128,6 @@ PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.es
 # The scale of rows, and of each axis of a row with the layer's name after it.
 IMAGE_DIMENSION = "image"
 ROW_DIMENSIONS = ("height_{}", "width_{}", "channel_{}")
-DIMENSION_NAME = re.compile(r"image|(?:height|width|channel)_.+")
 # Source: netCDF C library 4.9, hdf5internal.h and nc4hdf.c: the name of a scale that is a dimension and no variable.
 DIMENSION_TITLE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 

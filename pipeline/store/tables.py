@@ -1,4 +1,4 @@
-"""Attributes and the ``/images`` table: one place that writes them for shards and index, and reads them back."""
+"""The tree of a shard or index but for the values of layers: attributes, columns, checksums, dimensions; opened and compared."""
 
 from __future__ import annotations
 
