@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -44,16 +43,6 @@ def test_an_image_of_native_size_comes_in_bands(tmp_path: Path, monkeypatch: pyt
         assert run["relu4_1"].shape_of(5) == (8, 4, 3)
 
 
-def test_a_row_above_a_gibibyte_comes_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format, "LARGEST_CHUNK_BYTES", 70_000)
-    monkeypatch.setattr(format, "LARGE_ROW_BAND_BYTES", 30_000)
-    values = write_run(tmp_path, make_spec())
-    with open_run(tmp_path) as run:
-        bands = list(run["relu4_1"].bands(7))
-        assert [(first, len(band)) for first, band in bands] == [(0, 31), (31, 31), (62, 18)]
-        np.testing.assert_array_equal(np.concatenate([band for _, band in bands]), values["relu4_1"][7])
-
-
 def test_pieces_are_left_out_but_never_the_first_and_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(format, "BAND_BYTES", 1)
     spec = make_spec(1, {"relu4_1": None})
@@ -81,15 +70,3 @@ def test_a_damaged_piece_is_named_as_by_all_readers(layer: str, compression: str
         assert len(lines) == 1 or layer == "conv1_1"
         assert all(line.startswith(f"{tmp_path / SHARD}: layer {layer}, row") and "is damaged, got " in line for line in lines)
         assert lines
-
-
-def test_an_image_that_is_gone_is_damage_too(tmp_path: Path) -> None:
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    write_run(tmp_path, spec, values=make_values(spec, {i: (3 + i, 9 - i) for i in range(6)}))
-    shard = tmp_path / "shards/shard-00001-of-00002.h5"
-    with h5py.File(shard, "r+") as file:
-        del file["features/relu4_1/000000005"]
-    with open_run(tmp_path) as run:
-        for read in (run["relu4_1"].shape_of, lambda row: list(run["relu4_1"].bands(row))):
-            with pytest.raises(StoreError, match=r"relu4_1, row 5 .* is damaged"):
-                read(5)

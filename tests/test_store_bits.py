@@ -68,7 +68,7 @@ def as_bits(values: NDArray[np.floating], dtype: str) -> bytes:
     return values.astype(format.STORED_DTYPES[dtype]).tobytes()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_run_comes_back_bit_for_bit_in_whatever_chunks_and_shards(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

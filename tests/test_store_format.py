@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.store import codec, format
 from pipeline.store.statistics import gather
 
-from .stored_runs import make_feature, make_spec
+from .stored_runs import make_spec
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 4096))
 
@@ -81,14 +81,6 @@ def test_shards_tile_the_manifest(rows: int, images_per_shard: int) -> None:
     shards = make_spec(rows, keys=[str(i) for i in range(rows)], images_per_shard=images_per_shard).shards()
     assert [row for shard in shards for row in range(shard.first, shard.stop)] == list(range(rows))
     assert {shard.count for shard in shards} == {len(shards)}
-
-
-def test_row_bytes_and_chunk_rows_are_taken_over_all_layers() -> None:
-    features = [make_feature("relu7", (1, 1, 4096), 0), make_feature("prob", (1, 1, 1000), 1)]
-    assert format.row_bytes(features, "float32") == 4 * 5096
-    assert format.row_bytes(features, "float16") == 2 * 5096
-    assert format.largest_chunk_rows(features, "float32") == 64
-    assert format.largest_chunk_rows([make_feature("relu1_1", None, 0, 64)], "float32") == 1
 
 
 def test_metadata_columns_never_take_a_name_of_the_format() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from pipeline.records import RunSpec
-from pipeline.store import format
 from pipeline.store.reader import open_run
 
 from .stored_runs import make_spec, make_values, write_run
@@ -108,17 +107,6 @@ def test_native_size_stores_one_dataset_an_image(tmp_path: Path, compression: st
         read = run["relu4_1"][row]
         assert read.dtype == np.dtype(dtype)
         np.testing.assert_array_equal(read, values["relu4_1"][row])
-
-
-def test_a_row_too_large_for_a_chunk_is_cut_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format, "LARGEST_CHUNK_BYTES", 70_000)
-    monkeypatch.setattr(format, "LARGE_ROW_BAND_BYTES", 30_000)
-    spec = make_spec(rows=5)
-    values = write_run(tmp_path, spec, failed=[1])
-    with h5py.File(shard_path(tmp_path, spec, 0)) as file:
-        assert file["features/relu4_1"].chunks == (1, 31, 80, 3)
-        np.testing.assert_array_equal(file["features/relu4_1"][3], values["relu4_1"][3])
-    np.testing.assert_array_equal(open_run(tmp_path)["relu4_1"][4], values["relu4_1"][4])
 
 
 def test_many_threads_write_while_others_read(tmp_path: Path) -> None:
