@@ -148,6 +148,7 @@ def test_without_network_and_weights_the_message_tells_all_that_helps(
     assert list(load.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_of_full_size_is_read_from_every_format(tmp_path: Path) -> None:
     load = Loader(tmp_path)
     plain = load("random")
