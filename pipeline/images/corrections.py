@@ -70,8 +70,8 @@ def is_unsupported(text: str) -> bool:
     return bool(_UNSUPPORTED.search(text))
 
 
-def unsupported_kind(data: bytes, formats: Sequence[str]) -> str:
-    """Name the kind of a picture that no reader takes; nothing where it is none, or damaged.
+def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
+    """Return the status of a file that no reader takes: unsupported, corrupt or not an image.
 
     Args:
         data: The whole file.
@@ -79,27 +79,36 @@ def unsupported_kind(data: bytes, formats: Sequence[str]) -> str:
     """
     for signature, name in _SIGNATURES.items():
         if data.startswith(signature):
-            return name
+            return f"unsupported: {name}"
     # Some brands are AVIF's too.
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[:64]:
-        return "HEIC or HEIF"
+        return "unsupported: HEIC or HEIF"
     for name in formats:
         reader, accept = Image.OPEN[name]
         try:
             if accept is None or accept(data[:16]) is not True:
                 continue
+        except Exception:  # Fewer bytes than the signature has: IndexError, struct.error.
+            continue
+        kind = ""
+        try:
             reader(io.BytesIO(data), "")
         except Exception as error:
-            if name == "TIFF":
-                return _tiff_kind(data)
-            if name == "PSD" and isinstance(error.__cause__, KeyError):
-                bits, mode = struct.unpack_from(">HH", data, 22)
-                return f"PSD of {bits} bits in {_PSD_MODES.get(mode, 'an unknown')} mode"
-            if name == "JPEG2000" and (components := _j2k_components(data)) and len(components) > 4:
-                return f"JPEG 2000 of {len(components)} components"
-            if is_unsupported(str(error)):
-                return f"{name}: {error}"
-    return ""
+            kind = _unread_kind(name, data, error)
+        return f"unsupported: {kind}" if kind else f"corrupt: the header of this {name} file is damaged or incomplete"
+    return f"not an image: begins with {data[:8]!r}"
+
+
+def _unread_kind(name: str, data: bytes, error: Exception) -> str:
+    """Name the kind of a picture that its reader has refused; nothing where it is damaged."""
+    if name == "TIFF":
+        return _tiff_kind(data)
+    if name == "PSD" and isinstance(error.__cause__, KeyError):
+        bits, mode = struct.unpack_from(">HH", data, 22)
+        return f"PSD of {bits} bits in {_PSD_MODES.get(mode, 'an unknown')} mode"
+    if name == "JPEG2000" and (components := _j2k_components(data)) and len(components) > 4:
+        return f"JPEG 2000 of {len(components)} components"
+    return f"{name}: {error}" if is_unsupported(str(error)) else ""
 
 
 def refused_kind(image: Image.Image, data: bytes) -> str:

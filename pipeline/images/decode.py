@@ -30,7 +30,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from .completeness import missing_parts, missing_rows
-from .corrections import corrected, is_unsupported, refused_kind, unsupported_kind, without_metadata
+from .corrections import corrected, is_unsupported, refused_kind, why_unidentified, without_metadata
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
@@ -271,7 +271,7 @@ def _open(data: bytes) -> Image.Image:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         raise ImageDecodeError(f"too large: {pixels[1] if pixels else 'too many'} px, limit {MAX_PIXELS} px") from None
     except UnidentifiedImageError:
-        raise ImageDecodeError(_why_unidentified(data)) from None
+        raise ImageDecodeError(why_unidentified(data, ALLOWED_FORMATS)) from None
     except MemoryError:
         raise
     except Exception as error:  # Readers raise anything from KeyError to struct.error on damaged headers.
@@ -288,21 +288,6 @@ def _open(data: bytes) -> Image.Image:
     if reason:
         raise ImageDecodeError(f"unsupported: {reason}")
     return image
-
-
-def _why_unidentified(data: bytes) -> str:
-    kind = unsupported_kind(data, ALLOWED_FORMATS)
-    if kind:
-        return f"unsupported: {kind}"
-    for name in ALLOWED_FORMATS:
-        accept = Image.OPEN[name][1]
-        try:
-            known = accept is not None and accept(data[:16]) is True
-        except Exception:  # Fewer bytes than the signature has: IndexError, struct.error.
-            continue
-        if known:
-            return f"corrupt: the header of this {name} file is damaged or incomplete"
-    return f"not an image: begins with {data[:8]!r}"
 
 
 def _one_line(error: Exception) -> str:
