@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 from scipy.io import loadmat, savemat
 
 from pipeline.errors import WeightsError
@@ -319,3 +320,30 @@ def test_all_that_scipy_writes_is_read(tmp_path: Path, compressed: bool) -> None
     assert [struct["text"] for struct in found["structs"]] == ["x", "y"]
     np.testing.assert_array_equal(found["nested"]["a"]["b"], [np.arange(5)])
     assert found["none"].shape == (0, 0)
+
+
+def same(theirs: Any, ours: Any) -> bool:
+    """Tells whether SciPy's value and this program's are the same: a struct is a dict, a cell a list, text a str."""
+    if isinstance(ours, dict):
+        return bool(theirs.dtype.names) and all(same(theirs.item()[at], ours[name]) for at, name in enumerate(theirs.dtype.names))
+    if isinstance(ours, list):
+        return theirs.size == len(ours) and all(map(same, theirs.reshape(-1, order="F"), ours))
+    if isinstance(ours, str):
+        return "".join(theirs.tolist()) == ours
+    return theirs.shape == ours.shape and np.array_equal(theirs, ours)
+
+
+# Written by MATLAB 6.1 on Solaris and 6.5, 7.1 and 7.4 on Linux, big-endian, plain and compressed.
+BY_MATLAB = Path(scipy.__file__).parent / "io/matlab/tests/data"
+
+
+@pytest.mark.skipif(not BY_MATLAB.is_dir(), reason="this SciPy came without its tests' files")
+@pytest.mark.parametrize("name", ["3dmatrix", "cellnest", "double", "emptycell", "minus", "string", "structnest", "unicode"])
+def test_files_that_matlab_itself_wrote_are_read_as_scipy_reads_them(name: str) -> None:
+    paths = [path for path in sorted(BY_MATLAB.glob(f"test{name}_[67]*.mat")) if path.read_bytes()[126:128] in (b"IM", b"MI")]
+    assert paths
+    for path in paths:
+        found = matconvnet.read_variables(path)
+        expected = {key: value for key, value in loadmat(path, mat_dtype=True).items() if not key.startswith("__")}
+        assert expected.keys() == found.keys()
+        assert all(same(value, found[key]) for key, value in expected.items()), path
