@@ -24,7 +24,7 @@ WHEN_STOPPED = "the run folder holds what it held, but for damaged files that re
 
 
 def verify(folder: Path, repair: bool) -> None:
-    """Checks a run, prints what is wrong with it, and removes that if asked to.
+    """Check a run, print what is wrong with it, and remove that if asked to.
 
     Args:
         folder: A run folder, or the ``features.h5`` in it.
@@ -48,27 +48,27 @@ def verify(folder: Path, repair: bool) -> None:
             stack.callback(take_lock(folder).release)
         bar = tqdm(total=total_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
         with bar:
-            verdict = verify_folder(folder, usable_cores(), bar.update)
-        for line in _lines(verdict):
+            result = verify_folder(folder, usable_cores(), bar.update)
+        for line in _lines(result):
             print(printable(line))
-        print(summary(verdict), flush=True)
-        if not verdict.count:
+        print(summary(result), flush=True)
+        if not result.count:
             return
         advice = f"Verify with repair=true, or remove what is named, then {_NEXT}"
-        if verdict.unread:
-            names = ", ".join(verdict.unread[:3]) + ", ..." * (len(verdict.unread) > 3)
+        if result.unread:
+            names = ", ".join(result.unread[:3]) + ", ..." * (len(result.unread) > 3)
             raise StoreError(
-                f"{folder}: not all of the run could be read, got {len(verdict.unread)} file(s) in use or unreadable: {names}. "
+                f"{folder}: not all of the run could be read, got {len(result.unread)} file(s) in use or unreadable: {names}. "
                 f"Expected none. Nothing was removed. Do what is said of them above, then verify again."
             )
         if repair:
-            removed = remove_damaged(verdict)
+            removed = remove_damaged(result)
             for name in removed:
                 print(f"removed: {name}")
             print(f"next: {_NEXT.format(folder=folder)}", flush=True)
             advice = f"What could be removed has been; {_NEXT}" if removed else f"There is nothing to remove; {_NEXT}"
         raise StoreError(
-            f"{folder}: the run is not whole and unchanged, got {_counted(verdict.count)}. Expected none. "
+            f"{folder}: the run is not whole and unchanged, got {_counted(result.count)}. Expected none. "
             + advice.format(folder=folder)
         )
 
@@ -76,10 +76,10 @@ def verify(folder: Path, repair: bool) -> None:
 _NEXT = "run the extraction again (python -m pipeline.run with the options in {folder}/config.yaml): it makes what is missing."
 
 
-def _lines(verdict: VerifyResult) -> list[str]:
-    """Gives the findings, so many of each file and so many in all, and how many more there are."""
-    lines = [found.line for findings in verdict.findings.values() for found in findings[:LINES_A_FILE]][:LINES]
-    left = verdict.count - len(lines)
+def _lines(result: VerifyResult) -> list[str]:
+    """Return the findings, so many of each file and so many in all, and how many more there are."""
+    lines = [found.line for findings in result.findings.values() for found in findings[:LINES_A_FILE]][:LINES]
+    left = result.count - len(lines)
     return lines + [f"... and {left} more"] * bool(left)
 
 
@@ -87,12 +87,12 @@ def _counted(findings: int) -> str:
     return "1 finding" if findings == 1 else f"{findings} findings"
 
 
-def summary(verdict: VerifyResult) -> str:
-    """Gives the last line: what was checked, and what came of it."""
-    result = _counted(verdict.count) if verdict.count else "whole and unchanged"
+def summary(result: VerifyResult) -> str:
+    """Return the last line: what was checked, and what came of it."""
+    outcome = _counted(result.count) if result.count else "whole and unchanged"
     return (
-        f"checked: {verdict.files} files ({words_for_bytes(verdict.file_bytes)}), {verdict.rows} rows ({verdict.failed} failed), "
-        f"{len(verdict.layers)} layers ({', '.join(verdict.layers)}), {words_for_bytes(verdict.row_bytes)} of features: {result}"
+        f"checked: {result.files} files ({words_for_bytes(result.file_bytes)}), {result.rows} rows ({result.failed} failed), "
+        f"{len(result.layers)} layers ({', '.join(result.layers)}), {words_for_bytes(result.row_bytes)} of features: {outcome}"
     )
 
 
