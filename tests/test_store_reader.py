@@ -108,28 +108,16 @@ def test_a_layer_is_indexed_as_an_array(folder: Path, values: dict[str, NDArray[
 @pytest.mark.parametrize(
     ("wanted", "line"),
     [
-        (10, "layer relu4_1: no such row, got 10. Expected -10 to 9. len(run) is 10."),
-        ([3, -11], "layer relu4_1: no such row, got -11. Expected -10 to 9. len(run) is 10."),
-        (
-            [True, False],
-            "layer relu4_1: a mask of another length, got 2 values. Expected 10, one a row. Make it from a column of run.images.",
-        ),
-        (
-            "cats/tom.jpg",
-            "layer relu4_1: cannot be indexed so, got 'cats/tom.jpg'. Expected a row, a slice, a mask or a list of rows. "
-            "The row of a key is run.row(key).",
-        ),
-        (
-            1.5,
-            "layer relu4_1: cannot be indexed so, got 1.5. Expected a row, a slice, a mask or a list of rows. "
-            "The row of a key is run.row(key).",
-        ),
+        (10, r"no such row, got 10\. Expected -10 to 9\."),
+        ([3, -11], r"no such row, got -11\."),
+        ([True, False], r"a mask of another length, got 2 values\. Expected 10"),
+        ("cats/tom.jpg", r"cannot be indexed so, got 'cats/tom.jpg'\. Expected a row, a slice, a mask or a list of rows\."),
+        (1.5, r"cannot be indexed so, got 1\.5\."),
     ],
 )
 def test_a_wrong_index_is_one_line(folder: Path, wanted: Any, line: str) -> None:
-    with pytest.raises(StoreError) as raised:
+    with pytest.raises(StoreError, match=f"^layer relu4_1: {line}"):
         open_run(folder)["relu4_1"][wanted]
-    assert str(raised.value) == line
 
 
 def test_a_layer_is_iterated_and_made_an_array(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
@@ -177,18 +165,13 @@ def test_the_table_of_images_has_the_columns_of_the_format_and_the_list(folder: 
 
 def test_unknown_layers_and_keys_name_the_nearest(folder: Path) -> None:
     run = open_run(folder)
-    with pytest.raises(StoreError) as raised:
-        run["relu4_2"]
-    assert str(raised.value) == (
-        f"{folder / 'features.h5'}: no such layer, got 'relu4_2'. Expected one of: relu4_1. The run's layers are in run.layers."
-    )
     assert run.row("folder1/image é7.jpg") == 7
-    with pytest.raises(StoreError) as raised:
+    with pytest.raises(StoreError, match=r"features\.h5: no such layer, got 'relu4_2'\. Expected one of: relu4_1\."):
+        run["relu4_2"]
+    with pytest.raises(
+        StoreError, match=r"no such image, got 'folder9/image é7\.jpg'\. Expected a key such as: folder1/image é7\.jpg\."
+    ):
         run.row("folder9/image é7.jpg")
-    assert str(raised.value) == (
-        f"{folder / 'features.h5'}: no such image, got 'folder9/image é7.jpg'. Expected a key such as: folder1/image é7.jpg. "
-        f"All keys are in run.images['key']."
-    )
     with pytest.raises(StoreError, match="Expected a key such as: folder"):
         run.row("folder1/image 7.jpg")
 

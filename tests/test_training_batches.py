@@ -258,32 +258,21 @@ def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> No
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"layers": "lerge"}, "no such layer, got 'lerge'. Expected one of: large. The run's layers are in run.layers."),
+        ({"layers": "lerge"}, "no such layer, got 'lerge'. Expected one of: large."),
         ({"layers": []}, "layers: none is given, got []. Expected one or more of: small, large."),
-        ({"label": "lable"}, "no such column, got 'lable'. Expected one of: label. The columns are in list(run.images)."),
+        ({"label": "lable"}, "no such column, got 'lable'. Expected one of: label."),
         ({"label": [1, 2]}, "label: values of another number, got shape (2,). Expected 40, one a row of the run, or the name"),
         ({"where": [True, False]}, "where: a mask of another length, got 2 values. Expected 40, one a row."),
-        ({"where": [40]}, "where: no such row, got 40. Expected -40 to 39. len(run) is 40."),
-        ({"where": "cats"}, "where: cannot be indexed so, got 'cats'. Expected a row, a slice, a mask or a list of rows."),
-        ({"where": FAILED}, "no rows are left, got 2 of 40 by where=, 2 of them failed. Expected at least one. Widen where=;"),
-        ({"where": []}, "no rows are left, got 0 of 40 by where=, 0 of them failed. Expected at least one."),
+        ({"where": [40]}, "where: no such row, got 40. Expected -40 to 39."),
+        ({"where": FAILED}, "no rows are left, got 2 of 40 by where=, 2 of them failed. Expected at least one."),
         ({"dtype": "int8"}, "dtype: cannot be given so, got 'int8'. Expected 'float32', or None for the dtype as stored."),
-        ({"batch_size": 0}, "batch_size: out of range, got 0. Expected a whole number from 1 on."),
         ({"batch_size": 2.5}, "batch_size: out of range, got 2.5. Expected a whole number from 1 on."),
         ({"seed": -1}, "seed: out of range, got -1. Expected a whole number from 0 on."),
         ({"buffer_chunks": 0}, "buffer_chunks: out of range, got 0. Expected a whole number from 1 on."),
-        ({"share": (0,)}, "share: out of range, got (0,). Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"share": 2}, "share: out of range, got 2. Expected (rank, ranks) with 0 <= rank < ranks."),
-        ({"share": (0.5, 2)}, "share: out of range, got (0.5, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"share": (2, 2)}, "share: out of range, got (2, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
-        (
-            {"batch_size": 39, "drop_last": True},
-            "batch_size: no batch is left, got 39 for 38 of 38 rows (share 0 of 1). Expected fewer rows a batch, or fewer ranks.",
-        ),
-        (
-            {"shuffle": True, "share": (0, 39)},
-            "batch_size: no batch is left, got 4 for 0 of 38 rows (share 0 of 39). Expected fewer rows a batch, or fewer ranks.",
-        ),
+        ({"batch_size": 39, "drop_last": True}, "batch_size: no batch is left, got 39 for 38 of 38 rows (share 0 of 1)."),
+        ({"shuffle": True, "share": (0, 39)}, "batch_size: no batch is left, got 4 for 0 of 38 rows (share 0 of 39)."),
     ],
     ids=repr,
 )
@@ -312,10 +301,10 @@ def test_a_shuffled_order_has_every_row_once_and_every_chunk_in_one_window(rows:
 def test_every_row_is_equally_likely_at_every_place() -> None:
     units = np.arange(64) // 8
     counts = np.zeros((64, 64))
-    for epoch in range(4000):
+    for epoch in range(2000):
         counts[shuffled(units, 2, (0, epoch))[0], np.arange(64)] += 1
-    # 4096 counts of mean 62.5: five standard deviations.
-    assert np.abs(counts - 4000 / 64).max() < 5.5 * np.sqrt(4000 / 64)
+    # 4096 counts of mean 31: five standard deviations.
+    assert np.abs(counts - 2000 / 64).max() < 5.5 * np.sqrt(2000 / 64)
 
 
 def test_a_batch_is_as_mixed_as_the_documentation_says() -> None:

@@ -350,7 +350,8 @@ class Run:
             seed: Of the order. The same seed gives the same epochs, on every machine.
             buffer_chunks: Chunks that are mixed where rows are smaller than 64 KiB, about 256 KiB each.
             drop_last: Leave out a last batch that is not full.
-            share: (rank, ranks): the part of one of several processes.
+            share: (rank, ranks): the part of one of several processes. Shuffled, all get the same number, and up to
+                ``ranks - 1`` rows are left out of an epoch, others each time; in order, nothing is left out.
 
         Raises:
             StoreError: There is no such layer, column or row, or no row is left.

@@ -55,13 +55,7 @@ class Examples:
     """Rows of a run with the activations of some layers and labels. May be pickled: it carries the run by its path.
 
     Args:
-        run: A finished run, as ``open_run`` gives it.
-        layers: A name: features are one array; or several: features are layer -> array.
-        label: Column of ``run.images``, or (N,) or (N, ...) values, one a row of the run. Numbers stay what they are, whole or
-            not; texts become numbers of classes.
-        where: Which rows: a mask over the N rows of the run, rows in any order, or a slice; None: all.
-        failed: Whether to keep failed images, whose features are NaN.
-        dtype: ``float32``: whatever is stored; None: as stored.
+        run: A finished run, as ``open_run`` gives it; the other arguments are those of ``run.batches``.
 
     Attributes:
         rows: (n,) int64, rows of the run, in the order in which they were given.
@@ -256,14 +250,7 @@ class Batches:
     ``buffer_chunks`` chunks, about 256 KiB a chunk and layer.
 
     Args:
-        examples: What to read.
-        batch_size: Rows a batch; the last may have fewer.
-        shuffle: Whether rows come in a random order; the head of this file says how random.
-        seed: Of the order; the same seed gives the same epochs.
-        buffer_chunks: How many chunks are mixed where rows share chunks.
-        drop_last: Leave out a last batch that is not full.
-        share: (rank, ranks): read the rows of one of several processes. Shuffled, all get the same number, and up to
-            ``ranks - 1`` rows are left out of an epoch, others each time; in order, nothing is left out.
+        examples: What to read; the other arguments are those of ``run.batches``.
 
     Raises:
         OptionError: A number is out of range, or no batch is left.
