@@ -82,6 +82,11 @@ def choice(default: str, *values: str) -> Any:
     return option(default, OneOf(values))
 
 
+def conflict(key: str, what: str, got: object, expected: str, advice: str) -> OptionError:
+    """Return the error for options that exclude one another; ``got`` is shown as it is."""
+    return OptionError(f"{key}: {what}, got {got}. Expected {expected}. {advice}")
+
+
 def switch(value: Any) -> bool:
     """Check true or false."""
     if not isinstance(value, bool):
@@ -239,29 +244,22 @@ class DataOptions:
     def __post_init__(self) -> None:
         named = [f"data.{key}" for key in ("list", "tar", "tfds") if getattr(self, key) is not None]
         if self.dir is None and not named:
-            raise OptionError(
-                "data.dir: no images were named, got null. Expected a folder of images, or data.list=FILE, data.tar=FILES or "
-                "data.tfds=NAME. Run e.g. `python -m pipeline.run data.dir=imgs layers=[relu4_1]`."
-            )
+            expected = "a folder of images, or data.list=FILE, data.tar=FILES or data.tfds=NAME"
+            advice = "Run e.g. `python -m pipeline.run data.dir=imgs layers=[relu4_1]`."
+            raise conflict("data.dir", "no images were named", "null", expected, advice)
         if len(named) > 1:
-            raise OptionError(
-                f"{named[1]}: the images are named twice, got {named[0]} too. Expected one of data.dir, data.list, data.tar and "
-                f"data.tfds. Leave one of them out."
-            )
+            expected = "one of data.dir, data.list, data.tar and data.tfds"
+            raise conflict(named[1], "the images are named twice", f"{named[0]} too", expected, "Leave one of them out.")
         if self.tar is not None and self.dir is not None:
-            raise OptionError(
-                f"data.dir: of no use beside data.tar, got {str(self.dir)!r}. Expected tar files alone. Leave it out."
-            )
+            raise conflict("data.dir", "of no use beside data.tar", repr(str(self.dir)), "tar files alone", "Leave it out.")
         if self.split is not None and self.tfds is None:
-            raise OptionError(
-                f"data.split: only a set has splits, got {self.split!r}. Expected data.tfds=NAME too. Leave it out."
-            )
+            raise conflict("data.split", "only a set has splits", repr(self.split), "data.tfds=NAME too", "Leave it out.")
         local = [("data.tar", name) for name in self.tar or ()] + [("data.dir", str(self.dir))] * (self.tfds is not None)
         for key, name in local:
             if is_address(name):
-                raise OptionError(f"{key}: read from this machine only, got {name!r}. Expected a path. Download it first.")
+                raise conflict(key, "read from this machine only", repr(name), "a path", "Download it first.")
         if self.size is None and self.decode == "fast":
-            raise OptionError("data.decode: nothing can be reduced at native size, got fast. Expected exact, or set a data.size.")
+            raise conflict("data.decode", "nothing can be reduced at native size", "fast", "exact", "Or set a data.size.")
 
     @property
     def name(self) -> str:
@@ -307,10 +305,8 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         if self.scratch is not None and not isinstance(self.dir, RemotePath):
-            raise OptionError(
-                f"output.scratch: nothing is made there, got {str(self.scratch)!r}. Expected it with an address, e.g. "
-                "output.dir=s3://bucket/outputs. Leave it out: a folder of this machine needs none."
-            )
+            expected = "it with an address, e.g. output.dir=s3://bucket/outputs"
+            raise conflict("output.scratch", "nothing is made there", repr(str(self.scratch)), expected, "Leave it out.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,10 +326,8 @@ class EngineOptions:
         for each in fields(self):
             value = getattr(self, each.name)
             if self.name == "local" and value != each.default:
-                raise OptionError(
-                    f"engine.{each.name}: the local engine is one process on this machine, got {value!r}. Expected the default, "
-                    "or another engine. Add engine=ray."
-                )
+                what, expected = "the local engine is one process on this machine", "the default, or another engine"
+                raise conflict(f"engine.{each.name}", what, repr(value), expected, "Add engine=ray.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,17 +344,13 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.backend == WINOGRAD and self.device == "gpu":
-            raise OptionError(
-                "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow "
-                "on a GPU. Leave one of them out."
-            )
+            got, expected = "winograd with runtime.device=gpu", "auto or tensorflow on a GPU"
+            raise conflict("runtime.backend", "this one computes on a CPU", got, expected, "Leave one of them out.")
         if self.backend == WINOGRAD:
             object.__setattr__(self, "device", "cpu")
         if self.device == "cpu" and self.precision != "float32":
-            raise OptionError(
-                f"runtime.precision: a CPU computes in float32, got {self.precision}. Expected float32, or a GPU. "
-                "Leave it out, or use runtime.device=gpu."
-            )
+            what, advice = "a CPU computes in float32", "Leave it out, or use runtime.device=gpu."
+            raise conflict("runtime.precision", what, self.precision, "float32, or a GPU", advice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,34 +376,27 @@ class Options:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", f"{self.data.name or 'images'}-{self.network.name}")
-        engine = self.engine
-        if self.part is not None and self.output.existing not in ("resume", "extend"):
-            raise OptionError(
-                f"output.existing: a part cannot tell what was there from what other parts make, got {self.output.existing} with "
-                f"part={self.part}. Expected resume or extend. Use another name=..., or remove the folder first."
-            )
+        engine, existing, where = self.engine, self.output.existing, self.output.dir
+        if self.part is not None and existing not in ("resume", "extend"):
+            what, got = "a part cannot tell what was there from what other parts make", f"{existing} with part={self.part}"
+            raise conflict("output.existing", what, got, "resume or extend", "Use another name=..., or remove the folder first.")
         if self.part is not None and engine.name != "local":
-            raise OptionError(
-                f"part: engine={engine.name} shares the shards among its workers itself, got part={self.part}. Expected "
-                "null, or engine=local. Leave one of them out."
+            what = f"engine={engine.name} shares the shards among its workers itself"
+            raise conflict("part", what, f"part={self.part}", "null, or engine=local", "Leave one of them out.")
+        if engine.name != "local" and isinstance(where, RemotePath):
+            what, advice = (
+                f"workers of engine={engine.name} write files",
+                "Choose one, or use part=k/n.",
             )
-        if engine.name != "local" and isinstance(self.output.dir, RemotePath):
-            raise OptionError(
-                f"output.dir: workers of engine={engine.name} write files, got {str(self.output.dir)!r}. Expected a folder on "
-                "storage that all nodes share. Choose one, or leave engine out: parts (part=k/n) write to an address too."
-            )
-        for key, where in (("data.dir", self.data.dir), ("data.list", self.data.list)):
-            if engine.name != "local" and isinstance(where, RemotePath) and where.protocol == "memory":
-                raise OptionError(
-                    f"{key}: workers do not see what this process has in memory, got {str(where)!r} with engine={engine.name}. "
-                    "Expected a folder, or an address that all nodes reach. Choose one, or engine=local."
-                )
+            raise conflict("output.dir", what, repr(str(where)), "a folder on storage that all nodes share", advice)
+        for key, images in (("data.dir", self.data.dir), ("data.list", self.data.list)):
+            if engine.name != "local" and isinstance(images, RemotePath) and images.protocol == "memory":
+                expected = "a folder, or an address that all nodes reach"
+                raise conflict(key, "workers do not see the memory of this process", repr(str(images)), expected, "Choose one.")
         gpus, device = engine.gpus_per_worker, self.runtime.device
         if gpus is not None and device != AUTO and (device == "gpu") != (gpus > 0):
-            raise OptionError(
-                f"engine.gpus_per_worker: workers compute on the {device}, got {gpus:g}. Expected {'more than ' * (not gpus)}0. "
-                "Leave it or runtime.device out."
-            )
+            what, expected = f"workers compute on the {device}", f"{'more than ' * (not gpus)}0"
+            raise conflict("engine.gpus_per_worker", what, f"{gpus:g}", expected, "Leave it or runtime.device out.")
         # Names that are not there and inputs that are too small, from the network's table alone.
         padding = "same" if self.network.pool_padding == AUTO else self.network.pool_padding
         plan_features(self.network.name, resolve_layers(self.network.name, self.layers), self.data.size, padding)
@@ -521,23 +504,17 @@ class PlotOptions:
             object.__setattr__(self, "most_active", int(self.channels.partition(":")[2]))
             object.__setattr__(self, "channels", range(self.most_active or 0))
         if self.image is not None and self.images not in ((), (self.image,)):
-            raise OptionError(
-                f"image: one image and several exclude each other, got {self.image!r} and {list(self.images)!r}. Expected one. "
-                f"Leave one out."
-            )
+            got = f"{self.image!r} and {list(self.images)!r}"
+            raise conflict("image", "one image and several exclude each other", got, "one", "Leave one out.")
         if self.image is not None:
             object.__setattr__(self, "images", (self.image,))
         if self.channel and self.channels is not None:
-            raise OptionError(
-                f"channel: one channel and several exclude each other, got channel={self.channel} and channels too. Expected one "
-                f"of the two. Leave one out."
-            )
+            got = f"channel={self.channel} and channels too"
+            raise conflict("channel", "one channel and several exclude each other", got, "one of the two", "Leave one out.")
         suffixes, why = (PICTURE_SUFFIXES[:1], " of the input alone") if self.input == "only" else (PICTURE_SUFFIXES, "")
         if self.file is not None and Path(self.file).suffix.lower() not in suffixes:
-            raise OptionError(
-                f"file: not the name of a picture{why}, got {self.file!r}. Expected one that ends in {', '.join(suffixes)}. "
-                f"The suffix chooses the format."
-            )
+            what, expected = f"not the name of a picture{why}", f"one that ends in {', '.join(suffixes)}"
+            raise conflict("file", what, repr(self.file), expected, "The suffix chooses the format.")
         if self.input == "only" and self.show:
             raise OptionError("show: the input alone is not shown, got input=only. Expected maps. Leave one of them out.")
 
