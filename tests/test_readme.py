@@ -128,8 +128,13 @@ def test_every_option_of_verify_is_named() -> None:
 def test_every_column_and_every_package_is_named() -> None:
     for column in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
         assert f"`/images/{column}`" in README, column
-    for folder in ("engines", "storage", "images", "network", "store", "training"):
-        assert f"{folder}/ " in README
+    # What the last section names is there.
+    listing = README.split("    pipeline/\n")[1].split("\n\n")[0]
+    for folder in ("engines", "images", "network", "store", "training"):
+        assert f" {folder}/ " in listing
+    for name in ("cli", "config", "job", "extract", "plan", "storage", "network/layers", "store/format", "store/verification"):
+        assert name.rpartition("/")[2] in listing
+        assert (REPOSITORY / f"pipeline/{name}.py").is_file(), name
 
 
 @pytest.fixture
