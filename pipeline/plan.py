@@ -21,6 +21,8 @@ from .store import format
 # At native size nobody knows how many pixels an image has before it is read; photographs stored as JPEG have about this
 # many a byte (500 x 375 px in 40 kB). It decides the number of images a shard and nothing else.
 PIXELS_PER_FILE_BYTE = 5.0
+# Of files whose size nobody knows: a list of web addresses.
+UNKNOWN_FILE_BYTES = 100_000
 
 # Libraries whose version may show in the numbers or in the files.
 LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
@@ -109,7 +111,7 @@ def _row_bytes(features: Sequence[FeatureSpec], dtype: str, manifest: Manifest) 
     if features[0].shape is not None:
         return format.row_bytes(features, dtype)
     values_per_pixel = sum(feature.layer.channels / feature.layer.stride_px**2 for feature in features)
-    pixels = PIXELS_PER_FILE_BYTE * float(manifest.file_bytes.mean())
+    pixels = PIXELS_PER_FILE_BYTE * (float(manifest.file_bytes.mean()) or UNKNOWN_FILE_BYTES)
     return int(pixels * values_per_pixel * format.ITEMSIZE_BYTES[dtype])
 
 

@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import storage
 from pipeline.config import check_options
@@ -245,43 +243,6 @@ def test_a_storage_that_cannot_be_begun_with_is_an_error_of_the_storage(monkeypa
     )
     with pytest.raises(ImageError, match=r"^unreadable: gs://nowhere/imgs/a\.jpg: the storage refuses, got a package is missing"):
         seen_picture(find_image(run, 0), ImageStatus(0, "", 1, 1, 1, ""), None, np.zeros(3), False)
-
-
-class Remembering(MemoryFileSystem):
-    """As many implementations do: it lists a folder once, in the cache that fsspec gives it or in one of its own."""
-
-    protocol = "remembering"
-    store: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, **options: Any) -> None:
-        assert not options
-        super().__init__()
-        self.own: dict[str, Any] = {}
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return "/" + path.removeprefix("remembering://").strip("/")
-
-    def find(self, path: str, *rest: Any, **how: Any) -> Any:
-        self.own[path] = found = self.own.get(path) or super().find(path, *rest, **how)
-        return found
-
-    def info(self, path: str, **how: Any) -> Any:
-        self.own[path] = self.own.get(path) or super().info(path, **how)
-        return self.own[path]
-
-    def invalidate_cache(self, path: str | None = None) -> None:
-        self.own.clear()
-
-
-def test_what_others_have_changed_is_seen_in_listings() -> None:
-    fsspec.register_implementation("remembering", Remembering, clobber=True)
-    folder = RemotePath("remembering://bucket/x")
-    for number in range(1, 4):
-        Remembering().pipe_file(f"/bucket/x/{number}", bytes(number))
-        Remembering().pipe_file("/bucket/x/1", bytes(number))
-        assert len([*folder.find_files()]) == number
-        assert (folder / "1").stat().st_size == number
 
 
 def test_a_file_at_an_address_reads_as_the_file_would(monkeypatch: pytest.MonkeyPatch) -> None:

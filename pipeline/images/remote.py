@@ -66,7 +66,7 @@ class RemoteImages:
             return read_file(record.path)
         refuse_too_large(record.file_bytes)
         path = RemotePath(record.path)
-        # Some web servers say no size.
+        # Of a list, nobody has asked a web server; and some say no size.
         is_known = record.file_bytes > 0 or not _is_web(record.path)
         try:
             # A byte more than there should be, so that what has grown since is not read to its end.
@@ -203,22 +203,19 @@ def listed_images(root: str, keys: Sequence[str], places: Sequence[str], columns
     Raises:
         DatasetError: The storage refuses.
     """
-    # A row of no bytes here, and a failed one with its reason later, where an image is not there.
+    # A row of no bytes here, and a failed one with its reason later, where an image is not there. Web servers are not asked: to
+    # get a size takes as long as to get an image, and the same list must be the same run also where one did not answer.
     sizes: _Sizes = {}
-    web: list[str] = []
-    buckets: list[str] = []
+    buckets = [place for place in places if is_address(place) and not _is_web(place)]
     for place in places:
-        if is_address(place):
-            (web if _is_web(place) else buckets).append(place)
-            continue
-        with suppress(OSError, ValueError):
-            info = Path(place).stat()
-            sizes[place] = (info.st_size if stat.S_ISREG(info.st_mode) else 0, info.st_mtime)
+        if not is_address(place):
+            with suppress(OSError, ValueError):
+                info = Path(place).stat()
+                sizes[place] = (info.st_size if stat.S_ISREG(info.st_mode) else 0, info.st_mtime)
     try:
         sizes |= _ask_folders(buckets) if len(buckets) > ASKED_ONE_BY_ONE else _ask_each(buckets)
     except StorageError as error:
         raise refused(error) from error
-    sizes |= _ask_each(web)
     paths = {row: place for row, (key, place) in enumerate(zip(keys, places, strict=True)) if place != f"{root}/{key}"}
     return _manifest(root, keys, [sizes.get(place, (0, 0.0)) for place in places], columns, paths=paths)
 
@@ -228,8 +225,6 @@ def _ask_each(addresses: Sequence[str]) -> _Sizes:
         try:
             info = RemotePath(address).stat()
         except StorageError:
-            if _is_web(address):
-                return 0, 0.0
             raise
         except OSError:
             return 0, 0.0
