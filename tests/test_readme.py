@@ -128,6 +128,7 @@ def test_every_option_of_verify_is_named() -> None:
 def test_every_column_and_every_package_is_named() -> None:
     for column in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
         assert f"`/images/{column}`" in README, column
+    assert len(README.splitlines()) <= 250
     # What the last section names is there.
     listing = README.split("    pipeline/\n")[1].split("\n\n")[0]
     for folder in ("engines", "images", "network", "store", "training"):
