@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LockedError, StoreError
+from pipeline.records import Share
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
@@ -192,18 +194,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("existing", ["resume", "extend", "replace"])
+@pytest.mark.parametrize("existing", ["resume", "replace"])
 @pytest.mark.parametrize(
-    "name",
-    [
-        "shards/shard-00001-of-00003.h5",
-        "shards/shard-00001-of-00003.h5.partial",
-        "features.h5",
-        "features.h5.partial",
-        "manifest.jsonl.gz",
-        "run.log",
-        "config.yaml.partial",
-    ],
+    "name", ["shards/shard-00001-of-00003.h5", "shards/shard-00001-of-00003.h5.partial", "features.h5", "config.yaml.partial"]
 )
 @pytest.mark.parametrize("kind", ["link to a file", "link to nothing", "folder"])
 def test_a_link_or_a_folder_under_a_name_that_the_run_needs_is_refused(
@@ -375,3 +368,21 @@ def test_a_refused_folder_is_not_left_locked(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         open_folder(tmp_path, make_spec(), "fail")
     open_folder(tmp_path, make_spec(), "resume").close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+@pytest.mark.parametrize("share", [None, Share(1, 1)], ids=["alone", "a part"])
+def test_a_file_system_without_locks_is_gone_on_with_and_said_once(
+    tmp_path: Path, number: int, share: Share | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):
+        with open_folder(tmp_path, make_spec(), "resume", share) as opened:
+            opened.make_room()
+            with opened.alone():
+                assert len(opened.lacking()) == 3
+    said = [message for message in caplog.messages if "no locks" in message]
+    assert said == [f"{tmp_path}: this file system has no locks; see to it that no second run writes the folder"]

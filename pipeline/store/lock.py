@@ -1,28 +1,30 @@
 """The locks of a run folder: who may change what lies in it.
 
 A whole run holds ``.lock`` as long as it lives. Of several processes that make a run together, each its share of the shards,
-each holds ``.lock-3-of-8`` as long as it lives, and ``.lock`` only while it settles the folder or writes the index; the others
+each holds ``.lock-3-of-8`` as long as it lives, and ``.lock`` only while it opens the folder or writes the index; the others
 wait for that. So whoever has ``.lock`` can tell who lives, and is alone in changing what is not of one share.
 
 The system's locks end with their holder, however it ends. On another machine too, as far as the file system tells its clients
-of them: NFS does (Linux clients lock there by byte ranges), Lustre does if it is mounted with ``flock``. With NFS' ``local_lock``
-or Lustre's ``localflock`` a lock is seen on its own machine alone: nothing refuses the same part started twice then, on two
-machines. No shard is wrong for that: each is written under a name of its own, and renamed when it is whole. Two parts that finish
-in the same second may write one index together; ``verify`` would tell, and making it again takes minutes.
+of them: NFS does, Lustre does if it is mounted with ``flock``. With NFS' ``local_lock`` or Lustre's ``localflock``, or where
+there are no locks at all, nothing refuses the same part started twice. No shard is wrong for that: each is written under a name
+of its own, and renamed when it is whole. Two parts that finish in the same second may write one index together; ``verify``
+would tell.
 
 Source: flock(2), NFS details; nfs(5), local_lock; mount.lustre(8), flock and localflock.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from ..errors import LockedError
 from ..records import Share
@@ -30,14 +32,66 @@ from ..storage import HeldError, RemoteLock, RemotePath, leave, refresh
 from . import disk, format
 from .file_checks import require_file
 
-# Settling takes seconds; writing an index over very many shards, or reading those that a kill left without a digest, minutes.
+# Opening a folder takes seconds; writing an index over very many shards, or reading those that a kill left without a digest,
+# minutes.
 WAIT_SECONDS = 1800.0
 # Where no part lives, it is no part that holds the lock: a part takes a lock of its own as soon as it has this one.
 NOBODY_SECONDS = 5.0
 SAID_AFTER_SECONDS = 2.0
 _POLL_SECONDS = 0.1, 0.3
+# What a file system without locks says. Source: flock(2), fcntl(2); on Linux ENOTSUP is EOPNOTSUPP.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 _log = logging.getLogger(__name__)
+# Folders of which it has been said that they have no locks.
+_said: set[Path] = set()
+
+
+class LocalLock:
+    """A lock on the disks of this machine; always free where the file system has no locks, which is said once a folder.
+
+    Args:
+        path: Of the lock file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.lock_file = str(path)
+        self._lock = FileLock(path, timeout=0)
+        self._is_missing = False
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this process has it."""
+        return self._is_missing or self._lock.is_locked
+
+    def acquire(self) -> None:
+        """Take it.
+
+        Raises:
+            Timeout: Another process has it.
+            OSError: The disk refuses.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._lock.acquire()
+            if isinstance(self._lock, SoftFileLock):
+                # A file that a kill would leave behind is no lock.
+                self._lock.release()
+                raise OSError(errno.ENOSYS, "no locks")
+        except (OSError, NotImplementedError) as error:  # the second is filelock's before version 4
+            if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+                raise
+            self._is_missing = True
+            folder = Path(self.lock_file).parent
+            if folder not in _said:
+                _said.add(folder)
+                _log.warning("%s: this file system has no locks; see to it that no second run writes the folder", folder)
+
+    def release(self) -> None:
+        """Let go of it, if this process has it."""
+        self._is_missing = False
+        self._lock.release()
 
 
 class Hold:
@@ -48,15 +102,15 @@ class Hold:
         living: Shares that other processes made when the lock was taken last.
     """
 
-    def __init__(self, folder: Path, share: Share | None, lock: FileLock | RemoteLock) -> None:
+    def __init__(self, folder: Path, share: Share | None, lock: LocalLock | RemoteLock) -> None:
         self.share = share
         self.living: frozenset[Share] = frozenset()
         self._folder = folder
         self._lock = lock
-        self._own: FileLock | RemoteLock | None = None
+        self._own: LocalLock | RemoteLock | None = None
 
     def look_around(self) -> None:
-        """Finds out who else lives, and takes the lock of the own share; called with ``.lock`` held.
+        """Find out who else lives, and take the lock of the own share; called with ``.lock`` held.
 
         Raises:
             LockedError: Somebody lives who must not.
@@ -83,13 +137,13 @@ class Hold:
             self._own = own
 
     def let_others(self) -> None:
-        """Lets the other parts settle; does nothing for a whole run."""
+        """Let the other parts open the folder; does nothing for a whole run."""
         if self.share is not None:
             self._lock.release()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps the others from settling during the block; a whole run does so anyway.
+        """Keep the others from opening the folder during the block; a whole run does so anyway.
 
         Raises:
             LockedError: Another process does not let go.
@@ -102,14 +156,14 @@ class Hold:
             try:
                 _wait_for(self._lock, self._folder)
                 self.look_around()
-            except (OSError, NotImplementedError) as error:  # as in take_lock()
+            except OSError as error:
                 raise disk.write_error(self._folder / format.LOCK_NAME, error) from error
             yield
         finally:
             self._lock.release()
 
     def release(self) -> None:
-        """Lets go of all."""
+        """Let go of all."""
         leave(self._folder)
         if self._own is not None:
             path = Path(self._own.lock_file)
@@ -122,7 +176,7 @@ class Hold:
 
 
 def take_lock(folder: Path, share: Share | None = None) -> Hold:
-    """Takes the lock, for this process and until it is released or the process ends.
+    """Take the lock, for this process and until it is released or the process ends.
 
     Args:
         folder: The run folder.
@@ -143,33 +197,32 @@ def take_lock(folder: Path, share: Share | None = None) -> Hold:
         hold.look_around()
     except Timeout as error:
         raise _locked(folder, error) from error
-    except (OSError, NotImplementedError) as error:  # the second is filelock's, for a file system without locks
+    except BaseException as error:
         hold.release()
-        raise disk.write_error(path, error) from error
-    except BaseException:
-        hold.release()
+        if isinstance(error, OSError):
+            raise disk.write_error(path, error) from error
         raise
     return hold
 
 
 def part_locks(folder: Path) -> dict[Share, Path]:
-    """Gives the locks of parts that are there, held or not."""
+    """Return the locks of parts that are there, held or not."""
     found = ((format.PART_LOCK_NAME.fullmatch(path.name), path) for path in folder.iterdir())
     return {share: path for name, path in found if name and (share := Share.of_text(name[1]))}
 
 
-def _lock(path: Path) -> FileLock | RemoteLock:
+def _lock(path: Path) -> LocalLock | RemoteLock:
     if isinstance(path, RemotePath):
         return RemoteLock(path)
     # Another process may remove its own just now.
     if path.is_symlink() or (path.exists() and not path.is_file()):
         # Behind a link, the lock would empty whatever that leads to.
         require_file(path)
-    return FileLock(path, timeout=0)
+    return LocalLock(path)
 
 
-def _wait_for(lock: FileLock | RemoteLock, folder: Path) -> None:
-    """Takes a lock that a part has for a while.
+def _wait_for(lock: LocalLock | RemoteLock, folder: Path) -> None:
+    """Take a lock that a part has for a while.
 
     Raises:
         LockedError: It is no part that has it, or it takes too long.
@@ -184,7 +237,7 @@ def _wait_for(lock: FileLock | RemoteLock, folder: Path) -> None:
             refusal = error
         now = time.monotonic()
         if now - min(alone_since, looked) > NOBODY_SECONDS:
-            # Of an address, what is known is from before the wait: the part that settles has taken its own lock since.
+            # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
             refresh(folder)
             looked = now
         if part_locks(folder):
@@ -198,12 +251,12 @@ def _wait_for(lock: FileLock | RemoteLock, folder: Path) -> None:
             )
         if not said and now - began > SAID_AFTER_SECONDS:
             said = True
-            _log.info("%s: waiting for another part, which settles the folder or writes the index", folder)
+            _log.info("%s: waiting for another part, which opens the folder or writes the index", folder)
         time.sleep(random.uniform(*_POLL_SECONDS))
 
 
 def _refuse(folder: Path, share: Share | None, other: Share) -> None:
-    """Refuses a process beside one that makes another share, unless both are parts of one division.
+    """Refuse a process beside one that makes another share, unless both are parts of one division.
 
     Raises:
         LockedError: They are not.
