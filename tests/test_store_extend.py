@@ -283,7 +283,9 @@ CHANGED = (
 )
 
 
-@pytest.mark.parametrize("state", ["finished", "stopped", "extended"])
+@pytest.mark.parametrize(
+    "state", ["finished", *(pytest.param(state, marks=pytest.mark.slow) for state in ("stopped", "extended"))]
+)
 @pytest.mark.parametrize(
     ("now", "line"),
     [
