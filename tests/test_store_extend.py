@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.records import ImageStatus, Manifest, RunSpec, digest_images
 from pipeline.store import format
+from pipeline.store.damage import UnreadableError
 from pipeline.store.index_file import build_index
-from pipeline.store.manifest_file import read_manifest
+from pipeline.store.manifest_file import PartManifest, read_manifest
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import RunFolder, open_folder
 from pipeline.store.writer import Writer
@@ -492,6 +493,25 @@ def test_a_lost_manifest_is_written_again_for_the_same_images_and_else_named(tmp
             assert len(folder.missing) == 1
             folder.make_room()
         assert manifest.read_bytes() == before
+
+
+def test_a_manifest_that_cannot_be_read_is_kept_also_where_no_shard_is_of_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, spec_of("bd"))
+    run(tmp_path, spec_of("abcd"), shards=0)
+    added = tmp_path / "manifest-part001.jsonl.gz"
+
+    def read(path: Path, images: bool = True) -> PartManifest | None:
+        if path == added:
+            raise UnreadableError(f"{path}: cannot be read, got Input/output error (EIO)")
+        return read_manifest(path, images)
+
+    monkeypatch.setattr("pipeline.store.run_contents.read_manifest", read)
+    for existing in ("resume", "extend"):
+        with pytest.raises(UnreadableError, match=r"manifest-part001\.jsonl\.gz: cannot be read, got Input/output error"):
+            open_folder(tmp_path, spec_of("bd"), existing)
+    assert added.exists()
 
 
 def test_a_list_holds_what_the_manifest_held(tmp_path: Path) -> None:

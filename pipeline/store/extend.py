@@ -186,8 +186,6 @@ def _known_parts(spec: RunSpec, contents: RunContents) -> list[PartManifest]:
     for number in range(len(parts), contents.begun):
         name = format.manifest_name(number)
         identity = _identity_of_shard(contents, number)
-        if name in contents.unreadable:
-            raise contents.unreadable[name]
         manifest = known[number]
         if manifest is None or (identity is not None and manifest.identity != identity):
             manifest = _told_by_images(spec, parts, identity, others)

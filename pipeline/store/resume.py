@@ -67,6 +67,8 @@ def keep_finished(folder: Path, spec: RunSpec, extend: bool, share: Share | None
         # A finished shard behind one too: what it leads to may change, and vanish, without anybody knowing here.
         raise foreign_file(links[0])
     contents = read_run_contents(folder)
+    for error in contents.unreadable.values():
+        raise error
     plan = plan_parts(spec, contents, extend)
     shards = {shard.file_name: shard for shard in plan.spec.shards()}
     useless = dict.fromkeys(_unfinished(folder, contents.partial, share), "unfinished")
