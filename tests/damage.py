@@ -17,14 +17,14 @@ def flip(path: Path, place: int, bits: int = 0x10) -> None:
 
 
 def place_of(path: Path, text: bytes) -> int:
-    """Gives where the middle of a text lies that the file has once."""
+    """Return where the middle of a text lies that the file has once."""
     content = path.read_bytes()
     assert content.count(text) == 1, (path, text, content.count(text))
     return content.index(text) + len(text) // 2
 
 
 def chunk_place(path: Path, layer: str, row: int) -> int:
-    """Gives where the middle of the chunk lies that holds a row of a shard."""
+    """Return where the middle of the chunk lies that holds a row of a shard."""
     with h5py.File(path) as file:
         node = file["features"][layer]
         if isinstance(node, h5py.Group):
@@ -35,7 +35,7 @@ def chunk_place(path: Path, layer: str, row: int) -> int:
 
 
 def accept(folder: Path, *names: str) -> None:
-    """Gives these files lines that agree with them as they are now, so that only their content can accuse them."""
+    """Give these files lines that agree with them as they are now, so that only their content tells."""
     for name in names:
         digests = Digests(folder)
         digests.drop([name])

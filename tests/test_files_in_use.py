@@ -43,7 +43,7 @@ _HOLD = "import h5py, sys; file = h5py.File(sys.argv[1], 'a'); print('open', flu
 
 @contextmanager
 def held_open(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Has another process hold a file open for writing, as a notebook does; HDF5 marks the file meanwhile, in one byte."""
+    """Have another process hold a file open for writing, as a notebook does; HDF5 marks the file meanwhile, in one byte."""
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -54,7 +54,7 @@ def held_open(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Gives the bytes of all files of a run but its lock and its log."""
+    """Return the bytes of all files of a run but its lock and its log."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -175,7 +175,7 @@ def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int, name: str, by: str) -> None:
-    """Has the system refuse one file: to h5py, or to whoever opens it in Python."""
+    """Have the system refuse one file: to h5py, or to whoever opens it in Python."""
     opened, opened_by_path, file = builtins.open, Path.open, h5py.File
 
     class Refused(file):  # type: ignore[misc]
@@ -354,7 +354,7 @@ ssize_t read(int file, void *into, size_t size) {
 
 @pytest.fixture(scope="module")
 def failing_reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gives a library that makes reads of one file fail from some byte on, as a disk does that fails."""
+    """Return a library that makes reads of one file fail from some byte on, as a disk does that fails."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         pytest.skip("needs a C compiler on Linux")
