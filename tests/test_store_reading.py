@@ -60,6 +60,7 @@ def test_rows_are_the_same_where_there_are_no_reads_by_position(
     folder: Path, expected: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "pread")
+    monkeypatch.delattr(os, "preadv")
     monkeypatch.delattr(os, "posix_fadvise")
     run = open_run(folder)
     for layer in SHAPES:

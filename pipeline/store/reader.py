@@ -22,6 +22,7 @@ from . import format, shown, tables
 from .damage import does_not_fit, missing_shard, no_run, unfinished, unreadable
 from .file_checks import own_node, require_own_shards
 from .image_table import ImageTable
+from .rows import Rows
 from .shards import Shards
 from .statistics import LayerStatistics, Statistics
 from .tables import Column
@@ -204,23 +205,16 @@ class Layer:
             StoreError: A shard is missing or damaged, or the rows do not fit into memory.
         """
         dtype = self.dtype if dtype is None else dtype
-        found: Any
-        if self.row_shape is None:
-            found = [None] * len(rows)
-        else:
-            try:
-                found = np.empty((len(rows), *self.row_shape), dtype)
-            except (MemoryError, ValueError) as error:
-                size_bytes = len(rows) * math.prod(self.row_shape) * dtype.itemsize
-                raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
-
-        def put(place: int, values: NDArray[np.floating] | None) -> None:
+        found: Rows
+        try:
             if self.row_shape is None:
-                found[place] = np.full((1, 1, self.channels), np.nan, dtype) if values is None else values.astype(dtype)
+                found = [np.full((1, 1, self.channels), np.nan, dtype) for _ in rows]
             else:
-                found[place] = np.nan if values is None else values
-
-        self._shards.read(self.name, rows, put, self.row_shape, self.chunk_rows, threads)
+                found = np.empty((len(rows), *self.row_shape), dtype)
+        except (MemoryError, ValueError) as error:
+            size_bytes = len(rows) * math.prod(self.row_shape or ()) * dtype.itemsize
+            raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
+        self._shards.read(self.name, rows, found, self.row_shape, self.chunk_rows, threads)
         return found
 
     def __repr__(self) -> str:

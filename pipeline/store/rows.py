@@ -30,6 +30,8 @@ _CHUNK_ERRORS = (codec.DecodeError, MemoryError, *HDF5_READ_ERRORS)
 
 # Layer -> the last decoded chunk of several rows, for those who read row after row.
 LastChunks = dict[str, tuple["ShardRows", int, NDArray[np.floating]]]
+# What rows are read into: (n, h, w, c), or at native size an array each.
+Rows = NDArray[np.floating] | list[NDArray[np.floating]]
 
 
 # One thread at a time asks HDF5 where chunks lie.
@@ -62,6 +64,14 @@ class Handle:
             os.lseek(self._file, position, os.SEEK_SET)
             return os.read(self._file, size)
 
+    def read_into(self, values: NDArray[np.floating], position: int) -> int:
+        """Read from a position as many bytes as an array in C order has, straight into it; return how many there were."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file, [values.data], position)
+        data = self.pread(values.nbytes, position)
+        values.reshape(-1).view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+        return len(data)
+
     def __del__(self) -> None:
         if self._file >= 0:
             os.close(self._file)
@@ -92,6 +102,10 @@ class ChunkTable:
     deflated: bool
     positions: NDArray[np.int64]
     sizes: NDArray[np.int64]
+
+    def is_stored_as(self, values: NDArray[np.floating]) -> bool:
+        """Tell whether each row is one chunk that holds just the bytes of such an array."""
+        return not self.deflated and self.dtype == values.dtype and self.chunk == (1, *self.shape[1:]) == (1, *values.shape)
 
     def bands(self, row: int) -> range:
         """Return the numbers of the chunks that hold a row."""
@@ -176,16 +190,17 @@ class ShardRows:
         self._handle: Handle | RemotePath | None = None
         self._last: LastChunks = {} if last is None else last
 
-    def read(self, name: str, rows: Iterable[int], shape: tuple[int, ...] | None = None) -> Iterator[NDArray[np.floating] | None]:
-        """Read rows of a layer; those that share a chunk one after the other.
+    def read(
+        self, name: str, rows: Iterable[int], out: Rows, places: Iterable[int], shape: tuple[int, ...] | None = None
+    ) -> None:
+        """Read rows of a layer, but for failed ones; those that share a chunk one after the other.
 
         Args:
             name: Of the layer.
             rows: In the shard.
-            shape: (h, w, c) that they must have; None: any.
-
-        Yields:
-            (h, w, c) in the stored dtype, read-only; None for a failed image.
+            out: Where they come to, in its dtype: (n, h, w, c), or a list of (h, w, c), where an array lies already.
+            places: In ``out``, one a row; that of a failed image becomes NaN, in a list it stays as it is.
+            shape: (h, w, c) that rows must have; None: any.
 
         Raises:
             StoreError: The shard is missing, of another run or cannot be read; a row is damaged.
@@ -195,16 +210,17 @@ class ShardRows:
             raise damaged(self._path, f"layer {name}", f"{layer.row_shape or 'native size'} where the run has {shape}")
         last = self._last.get(name)
         held = {last[1]: last[2]} if last is not None and last[0] is self else {}
-        for row in rows:
+        for row, place in zip(rows, places, strict=True):
+            target = out[place]
             if layer.failed[row]:
-                yield None
+                if shape is not None:
+                    target[...] = np.nan
                 continue
-            try:
-                values = self._values(name, layer, row, held)
-            except _CHUNK_ERRORS as error:
-                raise self._damaged(name, row, error) from error
-            self._check(name, layer, row, values)
-            yield values
+            values = self._values(name, layer, row, held, target)
+            if shape is None:
+                out[place] = values.astype(target.dtype)
+            elif values is not target:
+                target[...] = values
         for number, chunk in held.items():
             self._last[name] = self, number, chunk
 
@@ -221,9 +237,7 @@ class ShardRows:
         layer = self._layer(name)
         table, place = layer.locate(row)
         if table is None or table.chunk[0] > 1:
-            (values,) = self.read(name, [row])
-            assert values is not None
-            yield 0, values
+            yield 0, self._values(name, layer, row, {})
             return
         sums, wanted = [], 0
         height, band_height = table.shape[1], table.chunk[1]
@@ -281,60 +295,80 @@ class ShardRows:
         read_bytes = 0
         held: dict[int, NDArray[np.floating]] = {}
         for row in group:
-            has_failed = layer.failed[row]
-            if has_failed and layer.checksums[row]:
+            is_failed = bool(layer.failed[row])
+            if is_failed and layer.checksums[row]:
                 errors.append(self._damaged(name, row, f"checksum {int(layer.checksums[row]):08x} for a failed image"))
-            if has_failed and not layer.stores(row):
+            if is_failed and not layer.stores(row):
                 continue
             try:
                 values = self._values(name, layer, row, held)
-                if not has_failed:
-                    self._check(name, layer, row, values)
             except StoreError as error:
                 errors.append(error)
+                if isinstance(error.__cause__, _CHUNK_ERRORS):
+                    # The chunk, and so all of its rows.
+                    errors[-1] = self._damaged(name, row, error.__cause__, group[-1])
+                    break
                 continue
-            except _CHUNK_ERRORS as error:
-                # The chunk, and so all of its rows.
-                errors.append(self._damaged(name, row, error, group[-1]))
-                break
-            if not has_failed:
-                read_bytes += values.nbytes
-            if has_failed and not np.isnan(values).all():
+            read_bytes += 0 if is_failed else values.nbytes
+            if is_failed and not np.isnan(values).all():
                 errors.append(self._damaged(name, row, "a number in a row of a failed image"))
-            elif not has_failed and not np.isfinite(values).all():
+            elif not is_failed and not np.isfinite(values).all():
                 errors.append(self._damaged(name, row, "a value that is not finite, although its checksum agrees"))
         return errors, read_bytes
 
-    def _check(self, name: str, layer: _StoredLayer, row: int, values: NDArray[np.floating]) -> None:
-        got, expected = codec.checksum(values), int(layer.checksums[row])
-        if got != expected:
-            raise self._damaged(name, row, f"checksum {got:08x} in place of {expected:08x}")
+    def _values(
+        self,
+        name: str,
+        layer: _StoredLayer,
+        row: int,
+        held: dict[int, NDArray[np.floating]],
+        target: NDArray[np.floating] | None = None,
+    ) -> NDArray[np.floating]:
+        """Return the values of a row, (h, w, c), compared with its checksum unless the image failed.
 
-    def _values(self, name: str, layer: _StoredLayer, row: int, held: dict[int, NDArray[np.floating]]) -> NDArray[np.floating]:
-        """Decode the values of a row, (h, w, c); ``held`` keeps the chunk where rows share one, by its number."""
+        ``held`` keeps the chunk where rows share one, by its number. Where ``target`` can take the row as stored, it is read
+        straight into it, and ``target`` is returned.
+        """
         table, place = layer.locate(row)
-        if table is None:
-            return self._read_by_hdf5(name, row)
-        rows = table.chunk[0]
-        if rows > 1:
-            number = place // rows
-            if number not in held:
-                held.clear()
-                held[number] = self._chunk(table, number)
-            values: NDArray[np.floating] = held[number][place % rows]
-            return values
-        bands = [self._chunk(table, number)[0] for number in table.bands(place)]
-        return bands[0] if len(bands) == 1 else np.concatenate(bands)[: table.shape[1]]
+        values: NDArray[np.floating]
+        try:
+            if table is None:
+                values = self._read_by_hdf5(name, row)
+            elif table.chunk[0] > 1:
+                number = place // table.chunk[0]
+                if number not in held:
+                    held.clear()
+                    held[number] = self._chunk(table, number)
+                values = held[number][place % table.chunk[0]]
+            elif target is not None and table.is_stored_as(target):
+                values = target
+                self._chunk(table, place, target)
+            else:
+                bands = [self._chunk(table, number)[0] for number in table.bands(place)]
+                values = bands[0] if len(bands) == 1 else np.concatenate(bands)[: table.shape[1]]
+        except _CHUNK_ERRORS as error:
+            raise self._damaged(name, row, error) from error
+        got, expected = codec.checksum(values), int(layer.checksums[row])
+        if got != expected and not layer.failed[row]:
+            raise self._damaged(name, row, f"checksum {got:08x} in place of {expected:08x}")
+        return values
 
-    def _chunk(self, table: ChunkTable, number: int) -> NDArray[np.floating]:
-        """Read and decode a chunk."""
+    def _chunk(self, table: ChunkTable, number: int, target: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
+        """Read and decode a chunk; ``target``, if any, takes what is stored as it is."""
         position, size = int(table.positions[number]), int(table.sizes[number])
         if position < 0:
             raise ValueError("no chunk")
         if not table.deflated and size != math.prod(table.chunk) * table.dtype.itemsize:
             raise ValueError(f"a chunk of {size} bytes")
-        data = self._open_handle().pread(size, position)
-        return codec.decode(data, table.chunk, table.dtype, table.deflated)
+        handle = self._open_handle()
+        if target is None or not isinstance(handle, Handle):
+            values = codec.decode(handle.pread(size, position), table.chunk, table.dtype, table.deflated)
+            if target is None:
+                return values
+            target[...] = values[0]
+        elif handle.read_into(target, position) != size:
+            raise ValueError(f"fewer than {size} bytes")
+        return target
 
     def _read_by_hdf5(self, name: str, row: int) -> NDArray[np.floating]:
         """Read a row whose chunks another program has cut or packed."""

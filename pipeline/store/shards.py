@@ -15,7 +15,7 @@ from ..errors import StoreError
 from ..machine import usable_cores
 from ..records import ShardSpec
 from ..storage import RemotePath
-from .rows import LastChunks, ShardRows
+from .rows import LastChunks, Rows, ShardRows
 
 # Open files a run: few enough for any system's limit, with many worker processes.
 OPEN_FILES = 64
@@ -119,7 +119,7 @@ class Shards:
         self,
         name: str,
         rows: NDArray[np.int64],
-        put: Callable[[int, NDArray[np.floating] | None], None],
+        out: Rows,
         shape: tuple[int, ...] | None,
         chunk_rows: int,
         threads: int | None = None,
@@ -129,8 +129,7 @@ class Shards:
         Args:
             name: Of the layer.
             rows: (n,) in any order, repeated or not.
-            put: Called by several threads with the place in ``rows`` and the values, (h, w, c), read-only; None where the image
-                failed.
+            out: What they are read into, see :meth:`.rows.ShardRows.read`.
             shape: (h, w, c) of a row; None at native size.
             chunk_rows: Rows that share a chunk.
             threads: How many decode; None: as many as there are cores.
@@ -154,16 +153,13 @@ class Shards:
             prefetch(number + CHUNKS_AHEAD)
             piece = pieces[number]
             of_shard = int(numbers[piece.start])
+            arguments = name, local[piece].tolist(), out, order[piece].tolist(), shape
             try:
-                read_rows(self._shard(of_shard), piece)
+                self._shard(of_shard).read(*arguments)
             except StoreError:
                 # The shard may have been made anew since it was opened: what is there now says whether anything is wrong.
                 self._forget(of_shard)
-                read_rows(self._shard(of_shard), piece)
-
-        def read_rows(shard: ShardRows, piece: slice) -> None:
-            for place, values in zip(order[piece].tolist(), shard.read(name, local[piece].tolist(), shape), strict=True):
-                put(place, values)
+                self._shard(of_shard).read(*arguments)
 
         for number in range(min(CHUNKS_AHEAD, len(pieces))):
             prefetch(number)
