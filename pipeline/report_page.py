@@ -8,11 +8,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -186,7 +187,6 @@ def render(values: Mapping[str, Any]) -> str:
     Args:
         values: As of :func:`page_values`.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
     left_bytes = PICTURE_BYTES
 
     def address(picture: bytes) -> Markup | None:
@@ -198,17 +198,24 @@ def render(values: Mapping[str, Any]) -> str:
         kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
         return Markup(f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}")
 
+    pictures = {
+        "photograph": lambda pixels: address(_encoded(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY)),
+        "feature_map": lambda one: address(coloured(one)),
+    }
+    return _template().render(values, histogram_step=HISTOGRAM_STEP, **pictures)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "long": lambda text, longest: Markup.escape(shown(text, longest)),
         "number": number_words,
         "share": share_words,
         "by": shape_words,
         "histogram": histogram,
-        "photograph": lambda pixels: address(_encoded(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY)),
-        "feature_map": lambda one: address(coloured(one)),
     }
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(values, histogram_step=HISTOGRAM_STEP)
+    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
 
 
 def shown(value: Any, longest: int = LONGEST_TEXT) -> Any:

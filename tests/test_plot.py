@@ -24,7 +24,7 @@ from pipeline.store.reader import open_run
 
 from .conftest import PHOTOGRAPHS
 from .stored_runs import make_spec, make_values, write_run
-from .test_command import REPOSITORY, call, environment
+from .test_command import REPOSITORY, call, call_here, environment
 from .test_seen import status_of
 
 MODULE = "pipeline.plot"
@@ -336,7 +336,7 @@ print(*(name in sys.modules for name in ("tensorflow", "h5py", "matplotlib")))
 
 
 def test_a_missing_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    result = call("run=nothing", "channels=active:64", cwd=tmp_path, module=MODULE)
+    result = call_here("run=nothing", "channels=active:64", cwd=tmp_path, module=MODULE)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: nothing: there is no such run, got a path that does not exist. ")
     assert len(result.stderr.splitlines()) == 1

@@ -26,7 +26,7 @@ from pipeline.store.run_summary import summarise_run
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run
-from .test_command import call, command, environment
+from .test_command import call_here, command, environment
 from .test_store_damage import change
 
 IDENTITY = {"network": "vgg19", "output.images_per_shard": "4", "data.size": "80x80"}
@@ -74,7 +74,7 @@ def remove_files(folder: Path) -> None:
 
 
 def show(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return call(*arguments, cwd=cwd, module="pipeline.show")
+    return call_here(*arguments, cwd=cwd, module="pipeline.show")
 
 
 def text_of(path: Path) -> str:

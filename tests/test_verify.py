@@ -20,7 +20,7 @@ from pipeline.verify import verify as verify_run
 
 from .damage import chunk_place, flip, write_companions
 from .stored_runs import make_spec, make_values, write_run
-from .test_command import assert_equal_runs, call, command, environment
+from .test_command import assert_equal_runs, call, call_here, command, environment
 from .test_store_folder import files_in, stored_values
 from .test_store_verification import SHARDS
 
@@ -28,7 +28,7 @@ MODULE = "pipeline.verify"
 
 
 def verify(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return call(*arguments, cwd=cwd, module=MODULE)
+    return call_here(*arguments, cwd=cwd, module=MODULE)
 
 
 @pytest.fixture(scope="module")

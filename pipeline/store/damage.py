@@ -77,6 +77,8 @@ def why_not_read(path: Path, part: str, error: BaseException) -> UnreadableError
         None where bytes were read and are wrong: h5py gives no error number for those.
     """
     number, words = system_errno(error), str(error)
+    if isinstance(error, StorageError):
+        return UnreadableError(words)
     kept = "then run the command again. It is kept as it is."
     where = f"{path}: {printable(part, 1000)} cannot be read" if part else f"{path}: cannot be read"
     if number == errno.EAGAIN or isinstance(error, BlockingIOError) or (number == errno.EACCES and _LOCKED in words):
