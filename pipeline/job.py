@@ -26,7 +26,7 @@ from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures
-from .records import Manifest, RunSpec, ShardSpec
+from .records import ImageRecord, Manifest, RunSpec, ShardSpec
 from .report import MOST_REPORT_BYTES, Made, Report, Stopwatch, count_causes, words_for_bytes
 from .report_page import page_values, render, take_samples
 from .signals import clearing, leaving_at_once
@@ -77,6 +77,8 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
         with opening(options.folder, spec, options.output.existing, options.part) as run_folder, ExitStack() as stack:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             spec = run_folder.spec
+            if options.part is None:
+                _try_again(run_folder)
             _say_plan(options, spec, run_folder)
             if options.dry_run:
                 _dry_run(options, spec, run_folder, weights)
@@ -86,7 +88,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
                 with watch.stage("start"):
                     engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
             # From here on nothing but the disk can refuse the run.
-            run_folder.make_room()
+            run_folder.prepare()
             log = options.folder / format.log_name(options.part.mark if options.part else "")
             stack.enter_context(log_to_file(log, kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
@@ -115,6 +117,29 @@ def _load_weights(options: Options, needs_classifier: bool) -> Weights:
     else:
         _log.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)
     return weights
+
+
+def _try_again(run_folder: RunFolder) -> None:
+    """Have the finished shards made again that lack a local image which can be read now."""
+    manifest = run_folder.spec.manifest
+    found = {shard: [row for row in rows if _is_readable(manifest[row])] for shard, rows in run_folder.unread.items()}
+    if again := {shard: rows for shard, rows in found.items() if rows}:
+        rows = [row for rows in again.values() for row in rows]
+        _log.info(
+            "resume: %s could not be read before and can be now, e.g. %r; %s made again",
+            _counted(len(rows), "image"),
+            manifest.keys[rows[0]],
+            _counted(len(again), "shard"),
+        )
+        run_folder.make_again(again)
+
+
+def _is_readable(record: ImageRecord) -> bool:
+    try:
+        # To ask a storage for each image that it has lost may take hours.
+        return record.source is None and bool(read_image(record))
+    except (OSError, ImageError):
+        return False
 
 
 def _say_plan(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:

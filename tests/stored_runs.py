@@ -111,7 +111,7 @@ def write_run(
 ) -> dict[str, list[NDArray[np.float32]]]:
     """Writes what is missing of a run, index included; gives the activations of all its rows. ``statuses``: other ones."""
     with open_folder(folder, spec, existing) as run_folder:
-        run_folder.make_room()
+        run_folder.prepare()
         made = dict(make_values(run_folder.spec) if values is None else values)
         for part, missing in run_folder.parts():
             writer = Writer(folder, part, missing, workers=2)
@@ -131,7 +131,7 @@ def write_run(
 def write_share(folder: Path, spec: RunSpec, share: Share, failed: Sequence[int] = (), existing: str = "resume") -> bool:
     """Makes a share of a run, as one of several processes; tells whether it has written the index."""
     with open_folder(folder, spec, existing, share) as run_folder:
-        run_folder.make_room()
+        run_folder.prepare()
         values = make_values(run_folder.spec)
         for part, missing in run_folder.parts():
             writer = Writer(folder, part, missing, workers=1, digests=run_folder.digests())

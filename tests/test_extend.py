@@ -17,6 +17,7 @@ from pipeline import open_run
 from pipeline.config import check_options
 from pipeline.errors import StoreError
 from pipeline.report import Report
+from pipeline.store.verification import verify_folder
 
 from .test_config import values
 
@@ -163,3 +164,55 @@ def test_images_of_native_size_are_added_too(
             pair = [run["pool2"][run.row(f"{key}.png")] for run in (extended, fresh)]
             assert pair[0].shape == pair[1].shape
             np.testing.assert_array_equal(*pair)
+
+
+@pytest.mark.parametrize(("kind", "existing"), [("unreadable", "resume"), ("missing", "extend")])
+def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
+    kind: str,
+    existing: str,
+    tmp_path: Path,
+    pictures: Callable[[Path, str], None],
+    extract: Callable[..., Report],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, run = tmp_path / "imgs", tmp_path / "outputs/run"
+    pictures(images, "abd")
+    (images / "b.png").write_bytes(b"no picture")
+    settings = {}
+    if kind == "missing":
+        listing = tmp_path / "list.txt"
+        listing.write_text("".join(f"imgs/{letter}.png\n" for letter in "abcd"))
+        settings = {"data__dir": None, "data__list": str(listing)}
+    else:
+        (images / "c.png").symlink_to("c.png")
+    assert extract(**settings).failed == 2
+    with open_run(run) as opened:
+        assert opened.images["error"][2].startswith(f"{kind}: ")
+    # Neither can be read yet.
+    assert extract(existing=existing, **settings).rows_now == 0
+
+    (images / "c.png").unlink(missing_ok=True)
+    pictures(images, "c")
+    first, second = sorted((run / "shards").iterdir())
+    untouched, before = (first.stat().st_ino, first.read_bytes()), second.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.job._make", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            extract(existing=existing, **settings)
+    # Killed here, nothing is lost, no line accuses the new shard, and no index tells of the old one.
+    assert second.read_bytes() == before
+    assert second.name not in (run / "SHA256SUMS").read_text()
+    assert not (run / "features.h5").exists()
+
+    report = extract(existing=existing, **settings)
+    assert (report.rows, report.rows_now, report.failed) == (4, 2, 1)
+    assert "can be now, e.g. " in (run / "run.log").read_text()
+    assert (first.stat().st_ino, first.read_bytes()) == untouched
+    assert verify_folder(run, 1).count == 0
+    assert extract(existing=existing, **settings).rows_now == 0
+    extract("fresh", **settings)
+    with open_run(run) as mended, open_run(tmp_path / "outputs/fresh") as fresh:
+        for layer in ("relu1_1", "pool2"):
+            np.testing.assert_array_equal(mended[layer][:].view(np.uint32), fresh[layer][:].view(np.uint32))
+        for column in mended.images:
+            assert mended.images[column].tolist() == fresh.images[column].tolist(), column

@@ -77,7 +77,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 def resume(folder: Path, existing: str, rows: int = 30) -> None:
     with open_folder(folder, spec_of(rows), existing) as run_folder:
-        run_folder.make_room()
+        run_folder.prepare()
 
 
 # What opens finished files.

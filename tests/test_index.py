@@ -164,7 +164,7 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
     for share in (Share(1, 2), Share(2, 2)):
         caplog.clear()
         with open_folder(folder, spec, "resume", share) as run_folder:
-            run_folder.make_room()
+            run_folder.prepare()
             writer = Writer(folder, spec, run_folder.missing, 1, digests=run_folder.digests())
             rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
             put_rows(writer, rows, make_values(spec), make_statuses(spec, [3, 8, 9]))

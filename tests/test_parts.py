@@ -226,9 +226,9 @@ def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_pat
     first = open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2))
     second = open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
     # Nothing had been written yet when both were opened.
-    first.make_room()
+    first.prepare()
     with pytest.raises(LockedError) as raised:
-        second.make_room()
+        second.prepare()
     said = (
         f"{tmp_path}: other parts make a run of other images or options, got part 1/2 of it. Expected all parts with the same "
         f"images and options. Wait for them, then run the parts again with output.existing=extend."
@@ -243,16 +243,16 @@ def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_pat
 
 def test_a_list_that_no_shard_is_of_holds_no_part_up(tmp_path: Path) -> None:
     with open_folder(tmp_path, make_spec(rows=31), "resume", Share(1, 2)) as earlier:
-        earlier.make_room()
+        earlier.prepare()
     assert files_in(tmp_path) == {".lock", "SHA256SUMS", "manifest.jsonl.gz"}
     spec = make_spec(rows=30)
     with preview_folder(tmp_path, spec, "resume", Share(1, 2)) as looked:
         assert looked.replaced == (tmp_path / "manifest.jsonl.gz",)
     first = open_folder(tmp_path, spec, "resume", Share(1, 2))
     second = open_folder(tmp_path, spec, "resume", Share(2, 2))
-    second.make_room()
+    second.prepare()
     listed = (tmp_path / "manifest.jsonl.gz").stat().st_ino
-    first.make_room()
+    first.prepare()
     assert (tmp_path / "manifest.jsonl.gz").stat().st_ino == listed
     assert [line[66:] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == ["manifest.jsonl.gz"]
     second.close()
@@ -274,7 +274,7 @@ def test_parts_extend_a_run_together(tmp_path: Path) -> None:
     write_run(parts, make_spec(keys=keys[:10], rows=10))
     spec = make_spec(keys=keys, rows=25)
     with open_folder(parts, make_spec(keys=keys[:10], rows=10), "resume", Share(3, 3)) as behind:
-        behind.make_room()
+        behind.prepare()
         assert not write_share(parts, spec, Share(1, 3), existing="extend")
         # One that knows nothing of the extension must not end the run as it was.
         assert behind.lacking() == []
@@ -291,7 +291,7 @@ def test_replace_removes_what_parts_have_written(tmp_path: Path) -> None:
     for name in ("run-x-of-3.log", "report-2.json", "my SHA256SUMS-1-of-3"):
         (tmp_path / name).write_text("somebody's own")
     with open_folder(tmp_path, make_spec(rows=30), "replace") as opened:
-        opened.make_room()
+        opened.prepare()
         assert files_in(tmp_path) == {
             *("run-x-of-3.log", "report-2.json", "my SHA256SUMS-1-of-3"),
             *(".lock", "SHA256SUMS", "manifest.jsonl.gz"),

@@ -274,7 +274,7 @@ def test_parts_of_a_run_at_one_address_have_scratch_and_digests_of_their_own(tmp
     for number in (1, 2):
         folder = run_at(ADDRESS, tmp_path / f"scratch{number}")
         with open_folder(folder, SPEC, "resume", Share(number, 2)) as run_folder:
-            run_folder.make_room()
+            run_folder.prepare()
             writer = Writer(folder, SPEC, run_folder.missing, workers=1, digests=run_folder.digests())
             rows = [row for spec in run_folder.missing for row in range(spec.first, spec.stop)]
             put_rows(writer, rows, values, make_statuses(SPEC, FAILED))

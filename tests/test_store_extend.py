@@ -83,7 +83,7 @@ def statuses_of(manifest: Manifest, failed: str = "") -> list[ImageStatus]:
 
 def make(folder: RunFolder, failed: str = "", shards: int | None = None) -> None:
     """Makes what is missing, or so many shards of it and no index."""
-    folder.make_room()
+    folder.prepare()
     left = len(folder.missing) if shards is None else shards
     for part, missing in folder.parts():
         writer = Writer(folder.path, part, missing[:left], workers=2)
@@ -197,7 +197,7 @@ def test_what_was_extended_is_finished_for_the_same_images(tmp_path: Path, exist
     with open_folder(tmp_path, spec_of("abcde"), existing) as folder:
         assert folder.missing == ()
         assert folder.added == 0
-        folder.make_room()
+        folder.prepare()
     assert everything(tmp_path) == before
 
 
@@ -491,7 +491,7 @@ def test_a_lost_manifest_is_written_again_for_the_same_images_and_else_named(tmp
             open_folder(tmp_path, spec_of("abcdef", identity={"seed": "7"}), "resume")
         with open_folder(tmp_path, spec_of("abcdef"), "resume") as folder:
             assert len(folder.missing) == 1
-            folder.make_room()
+            folder.prepare()
         assert manifest.read_bytes() == before
 
 

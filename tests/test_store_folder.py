@@ -149,7 +149,9 @@ def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path
         assert len(opened.missing) == 3
         # Something may still refuse the run: the device, the size of the disk.
         assert files_in(tmp_path) == before | {".lock"}
-        opened.make_room()
+        # What is first goes before all else: a reader takes a run with an index for whole.
+        assert opened.replaced[0].name == "features.h5"
+        opened.prepare()
     assert files_in(tmp_path) == {".lock", "manifest.jsonl.gz", "SHA256SUMS", *foreign}
 
 
@@ -161,7 +163,7 @@ def test_replace_removes_the_shards_and_lists_of_all_parts(tmp_path: Path) -> No
     for name in ("manifest-part7.jsonl.gz", "shards/shard-part01-00000-of-00001.h5", "shards/shard-part003.h5"):
         (tmp_path / name).write_text("not ours")
     with open_folder(tmp_path, make_spec(3, identity={"seed": "2"}), "replace") as opened:
-        opened.make_room()
+        opened.prepare()
     assert files_in(tmp_path) == {
         ".lock",
         "SHA256SUMS",
@@ -381,7 +383,7 @@ def test_a_file_system_without_locks_is_gone_on_with_and_said_once(
     monkeypatch.setattr("fcntl.flock", refuse)
     for _ in range(2):
         with open_folder(tmp_path, make_spec(), "resume", share) as opened:
-            opened.make_room()
+            opened.prepare()
             with opened.alone():
                 assert len(opened.lacking()) == 3
     said = [message for message in caplog.messages if "no locks" in message]

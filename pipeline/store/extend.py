@@ -122,7 +122,8 @@ def compare_images(run: Manifest, stops: Sequence[int], now: Manifest) -> Change
     rows = np.array([row_of.get(key, -1) for key in now.keys], np.int64)
     known = np.flatnonzero(rows >= 0)
     there = rows[known]
-    differs = run.file_bytes[there] != now.file_bytes[known]
+    # What was not there yet when the run was planned has no size that could differ.
+    differs = (run.file_bytes[there] != now.file_bytes[known]) & (run.file_bytes[there] > 0)
     for before, after in _compared_columns(run, now).values():
         pairs = zip(there.tolist(), known.tolist(), strict=True)
         differs |= np.fromiter((before[row] != after[place] for row, place in pairs), bool, len(known))

@@ -25,6 +25,9 @@ from .verification import complete_digests, forget_missing
 
 _log = logging.getLogger(__name__)
 
+# How the errors of images begin that failed for a reason that may pass. See :mod:`pipeline.images.loader`.
+_MAY_PASS = ("missing", "unreadable")
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -33,11 +36,13 @@ class Kept:
     Attributes:
         plan: The run with all its parts.
         finished: The shards that are there, of those that this process is to make.
+        unread: Of finished shards the rows whose images were missing or could not be read.
         replaced: Files of an earlier run that are to be removed.
     """
 
     plan: RunPlan
     finished: frozenset[ShardSpec]
+    unread: Mapping[ShardSpec, tuple[int, ...]]
     replaced: tuple[Path, ...]
 
 
@@ -73,20 +78,21 @@ def keep_finished(folder: Path, spec: RunSpec, extend: bool, share: Share | None
     shards = {shard.file_name: shard for shard in plan.spec.shards()}
     useless = dict.fromkeys(_unfinished(folder, contents.partial, share), "unfinished")
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
-    finished: set[ShardSpec] = set()
+    found: dict[ShardSpec, tuple[int, ...]] = {}
     for path in read_ahead(folder / format.shard_path(name) for name in own):
         shard = shards.get(path.name)
         if shard is None:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
             raise extra_file(path, next(iter(shards)), len(shards))
-        if _is_whole(path, plan, shard):
-            finished.add(shard)
+        rows = _unread_rows(path, plan, shard)
+        if rows is not None:
+            found[shard] = rows
         else:
             useless[path] = "damaged"
     parts_indexed = _parts_of_index(index, plan) if index.is_file() else 0
     if mends:
-        useless |= complete_digests(folder, finished)
-    finished = {shard for shard in finished if folder / format.shard_path(shard.file_name) not in useless}
+        useless |= complete_digests(folder, found)
+    finished = {shard for shard in found if folder / format.shard_path(shard.file_name) not in useless}
     there = {shard.file_name for shard in finished} | {*contents.shards}.difference(own)
     if index.is_file() and parts_indexed is None:
         useless[index] = "damaged"
@@ -107,7 +113,8 @@ def keep_finished(folder: Path, spec: RunSpec, extend: bool, share: Share | None
         raise other_images(folder, living)
     if not mends:
         replaced += [path for path in useless if not path.is_symlink()]
-    return Kept(plan, frozenset(finished), tuple(replaced))
+    unread = {shard: rows for shard, rows in found.items() if rows and shard in finished}
+    return Kept(plan, frozenset(finished), unread, tuple(replaced))
 
 
 def other_images(folder: Path, living: Collection[Share]) -> LockedError:
@@ -195,8 +202,8 @@ def _parts_of_index(path: Path, plan: RunPlan) -> int | None:
     return digests.index(digest) + 1
 
 
-def _is_whole(path: Path, plan: RunPlan, shard: ShardSpec) -> bool:
-    """Tell whether a file under a shard's name is that shard, and not damaged.
+def _unread_rows(path: Path, plan: RunPlan, shard: ShardSpec) -> tuple[int, ...] | None:
+    """Return the rows of a shard whose images were missing or could not be read; None where the file is not it, or damaged.
 
     Raises:
         StoreError: It is of another run, in use, or the system does not let us read it.
@@ -209,5 +216,6 @@ def _is_whole(path: Path, plan: RunPlan, shard: ShardSpec) -> bool:
             tables.check_shard(file, path, digest, shard)
             for feature in plan.spec.features:
                 own_node(file["features"], feature.layer.name)
-            return True
-    return False
+            errors = tables.read_column(file, path, "error").tolist()
+            return tuple(row for row, error in enumerate(errors, shard.first) if error.startswith(_MAY_PASS))
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,8 @@ class RunFolder:
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
         missing: The others, in order: those to make.
-        replaced: Files of an earlier run that :meth:`make_room` will remove; none of a share.
+        unread: Of finished shards the rows whose images were missing or could not be read.
+        replaced: Files of an earlier run that :meth:`prepare` will remove; none of a share.
         added: Rows of the part that is new.
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
@@ -55,11 +56,13 @@ class RunFolder:
         self.own = tuple(shard for shard in plan.spec.shards() if share is None or share.has(shard.number))
         self.replaced = kept.replaced
         self.finished = kept.finished
+        self.unread = kept.unread
         self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in self.own if shard not in self.finished)
         self.added = plan.added
         self.removed: NDArray[np.int64] = plan.removed
         self._plan = plan
         self._hold = hold
+        self._again: frozenset[ShardSpec] = frozenset()
 
     def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
         """Yield the run up to each part of which shards are missing, and these shards."""
@@ -81,7 +84,13 @@ class RunFolder:
         with self._hold.alone():
             yield
 
-    def make_room(self) -> None:
+    def make_again(self, shards: Collection[ShardSpec]) -> None:
+        """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""
+        self._again = frozenset(shards)
+        self.finished -= self._again
+        self.missing = tuple(shard for shard in self.own if shard not in self.finished)
+
+    def prepare(self) -> None:
         """Remove what is to be replaced, and write the manifest of each part that has none, or a damaged one.
 
         Not done before everything that could still refuse the run has agreed.
@@ -92,8 +101,12 @@ class RunFolder:
         with self.alone():
             if self.share is not None:
                 self._refuse_other_manifests()
+            if self._again:
+                # Its tables are those of the shards as they are. While it is there, a reader takes the run for whole.
+                disk.remove(self.path / format.INDEX_NAME)
             disk.remove_all(self.replaced)
-            forget_missing(self.path)
+            # A kill must leave no line that is not true of a shard: none of one that is made again.
+            forget_missing(self.path, {shard.file_name for shard in self._again})
             digests = Digests(self.path)
             for part in range(len(self.spec.parts)):
                 path = self.path / format.manifest_name(part)
@@ -162,7 +175,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
         spec: The run, as it would be in an empty folder.
         existing: ``resume``: keep finished shards of the same run, refuse those of another; ``extend``: likewise, but images
             that the run does not have are added to it, and rows of those that are no longer there stay; ``replace``: what this
-            program has written there, and nothing else, is removed by :meth:`RunFolder.make_room`; ``fail``: refuse a folder
+            program has written there, and nothing else, is removed by :meth:`RunFolder.prepare`; ``fail``: refuse a folder
             that holds results.
         share: What of the run this process makes; others may open the folder for other shares at any time. Not with
             ``replace`` and ``fail``, which would mean what the others have made.
@@ -210,7 +223,7 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | No
     if (folder / format.LOCK_NAME).exists():
         take_lock(folder, share).release()
     if not folder.is_dir():
-        return RunFolder(folder, None, share, Kept(_new_plan(spec), frozenset(), ()))
+        return RunFolder(folder, None, share, Kept(_new_plan(spec), frozenset(), {}, ()))
     return _open(folder, None, spec, existing, share)
 
 
@@ -236,7 +249,7 @@ def _open(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: 
 
 def _keep(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> Kept:
     if existing == REPLACE:
-        return Kept(_new_plan(spec), frozenset(), tuple(_all_files(folder)))
+        return Kept(_new_plan(spec), frozenset(), {}, tuple(_all_files(folder)))
     if existing == FAIL and (paths := result_paths(folder)):
         raise StoreError(
             f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
@@ -259,11 +272,12 @@ def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
 
 def _all_files(folder: Path) -> list[Path]:
     """Return everything this program has written in a folder, in the order in which to remove it."""
-    # The index first: while it is there, a reader takes the run for whole.
-    results = [path for path in reversed(result_paths(folder)) if _is_partial(path) or not tables.is_foreign(path)]
+    results = [path for path in result_paths(folder) if _is_partial(path) or not tables.is_foreign(path)]
     written = dict.fromkeys([*results, *_companions(folder), *_partial_companions(folder)])
     # This program makes no links: what one leads to is somebody else's, and so is the link.
-    return [path for path in written if path.is_file() and not path.is_symlink()]
+    own = [path for path in written if path.is_file() and not path.is_symlink()]
+    # The index first: while it is there, a reader takes the run for whole.
+    return sorted(own, key=lambda path: path.name != format.INDEX_NAME)
 
 
 def _companions(folder: Path) -> list[Path]:

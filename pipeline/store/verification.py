@@ -6,7 +6,7 @@ A file that agrees with its digest is checked in this process; what the digests 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -432,14 +432,18 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
     return damaged
 
 
-def forget_missing(folder: Path) -> None:
+def forget_missing(folder: Path, besides: Collection[str] = ()) -> None:
     """Remove the lines of ``SHA256SUMS`` whose files are not there any more, and those that are torn.
+
+    Args:
+        folder: The run folder, locked.
+        besides: Names of shards whose lines are removed too.
 
     Raises:
         StoreError: The disk refuses.
     """
     digests = Digests(folder)
     try:
-        digests.drop_missing({*shard_names(folder)})
+        digests.drop_missing({*shard_names(folder)}.difference(besides))
     except OSError as error:
         raise disk.write_error(digests.path, error) from error

@@ -87,7 +87,7 @@ def _written(folder: Path, count: int) -> list[Line]:
     disk.sync_folder, os.fsync = (lambda path: None), (lambda handle: None)
     try:
         with open_folder(folder, spec, "resume") as opened:
-            opened.make_room()
+            opened.prepare()
             writer, values = Writer(folder, spec, opened.missing, usable_cores()), np.ones((1, 2, 2, 4), np.float32)
 
             def put() -> None:
