@@ -145,3 +145,13 @@ def write_share(folder: Path, spec: RunSpec, share: Share, failed: Sequence[int]
             if not index_is_whole(folder, run_folder.spec):
                 build_index(folder, run_folder.spec)
             return True
+
+
+NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+
+
+def write_native_run(folder: Path) -> Path:
+    """Writes six images of :data:`NATIVE_SIZES`, of which the second has failed; gives the folder."""
+    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
+    write_run(folder, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import os
 import shutil
@@ -112,22 +111,26 @@ def test_a_file_that_another_program_has_open_is_named_and_kept(
         f"removed. Do what is said of them above, then verify again."
     )
     assert capsys.readouterr().out.startswith(f"{folder / name}: in use by another program, got a lock on the file. Expected ")
-    for action in ("read", "show", "resume"):
-        ACTIONS[action](folder)
 
 
-def test_the_index_command_names_a_shard_that_another_program_has_open(folder: Path) -> None:
-    # While it is there and right, no shard but the last is opened.
+def test_a_shard_in_use_that_must_be_looked_into_is_kept(folder: Path) -> None:
+    """Without an index, and without its line in the digests."""
     (folder / INDEX).unlink()
+    digests = folder / "SHA256SUMS"
+    digests.write_bytes(b"".join(line for line in digests.read_bytes().splitlines(keepends=True) if SHARD.encode() not in line))
     with held_open(folder / SHARD):
         before = bytes_of(folder)
-        with pytest.raises(UnreadableError, match=f"{SHARD}: in use by another program"):
-            index_run(folder)
+        for act in (ACTIONS["resume"], index_run):
+            with pytest.raises(StoreError, match=f"{SHARD}: in use by another program"):
+                act(folder)
+        (finding,) = check_in_child(folder / SHARD).findings
+        assert finding.kind == UNREAD
         assert bytes_of(folder) == before
     index_run(folder)
     assert verify_folder(folder, workers=1).count == 0
 
 
+@pytest.mark.slow
 def test_a_file_that_is_being_changed_by_another_program_is_kept_and_nothing_else_is_removed(folder: Path) -> None:
     """Its bytes differ from its digest, but whoever has it open may not have written all of them."""
     flip(folder / SHARD, chunk_place(folder / SHARD, "relu4_1", 1))
@@ -141,17 +144,6 @@ def test_a_file_that_is_being_changed_by_another_program_is_kept_and_nothing_els
     with pytest.raises(StoreError, match="What could be removed has been"):
         verify(folder, repair=True)
     assert {*before} - {*bytes_of(folder)} == {SHARD, other.relative_to(folder).as_posix(), INDEX}
-
-
-def test_a_shard_in_use_that_has_no_line_in_the_digests_yet_is_kept(folder: Path) -> None:
-    digests = folder / "SHA256SUMS"
-    digests.write_bytes(b"".join(line for line in digests.read_bytes().splitlines(keepends=True) if SHARD.encode() not in line))
-    with held_open(folder / SHARD):
-        before = bytes_of(folder)
-        for act in (ACTIONS["resume"], index_run):
-            with pytest.raises(StoreError, match=f"{SHARD}: in use by another program"):
-                act(folder)
-            assert bytes_of(folder) == before
 
 
 def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
@@ -176,7 +168,7 @@ def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int, name: str, by: str) -> None:
     """Have the system refuse one file: to h5py, or to whoever opens it in Python."""
-    opened, opened_by_path, file = builtins.open, Path.open, h5py.File
+    opened, file = Path.open, h5py.File
 
     class Refused(file):  # type: ignore[misc]
         def __init__(self, source: Any, *arguments: Any, **options: Any) -> None:
@@ -187,9 +179,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, name: str, by: str) -> 
     def refused(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         if str(path).endswith(name) and "r" in mode:
             raise OSError(number, os.strerror(number), str(path))
-        return opened_by_path(path, mode, *arguments, **options)
+        return opened(path, mode, *arguments, **options)
 
-    assert opened is builtins.open
     if by == "h5py":
         monkeypatch.setattr(h5py, "File", Refused)
     else:
@@ -200,10 +191,10 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, name: str, by: str) -> 
 @pytest.mark.parametrize(
     ("number", "name", "by"),
     [
-        (errno.EIO, SHARD, "h5py"),
-        (errno.ENOMEM, INDEX, "h5py"),
-        (errno.ESTALE, SHARD, "Python"),
+        (errno.ENOMEM, SHARD, "h5py"),
         (errno.EIO, INDEX, "Python"),
+        (errno.EIO, LISTING, "Python"),
+        (errno.ESTALE, "SHA256SUMS", "Python"),
     ],
 )
 def test_a_file_that_the_system_does_not_let_us_read_is_named_and_kept(
@@ -212,38 +203,17 @@ def test_a_file_that_the_system_does_not_let_us_read_is_named_and_kept(
     before = bytes_of(folder)
     refuse(monkeypatch, number, name, by)
     words = rf"{name}: .*cannot be read, got .* \({errno.errorcode[number]}\)\. Expected a file that can be read\."
-    for act in ACTIONS.values():
+    acts = ACTIONS.values() if name in (SHARD, INDEX) else (ACTIONS["resume"], ACTIONS["extend"], index_run)
+    for act in acts:
         with pytest.raises(UnreadableError, match=words):
             act(folder)
-    for repair in (False, True):
-        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
-            verify(folder, repair)
+    with pytest.raises(StoreError, match=words if name == "SHA256SUMS" else r"1 file\(s\) in use or unreadable"):
+        verify(folder, repair=True)
     monkeypatch.undo()
     assert bytes_of(folder) == before
 
 
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("number", "name"), [(errno.EIO, LISTING), (errno.ESTALE, "SHA256SUMS")])
-def test_a_list_that_the_system_does_not_let_us_read_is_named_and_kept(
-    folder: Path, number: int, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = bytes_of(folder)
-    refuse(monkeypatch, number, name, "Python")
-    words = rf"{name}: .*cannot be read, got .* \({errno.errorcode[number]}\)\. Expected a file that can be read\."
-    for act in (ACTIONS["resume"], ACTIONS["extend"], index_run):
-        with pytest.raises(UnreadableError, match=words):
-            act(folder)
-    for repair in (False, True):
-        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable" if name == LISTING else words):
-            verify(folder, repair)
-    monkeypatch.undo()
-    assert bytes_of(folder) == before
-
-
-@pytest.mark.parametrize(
-    ("number", "name", "existing"),
-    [(errno.EIO, SHARD, "resume"), (errno.ENOMEM, SHARD, "replace"), (errno.ESTALE, INDEX, "resume")],
-)
+@pytest.mark.parametrize(("number", "name", "existing"), [(errno.ENOMEM, SHARD, "replace"), (errno.ESTALE, INDEX, "resume")])
 def test_a_file_that_the_system_does_not_let_us_ask_for_is_named_and_kept(
     folder: Path, number: int, name: str, existing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,20 +266,14 @@ def test_what_h5py_raises_is_told_apart_by_the_error_number_and_not_by_its_class
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("kind", ["cut", "overwritten", "a byte"])
-def test_wrong_bytes_are_still_damage_and_mended(folder: Path, whole: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["cut", "overwritten"])
+def test_wrong_bytes_are_still_damage_and_removed(folder: Path, kind: str) -> None:
     path = folder / SHARD
     content = path.read_bytes()
-    if kind == "a byte":
-        flip(path, chunk_place(path, "relu4_1", 1))
-    else:
-        path.write_bytes(content[: len(content) // 2] if kind == "cut" else bytes(100) + content[100:])
+    path.write_bytes(content[: len(content) // 2] if kind == "cut" else bytes(100) + content[100:])
     with pytest.raises(StoreError, match="What could be removed has been"):
         verify(folder, repair=True)
     assert not path.exists()
-    write_run(folder, spec_of(), failed=[3])
-    assert verify_folder(folder, workers=1).count == 0
-    assert path.stat().st_size == (whole / SHARD).stat().st_size
 
 
 _FAILING_READS = r"""
@@ -319,7 +283,6 @@ _FAILING_READS = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 static int refuses(int file, off_t place) {
     char link[64], path[4096];
@@ -338,12 +301,6 @@ ssize_t pread64(int file, void *into, size_t size, off64_t place) {
     return refuses(file, place) ? -1 : real(file, into, size, place);
 }
 ssize_t pread(int file, void *into, size_t size, off_t place) { return pread64(file, into, size, place); }
-ssize_t preadv64(int file, const struct iovec *into, int count, off64_t place) {
-    static ssize_t (*real)(int, const struct iovec *, int, off64_t);
-    if (!real) real = dlsym(RTLD_NEXT, "preadv64");
-    return refuses(file, place) ? -1 : real(file, into, count, place);
-}
-ssize_t preadv(int file, const struct iovec *into, int count, off_t place) { return preadv64(file, into, count, place); }
 ssize_t read(int file, void *into, size_t size) {
     static ssize_t (*real)(int, void *, size_t);
     if (!real) real = dlsym(RTLD_NEXT, "read");
@@ -365,7 +322,7 @@ def failing_reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0, 0.2, 0.9])
 @pytest.mark.parametrize("name", [SHARD, INDEX])
 def test_reads_that_fail_anywhere_in_a_file_are_no_damage(folder: Path, failing_reads: Path, name: str, share: float) -> None:
     """The commands themselves, and the process in which verify opens files."""
@@ -386,13 +343,6 @@ def test_reads_that_fail_anywhere_in_a_file_are_no_damage(folder: Path, failing_
         assert "Traceback" not in ended.stderr
         assert " damaged" not in ended.stdout + ended.stderr
     assert bytes_of(folder) == before
-
-
-def test_a_check_in_another_process_tells_a_lock_from_damage(folder: Path) -> None:
-    with held_open(folder / SHARD):
-        (finding,) = check_in_child(folder / SHARD).findings
-    assert finding.kind == UNREAD
-    assert check_in_child(folder / SHARD).findings == []
 
 
 @pytest.mark.slow

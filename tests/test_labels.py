@@ -45,7 +45,7 @@ def test_numbers_of_a_list_stay_numbers_and_their_classes_are_sorted_as_numbers(
     assert run.tf_dataset("relu4_1", label="label").class_names == names
 
 
-@pytest.mark.parametrize("numbers", [[5, 7], [-1, 1], [1, 2, 3], [2**40, 0]])
+@pytest.mark.parametrize("numbers", [[-1, 1], [1, 2, 3], [2**40, 0]])
 def test_numbers_that_count_no_classes_are_none(tmp_path: Path, numbers: list[int]) -> None:
     run = run_of(tmp_path, [str(numbers[row % len(numbers)]) for row in range(ROWS)])
     assert_array_equal(labels_of(run, "label"), [numbers[row % len(numbers)] for row in range(ROWS)])
@@ -133,7 +133,7 @@ def test_a_column_is_numbers_where_every_text_is_written_as_one(texts: list[str]
         assert found.dtype == np.array(numbers).dtype
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_a_list_of_numbers_is_numbers_from_the_file_to_the_batch(photographs: Path, tmp_path: Path, kind: str) -> None:
     paths = sorted(path for path in photographs.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
     path = tmp_path / f"list.{kind}"

@@ -14,7 +14,7 @@ from pipeline.errors import OptionError
 from pipeline.store import shown
 
 from .damage import flip
-from .stored_runs import make_spec, make_values, write_run
+from .stored_runs import make_spec, write_run
 
 HOSTILE = ["<script>alert(1)</script>.jpg", "a&b\x1b[31m.jpg", "line\nbreak.jpg", "x" * 500 + ".jpg"]
 
@@ -91,12 +91,6 @@ def test_runs_and_layers_have_a_form_for_notebooks(tmp_path: Path) -> None:
     ]
     assert "a&lt;b" in run._repr_html_()
     assert Cells(run["relu4_1"]._repr_html_()).cells[5:] == html.cells[10:]
-
-
-def test_layers_of_native_size_say_so(tmp_path: Path) -> None:
-    spec = make_spec(1, {"relu4_1": None})
-    write_run(tmp_path, spec, values=make_values(spec, {0: (2, 3)}))
-    assert "1 x native x native x 3  float32" in repr(open_run(tmp_path))
 
 
 def test_the_table_of_a_network_is_had_from_python() -> None:

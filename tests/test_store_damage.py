@@ -17,35 +17,14 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.store.reader import open_run
 
-from .stored_runs import make_spec, make_values, write_run
+from .damage import chunk_place, flip
+from .stored_runs import make_spec, write_run
+from .test_store_reader import folder, native_folder, values
+
+__all__ = ["folder", "native_folder", "values"]  # fixtures
 
 SHARD, INDEX = "shards/shard-00001-of-00003.h5", "features.h5"
 LAYER = "features/relu4_1"
-NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
-    write_run(path, make_spec(metadata={"author": tuple("abcdefghij"), "width": tuple("0123456789")}), failed=[3])
-    return path
-
-
-@pytest.fixture(scope="module")
-def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("native")
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    write_run(path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
-    return path
-
-
-@pytest.fixture
-def values() -> dict[str, NDArray[np.float32]]:
-    """What ``folder`` holds: layer -> (10, h, w, c)."""
-    stacked = {layer: np.stack(of_layer) for layer, of_layer in make_values(make_spec()).items()}
-    for of_layer in stacked.values():
-        of_layer[3] = np.nan
-    return stacked
 
 
 @pytest.fixture
@@ -58,23 +37,12 @@ def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
         edit(file)
 
 
-def flip_byte(path: Path, layer: str, row: int) -> None:
-    """Damages the middle byte of the chunk that holds a row of a shard, as a bad disk would."""
-    with h5py.File(path) as file:
-        dataset = file["features"][layer]
-        first = row - row % dataset.chunks[0]
-        info = dataset.id.get_chunk_info_by_coord((first, 0, 0, 0))
-    data = bytearray(path.read_bytes())
-    data[info.byte_offset + info.size // 2] ^= 0x10
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("layer", ["conv1_1", "relu4_1"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_a_damaged_chunk_names_shard_layer_and_row(tmp_path: Path, compression: str, layer: str) -> None:
     values = write_run(tmp_path, make_spec(compression=compression))
     path = tmp_path / "shards/shard-00001-of-00003.h5"
-    flip_byte(path, layer, 2)
+    flip(path, chunk_place(path, layer, 2))
     run = open_run(tmp_path)
     errors = {}
     for row in range(10):
@@ -196,19 +164,6 @@ def test_what_is_no_finished_run_says_what_it_is(copy: Path, tmp_path: Path) -> 
         open_run(copy)
 
 
-def test_shards_packed_anew_by_another_program_are_read(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:
-    def repack(file: h5py.File) -> None:
-        for layer, options in (("conv1_1", {}), ("relu4_1", {"chunks": (2, 40, 80, 3), "compression": "gzip", "shuffle": True})):
-            data, attributes = file["features"][layer][:], dict(file["features"][layer].attrs)
-            del file["features"][layer]
-            file["features"].create_dataset(layer, data=data, **options).attrs.update(attributes)
-
-    change(copy / "shards/shard-00000-of-00003.h5", repack)
-    run = open_run(copy)
-    for layer in run.layers:
-        np.testing.assert_array_equal(run[layer][:], values[layer])
-
-
 def put(name: str, link: Any) -> Callable[[h5py.File], None]:
     """Put a link in the place of a node."""
 
@@ -277,12 +232,6 @@ def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, mon
         run["relu4_1"][:]
     with pytest.raises(StoreError, match=r"layer relu4_1: no room in memory, got 4 rows of 307200 bytes together\. Expected"):
         next(iter(run.batches("relu4_1", 4, failed=True, dtype="float32")))
-
-
-def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
-    for name in ("a\0b", "n" * 5000):
-        with pytest.raises(StoreError, match=r"cannot be read, got |there is no such run"):
-            open_run(tmp_path / name)
 
 
 def test_a_key_does_not_speak_to_the_terminal(tmp_path: Path) -> None:

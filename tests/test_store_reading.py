@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.store import codec, shards
+from pipeline.store import codec
 from pipeline.store.reader import open_run
 from pipeline.store.rows import Handle
 from pipeline.store.shards import CHUNKS_AHEAD, do_all
@@ -67,7 +66,7 @@ def test_rows_are_the_same_where_there_are_no_reads_by_position(
         np.testing.assert_array_equal(run[layer][:], expected[layer])
 
 
-@pytest.mark.parametrize("chunk", [(3, 5, 4, 3), (2, 5, 4, 3), (1, 5, 4, 3), (4, 5, 2, 3), (1, 3, 4, 3), None])
+@pytest.mark.parametrize("chunk", [(3, 5, 4, 3), (1, 5, 4, 3), (4, 5, 2, 3), (1, 3, 4, 3), None])
 def test_chunks_that_another_program_has_cut_are_read_too(
     folder: Path, expected: dict[str, NDArray[np.float32]], chunk: tuple[int, ...] | None
 ) -> None:
@@ -119,16 +118,6 @@ def test_a_shard_that_is_made_anew_is_read_as_it_is_now(folder: Path, expected: 
         np.testing.assert_array_equal(run[layer][:], expected[layer])
 
 
-def test_a_shard_of_another_run_in_its_place_is_refused(folder: Path, tmp_path: Path) -> None:
-    write_run(tmp_path / "other", make_spec(10, SHAPES, identity={"network.seed": "7"}))
-    run = open_run(folder)
-    assert run["large"][5].size
-    (tmp_path / "other/shards/shard-00001-of-00003.h5").replace(folder / "shards/shard-00001-of-00003.h5")
-    run.close()
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: a shard of another run"):
-        run["large"][5]
-
-
 @pytest.mark.parametrize("layer", SHAPES)
 def test_damage_that_comes_while_a_run_is_open_is_named(folder: Path, layer: str) -> None:
     run = open_run(folder)
@@ -146,16 +135,6 @@ def test_a_shard_that_is_cut_short_while_a_run_is_open_is_damaged(folder: Path) 
     os.truncate(folder / "shards/shard-00001-of-00003.h5", 4096)
     with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: .* damaged"):
         run["large"][6]
-
-
-def test_more_shards_than_are_kept_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "OPEN_FILES", 3)
-    values = write_run(tmp_path, make_spec(20, SHAPES, images_per_shard=2))
-    run = open_run(tmp_path)
-    for seed in range(3):
-        order = np.random.default_rng(seed).permutation(20)
-        np.testing.assert_array_equal(run["large"][order], np.stack(values["large"])[order])
-        assert sum(shard._handle is not None for shard in run._shards._rows.values()) <= 3
 
 
 def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) -> None:
@@ -201,7 +180,7 @@ def test_the_first_task_that_fails_is_raised_and_the_rest_is_left(threads: int) 
     assert len(begun) < 100
 
 
-@given(st.integers(1, 2_000_000), st.integers(0, 255), st.randoms(use_true_random=False))
+@given(st.integers(1, 200_000), st.integers(0, 255), st.randoms(use_true_random=False))
 def test_decoding_gives_what_was_encoded(length: int, mask: int, random: Any) -> None:
     values = (np.random.default_rng(random.randrange(2**32)).integers(0, 256, length, np.uint8) & mask).astype(np.uint8)
     np.testing.assert_array_equal(codec.decode(bytes(codec.encode(values, "gzip")), values.shape, values.dtype, True), values)
@@ -225,16 +204,6 @@ def stream(count: int) -> NDArray[np.uint8]:
 def test_a_stream_that_is_not_the_chunk_is_an_error(data: NDArray[np.uint8], words: str) -> None:
     with pytest.raises((codec.DecodeError, ValueError), match=words):
         codec.decode(data.tobytes(), (100_000,), np.dtype(np.float32), True)
-
-
-def test_rows_of_several_shards_are_read_in_any_order(tmp_path: Path) -> None:
-    spec = make_spec(11, SHAPES)
-    write_run(tmp_path, spec, failed=[3])
-    layer, expected = open_run(tmp_path)["large"], np.stack(make_values(spec)["large"])
-    expected[3] = np.nan
-    for wanted in ([0, 4, 8], [10, 3, 1, 5, 0, 9, 2], [7], [6, 6, 2], list(range(11))):
-        np.testing.assert_array_equal(layer.read(np.array(wanted), threads=2), expected[wanted])
-    np.testing.assert_array_equal(layer.read(np.arange(11), np.dtype(np.float64)), expected)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice about files")
@@ -263,11 +232,3 @@ def test_every_chunk_is_read_ahead_once_and_before_it_is_read(tmp_path: Path, mo
     assert [what for what, _ in events[:CHUNKS_AHEAD]] == ["ahead"] * CHUNKS_AHEAD
     for number, (what, place) in enumerate(events):
         assert what == "ahead" or ("ahead", place) in events[:number]
-
-
-def test_a_moved_copy_needs_no_more_than_its_shards(
-    folder: Path, tmp_path: Path, expected: dict[str, NDArray[np.float32]]
-) -> None:
-    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
-    shutil.rmtree(folder)
-    np.testing.assert_array_equal(open_run(moved)["large"][:], expected["large"])

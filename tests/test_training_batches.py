@@ -22,12 +22,10 @@ from pipeline.store.rows import ShardRows
 from pipeline.training import batches
 from pipeline.training.batches import Examples, shuffled
 
-from .damage import chunk_place, flip
-from .stored_runs import make_spec, make_values, write_run
+from .stored_runs import make_spec, write_native_run, write_run
 
 # Rows of the first share chunks of 256; each of the second is a chunk.
 SHAPES = {"small": (8, 8, 4), "large": (80, 80, 3)}
-NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
 ROWS = 40
 FAILED = [3, 17]
 OK_ROWS = [row for row in range(ROWS) if row not in FAILED]
@@ -48,10 +46,7 @@ def run(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("native")
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    write_run(path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
-    return open_run(path)
+    return open_run(write_native_run(tmp_path_factory.mktemp("native")))
 
 
 def all_of(batches: Any) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -125,11 +120,6 @@ def test_rows_are_chosen_by_mask_rows_or_slice_and_failed_ones_left_out(run: Run
     assert len(Examples(run, "large", where=where, failed=True).rows) >= len(expected)
 
 
-def test_rows_are_chosen_by_the_table_of_images(run: Run) -> None:
-    where = (run.images["label"] == "folder1") & (run.images["width"] > 420)
-    assert rows_of(run.batches("small", 4, label="width", where=where), run) == [row for row in range(21, ROWS) if row % 3 == 1]
-
-
 def test_a_subset_has_the_classes_of_the_whole_run(run: Run) -> None:
     examples = Examples(run, "large", label="label", where=run.images["label"] == "folder2")
     assert examples.classes == ("folder0", "folder1", "folder2")
@@ -181,13 +171,6 @@ def test_parts_and_shares_tile_an_epoch(run: Run, layer: str, shuffle: bool) -> 
     assert sorted([*chain(*many)]) == OK_ROWS
 
 
-def test_a_last_batch_that_is_not_full_is_left_out_on_request(run: Run) -> None:
-    for layer in SHAPES:
-        batches = run.batches(layer, 7, shuffle=True, drop_last=True)
-        assert len(batches) == 5
-        assert [len(features) for features, _ in batches] == [7] * 5
-
-
 def test_rows_that_are_stored_together_are_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, make_spec(900, {"small": (8, 8, 4)}, images_per_shard=600))
     read_chunk, decoded = ShardRows._chunk, []
@@ -236,14 +219,6 @@ def test_an_epoch_that_is_left_leaves_no_thread(run: Run) -> None:
         assert readers() == []
 
 
-def test_a_damaged_row_stops_an_epoch_with_its_name(tmp_path: Path) -> None:
-    write_run(tmp_path, make_spec(10, SHAPES))
-    path = tmp_path / "shards/shard-00001-of-00003.h5"
-    flip(path, chunk_place(path, "large", 2))
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer large, row 6 .* is damaged"):
-        list(open_run(tmp_path).batches("large", 3, shuffle=True))
-
-
 def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> None:
     batches = run.batches("large", 6, label="label", shuffle=True, seed=5, share=(1, 2))
     path = str(folder / "features.h5")
@@ -269,7 +244,6 @@ def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> No
         ({"batch_size": 2.5}, "batch_size: out of range, got 2.5. Expected a whole number from 1 on."),
         ({"seed": -1}, "seed: out of range, got -1. Expected a whole number from 0 on."),
         ({"buffer_chunks": 0}, "buffer_chunks: out of range, got 0. Expected a whole number from 1 on."),
-        ({"share": 2}, "share: out of range, got 2. Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"share": (2, 2)}, "share: out of range, got (2, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"batch_size": 39, "drop_last": True}, "batch_size: no batch is left, got 39 for 38 of 38 rows (share 0 of 1)."),
         ({"shuffle": True, "share": (0, 39)}, "batch_size: no batch is left, got 4 for 0 of 38 rows (share 0 of 39)."),
@@ -372,9 +346,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(run: Run, tmp_path: Pa
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npy", b"mine")]
 
 
-@pytest.mark.parametrize("problem", [StoreError("damaged"), KeyboardInterrupt()], ids=["damaged", "Ctrl-C"])
 def test_an_array_that_is_not_finished_leaves_the_file_of_before(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "STEP_BYTES", 100_000)
     before = run.to_numpy("large", where=[4, 2], out=tmp_path / "a.npy")
@@ -384,12 +357,12 @@ def test_an_array_that_is_not_finished_leaves_the_file_of_before(
     def read_some(*arguments: Any) -> Any:
         reads.append(arguments)
         if len(reads) > 2:
-            raise problem
+            raise KeyboardInterrupt
         return read(*arguments)
 
     monkeypatch.setattr(batches, "STRAIGHT_CHUNKS", 1)
     monkeypatch.setattr(Examples, "read", read_some)
-    with pytest.raises(type(problem)):
+    with pytest.raises(KeyboardInterrupt):
         run.to_numpy("large", out=tmp_path / "a.npy")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
@@ -399,31 +372,11 @@ def test_an_array_that_is_not_finished_leaves_the_file_of_before(
     np.testing.assert_array_equal(before, expected)
 
 
-def test_what_cannot_be_written_to_is_left_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_is_left_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "device.npy").symlink_to(os.devnull)
     (tmp_path / "folder.npy").mkdir()
-    (tmp_path / "loop.npy").symlink_to("loop.npy")
     for name in ("device.npy", "folder.npy"):
-        with pytest.raises(
-            StoreError, match=rf"{name}: cannot be written, got something that is no regular file\. Expected room"
-        ):
+        with pytest.raises(StoreError, match=rf"{name}: cannot be written, got something that is no regular file\. Expected"):
             run.to_numpy("large", out=tmp_path / name)
-    with pytest.raises(StoreError, match=r"loop\.npy: cannot be written, got Too many levels of symbolic links\. Expected room"):
-        run.to_numpy("large", out=tmp_path / "loop.npy")
-    (tmp_path / "kept.npy").write_bytes(b"mine")
-    # To the administrator nothing is forbidden.
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StoreError, match=r"kept\.npy: cannot be written, got Permission denied\. Expected room"):
-        run.to_numpy("large", out=tmp_path / "kept.npy")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.npy", "folder.npy", "kept.npy", "loop.npy"]
-    assert (tmp_path / "kept.npy").read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.npy", "folder.npy"]
     assert (tmp_path / "device.npy").is_symlink()
-
-
-def test_a_link_to_a_file_stays_a_link(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk/a.npy").write_bytes(b"old")
-    (tmp_path / "a.npy").symlink_to("disk/a.npy")
-    run.to_numpy("large", where=[5], out=tmp_path / "a.npy")
-    assert (tmp_path / "a.npy").is_symlink()
-    np.testing.assert_array_equal(np.load(tmp_path / "disk/a.npy"), run["large"][[5]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,10 @@ from pipeline.errors import OptionError, StoreError
 from pipeline.store.reader import Run
 
 from .damage import chunk_place, flip
-from .stored_runs import make_spec, make_values, write_run
+from .stored_runs import make_spec, write_native_run, write_run
+from .test_training_batches import OK_ROWS, SHAPES, folder, run
 
-SHAPES = {"small": (8, 8, 4), "large": (80, 80, 3)}
-ROWS = 40
-FAILED = [3, 17]
-OK_ROWS = [row for row in range(ROWS) if row not in FAILED]
-NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
-    write_run(path, make_spec(ROWS, SHAPES, dtype="float16", images_per_shard=16), failed=FAILED)
-    return open_run(path)
+__all__ = ["folder", "run"]  # fixtures
 
 
 def rows_of(dataset: Any) -> list[int]:
@@ -52,8 +41,7 @@ def test_elements_have_shapes_types_and_a_known_number(run: Run) -> None:
     assert named.element_spec == {layer: tf.TensorSpec((None, *shape), tf.float16) for layer, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize("layer", SHAPES)
-@pytest.mark.parametrize("batch_size", [6, None])
+@pytest.mark.parametrize(("layer", "batch_size"), [("large", 6), ("small", None)])
 def test_every_pass_is_another_epoch_and_the_seed_repeats_them(run: Run, layer: str, batch_size: int | None) -> None:
     dataset = run.tf_dataset(layer, label="width", shuffle=True, batch_size=batch_size, seed=3)
     epochs = [rows_of(dataset), rows_of(dataset)]
@@ -73,9 +61,7 @@ def test_rows_come_in_order_and_in_shares(run: Run) -> None:
 
 
 def test_native_sizes_are_unknown_sides_and_batches_ragged(tmp_path: Path) -> None:
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
-    run = open_run(tmp_path)
+    run = open_run(write_native_run(tmp_path))
     alone = run.tf_dataset("relu4_1", label="width", shuffle=True)
     assert alone.element_spec[0] == tf.TensorSpec((None, None, 3), tf.float32)
     for image, width in alone:
@@ -89,27 +75,15 @@ def test_native_sizes_are_unknown_sides_and_batches_ragged(tmp_path: Path) -> No
     assert len(run.tf_dataset("relu4_1", batch_size=2, drop_remainder=True)) == 2
 
 
-def test_a_pass_that_is_left_leaves_no_thread(run: Run) -> None:
-    for _ in run.tf_dataset("large", batch_size=3, shuffle=True):
-        break
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("batches")] == []
-
-
 def test_what_is_wrong_is_said(run: Run, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such layer, got 'lerge'"):
         run.tf_dataset("lerge")
     with pytest.raises(OptionError, match="batch_size: out of range, got 0"):
         run.tf_dataset("large", batch_size=0)
+    with pytest.raises(OptionError, match="drop_remainder: there are no batches, got batch_size=None"):
+        run.tf_dataset("large", drop_remainder=True)
     write_run(tmp_path, make_spec(10, SHAPES))
     path = tmp_path / "shards/shard-00001-of-00003.h5"
     flip(path, chunk_place(path, "large", 2))
     with pytest.raises(tf.errors.OpError, match=r"shard-00001-of-00003\.h5: layer large, row 6 .* is damaged"):
         list(open_run(tmp_path).tf_dataset("large", batch_size=3, shuffle=True))
-
-
-def test_dropping_a_remainder_of_no_batches_is_refused(run: Run) -> None:
-    with pytest.raises(
-        OptionError,
-        match=r"^drop_remainder: there are no batches, got batch_size=None\. Expected it with a batch_size\. Give one\.$",
-    ):
-        run.tf_dataset("large", drop_remainder=True)

@@ -15,13 +15,16 @@ from pipeline import open_run
 from pipeline.errors import OptionError, StoreError
 from pipeline.store.reader import Run
 
-from .stored_runs import make_spec, make_values, write_run
+from .stored_runs import NATIVE_SIZES, write_native_run
+from .test_training_batches import OK_ROWS, SHAPES, folder, run
 
 try:
     import torch
     from torch.utils.data import DataLoader
 except ImportError:
     torch = None
+
+__all__ = ["folder", "run"]  # fixtures
 
 needs_torch = pytest.mark.skipif(
     torch is None, reason="PyTorch is not installed (pip install torch): run.torch_dataset is NOT tested"
@@ -30,23 +33,6 @@ needs_torch = pytest.mark.skipif(
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 ROOT = Path(__file__).parent.parent
-SHAPES = {"small": (8, 8, 4), "large": (80, 80, 3)}
-ROWS = 40
-FAILED = [3, 17]
-OK_ROWS = [row for row in range(ROWS) if row not in FAILED]
-NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
-    write_run(path, make_spec(ROWS, SHAPES, dtype="float16", images_per_shard=16), failed=FAILED)
-    return path
-
-
-@pytest.fixture
-def run(folder: Path) -> Run:
-    return open_run(folder)
 
 
 def rows_of(widths: Any) -> list[int]:
@@ -212,9 +198,7 @@ def test_the_rank_is_that_of_torch_distributed(run: Run, tmp_path: Path) -> None
 
 @needs_torch
 def test_images_of_native_size_come_one_by_one(tmp_path: Path) -> None:
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
-    run = open_run(tmp_path)
+    run = open_run(write_native_run(tmp_path))
     dataset = run.torch_dataset("relu4_1", label="width")
     for features, width in DataLoader(dataset, batch_size=1):
         np.testing.assert_array_equal(features[0].numpy(), run["relu4_1"][int(width) - 400])

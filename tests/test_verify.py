@@ -165,7 +165,7 @@ def test_a_missing_run_is_one_line_and_exit_code_1(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "empty", "file", "link to nothing", "too long"])
 def test_what_is_no_run_folder_is_refused(kind: str, tmp_path: Path) -> None:
-    path, words = tmp_path / "run", "not a run folder, got a file, a pipe or a device. Expected the folder that"
+    path, words = tmp_path / "run", "not a run folder, got a file, a pipe or a device. Expected what an extraction"
     if kind == "file":
         path.write_text("x")
     elif kind == "pipe":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import StoreError, printable
 from ..storage import StorageError
+from . import format
 
 # What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
 # become one of another kind, or a size has become 0.
@@ -140,11 +141,11 @@ def reading(path: Path, part: str) -> Iterator[None]:
         raise damaged(path, part, error) from error
 
 
-def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
-    """Return the one-line error for a shard whose run digest is not that of the run."""
+def of_another_run(path: Path, found: str, expected: str, what: str = "shard") -> ForeignError:
+    """Return the one-line error for a shard, or a list of images, whose run digest is not that of the run."""
     return ForeignError(
-        f"{path}: a shard of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
-        f"Put the run's own shard back, or remove this one and run the extraction again."
+        f"{path}: a {what} of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
+        f"Put the run's own {what} back, or remove this one and run the extraction again."
     )
 
 
@@ -156,18 +157,18 @@ def missing_shard(path: Path, there: int, count: int) -> StoreError:
     )
 
 
-def unfinished(folder: Path, there: int, count: int, index_name: str) -> StoreError:
+def unfinished(folder: Path, there: int, count: int) -> StoreError:
     """Return the one-line error for a run folder that has shards and no index."""
     return StoreError(
-        f"{folder}: the run is not finished, got {there} of {count} shards and no {index_name}. Expected both. "
+        f"{folder}: the run is not finished, got {there} of {count} shards and no {format.INDEX_NAME}. Expected both. "
         f"Run the extraction again to go on, or open a single shard."
     )
 
 
-def no_run(folder: Path, index_name: str) -> StoreError:
-    """Return the one-line error for a folder without anything of a run."""
+def no_run(folder: Path, got: str = f"no {format.INDEX_NAME}") -> StoreError:
+    """Return the one-line error for what is no run folder."""
     return StoreError(
-        f"{folder}: not a run folder, got no {index_name}. Expected what an extraction has written. "
+        f"{folder}: not a run folder, got {got}. Expected what an extraction has written. "
         f"Give the folder that was named by name=..., usually outputs/<name>."
     )
 
@@ -177,22 +178,6 @@ def not_a_file(path: Path, what: str) -> ForeignError:
     return ForeignError(
         f"{path}: not a file of the run, got {what}. Expected the file or folder itself, as this program has written it. "
         f"Put it there, or move what is there away and run the extraction again."
-    )
-
-
-def does_not_fit(where: str, rows: int, size_bytes: int) -> StoreError:
-    """Return the one-line error for rows that the memory has no room for."""
-    return StoreError(
-        f"{where}: no room in memory, got {rows} rows of {size_bytes} bytes together. Expected fewer. Read some rows at a time, "
-        f"for instance [0:100]."
-    )
-
-
-def no_folder(path: Path) -> StoreError:
-    """Return the one-line error for something else than a folder where a run folder was named."""
-    return StoreError(
-        f"{path}: not a run folder, got a file, a pipe or a device. Expected the folder that an extraction has written. "
-        f"Give the folder that was named by name=..., usually outputs/<name>."
     )
 
 
@@ -232,60 +217,8 @@ def damaged_list(path: Path) -> DamagedError:
     )
 
 
-def list_of_another_run(path: Path, found: str, expected: str) -> ForeignError:
-    """Return the one-line error for a list of images whose run digest is not that of the shards of its part."""
-    return ForeignError(
-        f"{path}: a list of images of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
-        f"Put the run's own list back, or remove this one and run the extraction again."
-    )
-
-
-def unfinished_extension(folder: Path, index_name: str, stop: int, rows: int, is_whole: bool) -> StoreError:
-    """Return the one-line error for an index over the rows before an extension that was stopped on the way."""
-    whole = ", which are whole and unchanged" * is_whole
-    return StoreError(
-        f"{folder}: an extension of the run is not finished, got {index_name} over the first {stop} of {rows} rows{whole}. "
-        f"Expected all {rows}. Run the extraction again to go on."
-    )
-
-
-def changed(path: Path, found: str, expected: str, has_data: bool) -> StoreError:
-    """Return the one-line error for a file whose digest differs though nothing that it holds is found wrong.
-
-    Args:
-        path: Of the file.
-        found: Its SHA-256.
-        expected: What it was.
-        has_data: Whether rows, tables and attributes have been held to their checksums.
-    """
-    where = ": bytes that no value depends on have changed, every row, table and attribute agrees" if has_data else ""
-    return damaged(path, "the file", f"SHA-256 {found[:12]} in place of {expected[:12]}{where}")
-
-
-def wrong_line(path: Path, number: int, text: str) -> StoreError:
-    """Return the one-line error for a line of ``SHA256SUMS`` that is none."""
-    return _wrong_digest(path, f"line {number} is damaged, got {text[:120]!r}")
-
-
-def without_line(path: Path, name: str) -> StoreError:
-    """Return the one-line error for a file that ``SHA256SUMS`` does not know."""
-    return _wrong_digest(path, f"there is no line for {name}, got a file that nobody can say to be unchanged")
-
-
-def stray_line(path: Path, name: str) -> StoreError:
-    """Return the one-line error for a line of ``SHA256SUMS`` that names nothing."""
-    return _wrong_digest(path, f"a line names a file that is not of the run, got {name[:120]!r}")
-
-
-def lost_file(path: Path, digests_name: str) -> StoreError:
-    """Return the one-line error for a file that has a line in ``SHA256SUMS`` and is not there."""
-    return StoreError(
-        f"{path}: the file is missing, got a line in {digests_name} and no file. Expected both. "
-        f"Put it back, or run the extraction again, which writes it anew."
-    )
-
-
-def _wrong_digest(path: Path, happened: str) -> StoreError:
+def wrong_digests(path: Path, happened: str) -> StoreError:
+    """Return the one-line error for lines of ``SHA256SUMS`` that are not as they should be."""
     return StoreError(
         f"{path}: {happened}. Expected one line a file, a digest and a name. "
         f"Verify with repair=true, then run the extraction again: it checks the file and adds its line."

@@ -181,7 +181,7 @@ def _check(file: h5py.File, path: Path, check: FileCheck, stop: Event) -> None:
     if not is_index:
         rows = ShardRows(path, digests[-1], plan[0])
         for layer in check.layers:
-            _check_rows(rows, path, layer, check, stop)
+            _check_rows(rows, layer, check, stop)
 
 
 def _checksum(values: NDArray[Any], first_row: int, shard: ShardSpec) -> int:
@@ -220,17 +220,14 @@ def _wrong_statuses(statuses: Column, errors: Column) -> Iterator[tuple[int, str
             yield row, f"{status!r} with the error {error!r}"
 
 
-def _check_rows(rows: ShardRows, path: Path, layer: str, check: FileCheck, stop: Event) -> None:
+def _check_rows(rows: ShardRows, layer: str, check: FileCheck, stop: Event) -> None:
     try:
-        for group in rows.groups(layer):
+        for found, size_bytes in rows.examine(layer):
             if stop.is_set():
                 return
-            found, size_bytes = rows.examine(layer, group)
             check.row_bytes += size_bytes
             for error in found:
                 check.add(error)
-        for name in rows.unexpected(layer):
-            check.add(damaged(path, f"layer {layer}", f"a dataset {name!r} of no row"))
     except StoreError as error:
         check.add(error)
 

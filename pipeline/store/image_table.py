@@ -77,20 +77,17 @@ class ImageTable(Mapping[str, NDArray[Any]]):
             )
         if name not in self._columns:
             with open_file(self._path) as file:
-                values = read_column(file, self._path, name)
+                values: NDArray[Any] = read_column(file, self._path, name)
             if len(values) < self._rows:
                 raise damaged(self._path, f"column {name!r} of /images", f"{len(values)} rows in place of {self._rows}")
             # The run may have been extended since it was opened.
-            self._columns[name] = self._typed(name, values[: self._rows])
+            values = values[: self._rows]
+            if name == "label" or name not in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
+                numbers = as_numbers(values.tolist())
+                if numbers is not None and not (name == "label" and _are_folders(values, self["key"])):
+                    values = numbers
+            self._columns[name] = values
         return self._columns[name]
-
-    def _typed(self, name: str, values: Column) -> NDArray[Any]:
-        if name != "label" and name in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
-            return values
-        numbers = as_numbers(values.tolist())
-        if numbers is None or (name == "label" and _are_folders(values, self["key"])):
-            return values
-        return numbers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -102,22 +99,17 @@ class ImageTable(Mapping[str, NDArray[Any]]):
         return name in self._names
 
     def __repr__(self) -> str:
-        try:
-            table = shown.text_table(*self._ends()) if self._rows <= shown.LARGEST_READ else ""
-        except StoreError as error:
-            # Looking at something must be possible whatever is wrong with it.
-            table = str(error)
-        return f"<{self._caption()}>" + f"\n{table}" * bool(table)
+        return f"<{self._caption()}>\n{shown.text_table(*self._ends())}".rstrip("\n")
 
     def _repr_html_(self) -> str:
-        try:
-            headings, rows = self._ends() if self._rows <= shown.LARGEST_READ else ([], [])
-        except StoreError as error:
-            headings, rows = [str(error)], []
-        return shown.html_table(self._caption(), headings, rows)
+        return shown.html_table(self._caption(), *self._ends())
 
     def _ends(self) -> tuple[list[str], list[list[str]]]:
-        return shown.image_rows(self, self._rows)
+        try:
+            return shown.image_rows(self, self._rows) if self._rows <= shown.LARGEST_READ else ([], [])
+        except StoreError as error:
+            # Looking at something must be possible whatever is wrong with it.
+            return [str(error)], []
 
     def _caption(self) -> str:
         return f"table of {self._rows} images: {', '.join(self._names)}"

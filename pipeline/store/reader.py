@@ -19,7 +19,7 @@ from ..machine import usable_cores
 from ..records import ShardSpec
 from ..storage import RemotePath, is_address, path_of
 from . import format, shown, tables
-from .damage import does_not_fit, missing_shard, no_run, unfinished, unreadable
+from .damage import missing_shard, no_run, unfinished, unreadable
 from .file_checks import own_node, require_own_shards
 from .image_table import ImageTable
 from .rows import Rows
@@ -94,8 +94,8 @@ def _index_of(folder: Path) -> Path:
         return index
     shards = [path.name for path in _siblings(folder / format.SHARD_FOLDER / "_") if format.SHARD_NAME.fullmatch(path.name)]
     if shards:
-        raise unfinished(folder, len(shards), format.planned_shards(shards), format.INDEX_NAME)
-    raise no_run(folder, format.INDEX_NAME)
+        raise unfinished(folder, len(shards), format.planned_shards(shards))
+    raise no_run(folder)
 
 
 class Layer:
@@ -213,7 +213,10 @@ class Layer:
                 found = np.empty((len(rows), *self.row_shape), dtype)
         except (MemoryError, ValueError) as error:
             size_bytes = len(rows) * math.prod(self.row_shape or ()) * dtype.itemsize
-            raise does_not_fit(f"layer {self.name}", len(rows), size_bytes) from error
+            raise StoreError(
+                f"layer {self.name}: no room in memory, got {len(rows)} rows of {size_bytes} bytes together. Expected fewer. "
+                f"Read some rows at a time, for instance [0:100]."
+            ) from error
         self._shards.read(self.name, rows, found, self.row_shape, self.chunk_rows, threads)
         return found
 

@@ -36,16 +36,9 @@ Rows = NDArray[np.floating] | list[NDArray[np.floating]]
 
 # One thread at a time asks HDF5 where chunks lie.
 _loading = threading.Lock()
-
-
-def _renew_lock() -> None:
-    """Give a forked child a lock of its own: the parent's may be taken for ever."""
-    global _loading
-    _loading = threading.Lock()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    # The parent's may be taken for ever.
+    os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.Lock()))
 
 
 class Handle:
@@ -164,13 +157,6 @@ class _StoredLayer:
             raise table
         return table, place
 
-    def stores(self, row: int) -> bool:
-        """Tell whether there is a chunk for a row, which a failed one may lack."""
-        table, place = self.locate(row)
-        if table is None:
-            return self.row_shape is not None
-        return bool(table.positions[table.bands(place)[0]] >= 0)
-
 
 class ShardRows:
     """A finished shard, read by row. Threads may share it, and a fork may go on with it.
@@ -268,8 +254,8 @@ class ShardRows:
         """Close the file; reading opens it again."""
         self._handle = None
 
-    def groups(self, name: str) -> Iterator[range]:
-        """Return the rows that lie in a chunk together, for every chunk of a layer.
+    def examine(self, name: str) -> Iterator[tuple[list[StoreError], int]]:
+        """Yield what is wrong with the rows of each chunk of a layer, and the bytes of their values, but for failed ones.
 
         Raises:
             StoreError: The layer is damaged.
@@ -277,20 +263,12 @@ class ShardRows:
         layer = self._layer(name)
         table = None if layer.row_shape is None else layer.tables[0]
         step = table.chunk[0] if isinstance(table, ChunkTable) else 1
-        return (range(first, min(self._shard.rows, first + step)) for first in range(0, self._shard.rows, step))
+        for first in range(0, self._shard.rows, step):
+            yield self._examine(name, layer, range(first, min(self._shard.rows, first + step)))
+        extra = [damaged(self._path, f"layer {name}", f"a dataset {found!r} of no row") for found in layer.unexpected]
+        yield [*extra], 0
 
-    def unexpected(self, name: str) -> tuple[str, ...]:
-        """Return the names of what lies in a layer at native size and is no row that is ok."""
-        return self._layer(name).unexpected
-
-    def examine(self, name: str, group: range) -> tuple[list[StoreError], int]:
-        """Return what is wrong with the rows of a chunk, and the bytes of their values, but for failed ones.
-
-        Args:
-            name: Of a layer.
-            group: One of :meth:`groups`.
-        """
-        layer = self._layer(name)
+    def _examine(self, name: str, layer: _StoredLayer, group: range) -> tuple[list[StoreError], int]:
         errors: list[StoreError] = []
         read_bytes = 0
         held: dict[int, NDArray[np.floating]] = {}
@@ -298,9 +276,10 @@ class ShardRows:
             is_failed = bool(layer.failed[row])
             if is_failed and layer.checksums[row]:
                 errors.append(self._damaged(name, row, f"checksum {int(layer.checksums[row]):08x} for a failed image"))
-            if is_failed and not layer.stores(row):
-                continue
             try:
+                table, place = layer.locate(row)
+                if is_failed and (table.positions[table.bands(place)[0]] < 0 if table else layer.row_shape is None):
+                    continue
                 values = self._values(name, layer, row, held)
             except StoreError as error:
                 errors.append(error)

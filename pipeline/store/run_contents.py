@@ -133,7 +133,7 @@ def read_run_spec(folder: Path) -> RunSpec:
     """
     contents = read_run_contents(folder)
     if not contents.shards:
-        raise damage.no_run(folder, format.INDEX_NAME)
+        raise damage.no_run(folder)
     if contents.lost:
         raise next(iter(contents.unreadable.values()), damage.missing_list(folder / contents.lost))
     missing = [shard.file_name for shard in contents.plan if shard.file_name not in contents.shards]

@@ -171,7 +171,7 @@ class _Folder:
     def summary(self) -> RunSummary:
         contents = self.contents
         if not (self.there or contents.manifests or contents.has_index):
-            raise damage.no_run(self.folder, format.INDEX_NAME)
+            raise damage.no_run(self.folder)
         # What tells of the run besides its manifests: the file that knows most of its parts.
         file, where = self.index, self.folder / format.INDEX_NAME
         for name in sorted(self.there, reverse=True):

@@ -25,20 +25,19 @@ CHUNKS_AHEAD = 16
 WAITING_THREADS = 16
 
 
-# Pools start their threads when they are first used.
-_decoding = ThreadPoolExecutor(usable_cores(), "rows")
-_waiting = ThreadPoolExecutor(WAITING_THREADS, "rows")
+# Whether tasks wait for a network -> threads, which start when they are first used.
+_pools: dict[bool, ThreadPoolExecutor] = {}
 
 
-def _renew_pools() -> None:
-    """Give a forked child pools of its own: it has none of its parent's threads."""
-    global _decoding, _waiting
-    _decoding = ThreadPoolExecutor(usable_cores(), "rows")
-    _waiting = ThreadPoolExecutor(WAITING_THREADS, "rows")
+def _make_pools() -> None:
+    """Make the pools, in a forked child too: it has none of its parent's threads."""
+    sizes = {False: usable_cores(), True: WAITING_THREADS}
+    _pools.update({waits: ThreadPoolExecutor(threads, "rows") for waits, threads in sizes.items()})
 
 
+_make_pools()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_pools)
+    os.register_at_fork(after_in_child=_make_pools)
 
 
 def do_all(work: Callable[[int], None], count: int, threads: int | None = None, *, waits: bool = False) -> None:
@@ -67,7 +66,7 @@ def do_all(work: Callable[[int], None], count: int, threads: int | None = None, 
                 failures[number] = error
 
     most = WAITING_THREADS if waits else usable_cores() if threads is None else threads
-    helpers = [(_waiting if waits else _decoding).submit(take_part) for _ in range(min(most, count) - 1)]
+    helpers = [_pools[waits].submit(take_part) for _ in range(min(most, count) - 1)]
     try:
         take_part()
     finally:
@@ -144,13 +143,12 @@ class Shards:
         starts = np.flatnonzero(np.diff(numbers, prepend=-1) | np.diff(local // chunk_rows, prepend=-1)).tolist()
         pieces = [slice(*ends) for ends in itertools.pairwise([*starts, len(rows)])]
 
-        def prefetch(number: int) -> None:
-            if number < len(pieces) and not self.are_remote:
-                place = pieces[number].start
-                self._shard(int(numbers[place])).prefetch(name, int(local[place]))
+        def prefetch(wanted: slice) -> None:
+            for piece in () if self.are_remote else pieces[wanted]:
+                self._shard(int(numbers[piece.start])).prefetch(name, int(local[piece.start]))
 
         def read_piece(number: int) -> None:
-            prefetch(number + CHUNKS_AHEAD)
+            prefetch(slice(number + CHUNKS_AHEAD, number + CHUNKS_AHEAD + 1))
             piece = pieces[number]
             of_shard = int(numbers[piece.start])
             arguments = name, local[piece].tolist(), out, order[piece].tolist(), shape
@@ -161,8 +159,7 @@ class Shards:
                 self._forget(of_shard)
                 self._shard(of_shard).read(*arguments)
 
-        for number in range(min(CHUNKS_AHEAD, len(pieces))):
-            prefetch(number)
+        prefetch(slice(CHUNKS_AHEAD))
         do_all(read_piece, len(pieces), threads, waits=self.are_remote)
 
     def _shard(self, number: int) -> ShardRows:

@@ -103,9 +103,9 @@ def files_to_check(folder: Path) -> list[str]:
     if not exists:
         raise no_such_run(folder)
     if not is_folder:
-        raise damage.no_folder(folder)
+        raise damage.no_run(folder, "a file, a pipe or a device")
     if not any(name.endswith(".h5") for name in names):
-        raise damage.no_run(folder, format.INDEX_NAME)
+        raise damage.no_run(folder)
     return names
 
 
@@ -233,7 +233,10 @@ class _Comparison:
         for name in sorted(self._changed):
             if not self._findings.get(name):
                 found, expected = str(self._found[name]), self._digests.by_name[name]
-                self._add(name, damage.changed(self._folder / name, found, expected, name in self._checks))
+                got = f"SHA-256 {found[:12]} in place of {expected[:12]}"
+                if name in self._checks:
+                    got += ": bytes that no value depends on have changed, every row, table and attribute agrees"
+                self._add(name, damage.damaged(self._folder / name, "the file", got))
         self._note_extension()
         last = [*format.DIGESTED_NAMES, format.DIGESTS_NAME]
         names = sorted(name for name, found in self._findings.items() if found)
@@ -277,7 +280,7 @@ class _Comparison:
         """Hold the lines of ``SHA256SUMS`` to the files that there are."""
         path, by_name = self._digests.path, self._digests.by_name
         for number, text in self._digests.unreadable:
-            yield format.DIGESTS_NAME, damage.wrong_line(path, number, text)
+            yield format.DIGESTS_NAME, damage.wrong_digests(path, f"line {number} is damaged, got {text[:120]!r}")
         for name in by_name:
             inner = Path(name)
             is_outside = inner.is_absolute() or ".." in inner.parts
@@ -287,12 +290,18 @@ class _Comparison:
             if self._findings.get(name):
                 continue  # found by the plan
             if not is_outside and is_own(name):
-                yield name, damage.lost_file(self._folder / name, format.DIGESTS_NAME)
+                lost = StoreError(
+                    f"{self._folder / name}: the file is missing, got a line in {format.DIGESTS_NAME} and no file. "
+                    f"Expected both. Put it back, or run the extraction again, which writes it anew."
+                )
+                yield name, lost
             else:
-                yield format.DIGESTS_NAME, damage.stray_line(path, name)
+                happened = f"a line names a file that is not of the run, got {name[:120]!r}"
+                yield format.DIGESTS_NAME, damage.wrong_digests(path, happened)
         for name in self._found:
             if name not in by_name:
-                yield format.DIGESTS_NAME, damage.without_line(path, name)
+                happened = f"there is no line for {name}, got a file that nobody can say to be unchanged"
+                yield format.DIGESTS_NAME, damage.wrong_digests(path, happened)
 
     def _wrong_parts(self) -> Iterator[tuple[str, StoreError]]:
         """Hold the HDF5 files to the plan."""
@@ -306,7 +315,7 @@ class _Comparison:
                 yield name, damage.extra_file(self._folder / name, next(iter(self._plan)), len(self._plan))
         if format.INDEX_NAME not in self._found:
             count = len(self._plan) or format.planned_shards(Path(name).name for name in shards)
-            yield format.INDEX_NAME, damage.unfinished(self._folder, there, count, format.INDEX_NAME)
+            yield format.INDEX_NAME, damage.unfinished(self._folder, there, count)
         for name in [*shards, format.INDEX_NAME]:
             parts = self._parts_of(name)
             if parts and not self._findings.get(name) and not self._is_of_run(name):
@@ -327,7 +336,8 @@ class _Comparison:
                 yield name, damage.damaged_list(self._folder / name)
             elif self._run and (name not in names or manifest.part != self._run[names.index(name)]):
                 part = self._run[names.index(name) if name in names else -1]
-                yield name, damage.list_of_another_run(self._folder / name, manifest.part.digest, part.digest)
+                found = manifest.part.digest
+                yield name, damage.of_another_run(self._folder / name, found, part.digest, "list of images")
 
     def _wrong_tables(self) -> Iterator[tuple[str, StoreError]]:
         """Hold the tables of the index to those of the shards."""
@@ -353,8 +363,13 @@ class _Comparison:
         if not self._is_of_run(format.INDEX_NAME) or len(parts) == len(self._run):
             return
         is_whole = not any(self._findings.get(name) for name in (format.INDEX_NAME, *self._indexed()))
-        rows = parts[-1].stop, self._run[-1].stop
-        self._add(format.INDEX_NAME, damage.unfinished_extension(self._folder, format.INDEX_NAME, *rows, is_whole))
+        whole = ", which are whole and unchanged" * is_whole
+        rows, there = self._run[-1].stop, f"{format.INDEX_NAME} over the first {parts[-1].stop}"
+        unfinished = StoreError(
+            f"{self._folder}: an extension of the run is not finished, got {there} of {rows} rows{whole}. Expected all {rows}. "
+            f"Run the extraction again to go on."
+        )
+        self._add(format.INDEX_NAME, unfinished)
 
 
 def repair(result: VerifyResult) -> list[str]:

@@ -189,15 +189,12 @@ def _label(
     if values.dtype.kind not in "OUS":
         return _classes_of_numbers(values) if isinstance(label, str) else None, values[rows]
     names, places = np.unique(values.astype(str), return_inverse=True)
-    order = sorted(range(len(names)), key=lambda place: _class_order(str(names[place])))
+    is_number = re.compile("-?[0-9]{1,100}").fullmatch
+    keys = [(0, int(name), name) if is_number(name) else (1, 0, name) for name in names.tolist()]
+    order = sorted(range(len(names)), key=keys.__getitem__)
     numbers = np.empty(len(names), np.int64)
     numbers[order] = np.arange(len(names))
     return tuple(str(names[place]) for place in order), numbers[places.reshape(values.shape)][rows]
-
-
-def _class_order(name: str) -> tuple[bool, int, str]:
-    is_number = re.fullmatch("-?[0-9]{1,100}", name) is not None
-    return not is_number, int(name) if is_number else 0, name
 
 
 def _classes_of_numbers(values: NDArray[Any]) -> tuple[str, ...] | None:
@@ -345,6 +342,16 @@ class Batches:
 
     def _rebatch(self, pieces: Iterator[Columns]) -> Iterator[Columns]:
         """Cut what was read as one into batches; only one that lies in two pieces is copied."""
+
+        def joined(parts: list[Columns]) -> Columns:
+            if len(parts) == 1:
+                return parts[0]
+            columns = {name: [part[name] for part in parts] for name in parts[0]}
+            return {
+                name: [*itertools.chain(*values)] if isinstance(values[0], list) else np.concatenate(values)
+                for name, values in columns.items()
+            }
+
         held: list[Columns] = []
         missing = self.batch_size
         for piece in pieces:
@@ -355,26 +362,15 @@ class Batches:
                 missing -= stop - start
                 start = stop
                 if not missing:
-                    yield _join(held)
+                    yield joined(held)
                     held, missing = [], self.batch_size
         if held:
-            yield _join(held)
+            yield joined(held)
 
     def __repr__(self) -> str:
         how = f"shuffled, seed {self.seed}" if self.shuffle else "in order"
         share = f", share {self.share[0]} of {self.share[1]}" if self.share[1] > 1 else ""
         return f"<{len(self)} batches of {self.batch_size}, {how}{share}: {self.examples!r}>"
-
-
-def _join(parts: list[Columns]) -> Columns:
-    if len(parts) == 1:
-        return parts[0]
-    joined: Columns = {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        is_native = isinstance(values[0], list)
-        joined[name] = [*itertools.chain(*values)] if is_native else np.concatenate(values)
-    return joined
 
 
 def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> Any:
@@ -421,8 +417,6 @@ def _to_file(examples: Examples, path: Path, size_bytes: int) -> Columns:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(path.stat().st_mode):
                 raise OSError(errno.EINVAL, "something that is no regular file")
-            if not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         # A link stays one, as if its file had been written over.
         target = path.resolve()
         partial = target.with_name(target.name + ".partial")
