@@ -19,6 +19,8 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
+# Two widths, since there is code of its own for each.
+THIN_CHANNELS = (64, 64, 128, 128, 128)
 MEAN_PIXEL = np.array([123.68, 116.779, 103.939])
 
 
@@ -66,3 +68,17 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from .tiny_sets import make_tiny_set
 
     return make_tiny_set(tfds, tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture
+def thin_weights(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes the networks' blocks as thin as Winograd's code can be, and gives their seeded weights: all layers, little work."""
+    from pipeline.network import layers
+    from pipeline.network.weights import load_weights
+
+    monkeypatch.setattr(layers, "BLOCK_CHANNELS", THIN_CHANNELS)
+
+    def draw(network: str = "vgg19") -> Any:
+        return load_weights(network, "random", seed=0, classifier=False, progress=False, log=lambda line: None)
+
+    return draw

@@ -52,7 +52,10 @@ CHANGED: dict[str, tuple[float, str]] = {
 }
 
 # Minutes, or covered by another one's options.
-SLOW = ("classifier", "vgg16, average pooling", "swapped kernels", "uncompressed, batches of three", "reduced JPEGs")
+SLOW = (
+    *("classifier", "vgg16, average pooling", "swapped kernels", "uncompressed, batches of three", "reduced JPEGs"),
+    *("pad, bicubic", "squash, lanczos", "native size, valid", "float16"),
+)
 
 
 def make_images(folder: Path) -> None:

@@ -126,7 +126,14 @@ def test_every_option_says_whether_it_can_change_a_number() -> None:
     assert sorted([*CHANGES_A_NUMBER, *CHANGES_NONE]) == sorted(known_keys())
 
 
-@pytest.mark.parametrize("key", sorted(CHANGES_A_NUMBER))
+# Of a set the program of TensorFlow Datasets makes the images, which takes seconds.
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(key, marks=pytest.mark.slow) if key in ("data.tfds", "data.split") else key
+        for key in sorted(CHANGES_A_NUMBER)
+    ],
+)
 def test_an_option_that_can_change_a_number_changes_the_digest(key: str, digest: Callable[..., str]) -> None:
     name = key.replace(".", "__")
     if key in CHOICES:

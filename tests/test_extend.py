@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Cal
 
 
 @pytest.fixture
-def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Callable[..., Any]) -> Callable[..., Report]:
+def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thin_weights: Callable[..., Any]) -> Callable[..., Report]:
     """Runs the program in this process, as the command does once its options are checked."""
     from pipeline import job
-
-    # Drawn once for all tests.
-    monkeypatch.setattr(job, "load_weights", lambda network, *_, classifier, **__: random_weights(network, classifier))
 
     def call(name: str = "run", existing: str = "resume", **changes: Any) -> Report:
         settings = {
@@ -148,22 +144,6 @@ def test_a_list_of_images_is_extended_with_its_columns(
     listing.write_text("path,label\nimgs/d.png,one\nimgs/c.png,one\nimgs/b.png,\nimgs/a.png,two\n")
     with pytest.raises(StoreError, match=r"got columns of data\.list none \(in the folder 'author'\)"):
         extract(existing="extend", **settings)
-
-
-def test_images_of_native_size_are_added_too(
-    tmp_path: Path, pictures: Callable[[Path, str], None], extract: Callable[..., Report]
-) -> None:
-    pictures(tmp_path / "imgs", "bd")
-    extract(data__size=None)
-    pictures(tmp_path / "imgs", "ac")
-    extract(existing="extend", data__size=None)
-    extract("fresh", data__size=None)
-    shutil.move(tmp_path / "outputs/run", tmp_path / "moved")
-    with open_run(tmp_path / "moved") as extended, open_run(tmp_path / "outputs/fresh") as fresh:
-        for key in "abcd":
-            pair = [run["pool2"][run.row(f"{key}.png")] for run in (extended, fresh)]
-            assert pair[0].shape == pair[1].shape
-            np.testing.assert_array_equal(*pair)
 
 
 @pytest.mark.parametrize(("kind", "existing"), [("unreadable", "resume"), ("missing", "extend")])

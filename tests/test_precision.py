@@ -38,11 +38,11 @@ def errors_of(image: np.ndarray, weights: Any, expected: dict[str, Any], precisi
     return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("side", [48, pytest.param(224, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", [32, pytest.param(224, marks=pytest.mark.slow)])
 def test_each_precision_keeps_its_tolerance(
-    side: int, photographs: Path, random_weights: Any, monkeypatch: pytest.MonkeyPatch
+    side: int, photographs: Path, thin_weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = random_weights()
+    weights = thin_weights()
     with Image.open(photographs / "animals/chelsea.jpg") as picture:
         image = np.asarray(picture.convert("RGB").resize((side, side)), np.float64) - MEAN_PIXEL
     expected = oracle.forward(image, weights.kernels, weights.biases, until="relu5_4")

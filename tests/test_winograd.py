@@ -80,7 +80,7 @@ def test_a_kernel_is_transformed_in_float64_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize(("channels", "relu"), [(3, True), (64, False), (128, True)])
-@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (13, 2), (1, 30), (28, 28), (3, 61)])
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (1, 30), (13, 29)])
 def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool, channels: int, workers: Workers) -> None:
     images = draw((2, *size, channels), 0)
     operation, weights = convolution(channels, 64, relu=relu)
@@ -93,7 +93,7 @@ def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool, ch
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("size", [(2, 2), (9, 7), (70, 31), (6, 260)])
+@pytest.mark.parametrize("size", [(2, 2), (9, 7), (70, 31)])
 def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], padding: str, kind: str, workers: Workers) -> None:
     images, pooling = draw((2, *size, 64), 0), Pooling(kind, padding)
     operation, weights = convolution(64, 64, relu=True, pooling=pooling)
@@ -104,7 +104,7 @@ def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], pad
         assert oracle.relative_error(row, expect(image, weights, True, pooling)) < ONE_LAYER
 
 
-@pytest.mark.parametrize("size", [(83, 81), (9, 1700), (404, 16)])
+@pytest.mark.parametrize("size", [(83, 81), (9, 700), (204, 16)])
 @pytest.mark.parametrize("channels", [3, 64])
 def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Workers) -> None:
     image = draw((1, *size, channels), 0)
@@ -131,32 +131,20 @@ def test_code_for_older_processors_computes_the_same(name: str) -> None:
     assert oracle.relative_error(found, oracle.pool(values, True)) < ONE_LAYER
 
 
-def test_neither_the_batch_nor_threads_nor_the_way_of_sharing_work_change_a_bit(random_weights: Any) -> None:
-    weights = random_weights()
-    names, pool = ("conv1_1", "conv1_2", "conv2_1", "conv2_2"), Pooling("max", "same")
-    factors = [(weights.kernels[name], weights.biases[name], host_processor()) for name in names]
-    operations: list[Operation] = [
-        prepare_direct_convolution(*factors[0], relu=True),
-        prepare_convolution(*factors[1], relu=True, pooling=pool),
-        prepare_convolution(*factors[2], relu=True),
-        prepare_convolution(*factors[3], relu=True, pooling=pool),
-    ]
-    images = 100 * draw((7, 60, 52, 3), 0)
-    code = compile_kernels(host_processor(), CHANNELS)
-    # Fewer images than threads are computed strip by strip, others side by side in groups of up to four.
-    expected = np.concatenate([Segment(operations, Workers(code, 8))(image[None]).wait() for image in images])
-    for threads, count in [(1, 1), (1, 3), (1, 7), (2, 7), (3, 5), (7, 7), (8, 7)]:
-        found = Segment(operations, Workers(code, threads))(images[:count]).wait()
-        np.testing.assert_array_equal(found, expected[:count])
-
-
 @pytest.mark.parametrize(
-    ("network", "pooling", "padding"), [("vgg19", "max", "same"), pytest.param("vgg16", "avg", "valid", marks=pytest.mark.slow)]
+    ("network", "pooling", "padding", "words"),
+    [
+        ("vgg19", "max", "same", [f"block{number}" for number in range(1, 6)]),
+        # Nothing stored in between: ReLU, pooling and the first convolution are done in one pass.
+        ("vgg16", "avg", "valid", ["pool2"]),
+    ],
 )
-def test_no_layer_depends_on_the_batch_or_the_threads(network: str, pooling: str, padding: str, random_weights: Any) -> None:
-    weights = replace(random_weights(network), pool_padding=padding)
-    wanted = resolve_layers(network, [f"block{number}" for number in range(1, 6)])
-    images = 60 * draw((5, 37, 34, 3), 0)
+def test_no_layer_depends_on_the_batch_or_the_threads(
+    network: str, pooling: str, padding: str, words: list[str], thin_weights: Any
+) -> None:
+    weights = replace(thin_weights(network), pool_padding=padding)
+    wanted = resolve_layers(network, words)
+    images = 60 * draw((7, 37, 34, 3), 0)
 
     def features(segments: dict[str, Segment], step: int) -> dict[str, NDArray[np.float32]]:
         found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in segments}
@@ -171,7 +159,7 @@ def test_no_layer_depends_on_the_batch_or_the_threads(network: str, pooling: str
     expected = features(three, 1)
     assert list(expected) == [layer.name for layer in wanted]
     # Fewer images than threads are computed strip by strip, others in groups.
-    for segments, step in [(one, 5), (three, 4), (three, 5), (one, 3)]:
+    for segments, step in [(one, 7), (three, 4), (three, 7), (one, 3)]:
         for name, rows in features(segments, step).items():
             np.testing.assert_array_equal(rows, expected[name], err_msg=name)
 
