@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.job import index_is_whole
 from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, Share, digest_images
 from pipeline.store.index_file import build_index
 from pipeline.store.run_folder import open_folder
@@ -130,6 +129,8 @@ def write_run(
 
 def write_share(folder: Path, spec: RunSpec, share: Share, failed: Sequence[int] = (), existing: str = "resume") -> bool:
     """Makes a share of a run, as one of several processes; tells whether it has written the index."""
+    from pipeline.job import index_is_whole  # Late: it loads half of the program, and most processes that write runs need none.
+
     with open_folder(folder, spec, existing, share) as run_folder:
         run_folder.prepare()
         values = make_values(run_folder.spec)

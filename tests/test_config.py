@@ -94,6 +94,17 @@ def test_counts_are_whole_and_positive(key: str) -> None:
             {"runtime__backend": "winograd", "runtime__precision": "tf32"},
             r"runtime.precision: a CPU computes in float32, got tf32",
         ),
+        ({"part": "3/8", "engine__name": "ray"}, r"^part: engine=ray shares the shards among its workers itself, got part=3/8"),
+        ({"data__dir": "memory://imgs", "engine__name": "ray"}, r"^data.dir: workers do not see the memory of this process"),
+        ({"output__dir": "memory://outputs", "engine__name": "ray"}, r"^output.dir: workers of engine=ray write files"),
+        (
+            {"engine__name": "ray", "engine__gpus_per_worker": 0, "runtime__device": "gpu"},
+            r"^engine.gpus_per_worker: workers compute on the gpu, got 0. Expected more than 0",
+        ),
+        *(
+            ({"engine__name": "ray", "engine__address": wrong}, r"^engine.address: .* Expected null, auto, host:port or ray")
+            for wrong in ("head", "head:70000", "http://head:80", "", 6379)
+        ),
         ({"data__size": None, "data__decode": "fast"}, r"data.decode: nothing can be reduced at native size"),
     ],
 )
@@ -130,14 +141,6 @@ def test_addresses_of_a_cluster(address: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["head", "head:", "head:0", "head:70000", "http://head:80", "ray://", "", 6379, "a b:1", True]
-)
-def test_what_is_no_address_of_a_cluster(address: Any) -> None:
-    with pytest.raises(OptionError, match=r"^engine.address: not a valid .* Expected null, auto, host:port or ray://host:port\."):
-        check_options(values(engine__name="ray", engine__address=address))
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"workers": 0}, r"engine.workers: not a valid value, got 0. Expected auto or a whole number from 1"),
@@ -154,14 +157,6 @@ def test_what_is_no_address_of_a_cluster(address: Any) -> None:
 def test_each_wrong_value_of_the_engine_has_its_message(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=f"^{message}"):
         check_options(values(**{f"engine__{key}": value for key, value in {"name": "ray", **changes}.items()}))
-
-
-@pytest.mark.parametrize(("device", "gpus", "rule"), [("gpu", 0, "more than 0"), ("cpu", 1, "0")])
-def test_workers_have_a_gpu_where_they_compute_on_one(device: str, gpus: int, rule: str) -> None:
-    with pytest.raises(
-        OptionError, match=rf"^engine.gpus_per_worker: workers compute on the {device}, got {gpus}. Expected {rule}\."
-    ):
-        check_options(values(engine__name="ray", engine__gpus_per_worker=gpus, runtime__device=device))
 
 
 def test_keys_that_do_not_exist_or_were_removed_are_named() -> None:
@@ -246,31 +241,3 @@ def test_a_part_neither_replaces_nor_refuses_what_other_parts_may_have_made(exis
     )
     for allowed in ("resume", "extend"):
         assert check_options(values(part="3/8", output__existing=allowed)).output.existing == allowed
-
-
-def test_a_part_is_not_shared_among_workers_again() -> None:
-    with pytest.raises(OptionError) as error:
-        check_options(values(part="3/8", engine__name="ray"))
-    assert str(error.value) == (
-        "part: engine=ray shares the shards among its workers itself, got part=3/8. Expected null, or engine=local. Leave one of "
-        "them out."
-    )
-
-
-@pytest.mark.parametrize("place", ["memory://outputs", "memory://bucket/outputs"])
-def test_workers_do_not_write_to_an_address(place: str) -> None:
-    with pytest.raises(OptionError) as error:
-        check_options(values(output__dir=place, engine__name="ray"))
-    assert str(error.value).startswith(
-        f"output.dir: workers of engine=ray write files, got {place!r}. Expected a folder on storage"
-    )
-    assert str(check_options(values(output__dir=place, part="1/2")).output.dir) == place
-
-
-@pytest.mark.parametrize("key", ["dir", "list"])
-def test_workers_do_not_see_the_memory_of_this_process(key: str) -> None:
-    given = {"data__dir": None, f"data__{key}": "memory://imgs/a.txt"}
-    with pytest.raises(OptionError) as error:
-        check_options(values(**given, engine__name="ray"))
-    assert str(error.value).startswith(f"data.{key}: workers do not see the memory of this process, got 'memory://imgs/a.txt'. ")
-    assert check_options(values(**given)).engine.name == "local"

@@ -214,12 +214,6 @@ def test_a_preview_of_replacing_names_what_would_go(tmp_path: Path) -> None:
     assert (tmp_path / "run/features.h5").exists()
 
 
-def test_dry_run_is_true_or_false() -> None:
-    assert not check_options(values()).dry_run
-    with pytest.raises(OptionError, match=r"dry_run: not a valid value, got 'maybe'. Expected true or false"):
-        check_options(values(dry_run="maybe"))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_a_dry_writer_counts_the_bytes_that_the_writer_stores(dtype: str, compression: str, tmp_path: Path) -> None:

@@ -183,22 +183,6 @@ def test_several_workers_on_one_machine_make_the_same_run(tmp_path: Path, images
 
 
 @pytest.mark.slow
-def test_the_same_from_python_and_a_second_time_in_one_process(tmp_path: Path, images: Path, undisturbed: Path) -> None:
-    code = f"""
-from pipeline import extract_features
-for layers in ("relu3_1", "relu1_1"):
-    run = extract_features({str(images)!r}, layers, size=64, weights="random", images_per_shard=4, engine="ray",
-                           name=layers, quiet=True)
-    print(run.layers, len(run))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.stdout.splitlines() == [f"('relu3_1',) {4 * SHARDS - 2}", f"('relu1_1',) {4 * SHARDS - 2}"], done.stderr
-    assert_same_run(tmp_path / "outputs/relu3_1", undisturbed, TELLING)
-
-
-@pytest.mark.slow
 def test_images_that_are_added_are_made_by_workers(tmp_path: Path, images: Path) -> None:
     some = tmp_path / "imgs"
     some.mkdir()
@@ -366,16 +350,6 @@ def test_workers_read_images_at_an_address(tmp_path: Path, images: Path) -> None
 
 
 @pytest.mark.slow
-@needs_proc
-def test_too_many_images_that_fail_stop_all_workers(tmp_path: Path, images: Path) -> None:
-    done = call(f"data.dir={images}", *OPTIONS, *RAY, "data.max_failed_fraction=0.01", cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: data.max_failed_fraction: too many images fail, got 2 of ")
-    assert partial_files(tmp_path) == []
-    assert workers() == []
-
-
-@pytest.mark.slow
 def test_a_task_takes_a_gpu_where_there_are_any(tmp_path: Path, images: Path, cluster: Cluster) -> None:
     # No real ones: TensorFlow finds none, and that is what is said. What it finds of several is Ray's own promise.
     cluster.add(num_cpus=2, num_gpus=2)
@@ -385,25 +359,6 @@ def test_a_task_takes_a_gpu_where_there_are_any(tmp_path: Path, images: Path, cl
     # A run that wants none of them.
     running = Running(images, tmp_path, f"engine.address={cluster.address}", "runtime.device=cpu")
     assert running.end() == 0, running.said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("auto", r"no Ray cluster is there, got 'auto': .*Ray"),
-        ("127.0.0.1:6", r"no Ray cluster is there, got '127.0.0.1:6': connection refused. Expected one that runs"),
-        ("ray://127.0.0.1:6", r"no Ray cluster is there, got 'ray://127.0.0.1:6': connection refused"),
-    ],
-)
-def test_an_address_that_leads_nowhere_is_said_soon(
-    address: str, message: str, tmp_path: Path, images: Path, match: Callable[[str, str], None]
-) -> None:
-    began = time.monotonic()
-    done = call(f"data.dir={images}", *OPTIONS, *RAY, f"engine.address={address}", cwd=tmp_path)
-    assert done.returncode == 1
-    assert time.monotonic() - began < 30
-    match(rf"^error: engine.address: {message}", done.stderr.splitlines()[-1])
 
 
 @pytest.fixture

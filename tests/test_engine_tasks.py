@@ -361,10 +361,3 @@ def test_a_cluster_that_cannot_be_started_says_why(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=message):
         connect(ray, None, tmp_path)
     assert (ray.settings["address"], ray.settings["log_to_driver"], ray.settings["include_dashboard"]) == ("local", False, False)
-
-
-def test_a_process_that_has_a_cluster_already_is_told(tmp_path: Path) -> None:
-    ray = FakeRay(None)
-    ray.is_there = True
-    with pytest.raises(EngineError, match=r"^engine: this process is connected to a Ray cluster already.* Call ray.shutdown"):
-        connect(ray, None, tmp_path)

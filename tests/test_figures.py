@@ -112,13 +112,6 @@ def test_of_a_part_of_the_rows_the_numbers_are_those_of_that_part() -> None:
     assert (one.rows_read, one.low, one.high, one.zeros) == (4, 0.0, 31.0, 1 / 16)
 
 
-def test_maps_are_reduced_to_no_less_than_will_be_seen() -> None:
-    assert reduction((1440, 2560, 64), (99, 175)) == 14
-    assert reduction((224, 224, 64), (175, 175)) == 1
-    assert reduction((28, 28, 512), (175, 175)) == 1
-    assert reduction((4000, 100, 3), (100, 100)) == 1
-
-
 def test_the_most_active_channels_come_first_and_of_equals_the_first() -> None:
     values = np.zeros((3, 3, 6), np.float32)
     values[0, 0] = [1, 5, -9, 5, np.nan, 7]
@@ -246,16 +239,6 @@ def test_bars_are_as_high_as_their_values_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "is_mosaic", "grid"),
-    [(1, False, (1, 1)), (5, False, (3, 2)), (36, False, (9, 4)), (3, True, (2, 2)), (64, True, (8, 8)), (512, True, (23, 23))],
-)
-def test_the_grid_is_wide_for_layers_and_square_for_channels(count: int, is_mosaic: bool, grid: tuple[int, int]) -> None:
-    layout = plan_layout([(28, 28, 512)] * count, is_mosaic)
-    assert (layout.columns, layout.rows) == grid
-    assert layout.columns * layout.rows >= count
-
-
-@pytest.mark.parametrize(
     ("sides", "count", "look", "mosaic"),
     [
         ((28, 28), 1, OWN, False),
@@ -310,20 +293,6 @@ def test_names_in_any_script_are_drawn(tmp_path: Path, suffix: str) -> None:
         figures.save(figure, tmp_path / f"sheet{suffix}")
     assert figure.texts[0].get_text() == "$\\frac{1}{$ 猫 \U0001f431 $x$ ▯ a b c▯[1m.jpg"
     assert figure.texts[1].get_text() == "$\n%s {layer}"
-
-
-def test_a_long_line_loses_its_middle() -> None:
-    text = "a/" + "long name " * 40 + "end.jpg"
-    lengths = []
-    for room in (1.0, 3.0):
-        short = figures._fit(text, room, 9.0)
-        assert short.startswith("a/long")
-        assert short.endswith(".jpg")
-        assert "…" in short
-        lengths.append(len(short))
-    assert 2 * lengths[0] < lengths[1] < len(text)
-    assert figures._fit("short", 1.0, 9.0) == "short"
-    assert figures._fit("wwww", 0.01, 9.0) == "…"
 
 
 def test_too_many_pixels_are_refused() -> None:

@@ -44,14 +44,6 @@ def test_it_gives_the_run_and_then_the_same_without_computing(photographs: Path,
     assert (logging.getLogger("pipeline").level, logging.getLogger("pipeline").propagate) == (level, propagates)
 
 
-def test_a_layer_called_as_keras_calls_it_is_stored_under_its_own_name_and_said(
-    photographs: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = extract_features(photographs, ["block2_conv1"], size=32, weights="random")
-    assert run.layers == ("relu2_1",)
-    assert "layers: block2_conv1 is relu2_1 here\n" in capfd.readouterr().err
-
-
 @pytest.mark.slow
 def test_one_process_makes_runs_of_other_networks_weights_sizes_and_threads(photographs: Path) -> None:
     common: Any = {"weights": "random", "quiet": True}

@@ -80,14 +80,6 @@ def test_the_name_of_a_job_tells_what_is_swept() -> None:
     assert cli._swept(["--multirun", "a=1,2,"]) == []
 
 
-@pytest.mark.parametrize("told", ["hydra.sweep.dir=x", "++hydra.sweep.dir=x"])
-def test_whoever_says_where_gets_it_there(told: str) -> None:
-    with cli._without_leftovers(["--multirun", "part=1/2", told]) as arguments:
-        assert arguments == ["--multirun", "part=1/2", told]
-    with cli._without_leftovers(["part=1/2"]) as arguments:
-        assert arguments == ["part=1/2"]
-
-
 def test_hydra_s_folder_is_gone_afterwards_and_submitit_s_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with cli._without_leftovers(["--multirun", "part=1/2"]) as arguments:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -156,20 +155,6 @@ def test_neither_a_million_failures_nor_pictures_make_a_large_page() -> None:
     assert found.wrong == []
 
 
-def test_thirty_six_layers_are_one_card_each() -> None:
-    found = read(make_contents(36))
-    assert sum(of.get("class") == "box layer" for of in found.of("article")) == 36
-    assert "36 layers from relu1_1 to relu36_1 of vgg19" in found.text
-    assert len(found.content) < 250_000
-
-
-def test_a_run_without_anything_done_names_no_limit() -> None:
-    found = read(make_contents(report=replace(report_of(), rows_now=0)))
-    assert "The limit" not in found.text
-    assert "Threads beside it" not in found.text
-    assert "8.0 s of wall time" in found.text
-
-
 def test_a_run_of_failed_images_alone_has_a_page() -> None:
     layers = [{"name": f"relu{n}_1", "shape": (7, 7, 6), "channels": 6, "statistics": Tally(6).statistics(0)} for n in (1, 2)]
     found = read(make_contents(number_of_samples=0, layers=layers))
@@ -243,11 +228,3 @@ def test_a_histogram_of_one_value_is_one_bar(value: float) -> None:
     heights, _ = histogram(statistics_of(np.full((3, 2), value, np.float32))) or ([], [])
     assert sum(heights) == 1.0
     assert histogram(statistics_of(np.full((3, 2), 1e-30, np.float32))) is None
-
-
-def test_a_value_beside_the_sample_is_not_said_to_be_zero() -> None:
-    values = np.zeros((3, 2), np.float32)
-    for value, said in ((0.0, "no value but zero"), (1.0, "no value beyond 2^−62 in the sample")):
-        values[0, 0] = value
-        layer = {"name": "a", "shape": (1, 3, 2), "channels": 2, "statistics": statistics_of(values)}
-        assert said in read(make_contents(layers=[layer])).text

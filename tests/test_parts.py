@@ -210,18 +210,6 @@ def test_parts_wait_for_each_other_and_say_so(
     end()
 
 
-def test_waiting_for_another_part_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
-    end = held(tmp_path, Share(1, 2))
-    with FileLock(tmp_path / ".lock", timeout=0), pytest.raises(LockedError) as raised:
-        open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 2))
-    assert str(raised.value) == (
-        f"{tmp_path}: another part of the run does not let go of the folder, got .lock held for 0 s. Expected seconds. Find the "
-        f"process that hangs and stop it, then run this part again."
-    )
-    end()
-
-
 def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_path: Path) -> None:
     first = open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2))
     second = open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))

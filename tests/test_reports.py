@@ -20,7 +20,7 @@ from pipeline.errors import ImageError, StoreError
 from pipeline.job import write_reports, write_text
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
 from pipeline.report import STAGES, Report
-from pipeline.report_page import CAUSES, EXAMPLES, option_text, spread, take_samples, words_for_seconds
+from pipeline.report_page import CAUSES, EXAMPLES, option_text, take_samples, words_for_seconds
 from pipeline.store.digests import Digests
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
@@ -187,19 +187,6 @@ def test_a_kill_between_the_two_leaves_no_page_of_another_state(
     assert verify_folder(folder, 1).count == 0
 
 
-def test_a_report_of_an_earlier_version_gets_a_page(run: tuple[Path, RunSpec]) -> None:
-    folder, spec = run
-    content = json.loads((folder / "report.json").read_text())
-    del content["options"], content["seconds_by_stage"]["read"]
-    write_text(folder / "report.json", json.dumps(content))
-    (folder / "report.html").unlink()
-    write_reports(folder, spec, make_report(folder, spec, images_per_second=3.0), is_unchanged=True)
-    found = page_of(folder)
-    assert found.wrong == []
-    assert "python -m pipeline.run" not in found.text
-    assert "rate12.5 images/s" in found.text
-
-
 def test_what_is_no_report_is_written_anew(run: tuple[Path, RunSpec]) -> None:
     folder, spec = run
     for content in ("", "[1]", '{"rows": 3}'):
@@ -289,13 +276,6 @@ def test_a_damaged_row_is_said_where_its_map_would_be(tmp_path: Path) -> None:
     found, _ = take_samples(open_run(tmp_path), spec.manifest)
     assert found[0].notes == {}
     assert "layer relu4_1, row 1 (folder1/image é1.jpg) is damaged" in found[1].notes["relu4_1"]
-
-
-def test_layers_and_rows_are_spread_from_the_first_to_the_last() -> None:
-    assert spread(36, 4) == [0, 12, 23, 35]
-    assert spread(3, 6) == [0, 1, 2]
-    assert spread(1, 6) == [0]
-    assert spread(0, 6) == []
 
 
 @pytest.fixture

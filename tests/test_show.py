@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,101 +253,20 @@ def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
     assert summarise_run(copy).rows == 10
 
 
-@pytest.mark.parametrize("text", ['{"rows_now": ', "3", "[" * 100_000, '{"rows_now": "x"}'], ids=["torn", "3", "deep", "words"])
-def test_a_broken_report_is_as_if_it_were_not_there(text: str, copy: Path) -> None:
-    (copy / "report.json").write_text(text)
+def test_a_broken_report_is_as_if_it_were_not_there(copy: Path) -> None:
+    (copy / "report.json").write_text('{"rows_now": ')
     found = overview(copy)
     assert found["report"] is None
     assert "rate " not in as_text(found)
 
 
-@pytest.mark.parametrize("text", ["data: 3", "- 1", "a: ["], ids=["group", "list", "torn"])
-def test_broken_options_are_as_if_they_were_not_there(text: str, copy: Path) -> None:
-    remove_files(copy)
-    (copy / "config.yaml").write_text(text)
-    found = overview(copy)
-    assert (found["options"], found["command"]) == ({}, "")
-    assert "command" not in as_text(found)
-
-
-@pytest.mark.parametrize("name", ["report.json", "config.yaml"])
-def test_companions_that_are_links_are_not_followed(name: str, copy: Path) -> None:
-    remove_files(copy)
-    (copy / "config.yaml").write_text(CONFIG)
-    (copy / name).rename(copy.parent / "outside")
-    (copy / name).symlink_to(copy.parent / "outside")
-    found = overview(copy)
-    assert (found["report"] is None, found["command"] == "") == (name == "report.json", name == "config.yaml")
-
-
-@pytest.mark.parametrize("kind", ["pipe", "link"])
-def test_what_is_no_file_in_the_place_of_a_shard_is_named_and_not_measured(kind: str, copy: Path) -> None:
-    sizes = [path.stat().st_size for path in (copy / "shards").iterdir() if path != copy / SHARD]
-    (copy / SHARD).rename(copy.parent / "outside.h5")
-    if kind == "pipe":
-        os.mkfifo(copy / SHARD)
-    else:
-        (copy / SHARD).symlink_to(copy.parent / "outside.h5")
-    held = summarise_run(copy)
-    assert (held.rows, held.unreadable) == (10, (SHARD,))
-    # Worked out from the others, whose good images are 3 and 1 of 8.
-    assert held.layers[1].stored_bytes < sum(sizes) * 2
-
-
-def test_a_folder_of_shards_behind_a_link_is_one_line_and_a_link_to_a_run_is_followed(copy: Path) -> None:
-    for number, target in enumerate((copy, copy / "features.h5", copy / SHARD)):
-        link = copy.parent / str(number)
-        link.symlink_to(target)
-        assert summarise_run(link).layers[0].stored_bytes > 0
-    (copy / "shards").rename(copy.parent / "elsewhere")
-    (copy / "shards").symlink_to(copy.parent / "elsewhere")
-    with pytest.raises(StoreError, match=r"/shards: not a file of the run, got a link\. Expected the file or folder"):
-        summarise_run(copy)
-
-
-def edit_header(change_header: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
-    def edit(content: bytes) -> bytes:
-        first, *others = gzip.decompress(content).splitlines()
-        header = json.loads(first)
-        change_header(header)
-        return gzip.compress(b"\n".join([json.dumps(header).encode(), *others]))
-
-    return edit
-
-
-BROKEN_LISTS: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda _: b"",
-    "torn": lambda content: content[:40],
-    "not JSON": lambda _: gzip.compress(b"x" * 99),
-    "an identity that is a list": edit_header(lambda header: header.update(identity=[])),
-    "rows that its identity has not": edit_header(lambda header: header.update(rows=11)),
-    "no first row": edit_header(lambda header: header.pop("first_row")),
-    "another format": edit_header(lambda header: header.update(format="x")),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN_LISTS)
-def test_a_broken_list_of_images_is_named_or_one_line(case: str, copy: Path) -> None:
+def test_a_torn_list_of_images_is_named_or_one_line(copy: Path) -> None:
     path = copy / "manifest.jsonl.gz"
-    path.write_bytes(BROKEN_LISTS[case](path.read_bytes()))
+    path.write_bytes(path.read_bytes()[:40])
     # Others say what the run is.
     assert summarise_run(copy).unreadable == (path.name,)
     remove_files(copy)
-    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is damaged, got .*\. Expected ") as raised:
-        summarise_run(copy)
-    assert "\n" not in str(raised.value)
-
-
-def test_what_the_system_does_not_let_us_read_is_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match=r"a: cannot be read, got File name too long\. Expected a file of a finished run"):
-        summarise_run(Path("a" * 5000))
-
-    def refuse(path: Path) -> None:
-        # Whoever runs the tests may be let read everything.
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr("pipeline.store.run_contents.os.scandir", refuse)
-    with pytest.raises(StoreError, match=r"/shards: cannot be read, got Permission denied \(EACCES\)\. Expected"):
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is damaged, got .*\. Expected "):
         summarise_run(copy)
 
 

@@ -18,7 +18,6 @@ import pytest
 from pipeline import storage
 from pipeline.errors import DatasetError, ImageError
 from pipeline.images.folder import list_folder
-from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
 from pipeline.images.reading import read_again, read_image
 from pipeline.images.remote import RemoteImages, list_address, read_addressed_list
@@ -209,13 +208,6 @@ def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkey
     manifest = read_addressed_list(FOLDER / "list.txt", None)
     assert manifest.file_bytes.tolist() == [1 + place % 5 for place in range(300)]
     assert asked == [f"{ROOT}/list.txt"]
-
-
-def test_a_list_of_local_paths_is_read_as_ever(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    (tmp_path / "list.txt").write_text("a.jpg\n../b.jpg\n")
-    here, there = read_list(tmp_path / "list.txt"), read_addressed_list(tmp_path / "list.txt", None)
-    assert (there.keys, there.digest, there.source) == (here.keys, here.digest, None)
 
 
 @pytest.mark.parametrize(

@@ -392,12 +392,6 @@ def test_what_is_no_run_at_an_address_is_said_so(folder: RemotePath) -> None:
         open_run(ADDRESS)
 
 
-def test_somebody_else_s_files_at_the_address_are_refused(folder: RemotePath) -> None:
-    put_files(ADDRESS, {"config.yaml": b"mine"})
-    with pytest.raises(StoreError, match=r"not a run folder, got config\.yaml of somebody else"):
-        write_run(folder, SPEC)
-
-
 # -- The scratch folder
 
 
