@@ -52,7 +52,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         raise unreadable(path, error) from error
     if is_folder:
         require_own_shards(path)
-        path = _index_of(path)
+        folder, path = path, path / format.INDEX_NAME
+        if not path.exists():
+            names = [shard.name for shard in _siblings(folder / format.SHARD_FOLDER / "_")]
+            shards = [name for name in names if format.SHARD_NAME.fullmatch(name)]
+            raise unfinished(folder, len(shards), format.planned_shards(shards)) if shards else no_run(folder)
     elif not exists:
         raise no_such_run(path)
     elif path.is_symlink():
@@ -86,16 +90,6 @@ def no_such_run(path: Path) -> StoreError:
 
 def _siblings(path: Path) -> list[Path]:
     return sorted(path.parent.iterdir()) if path.parent.is_dir() else []
-
-
-def _index_of(folder: Path) -> Path:
-    index = folder / format.INDEX_NAME
-    if index.exists():
-        return index
-    shards = [path.name for path in _siblings(folder / format.SHARD_FOLDER / "_") if format.SHARD_NAME.fullmatch(path.name)]
-    if shards:
-        raise unfinished(folder, len(shards), format.planned_shards(shards))
-    raise no_run(folder)
 
 
 class Layer:
