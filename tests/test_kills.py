@@ -118,12 +118,13 @@ SHARD = "shards/shard-*"
     "moments",
     [
         # Twice at the same place, since going on can be stopped too.
-        [closed(SHARD), closed(SHARD), synced(SHARD, 3), cut(SHARD, 30_000, 2)],
-        [renamed("shards", 9), closed("features.h5"), synced("features.h5")],
+        pytest.param([closed(SHARD), closed(SHARD), synced(SHARD, 3), cut(SHARD, 30_000, 2)], marks=pytest.mark.slow),
+        pytest.param([renamed("shards", 9), closed("features.h5"), synced("features.h5")], marks=pytest.mark.slow),
+        [closed(SHARD), cut(SHARD, 30_000, 2), synced("features.h5")],
         # Between a shard and its line, or in the middle of that.
-        [Moment("open", "*SHA256SUMS", 9), cut(SHARD, 500), cut(SHARD, 900, 2)],
+        [Moment("open", "*SHA256SUMS", 5), cut(SHARD, 500), cut(SHARD, 900, 2)],
     ],
-    ids=["shards", "index", "digests"],
+    ids=["shards", "index", "shards and index", "digests"],
 )
 def test_a_store_that_is_killed_goes_on_to_the_same_bits(
     moments: Sequence[Moment], in_store: Call, stored: Path, tmp_path: Path
@@ -131,6 +132,7 @@ def test_a_store_that_is_killed_goes_on_to_the_same_bits(
     stop_and_go_on(tmp_path, in_store, moments, stored)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_killed_while_it_writes_its_digests_anew_goes_on_to_the_same_bits(
     in_store: Call, stored: Path, tmp_path: Path
 ) -> None:

@@ -72,7 +72,9 @@ print("end")
 """
 
 
-@pytest.mark.parametrize("limit_bytes", [0, 1500, 50_000, 122_000, 200_000])
+@pytest.mark.parametrize(
+    "limit_bytes", [1500, 122_000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (0, 50_000, 200_000))]
+)
 def test_a_full_disk_stops_the_run_with_one_line_and_keeps_finished_shards(tmp_path: Path, limit_bytes: int) -> None:
     # A file of the first shard, of one image, takes 117 kB; of the others, of three, 271 kB.
     ended = run_python(LIMITED, tmp_path, limit_bytes)

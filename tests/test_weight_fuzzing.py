@@ -107,7 +107,7 @@ def check(seed: Path, count: int) -> None:
     assert len(outcome.died) <= (count / 100 if seed.name == "latest.h5" else 0)
 
 
-@pytest.mark.parametrize("name", ["new.mat", "keras2.h5", "keras3.h5"])
+@pytest.mark.parametrize("name", ["new.mat", "keras2.h5"])
 def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
     check(seeds / name, 40)
 
