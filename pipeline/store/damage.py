@@ -110,8 +110,6 @@ def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableErro
         part: What of it.
         got: What was found there, or what was raised while it was read.
     """
-    if isinstance(got, StorageError):
-        return UnreadableError(str(got))
     if isinstance(got, BaseException) and (unread := why_not_read(path, part, got)):
         return unread
     words = printable(" ".join(str(got).split()), 200) or type(got).__name__
