@@ -58,7 +58,7 @@ def test_files_that_may_not_grow_stop_the_run_and_more_room_lets_it_go_on(
 ) -> None:
     run = tmp_path / "outputs/run"
     sizes = [path.stat().st_size for path in sorted((undisturbed / "shards").iterdir())]
-    # The list of images, options, shards, index and report are written in this order; each limit lets one more through.
+    # The manifest, options, shards, index and report are written in this order; each limit lets one more through.
     list_bytes, config_bytes = ((undisturbed / name).stat().st_size for name in ("manifest.jsonl.gz", "config.yaml"))
     assert_refused(call(images, tmp_path, limit_bytes=list_bytes - 1), "manifest.jsonl.gz: the file would be larger than", run)
     if config_bytes > list_bytes:

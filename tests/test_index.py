@@ -71,7 +71,7 @@ def test_the_index_from_shards_alone_is_the_one_that_the_run_writes(shards_only:
 
 def test_without_a_manifest_the_index_says_which_file_is_missing(shards_only: Path) -> None:
     (shards_only / "manifest.jsonl.gz").unlink()
-    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is missing"):
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the manifest is missing"):
         index_run(shards_only)
 
 

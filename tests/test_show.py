@@ -266,7 +266,7 @@ def test_a_torn_list_of_images_is_named_or_one_line(copy: Path) -> None:
     # Others say what the run is.
     assert summarise_run(copy).unreadable == (path.name,)
     remove_files(copy)
-    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the list of images is damaged, got .*\. Expected "):
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the manifest is damaged, got .*\. Expected "):
         summarise_run(copy)
 
 

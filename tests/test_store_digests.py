@@ -33,7 +33,7 @@ NAMES = [*(f"shards/shard-0000{n}-of-00003.h5" for n in range(3)), "features.h5"
 def test_every_finished_file_has_a_line_that_coreutils_can_check(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec())
     lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
-    # Shards are finished in any order, after the list of images.
+    # Shards are finished in any order, after the manifest.
     assert [*sorted(lines[1:4], key=lambda line: line[64:]), *lines[4:], lines[0]] == [
         f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}" for name in NAMES
     ]

@@ -150,7 +150,7 @@ def test_a_damaged_or_lost_list_is_named_and_written_anew(extended: Path, tmp_pa
     copy = copied(extended, tmp_path)
     flip(copy / name, 40)
     result = verify(copy)
-    assert lines(result) == {name: [f"{name}: the list of images is damaged, got no list that agrees with its own digest"]}
+    assert lines(result) == {name: [f"{name}: the manifest is damaged, got none that agrees with its own digest"]}
     assert repair(result) == [f"SHA256SUMS: {name}"]
     run(copy, spec_of("abcdefghi"), "resume")
     assert lines(verify(copy)) == {}
@@ -159,7 +159,7 @@ def test_a_damaged_or_lost_list_is_named_and_written_anew(extended: Path, tmp_pa
     flip(copy / name, 5)
     assert ": the file is damaged, got SHA-256 " in lines(verify(copy))[name][0]
     (copy / name).unlink()
-    assert lines(verify(copy)) == {name: [f"{name}: the list of images is missing, got no such file"]}
+    assert lines(verify(copy)) == {name: [f"{name}: the manifest is missing, got no such file"]}
     run(copy, spec_of("abcdefghi"), "resume")
     assert everything(copy) == everything(extended)
     sums_are_right(copy)

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import LockedError, StoreError
 from pipeline.records import Share
 from pipeline.store.reader import open_run
-from pipeline.store.run_folder import open_folder
+from pipeline.store.run_folder import open_folder, preview_folder
 from pipeline.store.writer import Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
@@ -388,3 +388,15 @@ def test_a_file_system_without_locks_is_gone_on_with_and_said_once(
                 assert len(opened.lacking()) == 3
     said = [message for message in caplog.messages if "no locks" in message]
     assert said == [f"{tmp_path}: this file system has no locks; see to it that no second run writes the folder"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named_before_a_dry_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr("pipeline.store.run_folder.refuse_foreign_folder", refuse)
+    for opening in (open_folder, preview_folder):
+        with pytest.raises(StoreError, match=r"[Pp]ermission denied|EACCES"):
+            opening(tmp_path, make_spec(), "resume")

@@ -1,7 +1,7 @@
 """Errors of files of a run: damaged, missing, of another run, in use, or not readable. One sentence each, for all who read.
 
 Only bytes that were read and are wrong are damage, and only damage is removed and made again: everything that opens a finished
-shard, the index, a list of images or ``SHA256SUMS`` asks :func:`why_not_read` first.
+shard, the index, a manifest or ``SHA256SUMS`` asks :func:`why_not_read` first.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def reading(path: Path, part: str) -> Iterator[None]:
 
 
 def of_another_run(path: Path, found: str, expected: str, what: str = "shard") -> ForeignError:
-    """Return the one-line error for a shard, or a list of images, whose run digest is not that of the run."""
+    """Return the one-line error for a shard, or a manifest, whose run digest is not that of the run."""
     return ForeignError(
         f"{path}: a {what} of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
         f"Put the run's own {what} back, or remove this one and run the extraction again."
@@ -199,18 +199,18 @@ def extra_file(path: Path, example: str, count: int) -> ForeignError:
     )
 
 
-def missing_list(path: Path) -> StoreError:
-    """Return the one-line error for a list of images that is not there."""
+def missing_manifest(path: Path) -> StoreError:
+    """Return the one-line error for a manifest that is not there."""
     return StoreError(
-        f"{path}: the list of images is missing, got no such file. Expected one a part of the run. "
+        f"{path}: the manifest is missing, got no such file. Expected one a part of the run. "
         f"Put it back, or run the extraction again, which writes it anew."
     )
 
 
-def damaged_list(path: Path) -> DamagedError:
-    """Return the one-line error for a list of images that cannot be read, or does not agree with its own digest."""
+def damaged_manifest(path: Path) -> DamagedError:
+    """Return the one-line error for a manifest that cannot be read, or does not agree with its own digest."""
     return DamagedError(
-        f"{path}: the list of images is damaged, got no list that agrees with its own digest. Expected the bytes that were "
+        f"{path}: the manifest is damaged, got none that agrees with its own digest. Expected the bytes that were "
         f"written. Put it back, or run the extraction again, which writes it anew."
     )
 

@@ -108,7 +108,7 @@ DIGESTS_NAME = "SHA256SUMS"
 COMPANION_NAMES = ("config.yaml", "report.json", "report.html", "run.log", DIGESTS_NAME)
 # Of a process that writes the folder beside others.
 WRITER_DIGESTS_NAME = re.compile(rf"{DIGESTS_NAME}-([0-9a-z][0-9a-z-]*)")
-# What has a line in DIGESTS_NAME besides shards and lists of images: all of it but the log, which grows with every run.
+# What has a line in DIGESTS_NAME besides shards and manifests: all of it but the log, which grows with every run.
 DIGESTED_NAMES = (INDEX_NAME, "config.yaml", "report.json", "report.html")
 MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
 MANIFEST_FORMAT = f"{FORMAT}-manifest"

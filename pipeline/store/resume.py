@@ -20,7 +20,7 @@ from .extend import RunPlan, another_run, plan_parts
 from .file_checks import own_node
 from .foreign_files import foreign_file
 from .manifest_file import parse_identity, read_manifest
-from .run_contents import manifest_paths, read_run_contents, shard_links
+from .run_contents import manifest_paths, partial_files, read_run_contents, shard_links
 from .verification import complete_digests, forget_missing
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def keep_finished(folder: Path, spec: RunSpec, extend: bool, share: Share | None
         raise error
     plan = plan_parts(spec, contents, extend)
     shards = {shard.file_name: shard for shard in plan.spec.shards()}
-    useless = dict.fromkeys(_unfinished(folder, contents.partial, share), "unfinished")
+    useless = dict.fromkeys(partial_files(folder, share), "unfinished")
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
     found: dict[ShardSpec, tuple[int, ...]] = {}
     for path in read_ahead(folder / format.shard_path(name) for name in own):
@@ -161,24 +161,6 @@ def fold_digests(folder: Path, living: Iterable[Share]) -> None:
         digests.fold([share.mark for share in living])
     except OSError as error:
         raise disk.write_error(digests.path, error) from error
-
-
-def partial_companions(folder: Path, share: Share | None = None) -> list[Path]:
-    """Return the manifests, and the reports of parts, that are not whole; of a share its own."""
-    found: list[Path] = []
-    for path in folder.iterdir():
-        name = path.name.removesuffix(format.PARTIAL_SUFFIX)
-        is_own = name == format.report_name(share.mark) if share else format.PART_COMPANION_NAME.fullmatch(name)
-        if name != path.name and path.is_file() and (is_own or format.MANIFEST_NAME.fullmatch(name)):
-            found.append(path)
-    return found
-
-
-def _unfinished(folder: Path, partial: Iterable[str], share: Share | None) -> list[Path]:
-    names = sorted(name for name in partial if share is None or share.has(format.shard_number(name)))
-    index = disk.partial_path(folder / format.INDEX_NAME)
-    found = [*(folder / format.shard_path(name) for name in names), *([index] if index.is_file() else [])]
-    return [*found, *partial_companions(folder, share)]
 
 
 def _root(file: h5py.File) -> tuple[str, Mapping[str, str]]:

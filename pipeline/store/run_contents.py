@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from ..errors import StoreError
-from ..records import FeatureSpec, LayerSpec, Manifest, Part, RunSpec, ShardSpec, plan_shards
+from ..records import FeatureSpec, LayerSpec, Manifest, Part, RunSpec, ShardSpec, Share, plan_shards
 from ..storage import RemotePath
 from . import damage, disk, format, tables
 from .damage import UnreadableError
@@ -32,6 +32,15 @@ _OF_THE_FILE = {
     *("format", "format_version", "file_kind", "run_digest", "identity", "manifest_digest", "first_row", "rows", "created"),
     *("images_per_shard", "part_stops", "part_digests", format.STATISTICS_CHECKSUMS),
 }
+# Names of files beside the index, once or once a part.
+_OF_A_RUN = re.compile(
+    "|".join(
+        [
+            *map(re.escape, format.COMPANION_NAMES),
+            *(name.pattern for name in (format.MANIFEST_NAME, format.PART_COMPANION_NAME, format.WRITER_DIGESTS_NAME)),
+        ]
+    )
+)
 _SHARD = re.compile(f"{format.SHARD_NAME.pattern}|{format.PARTIAL_SHARD_NAME.pattern}")
 
 
@@ -44,7 +53,6 @@ class RunContents:
         manifests: File name -> what it says, None for one that is damaged; in the order of the parts.
         unreadable: File name -> why the system does not let us read that manifest.
         shards: Names of finished shards.
-        partial: Names of unfinished ones.
         special: Names of shards under which there is a link, a folder, a pipe; of links to files the others have them too.
         has_index: Whether something is there under the index' name.
     """
@@ -53,7 +61,6 @@ class RunContents:
     manifests: Mapping[str, PartManifest | None]
     unreadable: Mapping[str, UnreadableError]
     shards: frozenset[str]
-    partial: frozenset[str]
     special: frozenset[str]
     has_index: bool
 
@@ -115,7 +122,6 @@ def read_run_contents(folder: Path, images: bool = True) -> RunContents:
         manifests,
         unreadable,
         frozenset(name for name in names if not name.endswith(format.PARTIAL_SUFFIX)),
-        frozenset(name for name in names if name.endswith(format.PARTIAL_SUFFIX)),
         frozenset(
             entry.name
             for entry in entries
@@ -135,7 +141,7 @@ def read_run_spec(folder: Path) -> RunSpec:
     if not contents.shards:
         raise damage.no_run(folder)
     if contents.lost:
-        raise next(iter(contents.unreadable.values()), damage.missing_list(folder / contents.lost))
+        raise next(iter(contents.unreadable.values()), damage.missing_manifest(folder / contents.lost))
     missing = [shard.file_name for shard in contents.plan if shard.file_name not in contents.shards]
     if missing:
         names = ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)
@@ -181,13 +187,34 @@ def _feature(name: str, node: Any) -> FeatureSpec:
 
 def result_paths(folder: Path) -> list[Path]:
     """Return what the store has written in a folder, whole or partial: shards in order, then the index."""
-    return [*(folder / format.shard_path(name) for name in shard_names(folder)), *index_paths(folder)]
-
-
-def index_paths(folder: Path) -> list[Path]:
-    """Return the index and what is to become it, as far as they are there."""
     index = folder / format.INDEX_NAME
-    return [path for path in (index, disk.partial_path(index)) if path.is_file()]
+    there = [path for path in (index, disk.partial_path(index)) if path.is_file()]
+    return [*(folder / format.shard_path(name) for name in shard_names(folder)), *there]
+
+
+def partial_files(folder: Path, share: Share | None = None, alone: bool = True) -> list[Path]:
+    """Return the files that are not whole, by their names.
+
+    Args:
+        folder: The run folder.
+        share: Whose shards and report; None: all there are.
+        alone: Whether nobody else opens the folder or writes its index now. Else only what is of the share.
+    """
+    names = [name for name in shard_names(folder) if name.endswith(format.PARTIAL_SUFFIX)]
+    found = [folder / format.shard_path(name) for name in names if share is None or share.has(format.shard_number(name))]
+    own = _OF_A_RUN.pattern if share is None else re.escape(format.report_name(share.mark))
+    if alone:
+        own = f"{own}|{re.escape(format.INDEX_NAME)}|{format.MANIFEST_NAME.pattern}"
+    for path in folder.iterdir():
+        if path.name.endswith(format.PARTIAL_SUFFIX) and re.fullmatch(own, path.name.removesuffix(format.PARTIAL_SUFFIX)):
+            found.append(path)
+    # This program makes no links: what one leads to is somebody else's, and so is the link.
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
+def companion_paths(folder: Path) -> list[Path]:
+    """Return the manifests, digests, options, reports and logs of a run folder that are whole."""
+    return [path for path in folder.iterdir() if _OF_A_RUN.fullmatch(path.name) and path.is_file()]
 
 
 def shard_names(folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,11 +22,8 @@ from .foreign_files import refuse_foreign_files, refuse_foreign_folder
 from .lock import Hold, take_lock
 from .manifest_file import read_manifest, write_manifest
 from .resume import Kept
-from .run_contents import manifest_paths, result_paths, shard_names
+from .run_contents import companion_paths, partial_files, result_paths, shard_names
 from .verification import forget_missing
-
-# What processes that made a share each have left, whole or partial.
-_OF_ONE_PROCESS = re.compile(rf"(?:{format.PART_COMPANION_NAME.pattern}|{format.WRITER_DIGESTS_NAME.pattern})(?:\.partial)?")
 
 REPLACE, FAIL, EXTEND = "replace", "fail", "extend"
 
@@ -145,15 +141,8 @@ class RunFolder:
     def drop_partial_files(self) -> None:
         """Remove what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
         # By their names alone: to open what is finished takes minutes, and a signal waits for this.
-        names = [name for name in shard_names(self.path) if name.endswith(format.PARTIAL_SUFFIX)]
-        if self.share is not None:
-            names = [name for name in names if self.share.has(format.shard_number(name))]
-        unfinished = [self.path / format.shard_path(name) for name in names]
-        if self.share is None:
-            unfinished += [disk.partial_path(self.path / format.INDEX_NAME), *_partial_companions(self.path)]
-        for path in unfinished:
-            if path.is_file() and not path.is_symlink():
-                path.unlink(missing_ok=True)
+        for path in partial_files(self.path, self.share, alone=self.share is None):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others write the folder."""
@@ -217,12 +206,16 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | No
         LockedError: As there.
         StoreError: As there.
     """
-    refresh(folder)
-    refuse_foreign_folder(folder)
-    disk.refuse_unwritable(folder)
-    if (folder / format.LOCK_NAME).exists():
+    try:
+        refresh(folder)
+        refuse_foreign_folder(folder)
+        disk.refuse_unwritable(folder)
+        is_locked, is_new = (folder / format.LOCK_NAME).exists(), not folder.is_dir()
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    if is_locked:
         take_lock(folder, share).release()
-    if not folder.is_dir():
+    if is_new:
         return RunFolder(folder, None, share, Kept(_new_plan(spec), frozenset(), {}, ()))
     return _open(folder, None, spec, existing, share)
 
@@ -272,24 +265,9 @@ def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
 
 def _all_files(folder: Path) -> list[Path]:
     """Return everything this program has written in a folder, in the order in which to remove it."""
-    results = [path for path in result_paths(folder) if _is_partial(path) or not tables.is_foreign(path)]
-    written = dict.fromkeys([*results, *_companions(folder), *_partial_companions(folder)])
+    partial = partial_files(folder)
+    results = [path for path in result_paths(folder) if path not in partial and not tables.is_foreign(path)]
     # This program makes no links: what one leads to is somebody else's, and so is the link.
-    own = [path for path in written if path.is_file() and not path.is_symlink()]
+    own = [path for path in [*results, *companion_paths(folder), *partial] if not path.is_symlink()]
     # The index first: while it is there, a reader takes the run for whole.
     return sorted(own, key=lambda path: path.name != format.INDEX_NAME)
-
-
-def _companions(folder: Path) -> list[Path]:
-    companions = [*(folder / name for name in format.COMPANION_NAMES), *manifest_paths(folder)]
-    return companions + [path for path in folder.iterdir() if _OF_ONE_PROCESS.fullmatch(path.name)]
-
-
-def _partial_companions(folder: Path) -> list[Path]:
-    companions = _companions(folder)
-    partial = [*map(disk.partial_path, companions), *filter(_is_partial, companions), *resume.partial_companions(folder)]
-    return list(dict.fromkeys(partial))
-
-
-def _is_partial(path: Path) -> bool:
-    return path.name.endswith(format.PARTIAL_SUFFIX)

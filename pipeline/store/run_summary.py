@@ -190,10 +190,10 @@ class _Folder:
 
     def _nothing_to_go_by(self) -> StoreError:
         if not self.unreadable:
-            return damage.missing_list(self.folder / format.manifest_name(0))
+            return damage.missing_manifest(self.folder / format.manifest_name(0))
         path = self.folder / self.unreadable[-1]
         is_manifest = format.MANIFEST_NAME.fullmatch(path.name)
-        return damage.damaged_list(path) if is_manifest else damage.damaged(path, "the HDF5 file", "no other to go by")
+        return damage.damaged_manifest(path) if is_manifest else damage.damaged(path, "the HDF5 file", "no other to go by")
 
     def _describe(self, file: h5py.File | None, where: Path) -> RunSummary:
         contents = self.contents

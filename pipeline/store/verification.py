@@ -328,16 +328,16 @@ class _Comparison:
         manifests = self._contents.manifests
         for name in names:
             if name not in self._found:
-                yield name, damage.missing_list(self._folder / name)
+                yield name, damage.missing_manifest(self._folder / name)
         for name, manifest in manifests.items():
             if not isinstance(self._found.get(name), str):
                 continue  # not to be read: found already
             if manifest is None:
-                yield name, damage.damaged_list(self._folder / name)
+                yield name, damage.damaged_manifest(self._folder / name)
             elif self._run and (name not in names or manifest.part != self._run[names.index(name)]):
                 part = self._run[names.index(name) if name in names else -1]
                 found = manifest.part.digest
-                yield name, damage.of_another_run(self._folder / name, found, part.digest, "list of images")
+                yield name, damage.of_another_run(self._folder / name, found, part.digest, "manifest")
 
     def _wrong_tables(self) -> Iterator[tuple[str, StoreError]]:
         """Hold the tables of the index to those of the shards."""
