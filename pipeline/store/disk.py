@@ -47,7 +47,7 @@ _CAUSES = {
 
 
 def write_error(path: Path, error: BaseException) -> StoreError:
-    """Gives the one line for a write that the disk, or HDF5 on top of it, refused; or the storage at an address."""
+    """Return the one line for a write that the disk, or HDF5 on top of it, refused; or the storage at an address."""
     if isinstance(error, StorageError):
         return error
     if isinstance(path, RemotePath) and not (isinstance(error, OSError) and str(error.filename or "").startswith(str(path))):
@@ -62,7 +62,7 @@ def write_error(path: Path, error: BaseException) -> StoreError:
 
 
 def partial_path(path: Path, mark: str = "") -> Path:
-    """Gives the name under which a file is written before it is whole.
+    """Return the name under which a file is written before it is whole.
 
     Args:
         path: The final name.
@@ -76,7 +76,7 @@ def partial_path(path: Path, mark: str = "") -> Path:
 
 @contextmanager
 def flushing(path: Path) -> Iterator[None]:
-    """Has the disk take a file's bytes while the block reads them.
+    """Have the disk take a file's bytes while the block reads them.
 
     Raises:
         OSError: The disk refuses. It may do so only once: a later sync of the same bytes could find nothing wrong.
@@ -101,7 +101,7 @@ def flushing(path: Path) -> Iterator[None]:
 
 
 def publish(path: Path, partial: Path | None = None) -> None:
-    """Gives ``<name>.partial`` its final name, once its bytes are on the disk.
+    """Give ``<name>.partial`` its final name, once its bytes are on the disk.
 
     The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
     cut sees a whole file.
@@ -127,7 +127,7 @@ def publish(path: Path, partial: Path | None = None) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, so that a power cut does not take them away with all that is in them.
+    """Make a folder and those above it, so that a power cut does not take them away with all that is in them.
 
     Raises:
         OSError: The disk refuses.
@@ -141,7 +141,7 @@ def make_folder(folder: Path) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Finds out whether files could be made in a folder, or the folder itself, without making any.
+    """Find out whether files could be made in a folder, or the folder itself, without making any.
 
     Raises:
         StoreError: They could not, as far as anybody can tell beforehand.
@@ -158,7 +158,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the system can."""
+    """Make the names in a folder durable, where the system can."""
     if os.name != "posix":  # Windows opens no folders and orders its own metadata.
         return
     try:
@@ -174,7 +174,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file if it is there.
+    """Remove a file if it is there.
 
     Raises:
         StoreError: The disk refuses.
@@ -186,7 +186,7 @@ def remove(path: Path) -> None:
 
 
 def remove_all(paths: Sequence[Path]) -> None:
-    """Removes files if they are there, the first one before all others.
+    """Remove files if they are there, the first one before all others.
 
     Raises:
         StoreError: The disk refuses.
@@ -199,7 +199,7 @@ def remove_all(paths: Sequence[Path]) -> None:
 
 
 def most_finishing(folder: Path, finishers: int) -> int:
-    """Gives how many shards of which all has come may be unfinished.
+    """Return how many shards of which all has come may be unfinished.
 
     Those of an address must not fill up scratch. Here each has a file open, and the system allows some hundred.
 
@@ -211,17 +211,17 @@ def most_finishing(folder: Path, finishers: int) -> int:
 
 
 def scratch_of(folder: Path) -> Path:
-    """Gives where files are made: in the folder, or in the scratch folder of one at an address."""
+    """Return where files are made: in the folder, or in the scratch folder of one at an address."""
     return folder.scratch if isinstance(folder, RemotePath) else folder
 
 
 def holds_all(folder: Path) -> bool:
-    """Tells whether all of a run comes to lie on the disk of :func:`free_bytes`, and not only what is being made."""
+    """Tell whether all of a run comes to lie on the disk of :func:`free_bytes`, and not only what is being made."""
     return not isinstance(folder, RemotePath)
 
 
 def free_bytes(folder: Path) -> int:
-    """Gives the free space of the disk that holds this folder, or that will once it is made; at an address that of scratch."""
+    """Return the free space of the disk that holds this folder, or that will once it is made; at an address that of scratch."""
     folder = scratch_of(folder)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -13,7 +13,7 @@ from ..errors import StoreError
 from ..records import Manifest, RunSpec, digest_images
 from . import format, tables
 from .damage import reading
-from .manifest_file import PartManifest, extends_words, images_words, parse_identity
+from .manifest_file import PartManifest, extends_words, images_words, join_images, parse_identity
 from .run_contents import RunContents, part_number
 
 # Images that a message names of each kind, and characters of a key, label or column.
@@ -247,7 +247,7 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
     if len(parts) == 1 and spec.identity == there:
         return RunPlan(spec, (spec.manifest.digest,), kept=1)
     differing = _differing_options(spec.options, there)
-    run = _joined([part.images for part in parts if part.images])
+    run = join_images([part.images for part in parts if part.images])
     stops = [part.part.stop for part in parts]
     differing += _differing_columns(run, spec.manifest)
     changes = compare_images(run, stops, spec.manifest)
@@ -288,7 +288,7 @@ def _extended(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], change
         places = np.full(len(run) + len(added), -1, np.int64)
         places[rows] = now.places
     manifest = replace(
-        _joined([run, new]) if len(added) else run,
+        join_images([run, new]) if len(added) else run,
         root=now.root,
         paths={int(rows[place]): path for place, path in now.paths.items()},
         skipped=now.skipped,
@@ -297,20 +297,6 @@ def _extended(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], change
         places=places,
     )
     return RunPlan(replace(spec, manifest=manifest, before=before), digests, gone, len(parts), len(added), changes.removed)
-
-
-def _joined(images: Sequence[Manifest]) -> Manifest:
-    """Return the images of all parts, one after the other."""
-    return Manifest(
-        root="",
-        keys=tuple(key for part in images for key in part.keys),
-        labels=tuple(label for part in images for label in part.labels),
-        file_bytes=np.concatenate([part.file_bytes for part in images]),
-        paths={},
-        metadata={name: tuple(value for part in images for value in part.metadata[name]) for name in images[0].metadata},
-        skipped={},
-        digest="",
-    )
 
 
 def _with_choices(spec: RunSpec, there: Mapping[str, str]) -> RunSpec:

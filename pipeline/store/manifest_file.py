@@ -165,6 +165,20 @@ def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
         return None
 
 
+def join_images(images: Sequence[Manifest]) -> Manifest:
+    """Return the images of all parts, one after the other, without a digest."""
+    return Manifest(
+        root="",
+        keys=tuple(key for part in images for key in part.keys),
+        labels=tuple(label for part in images for label in part.labels),
+        file_bytes=np.concatenate([part.file_bytes for part in images]),
+        paths={},
+        metadata={name: tuple(value for part in images for value in part.metadata[name]) for name in images[0].metadata},
+        skipped={},
+        digest="",
+    )
+
+
 def images_words(images: Manifest) -> str:
     """Return what the identity of a part says of its images."""
     return f"{len(images)} rows, digest {images.digest}"

@@ -9,21 +9,20 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from ..errors import StoreError
-from ..records import FeatureSpec, LayerSpec, Manifest, Part, RunSpec, ShardSpec, Share, plan_shards
+from ..records import FeatureSpec, LayerSpec, Part, RunSpec, ShardSpec, Share, plan_shards
 from ..storage import RemotePath
 from . import damage, disk, format, tables
 from .damage import UnreadableError
 from .file_checks import require_own_shards
-from .manifest_file import PartManifest, read_manifest
+from .manifest_file import PartManifest, join_images, read_manifest
 
 # Missing shards that are named.
 NAMED = 3
@@ -157,16 +156,7 @@ def read_run_spec(folder: Path) -> RunSpec:
         features = tuple(_feature(name, node) for name, node in shapes.items())
     images = [manifest.images for manifest in contents.planned if manifest.images]
     return RunSpec(
-        manifest=Manifest(
-            root=str(attributes["data_root"]),
-            keys=tuple(key for part in images for key in part.keys),
-            labels=tuple(label for part in images for label in part.labels),
-            file_bytes=np.concatenate([part.file_bytes for part in images]),
-            paths={},
-            metadata={},
-            skipped={},
-            digest=images[-1].digest,
-        ),
+        manifest=replace(join_images(images), root=str(attributes["data_root"]), digest=images[-1].digest),
         features=features,
         dtype=identity["output.dtype"],
         compression=str(attributes.get("compression", "gzip")),
