@@ -31,16 +31,17 @@ def photographs() -> Path:
 
 @pytest.fixture(scope="session")
 def random_weights() -> Callable[..., Any]:
-    """Gives seeded weights; those of a network are drawn once."""
+    """Gives seeded weights; those of a network, of the widths that it has at the time, are drawn once."""
     from functools import cache
 
+    from pipeline.network import layers
     from pipeline.network.weights import load_weights
 
     @cache
-    def draw(network: str = "vgg19", classifier: bool = False) -> Any:
+    def draw(network: str, classifier: bool, channels: tuple[int, ...]) -> Any:
         return load_weights(network, "random", seed=0, classifier=classifier, progress=False, log=lambda line: None)
 
-    return draw
+    return lambda network="vgg19", classifier=False: draw(network, classifier, layers.BLOCK_CHANNELS)
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +72,9 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def thin_weights(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def thin_weights(monkeypatch: pytest.MonkeyPatch, random_weights: Callable[..., Any]) -> Callable[..., Any]:
     """Makes the networks' blocks as thin as Winograd's code can be, and gives their seeded weights: all layers, little work."""
     from pipeline.network import layers
-    from pipeline.network.weights import load_weights
 
     monkeypatch.setattr(layers, "BLOCK_CHANNELS", THIN_CHANNELS)
-
-    def draw(network: str = "vgg19") -> Any:
-        return load_weights(network, "random", seed=0, classifier=False, progress=False, log=lambda line: None)
-
-    return draw
+    return random_weights
