@@ -66,7 +66,9 @@ def encode(values: NDArray[np.floating], compression: str) -> bytes | NDArray[np
     return bytes(isal_zlib.compress(raw, LEVEL)) if compression == "gzip" else raw
 
 
-def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[np.floating], deflated: bool) -> NDArray[np.floating]:
+def decode(
+    data: bytes | NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[np.floating], deflated: bool
+) -> NDArray[np.floating]:
     """Return the chunk that :func:`encode` was given, or any HDF5 program's deflated one.
 
     Args:
