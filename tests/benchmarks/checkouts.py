@@ -15,12 +15,13 @@ from pathlib import Path
 
 from .bare_network import make_inputs
 from .machine import describe_machine
-from .photographs import WIDE_PX, make_photographs
+from .photographs import LARGE_PX, WIDE_PX, make_photographs
 from .rows import Line, interleave
 from .sides import REPOSITORY, Finished, Side, run_ours
 from .table import format_table
 
 IMAGES = 256
+LARGE_IMAGES = 48
 
 
 class Pair:
@@ -80,6 +81,12 @@ def all_layers(pair: Pair) -> Iterator[Line]:
     yield from pair.commands("36 layers of one 2560 x 1440 px photograph", f"data.dir={wide}", "layers=all", "data.size=null")
 
 
+def large_images(pair: Pair) -> Iterator[Line]:
+    """Photographs of 12 megapixels to a layer that costs little."""
+    large = make_photographs(pair.folder / "large", LARGE_IMAGES, LARGE_PX)
+    yield from pair.commands(f"{LARGE_IMAGES} photographs of 12 megapixels to relu4_1", f"data.dir={large}", "layers=[relu4_1]")
+
+
 def loader(pair: Pair) -> Iterator[Line]:
     """The loader alone, 500 x 375 px JPEGs resized to 224 px."""
     photographs = str(make_photographs(pair.folder / "photographs", IMAGES))
@@ -117,6 +124,7 @@ def reading(pair: Pair) -> Iterator[Line]:
 ROWS = {
     "whole-job": whole_job,
     "all-layers": all_layers,
+    "large-images": large_images,
     "loader": loader,
     "writing": writing,
     "reading": reading,

@@ -11,6 +11,8 @@ from .sides import REPOSITORY
 
 # The mean size of ImageNet's photographs is about 500 x 375 px.
 SMALL_PX = (500, 375)
+# What a 12-megapixel camera gives.
+LARGE_PX = (4000, 3000)
 WIDE_PX = (2560, 1440)
 
 QUALITY = 90
