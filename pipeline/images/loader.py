@@ -40,6 +40,8 @@ Pixels = NDArray[np.uint8]
 
 _OUT_OF_MEMORY = "out of memory: the image does not fit"
 _CPU = "/CPU:0"
+# There is nothing to convert, and AutoGraph writes files that a kill leaves in the folder for temporary ones.
+_plain = tf.autograph.experimental.do_not_convert
 
 
 class ImageLoader:
@@ -90,13 +92,13 @@ class ImageLoader:
         reads = int(getattr(self._manifest.source, "reads_at_once", 0))
         rows = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
         if reads:
-            found = rows.map(self._reading, num_parallel_calls=reads, deterministic=True)
-            images = found.map(self._decoding, num_parallel_calls=workers, deterministic=True)
+            found = rows.map(_plain(self._reading), num_parallel_calls=reads, deterministic=True)
+            images = found.map(_plain(self._decoding), num_parallel_calls=workers, deterministic=True)
         else:
-            images = rows.map(self._loading, num_parallel_calls=workers, deterministic=True)
+            images = rows.map(_plain(self._loading), num_parallel_calls=workers, deterministic=True)
         if batch_size is None:
             # No copy: the image may be as large as the memory allows.
-            batches = images.map(lambda element: {name: value[None] for name, value in element.items()})
+            batches = images.map(_plain(lambda element: {name: value[None] for name, value in element.items()}))
         else:
             batches = images.batch(batch_size) if self._size_px else images.padded_batch(batch_size)
         options = tf.data.Options()
