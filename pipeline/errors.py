@@ -52,7 +52,7 @@ class LockedError(StoreError):
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Gives the beginning of a text that a stranger may have written: on one line, and nothing that a terminal would obey.
+    """Return the beginning of a text that may hold anything: on one line, and nothing that a terminal would obey.
 
     Args:
         text: Any.
@@ -62,7 +62,7 @@ def printable(text: str, most: int | None = None) -> str:
 
 
 def nearest(wrong: str, known: Iterable[str], limit: int = 3) -> str:
-    """Gives the known names nearest to a wrong one, as words for the middle of a message.
+    """Return the known names nearest to a wrong one, as words for the middle of a message.
 
     Args:
         wrong: What was given.

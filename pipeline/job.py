@@ -471,17 +471,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write_text(path: Path, text: str, publish: Any) -> None:
-    partial = disk.partial_path(path)
-    try:
+    with disk.writing(path) as partial:
         # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         publish(path)
-    except BaseException as error:  # Ctrl-C too
-        with suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise disk.write_error(path, error) from error
-        raise
 
 
 def _say(report: Report) -> None:

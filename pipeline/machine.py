@@ -12,7 +12,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Gives the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
+    """Return the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
@@ -20,7 +20,7 @@ def usable_cores() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Gives the largest resident size of this process so far; 0 where the system does not tell."""
+    """Return the largest resident size of this process so far; 0 where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows
@@ -31,7 +31,7 @@ def peak_memory_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """Gives the memory that is free or can be freed, and that this process may take; None where the system does not tell."""
+    """Return the memory that is free or can be freed, and that this process may take; None where the system does not tell."""
     limits = [_free_in_group(folder) for folder in _groups()]
     if _MEMORY.is_file():
         # Source: proc(5).
@@ -41,7 +41,7 @@ def available_bytes() -> int | None:
 
 
 def _groups() -> list[Path]:
-    """Gives the folders of the control group of this process and of those around it. A container may show its own as the root."""
+    """Return the control group folders of this process and of those around it. A container may show its own as the root."""
     try:
         lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -55,12 +55,12 @@ def _groups() -> list[Path]:
 
 
 def _free_in_group(folder: Path) -> int | None:
-    """Gives what a control group may still take; None where it has no limit."""
+    """Return what a control group may still take; None where it has no limit."""
     try:
         # Source: Linux, admin-guide/cgroup-v2, memory interface files: bytes, or "max".
         most, taken = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
         kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # Files that were read count as taken, and are forgotten when room is needed.
+        # Files that were read count as taken, and are forgotten when memory is needed.
         files = sum(int(kinds.get(kind, 0)) for kind in ("inactive_file", "active_file"))
         return max(0, int(most) - int(taken) + files)
     except (OSError, ValueError):  # none there, or "max"

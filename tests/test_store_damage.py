@@ -228,9 +228,9 @@ def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, mon
         raise MemoryError
 
     monkeypatch.setattr("pipeline.store.reader.np.empty", refuse)
-    with pytest.raises(StoreError, match=r"^layer relu4_1: no room in memory, got 10 rows of 768000 bytes together\. Expected"):
+    with pytest.raises(StoreError, match=r"^layer relu4_1: out of memory, got 10 rows of 768000 bytes together\. Expected"):
         run["relu4_1"][:]
-    with pytest.raises(StoreError, match=r"layer relu4_1: no room in memory, got 4 rows of 307200 bytes together\. Expected"):
+    with pytest.raises(StoreError, match=r"layer relu4_1: out of memory, got 4 rows of 307200 bytes together\. Expected"):
         next(iter(run.batches("relu4_1", 4, failed=True, dtype="float32")))
 
 

@@ -122,7 +122,7 @@ class ImageLoader:
                     element = next(elements, None)
             except tf.errors.ResourceExhaustedError:
                 raise DatasetError(
-                    "data: out of memory, got a batch of images that does not fit. Expected room for it. Lower batch_size."
+                    "data: out of memory, got a batch of images that does not fit. Expected memory for it. Lower batch_size."
                 ) from None
             except tf.errors.OpError as error:
                 raise self._error or error from None

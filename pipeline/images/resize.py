@@ -142,8 +142,8 @@ def dct_reduction(height: int, width: int, spec: ResizeSpec) -> int:
     Both sides stay at least twice what they are scaled to, so that the antialiased filter still decides what is seen.
     """
     scaled_height, scaled_width = _scaled_sides(height, width, spec)
-    room = min(height / scaled_height, width / scaled_width) / 2.0
-    return 2 ** min(3, max(0, math.floor(math.log2(room)))) if room >= 1.0 else 1
+    reduction = min(height / scaled_height, width / scaled_width) / 2.0
+    return 2 ** min(3, max(0, math.floor(math.log2(reduction)))) if reduction >= 1.0 else 1
 
 
 # -- In the loader, on every road ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ BFLOAT = "bfloat16"
 
 # Largest relative error (norm) of a layer up to relu5_4, against float64. Measured on a photograph at 224 px with random weights
 # (tests/test_precision.py): 2.7e-6, 1.1e-3, 8.9e-3; the second on a CPU, with factors rounded to 10 bits before each product.
-# Trained weights cancel more, so there is room.
+# Trained weights cancel more, so there is a margin.
 TOLERANCES = {FLOAT32: 1e-5, TENSOR_FLOAT: 1e-2, BFLOAT: 5e-2}
 
 # Images read and resized together on a CPU: enough for all threads to have some while the next are made ready.

@@ -103,7 +103,7 @@ class Network:
             except tf.errors.ResourceExhaustedError as error:
                 shape = " x ".join(map(str, values[0].shape))
                 raise NetworkError(
-                    f"{name}: the device is out of memory, got an input of {shape}. Expected room for it. "
+                    f"{name}: the device is out of memory, got an input of {shape}. Expected memory for it. "
                     "Lower batch_size or data.size, or use runtime.device=cpu."
                 ) from error
             yield name, values[0]

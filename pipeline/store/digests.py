@@ -201,7 +201,7 @@ class Digests:
 
 
 class RemoteDigests:
-    """Gives shards their final names and keeps no digest: it tells them to whoever holds the folder's lock and writes the lines.
+    """Return shards their final names and keeps no digest: it tells them to whoever holds the folder's lock and writes the lines.
 
     A kill between the two leaves a whole shard without a line, as a kill of a process that writes its own lines does.
 

@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import StoreError
@@ -72,6 +72,28 @@ def partial_path(path: Path, mark: str = "") -> Path:
         Of a file at an address a path in the scratch folder.
     """
     return scratch_of(path).with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
+
+
+@contextmanager
+def writing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
+    """Give the partial name of a file that the block writes and publishes; remove what is there if the block fails.
+
+    Args:
+        path: The final name.
+        refusals: What is raised where the disk refuses; of HDF5 :data:`HDF5_ERRORS`.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    partial = partial_path(path)
+    try:
+        yield partial
+    except BaseException as error:  # Ctrl-C too
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, refusals):
+            raise write_error(path, error) from error
+        raise
 
 
 @contextmanager

@@ -158,7 +158,7 @@ SINGLE_ROW_BYTES = 64 << 10
 SEVERAL_ROWS_BYTES = 256 << 10
 BAND_BYTES = 1 << 20
 # A row larger than the first is cut in bands of the second.
-# Source: HDF5 reference manual, H5Pset_chunk: a chunk must be smaller than 4 GiB. The rest is room for the encoder.
+# Source: HDF5 reference manual, H5Pset_chunk: a chunk must be smaller than 4 GiB. The rest is a margin for the encoder.
 LARGEST_CHUNK_BYTES = 1 << 30
 LARGE_ROW_BAND_BYTES = 64 << 20
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     """
     gathered = _read_shards(folder, spec)
     path = folder / format.INDEX_NAME
-    partial = disk.partial_path(path)
-    try:
+    with disk.writing(path, disk.HDF5_ERRORS) as partial:
         # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
         with h5py.File(partial, "w", driver="core", backing_store=False) as file:
             group = file.create_group("features")
@@ -56,12 +54,6 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             content = file.id.get_file_image()
         partial.write_bytes(content)
         Digests(folder).publish(path)
-    except BaseException as error:  # Ctrl-C too
-        with suppress(OSError):
-            partial.unlink()
-        if isinstance(error, disk.HDF5_ERRORS):
-            raise disk.write_error(partial, error) from error
-        raise
     return path
 
 

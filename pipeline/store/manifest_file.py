@@ -11,7 +11,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +95,7 @@ def write_manifest(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
         "identity": dict(spec.identity),
         "gone": gone.tolist(),
     }
-    partial = disk.partial_path(path)
-    try:
+    with disk.writing(path) as partial:
         # Neither a name nor a time in it: the same images make the same file.
         with partial.open("wb") as raw, gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as file:
             file.write(_line(header))
@@ -111,12 +109,6 @@ def write_manifest(path: Path, spec: RunSpec, gone: NDArray[np.int64]) -> None:
                 }
                 file.write(_line(line))
         Digests(path.parent).publish(path)
-    except BaseException as error:  # Ctrl-C too
-        with suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise disk.write_error(path, error) from error
-        raise
 
 
 def read_manifest(path: Path, images: bool = True) -> PartManifest | None:

@@ -208,7 +208,7 @@ class Layer:
         except (MemoryError, ValueError) as error:
             size_bytes = len(rows) * math.prod(self.row_shape or ()) * dtype.itemsize
             raise StoreError(
-                f"layer {self.name}: no room in memory, got {len(rows)} rows of {size_bytes} bytes together. Expected fewer. "
+                f"layer {self.name}: out of memory, got {len(rows)} rows of {size_bytes} bytes together. Expected fewer. "
                 f"Read some rows at a time, for instance [0:100]."
             ) from error
         self._shards.read(self.name, rows, found, self.row_shape, self.chunk_rows, threads)

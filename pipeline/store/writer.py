@@ -296,7 +296,7 @@ class Writer:
             if isinstance(error, MemoryError):
                 error = StoreError(
                     f"{self._folder}: out of memory while encoding, got {self._waiting_bytes} bytes allowed to wait. "
-                    f"Expected room for them. Lower batch_size or data.size, then run again with output.existing=resume: "
+                    f"Expected memory for them. Lower batch_size or data.size, then run again with output.existing=resume: "
                     "finished shards are kept."
                 )
             self._error = self._error or error

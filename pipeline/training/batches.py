@@ -436,8 +436,8 @@ def _to_file(examples: Examples, path: Path, size_bytes: int) -> Columns:
             raise
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written, got {error.strerror or error}. Expected room for {size_bytes / 1e9:.3g} GB and a folder "
-            f"that may be written to."
+            f"{path}: cannot be written, got {error.strerror or error}. Expected {size_bytes / 1e9:.3g} GB of free disk and "
+            f"a folder that may be written to."
         ) from error
     mapped: Columns = {name: np.load(path, mmap_mode="r", allow_pickle=False)}
     return mapped if examples.labels is None else {**mapped, None: examples.labels}

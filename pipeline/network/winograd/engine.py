@@ -328,7 +328,7 @@ def _takes_colours(layer: LayerSpec) -> bool:
 def _out_of_memory(shape: Sequence[int | None]) -> NetworkError:
     """Return the error of a machine that has no memory for activations of this shape, or for what they are made from."""
     return NetworkError(
-        f"network: out of memory, got activations of {' x '.join(map(str, shape))} float32. Expected room for them. "
+        f"network: out of memory, got activations of {' x '.join(map(str, shape))} float32. Expected memory for them. "
         "Lower batch_size, runtime.workers or data.size."
     )
 
