@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .config import Options
 from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
-from .network.layers import WINOGRAD
+from .network.architectures import WINOGRAD
 from .network.start import load_tensorflow
 from .network.weights import Weights
 from .network.winograd import prepare_segments

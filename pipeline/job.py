@@ -21,7 +21,7 @@ from .extract import make_stages
 from .image_list import list_images
 from .images.reading import read_image
 from .machine import peak_memory_bytes
-from .network.layers import CLASSIFIER_BLOCK, foreign_names, resolve_layers
+from .network.architectures import CLASSIFIER_BLOCK, foreign_names, resolve_layers
 from .network.weights import Weights, load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log

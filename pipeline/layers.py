@@ -14,8 +14,8 @@ from typing import Any
 from . import cli
 from .config import AUTO, check_value
 from .errors import OptionError, nearest
-from .network.layers import layer_table as network_layers
-from .network.layers import multiply_adds, output_shapes, resolve_layers
+from .network.architectures import layer_table as network_layers
+from .network.architectures import multiply_adds, output_shapes, resolve_layers
 from .records import LayerSpec
 from .report import words_for_bytes
 

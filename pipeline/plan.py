@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import AUTO, DataOptions, Options
-from .network.layers import choose_backend, layer_table, output_shapes, plan_features
+from .network.architectures import choose_backend, layer_table, output_shapes, plan_features
 from .network.weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
 from .store import format

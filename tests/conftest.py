@@ -34,14 +34,14 @@ def random_weights() -> Callable[..., Any]:
     """Gives seeded weights; those of a network, of the widths that it has at the time, are drawn once."""
     from functools import cache
 
-    from pipeline.network import layers
+    from pipeline.network import architectures
     from pipeline.network.weights import load_weights
 
     @cache
     def draw(network: str, classifier: bool, channels: tuple[int, ...]) -> Any:
         return load_weights(network, "random", seed=0, classifier=classifier, progress=False, log=lambda line: None)
 
-    return lambda network="vgg19", classifier=False: draw(network, classifier, layers.BLOCK_CHANNELS)
+    return lambda network="vgg19", classifier=False: draw(network, classifier, architectures.BLOCK_CHANNELS)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def thin_weights(monkeypatch: pytest.MonkeyPatch, random_weights: Callable[..., Any]) -> Callable[..., Any]:
     """Makes the networks' blocks as thin as Winograd's code can be, and gives their seeded weights: all layers, little work."""
-    from pipeline.network import layers
+    from pipeline.network import architectures
 
-    monkeypatch.setattr(layers, "BLOCK_CHANNELS", THIN_CHANNELS)
+    monkeypatch.setattr(architectures, "BLOCK_CHANNELS", THIN_CHANNELS)
     return random_weights

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import savemat
 
-from pipeline.network.layers import layer_table
+from pipeline.network.architectures import layer_table
 from pipeline.network.weights import Weights
 from pipeline.records import LayerSpec
 

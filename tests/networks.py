@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.network.layers import resolve_layers
+from pipeline.network.architectures import resolve_layers
 from pipeline.network.vgg import Network
 from pipeline.network.winograd import prepare_segments
 

@@ -17,8 +17,8 @@ from pipeline.config import check_options
 from pipeline.extract import make_stages
 from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
+from pipeline.network.architectures import resolve_layers
 from pipeline.network.inference import first_step
-from pipeline.network.layers import resolve_layers
 from pipeline.network.vgg import Network
 from pipeline.plan import plan_run
 
@@ -130,8 +130,8 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 from pipeline import extract_features
-from pipeline.network import device, inference, layers
-layers.BLOCK_CHANNELS = (64, 64, 64, 64, 64)
+from pipeline.network import device, inference, architectures
+architectures.BLOCK_CHANNELS = (64, 64, 64, 64, 64)
 images, output, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 common = dict(layers=["relu1_2", "relu3_1"], weights="random", output_dir=output, quiet=True, **options)
 plain = extract_features(images, name="plain", **common)

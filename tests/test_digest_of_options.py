@@ -16,7 +16,7 @@ from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
 from pipeline.images.tar import list_tars
 from pipeline.images.tfds import list_set
-from pipeline.network.layers import resolve_layers
+from pipeline.network.architectures import resolve_layers
 from pipeline.network.weights import load_weights
 from pipeline.plan import plan_run
 

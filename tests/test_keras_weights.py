@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import WeightsError
-from pipeline.network import layers
+from pipeline.network import architectures
 from pipeline.network.known_weights import wanted_layers
 from pipeline.network.weights import read_file
 
@@ -101,7 +101,7 @@ def test_every_layout_gives_the_same_arrays(
         np.testing.assert_array_equal(stored.kernels[name], kernel)
         np.testing.assert_array_equal(stored.biases[name], np.arange(kernel.shape[3]))
     assert stored.mean_pixel.dtype == np.float64
-    assert tuple(stored.mean_pixel) == layers.MEAN_PIXEL_RGB
+    assert tuple(stored.mean_pixel) == architectures.MEAN_PIXEL_RGB
     assert stored.pool_padding == "same"
     assert stored.layout == layout
 
@@ -132,7 +132,7 @@ def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str,
     wanted = wanted_layers("vgg19", classifier=True)
     arrays = keras_arrays(make_weights())
     values = image = keras.layers.Input((224, 224, 3))
-    for layer in layers.layer_table("vgg19"):
+    for layer in architectures.layer_table("vgg19"):
         if layer.kind == "conv":
             values = keras.layers.Conv2D(layer.channels, 3, padding="same", name=keras_name(layer.name))(values)
         elif layer.kind == "pool":

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.network.layers import (
+from pipeline.network.architectures import (
     foreign_names,
     layer_table,
     multiply_adds,

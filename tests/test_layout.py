@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -42,7 +43,7 @@ ONLY_IN = {
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
 LIGHT = COMMANDS | {
     *("cli.py", "config.py", "errors.py", "report.py", "signals.py", "reproduce.py", "storage.py"),
-    *("network/layers.py", "network/start.py"),
+    *("network/architectures.py", "network/start.py"),
 }
 
 
@@ -123,3 +124,21 @@ def test_the_store_loads_training_sets_late() -> None:
 def test_no_module_is_a_drawer() -> None:
     for module in MODULES:
         assert not {"utils", "helpers", "common", "misc"} & set(Path(module).with_suffix("").parts), module
+
+
+def test_no_two_modules_have_one_name() -> None:
+    names = [Path(module).name for module in MODULES if not module.endswith("__init__.py")]
+    assert sorted({*names}) == sorted(names)
+
+
+def file_of(name: str) -> str | None:
+    """Gives the file of a module of this program, or of the one that something is imported from."""
+    path = name.removeprefix("pipeline.").replace(".", "/")
+    candidates = [f"{path}.py", f"{path}/__init__.py", f"{path.rpartition('/')[0]}.py", f"{path.rpartition('/')[0]}/__init__.py"]
+    return next((file for file in candidates if file in MODULES), None) if name.startswith("pipeline.") else None
+
+
+def test_imports_have_no_cycle_late_ones_included() -> None:
+    graph = {module: {file_of(name) for name, _ in imports(module)} - {None, module} for module in MODULES}
+    assert len(graph["job.py"]) > 10
+    tuple(graphlib.TopologicalSorter(graph).static_order())

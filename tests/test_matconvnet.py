@@ -13,7 +13,7 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from pipeline.errors import WeightsError
-from pipeline.network import layers, matconvnet
+from pipeline.network import architectures, matconvnet
 from pipeline.network.known_weights import StoredWeights, wanted_layers
 from pipeline.network.weights import read_file
 
@@ -99,11 +99,11 @@ def test_published_positions_of_fields_are_kept_for_readers_that_use_them(tmp_pa
     np.testing.assert_array_equal(kernel, weights.kernels["conv1_2"])
     assert bias.shape == (4, 1)
     assert isinstance(data["layers"][0][2][0][0][0][0], str)
-    np.testing.assert_array_equal(data["meta"]["normalization"][0][0][0][0][2][0][0], layers.MEAN_PIXEL_RGB)
+    np.testing.assert_array_equal(data["meta"]["normalization"][0][0][0][0][2][0][0], architectures.MEAN_PIXEL_RGB)
     assert data["layers"][0][4][0, 0]["pad"].tolist() == [[0, 1, 0, 1]]
 
 
-RGB = np.array(layers.MEAN_PIXEL_RGB)
+RGB = np.array(architectures.MEAN_PIXEL_RGB)
 HALF = np.zeros((2, 2, 3))
 HALF[0, 0] = 100, 40, 20
 
@@ -135,7 +135,7 @@ def test_layers_are_found_by_name_wherever_they_stand(whole: Path) -> None:
 
 
 def test_trailing_axes_that_matlab_dropped_are_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(layers, "CLASSES", 1)
+    monkeypatch.setattr(architectures, "CLASSES", 1)
     weights = make_weights()
     path = tmp_path / "net.mat"
     write_matconvnet(path, weights, "new")
@@ -162,7 +162,7 @@ def test_files_of_other_networks_are_refused_by_what_they_are(monkeypatch: pytes
     assert "fc6" not in read(path).kernels
     save_changed(path, lambda data: layer_struct(data, "relu1_1").__setitem__("type", "lrn"))
     assert "is a VGG-F, VGG-M, VGG-S or AlexNet file" in refusal(path)
-    monkeypatch.setattr(layers, "CLASSES", 2622)
+    monkeypatch.setattr(architectures, "CLASSES", 2622)
     write_matconvnet(path, make_weights("vgg16"), "new")
     assert "is a VGG-Face file, got 2622 classes in fc8" in refusal(path, "vgg16")
     for content, words in (

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, OptionError
+from pipeline.network.architectures import plan_features, resolve_layers
 from pipeline.network.device import Device, NativeLimit, batches_in_flight, choose_device, gpu_batch, gpu_memory_bytes
-from pipeline.network.layers import plan_features, resolve_layers
 
 from . import oracle
 from .networks import build

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import check_options
 from pipeline.images.folder import list_folder
-from pipeline.network.layers import resolve_layers
+from pipeline.network.architectures import resolve_layers
 from pipeline.plan import plan_run
 from pipeline.records import RunSpec
 

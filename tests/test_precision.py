@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline.errors import OptionError
 from pipeline.network import vgg
+from pipeline.network.architectures import resolve_layers
 from pipeline.network.device import TOLERANCES, set_precision
-from pipeline.network.layers import resolve_layers
 from pipeline.network.vgg import Network, convolve
 
 from . import oracle

@@ -130,7 +130,17 @@ def test_every_column_and_every_package_is_named() -> None:
     listing = README.split("    pipeline/\n")[1].split("\n\n")[0]
     for folder in ("engines", "images", "network", "store", "training"):
         assert f" {folder}/ " in listing
-    for name in ("cli", "config", "job", "extract", "plan", "storage", "network/layers", "store/format", "store/verification"):
+    for name in (
+        "cli",
+        "config",
+        "job",
+        "extract",
+        "plan",
+        "storage",
+        "network/architectures",
+        "store/format",
+        "store/verification",
+    ):
         assert name.rpartition("/")[2] in listing
         assert (REPOSITORY / f"pipeline/{name}.py").is_file(), name
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.network import known_weights, layers, weights
+from pipeline.network import architectures, known_weights, weights
 from pipeline.network.known_weights import KnownFile, recognise_training, wanted_layers
 from pipeline.network.weights import file_format, random_weights
 
@@ -42,7 +42,7 @@ def test_random_weights_are_he_normal_and_without_biases() -> None:
         assert kernel.std() == pytest.approx(deviation, rel=0.05 if name == "conv1_1" else 0.01)
         assert abs(kernel.mean()) < 0.1 * deviation
     assert loaded.mean_pixel.dtype == np.float64
-    assert tuple(loaded.mean_pixel) == layers.MEAN_PIXEL_RGB
+    assert tuple(loaded.mean_pixel) == architectures.MEAN_PIXEL_RGB
     assert (loaded.network, loaded.pool_padding, loaded.recognised) == ("vgg19", "same", "not known")
     assert loaded.source == "random (He normal, seed 7)"
 

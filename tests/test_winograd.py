@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError
-from pipeline.network.layers import resolve_layers
+from pipeline.network.architectures import resolve_layers
 from pipeline.network.winograd import prepare_segments
 from pipeline.network.winograd.codegen import Processor, host_processor
 from pipeline.network.winograd.convolution import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import WeightsError
-from pipeline.network import layers
+from pipeline.network import architectures
 from pipeline.network.known_weights import wanted_layers
 from pipeline.network.weights import Weights, load_weights, random_weights
 
@@ -25,9 +25,9 @@ MAT = "imagenet-vgg-verydeep-19.mat"
 
 def shrink_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives all networks few channels, so that a whole file has some kilobytes."""
-    monkeypatch.setattr(layers, "BLOCK_CHANNELS", (4, 5, 6, 7, 8))
-    monkeypatch.setattr(layers, "FC_CHANNELS", 9)
-    monkeypatch.setattr(layers, "CLASSES", 10)
+    monkeypatch.setattr(architectures, "BLOCK_CHANNELS", (4, 5, 6, 7, 8))
+    monkeypatch.setattr(architectures, "FC_CHANNELS", 9)
+    monkeypatch.setattr(architectures, "CLASSES", 10)
 
 
 def make_weights(network: str = "vgg19", classifier: bool = True, **changes: Any) -> Weights:

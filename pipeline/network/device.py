@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError, OptionError
 from ..images.resize import CANVAS_SIDE_PX
 from ..records import FeatureSpec
-from .layers import TENSORFLOW, output_shapes, smallest_side_px
+from .architectures import TENSORFLOW, output_shapes, smallest_side_px
 
 FLOAT32 = "float32"
 TENSOR_FLOAT = "tf32"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .architectures import MEAN_PIXEL_RGB, NETWORKS
 from .known_weights import StoredWeights, Wanted, WrongFileError, wanted_layers
-from .layers import MEAN_PIXEL_RGB, NETWORKS
 
 # (names of the groups, name of the dataset) -> dataset.
 Datasets = dict[tuple[str, ...], Any]

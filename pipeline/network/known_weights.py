@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WeightsError, printable
-from .layers import CLASSIFIER_BLOCK, NETWORKS, layer_table
+from .architectures import CLASSIFIER_BLOCK, NETWORKS, layer_table
 
 # Where each family of files is served from. A mirror, or a test, gives others.
 BASE_URLS: Mapping[str, str] = {
@@ -32,7 +32,7 @@ class KnownFile:
     """One published file.
 
     Attributes:
-        network: Name in :data:`pipeline.network.layers.NETWORKS`.
+        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
         family: ``keras`` or ``matconvnet``; a key of :data:`BASE_URLS`.
         classifier: Whether fc6, fc7 and fc8 are in it.
         path: Below the family's base address; ends in the file's name.
@@ -117,7 +117,7 @@ class Wanted:
     """Which layers a reader shall look for. Whatever else is in the file is left alone.
 
     Attributes:
-        network: Name in :data:`pipeline.network.layers.NETWORKS`.
+        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
         shapes: Layer -> (height, width, channels in, channels out) of its kernel, in network order.
         classifier: Whether fc6, fc7 and fc8 are among them.
     """

@@ -18,8 +18,8 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from .architectures import MEAN_PIXEL_RGB
 from .known_weights import StoredWeights, Wanted, WrongFileError
-from .layers import MEAN_PIXEL_RGB
 
 Struct = np.void
 

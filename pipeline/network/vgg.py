@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import NetworkError
 from ..records import LayerSpec
+from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .device import BFLOAT, FLOAT32
-from .layers import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .weights import Weights
 
 Segment = Callable[..., Any]

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError, WeightsError, nearest
 from . import known_weights
+from .architectures import MEAN_PIXEL_RGB
 from .keras_h5 import read_keras
 from .known_weights import BASE_URLS, NOT_KNOWN, KnownFile, StoredWeights, Wanted, WrongFileError, wanted_layers
-from .layers import MEAN_PIXEL_RGB
 from .matconvnet import read_matconvnet
 
 # Words that mean more than a path.

@@ -73,7 +73,7 @@ def evaluate_as_the_reference_does(photograph: Path) -> None:
     import tensorflow as tf
     from PIL import Image
 
-    from pipeline.network.layers import layer_table, resolve_layers
+    from pipeline.network.architectures import layer_table, resolve_layers
 
     from .rivals import seeded_weights
 

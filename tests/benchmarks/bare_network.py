@@ -85,7 +85,7 @@ def ours(
         features: File for those of the first images.
         batches: Numbers of images a call to choose from.
     """
-    from pipeline.network.layers import resolve_layers
+    from pipeline.network.architectures import resolve_layers
     from pipeline.network.vgg import Network
     from pipeline.network.winograd import prepare_segments
 
@@ -117,7 +117,7 @@ def ours(
 
 def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
     """TensorFlow's own convolutions, as ``runtime.backend=tensorflow`` runs them, but at its best batch size."""
-    from pipeline.network.layers import resolve_layers
+    from pipeline.network.architectures import resolve_layers
     from pipeline.network.vgg import Network
 
     network = Network(

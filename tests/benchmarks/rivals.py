@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.network.layers import CLASSIFIER_BLOCK, layer_table, resolve_layers
+from pipeline.network.architectures import CLASSIFIER_BLOCK, layer_table, resolve_layers
 from pipeline.network.weights import Weights, load_weights
 
 SIDE_PX = 224

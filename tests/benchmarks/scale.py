@@ -55,7 +55,7 @@ def listing(folder: str | None = None, listed: str | None = None) -> tuple[dict[
     from pipeline.config import check_options
     from pipeline.images.folder import list_folder
     from pipeline.images.lists import read_list
-    from pipeline.network.layers import resolve_layers
+    from pipeline.network.architectures import resolve_layers
     from pipeline.plan import plan_run
 
     from .rivals import seeded_weights

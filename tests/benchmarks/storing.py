@@ -26,7 +26,7 @@ BATCH = 8
 
 def activations(path: str, inputs: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """A side that measures nothing: writes relu4_1 of photographs, (n, 28, 28, 512) float32."""
-    from pipeline.network.layers import resolve_layers
+    from pipeline.network.architectures import resolve_layers
     from pipeline.network.winograd import prepare_segments
 
     from .rivals import seeded_weights

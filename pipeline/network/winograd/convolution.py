@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layers import POOL_STRIDE, pooled_side
+from ..architectures import POOL_STRIDE, pooled_side
 from .codegen import FLOAT_BYTES, MachineCode, Processor
 from .kernels import COLOURS, KERNEL_SIDE, PLANES, TILE, transform_matrices
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import NetworkError
 from ...records import LayerSpec
-from ..layers import CLASSIFIER_BLOCK, layer_table
+from ..architectures import CLASSIFIER_BLOCK, layer_table
 from .codegen import FLOAT_BYTES, MachineCode, Processor, host_processor
 from .convolution import (
     CACHE_LINE_BYTES,
