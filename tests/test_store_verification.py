@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import codec, hdf5_check, statistics, tables
+from pipeline.store import codec, hdf5_check, tables
 from pipeline.store.hdf5_check import FINDINGS_KEPT, UNSURE, FileCheck, check_file, check_in_child
 from pipeline.store.reader import open_run
-from pipeline.store.statistics import LayerStatistics, Tally
 from pipeline.store.verification import VerifyResult, repair, verify_folder
 
 from .damage import accept, chunk_place, flip, place_of, write_companions
@@ -256,27 +255,12 @@ EDITS: dict[str, tuple[str, Callable[[h5py.File], object], str]] = {
         lambda file: file.attrs.update({"first_row": 0}),
         "not the shard that its name says, got rows 0 to 3",
     ),
-    "statistics that have changed": (
-        SHARDS[1],
-        lambda file: file["statistics/conv1_1/exact_sum"].__setitem__(0, 1.0),
-        "/statistics/conv1_1 is damaged, got exact_sum of type float64 with checksum ",
-    ),
-    "statistics of another shard": (
-        SHARDS[1],
-        lambda file: write_statistics(file, {name: Tally(3).statistics(9) for name in ("conv1_1", "relu4_1")}),
-        "/statistics/relu4_1 is damaged, got 9 rows in place of 4",
-    ),
     "other checksums in the index": (
         "features.h5",
         lambda file: file["checksums/conv1_1"].__setitem__(5, 7),
         "/checksums/conv1_1 is damaged, got other values than shard-00001-of-00003.h5 for rows 4 to 7",
     ),
 }
-
-
-def write_statistics(file: h5py.File, values: dict[str, LayerStatistics]) -> None:
-    del file["statistics"]
-    statistics.write_statistics(file, values)
 
 
 @pytest.mark.parametrize("case", EDITS)

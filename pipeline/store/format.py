@@ -74,7 +74,6 @@ Bins of a histogram are powers of two, ascending. Bin 129 + k, for k from 0 to 1
 other values whose magnitude is below 2^-62. Counted are the values of every 16th position of a row or band, in C order, from
 position min(10, n // 2) on, n being its positions; the attribute ``histogram_step`` of ``/statistics`` says so. All else is of
 every value. Of several files, counts, sums and bins are added, minima and maxima taken: so the index has them from its shards.
-The root's attribute ``statistics_checksums``, JSON, has ``<layer>/<name>`` -> CRC-32 of its little-endian bytes.
 
 ``SHA256SUMS`` is in the format of coreutils: ``sha256sum -c SHA256SUMS`` in the run folder checks it. A file's line is added
 once the file has its final name, and removed before a file of that name is written anew: a kill leaves a line missing, never a
@@ -147,7 +146,6 @@ STATISTICS = {
     "channel_maximum": "<f4",
     "histogram": "<i8",
 }
-STATISTICS_CHECKSUMS = "statistics_checksums"
 
 TEXT_COLUMNS = ("key", "status", "error", "label", "sha256")
 NUMBER_COLUMNS = {"height": "<i4", "width": "<i4", "bytes": "<i8"}

@@ -27,7 +27,6 @@ from ..records import FAILED, OK, Part, ShardSpec
 from . import format, tables
 from .damage import HDF5_READ_ERRORS, DamagedError, ForeignError, UnreadableError, UnsureError, damaged
 from .rows import ShardRows
-from .statistics import wrong_statistics
 from .tables import Column
 
 # A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
@@ -176,8 +175,6 @@ def _check(file: h5py.File, path: Path, check: FileCheck, stop: Event) -> None:
     if "status" not in columns:
         return
     check.failed = int((columns["status"] == FAILED).sum())
-    for wrong in wrong_statistics(file, path, check.layers, len(columns["status"]) - check.failed):
-        check.add(wrong)
     if not is_index:
         rows = ShardRows(path, digests[-1], plan[0])
         for layer in check.layers:

@@ -93,7 +93,7 @@ def _read_shards(folder: Path, spec: RunSpec) -> _Gathered:
                 for layer, parts in checksums.items():
                     parts.append(tables.read_checksums(file, path, layer))
                 # One by one, so that those of thousands of shards do not lie in memory.
-                for layer, of_layer in read_statistics(file, path).items():
+                for layer, of_layer in read_statistics(file, path, checksums).items():
                     before = [statistics[layer]] if layer in statistics else []
                     statistics[layer] = join_statistics([*before, of_layer])
             except tables.HDF5_READ_ERRORS as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from .file_checks import own_node, require_own_shards
 from .image_table import ImageTable
 from .rows import Rows
 from .shards import Shards
-from .statistics import LayerStatistics, Statistics
+from .statistics import LayerStatistics, read_statistics
 from .tables import Column
 
 if TYPE_CHECKING:
@@ -231,7 +232,6 @@ class Run:
         layers: Names of the layers, in network order.
         images: The table: column -> (N,) array; text columns are object arrays of str.
         attributes: Attributes of the root: digests, config, network, versions.
-        statistics: Layer -> range, mean, zeros, dead channels and a sampled histogram, gathered while values were written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -250,7 +250,6 @@ class Run:
             if rows != len(self._shards):
                 raise tables.damaged(path, "the table /images", f"{rows} rows")
         self.images: Mapping[str, Column] = ImageTable(self.path, columns, rows)
-        self.statistics: Mapping[str, LayerStatistics] = Statistics(self.path, self.layers)
         self._rows_by_key: dict[str, int] | None = None
 
     def _locate(self, plan: tuple[ShardSpec, ...]) -> dict[ShardSpec, Path]:
@@ -267,6 +266,16 @@ class Run:
             # HDF5 would read a missing shard as NaN, as if all its images had failed.
             raise missing_shard(folder / missing[0], len(plan) - len(missing), len(plan))
         return {shard: folder / shard.file_name for shard in plan}
+
+    @cached_property
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Layer -> range, mean, zeros, dead channels and a sampled histogram, gathered while values were written.
+
+        Raises:
+            StoreError: They are damaged.
+        """
+        with tables.open_file(self.path) as file:
+            return read_statistics(file, self.path, self.layers)
 
     @property
     def shards(self) -> tuple[ShardSpec, ...]:

@@ -29,7 +29,7 @@ NAMED = 3
 # Attributes of the root that are written for each file, by :func:`pipeline.store.tables.write_root`.
 _OF_THE_FILE = {
     *("format", "format_version", "file_kind", "run_digest", "identity", "manifest_digest", "first_row", "rows", "created"),
-    *("images_per_shard", "part_stops", "part_digests", format.STATISTICS_CHECKSUMS),
+    *("images_per_shard", "part_stops", "part_digests"),
 }
 # Names of files beside the index, once or once a part.
 _OF_A_RUN = re.compile(

@@ -7,22 +7,19 @@ threads, nor shards, nor kills change a bit. Only the histogram is a sample: of 
 
 from __future__ import annotations
 
-import json
 import math
 import threading
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 from h5py import h5d, h5s, h5t
 from numpy.typing import NDArray
 
-from ..errors import StoreError, nearest
-from . import format, tables
+from . import format
 from .damage import HDF5_READ_ERRORS, damaged
 from .file_checks import own_node
 
@@ -59,7 +56,8 @@ class LayerStatistics:
         exact_sum_of_squares: (2,) float64, likewise.
         channel_minimum: (c,) float32, of each channel; inf without rows.
         channel_maximum: (c,) float32, likewise; -inf without rows.
-        histogram: (256,) int64, how many values of every 16th position lie in each bin, ascending; see :func:`bin_edges`.
+        histogram: (256,) int64, how many values of every 16th position lie in each bin, ascending; see
+            :mod:`~pipeline.store.format`.
     """
 
     rows: int
@@ -152,33 +150,6 @@ def _exact_sum(terms: Iterable[float]) -> NDArray[np.float64]:
     return np.array([total, math.fsum([*known, -total])])
 
 
-class Gathered(NamedTuple):
-    """Statistics of one row, or of a band of one.
-
-    Attributes:
-        values: How many.
-        zeros: How many are zero.
-        sum: Of the values; not finite if one of them is not.
-        sum_of_squares: Likewise.
-        minimum: (c,) float32, of each channel.
-        maximum: (c,) float32, likewise.
-        histogram: (BINS,) int64, of every 16th position.
-    """
-
-    values: int
-    zeros: int
-    sum: float
-    sum_of_squares: float
-    minimum: NDArray[np.float32]
-    maximum: NDArray[np.float32]
-    histogram: NDArray[np.int64]
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all values are: no float32 is so large that the sum of squares would not be."""
-        return math.isfinite(self.sum_of_squares)
-
-
 class _Scratch(threading.local):
     """Memory of a thread: fresh memory for each row would take a third of the time."""
 
@@ -190,33 +161,17 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def gather(values: NDArray[np.float32]) -> Gathered:
-    """Return the statistics of the values of a row, or of a band of one.
-
-    Args:
-        values: (..., c) float32, C order, not empty.
-    """
-    positions, flat = values.reshape(-1, values.shape[-1]), values.reshape(-1)
-    total = squares = 0.0
-    nonzero = 0
-    # Infinite values of both signs have no sum.
-    with np.errstate(invalid="ignore"):
-        for first in range(0, len(flat), BLOCK_VALUES):
-            block = flat[first : first + BLOCK_VALUES]
-            nonzero += int(np.count_nonzero(np.not_equal(block, 0, out=_scratch.is_nonzero[: len(block)])))
-            doubles = _scratch.doubles[: len(block)]
-            doubles[:] = block
-            total += float(doubles.sum())
-            squares += float(np.square(doubles, out=doubles).sum())
-        return Gathered(
-            values=len(flat),
-            zeros=len(flat) - nonzero,
-            sum=total,
-            sum_of_squares=squares,
-            minimum=positions.min(axis=0),
-            maximum=positions.max(axis=0),
-            histogram=_histogram(positions[min(HISTOGRAM_FIRST, len(positions) // 2) :: HISTOGRAM_STEP]),
-        )
+def _sums(flat: NDArray[np.float32]) -> tuple[int, float, float]:
+    """Return how many values are not zero, their sum, and the sum of their squares."""
+    nonzero, total, squares = 0, 0.0, 0.0
+    for first in range(0, len(flat), BLOCK_VALUES):
+        block = flat[first : first + BLOCK_VALUES]
+        nonzero += int(np.count_nonzero(np.not_equal(block, 0, out=_scratch.is_nonzero[: len(block)])))
+        doubles = _scratch.doubles[: len(block)]
+        doubles[:] = block
+        total += float(doubles.sum())
+        squares += float(np.square(doubles, out=doubles).sum())
+    return nonzero, total, squares
 
 
 def _bins_of_exponents() -> NDArray[np.int64]:
@@ -257,16 +212,30 @@ class Tally:
         self._maximum = np.full(channels, -np.inf, np.float32)
         self._histogram = np.zeros(BINS, np.int64)
 
-    def add(self, found: Gathered) -> None:
-        """Add the statistics of a row, or of a band of one."""
+    def add(self, values: NDArray[np.float32]) -> bool:
+        """Add the values of a row, or of a band of one; tell whether all are finite, and add nothing otherwise.
+
+        Args:
+            values: (..., c) float32, C order, not empty.
+        """
+        positions = values.reshape(-1, values.shape[-1])
+        # Infinite values of both signs have no sum.
+        with np.errstate(invalid="ignore"):
+            nonzero, total, squares = _sums(values.reshape(-1))
+            # No float32 is so large that the sum of squares would not be finite.
+            if not math.isfinite(squares):
+                return False
+        minimum, maximum = positions.min(axis=0), positions.max(axis=0)
+        histogram = _histogram(positions[min(HISTOGRAM_FIRST, len(positions) // 2) :: HISTOGRAM_STEP])
         with self._lock:
-            self._values += found.values
-            self._zeros += found.zeros
-            self._sums.append(found.sum)
-            self._squares.append(found.sum_of_squares)
-            np.minimum(self._minimum, found.minimum, out=self._minimum)
-            np.maximum(self._maximum, found.maximum, out=self._maximum)
-            self._histogram += found.histogram
+            self._values += values.size
+            self._zeros += values.size - nonzero
+            self._sums.append(total)
+            self._squares.append(squares)
+            np.minimum(self._minimum, minimum, out=self._minimum)
+            np.maximum(self._maximum, maximum, out=self._maximum)
+            self._histogram += histogram
+        return True
 
     def statistics(self, rows: int) -> LayerStatistics:
         """Return the statistics, all rows having come.
@@ -287,78 +256,14 @@ class Tally:
         )
 
 
-def bin_edges(place: int) -> tuple[float, float]:
-    """Return the bounds of a bin of the histogram; its values are from the one to the other, the larger magnitude not included.
-
-    Args:
-        place: From 0: negative values from 2^64 and beyond to 2^-62, zero (its bounds are 0 and 0), magnitudes below 2^-62 of
-            either sign, positive values from 2^-62 to 2^64 and beyond.
-    """
-    if place == ZEROS:
-        return 0.0, 0.0
-    smallest = 2.0**SMALLEST_EXPONENT
-    if place == TINY:
-        return -smallest, smallest
-    if place < ZEROS:
-        low, high = bin_edges(2 * OCTAVES + 1 - place)
-        return -high, -low
-    exponent = SMALLEST_EXPONENT + place - TINY - 1
-    return 2.0**exponent, math.inf if place == BINS - 1 else 2.0 ** (exponent + 1)
-
-
-class StatisticsError(StoreError, KeyError):
-    """There are no statistics of such a layer; a KeyError too, as a mapping's users expect."""
-
-    # KeyError's own would put the message in quotes.
-    __str__ = StoreError.__str__
-
-
-class Statistics(Mapping[str, LayerStatistics]):
-    """Layer -> its statistics; read when first asked for.
-
-    Args:
-        path: Of the index or shard that they are of.
-        layers: Of the run.
-    """
-
-    def __init__(self, path: Path, layers: tuple[str, ...]) -> None:
-        self._path = path
-        self._layers = layers
-        self._read: dict[str, LayerStatistics] | None = None
-
-    def _found(self) -> dict[str, LayerStatistics]:
-        if self._read is None:
-            with tables.open_file(self._path) as file:
-                found = read_statistics(file, self._path)
-            self._read = {layer: found[layer] for layer in self._layers if layer in found}
-        return self._read
-
-    def __getitem__(self, layer: str) -> LayerStatistics:
-        if layer in self._found():
-            return self._found()[layer]
-        raise StatisticsError(
-            f"{self._path}: no such layer, got {layer!r}. Expected one of: {nearest(str(layer), self._layers)}. "
-            f"The run's layers are in run.layers."
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found())
-
-    def __len__(self) -> int:
-        return len(self._found())
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{layer}: {of_layer!r}" for layer, of_layer in self.items()) or "<no statistics>"
-
-
 def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics]) -> None:
-    """Write ``/statistics`` and its checksums, an attribute of the root.
+    """Write ``/statistics``.
 
     Args:
         file: Open for writing.
         statistics: Layer -> statistics of the file's rows.
     """
-    group, checksums = file.create_group("statistics"), {}
+    group = file.create_group("statistics")
     for layer, of_layer in statistics.items():
         node = group.create_group(layer)
         for (name, dtype), value in zip(format.STATISTICS.items(), astuple(of_layer), strict=True):
@@ -366,63 +271,22 @@ def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics])
             # By h5py's lower half, which takes a third of the time: there are eight of these a layer.
             space = h5s.create_simple(array.shape) if array.ndim else h5s.create(h5s.SCALAR)
             h5d.create(node.id, name.encode(), h5t.py_create(array.dtype), space).write(h5s.ALL, h5s.ALL, array)
-            checksums[f"{layer}/{name}"] = zlib.crc32(array.tobytes())
     group.attrs["histogram_step"] = np.int64(HISTOGRAM_STEP)
-    file.attrs[format.STATISTICS_CHECKSUMS] = json.dumps(checksums)
 
 
-def read_statistics(file: h5py.File, path: Path) -> dict[str, LayerStatistics]:
+def read_statistics(file: h5py.File, path: Path, layers: Iterable[str]) -> dict[str, LayerStatistics]:
     """Return layer -> statistics of an open file's rows.
 
     Raises:
-        StoreError: They are damaged.
+        StoreError: They are missing or damaged.
     """
     found = {}
-    for layer, of_layer in _read_layers(file, path):
-        if isinstance(of_layer, StoreError):
-            raise of_layer
-        found[layer] = of_layer
-    return found
-
-
-def wrong_statistics(file: h5py.File, path: Path, layers: Sequence[str], rows_ok: int) -> Iterator[StoreError]:
-    """Give what of the statistics is not as it was written, or cannot be of these rows.
-
-    Args:
-        file: Open shard or index.
-        path: Of the file, for messages.
-        layers: Of the run.
-        rows_ok: Rows of the file that did not fail.
-    """
-    found = dict(_read_layers(file, path))
-    for layer in dict.fromkeys([*layers, *found]):
-        of_layer = found.get(layer)
-        if layer not in layers or of_layer is None:
-            yield damaged(path, f"/statistics/{layer}", "none" if of_layer is None else "statistics of no layer")
-        elif isinstance(of_layer, StoreError):
-            yield of_layer
-        elif of_layer.rows != rows_ok:
-            yield damaged(path, f"/statistics/{layer}", f"{of_layer.rows} rows in place of {rows_ok}")
-
-
-def _read_layers(file: h5py.File, path: Path) -> Iterator[tuple[str, LayerStatistics | StoreError]]:
-    try:
-        expected: dict[str, int] = json.loads(str(file.attrs[format.STATISTICS_CHECKSUMS]))
-        layers = list(dict.fromkeys(name.rpartition("/")[0] for name in expected))
-    except HDF5_READ_ERRORS as error:
-        raise damaged(path, "the statistics", error) from error
     for layer in layers:
         try:
             group = own_node(own_node(file, "statistics"), layer)
-            values: list[Any] = []
-            for name, dtype in format.STATISTICS.items():
-                array = np.asarray(own_node(group, name)[()])
-                checksum = zlib.crc32(array.astype(array.dtype.newbyteorder("<")).tobytes())
-                if array.dtype != np.dtype(dtype) or checksum != expected[f"{layer}/{name}"]:
-                    raise ValueError(f"{name} of type {array.dtype} with checksum {checksum:08x}")
-                values.append(array if array.ndim else array.item())
-            yield layer, LayerStatistics(*values)
-        except StoreError as error:
-            yield layer, error
-        except (*HDF5_READ_ERRORS, MemoryError) as error:
-            yield layer, damaged(path, f"/statistics/{layer}", error)
+            arrays = (np.asarray(own_node(group, name)[()], dtype) for name, dtype in format.STATISTICS.items())
+            values: list[Any] = [array if array.ndim else array.item() for array in arrays]
+            found[layer] = LayerStatistics(*values)
+        except HDF5_READ_ERRORS as error:
+            raise damaged(path, f"/statistics/{layer}", error) from error
+    return found

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from . import codec, disk, format
 from .cutter import Cutter, Piece, grouped
 from .digests import Digests, Publisher
 from .shard import ShardFile
-from .statistics import LayerStatistics, Tally, gather
+from .statistics import LayerStatistics, Tally
 
 # What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
 # first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
@@ -249,10 +249,8 @@ class Writer:
         stored = codec.converted(piece.values, self._dtype)
         for row in piece.rows:
             values = stored[row - piece.first_row]
-            found = gather(values.astype(np.float32, copy=False))
-            if not found.is_finite:
+            if not shard.tallies[layer].add(values.astype(np.float32, copy=False)):
                 raise value_error(self._spec, shard.shard.first + row, layer, piece.row_values(row))
-            shard.tallies[layer].add(found)
             shard.parts.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
         raw_bytes = stored.nbytes
         if stored.shape != piece.chunk:
@@ -335,9 +333,7 @@ class Writer:
 
 
 class DryWriter:
-    """A :class:`~pipeline.records.Sink` that encodes as the writer does, counts, and keeps nothing.
-
-    Rows may be any of the run, as if they were neighbours in a shard.
+    """A :class:`~pipeline.records.Sink` that encodes every row by itself, counts, and keeps nothing.
 
     Args:
         spec: The run.
@@ -355,59 +351,36 @@ class DryWriter:
         self.stored_bytes = dict(self.raw_bytes)
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
-        self._cutters = {
-            feature.layer.name: Cutter(format.chunk_shape(feature.shape, self._dtype.itemsize))
-            for feature in spec.features
-            if feature.shape
-        }
-        self._indices: dict[str, list[int]] = {name: [] for name in self.raw_bytes}
-        self._waiting: deque[tuple[str, Future[tuple[int, int]], int]] = deque()
-        self._bytes_waiting = 0
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
+        self._encoding: list[Future[None]] = []
+        self._lock = threading.Lock()
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
         """Take what became of some images."""
         self.statuses += statuses
 
     def put_features(self, features: FeatureBatch) -> None:
-        """Take activations; return before they are encoded, and block while too much is waiting.
+        """Take activations; return before they are encoded, once all that were put before are.
 
         Raises:
             NetworkError: A value cannot be stored.
         """
-        known = self._indices[features.layer]
-        rows = np.arange(len(known), len(known) + len(features.indices))
-        known += features.indices.tolist()
-        self._submit(features.layer, self._cut(features.layer, rows, features.values))
+        self._wait()
+        rows = zip(features.indices.tolist(), features.values, strict=True)
+        self._encoding = [self._encoders.submit(self._encode, features.layer, index, values) for index, values in rows]
 
-    def _cut(self, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> Iterator[Piece]:
-        if layer in self._cutters:
-            yield from self._cutters[layer].put(rows, values)
-            return
-        chunk = (1, *format.band_shape(values.shape[1:], self._dtype.itemsize))
-        yield from Cutter(chunk).put(rows, values)
+    def _encode(self, layer: str, index: int, values: NDArray[np.float32]) -> None:
+        stored = codec.converted(values, self._dtype)
+        if not np.isfinite(stored).all():
+            raise value_error(self._spec, index, layer, values)
+        encoded = codec.encode(stored, self._spec.compression)
+        with self._lock:
+            self.raw_bytes[layer] += stored.nbytes
+            self.stored_bytes[layer] += len(encoded)
 
-    def _submit(self, layer: str, pieces: Iterable[Piece]) -> None:
-        for piece in pieces:
-            while self._waiting and self._bytes_waiting + piece.values.nbytes > WAITING_BYTES:
-                self._count()
-            self._waiting.append((layer, self._encoders.submit(self._encode, layer, piece), piece.values.nbytes))
-            self._bytes_waiting += piece.values.nbytes
-
-    def _count(self) -> None:
-        layer, task, size_bytes = self._waiting.popleft()
-        self._bytes_waiting -= size_bytes
-        raw, stored = task.result()
-        self.raw_bytes[layer] += raw
-        self.stored_bytes[layer] += stored
-
-    def _encode(self, layer: str, piece: Piece) -> tuple[int, int]:
-        # The rows alone: the last chunk of a layer need not be full.
-        values = codec.converted(piece.values[: piece.rows[-1] - piece.first_row + 1], self._dtype)
-        for row in piece.rows:
-            if not gather(values[row - piece.first_row].astype(np.float32, copy=False)).is_finite:
-                raise value_error(self._spec, self._indices[layer][row], layer, piece.row_values(row))
-        return len(piece.rows) * values[0].nbytes, len(codec.encode(values, self._spec.compression))
+    def _wait(self) -> None:
+        for task in self._encoding:
+            task.result()
 
     def close(self) -> None:
         """Wait until all is encoded.
@@ -415,15 +388,12 @@ class DryWriter:
         Raises:
             NetworkError: A value cannot be stored.
         """
-        for layer, cutter in self._cutters.items():
-            self._submit(layer, cutter.flush())
-        while self._waiting:
-            self._count()
-        self._encoders.shutdown(wait=True)
+        self._wait()
+        self._encoders.shutdown()
 
     def abort(self) -> None:
         """Encode no more."""
-        self._encoders.shutdown(wait=True, cancel_futures=True)
+        self._encoders.shutdown(cancel_futures=True)
 
 
 def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
