@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from pipeline.errors import NetworkError, StoreError
 from pipeline.records import FeatureBatch, RunSpec
 from pipeline.store import disk
-from pipeline.store.cutter import Piece, grouped
 from pipeline.store.run_folder import open_folder
 from pipeline.store.shard import ShardFile
 from pipeline.store.writer import MOST_FINISHERS, OpenShard, Writer
@@ -94,18 +92,6 @@ def test_shards_are_all_finished_where_few_may_wait(tmp_path: Path, monkeypatch:
     spec = make_spec(rows=8, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
     write_run(tmp_path, spec)
     assert len(names_in(tmp_path)) == 8
-
-
-def test_pieces_are_grouped_by_their_bytes() -> None:
-    def sizes(some: Iterable[list[Piece]]) -> list[list[int]]:
-        return [[piece.values.size for piece in group] for group in some]
-
-    def pieces(*counts: int) -> list[Piece]:
-        return [Piece((0,), 0, 0, np.zeros((1, 1, 1, count), np.float32), (1, 1, 1, count)) for count in counts]
-
-    assert sizes(grouped([], 40)) == []
-    assert sizes(grouped(pieces(5, 5, 1, 9, 12, 1, 1), 40)) == [[5, 5], [1, 9], [12], [1, 1]]
-    assert sizes(grouped(pieces(3, 3), 0)) == [[3], [3]]
 
 
 @pytest.mark.parametrize(

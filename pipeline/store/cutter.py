@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,17 +89,3 @@ class Cutter:
 def _bands(row: int, value: NDArray[np.float32], chunk: Shape4) -> Iterator[Piece]:
     for band, start in enumerate(range(0, value.shape[0], chunk[1])):
         yield Piece((row,), row, band, value[None, start : start + chunk[1]], chunk)
-
-
-def grouped(pieces: Iterable[Piece], size_bytes: int) -> Iterator[list[Piece]]:
-    """Return pieces together that have no more bytes than this; one alone may."""
-    some: list[Piece] = []
-    free = size_bytes
-    for piece in pieces:
-        if some and piece.values.nbytes > free:
-            yield some
-            some, free = [], size_bytes
-        some.append(piece)
-        free -= piece.values.nbytes
-    if some:
-        yield some

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format
-from .cutter import Cutter, Piece, grouped
+from .cutter import Cutter, Piece
 from .digests import Digests, Publisher
 from .shard import ShardFile
 from .statistics import LayerStatistics, Tally
@@ -27,9 +27,6 @@ from .statistics import LayerStatistics, Tally
 # first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
 WAITING_ROWS = 256
 LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
-
-# Of pieces that one thread is given at a time: of small ones many, not each as a task of its own.
-TASK_BYTES = 1 << 22
 
 # Shards that are hashed, synced and named at the same time; as many wait for it, at most, in the system's cache.
 MOST_FINISHERS = 4
@@ -147,8 +144,6 @@ class Writer:
         row_bytes = format.row_bytes(spec.features, "float32") if all(self._shapes.values()) else WAITING_BYTES
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
         self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
-        # So that there is something for every thread, and nearly always for all twice.
-        self._task_bytes = min(TASK_BYTES, self._waiting_bytes // (4 * max(1, workers)))
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._bytes_waiting = 0
         self._finishing: list[Future[None]] = []
@@ -196,9 +191,9 @@ class Writer:
         if layer in shard.cutters:
             self._submit(shard, layer, shard.cutters[layer].put(rows, values), shard.file.dataset(layer))
             return
-        for place, row in enumerate(rows.tolist()):
+        for number, row in enumerate(rows.tolist()):
             dataset, chunk = shard.file.add_native(layer, row, values.shape[1:])
-            self._submit(shard, layer, Cutter(chunk).put(rows[place : place + 1], values[place : place + 1]), dataset)
+            self._submit(shard, layer, Cutter(chunk).put(rows[number : number + 1], values[number : number + 1]), dataset)
 
     def _shard(self, number: int) -> OpenShard:
         if number not in self._open:
@@ -210,39 +205,32 @@ class Writer:
         return self._open[number]
 
     def _submit(self, shard: OpenShard, layer: str, pieces: Iterable[Piece], dataset: Any) -> None:
-        """Have pieces of one dataset stored, some at a time."""
-        for some in grouped(pieces, self._task_bytes):
-            size_bytes = sum(piece.values.nbytes for piece in some)
-            while self._waiting and self._bytes_waiting + size_bytes > self._waiting_bytes:
+        """Have pieces of one dataset stored."""
+        for piece in pieces:
+            while self._waiting and self._bytes_waiting + piece.values.nbytes > self._waiting_bytes:
                 wait([self._waiting[0][0]])
                 self._bytes_waiting -= self._waiting.popleft()[1]
             self.check()
-            task = self._encoders.submit(self._store, shard, layer, some, dataset)
+            task = self._encoders.submit(self._guarded, shard, self._store, layer, piece, dataset)
             shard.tasks.append(task)
-            self._waiting.append((task, size_bytes))
-            self._bytes_waiting += size_bytes
+            self._waiting.append((task, piece.values.nbytes))
+            self._bytes_waiting += piece.values.nbytes
 
-    def _store(self, shard: OpenShard, layer: str, pieces: Sequence[Piece], dataset: Any) -> None:
-        def work() -> None:
+    def _store(self, shard: OpenShard, layer: str, piece: Piece, dataset: Any) -> None:
+        started = time.perf_counter()
+        data, raw_bytes = self._encode(shard, layer, piece)
+        encode_seconds = time.perf_counter() - started
+        # HDF5 lets one thread in at a time. Waiting for it is nobody's work, so the clock starts after.
+        with self._locating:
             started = time.perf_counter()
-            encoded = [self._encode(shard, layer, piece) for piece in pieces]
-            encode_seconds = time.perf_counter() - started
-            # HDF5 lets one thread in at a time. Waiting for it is nobody's work, so the clock starts after.
-            with self._locating:
-                started = time.perf_counter()
-                places = [
-                    shard.file.locate(dataset, piece.offset, data) for piece, (data, _) in zip(pieces, encoded, strict=True)
-                ]
-            for place, (data, _) in zip(places, encoded, strict=True):
-                shard.file.write(place, data)
-            write_seconds = time.perf_counter() - started
-            with self._lock:
-                self.bytes_raw += sum(raw_bytes for _, raw_bytes in encoded)
-                self.bytes_stored += sum(len(data) for data, _ in encoded)
-                self.encode_seconds += encode_seconds
-                self.write_seconds += write_seconds
-
-        self._guarded(shard, work)
+            position = shard.file.locate(dataset, piece.offset, data)
+        shard.file.write(position, data)
+        write_seconds = time.perf_counter() - started
+        with self._lock:
+            self.bytes_raw += raw_bytes
+            self.bytes_stored += len(data)
+            self.encode_seconds += encode_seconds
+            self.write_seconds += write_seconds
 
     def _encode(self, shard: OpenShard, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
         """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row."""
@@ -265,22 +253,20 @@ class Writer:
             return
         for layer, cutter in shard.cutters.items():
             self._submit(shard, layer, cutter.flush(), shard.file.dataset(layer))
-        self._finishing.append(self._finishers.submit(self._finish, shard))
+        self._finishing.append(self._finishers.submit(self._guarded, shard, self._finish))
 
     def _finish(self, shard: OpenShard) -> None:
         wait(shard.tasks)
+        if shard.broken:
+            return
+        started = time.perf_counter()
+        shard.file.finish(shard.statuses(), shard.checksums(), shard.statistics(), self._digests)
+        with self._lock:
+            self.write_seconds += time.perf_counter() - started
+            self.shards_done += 1
+            del self._open[shard.shard.number], self._unfinished[shard.shard.number]
 
-        def work() -> None:
-            started = time.perf_counter()
-            shard.file.finish(shard.statuses(), shard.checksums(), shard.statistics(), self._digests)
-            with self._lock:
-                self.write_seconds += time.perf_counter() - started
-                self.shards_done += 1
-                del self._open[shard.shard.number], self._unfinished[shard.shard.number]
-
-        self._guarded(shard, work)
-
-    def _guarded(self, shard: OpenShard, work: Callable[[], None]) -> None:
+    def _guarded(self, shard: OpenShard, work: Callable[..., None], *arguments: Any) -> None:
         """Do background work on a shard, unless some of it has failed; keep the first error for the next call of the loop.
 
         Other shards go on: one of which all has come can still be finished and kept.
@@ -288,7 +274,7 @@ class Writer:
         if shard.broken:
             return
         try:
-            work()
+            work(shard, *arguments)
         except BaseException as error:
             shard.broken = True
             if isinstance(error, MemoryError):
