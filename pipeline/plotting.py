@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from . import figures
 from .config import PlotOptions
-from .errors import ImageError, OptionError, StoreError, nearest
+from .errors import DatasetError, ImageError, OptionError, StoreError, nearest
 from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction, shape_words
 from .figures import Layout, Look, Sheet, rows_words
 from .images.reading import words_for
 from .images.remote import RemoteImages
 from .images.resize import ResizeSpec
 from .images.seen import seen_picture
-from .images.tar import COLUMN, TarError, find_in_tar
+from .images.tar import COLUMN, find_in_tar
 from .machine import usable_cores
 from .records import OK, ImageRecord, ImageStatus
 from .storage import RemotePath, is_address
@@ -329,7 +329,7 @@ def find_image(run: Run, row: int) -> ImageRecord:
         return ImageRecord(row, key, place, "", 0)
     try:
         return find_in_tar(place.removesuffix(f"/{key}"), key, str(run.images[COLUMN][row]))
-    except TarError as error:
+    except DatasetError as error:
         raise ImageError(f"unreadable: {error}") from error
     except OSError as error:
         raise ImageError(words_for(error)) from error

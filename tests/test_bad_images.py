@@ -196,10 +196,10 @@ def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_doe
     content = encode(picture(0), "PNG")
     path.write_bytes(content)
     picture(1).save(tmp_path / "b.png")
-    require, calls = reading._regular_size, [0]
+    require, calls = reading.refuse_too_large, [0]
 
-    def changing(info: os.stat_result) -> int:
-        size = require(info)
+    def changing(size: int) -> None:
+        require(size)
         calls[0] += size == len(content)
         # The file is open and about to be read.
         if size == len(content) and calls[0] == 1:
@@ -211,9 +211,8 @@ def test_a_file_that_changes_while_it_is_read_fails_and_one_that_is_replaced_doe
                     file.truncate(100) if change == "cut" else file.seek(0, os.SEEK_END if change == "grown" else os.SEEK_SET)
                     file.write(b"" if change == "cut" else content[:100])
                 os.utime(path, ns=(0, 0))
-        return size
 
-    monkeypatch.setattr(reading, "_regular_size", changing)
+    monkeypatch.setattr(reading, "refuse_too_large", changing)
     errors = {key: status.error for key, status in load(tmp_path).items()}
     # Who has it open keeps the old file.
     expected = "" if change == "replaced" else "unreadable: the file changed while it was read"

@@ -201,7 +201,7 @@ def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
 def test_workers_look_for_the_folder_of_a_set(tiny_set: Path) -> None:
     from pipeline.images.tfds import list_set
 
-    assert seen_of(list_set("tiny", None, tiny_set)) == str(tiny_set / "tiny/1.0.0")
+    assert Path(seen_of(list_set("tiny", None, tiny_set))).parent == tiny_set / "tiny/1.0.0"
 
 
 def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.images import reading
 from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
@@ -197,18 +196,6 @@ def test_what_an_image_is_refused_for_is_its_status_and_what_goes_wrong_otherwis
 
     with pytest.raises(ZeroDivisionError, match=r"^by zero$"):
         load(manifest, prepare=fail, batch_size=1)
-
-
-@pytest.mark.parametrize("at_once", [1, 7, 10**6])
-def test_a_file_system_that_gives_a_part_at_a_time_gives_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    read = os.read
-    monkeypatch.setattr(reading.os, "read", lambda descriptor, most: read(descriptor, min(most, at_once)))
-    for size in (0, 1, 6, 7, 8, 1000):
-        (tmp_path / "file").write_bytes(bytes(range(256)) * 4)
-        os.truncate(tmp_path / "file", size)
-        assert reading.read_file(str(tmp_path / "file")) == (bytes(range(256)) * 4)[:size]
 
 
 def test_images_of_one_size_lie_in_one_array_of_their_batch(tmp_path: Path) -> None:

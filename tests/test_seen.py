@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.images import seen
+from pipeline.images import reading
 from pipeline.images.resize import ResizeSpec
 from pipeline.images.seen import restore_image, seen_picture
 from pipeline.records import ImageRecord, ImageStatus
@@ -107,6 +107,6 @@ def test_a_file_that_an_extraction_would_not_have_read_is_not_read_either(
     def read_too_much(*_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(seen, "read_again", read_too_much)
+    monkeypatch.setattr(reading, "read_image", read_too_much)
     with pytest.raises(ImageError, match=r"^out of memory: the image does not fit$"):
         seen_picture(record_of(path), status, None, MEAN_PIXEL, is_reduced=False)

@@ -25,8 +25,7 @@ from typing import Any
 from ..config import AUTO, EngineOptions, Options
 from ..errors import EngineError, OptionError, PipelineError, printable
 from ..extract import Stages, make_shards, make_stages
-from ..images.tar import TarSource
-from ..images.tfds import TfdsSource
+from ..images.reading import FileSlices
 from ..machine import peak_memory_bytes, usable_cores
 from ..network.weights import Weights
 from ..plan import versions
@@ -498,9 +497,7 @@ def _one_line(error: Exception) -> str:
 def _visible_image(spec: RunSpec) -> str:
     """Return the first image that is there as a file on this machine, or what holds it; "" where all are at addresses."""
     manifest = spec.manifest
-    if isinstance(manifest.source, TarSource):
+    if isinstance(manifest.source, FileSlices):
         return manifest.source.paths[0]
-    if isinstance(manifest.source, TfdsSource):
-        return manifest.source.folder
     sized = (int(row) for row in manifest.file_bytes.nonzero()[0][:100])
     return next((path for row in sized if Path(path := manifest[row].path).is_file()), "")

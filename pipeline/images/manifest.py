@@ -69,15 +69,17 @@ def no_images(option: str, among: str, got: str, skipped: Mapping[str, int]) -> 
 
 
 def reason_to_skip(name: str) -> str:
-    """Return why a file of this name, without its folder, is no image; "" where it is one."""
-    if name.startswith("."):
+    """Return why a file, by its path below the source, is no image; "" where it is one."""
+    *folders, last = name.split("/")
+    if any(folder.startswith(".") and folder not in (".", "..") for folder in folders):
+        return "hidden folder"
+    if not SYSTEM_FOLDERS.isdisjoint(folders):
+        return "system folder"
+    if last.startswith("."):
         return "hidden file"
-    extension = posixpath.splitext(name)[1].lower()
-    return "" if extension in image_extensions() else words_for_extension(extension)
-
-
-def words_for_extension(extension: str) -> str:
-    """Return why a file with this extension, in lower case, is no image."""
+    extension = posixpath.splitext(last)[1].lower()
+    if extension in image_extensions():
+        return ""
     usual = extension.isascii() and extension[1:].isalnum() and len(extension) < 12
     return f"extension {extension}" if usual else "other extension" if extension else "no extension"
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
-from io import FileIO
+from dataclasses import dataclass
+from typing import BinaryIO
 
-from ..errors import DatasetError
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatasetError, ImageError
 from ..records import ImageRecord
 from .decode import ImageDecodeError
 
@@ -33,13 +37,18 @@ def read_again(record: ImageRecord) -> bytes:
     """Read an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
 
     Raises:
-        ImageError: As :func:`read_image`; or the storage does not answer.
-        OSError: As there.
+        ImageError: It cannot be read, for the reason given.
     """
     try:
         return read_image(record)
-    except DatasetError as error:
-        raise ImageDecodeError(f"unreadable: {error}") from error
+    except ImageError:  # a ValueError too
+        raise
+    except OSError as error:
+        raise ImageError(words_for(error)) from error
+    except MemoryError:
+        raise ImageError("out of memory: the image does not fit") from None
+    except (DatasetError, ValueError) as error:  # the second: a path that no file can have
+        raise ImageError(f"unreadable: {error}") from error
 
 
 def words_for(error: OSError) -> str:
@@ -56,61 +65,33 @@ def read_file(path: str) -> bytes:
         ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
         OSError: It is missing or cannot be read.
     """
-    # Without a file object, which asks twice as much of the system, and every question may hand Python to another thread.
-    descriptor = _open(path)
-    try:
-        before = os.fstat(descriptor)
-        size = _regular_size(before)
-        data = _read(descriptor, size + 1)
-        after = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    if len(data) != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+    with open_regular(path) as file:
+        before = os.fstat(file.fileno())
+        refuse_too_large(before.st_size)
+        data = file.read(before.st_size + 1)
+        after = os.fstat(file.fileno())
+    if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise ImageDecodeError("unreadable: the file changed while it was read")
     return data
 
 
-def open_regular(path: str) -> FileIO:
-    """Open a regular file, without a buffer.
+def open_regular(path: str, buffer_bytes: int = -1) -> BinaryIO:
+    """Open a regular file.
 
     Args:
         path: Of the file.
+        buffer_bytes: As of ``open``.
 
     Raises:
         ImageDecodeError: It is not a regular file.
         OSError: It is missing or cannot be opened.
     """
-    return open(_open(path), "rb", buffering=0)
-
-
-def _open(path: str) -> int:
     # Opening a device can have effects, so these are refused before.
-    _refuse_other_kinds(os.stat(path))  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
-    return os.open(path, _FLAGS)
-
-
-def _read(descriptor: int, most: int) -> bytes:
-    """Read a file from its beginning until so many bytes are there or it is at its end."""
-    data = os.read(descriptor, most)
-    # Most files come at once, but for the byte that should not be there.
-    if len(data) >= most - 1:
-        return data
-    del data
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    with open(descriptor, "rb", closefd=False) as file:
-        return file.read(most) or b""
-
-
-def _regular_size(info: os.stat_result) -> int:
-    _refuse_other_kinds(info)
-    refuse_too_large(info.st_size)
-    return info.st_size
-
-
-def _refuse_other_kinds(info: os.stat_result) -> None:
+    info = os.stat(path)  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe" if stat.S_ISFIFO(info.st_mode) else "a device or socket"
         raise ImageDecodeError(f"not a regular file: {kind}")
+    return os.fdopen(os.open(path, _FLAGS), "rb", buffer_bytes)
 
 
 def refuse_too_large(size_bytes: int) -> None:
@@ -121,3 +102,50 @@ def refuse_too_large(size_bytes: int) -> None:
     """
     if size_bytes > MAX_FILE_BYTES:
         raise ImageDecodeError(f"too large: {size_bytes} bytes, limit {MAX_FILE_BYTES} bytes")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FileSlices:
+    """Images that lie whole in larger files; see :class:`~pipeline.records.ImageSource`.
+
+    Attributes:
+        kind: ``tar`` or ``tfds``, as stored with the run.
+        paths: (F) of the files.
+        sizes_bytes: (F,) int64, of the files when they were listed.
+        modified_ns: (F,) int64, when they had been written last then, since 1970.
+        numbers: (N,) int32, in which file each image is.
+        offsets: (N,) int64, where its bytes begin; negative where there are none.
+        lengths: (N,) int64, how many bytes it has.
+    """
+
+    kind: str
+    paths: tuple[str, ...]
+    sizes_bytes: NDArray[np.int64]
+    modified_ns: NDArray[np.int64]
+    numbers: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def read(self, record: ImageRecord) -> bytes:
+        """Read one image whole; see :class:`~pipeline.records.ImageSource`."""
+        number = self._number(record)
+        size_bytes = int(self.lengths[record.place])
+        refuse_too_large(size_bytes)
+        # Opened for each image, as files of a folder are: nothing to share among threads and processes.
+        with open_regular(self.paths[number]) as file:
+            file.seek(int(self.offsets[record.place]))
+            data = file.read(size_bytes)
+            # After it was read: a file that is being written to may have had other bytes already.
+            info = os.fstat(file.fileno())
+        if (info.st_size, info.st_mtime_ns) != (self.sizes_bytes[number], self.modified_ns[number]) or len(data) != size_bytes:
+            raise ImageDecodeError(f"unreadable: the {self.kind} file changed since it was listed")
+        return data
+
+    def modified_seconds(self, record: ImageRecord) -> float:
+        """Return when the file of an image was written; see :class:`~pipeline.records.ImageSource`."""
+        return os.stat(self.paths[self._number(record)]).st_mtime  # noqa: PTH116
+
+    def _number(self, record: ImageRecord) -> int:
+        if record.place < 0 or self.offsets[record.place] < 0:
+            raise FileNotFoundError(record.key)
+        return int(self.numbers[record.place])

@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..records import ImageRecord, ImageStatus
 from .decode import decode_image
-from .reading import read_again, words_for
+from .reading import read_again
 from .resize import ResizeSpec, dct_reduction, resize_on_host
 
 # More would take seconds and gigabytes for a picture the size of a stamp. JPEGs of this size are reduced while they are decoded.
@@ -85,16 +85,7 @@ def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint
 
 
 def _read(record: ImageRecord, sha256: str) -> bytes:
-    try:
-        data = read_again(record)
-    except ImageError:  # a ValueError too
-        raise
-    except OSError as error:
-        raise ImageError(words_for(error)) from error
-    except MemoryError:
-        raise ImageError("out of memory: the image does not fit") from None
-    except ValueError as error:  # a path that no file can have
-        raise ImageError(f"unreadable: {error}".lower()) from error
+    data = read_again(record)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError("changed: the file is not the one that the features were made from")
     return data
