@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +14,12 @@ from pipeline.config import EngineOptions, check_options
 from pipeline.engines import ray as engine
 from pipeline.errors import EngineError, OptionError
 from pipeline.plan import versions
-from pipeline.records import Part
+from pipeline.records import ImageRecord, Part
 from pipeline.store.disk import file_digest
 
 from .stored_runs import make_spec
 from .test_config import values
 from .test_extract import SPEC, fake_stages
-from .test_tars import png, write_tar
 
 SMALL, LARGE, GPUS = (2.0, 0.0), (16.0, 0.0), (16.0, 4.0)
 
@@ -41,8 +39,8 @@ def options(workers: int | None = None, gpus: float | None = None, cpus: int | N
         ([SMALL, LARGE], options(workers=4), "auto", (4, 0), 4),
         ([SMALL, SMALL], options(workers=2), "auto", (2, 0), 2),
         # More than cores: they share.
-        ([SMALL], options(workers=3), "auto", (0.6666, 0), 3),
-        ([SMALL, SMALL], options(workers=5), "auto", (0.4, 0), 10),
+        ([SMALL], options(workers=3), "auto", (0.5, 0), 4),
+        ([SMALL, SMALL], options(workers=5), "auto", (0.5, 0), 8),
         # A worker a GPU, and its share of the cores.
         ([LARGE, GPUS], options(), "auto", (4, 1), 4),
         ([GPUS], options(gpus=0.5), "auto", (2, 0.5), 8),
@@ -66,14 +64,8 @@ def test_a_task_takes_what_the_options_and_the_nodes_say(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            options(cpus=32),
-            r"engine.cpus_per_worker: no node is large enough for a worker, got 32. Expected at most 16",
-        ),
-        (
-            options(gpus=1),
-            r"engine.gpus_per_worker: no node is large enough for a worker, got 1. Expected at most 0",
-        ),
+        (options(cpus=32), r"engine.cpus_per_worker: no node is large enough for a worker, got 32. Expected at most 16"),
+        (options(gpus=1), r"engine.gpus_per_worker: no node is large enough for a worker, got 1. Expected at most 0"),
     ],
 )
 def test_no_room_anywhere_is_said(given: EngineOptions, message: str) -> None:
@@ -114,7 +106,7 @@ def make_job(folder: Path, **changes: Any) -> engine.Job:
     (folder / "shards").mkdir(exist_ok=True)
     (folder / ".lock").touch()
     found = check_options(values(runtime__workers=2))
-    settings: dict[str, Any] = {"options": found, "parts": {0: SPEC}, "weights": None, "folder": str(folder), "image": ""}
+    settings: dict[str, Any] = {"options": found, "parts": {0: SPEC}, "weights": None, "folder": str(folder), "image": None}
     return engine.Job(**{**settings, **changes})
 
 
@@ -163,7 +155,7 @@ def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, 
             engine._prepare(job)
         return str(caught.value)
 
-    line = said(make_job(tmp_path, image="/nowhere/a.jpg"))
+    line = said(make_job(tmp_path, image=ImageRecord(0, "a.jpg", "/nowhere/a.jpg", "", 1)))
     assert "does not see the images, got nothing at '/nowhere/a.jpg'. Expected storage that all nodes share" in line
     attributes: Any = {"version_numpy": "1.0", "version_pillow": versions()["pillow"]}
     line = said(make_job(tmp_path, parts={0: replace(SPEC, attributes=attributes)}))
@@ -173,35 +165,6 @@ def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, 
     line = said(job)
     assert line.startswith(f"engine: node {socket.gethostname()} does not see the run folder, got nothing at ")
     assert len(made) == 1
-
-
-def seen_of(manifest: Any) -> str:
-    return engine._visible_image(replace(SPEC, manifest=manifest))
-
-
-def test_workers_look_for_an_image_or_for_what_holds_it(tmp_path: Path) -> None:
-    from pipeline.config import tar_folder
-    from pipeline.images.folder import list_folder
-    from pipeline.images.remote import listed_images
-    from pipeline.images.tar import list_tars
-
-    (tmp_path / "b").mkdir()
-    for name, data in (("a.png", b""), ("b/c.png", png(1)), ("b/d.png", png(2))):
-        (tmp_path / name).write_bytes(data)
-    assert seen_of(list_folder(tmp_path)) == str(tmp_path / "b/c.png")
-    for name in ("y.tar", "x.tar"):
-        write_tar(tmp_path / name, {f"{name}.png": png(1)})
-    tars = [str(tmp_path / "*.tar")]
-    assert seen_of(list_tars(tars, tar_folder(tars), lambda line: None)) == str(tmp_path / "x.tar")
-    places = ["memory://nowhere/a.png", str(tmp_path / "b/d.png")]
-    assert seen_of(listed_images("memory://nowhere", ["a.png", "d.png"], places, {})) == places[1]
-    assert seen_of(listed_images("memory://nowhere", ["a.png"], places[:1], {})) == ""
-
-
-def test_workers_look_for_the_folder_of_a_set(tiny_set: Path) -> None:
-    from pipeline.images.tfds import list_set
-
-    assert Path(seen_of(list_set("tiny", None, tiny_set))).parent == tiny_set / "tiny/1.0.0"
 
 
 def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +249,7 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
     ray.resources = {"CPU": 8.0, "GPU": 2.0}
     started = make_engine(ray, tmp_path)
     assert ray.settings == {"num_cpus": 4.0, "num_gpus": 1.0, "max_retries": 2, "max_calls": 0}
-    runtime = started._job.options.runtime
+    runtime = started.job.options.runtime
     assert (runtime.device, runtime.workers) == ("gpu", 4)
 
 
@@ -297,7 +260,7 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
         (
             WorkerCrashedError("It\ndied."),
             EngineError,
-            r"^engine: no worker can be started, got 3 that died, the last since It died",
+            r"^engine: no worker can be started, got 3 workers that died over it, the last since It died",
         ),
         (RayTaskError("Traceback\nZeroDivisionError: oh"), RuntimeError, r"ZeroDivisionError: oh$"),
         (
@@ -309,7 +272,7 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
 )
 def test_what_stops_the_first_task_stops_the_run(answer: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=message):
-        make_engine(FakeRay(answer), tmp_path).start()
+        next(make_engine(FakeRay(answer), tmp_path).run([()]))
 
 
 def test_a_run_without_nodes_waits_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +280,7 @@ def test_a_run_without_nodes_waits_a_while(tmp_path: Path, monkeypatch: pytest.M
     ray.resources = {}
     monkeypatch.setattr(engine, "NO_NODE_SECONDS", 0.1)
     with pytest.raises(EngineError, match=r"^engine: no node can run a task, got none with 1 cores and 0 GPUs for 0 s\."):
-        make_engine(ray, tmp_path).start()
+        next(make_engine(ray, tmp_path).run([()]))
 
 
 def test_shards_over_which_three_workers_died_are_named_but_not_those_that_are_finished(tmp_path: Path) -> None:
@@ -334,30 +297,16 @@ def test_shards_over_which_three_workers_died_are_named_but_not_those_that_are_f
         started._outcome(object(), SPEC.shards()[:3])
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
+def test_a_cluster_that_is_not_there_or_cannot_be_started_is_said_in_a_line(tmp_path: Path) -> None:
+    def said(address: str | None) -> str:
+        with pytest.raises(EngineError) as caught, engine._connected(FakeRay("It is old. And more"), address, make_job(tmp_path)):
+            pass
+        return str(caught.value)
+
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        yield listening.getsockname()[1]
-
-
-def connect(ray: Any, address: str | None, folder: Path) -> None:
-    with engine._connected(ray, address, make_job(folder)):
-        pass
-
-
-def test_what_ray_says_of_a_cluster_that_is_not_there_is_one_line(port: int, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{port}"
-    with pytest.raises(
-        EngineError, match=rf"^engine.address: no Ray cluster is there, got '{address}': It is old\. Expected one"
-    ):
-        connect(FakeRay("It is old. And more"), address, tmp_path)
-
-
-def test_a_cluster_that_cannot_be_started_says_why(tmp_path: Path) -> None:
-    ray = FakeRay("No space left. And more")
-    message = r"^engine: a Ray cluster cannot be started on this machine, got: No space left\."
-    with pytest.raises(EngineError, match=message):
-        connect(ray, None, tmp_path)
-    assert (ray.settings["address"], ray.settings["log_to_driver"], ray.settings["include_dashboard"]) == ("local", False, False)
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert said(address).startswith(f"engine.address={address}: no Ray cluster can be reached, got: It is old. Expected one")
+    assert said(address).startswith(f"engine.address={address}: no Ray cluster can be reached, got: connection refused. Expected")
+    assert said(None).startswith("engine: no Ray cluster can be started, got: It is old. Expected one")

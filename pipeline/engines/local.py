@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from ..config import Options
 from ..extract import make_shards, make_stages
@@ -15,7 +16,9 @@ from ..report import Made, Stopwatch
 from ..signals import leaving_at_once
 from ..store.run_folder import RunFolder
 from ..store.writer import Writer
-from . import Engine
+
+# Makes what is missing in the run folder, tells the progress, and returns what was made.
+Engine: TypeAlias = Callable[[Progress, Stopwatch], Made]
 
 
 @contextmanager

@@ -16,29 +16,29 @@ import socket
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import AUTO, EngineOptions, Options
-from ..errors import EngineError, OptionError, PipelineError, printable
+from ..errors import EngineError, ImageError, OptionError, PipelineError, printable
 from ..extract import Stages, make_shards, make_stages
-from ..images.reading import FileSlices
+from ..images.reading import read_image
 from ..machine import peak_memory_bytes, usable_cores
 from ..network.weights import Weights
 from ..plan import versions
 from ..progress import LOGGER as _log
 from ..progress import Progress
-from ..records import ImageStatus, RunSpec, ShardSpec
+from ..records import ImageRecord, ImageStatus, RunSpec, ShardSpec
 from ..report import Made, Stopwatch
 from ..signals import kept_handlers, leaving_at_once
 from ..store import disk, format
-from ..store.digests import Digests, RemoteDigests
+from ..store.digests import RemoteDigests
 from ..store.run_folder import RunFolder
 from ..store.writer import Writer
-from . import Engine
+from .local import Engine
 
 # A task that dies is run again so often.
 RETRIES = 2
@@ -53,7 +53,7 @@ CANCEL_SECONDS = 2.0
 # Of a cluster of this run alone, besides what the run puts there. Source: Ray refuses less than 75 MiB.
 OBJECT_STORE_BYTES = 128 << 20
 # Source: Ray, "Fractional Resource Requirements": to 0.0001.
-SHARES_A_CORE = 10_000
+SMALLEST_SHARE = 0.0001
 LONGEST_TEXT = 240
 _SETTINGS = {
     # It would tell its makers of each cluster.
@@ -63,7 +63,10 @@ _SETTINGS = {
     # By default a task that is killed for its memory is run again without end.
     "RAY_task_oom_retries": str(RETRIES),
 }
-_STAGES = ("read", "network", "store", "finish")
+
+# (cores, GPUs) of each node that has cores.
+Nodes = Sequence[tuple[float, float]]
+Shards = tuple[ShardSpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,14 @@ class Job:
         parts: Number -> the run up to that part.
         weights: Of the network.
         folder: The run folder, absolute.
-        image: A file that must be there too; "" if there is none.
+        image: One that the driver can read, and so must every node; None if there is none.
     """
 
     options: Options
     parts: Mapping[int, RunSpec]
     weights: Weights
     folder: str
-    image: str
+    image: ImageRecord | None
 
 
 @dataclass(slots=True)
@@ -125,13 +128,11 @@ def require_ray(engine: EngineOptions) -> None:
         plan_resources([(usable_cores(), math.inf)], replace(engine, gpus_per_worker=0.0), "cpu", is_local=True)
 
 
-def plan_resources(
-    nodes: Sequence[tuple[float, float]], engine: EngineOptions, device: str, *, is_local: bool = False
-) -> tuple[float, float]:
+def plan_resources(nodes: Nodes, engine: EngineOptions, device: str, *, is_local: bool = False) -> tuple[float, float]:
     """Return the cores and the share of a GPU that each task takes.
 
     Args:
-        nodes: (cores, GPUs) of each node that has cores.
+        nodes: Those of the cluster.
         engine: The options.
         device: ``runtime.device``.
         is_local: Whether no node will be added.
@@ -145,31 +146,28 @@ def plan_resources(
     usable = [node for node in nodes if node[1] >= gpus]
     cpus = float(engine.cpus_per_worker or 1)
     if usable and not engine.cpus_per_worker:
-        if gpus:
-            cpus = min(cores / int(has / gpus + 1e-9) for cores, has in usable)
-        elif engine.workers is None:
-            cpus = min(cores for cores, _ in usable)
-        else:
-            cpus = min(max(usable)[0], sum(cores for cores, _ in usable) / engine.workers)
-        cpus = float(int(cpus)) if cpus >= 1 else max(1, int(cpus * SHARES_A_CORE)) / SHARES_A_CORE
-        while not gpus and count_slots(usable, cpus, 0.0) < (engine.workers or 0):
+        # As many as leave a task for each GPU, for each of the workers that are asked for, or for each node.
+        cores = [max(1, int(node[0])) for node in usable]
+        wanted = count_slots(usable, SMALLEST_SHARE, gpus) if gpus else engine.workers or 0
+        cpus = float(max(cores) if wanted else min(cores))
+        while count_slots(usable, cpus, gpus) < wanted:
             cpus = cpus - 1 if cpus > 1 else cpus / 2
     if not count_slots(nodes, cpus, gpus) and (is_local or (nodes and engine.workers is None)):
         most_cpus, most_gpus = (max((node[kind] for node in nodes), default=0) for kind in (0, 1))
-        key, got, most, what = ("gpus", gpus, most_gpus, "GPUs") if gpus > most_gpus else ("cpus", cpus, most_cpus, "cores")
+        key, got, most = ("gpus", gpus, most_gpus) if gpus > most_gpus else ("cpus", cpus, most_cpus)
         raise OptionError(
-            f"engine.{key}_per_worker: no node is large enough for a worker, got {got:g}. Expected at most {most:g}, the {what} "
-            "of the largest node. Ask for less."
+            f"engine.{key}_per_worker: no node is large enough for a worker, got {got:g}. Expected at most {most:g}, as the "
+            "largest node has. Ask for less."
         )
     return cpus, gpus
 
 
-def count_slots(nodes: Sequence[tuple[float, float]], cpus: float, gpus: float) -> int:
+def count_slots(nodes: Nodes, cpus: float, gpus: float) -> int:
     """Return how many tasks the nodes can run at a time."""
     return sum(int(min(cores / cpus, has / gpus if gpus else math.inf) + 1e-9) for cores, has in nodes)
 
 
-def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list[tuple[ShardSpec, ...]]:
+def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list[Shards]:
     """Divide shards into tasks, each of one part.
 
     Args:
@@ -179,23 +177,19 @@ def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list
     """
     rows = max(shard.rows for shard in shards)
     size = max(1, min(-(-TASK_STEPS * batch_size // rows), len(shards) // (TASKS_A_WORKER * slots)))
-    return [
-        tuple(of_part[first : first + size])
-        for _, group in itertools.groupby(shards, lambda shard: shard.part)
-        for of_part in [list(group)]
-        for first in range(0, len(of_part), size)
-    ]
+    parts = (list(group) for _, group in itertools.groupby(shards, lambda shard: shard.part))
+    return [tuple(part[first : first + size]) for part in parts for first in range(0, len(part), size)]
 
 
 # In a worker process: the GPU that it has, the job and its network. Kept from one task to the next.
 _prepared: tuple[str | None, Job, Stages] | None = None
 
 
-def make_task(job: Sequence[Any], name: str, shards: Sequence[ShardSpec]) -> Outcome:
+def make_task(job: Sequence[Any], name: str, shards: Shards) -> Outcome:
     """Make shards; runs in a worker process, which works for one job alone.
 
     Args:
-        job: One reference to it, in a list so that Ray does not fetch it for each task.
+        job: A reference to it, in a list so that Ray does not fetch it for each task.
         name: Of the task; its unfinished files have it.
         shards: Of one part; none: only the network is made.
 
@@ -222,15 +216,18 @@ def _prepare(job: Job) -> Stages:
         PipelineError: This node cannot be used.
     """
     node = f"engine: node {socket.gethostname()}"
-    for what, path in (("run folder", str(Path(job.folder, format.LOCK_NAME))), ("images", job.image)):
-        if path and not Path(path).exists():
-            raise EngineError(
-                f"{node} does not see the {what}, got nothing at {path!r}. Expected storage that all nodes share, under the same "
-                "path. Use another folder, or nodes that have it."
-            )
+    lock = Path(job.folder, format.LOCK_NAME)
+    unseen = {"run folder": str(lock)} if not lock.exists() else {}
+    if job.image and not _can_read(job.image):
+        unseen["images"] = job.image.path
+    for what, path in unseen.items():
+        raise EngineError(
+            f"{node} does not see the {what}, got nothing at {path!r}. Expected storage that all nodes share, under the same "
+            "path. Use another folder, or nodes that have it."
+        )
     part, found = next(iter(job.parts.values())), versions()
-    wanted = {name: part.attributes.get(f"version_{name}") for name in found}
-    if other := [name for name, text in wanted.items() if text not in (None, found[name])]:
+    wanted = {name: part.attributes.get(f"version_{name}", text) for name, text in found.items()}
+    if other := [name for name in wanted if wanted[name] != found[name]]:
         got, expected = (", ".join(f"{name} {of[name]}" for name in other) for of in (found, wanted))
         raise EngineError(f"{node} has other libraries, got {got}. Expected {expected}, as on the driver's machine.")
     # On a CPU TensorFlow's own convolutions would take all cores from the workers beside this one.
@@ -239,7 +236,14 @@ def _prepare(job: Job) -> Stages:
     return make_stages(job.options, part, job.weights)
 
 
-def _make(job: Job, stages: Stages, name: str, shards: Sequence[ShardSpec]) -> Outcome:
+def _can_read(image: ImageRecord) -> bool:
+    with suppress(OSError, ImageError):
+        read_image(image)
+        return True
+    return False
+
+
+def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
     """Make shards, having removed what an attempt that died has left."""
     outcome = Outcome((socket.gethostname(), os.getpid()), stages.device.batch_size, Made(stages.device.kind))
     if not shards:
@@ -278,8 +282,9 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunF
         OptionError: No node can run a task, or has the device.
         EngineError: No cluster answers, or a node does not see what this process sees.
     """
+    sized = (spec.manifest[int(row)] for row in spec.manifest.file_bytes.nonzero()[0][:100])
     parts = {missing[0].part: part for part, missing in run_folder.parts()}
-    job = Job(options, parts, weights, str(run_folder.path.absolute()), _visible_image(spec))
+    job = Job(options, parts, weights, str(run_folder.path.absolute()), next(filter(_can_read, sized), None))
     with leaving_at_once(), warnings.catch_warnings():
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -288,8 +293,11 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunF
     with _connected(ray, options.engine.address, job):
         tasks = Tasks(ray, job)
         try:
-            tasks.start()
-            yield lambda progress, watch: tasks.make(run_folder.missing, run_folder.digests(), progress, watch)
+            # Have networks made; go on when the first worker is ready.
+            first = next(tasks.run([()] * tasks.slots))
+            runtime = tasks.job.options.runtime
+            _log.info("engine: workers: %d, on the %s, threads each: %d", tasks.slots, runtime.device, runtime.workers)
+            yield lambda progress, watch: _make_all(tasks, first, run_folder, progress, watch)
         except BaseException as error:
             tasks.cancel()
             run_folder.drop_partial_files()
@@ -301,13 +309,36 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunF
             raise
 
 
+def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Progress, watch: Stopwatch) -> Made:
+    """Make the missing shards by tasks; ``first`` is that of the worker which was ready first."""
+    made, seconds, workers = Made(first.made.device), Counter[str](), {first.worker}
+    planned, digests = plan_tasks(run_folder.missing, tasks.slots, first.batch_size), run_folder.digests()
+    try:
+        with watch.stage("network"):
+            for outcome in tasks.run(planned):
+                workers.add(outcome.worker)
+                seconds.update(outcome.seconds)
+                made.add(outcome.made)
+                made.peak_memory_bytes = max(made.peak_memory_bytes, outcome.made.peak_memory_bytes)
+                for name, digest in outcome.digests.items():
+                    digests.add(name, digest)
+                progress.count(outcome.statuses, outcome.values, made.bytes_raw, made.bytes_stored)
+    except OSError as error:
+        raise disk.write_error(digests.path, error) from error
+    finally:
+        watch.divide("network", seconds)
+    hosts = {host for host, _ in workers}
+    _log.info("engine: %d tasks, by processes: %d, on nodes: %d", len(planned), len(workers), len(hosts))
+    return made
+
+
 @contextmanager
 def _connected(ray: Any, address: str | None, job: Job) -> Iterator[None]:
     """Connect to a cluster; one of this machine for this run alone is started, and ended."""
     if ray.is_initialized():
         raise EngineError(
-            "engine: this process is connected to a Ray cluster already, got a connection that is not the run's. Expected none, "
-            "or the run in a process of its own. Call ray.shutdown() first."
+            "engine: this process is connected to a Ray cluster already, got a connection that is not the run's. Expected none. "
+            "Call ray.shutdown() first."
         )
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
@@ -325,12 +356,10 @@ def _connected(ray: Any, address: str | None, job: Job) -> Iterator[None]:
                 ray.init(**settings)
         except Exception as error:
             what = (getattr(error, "strerror", None) or "").lower() or _one_line(error).split(". ")[0]
+            where, done = ("engine", "started") if address is None else (f"engine.address={address}", "reached")
             raise EngineError(
-                f"engine: a Ray cluster cannot be started on this machine, got: {what}. Expected one for this run. Try "
-                "`ray start --head`, which says more, or engine=local."
-                if address is None
-                else f"engine.address: no Ray cluster is there, got {address!r}: {what}. Expected one that runs, of the same "
-                "version of Ray and Python. Start it with `ray start --head`, or leave engine.address out."
+                f"{where}: no Ray cluster can be {done}, got: {what}. Expected one of the same version of Ray and Python. Start "
+                "it with `ray start --head`, which says more, or use engine=local."
             ) from error
         yield
     finally:
@@ -339,7 +368,7 @@ def _connected(ray: Any, address: str | None, job: Job) -> Iterator[None]:
 
 
 class Tasks:
-    """The tasks of a run, those that are running and what they have made.
+    """Runs tasks of a job on a cluster.
 
     Args:
         ray: Connected.
@@ -347,65 +376,50 @@ class Tasks:
 
     Raises:
         OptionError: No node could ever run a task.
+
+    Attributes:
+        job: With the device and the threads of a task.
+        slots: Tasks that can run at a time, at least 1.
     """
 
     def __init__(self, ray: Any, job: Job) -> None:
         self._ray = ray
         runtime, engine = job.options.runtime, job.options.engine
-        self._cpus, self._gpus = plan_resources(self._nodes(), engine, runtime.device, is_local=engine.address is None)
+        nodes = self._nodes()
+        self._cpus, self._gpus = plan_resources(nodes, engine, runtime.device, is_local=engine.address is None)
         self._most = engine.workers or math.inf
+        self.slots = max(1, int(min(self._most, count_slots(nodes, self._cpus, self._gpus))))
         # Not the options' auto: a task that has no GPU must not take one, and one that has must not do without.
         device, threads = "gpu" if self._gpus else "cpu", runtime.workers or max(1, int(self._cpus))
-        self._job = replace(job, options=replace(job.options, runtime=replace(runtime, device=device, workers=threads)))
-        self._reference, self._token = [ray.put(self._job)], secrets.token_hex(4)
+        self.job = replace(job, options=replace(job.options, runtime=replace(runtime, device=device, workers=threads)))
+        self._reference, self._token = [ray.put(self.job)], secrets.token_hex(4)
         # With a GPU Ray's default is a new process a task.
         settings = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": RETRIES, "max_calls": 0}
         self._task = ray.remote(**settings)(make_task)
-        self._running: dict[Any, tuple[ShardSpec, ...]] = {}
-        self._had_node = time.monotonic()
+        self._running: dict[Any, Shards] = {}
 
-    def start(self) -> None:
-        """Have networks made; return when the first one is ready.
-
-        Raises:
-            PipelineError: A node cannot be used, or there is none.
-        """
-        self._slots = max(1, int(min(self._most, count_slots(self._nodes(), self._cpus, self._gpus))))
-        for _ in range(self._slots):
-            self._submit(())
-        while not (found := self._finished()):
-            pass
-        self._first = found[0]
-        runtime = self._job.options.runtime
-        _log.info("engine: workers: %d, on the %s, threads each: %d", self._slots, runtime.device, runtime.workers)
-
-    def make(self, shards: Sequence[ShardSpec], digests: Digests, progress: Progress, watch: Stopwatch) -> Made:
-        """Make shards.
+    def run(self, tasks: Iterable[Shards]) -> Iterator[Outcome]:
+        """Run tasks, and yield what each has made when it is finished.
 
         Raises:
-            PipelineError: What stopped it, here or in a task.
+            PipelineError: A task has raised, or died too often; there are no nodes.
         """
-        made, seconds, workers = Made(self._first.made.device), Counter(dict.fromkeys(_STAGES, 0.0)), {self._first.worker}
-        waiting = deque(plan_tasks(shards, self._slots, self._first.batch_size))
-        tasks = len(waiting)
-        try:
-            with watch.stage("network"):
-                while waiting or any(self._running.values()):
-                    while waiting and len(self._running) < self._most:
-                        self._submit(waiting.popleft())
-                    for outcome in self._finished():
-                        workers.add(outcome.worker)
-                        seconds.update({name: outcome.seconds.get(name, 0.0) for name in _STAGES})
-                        made.add(outcome.made)
-                        made.peak_memory_bytes = max(made.peak_memory_bytes, outcome.made.peak_memory_bytes)
-                        _add_digests(digests, outcome.digests)
-                        if outcome.statuses:
-                            progress.count(outcome.statuses, outcome.values, made.bytes_raw, made.bytes_stored)
-        finally:
-            watch.divide("network", seconds)
-        hosts = {host for host, _ in workers}
-        _log.info("engine: %d tasks, by processes: %d, on nodes: %d", tasks, len(workers), len(hosts))
-        return made
+        waiting, had_node = deque(tasks), time.monotonic()
+        while waiting or self._running:
+            while waiting and len(self._running) < self._most:
+                shards = waiting.popleft()
+                name = f"{self._token}-{shards[0].number if shards else 'start'}"
+                self._running[self._task.remote(self._reference, name, shards)] = shards
+            done, _ = self._ray.wait(list(self._running), timeout=1.0)
+            if done or count_slots(self._nodes(), self._cpus, self._gpus):
+                had_node = time.monotonic()
+            elif time.monotonic() - had_node > NO_NODE_SECONDS:
+                raise EngineError(
+                    f"engine: no node can run a task, got none with {self._cpus:g} cores and {self._gpus:g} GPUs for "
+                    f"{NO_NODE_SECONDS:.0f} s. Expected one. Look at the nodes; finished shards are kept."
+                )
+            for future in done:
+                yield self._outcome(future, self._running.pop(future))
 
     def cancel(self) -> None:
         """End what is running."""
@@ -416,29 +430,7 @@ class Tasks:
             if self._running:
                 self._ray.wait(list(self._running), num_returns=len(self._running), timeout=CANCEL_SECONDS)
 
-    def _submit(self, shards: tuple[ShardSpec, ...]) -> None:
-        name = f"{self._token}-{shards[0].number if shards else 'start'}"
-        self._running[self._task.remote(self._reference, name, shards)] = shards
-
-    def _finished(self) -> list[Outcome]:
-        """Return what tasks have made that are finished; waits a second for one.
-
-        Raises:
-            PipelineError: A task has raised, or died too often; there are no nodes.
-        """
-        done, _ = self._ray.wait(list(self._running), timeout=1.0)
-        if done:
-            done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        elif count_slots(self._nodes(), self._cpus, self._gpus):
-            self._had_node = time.monotonic()
-        elif time.monotonic() - self._had_node > NO_NODE_SECONDS:
-            raise EngineError(
-                f"engine: no node can run a task, got none with {self._cpus:g} cores and {self._gpus:g} GPUs for "
-                f"{NO_NODE_SECONDS:.0f} s. Expected one. Look at the nodes, then run the command again: finished shards are kept."
-            )
-        return [self._outcome(future, self._running.pop(future)) for future in done]
-
-    def _outcome(self, future: Any, shards: tuple[ShardSpec, ...]) -> Outcome:
+    def _outcome(self, future: Any, shards: Shards) -> Outcome:
         errors = self._ray.exceptions
         try:
             found: Outcome = self._ray.get(future)
@@ -457,47 +449,24 @@ class Tasks:
             _log.warning("engine: a worker died over %s; another has made it", ", ".join(found.digests))
         return found
 
-    def _died(self, shards: tuple[ShardSpec, ...], cause: str) -> EngineError:
+    def _died(self, shards: Shards, cause: str) -> EngineError:
         """Return the error of a task that died too often: it names those of its shards that no attempt has finished."""
-        if not shards:
-            return EngineError(
-                f"engine: no worker can be started, got {RETRIES + 1} that died, the last since {cause}. Expected one that "
-                "lives. Look at the nodes and their memory."
-            )
-        paths = [format.shard_path(shard.file_name) for shard in shards]
-        keys = self._job.parts[shards[0].part].manifest.keys
-        names = [
-            f"{path} (images {printable(keys[shard.first], LONGEST_TEXT)!r} to {printable(keys[shard.stop - 1], LONGEST_TEXT)!r})"
-            for path, shard in zip(paths, shards, strict=True)
-            if not Path(self._job.folder, path).exists()
-        ]
+        unfinished = [shard for shard in shards if not Path(self.job.folder, format.shard_path(shard.file_name)).exists()]
+        names = []
+        for shard in unfinished or shards:
+            keys = self.job.parts[shard.part].manifest.keys
+            first, last = (printable(keys[row], LONGEST_TEXT) for row in (shard.first, shard.stop - 1))
+            names.append(f"{format.shard_path(shard.file_name)} (images {first!r} to {last!r})")
+        what = f"{', '.join(names)} could not be made" if shards else "no worker can be started"
         return EngineError(
-            f"engine: {', '.join(names or paths)} could not be made, got {RETRIES + 1} workers that died over it, the last since "
-            f"{cause}. Expected one that lives. Look at these images and at the memory of the nodes; finished shards are kept."
+            f"engine: {what}, got {RETRIES + 1} workers that died over it, the last since {cause}. Expected one that lives. Look "
+            f"at {'these images and at ' if shards else ''}the memory of the nodes; finished shards are kept."
         )
 
-    def _nodes(self) -> list[tuple[float, float]]:
-        """Return (cores, GPUs) of the nodes that live and have cores."""
+    def _nodes(self) -> Nodes:
         found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return [(node["CPU"], node.get("GPU", 0.0)) for node in found if node.get("CPU")]
 
 
-def _add_digests(digests: Digests, found: Mapping[str, str]) -> None:
-    try:
-        for name, digest in found.items():
-            digests.add(name, digest)
-    except OSError as error:
-        raise disk.write_error(digests.path, error) from error
-
-
 def _one_line(error: Exception) -> str:
     return printable(" ".join(str(error).split()), LONGEST_TEXT).rstrip(".")
-
-
-def _visible_image(spec: RunSpec) -> str:
-    """Return the first image that is there as a file on this machine, or what holds it; "" where all are at addresses."""
-    manifest = spec.manifest
-    if isinstance(manifest.source, FileSlices):
-        return manifest.source.paths[0]
-    sized = (int(row) for row in manifest.file_bytes.nonzero()[0][:100])
-    return next((path for row in sized if Path(path := manifest[row].path).is_file()), "")
