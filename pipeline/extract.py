@@ -19,8 +19,8 @@ from .config import Options
 from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
 from .network.architectures import WINOGRAD
+from .network.known_weights import Weights
 from .network.start import load_tensorflow
-from .network.weights import Weights
 from .network.winograd import prepare_segments
 from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec, ShardSpec, Sink
 from .report import Stopwatch

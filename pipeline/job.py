@@ -21,7 +21,8 @@ from .image_list import list_images
 from .images.reading import read_image
 from .machine import peak_memory_bytes
 from .network.architectures import CLASSIFIER_BLOCK, foreign_names, resolve_layers
-from .network.weights import Weights, load_weights
+from .network.known_weights import Weights
+from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures

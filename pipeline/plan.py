@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .config import AUTO, DataOptions, Options
 from .network.architectures import choose_backend, layer_table, output_shapes, plan_features
-from .network.weights import Weights
+from .network.known_weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
 from .store import format
 

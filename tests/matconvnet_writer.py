@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from pipeline.network.architectures import layer_table
-from pipeline.network.weights import Weights
+from pipeline.network.known_weights import Weights
 from pipeline.records import LayerSpec
 
 # ``old``: to beta16, as scipy wrote it in 2015; ``new``: from beta17; ``pre11``: before beta11, ``filters`` and ``biases``.

@@ -26,7 +26,7 @@ from .weight_files import MAT, NOTOP, WHOLE, Loader, save_keras, save_mat, shrin
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
     shrink_networks(monkeypatch)
-    return Loader(tmp_path)
+    return Loader(tmp_path, monkeypatch)
 
 
 def test_random_weights_are_he_normal_and_without_biases() -> None:
@@ -74,22 +74,21 @@ def test_the_digest_is_that_of_the_numbers_whatever_the_file(
         "old.mat (MatConvNet to beta16)",
         "new.mat (MatConvNet from beta17)",
         "pre11.mat (MatConvNet before beta11)",
-        "weights.h5 (Keras 2 weights)",
+        "weights.h5 (Keras)",
     ]
     for array in (plain.kernels["conv3_2"], plain.biases["conv5_3"], plain.mean_pixel):
         array.reshape(-1)[-1] += 1
-        digest = weights.content_digest(plain.kernels, plain.biases, plain.mean_pixel, list(plain.kernels))
-        assert digest != plain.sha256
+        assert weights.content_digest(plain) != plain.sha256
         array.reshape(-1)[-1] -= 1
 
 
 def test_imagenet_takes_a_local_copy_of_any_format(load: Loader) -> None:
     plain = load("random", classifier=True)
     save_keras(load.folder / WHOLE, plain)
-    assert load("imagenet").source == f"{WHOLE} (Keras 2 weights)"
+    assert load("imagenet").source == f"{WHOLE} (Keras)"
     save_keras(load.folder / NOTOP, load("random"))
-    assert load("imagenet").source == f"{NOTOP} (Keras 2 weights)"
-    assert load("imagenet", classifier=True).source == f"{WHOLE} (Keras 2 weights)"
+    assert load("imagenet").source == f"{NOTOP} (Keras)"
+    assert load("imagenet", classifier=True).source == f"{WHOLE} (Keras)"
     save_mat(load.folder / MAT, plain)
     assert load("imagenet").source == load("matconvnet").source == f"{MAT} (MatConvNet from beta17)"
 
@@ -103,8 +102,8 @@ def publish(monkeypatch: pytest.MonkeyPatch, path: Path, family: str, classifier
     return known
 
 
-def test_imagenet_takes_keras_own_download_if_it_is_whole(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = load.keras_cache / NOTOP
+def test_imagenet_takes_keras_own_download_if_it_is_whole(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = load.keras_home / "models" / NOTOP
     save_keras(path, load("random"))
     message = load.refusal("imagenet")
     assert (
@@ -113,20 +112,12 @@ def test_imagenet_takes_keras_own_download_if_it_is_whole(load: Loader, monkeypa
     assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/keras/vgg19/{NOTOP}, got ")
     publish(monkeypatch, path, "keras", False)
     assert load("imagenet").sha256 == load("random").sha256
-
-
-def test_keras_home_is_honoured(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = tmp_path / "home" / "models" / NOTOP
-    save_keras(path, load("random"))
-    publish(monkeypatch, path, "keras", False)
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
-    assert load("imagenet", keras_cache=None).source == f"{NOTOP} (Keras 2 weights)"
     monkeypatch.delenv("KERAS_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "user"))
     (tmp_path / "user").mkdir()
-    (tmp_path / "home").rename(tmp_path / "user" / ".keras")
-    assert load("imagenet", keras_cache=None).source == f"{NOTOP} (Keras 2 weights)"
+    load.keras_home.rename(tmp_path / "user" / ".keras")
+    assert load("imagenet").source == f"{NOTOP} (Keras)"
 
 
 @pytest.mark.parametrize(
@@ -148,26 +139,14 @@ def test_without_network_and_weights_the_message_tells_all_that_helps(
     assert list(load.folder.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_a_file_of_full_size_is_read_from_every_format(tmp_path: Path) -> None:
-    load = Loader(tmp_path)
-    plain = load("random")
-    save_keras(tmp_path / "net.h5", plain)
-    save_mat(tmp_path / "net.mat", plain, "old")
-    for name in ("net.h5", "net.mat"):
-        loaded = load(tmp_path / name)
-        assert loaded.sha256 == plain.sha256
-        assert loaded.kernels["conv5_4"].shape == (3, 3, 512, 512)
-
-
 def test_what_is_missing_is_downloaded_once(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     served = tmp_path / NOTOP
     save_keras(served, load("random"))
     known = publish(monkeypatch, served, "keras", False)
     asked = []
 
-    def fetch(what: KnownFile, address: str, target: Path, *, progress: bool) -> None:
-        asked.append((what, address, progress))
+    def fetch(what: KnownFile, target: Path, *, progress: bool) -> None:
+        asked.append((what, what.address, progress))
         target.parent.mkdir()
         served.rename(target)
 
@@ -192,7 +171,12 @@ def test_a_path_that_leads_nowhere_is_refused_with_the_words_that_are_known(load
     message = load.refusal("imagnet")
     assert message.startswith("network.weights: imagnet does not exist, got 'imagnet'. Expected weights of vgg19: ")
     assert message.endswith("or one of the words: imagenet.")
-    assert "is a folder, not a file" in load.refusal(tmp_path)
+    assert "is no file, got" in load.refusal(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "weights.h5")
+        # Not waited for.
+        assert "weights.h5 is no file, got" in load.refusal(tmp_path / "weights.h5")
+        assert "/dev/zero is no file, got" in load.refusal("/dev/zero")
 
 
 def test_a_file_that_cannot_be_opened_is_refused(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,19 +211,11 @@ def archive(member: str, content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda bomb: b"", "an empty file of 0 bytes"),
-        (lambda bomb: b"\x93NUMPY\x01\x00" + bomb, "a NumPy array of"),
+        (lambda bomb: b"", "a file of unknown format (first bytes ) of 0 bytes"),
         (lambda bomb: bomb, "a Python pickle of"),
-        (lambda bomb: b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bomb, "a PyTorch file of"),
-        (lambda bomb: archive("archive/data.pkl", bomb), "a PyTorch file of"),
-        (lambda bomb: archive("model.weights.h5", bomb), "a .keras archive of"),
-        (lambda bomb: archive("conv1_1.npy", bomb), "a NumPy archive of"),
-        (lambda bomb: archive("readme.txt", b"x"), "a zip archive of"),
-        (lambda bomb: b"PK\x03\x04...", "a damaged zip archive of"),
+        (lambda bomb: archive("archive/data.pkl", bomb), "a zip archive of"),
         (lambda bomb: b"<!DOCTYPE html><title>404</title>", "a web page, not the file itself of"),
         (lambda bomb: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself of"),
-        (lambda bomb: b"\x1f\x8b\x08\x00", "a gzip archive of"),
-        (lambda bomb: b"\n\x15VGG_ILSVRC_19_layers", "a Caffe model of"),
         (
             lambda bomb: b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n\x1a\n",
             "a MATLAB v7.3 file of 520 bytes",
@@ -257,18 +233,11 @@ def test_files_of_other_formats_are_told_by_content_and_nothing_in_them_is_run(
     assert message.startswith(f"network.weights: {path} is not a weights file that can be read, got {words}")
     assert f"{MAT} (534,904,783 bytes, MD5 106118b7cf60435e6d8e04f6a6dc3657) or {NOTOP} (80,134,624 bytes" in message
     assert ("'-v7')" in message) == ("v7.3" in words)
-    assert ("another training" in message) == ("PyTorch" in words)
-    assert ("model.save_weights('x.weights.h5')" in message) == ("keras" in words)
+    assert ("another training" in message) == ("pickle" in words or "zip" in words)
+    assert ("model.save_weights('x.weights.h5')" in message) == ("zip" in words)
     assert not mark.exists()
     pickle.loads(bomb)
     assert mark.exists()
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-def test_a_pipe_or_a_device_is_not_waited_for(load: Loader, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "weights.h5")
-    assert "weights.h5 is a pipe or a device, not a file, got" in load.refusal(tmp_path / "weights.h5")
-    assert "/dev/zero is a pipe or a device, not a file, got" in load.refusal("/dev/zero")
 
 
 # Which training it is.
@@ -302,7 +271,6 @@ def test_trainings_are_recognised_by_their_first_values(load: Loader) -> None:
     assert recognise_training(kernel).startswith("torchvision's VGG-19, another training")
     kernel[2, 2, 0, 0] += 0.01
     assert recognise_training(kernel) == "not known"
-    assert recognise_training(np.zeros((5, 5, 3, 4))) == "not known"
 
 
 @pytest.mark.parametrize(

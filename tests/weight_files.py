@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import WeightsError
-from pipeline.network import architectures
-from pipeline.network.known_weights import wanted_layers
-from pipeline.network.weights import Weights, load_weights, random_weights
+from pipeline.network import architectures, known_weights
+from pipeline.network.known_weights import Weights, wanted_layers
+from pipeline.network.weights import load_weights, random_weights
 
 from .matconvnet_writer import write_matconvnet
 
@@ -33,9 +34,8 @@ def shrink_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_weights(network: str = "vgg19", classifier: bool = True, **changes: Any) -> Weights:
     """Gives random weights whose biases are 0, 1, 2 ..., so that an exchanged one shows."""
     plain = random_weights(wanted_layers(network, classifier), seed=1)
-    values = {name: getattr(plain, name) for name in Weights.__slots__} | changes
-    values["biases"] = {name: np.arange(bias.size, dtype=np.float32) for name, bias in plain.biases.items()}
-    return Weights(**values)
+    biases = {name: np.arange(bias.size, dtype=np.float32) for name, bias in plain.biases.items()}
+    return replace(plain, biases=biases, **changes)
 
 
 def keras_name(name: str) -> str:
@@ -74,15 +74,16 @@ def save_mat(path: Path, stored: Weights, generation: str = "new") -> None:
 class Loader:
     """``load_weights`` with every folder inside one temporary folder, and no server behind the addresses."""
 
-    def __init__(self, root: Path) -> None:
-        self.folder, self.keras_cache = root / "weights", root / "keras"
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.keras_home = root / "weights", root / "keras"
         self.lines: list[str] = []
+        monkeypatch.setenv("KERAS_HOME", str(self.keras_home))
+        for family in known_weights.BASE_URLS:
+            monkeypatch.setitem(known_weights.BASE_URLS, family, f"http://127.0.0.1:9/{family}")
 
-    def __call__(self, source: str | Path, network: str = "vgg19", classifier: bool = False, **options: Any) -> Weights:
-        options = {"folder": self.folder, "keras_cache": self.keras_cache} | options
-        nowhere = {"keras": "http://127.0.0.1:9/keras", "matconvnet": "http://127.0.0.1:9/matconvnet"}
-        options = {"seed": 0, "base_urls": nowhere, "progress": False, "log": self.lines.append} | options
-        return load_weights(network, str(source), classifier=classifier, **options)
+    def __call__(self, source: str | Path, network: str = "vgg19", classifier: bool = False, seed: int = 0) -> Weights:
+        given = {"seed": seed, "classifier": classifier, "progress": False, "log": self.lines.append}
+        return load_weights(network, str(source), folder=self.folder, **given)
 
     def refusal(self, source: str | Path, network: str = "vgg19", classifier: bool = False) -> str:
         with pytest.raises(WeightsError) as caught:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from ..config import Options
 from ..extract import make_shards, make_stages
 from ..machine import usable_cores
-from ..network.weights import Weights
+from ..network.known_weights import Weights
 from ..progress import Progress
 from ..records import ImageStatus, RunSpec
 from ..report import Made, Stopwatch

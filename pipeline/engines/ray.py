@@ -27,7 +27,7 @@ from ..errors import EngineError, ImageError, OptionError, PipelineError, printa
 from ..extract import Stages, make_shards, make_stages
 from ..images.reading import read_image
 from ..machine import peak_memory_bytes, usable_cores
-from ..network.weights import Weights
+from ..network.known_weights import Weights
 from ..plan import versions
 from ..progress import LOGGER as _log
 from ..progress import Progress

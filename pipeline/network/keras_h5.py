@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from .architectures import MEAN_PIXEL_RGB, NETWORKS
-from .known_weights import StoredWeights, Wanted, WrongFileError, wanted_layers
+from .known_weights import Wanted, Weights, WrongFileError, wanted_layers
 
-# (names of the groups, name of the dataset) -> dataset.
-Datasets = dict[tuple[str, ...], Any]
+# Names of nested groups -> the datasets in the innermost one.
+Groups = dict[tuple[str, ...], list[Any]]
 
 _CLASSIFIER = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
 # Of the optimizer's state; its arrays bear the layers' names too.
 _NOT_LAYERS = ("optimizer", "optimizer_weights")
 
 
-def read_keras(path: Path, wanted: Wanted) -> StoredWeights:
+def read_keras(path: Path, wanted: Wanted) -> Weights:
     """Read the wanted layers of a Keras file; others are not read.
 
     Args:
@@ -39,16 +39,19 @@ def read_keras(path: Path, wanted: Wanted) -> StoredWeights:
     import h5py
 
     with h5py.File(path, "r") as file:
-        datasets: Datasets = {}
+        groups: Groups = {}
 
         # Visits each object once, and follows no soft or external links.
         def visit(name: str, item: Any) -> None:
-            place = tuple(name.split("/"))
-            if isinstance(item, h5py.Dataset) and place[0] not in _NOT_LAYERS:
-                datasets[place] = item
+            *group, _ = name.split("/")
+            if isinstance(item, h5py.Dataset) and group and group[0] not in _NOT_LAYERS:
+                groups.setdefault(tuple(group), []).append(item)
 
         file.visititems(visit)
-        layers, layout = _layers(datasets)
+        layers: dict[str, list[Any]] = {}
+        for group, name in _layer_names(groups).items():
+            if name:
+                layers.setdefault(name, []).extend(groups[group])
         if not layers:
             found = f"the root {', '.join(list(file)[:6]) or '(empty)'}"
             raise WrongFileError("is an HDF5 file, but no Keras weights of a VGG", found)
@@ -58,49 +61,25 @@ def read_keras(path: Path, wanted: Wanted) -> StoredWeights:
             kernels[name], biases[name] = wanted.accept(name, *_parameters(name, layers[name]))
     kernels["conv1_1"] = np.ascontiguousarray(kernels["conv1_1"][:, :, ::-1])
     # The files say nothing of pooling; the training they come from rounds odd sides up.
-    return StoredWeights(kernels, biases, np.array(MEAN_PIXEL_RGB, dtype=np.float64), "same", layout)
+    return Weights(wanted.network, kernels, biases, np.array(MEAN_PIXEL_RGB, dtype=np.float64), "same", "Keras")
 
 
-def _layers(datasets: Datasets) -> tuple[dict[str, list[Any]], str]:
-    """Return MatConvNet's name of each layer -> its datasets, and words for the layout."""
-    if any(place[-2:-1] == ("vars",) for place in datasets):
-        groups: dict[tuple[str, ...], list[Any]] = {}
-        for place, dataset in datasets.items():
-            groups.setdefault(place[:-1], []).append(dataset)
-        return _layers_by_order(groups) or _layers_by_attribute(groups), "Keras 3 weights"
-    layers: dict[str, list[Any]] = {}
-    for place, dataset in datasets.items():
-        if name := next(filter(None, map(_matconvnet_name, reversed(place[:-1]))), ""):
-            layers.setdefault(name, []).append(dataset)
-    old = any(place[-1].endswith(("_W_1:0", "_W:0")) for place in datasets)
-    return layers, "Keras 1 weights" if old else "Keras 2 weights"
-
-
-def _layers_by_order(groups: dict[tuple[str, ...], list[Any]]) -> dict[str, list[Any]]:
-    """Name the layers of a plain VGG as Keras 3 does when loading: ``conv2d``, ``conv2d_1`` ... in the order of the model."""
-    found = [(re.fullmatch(r"(conv2d|dense)(?:_(\d+))?", place[-2]), place) for place in groups if len(place) > 1]
-    ordered = sorted((match[1], int(match[2] or 0), place) for match, place in found if match)
-    dense = [place for kind, _, place in ordered if kind == "dense"]
-    if len({place[:-2] for _, _, place in ordered}) == 1:
+def _layer_names(groups: Groups) -> dict[tuple[str, ...], str]:
+    """Return MatConvNet's name of the layer whose arrays each group holds; ``""`` for those of others."""
+    if all(group[-1] != "vars" for group in groups):  # Keras 1 and 2
+        return {group: next(filter(None, map(_matconvnet_name, reversed(group))), "") for group in groups}
+    # A plain VGG is named as Keras 3 does when loading: conv2d, conv2d_1 ... in the order of the model.
+    found = [(re.fullmatch(r"(conv2d|dense)(?:_(\d+))?", group[-2]), group) for group in groups if len(group) > 1]
+    ordered = sorted((match[1], int(match[2] or 0), group) for match, group in found if match)
+    dense = sum(kind == "dense" for kind, _, _ in ordered)
+    if len({group[:-2] for _, _, group in ordered}) == 1 and dense in (0, len(_CLASSIFIER)):
         for network in NETWORKS:
-            names = wanted_layers(network, classifier=bool(dense)).shapes
             # The classifier's layers come last in both.
-            if len(names) == len(ordered) and len(dense) in (0, len(_CLASSIFIER)):
-                return {name: groups[place] for name, (_, _, place) in zip(names, ordered, strict=True)}
-    return {}
-
-
-def _layers_by_attribute(groups: dict[tuple[str, ...], list[Any]]) -> dict[str, list[Any]]:
-    """Name the layers of a model that has a VGG among others, by the attribute in which newer Keras 3 keeps them.
-
-    Only where the order does not tell: HDF5 1.14 crashes or never ends on some damaged attributes.
-    """
-    layers: dict[str, list[Any]] = {}
-    for members in groups.values():
-        stored_name = members[0].parent.attrs.get("name", "")
-        if name := _matconvnet_name(stored_name if isinstance(stored_name, str) else ""):
-            layers.setdefault(name, []).extend(members)
-    return layers
+            names = wanted_layers(network, classifier=dense > 0).shapes
+            if len(names) == len(ordered):
+                return {group: name for name, (_, _, group) in zip(names, ordered, strict=True)}
+    # Else by the attribute in which newer Keras 3 keeps the names. HDF5 1.14 crashes or never ends on some damaged attributes.
+    return {group: _matconvnet_name(str(members[0].parent.attrs.get("name", ""))) for group, members in groups.items()}
 
 
 def _matconvnet_name(keras_name: str) -> str:

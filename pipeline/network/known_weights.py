@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ..errors import WeightsError, printable
 from .architectures import CLASSIFIER_BLOCK, NETWORKS, layer_table
 
-# Where each family of files is served from. A mirror, or a test, gives others.
-BASE_URLS: Mapping[str, str] = {
+# Where each family of files is served from.
+BASE_URLS = {
     "keras": "https://storage.googleapis.com/tensorflow/keras-applications",
     "matconvnet": "https://www.vlfeat.org/matconvnet/models",
 }
@@ -58,9 +58,10 @@ class KnownFile:
         size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "
         return f"{self.name} ({size}MD5 {self.md5})"
 
-    def address(self, base_urls: Mapping[str, str]) -> str:
-        """Return where to download it from."""
-        return f"{base_urls[self.family].rstrip('/')}/{self.path}"
+    @property
+    def address(self) -> str:
+        """Where to download it from."""
+        return f"{BASE_URLS[self.family]}/{self.path}"
 
 
 _KERAS = "_weights_tf_dim_ordering_tf_kernels"
@@ -78,15 +79,9 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
 )
 
 
-def files_for(network: str, classifier: bool) -> tuple[KnownFile, ...]:
+def files_for(network: str, classifier: bool) -> list[KnownFile]:
     """Return the published files that hold all that is wanted, in the order in which copies are looked for."""
-    return tuple(known for known in KNOWN_FILES if known.network == network and (known.classifier or not classifier))
-
-
-def file_to_download(network: str, family: str, classifier: bool) -> KnownFile:
-    """Return the smallest published file of a family that holds all that is wanted."""
-    files = [known for known in files_for(network, classifier) if known.family == family]
-    return min(files, key=lambda known: known.classifier)
+    return [known for known in KNOWN_FILES if known.network == network and (known.classifier or not classifier)]
 
 
 class WrongFileError(Exception):
@@ -94,22 +89,30 @@ class WrongFileError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """What a reader found: the wanted layers, as RGB and HWIO, whatever the file's own conventions.
+class Weights:
+    """The weights of a network, as it uses them: HWIO kernels for RGB input in 0..255 minus the mean.
 
     Attributes:
-        kernels: Layer -> (height, width, channels in, channels out) float32, C order.
+        network: ``vgg19`` or ``vgg16``.
+        kernels: Layer -> (height, width, channels in, channels out) float32, C order; conv1_1 to conv5_x, and fc6, fc7, fc8 where
+            the classifier was asked for. In network order.
         biases: Layer -> (channels out,) float32.
         mean_pixel: (3,) float64, R, G, B in 0..255.
-        pool_padding: ``same`` or ``valid``.
-        layout: Words for the file's format.
+        pool_padding: ``same``: pooling of an odd side rounds up; ``valid``: down. What the file's ``pad`` says; ``same``, as the
+            original does, where a file says nothing.
+        source: Words for where they come from; of a reader the file's format.
+        recognised: Words for the training that conv1_1 is known from; ``not known``.
+        sha256: Digest, hex, of all arrays above and their names; the same for the same numbers from another file or format.
     """
 
+    network: str
     kernels: Mapping[str, NDArray[np.float32]]
     biases: Mapping[str, NDArray[np.float32]]
     mean_pixel: NDArray[np.float64]
     pool_padding: str
-    layout: str
+    source: str
+    recognised: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +152,9 @@ class Wanted:
             if other != self.network and convolutions == set(wanted_layers(other, False).shapes):
                 remedy = f"Give one of these, or set network={other}."
                 raise WrongFileError(f"is a {other} file", f"its {len(convolutions)} convolutions", remedy)
-        missing = [name for name in self.shapes if name not in found]
-        if missing and all(name.startswith("fc") for name in missing):
-            raise WrongFileError("has no classifier (a 'notop' file)", f"no layer {', '.join(missing)}")
-        if missing:
-            raise WrongFileError(f"lacks layer {', '.join(missing)}", f"layers {', '.join(sorted(found)) or '(none)'}")
+        if missing := [name for name in self.shapes if name not in found]:
+            what = "has no classifier (a 'notop' file)" if missing[0].startswith("fc") else f"lacks layer {', '.join(missing)}"
+            raise WrongFileError(what, f"layers {', '.join(sorted(found)) or '(none)'}")
         if extra := sorted(convolutions - set(self.shapes)):
             raise WrongFileError(f"is not a {self.network} file", f"also layer {', '.join(extra)}")
 
@@ -198,28 +199,23 @@ def wanted_layers(network: str, classifier: bool) -> Wanted:
     return Wanted(network, shapes, classifier)
 
 
-NOT_KNOWN = "not known"
-
-# Words; the kernel of conv1_1 to output channel 0, [row, column] of one input colour; which of R, G, B that is if it takes RGB.
+# Words -> the kernel of conv1_1 to output channel 0, [row, column] of one input colour; which of R, G, B that is if it takes RGB.
 # Sources: print of the old imagenet-vgg-verydeep-19.mat, equal to Keras' VGG19 file to 2.8e-7; print of Keras' VGG16 file,
 # devincody/CS179final_project, src/h5_utils.cpp; print of torchvision's vgg19-dcbb9e9d.pth, first filter.
-_FINGERPRINTS = (
-    (
-        "VGG-19 of Simonyan & Zisserman (Caffe)",
+_FINGERPRINTS = {
+    "VGG-19 of Simonyan & Zisserman (Caffe)": (
         ((0.34119523, 0.33999205, -0.04484424), (0.23215917, 0.08978214, -0.30331427), (-0.07260912, -0.246675, -0.33683276)),
         2,
     ),
-    (
-        "VGG-16 of Simonyan & Zisserman (Caffe)",
+    "VGG-16 of Simonyan & Zisserman (Caffe)": (
         ((0.42947057, 0.373467, -0.06136011), (0.27476987, 0.03868078, -0.36722335), (-0.05746817, -0.26224968, -0.35009676)),
         2,
     ),
-    (
-        "torchvision's VGG-19, another training (RGB in 0..1, other mean)",
+    "torchvision's VGG-19, another training (RGB in 0..1, other mean)": (
         ((-0.05347426, -0.04925704, -0.06794177), (0.01531445, 0.04506842, 0.0021444), (0.03622622, 0.01999945, 0.01986402)),
         0,
     ),
-)
+}
 # Copies in half precision still agree; other trainings differ by 0.1 and more, swapped axes by 0.1 (VGG) or 0.05 (torchvision).
 _TOLERANCE = 1e-3
 
@@ -232,13 +228,11 @@ def recognise_training(kernel: NDArray[Any]) -> str:
 
     Returns:
         ``"VGG-19 of Simonyan & Zisserman (Caffe), RGB, HWIO"``; with ``BGR`` or ``WHIO`` where the kernel is not in the order in
-        which it would be used; :data:`NOT_KNOWN` for any other training.
+        which it would be used; ``not known`` for any other training.
     """
-    if kernel.shape[:3] != (3, 3, 3):
-        return NOT_KNOWN
-    for words, plane, position in _FINGERPRINTS:
+    for words, (plane, position) in _FINGERPRINTS.items():
         for colours, index in (("RGB", position), ("BGR", 2 - position)):
-            for order, candidate in (("HWIO", kernel[:, :, index, 0]), ("WHIO", kernel[:, :, index, 0].T)):
-                if np.allclose(candidate, plane, rtol=0, atol=_TOLERANCE):
+            for order, found in (("HWIO", kernel[:, :, index, 0]), ("WHIO", kernel[:, :, index, 0].T)):
+                if np.allclose(found, plane, rtol=0, atol=_TOLERANCE):
                     return f"{words}, {colours}, {order}"
-    return NOT_KNOWN
+    return "not known"

@@ -19,7 +19,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from .architectures import MEAN_PIXEL_RGB
-from .known_weights import StoredWeights, Wanted, WrongFileError
+from .known_weights import Wanted, Weights, WrongFileError
 
 Struct = np.void
 
@@ -42,7 +42,7 @@ _COMPLEX = 0x0800
 _BLANKS = 4096
 
 
-def read_matconvnet(path: Path, wanted: Wanted) -> StoredWeights:
+def read_matconvnet(path: Path, wanted: Wanted) -> Weights:
     """Read the wanted layers of a MatConvNet file.
 
     Args:
@@ -55,11 +55,7 @@ def read_matconvnet(path: Path, wanted: Wanted) -> StoredWeights:
     """
     data = read_variables(path)
     layers = _layers(data)
-    with_kernels = {name for name, layer in layers.items() if _text(layer, "type") == "conv"}
-    if {"lrn", "normalize"} & {_text(layer, "type") for layer in layers.values()}:
-        found = f"normalisation layers, {len(with_kernels)} layers with kernels"
-        raise WrongFileError("is a VGG-F, VGG-M, VGG-S or AlexNet file", found)
-    wanted.check_names(with_kernels)
+    wanted.check_names({name for name, layer in layers.items() if _text(layer, "type") == "conv"})
     if "fc8" in layers and _parameters(layers["fc8"])[1].size == _FACES:
         raise WrongFileError("is a VGG-Face file", f"{_FACES} classes in fc8")
     kernels, biases = {}, {}
@@ -70,17 +66,15 @@ def read_matconvnet(path: Path, wanted: Wanted) -> StoredWeights:
         kernels[name], biases[name] = wanted.accept(name, *_parameters(layers[name]))
     before_beta11 = any("filters" in (layer.dtype.names or ()) for layer in layers.values())
     generation = "before beta11" if before_beta11 else "to beta16" if "normalization" in data else "from beta17"
-    return StoredWeights(kernels, biases, _mean_pixel(data), _pool_padding(layers), f"MatConvNet {generation}")
+    return Weights(wanted.network, kernels, biases, _mean_pixel(data), _pool_padding(layers), f"MatConvNet {generation}")
 
 
 def _layers(data: dict[str, Any]) -> dict[str, Struct]:
     found = f"the variables {', '.join(data) or '(none)'}"
     if {"layers", "params", "vars"} <= set(data) or ("layers" in data and data["layers"].dtype.names is not None):
         raise WrongFileError("is a DagNN file (a network as a graph), which is not read", found)
-    if "net" in data and "layers" not in data:
-        raise WrongFileError("has all under one variable 'net', as the original VGG-Face package, which is not read", found)
     if "layers" not in data:
-        raise WrongFileError("is a MATLAB file, but no MatConvNet network", found)
+        raise WrongFileError("is a MATLAB file, but no MatConvNet network with a variable 'layers'", found)
     layers: dict[str, Struct] = {}
     for cell in data["layers"].ravel():
         if not isinstance(cell, np.ndarray) or cell.dtype.names is None or cell.size != 1:
@@ -123,19 +117,18 @@ def _parameters(layer: Struct) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _pool_padding(layers: dict[str, Struct]) -> str:
     """Return how an odd side is rounded: ``[top bottom left right]`` of 0 1 0 1 means up, of zeros down."""
-    found: dict[str, str] = {}
+    found: set[str] = set()
     for name, layer in layers.items():
-        if _text(layer, "type") != "pool":
-            continue
-        for field in ("pool", "stride"):
-            _check_numbers(layer, name, field, 2.0)
-        pad = _field(layer, "pad").reshape(-1).tolist()
-        if pad != [0, 1, 0, 1] and any(pad):
-            raise WrongFileError(f"has another pad in {name} (expected [0 1 0 1] or [0 0 0 0])", str(pad[:16]))
-        found[name] = "same" if any(pad) else "valid"
-    if len(set(found.values())) > 1:
-        raise WrongFileError("pads some pooling layers and not others", str(found))
-    return next(iter(found.values()), "same")
+        if _text(layer, "type") == "pool":
+            for field in ("pool", "stride"):
+                _check_numbers(layer, name, field, 2.0)
+            pad = _field(layer, "pad").reshape(-1).tolist()
+            if pad != [0, 1, 0, 1] and any(pad):
+                raise WrongFileError(f"has another pad in {name} (expected [0 1 0 1] or [0 0 0 0])", str(pad[:16]))
+            found.add("same" if any(pad) else "valid")
+    if len(found) > 1:
+        raise WrongFileError("pads some pooling layers and not others", "pads of both kinds")
+    return found.pop() if found else "same"
 
 
 def _mean_pixel(data: dict[str, Any]) -> NDArray[np.float64]:
@@ -144,20 +137,16 @@ def _mean_pixel(data: dict[str, Any]) -> NDArray[np.float64]:
     try:
         root = data["normalization"] if "normalization" in data else _field(data["meta"].reshape(-1)[0], "normalization")
         image = _field(root.reshape(-1)[0], "averageImage").astype(np.float64)
+        # A column of three, (3, 1), is a colour too.
+        colours = image.reshape(-1, 3 if image.size == 3 else image.shape[-1])
     except KeyError:  # Neither is there.
         return known
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise WrongFileError("has a normalisation that cannot be read", str(error)) from error
-    if not image.size:
-        return known
-    # A column of three, (3, 1), is a colour too.
-    if image.size != 3 and image.shape[-1] != 3:
-        raise WrongFileError("has an average image that is not RGB", str(image.shape))
-    colours = image.reshape(-1, 3)
     # The mean of equal numbers need not be that number in floating point.
     mean = colours[0] if (colours == colours[0]).all() else colours.mean(axis=0)
-    if not (np.isfinite(mean).all() and (mean >= 0).all() and (mean <= 255).all()):
-        raise WrongFileError("has an average image outside 0..255", str(mean))
+    if mean.shape != (3,) or not ((mean >= 0) & (mean <= 255)).all():
+        raise WrongFileError("has an average image that is not RGB in 0..255", f"{image.shape}, {mean[:4]}")
     return known if np.allclose(mean, known, rtol=0, atol=_SAME_MEAN) else np.array(mean)
 
 
@@ -185,7 +174,7 @@ def _unpacked(path: Path) -> io.BytesIO:
     and allocates whatever sizes are declared. Since all of it has to be looked at, isal unpacks it once, faster than zlib.
 
     Raises:
-        WrongFileError: The file is truncated, damaged or too large.
+        WrongFileError: The file is damaged or too large.
     """
     size = path.stat().st_size
     if size > _LARGEST_BYTES:
@@ -194,25 +183,17 @@ def _unpacked(path: Path) -> io.BytesIO:
     order = "<" if bytes(content[126:128]) == b"IM" else ">"
     whole = io.BytesIO()
     whole.write(content[:_HEADER_BYTES])
-    place = _HEADER_BYTES
-    while place < size:
-        kind, length = struct.unpack_from(f"{order}II", content, place)
-        start, place = place + 8, place + 8 + length
-        if place > size:
-            raise WrongFileError(f"is truncated: a variable reaches to byte {place:,}", f"{size:,} bytes")
-        element = content[start:place]
+    for kind, element in _elements(content[_HEADER_BYTES:], order):
         if kind == _COMPRESSED:
             inflate = isal_zlib.decompressobj()
             unpacked = memoryview(inflate.decompress(element, _LARGEST_BYTES))
             if not inflate.eof:
                 raise WrongFileError("is damaged: compressed data end early or do not end", f"{len(unpacked):,} bytes")
-            kind, length = struct.unpack_from(f"{order}II", unpacked)
-            _check_fits(length, len(unpacked) - 8)
-            element = unpacked[8 : 8 + length]
+            kind, element = next(_elements(unpacked, order))
         if kind != _MATRIX:
             raise WrongFileError("is damaged: expected an array", f"data type {kind}")
         _check_array(element, order)
-        whole.write(struct.pack(f"{order}II", kind, length))
+        whole.write(struct.pack(f"{order}II", kind, len(element)))
         whole.write(element)
     whole.seek(0)
     return whole
@@ -228,8 +209,6 @@ def _check_array(content: memoryview, order: str) -> None:
     flags = struct.unpack_from(f"{order}I", parts[0])[0]
     array_class = flags & 0xFF
     sides = struct.unpack(f"{order}{len(parts[1]) // 4}i", parts[1])
-    if len(sides) < 2 or min(sides) < 0:
-        raise WrongFileError("is damaged: an array of impossible shape", str(sides))
     count, first = math.prod(sides), 3
     if array_class in (_CELL, _STRUCT):
         if array_class == _STRUCT:
@@ -243,25 +222,23 @@ def _check_array(content: memoryview, order: str) -> None:
         allowed, expected = _TEXTS if array_class == _CHAR else _NUMBERS, 2 if flags & _COMPLEX else 1
     else:
         raise WrongFileError("has a sparse array, an object or a function, as no weights file has", f"array class {array_class}")
-    if len(parts) - first != expected or not allowed.issuperset(kinds[first:]):
-        found = f"{len(parts) - first} elements of types {sorted(set(kinds[first:]))}"
-        raise WrongFileError(f"is damaged: an array of class {array_class} has not {expected} elements of its types", found)
+    if len(sides) < 2 or min(sides) < 0 or len(parts) - first != expected or not allowed.issuperset(kinds[first:]):
+        raise WrongFileError("is damaged: an array has other elements than it says", f"class {array_class}, sides {sides[:8]}")
 
 
 def _elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """Yield type and data of each element of an array."""
+    """Yield type and data of each element of a file or of an array."""
     place = 0
     while place < len(content):
         kind, length = struct.unpack_from(f"{order}II", content, place)
+        data = place + 8
         if kind >> 16:  # A small element: up to 4 bytes of data, inside the tag.
-            kind, length = kind & 0xFFFF, kind >> 16
+            kind, length, data = kind & 0xFFFF, kind >> 16, place + 4
             _check_fits(length, 4)
-            yield kind, content[place + 4 : place + 4 + length]
-            place += 8
-        else:
-            _check_fits(length, len(content) - place - 8)
-            yield kind, content[place + 8 : place + 8 + length]
-            place += 8 + length + -length % 8
+        _check_fits(length, len(content) - data)
+        yield kind, content[data : data + length]
+        # Each begins at a multiple of 8 bytes, but behind compressed ones.
+        place = data + length + (0 if kind == _COMPRESSED else -(data + length) % 8)
 
 
 def _check_fits(needed: int, available: int) -> None:

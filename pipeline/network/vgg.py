@@ -19,7 +19,7 @@ from ..errors import NetworkError
 from ..records import LayerSpec
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .device import BFLOAT, FLOAT32
-from .weights import Weights
+from .known_weights import Weights
 
 Segment = Callable[..., Any]
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.network.architectures import CLASSIFIER_BLOCK, layer_table, resolve_layers
-from pipeline.network.weights import Weights, load_weights
+from pipeline.network.known_weights import Weights
+from pipeline.network.weights import load_weights
 
 SIDE_PX = 224
 # Numbers of images a call to choose from: one, some, many.

@@ -36,7 +36,7 @@ from .convolution import (
 from .kernels import COLOURS, compile_kernels
 
 if TYPE_CHECKING:
-    from ..weights import Weights
+    from ..known_weights import Weights
 
 # Images whose small maps are multiplied by a kernel together, since reading it takes longer than the arithmetic for one.
 GROUP_IMAGES = 4
