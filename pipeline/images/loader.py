@@ -90,12 +90,13 @@ class ImageLoader:
 
     def _make(self, indices: NDArray[np.int64], batch_size: int | None, workers: int) -> tf.data.Dataset:
         reads = int(getattr(self._manifest.source, "reads_at_once", 0))
-        rows = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+        dataset = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+        types = tf.float32 if self._size_px else tf.uint8, tf.int64, tf.string
         if reads:
-            found = rows.map(_plain(self._reading), num_parallel_calls=reads, deterministic=True)
-            images = found.map(_plain(self._decoding), num_parallel_calls=workers, deterministic=True)
+            dataset = self._map(dataset, self._read, (tf.int64, tf.string, tf.string), reads)
+            images = self._map(dataset, self._decode, types, workers, self._element)
         else:
-            images = rows.map(_plain(self._loading), num_parallel_calls=workers, deterministic=True)
+            images = self._map(dataset, lambda row: self._decode(*self._read(row)), types, workers, self._element)
         if batch_size is None:
             # No copy: the image may be as large as the memory allows.
             batches = images.map(_plain(lambda element: {name: value[None] for name, value in element.items()}))
@@ -131,22 +132,26 @@ class ImageLoader:
             yield _batch(element)
             del element
 
-    # -- The functions of the dataset, traced once -----------------------------------------------------------------------------
+    def _map(
+        self,
+        dataset: tf.data.Dataset,
+        function: Callable[..., Any],
+        types: tuple[Any, ...],
+        calls: int,
+        finish: Callable[[Any], Any] = tuple,
+    ) -> tf.data.Dataset:
+        """Apply a function of NumPy to each element, some at a time."""
 
-    def _reading(self, row: tf.Tensor) -> Any:
-        return tf.numpy_function(self._stopping(self._read), [row], (tf.int64, tf.string, tf.string))
+        def call(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except BaseException as error:
+                # TensorFlow makes text of it.
+                self._error = self._error or error
+                raise
 
-    def _decoding(self, row: tf.Tensor, data: tf.Tensor, error: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._element(tf.numpy_function(self._stopping(self._decode), [row, data, error], self._types()))
-
-    def _loading(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
-        def load(row: np.int64) -> tuple[NDArray[Any], ...]:
-            return self._decode(*self._read(row))
-
-        return self._element(tf.numpy_function(self._stopping(load), [row], self._types()))
-
-    def _types(self) -> tuple[Any, ...]:
-        return tf.float32 if self._size_px else tf.uint8, tf.int64, tf.string
+        traced = _plain(lambda *inputs: finish(tf.numpy_function(call, inputs, types)))
+        return dataset.map(traced, num_parallel_calls=calls, deterministic=True)
 
     def _element(self, found: Any) -> dict[str, tf.Tensor]:
         shapes = {"image": (*(self._size_px or (None, None)), 3), "numbers": (6,), "texts": (2,)}
@@ -155,18 +160,6 @@ class ImageLoader:
             # Known beforehand: tf.ensure_shape would be an operation more for each image.
             element[name].set_shape(shape)
         return element
-
-    def _stopping(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep what a function raises: TensorFlow makes text of it."""
-
-        def call(*arguments: Any) -> Any:
-            try:
-                return function(*arguments)
-            except BaseException as error:
-                self._error = self._error or error
-                raise
-
-        return call
 
     # -- What is done to each row, in tf.data's threads ------------------------------------------------------------------------
 
@@ -238,7 +231,6 @@ class _PixelSemaphore:
         try:
             yield admit
         finally:
-            if taken:
-                with self._changed:
-                    self._free += taken
-                    self._changed.notify_all()
+            with self._changed:
+                self._free += taken
+                self._changed.notify_all()

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,12 +46,8 @@ LONGEST_SCALED_PX = 2**14
 NEAREST_STEPS = 2**24
 
 # Support of each filter in pixels of the larger scale. Source: Pillow, src/libImaging/Resample.c, BILINEAR, BICUBIC, LANCZOS.
-SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
-_PILLOW = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+# What ``nearest`` has picked is not scaled any more.
+SUPPORT = {"nearest": 1.0, "bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,39 +193,32 @@ def nearest_positions(source: int, scaled: int, first: int, stop: int) -> NDArra
 def _resize_by_pillow(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     """Return the visible part of what Pillow's ``resize`` makes of an image, bit for bit."""
     place = place_image(*pixels.shape[:2], spec)
-    scaled = place.scaled_height, place.scaled_width
-    seen = (
-        _visible(place.scaled_height, place.top, spec.size_px[0]),
-        _visible(place.scaled_width, place.left, spec.size_px[1]),
-    )
     for axis in (0, 1) if place.rows_first else (1, 0):
-        pixels = _resize_axis_by_pillow(pixels, axis, scaled[axis], *seen[axis], spec.interpolation)
+        scaled = place[2 + axis]
+        seen = _visible(scaled, place[4 + axis], spec.size_px[axis])
+        # Lines along the axis, one after the other.
+        lines = _resize_lines(pixels if axis else pixels.swapaxes(0, 1), scaled, *seen, spec.interpolation)
+        pixels = lines if axis else lines.swapaxes(0, 1)
     return np.ascontiguousarray(pixels)
 
 
-def _resize_axis_by_pillow(pixels: Pixels, axis: int, scaled: int, first: int, stop: int, interpolation: str) -> Pixels:
-    """Resample one axis in strips across it, and keep the scaled positions [first, stop)."""
-    source, across = pixels.shape[axis], pixels.shape[1 - axis]
+def _resize_lines(lines: Pixels, scaled: int, first: int, stop: int, interpolation: str) -> Pixels:
+    """Resample the second axis, some lines at a time, and keep the scaled positions [first, stop)."""
+    count, source = lines.shape[:2]
     if scaled == source:
-        return pixels[first:stop] if axis == 0 else pixels[:, first:stop]
+        return lines[:, first:stop]
     low, high = 0.0, float(source)
     if scaled > LONGEST_SCALED_PX:
         # Pillow takes the bounds as float32, so here, and only here, it may round a few pixels otherwise.
         low, high = first * source / scaled, stop * source / scaled
         first, stop, scaled = 0, stop - first, stop - first
-    result = np.empty((stop - first, across, 3) if axis == 0 else (across, stop - first, 3), np.uint8)
+    result = np.empty((count, stop - first, COLOURS), np.uint8)
     step = max(1, STRIP_PIXELS // source)
-    for start in range(0, across, step):
-        part = slice(start, min(start + step, across))
-        count = part.stop - start
-        if axis == 0:
-            strip = Image.fromarray(np.ascontiguousarray(pixels[:, part]))
-            done = strip.resize((count, scaled), _PILLOW[interpolation], (0, low, count, high))
-            result[:, part] = np.asarray(done)[first:stop]
-        else:
-            strip = Image.fromarray(np.ascontiguousarray(pixels[part]))
-            done = strip.resize((scaled, count), _PILLOW[interpolation], (low, 0, high, count))
-            result[part] = np.asarray(done)[:, first:stop]
+    for start in range(0, count, step):
+        strip = Image.fromarray(np.ascontiguousarray(lines[start : start + step]))
+        box = (low, 0, high, strip.height)
+        done = strip.resize((scaled, strip.height), Image.Resampling[interpolation.upper()], box)
+        result[start : start + step] = np.asarray(done)[:, first:stop]
     return result
 
 
@@ -302,14 +290,12 @@ def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolatio
     scale = source / scaled
     widened = max(1.0, scale)
     centers = (np.arange(first, stop) + 0.5) * scale
-    if interpolation == "nearest":
-        interpolation = "bilinear"
     support = SUPPORT[interpolation] * widened
     # Source: Pillow, Resample.c, precompute_coeffs.
     low = np.maximum(0, (centers - support + 0.5).astype(np.int64))
     high = np.minimum(source, (centers + support + 0.5).astype(np.int64))
     taps = low[:, None] + np.arange(int((high - low).max()))
-    weights = np.where(taps < high[:, None], _FILTERS[interpolation]((taps + 0.5 - centers[:, None]) / widened), 0.0)
+    weights = np.where(taps < high[:, None], _weigh(interpolation, (taps + 0.5 - centers[:, None]) / widened, np), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
     # As many entries in each row that shows the image, some of them zero: the matrix is made without sorting any.
     positions = np.minimum(taps, source - 1)[:, None, :] * interleaved + np.arange(interleaved)[:, None]
@@ -321,25 +307,27 @@ def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolatio
     return sparse.csr_array((entries.ravel(), positions.ravel().astype(np.int32), starts), shape=shape)
 
 
-def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(0.0, 1.0 - np.abs(x))
+def _weigh(interpolation: str, x: Any, library: Any) -> Any:
+    """Return the filter's weight at each distance in pixels of the larger scale.
 
-
-def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, a = -0.5.
-    x = np.abs(x)
-    return np.where(x < 1.0, (1.5 * x - 2.5) * x * x + 1.0, np.where(x < 2.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0, 0.0))
-
-
-def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
-
-
-_FILTERS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "bilinear": _triangle,
-    "bicubic": _cubic,
-    "lanczos": _lanczos,
-}
+    Args:
+        interpolation: The filter.
+        x: Distances, an array of the library's.
+        library: NumPy, or TensorFlow.
+    """
+    x = abs(x)
+    if interpolation in ("nearest", "bilinear"):
+        return library.maximum(0.0, 1.0 - x)
+    if interpolation == "bicubic":
+        # Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, a = -0.5.
+        near, far = (1.5 * x - 2.5) * x * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+        return library.where(x < 1.0, near, library.where(x < 2.0, far, 0.0))
+    if library is np:
+        return np.where(x < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
+    angle = math.pi * x
+    narrow, wide = (library.math.divide_no_nan(library.sin(part), part) for part in (angle, angle / 3.0))
+    # sin(a) / a at 0 is 1.
+    return library.where(x == 0.0, 1.0, library.where(x < 3.0, narrow * wide, 0.0))
 
 
 # -- On the device -------------------------------------------------------------------------------------------------------------
@@ -400,25 +388,8 @@ def _axis_weights(
     whole = tf.floor(centers)
     sources = tf.range(tf.cast(positions, tf.float32))
     distance = (sources - tf.cast(whole, tf.float32)[:, :, None]) + (0.5 - tf.cast(centers - whole, tf.float32))[:, :, None]
-    weights = _filter(interpolation, distance / tf.cast(widened, tf.float32)[:, None, None])
+    weights = _weigh(interpolation, distance / tf.cast(widened, tf.float32)[:, None, None], tf)
     weights = tf.where(sources < tf.cast(lengths, tf.float32)[:, None, None], weights, 0.0)
     weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, 2, keepdims=True))
     seen = (outputs >= 0.0) & (outputs < scaled[:, None])
     return tf.where(seen[:, :, None], weights, 0.0), seen
-
-
-def _filter(interpolation: str, x: tf.Tensor) -> tf.Tensor:
-    """Return the filter's weight at each distance: the formulas of ``_FILTERS``."""
-    import tensorflow as tf
-
-    x = tf.abs(x)
-    if interpolation in ("nearest", "bilinear"):
-        return tf.maximum(0.0, 1.0 - x)
-    if interpolation == "bicubic":
-        near, far = (1.5 * x - 2.5) * x * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-        return tf.where(x < 1.0, near, tf.where(x < 2.0, far, 0.0))
-    angle = math.pi * x
-    # sin(a) / a at 0 is 1.
-    sinc = tf.where(x == 0.0, 1.0, tf.math.divide_no_nan(tf.sin(angle), angle))
-    wide = tf.where(x == 0.0, 1.0, tf.math.divide_no_nan(tf.sin(angle / 3.0), angle / 3.0))
-    return tf.where(x < 3.0, sinc * wide, 0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError, OptionError
 from ..images.resize import CANVAS_SIDE_PX
-from ..records import FeatureSpec
+from ..records import LayerSpec
 from .architectures import TENSORFLOW, output_shapes, smallest_side_px
 
 FLOAT32 = "float32"
@@ -185,45 +184,36 @@ def set_precision(precision: str, kind: str) -> None:
     tf.config.experimental.enable_tensor_float_32_execution(precision == TENSOR_FLOAT)
 
 
-class NativeLimit:
-    """Lets images through that the network can take, unchanged; others become failed rows.
+def check_native_size(
+    pixels: NDArray[np.uint8], network: str, layer: LayerSpec, pool_padding: str, memory_bytes: int
+) -> NDArray[np.uint8]:
+    """Return an image, (h, w, 3) uint8, that the network can take at its own size.
 
     Args:
+        pixels: The image.
         network: Its name.
-        features: What is stored.
+        layer: The deepest that is stored.
         pool_padding: ``same`` or ``valid``.
-        memory_bytes: What may be used for one image; None: three quarters of the machine's memory.
+        memory_bytes: What may be used for one image.
+
+    Raises:
+        ImageError: It is too small for the layer, or its layers do not fit into memory.
     """
-
-    def __init__(self, network: str, features: Sequence[FeatureSpec], pool_padding: str, memory_bytes: int | None = None) -> None:
-        self._network = network
-        self._deepest = features[-1].layer
-        self._pool_padding = pool_padding
-        self._smallest_px = smallest_side_px(network, self._deepest, pool_padding)
-        self._memory_bytes = _machine_bytes() * 3 // 4 if memory_bytes is None else memory_bytes
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the image (h, w, 3) uint8.
-
-        Raises:
-            ImageError: It is too small for the deepest layer, or its layers do not fit into memory.
-        """
-        height, width = pixels.shape[:2]
-        if min(height, width) < self._smallest_px:
-            raise ImageError(
-                f"too small: {height} x {width} px, layer {self._deepest.name} needs sides of {self._smallest_px} px"
-            )
-        shapes = output_shapes(self._network, (height, width), self._pool_padding)
-        needed = max(math.prod(shape) for shape in shapes.values()) * FLOAT_BYTES * LAYERS_IN_MEMORY
-        if needed > self._memory_bytes:
-            raise ImageError(
-                f"too large for memory: {height} x {width} px need {needed / 1e9:.0f} GB at native size, "
-                f"{self._memory_bytes / 1e9:.0f} GB may be used; set data.size"
-            )
-        return pixels
+    height, width = pixels.shape[:2]
+    shapes = output_shapes(network, (height, width), pool_padding)
+    if layer.name not in shapes:
+        smallest = smallest_side_px(network, layer, pool_padding)
+        raise ImageError(f"too small: {height} x {width} px, layer {layer.name} needs sides of {smallest} px")
+    needed = max(math.prod(shape) for shape in shapes.values()) * FLOAT_BYTES * LAYERS_IN_MEMORY
+    if needed > memory_bytes:
+        raise ImageError(
+            f"too large for memory: {height} x {width} px need {needed / 1e9:.0f} GB at native size, "
+            f"{memory_bytes / 1e9:.0f} GB may be used; set data.size"
+        )
+    return pixels
 
 
-def _machine_bytes() -> int:
+def machine_bytes() -> int:
     """Return the memory of the machine, or of the container."""
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
