@@ -17,20 +17,19 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from . import signals
 from .errors import OptionError, PipelineError, nearest, printable
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
+# Options of the images: what a run is called by default.
+SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
 # Options whose value is a piece of text and nothing else, of any command.
 LITERAL_OPTIONS = frozenset(
-    {"data.dir", "data.list", "data.tar", "data.tfds", "name", "output.dir", "output.scratch", "network.weights"}
-    | {"engine.address", "run", "image", "file"}
+    (*SOURCES, "name", "output.dir", "output.scratch", "network.weights", "engine.address", "run", "image", "file")
 )
 # Options that are lists: commas make one, with brackets or without.
 LISTS = ("layers", "channels", "images")
@@ -38,28 +37,28 @@ LISTS = ("layers", "channels", "images")
 GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
 MULTIRUN = frozenset({"-m", "--multirun"})
 # Of what is swept: what the name of a run tells anyway, and what is one run.
-_NOT_IN_NAMES = frozenset(
-    {"data.dir", "data.list", "data.tar", "data.tfds", "data.split", "network", "name", "output.dir", "part"}
-)
+_NOT_IN_NAMES = frozenset({"data.split", "network", "name", "output.dir", "part"})
 # Folder of what submitit keeps of jobs: all machines must see it.
 _SUBMITIT = ".submitit"
 
 
-def start(module: str, options: str, work: Callable[..., None], *, when_stopped: str, config_name: str = "") -> None:
+def start(module: str, work: Callable[[Any], None], *, options: str, when_stopped: str, config_name: str = "") -> None:
     """Run a command on the process's command line; leave with an exit code where it fails.
 
     Args:
         module: Name after ``python -m``.
-        options: Name of the class in :mod:`pipeline.config` of the options that exist.
-        work: Is called with the options as plain nested values, in each job; of several jobs of one command line also with
-            what tells this one's name from the others', ``"-size=64"``.
+        work: Is called with the checked options, in each job.
+        options: Name of their class in :mod:`pipeline.config`; "": the work gets those of ``pipeline.run``, plain and unchecked.
         when_stopped: What Ctrl-C and SIGTERM leave behind, and what to do.
         config_name: Name of the file in ``conf`` with the defaults; "": as the module.
     """
     signals.install(when_stopped)
     import hydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+
+    from . import config
 
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -67,16 +66,35 @@ def start(module: str, options: str, work: Callable[..., None], *, when_stopped:
         # As stderr does by itself: a name need not be such as this terminal's encoding has.
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = literal_arguments(sys.argv[1:])
-    is_several = bool(MULTIRUN & {*arguments})
+    is_several = "--multirun" in arguments
+    swept = _swept(arguments) if is_several else {}
+    kind = getattr(config, options or "Options")
     failure: list[Exception] = []
+
+    def job(composed: Any) -> None:
+        """Do the work of one job; of several, each may be in another process, so what ends it goes back as one line."""
+        try:
+            values: Any = OmegaConf.to_container(composed, resolve=True)
+            checked = config.check(kind, values, module) if options else values
+            if swept and values.get("name", "") is None:
+                checked = replace(checked, name=checked.name + sweep_suffix(values, swept))
+            work(checked)
+        except Exception as error:
+            said = wrong_override(error, arguments, kind, module) if isinstance(error, OmegaConfBaseException) else error
+            if not is_several:
+                # Of what is raised Hydra prints lines of its own.
+                failure.append(said)
+            elif isinstance(said, PipelineError):
+                raise said from None
+            else:
+                traceback.print_exc()
+                raise PipelineError(
+                    f"job: a mistake of the program's own, got {_words(error)}. Expected none. The job's output says more."
+                ) from None
+
     try:
-        swept = _swept(arguments) if is_several else None
-        task = partial(
-            _job, work=work, swept=swept, failure=failure, refusal=partial(wrong_override, options=options, module=module)
-        )
         with _without_leftovers(arguments) as sys.argv[1:]:
-            main = hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=config_name or module[9:])
-            main(lambda config: task(config))()
+            hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=config_name or module[9:])(job)()
         sys.stdout.flush()
         if failure:
             raise failure[0]
@@ -91,45 +109,11 @@ def start(module: str, options: str, work: Callable[..., None], *, when_stopped:
         if failure:
             traceback.print_exc()
             sys.exit(1)
+        if is_several and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            fail(lost_job(error))
         # Before the job has begun it is the command line that is wrong.
-        is_lost = is_several and not isinstance(error, (HydraException, OmegaConfBaseException))
-        fail(lost_job(error) if is_lost else wrong_override(error, options, module))
+        fail(wrong_override(error, arguments, kind, module))
     signals.ignore()
-
-
-def _job(
-    config: DictConfig,
-    work: Callable[..., None],
-    swept: Sequence[str] | None,
-    failure: list[Exception],
-    refusal: Callable[[BaseException], OptionError],
-) -> None:
-    """Do the work of one job; of several, each may be in another process, so what ends it goes back as one line.
-
-    Args:
-        config: As Hydra composed it.
-        work: Of the command.
-        swept: Of several jobs, the options that differ between them.
-        failure: Gets what has ended the only job: of what is raised Hydra prints lines of its own.
-        refusal: Gives the error for a value that refers to another one that is not there.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        values: Any = OmegaConf.to_container(config, resolve=True)
-        work(values, *([] if swept is None else [sweep_suffix(values, swept)]))
-    except Exception as error:
-        said = refusal(error) if isinstance(error, OmegaConfBaseException) else error
-        if swept is None:
-            failure.append(said)
-        elif isinstance(said, PipelineError):
-            raise said from None
-        else:
-            traceback.print_exc()
-            raise PipelineError(
-                f"job: a mistake of the program's own, got {_words(error)}. Expected none. Its traceback is in the job's output."
-            ) from None
 
 
 def fail(error: PipelineError) -> NoReturn:
@@ -156,32 +140,29 @@ def configuration_folder() -> str:
     return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
 
 
-def wrong_override(error: BaseException, options: str, module: str) -> OptionError:
+def wrong_override(error: BaseException, arguments: Sequence[str], kind: type, module: str) -> OptionError:
     """Return what Hydra or OmegaConf says of the command line as an error of the usual form.
 
     Args:
-        error: As raised; what it was caused by may say more.
-        options: Name of the class in :mod:`pipeline.config` of the options that exist.
+        error: As raised.
+        arguments: The command line.
+        kind: Class of the options that exist.
         module: Whose command line it is.
     """
     from . import config
 
-    kind, said = getattr(config, options), str(error)
-    chain: BaseException | None = error
-    while chain is not None:
-        if found := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", str(chain)):
-            key = (found[2] or found[1]).lstrip("+~")
-            whole = re.search(r"full_key: (\S+)", str(chain))
-            return config.unknown_key(whole[1] if whole and key in whole[1] else key, kind, module)
-        chain = chain.__cause__ or chain.__context__
-    if found := re.search(r"Could not find '(\w+)/([^']+)'", said):
-        group, name = found[1], found[2]
-        names = [line.strip() for line in said.splitlines()[1:] if re.fullmatch(r"\s+\w+", line)]
-        more = "Further ones are files in conf/" + group
-        if group == "hydra":
-            group, _, name = f"hydra/{name}".rpartition("/")
-            more = "Others come with hydra-joblib-launcher and hydra-submitit-launcher"
-        return OptionError(f"{group}: there is none of this name, got {name!r}. Expected one of: {nearest(name, names)}. {more}.")
+    known = {*config.known_keys(kind), *GROUP_NAMES.values()}
+    for argument in arguments:
+        key = argument.partition("=")[0].lstrip("+~")
+        if "=" in argument and key not in known and not key.startswith(("-", "hydra")):
+            return config.unknown_key(key, kind, module)
+    said = str(error)
+    if found := re.search(r"Could not find '(.+)/([^/']+)'", said):
+        names = re.findall(r"^\s+(\w+)$", said, re.MULTILINE)
+        return OptionError(
+            f"{found[1]}: there is none of this name, got {found[2]!r}. Expected one of: {nearest(found[2], names)}. "
+            "Launchers of jobs come with `pip install 'deep-feature-pipeline[launchers]'`."
+        )
     first_line = " ".join(said.split("\n")[0].split()).rstrip(".")
     return OptionError(
         f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes inside quotes, "
@@ -234,40 +215,67 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _swept(arguments: Sequence[str]) -> list[str]:
-    """Return the options of which each job has another value, in the order of the command line."""
+def _swept(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """Return option -> the values that jobs have of it, in the order of the command line."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     with suppress(HydraException):  # which Hydra will say itself
         overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-        return [override.key_or_group for override in overrides if override.is_sweep_override()]
-    return []
+        return {
+            override.key_or_group: [getattr(value, "text", value) for value in override.sweep_iterator()]
+            if override.key_or_group in SOURCES
+            else []
+            for override in overrides
+            if override.is_sweep_override()
+        }
+    return {}
 
 
-def sweep_suffix(values: Mapping[str, Any], swept: Sequence[str]) -> str:
+def sweep_suffix(values: Mapping[str, Any], swept: Mapping[str, Sequence[Any]]) -> str:
     """Return what tells the run of one job of a sweep from the others': ``-layers=relu4_1-size=64``.
 
-    Each option that is swept, by its last word, and its value; but for the images and the network, whose names the run's begins
-    with, and for parts, which make one run.
+    Each option that is swept, by its last word, and its value; but for the network, with whose name that of the run ends, and for
+    parts, which make one run. Of images that are called the same, the part of the path that differs.
 
     Args:
         values: Nested options of the job.
-        swept: Names of options.
+        swept: Option -> the values of all jobs, for images.
     """
-    suffix = ""
-    for key in swept:
-        value: Any = values
-        for word in (f"{key}.name" if key in GROUP_NAMES.values() else key).split("."):
-            value = value.get(word) if isinstance(value, Mapping) else None
-        if key in _NOT_IN_NAMES or key.startswith("hydra"):
-            continue
+    from .config import flat
+
+    suffix, given = "", flat(values)
+    for key, others in swept.items():
+        value = given.get(f"{key}.name" if key in GROUP_NAMES.values() else key)
         text = "+".join(map(str, value)) if isinstance(value, list) else "null" if value is None else str(value)
+        if key in SOURCES:
+            text = _difference(key, value, others)
+        if key in _NOT_IN_NAMES or key.startswith("hydra") or not text:
+            continue
         plain = re.sub(r"[^\w.+-]", "-", text)[:80]
         # Other characters, or more of them, would make one name of two.
         plain += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" * (plain != text)
         suffix += f"-{key.rsplit('.', 1)[-1]}={plain}"
     return suffix
+
+
+def _difference(key: str, value: Any, others: Sequence[Any]) -> str:
+    """Return the shortest part of a path that tells it from others of the same name: ``a`` of a/imgs beside b/imgs."""
+    from .config import DataOptions, check_value
+
+    def name(path: Any) -> str:
+        with suppress(OptionError):
+            return DataOptions(**{key.removeprefix("data."): check_value(key, path)}).name
+        return ""  # the job of which this is says what is wrong
+
+    alike = [path for path in (value, *others) if name(path) == name(value)]
+    paths = {str(path): Path(str(path)).absolute().parts[::-1] for path in alike}
+    for stop in range(1, max(map(len, paths.values())) + 1) if len(paths) > 1 else ():
+        for first in reversed(range(stop)):
+            found = {path: parts[first:stop] for path, parts in paths.items()}
+            if len({*found.values()}) == len(found):
+                return "+".join(found[str(value)][::-1])
+    return ""
 
 
 @contextmanager
@@ -277,7 +285,7 @@ def _without_leftovers(arguments: Sequence[str]) -> Iterator[list[str]]:
     Hydra writes ``multirun.yaml`` into the folder in which jobs are to have theirs; ours have none. What submitit keeps of jobs
     is worth keeping, all of it in the hidden folder where it is anyway.
     """
-    if not MULTIRUN & {*arguments} or any("hydra.sweep.dir=" in argument for argument in arguments):
+    if "--multirun" not in arguments or any("hydra.sweep.dir=" in argument for argument in arguments):
         yield [*arguments]
     elif any(argument.startswith("hydra/launcher=submitit") for argument in arguments):
         is_told = any("hydra.launcher.submitit_folder=" in argument for argument in arguments)

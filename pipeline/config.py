@@ -1,11 +1,11 @@
-"""All options of all commands: their names, types, defaults, choices and checks, each in one place.
+"""All options of all commands: their names, types, defaults, rules and checks, each in one place.
 
 A class of options has one field an option. Its annotation is the type after the check, its metadata hold the default as a user
-would write it and the check. ``conf/*.yaml`` has the same names and defaults with a comment each, for Hydra and for people; a
-test compares them. Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
+would write it, the rule in words and the check. ``conf/*.yaml`` has the same names and defaults with a comment each, for Hydra
+and for people; a test compares them. Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
 """
 
-# Paths are texts here, and stay as they are written; `option` makes a field, as `dataclasses.field` does.
+# Paths are texts here, and stay as they are written; `option` and its like make fields, as `dataclasses.field` does.
 # ruff: noqa: PTH100, PTH111, PTH119, PTH120, RUF009
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,173 +45,110 @@ _SPLIT = re.compile(r"[\w.-]+")
 # What makes the path of a tar file a pattern or a range.
 _PATTERN = re.compile(r"[*?\[{]")
 # Options of earlier versions, in full and by their last word, and what replaces them.
-REPLACED = dict.fromkeys(("runtime.convolution", "convolution"), "runtime.backend")
+REPLACED = dict.fromkeys(("runtime.convolution", "convolution"), "runtime.backend, which replaces it")
 
 T = TypeVar("T")
 
 
-class Invalid(ValueError):
-    """A value that a check refuses: ``rule`` says what is right, ``allowed`` has all right values where they can be counted."""
+def option(default: Any, rule: str, check: Callable[[Any], Any], **metadata: Any) -> Any:
+    """Declare an option.
 
-    def __init__(self, rule: str, allowed: Sequence[str] = ()) -> None:
-        super().__init__(rule)
-        self.rule, self.allowed = rule, allowed
+    Args:
+        default: As a user would write it; where it is None, that is right too.
+        rule: What is right, in words.
+        check: Plain value -> checked one; raises ValueError or TypeError for a wrong one.
+        **metadata: Further ones of the field.
+    """
+
+    def checked(value: Any) -> Any:
+        return None if value is None and default is None else check(value)
+
+    return field(default=checked(default), metadata={"default": default, "rule": rule, "check": checked, **metadata})
 
 
-def option(default: Any, check: Callable[[Any], Any]) -> Any:
-    """Declare an option: its default as a user would write it, and what turns a plain value into a checked one."""
-    return field(default=check(default), metadata={"default": default, "check": check})
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """The check of an option that has a fixed set of values."""
-
-    values: tuple[str, ...]
-
-    def __call__(self, value: Any) -> str:
-        """Return the value if it is one of them."""
-        if value not in self.values:
-            raise Invalid(f"one of: {', '.join(self.values)}", self.values)
-        return str(value)
+def right(value: T, is_right: object) -> T:
+    """Return a value that is right; raise ValueError for another."""
+    if not is_right:
+        raise ValueError(value)
+    return value
 
 
 def choice(default: str, *values: str) -> Any:
     """Declare an option with a fixed set of values."""
-    return option(default, OneOf(values))
+    return option(default, f"one of: {', '.join(values)}", lambda value: right(value, value in values), choices=values)
 
 
-def conflict(key: str, what: str, got: object, expected: str, advice: str) -> OptionError:
-    """Return the error for options that exclude one another; ``got`` is shown as it is."""
-    return OptionError(f"{key}: {what}, got {got}. Expected {expected}. {advice}")
+def switch(default: bool) -> Any:
+    """Declare an option that is true or false."""
+    return option(default, "true or false", lambda value: right(value, isinstance(value, bool)))
 
 
-def switch(value: Any) -> bool:
-    """Check true or false."""
-    if not isinstance(value, bool):
-        raise Invalid("true or false")
-    return value
+def whole(default: int | str, least: int, most: int) -> Any:
+    """Declare a whole number; where the default is ``auto``, that is right too and becomes None."""
+
+    def check(value: Any) -> int | None:
+        return None if value == AUTO == default else right(value, type(value) is int and least <= value <= most)
+
+    return option(default, f"{'auto or ' * (default == AUTO)}a whole number from {least} to {most}", check)
 
 
-def text(value: Any, rule: str) -> str:
-    """Check a text that is not empty."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise Invalid(rule)
-    return value
+def path(default: str | None, key: str) -> Any:
+    """Declare a path, or an address that something installed can reach."""
+    return option(default, "a path", lambda value: path_of(key, _text(value)))
 
 
-def whole(value: Any, least: int, most: int) -> int:
-    """Check a whole number."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise Invalid(f"a whole number from {least} to {most}")
-    return value
+def _matching(pattern: re.Pattern[str]) -> Callable[[Any], Any]:
+    return lambda value: right(value, pattern.fullmatch(value))
 
 
-def count(value: Any, most: int) -> int | None:
-    """Check a whole number from 1, or ``auto``, which becomes None."""
-    if value == AUTO:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise Invalid(f"auto or a whole number from 1 to {most}")
-    return value
+def _text(value: Any) -> str:
+    """Check a text that is not empty; Hydra reads 2024 as a number, here it is a name."""
+    text = "" if value is None else str(value)
+    return right(text, text and "\0" not in text)
 
 
-def fraction(value: Any, rule: str = "a number from 0 to 1") -> float:
-    """Check a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise Invalid(rule)
-    return float(value)
+def _texts(value: Sequence[Any]) -> tuple[str, ...]:
+    return right(tuple(value), value and all(isinstance(text, str) and text and "\0" not in text for text in value))
 
 
-def size(value: Any) -> tuple[int, int] | None:
-    """Check a side, [height, width], or null for native size."""
+def _fraction(value: Any) -> float:
+    return float(right(value, not isinstance(value, bool) and 0 <= value <= 1))
+
+
+def _size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
-    sides = [value, value] if isinstance(value, int) else value
-    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
-        sides = [0, 0]
-    if any(isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE_PX for side in sides):
-        raise Invalid(f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], or null for native size")
-    return int(sides[0]), int(sides[1])
+    height, width = (value, value) if isinstance(value, int) else value
+    return right((height, width), all(type(side) is int and 1 <= side <= LARGEST_SIDE_PX for side in (height, width)))
 
 
-def layer_words(value: Any) -> tuple[str, ...]:
-    """Check names of layers; one name, or several with commas, needs no brackets."""
-    words = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-    if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
-        raise Invalid("a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]")
-    return tuple(words)
-
-
-def path_or_address(key: str, value: Any) -> Path:
-    """Check a path, or an address that something installed can reach; Hydra reads 2024 as a number, here it is a name."""
-    return path_of(key, text(None if value is None else str(value), "a path"))
-
-
-def optional(check: Callable[[Any], Any], value: Any) -> Any:
-    """Check a value, or null, which becomes None."""
-    return None if value is None else check(value)
-
-
-def run_path(value: Any) -> Path:
-    """Check what stands for a run."""
-    return path_of("run", str(value))
-
-
-def _tars(value: Any) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n and "\0" not in n for n in names):
-        raise Invalid("a tar file, a folder of them, a pattern, or a list of these, e.g. 'data.tar=train-{000..012}.tar'")
-    return tuple(names)
-
-
-def _matching(pattern: re.Pattern[str], rule: str, value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and pattern.fullmatch(value)):
-        return value
-    raise Invalid(rule)
+def _layers(value: Any) -> tuple[str, ...]:
+    # One name, or several with commas, needs no brackets.
+    return _texts([part for part in value.split(",") if part.strip()] if isinstance(value, str) else value)
 
 
 def _weights(value: Any) -> str:
-    name = text(value, f"{', '.join(WEIGHTS)} or a file")
-    if name not in WEIGHTS and not expanded(name).exists():
-        raise Invalid(f"one of: {', '.join(WEIGHTS)}, or a file that exists", WEIGHTS)
-    return name if name in WEIGHTS else str(expanded(name))
+    text = _text(value)
+    return text if text in WEIGHTS else str(right(expanded(text), expanded(text).exists()))
 
 
 def _scratch(value: Any) -> Path:
-    if is_address(str(value)):
-        raise Invalid("a folder of this machine: files are made there before they are sent")
-    return expanded(text(str(value), "a path"))
+    return expanded(right(_text(value), not is_address(_text(value))))
 
 
 def _name(value: Any) -> str:
-    if value is None:
-        return ""
-    name = text(str(value), "the name of a folder")
-    if name in (".", "..") or any(mark in name for mark in "/\\:"):
-        raise Invalid("the name of one folder, without / \\ or :")
-    return name
+    name = _text(value)
+    return right(name, name not in (".", "..") and not {*name} & {*"/\\:"})
 
 
 def _part(value: Any) -> Share | None:
-    share = Share.of_text(value) if isinstance(value, str) else None
-    if value is not None and share is None:
-        raise Invalid("k/n with k from 1 to n, e.g. part=3/8, or null for the whole run")
-    return share
+    share = Share.of_text(value)
+    return right(share, share)
 
 
-def _gpus(value: Any) -> float | None:
-    rule = "auto, 1, 0 or a share between them: a worker uses one GPU at most"
-    return None if value == AUTO else fraction(value, rule)
-
-
-def _cluster(value: Any) -> str | None:
-    if value is None or value == AUTO:
-        return None if value is None else AUTO
-    found = _CLUSTER.fullmatch(value) if isinstance(value, str) else None
-    if found is None or not 0 < int(found[1]) < 65536:
-        raise Invalid("null, auto, host:port or ray://host:port")
-    return str(value)
+def _cluster(value: str) -> str:
+    found = _CLUSTER.fullmatch(value)
+    return right(value, value == AUTO or (found and 0 < int(found[1]) < 65536))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,37 +165,23 @@ class DataOptions:
         label: ``folder``, ``parent``, or the name of a column.
     """
 
-    dir: Path | None = option(None, partial(optional, partial(path_or_address, "data.dir")))
-    list: Path | None = option(None, partial(optional, partial(path_or_address, "data.list")))
-    tar: tuple[str, ...] | None = option(None, partial(optional, _tars))
-    tfds: str | None = option(None, partial(_matching, _TFDS_NAME, "a set's name: name, name/config or name:1.0.0"))
-    split: str | None = option(None, partial(_matching, _SPLIT, "a whole split, e.g. train, test or validation"))
-    size: tuple[int, int] | None = option(224, size)
+    dir: Path | None = path(None, "data.dir")
+    list: Path | None = path(None, "data.list")
+    tar: tuple[str, ...] | None = option(
+        None,
+        "a tar file, a folder of them, a pattern, or a list of these, e.g. 'data.tar=train-{000..012}.tar'",
+        lambda value: _texts([value] if isinstance(value, str) else value),
+    )
+    tfds: str | None = option(None, "a set's name: name, name/config or name:1.0.0", _matching(_TFDS_NAME))
+    split: str | None = option(None, "a whole split, e.g. train, test or validation", _matching(_SPLIT))
+    size: tuple[int, int] | None = option(
+        224, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], or null for native size", _size
+    )
     resize: str = choice("squash", "squash", "crop", "pad")
     interpolation: str = choice("bilinear", "nearest", "bilinear", "bicubic", "lanczos")
     decode: str = choice("exact", "exact", "fast")
-    label: str = option("folder", partial(text, rule="folder, parent, or the name of a column"))
-    max_failed_fraction: float = option(1.0, fraction)
-
-    def __post_init__(self) -> None:
-        named = [f"data.{key}" for key in ("list", "tar", "tfds") if getattr(self, key) is not None]
-        if self.dir is None and not named:
-            expected = "a folder of images, or data.list=FILE, data.tar=FILES or data.tfds=NAME"
-            advice = "Run e.g. `python -m pipeline.run data.dir=imgs layers=[relu4_1]`."
-            raise conflict("data.dir", "no images were named", "null", expected, advice)
-        if len(named) > 1:
-            expected = "one of data.dir, data.list, data.tar and data.tfds"
-            raise conflict(named[1], "the images are named twice", f"{named[0]} too", expected, "Leave one of them out.")
-        if self.tar is not None and self.dir is not None:
-            raise conflict("data.dir", "of no use beside data.tar", repr(str(self.dir)), "tar files alone", "Leave it out.")
-        if self.split is not None and self.tfds is None:
-            raise conflict("data.split", "only a set has splits", repr(self.split), "data.tfds=NAME too", "Leave it out.")
-        local = [("data.tar", name) for name in self.tar or ()] + [("data.dir", str(self.dir))] * (self.tfds is not None)
-        for key, name in local:
-            if is_address(name):
-                raise conflict(key, "read from this machine only", repr(name), "a path", "Download it first.")
-        if self.size is None and self.decode == "fast":
-            raise conflict("data.decode", "nothing can be reduced at native size", "fast", "exact", "Or set a data.size.")
+    label: str = option("folder", "folder, parent, or the name of a column", _text)
+    max_failed_fraction: float = option(1.0, "a number from 0 to 1", _fraction)
 
     @property
     def name(self) -> str:
@@ -282,11 +204,11 @@ class NetworkOptions:
     """Which network, with which weights; a group of files in ``conf/network``."""
 
     name: str = choice("vgg19", *sorted(NETWORKS))
-    weights: str = option("imagenet", _weights)
+    weights: str = option("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights)
     pooling: str = choice("max", "max", "avg")
     pool_padding: str = choice(AUTO, AUTO, "same", "valid")
     kernel_order: str = choice("hwio", "hwio", "whio")
-    seed: int = option(0, partial(whole, least=0, most=LARGEST_SEED))
+    seed: int = whole(0, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,17 +218,12 @@ class OutputOptions:
     ``images_per_shard`` None: from the bytes of an image. ``scratch`` None: of an address, in the system's temporary folder.
     """
 
-    dir: Path = option("outputs", partial(path_or_address, "output.dir"))
-    scratch: Path | None = option(None, partial(optional, _scratch))
+    dir: Path = path("outputs", "output.dir")
+    scratch: Path | None = option(None, "a folder of this machine: files are made there before they are sent", _scratch)
     dtype: str = choice("float32", "float32", "float16")
     compression: str = choice("gzip", "gzip", "none")
-    images_per_shard: int | None = option(AUTO, partial(count, most=2**31))
+    images_per_shard: int | None = whole(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
-
-    def __post_init__(self) -> None:
-        if self.scratch is not None and not isinstance(self.dir, RemotePath):
-            expected = "it with an address, e.g. output.dir=s3://bucket/outputs"
-            raise conflict("output.scratch", "nothing is made there", repr(str(self.scratch)), expected, "Leave it out.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,17 +234,14 @@ class EngineOptions:
     """
 
     name: str = choice("local", "local", "ray")
-    address: str | None = option(None, _cluster)
-    workers: int | None = option(AUTO, partial(count, most=100_000))
-    gpus_per_worker: float | None = option(AUTO, _gpus)
-    cpus_per_worker: int | None = option(AUTO, partial(count, most=1024))
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if self.name == "local" and value != each.default:
-                what, expected = "the local engine is one process on this machine", "the default, or another engine"
-                raise conflict(f"engine.{each.name}", what, repr(value), expected, "Add engine=ray.")
+    address: str | None = option(None, "null, auto, host:port or ray://host:port", _cluster)
+    workers: int | None = whole(AUTO, 1, 100_000)
+    gpus_per_worker: float | None = option(
+        AUTO,
+        "auto, 1, 0 or a share between them: a worker uses one GPU at most",
+        lambda value: None if value == AUTO else _fraction(value),
+    )
+    cpus_per_worker: int | None = whole(AUTO, 1, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,17 +254,11 @@ class RuntimeOptions:
     device: str = choice(AUTO, AUTO, "cpu", "gpu")
     backend: str = choice(AUTO, AUTO, "tensorflow", WINOGRAD)
     precision: str = choice("float32", "float32", "tf32", "bfloat16")
-    workers: int | None = option(AUTO, partial(count, most=1024))
+    workers: int | None = whole(AUTO, 1, 1024)
 
     def __post_init__(self) -> None:
-        if self.backend == WINOGRAD and self.device == "gpu":
-            got, expected = "winograd with runtime.device=gpu", "auto or tensorflow on a GPU"
-            raise conflict("runtime.backend", "this one computes on a CPU", got, expected, "Leave one of them out.")
-        if self.backend == WINOGRAD:
+        if self.backend == WINOGRAD and self.device == AUTO:
             object.__setattr__(self, "device", "cpu")
-        if self.device == "cpu" and self.precision != "float32":
-            what, advice = "a CPU computes in float32", "Leave it out, or use runtime.device=gpu."
-            raise conflict("runtime.precision", what, self.precision, "float32, or a GPU", advice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,13 +270,15 @@ class Options:
     """
 
     data: DataOptions = field(default_factory=DataOptions)
-    layers: tuple[str, ...] = option(["relu4_1"], layer_words)
-    batch_size: int | None = option(AUTO, partial(count, most=LARGEST_BATCH))
+    layers: tuple[str, ...] = option(
+        ["relu4_1"], "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]", _layers
+    )
+    batch_size: int | None = whole(AUTO, 1, LARGEST_BATCH)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
-    name: str = option(None, _name)
-    part: Share | None = option(None, _part)
-    dry_run: bool = option(False, switch)
+    name: str = option(None, "the name of one folder, without / \\ or :", _name)
+    part: Share | None = option(None, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run", _part)
+    dry_run: bool = switch(False)
     engine: EngineOptions = field(default_factory=EngineOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -376,27 +286,8 @@ class Options:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", f"{self.data.name or 'images'}-{self.network.name}")
-        engine, existing, where = self.engine, self.output.existing, self.output.dir
-        if self.part is not None and existing not in ("resume", "extend"):
-            what, got = "a part cannot tell what was there from what other parts make", f"{existing} with part={self.part}"
-            raise conflict("output.existing", what, got, "resume or extend", "Use another name=..., or remove the folder first.")
-        if self.part is not None and engine.name != "local":
-            what = f"engine={engine.name} shares the shards among its workers itself"
-            raise conflict("part", what, f"part={self.part}", "null, or engine=local", "Leave one of them out.")
-        if engine.name != "local" and isinstance(where, RemotePath):
-            what, advice = (
-                f"workers of engine={engine.name} write files",
-                "Choose one, or use part=k/n.",
-            )
-            raise conflict("output.dir", what, repr(str(where)), "a folder on storage that all nodes share", advice)
-        for key, images in (("data.dir", self.data.dir), ("data.list", self.data.list)):
-            if engine.name != "local" and isinstance(images, RemotePath) and images.protocol == "memory":
-                expected = "a folder, or an address that all nodes reach"
-                raise conflict(key, "workers do not see the memory of this process", repr(str(images)), expected, "Choose one.")
-        gpus, device = engine.gpus_per_worker, self.runtime.device
-        if gpus is not None and device != AUTO and (device == "gpu") != (gpus > 0):
-            what, expected = f"workers compute on the {device}", f"{'more than ' * (not gpus)}0"
-            raise conflict("engine.gpus_per_worker", what, f"{gpus:g}", expected, "Leave it or runtime.device out.")
+        for message in _conflicts(self):
+            raise OptionError(message)
         # Names that are not there and inputs that are too small, from the network's table alone.
         padding = "same" if self.network.pool_padding == AUTO else self.network.pool_padding
         plan_features(self.network.name, resolve_layers(self.network.name, self.layers), self.data.size, padding)
@@ -405,72 +296,98 @@ class Options:
     def folder(self) -> Path:
         """The run folder; at an address, what stands for it."""
         where = self.output.dir / self.name
-        mark = "" if self.part is None else self.part.mark
         if isinstance(where, RemotePath):
-            return RemotePath(str(where), scratch_for(str(where), self.output.scratch, mark))
+            return RemotePath(str(where), scratch_for(str(where), self.output.scratch, self.part.mark if self.part else ""))
         return where
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyOptions:
-    """All options of ``python -m pipeline.verify``."""
-
-    run: Path = option(None, partial(optional, run_path))
-    repair: bool = option(False, switch)
+def _conflicts(options: Options) -> Iterator[str]:
+    """Yield a line for each two options that exclude each other."""
+    data, output, engine, runtime, part = options.data, options.output, options.engine, options.runtime, options.part
+    is_local, is_remote = engine.name == "local", isinstance(output.dir, RemotePath)
+    named = [f"data.{key}" for key in ("list", "tar", "tfds") if getattr(data, key) is not None]
+    if data.dir is None and not named:
+        yield "data.dir: no images are named, got null. Expected data.dir=FOLDER, data.list=..., data.tar=... or data.tfds=..."
+    if len(named) > 1:
+        yield f"{named[1]}: the images are named twice, got {named[0]} too. Expected one of the two. Leave the other out."
+    if data.tar is not None and data.dir is not None:
+        yield f"data.dir: of no use beside data.tar, got {str(data.dir)!r}. Expected tar files alone. Leave it out."
+    if data.split is not None and data.tfds is None:
+        yield f"data.split: only a set has splits, got {data.split!r}. Expected data.tfds=NAME too. Leave it out."
+    for key, names in (("data.tar", data.tar or ()), ("data.dir", [str(data.dir)] if data.tfds else [])):
+        for name in filter(is_address, names):
+            yield f"{key}: read from this machine only, got {name!r}. Expected a path. Download it first."
+    if data.size is None and data.decode == "fast":
+        yield "data.decode: nothing can be reduced at native size, got fast. Expected exact. Or set a data.size."
+    if output.scratch is not None and not is_remote:
+        yield f"output.scratch: of no use without an address, got {str(output.scratch)!r}. Expected null. Or set output.dir=s3://..."
+    if part is not None and output.existing not in ("resume", "extend"):
+        yield (
+            f"output.existing: other parts may have made what is there, got {output.existing} with part={part}. Expected resume "
+            "or extend. Use another name=..., or remove the folder first."
+        )
+    for each in fields(engine):
+        if is_local and getattr(engine, each.name) != each.default:
+            yield f"engine.{each.name}: of no use to engine=local, got {getattr(engine, each.name)!r}. Expected engine=ray too."
+    if not is_local and part is not None:
+        yield f"part: engine={engine.name} divides the run itself, got part={part}. Expected null, or engine=local."
+    if not is_local and is_remote:
+        yield (
+            f"output.dir: workers of engine={engine.name} write files, got {str(output.dir)!r}. Expected a folder that all nodes "
+            "share. Choose one, or use part=k/n."
+        )
+    if runtime.backend == WINOGRAD and runtime.device == "gpu":
+        yield "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow."
+    if runtime.device == "cpu" and runtime.precision != "float32":
+        yield f"runtime.precision: a CPU computes in float32, got {runtime.precision}. Expected float32, or runtime.device=gpu."
+    gpus = engine.gpus_per_worker
+    if gpus is not None and runtime.device != AUTO and (runtime.device == "gpu") != (gpus > 0):
+        yield (
+            f"engine.gpus_per_worker: workers compute on the {runtime.device}, got {gpus:g}. Expected "
+            f"{'more than ' * (not gpus)}0. Leave it or runtime.device out."
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
     """All options of ``python -m pipeline.index``."""
 
-    run: Path = option(None, partial(optional, run_path))
+    run: Path = path(None, "run")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """All options of ``python -m pipeline.verify``."""
+
+    run: Path = path(None, "run")
+    repair: bool = switch(False)
 
 
 @dataclass(frozen=True, slots=True)
 class ShowOptions:
     """All options of ``python -m pipeline.show``."""
 
-    run: Path = option(None, partial(optional, run_path))
-    json: bool = option(False, switch)
+    run: Path = path(None, "run")
+    json: bool = switch(False)
 
 
 def _image(value: Any) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise Invalid("a key as cats/tom.jpg, or a row as 3")
+    right(value, isinstance(value, (str, int)) and not isinstance(value, bool) and value != "")
     # What is taken as typed comes as text, whatever it looks like.
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,12}", value) else value
+    return int(value) if re.fullmatch(r"-?[0-9]{1,12}", str(value)) else str(value)
 
 
 def _images(value: Any) -> tuple[int | str, ...]:
-    if value is None:
-        return ()
     wanted = [value] if isinstance(value, (str, int)) else value
-    if not isinstance(wanted, Sequence) or not wanted:
-        raise Invalid("a list of keys and rows, e.g. images=[3,cats/tom.jpg]")
-    return tuple(map(_image, wanted))
+    return right(tuple(map(_image, wanted)), wanted)
 
 
 def _channels(value: Any) -> Any:
-    if value is None or (isinstance(value, str) and re.fullmatch(r"active:0*[1-9][0-9]{0,8}", value)):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return range(value)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise Invalid("a number of channels, a list as [0,5,9], or active:64")
-    numbers = tuple(whole(number, 0, MOST_CHANNELS) for number in value)
-    if len(set(numbers)) < len(numbers):
-        raise Invalid("each channel once")
-    return numbers
-
-
-def _input(value: Any) -> Any:
-    if not isinstance(value, bool) and value != "only":
-        raise Invalid("true, false or only")
-    return value
-
-
-def _file(value: Any) -> str | None:
-    return None if value is None else os.path.expanduser(text(str(value), "the name of a picture"))
+    if isinstance(value, str):
+        return right(value, re.fullmatch(r"active:0*[1-9][0-9]{0,8}", value))
+    numbers = range(value) if type(value) is int else tuple(value)
+    are_right = type(value) is int or all(type(number) is int and 0 <= number <= MOST_CHANNELS for number in numbers)
+    return right(numbers, numbers and are_right and len({*numbers}) == len(numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,43 +401,45 @@ class PlotOptions:
         most_active: The mosaic has so many channels, the most active ones of each layer; None: not chosen so.
     """
 
-    run: Path = option(None, partial(optional, run_path))
-    image: int | str | None = option(None, partial(optional, _image))
-    images: tuple[int | str, ...] = option(None, _images)
-    layers: tuple[str, ...] = option("all", layer_words)
-    channel: int = option(0, partial(whole, least=0, most=MOST_CHANNELS))
-    channels: range | tuple[int, ...] | None = option(None, _channels)
+    run: Path = path(None, "run")
+    image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image)
+    images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
+    layers: tuple[str, ...] = option("all", "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]", _layers)
+    channel: int = whole(0, 0, MOST_CHANNELS)
+    channels: range | tuple[int, ...] | None = option(
+        None, "a number of channels, a list of different ones as [0,5,9], or active:64", _channels
+    )
     scale: str = choice("own", "own", "shared")
-    colormap: str = option("gray", partial(text, rule="the name of one of Matplotlib's colour maps"))
-    input: bool | str = option(True, _input)
-    exact: bool = option(False, switch)
-    file: str | None = option(None, _file)
-    dpi: int = option(100, partial(whole, least=20, most=1200))
-    show: bool = option(False, switch)
+    colormap: str = option("gray", "the name of one of Matplotlib's colour maps", _text)
+    input: bool | str = option(
+        True, "true, false or only", lambda value: right(value, isinstance(value, bool) or value == "only")
+    )
+    exact: bool = switch(False)
+    file: str | None = option(None, "the name of a picture", lambda value: os.path.expanduser(_text(value)))
+    dpi: int = whole(100, 20, 1200)
+    show: bool = switch(False)
     most_active: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.channels, str):
             object.__setattr__(self, "most_active", int(self.channels.partition(":")[2]))
             object.__setattr__(self, "channels", range(self.most_active or 0))
-        if self.image is not None and self.images not in ((), (self.image,)):
-            got = f"{self.image!r} and {list(self.images)!r}"
-            raise conflict("image", "one image and several exclude each other", got, "one", "Leave one out.")
-        if self.image is not None:
-            object.__setattr__(self, "images", (self.image,))
+        own = () if self.image is None else (self.image,)
+        object.__setattr__(self, "images", own + (self.images or ()))
         if self.channel and self.channels is not None:
-            got = f"channel={self.channel} and channels too"
-            raise conflict("channel", "one channel and several exclude each other", got, "one of the two", "Leave one out.")
-        suffixes, why = (PICTURE_SUFFIXES[:1], " of the input alone") if self.input == "only" else (PICTURE_SUFFIXES, "")
+            raise OptionError(f"channel: of no use beside channels, got {self.channel}. Expected one of the two. Leave one out.")
+        suffixes = PICTURE_SUFFIXES[:1] if self.input == "only" else PICTURE_SUFFIXES
         if self.file is not None and Path(self.file).suffix.lower() not in suffixes:
-            what, expected = f"not the name of a picture{why}", f"one that ends in {', '.join(suffixes)}"
-            raise conflict("file", what, repr(self.file), expected, "The suffix chooses the format.")
+            what = "picture of the input alone" if self.input == "only" else "picture"
+            raise OptionError(
+                f"file: not the name of a {what}, got {self.file!r}. Expected one that ends in {', '.join(suffixes)}."
+            )
         if self.input == "only" and self.show:
             raise OptionError("show: the input alone is not shown, got input=only. Expected maps. Leave one of them out.")
 
 
 def _options(kind: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """Give the full name and the field of each option, in order."""
+    """Yield the full name and the field of each option, in order."""
     for each in fields(kind):
         if "check" in each.metadata:
             yield prefix + each.name, each
@@ -536,6 +455,11 @@ def defaults(kind: type = Options) -> dict[str, Any]:
 def known_keys(kind: type = Options) -> list[str]:
     """Return all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
     return list(defaults(kind))
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    key: each.metadata["choices"] for key, each in _options(Options) if "choices" in each.metadata
+}
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -555,9 +479,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    key: each.metadata["check"].values for key, each in _options(Options) if isinstance(each.metadata["check"], OneOf)
-}
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Return nested plain values as they are stored with a run."""
+    import yaml
+
+    return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False))
 
 
 def check_value(key: str, value: Any, kind: type = Options, module: str = "pipeline.run") -> Any:
@@ -572,49 +498,36 @@ def check_value(key: str, value: Any, kind: type = Options, module: str = "pipel
     Raises:
         OptionError: It is not a right one.
     """
-    check = dict(_options(kind))[key].metadata["check"]
+    metadata = dict(_options(kind))[key].metadata
     try:
-        return check(value)
-    except Invalid as error:
-        near = nearest(str(value), error.allowed) if error.allowed else ""
-        is_near = near and near != ", ".join(error.allowed)
-        hint = f"Did you mean {near}?" if is_near else f"Run `python -m {module} --help` for all options."
-        raise OptionError(f"{key}: not a valid value, got {value!r}. Expected {error.rule}. {hint}") from None
+        return metadata["check"](value)
+    except (ValueError, TypeError):
+        raise OptionError(
+            f"{key}: not a valid value, got {value!r}. Expected {metadata['rule']}. Run `python -m {module} --help` for all."
+        ) from None
 
 
 def unknown_key(key: str, kind: type = Options, module: str = "pipeline.run") -> OptionError:
-    """Return the error for an option that does not exist.
-
-    Args:
-        key: As given.
-        kind: Class of the options that exist.
-        module: Whose ``--help`` lists them.
-    """
-    keys = known_keys(kind)
-    successor = REPLACED.get(key)
-    if successor in keys:
-        return OptionError(
-            f"{key}: {successor} replaces this option, got {key!r}. Expected one of: "
-            f"{', '.join(f'{successor}={value}' for value in CHOICES[successor])}. Leave it out, or write one of these."
-        )
-    last_words = {known.rsplit(".", 1)[-1]: known for known in keys}
+    """Return the error for an option that does not exist; arguments as of :func:`check_value`."""
     # "resize" alone means data.resize; "dta.size" is near data.size as a whole.
-    near = last_words.get(key) or nearest(key, keys)
+    by_last_word = {known.rsplit(".", 1)[-1]: known for known in known_keys(kind)}
+    near = REPLACED.get(key) or by_last_word.get(key) or nearest(key, known_keys(kind))
     return OptionError(
         f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m {module} --help` for all."
     )
 
 
 def check(kind: type[T], values: Mapping[str, Any], module: str) -> T:
-    """Return plain values, as Hydra composes them, as checked options.
+    """Return the options of a command, checked.
 
     Args:
         kind: Class of the options.
-        values: Nested as its groups are.
+        values: Plain, nested as the groups of options are.
         module: Whose options they are.
 
     Raises:
-        OptionError: The first value that is wrong, what was expected, and where to look.
+        OptionError: The first value that is wrong, what was expected, and where to look; two options exclude each other; no layer
+            is meant, or the size is too small for one.
     """
     given, known = flat(values), known_keys(kind)
     for key in given:
@@ -623,32 +536,22 @@ def check(kind: type[T], values: Mapping[str, Any], module: str) -> T:
     for key in known:
         if key not in given:
             raise OptionError(f"{key}: the option was removed, got none. Expected a value. Leave out `~{key}`.")
-    if "run" in known and (given["run"] in (None, "") or "\0" in str(given["run"])):
+    if "run" in known and given["run"] is None:
         raise OptionError(
-            f"run: no run was named, got {given['run']!r}. Expected a run folder. Run e.g. `python -m {module} "
-            "run=outputs/imgs-vgg19`."
+            f"run: no run was named, got None. Expected a run folder. Run e.g. `python -m {module} run=outputs/imgs-vgg19`."
         )
     checked = nested({key: check_value(key, value, kind, module) for key, value in given.items()})
     for each in fields(kind):  # type: ignore[arg-type]
         if is_dataclass(each.default_factory):
             checked[each.name] = each.default_factory(**checked[each.name])
+        elif each.name == "given":
+            checked["given"] = given
     return kind(**checked)
 
 
-def to_yaml(values: Mapping[str, Any]) -> str:
-    """Return nested plain values as they are stored with a run."""
-    import yaml
-
-    return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False))
-
-
 def check_options(values: Mapping[str, Any]) -> Options:
-    """Return the options of an extraction, checked; ``values`` are nested and plain.
-
-    Raises:
-        OptionError: A value is wrong, or no layer is meant, or the size is too small for one.
-    """
-    return replace(check(Options, values, "pipeline.run"), given=flat(values))
+    """Return the options of an extraction, checked as by :func:`check`."""
+    return check(Options, values, "pipeline.run")
 
 
 def tar_folder(tars: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from .cli import GROUP_NAMES
-from .config import REPLACED, TAR_SUFFIX, check_options, defaults, known_keys, nested, to_yaml, unknown_key
+from .config import REPLACED, TAR_SUFFIX, check_options, defaults, known_keys, nested, unknown_key
 from .errors import OptionError, nearest
 from .network.start import undisturbed
 
@@ -121,7 +121,7 @@ def extract_features(
     checked = check_options(values)
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
     job = undisturbed(lambda: importlib.import_module("pipeline.job"))
-    job.run(checked, to_yaml(values), quiet=quiet)
+    job.run(checked, quiet=quiet)
     from .store.reader import open_run
 
     return open_run(checked.folder)

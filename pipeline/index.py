@@ -5,14 +5,14 @@ What there is to know is in the shards: neither images, weights nor options are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import cli, signals
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .config import IndexOptions
     from .report import Report
 
 
@@ -55,17 +55,14 @@ def index_run(folder: Path) -> Report:
             hold.release()
 
 
-def _index(values: Mapping[str, Any]) -> None:
-    from .config import IndexOptions, check
-
-    options = check(IndexOptions, values, "pipeline.index")
+def _index(options: IndexOptions) -> None:
     signals.raise_in_main_thread()
     index_run(options.run)
 
 
 def main() -> None:
     """Run the command; leave with 0 for a whole run, 1 where it cannot be one yet, 2 for a wrong option, 130 for Ctrl-C."""
-    cli.start("pipeline.index", "IndexOptions", _index, when_stopped="all shards are kept. Run the command again.")
+    cli.start("pipeline.index", _index, options="IndexOptions", when_stopped="all shards are kept. Run the command again.")
 
 
 if __name__ == "__main__":

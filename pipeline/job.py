@@ -46,12 +46,11 @@ UNTRAINED = (
 )
 
 
-def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | None:
+def run(options: Options, *, quiet: bool = False) -> Report | None:
     """Do a whole run; of a dry one, say what it would make and take, and return None.
 
     Args:
         options: Checked.
-        config_yaml: The same as the user's configuration, to be stored.
         quiet: Whether only warnings go to the terminal.
 
     Raises:
@@ -72,7 +71,7 @@ def run(options: Options, config_yaml: str, *, quiet: bool = False) -> Report | 
             manifest = list_images(options.data)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
-        spec = plan_run(options, manifest, weights, layers, config_yaml)
+        spec = plan_run(options, manifest, weights, layers)
         opening = preview_folder if options.dry_run else open_folder
         with opening(options.folder, spec, options.output.existing, options.part) as run_folder, ExitStack() as stack:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.

@@ -171,7 +171,7 @@ def _print(values: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Print the table; leave with exit code 2 for a wrong option."""
-    cli.start("pipeline.layers", "Options", _print, when_stopped="nothing was changed.", config_name="config")
+    cli.start("pipeline.layers", _print, options="", when_stopped="nothing was changed.", config_name="config")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import AUTO, DataOptions, Options
+from .config import AUTO, DataOptions, Options, nested, to_yaml
 from .network.architectures import choose_backend, layer_table, output_shapes, plan_features
 from .network.known_weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
@@ -28,7 +28,7 @@ UNKNOWN_FILE_BYTES = 100_000
 LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
 
 
-def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Sequence[LayerSpec], config_yaml: str) -> RunSpec:
+def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Sequence[LayerSpec]) -> RunSpec:
     """Plan a run.
 
     Args:
@@ -36,7 +36,6 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         manifest: The rows.
         weights: Their content is part of the run's identity.
         layers: Those to store, in network order.
-        config_yaml: All options as composed, stored with the data.
 
     Raises:
         OptionError: The input is too small for a layer.
@@ -66,7 +65,8 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
             # Before there was such a line, means of neighbouring samples were.
             identity["JPEGs reduced by"] = "lowest frequencies"
     attributes: dict[str, str | NDArray[np.float64]] = {
-        "config": config_yaml,
+        # The run is the same whoever makes which part of it.
+        "config": to_yaml(nested({**options.given, "part": None})),
         "network": network.name,
         "weights": weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}",
         "weights_sha256": weights.sha256,

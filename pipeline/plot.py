@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import cli, signals
+
+if TYPE_CHECKING:
+    from .config import PlotOptions
 
 WHEN_STOPPED = "pictures that are written stay, none is half written. Run the command again."
 
 
-def _plot(values: Mapping[str, Any]) -> None:
-    from .config import PlotOptions, check
-
-    options = check(PlotOptions, values, "pipeline.plot")
+def _plot(options: PlotOptions) -> None:
     from .plotting import draw_plots
 
     signals.raise_in_main_thread()
@@ -22,7 +21,7 @@ def _plot(values: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.plot", "PlotOptions", _plot, when_stopped=WHEN_STOPPED)
+    cli.start("pipeline.plot", _plot, options="PlotOptions", when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from .report import MOST_REPORT_BYTES, Report, count_causes, words_for_bytes
 from .reproduce import argument, command_again, differing_options
 
 if TYPE_CHECKING:
+    from .config import ShowOptions
     from .store.run_summary import RunSummary
 
 MOST_CONFIG_BYTES = 1 << 18
@@ -219,10 +220,7 @@ def _sizes(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     return words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-"
 
 
-def _show(values: Mapping[str, Any]) -> None:
-    from .config import ShowOptions, check
-
-    options = check(ShowOptions, values, "pipeline.show")
+def _show(options: ShowOptions) -> None:
     found = overview(options.run)
     # What a user's own options hold, as dates, is told in their words.
     print(json.dumps(found, indent=2, ensure_ascii=False, default=str) if options.json else as_text(found), flush=True)
@@ -230,7 +228,7 @@ def _show(values: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Say what a run holds; leave with exit code 1 where there is none, 2 for a wrong option."""
-    cli.start("pipeline.show", "ShowOptions", _show, when_stopped="nothing was changed.")
+    cli.start("pipeline.show", _show, options="ShowOptions", when_stopped="nothing was changed.")
 
 
 if __name__ == "__main__":

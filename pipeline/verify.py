@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import cli, signals
 from .errors import StoreError, printable
@@ -14,6 +13,7 @@ from .machine import usable_cores
 from .report import words_for_bytes
 
 if TYPE_CHECKING:
+    from .config import VerifyOptions
     from .store.verification import VerifyResult
 
 # Findings that are printed; of one file no more than this many again.
@@ -96,17 +96,14 @@ def summary(result: VerifyResult) -> str:
     )
 
 
-def _verify(values: Mapping[str, Any]) -> None:
-    from .config import VerifyOptions, check
-
-    options = check(VerifyOptions, values, "pipeline.verify")
+def _verify(options: VerifyOptions) -> None:
     signals.raise_in_main_thread()
     verify(options.run, options.repair)
 
 
 def main() -> None:
     """Run the command; leave with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.verify", "VerifyOptions", _verify, when_stopped=WHEN_STOPPED)
+    cli.start("pipeline.verify", _verify, options="VerifyOptions", when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ WRONG = [
     (["data.dir=x", "layers=[fc6]", "data.size=32"], "data.size: too small for layer fc6"),
     (["data.dir=s4://b/imgs"], "data.dir: an address of an unknown kind"),
     (["foo"], "command line: "),
-    ([], "data.dir: no images were named"),
+    ([], "data.dir: no images are named"),
 ]
 
 

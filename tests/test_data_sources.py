@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,13 @@ import pytest
 
 from pipeline import extract_features
 from pipeline.cli import literal_arguments
-from pipeline.config import check_options, tar_folder
+from pipeline.config import check_value, tar_folder
 from pipeline.errors import ImageError, OptionError, StoreError
 from pipeline.from_python import _option_of
 from pipeline.images.reading import read_image
 from pipeline.plotting import find_image, image_place, input_picture
 from pipeline.store.reader import Run
 
-from .test_config import values
 from .test_reproduce import again, composed
 
 
@@ -88,50 +88,16 @@ def test_images_of_a_set_are_not_looked_for_and_that_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("key", "value", "rule"),
     [
-        ({"data__list": "a", "data__tar": "b.tar"}, r"data.tar: the images are named twice, got data.list too. Expected one of"),
-        (
-            {"data__dir": None, "data__tar": "b.tar", "data__tfds": "c"},
-            r"data.tfds: the images are named twice, got data.tar too",
-        ),
-        ({"data__tar": "b.tar"}, r"data.dir: of no use beside data.tar, got '.+'. Expected tar files alone"),
-        (
-            {"data__split": "test"},
-            r"data.split: only a set has splits, got 'test'. Expected data.tfds=NAME too",
-        ),
-        ({"data__dir": None, "data__tar": []}, r"data.tar: not a valid value, got \[\]. Expected a tar file, a folder of them"),
-        ({"data__dir": None, "data__tar": 3}, r"data.tar: not a valid value, got 3. Expected a tar file"),
-        ({"data__dir": None, "data__tar": ["a.tar", ""]}, r"data.tar: not a valid value, got \['a.tar', ''\]. Expected"),
-        (
-            {"data__tfds": "../x"},
-            r"data.tfds: not a valid value, got '../x'. Expected a set's name: name, name/config or name:1.0.0",
-        ),
-        ({"data__tfds": 3}, r"data.tfds: not a valid value, got 3"),
-        ({"data__tfds": "x", "data__split": "train[:10%]"}, r"data.split: not a valid value, got 'train\[:10%\]'"),
+        *(("data.tar", value, "a tar file, a folder of them") for value in ([], 3, ["a.tar", ""])),
+        *(("data.tfds", value, "a set's name: name, name/config or name:1.0.0") for value in ("../x", 3)),
+        ("data.split", "train[:10%]", "a whole split"),
     ],
 )
-def test_options_that_name_images_are_held_to_one_another(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message) as caught:
-        check_options(values(**changes))
-    assert "\n" not in str(caught.value)
-
-
-def test_the_name_of_a_run_comes_from_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for tar, name in (
-        ("x/train.tar", "train"),
-        ("x/train.v2.TAR", "train.v2"),
-        ("shards/*.tar", "shards"),
-        ("shards", "shards"),
-        ("a/b/{train,val}-{000..012}.tar", "b"),
-        (["a/b/x.tar", "a/c/y.tar"], "a"),
-        ("*.tar", tmp_path.name),
-    ):
-        options = check_options(values(data__dir=None, data__tar=tar))
-        assert options.name == f"{name}-vgg19", tar
-    assert check_options(values(data__dir=None, data__tfds="mnist/x:1.0.0", data__split="test")).name == "mnist-test-vgg19"
-    assert check_options(values(data__tfds="mnist")).name == "mnist-vgg19"
+def test_what_names_no_images_is_refused(key: str, value: Any, rule: str) -> None:
+    with pytest.raises(OptionError, match=rf"^{key}: not a valid value, got {re.escape(repr(value))}. Expected {rule}"):
+        check_value(key, value)
 
 
 def test_what_is_given_alone_tells_the_option(tmp_path: Path) -> None:

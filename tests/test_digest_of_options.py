@@ -116,7 +116,7 @@ def digest(
             weights = replace(weights, sha256="0" * 64)
         if options.network.pool_padding != AUTO:
             weights = replace(weights, pool_padding=options.network.pool_padding)
-        return plan_run(options, manifest, weights, resolve_layers(options.network.name, options.layers), "").digest
+        return plan_run(options, manifest, weights, resolve_layers(options.network.name, options.layers)).digest
 
     return plan
 

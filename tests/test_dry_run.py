@@ -47,7 +47,7 @@ def dry_run(folder: Path, **changes: Any) -> None:
     """Does what the command does with ``dry_run=true``; everything must be as it was after it."""
     before = snapshot()
     try:
-        assert run_all(check_options(values(**{**QUICK, "data__dir": str(folder), "dry_run": True, **changes})), "") is None
+        assert run_all(check_options(values(**{**QUICK, "data__dir": str(folder), "dry_run": True, **changes}))) is None
     finally:
         assert snapshot() == before
 
@@ -162,7 +162,7 @@ def test_what_the_run_would_refuse_is_refused(images: Path) -> None:
         with pytest.raises(kind, match=message):
             dry_run(images, **changes)
         with pytest.raises(kind, match=message):
-            run_all(check_options(values(**{**QUICK, "data__dir": str(images), **changes})), "")
+            run_all(check_options(values(**{**QUICK, "data__dir": str(images), **changes})))
     data = bytearray((images / "0.jpg").read_bytes())
     data[-3] ^= 1
     (images / "0.jpg").write_bytes(data)

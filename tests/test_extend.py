@@ -54,7 +54,7 @@ def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thin_weights: Calla
             "name": name,
             **changes,
         }
-        return job.run(check_options(values(**settings)), "config: text\n")
+        return job.run(check_options(values(**settings)))
 
     return call
 

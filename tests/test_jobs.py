@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from pipeline import cli
 from pipeline.cli import literal_arguments, sweep_suffix
-from pipeline.errors import OptionError, PipelineError
+from pipeline.config import nested
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
-from .test_command import REFUSALS, call, environment
+from .test_command import REFUSALS, call, call_here, environment
 from .test_kills import OPTIONS, images
 
 __all__ = ["images"]  # a fixture
@@ -65,19 +64,41 @@ def test_paths_are_as_typed_commas_are_jobs_and_the_flag_may_stand_anywhere() ->
     ]
 
 
+def suffixes(jobs: list[dict[str, Any]], *arguments: str) -> list[str]:
+    """Gives the ends of the names of jobs that have these options, of a command line."""
+    swept = cli._swept(literal_arguments(["-m", *arguments]))
+    return [sweep_suffix(nested(job), swept) for job in jobs]
+
+
 def test_the_name_of_a_job_tells_what_is_swept() -> None:
-    swept = cli._swept(
-        literal_arguments(["-m", "data.dir=x", "layers=[relu4_1,pool5],[relu?_1]", "data.size=32,64", "part=1/2,2/2"])
-    )
-    assert swept == ["layers", "data.size", "part"]
-    values = {"layers": ["relu4_1", "pool5"], "data": {"size": 32}, "part": "1/2"}
-    assert sweep_suffix(values, swept) == "-layers=relu4_1+pool5-size=32"
+    job = {"layers": ["relu4_1", "pool5"], "data.size": 32, "part": "1/2"}
+    arguments = ["data.dir=x", "layers=[relu4_1,pool5],[relu?_1]", "data.size=32,64", "part=1/2,2/2"]
+    assert suffixes([job], *arguments) == ["-layers=relu4_1+pool5-size=32"]
     # What no file's name has is told apart all the same.
-    words = [sweep_suffix({"layers": [word]}, ["layers"]) for word in ("relu?_1", "relu*_1", "a" * 300, "a" * 301)]
+    words = suffixes([{"layers": [word]} for word in ("relu?_1", "relu*_1", "a" * 300, "a" * 301)], "layers=[a],[b]")
     assert len(set(words)) == 4
     assert all(len(word) < 110 and "*" not in word for word in words)
-    assert sweep_suffix({"data": {"size": None}, "engine": {"name": "ray"}}, ["data.size", "engine"]) == "-size=null-engine=ray"
-    assert cli._swept(["--multirun", "a=1,2,"]) == []
+    assert suffixes([{"data.size": None, "engine.name": "ray"}], "data.size=null,1", "engine=local,ray") == [
+        "-size=null-engine=ray"
+    ]
+    assert suffixes([{}], "a=1,2,") == [""]
+
+
+@pytest.mark.parametrize(
+    ("key", "paths", "expected"),
+    [
+        ("data.dir", ["cats", "x/dogs"], ["", ""]),
+        ("data.dir", ["a/imgs", "b/imgs", "cats"], ["-dir=a", "-dir=b", ""]),
+        ("data.dir", ["/a/x/imgs", "/b/x/imgs", "/a/y/imgs"], ["-dir=a+x", "-dir=b+x", "-dir=a+y"]),
+        ("data.dir", ["/imgs", "/a b/imgs"], ["-dir=--8a5edab2", "-dir=a-b-c8687a08"]),
+        ("data.dir", ["memory://a/imgs", "memory://b/imgs"], ["-dir=a", "-dir=b"]),
+        ("data.list", ["a/birds.csv", "a/birds.txt"], ["-list=birds.csv", "-list=birds.txt"]),
+        ("data.tar", ["a/s/*.tar", "b/s/*.tar"], ["-tar=a", "-tar=b"]),
+        ("data.tfds", ["set/one", "set/two"], ["-tfds=one", "-tfds=two"]),
+    ],
+)
+def test_images_of_one_name_are_told_apart_by_their_paths(key: str, paths: list[str], expected: list[str]) -> None:
+    assert suffixes([{key: path} for path in paths], f"{key}={','.join(paths)}") == expected
 
 
 def test_hydra_s_folder_is_gone_afterwards_and_submitit_s_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,22 +111,20 @@ def test_hydra_s_folder_is_gone_afterwards_and_submitit_s_is_one(tmp_path: Path,
         assert arguments[2:] == ["hydra.sweep.dir=.submitit", "hydra.launcher.submitit_folder=.submitit/%j"]
 
 
-def test_a_job_without_a_result_and_a_mistake_of_the_program_s_own_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_without_a_result_and_a_mistake_of_the_program_s_own_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert str(cli.lost_job(RuntimeError("killed\nby the system"))) == (
         "multirun: a job has ended without a result, got RuntimeError: killed by the system. Expected one of each. See its own "
         "output, where the launcher keeps it, then run the same command again: finished shards are kept."
     )
-
-    def divide(values: Any, suffix: str) -> None:
-        raise ZeroDivisionError("division by zero")
-
-    with pytest.raises(PipelineError) as caught:
-        cli._job(OmegaConf.create({}), divide, [], [], lambda error: OptionError(str(error)))
-    assert str(caught.value) == (
-        "job: a mistake of the program's own, got ZeroDivisionError: division by zero. Expected none. Its traceback is in the "
-        "job's output."
+    monkeypatch.setattr("pipeline.show.overview", lambda path: 1 / 0)
+    ended = call_here("-m", "run=a,b", cwd=tmp_path, module="pipeline.show")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, True)
+    assert ended.stderr.splitlines()[-1] == (
+        "error: job: a mistake of the program's own, got ZeroDivisionError: division by zero. Expected none. The job's output "
+        "says more."
     )
-    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -144,9 +163,11 @@ def test_a_failed_part_is_one_line_whatever_launches_it(tmp_path: Path, launcher
 
 
 @pytest.mark.slow
-def test_a_sweep_over_networks_and_sizes_is_a_run_each(images: Path, tmp_path: Path) -> None:
-    options = [f"data.dir={images}", *(option for option in OPTIONS if not option.startswith(("name=", "layers=", "data.size=")))]
-    done = call(*options, "network=vgg16,vgg19", "layers=relu1_1", "data.size=32,48", "-m", cwd=tmp_path)
+def test_a_sweep_over_networks_and_folders_is_a_run_each(images: Path, tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "imgs").symlink_to(images)
+    options = [option for option in OPTIONS if not option.startswith(("name=", "layers=", "data.size="))]
+    done = call(*options, "data.dir=a/imgs,b/imgs", "network=vgg16,vgg19", "layers=relu1_1", "data.size=32", "-m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert names_in(tmp_path) == {"outputs"}
-    assert names_in(tmp_path / "outputs") == {f"imgs-vgg{network}-size={size}" for network in (16, 19) for size in (32, 48)}
+    assert names_in(tmp_path / "outputs") == {f"imgs-vgg{number}-dir={folder}" for number in (16, 19) for folder in "ab"}

@@ -22,7 +22,7 @@ def plan(photographs: Path, random_weights: Any) -> Any:
     def make(**changes: Any) -> RunSpec:
         options = check_options(values(**changes))
         weights = random_weights(options.network.name)
-        return plan_run(options, manifest, weights, resolve_layers(options.network.name, options.layers), "config")
+        return plan_run(options, manifest, weights, resolve_layers(options.network.name, options.layers))
 
     return make
 
@@ -82,7 +82,7 @@ def test_the_padding_of_pooling_counts_only_at_odd_sides_and_at_native_size(phot
     def digest(padding: str, **changes: Any) -> str:
         options = check_options(values(**changes))
         weights = replace(random_weights(), pool_padding=padding)
-        return plan_run(options, manifest, weights, resolve_layers("vgg19", options.layers), "").digest
+        return plan_run(options, manifest, weights, resolve_layers("vgg19", options.layers)).digest
 
     assert digest("same") == digest("valid")
     assert digest("same", data__size=225) != digest("valid", data__size=225)

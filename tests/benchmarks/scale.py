@@ -66,7 +66,7 @@ def listing(folder: str | None = None, listed: str | None = None) -> tuple[dict[
     def turn() -> list[float]:
         before, began = _resident_bytes(), time.perf_counter()
         manifest = list_folder(Path(folder)) if folder else read_list(Path(str(listed)), None)
-        spec = plan_run(options, manifest, weights, layers, "")
+        spec = plan_run(options, manifest, weights, layers)
         shards = spec.shards()
         seconds = time.perf_counter() - began
         assert sum(shard.rows for shard in shards) == len(manifest)
