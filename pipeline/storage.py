@@ -7,7 +7,6 @@ are read where they are, in blocks. fsspec is loaded with the first address that
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
 import io
 import json
@@ -24,11 +23,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from .errors import OptionError, StoreError, nearest
 
@@ -53,7 +53,8 @@ _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 # What HDF5 reads of a shard before its chunks lies at its beginning and at its end.
 BLOCK_BYTES, BLOCKS_KEPT = 1 << 18, 32
 FILES_AHEAD = 16
-COPY_BYTES = 32 << 20
+# Of a file that is read from its beginning to its end.
+STREAM_BYTES = 8 << 20
 
 # Errors of the storage as a whole, by which no single file is meant: codes of S3, and names of exceptions.
 _OF_ALL_FILES = frozenset(
@@ -61,16 +62,20 @@ _OF_ALL_FILES = frozenset(
         *("NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"),
         *("AccountProblem", "AllAccessDisabled", "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"),
         *("RefreshError", "DefaultCredentialsError", "ProfileNotFound", "InvalidBucketName", "UnauthorizedSSOTokenError"),
+        *("ImportError", "ModuleNotFoundError"),
     )
 )
 _LASTING = {
-    FileNotFoundError: (errno.ENOENT, "no such object"),
+    FileNotFoundError: (errno.ENOENT, "no such file"),
     PermissionError: (errno.EACCES, "permission denied"),
     FileExistsError: (errno.EEXIST, "it exists"),
 }
 _WRONG_USE = (IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError)
 # EINVAL is what s3fs makes of a bad request.
 _LASTING_NUMBERS = frozenset((errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG))
+# What a web server answers. fsspec calls missing whatever it is told no size of, also by a server that does not answer.
+_WEB_ERRORS = {404: FileNotFoundError(), 410: FileNotFoundError(), 401: PermissionError(), 403: PermissionError()}
+_WEB_PASSING = (408, 429)
 
 Result = TypeVar("Result")
 
@@ -96,6 +101,11 @@ def is_address(text: str) -> bool:
     return _FORM.fullmatch(text) is not None
 
 
+def is_web(address: str) -> bool:
+    """Tell whether an address is a web server's."""
+    return address.startswith(("http://", "https://"))
+
+
 def expanded(text: str) -> Path:
     """Return a path with its ``~`` replaced by the folder that it stands for."""
     try:
@@ -116,7 +126,7 @@ def path_of(key: str, text: str) -> Path:
     """
     path = to_address(text) if is_address(text) else expanded(text)
     if isinstance(path, RemotePath):
-        require_reachable(key, path)
+        _require_reachable(key, path)
     return path
 
 
@@ -127,33 +137,26 @@ def to_address(text: str) -> Path:
     return Path(rest or "/") if protocol in ("file", "local") else RemotePath(f"{protocol}://{rest.rstrip('/')}")
 
 
-def require_reachable(key: str, path: RemotePath) -> None:
-    """Make sure that something installed reads an address of this kind.
-
-    Raises:
-        OptionError: It is of an unknown kind, its package is not installed, or it names no place.
-    """
+def _require_reachable(key: str, path: RemotePath) -> None:
     protocol, got = path.protocol, f"got {str(path)!r}"
-    extra = _EXTRAS.get(protocol)
-    install = f"pip install 'deep-feature-pipeline[{extra}]'"
-    if importlib.util.find_spec("fsspec") is None:
-        remedy = install if extra else "pip install fsspec"
-        raise OptionError(f"{key}: nothing here reads addresses, {got}. Expected the package fsspec. {remedy}.")
-    from fsspec.registry import known_implementations, registry
+    package = "fsspec"
+    if importlib.util.find_spec(package) is not None:
+        from fsspec.registry import known_implementations, registry
 
-    if protocol not in registry and protocol not in known_implementations:
-        near = nearest(protocol, [*dict.fromkeys(["s3", "gs", *known_implementations, *registry])])
-        raise OptionError(
-            f"{key}: an address of an unknown kind, {got}. Expected e.g. {near if len(near) < 40 else 's3, gs'} before ://. "
-            "Correct it, or install the package that adds it to fsspec."
-        )
-    if protocol not in registry:
-        package = known_implementations[protocol]["class"].partition(".")[0]
-        if importlib.util.find_spec(package) is None:
-            remedy = install if extra else f"pip install {package}"
-            raise OptionError(f"{key}: the package for {protocol}:// is not installed, {got}. Expected {package}. {remedy}.")
+        if protocol in known_implementations and protocol not in registry:
+            package = known_implementations[protocol]["class"].partition(".")[0]
+        elif protocol not in registry:
+            near = nearest(protocol, [*dict.fromkeys(["s3", "gs", *known_implementations, *registry])])
+            raise OptionError(
+                f"{key}: an address of an unknown kind, {got}. Expected e.g. {near if len(near) < 40 else 's3, gs'} before ://. "
+                "Correct it, or install the package that adds it to fsspec."
+            )
+    if importlib.util.find_spec(package) is None:
+        extra = _EXTRAS.get(protocol)
+        remedy = f"pip install 'deep-feature-pipeline[{extra}]'" if extra else f"pip install {package}"
+        raise OptionError(f"{key}: the package for {protocol}:// is not installed, {got}. Expected {package}. {remedy}.")
     if not str(path).partition("://")[2]:
-        raise OptionError(f"{key}: names no place, {got}. Expected e.g. {protocol}://bucket/folder. Complete it.")
+        raise OptionError(f"{key}: names no bucket or folder, {got}. Expected e.g. {protocol}://bucket/folder. Complete it.")
 
 
 # -- Requests
@@ -177,70 +180,50 @@ def attempt(work: Callable[[], Result], where: str) -> Result:
         OSError: It refuses this file.
     """
     server = "/".join(where.split("/", 3)[:3])
-    for pause in (*(() if server in _silent else PAUSES_SECONDS), None):
+    pauses = iter(() if server in _silent else PAUSES_SECONDS)
+    while True:
         try:
             result = work()
         except Exception as error:
-            causes = _causes(error)
-            found, may_pass = _explained(causes, where)
-            if may_pass and pause is not None:
-                time.sleep(pause * random.uniform(0.75, 1.25))
-                continue
-            if may_pass and not any(getattr(cause, "status", 0) or getattr(cause, "response", 0) for cause in causes):
-                _silent.add(server)
-            raise found from error
-        _silent.discard(server)
-        return result
-    raise AssertionError("the last attempt returns or raises")
+            found, is_answer = _explained(error, where)
+            if not (isinstance(found, StorageError) and found.errno == errno.EIO):
+                raise found from error
+            if (pause := next(pauses, None)) is None:
+                _silent.update(() if is_answer else (server,))
+                raise found from error
+            time.sleep(pause * random.uniform(0.75, 1.25))
+        else:
+            _silent.discard(server)
+            return result
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error, what it was raised from, and so on."""
+def _explained(error: BaseException, where: str) -> tuple[OSError, bool]:
+    """Return what a failed request means, EIO of the storage if another attempt may help; and whether a server answered."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None and len(causes) < 20:
         causes.append(cause)
-    return causes
-
-
-def _explained(causes: list[BaseException], where: str) -> tuple[OSError, bool]:
-    """Return the error that a failed request means, and whether another attempt may help."""
-    error = causes[0]
-    if where.startswith(("http://", "https://")):
-        # fsspec calls missing whatever it is told no size of, also by a server that does not answer.
-        error = causes[-1]
-        status = getattr(error, "status", 0)
-        if status in (404, 410):
-            error = FileNotFoundError()
-        elif status in (401, 403):
-            error = PermissionError()
-        elif 400 <= status < 500 and status not in (408, 429):
-            return OSError(errno.EINVAL, f"the server answers {status}", where), False
-    names = {type(cause).__name__ for cause in causes}
-    answers = [getattr(cause, "response", None) for cause in causes]
-    names |= {str(answer.get("Error", {}).get("Code")) for answer in answers if isinstance(answer, dict)}
-    words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+    status = getattr(causes[-1], "status", 0)
+    if is_web(where):
+        error = _WEB_ERRORS.get(status, causes[-1])
+        if error is causes[-1] and 400 <= status < 500 and status not in _WEB_PASSING:
+            error = OSError(errno.EINVAL, f"the server answers {status}")
+    answers = [answer for answer in (getattr(cause, "response", None) for cause in causes) if isinstance(answer, dict)]
+    names = {type(cause).__name__ for cause in causes} | {str(answer.get("Error", {}).get("Code")) for answer in answers}
+    words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+    if not words or not isinstance(error, OSError):
+        words = f"{type(error).__name__}: {words}"
     if names & _OF_ALL_FILES:
-        if "NoSuchBucket" in names:
-            words = "there is no such bucket"
-        elif "NoCredentialsError" in names:
-            words = "no credentials were found"
-        elif "InvalidBucketName" not in names:
-            words = f"it refuses the credentials ({words})"
-        return StorageError(errno.EACCES, words, where), False
+        return StorageError(errno.EACCES, words, where), True
     for kind, (number, text) in _LASTING.items():
         if isinstance(error, kind):
-            return kind(number, text, where), False
-    if isinstance(error, OSError) and error.errno in _LASTING_NUMBERS:
-        return OSError(error.errno, words, where), False
-    if isinstance(error, ImportError):
-        return StorageError(errno.ENOSYS, f"a package is missing ({words})", where), False
-    if isinstance(error, _WRONG_USE):
-        return OSError(errno.EINVAL, f"{type(error).__name__}: {words}", where), False
-    kind_words = "" if type(error) in (OSError, StorageError) else f"{type(error).__name__}: "
-    return StorageError(errno.EIO, f"it does not answer as it should ({kind_words}{words})", where), True
+            return kind(number, text, where), True
+    code = getattr(error, "errno", None)
+    if isinstance(error, _WRONG_USE) or code in _LASTING_NUMBERS:
+        return OSError(code or errno.EINVAL, words, where), True
+    return StorageError(errno.EIO, f"it does not answer as it should ({words})", where), bool(status or answers)
 
 
-def _system(where: str) -> tuple[Any, str]:
+def file_system(where: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the path in it. fsspec keeps one a process."""
     import fsspec
 
@@ -266,13 +249,11 @@ def _modified_seconds(info: dict[str, Any]) -> float:
     """Return when a file was written last; 0 where nobody says."""
     for key in ("LastModified", "mtime", "updated", "last_modified", "created"):
         value = info.get(key)
-        if isinstance(value, str):
-            try:
+        with suppress(ValueError):
+            if isinstance(value, str):
                 value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-            except ValueError:
-                continue
-        if value is not None:
-            return value.timestamp() if isinstance(value, datetime) else float(value)
+            if value is not None:
+                return value.timestamp() if isinstance(value, datetime) else float(value)
     return 0.0
 
 
@@ -284,20 +265,18 @@ else:
 
 
 class RemotePath(_Base):
-    """A file or folder at an address.
+    """A file or folder at an address, with what a run folder asks of a path.
 
     Args:
         text: The address, without a slash at its end.
-        scratch: Folder of this machine where files of ``root`` are made; None: one of this user's in the system's folder for
-            temporary files, always the same.
-        root: The run folder that ``text`` lies in; None: ``text``.
+        scratch: Where on this machine this file, or what lies in this folder, is made before it is uploaded; None: in a folder
+            of this user's in the system's folder for temporary files, always the same.
     """
 
-    def __init__(self, text: str, scratch: Path | None = None, root: str | None = None) -> None:
+    def __init__(self, text: str, scratch: Path | None = None) -> None:
         self._text = text
         self._scratch = scratch
-        self._root = text if root is None else root
-        self._ahead: RemoteFile | None = None
+        self._ahead: Any = None
 
     # -- Its name
 
@@ -319,25 +298,13 @@ class RemotePath(_Base):
 
     @property
     def parent(self) -> RemotePath:
-        before, _, rest = self._text.partition("://")
-        if "/" not in rest:
-            return self
-        text = f"{before}://{rest.rpartition('/')[0]}"
-        return RemotePath(text) if self._text == self._root else RemotePath(text, self._scratch, self._root)
+        above = self._text.rpartition("/")[0]
+        return self if above.endswith("/") else RemotePath(above, self._scratch and self._scratch.parent)
 
     def __truediv__(self, name: Any) -> RemotePath:
-        return RemotePath(f"{self._text}/{name}", self._scratch, self._root)
-
-    def joinpath(self, *names: Any) -> RemotePath:
-        return self / "/".join(map(str, names))
-
-    def with_name(self, name: str) -> RemotePath:
-        return self.parent / name
+        return RemotePath(f"{self._text}/{name}", self.scratch / name)
 
     def absolute(self) -> RemotePath:
-        return self
-
-    def resolve(self, strict: bool = False) -> RemotePath:
         return self
 
     def relative_to(self, *others: Any, **how: Any) -> Any:
@@ -359,39 +326,38 @@ class RemotePath(_Base):
         return self._text < str(other)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemotePath, (self._text, self._scratch, self._root)
+        return RemotePath, (self._text, self._scratch)
 
     # -- What is there
 
     def _ask(self, work: Callable[[Any, str], Result]) -> Result:
         """Do what is done with fsspec's file system and the path in it; see :func:`attempt`."""
-        return attempt(lambda: work(*_system(self._text)), self._text)
+        return attempt(lambda: work(*file_system(self._text)), self._text)
 
-    def _info(self) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = self._ask(lambda system, path: system.info(path))
-        except FileNotFoundError:
-            return None
+    def _info(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask(lambda system, path: system.info(path))
         return found
 
+    def _type(self) -> str:
+        try:
+            return str(self._info()["type"])
+        except FileNotFoundError:
+            return ""
+
     def exists(self, **how: Any) -> bool:
-        return self._info() is not None
+        return self._type() != ""
 
     def is_file(self, **how: Any) -> bool:
-        info = self._info()
-        return info is not None and info["type"] == "file"
+        return self._type() == "file"
 
     def is_dir(self, **how: Any) -> bool:
-        info = self._info()
-        return info is not None and info["type"] == "directory"
+        return self._type() == "directory"
 
     def is_symlink(self) -> bool:
         return False
 
     def stat(self, **how: Any) -> os.stat_result:
         info = self._info()
-        if info is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._text)
         mode = stat.S_IFREG | 0o644 if info["type"] == "file" else stat.S_IFDIR | 0o755
         # Source: Python's documentation of os.stat_result: mode, inode, device, links, user, group, size, three times.
         return os.stat_result((mode, 0, 0, 1, 0, 0, info.get("size") or 0, 0, int(_modified_seconds(info)), 0))
@@ -430,10 +396,6 @@ class RemotePath(_Base):
             if info.get("type") == "file" and not name[start:].endswith("/"):
                 yield name[start:], int(info.get("size") or 0), _modified_seconds(info)
 
-    def refresh(self) -> None:
-        """Forget the listings that fsspec keeps: other processes may have changed what is there."""
-        self._ask(lambda system, path: system.invalidate_cache())
-
     # -- Reading
 
     def read_range(self, start: int, stop: int) -> bytes:
@@ -442,14 +404,10 @@ class RemotePath(_Base):
         Raises:
             OSError: As :func:`attempt`.
         """
-
-        def read(system: Any, path: str) -> bytes:
-            data: bytes = system.cat_file(path, start=start, end=stop)
-            if len(data) > stop - start:
-                raise StorageError(errno.EIO, f"{len(data)} bytes in place of {stop - start}", self._text)
-            return data
-
-        return self._ask(read)
+        data: bytes = self._ask(lambda system, path: system.cat_file(path, start=start, end=stop))
+        if len(data) > stop - start:
+            raise StorageError(errno.EIO, f"{len(data)} bytes in place of {stop - start}", self._text)
+        return data
 
     def pread(self, size: int, position: int) -> bytes:
         """Return so many bytes from a position, as ``os.pread`` does, by one request."""
@@ -461,20 +419,40 @@ class RemotePath(_Base):
 
     def open(self, mode: str = "r", buffering: int = -1, encoding: str | None = None, *how: Any, **named: Any) -> IO[Any]:  # type: ignore[override]
         if mode == "rb":
-            file = RemoteFile(self)
-            return file if buffering == 0 else io.BufferedReader(file, 1 << 20)  # type: ignore[return-value]
-        assert mode == "r", f"{self}: opened by {mode!r}; files are written by write_bytes and upload"
+            return self._open(STREAM_BYTES, "readahead")  # type: ignore[no-any-return]
+        assert mode == "r", f"{self}: opened by {mode!r}; files are written by upload"
         return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding or "utf-8", *how, **named)
 
-    def ranges(self) -> RemoteFile:
-        """Open the file for HDF5; what :meth:`fetch_ends` has fetched is used once."""
+    def _open(self, block_bytes: int, cache: str, **options: Any) -> Any:
+        """Open the file by fsspec, whose requests are repeated as all others are; for one thread at a time."""
+        from fsspec.spec import AbstractBufferedFile
+
+        source = self
+
+        class BlockFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+            def _fetch_range(self, start: int, end: int) -> bytes:
+                end = min(end, self.size)
+                data = source.read_range(start, end)
+                if len(data) < end - start:
+                    raise StorageError(errno.EIO, f"{len(data)} bytes in place of {end - start}", str(source))
+                return data
+
+        size = int(self._info().get("size") or 0)
+        return BlockFile(None, self._text, "rb", block_bytes, cache_type=cache, cache_options=options, size=size)
+
+    def ranges(self) -> Any:
+        """Open the file for HDF5; what :func:`read_ahead` has fetched is used once."""
         file, self._ahead = self._ahead, None
-        return file or RemoteFile(self).fetch_ends()
+        return file or self._open(BLOCK_BYTES, "blockcache", maxblocks=BLOCKS_KEPT)
 
     def fetch_ends(self) -> None:
         """Fetch what HDF5 asks for first; where that fails, whoever opens the file tries again and says what is wrong."""
         with suppress(OSError):
-            self._ahead = RemoteFile(self).fetch_ends()
+            file = self.ranges()
+            for place in (0, max(0, file.size - BLOCK_BYTES)):
+                file.seek(place)
+                file.read(BLOCK_BYTES)
+            self._ahead = file
 
     def download(self, local: Path) -> None:
         """Copy the file to this machine.
@@ -482,19 +460,9 @@ class RemotePath(_Base):
         Raises:
             OSError: The disk refuses; and as :func:`attempt`.
         """
-        size = self.stat().st_size
-        with local.open("wb") as file:
-            for start in range(0, size, COPY_BYTES):
-                file.write(self.read_range(start, min(size, start + COPY_BYTES)))
+        self._ask(lambda system, path: system.get_file(path, str(local)))
 
     # -- Writing
-
-    def write_bytes(self, data: Any) -> int:
-        self._put(lambda system, path: system.pipe_file(path, bytes(data)))
-        return len(data)
-
-    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> int:
-        return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def upload(self, local: Path) -> None:
         """Write a file of this machine here, whole or not at all.
@@ -505,17 +473,13 @@ class RemotePath(_Base):
         how: dict[str, Any] = {}
         if self.protocol in ("s3", "s3a"):
             how = {"chunksize": max(PART_BYTES, -(-local.stat().st_size // _MOST_PARTS)), "max_concurrency": PARTS_AT_ONCE}
-        self._put(lambda system, path: system.put_file(str(local), path, **how))
 
-    def _put(self, send: Callable[[Any, str], Any]) -> None:
         def work(system: Any, path: str) -> None:
-            if self.protocol in _OBJECT_STORES:
-                send(system, path)
-                return
             _make_parent(system, path)
-            partial = f"{path}.partial"
-            send(system, partial)
-            system.mv(partial, path)
+            partial = path if self.protocol in _OBJECT_STORES else f"{path}.partial"
+            system.put_file(str(local), partial, **how)
+            if partial != path:
+                system.mv(partial, path)
 
         self._ask(work)
 
@@ -545,22 +509,16 @@ class RemotePath(_Base):
             if not missing_ok:
                 raise
 
-    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: folders at an address are made by what lies in them."""
-
     # -- The scratch folder
 
     @property
     def scratch(self) -> Path:
         """Where this file is made before it is uploaded."""
-        within = self._text[len(self._root) + 1 :]
-        home = scratch_for(self._root) if self._scratch is None else self._scratch
-        return home / within if within else home
+        return self._scratch or scratch_for(self._text)
 
     def __fspath__(self) -> str:
         """Return the file in scratch, for a log, which is added to there; what is at the address is its beginning."""
         local = self.scratch
-        make_private(local.parent)
         if not local.exists() and self.is_file():
             self.download(local)
         return str(local)
@@ -574,7 +532,7 @@ def scratch_for(address: str, above: Path | None = None, mark: str = "") -> Path
         above: Folder that it lies in; None: one of this user's in the system's folder for temporary files.
         mark: Of one of several processes that write the run folder.
     """
-    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    digest = sha256(address.encode()).hexdigest()[:16]
     return (above or _own_folder()) / "-".join(filter(None, (address.rpartition("/")[2][:80], digest, mark)))
 
 
@@ -582,112 +540,38 @@ def _own_folder() -> Path:
     return Path(tempfile.gettempdir(), f"deep-feature-pipeline-{getattr(os, 'getuid', lambda: 'user')()}")
 
 
-def make_private(folder: Path) -> None:
-    """Make a scratch folder; the one for temporary files that it may lie in is everybody's.
+def prepare_scratch(folder: Path) -> None:
+    """Make the scratch folder of a run folder at an address, empty; called by whoever has its lock.
 
     Raises:
         OSError: The disk refuses, or somebody else has made the folder of this user's, or may write it.
     """
+    if not isinstance(folder, RemotePath):
+        return
     own = _own_folder()
-    if own in folder.parents:
+    if own in folder.scratch.parents:
         own.mkdir(parents=True, exist_ok=True, mode=0o700)
         info = own.lstat()
-        is_ours = stat.S_ISDIR(info.st_mode) and info.st_uid == getattr(os, "getuid", lambda: info.st_uid)()
-        if not is_ours or (os.name == "posix" and info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        # The folder for temporary files is everybody's.
+        if os.name == "posix" and (info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) != 0o700 or own.is_symlink()):
             raise PermissionError(errno.EPERM, "a folder that others have made or may write", str(own))
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder.scratch, ignore_errors=True)
+    (folder.scratch / "shards").mkdir(parents=True)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Upload the log and remove the scratch folder of a run folder at an address; never raises."""
+    if isinstance(folder, RemotePath):
+        for log in folder.scratch.glob("*.log"):
+            with suppress(OSError, StoreError):
+                (folder / log.name).upload(log)
+        shutil.rmtree(folder.scratch, ignore_errors=True)
 
 
 def refresh(folder: Path) -> None:
-    """Forget what was at an address when this process looked last."""
+    """Forget what was at an address when this process looked last: other processes may have changed it since."""
     if isinstance(folder, RemotePath):
-        folder.refresh()
-
-
-# Scratch folders that hold what this process makes.
-_prepared: set[Path] = set()
-
-
-def leave(folder: Path) -> None:
-    """Upload the log and remove the scratch folder, if this process has held the lock of the run folder; never raises."""
-    if not isinstance(folder, RemotePath) or folder.scratch not in _prepared:
-        return
-    _prepared.discard(folder.scratch)
-    for log in folder.scratch.glob("*.log"):
-        with suppress(OSError, StoreError):
-            (folder / log.name).upload(log)
-    _remove_from(folder.scratch)
-
-
-def _remove_from(scratch: Path) -> None:
-    """Remove all but the locks of a scratch folder."""
-    for path in scratch.iterdir() if scratch.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif not path.name.startswith(".lock"):
-            with suppress(OSError):
-                path.unlink()
-
-
-class RemoteFile(io.RawIOBase):
-    """A file at an address, open for reading; for one thread at a time.
-
-    Args:
-        path: Of the file.
-
-    Raises:
-        FileNotFoundError: There is none.
-        OSError: As :func:`attempt`.
-    """
-
-    def __init__(self, path: RemotePath) -> None:
-        from fsspec.caching import BlockCache
-
-        super().__init__()
-        info = path._info()
-        if info is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        self._path = path
-        self._position = 0
-        self._size = int(info.get("size") or 0)
-        self._cache = BlockCache(BLOCK_BYTES, self._read, self._size, BLOCKS_KEPT)
-
-    def _read(self, start: int, stop: int) -> bytes:
-        stop = min(stop, self._size)
-        data = self._path.read_range(start, stop)
-        if len(data) < stop - start:
-            raise StorageError(errno.EIO, f"{len(data)} bytes in place of {stop - start}", str(self._path))
-        return data
-
-    def fetch_ends(self) -> RemoteFile:
-        """Fetch beginning and end, which HDF5 asks for first."""
-        self._cache._fetch(0, 1)
-        self._cache._fetch(max(0, self._size - BLOCK_BYTES), self._size)
-        return self
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        start, stop = self._position, min(self._position + len(view), self._size)
-        if start >= stop:
-            return 0
-        is_large = stop - start >= 4 * BLOCK_BYTES
-        view[: stop - start] = self._read(start, stop) if is_large else self._cache._fetch(start, stop)
-        self._position = stop
-        return stop - start
+        folder._ask(lambda system, path: system.invalidate_cache())
 
 
 def read_ahead(paths: Iterable[Path]) -> Iterator[Path]:
@@ -733,87 +617,48 @@ class HeldError(Timeout):
 class RemoteLock:
     """A lock at an address: an object that one process alone can make.
 
-    It has no end by itself: that of a process that was killed elsewhere is named with how to remove it. That of one that was
-    killed here is taken: a lock in the scratch folder ends with its process, and the token beside it is in the object.
+    It has no end by itself: that of a process that was killed is named with how to remove it.
 
     Args:
         path: Of the object.
     """
 
     def __init__(self, path: RemotePath) -> None:
-        self._path = path
-        self._local = FileLock(path.scratch, timeout=0)
-        self._token_file = path.scratch.with_name(f"{path.name}.token")
-        self._token = ""
+        self.path = path
         self.is_locked = False
-
-    @property
-    def lock_file(self) -> str:
-        """The lock of this machine's."""
-        return str(self._path.scratch)
 
     def acquire(self) -> None:
         """Take it.
 
         Raises:
-            HeldError: Another process has it, or had it and was killed on another machine.
-            OSError: The storage or the disk refuses.
+            HeldError: Another process has it, or had it and was killed.
+            OSError: The storage refuses.
         """
-        scratch = self._path.scratch.parent
-        make_private(scratch)
-        self._local.acquire()
-        try:
-            if not self._token_file.exists():
-                self._token_file.write_text(secrets.token_hex(16))
-            self._token = self._token_file.read_text()
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            content = json.dumps({"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "since": now})
-            if not self._path.create(content.encode()):
-                found = self._found()
-                if found.get("token") != self._token:
-                    self._token_file.unlink()
-                    raise HeldError(str(self._path), self._holder(found))
-                self._path.write_text(content)
-            self.is_locked = True
-            self._path.refresh()
-            if self._path.name == ".lock" and scratch not in _prepared:
-                _remove_from(scratch)
-                (scratch / "shards").mkdir(exist_ok=True)
-                _prepared.add(scratch)
-        except BaseException:
-            self._let_go()
-            raise
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "token": secrets.token_hex(16)}
+        content = json.dumps(mine).encode()
+        # A request that was answered too late finds what it has made itself.
+        if not self.path.create(content):
+            found = b""
+            with suppress(FileNotFoundError):
+                found = self.path.read_bytes()
+            if found != content:
+                raise HeldError(str(self.path), self._holder(found))
+        self.is_locked = True
+        refresh(self.path)
 
     def release(self) -> None:
         """Let go of it, if this process has it; never raises for what the storage does."""
         if self.is_locked:
             self.is_locked = False
-            with suppress(OSError, StoreError):
-                # Somebody may have removed it for a dead one's, and another have it.
-                if self._found().get("token") == self._token:
-                    self._path.unlink(missing_ok=True)
-                # Not before: what could not be removed is taken by the next run here.
-                self._token_file.unlink()
-        self._let_go()
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
-    def _let_go(self) -> None:
-        with suppress(OSError):
-            if self._local.is_locked:
-                Path(self._local.lock_file).unlink(missing_ok=True)
-        self._local.release()
-        with suppress(OSError):
-            # Unless something is in it: the lock of another part, what is being made.
-            self._path.scratch.parent.rmdir()
-
-    def _found(self) -> dict[str, Any]:
-        """Return what the object says; nothing where there is none, or what is there is no lock."""
+    def _holder(self, found: bytes) -> str:
         try:
-            found = json.loads(self._path.read_range(0, 1 << 12))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _holder(self, found: dict[str, Any]) -> str:
-        pid, host, since = (str(found.get(name, "unknown"))[:100] for name in ("pid", "host", "since"))
-        remove = f"`{_REMOVING.get(self._path.protocol, 'removing the object')} {self._path}`"
+            said = dict(json.loads(found))
+        except (ValueError, TypeError):
+            said = {}
+        pid, host, since = (str(said.get(name, "unknown"))[:100] for name in ("pid", "host", "since"))
+        remove = f"`{_REMOVING.get(self.path.protocol, 'removing the object')} {self.path}`"
         return f"process {pid} on {host} since {since} (if that process is there no more, remove its lock: {remove})"

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.storage import RemotePath
+from pipeline.storage import RemotePath, file_system
 
 BUCKET = "bucket"
 # What a request is answered with instead, or None: (method, path with query) -> status.
@@ -103,8 +103,9 @@ def run_at(address: str, scratch: Path) -> RemotePath:
 
 
 def put_files(address: str, files: dict[str, bytes]) -> None:
+    system, path = file_system(address)
     for name, data in files.items():
-        RemotePath(f"{address}/{name}").write_bytes(data)
+        system.pipe_file(f"{path}/{name}", data)
 
 
 def names_at(address: str) -> list[str]:

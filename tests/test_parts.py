@@ -166,12 +166,12 @@ def held(folder: Path, share: Share | None) -> Callable[[], None]:
         (
             Share(3, 8),
             Share(3, 8),
-            "the same part is being made, got part=3/8 where a live process has it.",
+            "the same part is being made, got part=3/8 held by a live process.",
         ),
         (
             Share(3, 8),
             Share(3, 9),
-            "the run is being divided otherwise, got part=3/9 where part 3/8 lives.",
+            "the run is being divided otherwise, got part=3/9 where part 3/8 is held by a live process.",
         ),
         (None, Share(3, 8), "another run writes this folder, got a lock held by a live process. Expected one run at a time."),
         (None, None, "another run writes this folder, got a lock held by a live process. Expected one run at a time."),

@@ -61,7 +61,8 @@ def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path)
     assert there.keys == here.keys == ("Z.jpeg", "a/é.png", "b/10.JPG", "b/2.jpg")
     assert there.labels == here.labels
     assert there.file_bytes.tolist() == here.file_bytes.tolist()
-    assert there.skipped == here.skipped
+    # A walk does not go into a hidden folder, so that it counts the folder.
+    assert there.skipped == here.skipped | {"hidden folder": 2}
     # The same images are the same run, wherever they are.
     assert there.digest == here.digest
     assert there.root == ROOT
@@ -121,7 +122,7 @@ def test_a_bucket_that_does_not_answer_stops_the_run_and_denied_permission_fails
     refuse(monkeypatch, PermissionError(13, "permission denied", ROOT))
     assert errors_of(manifest) == ["unreadable: permission denied"] * 2
     refuse(monkeypatch, StorageError(5, "there is no such bucket", ROOT))
-    with pytest.raises(DatasetError, match=r"the storage refuses, got there is no such bucket\. Expected images that can be"):
+    with pytest.raises(DatasetError, match=r"the storage refuses, got there is no such bucket\. Expected an address that can be"):
         errors_of(manifest)
     with pytest.raises(ImageError, match=r"^unreadable: memory://bucket/imgs.*: the storage refuses"):
         read_again(manifest[0])
@@ -213,11 +214,11 @@ def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkey
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", r"^data\.list: no paths in the list, got 'memory://bucket/imgs/list\.txt'"),
+        (b"", r"^data\.list: 'memory://bucket/imgs/list\.txt': rows without a path, got an empty list"),
         (b"a.jpg\n./a.jpg\n", r"^data\.list: 1 images are named more than once, got 'a\.jpg'"),
         (b"/home/me/a.jpg\n", r"^data\.list: a path of this machine in a list of addresses, got '/home/me/a\.jpg'"),
         (b"\xff\xfe\x00", r"got 'memory://bucket/imgs/list\.txt'"),
-        (None, r"^data\.list: cannot be read \(no such file or directory\), got 'memory://bucket/imgs/list\.txt'"),
+        (None, r"^data\.list: cannot be read \(no such file\), got 'memory://bucket/imgs/list\.txt'"),
     ],
 )
 def test_a_list_at_an_address_that_is_none_is_refused_by_its_address(content: bytes | None, words: str) -> None:
@@ -316,7 +317,7 @@ def test_a_list_of_a_web_server_that_does_not_answer_is_not_called_missing(web: 
     for address in (f"{web}/500.txt", f"http://127.0.0.1:{closed_port()}/list.txt"):
         with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(it does not answer as it should"):
             read_addressed_list(RemotePath(address), None)
-    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such file or directory\)"):
+    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such file\)"):
         read_addressed_list(RemotePath(f"{web}/404.txt"), None)
     with pytest.raises(DatasetError, match=r"^data\.dir: cannot be listed, got it does not answer"):
         list_address(RemotePath(f"http://127.0.0.1:{closed_port()}/imgs"))

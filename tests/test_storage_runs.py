@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.errors import LockedError, StoreError
 from pipeline.index import index_run
 from pipeline.records import Share
-from pipeline.storage import RemoteLock, RemotePath, StorageError, make_private, scratch_for
+from pipeline.storage import RemoteLock, RemotePath, StorageError, prepare_scratch, scratch_for
 from pipeline.store import lock, verification
 from pipeline.store.hdf5_check import check_file
 from pipeline.store.index_file import build_index
@@ -208,18 +208,20 @@ def test_two_runs_at_one_address_are_refused_wherever_they_are_made(tmp_path: Pa
     assert names_at(ADDRESS) == []
 
 
-def test_a_lock_of_a_process_that_was_killed_here_is_taken_and_one_of_another_machine_named(tmp_path: Path) -> None:
-    killed = RemoteLock(run_at(ADDRESS, tmp_path / "here") / ".lock")
+def test_a_lock_of_a_process_that_was_killed_is_named_with_how_to_remove_it(folder: RemotePath) -> None:
+    killed = RemoteLock(folder / ".lock")
     killed.acquire()
-    # As the system does when a process ends.
-    killed._local.release()
     with pytest.raises(LockedError) as caught:
-        open_folder(run_at(ADDRESS, tmp_path / "elsewhere"), SPEC, "resume")
+        open_folder(folder, SPEC, "resume")
     assert f"got a lock held by process {os.getpid()} on " in str(caught.value)
     assert f"removing the object {ADDRESS}/.lock" in str(caught.value)
-    open_folder(run_at(ADDRESS, tmp_path / "here"), SPEC, "resume").close()
+    put_locks(".lock-1-of-2")
+    killed.release()
+    with pytest.raises(LockedError, match=rf"got part=1/2 held by process 1 on elsewhere .*the object {ADDRESS}/\.lock-1-of-2"):
+        open_folder(folder, SPEC, "resume", Share(1, 2))
+    (folder / ".lock-1-of-2").unlink()
+    open_folder(folder, SPEC, "resume").close()
     assert names_at(ADDRESS) == []
-    assert not list(tmp_path.glob("*/*"))
 
 
 def test_a_lock_whose_making_was_answered_late_is_taken(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,14 +233,6 @@ def test_a_lock_whose_making_was_answered_late_is_taken(folder: RemotePath, monk
     assert mine.is_locked
     mine.release()
     assert names_at(ADDRESS) == []
-
-
-def test_a_lock_that_somebody_has_removed_and_another_taken_is_left_to_them(folder: RemotePath) -> None:
-    mine = RemoteLock(folder / ".lock")
-    mine.acquire()
-    put_files(ADDRESS, {".lock": b'{"token": "other"}'})
-    mine.release()
-    assert names_at(ADDRESS) == [".lock"]
 
 
 def put_locks(*names: str) -> None:
@@ -399,14 +393,14 @@ def test_what_is_no_run_at_an_address_is_said_so(folder: RemotePath) -> None:
 def test_a_folder_for_scratch_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     home = scratch_for(ADDRESS)
-    make_private(home)
+    prepare_scratch(RemotePath(ADDRESS))
     assert home.parent.parent == tmp_path
     assert home.parent.stat().st_mode & 0o777 == 0o700
     home.parent.chmod(0o720)
     with pytest.raises(StoreError, match="permission is denied"):
         write_run(RemotePath(ADDRESS), SPEC)
     # Of one that the user has named, what lies above may be anybody's.
-    make_private(scratch_for(ADDRESS, tmp_path / "named"))
+    prepare_scratch(run_at(ADDRESS, scratch_for(ADDRESS, tmp_path / "named")))
 
 
 def test_what_a_killed_process_left_in_scratch_is_not_taken_for_anything(folder: RemotePath, tmp_path: Path) -> None:

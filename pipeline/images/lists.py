@@ -14,22 +14,20 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..errors import DatasetError
+from ..errors import DatasetError, OptionError
 from ..records import Manifest
-from .manifest import CONTROL_CHARACTERS, make_manifest, quoted_names, readable_keys
-from .parquet import PARQUET_SUFFIXES, read_parquet
+from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names, readable_keys
 
-_ENCODINGS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_PARQUET_SUFFIXES = (".parquet", ".pq")
 # A line of Caffe's: a path with an extension, and a word or number.
 _LABELLED = re.compile(r"(\S.*\.\w+)[ \t]+(\S+)")
 # As Python keeps bytes that are not UTF-8.
 _OTHER_BYTES = re.compile("[\udc80-\udcff]")
 _DELIMITERS = (",", "\t", ";")
-# Ten million images with long paths and some columns. A list is read whole.
-MAX_LIST_BYTES = 2**31
 
 
 def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] = lambda line: None) -> Manifest:
@@ -37,8 +35,11 @@ def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] =
 
     Text: one path a line, taken as it stands; empty lines and those that begin with ``#`` are passed over. CSV (extension
     ``.csv`` or ``.tsv``, or a first line that holds a column ``path``): ``label`` is the label, other columns become metadata.
-    Parquet (extension ``.parquet`` or ``.pq``): likewise, as text; see :func:`~pipeline.images.parquet.read_parquet`.
-    What another system or Caffe has written is understood; see :func:`as_written_elsewhere`. Relative paths are relative to
+    Parquet (extension ``.parquet`` or ``.pq``): likewise. Numbers, dates and times are written as Arrow does (3, 0.1, 2024-01-02
+    03:04:05.000000; a whole number that is stored as a float without its point), truth as true and false, what is missing as "";
+    columns of lists, records and bytes have no one text, and are left out.
+
+    What another system or Caffe has written is understood; see :func:`_as_written_elsewhere`. Relative paths are relative to
     ``base``, else to the list's own folder. Keys are relative to that folder too; images outside it have their absolute path as
     key. Files that do not exist are rows.
 
@@ -48,6 +49,7 @@ def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] =
         log: Takes a line about columns that are left out, and about how lines were understood.
 
     Raises:
+        OptionError: It is Parquet, and Arrow is not installed.
         DatasetError: The list cannot be read, is no text, is not UTF-8, is empty, has no column ``path``, a line of the wrong
             length, a column whose name is taken, or names an image twice.
     """
@@ -56,20 +58,17 @@ def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] =
 
 def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
     """Return the columns of a list, ``path`` among them; see :func:`read_list`."""
-    is_parquet = path.suffix.lower() in PARQUET_SUFFIXES
+    is_parquet = path.suffix.lower() in _PARQUET_SUFFIXES
     what = f"got {str(path)!r}. Expected a {'Parquet' if is_parquet else 'text or CSV'} file of image paths."
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
-            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file first.")
-        if info.st_size > MAX_LIST_BYTES:
-            raise DatasetError(f"data.list: too large ({info.st_size} bytes, limit {MAX_LIST_BYTES} bytes), {what} Divide it.")
-        header, columns = read_parquet(path, what, log) if is_parquet else _read_text(path, what)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file; data.dir takes a folder.")
+        header, columns = _read_parquet(path, what, log) if is_parquet else _read_text(path, what)
     except OSError as error:
         reason = (error.strerror or " ".join(str(error).split())[:200]).lower()
         raise DatasetError(f"data.list: cannot be read ({reason}), {what} Check the path; data.dir takes a folder.") from error
     if "path" not in header:
-        got = f"[{quoted_names(header)}]" if header else "an empty file"
+        got = f"[{quoted_names(header)}]" if header else "no columns"
         raise DatasetError(
             f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
             "names the columns, one of them path. Add it, or rename the column that holds the paths."
@@ -80,12 +79,11 @@ def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]
             f"data.list: {str(path)!r}: columns of the same name, got [{got}]. Expected names that occur once. Rename them."
         )
     paths = columns["path"]
-    if not paths:
-        raise DatasetError(f"data.list: no paths in the list, got {str(path)!r}. Expected one path a line. Check the file.")
-    if "" in paths:
+    if not paths or "" in paths:
+        what = f"'' in image {paths.index('') + 1} and {paths.count('') - 1} others" if paths else "an empty list"
         raise DatasetError(
-            f"data.list: {str(path)!r}: rows without a path, got '' in image {paths.index('') + 1} and {paths.count('') - 1} "
-            "others. Expected a path in each row. Fill it in, or remove the row."
+            f"data.list: {str(path)!r}: rows without a path, got {what}. Expected a path in each row. Fill it in, or remove the "
+            "row."
         )
     return columns
 
@@ -102,8 +100,8 @@ def images_of_list(columns: dict[str, list[str]], path: Path, base: Path | None,
     written = columns.pop("path")
     root = os.path.abspath(path.parent if base is None else base)
     _refuse_other_encoding(written, columns, path, root)
-    written, last_words = as_written_elsewhere(written, root, has_labels=not columns, log=log)
-    columns |= {"label": last_words} if last_words else {}
+    written, labels = _as_written_elsewhere(written, root, has_labels=not columns, log=log)
+    columns |= {"label": labels} if any(labels) else {}
     inside = os.path.join(root, "")
     names = [os.path.normpath(os.path.join(root, name)) for name in written]
     names = [name.removeprefix(inside).replace(os.sep, "/") for name in names]
@@ -147,7 +145,7 @@ def refuse_all_missing(manifest: Manifest, listing: object) -> None:
         )
 
 
-def as_written_elsewhere(
+def _as_written_elsewhere(
     written: list[str], root: str, has_labels: bool, log: Callable[[str], None]
 ) -> tuple[list[str], list[str]]:
     r"""Return the paths of a list that another program or system has written, and the labels that stand behind them.
@@ -161,28 +159,26 @@ def as_written_elsewhere(
         log: Takes a line about what was understood.
 
     Returns:
-        The paths, and as many labels, "" where there is none; no labels at all where no line has one.
+        The paths, and as many labels, "" where there is none.
     """
 
     def is_there(name: str) -> bool:
         return os.path.lexists(os.path.join(root, name))
 
+    labelled = [_LABELLED.fullmatch(line) if has_labels else None for line in written]
     # Those that can be meant otherwise; of all others nothing is asked.
-    odd = [row for row, line in enumerate(written) if "\\" in line or (has_labels and _LABELLED.fullmatch(line))]
-    odd = [row for row in odd if not is_there(written[row])]
-    for slashes, labels in ((True, False), (False, True), (True, True)):
-        paths, words = [*written], [""] * len(written)
+    odd = [row for row, line in enumerate(written) if ("\\" in line or labelled[row]) and not is_there(line)]
+    for slashes, has_words in ((True, False), (False, True), (True, True)):
+        paths, labels, changed = [*written], [""] * len(written), 0
         for row in odd:
-            match = _LABELLED.fullmatch(written[row]) if labels and has_labels else None
-            if match:
-                paths[row], words[row] = match[1], match[2]
-            if slashes:
-                paths[row] = paths[row].replace("\\", "/")
+            if has_words and (match := labelled[row]):
+                paths[row], labels[row] = match.groups()
+            paths[row] = paths[row].replace("\\", "/") if slashes else paths[row]
+            changed += paths[row] != written[row]
         if any(paths[row] != written[row] and is_there(paths[row]) for row in odd):
-            changed = sum(paths[row] != written[row] for row in odd)
-            how = " and ".join(["\\ as /"] * slashes + ["the last word as the label"] * labels)
+            how = " and ".join(["\\ as /"] * slashes + ["the last word as the label"] * has_words)
             log(f"data.list: {how} in {changed} lines, whose files are there then, e.g. {quoted_names([written[odd[0]]])}")
-            return paths, words if any(words) else []
+            return paths, labels
     return written, []
 
 
@@ -193,16 +189,14 @@ def _refuse_other_encoding(written: Sequence[str], columns: Mapping[str, Sequenc
         DatasetError: A file is there under the name that Windows' encoding gives; or a label or another column is not UTF-8.
     """
 
-    def as_cp1252(text: str) -> str:
-        return text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+    def in_cp1252(texts: Iterable[str]) -> Iterator[str]:
+        odd = (text for text in texts if not text.isascii() and _OTHER_BYTES.search(text))
+        return (text.encode("utf-8", "surrogateescape").decode("cp1252", "replace") for text in odd)
 
-    odd = [name for name in written if not name.isascii() and _OTHER_BYTES.search(name)]
-    wrong = [name for name in odd if os.path.lexists(os.path.join(root, as_cp1252(name)))]
-    cells = itertools.chain.from_iterable(columns.values())
-    wrong += [cell for cell in cells if not cell.isascii() and _OTHER_BYTES.search(cell)]
-    if wrong:
+    names = (name for name in in_cp1252(written) if os.path.lexists(os.path.join(root, name)))
+    if wrong := next(itertools.chain(names, in_cp1252(itertools.chain.from_iterable(columns.values()))), None):
         raise DatasetError(
-            f"data.list: not UTF-8 text but perhaps cp1252, got {quoted_names([as_cp1252(wrong[0])])} if it is, in "
+            f"data.list: not UTF-8 text but perhaps cp1252, got {quoted_names([wrong])} if it is, in "
             f"{str(path)!r}. Expected UTF-8. Convert it: iconv -f cp1252 -t utf-8 OLD > NEW."
         )
 
@@ -210,12 +204,12 @@ def _refuse_other_encoding(written: Sequence[str], columns: Mapping[str, Sequenc
 def _read_text(path: Path, what: str) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of the columns of a text or CSV file, and the columns."""
     data = path.read_bytes()
-    mark, encoding = next((pair for pair in _ENCODINGS if data.startswith(pair[0])), (b"", "utf-8"))
     try:
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         # Names that are not UTF-8 pass through, as they do everywhere in Python.
-        text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
+        text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"data.list: not {encoding} text (byte {error.start}), {what} Save it as UTF-8.") from error
+        raise DatasetError(f"data.list: not UTF-16 text (byte {error.start}), {what} Save it as UTF-8.") from error
     if control := re.search(CONTROL_CHARACTERS, text):
         raise DatasetError(f"data.list: not text (character {control[0]!r}), {what} Check the path; data.dir takes a folder.")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
@@ -226,9 +220,9 @@ def _read_text(path: Path, what: str) -> tuple[list[str], dict[str, list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     try:
-        for row in reader:
-            rows += [row] if row else []
-            if row and len(row) != len(rows[0]):
+        for row in filter(None, reader):
+            rows.append(row)
+            if len(row) != len(rows[0]):
                 raise csv.Error(f"{len(row)} fields where the header has {len(rows[0])}")
     except csv.Error as error:
         raise DatasetError(
@@ -238,6 +232,46 @@ def _read_text(path: Path, what: str) -> tuple[list[str], dict[str, list[str]]]:
     # Data frames are often saved with an index, whose column has no name.
     header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
     return header, {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
+
+
+def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the columns of a Parquet file that have texts, and the columns; see :func:`read_list`."""
+    try:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise OptionError(
+            f"data.list: Parquet needs the package pyarrow, {what} Run `pip install 'deep-feature-pipeline[parquet]'`."
+        ) from error
+
+    def has_text(kind: Any) -> bool:
+        try:
+            pc.cast(pa.array([], kind), pa.string())
+        except pa.ArrowException:
+            return False
+        return "binary" not in str(kind)
+
+    try:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+            schema = file.schema_arrow
+            if len(set(schema.names)) < len(schema.names):
+                return schema.names, {}
+            kept = [field.name for field in schema if has_text(field.type)]
+            if left_out := [name for name in schema.names if name not in kept]:
+                log(f"{len(left_out)} columns of the list have no text and are left out: {quoted_names(left_out)}")
+            table = file.read(kept)
+            columns: dict[str, list[str]] = {}
+            for name in kept:
+                # By name: asked for m.a, the library gives a field a of a column m too.
+                texts = pc.fill_null(pc.cast(table.column(name), pa.large_string()), "").to_pylist()
+                # Each text but once in memory: labels repeat.
+                cells = {text: cell_text(text) for text in {*texts}}
+                columns[cell_text(name)] = [cells[text] for text in texts]
+            return [*columns], columns
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"data.list: no Parquet file, or damaged ({reason}), {what} Write it again.") from error
 
 
 def _size(path: str) -> int:

@@ -56,7 +56,7 @@ def refuse_foreign_files(folder: Path, shards: Iterable[ShardSpec], parts: int, 
     shard_names = (name for shard in shards for name in _with_partial(shard.file_name) if name in there)
     foreign = [path for name in shard_names if (path := folder / format.SHARD_FOLDER / name) not in replaced]
     names = (format.INDEX_NAME, *format.COMPANION_NAMES, *map(format.manifest_name, range(parts)))
-    foreign += [path for name in names for path in map(folder.joinpath, _with_partial(name)) if _is_special(path)]
+    foreign += [path for name in names for path in (folder / own for own in _with_partial(name)) if _is_special(path)]
     index = folder / format.INDEX_NAME
     if index.is_file() and tables.is_foreign(index):
         foreign.append(index)

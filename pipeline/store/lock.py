@@ -28,7 +28,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from ..errors import LockedError
 from ..records import Share
-from ..storage import HeldError, RemoteLock, RemotePath, leave, refresh
+from ..storage import HeldError, RemoteLock, RemotePath, prepare_scratch, refresh, remove_scratch
 from . import disk, format
 from .file_checks import require_file
 
@@ -55,7 +55,7 @@ class LocalLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self.lock_file = str(path)
+        self.path = path
         self._lock = FileLock(path, timeout=0)
         self._is_missing = False
 
@@ -83,7 +83,7 @@ class LocalLock:
             if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
                 raise
             self._is_missing = True
-            folder = Path(self.lock_file).parent
+            folder = self.path.parent
             if folder not in _said:
                 _said.add(folder)
                 _log.warning("%s: this file system has no locks; see to it that no second run writes the folder", folder)
@@ -108,6 +108,7 @@ class Hold:
         self._folder = folder
         self._lock = lock
         self._own: LocalLock | RemoteLock | None = None
+        self._has_scratch = False
 
     def look_around(self) -> None:
         """Find out who else lives, and take the lock of the own share; called with ``.lock`` held.
@@ -115,26 +116,29 @@ class Hold:
         Raises:
             LockedError: Somebody lives who must not.
         """
-        living = set()
+        living: dict[Share, Timeout] = {}
         for share, path in part_locks(self._folder).items():
             if self._own is not None and share == self.share:
                 continue
             lock = _lock(path)
             try:
                 lock.acquire()
-            except Timeout:
-                living.add(share)
+            except Timeout as error:
+                living[share] = error
             else:
                 lock.release()
                 # Nobody takes it meanwhile: for that, one has to have `.lock`.
                 disk.remove(path)
         self.living = frozenset(living)
         for other in sorted(living, key=lambda share: (share.count, share.number)):
-            _refuse(self._folder, self.share, other)
+            _refuse(self._folder, self.share, other, _holder(living[other]))
         if self.share is not None and self._own is None:
             own = _lock(self._folder / format.part_lock_name(self.share.mark))
             own.acquire()
             self._own = own
+        if not self._has_scratch:
+            prepare_scratch(self._folder)
+            self._has_scratch = True
 
     def let_others(self) -> None:
         """Let the other parts open the folder; does nothing for a whole run."""
@@ -164,12 +168,12 @@ class Hold:
 
     def release(self) -> None:
         """Let go of all."""
-        leave(self._folder)
+        if self._has_scratch:
+            remove_scratch(self._folder)
         if self._own is not None:
-            path = Path(self._own.lock_file)
             # First, since nobody may lock what is gone; should another process find it before, it is one that is dead.
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                self._own.path.unlink(missing_ok=True)
             self._own.release()
             self._own = None
         self._lock.release()
@@ -247,7 +251,8 @@ def _wait_for(lock: LocalLock | RemoteLock, folder: Path) -> None:
         if now - began > WAIT_SECONDS:
             raise LockedError(
                 f"{folder}: another part of the run does not let go of the folder, got {format.LOCK_NAME} held for "
-                f"{WAIT_SECONDS:.0f} s. Expected seconds. Find the process that hangs and stop it, then run this part again."
+                f"{WAIT_SECONDS:.0f} s by {_holder(refusal)}. Expected seconds. Find the process that hangs and stop it, then "
+                "run this part again."
             )
         if not said and now - began > SAID_AFTER_SECONDS:
             said = True
@@ -255,7 +260,7 @@ def _wait_for(lock: LocalLock | RemoteLock, folder: Path) -> None:
         time.sleep(random.uniform(*_POLL_SECONDS))
 
 
-def _refuse(folder: Path, share: Share | None, other: Share) -> None:
+def _refuse(folder: Path, share: Share | None, other: Share, holder: str) -> None:
     """Refuse a process beside one that makes another share, unless both are parts of one division.
 
     Raises:
@@ -263,24 +268,27 @@ def _refuse(folder: Path, share: Share | None, other: Share) -> None:
     """
     if share is None:
         raise LockedError(
-            f"{folder}: a part of the run is being made, got part {other} held by a live process. Expected no other process. "
+            f"{folder}: a part of the run is being made, got part {other} held by {holder}. Expected no other process. "
             f"Wait for all parts or stop them, or choose another folder with name=..."
         )
     if other.count != share.count:
         raise LockedError(
-            f"{folder}: the run is being divided otherwise, got part={share} where part {other} lives. Expected a part of "
-            f"{other.count}. Use part=k/{other.count}, or wait for the others."
+            f"{folder}: the run is being divided otherwise, got part={share} where part {other} is held by {holder}. Expected a "
+            f"part of {other.count}. Use part=k/{other.count}, or wait for the others."
         )
     if other == share:
         raise LockedError(
-            f"{folder}: the same part is being made, got part={share} where a live process has it. Expected another part. "
-            f"Wait for it or stop it."
+            f"{folder}: the same part is being made, got part={share} held by {holder}. Expected another part. "
+            "Wait for it or stop it."
         )
 
 
 def _locked(folder: Path, refusal: Timeout) -> LockedError:
-    holder = refusal.holder if isinstance(refusal, HeldError) else "a live process"
     return LockedError(
-        f"{folder}: another run writes this folder, got a lock held by {holder}. Expected one run at a time. "
+        f"{folder}: another run writes this folder, got a lock held by {_holder(refusal)}. Expected one run at a time. "
         f"Wait for it or stop it, or choose another folder with name=..."
     )
+
+
+def _holder(refusal: Timeout) -> str:
+    return refusal.holder if isinstance(refusal, HeldError) else "a live process"

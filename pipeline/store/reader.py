@@ -18,7 +18,7 @@ from ..errors import OptionError, StoreError, nearest
 from ..indexing import select_rows
 from ..machine import usable_cores
 from ..records import ShardSpec
-from ..storage import RemotePath, is_address, path_of
+from ..storage import RemotePath, is_address, path_of, refresh
 from . import format, shown, tables
 from .damage import missing_shard, no_run, unfinished, unreadable
 from .file_checks import own_node, require_own_shards
@@ -76,7 +76,7 @@ def place_of(path: str | os.PathLike[str]) -> Path:
         OptionError: Nothing installed reads such an address.
     """
     if isinstance(path, RemotePath):
-        path.refresh()
+        refresh(path)
         return path
     text = os.fspath(path)
     return place_of(path_of("run", text)) if is_address(text) else Path(text)

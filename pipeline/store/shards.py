@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..machine import usable_cores
 from ..records import ShardSpec
-from ..storage import RemotePath
+from ..storage import RemotePath, refresh
 from .rows import LastChunks, Rows, ShardRows
 
 # Open files a run: few enough for any system's limit, with many worker processes.
@@ -178,9 +178,7 @@ class Shards:
     def _forget(self, number: int) -> None:
         self._rows.pop(number, None)
         self._recent.pop(number, None)
-        path = self._paths[self.specs[number]]
-        if isinstance(path, RemotePath):
-            path.refresh()
+        refresh(self._paths[self.specs[number]])
 
     def close(self) -> None:
         """Close all; reading opens them again, and looks at them again."""
