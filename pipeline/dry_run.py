@@ -13,9 +13,10 @@ import numpy as np
 from .config import Options
 from .errors import DatasetError
 from .extract import Stages, close_unless_running, extract, rows_of
+from .formatting import words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
-from .progress import clock, refuse_failures, say_size
+from .progress import refuse_failures, say_size
 from .records import ImageStatus, RunSpec
 from .report import Stopwatch, count_causes
 from .store import disk
@@ -71,7 +72,7 @@ def run_sample(options: Options, spec: RunSpec, run_folder: RunFolder, stages: S
         say_size(run_folder.path, raw * share, stored * share, free_bytes(run_folder))
         _log.info(
             "estimate: about %s for %d images, at %.2f images/s on the %s; the disk's own time is not in it",
-            *(clock(math.ceil(len(rows) / rate)), len(rows), rate, stages.device.kind),
+            *(words_for_seconds(math.ceil(len(rows) / rate)), len(rows), rate, stages.device.kind),
         )
     else:
         _log.warning("sample: no image of it can be used, so nothing can be said of the rest")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,29 +113,8 @@ def fold(layer: str, values: NDArray[np.floating]) -> FeatureMap:
         layer: Its name.
         values: (1, 1, c).
     """
-    flat = values.reshape(-1).astype(np.float32)
-    finite = flat[np.isfinite(flat)]
-    rows = next(rows for rows in range(math.isqrt(len(flat)), 0, -1) if len(flat) % rows == 0)
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (math.nan, math.nan)
-    zeros = float(np.mean(flat == 0))
-    return FeatureMap(layer, None, (1, 1, len(flat)), flat.reshape(rows, -1), low, high, zeros, len(flat) - len(finite), 1)
-
-
-def shape_words(shape: Sequence[int]) -> str:
-    """Return the sides with signs of multiplication between them."""
-    return " × ".join(map(str, shape))
-
-
-def number_words(value: float, digits: int = 4) -> str:
-    """Return a number with so many digits that count; whole below a million."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def share_words(share: float) -> str:
-    """Return a share of one in percent; 0 % and 100 % only where it is just that."""
-    if not 0 < share < 1:
-        return f"{100 * share:.0f} %" if math.isfinite(share) else "–"
-    return "<0.1 %" if share < 0.001 else ">99.9 %" if share > 0.999 else f"{100 * share:.1f} %"
+    count = values.size
+    rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
+    folded = values.reshape(rows, -1, 1)
+    (one,) = make_maps(layer, [(0, folded)], folded.shape, [0], 1)
+    return replace(one, channel=None, shape=(1, 1, count), rows_read=1)

@@ -1,7 +1,7 @@
 """Sheets of feature maps, drawn by Matplotlib: a grid of maps with names, captions and colour bars, the input beside it.
 
-Lengths are inches. A cell of the grid is as large as its map, its words and its colour bar together, and a line of text that is
-longer than its cell loses its middle: so no label is cut, and none lies on another.
+A sheet is one pair of axes in which a unit is an inch: hundreds of axes would take Matplotlib a minute. A cell of the grid is as
+large as a map, its words and its colour bar together; the constrained layout sees to it that no label is cut.
 """
 
 from __future__ import annotations
@@ -18,46 +18,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from .errors import OptionError, StoreError, nearest
-from .feature_maps import FeatureMap, has_extent, number_words, shape_words, share_words
+from .config import PlotOptions
+from .errors import OptionError, StoreError, nearest, printable
+from .feature_maps import FeatureMap, has_extent
+from .formatting import words_for_number, words_for_shape, words_for_share
 
 # A notebook's backend is inherited by the programs it starts, and where they do not have it Matplotlib cannot be imported.
 os.environ.pop("MPLBACKEND", None)
 import matplotlib
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
+from matplotlib.patches import Rectangle
 
 INK, FAINT, FRAME = "#1a1a1a", "#666666", "#b0b0b0"
 # What is no finite number: a colour that the usual colour maps do not have.
 NOT_FINITE = "#ff00ff"
-HEADING_POINTS, NAME_POINTS, TEXT_POINTS, TICK_POINTS = 11.0, 9.0, 7.5, 7.0
-LEADING = 1.35
-MARGIN, GAP = 0.2, 0.25
-BAR_GAP, BAR_STRIP, BAR_SPACE = 0.06, 0.09, 0.85
-# A lower colour bar has no space for two numbers, one of 1.9 inches for five.
-LEAST_BAR, LONG_BAR, LONGEST_BAR = 0.3, 1.9, 3.0
-# Side of the only map; of one of many layers, of one of many channels, at least.
-LARGEST_SIDE, LEAST_LAYER_SIDE, LEAST_CHANNEL_SIDE = 4.2, 1.75, 1.15
-# Maps of a mosaic that are no larger have no colour bars of their own; their captions give the range.
-SMALL_SIDE = 1.5
+HEADING_POINTS, NAME_POINTS, TEXT_POINTS = 11.0, 9.0, 7.5
+# Inches from here on.
+HEADING_HEIGHT, NAME_HEIGHT, LINE_HEIGHT = 0.21, 0.17, 0.14
+MARGIN, GAP, BAR_GAP, BAR_STRIP, BAR_SPACE = 0.2, 0.25, 0.06, 0.09, 0.85
+# A lower colour bar has no space for two numbers.
+LEAST_BAR = 0.3
+# Side of the only map; of one of many layers, of one of many channels, at least. Smaller maps have no colour bars of their own.
+LARGEST_SIDE, LEAST_LAYER_SIDE, LEAST_CHANNEL_SIDE, SMALL_SIDE = 4.2, 1.75, 1.15, 1.5
 # Height of the box for a map as a part of its width; a longer map is drawn narrower.
 LEAST_ASPECT, GREATEST_ASPECT = 0.15, 1.5
-INPUT_SIDE, LEAST_INPUT_WIDTH, LEAST_WIDTH = 2.6, 1.3, 4.0
+INPUT_SIDE, LEAST_WIDTH = 2.6, 4.0
 CHART_HEIGHT, CHART_LEFT, CHART_BELOW, CHART_PITCH, MOST_CHART_WIDTH = 2.4, 0.65, 0.5, 0.16, 10.0
 # Source: the antigrain renderer refuses 65536; memory is 4 B a pixel, and Matplotlib holds several copies.
-LARGEST_SIDE_PX = 65000
-LARGEST_PIXELS = 2**28
-
-
-class Look(NamedTuple):
-    """How maps are drawn: name of a colour map, one scale for all maps of a sheet or one for each, pixels an inch."""
-
-    colormap: str
-    is_shared: bool
-    dpi: int
+LARGEST_SIDE_PX, LARGEST_PIXELS = 65000, 2**28
 
 
 class Layout(NamedTuple):
@@ -79,18 +69,18 @@ class Sheet:
     """What is to be drawn.
 
     Attributes:
-        heading: The image's key.
-        lines: What else is to be known of all maps.
+        lines: The image's key, and what else is to be known of all maps.
         maps: At least one.
+        layout: Of these maps.
         seen: (H, W, 3) uint8, the picture that the network saw; None: not wanted, or not to be had.
         seen_lines: What is to be known of it.
     """
 
-    heading: str
-    lines: tuple[str, ...]
+    lines: Sequence[str]
     maps: Sequence[FeatureMap]
-    seen: NDArray[np.uint8] | None
-    seen_lines: tuple[str, ...]
+    layout: Layout
+    seen: NDArray[np.uint8] | None = None
+    seen_lines: Sequence[str] = ()
 
 
 @contextmanager
@@ -98,8 +88,12 @@ def plain_settings() -> Iterator[None]:
     """Make Matplotlib draw as it would for anybody: without this user's settings, and equal bytes for equal pictures."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["figure.constrained_layout.use"] = True
+        matplotlib.rcParams["figure.constrained_layout.w_pad"] = matplotlib.rcParams["figure.constrained_layout.h_pad"] = MARGIN
         # Source: Matplotlib, "Reproducible output": names inside an SVG are random otherwise.
         matplotlib.rcParams["svg.hashsalt"] = "deep-feature-pipeline"
+        # Of vector files too, each map with its own pixels.
+        matplotlib.rcParams["image.composite_image"] = False
         matplotlib.rcParams["figure.max_open_warning"] = 0
         # Two dollar signs in a name would be read as mathematics.
         matplotlib.rcParams["text.parse_math"] = False
@@ -108,21 +102,17 @@ def plain_settings() -> Iterator[None]:
         yield
 
 
-def check_colormap(name: str) -> str:
-    """Return the name of a colour map of Matplotlib's.
+def check_colormap(name: str) -> None:
+    """Refuse the name of a colour map that Matplotlib does not have.
 
     Raises:
         OptionError: There is none of this name.
     """
-    known = list(matplotlib.colormaps)
-    if name in known:
-        return name
-    same = [other for other in known if other.lower() == name.lower()]
-    near = ", ".join(same) or nearest(name, known)
-    raise OptionError(
-        f"colormap: there is none of this name, got {name!r}. Expected one of: {near[:100]}. "
-        f"Matplotlib's documentation shows them all."
-    )
+    if name not in matplotlib.colormaps:
+        raise OptionError(
+            f"colormap: there is none of this name, got {name!r}. Expected one of: "
+            f"{nearest(name.lower(), matplotlib.colormaps)[:100]}. Matplotlib's documentation shows them all."
+        )
 
 
 def plan_layout(shapes: Sequence[tuple[int, int, int]], is_mosaic: bool) -> Layout:
@@ -141,170 +131,156 @@ def plan_layout(shapes: Sequence[tuple[int, int, int]], is_mosaic: bool) -> Layo
     return Layout(math.ceil(count / rows), rows, width, width * aspect, is_mosaic)
 
 
-def draw(sheet: Sheet, look: Look, layout: Layout, in_window: bool = False) -> Figure:
+def draw(sheet: Sheet, options: PlotOptions) -> Figure:
     """Draw a sheet.
 
-    Args:
-        sheet: What.
-        look: How.
-        layout: Where; of these maps.
-        in_window: Whether it will be shown.
-
     Raises:
-        OptionError: It would have too many pixels.
+        OptionError: It would have too many pixels, or no window can be opened.
     """
-    maps = sheet.maps
-    is_chart = layout.is_mosaic and not has_extent(maps[0].shape)
-    own_bars = not look.is_shared and (not layout.is_mosaic or layout.width > SMALL_SIDE)
+    maps, layout, seen = sheet.maps, sheet.layout, sheet.seen
+    is_shared = options.scale == "shared"
+    has_bars = not is_shared and layout.width > SMALL_SIDE
     captions = [_caption(one, layout.is_mosaic) for one in maps]
-    words = _lines(max(map(len, captions)), TEXT_POINTS) + _lines(1, NAME_POINTS) + GAP
-    cell_width, cell_height = layout.width + (BAR_SPACE if own_bars else GAP), layout.height + words
-    grid_width, grid_height = layout.columns * cell_width + BAR_SPACE * look.is_shared, layout.rows * cell_height
+    cell_width = layout.width + (BAR_SPACE if has_bars else GAP)
+    cell_height = NAME_HEIGHT + layout.height + max(map(len, captions)) * LINE_HEIGHT + GAP
+    grid_width, grid_height = layout.columns * cell_width + BAR_SPACE * is_shared, layout.rows * cell_height
+    if is_chart := layout.is_mosaic and not has_extent(maps[0].shape):
+        chart_width = min(len(maps) * CHART_PITCH, MOST_CHART_WIDTH)
+        grid_width, grid_height = CHART_LEFT + chart_width, NAME_HEIGHT + CHART_HEIGHT + CHART_BELOW
+    left, top, seen_height = 0.0, HEADING_HEIGHT + LINE_HEIGHT * len(sheet.lines), 0.0
+    if seen is not None:
+        left = INPUT_SIDE + GAP
+        seen_height = NAME_HEIGHT + _fitted(seen.shape, INPUT_SIDE, GREATEST_ASPECT * INPUT_SIDE)[1] + 3 * LINE_HEIGHT
+    width, height = max(left + grid_width, LEAST_WIDTH), top + max(grid_height, seen_height)
+    axes = _axes(width, height, options)
+    _line(axes, 0, sheet.lines[0], size=HEADING_POINTS, weight="bold", color=INK)
+    for number, line in enumerate(sheet.lines[1:]):
+        _line(axes, HEADING_HEIGHT + number * LINE_HEIGHT, line, size=TEXT_POINTS, color=FAINT)
+    if seen is not None:
+        _show(axes, seen, seen.shape, (0, top, INPUT_SIDE, GREATEST_ASPECT * INPUT_SIDE), "input", sheet.seen_lines)
     if is_chart:
-        pitch = max(min(CHART_PITCH, MOST_CHART_WIDTH / len(maps)), 1 / look.dpi)
-        grid_width, grid_height = CHART_LEFT + max(len(maps) * pitch, 2.5), CHART_HEIGHT + CHART_BELOW + words
-    seen_width = seen_height = beside = 0.0
-    if sheet.seen is not None:
-        side = layout.width if len(maps) == 1 and not is_chart else INPUT_SIDE
-        seen_width, seen_height = _fitted(sheet.seen.shape, side, GREATEST_ASPECT * side)
-        beside = max(seen_width, LEAST_INPUT_WIDTH) + GAP
-    # Header; then names; below them maps and input begin.
-    top = MARGIN + _lines(1, HEADING_POINTS) + _lines(len(sheet.lines), TEXT_POINTS) + GAP + _lines(1, NAME_POINTS)
-    text_width = max(beside + grid_width, LEAST_WIDTH)
-    width = text_width + 2 * MARGIN
-    height = top + max(grid_height - _lines(1, NAME_POINTS), seen_height + _lines(len(sheet.seen_lines), TEXT_POINTS)) + MARGIN
-    figure = _figure(width, height, look.dpi, in_window)
-
-    def box(left: float, top: float, box_width: float, box_height: float) -> tuple[float, float, float, float]:
-        """Return a box in parts of the figure, from inches right of and below its upper left corner."""
-        return left / width, 1 - (top + box_height) / height, box_width / width, box_height / height
-
-    heading = _fit(sheet.heading, text_width, HEADING_POINTS, "bold")
-    figure.text(MARGIN / width, 1 - MARGIN / height, heading, va="top", size=HEADING_POINTS, weight="bold", color=INK)
-    lines = "\n".join(_fit(line, text_width, TEXT_POINTS) for line in sheet.lines)
-    below = 1 - (MARGIN + _lines(1, HEADING_POINTS)) / height
-    figure.text(MARGIN / width, below, lines, va="top", size=TEXT_POINTS, color=FAINT, linespacing=LEADING)
-    if sheet.seen is not None:
-        axes = figure.add_axes(box(MARGIN, top, seen_width, seen_height))
-        _show(axes, sheet.seen, "input", sheet.seen_lines, beside - GAP)
-    left = MARGIN + beside
-    if is_chart:
-        axes = figure.add_axes(box(left + CHART_LEFT, top, len(maps) * pitch, CHART_HEIGHT))
-        _bar_chart(axes, maps, pitch, grid_width - CHART_LEFT)
-        return figure
-    common = _common_range(maps)
-    for number, (one, lines_below) in enumerate(zip(maps, captions, strict=True)):
+        corner = (left + CHART_LEFT) / width, 1 - (top + NAME_HEIGHT + CHART_HEIGHT) / height
+        _bar_chart(axes.inset_axes((*corner, chart_width / width, CHART_HEIGHT / height)), maps)
+        return axes.figure  # type: ignore[no-any-return]
+    colormap = matplotlib.colormaps[options.colormap].with_extremes(bad=NOT_FINITE)
+    # Of all maps; NaN where no value is finite.
+    common = float(np.fmin.reduce([one.low for one in maps])), float(np.fmax.reduce([one.high for one in maps]))
+    for number, (one, caption) in enumerate(zip(maps, captions, strict=True)):
         row, column = divmod(number, layout.columns)
-        axes = figure.add_axes(box(left + column * cell_width, top + row * cell_height, layout.width, layout.height))
-        ends = common if look.is_shared else (one.low, one.high)
-        shape = one.pixels.shape if one.channel is None else one.shape
+        place = left + column * cell_width, top + row * cell_height, layout.width, layout.height
+        ends = common if is_shared else (one.low, one.high)
         name = f"channel {one.channel}" if layout.is_mosaic else one.layer
-        image = _show(axes, one.pixels, name, lines_below, cell_width - GAP / 2, shape, ends, look.colormap)
-        if own_bars and ends[0] < ends[1]:
-            map_width, map_height = _fitted(shape, layout.width, layout.height)
-            _colour_bar(axes.inset_axes((1 + BAR_GAP / map_width, 0, BAR_STRIP / map_width, 1)), image, map_height)
-    if look.is_shared and common[0] < common[1]:
-        bar_height = max(min(grid_height - words, LONGEST_BAR), LEAST_BAR)
-        place = box(left + layout.columns * cell_width - GAP + BAR_GAP, top, BAR_STRIP, bar_height)
-        _colour_bar(figure.add_axes(place), image, bar_height)
-    return figure
+        shape = one.pixels.shape if one.channel is None else one.shape
+        pixels = np.ma.masked_invalid(one.pixels.astype(np.float64))
+        box = _show(axes, pixels, shape, place, name, caption, ends, colormap)
+        if has_bars or (is_shared and number == layout.columns - 1):
+            _colour_bar(axes, box, ends, colormap)
+    return axes.figure  # type: ignore[no-any-return]
 
 
-def _figure(width: float, height: float, dpi: int, in_window: bool) -> Figure:
-    width_px, height_px = round(width * dpi), round(height * dpi)
+def _axes(width: float, height: float, options: PlotOptions) -> Any:
+    """Return axes of a new figure that measure inches from the upper left corner."""
+    size = width + 2 * MARGIN, height + 2 * MARGIN
+    width_px, height_px = (round(side * options.dpi) for side in size)
     if max(width_px, height_px) > LARGEST_SIDE_PX or width_px * height_px > LARGEST_PIXELS:
         raise OptionError(
-            f"dpi: the picture would be too large, got {width_px} x {height_px} px with {dpi}. Expected at most "
+            f"dpi: the picture would be too large, got {width_px} x {height_px} px with {options.dpi}. Expected at most "
             f"{LARGEST_PIXELS} px in all. Choose a smaller dpi, or fewer channels or layers."
         )
-    if in_window:
-        from matplotlib import pyplot
+    figure = _window() if options.show else Figure()
+    figure.set(size_inches=size, dpi=options.dpi)
+    axes = figure.subplots()
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return axes
 
-        return pyplot.figure(figsize=(width, height), dpi=dpi)
-    return Figure(figsize=(width, height), dpi=dpi)
+
+def _line(axes: Any, top: float, line: str, **look: Any) -> None:
+    """Write a line at the left; one that is longer than the sheet loses its middle, as both ends of a path tell something."""
+    whole = printable(line)
+    text = axes.text(0, top, whole, va="top", **look)
+
+    def width(kept: int) -> float:
+        if kept < len(whole):
+            text.set_text(f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}")
+        return float(text.get_window_extent().width)
+
+    if width(len(whole)) > axes.bbox.width:
+        width(bisect_right(range(1, len(whole)), axes.bbox.width, key=width))
 
 
 def _show(
     axes: Any,
     pixels: NDArray[Any],
+    shape: Sequence[int],
+    place: tuple[float, float, float, float],
     name: str,
     lines: Sequence[str],
-    limit: float,
-    shape: Sequence[int] = (),
     ends: tuple[float, float] = (0.0, 1.0),
-    colormap: str = "gray",
-) -> Any:
-    """Show a map (h', w') or a picture (h, w, 3) in its proportions, its name above and lines of text below it, and return it.
+    colormap: Any = None,
+) -> tuple[float, float, float, float]:
+    """Show a map (h', w') or a picture (h, w, 3) in the proportions of a shape, its name above it and lines of text below it.
 
-    ``limit`` is the greatest width of words in inches, ``shape`` the proportions (those of ``pixels`` by default), ``ends`` those
-    of the scale, NaN where no value is finite.
+    ``place``: left, top, greatest width and height. Returns where it is shown: left, right, bottom, top.
     """
-    height, width = tuple(shape or pixels.shape)[:2]
-    scale = min(axes.bbox.height / height, axes.bbox.width / width)
+    left, top, *most = place
+    width, height = _fitted(shape, *most)
+    top += NAME_HEIGHT
+    box = left, left + width, top + height, top
     # Matplotlib would smooth slightly enlarged maps, and show values that are not there.
-    shrinks = pixels.shape[0] > height * scale or pixels.shape[1] > width * scale
-    image = axes.imshow(
-        pixels if pixels.ndim == 3 else np.ma.masked_invalid(pixels.astype(np.float64)),
-        cmap=matplotlib.colormaps[colormap].with_extremes(bad=NOT_FINITE),
-        norm=Normalize(*(ends if ends[0] <= ends[1] else (0.0, 1.0))),
-        extent=(0, width, height, 0),
-        interpolation="antialiased" if shrinks else "nearest",
-    )
-    axes.set(xticks=[], yticks=[], anchor="NW")
-    axes.spines[:].set(color=FRAME, linewidth=0.6)
-    _name(axes, name, limit)
-    _write_below(axes, lines, limit)
-    return image
+    how = "antialiased" if pixels.shape[1] > width * axes.figure.dpi else "nearest"
+    low, high = ends if ends[0] <= ends[1] else (0.0, 1.0)
+    axes.imshow(pixels, colormap, vmin=low, vmax=high, interpolation=how, extent=box)
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=FRAME, linewidth=0.6))
+    axes.text(left, top - 0.05, name, size=NAME_POINTS, weight="bold", color=INK)
+    axes.text(left, top + height + 0.04, "\n".join(lines), va="top", size=TEXT_POINTS, color=INK, linespacing=1.35)
+    return box
 
 
-def _name(axes: Any, name: str, limit: float) -> None:
-    axes.set_title(_fit(name, limit, NAME_POINTS, "bold"), loc="left", size=NAME_POINTS, weight="bold", color=INK, pad=4)
-
-
-def _write_below(axes: Any, lines: Sequence[str], limit: float, distance: float = 0.04) -> None:
-    text = "\n".join(_fit(line, limit, TEXT_POINTS) for line in lines)
-    options = {"size": TEXT_POINTS, "color": INK, "linespacing": LEADING, "va": "top"}
-    axes.annotate(text, (0, 0), (0, -72 * distance), xycoords="axes fraction", textcoords="offset points", **options)
-
-
-def _colour_bar(axes: Any, image: Any, height: float) -> None:
-    """Draw the colour bar of a map in axes of this height."""
-    low, high = image.get_clim()
-    if height < LEAST_BAR:
-        axes.set_axis_off()
+def _colour_bar(axes: Any, box: Sequence[float], ends: tuple[float, float], colormap: Any) -> None:
+    """Draw the colour bar of what is shown in a box beside it, if there is space for it and more than one value."""
+    _, right, bottom, top = box
+    if not ends[0] < ends[1] or bottom - top < LEAST_BAR:
         return
-    bar = axes.figure.colorbar(image, cax=axes)
-    # Files of vectors show seams between the colours otherwise.
-    bar.solids.set_edgecolor("face")
-    bar.outline.set(color=FRAME, linewidth=0.6)
-    ticks = np.linspace(low, high, 5 if height >= LONG_BAR else 2).tolist()
-    bar.set_ticks(ticks, labels=[number_words(tick, 3) for tick in ticks])
-    axes.tick_params(length=2, pad=2, color=FRAME, labelcolor=FAINT, labelsize=TICK_POINTS)
-    labels = axes.get_yticklabels()
-    labels[0].set_va("bottom")
-    labels[-1].set_va("top")
+    left, right = right + BAR_GAP, right + BAR_GAP + BAR_STRIP
+    axes.imshow(np.linspace(1, 0, 256)[:, None], colormap, extent=(left, right, bottom, top))
+    axes.add_patch(Rectangle((left, top), BAR_STRIP, bottom - top, fill=False, edgecolor=FRAME, linewidth=0.6))
+    for value, place, align in ((ends[1], top, "top"), (ends[0], bottom, "bottom")):
+        axes.text(right + 0.05, place, words_for_number(value, 3), va=align, size=TEXT_POINTS, color=FAINT)
 
 
-def _bar_chart(axes: Any, maps: Sequence[FeatureMap], pitch: float, limit: float) -> None:
+def _bar_chart(axes: Any, maps: Sequence[FeatureMap]) -> None:
     """Draw the channels of a layer that has one value each as bars."""
     axes.bar(range(len(maps)), [0.0 if math.isnan(one.low) else one.high for one in maps], color=INK)
-    axes.axhline(0, color=FAINT, linewidth=0.6)
     # Every bar has its number, or so many that they can be told apart.
-    places = range(0, len(maps), math.ceil(CHART_PITCH / pitch))
+    places = range(0, len(maps), math.ceil(len(maps) * CHART_PITCH / MOST_CHART_WIDTH))
     axes.set_xticks(places, [str(maps[place].channel) for place in places], rotation=90)
     axes.set_xlim(-0.5, len(maps) - 0.5)
-    axes.tick_params(length=2, color=FRAME, labelcolor=FAINT, labelsize=TICK_POINTS)
+    axes.tick_params(length=2, color=FRAME, labelcolor=FAINT, labelsize=TEXT_POINTS)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set(color=FRAME, linewidth=0.6)
-    _name(axes, maps[0].layer, limit)
-    wrong = sum(one.not_finite for one in maps)
-    numbers = _numbers(_common_range(maps), float(np.mean([one.zeros for one in maps])), wrong)
-    lines = (f"{shape_words(maps[0].shape)}, {len(maps)} channels shown", ", ".join(numbers))
-    _write_below(axes, lines, limit, CHART_BELOW)
+    axes.set_title(maps[0].layer, loc="left", size=NAME_POINTS, weight="bold", color=INK)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the file in the format of its suffix; it has its name only once it is whole.
+def _fitted(shape: Sequence[int], width: float, height: float) -> tuple[float, float]:
+    """Return (width, height) of a picture of this shape inside this box, its proportions kept."""
+    scale = min(width / shape[1], height / shape[0])
+    return shape[1] * scale, shape[0] * scale
+
+
+def _caption(one: FeatureMap, is_mosaic: bool) -> list[str]:
+    folded = f", folded {words_for_shape(one.pixels.shape)}" if one.channel is None else ""
+    lines = [] if is_mosaic else [words_for_shape(one.shape) + folded]
+    if one.rows_read < one.shape[0]:
+        lines.append(f"{one.rows_read} rows read")
+    if math.isnan(one.low):
+        return [*lines, "no finite value"]
+    low, high = words_for_number(one.low), words_for_number(one.high)
+    lines += [f"all {low}" if one.low == one.high else f"{low} to {high}", f"{words_for_share(one.zeros)} zeros"]
+    return [*lines, f"{one.not_finite} not finite"] if one.not_finite else lines
+
+
+def save(picture: Figure | Image.Image, path: Path) -> tuple[int, int]:
+    """Write the file in the format of its suffix; it has its name only once it is whole. Return its width and height in pixels.
 
     Raises:
         StoreError: It cannot be written.
@@ -312,22 +288,15 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix[1:].lower()
     # No time of writing, no version: equal pictures are equal bytes.
     empty = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Date", "Creator")}[kind]
-    with published(path) as partial:
-        figure.savefig(partial, format=kind, dpi=figure.dpi, metadata=dict.fromkeys(empty))
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """Give a name to write a file under, which then replaces the file of the final name.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
+        if isinstance(picture, Figure):
+            picture.savefig(partial, format=kind, dpi=picture.dpi, metadata=dict.fromkeys(empty))
+        else:
+            picture.save(partial, kind)
         partial.replace(path)
+        return picture.canvas.get_width_height() if isinstance(picture, Figure) else picture.size
     except OSError as error:
         raise StoreError(
             f"{path}: the picture cannot be written, got {(error.strerror or str(error)).lower()}. Expected a place for a file. "
@@ -338,22 +307,22 @@ def published(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def require_windows() -> None:
-    """Make sure that a window can be opened.
+def _window() -> Any:
+    """Return a figure that will be shown.
 
     Raises:
-        OptionError: It cannot.
+        OptionError: No window can be opened.
     """
     from matplotlib import pyplot
 
     reason = "no display or no window toolkit"
     try:
-        canvas: Any = pyplot.figure().canvas
-        pyplot.close("all")
-        if canvas.required_interactive_framework is not None:
-            return
+        figure: Any = pyplot.figure()
+        if figure.canvas.required_interactive_framework is not None:
+            return figure
+        pyplot.close(figure)
     except Exception as error:  # A display that does not answer, a toolkit that is half there: each raises its own.
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(str(error), 200)
     raise OptionError(
         f"show: no window can be opened here, got {reason}. Expected a display, and a toolkit as tkinter or PyQt. "
         f"Leave show out and open the file that is written."
@@ -365,56 +334,3 @@ def show_windows() -> None:
     from matplotlib import pyplot
 
     pyplot.show(block=True)
-
-
-def _lines(count: int, points: float) -> float:
-    """Return the height of so many lines of text, in inches."""
-    return count * LEADING * points / 72
-
-
-def _fitted(shape: Sequence[int], width: float, height: float) -> tuple[float, float]:
-    """Return (width, height) of a picture of this shape inside this box, its proportions kept."""
-    scale = min(width / shape[1], height / shape[0])
-    return shape[1] * scale, shape[0] * scale
-
-
-def _fit(text: str, limit: float, points: float, weight: str = "normal") -> str:
-    """Return a text as one printable line that fits; a longer one loses its middle: both ends of a path tell something."""
-    text = "".join(mark if mark.isprintable() else "▯" for mark in " ".join(text.split()))
-    font = FontProperties(size=points, weight=weight)
-
-    def shortened(kept: int) -> str:
-        return text if kept == len(text) else f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
-
-    def width(kept: int) -> float:
-        # Letters are set on whole pixels when they are drawn: a little longer than their outlines.
-        return 1.04 * float(text_to_path.get_text_width_height_descent(shortened(kept), font, False)[0]) / 72
-
-    return text if width(len(text)) <= limit else shortened(bisect_right(range(1, len(text)), limit, key=width))
-
-
-def _common_range(maps: Sequence[FeatureMap]) -> tuple[float, float]:
-    known = [one for one in maps if not math.isnan(one.low)]
-    return (min(one.low for one in known), max(one.high for one in known)) if known else (math.nan, math.nan)
-
-
-def _caption(one: FeatureMap, is_mosaic: bool) -> tuple[str, ...]:
-    numbers = _numbers((one.low, one.high), one.zeros, one.not_finite)
-    if is_mosaic:
-        # Narrow: a line for each.
-        return numbers
-    note = "" if one.channel is not None else f", folded {shape_words(one.pixels.shape)}"
-    return f"{shape_words(one.shape)}{note}{rows_words(one)}", ", ".join(numbers)
-
-
-def _numbers(ends: tuple[float, float], zeros: float, not_finite: int) -> tuple[str, ...]:
-    low, high = ends
-    if math.isnan(low):
-        return ("no finite value",)
-    words = f"all {number_words(low)}" if low == high else f"{number_words(low)} to {number_words(high)}"
-    return words, f"{share_words(zeros)} zeros", *([f"{not_finite} not finite"] if not_finite else [])
-
-
-def rows_words(one: FeatureMap) -> str:
-    """Return how many of a map's rows it has been taken from, where it was not all of them."""
-    return f", {one.rows_read} rows read" if one.rows_read < one.shape[0] else ""

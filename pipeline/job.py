@@ -17,6 +17,7 @@ from .dry_run import free_bytes, run_sample
 from .engines.local import Engine, open_local
 from .errors import DatasetError, ImageError, StoreError
 from .extract import make_stages
+from .formatting import counted, words_for_bytes
 from .image_list import list_images
 from .images.reading import read_image
 from .machine import peak_memory_bytes
@@ -27,7 +28,7 @@ from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures
 from .records import ImageRecord, Manifest, RunSpec, ShardSpec
-from .report import MOST_REPORT_BYTES, Made, Report, Stopwatch, count_causes, words_for_bytes
+from .report import MOST_REPORT_BYTES, Made, Report, Stopwatch, count_causes
 from .report_page import page_values, render, take_samples
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
@@ -126,9 +127,9 @@ def _try_again(run_folder: RunFolder) -> None:
         rows = [row for rows in again.values() for row in rows]
         _log.info(
             "resume: %s could not be read before and can be now, e.g. %r; %s made again",
-            _counted(len(rows), "image"),
+            counted(len(rows), "image"),
             manifest.keys[rows[0]],
-            _counted(len(again), "shard"),
+            counted(len(again), "shard"),
         )
         run_folder.make_again(again)
 
@@ -158,14 +159,14 @@ def _say_plan(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:
     rows = sum(shard.rows for shard in missing)
     if options.part is not None:
         of_own = sum(shard.rows for shard in own)
-        _log.info("part: %s, %d of %s, %d images", options.part, len(own), _counted(len(spec.shards()), "shard"), of_own)
+        _log.info("part: %s, %d of %s, %d images", options.part, len(own), counted(len(spec.shards()), "shard"), of_own)
     if run_folder.added:
-        _log.info("extend: %s after the %d of the run", _counted(run_folder.added, "new image"), spec.first_row)
+        _log.info("extend: %s after the %d of the run", counted(run_folder.added, "new image"), spec.first_row)
     if len(gone := run_folder.removed):
         lost = sum(int(((gone >= shard.first) & (gone < shard.stop)).sum()) for shard in missing)
-        words = f"{_counted(len(gone), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(gone[0])]!r}"
+        words = f"{counted(len(gone), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(gone[0])]!r}"
         fails = f", {lost} not finished will fail" if lost else ""
-        _log.warning("extend: %s: %s kept%s", words, _counted(len(gone) - lost, "finished row"), fails)
+        _log.warning("extend: %s: %s kept%s", words, counted(len(gone) - lost, "finished row"), fails)
     if run_folder.finished:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
     if rows:
@@ -185,7 +186,7 @@ def _say_disk(spec: RunSpec, run_folder: RunFolder, rows: int) -> None:
         place, advice = disk.scratch_of(path), "or another disk with output.scratch=..."
         where = f"to {path}; made in {place}, at most {disk.SHARDS_IN_SCRATCH} shards at a time"
         needed = expected_bytes(spec, missing[: disk.SHARDS_IN_SCRATCH])
-    shards = _counted(len(missing), "shard")
+    shards = counted(len(missing), "shard")
     _log.info("output: %d images, %s, in %s %s; %s free", rows, size, shards, where, words_for_bytes(free))
     if needed is not None and needed > free:
         text = f"{place}: the features may not fit, got {words_for_bytes(free)} free for {words_for_bytes(needed)}"
@@ -479,7 +480,3 @@ def _write_text(path: Path, text: str, publish: Any) -> None:
 def _say(report: Report) -> None:
     for line in report.summary().splitlines():
         _log.info(line)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -14,10 +14,10 @@ from typing import Any
 from . import cli
 from .config import AUTO, check_value
 from .errors import OptionError, nearest
+from .formatting import words_for_bytes
 from .network.architectures import layer_table as network_layers
 from .network.architectures import multiply_adds, output_shapes, resolve_layers
 from .records import LayerSpec
-from .report import words_for_bytes
 
 FLOAT_BYTES = {"float32": 4, "float16": 2}
 HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from . import figures
 from .config import PlotOptions
 from .errors import DatasetError, ImageError, OptionError, StoreError, nearest
-from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction, shape_words
-from .figures import Layout, Look, Sheet, rows_words
+from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction
+from .figures import Layout, Sheet
+from .formatting import counted, words_for_shape
 from .images.reading import words_for
 from .images.remote import RemoteImages
 from .images.resize import ResizeSpec
@@ -42,36 +43,32 @@ DEFAULT_NAME = "{run}-{image}-{layer}.png"
 LONGEST_PART_BYTES = 75
 
 
-def draw_plots(choice: PlotOptions) -> None:
+def draw_plots(options: PlotOptions) -> None:
     """Draw what was chosen, a file a sheet, and print where each is.
 
     Raises:
         OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened.
         StoreError: The run cannot be read, an image failed, or a file cannot be written.
     """
-    look = Look(figures.check_colormap(choice.colormap), choice.scale == "shared", choice.dpi)
-    with open_run(choice.run) as run, figures.plain_settings():
-        layers = choose_layers(run.layers, choice.layers)
-        rows = choose_rows(run, choice.images)
-        path_of = picture_paths(run, choice, rows, layers)
-        if choice.show:
-            figures.require_windows()
+    figures.check_colormap(options.colormap)
+    with open_run(options.run) as run, figures.plain_settings():
+        layers = choose_layers(run.layers, options.layers)
+        rows = choose_rows(run, options.images)
+        path_of = picture_paths(run, options, rows, layers)
         for row in rows:
-            seen = _input(run, row, choice)
-            if choice.input == "only":
-                path = path_of(row, "input")
-                with figures.published(path) as partial:
-                    Image.fromarray(seen).save(partial, "png")
-                print(f"written: {path} ({seen.shape[1]} x {seen.shape[0]} px)", flush=True)
+            seen = _input(run, row, options)
+            if options.input == "only":
+                _save(Image.fromarray(seen), path_of(row, "input"))
                 continue
-            for word, sheet, layout in _sheets(run, row, layers, choice, seen):
-                figure = figures.draw(sheet, look, layout, choice.show)
-                path = path_of(row, word)
-                figures.save(figure, path)
-                width, height = figure.canvas.get_width_height()
-                print(f"written: {path} ({width} x {height} px, {_counted(len(sheet.maps), 'map')})", flush=True)
-        if choice.show:
+            for word, sheet in _sheets(run, row, layers, options, seen):
+                _save(figures.draw(sheet, options), path_of(row, word), f", {counted(len(sheet.maps), 'map')}")
+        if options.show:
             figures.show_windows()
+
+
+def _save(picture: Any, path: Path, what: str = "") -> None:
+    width, height = figures.save(picture, path)
+    print(f"written: {path} ({width} x {height} px{what})", flush=True)
 
 
 def choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
@@ -134,74 +131,70 @@ def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
 
 
 def _sheets(
-    run: Run, row: int, layers: Sequence[str], choice: PlotOptions, seen: NDArray[np.uint8] | None
-) -> Iterator[tuple[str, Sheet, Layout]]:
-    """Yield for each sheet of an image the word for its file name, what is on it, and where."""
+    run: Run, row: int, layers: Sequence[str], options: PlotOptions, seen: NDArray[np.uint8] | None
+) -> Iterator[tuple[str, Sheet]]:
+    """Yield for each sheet of an image the word for its file name, and what is on it."""
     shapes = {layer: run[layer].shape_of(row) for layer in layers}
     weights = str(run.attributes.get("weights", "weights unknown")).partition("; conv1_1 says")[0]
     weights = "untrained (random weights)" if weights.startswith("random") else weights
-    origin = f"row {row} of {run_name(run)} · {run.attributes.get('network', 'network unknown')}, {weights}"
+    network = run.attributes.get("network", "network unknown")
+    lines = str(run.images["key"][row]), f"row {row} of {_place_and_name(run.path)[1]} · {network}, {weights}"
     size_px = int(run.images["height"][row]), int(run.images["width"][row])
-    seen_lines = [f"{shape_words(size_px)} px"] if seen is not None else []
+    seen_lines = [f"{words_for_shape(size_px)} px"]
     if seen is not None and seen.shape[:2] != size_px:
-        seen_lines.append(f"seen as {shape_words(seen.shape[:2])} px")
-    scale = ", one scale for all" if choice.scale == "shared" else ""
-
-    def sheet(line: str, maps: Sequence[FeatureMap]) -> Sheet:
-        return Sheet(str(run.images["key"][row]), (origin, line + scale), maps, seen, tuple(seen_lines))
-
-    if choice.channels is not None:
-        for layer in layers:
-            shape = shapes[layer]
-            channels, words, file_word = _channels(layer, shape[2], choice)
-            count = min(choice.most_active or len(channels), len(channels))
-            layout = figures.plan_layout([shape] * count, is_mosaic=True)
-            maps = _read(run[layer], row, shape, channels, layout, choice)
-            yield f"{layer}-{file_word}", sheet(f"{layer}, {shape_words(shape)}{rows_words(maps[0])}: {words}", maps), layout
+        seen_lines.append(f"seen as {words_for_shape(seen.shape[:2])} px")
+    scale = ", one scale for all" if options.scale == "shared" else ""
+    if options.channels is not None:
+        for layer, shape in shapes.items():
+            channels, words, file_word = _channels(layer, shape[2], options)
+            layout = figures.plan_layout([shape] * min(options.most_active or len(channels), len(channels)), is_mosaic=True)
+            maps = _read(run[layer], row, shape, channels, layout, options)
+            line = f"{layer}, {words_for_shape(shape)}: {words}{scale}"
+            yield f"{layer}-{file_word}", Sheet((*lines, line), maps, layout, seen, seen_lines)
         return
     for layer, shape in shapes.items():
-        if has_extent(shape) and choice.channel >= shape[2]:
-            raise _no_channel("channel", layer, choice.channel, shape[2])
+        if has_extent(shape) and options.channel >= shape[2]:
+            raise _no_channel("channel", layer, options.channel, shape[2])
     layout = figures.plan_layout(list(shapes.values()), is_mosaic=False)
 
     def read(layer: str) -> FeatureMap:
         if not has_extent(shapes[layer]):
             return fold(layer, run[layer][row])
-        return _read(run[layer], row, shapes[layer], [choice.channel], layout, choice)[0]
+        return _read(run[layer], row, shapes[layer], [options.channel], layout, options)[0]
 
     with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
         reading = pool.map(read, layers)
         maps = list(tqdm(reading, total=len(layers), unit="layer", disable=not sys.stderr.isatty(), leave=False))
-    which = f"channel {choice.channel}" + (" of each layer" if len(layers) > 1 else "")
+    line = f"channel {options.channel}{' of each layer' if len(layers) > 1 else ''}{scale}"
     word = "-".join(layers) if len(layers) <= NAMED_LAYERS else f"{len(layers)}-layers"
-    yield f"{word}-channel-{choice.channel}" if choice.channel else word, sheet(which, maps), layout
+    word += f"-channel-{options.channel}" if options.channel else ""
+    yield word, Sheet((*lines, line), maps, layout, seen, seen_lines)
 
 
 def _read(
-    layer: Layer, row: int, shape: tuple[int, int, int], channels: Sequence[int], layout: Layout, choice: PlotOptions
+    layer: Layer, row: int, shape: tuple[int, int, int], channels: Sequence[int], layout: Layout, options: PlotOptions
 ) -> list[FeatureMap]:
     """Return the maps of some channels of one image, from as much of it as will be seen."""
-    side = reduction(shape, layout.limit_px(choice.dpi))
+    side = reduction(shape, layout.limit_px(options.dpi))
     is_large = math.prod(shape) * layer.dtype.itemsize > WHOLE_BYTES
     # Two rows of each square on which a mean is drawn: what is between them changes a shade.
-    every = -(-side // 2) if is_large and not choice.exact else 1
-    return make_maps(layer.name, layer.bands(row, every), shape, channels, side, choice.most_active)
+    every = -(-side // 2) if is_large and not options.exact else 1
+    return make_maps(layer.name, layer.bands(row, every), shape, channels, side, options.most_active)
 
 
-def _channels(layer: str, count: int, choice: PlotOptions) -> tuple[Sequence[int], str, str]:
+def _channels(layer: str, count: int, options: PlotOptions) -> tuple[Sequence[int], str, str]:
     """Return the channels of a mosaic, what is to be said of them, and the word for the file name."""
-    if choice.most_active is not None:
-        most = min(count, choice.most_active)
+    assert options.channels is not None
+    if options.most_active is not None:
+        most = min(count, options.most_active)
         return range(count), f"the {most} most active of {count} channels, the most active first", f"{most}-most-active"
-    assert choice.channels is not None
-    if isinstance(choice.channels, range):
-        shown = choice.channels[:count]
-        words = f"channels 0 to {shown[-1]} of {count}" if len(shown) < count else f"all {count} channels"
-        return shown, words, f"first-{len(shown)}-channels"
-    if max(choice.channels) >= count:
-        raise _no_channel("channels", layer, max(choice.channels), count)
-    words = f"{_counted(len(choice.channels), 'chosen channel')} of {count}"
-    return choice.channels, words, "-".join(["channels", *map(str, choice.channels)])
+    if isinstance(options.channels, range):
+        shown = options.channels[:count]
+        return shown, f"the first {len(shown)} of {counted(count, 'channel')}", f"first-{len(shown)}-channels"
+    if max(options.channels) >= count:
+        raise _no_channel("channels", layer, max(options.channels), count)
+    word = "-".join(["channels", *map(str, options.channels)])
+    return options.channels, f"{counted(len(options.channels), 'chosen channel')} of {count}", word
 
 
 def _no_channel(option: str, layer: str, got: int, count: int) -> OptionError:
@@ -210,39 +203,30 @@ def _no_channel(option: str, layer: str, got: int, count: int) -> OptionError:
     )
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + "s" * (count != 1)
-
-
-def _run_folder(run: Run) -> Path | None:
-    """Return the folder of the run that was opened; None for a shard that lies elsewhere."""
-    path = run.path.resolve()
+def _place_and_name(path: Path) -> tuple[Path, str]:
+    """Return the folder in which a run lies, and its name; where one shard was opened, that of the shard too."""
+    path = path.resolve()
     if path.name == format.INDEX_NAME:
-        return path.parent
-    return path.parent.parent if path.parent.name == format.SHARD_FOLDER else None
+        return path.parent.parent, path.parent.name
+    if path.parent.name == format.SHARD_FOLDER:
+        return path.parent.parent.parent, f"{path.parent.parent.name} {path.stem}"
+    return path.parent, path.stem
 
 
-def run_name(run: Run) -> str:
-    """Return what a person calls a run: its folder's name, and that of the shard where only one was opened."""
-    folder, path = _run_folder(run), run.path
-    return " ".join(([folder.name] if folder else []) + ([path.stem] if path.name != format.INDEX_NAME else []))
-
-
-def picture_paths(run: Run, choice: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
+def picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
     """Return what names the file of a sheet, from its row and the word for its layers: beside the run unless asked otherwise.
 
     Args:
         run: The run.
-        choice: May name the file.
+        options: May name the file.
         rows: All that are drawn.
         layers: Likewise.
 
     Raises:
         OptionError: Several sheets would have one name.
     """
-    # Never inside the run, whose files are checked.
-    folder, here, pattern = (_run_folder(run) or run.path).parent, Path.cwd(), choice.file or DEFAULT_NAME
-    if choice.file is not None or isinstance(folder, RemotePath):
+    (folder, run_name), here, pattern = _place_and_name(run.path), Path.cwd(), options.file or DEFAULT_NAME
+    if options.file is not None or isinstance(folder, RemotePath):
         folder = Path()
     elif folder.is_relative_to(here):
         # As a person would type it.
@@ -250,7 +234,7 @@ def picture_paths(run: Run, choice: PlotOptions, rows: Sequence[int], layers: Se
     names = {row: _file_name(str(run.images["key"][row])) for row in rows}
     if len(set(names.values())) < len(names):
         names = {row: f"{row}-{name}" for row, name in names.items()}
-    sheets = len(layers) if choice.channels is not None and choice.input != "only" else 1
+    sheets = len(layers) if options.channels is not None and options.input != "only" else 1
     for count, mark in ((len(rows), "{image}"), (sheets, "{layer}")):
         if count > 1 and mark not in pattern:
             raise OptionError(
@@ -259,7 +243,7 @@ def picture_paths(run: Run, choice: PlotOptions, rows: Sequence[int], layers: Se
             )
 
     def path_of(row: int, word: str) -> Path:
-        parts = {"{run}": _file_name(run_name(run)), "{image}": names[row], "{layer}": _file_name(word)}
+        parts = {"{run}": _file_name(run_name), "{image}": names[row], "{layer}": _file_name(word)}
         return folder / re.sub(r"\{(?:run|image|layer)\}", lambda mark: parts[mark[0]], pattern)
 
     return path_of
@@ -276,17 +260,17 @@ def _file_name(text: str) -> str:
     return "..".join(end.decode("utf-8", "ignore") for end in ends)
 
 
-def _input(run: Run, row: int, choice: PlotOptions) -> Any:
+def _input(run: Run, row: int, options: PlotOptions) -> Any:
     """Return the picture that the network saw; None, and why on stderr, where it cannot be had.
 
     Raises:
         StoreError: It cannot be had, and nothing else is wanted.
     """
     try:
-        return input_picture(run, row) if choice.input is not False else None
+        return input_picture(run, row) if options.input is not False else None
     except ImageError as error:
         where = image_place(run, row)
-        if choice.input == "only":
+        if options.input == "only":
             raise StoreError(
                 f"{where!r}: the input cannot be shown, got {error}. Expected the file that was extracted. Put it back."
             ) from error
@@ -302,9 +286,10 @@ def input_picture(run: Run, row: int) -> NDArray[np.uint8]:
     """
     try:
         identity = json.loads(str(run.attributes["identity"]))
-        size = identity["data.size"]
-        height, width = (0, 0) if size == "native" else map(int, size.split("x"))
-        resize = ResizeSpec((height, width), identity["data.resize"], identity["data.interpolation"]) if height else None
+        resize, size = None, identity["data.size"]
+        if size != "native":
+            height, width = map(int, size.split("x"))
+            resize = ResizeSpec((height, width), identity["data.resize"], identity["data.interpolation"])
         mean = np.asarray(run.attributes["mean_pixel"], np.float64).reshape(3)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ImageError("the run does not say how its images were made ready") from error

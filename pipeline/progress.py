@@ -22,8 +22,8 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm
 
 from .errors import DatasetError, PipelineError
+from .formatting import words_for_bytes, words_for_seconds
 from .records import ImageStatus, RunSpec
-from .report import words_for_bytes
 from .store import disk, format
 
 # All modules log below this name.
@@ -173,7 +173,7 @@ class Progress:
             LOGGER.info(
                 "%d of %d images, %d failed, %.2f images/s, %s left",
                 *(self._before + self._done, self._before + self._rows, self._failed, rate),
-                clock((self._rows - self._done) / rate),
+                words_for_seconds((self._rows - self._done) / rate),
             )
         if not self._is_size_said:
             self._estimate(bytes_raw, bytes_stored)
@@ -240,9 +240,3 @@ def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example:
             f"at most a share of {max_failed_fraction:g}. Raise data.max_failed_fraction to go on, or "
             "mend the images and start again with output.existing=replace."
         )
-
-
-def clock(seconds: float) -> str:
-    """Return ``0:03:20``."""
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .formatting import words_for_bytes
 from .storage import is_address
 
 Item = TypeVar("Item")
@@ -234,12 +234,3 @@ class Report:
 def count_causes(errors: Iterable[str]) -> dict[str, int]:
     """Count failed rows by the words before the colon of their reason."""
     return dict(Counter(error.split(":", 1)[0] for error in errors if error))
-
-
-def words_for_bytes(count: float) -> str:
-    """Return ``1.6 MB``, ``3.2 TB``: decimal units, as disks are sold."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    units = ("kB", "MB", "GB", "TB", "PB")
-    power = min(len(units), int(math.log(count, 1000)))
-    return f"{count / 1000**power:.1f} {units[power - 1]}"

@@ -20,9 +20,10 @@ from PIL import Image
 
 from .config import defaults, nested
 from .errors import ImageError, StoreError, printable
-from .feature_maps import FeatureMap, fold, has_extent, make_maps, number_words, shape_words, share_words
+from .feature_maps import FeatureMap, fold, has_extent, make_maps
+from .formatting import words_for_bytes, words_for_number, words_for_shape, words_for_share
 from .records import OK, ImageRecord, Manifest
-from .report import STAGES, Report, words_for_bytes
+from .report import STAGES, Report
 from .reproduce import command_again
 from .store.reader import Layer, Run, place_of
 from .store.statistics import HISTOGRAM_STEP, OCTAVES, SMALLEST_EXPONENT, TINY, LayerStatistics
@@ -210,9 +211,9 @@ def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "long": lambda text, longest: Markup.escape(shown(text, longest)),
-        "number": number_words,
-        "share": share_words,
-        "by": shape_words,
+        "number": words_for_number,
+        "share": words_for_share,
+        "by": words_for_shape,
         "histogram": histogram,
     }
     return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
@@ -257,7 +258,7 @@ def histogram(statistics: LayerStatistics) -> tuple[list[float], list[str]] | No
     stop = int(octaves[-1]) + 1
     first = max(0, stop - BARS)
     sides = [np.append(side[: first + 1].sum(), side[first + 1 : stop]) for side in (negative, positive)]
-    ends = [number_words(2.0 ** (exponent + SMALLEST_EXPONENT)) for exponent in ((first + stop) // 2, stop)]
+    ends = [words_for_number(2.0 ** (exponent + SMALLEST_EXPONENT)) for exponent in ((first + stop) // 2, stop)]
     if negative.any():
         counts, labels = np.concatenate([sides[0][::-1], sides[1]]), [f"−{ends[1]}", "0", ends[1]]
     else:
@@ -296,7 +297,7 @@ def _figures(report: Report) -> dict[str, str]:
         figures["rate"] = f"{report.images_per_second:.1f} images/s"
         figures["stored"] = words_for_bytes(report.bytes_stored)
         if report.bytes_raw:
-            figures["compressed to"] = share_words(report.bytes_stored / report.bytes_raw)
+            figures["compressed to"] = words_for_share(report.bytes_stored / report.bytes_raw)
         figures["device"] = report.device
     figures["wall time"] = words_for_seconds(report.seconds)
     figures["peak memory"] = words_for_bytes(report.peak_memory_bytes)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli
 from .errors import StoreError, printable
-from .report import MOST_REPORT_BYTES, Report, count_causes, words_for_bytes
+from .formatting import words_for_bytes
+from .report import MOST_REPORT_BYTES, Report, count_causes
 from .reproduce import argument, command_again, differing_options
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from . import cli, signals
 from .errors import StoreError, printable
+from .formatting import words_for_bytes
 from .machine import usable_cores
-from .report import words_for_bytes
 
 if TYPE_CHECKING:
     from .config import VerifyOptions

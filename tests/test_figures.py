@@ -19,38 +19,40 @@ from PIL import Image
 
 from pipeline import figures
 from pipeline.config import PICTURE_SUFFIXES as SUFFIXES
+from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
 from pipeline.feature_maps import FeatureMap, fold, make_maps, reduction
-from pipeline.figures import Look, Sheet, check_colormap, draw, plan_layout
+from pipeline.figures import Sheet, check_colormap, plan_layout
 
 HOT = "hot"
-OWN, SHARED = Look(HOT, False, 100), Look(HOT, True, 100)
 MAGENTA = (255, 0, 255)
+ONES = np.ones((2, 2, 1), np.float32)
 
 
 def maps_of(values: NDArray[np.floating], layer: str = "relu1_1", **options: Any) -> list[FeatureMap]:
     return make_maps(layer, [(0, values)], values.shape, range(values.shape[2]), options.pop("side", 1), **options)
 
 
-def figure_of(maps: Sequence[FeatureMap], look: Look = OWN, mosaic: bool = False, **sheet: Any) -> Figure:
-    layout = plan_layout([one.shape for one in maps], is_mosaic=mosaic)
-    given = {"heading": "a/b.jpg", "lines": ("row 0", "channel 0"), "seen": None, "seen_lines": (), **sheet}
-    return draw(Sheet(maps=maps, **given), look, layout)
-
-
-def render(
-    path: Path, maps: Sequence[FeatureMap], look: Look = OWN, mosaic: bool = False, **sheet: Any
-) -> list[NDArray[np.uint8]]:
-    """Gives what stands inside the frames of the written file: the input if there is one, and the maps."""
+def draw(
+    maps: Sequence[FeatureMap],
+    mosaic: bool = False,
+    lines: Sequence[str] = ("a/b.jpg", "row 0"),
+    seen: Any = None,
+    **options: Any,
+) -> Figure:
+    given = {**defaults(PlotOptions), "run": "x", "colormap": HOT, **options}
+    sheet = Sheet(lines, maps, plan_layout([one.shape for one in maps], mosaic), seen, ("a" * 40, "b"))
     with figures.plain_settings():
-        figure = figure_of(maps, look, mosaic, **sheet)
+        return figures.draw(sheet, check(PlotOptions, given, "pipeline.plot"))
+
+
+def render(path: Path, maps: Sequence[FeatureMap], **options: Any) -> list[NDArray[np.uint8]]:
+    """Gives what stands inside the frames of the written file: the input if there is one, and the maps."""
+    figure = draw(maps, **options)
+    with figures.plain_settings():
         figures.save(figure, path / "sheet.png")
-    return framed(figure, path / "sheet.png")
-
-
-def framed(figure: Figure, path: Path) -> list[NDArray[np.uint8]]:
-    image = np.asarray(Image.open(path).convert("RGB"))
-    boxes = [axes.bbox.extents for axes in figure.axes if axes.images]
+    image = np.asarray(Image.open(path / "sheet.png").convert("RGB"))
+    boxes = [shown.get_window_extent().extents for shown in figure.axes[0].images if shown.get_array().shape[:2] != (256, 1)]
     # Without the frame's line.
     return [
         image[math.ceil(len(image) - top) + 1 : int(len(image) - bottom) - 1, math.ceil(left) + 1 : int(right) - 1]
@@ -58,15 +60,13 @@ def framed(figure: Figure, path: Path) -> list[NDArray[np.uint8]]:
     ]
 
 
+def words_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
 def colour(values: Any, low: float, high: float, colormap: str = HOT) -> NDArray[np.uint8]:
     scaled = (np.asarray(values, np.float64) - low) / ((high - low) or 1.0)
     return np.asarray(matplotlib.colormaps[colormap](scaled, bytes=True))[..., :3]
-
-
-def bars_of(figure: Figure) -> list[Any]:
-    """Gives the colour bars."""
-    every = [*figure.axes, *(child for axes in figure.axes for child in axes.child_axes)]
-    return [axes for axes in every if axes.collections]
 
 
 def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
@@ -78,31 +78,22 @@ def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uin
     return picture[np.ix_(y, x)]
 
 
-def test_means_and_numbers_are_those_of_an_obvious_computation() -> None:
-    values = np.random.default_rng(5).integers(-3, 4, (11, 9, 4)).astype(np.float16)
-    bands = [(first, values[first : first + 3]) for first in range(0, 11, 3)]
-    for side in (1, 2, 4, 20):
-        for one in make_maps("x", bands, (11, 9, 4), [2, 0], side):
-            channel = values[:, :, one.channel].astype(np.float64)
-            expected = [[channel[y : y + side, x : x + side].mean() for x in range(0, 9, side)] for y in range(0, 11, side)]
-            assert one.pixels.dtype == np.float32
-            np.testing.assert_allclose(one.pixels, expected, atol=1e-6)
-            assert (one.low, one.high) == (channel.min(), channel.max())
-            assert one.zeros == pytest.approx(np.mean(channel == 0))
-            assert (one.not_finite, one.rows_read, one.shape, one.layer) == (0, 11, (11, 9, 4), "x")
-        assert [one.channel for one in make_maps("x", bands, (11, 9, 4), [2, 0], side)] == [2, 0]
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5), st.integers(1, 6))
-def test_how_an_image_is_cut_in_bands_changes_no_map(height: int, width: int, side: int, band: int) -> None:
-    values = np.random.default_rng(height * 13 + width).integers(0, 9, (height, width, 2)).astype(np.float32)
-    whole = make_maps("x", [(0, values)], values.shape, [0, 1], side)
-    parts = make_maps(
-        "x", [(first, values[first : first + band]) for first in range(0, height, band)], values.shape, [0, 1], side
-    )
-    for one, other in zip(whole, parts, strict=True):
-        np.testing.assert_allclose(one.pixels, other.pixels, rtol=1e-6)
-        assert (one.low, one.high, one.zeros) == (other.low, other.high, other.zeros)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 20), st.integers(1, 6))
+def test_means_and_numbers_are_those_of_an_obvious_computation_however_an_image_is_cut_in_bands(
+    height: int, width: int, side: int, band: int
+) -> None:
+    values = np.random.default_rng(height * 13 + width).integers(-3, 4, (height, width, 4)).astype(np.float16)
+    bands = [(first, values[first : first + band]) for first in range(0, height, band)]
+    maps = make_maps("x", bands, values.shape, [2, 0], side)
+    assert [one.channel for one in maps] == [2, 0]
+    for one in maps:
+        channel = values[:, :, one.channel].astype(np.float64)
+        expected = [[channel[y : y + side, x : x + side].mean() for x in range(0, width, side)] for y in range(0, height, side)]
+        assert one.pixels.dtype == np.float32
+        np.testing.assert_allclose(one.pixels, expected, atol=1e-6)
+        assert (one.low, one.high) == (channel.min(), channel.max())
+        assert one.zeros == pytest.approx(np.mean(channel == 0))
+        assert (one.not_finite, one.rows_read, one.shape, one.layer) == (0, height, values.shape, "x")
 
 
 def test_of_a_part_of_the_rows_the_numbers_are_those_of_that_part() -> None:
@@ -120,26 +111,16 @@ def test_the_most_active_channels_come_first_and_of_equals_the_first() -> None:
         assert [one.channel for one in maps_of(values, most_active=99)] == [5, 1, 3, 0, 2, 4]
 
 
-def test_what_is_not_finite_is_counted_and_left_out_of_the_range() -> None:
-    values = np.array([[1, np.nan], [np.inf, -2]], np.float32)[:, :, None]
-    (one,) = maps_of(values)
-    assert (one.low, one.high, one.not_finite) == (-2.0, 1.0, 2)
-    (none,) = maps_of(np.full((2, 2, 1), np.nan, np.float32))
-    assert math.isnan(none.low)
-    assert none.not_finite == 4
-
-
 def test_a_layer_without_extent_is_folded_row_after_row() -> None:
     for channels, shape in ((4096, (64, 64)), (1000, (25, 40)), (7, (1, 7))):
-        values = np.arange(channels, dtype=np.float32).reshape(1, 1, -1)
-        one = fold("fc6", values)
+        one = fold("fc6", np.arange(channels, dtype=np.float32).reshape(1, 1, -1))
         assert one.pixels.shape == shape
-        np.testing.assert_array_equal(one.pixels.reshape(-1), values.reshape(-1))
-        assert (one.channel, one.low, one.high, one.zeros) == (None, 0, channels - 1, 1 / channels)
+        np.testing.assert_array_equal(one.pixels.reshape(-1), np.arange(channels))
+        assert (one.channel, one.shape, one.low, one.high, one.zeros) == (None, (1, 1, channels), 0, channels - 1, 1 / channels)
 
 
 def test_an_unknown_colour_map_names_the_nearest() -> None:
-    assert check_colormap("gray") == "gray"
+    check_colormap("gray")
     for name, near in (("viridi", "viridis"), ("Magma", "magma"), ("GRAY", "gray"), ("no such map", "magma")):
         with pytest.raises(OptionError, match=rf"^colormap: there is none of this name, got '{name}'. Expected one of: {near}"):
             check_colormap(name)
@@ -147,12 +128,10 @@ def test_an_unknown_colour_map_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("sides", [(28, 28), (14, 25), (40, 12), (1, 5)])
 def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, int], tmp_path: Path) -> None:
-    values = np.random.default_rng(1).standard_normal((*sides, 1)).astype(np.float32)
-    (drawn,) = render(tmp_path, maps_of(values), Look("viridis", False, 100))
-    (one,) = maps_of(values)
-    np.testing.assert_allclose(
-        cells(drawn, *sides).astype(int), colour(one.pixels, one.low, one.high, "viridis").astype(int), atol=1
-    )
+    (one,) = maps_of(np.random.default_rng(1).standard_normal((*sides, 1)).astype(np.float32))
+    (drawn,) = render(tmp_path, [one], colormap="viridis")
+    expected = colour(one.pixels, one.low, one.high, "viridis").astype(int)
+    np.testing.assert_allclose(cells(drawn, *sides).astype(int), expected, atol=1)
     # Proportions, to some pixels of the frame.
     height, width = drawn.shape[:2]
     assert abs(height / sides[0] - width / sides[1]) <= 5 * max(1 / sides[0], 1 / sides[1])
@@ -163,49 +142,41 @@ def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
     values = np.kron(np.array([[0, 1], [2, 3]], np.float32), np.ones((360, 640), np.float32))[:, :, None]
     # A single value that is far above: it makes the range, and vanishes in the means.
     values[300, 300] = 30
-    layout = plan_layout([values.shape] * 4, is_mosaic=False)
-    side = reduction(values.shape, layout.limit_px(100))
+    side = reduction(values.shape, plan_layout([values.shape] * 4, is_mosaic=False).limit_px(100))
     drawn = render(tmp_path, maps_of(values, side=side) * 4)
     assert side == 6
     assert len(drawn) == 4
-    assert abs(drawn[0].shape[0] - 117) <= 2
-    assert abs(drawn[0].shape[1] - 208) <= 2
+    np.testing.assert_allclose(drawn[0].shape[:2], (117, 208), atol=2)
     np.testing.assert_allclose(cells(drawn[0], 2, 2).astype(int), colour([[0, 1], [2, 3]], 0, 30), atol=2)
 
 
 def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:
     values = np.ones((4, 4, 5), np.float32) * np.arange(5, dtype=np.float32)
-    expected = colour(np.arange(5), 0, 4)
     for order in (range(5), [3, 0, 4]):
         maps = make_maps("x", [(0, values)], values.shape, order, 1)
-        with figures.plain_settings():
-            figure = figure_of(maps, SHARED, mosaic=True)
-            figures.save(figure, tmp_path / "sheet.png")
-        np.testing.assert_array_equal([each[5, 5] for each in framed(figure, tmp_path / "sheet.png")], expected[list(order)])
-        assert [axes.get_title(loc="left") for axes in figure.axes if axes.images] == [f"channel {number}" for number in order]
-        corners = [(round(-axes.bbox.y1), round(axes.bbox.x0)) for axes in figure.axes if axes.images]
-        assert corners == sorted(corners)
+        drawn = render(tmp_path, maps, mosaic=True, scale="shared")
+        low, high = min(order), max(order)
+        np.testing.assert_array_equal([each[5, 5] for each in drawn], colour([*order], low, high))
+        figure = draw(maps, mosaic=True)
+        names = [text for text in figure.axes[0].texts if text.get_text().startswith("channel")]
+        assert [text.get_text() for text in names] == [f"channel {number}" for number in order]
+        places = [(text.get_position()[1], text.get_position()[0]) for text in names]
+        assert places == sorted(places)
 
 
-def test_own_scales_show_what_a_common_one_hides(tmp_path: Path) -> None:
-    values = np.stack([np.array([[0, 1], [1, 0]]), np.array([[0, 100], [0, 0]])], axis=2).astype(np.float32)
-    for look, high in ((OWN, 1.0), (SHARED, 100.0)):
-        first, second = render(tmp_path, maps_of(values), look)
-        np.testing.assert_array_equal(cells(first, 2, 2), colour(values[..., 0], 0, high))
-        np.testing.assert_array_equal(cells(second, 2, 2), colour(values[..., 1], 0, 100))
-
-
-def test_a_colour_bar_tells_the_ends_of_its_scale() -> None:
+def test_own_scales_show_what_a_common_one_hides_and_colour_bars_tell_their_ends(tmp_path: Path) -> None:
     values = np.stack([np.array([[0, 1], [1, 0]]), np.array([[-4, 100], [0, 0]])], axis=2).astype(np.float32)
-    for look, ends in ((OWN, [("0", "1"), ("−4", "100")]), (SHARED, [("−4", "100")])):
-        with figures.plain_settings():
-            labels = [[label.get_text() for label in bar.get_yticklabels()] for bar in bars_of(figure_of(maps_of(values), look))]
-        assert [(each[0], each[-1]) for each in labels] == ends
+    for scale, ends in (("own", [(0, 1), (-4, 100)]), ("shared", [(-4, 100)] * 2)):
+        first, second = render(tmp_path, maps_of(values), scale=scale)
+        np.testing.assert_array_equal(cells(first, 2, 2), colour(values[..., 0], *ends[0]))
+        np.testing.assert_array_equal(cells(second, 2, 2), colour(values[..., 1], *ends[1]))
+        words = words_of(draw(maps_of(values), scale=scale))
+        assert (words.count("1"), words.count("100"), words.count("−4")) == ((1, 1, 1) if scale == "own" else (0, 1, 1))
 
 
 def test_the_input_stands_beside_pixel_for_pixel(tmp_path: Path) -> None:
     seen = np.random.default_rng(2).integers(0, 256, (13, 20, 3), np.uint8)
-    drawn = render(tmp_path, maps_of(np.ones((3, 3, 4), np.float32)), mosaic=True, seen=seen, seen_lines=("13 × 20 px",))
+    drawn = render(tmp_path, maps_of(np.ones((3, 3, 4), np.float32)), mosaic=True, seen=seen)
     np.testing.assert_array_equal(cells(drawn[0], 13, 20), seen)
 
 
@@ -213,15 +184,20 @@ def test_what_is_constant_or_no_number_is_drawn_and_said(tmp_path: Path) -> None
     constant, nothing = np.zeros((5, 5, 1), np.float32), np.full((5, 5, 1), np.nan, np.float32)
     mixed = np.array([[np.nan, 1.0], [np.inf, 0.0]], np.float32)[:, :, None]
     maps = maps_of(constant) + maps_of(nothing) + maps_of(mixed)
-    drawn = render(tmp_path, maps)
-    assert (drawn[0] == (10, 0, 0)).all()
-    assert (drawn[1] == MAGENTA).all()
-    np.testing.assert_array_equal(cells(drawn[2], 2, 2), [[MAGENTA, colour(1, 0, 1)], [MAGENTA, colour(0, 0, 1)]])
-    figure = figure_of(maps)
-    words = " ".join(text.get_text() for text in figure.findobj(Text))
-    for said in ("all 0, 100 % zeros", "no finite value", "0 to 1, 25.0 % zeros, 2 not finite"):
+    assert [(one.low, one.high, one.not_finite) for one in (maps[0], maps[2])] == [(0, 0, 0), (0, 1, 2)]
+    assert math.isnan(maps[1].low)
+    for scale in ("own", "shared"):
+        drawn = render(tmp_path, maps, scale=scale)
+        assert (drawn[0] == (10, 0, 0)).all()
+        assert (drawn[1] == MAGENTA).all()
+        np.testing.assert_array_equal(cells(drawn[2], 2, 2), [[MAGENTA, colour(1, 0, 1)], [MAGENTA, colour(0, 0, 1)]])
+    figure = draw(maps)
+    words = " ".join(words_of(figure))
+    for said in ("all 0\n100 % zeros", "no finite value", "0 to 1\n25.0 % zeros\n2 not finite"):
         assert said in words
-    assert len(bars_of(figure)) == 1
+    # One colour bar.
+    assert len(figure.axes[0].images) == 4
+    render(tmp_path, maps_of(nothing), scale="shared")
 
 
 @pytest.mark.parametrize("ends", [(-3e38, 3e38), (0.0, 1e-45), (1.0, np.nextafter(np.float32(1), np.float32(2)))])
@@ -233,42 +209,31 @@ def test_any_range_is_drawn(ends: tuple[float, float], tmp_path: Path) -> None:
 
 def test_bars_are_as_high_as_their_values_are() -> None:
     values = np.array([4, -2, 0, 1, np.nan], np.float32).reshape(1, 1, -1)
-    (axes,) = figure_of(maps_of(values, "fc6"), mosaic=True).axes
+    (axes,) = draw(maps_of(values, "fc6"), mosaic=True).axes[0].child_axes
     assert [bar.get_height() for bar in axes.patches] == [4, -2, 0, 1, 0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize(
-    ("sides", "count", "look", "mosaic"),
+    ("sides", "count", "scale", "mosaic"),
     [
-        ((28, 28), 1, OWN, False),
-        ((28, 28), 1, SHARED, True),
-        ((7, 300), 1, SHARED, False),
-        ((300, 7), 5, OWN, False),
-        ((300, 7), 5, SHARED, True),
-        ((1440, 2560), 7, OWN, True),
-        *(pytest.param((1440, 2560), 36, look, look is SHARED, marks=pytest.mark.slow) for look in (OWN, SHARED)),
+        ((28, 28), 1, "own", False),
+        ((28, 28), 1, "shared", True),
+        ((7, 300), 1, "shared", False),
+        ((300, 7), 5, "own", False),
+        ((300, 7), 5, "shared", True),
+        ((1440, 2560), 7, "own", True),
+        ((1440, 2560), 1, "own", False),
+        *((sides, 36, scale, scale == "shared") for sides in ((28, 28), (1440, 2560)) for scale in ("own", "shared")),
+        ((1, 1), 1, "own", True),
+        ((1, 1), 64, "own", True),
+        ((1, 1), 500, "own", True),
     ],
 )
-def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int, look: Look, mosaic: bool) -> None:
+def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int, scale: str, mosaic: bool) -> None:
     one = FeatureMap("relu4_1", 0, (*sides, 512), np.eye(7, 9, dtype=np.float32), -1.234e-5, 6.55e4, 0.123, 17, sides[0])
-    seen = np.zeros((*sides, 3), np.uint8)[:99, :99]
-    with figures.plain_settings():
-        long = {"heading": "k" * 300, "lines": ("row 0 of " + "n" * 300,), "seen": seen, "seen_lines": ("a" * 60,)}
-        assert_legible(figure_of([one] * count, look, mosaic, **long))
-
-
-@pytest.mark.parametrize("count", [1, 64, pytest.param(500, marks=pytest.mark.slow)])
-def test_no_word_of_a_bar_chart_is_cut(count: int) -> None:
-    values = np.linspace(-1.234e-5, 6.55e4, count, dtype=np.float32).reshape(1, 1, -1)
-    with figures.plain_settings():
-        assert_legible(
-            figure_of(maps_of(values, "fc6"), mosaic=True, seen=np.zeros((9, 9, 3), np.uint8), seen_lines=("9 × 9 px",))
-        )
-
-
-def assert_legible(figure: Figure) -> None:
-    """Fails where a text is cut by the edge of the sheet, or two lie on each other."""
+    lines = ("k" * 300, "row 0 of " + "n" * 300)
+    figure = draw([one] * count, mosaic, lines, np.zeros((*sides, 3), np.uint8)[:99, :99], scale=scale)
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     boxes = np.array([text.get_window_extent().extents for text in texts])
@@ -287,24 +252,22 @@ def assert_legible(figure: Figure) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_names_in_any_script_are_drawn(tmp_path: Path, suffix: str) -> None:
-    heading = "$\\frac{1}{$ 猫 \U0001f431 $x$ \ud800 a\tb\nc\x1b[1m.jpg"
+    figure = draw(maps_of(ONES), lines=("$\\frac{1}{$ 猫 \U0001f431 $x$ \ud800 a\tb\x1b[1m.jpg", "$", "%s {layer}"))
     with figures.plain_settings():
-        figure = figure_of(maps_of(np.ones((2, 2, 1), np.float32)), heading=heading, lines=("$", "%s {layer}"))
         figures.save(figure, tmp_path / f"sheet{suffix}")
-    assert figure.texts[0].get_text() == "$\\frac{1}{$ 猫 \U0001f431 $x$ ▯ a b c▯[1m.jpg"
-    assert figure.texts[1].get_text() == "$\n%s {layer}"
+    assert words_of(figure)[:3] == ["$\\frac{1}{$ 猫 \U0001f431 $x$ \\ud800 a\\tb\\x1b[1m.jpg", "$", "%s {layer}"]
 
 
 def test_too_many_pixels_are_refused() -> None:
     for count, dpi in ((36, 1200), (9000, 100)):
         with pytest.raises(OptionError, match=r"^dpi: the picture would be too large, got .* px with"):
-            figure_of(maps_of(np.ones((2, 2, 1), np.float32)) * count, Look(HOT, False, dpi))
+            draw(maps_of(ONES) * count, dpi=dpi)
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "sheet.png").mkdir()
     with pytest.raises(StoreError, match=r"sheet.png: the picture cannot be written, got is a directory. Expected a place"):
-        render(tmp_path, maps_of(np.ones((2, 2, 1), np.float32)))
+        render(tmp_path, maps_of(ONES))
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
@@ -313,9 +276,8 @@ def test_equal_pictures_are_equal_bytes_and_a_users_settings_change_none(tmp_pat
     contents = []
     for settings in ({}, {"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 10, "image.cmap": "jet", "text.color": "red"}):
         with matplotlib.rc_context(settings), figures.plain_settings():
-            figure = figure_of(maps)
             for suffix in SUFFIXES:
-                figures.save(figure, tmp_path / f"sheet{suffix}")
+                figures.save(draw(maps), tmp_path / f"sheet{suffix}")
         contents.append([(tmp_path / f"sheet{suffix}").read_bytes() for suffix in SUFFIXES])
     assert contents[0] == contents[1]
     png, pdf, svg = contents[0]

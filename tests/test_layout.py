@@ -42,7 +42,7 @@ ONLY_IN = {
 # A wrong option is answered before any of HEAVY is loaded.
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
 LIGHT = COMMANDS | {
-    *("cli.py", "config.py", "errors.py", "report.py", "signals.py", "reproduce.py", "storage.py"),
+    *("cli.py", "config.py", "errors.py", "formatting.py", "report.py", "signals.py", "reproduce.py", "storage.py"),
     *("network/architectures.py", "network/start.py"),
 }
 

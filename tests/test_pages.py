@@ -12,10 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.feature_maps import FeatureMap, number_words, share_words
+from pipeline.feature_maps import FeatureMap
+from pipeline.formatting import words_for_number, words_for_share
 from pipeline.report import Report
 from pipeline.report_page import PICTURE_BYTES, Sample, _maps, coloured, histogram, render, shown
-from pipeline.store.statistics import LayerStatistics, Tally, gather
+from pipeline.store.statistics import LayerStatistics, Tally
 
 from .pages import Page
 
@@ -36,7 +37,7 @@ STAGES = {"read": ("waiting for images", ": ", "a faster disk"), "network": ("th
 
 def statistics_of(values: NDArray[np.float32]) -> LayerStatistics:
     tally = Tally(values.shape[-1])
-    tally.add(gather(values))
+    tally.add(values)
     return tally.statistics(1)
 
 
@@ -202,10 +203,10 @@ def test_samples_are_channel_0_and_the_most_active_ones_and_small() -> None:
 
 
 def test_numbers_are_short_and_shares_are_no_rounder_than_true() -> None:
-    assert [number_words(value) for value in (0.0, -3.25, 12.3456, 65504.4, 6.5e7, 1e-7, math.inf)] == [
+    assert [words_for_number(value) for value in (0.0, -3.25, 12.3456, 65504.4, 6.5e7, 1e-7, math.inf)] == [
         *("0", "−3.25", "12.35", "65504", "6.5e+07", "1e−07", "–"),
     ]
-    assert [share_words(value) for value in (0.0, 1e-9, 0.012, 0.5, 0.99999, 1.0, math.nan)] == [
+    assert [words_for_share(value) for value in (0.0, 1e-9, 0.012, 0.5, 0.99999, 1.0, math.nan)] == [
         *("0 %", "<0.1 %", "1.2 %", "50.0 %", ">99.9 %", "100 %", "–"),
     ]
 

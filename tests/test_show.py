@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.formatting import words_for_bytes
 from pipeline.records import RunSpec
-from pipeline.report import Report, words_for_bytes
+from pipeline.report import Report
 from pipeline.show import as_text, overview
 from pipeline.store import run_summary
 from pipeline.store.reader import open_run

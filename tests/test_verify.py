@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.report import words_for_bytes
+from pipeline.formatting import words_for_bytes
 from pipeline.store.verification import VerifyResult, verify_folder
 from pipeline.verify import verify as verify_run
 
