@@ -234,5 +234,5 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         )
 
     row_bytes = sum(math.prod(feature.shape) for feature in spec.features if feature.shape) * FLOAT_BYTES
-    in_flight = batches_in_flight(device, size_px, row_bytes, gpu_memory_bytes() if device.kind == "gpu" else None)
+    in_flight = batches_in_flight(device, size_px, row_bytes, gpu_memory_bytes() if device.kind == "gpu" else 0)
     return Stages(device, load, compute, in_flight)

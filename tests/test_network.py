@@ -179,31 +179,29 @@ def test_batches_are_in_flight_on_a_gpu_as_far_as_its_memory_allows() -> None:
     assert batches_in_flight(gpu, (224, 224), relu4_1, 80 << 30) == 3
     assert batches_in_flight(gpu, (224, 224), relu4_1, 12 << 30) == 2
     assert batches_in_flight(gpu, (224, 224), relu4_1, 4 << 30) == 1
-    assert batches_in_flight(gpu, (224, 224), relu4_1, None) == 2
     assert batches_in_flight(gpu, None, relu4_1, 80 << 30) == 1
-    assert batches_in_flight(Device("/CPU:0", "cpu", 8), (224, 224), relu4_1, None) == 1
+    assert batches_in_flight(Device("/CPU:0", "cpu", 8), (224, 224), relu4_1, 0) == 1
 
 
 @pytest.mark.parametrize(
     ("size_px", "memory_bytes", "batch"),
     [
-        ((224, 224), None, 64),
         ((224, 224), 80 << 30, 128),
         ((224, 224), 8 << 30, 83),
         ((1024, 1024), 8 << 30, 4),
         ((9000, 9000), 8 << 30, 1),
-        ((448, 448), None, 16),
+        ((448, 448), 6 << 30, 15),
     ],
 )
-def test_a_step_fits_into_half_of_the_gpu(size_px: tuple[int, int], memory_bytes: int | None, batch: int) -> None:
+def test_a_step_fits_into_half_of_the_gpu(size_px: tuple[int, int], memory_bytes: int, batch: int) -> None:
     assert gpu_batch(size_px, memory_bytes) == batch
 
 
 def test_the_driver_is_asked_for_the_memory_of_the_smallest_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_memory_bytes() is None
+    assert gpu_memory_bytes() == 6 << 30
     program = tmp_path / "nvidia-smi"
-    for answer, expected in [("81920\n24576\n", 24576 << 20), ("no devices were found\n", None), ("", None)]:
+    for answer, expected in [("81920\n24576\n", 24576 << 20), ("no devices were found\n", 6 << 30), ("", 6 << 30)]:
         program.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
         program.chmod(0o755)
         assert gpu_memory_bytes() == expected

@@ -109,7 +109,7 @@ def test_imagenet_takes_keras_own_download_if_it_is_whole(load: Loader, monkeypa
     assert (
         f"weights: {path} is passed over, since it is not the published file (MD5 253f8cb515780f3b799900260a226db6)" in load.lines
     )
-    assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/keras/vgg19/{NOTOP}, got ")
+    assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/keras/vgg19/{NOTOP} to ")
     publish(monkeypatch, path, "keras", False)
     assert load("imagenet").sha256 == load("random").sha256
     monkeypatch.delenv("KERAS_HOME")
@@ -132,9 +132,9 @@ def test_without_network_and_weights_the_message_tells_all_that_helps(
     load: Loader, source: str, classifier: bool, name: str, size: str
 ) -> None:
     message = load.refusal(source, classifier=classifier)
-    assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/{name}, got ")
+    assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/{name} to {load.folder}")
     assert size in message
-    assert f"Put that file into {load.folder} by hand" in message
+    assert "Put that file there by hand" in message
     assert "network.weights=random" in message
     assert list(load.folder.iterdir()) == []
 

@@ -215,21 +215,18 @@ def _prepare(job: Job) -> Stages:
     Raises:
         PipelineError: This node cannot be used.
     """
-    node = f"engine: node {socket.gethostname()}"
-    lock = Path(job.folder, format.LOCK_NAME)
-    unseen = {"run folder": str(lock)} if not lock.exists() else {}
-    if job.image and not _can_read(job.image):
-        unseen["images"] = job.image.path
-    for what, path in unseen.items():
+    node, part, found = f"engine: node {socket.gethostname()}", next(iter(job.parts.values())), versions()
+    what = "" if Path(job.folder, format.LOCK_NAME).exists() else "run folder"
+    if not what and job.image and not _can_read(job.image):
+        what = "images"
+    if what:
         raise EngineError(
-            f"{node} does not see the {what}, got nothing at {path!r}. Expected storage that all nodes share, under the same "
-            "path. Use another folder, or nodes that have it."
+            f"{node} does not see the {what}, got nothing under the path that it has on the driver's machine. Expected storage "
+            "that all nodes share. Use another folder, or nodes that have it."
         )
-    part, found = next(iter(job.parts.values())), versions()
     wanted = {name: part.attributes.get(f"version_{name}", text) for name, text in found.items()}
-    if other := [name for name in wanted if wanted[name] != found[name]]:
-        got, expected = (", ".join(f"{name} {of[name]}" for name in other) for of in (found, wanted))
-        raise EngineError(f"{node} has other libraries, got {got}. Expected {expected}, as on the driver's machine.")
+    if other := [f"{name} {found[name]} (there {wanted[name]})" for name in found if found[name] != wanted[name]]:
+        raise EngineError(f"{node} has other libraries than the driver's machine, got {', '.join(other)}. Expected the same.")
     # On a CPU TensorFlow's own convolutions would take all cores from the workers beside this one.
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[name] = str(job.options.runtime.workers)
@@ -304,7 +301,7 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunF
             if isinstance(error, (ray.exceptions.RayError, ConnectionError)):
                 raise EngineError(
                     f"engine: the Ray cluster does not answer any more, got {type(error).__name__}: {_one_line(error)}. Expected "
-                    "its head to live as long as the run. Look at the head, then run the command again: finished shards are kept."
+                    "its head to live as long as the run. Run the command again: finished shards are kept."
                 ) from error
             raise
 
@@ -335,32 +332,27 @@ def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Pro
 @contextmanager
 def _connected(ray: Any, address: str | None, job: Job) -> Iterator[None]:
     """Connect to a cluster; one of this machine for this run alone is started, and ended."""
-    if ray.is_initialized():
-        raise EngineError(
-            "engine: this process is connected to a Ray cluster already, got a connection that is not the run's. Expected none. "
-            "Call ray.shutdown() first."
-        )
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # Twice: there is a moment in which the job is put together.
         size = OBJECT_STORE_BYTES + 2 * len(pickle.dumps(job))
         settings |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": size}
     try:
-        try:
-            if address not in (None, AUTO):
-                # Ray would try for minutes.
-                host, _, port = str(address).removeprefix("ray://").rpartition(":")
-                socket.create_connection((host.strip("[]"), int(port)), PORT_SECONDS).close()
-            with kept_handlers(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ray.init(**settings)
-        except Exception as error:
-            what = (getattr(error, "strerror", None) or "").lower() or _one_line(error).split(". ")[0]
-            where, done = ("engine", "started") if address is None else (f"engine.address={address}", "reached")
-            raise EngineError(
-                f"{where}: no Ray cluster can be {done}, got: {what}. Expected one of the same version of Ray and Python. Start "
-                "it with `ray start --head`, which says more, or use engine=local."
-            ) from error
+        if address not in (None, AUTO):
+            # Ray would try for minutes.
+            host, _, port = str(address).removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), PORT_SECONDS).close()
+        with kept_handlers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(**settings)
+    except Exception as error:
+        what = (getattr(error, "strerror", None) or "").lower() or _one_line(error).split(". ")[0]
+        where, done = ("engine", "started") if address is None else (f"engine.address={address}", "reached")
+        raise EngineError(
+            f"{where}: no Ray cluster can be {done}, got: {what}. Expected one of the same version of Ray and Python. Start it "
+            "with `ray start --head`, which says more, or use engine=local."
+        ) from error
+    try:
         yield
     finally:
         with suppress(Exception):
@@ -438,10 +430,8 @@ class Tasks:
             if isinstance(error.cause, PipelineError):
                 raise error.cause from None
             if "failed to import on the worker" in str(error):
-                raise EngineError(
-                    f"engine: a node cannot load this program, got {str(error).splitlines()[-1]}. Expected the same "
-                    "installation on all nodes. Install it there."
-                ) from None
+                got = str(error).splitlines()[-1]
+                raise EngineError(f"engine: a node cannot load this program, got {got}. Expected it on all nodes.") from None
             raise RuntimeError(str(error)) from None
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             raise self._died(shards, _one_line(error)) from error

@@ -34,13 +34,13 @@ LARGEST_CPU_BATCH = 64
 # Images of a step on a GPU, at most: more would only wait longer to be read. Fewer where half of its memory holds fewer
 # of the largest layers, of 64 channels; the rest is for kernels and resizing.
 GPU_BATCH = 128
-GPU_BATCH_WHERE_NOBODY_TELLS = 64
 LARGEST_CHANNELS = 64
 # A convolution reads one layer, makes another, and a third waits to be written; cuDNN or the encoder needs some more.
 LAYERS_IN_MEMORY = 4
 FLOAT_BYTES = 4
 COLOURS = 3
 DRIVER_SECONDS = 20
+GPU_BYTES_WHERE_NOBODY_TELLS = 6 << 30
 REFERENCE_PIXELS = 224 * 224
 
 MEMORY_WHERE_NOBODY_TELLS_BYTES = 16 << 30
@@ -99,22 +99,20 @@ def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, in
     return Device(name, kind, batch_size or min(most, fitting))
 
 
-def batches_in_flight(device: Device, size_px: tuple[int, int] | None, row_bytes: int, memory_bytes: int | None) -> int:
+def batches_in_flight(device: Device, size_px: tuple[int, int] | None, row_bytes: int, memory_bytes: int) -> int:
     """Return how many batches may be on their way through the device at a time.
 
     Args:
         device: As chosen.
         size_px: (height, width) of the input; None at native size.
         row_bytes: Of all features of one image, float32.
-        memory_bytes: Free on the GPU; None where nobody tells.
+        memory_bytes: Free on the GPU.
 
     Returns:
         1 on a CPU and at native size, where a layer is stored before the next one is computed.
     """
     if device.kind == "cpu" or size_px is None:
         return 1
-    if memory_bytes is None:
-        return 2
     # The canvas as uint8 and as float32, the resized images, the features; the network itself has the other half of the memory.
     image_bytes = CANVAS_SIDE_PX**2 * COLOURS * (1 + FLOAT_BYTES) + size_px[0] * size_px[1] * COLOURS * FLOAT_BYTES
     fitting = memory_bytes // 2 // (device.batch_size * (image_bytes + row_bytes))
@@ -142,28 +140,25 @@ def _shown(gpus: list[Any], requested: str) -> list[Any]:
     return gpus
 
 
-def gpu_batch(size_px: tuple[int, int], memory_bytes: int | None) -> int:
+def gpu_batch(size_px: tuple[int, int], memory_bytes: int) -> int:
     """Return the images of a step on a GPU.
 
     Args:
         size_px: (height, width) of the input.
-        memory_bytes: Of the GPU; None where nobody tells.
+        memory_bytes: Of the GPU.
     """
-    pixels = size_px[0] * size_px[1]
-    if memory_bytes is None:
-        return max(1, GPU_BATCH_WHERE_NOBODY_TELLS * REFERENCE_PIXELS // pixels)
-    image_bytes = pixels * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
+    image_bytes = size_px[0] * size_px[1] * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
     return max(1, min(GPU_BATCH, memory_bytes // 2 // image_bytes))
 
 
-def gpu_memory_bytes() -> int | None:
-    """Return the free memory of the GPU that has least, as its driver says; TensorFlow does not tell. None without an answer."""
+def gpu_memory_bytes() -> int:
+    """Return the free memory of the GPU that has least, as its driver says; TensorFlow does not tell."""
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout.split()
         return min(int(mebibytes) for mebibytes in found) << 20
     except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+        return GPU_BYTES_WHERE_NOBODY_TELLS
 
 
 def set_precision(precision: str, kind: str) -> None:

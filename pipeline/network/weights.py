@@ -13,8 +13,6 @@ import math
 import os
 import secrets
 import shutil
-import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -35,9 +33,6 @@ SOURCES = ("imagenet", "matconvnet", "random")
 FOLDER = Path("weights")
 
 TIMEOUT_SECONDS = 30.0
-_ABANDONED_SECONDS = 24 * 3600
-# All but what the disk says. An address or a header that is none is a ValueError.
-_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, ValueError)
 
 MAT5 = "a MATLAB 5 file"
 HDF5 = "an HDF5 file"
@@ -226,44 +221,31 @@ def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_sec
     Raises:
         WeightsError: No network, no such file, a cut connection, a wrong checksum, or a folder that cannot be written.
     """
-    # Not mkstemp: its files are readable by their owner alone.
+    # Late: most runs find their weights on the disk.
+    from tqdm import tqdm
+
+    request = urllib.request.Request(known.address, headers={"User-Agent": "deep-feature-pipeline"})
+    # Not mkstemp: its files are readable by their owner alone. Several processes may be at it.
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Of downloads that were killed. Not sooner: another machine may be at it.
-        for path in target.parent.glob(f"{target.name}.*.partial"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink()
-        try:
-            _transfer(known, partial, progress, timeout_seconds)
-            if (md5 := _md5(partial)) != known.md5:
-                raise ValueError(f"another file, or a part of it: {partial.stat().st_size:,} bytes, MD5 {md5}")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except _NETWORK_ERRORS as error:
+        with partial.open("xb") as file, urllib.request.urlopen(request, timeout=timeout_seconds) as response:
+            with tqdm.wrapattr(file, "write", total=known.size_bytes, desc=known.name, disable=not progress) as out:
+                shutil.copyfileobj(response, out)
+            file.flush()
+            os.fsync(file.fileno())
+        if (md5 := _md5(partial)) != known.md5:
+            raise ValueError(f"another file, or a part of it: {partial.stat().st_size:,} bytes, MD5 {md5}")
+        partial.replace(target)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # The last: an address or a header that is none.
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         cause = error.reason if type(error) is urllib.error.URLError else error
         reason = f"no answer for {timeout_seconds:g} seconds" if isinstance(cause, TimeoutError) else " ".join(str(cause).split())
         raise WeightsError(
-            f"network.weights: cannot download {known.address}, got {reason}. Expected {known.words}. Put that file into "
-            f"{target.parent} by hand, or run again with network.weights=random for seeded untrained weights."
+            f"network.weights: cannot download {known.address} to {target}, got {reason}. Expected {known.words}. Put that file "
+            "there by hand, or run again with network.weights=random for seeded untrained weights."
         ) from error
-    except OSError as error:
-        raise WeightsError(
-            f"network.weights: cannot write {target}, got {error}. Expected a folder that can be written. "
-            f"Free space or change its rights; the file is {known.words} at {known.address}."
-        ) from error
-
-
-def _transfer(known: KnownFile, path: Path, progress: bool, timeout_seconds: float) -> None:
-    # Late: most runs find their weights on the disk.
-    from tqdm import tqdm
-
-    request = urllib.request.Request(known.address, headers={"User-Agent": "deep-feature-pipeline"})
-    with path.open("xb") as file, urllib.request.urlopen(request, timeout=timeout_seconds) as response:
-        with tqdm.wrapattr(file, "write", total=known.size_bytes, desc=known.name, disable=not progress) as out:
-            shutil.copyfileobj(response, out)
-        file.flush()
-        os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
