@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,9 +311,7 @@ def test_a_shard_that_kills_is_named_and_others_are_kept(tmp_path: Path, images:
 
 @pytest.mark.slow
 @needs_proc
-def test_what_stops_one_worker_stops_the_run_with_its_line(
-    tmp_path: Path, images: Path, random_weights: Any, match: Callable[[str, str], None]
-) -> None:
+def test_what_stops_one_worker_stops_the_run_with_its_line(tmp_path: Path, images: Path, random_weights: Any) -> None:
     from .matconvnet_writer import write_matconvnet
 
     weights = random_weights()
@@ -326,7 +324,9 @@ def test_what_stops_one_worker_stops_the_run_with_its_line(
     changed = [f"network.weights={tmp_path / 'large.mat'}", "output.dtype=float16"]
     running = Running(some, tmp_path, *changed)
     assert running.end() == 1
-    match(r"^error: 00[01]\.jpg: layer relu3_1 has a value that float16 cannot hold, got .*e\+", running.said.splitlines()[-1])
+    assert re.match(
+        r"error: 00[01]\.jpg: layer relu3_1 has a value that float16 cannot hold, got .*e\+", running.said.splitlines()[-1]
+    )
     assert "Traceback" not in running.said
     assert partial_files(tmp_path) == []
     assert workers() == []
@@ -359,11 +359,3 @@ def test_a_task_takes_a_gpu_where_there_are_any(tmp_path: Path, images: Path, cl
     # A run that wants none of them.
     running = Running(images, tmp_path, f"engine.address={cluster.address}", "runtime.device=cpu")
     assert running.end() == 0, running.said
-
-
-@pytest.fixture
-def match() -> Callable[[str, str], None]:
-    def check(pattern: str, text: str) -> None:
-        assert re.search(pattern, text), text
-
-    return check

@@ -165,28 +165,6 @@ def test_a_missing_layer_is_named(tmp_path: Path) -> None:
     assert "lacks layer conv2_1, got layers conv1_1, conv1_2, conv2_2" in refusal(tmp_path / "weights.h5")
 
 
-NAN = np.zeros((3, 3, 3, 4), np.float32)
-NAN[0, 0, 0, 1] = np.nan
-
-
-@pytest.mark.parametrize(
-    ("kernel", "bias", "words"),
-    [
-        (np.zeros((4, 3, 3, 3), "f4"), np.zeros(4, "f4"), "another shape in conv1_1 (expected (3, 3, 3, 4)), got (4, 3, 3, 3)"),
-        (np.zeros((3, 3, 3, 4), "f4"), np.zeros(5, "f4"), "another number of biases in conv1_1 (expected 4), got 5"),
-        (
-            np.zeros((3, 3, 3, 4), "i4"),
-            np.zeros(4, "f4"),
-            "has no floating-point values in conv1_1, got int32",
-        ),
-        (NAN, np.zeros(4, "f4"), "NaN or infinite values in conv1_1, got 1 of 108 values"),
-    ],
-)
-def test_a_file_with_a_wrong_array_is_refused(tmp_path: Path, kernel: Any, bias: Any, words: str) -> None:
-    write_keras_2(tmp_path / "weights.h5", keras_arrays(make_weights()) | {"block1_conv1": (kernel, bias)})
-    assert words in refusal(tmp_path / "weights.h5")
-
-
 def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     with h5py.File(path, "w") as file:

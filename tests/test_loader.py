@@ -255,14 +255,3 @@ def test_what_is_decoded_ahead_of_the_consumer_is_bounded(tmp_path: Path) -> Non
         time.sleep(0.01)
         assert decoded[0] - taken <= 2 * workers + 2 * batch_size
     assert taken == decoded[0] == 120
-
-
-def test_two_loaders_can_run_side_by_side(tmp_path: Path) -> None:
-    manifest = folder_of(tmp_path, 9)
-    pairs = zip(
-        ImageLoader(manifest, np.arange(9), batch_size=2, workers=2),
-        ImageLoader(manifest, np.arange(9)[::-1].copy(), batch_size=2, workers=2),
-        strict=True,
-    )
-    seen = [(a.statuses[0].index, b.statuses[0].index) for a, b in pairs]
-    assert seen == [(0, 8), (2, 6), (4, 4), (6, 2), (8, 0)]

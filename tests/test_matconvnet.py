@@ -80,29 +80,6 @@ def test_writing_then_reading_gives_the_same_arrays(
     assert (stored.pool_padding, stored.source) == (padding, f"MatConvNet {words}")
 
 
-def test_published_positions_of_fields_are_kept_for_readers_that_use_them(tmp_path: Path) -> None:
-    """What is known of the published files, and so what the files of these tests must be like."""
-    weights = make_weights()
-    old, new = tmp_path / "old.mat", tmp_path / "new.mat"
-    write_matconvnet(old, weights, "old")
-    write_matconvnet(new, weights, "new")
-    data = loadmat(old)
-    assert data["layers"].shape == (1, 43)
-    kernel, bias = data["layers"][0][2][0][0][0][0]
-    np.testing.assert_array_equal(kernel, weights.kernels["conv1_2"])
-    assert bias.shape == (1, 4)
-    assert data["layers"][0][2][0][0][-2][0] == "conv1_2"
-    assert data["normalization"][0][0][0].shape == (224, 224, 3)
-    assert data["layers"][0][0][0, 0].dtype.names == ("weights", "pad", "type", "name", "stride")
-    data = loadmat(new)
-    kernel, bias = data["layers"][0][2][0][0][2][0]
-    np.testing.assert_array_equal(kernel, weights.kernels["conv1_2"])
-    assert bias.shape == (4, 1)
-    assert isinstance(data["layers"][0][2][0][0][0][0], str)
-    np.testing.assert_array_equal(data["meta"]["normalization"][0][0][0][0][2][0][0], architectures.MEAN_PIXEL_RGB)
-    assert data["layers"][0][4][0, 0]["pad"].tolist() == [[0, 1, 0, 1]]
-
-
 RGB = np.array(architectures.MEAN_PIXEL_RGB)
 HALF = np.zeros((2, 2, 3))
 HALF[0, 0] = 100, 40, 20

@@ -121,19 +121,6 @@ def test_native_size_takes_any_size_with_the_same_network(backend: str, thin_wei
         assert max(differences(found, expected).values()) < TOLERANCE
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "winograd"])
-def test_the_same_image_gives_the_same_bits_whatever_came_before(backend: str, thin_weights: Any) -> None:
-    network = build(thin_weights(), ["relu3_1"], (64, 64), backend=backend)
-
-    def features(image: Any) -> Any:
-        return next(np.asarray(values) for _, values in network(image))
-
-    first = features(picture(64, 64)).copy()
-    for seed in range(1, 4):
-        features(picture(64, 64, seed))
-    np.testing.assert_array_equal(features(picture(64, 64)), first)
-
-
 @pytest.mark.slow
 def test_the_classifier_agrees_with_the_oracle(random_weights: Any) -> None:
     weights, image = random_weights("vgg19", classifier=True), picture(224, 224)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ MAX_JPEG_SCANS = 100
 # Source: ITU T.81, table B.1. After FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills; 01 has no length either.
 _JPEG_START, _JPEG_END, _START_OF_SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
-_NO_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+_SEGMENT = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd9])(..)", re.DOTALL)
 _SCAN, _APP1, _BASELINE = 0xDA, 0xE1, (0xC0, 0xC1)
 # Where the frame header stands: tables C4, CC and C8 are not among them; F7 is JPEG-LS (ITU T.87).
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
@@ -134,10 +135,11 @@ def decode_image(
 
 
 class _JpegHeader(NamedTuple):
-    """What a JPEG says before its first scan: sides in px as stored; whether there may be an orientation (EXIF or XMP).
+    """What a JPEG says before its first scan: sides in px as stored, and more.
 
     Attributes:
         components: 1: grey, 3: RGB or YCbCr, 4: CMYK or YCCK.
+        has_app1: Whether there may be an orientation, EXIF or XMP.
         has_one_scan: Whether the first scan is the only one.
         scan: Where its segment begins in the file, behind the length.
     """
@@ -159,31 +161,24 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
     if not data.startswith(_JPEG_START):
         return None
     frame, coding, has_app1, place = 0, 0, False, 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 10 <= len(data):
-        marker = data[place + 1]
-        if marker == 0xFF or marker in _NO_LENGTH:
-            place += 1 if marker == 0xFF else 2
-            continue
-        if marker == _SCAN:
-            break
-        if marker in _FRAMES:
-            frame, coding = place + 4, marker
-        has_app1 |= marker == _APP1
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    else:
+    while (segment := _SEGMENT.search(data, place)) and segment[1][0] != _SCAN:
+        if segment[1][0] in _FRAMES:
+            frame, coding = segment.end(), segment[1][0]
+        has_app1 |= segment[1][0] == _APP1
+        place = segment.end() + int.from_bytes(segment[2], "big") - 2
+    if not segment or not frame or len(data) < segment.end() + 6:
         return None
-    height, width = int.from_bytes(data[frame + 1 : frame + 3], "big"), int.from_bytes(data[frame + 3 : frame + 5], "big")
-    if not frame or not 0 < height * width <= MAX_PIXELS:
+    bits, height, width, components = struct.unpack_from(">BHHB", data, frame)
+    if not 0 < height * width <= MAX_PIXELS:
         return None
-    bits, components = data[frame], data[frame + 5]
     if coding in _UNREADABLE_FRAMES:
         raise ImageDecodeError(f"unsupported: {_UNREADABLE_FRAMES[coding]}")
     if bits != _JPEG_BITS:
         raise ImageDecodeError(f"unsupported: JPEG of {bits} bits a sample, only {_JPEG_BITS} can be read")
     if components not in (1, 3, 4):
         raise ImageDecodeError(f"unsupported: JPEG of {components} components")
-    has_one_scan = coding in _BASELINE and data[place + 4] == components
-    return _JpegHeader(height, width, components, has_app1, has_one_scan, place + 4)
+    scan = segment.end()
+    return _JpegHeader(height, width, components, has_app1, coding in _BASELINE and data[scan] == components, scan)
 
 
 def _decode_jpeg_file(

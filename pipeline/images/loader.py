@@ -37,8 +37,8 @@ from .reading import read_image, words_for
 LARGE_PIXELS = 2**25
 
 Pixels = NDArray[np.uint8]
+Function = Callable[..., Any]
 
-_OUT_OF_MEMORY = "out of memory: the image does not fit"
 _CPU = "/CPU:0"
 # There is nothing to convert, and AutoGraph writes files that a kill leaves in the folder for temporary ones.
 _plain = tf.autograph.experimental.do_not_convert
@@ -132,14 +132,7 @@ class ImageLoader:
             yield _batch(element)
             del element
 
-    def _map(
-        self,
-        dataset: tf.data.Dataset,
-        function: Callable[..., Any],
-        types: tuple[Any, ...],
-        calls: int,
-        finish: Callable[[Any], Any] = tuple,
-    ) -> tf.data.Dataset:
+    def _map(self, dataset: Any, function: Function, types: Any, calls: int, finish: Function = tuple) -> tf.data.Dataset:
         """Apply a function of NumPy to each element, some at a time."""
 
         def call(*arguments: Any) -> Any:
@@ -167,12 +160,8 @@ class ImageLoader:
         """Return the row, the bytes of its file, and why it cannot be read."""
         try:
             return row, read_image(self._manifest[int(row)]), b""
-        except ImageError as error:
-            return row, b"", str(error).encode()
-        except OSError as error:
-            return row, b"", words_for(error).encode()
-        except MemoryError:
-            return row, b"", _OUT_OF_MEMORY.encode()
+        except (ImageError, OSError, MemoryError) as error:
+            return row, b"", _reason(error).encode()
 
     def _decode(self, row: np.int64, data: bytes, error: bytes) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.object_]]:
         """Return image, numbers and texts of a row that has been read."""
@@ -185,14 +174,19 @@ class ImageLoader:
                 with self._pixels.for_one_image() as admit:
                     decoded, (height, width) = decode_image(data, self._ratio_for, admit)
                     image = decoded if self._prepare is None else self._prepare(decoded)
-            except ImageError as problem:
-                text = str(problem)
-            except MemoryError:
-                text = _OUT_OF_MEMORY
+            except (ImageError, MemoryError) as problem:
+                text = _reason(problem)
         if image is None:
             image = np.zeros((*self._size_px, 3), np.float32) if self._size_px else np.empty((0, 0, 3), np.uint8)
         numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
         return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
+
+
+def _reason(error: Exception) -> str:
+    """Return what the row of an image says that cannot be used."""
+    if isinstance(error, OSError):
+        return words_for(error)
+    return "out of memory: the image does not fit" if isinstance(error, MemoryError) else str(error)
 
 
 def _batch(element: dict[str, Any]) -> Batch:
