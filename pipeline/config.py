@@ -221,6 +221,7 @@ class OutputOptions:
     dir: Path = path("outputs", "output.dir")
     scratch: Path | None = option(None, "a folder of this machine: files are made there before they are sent", _scratch)
     dtype: str = choice("float32", "float32", "float16")
+    overflow: str = choice("fail", "fail", "row")
     compression: str = choice("gzip", "gzip", "none")
     images_per_shard: int | None = whole(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +24,7 @@ from .network.start import load_tensorflow
 from .network.winograd import prepare_segments
 from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec, ShardSpec, Sink
 from .report import Stopwatch
+from .store.codec import FLOAT16_LIMIT
 
 if TYPE_CHECKING:
     from .images.loader import ImageLoader
@@ -43,6 +44,7 @@ class Stages:
         device: Where the network runs.
         load: (manifest, indices (n,) int64, threads) -> a loader of these rows; iterate over it for batches.
         compute: Batch -> features of its good images, one layer after the other, computed when asked for.
+        overflow_fails_row: Whether an image with a value that float16 cannot hold fails, or the writer is to refuse it.
         in_flight: Batches on the device at a time: while one is uploaded, another is computed and a third is fetched. Each then
             holds the features of all its layers. With 1, a layer is handed over before the next one is computed.
     """
@@ -50,6 +52,7 @@ class Stages:
     device: Device
     load: Callable[[Manifest, NDArray[np.int64], int], ImageLoader]
     compute: Callable[[Batch], Iterable[FeatureBatch]]
+    overflow_fails_row: bool
     in_flight: int
 
 
@@ -96,6 +99,9 @@ def extract(batches: Iterator[Batch], stages: Stages, sink: Sink, watch: Stopwat
         done: See :data:`Done`.
     """
     for batch, layers in _computed(watch.over(in_thread(batches), "read"), stages, watch):
+        if stages.overflow_fails_row:
+            # A row of a layer cannot be taken back once it has been handed over: all layers of the batch come first.
+            batch, layers = fail_overflow(batch, [*watch.over(layers, "network")])
         values = 0
         with watch.stage("store"):
             sink.put_statuses(batch.statuses)
@@ -106,6 +112,30 @@ def extract(batches: Iterator[Batch], stages: Stages, sink: Sink, watch: Stopwat
             # A large layer must not wait in memory for the next one to be computed.
             del features
         done(batch.statuses, values)
+
+
+def fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, Sequence[FeatureBatch]]:
+    """Fail the images of which a layer has a finite value that float16 cannot hold, and leave their features out.
+
+    Args:
+        batch: As it was loaded.
+        layers: All layers of its good images.
+    """
+    errors: dict[int, str] = {}
+    for features in layers:
+        for index, values in zip(features.indices.tolist(), features.values, strict=True):
+            largest = float(values.flat[np.abs(values).argmax()])
+            if FLOAT16_LIMIT <= abs(largest) < math.inf:
+                errors.setdefault(index, f"overflow: {features.layer} has a value of {largest:g}, float16 holds up to 65504")
+    if not errors:
+        return batch, layers
+    statuses = tuple(replace(status, error=errors.get(status.index, status.error)) for status in batch.statuses)
+    kept = [~np.isin(features.indices, [*errors]) for features in layers]
+    return replace(batch, statuses=statuses), [
+        FeatureBatch(features.layer, features.indices[keep], features.values[keep])
+        for features, keep in zip(layers, kept, strict=True)
+        if keep.any()
+    ]
 
 
 def _computed(batches: Iterable[Batch], stages: Stages, watch: Stopwatch) -> Iterator[tuple[Batch, Iterable[FeatureBatch]]]:
@@ -235,4 +265,5 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
 
     row_bytes = sum(math.prod(feature.shape) for feature in spec.features if feature.shape) * FLOAT_BYTES
     in_flight = batches_in_flight(device, size_px, row_bytes, gpu_memory_bytes() if device.kind == "gpu" else 0)
-    return Stages(device, load, compute, in_flight)
+    overflow_fails_row = options.output.dtype == "float16" and options.output.overflow == "row"
+    return Stages(device, load, compute, overflow_fails_row, in_flight)

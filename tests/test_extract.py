@@ -17,6 +17,7 @@ from pipeline.extract import make_shards
 from pipeline.records import Batch, FeatureBatch, ShardSpec
 from pipeline.report import Stopwatch
 from pipeline.store import disk
+from pipeline.store.reader import open_run
 from pipeline.store.writer import Writer
 
 from .killed_runs import contents
@@ -41,7 +42,8 @@ def fake_stages(fails_at: int | None = None) -> Any:
         values = np.broadcast_to(rows[:, None, None, None], (len(rows), 5, 4, 3)).astype(np.float32)
         yield FeatureBatch("conv1_1", rows, values)
 
-    return SimpleNamespace(device=SimpleNamespace(kind="cpu", batch_size=3), load=load, compute=compute, in_flight=1)
+    device = SimpleNamespace(kind="cpu", batch_size=3)
+    return SimpleNamespace(device=device, load=load, compute=compute, overflow_fails_row=False, in_flight=1)
 
 
 def make(folder: Path, shards: Sequence[ShardSpec], stages: Any) -> list[int]:
@@ -106,3 +108,30 @@ def test_what_fails_anywhere_is_raised_and_leaves_nothing(what: str, tmp_path: P
     with pytest.raises(kind, match=message):
         make_shards(Writer(tmp_path, SPEC, shards, 2), SPEC, shards, stages, 2, Stopwatch(), done)
     assert not list((tmp_path / "shards").iterdir())
+
+
+def test_an_image_whose_values_float16_cannot_hold_fails_in_every_layer(tmp_path: Path) -> None:
+    spec = make_spec(6, {"conv1_1": (5, 4, 3), "relu4_1": (5, 4, 3)}, dtype="float16", images_per_shard=6)
+    stages, shard = fake_stages(), spec.shards()[0]
+    compute = stages.compute
+
+    def both(batch: Batch) -> Iterator[FeatureBatch]:
+        for found in compute(batch):
+            yield found
+            scaled = found.values * 1.0
+            scaled[found.indices == 4, 2, 1, 0] = -70_000
+            yield FeatureBatch("relu4_1", found.indices, scaled)
+
+    stages.compute = both
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(
+        NetworkError, match=r"layer relu4_1 has a value that float16 cannot hold, got -70000\..*output\.overflow=row"
+    ):
+        make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, 2, Stopwatch(), lambda *_: None)
+    stages.overflow_fails_row = True
+    make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, 2, Stopwatch(), lambda *_: None)
+    run = open_run(tmp_path / "shards" / shard.file_name)
+    assert run.images["error"].tolist() == [""] * 4 + ["overflow: relu4_1 has a value of -70000, float16 holds up to 65504", ""]
+    for layer in run.layers:
+        assert [float(run[layer][row].max()) for row in (0, 1, 2, 3, 5)] == [0, 1, 2, 3, 5]
+        assert np.isnan(run[layer][:][4]).all()

@@ -101,7 +101,8 @@ def test_shards_are_all_finished_where_few_may_wait(tmp_path: Path, monkeypatch:
             70_000.0,
             "float16",
             "folder2/image é2.jpg: layer relu4_1 has a value that float16 cannot hold, got 70000. "
-            "Expected values from -65504 to 65504. Use output.dtype=float32.",
+            "Expected values from -65504 to 65504. Use output.dtype=float32, or output.overflow=row, which fails that image "
+            "alone.",
         ),
         (
             np.inf,

@@ -389,7 +389,7 @@ def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float3
     if np.isfinite(got):
         return NetworkError(
             f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
-            f"Use output.dtype=float32."
+            f"Use output.dtype=float32, or output.overflow=row, which fails that image alone."
         )
     return NetworkError(
         f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
