@@ -32,9 +32,9 @@ def index_run(folder: Path) -> Report:
     from .storage import refresh
     from .store import format
     from .store.digests import Digests
+    from .store.index_file import read_run_spec
     from .store.lock import take_lock
-    from .store.resume import gather_digests
-    from .store.run_contents import read_run_spec
+    from .store.run_folder import gather_digests
     from .store.verification import files_to_check
 
     refresh(folder)

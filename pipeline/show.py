@@ -15,7 +15,6 @@ from .reproduce import argument, command_again, differing_options
 
 if TYPE_CHECKING:
     from .config import ShowOptions
-    from .store.run_summary import RunSummary
 
 MOST_CONFIG_BYTES = 1 << 18
 # Causes of failure and damaged files that are named.
@@ -43,55 +42,37 @@ def overview(path: Path) -> dict[str, Any]:
     """
     from .store.run_summary import summarise_run
 
-    held = summarise_run(path)
-    options, is_folder = _stored_options(held), held.path.is_dir()
-    # A shard lies in the folder of shards of its run.
-    folder = held.path if is_folder else held.path.absolute().parent.parent
+    found = summarise_run(path)
+    folder, is_folder, attributes, errors = found["path"], found["path"].is_dir(), found["attributes"], found.pop("errors")
+    if not is_folder:
+        # A shard lies in the folder of shards of its run.
+        folder = folder.absolute().parent.parent
+    options = parse_config(str(attributes.get("config") or _read_text(folder / "config.yaml", MOST_CONFIG_BYTES)))
+    try:
+        report = json.loads(Report.from_json(_read_text(folder / "report.json", MOST_REPORT_BYTES)).json()) if is_folder else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        report = None
     return {
-        "path": str(held.path),
-        "state": held.state,
-        "first_row": held.first_row,
-        "rows": held.rows,
-        "rows_finished": held.rows_finished,
-        "rows_failed": len(held.errors),
-        "causes": count_causes(held.errors),
-        "shards": held.shards_planned,
-        "shards_finished": held.shards_finished,
-        "images_per_shard": held.images_per_shard,
-        "parts": held.parts,
-        "layers": [
-            {
-                "name": layer.name,
-                "shape": layer.shape,
-                "dtype": layer.dtype,
-                "channels": layer.channels,
-                "stride_px": layer.stride_px,
-                "bytes_raw": layer.raw_bytes,
-                "bytes_stored": layer.stored_bytes,
-            }
-            for layer in held.layers
-        ],
-        "bytes_are_estimated": held.is_sampled,
-        "unreadable": held.unreadable,
-        "identity": held.identity,
-        "attributes": {name: _plain(value) for name, value in held.attributes.items() if name not in ("config", "identity")},
+        **found,
+        "path": str(found["path"]),
+        "rows_failed": len(errors),
+        "causes": count_causes(errors),
+        "attributes": {name: _plain(value) for name, value in attributes.items() if name not in ("config", "identity")},
         "options": options,
         "differing_options": differing_options(options),
-        "command": command_again(options, folder, str(held.attributes.get("data_root", ""))) if options else "",
-        "report": _read_report(folder / "report.json") if is_folder else None,
+        "command": command_again(options, folder, str(attributes.get("data_root", ""))) if options else "",
+        "report": report,
     }
 
 
-def _stored_options(held: RunSummary) -> dict[str, Any]:
-    """Return the options as the files hold them, or as the run without a finished shard keeps them; none if they are damaged."""
+def _read_text(path: Path, most_bytes: int) -> str:
+    """Return a file of a run folder; "" if it is not there, or not as it was written."""
     from .store.file_checks import read_small
 
     try:
-        return parse_config(
-            str(held.attributes.get("config") or read_small(held.path / "config.yaml", MOST_CONFIG_BYTES).decode())
-        )
+        return read_small(path, most_bytes).decode()
     except (StoreError, ValueError):
-        return {}
+        return ""
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -104,17 +85,6 @@ def parse_config(text: str) -> dict[str, Any]:
         return {}
     is_one = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in ("data", "network", "output"))
     return config if is_one else {}
-
-
-def _read_report(path: Path) -> dict[str, Any] | None:
-    from .store.file_checks import read_small
-
-    try:
-        text = read_small(path, MOST_REPORT_BYTES).decode()
-        Report.from_json(text)  # for its checks
-        return dict(json.loads(text))
-    except (StoreError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
 
 
 def _plain(value: Any) -> Any:

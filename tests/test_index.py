@@ -15,7 +15,7 @@ from pipeline.records import RunSpec, Share
 from pipeline.report import Made, Report, Stopwatch
 from pipeline.store import verification
 from pipeline.store.hdf5_check import check_file
-from pipeline.store.run_contents import read_run_spec
+from pipeline.store.index_file import read_run_spec
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer

@@ -167,7 +167,7 @@ def test_results_at_the_address_are_refused_by_name_or_replaced_as_asked(folder:
         with pytest.raises(StoreError, match=r"^memory://bucket/outputs/run: the folder holds a run with other options, .*seed"):
             write_run(folder, make_spec(rows=22, identity={"network.seed": "7"}), existing=existing)
     put_files(ADDRESS, {"notes.txt": b"somebody's"})
-    with pytest.raises(StoreError, match=r"the folder holds results, got 7 files from shard-00000-of-00006\.h5 on"):
+    with pytest.raises(StoreError, match=r"the folder holds results, got 7 files, e\.g\. features\.h5"):
         write_run(folder, SPEC, existing="fail")
     write_run(folder, make_spec(rows=5, images_per_shard=5), existing="replace")
     assert names_at(ADDRESS) == ["SHA256SUMS", "features.h5", "manifest.jsonl.gz", "notes.txt", "shards/shard-00000-of-00001.h5"]

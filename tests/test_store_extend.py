@@ -278,7 +278,7 @@ REMOVED = (
     "the rows of removed images as they are, and append the new ones."
 )
 CHANGED = (
-    "the images are not those of the run in the folder, got 1 removed ('f'), 2 changed ('b': 99 bytes, before 1234, 'd': label "
+    "the images are not those of the run in the folder, got 1 removed ('f'), 2 changed ('b': bytes 99, before 1234, 'd': label "
     "'x', before ''). Expected its 4 images. Choose another folder with name=..., or use output.existing=replace to discard what "
     "is there."
 )
@@ -353,7 +353,7 @@ def test_rows_of_images_that_have_gone_stay_and_later_runs_do_not_ask_for_them(t
     # It may come back as it was, but not as another one.
     with open_folder(tmp_path, spec_of("abdf"), "resume") as again:
         assert again.missing == ()
-    with pytest.raises(StoreError, match=r"1 changed \('d': 7 bytes, before 1234\)"):
+    with pytest.raises(StoreError, match=r"1 changed \('d': bytes 7, before 1234\)"):
         open_folder(tmp_path, spec_of("abdf", sizes={"d": 7}), "extend")
     with pytest.raises(StoreError, match=r"got 1 removed \('a'\)"):
         open_folder(tmp_path, spec_of("bf"), "resume")
@@ -461,11 +461,11 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "other" / shard, tmp_path / "one" / shard)
     (tmp_path / "one/manifest-part001.jsonl.gz").unlink()
     (tmp_path / "one/features.h5").unlink()
-    with pytest.raises(StoreError, match=r"of another run than the parts before, got manifest-part001\.jsonl\.gz or shards of"):
+    with pytest.raises(StoreError, match=r"manifest-part001\.jsonl\.gz is missing, damaged or of another run, so the images"):
         open_folder(tmp_path / "one", spec_of("abd"), "resume")
     for path in [*tmp_path.glob("other/shards/shard-0*"), tmp_path / "other/manifest.jsonl.gz"]:
         path.unlink()
-    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz is missing or damaged, so the images of the run are not known"):
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz is missing, damaged or of another run, so the images"):
         open_folder(tmp_path / "other", spec_of("axy"), "resume")
 
 
@@ -483,8 +483,8 @@ def test_a_lost_manifest_is_written_again_for_the_same_images_and_else_named(tmp
             with pytest.raises(StoreError) as raised:
                 open_folder(tmp_path, spec_of("acdfh"), existing)
             assert str(raised.value) == (
-                f"{tmp_path}: {manifest.name} is missing or damaged, so the images of the run are not known, got 5 images now "
-                f"that are not the {[2, 4][lost]} rows of its shards. Expected these. Put the file back, or choose another "
+                f"{tmp_path}: {manifest.name} is missing, damaged or of another run, so the images of the run are not known, "
+                "got 5 images now that are not those of its shards. Expected these. Put the file back, or choose another "
                 "folder with name=..., or use output.existing=replace to discard what is there."
             )
         with pytest.raises(StoreError, match=r"a run with other options, got seed '7' \(in the folder none\)"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import OK, FeatureSpec, RunSpec, ShardSpec
+from ..records import OK, FeatureSpec, LayerSpec, RunSpec
 from ..storage import read_ahead
-from . import disk, format, tables
+from . import damage, disk, format, tables
 from .digests import Digests
 from .file_checks import require_own_shards
+from .manifest_file import join_images
+from .run_contents import read_run_contents
 from .shard import write_tables
 from .statistics import LayerStatistics, join_statistics, read_statistics
 from .tables import Column
+
+# Missing shards that are named.
+NAMED = 3
+# Attributes of the root that are written for each file, by :func:`pipeline.store.tables.write_root`.
+_OF_THE_FILE = {
+    *("format", "format_version", "file_kind", "run_digest", "identity", "manifest_digest", "first_row", "rows", "created"),
+    *("images_per_shard", "part_stops", "part_digests"),
+}
 
 
 def build_index(folder: Path, spec: RunSpec) -> Path:
@@ -37,7 +47,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
     """
-    gathered = _read_shards(folder, spec)
+    columns, checksums, statistics = _read_shards(folder, spec)
     path = folder / format.INDEX_NAME
     with disk.writing(path, disk.HDF5_ERRORS) as partial:
         # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
@@ -45,11 +55,11 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             group = file.create_group("features")
             for feature in spec.features:
                 if feature.shape is None:
-                    node = _link_images(group, feature, spec, gathered.columns["status"])
+                    node = _link_images(group, feature.layer.name, spec, columns["status"])
                 else:
-                    node = _map_layer(group, feature, spec)
+                    node = _map_shards(group, feature, spec)
                 tables.write_layer(node, feature, spec.dtype)
-            write_tables(file, spec, format.INDEX, 0, gathered.columns, gathered.checksums, gathered.statistics)
+            write_tables(file, spec, format.INDEX, 0, columns, checksums, statistics)
             file.flush()
             content = file.id.get_file_image()
         partial.write_bytes(content)
@@ -57,23 +67,10 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Gathered:
-    """What all shards hold besides features, rows in order.
-
-    Attributes:
-        columns: Of ``/images``, name -> (rows,).
-        checksums: Layer -> (rows,).
-        statistics: Layer -> those of all rows.
-    """
-
-    columns: Mapping[str, Column]
-    checksums: Mapping[str, NDArray[np.uint32]]
-    statistics: Mapping[str, LayerStatistics]
-
-
-def _read_shards(folder: Path, spec: RunSpec) -> _Gathered:
-    """Return what all shards of a run hold besides features, having compared each with the run.
+def _read_shards(
+    folder: Path, spec: RunSpec
+) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics]]:
+    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name.
 
     Raises:
         StoreError: A shard is missing, damaged or of another run.
@@ -83,21 +80,17 @@ def _read_shards(folder: Path, spec: RunSpec) -> _Gathered:
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {feature.layer.name: [] for feature in spec.features}
     statistics: dict[str, LayerStatistics] = {}
-    paths = read_ahead(folder / format.SHARD_FOLDER / shard.file_name for shard in shards)
+    paths = read_ahead(folder / format.shard_path(shard.file_name) for shard in shards)
     for shard, path in zip(shards, paths, strict=True):
-        with tables.open_file(path) as file:
+        with tables.open_file(path) as file, damage.reading(path, "a table"):
             tables.check_shard(file, path, digests[shard.part], shard)
-            try:
-                for name in file["images"]:
-                    columns.setdefault(name, []).append(tables.read_column(file, path, name))
-                for layer, parts in checksums.items():
-                    parts.append(tables.read_checksums(file, path, layer))
-                # One by one, so that those of thousands of shards do not lie in memory.
-                for layer, of_layer in read_statistics(file, path, checksums).items():
-                    before = [statistics[layer]] if layer in statistics else []
-                    statistics[layer] = join_statistics([*before, of_layer])
-            except tables.HDF5_READ_ERRORS as error:
-                raise tables.damaged(path, "a table", error) from error
+            for name in file["images"]:
+                columns.setdefault(name, []).append(tables.read_column(file, path, name))
+            for layer, parts in checksums.items():
+                parts.append(tables.read_checksums(file, path, layer))
+            # One by one, so that those of thousands of shards do not lie in memory.
+            for layer, found in read_statistics(file, path, checksums).items():
+                statistics[layer] = join_statistics([statistics[layer], found]) if layer in statistics else found
     for name, of_shards in columns.items():
         if len(of_shards) != len(shards):
             raise StoreError(
@@ -105,14 +98,10 @@ def _read_shards(folder: Path, spec: RunSpec) -> _Gathered:
                 f"{len(shards)}. Use output.existing=replace to make them all again."
             )
     joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return _Gathered(
-        joined,
-        {layer: np.concatenate(parts) for layer, parts in checksums.items()},
-        statistics,
-    )
+    return joined, {layer: np.concatenate(parts) for layer, parts in checksums.items()}, statistics
 
 
-def _map_layer(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.Dataset:
+def _map_shards(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.Dataset:
     assert feature.shape is not None
     layer, dtype = feature.layer.name, np.dtype(format.STORED_DTYPES[spec.dtype])
     layout = h5py.VirtualLayout((len(spec.manifest), *feature.shape), dtype)
@@ -123,18 +112,54 @@ def _map_layer(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.D
     return group.create_virtual_dataset(layer, layout, fillvalue=np.nan)
 
 
-def _link_images(group: h5py.Group, feature: FeatureSpec, spec: RunSpec, statuses: Column) -> h5py.Group:
-    node = group.create_group(feature.layer.name)
-    for name, (path, inner) in _links(feature.layer.name, spec.shards(), statuses).items():
-        node[name] = h5py.ExternalLink(path, inner)
+def _link_images(group: h5py.Group, layer: str, spec: RunSpec, statuses: Column) -> h5py.Group:
+    """Link each image that is ok, at native size, to its dataset in a shard."""
+    node = group.create_group(layer)
+    for shard in spec.shards():
+        for row in range(shard.first, shard.stop):
+            if statuses[row] == OK:
+                name = format.native_name(row)
+                node[name] = h5py.ExternalLink(format.shard_path(shard.file_name), f"/features/{layer}/{name}")
     return node
 
 
-def _links(layer: str, plan: Sequence[ShardSpec], statuses: Column) -> dict[str, tuple[str, str]]:
-    """Return name -> (shard, path in it) of each image that is ok, at native size."""
-    return {
-        (name := format.native_name(index)): (format.shard_path(shard.file_name), f"/features/{layer}/{name}")
-        for shard in plan
-        for index in range(shard.first, shard.stop)
-        if statuses[index] == OK
-    }
+def read_run_spec(folder: Path) -> RunSpec:
+    """Return the run that a folder holds, all of whose shards are there: from its manifests, and the attributes of a shard.
+
+    Raises:
+        StoreError: There is no run; a manifest or shards are missing; the shard is damaged or of another run.
+    """
+    contents = read_run_contents(folder)
+    if not contents.shards:
+        raise damage.no_run(folder)
+    if contents.lost:
+        raise next(iter(contents.unreadable.values()), damage.missing_manifest(folder / contents.lost))
+    missing = [shard.file_name for shard in contents.plan if shard.file_name not in contents.shards]
+    if missing:
+        names = ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)
+        raise StoreError(
+            f"{folder}: shards are missing, got {len(contents.plan) - len(missing)} of {len(contents.plan)}, without {names}. "
+            f"Expected all. Run the extraction again, which makes them and then the index."
+        )
+    path, identity = folder / format.shard_path(contents.plan[-1].file_name), contents.planned[-1].identity
+    with damage.reading(path, "the root"), tables.open_file(path) as file:
+        tables.check_shard(file, path, contents.parts[-1].digest, contents.plan[-1])
+        attributes = dict(file.attrs)
+        features = tuple(_feature(name, file["features"][name]) for name in tables.layer_names(file))
+    return RunSpec(
+        manifest=replace(join_images(contents.planned), root=str(attributes["data_root"])),
+        features=features,
+        dtype=identity["output.dtype"],
+        compression=str(attributes.get("compression", "gzip")),
+        images_per_shard=int(identity["output.images_per_shard"]),
+        options={name: value for name, value in identity.items() if name not in ("images", "extends")},
+        attributes={name: value for name, value in attributes.items() if name not in _OF_THE_FILE},
+        before=contents.parts[:-1],
+    )
+
+
+def _feature(name: str, node: Any) -> FeatureSpec:
+    index, channels, stride = (int(node.attrs[key]) for key in ("network_index", "channels", "stride_px"))
+    shape = None if isinstance(node, h5py.Group) else (int(node.shape[1]), int(node.shape[2]), int(node.shape[3]))
+    # What the network's own table says besides is in no file, and asked for by nobody who only reads.
+    return FeatureSpec(LayerSpec(name, re.sub(r"[0-9_]+$", "", name), index, 0, None, channels, stride), shape)

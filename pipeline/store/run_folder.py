@@ -1,34 +1,34 @@
-"""The run folder: who may write it, and what is left to make in it."""
+"""The run folder: who may write it, what of an earlier run is kept, and what is left to make in it."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..errors import StoreError
+from ..errors import LockedError, StoreError
 from ..records import RunSpec, ShardSpec, Share
-from ..storage import refresh
-from . import disk, format, resume, tables
-from .damage import unreadable
-from .digests import Digests
-from .extend import RunPlan
-from .foreign_files import refuse_foreign_files, refuse_foreign_folder
+from ..storage import read_ahead, refresh
+from . import disk, format, tables
+from .damage import DamagedError, extra_file, of_another_run, reading, unreadable
+from .digests import Digests, digest_of
+from .extend import RunPlan, plan_new_run, plan_parts
+from .file_checks import own_node
 from .lock import Hold, take_lock
 from .manifest_file import read_manifest, write_manifest
-from .resume import Kept
-from .run_contents import companion_paths, partial_files, result_paths, shard_names
-from .verification import forget_missing
+from .run_contents import list_files, partial_files, read_run_contents, shard_names
+from .verification import complete_digests, forget_missing
+
+_log = logging.getLogger(__name__)
 
 REPLACE, FAIL, EXTEND = "replace", "fail", "extend"
+# How the errors of images begin that failed for a reason that may pass. See :mod:`pipeline.images.loader`.
+_MAY_PASS = ("missing", "unreadable")
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder held by this process until :meth:`close`, or the end of the process however it comes.
 
     Attributes:
@@ -44,21 +44,25 @@ class RunFolder:
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
-    def __init__(self, path: Path, hold: Hold | None, share: Share | None, kept: Kept) -> None:
-        plan = kept.plan
-        self.path = path
-        self.spec = plan.spec
-        self.share = share
+    def __init__(
+        self,
+        path: Path,
+        plan: RunPlan,
+        hold: Hold | None,
+        share: Share | None,
+        finished: Mapping[ShardSpec, tuple[int, ...]],
+        replaced: Sequence[Path],
+    ) -> None:
+        """Take what was found in the folder; ``finished``: shard -> its unread rows."""
+        self.path, self.share, self.spec = path, share, plan.spec
+        self.added, self.removed = plan.added, plan.removed
+        self.replaced = tuple(replaced)
         self.own = tuple(shard for shard in plan.spec.shards() if share is None or share.has(shard.number))
-        self.replaced = kept.replaced
-        self.finished = kept.finished
-        self.unread = kept.unread
-        self.missing: tuple[ShardSpec, ...] = tuple(shard for shard in self.own if shard not in self.finished)
-        self.added = plan.added
-        self.removed: NDArray[np.int64] = plan.removed
-        self._plan = plan
-        self._hold = hold
+        self.unread = {shard: rows for shard, rows in finished.items() if rows}
+        self._plan, self._hold = plan, hold
         self._again: frozenset[ShardSpec] = frozenset()
+        self.finished = frozenset(finished)
+        self.missing = tuple(shard for shard in self.own if shard not in self.finished)
 
     def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
         """Yield the run up to each part of which shards are missing, and these shards."""
@@ -69,16 +73,14 @@ class RunFolder:
         """Return what finished shards get their lines in."""
         return Digests(self.path, self.share.mark if self.share else "")
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep other processes from opening the folder, or from writing its index, during the block.
 
         Raises:
             LockedError: One of them does not let go.
         """
         assert self._hold is not None
-        with self._hold.alone():
-            yield
+        return self._hold.alone()
 
     def make_again(self, shards: Collection[ShardSpec]) -> None:
         """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""
@@ -94,9 +96,14 @@ class RunFolder:
         Raises:
             StoreError: The disk refuses; another process has begun another run meanwhile.
         """
-        with self.alone():
-            if self.share is not None:
-                self._refuse_other_manifests()
+        assert self._hold is not None
+        with self._hold.alone():
+            paths = [self.path / format.manifest_name(part) for part in range(len(self._plan.parts))]
+            for path, part in zip(paths, self._plan.parts, strict=True) if self.share else ():
+                # What was there when the folder was opened is gone: this is what another process has written since.
+                manifest = read_manifest(path, images=False)
+                if manifest is not None and manifest.identity != part.identity:
+                    raise _other_images(self.path, self._hold.living)
             if self._again:
                 # Its tables are those of the shards as they are. While it is there, a reader takes the run for whole.
                 disk.remove(self.path / format.INDEX_NAME)
@@ -104,22 +111,13 @@ class RunFolder:
             # A kill must leave no line that is not true of a shard: none of one that is made again.
             forget_missing(self.path, {shard.file_name for shard in self._again})
             digests = Digests(self.path)
-            for part in range(len(self.spec.parts)):
-                path = self.path / format.manifest_name(part)
+            for number, (path, part) in enumerate(zip(paths, self._plan.parts, strict=True)):
                 if not digests.agrees(path.name):
-                    write_manifest(path, self._plan.up_to(part), self._plan.gone[part])
-
-    def _refuse_other_manifests(self) -> None:
-        assert self._hold is not None
-        for part in range(len(self.spec.parts)):
-            # What was there when the folder was opened is gone: this is what another process has written since.
-            manifest = read_manifest(self.path / format.manifest_name(part), images=False)
-            if manifest is not None and manifest.identity != self._plan.up_to(part).identity:
-                raise resume.other_images(self.path, self._hold.living)
+                    write_manifest(path, number, part)
 
     def is_extended(self) -> bool:
         """Tell whether another process has extended the run since it was opened here; to be asked :meth:`alone`."""
-        return (self.path / format.manifest_name(len(self.spec.parts))).exists()
+        return (self.path / format.manifest_name(len(self._plan.parts))).exists()
 
     def lacking(self) -> list[ShardSpec]:
         """Return the shards that are not there, those of other processes too; to be asked :meth:`alone`."""
@@ -136,23 +134,20 @@ class RunFolder:
             StoreError: A shard without one, as a kill leaves it, is damaged; the disk refuses.
         """
         assert self._hold is not None
-        resume.gather_digests(self.path, self.spec, self._hold.living)
+        gather_digests(self.path, self.spec, self._hold.living)
 
     def drop_partial_files(self) -> None:
         """Remove what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
         # By their names alone: to open what is finished takes minutes, and a signal waits for this.
-        for path in partial_files(self.path, self.share, alone=self.share is None):
-            path.unlink(missing_ok=True)
+        for name in partial_files(list_files(self.path)[0], self.share, alone=self.share is None):
+            (self.path / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others write the folder."""
         if self._hold is not None:
             self._hold.release()
 
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -171,10 +166,9 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
 
     Raises:
         LockedError: A live process writes the folder, or makes the same share, or one of another division.
-        StoreError: It holds another run, or results where ``fail`` allows none, or something else under a name that the run
-            needs; the disk refuses.
+        StoreError: It holds another run, or results where ``fail`` allows none, or something else under a name that this
+            program gives; the disk refuses.
     """
-    shards = folder / format.SHARD_FOLDER
     count = -(-len(spec.manifest) // spec.images_per_shard)
     if count > format.MOST_SHARDS or len(spec.manifest) > format.MOST_ROWS:
         raise StoreError(
@@ -183,13 +177,18 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
         )
     try:
         refresh(folder)
-        refuse_foreign_folder(folder)
-        disk.make_folder(shards)
+        _refuse_foreign_files(folder)
+        disk.make_folder(folder / format.SHARD_FOLDER)
     except OSError as error:
         raise disk.write_error(folder, error) from error
     hold = take_lock(folder, share)
     try:
-        run_folder = _open(folder, hold, spec, existing, share)
+        run_folder = _find_finished(folder, hold, spec, existing, share)
+        if share is not None and run_folder.replaced:
+            # Manifests that no shard is of. At once: the next one to open the folder would think that their part lives.
+            disk.remove_all(run_folder.replaced)
+            forget_missing(folder)
+            run_folder.replaced = ()
         hold.let_others()
         return run_folder
     except BaseException:
@@ -208,66 +207,193 @@ def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | No
     """
     try:
         refresh(folder)
-        refuse_foreign_folder(folder)
+        _refuse_foreign_files(folder)
         disk.refuse_unwritable(folder)
-        is_locked, is_new = (folder / format.LOCK_NAME).exists(), not folder.is_dir()
+        if (folder / format.LOCK_NAME).exists():
+            take_lock(folder, share).release()
+        return _find_finished(folder, None, spec, existing, share)
     except OSError as error:
         raise unreadable(folder, error) from error
-    if is_locked:
-        take_lock(folder, share).release()
-    if is_new:
-        return RunFolder(folder, None, share, Kept(_new_plan(spec), frozenset(), {}, ()))
-    return _open(folder, None, spec, existing, share)
-
-
-def _open(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
-    """Say what is kept, replaced and made in a folder that is there; remove useless files if the folder is held.
-
-    Raises:
-        UnreadableError: A finished file is in use, or the system does not let us read it or ask for it.
-    """
-    try:
-        kept = _keep(folder, hold, spec, existing, share)
-        run_folder = RunFolder(folder, hold, share, kept)
-        refuse_foreign_files(folder, run_folder.missing, len(run_folder.spec.parts), run_folder.replaced)
-    except OSError as error:
-        raise unreadable(Path(error.filename or folder), error) from error
-    if hold is not None and share is not None and kept.replaced:
-        # Manifests that no shard is of. At once: whoever opens the folder next would take them for those of a part that lives.
-        disk.remove_all(run_folder.replaced)
-        forget_missing(folder)
-        run_folder.replaced = ()
-    return run_folder
-
-
-def _keep(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> Kept:
-    if existing == REPLACE:
-        return Kept(_new_plan(spec), frozenset(), {}, tuple(_all_files(folder)))
-    if existing == FAIL and (paths := result_paths(folder)):
-        raise StoreError(
-            f"{folder}: the folder holds results, got {len(paths)} files from {paths[0].name} on. Expected none, since "
-            f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
-        )
-    return resume.keep_finished(folder, spec, existing == EXTEND, share, hold.living if hold else (), mends=hold is not None)
-
-
-def _new_plan(spec: RunSpec) -> RunPlan:
-    return RunPlan(spec, (spec.manifest.digest,))
 
 
 def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
     """Return the size of these shards' activations before compression; None at native size, where nobody knows it."""
-    shapes = [feature.shape for feature in spec.features]
-    if None in shapes:
+    if any(feature.shape is None for feature in spec.features):
         return None
     return sum(shard.rows for shard in shards) * format.row_bytes(spec.features, spec.dtype)
 
 
-def _all_files(folder: Path) -> list[Path]:
-    """Return everything this program has written in a folder, in the order in which to remove it."""
-    partial = partial_files(folder)
-    results = [path for path in result_paths(folder) if path not in partial and not tables.is_foreign(path)]
-    # This program makes no links: what one leads to is somebody else's, and so is the link.
-    own = [path for path in [*results, *companion_paths(folder), *partial] if not path.is_symlink()]
-    # The index first: while it is there, a reader takes the run for whole.
-    return sorted(own, key=lambda path: path.name != format.INDEX_NAME)
+def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) -> None:
+    """Take the digests of all processes into ``SHA256SUMS``, and add those that a kill has left out.
+
+    Args:
+        folder: The run folder, locked; all shards are there.
+        spec: The run.
+        living: Shares that other processes make, or have made just now.
+
+    Raises:
+        StoreError: A shard without a digest is damaged; the disk refuses.
+    """
+    _fold_digests(folder, living)
+    for reason in complete_digests(folder, spec.shards()).values():
+        raise StoreError(reason.removeprefix("damaged: "))
+    digests = Digests(folder)
+    try:
+        for number, part in enumerate(spec.parts):
+            name = format.manifest_name(number)
+            if name not in digests.by_name and (manifest := read_manifest(folder / name)) and manifest.part == part:
+                digests.add(name, digest_of(folder / name))
+    except OSError as error:
+        raise disk.write_error(digests.path, error) from error
+
+
+def _fold_digests(folder: Path, living: Iterable[Share]) -> None:
+    """Take the lines of processes that are done or dead into ``SHA256SUMS``."""
+    digests = Digests(folder)
+    try:
+        digests.fold([share.mark for share in living])
+    except OSError as error:
+        raise disk.write_error(digests.path, error) from error
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Refuse links, folders and pipes under names of a run, which would be followed or waited for; and a folder that is no run's.
+
+    Raises:
+        StoreError: There is such a thing; or files that the run would write over, and no sign that this program has made them.
+    """
+    files, special = list_files(folder)
+    if special:
+        path = folder / special[0]
+        raise _foreign_file(path, "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no regular file")
+    names = [name for name in files if name in format.COMPANION_NAMES]
+    is_run = any(name.startswith((format.SHARD_FOLDER, format.INDEX_NAME, "manifest")) for name in files)
+    if names and not is_run and not (folder / format.LOCK_NAME).exists():
+        raise StoreError(
+            f"{folder}: not a run folder, got {', '.join(names)} of somebody else. Expected an empty folder, or one that this "
+            f"program has written. Choose another with name=... or output.dir=..."
+        )
+
+
+def _foreign_file(path: Path, what: str) -> StoreError:
+    return StoreError(
+        f"{path}: not a file that this program has written, got {what}. Expected nothing of this name, since the run needs "
+        f"it. Move it away, or choose another folder with name=..."
+    )
+
+
+def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
+    """Say what is kept, replaced and made in a folder; where it is held, remove what is useless.
+
+    Raises:
+        StoreError: As of :func:`open_folder`.
+    """
+    try:
+        files = list_files(folder)[0]
+        results = [name for name in files if name.startswith((format.SHARD_FOLDER, format.INDEX_NAME))]
+        if existing == FAIL and results:
+            raise StoreError(
+                f"{folder}: the folder holds results, got {len(results)} files, e.g. {results[0]}. Expected none, since "
+                f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
+            )
+        if existing == REPLACE:
+            for name in results:
+                if name.endswith(".h5") and tables.is_foreign(folder / name):
+                    raise _foreign_file(folder / name, "a file of another program")
+            # The index first: while it is there, a reader takes the run for whole.
+            replaced = [folder / name for name in sorted(files, key=lambda name: name != format.INDEX_NAME)]
+            return RunFolder(folder, plan_new_run(spec), hold, share, {}, replaced)
+        return _keep_finished(folder, hold, spec, existing == EXTEND, share)
+    except OSError as error:
+        raise unreadable(Path(error.filename or folder), error) from error
+
+
+def _keep_finished(folder: Path, hold: Hold | None, spec: RunSpec, extend: bool, share: Share | None) -> RunFolder:
+    """Keep the finished shards of the run.
+
+    Beside other processes that each make a share, no more is looked at, and removed, than the own share: even where locks do
+    not tell who lives, nobody loses what he is at.
+    """
+    living = hold.living if hold else frozenset()
+    if hold:
+        _fold_digests(folder, living)
+    contents = read_run_contents(folder)
+    for error in contents.unreadable.values():
+        raise error
+    plan = plan_parts(spec, contents, extend)
+    digests = [part.digest for part in plan.spec.parts]
+    shards = {shard.file_name: shard for shard in plan.spec.shards()}
+    useless = {folder / name: "unfinished" for name in partial_files(contents.files, share)}
+    own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
+    found: dict[ShardSpec, tuple[int, ...]] = {}
+    for path in read_ahead(folder / format.shard_path(name) for name in own):
+        shard = shards.get(path.name)
+        if shard is None:
+            # Perhaps somebody else's; what this run would never write over is not for it to remove.
+            raise extra_file(path, next(iter(shards)), len(shards))
+        rows = _unread_rows(path, plan.spec, digests[shard.part], shard)
+        if rows is None:
+            useless[path] = "damaged"
+        else:
+            found[shard] = rows
+    index = folder / format.INDEX_NAME
+    parts_indexed = _parts_of_index(index, digests) if format.INDEX_NAME in contents.files else 0
+    if hold:
+        useless |= complete_digests(folder, found)
+    found = {shard: rows for shard, rows in found.items() if folder / format.shard_path(shard.file_name) not in useless}
+    there = {*contents.shards}.difference(own).union(shard.file_name for shard in found)
+    if parts_indexed is None:
+        useless[index] = "damaged"
+    elif any(shard.part < parts_indexed and name not in there for name, shard in shards.items()):
+        useless[index] = "an index of shards that are to be made again"
+    for path, reason in useless.items():
+        _log.warning("%s: %s, since it is %s", path, "removed" if hold else "to be removed", reason)
+        if hold:
+            disk.remove(path)
+    # A manifest of a part that is not of this run, or is planned anew.
+    kept = {format.manifest_name(part) for part in range(plan.kept)}
+    replaced = [folder / name for name in contents.manifests if name not in kept]
+    if hold:
+        forget_missing(folder)
+    else:
+        replaced += useless
+    if replaced and living:
+        raise _other_images(folder, living)
+    return RunFolder(folder, plan, hold, share, found, replaced)
+
+
+def _other_images(folder: Path, living: Collection[Share]) -> LockedError:
+    beside = min(living, key=lambda share: share.number) if living else "another"
+    return LockedError(
+        f"{folder}: other parts make a run of other images or options, got part {beside} of it. Expected all parts with the "
+        f"same images and options. Wait for them, then run the parts again with output.existing=extend."
+    )
+
+
+def _parts_of_index(path: Path, digests: Sequence[str]) -> int | None:
+    """Return how many parts of the run, which have these digests, an index has; None where it is damaged.
+
+    Raises:
+        StoreError: It is of another run, in use, or the system does not let us read it.
+    """
+    with suppress(DamagedError), reading(path, "the root"), tables.open_file(path, all_nodes=False) as file:
+        digest = str(file.attrs["run_digest"])
+        if digest not in digests:
+            raise of_another_run(path, digest, digests[-1], "file")
+        return digests.index(digest) + 1
+    return None
+
+
+def _unread_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> tuple[int, ...] | None:
+    """Return the rows of a shard whose images were missing or could not be read; None where the file is damaged.
+
+    Raises:
+        StoreError: It is of another run or of other rows, in use, or the system does not let us read it.
+    """
+    with suppress(DamagedError), reading(path, "the tree"), tables.open_file(path, all_nodes=False) as file:
+        tables.check_shard(file, path, digest, shard)
+        for feature in spec.features:
+            own_node(file["features"], feature.layer.name)
+        errors = tables.read_column(file, path, "error").tolist()
+        return tuple(row for row, error in enumerate(errors, shard.first) if error.startswith(_MAY_PASS))
+    return None

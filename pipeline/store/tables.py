@@ -27,7 +27,6 @@ from .damage import NO_LOCKS, ForeignError, UnreadableError, of_another_run, rea
 from .damage import DamagedError as DamagedError
 from .damage import damaged as damaged
 from .file_checks import check_tree, own_node, require_file
-from .manifest_file import checked_parts
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
@@ -291,7 +290,12 @@ def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
         # A run that was never extended has one part, and no attributes about it.
         stops = [int(stop) for stop in file.attrs.get("part_stops", [file.attrs["rows"]])]
         digests = [str(digest) for digest in file.attrs.get("part_digests", [file.attrs["run_digest"]])]
-        return tuple(Part(*part) for part in checked_parts(digests, stops, int(file.attrs["images_per_shard"])))
+        # Before their shards are counted out.
+        if len(stops) != len(digests) or [0, *stops] != sorted({0, *stops}):
+            raise ValueError(f"parts that end at rows {stops[:5]}")
+        if stops[-1] > format.MOST_ROWS or not 0 <= stops[-1] // int(file.attrs["images_per_shard"]) <= format.MOST_SHARDS:
+            raise ValueError(f"{stops[-1]} rows in shards of {file.attrs['images_per_shard']}")
+        return tuple(map(Part, digests, stops))
     except HDF5_READ_ERRORS as error:
         raise damaged(path, "the root", error) from error
 
