@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import io
-import json
 import os
 import random
 import re
-import secrets
 import shutil
 import socket
 import stat
@@ -65,14 +62,15 @@ _OF_ALL_FILES = frozenset(
         *("ImportError", "ModuleNotFoundError"),
     )
 )
-_LASTING = {
-    FileNotFoundError: (errno.ENOENT, "no such file"),
-    PermissionError: (errno.EACCES, "permission denied"),
-    FileExistsError: (errno.EEXIST, "it exists"),
-}
-_WRONG_USE = (IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError)
+# Kinds of errors of which fsspec gives no number, or another one. What is wrong use of fsspec does not pass either.
+_NUMBERS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
+    (FileNotFoundError, errno.ENOENT),
+    (PermissionError, errno.EACCES),
+    (FileExistsError, errno.EEXIST),
+    ((IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError), errno.EINVAL),
+)
 # EINVAL is what s3fs makes of a bad request.
-_LASTING_NUMBERS = frozenset((errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG))
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG)
 # What a web server answers. fsspec calls missing whatever it is told no size of, also by a server that does not answer.
 _WEB_ERRORS = {404: FileNotFoundError(), 410: FileNotFoundError(), 401: PermissionError(), 403: PermissionError()}
 _WEB_PASSING = (408, 429)
@@ -214,12 +212,9 @@ def _explained(error: BaseException, where: str) -> tuple[OSError, bool]:
         words = f"{type(error).__name__}: {words}"
     if names & _OF_ALL_FILES:
         return StorageError(errno.EACCES, words, where), True
-    for kind, (number, text) in _LASTING.items():
-        if isinstance(error, kind):
-            return kind(number, text, where), True
-    code = getattr(error, "errno", None)
-    if isinstance(error, _WRONG_USE) or code in _LASTING_NUMBERS:
-        return OSError(code or errno.EINVAL, words, where), True
+    number = next((number for kinds, number in _NUMBERS if isinstance(error, kinds)), getattr(error, "errno", None))
+    if number in _OF_ONE_FILE:
+        return OSError(number, words if number not in _OF_ONE_FILE[:3] else os.strerror(number).lower(), where), True
     return StorageError(errno.EIO, f"it does not answer as it should ({words})", where), bool(status or answers)
 
 
@@ -247,14 +242,9 @@ def _make_parent(system: Any, path: str) -> None:
 
 def _modified_seconds(info: dict[str, Any]) -> float:
     """Return when a file was written last; 0 where nobody says."""
-    for key in ("LastModified", "mtime", "updated", "last_modified", "created"):
-        value = info.get(key)
-        with suppress(ValueError):
-            if isinstance(value, str):
-                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-            if value is not None:
-                return value.timestamp() if isinstance(value, datetime) else float(value)
-    return 0.0
+    times = (info.get(key) for key in ("LastModified", "last_modified", "mtime", "created"))
+    value = next((time for time in times if isinstance(time, (datetime, float, int))), 0.0)
+    return value.timestamp() if isinstance(value, datetime) else float(value)
 
 
 if TYPE_CHECKING:
@@ -289,10 +279,6 @@ class RemotePath(_Base):
         return self._text.rpartition("/")[2]
 
     @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.name).suffix
-
-    @property
     def stem(self) -> str:
         return PurePosixPath(self.name).stem
 
@@ -313,8 +299,7 @@ class RemotePath(_Base):
     def __str__(self) -> str:
         return self._text
 
-    def __repr__(self) -> str:
-        return f"RemotePath({self._text!r})"
+    __repr__ = __str__
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemotePath) and self._text == str(other)
@@ -362,8 +347,7 @@ class RemotePath(_Base):
         # Source: Python's documentation of os.stat_result: mode, inode, device, links, user, group, size, three times.
         return os.stat_result((mode, 0, 0, 1, 0, 0, info.get("size") or 0, 0, int(_modified_seconds(info)), 0))
 
-    def lstat(self) -> os.stat_result:
-        return self.stat()
+    lstat = stat
 
     def iterdir(self) -> Iterator[RemotePath]:  # type: ignore[override]
         def listed(system: Any, path: str) -> set[str]:
@@ -398,30 +382,24 @@ class RemotePath(_Base):
 
     # -- Reading
 
-    def read_range(self, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to before ``stop``, fewer where the file ends before, by one request.
+    def pread(self, size: int, position: int) -> bytes:
+        """Return so many bytes from a position, fewer where the file ends before, by one request.
 
         Raises:
             OSError: As :func:`attempt`.
         """
-        data: bytes = self._ask(lambda system, path: system.cat_file(path, start=start, end=stop))
-        if len(data) > stop - start:
-            raise StorageError(errno.EIO, f"{len(data)} bytes in place of {stop - start}", self._text)
+        data: bytes = self._ask(lambda system, path: system.cat_file(path, start=position, end=position + size))
+        if len(data) > size:
+            raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", self._text)
         return data
-
-    def pread(self, size: int, position: int) -> bytes:
-        """Return so many bytes from a position, as ``os.pread`` does, by one request."""
-        return self.read_range(position, position + size)
 
     def read_bytes(self) -> bytes:
         data: bytes = self._ask(lambda system, path: system.cat_file(path))
         return data
 
-    def open(self, mode: str = "r", buffering: int = -1, encoding: str | None = None, *how: Any, **named: Any) -> IO[Any]:  # type: ignore[override]
-        if mode == "rb":
-            return self._open(STREAM_BYTES, "readahead")  # type: ignore[no-any-return]
-        assert mode == "r", f"{self}: opened by {mode!r}; files are written by upload"
-        return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding or "utf-8", *how, **named)
+    def open(self, mode: str = "rb", *how: Any, **named: Any) -> IO[Any]:  # type: ignore[override]
+        assert mode == "rb", f"{self}: opened by {mode!r}; files are written by upload"
+        return self._open(STREAM_BYTES, "readahead")  # type: ignore[no-any-return]
 
     def _open(self, block_bytes: int, cache: str, **options: Any) -> Any:
         """Open the file by fsspec, whose requests are repeated as all others are; for one thread at a time."""
@@ -431,10 +409,10 @@ class RemotePath(_Base):
 
         class BlockFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
             def _fetch_range(self, start: int, end: int) -> bytes:
-                end = min(end, self.size)
-                data = source.read_range(start, end)
-                if len(data) < end - start:
-                    raise StorageError(errno.EIO, f"{len(data)} bytes in place of {end - start}", str(source))
+                size = min(end, self.size) - start
+                data = source.pread(size, start)
+                if len(data) < size:
+                    raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", str(source))
                 return data
 
         size = int(self._info().get("size") or 0)
@@ -609,9 +587,10 @@ class HeldError(Timeout):
         holder: Which, and how to remove the lock if it is there no more.
     """
 
-    def __init__(self, path: str, holder: str) -> None:
-        super().__init__(path)
-        self.holder = holder
+    def __init__(self, path: RemotePath, holder: str) -> None:
+        super().__init__(str(path))
+        remove = f"{_REMOVING.get(path.protocol, 'removing the object')} {path}"
+        self.holder = f"{holder} (if that process is there no more, remove its lock: `{remove}`)"
 
 
 class RemoteLock:
@@ -634,16 +613,16 @@ class RemoteLock:
             HeldError: Another process has it, or had it and was killed.
             OSError: The storage refuses.
         """
-        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "token": secrets.token_hex(16)}
-        content = json.dumps(mine).encode()
-        # A request that was answered too late finds what it has made itself.
-        if not self.path.create(content):
-            found = b""
+        # To the microsecond: no two are alike.
+        now = datetime.now(timezone.utc).isoformat()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+        if not self.path.create(holder.encode()):
+            found = ""
             with suppress(FileNotFoundError):
-                found = self.path.read_bytes()
-            if found != content:
-                raise HeldError(str(self.path), self._holder(found))
+                found = self.path.read_bytes().decode("utf-8", "replace")
+            # A request that was answered too late finds what it has made itself.
+            if found != holder:
+                raise HeldError(self.path, found[:300])
         self.is_locked = True
         refresh(self.path)
 
@@ -653,12 +632,3 @@ class RemoteLock:
             self.is_locked = False
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
-
-    def _holder(self, found: bytes) -> str:
-        try:
-            said = dict(json.loads(found))
-        except (ValueError, TypeError):
-            said = {}
-        pid, host, since = (str(said.get(name, "unknown"))[:100] for name in ("pid", "host", "since"))
-        remove = f"`{_REMOVING.get(self.path.protocol, 'removing the object')} {self.path}`"
-        return f"process {pid} on {host} since {since} (if that process is there no more, remove its lock: {remove})"

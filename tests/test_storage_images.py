@@ -44,10 +44,10 @@ def errors_of(manifest: Manifest) -> list[str]:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def refusing(self: RemotePath, start: int, stop: int) -> bytes:
+    def refusing(self: RemotePath, size: int, position: int) -> bytes:
         raise error
 
-    monkeypatch.setattr(RemotePath, "read_range", refusing)
+    monkeypatch.setattr(RemotePath, "pread", refusing)
 
 
 def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path)
 
 def test_where_there_is_no_image_it_is_said_what_there_is() -> None:
     put_files(ROOT, {"a.txt": b"", "b.txt": b""})
-    with pytest.raises(DatasetError, match=r"^data\.dir: no images among 2 objects, got 'memory://bucket/imgs'\. .*2 extension"):
+    with pytest.raises(DatasetError, match=r"^data\.dir: no images, got 'memory://bucket/imgs'\. .*2 extension"):
         list_address(FOLDER)
-    with pytest.raises(DatasetError, match=r"no images among 0 objects, got 'memory://bucket/none'.*Skipped: nothing"):
+    with pytest.raises(DatasetError, match=r"no images, got 'memory://bucket/none'.*Skipped: nothing"):
         list_address(RemotePath("memory://bucket/none"))
 
 
@@ -133,7 +133,7 @@ def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(mon
     manifest = list_address(FOLDER)
     lock, now, most = threading.Lock(), [0], [0]
 
-    def slow(self: RemotePath, start: int, stop: int) -> bytes:
+    def slow(self: RemotePath, size: int, position: int) -> bytes:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
@@ -142,7 +142,7 @@ def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(mon
             now[0] -= 1
         return bytes(1000)
 
-    monkeypatch.setattr(RemotePath, "read_range", slow)
+    monkeypatch.setattr(RemotePath, "pread", slow)
     statuses = [status for batch in ImageLoader(manifest, np.arange(200), batch_size=8, workers=2) for status in batch.statuses]
     assert [status.index for status in statuses] == list(range(200))
     assert {status.file_bytes for status in statuses} == {1000}
@@ -216,9 +216,8 @@ def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkey
     [
         (b"", r"^data\.list: 'memory://bucket/imgs/list\.txt': rows without a path, got an empty list"),
         (b"a.jpg\n./a.jpg\n", r"^data\.list: 1 images are named more than once, got 'a\.jpg'"),
-        (b"/home/me/a.jpg\n", r"^data\.list: a path of this machine in a list of addresses, got '/home/me/a\.jpg'"),
         (b"\xff\xfe\x00", r"got 'memory://bucket/imgs/list\.txt'"),
-        (None, r"^data\.list: cannot be read \(no such file\), got 'memory://bucket/imgs/list\.txt'"),
+        (None, r"^data\.list: cannot be read \(no such file or directory\), got 'memory://bucket/imgs/list\.txt'"),
     ],
 )
 def test_a_list_at_an_address_that_is_none_is_refused_by_its_address(content: bytes | None, words: str) -> None:
@@ -317,7 +316,7 @@ def test_a_list_of_a_web_server_that_does_not_answer_is_not_called_missing(web: 
     for address in (f"{web}/500.txt", f"http://127.0.0.1:{closed_port()}/list.txt"):
         with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(it does not answer as it should"):
             read_addressed_list(RemotePath(address), None)
-    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such file\)"):
+    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such file or directory\)"):
         read_addressed_list(RemotePath(f"{web}/404.txt"), None)
     with pytest.raises(DatasetError, match=r"^data\.dir: cannot be listed, got it does not answer"):
         list_address(RemotePath(f"http://127.0.0.1:{closed_port()}/imgs"))

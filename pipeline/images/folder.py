@@ -1,7 +1,7 @@
 """A folder of images, in; a :class:`~pipeline.records.Manifest`, out. No image is opened here, only counted and sized."""
 
 # Paths are strings here: a million Path objects would take longer than all the rest, and Path would normalise names.
-# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH208
+# ruff: noqa: PTH100, PTH112, PTH118, PTH208
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import heapq
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from ..errors import DatasetError
 from ..records import Manifest
@@ -39,89 +36,86 @@ def list_folder(folder: Path) -> Manifest:
     if not os.path.isdir(root):
         what = "not a folder" if os.path.lexists(root) else "no such folder"
         raise DatasetError(f"data.dir: {what}, got {root!r}. Expected a folder of images. Check the path.")
-    found = _Files()
-    found.walk(root)
-    if found.unreadable:
+    skipped: Counter[str] = Counter()
+    unreadable: list[str] = []
+    names: list[str] = []
+    sizes: list[int] = []
+    for name, size in _walk(root, skipped, unreadable):
+        names.append(name)
+        sizes.append(size)
+    if unreadable:
         raise DatasetError(
-            f"data.dir: {len(found.unreadable)} folder(s) cannot be read, got {', '.join(sorted(found.unreadable)[:3])}. "
-            f"Expected folders that this user may list; {found.seen} files were seen in others. Mend their permissions."
+            f"data.dir: {len(unreadable)} folder(s) cannot be read, got {', '.join(sorted(unreadable)[:3])}. Expected folders "
+            f"that this user may list; {len(names)} images were seen in others. Mend their permissions."
         )
-    if not found.names:
-        raise no_images("data.dir", f"{found.seen} files", repr(root), found.skipped)
-    keys, odd = readable_keys(found.names)
+    if not names:
+        raise no_images("data.dir", repr(root), skipped)
+    keys, odd = readable_keys(names)
     # Python compares strings by code point, which is the order of their UTF-8 bytes.
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    paths = {row: os.path.join(root, found.names[old]) for row, old in enumerate(order) if old in odd}
-    sizes = np.array(found.sizes, np.int64)[order]
-    return make_manifest(root, [keys[old] for old in order], sizes, columns={}, paths=paths, skipped=found.skipped)
+    paths = {row: os.path.join(root, names[old]) for row, old in enumerate(order) if old in odd}
+    return make_manifest(
+        root, [keys[old] for old in order], [sizes[old] for old in order], columns={}, paths=paths, skipped=skipped
+    )
 
 
-@dataclass(slots=True)
-class _Files:
-    """What a walk has found; ``names`` below the root, as the system gave them, possibly not valid Unicode."""
-
-    names: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    unreadable: list[str] = field(default_factory=list)
-    seen: int = 0
-
-    def walk(self, root: str) -> None:
-        visited: set[tuple[int, int] | str] = set()
-        folders = [(root, "")]
-        # Folders behind links wait until all real ones are listed, and come in the order of their names: which of two
-        # names a folder is listed under must not depend on the order in which the system gives them.
-        linked: list[tuple[str, str]] = []
-        while folders or linked:
-            path, prefix = folders.pop() if folders else heapq.heappop(linked)
-            try:
-                info = os.stat(path)
-                identity = (info.st_dev, info.st_ino) if info.st_ino else os.path.realpath(path)
-                if identity in visited:
-                    self.skipped["folder reached twice"] += 1
-                    continue
-                visited.add(identity)
-                with os.scandir(path) as found:
-                    entries = [*found]
-                if prefix and is_run_folder(entry.name for entry in entries):
-                    self.skipped["run folder"] += 1
-                    continue
-                pictures = _pictures_of_runs(entries)
-                for entry in entries:
-                    if entry.name in pictures:
-                        self.skipped["picture of a run"] += 1
-                    elif reason := self._reason(entry, prefix, folders, linked):
-                        self.skipped[reason] += 1
-            except OSError as error:
-                self.unreadable.append(f"{quoted_names([path])} ({(error.strerror or '').lower()})")
-
-    def _reason(self, entry: os.DirEntry[str], prefix: str, folders: list[tuple[str, str]], linked: list[tuple[str, str]]) -> str:
-        """Take an entry; return why it is passed over, "" where it is not."""
-        name = entry.name
+def _walk(root: str, skipped: Counter[str], unreadable: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield the images below a folder: names from there, as the system gives them and possibly not valid Unicode; bytes."""
+    visited: set[str] = set()
+    folders = [(root, "")]
+    # Folders behind links wait until all real ones are listed, and come in the order of their names: which of two
+    # names a folder is listed under must not depend on the order in which the system gives them.
+    linked: list[tuple[str, str]] = []
+    while folders or linked:
+        path, prefix = folders.pop() if folders else heapq.heappop(linked)
+        real = os.path.realpath(path)
+        if real in visited:
+            skipped["folder reached twice"] += 1
+            continue
+        visited.add(real)
         try:
-            is_folder = entry.is_dir()
-        except OSError:  # A link that leads round in a circle, or where this user may not go: a file that cannot be read.
-            is_folder = False
-        if is_folder:
-            if name.startswith(".") or name in SYSTEM_FOLDERS:
-                return "hidden folder" if name.startswith(".") else "system folder"
-            if entry.is_symlink():
-                heapq.heappush(linked, (entry.path, f"{prefix}{name}/"))
+            with os.scandir(path) as listing:
+                entries = [*listing]
+        except OSError as error:
+            unreadable.append(f"{quoted_names([path])} ({(error.strerror or '').lower()})")
+            continue
+        if prefix and is_run_folder(entry.name for entry in entries):
+            skipped["run folder"] += 1
+            continue
+        pictures = _pictures_of_runs(entries)
+        for entry in entries:
+            name = entry.name
+            if name in pictures:
+                skipped["picture of a run"] += 1
+            elif _is_folder(entry):
+                if reason := "hidden folder" if name.startswith(".") else "system folder" if name in SYSTEM_FOLDERS else "":
+                    skipped[reason] += 1
+                elif entry.is_symlink():
+                    heapq.heappush(linked, (entry.path, f"{prefix}{name}/"))
+                else:
+                    folders.append((entry.path, f"{prefix}{name}/"))
+            elif reason := reason_to_skip(name):
+                skipped[reason] += 1
+            elif (size := _size(entry)) is None:
+                skipped["special file"] += 1
             else:
-                folders.append((entry.path, f"{prefix}{name}/"))
-            return ""
-        self.seen += 1
-        if reason := reason_to_skip(name):
-            return reason
-        size = 0
-        with contextlib.suppress(OSError):
-            info = entry.stat()
-            if not stat.S_ISREG(info.st_mode):
-                return "special file"
-            size = info.st_size
-        self.names.append(prefix + name)
-        self.sizes.append(size)
-        return ""
+                yield prefix + name, size
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads round in a circle, or where this user may not go: a file that cannot be read.
+        return False
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Return the bytes of a file, 0 where it cannot be asked; None of what is no file."""
+    try:
+        info = entry.stat()
+    except OSError:
+        return 0
+    return info.st_size if stat.S_ISREG(info.st_mode) else None
 
 
 def is_run_folder(names: Iterable[str]) -> bool:

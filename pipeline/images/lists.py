@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import DatasetError, OptionError
 from ..records import Manifest
-from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names, readable_keys
+from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names, readable_keys, refuse_repeated
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 # A line of Caffe's: a path with an extension, and a word or number.
@@ -58,7 +58,7 @@ def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] =
 
 def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
     """Return the columns of a list, ``path`` among them; see :func:`read_list`."""
-    is_parquet = path.suffix.lower() in _PARQUET_SUFFIXES
+    is_parquet = path.name.lower().endswith(_PARQUET_SUFFIXES)
     what = f"got {str(path)!r}. Expected a {'Parquet' if is_parquet else 'text or CSV'} file of image paths."
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -105,26 +105,12 @@ def images_of_list(columns: dict[str, list[str]], path: Path, base: Path | None,
     inside = os.path.join(root, "")
     names = [os.path.normpath(os.path.join(root, name)) for name in written]
     names = [name.removeprefix(inside).replace(os.sep, "/") for name in names]
-    refuse_repeated(names)
+    refuse_repeated("data.list", names)
     keys, odd = readable_keys(names)
     # Without its "..", a path through a link may mean another file: where there is one, the path is kept as written.
     paths = {row: os.path.join(root, name) for row, name in enumerate(written) if row in odd or ".." in name}
     sizes = [_size(paths.get(row) or os.path.join(root, key)) for row, key in enumerate(keys)]
     return make_manifest(root, keys, sizes, columns=columns, paths=paths)
-
-
-def refuse_repeated(names: Sequence[str]) -> None:
-    """Refuse a list that names an image twice.
-
-    Raises:
-        DatasetError: It does.
-    """
-    if len(set(names)) < len(names):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        raise DatasetError(
-            f"data.list: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each "
-            "image once. Remove the repeated lines."
-        )
 
 
 def refuse_all_missing(manifest: Manifest, listing: object) -> None:
@@ -214,7 +200,7 @@ def _read_text(path: Path, what: str) -> tuple[list[str], dict[str, list[str]]]:
         raise DatasetError(f"data.list: not text (character {control[0]!r}), {what} Check the path; data.dir takes a folder.")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     marks = [mark for mark in _DELIMITERS if "path" in [name.strip(' "') for name in first_line.split(mark)]]
-    delimiter = marks[0] if marks else {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    delimiter = marks[0] if marks else {".csv": ",", ".tsv": "\t"}.get(path.name[-4:].lower())
     if delimiter is None:
         return ["path"], {"path": [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.startswith("#")]}
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

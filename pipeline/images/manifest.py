@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -51,21 +52,34 @@ def make_manifest(
     return Manifest(root, tuple(keys), labels, sizes, paths or {}, metadata, skipped, digest, source, places)
 
 
-def no_images(option: str, among: str, got: str, skipped: Mapping[str, int]) -> DatasetError:
+def no_images(option: str, got: str, skipped: Mapping[str, int]) -> DatasetError:
     """Return the error of a source that holds no image.
 
     Args:
         option: Which names the source.
-        among: Words for what was seen, ``12 files``.
         got: The source.
         skipped: As in :class:`~pipeline.records.Manifest`.
     """
     often = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{count} {reason}" for reason, count in often[:5]) or "nothing"
     return DatasetError(
-        f"{option}: no images among {among}, got {got}. Expected files with one of the extensions "
+        f"{option}: no images, got {got}. Expected files with one of the extensions "
         f"{' '.join(sorted(image_extensions()))}. Skipped: {reasons}. Check the path."
     )
+
+
+def refuse_repeated(option: str, names: Sequence[str]) -> None:
+    """Refuse a source that names an image twice.
+
+    Raises:
+        DatasetError: It does.
+    """
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise DatasetError(
+            f"{option}: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each image once. "
+            "Name each once."
+        )
 
 
 def reason_to_skip(name: str) -> str:

@@ -22,8 +22,8 @@ from ..errors import DatasetError
 from ..records import ImageRecord, Manifest
 from ..storage import RemotePath, StorageError, is_address, is_web, to_address
 from .decode import ImageDecodeError
-from .lists import images_of_list, read_columns, refuse_repeated
-from .manifest import first_folders, make_manifest, no_images, readable_keys, reason_to_skip
+from .lists import images_of_list, read_columns
+from .manifest import first_folders, make_manifest, no_images, readable_keys, reason_to_skip, refuse_repeated
 from .reading import MAX_FILE_BYTES, read_file, refuse_too_large
 
 # Requests under way at a time: an object store answers each after some 10 to 50 ms, and any number of them at once.
@@ -70,7 +70,7 @@ class RemoteImages:
         is_known = record.file_bytes > 0 or not is_web(record.path)
         try:
             # A byte more than there should be, so that what has grown since is not read to its end.
-            data = RemotePath(record.path).read_range(0, (record.file_bytes if is_known else MAX_FILE_BYTES) + 1)
+            data = RemotePath(record.path).pread((record.file_bytes if is_known else MAX_FILE_BYTES) + 1, 0)
         except StorageError as error:
             if self._is_list and is_web(record.path):
                 raise ImageDecodeError(f"unreadable: {error.strerror}") from error
@@ -109,7 +109,7 @@ def list_address(folder: Path) -> Manifest:
             "the address, the credentials and the network."
         ) from error
     if not found:
-        raise no_images("data.dir", f"{skipped.total()} objects", repr(str(folder)), skipped)
+        raise no_images("data.dir", repr(str(folder)), skipped)
     # Python compares strings by code point, which is the order of their UTF-8 bytes.
     keys = sorted(found)
     return _manifest(str(folder), keys, [found[key] for key in keys], {}, skipped=skipped)
@@ -137,7 +137,7 @@ def read_addressed_list(listing: Path, base: Path | None, log: Callable[[str], N
     root = str(folder) if is_remote else str(folder.absolute())
     places = [_place(folder, name) for name in columns.pop("path")]
     names = [place.removeprefix(f"{root}/") for place in places]
-    refuse_repeated(names)
+    refuse_repeated("data.list", names)
     keys, _ = readable_keys(names)
     if "label" not in columns:
         columns["label"] = ["" if is_address(key) else label for key, label in zip(keys, first_folders(keys), strict=True)]
@@ -157,10 +157,7 @@ def _place(folder: Path, name: str) -> str:
     if not isinstance(folder, RemotePath):
         return os.path.normpath(folder.absolute() / name)
     if name.startswith("/"):
-        raise DatasetError(
-            f"data.list: a path of this machine in a list of addresses, got {name[:300]!r}. Expected addresses, or paths "
-            f"relative to {str(folder)!r}. Write file://... where a file of this machine is meant."
-        )
+        return name
     protocol, _, rest = str(folder).partition("://")
     return f"{protocol}://{posixpath.normpath(f'{rest}/{name}')}"
 

@@ -26,7 +26,17 @@ from numpy.typing import NDArray
 from ..errors import DatasetError
 from ..records import ImageRecord, Manifest
 from .decode import ImageDecodeError
-from .manifest import cell_text, first_folders, make_manifest, no_images, quoted_names, readable_keys, reason_to_skip, valid_text
+from .manifest import (
+    cell_text,
+    first_folders,
+    make_manifest,
+    no_images,
+    quoted_names,
+    readable_keys,
+    reason_to_skip,
+    refuse_repeated,
+    valid_text,
+)
 from .reading import FileSlices, open_regular
 
 # A class is a number or a word, a .json file what a crawler knows of an image. What is larger is not read.
@@ -99,15 +109,10 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
     for reason, left_out in listing.left_out.items():
         log(f"{reason}: {len(left_out)}, e.g. {quoted_names(left_out[:1])}")
     if not listing.names:
-        among = f"{listing.members} members of {len(paths)} tar files"
-        raise no_images("data.tar", among, quoted_names(paths), listing.skipped)
+        raise no_images("data.tar", quoted_names(paths), listing.skipped)
     keys, _ = readable_keys(listing.keys)
-    if len(set(keys)) < len(keys):
-        twice = [key for key, count in Counter(keys).items() if count > 1]
-        raise DatasetError(
-            f"data.tar: {len(twice)} images of several tar files have the same key, got {quoted_names(twice)}. Expected "
-            "names that do not begin with the name of a tar file. Rename the tar file, or leave it out."
-        )
+    # A member may have the path of another tar file as its folder.
+    refuse_repeated("data.tar", keys)
     labels = listing.columns.pop("label", [""] * len(keys))
     folders = first_folders([valid_text(name) for name in listing.names])
     columns = {"label": [label or folder for label, folder in zip(labels, folders, strict=True)]}
@@ -148,7 +153,6 @@ class _Listing:
         columns: Name -> (N) texts.
         slices: Of each tar file (n, 3) int64: number of the file, offset, length.
         files: (size, when written, in ns) of each tar file.
-        members: How many there are in all.
         skipped: Why members are no images -> how many.
         left_out: Why something is not used -> what.
     """
@@ -160,7 +164,6 @@ class _Listing:
         self.columns: dict[str, list[str]] = {}
         self.slices: list[NDArray[np.int64]] = []
         self.files: list[tuple[int, int]] = []
-        self.members = 0
         self.skipped: Counter[str] = Counter()
         self.left_out: dict[str, list[str]] = {}
         self._taken: set[str] = set()
@@ -172,7 +175,6 @@ class _Listing:
         with open_regular(path, _WINDOW_BYTES) as file:
             info = os.fstat(file.fileno())
             for member in _read_members(file, tar, self._leave_out):
-                self.members += 1
                 ending = posixpath.splitext(member.name)[1].lower()
                 if ending in MOST_BYTES and member.offset >= 0:
                     self._read_cells(file, member, ending, beside.setdefault(_stem(member.name), {}))

@@ -164,17 +164,9 @@ def _read_split(
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    # One file after the other, one example after the other; whatever runs ahead would be memory, and is not what limits.
-    config = tfds.ReadConfig(
-        add_tfds_id=True,
-        try_autocache=False,
-        interleave_cycle_length=1,
-        num_parallel_calls_for_decode=1,
-        num_parallel_calls_for_interleave_files=1,
-        skip_prefetch=True,
-    )
+    # One file after the other.
+    config = tfds.ReadConfig(add_tfds_id=True, try_autocache=False, interleave_cycle_length=1)
     config.options.deterministic = True
-    config.options.autotune.enabled = False
     decoders = tfds.decode.PartialDecoding(dict.fromkeys([image, *cells], True), {image: tfds.decode.SkipDecoding()})
     keys: list[str] = []
     columns: dict[str, list[str]] = {feature: [] for feature in cells}
