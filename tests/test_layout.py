@@ -115,12 +115,6 @@ def test_engines_are_chosen_in_one_place() -> None:
                 assert module == "job.py", f"{module} imports {name}"
 
 
-def test_the_store_loads_training_sets_late() -> None:
-    for module in MODULES:
-        if module.startswith("store/"):
-            assert not any(top and name.startswith("pipeline.training") for name, top in imports(module)), module
-
-
 def test_no_module_is_a_drawer() -> None:
     for module in MODULES:
         assert not {"utils", "helpers", "common", "misc"} & set(Path(module).with_suffix("").parts), module

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline import open_run
 from pipeline.errors import OptionError, StoreError
 from pipeline.store.reader import Run
-from pipeline.store.rows import ShardRows
+from pipeline.store.rows import ShardLayer
 from pipeline.training import batches
 from pipeline.training.batches import Examples, shuffled
 
@@ -173,13 +173,13 @@ def test_parts_and_shares_tile_an_epoch(run: Run, layer: str, shuffle: bool) -> 
 
 def test_rows_that_are_stored_together_are_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, make_spec(900, {"small": (8, 8, 4)}, images_per_shard=600))
-    read_chunk, decoded = ShardRows._chunk, []
+    read_chunk, decoded = ShardLayer._chunk, []
 
-    def noted(self: Any, table: Any, number: int) -> Any:
+    def noted(self: Any, row: int, table: Any, number: int, *target: Any) -> Any:
         decoded.append((self._shard.number, number))
-        return read_chunk(self, table, number)
+        return read_chunk(self, row, table, number, *target)
 
-    monkeypatch.setattr(ShardRows, "_chunk", noted)
+    monkeypatch.setattr(ShardLayer, "_chunk", noted)
     for shuffle in (True, False):
         run = open_run(tmp_path)
         assert run["small"].chunk_rows == 256

@@ -26,7 +26,7 @@ from ..errors import StoreError
 from ..records import FAILED, OK, Part, ShardSpec
 from . import format, tables
 from .damage import HDF5_READ_ERRORS, DamagedError, ForeignError, UnreadableError, UnsureError, damaged
-from .rows import ShardRows
+from .rows import ShardLayer
 from .tables import Column
 
 # A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
@@ -176,9 +176,16 @@ def _check(file: h5py.File, path: Path, check: FileCheck, stop: Event) -> None:
         return
     check.failed = int((columns["status"] == FAILED).sum())
     if not is_index:
-        rows = ShardRows(path, digests[-1], plan[0])
         for layer in check.layers:
-            _check_rows(rows, layer, check, stop)
+            try:
+                for wrong_rows, size_bytes in ShardLayer(path, digests[-1], plan[0], layer).examine():
+                    if stop.is_set():
+                        return
+                    check.row_bytes += size_bytes
+                    for wrong in wrong_rows:
+                        check.add(wrong)
+            except StoreError as error:
+                check.add(error)
 
 
 def _checksum(values: NDArray[Any], first_row: int, shard: ShardSpec) -> int:
@@ -215,18 +222,6 @@ def _wrong_statuses(statuses: Column, errors: Column) -> Iterator[tuple[int, str
     for row, (status, error) in enumerate(zip(statuses, errors, strict=True)):
         if status not in (OK, FAILED) or (status == OK) == bool(error):
             yield row, f"{status!r} with the error {error!r}"
-
-
-def _check_rows(rows: ShardRows, layer: str, check: FileCheck, stop: Event) -> None:
-    try:
-        for found, size_bytes in rows.examine(layer):
-            if stop.is_set():
-                return
-            check.row_bytes += size_bytes
-            for error in found:
-                check.add(error)
-    except StoreError as error:
-        check.add(error)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ Files hold what a list says of its images as text. Here a column of numbers beco
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError, nearest
-from . import format, shown
 from .damage import damaged
+from .shown import LARGEST_READ, Shown, image_rows
 from .tables import Column, open_file, read_column
 
+# The columns of the format as a person wants them; HDF5 has sorted them by name.
+_OWN = ("key", "label", "status", "error", "height", "width", "bytes", "sha256")
 # No leading zeros, underscores or plus signs: 007 and +49 30 are names of something.
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|-?inf|nan|", re.IGNORECASE)
@@ -39,9 +41,9 @@ def as_numbers(texts: Sequence[str]) -> NDArray[np.int64] | NDArray[np.float64] 
             return np.array([*map(int, texts)], np.int64)
     except OverflowError:
         return None
-    if not all(map(_NUMBER.fullmatch, different)) or not any(map(re.compile("[0-9]").search, different)):
-        return None
-    return np.array([float(text or "nan") for text in texts], np.float64)
+    if all(map(_NUMBER.fullmatch, different)) and any(map(re.compile("[0-9]").search, different)):
+        return np.array([float(text or "nan") for text in texts], np.float64)
+    return None
 
 
 class ColumnError(StoreError, KeyError):
@@ -51,7 +53,7 @@ class ColumnError(StoreError, KeyError):
     __str__ = StoreError.__str__
 
 
-class ImageTable(Mapping[str, NDArray[Any]]):
+class ImageTable(Shown, Mapping[str, NDArray[Any]]):
     """The table of images: column -> (N,) array. A column is read when first asked for.
 
     The columns of a list, ``label`` among them, are int64 or float64 where all their values are numbers, else object arrays of
@@ -63,9 +65,9 @@ class ImageTable(Mapping[str, NDArray[Any]]):
         rows: How many.
     """
 
-    def __init__(self, path: Path, names: tuple[str, ...], rows: int) -> None:
+    def __init__(self, path: Path, names: Iterable[str], rows: int) -> None:
         self._path = path
-        self._names = names
+        self._names = (*_OWN, *sorted({*names} - {*_OWN}))
         self._rows = rows
         self._columns: dict[str, NDArray[Any]] = {}
 
@@ -82,7 +84,7 @@ class ImageTable(Mapping[str, NDArray[Any]]):
                 raise damaged(self._path, f"column {name!r} of /images", f"{len(values)} rows in place of {self._rows}")
             # The run may have been extended since it was opened.
             values = values[: self._rows]
-            if name == "label" or name not in (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS):
+            if name == "label" or name not in _OWN:
                 numbers = as_numbers(values.tolist())
                 if numbers is not None and not (name == "label" and _are_folders(values, self["key"])):
                     values = numbers
@@ -98,24 +100,13 @@ class ImageTable(Mapping[str, NDArray[Any]]):
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
-    def __repr__(self) -> str:
-        return f"<{self._caption()}>\n{shown.text_table(*self._ends())}".rstrip("\n")
-
-    def _repr_html_(self) -> str:
-        return shown.html_table(self._caption(), *self._ends())
-
-    def _ends(self) -> tuple[list[str], list[list[str]]]:
+    def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
+        caption = f"table of {self._rows} images: {', '.join(self._names)}"
         try:
-            return shown.image_rows(self, self._rows) if self._rows <= shown.LARGEST_READ else ([], [])
+            return caption, *(image_rows(self, self._rows) if self._rows <= LARGEST_READ else ((), ()))
         except StoreError as error:
             # Looking at something must be possible whatever is wrong with it.
-            return [str(error)], []
-
-    def _caption(self) -> str:
-        return f"table of {self._rows} images: {', '.join(self._names)}"
-
-    def __reduce__(self) -> tuple[type[ImageTable], tuple[Path, tuple[str, ...], int]]:
-        return ImageTable, (self._path, self._names, self._rows)
+            return caption, [str(error)], []
 
 
 def _are_folders(labels: Column, keys: NDArray[Any]) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,17 +21,15 @@ from ..indexing import select_rows
 from ..machine import usable_cores
 from ..records import ShardSpec
 from ..storage import RemotePath, is_address, path_of, refresh
-from . import format, shown, tables
-from .damage import missing_shard, no_run, unfinished, unreadable
+from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, to_numpy
+from . import format, tables
+from .damage import missing_shard, no_run, reading, unfinished, unreadable
 from .file_checks import own_node, require_own_shards
 from .image_table import ImageTable
-from .rows import Rows
-from .shards import Shards
+from .rows import CHUNKS_AHEAD, Rows, ShardLayer, Shards, do_all
+from .shown import LAYER_HEADINGS, Shown, layer_row
 from .statistics import LayerStatistics, read_statistics
 from .tables import Column
-
-if TYPE_CHECKING:
-    from ..training.batches import Batches
 
 # Keys compared for the nearest one in a message; all of a large run would take minutes.
 KEYS_COMPARED = 5000
@@ -53,14 +53,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         raise unreadable(path, error) from error
     if is_folder:
         require_own_shards(path)
-        folder, path = path, path / format.INDEX_NAME
-        if not path.exists():
-            names = [shard.name for shard in _siblings(folder / format.SHARD_FOLDER / "_")]
-            shards = [name for name in names if format.SHARD_NAME.fullmatch(name)]
-            raise unfinished(folder, len(shards), format.planned_shards(shards)) if shards else no_run(folder)
-    elif not exists:
+        index = path / format.INDEX_NAME
+        if not index.exists():
+            shards = [name for name in _names_in(path / format.SHARD_FOLDER) if format.SHARD_NAME.fullmatch(name)]
+            raise unfinished(path, len(shards), format.planned_shards(shards)) if shards else no_run(path)
+        return Run(index)
+    if not exists:
         raise no_such_run(path)
-    elif path.is_symlink():
+    if path.is_symlink():
         # What the caller has named is followed; what lies in a run folder is not.
         path = path.resolve()
     own_name = path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name)
@@ -84,16 +84,16 @@ def place_of(path: str | os.PathLike[str]) -> Path:
 
 def no_such_run(path: Path) -> StoreError:
     """Return the one-line error for a path that does not exist, with the names of the runs beside it."""
-    folders = [folder.name for folder in _siblings(path) if (folder / format.INDEX_NAME).exists()]
-    known = f" one of: {nearest(path.name, folders)}" if folders else " a run folder, its features.h5 or a shard"
+    runs = [name for name in _names_in(path.parent) if (path.parent / name / format.INDEX_NAME).exists()]
+    known = f" one of: {nearest(path.name, runs)}" if runs else " a run folder, its features.h5 or a shard"
     return StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
 
 
-def _siblings(path: Path) -> list[Path]:
-    return sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+def _names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-class Layer:
+class Layer(Shown):
     """One layer's activations of all images, indexed as a NumPy array along the first axis; read when asked for.
 
     ``layer[17]`` is one image, (h, w, c); ``layer[3:9]``, ``layer[mask]`` and ``layer[[4, 2]]`` are (n, h, w, c), or at native
@@ -117,7 +117,7 @@ class Layer:
         self.row_shape: tuple[int, int, int] | None = None
         self.chunk_rows = 1
         if isinstance(node, h5py.Dataset):
-            _, height, width, channels = map(int, node.shape)
+            _, height, width, channels = node.shape
             if 0 in (height, width, channels):
                 raise ValueError(f"layer {name} of shape {node.shape}")
             self.row_shape = height, width, channels
@@ -132,16 +132,12 @@ class Layer:
         return len(self._shards)
 
     def __getitem__(self, wanted: Any) -> Any:
-        rest: tuple[Any, ...] = ()
-        if isinstance(wanted, tuple):
-            wanted, *others = wanted
-            rest = tuple(others)
+        wanted, *rest = wanted if isinstance(wanted, tuple) else (wanted,)
         rows = select_rows(wanted, len(self), f"layer {self.name}")
         if isinstance(rows, int):
-            (values,) = self.read(np.array([rows], np.int64))
-            return values[rest]
+            return self.read(np.array([rows]))[0][tuple(rest)]
         many = self.read(rows)
-        return many[(slice(None), *rest)] if isinstance(many, np.ndarray) else [values[rest] for values in many]
+        return many[(slice(None), *rest)] if isinstance(many, np.ndarray) else [values[tuple(rest)] for values in many]
 
     def __iter__(self) -> Iterator[NDArray[np.floating]]:
         # Some at a time, so that threads share the work and a chunk of several rows is decoded once.
@@ -151,10 +147,7 @@ class Layer:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if self.row_shape is None:
-            raise StoreError(
-                f"layer {self.name}: images of differing shapes make no array, got native size. Expected one shape. "
-                f"Read image by image, or extract with a fixed data.size."
-            )
+            raise no_array(f"layer {self.name}")
         return np.asarray(self[:], dtype)
 
     def shape_of(self, row: int) -> tuple[int, int, int]:
@@ -163,8 +156,8 @@ class Layer:
         Raises:
             StoreError: The row is damaged.
         """
-        shard, local = self._shards.locate(row)
-        return shard.shape(self.name, local)
+        shard, local = self._locate(row)
+        return shard.shape(local)
 
     def bands(self, row: int, every: int = 1) -> Iterator[tuple[int, NDArray[np.floating]]]:
         """Yield one image that is ok piece after piece, from top to bottom, for who need not hold all of a large one.
@@ -182,8 +175,16 @@ class Layer:
         Raises:
             StoreError: The row is damaged; it may be the last piece only that tells.
         """
-        shard, local = self._shards.locate(row)
-        return shard.bands(self.name, local, every)
+        shard, local = self._locate(row)
+        return shard.bands(local, every)
+
+    def _locate(self, row: Any) -> tuple[ShardLayer, int]:
+        number, local = self._shards.locate(np.asarray(row))
+        return self._shards.layer(int(number), self.name), int(local)
+
+    def chunk_starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the first row of the chunk that each row lies in, (n,): reading one of its rows costs as much as all."""
+        return rows - self._shards.locate(rows)[1] % self.chunk_rows
 
     def read(self, rows: NDArray[np.int64], dtype: np.dtype[np.floating] | None = None, threads: int | None = None) -> Any:
         """Read rows in any order, repeated or not, each chunk once, several at once.
@@ -212,17 +213,41 @@ class Layer:
                 f"layer {self.name}: out of memory, got {len(rows)} rows of {size_bytes} bytes together. Expected fewer. "
                 f"Read some rows at a time, for instance [0:100]."
             ) from error
-        self._shards.read(self.name, rows, found, self.row_shape, self.chunk_rows, threads)
+        order = np.argsort(rows, kind="stable")
+        numbers, local = self._shards.locate(rows[order])
+        starts = np.flatnonzero(np.diff(self.chunk_starts(rows[order]), prepend=-1)).tolist()
+        pieces = [slice(*ends) for ends in itertools.pairwise([*starts, len(rows)])]
+        is_prefetched = hasattr(os, "posix_fadvise") and not self._shards.are_remote
+
+        def prefetch(wanted: Sequence[slice]) -> None:
+            for piece in wanted if is_prefetched else ():
+                with suppress(StoreError):  # what is wrong is said when it is read
+                    self._shards.layer(int(numbers[piece.start]), self.name).prefetch(int(local[piece.start]))
+
+        def read_piece(number: int) -> None:
+            prefetch(pieces[number + CHUNKS_AHEAD : number + CHUNKS_AHEAD + 1])
+            piece = pieces[number]
+            shard = int(numbers[piece.start])
+            arguments = local[piece].tolist(), found, order[piece].tolist(), self.row_shape
+            try:
+                self._shards.layer(shard, self.name).read(*arguments)
+            except StoreError:
+                # The shard may have been made anew since it was opened: what is there now says whether anything is wrong.
+                self._shards.forget(shard, self.name)
+                self._shards.layer(shard, self.name).read(*arguments)
+
+        prefetch(pieces[:CHUNKS_AHEAD])
+        do_all(read_piece, len(pieces), threads, waits=self._shards.are_remote)
         return found
 
     def __repr__(self) -> str:
         return f"<layer {self.name}: {self.shape} {self.dtype}>"
 
-    def _repr_html_(self) -> str:
-        return shown.html_table(f"layer {self.name}", shown.LAYER_HEADINGS, [shown.layer_row(self)])
+    def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
+        return f"layer {self.name}", LAYER_HEADINGS, [layer_row(self)]
 
 
-class Run:
+class Run(Shown):
     """The activations and the table of images of a finished run. Made by :func:`open_run`.
 
     It may be pickled, and used after a fork: each process opens the shards for itself.
@@ -239,18 +264,15 @@ class Run:
         self.path = path.absolute()
         with tables.open_file(path) as file:
             digests, plan = tables.read_plan(file, path)
-            try:
+            with reading(path, "the tree"):
                 self.attributes: dict[str, Any] = dict(file.attrs)
-                rows, columns = len(own_node(file["images"], "key")), tables.column_order(file["images"])
+                rows, columns = len(own_node(file["images"], "key")), tuple(file["images"])
                 self._shards = Shards(self._locate(plan), digests)
                 self.layers = tuple(tables.layer_names(file))
                 self._layers = {name: Layer(self._shards, name, file["features"][name]) for name in self.layers}
-            except tables.HDF5_READ_ERRORS as error:
-                raise tables.damaged(path, "the tree", error) from error
-            if rows != len(self._shards):
-                raise tables.damaged(path, "the table /images", f"{rows} rows")
+                if rows != len(self._shards):
+                    raise ValueError(f"a table /images of {rows} rows")
         self.images: Mapping[str, Column] = ImageTable(self.path, columns, rows)
-        self._rows_by_key: dict[str, int] | None = None
 
     def _locate(self, plan: tuple[ShardSpec, ...]) -> dict[ShardSpec, Path]:
         if self.attributes["file_kind"] == format.SHARD:
@@ -260,7 +282,7 @@ class Run:
             return found
         require_own_shards(self.path.parent)
         folder = self.path.parent / format.SHARD_FOLDER
-        present = {path.name for path in _siblings(folder / "_")}
+        present = {*_names_in(folder)}
         missing = [shard.file_name for shard in plan if shard.file_name not in present]
         if missing:
             # HDF5 would read a missing shard as NaN, as if all its images had failed.
@@ -305,18 +327,21 @@ class Run:
         Raises:
             StoreError: There is no such key; the nearest ones are given.
         """
-        if self._rows_by_key is None:
-            self._rows_by_key = {name: row for row, name in enumerate(self.images["key"])}
-        found = self._rows_by_key.get(format.plain_text(key))
+        rows = self._rows_by_key
+        found = rows.get(format.plain_text(key))
         if found is None:
             name = key.rpartition("/")[2]
-            same_name = [other for other in self._rows_by_key if other.rpartition("/")[2] == name]
-            known = nearest(key, same_name or [*self._rows_by_key][:KEYS_COMPARED])
+            same_name = [other for other in rows if other.rpartition("/")[2] == name]
+            known = nearest(key, same_name or [*rows][:KEYS_COMPARED])
             raise StoreError(
                 f"{self.path}: no such image, got {key!r}. Expected a key such as: {known[:300]}. "
                 f"All keys are in run.images['key']."
             )
         return found
+
+    @cached_property
+    def _rows_by_key(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.images["key"])}
 
     def batches(
         self,
@@ -357,8 +382,6 @@ class Run:
             StoreError: There is no such layer, column or row, or no row is left.
             OptionError: An option is out of range.
         """
-        from ..training.batches import Batches, Examples
-
         examples = Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype)
         return Batches(
             examples, batch_size, shuffle=shuffle, seed=seed, buffer_chunks=buffer_chunks, drop_last=drop_last, share=share
@@ -368,18 +391,13 @@ class Run:
         self,
         layers: str | Sequence[str],
         *,
-        label: Any = None,
-        where: Any = None,
-        failed: bool = False,
-        dtype: str | None = None,
         shuffle: bool = False,
         batch_size: int | None = None,
-        seed: int = 0,
-        buffer_chunks: int = 512,
         drop_last: bool = False,
         share: tuple[int, int] | None = None,
+        **options: Any,
     ) -> Any:
-        """Return a dataset for PyTorch; what is not said here is as in :meth:`batches`.
+        """Return a dataset for PyTorch. The other ``options`` are those of :meth:`batches`: ``label``, ``where``, ``seed`` ...
 
         Without ``shuffle`` and ``batch_size`` a map-style dataset, which leaves order and batches to a DataLoader. With either
         of them an iterable one, which reads ahead with all cores and needs no worker processes: for whole batches
@@ -397,36 +415,18 @@ class Run:
             raise OptionError(
                 f"torch_dataset: PyTorch cannot be loaded, got {error}. Expected it in this environment. pip install torch"
             ) from error
-        from ..training.batches import ROWS_AT_ONCE, Batches, Examples
-
-        examples = Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype)
-        if batch_size is None and drop_last:
-            raise OptionError("drop_last: there are no batches, got batch_size=None. Expected it with a batch_size. Give one.")
+        _refuse_without_batches("drop_last", drop_last, batch_size)
         if batch_size is None and not shuffle:
-            return torch_data.RowDataset(examples)
+            return torch_data.RowDataset(self.batches(layers, 1, **options).examples)
         share = torch_data.rank_and_ranks() if share is None else share
         rows = ROWS_AT_ONCE if batch_size is None else batch_size
-        batches = Batches(
-            examples, rows, shuffle=shuffle, seed=seed, buffer_chunks=buffer_chunks, drop_last=drop_last, share=share
-        )
+        batches = self.batches(layers, rows, shuffle=shuffle, drop_last=drop_last, share=share, **options)
         return torch_data.StreamDataset(batches, is_batched=batch_size is not None)
 
     def tf_dataset(
-        self,
-        layers: str | Sequence[str],
-        *,
-        label: Any = None,
-        where: Any = None,
-        failed: bool = False,
-        dtype: str | None = None,
-        shuffle: bool = False,
-        batch_size: int | None = None,
-        seed: int = 0,
-        buffer_chunks: int = 512,
-        drop_remainder: bool = False,
-        share: tuple[int, int] = (0, 1),
+        self, layers: str | Sequence[str], *, batch_size: int | None = None, drop_remainder: bool = False, **options: Any
     ) -> Any:
-        """Return a ``tf.data.Dataset``; what is not said here is as in :meth:`batches`.
+        """Return a ``tf.data.Dataset``. The other ``options`` are those of :meth:`batches`: ``label``, ``where``, ``shuffle`` ...
 
         Elements are features, or (features, label) where ``label`` is given; each pass, ``repeat`` included, is the next epoch.
         Its ``class_names`` are the texts that labels are numbers of. At native size height and width of an element are
@@ -438,42 +438,26 @@ class Run:
         Raises:
             OptionError: As in :meth:`batches`.
         """
-        if batch_size is None and drop_remainder:
-            raise OptionError(
-                "drop_remainder: there are no batches, got batch_size=None. Expected it with a batch_size. Give one."
-            )
-        from ..training.batches import ROWS_AT_ONCE, Batches, Examples
         from ..training.tf_data import as_dataset
 
-        examples = Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype)
-        rows = ROWS_AT_ONCE if batch_size is None or examples.is_native else batch_size
-        drop_last = drop_remainder and rows == batch_size and not examples.is_native
-        batches = Batches(
-            examples, rows, shuffle=shuffle, seed=seed, buffer_chunks=buffer_chunks, drop_last=drop_last, share=share
-        )
+        _refuse_without_batches("drop_remainder", drop_remainder, batch_size)
+        is_native = any(self[name].row_shape is None for name in ([layers] if isinstance(layers, str) else layers))
+        rows = ROWS_AT_ONCE if batch_size is None or is_native else batch_size
+        batches = self.batches(layers, rows, drop_last=drop_remainder and not is_native, **options)
         return as_dataset(batches, batch_size, drop_remainder)
 
-    def to_numpy(
-        self,
-        layers: str | Sequence[str],
-        *,
-        label: Any = None,
-        where: Any = None,
-        failed: bool = False,
-        dtype: str | None = None,
-        out: str | os.PathLike[str] | None = None,
-    ) -> Any:
+    def to_numpy(self, layers: str | Sequence[str], *, out: str | os.PathLike[str] | None = None, **options: Any) -> Any:
         """Return rows as one array, (n, h, w, c), or layer -> such; with a ``label`` (features, labels).
 
-        Options are those of :meth:`batches`. ``out`` is a ``.npy`` file of one layer to write to: what is given is mapped from
-        it, and memory does not limit it.
+        Args:
+            layers: A name, or names.
+            out: A ``.npy`` file of one layer to write to: what is given is mapped from it, and memory does not limit it.
+            **options: ``label``, ``where``, ``failed`` and ``dtype``, as in :meth:`batches`.
 
         Raises:
             StoreError: It does not fit into memory, with the bytes that it takes; and as in :meth:`batches`.
         """
-        from ..training.batches import Examples, to_numpy
-
-        return to_numpy(Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype), out)
+        return to_numpy(Examples(self, layers, **options), out)
 
     def close(self) -> None:
         """Close the shards; reading opens them again."""
@@ -488,12 +472,11 @@ class Run:
     def __reduce__(self) -> tuple[type[Run], tuple[Path]]:
         return Run, (self.path,)
 
-    def __repr__(self) -> str:
-        rows = shown.text_table(shown.LAYER_HEADINGS, map(shown.layer_row, self._layers.values()))
-        return f"<{self._caption()}>\n{rows}"
+    def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
+        caption = f"run {str(self.path)!r}: {len(self)} images, {self.attributes['network']}, made {self.attributes['created']}"
+        return caption, LAYER_HEADINGS, map(layer_row, self._layers.values())
 
-    def _repr_html_(self) -> str:
-        return shown.html_table(self._caption(), shown.LAYER_HEADINGS, map(shown.layer_row, self._layers.values()))
 
-    def _caption(self) -> str:
-        return f"run {str(self.path)!r}: {len(self)} images, {self.attributes['network']}, made {self.attributes['created']}"
+def _refuse_without_batches(option: str, is_set: bool, batch_size: int | None) -> None:
+    if is_set and batch_size is None:
+        raise OptionError(f"{option}: there are no batches, got batch_size=None. Expected it with a batch_size. Give one.")

@@ -1,7 +1,7 @@
-"""Rows of one finished shard: its chunks read by position as they are stored, decoded here, and compared with their checksums.
+"""Rows of finished shards: chunks read by position as they are stored, decoded here, compared with their checksums.
 
-HDF5 is asked once a layer where the chunks lie, since its one lock admits one reader at a time. All else is ``pread`` and ISA-L,
-which any number of threads do at once.
+HDF5 is asked once a shard and layer where the chunks lie, since its one lock admits one reader at a time. All else is plain reads
+and ISA-L, which any number of threads do at once.
 """
 
 from __future__ import annotations
@@ -9,132 +9,137 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..machine import usable_cores
 from ..records import FAILED, ShardSpec
-from ..storage import RemotePath
+from ..storage import RemotePath, refresh
 from . import codec, format, tables
-from .damage import HDF5_READ_ERRORS, damaged, unreadable
+from .damage import HDF5_READ_ERRORS, damaged, reading
 from .file_checks import own_node
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
 _CHUNK_ERRORS = (codec.DecodeError, MemoryError, *HDF5_READ_ERRORS)
+# Chunks that the system reads from the disk while those before them are decoded: some 16 MB.
+CHUNKS_AHEAD = 16
+# Requests that an object store answers at the same time, each after some 10 to 50 ms.
+WAITING_THREADS = 16
+# A thread keeps its memory for what is stored, up to so much: fresh memory for each chunk costs a fifth of reading it.
+_SCRATCH_BYTES = 16 << 20
 
-# Layer -> the last decoded chunk of several rows, for those who read row after row.
-LastChunks = dict[str, tuple["ShardRows", int, NDArray[np.floating]]]
 # What rows are read into: (n, h, w, c), or at native size an array each.
 Rows = NDArray[np.floating] | list[NDArray[np.floating]]
 
+_of_thread = threading.local()
 
-# One thread at a time asks HDF5 where chunks lie.
-_loading = threading.Lock()
+
+_decoding: ThreadPoolExecutor
+_waiting: ThreadPoolExecutor
+# Of the one thread that asks HDF5 where chunks lie.
+_asking: threading.Lock
+
+
+def _start() -> None:
+    """Make threads and lock, in a forked child too, which has none of its parent's threads."""
+    global _decoding, _waiting, _asking
+    # No more than cores: each keeps memory for what it decodes.
+    _decoding = ThreadPoolExecutor(usable_cores(), "rows")
+    _waiting = ThreadPoolExecutor(WAITING_THREADS, "rows")
+    _asking = threading.Lock()
+
+
+_start()
 if hasattr(os, "register_at_fork"):
-    # The parent's may be taken for ever.
-    os.register_at_fork(after_in_child=lambda: globals().update(_loading=threading.Lock()))
+    os.register_at_fork(after_in_child=_start)
 
 
-class Handle:
-    """An open file that is read by position, by any number of threads; a fork may go on with it. Closes when it is let go of."""
+def do_all(work: Callable[[int], None], count: int, threads: int | None, waits: bool = False) -> None:
+    """Do tasks 0 to ``count - 1``, begun in this order, by several threads.
 
-    def __init__(self, path: Path) -> None:
-        self._file = -1
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self._lock = threading.Lock()
+    Args:
+        work: Does one task; most of its time should be spent outside the interpreter's lock.
+        count: Number of tasks.
+        threads: How many to use at most; None: as many as there are cores; 1: the calling one.
+        waits: Whether tasks wait for a network: then more are begun than there are cores, whatever ``threads`` says.
 
-    def pread(self, size: int, position: int) -> bytes:
-        """Read bytes from a position; fewer at the end of the file."""
-        if hasattr(os, "pread"):
-            return os.pread(self._file, size, position)
-        with self._lock:  # Windows
-            os.lseek(self._file, position, os.SEEK_SET)
-            return os.read(self._file, size)
+    Raises:
+        Exception: Of a task that failed; those after it may not have been done.
+    """
+    numbers = iter(range(count))
 
-    def read_into(self, values: NDArray[Any], position: int) -> int:
-        """Read from a position as many bytes as an array in C order has, straight into it; return how many there were."""
-        if hasattr(os, "preadv"):
-            return os.preadv(self._file, [values.data], position)
-        data = self.pread(values.nbytes, position)
-        values.reshape(-1).view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
-        return len(data)
+    def take_part() -> None:
+        # Taking the next number is one step of the interpreter: no two threads get the same.
+        for number in numbers:
+            work(number)
 
-    def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-
-    def prefetch(self, size: int, position: int) -> None:
-        """Have the system read bytes into its cache, without waiting for them."""
-        # Of no bytes the system would read all to the end of the file. macOS has no such call.
-        if size and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file, position, size, os.POSIX_FADV_WILLNEED)
+    most = min(count, WAITING_THREADS if waits else threads or usable_cores())
+    if most < 2:
+        take_part()
+        return
+    workers = [(_waiting if waits else _decoding).submit(take_part) for _ in range(most)]
+    try:
+        wait(workers, return_when=FIRST_EXCEPTION)
+    finally:
+        # What nobody has begun when a task fails, or at Ctrl-C, is left.
+        for _ in numbers:
+            pass
+    for worker in workers:
+        worker.result()
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkTable:
+class _ChunkTable:
     """Where the chunks of an array lie in its file.
 
     Attributes:
         shape: (n, h, w, c) of the array; n is 1 for an image at native size.
         chunk: (rows, h', w, c): whole rows, or a band of one row.
         dtype: Of the values.
-        deflated: Whether chunks are zlib streams.
-        positions: (chunks,) int64, first byte of each chunk in the file, row after row, band after band; -1 where none is stored.
-        sizes: (chunks,) int64, bytes of each as stored.
+        is_deflated: Whether chunks are zlib streams.
+        places: (chunks, 2) int64, position in the file and size in bytes of each chunk as stored, row after row, band after band;
+            (-1, 0) where none is stored. None where the chunks are not such as this program writes, and HDF5 must read them.
     """
 
     shape: tuple[int, int, int, int]
     chunk: tuple[int, int, int, int]
     dtype: np.dtype[np.floating]
-    deflated: bool
-    positions: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-    def is_stored_as(self, values: NDArray[np.floating]) -> bool:
-        """Tell whether each row is one chunk that holds just the bytes of such an array."""
-        return not self.deflated and self.dtype == values.dtype and self.chunk == (1, *self.shape[1:]) == (1, *values.shape)
+    is_deflated: bool
+    places: NDArray[np.int64] | None
 
     def bands(self, row: int) -> range:
-        """Return the numbers of the chunks that hold a row."""
+        """Return the numbers of the chunks that hold a row of the shard."""
         count = -(-self.shape[1] // self.chunk[1])
-        first = row // self.chunk[0] * count
+        # An array of one image is a table for itself.
+        first = row % self.shape[0] // self.chunk[0] * count
         return range(first, first + count)
 
 
-# A thread keeps its memory for what is stored, up to so much: fresh memory for each chunk costs a fifth of reading it.
-_SCRATCH_BYTES = 16 << 20
-_of_thread = threading.local()
+# Of a failed image at native size.
+_NOTHING = _ChunkTable((1, 1, 1, 1), (1, 1, 1, 1), np.dtype(np.float32), False, np.array([[-1, 0]]))
 
 
-def _scratch(size: int) -> NDArray[np.uint8]:
-    kept: NDArray[np.uint8] | None = getattr(_of_thread, "scratch", None)
-    if kept is None or len(kept) < size:
-        kept = np.empty(size, np.uint8)
-        if size <= _SCRATCH_BYTES:
-            _of_thread.scratch = kept
-    return kept[:size]
-
-
-def _read_table(dataset: h5py.Dataset) -> ChunkTable | None:
-    """Ask HDF5 for the chunks of an array; None where they are not such as this program writes, and HDF5 must read them."""
-    lead = () if dataset.ndim == 4 else (1,)
-    shape, chunk = (*lead, *dataset.shape), dataset.chunks and (*lead, *dataset.chunks)
-    deflated = dataset.compression == "gzip"
+def _read_table(dataset: h5py.Dataset) -> _ChunkTable:
+    """Ask HDF5 for the chunks of an array."""
+    lead = (1,) * (4 - dataset.ndim)
+    shape, chunk = (*lead, *dataset.shape), (*lead, *(dataset.chunks or ()))
+    is_deflated = dataset.compression == "gzip"
     if (
-        chunk is None
-        or chunk[2:] != shape[2:]
+        chunk[2:] != shape[2:]
         or (chunk[0] > 1 and chunk[1] != shape[1])
-        or dataset.id.get_create_plist().get_nfilters() != deflated
+        or dataset.id.get_create_plist().get_nfilters() != is_deflated
         or dataset.dtype.newbyteorder("<") != dataset.dtype
     ):
-        return None
+        return _ChunkTable(shape, (1, *shape[1:]), dataset.dtype, False, None)
     offsets = [(row, top, 0, 0) for row in range(0, shape[0], chunk[0]) for top in range(0, shape[1], chunk[1])]
     places = np.full((len(offsets), 2), (-1, 0), np.int64)
     # HDF5 leaves the size of a chunk unset where there is none at all, and h5py takes it for one.
@@ -143,300 +148,302 @@ def _read_table(dataset: h5py.Dataset) -> ChunkTable | None:
             info = dataset.id.get_chunk_info_by_coord(offset[len(lead) :])
             if info.byte_offset is not None and not info.filter_mask:
                 places[number] = info.byte_offset, info.size
-    return ChunkTable(shape, chunk, dataset.dtype, deflated, places[:, 0].copy(), places[:, 1].copy())
+    return _ChunkTable(shape, chunk, dataset.dtype, is_deflated, places)
 
 
-@dataclass(frozen=True, slots=True)
-class _StoredLayer:
-    """A layer of the shard.
+class _Decoded(NamedTuple):
+    """Values of rows that share a chunk, (n, h, w, c), or of a row for itself; not yet compared with their checksums."""
 
-    Attributes:
-        row_shape: (h, w, c); None at native size.
-        tables: One for all rows; at native size one a row. None where HDF5 must read them, or the row failed; an error where the
-            row is damaged.
-        failed: (rows,) whether the image failed.
-        checksums: (rows,) uint32, CRC-32 of each row's values.
-        unexpected: Names of what lies there and is no row, at native size.
-    """
-
-    row_shape: tuple[int, ...] | None
-    tables: tuple[ChunkTable | StoreError | None, ...]
-    failed: NDArray[np.bool_]
-    checksums: NDArray[np.uint32]
-    unexpected: tuple[str, ...]
-
-    def locate(self, row: int) -> tuple[ChunkTable | None, int]:
-        """Return the table that has a row, and the row's place in it."""
-        table, place = (self.tables[row], 0) if self.row_shape is None else (self.tables[0], row)
-        if isinstance(table, StoreError):
-            raise table
-        return table, place
+    owner: ShardLayer
+    rows: range
+    values: NDArray[np.floating]
 
 
-class ShardRows:
-    """A finished shard, read by row. Threads may share it, and a fork may go on with it.
+class ShardLayer:
+    """A layer of a finished shard, read by row. Threads may share it, and a fork may go on with it.
 
     Args:
-        path: Of the file.
+        path: Of the shard.
         digest: Of the run that it must be of.
         shard: Which rows it must hold.
-        last: Where the last decoded chunks of a run are kept.
+        name: Of the layer.
+        last: Layer -> the last decoded chunk of several rows of a run, for those who read row after row.
+
+    Raises:
+        StoreError: The shard is missing, of another run or damaged, or cannot be read.
     """
 
-    def __init__(self, path: Path, digest: str, shard: ShardSpec, last: LastChunks | None = None) -> None:
+    def __init__(self, path: Path, digest: str, shard: ShardSpec, name: str, last: dict[str, _Decoded] | None = None) -> None:
         self._path = path
-        self._digest = digest
         self._shard = shard
-        self._layers: dict[str, _StoredLayer] = {}
-        self._handle: Handle | RemotePath | None = None
-        self._last: LastChunks = {} if last is None else last
+        self._name = name
+        self._last = {} if last is None else last
+        with tables.open_file(path, all_nodes=False) as file:
+            tables.check_shard(file, path, digest, shard)
+            self._failed = tables.read_column(file, path, "status") == FAILED
+            # CRC-32 of each row's values.
+            self._checksums = tables.read_checksums(file, path, name)
+            with reading(path, f"layer {name}"):
+                node = own_node(file["features"], name)
+                is_native = isinstance(node, h5py.Group)
+                lengths = {len(self._failed), len(self._checksums), shard.rows if is_native else len(node)}
+                if lengths != {shard.rows}:
+                    raise ValueError(f"{lengths} rows in place of {shard.rows}")
+                # (h, w, c); None at native size.
+                self._row_shape: tuple[int, ...] | None = None if is_native else node.shape[1:]
+                # Which has each row: one for all, at native size one a row; an error where the row is damaged.
+                self._tables: list[_ChunkTable | StoreError]
+                if is_native:
+                    self._tables = [self._table_of(node, row) for row in range(shard.rows)]
+                else:
+                    self._tables = [_read_table(node)] * shard.rows
 
-    def read(
-        self, name: str, rows: Iterable[int], out: Rows, places: Iterable[int], shape: tuple[int, ...] | None = None
-    ) -> None:
-        """Read rows of a layer, but for failed ones; those that share a chunk one after the other.
+    def read(self, rows: Sequence[int], out: Rows, places: Sequence[int], shape: tuple[int, ...] | None) -> None:
+        """Read rows; those that share a chunk one after the other.
 
         Args:
-            name: Of the layer.
             rows: In the shard.
             out: Where they come to, in its dtype: (n, h, w, c), or a list of (h, w, c), where an array lies already.
-            places: In ``out``, one a row; that of a failed image becomes NaN, in a list it stays as it is.
-            shape: (h, w, c) that rows must have; None: any.
+            places: In ``out``, one a row; that of a failed image becomes NaN.
+            shape: (h, w, c) that rows must have; None at native size.
 
         Raises:
-            StoreError: The shard is missing, of another run or cannot be read; a row is damaged.
+            StoreError: The shard is missing or cannot be read; a row is damaged.
         """
-        layer = self._layer(name)
-        if shape not in (None, layer.row_shape):
-            raise damaged(self._path, f"layer {name}", f"{layer.row_shape or 'native size'} where the run has {shape}")
-        last = self._last.get(name)
-        held = {last[1]: last[2]} if last is not None and last[0] is self else {}
+        if shape != self._row_shape:
+            got = f"{self._row_shape or 'native size'} where the run has {shape}"
+            raise damaged(self._path, f"layer {self._name}", got)
+        decoded = self._last.get(self._name)
         for row, place in zip(rows, places, strict=True):
             target = out[place]
-            if layer.failed[row]:
-                if shape is not None:
-                    target[...] = np.nan
+            if self._failed[row]:
+                target[...] = np.nan
                 continue
-            values = self._values(name, layer, row, held, target)
+            if decoded is None or decoded.owner is not self or row not in decoded.rows:
+                decoded = self._decode(row, target)
+            values = self._checked(row, decoded)
             if shape is None:
                 out[place] = values.astype(target.dtype)
-            elif values is not target:
+            elif not np.may_share_memory(values, target):  # it was not read there
                 target[...] = values
-        for number, chunk in held.items():
-            self._last[name] = self, number, chunk
+        if decoded is not None and len(decoded.rows) > 1:
+            self._last[self._name] = decoded
 
-    def shape(self, name: str, row: int) -> tuple[int, int, int]:
+    def shape(self, row: int) -> tuple[int, int, int]:
         """Return (h, w, c) of a row that is ok; reads none of its values."""
-        table, _ = self._layer(name).locate(row)
-        if table is None:
-            height, width, channels = self._read_by_hdf5(name, row).shape
-            return height, width, channels
-        return table.shape[1:]
+        return self._table(row).shape[1:]
 
-    def bands(self, name: str, row: int, every: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    def bands(self, row: int, every: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
         """Yield a row that is ok piece after piece; see :meth:`.reader.Layer.bands`."""
-        layer = self._layer(name)
-        table, place = layer.locate(row)
-        if table is None or table.chunk[0] > 1:
-            yield 0, self._values(name, layer, row, {})
+        table = self._table(row)
+        if table.places is None or table.chunk[0] > 1:
+            yield 0, self._checked(row, self._decode(row))
             return
         sums, wanted = [], 0
-        height, band_height = table.shape[1], table.chunk[1]
-        for number, first in zip(table.bands(place), range(0, height, band_height), strict=True):
-            if first < wanted and first + band_height < height:
+        height, numbers = table.shape[1], table.bands(row)
+        for number, top in zip(numbers, range(0, height, table.chunk[1]), strict=True):
+            if top < wanted and number != numbers[-1]:
                 continue
-            wanted = first + every
-            try:
-                band = self._chunk(table, number)[0, : height - first]
-            except _CHUNK_ERRORS as error:
-                raise self._damaged(name, row, error) from error
-            if every == 1:
-                sums.append((codec.checksum(band), band.nbytes))
-            yield first, band
-        if every == 1 and codec.join_checksums(sums) != layer.checksums[row]:
-            raise self._damaged(name, row, "another checksum")
+            wanted = top + every
+            band = self._chunk(row, table, number)[0, : height - top]
+            sums.append((codec.checksum(band), band.nbytes))
+            yield top, band
+        if len(sums) == len(numbers) and codec.join_checksums(sums) != self._checksums[row]:
+            raise self._damaged(range(row, row + 1), "another checksum")
 
-    def prefetch(self, name: str, row: int) -> None:
+    def prefetch(self, row: int) -> None:
         """Have the system read a row's chunks from the disk; what is wrong is for :meth:`read` to say."""
-        with suppress(StoreError, OSError):
-            table, place = self._layer(name).locate(row)
-            handle = self._open_handle()
-            if table is not None and isinstance(handle, Handle):
-                for number in table.bands(place):
-                    handle.prefetch(int(table.sizes[number]), max(0, int(table.positions[number])))
+        table = self._tables[row]
+        if isinstance(table, _ChunkTable) and table.places is not None:
+            with suppress(OSError), self._path.open("rb", buffering=0) as file:
+                for position, size in table.places[table.bands(row)].tolist():
+                    # Of no bytes the system would read all to the end of the file.
+                    if size:
+                        os.posix_fadvise(file.fileno(), position, size, os.POSIX_FADV_WILLNEED)
 
-    def release(self) -> None:
-        """Close the file; reading opens it again."""
-        self._handle = None
-
-    def examine(self, name: str) -> Iterator[tuple[list[StoreError], int]]:
-        """Yield what is wrong with the rows of each chunk of a layer, and the bytes of their values, but for failed ones.
-
-        Raises:
-            StoreError: The layer is damaged.
-        """
-        layer = self._layer(name)
-        table = None if layer.row_shape is None else layer.tables[0]
-        step = table.chunk[0] if isinstance(table, ChunkTable) else 1
-        for first in range(0, self._shard.rows, step):
-            yield self._examine(name, layer, range(first, min(self._shard.rows, first + step)))
-        extra = [damaged(self._path, f"layer {name}", f"a dataset {found!r} of no row") for found in layer.unexpected]
-        yield [*extra], 0
-
-    def _examine(self, name: str, layer: _StoredLayer, group: range) -> tuple[list[StoreError], int]:
-        errors: list[StoreError] = []
-        read_bytes = 0
-        held: dict[int, NDArray[np.floating]] = {}
-        for row in group:
-            is_failed = bool(layer.failed[row])
-            if is_failed and layer.checksums[row]:
-                errors.append(self._damaged(name, row, f"checksum {int(layer.checksums[row]):08x} for a failed image"))
-            try:
-                table, place = layer.locate(row)
-                if is_failed and (table.positions[table.bands(place)[0]] < 0 if table else layer.row_shape is None):
+    def examine(self) -> Iterator[tuple[list[StoreError], int]]:
+        """Yield what is wrong with the rows of each chunk, and the bytes of their values, but for failed ones."""
+        stop = 0
+        while stop < self._shard.rows:
+            rows = self._group(stop)
+            stop = rows.stop
+            errors: list[StoreError] = []
+            read_bytes, decoded = 0, None
+            for row in rows:
+                if self._failed[row]:
                     continue
-                values = self._values(name, layer, row, held)
-            except StoreError as error:
-                errors.append(error)
-                if isinstance(error.__cause__, _CHUNK_ERRORS):
-                    # The chunk, and so all of its rows.
-                    errors[-1] = self._damaged(name, row, error.__cause__, group[-1])
-                    break
-                continue
-            read_bytes += 0 if is_failed else values.nbytes
-            if is_failed and not np.isnan(values).all():
-                errors.append(self._damaged(name, row, "a number in a row of a failed image"))
-            elif not is_failed and not np.isfinite(values).all():
-                errors.append(self._damaged(name, row, "a value that is not finite, although its checksum agrees"))
-        return errors, read_bytes
+                try:
+                    decoded = decoded or self._decode(row)
+                    read_bytes += self._checked(row, decoded).nbytes
+                except StoreError as error:
+                    errors.append(error)
+                    if decoded is None:
+                        break
+            yield errors, read_bytes
 
-    def _values(
-        self,
-        name: str,
-        layer: _StoredLayer,
-        row: int,
-        held: dict[int, NDArray[np.floating]],
-        target: NDArray[np.floating] | None = None,
-    ) -> NDArray[np.floating]:
-        """Return the values of a row, (h, w, c), compared with its checksum unless the image failed.
+    def _table(self, row: int) -> _ChunkTable:
+        table = self._tables[row]
+        if isinstance(table, StoreError):
+            raise table
+        return table
 
-        ``held`` keeps the chunk where rows share one, by its number. Where ``target`` can take the row as stored, it is read
-        straight into it, and ``target`` is returned.
-        """
-        table, place = layer.locate(row)
-        values: NDArray[np.floating]
+    def _group(self, row: int) -> range:
+        """Return the rows that share a chunk with one, itself among them."""
+        table = self._tables[row]
+        count = table.chunk[0] if isinstance(table, _ChunkTable) else 1
+        first = row - row % count
+        return range(first, min(first + count, self._shard.rows))
+
+    def _table_of(self, group: h5py.Group, row: int) -> _ChunkTable | StoreError:
+        """Return the chunks of an image at native size."""
+        if self._failed[row]:
+            return _NOTHING
         try:
-            if table is None:
-                values = self._read_by_hdf5(name, row)
-            elif table.chunk[0] > 1:
-                number = place // table.chunk[0]
-                if number not in held:
-                    held.clear()
-                    held[number] = self._chunk(table, number)
-                values = held[number][place % table.chunk[0]]
-            elif target is not None and table.is_stored_as(target):
-                values = target
-                self._chunk(table, place, target)
-            else:
-                bands = [self._chunk(table, number)[0] for number in table.bands(place)]
-                values = bands[0] if len(bands) == 1 else np.concatenate(bands)[: table.shape[1]]
-        except _CHUNK_ERRORS as error:
-            raise self._damaged(name, row, error) from error
-        got, expected = codec.checksum(values), int(layer.checksums[row])
-        if got != expected and not layer.failed[row]:
-            raise self._damaged(name, row, f"checksum {got:08x} in place of {expected:08x}")
+            node = own_node(group, format.native_name(self._shard.first + row))
+            if not isinstance(node, h5py.Dataset) or node.ndim != 3:
+                raise ValueError("no array of an image")
+            return _read_table(node)
+        except HDF5_READ_ERRORS as error:
+            return self._damaged(range(row, row + 1), error)
+
+    def _decode(self, row: int, target: NDArray[np.floating] | None = None) -> _Decoded:
+        """Read and decode a row with those that share its chunk; straight into ``target`` where it can take what is stored."""
+        table, rows = self._table(row), self._group(row)
+        if table.places is None:
+            return _Decoded(self, rows, self._read_by_hdf5(row)[None])
+        bands = [self._chunk(row, table, number, target) for number in table.bands(row)]
+        values = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=1)[:, : table.shape[1]]
+        return _Decoded(self, rows, values)
+
+    def _checked(self, row: int, decoded: _Decoded) -> NDArray[np.floating]:
+        """Return the values of a row, (h, w, c), compared with its checksum."""
+        values: NDArray[np.floating] = decoded.values[row - decoded.rows.start]
+        got, expected = codec.checksum(values), int(self._checksums[row])
+        if got != expected:
+            raise self._damaged(range(row, row + 1), f"checksum {got:08x} in place of {expected:08x}")
         return values
 
-    def _chunk(self, table: ChunkTable, number: int, target: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
-        """Read and decode a chunk; ``target``, if any, takes what is stored as it is."""
-        position, size = int(table.positions[number]), int(table.sizes[number])
-        if position < 0:
-            raise ValueError("no chunk")
-        if not table.deflated and size != math.prod(table.chunk) * table.dtype.itemsize:
-            raise ValueError(f"a chunk of {size} bytes")
-        handle = self._open_handle()
-        if table.deflated and isinstance(handle, Handle):
-            stored = _scratch(size)
-            if handle.read_into(stored, position) != size:
+    def _chunk(
+        self, row: int, table: _ChunkTable, number: int, target: NDArray[np.floating] | None = None
+    ) -> NDArray[np.floating]:
+        """Read and decode a chunk."""
+        assert table.places is not None
+        position, size = table.places[number].tolist()
+        try:
+            if position < 0:
+                raise ValueError("no chunk")
+            if table.is_deflated:
+                stored = _scratch(size)
+            elif size != math.prod(table.chunk) * table.dtype.itemsize:
+                raise ValueError(f"a chunk of {size} bytes")
+            elif target is not None and (table.dtype, table.chunk) == (target.dtype, (1, *target.shape)):
+                stored = target.reshape(-1).view(np.uint8)
+            else:
+                stored = np.empty(size, np.uint8)
+            if self._read_into(stored, position) < size:
                 raise ValueError(f"fewer than {size} bytes")
-            return codec.decode(stored, table.chunk, table.dtype, table.deflated)
-        if target is None or not isinstance(handle, Handle):
-            values = codec.decode(handle.pread(size, position), table.chunk, table.dtype, table.deflated)
-            if target is None:
-                return values
-            target[...] = values[0]
-        elif handle.read_into(target, position) != size:
-            raise ValueError(f"fewer than {size} bytes")
-        return target
+            return codec.decode(stored, table.chunk, table.dtype, table.is_deflated)
+        except _CHUNK_ERRORS as error:
+            raise self._damaged(self._group(row), error) from error
 
-    def _read_by_hdf5(self, name: str, row: int) -> NDArray[np.floating]:
+    def _read_into(self, values: NDArray[np.uint8], position: int) -> int:
+        """Read bytes from a position of the file; return how many there were."""
+        if isinstance(self._path, RemotePath):
+            data = self._path.pread(len(values), position)
+            values[: len(data)] = np.frombuffer(data, np.uint8)
+            return len(data)
+        # Opened each time: it costs a hundredth of reading a chunk, and no file is left open, in a fork or when shards are many.
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(position)
+            return file.readinto(values.data)
+
+    def _read_by_hdf5(self, row: int) -> NDArray[np.floating]:
         """Read a row whose chunks another program has cut or packed."""
-        with tables.open_file(self._path, all_nodes=False) as file:
-            node = own_node(file["features"], name)
-            if isinstance(node, h5py.Group):
-                return np.asarray(own_node(node, format.native_name(self._shard.first + row))[()])
-            return np.asarray(node[row])
-
-    def _open_handle(self) -> Handle | RemotePath:
-        handle = self._handle
-        if handle is None:
-            path = self._path
-            try:
-                handle = path if isinstance(path, RemotePath) else Handle(path)
-            except OSError as error:
-                raise unreadable(path, error) from error
-            self._handle = handle
-        return handle
-
-    def _layer(self, name: str) -> _StoredLayer:
-        if name not in self._layers:
-            with _loading:
-                if name not in self._layers:
-                    self._layers[name] = self._load(name)
-        return self._layers[name]
-
-    def _load(self, name: str) -> _StoredLayer:
-        path, shard = self._path, self._shard
-        with tables.open_file(path, all_nodes=False) as file:
-            tables.check_shard(file, path, self._digest, shard)
-            failed = tables.read_column(file, path, "status") == FAILED
-            if failed.shape != (shard.rows,):
-                raise damaged(path, "column 'status' of /images", f"{failed.size} rows in place of {shard.rows}")
-            try:
-                node = own_node(file["features"], name)
-                checksums = tables.read_checksums(file, path, name)
-                if checksums.shape != (shard.rows,):
-                    raise ValueError(f"checksums of shape {checksums.shape}")
-                if isinstance(node, h5py.Group):
-                    return self._load_native(name, node, failed, checksums)
-                if node.is_virtual or len(node) != shard.rows:
-                    raise ValueError(f"shape {node.shape} for {shard.rows} rows")
-                return _StoredLayer(node.shape[1:], (_read_table(node),), failed, checksums, ())
-            except HDF5_READ_ERRORS as error:
-                raise damaged(path, f"layer {name}", error) from error
-
-    def _load_native(
-        self, name: str, group: h5py.Group, failed: NDArray[np.bool_], checksums: NDArray[np.uint32]
-    ) -> _StoredLayer:
-        found: list[ChunkTable | StoreError | None] = [None] * self._shard.rows
-        names = {int(row): format.native_name(self._shard.first + int(row)) for row in np.flatnonzero(~failed)}
-        for row, of_image in names.items():
-            try:
-                node = own_node(group, of_image)
-                if not isinstance(node, h5py.Dataset) or node.ndim != 3 or node.is_virtual:
-                    raise ValueError("no array of an image")
-                found[row] = _read_table(node)
-            except HDF5_READ_ERRORS as error:
-                found[row] = self._damaged(name, row, error)
-        return _StoredLayer(None, tuple(found), failed, checksums, tuple(sorted({*group} - {*names.values()})))
-
-    def _damaged(self, name: str, row: int, got: object, last: int | None = None) -> StoreError:
         try:
             with tables.open_file(self._path, all_nodes=False) as file:
-                key = str(tables.read_column(file, self._path, "key")[row])
+                node = own_node(file["features"], self._name)
+                is_native = isinstance(node, h5py.Group)
+                values = own_node(node, format.native_name(self._shard.first + row))[()] if is_native else node[row]
+                return np.asarray(values)
+        except _CHUNK_ERRORS as error:
+            raise self._damaged(range(row, row + 1), error) from error
+
+    def _damaged(self, rows: range, got: object) -> StoreError:
+        try:
+            with tables.open_file(self._path, all_nodes=False) as file:
+                key = str(tables.read_column(file, self._path, "key")[rows[0]])
         except StoreError:
             # Two things are damaged; the row is what was asked for.
             key = "key damaged too"
         first = self._shard.first
-        words = f"row {first + row} ({key})" if last in (None, row) else f"rows {first + row} ({key}) to {first + last}"
-        return damaged(self._path, f"layer {name}, {words}", got)
+        words = f"row {first + rows[0]} ({key})" if len(rows) == 1 else f"rows {first + rows[0]} ({key}) to {first + rows[-1]}"
+        return damaged(self._path, f"layer {self._name}, {words}", got)
+
+
+def _scratch(size: int) -> NDArray[np.uint8]:
+    """Return memory of this thread for what is stored."""
+    kept: NDArray[np.uint8] | None = getattr(_of_thread, "scratch", None)
+    if kept is None or len(kept) < size:
+        kept = np.empty(size, np.uint8)
+        if size <= _SCRATCH_BYTES:
+            _of_thread.scratch = kept
+    return kept[:size]
+
+
+class Shards:
+    """Neighbouring shards of a run. Threads may share it; it may be pickled, and used after a fork.
+
+    Args:
+        paths: Where each shard lies, in order, the first row of the first one being row 0.
+        digests: That the shards of each part must have.
+    """
+
+    def __init__(self, paths: dict[ShardSpec, Path], digests: tuple[str, ...]) -> None:
+        self.specs = tuple(paths)
+        self.are_remote = isinstance(paths[self.specs[0]], RemotePath)
+        self._paths = paths
+        self._digests = digests
+        # Each part ends with a shard of its own length: rows cannot be found by division.
+        self._firsts = np.array([spec.first - self.specs[0].first for spec in self.specs], np.int64)
+        # Of every shard that was ever read where its chunks lie, some 20 bytes a row: asking HDF5 costs more than reading a row,
+        # and a shuffled pass over a large run reads another shard for almost every row.
+        self._layers: dict[tuple[int, str], ShardLayer] = {}
+        self._last: dict[str, _Decoded] = {}
+
+    def __len__(self) -> int:
+        """Rows of all of them."""
+        return self.specs[-1].stop - self.specs[0].first
+
+    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the number of the shard that has each row, and the row's place in it."""
+        numbers = np.searchsorted(self._firsts, rows, side="right") - 1
+        return numbers, rows - self._firsts[numbers]
+
+    def layer(self, number: int, name: str) -> ShardLayer:
+        """Return a layer of one of them.
+
+        Raises:
+            StoreError: The shard is missing, of another run or damaged, or cannot be read.
+        """
+        found = self._layers.get((number, name))
+        if found is None:
+            with _asking:
+                found = self._layers.get((number, name))
+                if found is None:
+                    spec = self.specs[number]
+                    found = ShardLayer(self._paths[spec], self._digests[spec.part], spec, name, self._last)
+                    self._layers[number, name] = found
+        return found
+
+    def forget(self, number: int, name: str) -> None:
+        """Have a layer of one looked at again: the shard may have been made anew."""
+        self._layers.pop((number, name), None)
+        refresh(self._paths[self.specs[number]])
+
+    def close(self) -> None:
+        """Forget what is known of the shards; reading looks at them again."""
+        self._layers.clear()
+        self._last.clear()
+
+    def __reduce__(self) -> tuple[type[Shards], tuple[dict[ShardSpec, Path], tuple[str, ...]]]:
+        return Shards, (self._paths, self._digests)

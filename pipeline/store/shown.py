@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..errors import printable
+
 # Rows of a long table that are shown at either end.
 ENDS = 5
 # Of a longer table no values are read to be looked at.
@@ -15,18 +17,26 @@ LONGEST_CELL = 60
 LAYER_HEADINGS = ("layer", "shape", "dtype", "channels", "stride")
 
 
-def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows in columns, one below the other."""
-    lines = [list(headings), *([_cell(text) for text in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+class Shown:
+    """Something that is shown as a caption over a table."""
 
+    def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
+        """Return caption, headings and rows."""
+        raise NotImplementedError
 
-def html_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return the same as HTML, every text escaped."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(text))}</td>' for text in row)}</tr>" for row in rows)
-    return f"<div><p>{escape(_cell(caption, 400))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    def __repr__(self) -> str:
+        caption, headings, rows = self._table()
+        lines = [list(headings), *([_cell(text) for text in row] for row in rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+        table = ("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+        return "\n".join([f"<{caption}>", *filter(None, table)])
+
+    def _repr_html_(self) -> str:
+        caption, headings, rows = self._table()
+        head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(text))}</td>' for text in row)}</tr>" for row in rows)
+        top = f"<p>{escape(_cell(caption, 400))}</p>"
+        return f"<div>{top}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def layer_row(layer: Any) -> list[str]:
@@ -59,5 +69,5 @@ def _value(name: str, value: Any) -> str:
 
 def _cell(text: str, longest: int = LONGEST_CELL) -> str:
     """Return a text in one line, cut where it is long."""
-    plain = "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text[: longest + 1])
+    plain = printable(text, longest + 1)
     return plain if len(text) <= longest else f"{plain[: longest - 3]}..."

@@ -22,7 +22,6 @@ import itertools
 import math
 import os
 import re
-import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,6 +64,8 @@ class Examples:
         labels: (n,) int64 for texts, else (n, ...) in their own dtype; None.
         is_native: Whether images have arrays of differing shapes.
         shapes: Layer -> (h, w, c) of a row; h and w are None at native size.
+        dtypes: Layer -> dtype of the values as they are given.
+        chunk_rows: Rows that are stored together, of the layer where they are most.
 
     Raises:
         StoreError: There is no such layer or column; the rows are none of the run's, or none are left.
@@ -89,31 +90,15 @@ class Examples:
         if not names:
             raise OptionError(f"layers: none is given, got {layers!r}. Expected one or more of: {', '.join(run.layers)}.")
         self._layers = {name: run[name] for name in names}
-        self._dtype = dtype
-        self.shapes: dict[str, tuple[int | None, int | None, int]] = {
-            name: layer.row_shape or (None, None, layer.channels) for name, layer in self._layers.items()
-        }
-        self.is_native = any(shape[0] is None for shape in self.shapes.values())
+        self.dtypes = {name: np.dtype(dtype or layer.dtype) for name, layer in self._layers.items()}
+        self.shapes: dict[str, tuple[int | None, ...]] = {name: layer.shape[1:] for name, layer in self._layers.items()}
+        self.is_native = any(None in shape for shape in self.shapes.values())
+        self.chunk_rows: int = max(layer.chunk_rows for layer in self._layers.values())
         self.rows = _choose(run, where, failed)
         self.classes, self.labels = _label(run, label, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows that are stored together, of the layer where they are most."""
-        return max(int(layer.chunk_rows) for layer in self._layers.values())
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row's features over all layers as they are given; 0 at native size."""
-        sizes = {name: math.prod(side or 0 for side in shape) for name, shape in self.shapes.items()}
-        return sum(size * self.dtype(name).itemsize for name, size in sizes.items())
-
-    def dtype(self, layer: str) -> np.dtype[Any]:
-        """Return the dtype of a layer's values as they are given."""
-        return np.dtype(self._dtype or self._layers[layer].dtype)
 
     def features(self, columns: Columns) -> Any:
         """Return the part of columns that belongs to layers as users get it: that of the one, or all by name."""
@@ -126,17 +111,13 @@ class Examples:
 
     def items(self, columns: Columns) -> Iterator[Any]:
         """Yield the rows of columns one by one, not copied."""
-        for place in range(len(next(iter(columns.values())))):
+        for place in range(_length(columns)):
             yield self.item({name: values[place] for name, values in columns.items()})
 
-    def units(self) -> NDArray[np.int64]:
-        """Return the number of the chunk that each row lies in, (n,); other numbers in other shards."""
-        firsts = np.array([shard.first for shard in self.run.shards], np.int64) - self.run.shards[0].first
-        numbers = np.searchsorted(firsts, self.rows, side="right") - 1
-        # A shard begins a chunk of its own.
-        longest = max(int(shard.rows) for shard in self.run.shards) // self.chunk_rows + 1
-        units: NDArray[np.int64] = numbers * longest + (self.rows - firsts[numbers]) // self.chunk_rows
-        return units
+    def chunk_starts(self) -> NDArray[np.int64]:
+        """Return the first row of the run that lies in the same chunk as each row, (n,)."""
+        starts: NDArray[np.int64] = max(self._layers.values(), key=lambda layer: layer.chunk_rows).chunk_starts(self.rows)
+        return starts
 
     def read(self, places: NDArray[np.int64], threads: int | None = None) -> Columns:
         """Read some of the rows.
@@ -152,7 +133,7 @@ class Examples:
             StoreError: A shard is missing or damaged, or the rows do not fit into memory.
         """
         rows = self.rows[places]
-        columns: Columns = {name: layer.read(rows, self.dtype(name), threads) for name, layer in self._layers.items()}
+        columns: Columns = {name: layer.read(rows, self.dtypes[name], threads) for name, layer in self._layers.items()}
         return columns if self.labels is None else {**columns, None: self.labels[places]}
 
     def __repr__(self) -> str:
@@ -160,9 +141,12 @@ class Examples:
         return f"{len(self)} rows of {', '.join(self._layers)}{classes}, of {str(self.run.path)!r}"
 
 
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
 def _choose(run: Any, where: Any, failed: bool) -> NDArray[np.int64]:
-    chosen = select_rows(slice(None) if where is None else where, len(run), "where")
-    rows = np.atleast_1d(np.asarray(chosen, np.int64))
+    rows = np.atleast_1d(select_rows(slice(None) if where is None else where, len(run), "where"))
     kept = rows if failed else rows[(run.images["status"] == OK)[rows]]
     if not len(kept):
         raise StoreError(
@@ -175,6 +159,7 @@ def _choose(run: Any, where: Any, failed: bool) -> NDArray[np.int64]:
 def _label(
     run: Any, label: str | ArrayLike | None, rows: NDArray[np.int64]
 ) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
+    """Return classes and labels."""
     if label is None:
         return None, None
     values: NDArray[Any] = np.asarray(run.images[label] if isinstance(label, str) else label)
@@ -187,28 +172,24 @@ def _label(
         # Numbers in a column of objects, as pandas gives some, are numbers.
         values = np.asarray(values.tolist())
     if values.dtype.kind not in "OUS":
-        return _classes_of_numbers(values) if isinstance(label, str) else None, values[rows]
-    names, places = np.unique(values.astype(str), return_inverse=True)
-    is_number = re.compile("-?[0-9]{1,100}").fullmatch
-    keys = [(0, int(name), name) if is_number(name) else (1, 0, name) for name in names.tolist()]
-    order = sorted(range(len(names)), key=keys.__getitem__)
-    numbers = np.empty(len(names), np.int64)
-    numbers[order] = np.arange(len(names))
-    return tuple(str(names[place]) for place in order), numbers[places.reshape(values.shape)][rows]
+        different = np.unique(values)
+        is_count = isinstance(label, str) and values.dtype.kind in "iu" and np.array_equal(different, np.arange(len(different)))
+        return tuple(map(str, different.tolist())) if is_count else None, values[rows]
+    texts = values.astype(str)
+    classes = tuple(sorted({*texts.ravel().tolist()}, key=_place_of_class))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, np.array([numbers[text] for text in texts.ravel().tolist()], np.int64).reshape(texts.shape)[rows]
 
 
-def _classes_of_numbers(values: NDArray[Any]) -> tuple[str, ...] | None:
-    """Return the numbers as texts where they are 0, 1, 2 ... without a gap, so that each is its own place."""
-    different = np.unique(values)
-    is_count = values.dtype.kind in "iu" and np.array_equal(different, np.arange(len(different)))
-    return tuple(map(str, different.tolist())) if is_count else None
+def _place_of_class(name: str) -> tuple[int, int, str]:
+    return (0, int(name), name) if re.fullmatch("-?[0-9]{1,100}", name) else (1, 0, name)
 
 
-def shuffled(units: NDArray[np.int64], window: int, seed: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """Return a random order of rows, as the head of this file says.
 
     Args:
-        units: (n,) number of the chunk that a row lies in; any numbers.
+        starts: (n,) first row of the chunk that a row lies in; any numbers.
         window: How many chunks are mixed.
         seed: Numbers >= 0. The same give the same order, on every machine.
 
@@ -217,26 +198,18 @@ def shuffled(units: NDArray[np.int64], window: int, seed: tuple[int, ...]) -> tu
         where no two rows share a chunk.
     """
     random = np.random.default_rng(seed)
-    _, numbers = np.unique(units, return_inverse=True)
+    _, numbers = np.unique(starts, return_inverse=True)
     count = int(numbers.max()) + 1
-    if count in (1, len(units)) or count <= window:
+    if count in (1, len(starts)) or count <= window:
         # Of one window, or every row for itself.
-        return random.permutation(len(units)), None if count == len(units) else np.array([len(units)])
+        return random.permutation(len(starts)), None if count == len(starts) else np.array([len(starts)])
     windows = random.permutation(count)[numbers] // window
-    return np.lexsort((random.random(len(units)), windows)), np.cumsum(np.bincount(windows))
+    return np.lexsort((random.random(len(starts)), windows)), np.cumsum(np.bincount(windows))
 
 
-def share_of(count: int, share: tuple[int, int], equal: bool) -> tuple[int, int]:
-    """Return start and stop of what one of several takes.
-
-    Args:
-        count: How many there are.
-        share: (rank, ranks).
-        equal: All get the same number; up to ``ranks - 1`` at the end are nobody's.
-    """
+def share_of(count: int, share: tuple[int, int]) -> tuple[int, int]:
+    """Return start and stop of what one of several takes, (rank, ranks)."""
     rank, ranks = share
-    if equal:
-        return rank * (count // ranks), (rank + 1) * (count // ranks)
     return rank * count // ranks, (rank + 1) * count // ranks
 
 
@@ -267,22 +240,24 @@ class Batches:
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("buffer_chunks", buffer_chunks, 1)):
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise OptionError(f"{name}: out of range, got {value!r}. Expected a whole number from {least} on.")
-        whole = isinstance(share, (tuple, list)) and all(isinstance(number, (int, np.integer)) for number in share)
-        if not (whole and len(share) == 2 and 0 <= share[0] < share[1]):
+        rank, ranks = share
+        if not 0 <= rank < ranks:
             raise OptionError(f"share: out of range, got {share!r}. Expected (rank, ranks) with 0 <= rank < ranks.")
         self.examples = examples
         self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.seed = int(seed)
-        self.share = int(share[0]), int(share[1])
+        self.share = share
         self.epoch = 0
         self._buffer_chunks = int(buffer_chunks)
-        self._start, stop = share_of(len(examples), self.share, equal=shuffle)
+        # Shuffled, all ranks get the same number, and up to ranks - 1 rows are nobody's.
+        count = len(examples) // ranks * ranks if shuffle else len(examples)
+        self._start, stop = share_of(count, share)
         self.rows = (stop - self._start) // self.batch_size * self.batch_size if drop_last else stop - self._start
         if not self.rows:
             raise OptionError(
                 f"batch_size: no batch is left, got {self.batch_size} for {stop - self._start} of {len(examples)} rows "
-                f"(share {share[0]} of {share[1]}). Expected fewer rows a batch, or fewer ranks."
+                f"(share {rank} of {ranks}). Expected fewer rows a batch, or fewer ranks."
             )
 
     def __len__(self) -> int:
@@ -308,19 +283,17 @@ class Batches:
             part: (number, parts): a contiguous part of its batches. Parts tile the epoch.
             threads: How many decode; None: as many as there are cores.
         """
-        part_start, part_stop = share_of(len(self), part, equal=False)
-        start, stop = (self._start + min(place * self.batch_size, self.rows) for place in (part_start, part_stop))
+        start, stop = (self._start + min(place * self.batch_size, self.rows) for place in share_of(len(self), part))
         places, window_stops = self._order(epoch)
         stops = range(start, stop, self.batch_size) if window_stops is None else window_stops.tolist()
         cuts = [start, *(cut for cut in stops if start < cut < stop), stop]
         pieces = [places[begin:end] for begin, end in itertools.pairwise(cuts) if begin < end]
-        ahead = AHEAD if window_stops is None else WINDOWS_AHEAD
-        return self._rebatch(self._read_ahead(pieces, threads, ahead))
+        return self._rebatch(self._read_ahead(pieces, threads, AHEAD if window_stops is None else WINDOWS_AHEAD))
 
     def _order(self, epoch: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Return the places of the rows of an epoch, and where pieces of it end that are read as one."""
         if self.shuffle:
-            return shuffled(self.examples.units(), self._buffer_chunks, (self.seed, *epoch))
+            return shuffled(self.examples.chunk_starts(), self._buffer_chunks, (self.seed, *epoch))
         count, chunk_rows = len(self.examples), self.examples.chunk_rows
         step = STRAIGHT_CHUNKS * chunk_rows
         return np.arange(count), None if chunk_rows == 1 else np.append(np.arange(step, count, step), count)
@@ -342,35 +315,40 @@ class Batches:
 
     def _rebatch(self, pieces: Iterator[Columns]) -> Iterator[Columns]:
         """Cut what was read as one into batches; only one that lies in two pieces is copied."""
-
-        def joined(parts: list[Columns]) -> Columns:
-            if len(parts) == 1:
-                return parts[0]
-            columns = {name: [part[name] for part in parts] for name in parts[0]}
-            return {
-                name: [*itertools.chain(*values)] if isinstance(values[0], list) else np.concatenate(values)
-                for name, values in columns.items()
-            }
-
         held: list[Columns] = []
         missing = self.batch_size
         for piece in pieces:
-            start, rows = 0, len(next(iter(piece.values())))
+            start, rows = 0, _length(piece)
             while start < rows:
                 stop = min(rows, start + missing)
                 held.append({name: values[start:stop] for name, values in piece.items()})
                 missing -= stop - start
                 start = stop
                 if not missing:
-                    yield joined(held)
+                    yield _join(held)
                     held, missing = [], self.batch_size
         if held:
-            yield joined(held)
+            yield _join(held)
 
     def __repr__(self) -> str:
         how = f"shuffled, seed {self.seed}" if self.shuffle else "in order"
         share = f", share {self.share[0]} of {self.share[1]}" if self.share[1] > 1 else ""
         return f"<{len(self)} batches of {self.batch_size}, {how}{share}: {self.examples!r}>"
+
+
+def _join(parts: list[Columns]) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    return {name: [*itertools.chain(*of)] if isinstance(of[0], list) else np.concatenate(of) for name, of in columns.items()}
+
+
+def no_array(where: str) -> StoreError:
+    """Return the one-line error for images of native size that are to be one array."""
+    return StoreError(
+        f"{where}: images of differing shapes make no array, got native size. Expected one shape. "
+        f"Read image by image, or extract with a fixed data.size."
+    )
 
 
 def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> Any:
@@ -388,45 +366,41 @@ def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> A
         StoreError: It does not fit into memory; images have differing shapes; the file cannot be written.
     """
     if examples.is_native:
-        raise StoreError(
-            f"{examples.run.path}: images of differing shapes make no array, got native size. Expected one shape. "
-            f"Read image by image, or extract with a fixed data.size."
-        )
-    needed, free = len(examples) * examples.row_bytes, available_bytes()
+        raise no_array(str(examples.run.path))
+    row_bytes = sum(
+        math.prod(side or 0 for side in examples.shapes[name]) * examples.dtypes[name].itemsize for name in examples.shapes
+    )
+    needed, free = len(examples) * row_bytes, available_bytes()
     if out is not None:
-        columns: Columns = _to_file(examples, Path(out), needed)
-    elif free is not None and needed > free:
+        return examples.item(_to_file(examples, Path(out), row_bytes))
+    if free is not None and needed > free:
         raise StoreError(
             f"{examples.run.path}: does not fit into memory, got {needed / 1e9:.3g} GB for {len(examples)} rows. "
             f"Expected at most the {free / 1e9:.3g} GB that are free. Read batches, choose rows, or give out='features.npy'."
         )
-    else:
-        columns = examples.read(np.arange(len(examples)))
-    return examples.item(columns)
+    return examples.item(examples.read(np.arange(len(examples))))
 
 
-def _to_file(examples: Examples, path: Path, size_bytes: int) -> Columns:
+def _to_file(examples: Examples, path: Path, row_bytes: int) -> Columns:
     if len(examples.shapes) != 1:
         raise OptionError(
             f"out: a file holds one layer, got {len(examples.shapes)}: {', '.join(examples.shapes)}. Expected one. "
             f"Call it once a layer."
         )
     ((name, shape),) = examples.shapes.items()
-    step = max(1, min(len(examples), STEP_BYTES // examples.row_bytes))
+    # A link stays one, as if its file had been written over.
+    target = path.resolve()
+    partial = target.with_name(target.name + ".partial")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise OSError(errno.EINVAL, "something that is no regular file")
-        # A link stays one, as if its file had been written over.
-        target = path.resolve()
-        partial = target.with_name(target.name + ".partial")
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "something that is no regular file")
         try:
             # Written, not mapped: on a disk that is full, writing to a mapped file ends the process.
             with partial.open("wb") as file:
-                descr = np.lib.format.dtype_to_descr(examples.dtype(name))
+                descr = np.lib.format.dtype_to_descr(examples.dtypes[name])
                 header = {"descr": descr, "fortran_order": False, "shape": (len(examples), *shape)}
                 np.lib.format.write_array_header_2_0(file, header)
-                for columns in Batches(examples, step).next_epoch():
+                for columns in Batches(examples, max(1, STEP_BYTES // row_bytes)).next_epoch():
                     file.write(columns[name].data)
             # Only now: an earlier array may still be mapped from a file of this name, and what stands there is whole.
             partial.replace(target)
@@ -436,8 +410,8 @@ def _to_file(examples: Examples, path: Path, size_bytes: int) -> Columns:
             raise
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written, got {error.strerror or error}. Expected {size_bytes / 1e9:.3g} GB of free disk and "
-            f"a folder that may be written to."
+            f"{path}: cannot be written, got {error.strerror or error}. Expected {len(examples) * row_bytes / 1e9:.3g} GB of "
+            f"free disk and a folder that may be written to."
         ) from error
     mapped: Columns = {name: np.load(path, mmap_mode="r", allow_pickle=False)}
     return mapped if examples.labels is None else {**mapped, None: examples.labels}
