@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .progress import LOGGER as _log
 from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures
 from .records import ImageRecord, Manifest, RunSpec, ShardSpec
 from .report import MOST_REPORT_BYTES, Made, Report, Stopwatch, count_causes
-from .report_page import page_values, render, take_samples
+from .report_page import page_values, render
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
 from .store import disk, format
@@ -225,7 +225,7 @@ def _make(
     began = time.monotonic()
     with Progress(options.folder, spec, rows, whole - rows, errors, options.data.max_failed_fraction) as progress:
         made = engine(progress, watch)
-    made.rows, made.rows_added = rows, sum(shard.rows for shard in run_folder.missing if shard.part)
+    made.rows_now, made.rows_added = rows, sum(shard.rows for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)
     return made
 
@@ -312,7 +312,7 @@ def finish_share(
             errors += [error for error in found.images["error"] if error]
     report = _report(path, spec, options, made, watch, sum(shard.rows for shard in run_folder.own), errors, part=str(share))
     own = path / format.report_name(share.mark)
-    if made.rows or not own.exists():
+    if made.rows_now or not own.exists():
         # It has no line in SHA256SUMS. Where nothing was made, what it took when something was is worth more.
         _write_text(own, report.json(), disk.publish)
     with run_folder.alone():
@@ -347,7 +347,7 @@ def finish_run(path: Path, spec: RunSpec, options: Mapping[str, Any], made: Made
     """
     with watch.stage("finish"):
         # Another part may have written it meanwhile.
-        is_indexed = (bool(part) or not made.rows) and index_is_whole(path, spec)
+        is_indexed = (bool(part) or not made.rows_now) and index_is_whole(path, spec)
         if not is_indexed:
             build_index(path, spec)
         with open_run(path) as run:
@@ -395,10 +395,11 @@ def _report(
     *,
     is_indexed: bool = False,
 ) -> Report:
+    made.peak_memory_bytes = max(made.peak_memory_bytes, peak_memory_bytes())
     return Report(
+        **asdict(made),
         folder=str(path),
         index=str(path / format.INDEX_NAME) if is_indexed else "",
-        device=made.device,
         network=spec.identity["network"],
         weights=str(spec.attributes["weights"]),
         layers={feature.layer.name: feature.shape for feature in spec.features},
@@ -407,14 +408,7 @@ def _report(
         failed=len(errors),
         causes=count_causes(errors),
         skipped=spec.manifest.skipped,
-        rows_now=made.rows,
-        rows_added=made.rows_added,
         seconds_by_stage=watch.seconds(),
-        images_per_second=made.images_per_second,
-        threads_seconds={"encode": made.encode_seconds, "write": made.write_seconds},
-        bytes_raw=made.bytes_raw,
-        bytes_stored=made.bytes_stored,
-        peak_memory_bytes=max(made.peak_memory_bytes, peak_memory_bytes()),
         versions=versions(),
         options=options,
         part=part,
@@ -449,8 +443,7 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
     else:
         report = stored
     with open_run(path) as run:
-        samples, layers = take_samples(run, spec.manifest)
-        write_text(path / PAGE, render(page_values(report, run, samples, layers)))
+        write_text(path / PAGE, render(page_values(report, run, spec.manifest)))
 
 
 def stored_report(path: Path) -> Report | None:

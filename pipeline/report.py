@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from .formatting import words_for_bytes
-from .storage import is_address
 
 Item = TypeVar("Item")
 
@@ -58,11 +57,10 @@ class Stopwatch:
         iterator = iter(items)
         while True:
             with self.stage(name):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
+                found = list(itertools.islice(iterator, 1))
+            if not found:
+                return
+            yield found.pop()
 
     def divide(self, name: str, shares: Mapping[str, float]) -> None:
         """Give the time of one stage to others, in proportion: it was spent waiting for workers that were at these."""
@@ -92,12 +90,12 @@ class Made:
         device: ``cpu`` or ``gpu``; ``none`` where there was nothing to make.
         bytes_raw: Activations before compression.
         bytes_stored: The same, after.
-        encode_seconds: Of threads, summed.
+        encode_seconds: Of background threads, summed.
         write_seconds: Likewise.
-        peak_memory_bytes: Of the process that took most, where workers made it.
-        rows: Of the shards that were made.
-        rows_added: Those of them whose images came after the run had begun.
-        images_per_second: From the first batch asked for to the last shard finished.
+        peak_memory_bytes: Largest resident size of any process; 0 where the system does not tell.
+        rows_now: Rows of the shards that were made; the others of the run were finished before and kept.
+        rows_added: Those of them whose images came after the run had begun: ``output.existing=extend``.
+        images_per_second: ``rows_now`` over the time from the first batch asked for to the last shard finished.
     """
 
     device: str = "none"
@@ -106,7 +104,7 @@ class Made:
     encode_seconds: float = 0.0
     write_seconds: float = 0.0
     peak_memory_bytes: int = 0
-    rows: int = 0
+    rows_now: int = 0
     rows_added: int = 0
     images_per_second: float = 0.0
 
@@ -116,14 +114,13 @@ class Made:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(slots=True, kw_only=True)
+class Report(Made):
     """What a run did, in numbers.
 
     Attributes:
         folder: Where the results are.
         index: File to open; "" where it is left to another process.
-        device: ``cpu`` or ``gpu``.
         network: Its name.
         weights: What they are.
         layers: Name -> shape of a row, None at native size.
@@ -132,14 +129,7 @@ class Report:
         failed: Rows that failed, in this run and in what it resumed.
         causes: First words of the reasons -> rows.
         skipped: Files passed over while listing: reason -> how many.
-        rows_now: Rows done by this run; the others were finished before and kept.
-        rows_added: Those of ``rows_now`` whose images came after the run had begun: ``output.existing=extend``.
         seconds_by_stage: Wall time of the main thread by what it did or waited for; they add up to ``seconds``.
-        images_per_second: ``rows_now`` over the time from the first batch asked for to the last shard finished.
-        threads_seconds: Seconds of background threads by work, summed over threads.
-        bytes_raw: Features of this run before encoding.
-        bytes_stored: As stored.
-        peak_memory_bytes: Largest resident size of any process of the run; 0 where the system does not tell.
         versions: Of this program and the libraries.
         options: Every option as it was set or is by default, name -> value.
         part: ``3/8`` where this process made a share of the run only: rates, bytes, memory and seconds are its own; "" else.
@@ -147,7 +137,6 @@ class Report:
 
     folder: str
     index: str
-    device: str
     network: str
     weights: str
     layers: Mapping[str, tuple[int, int, int] | None]
@@ -156,21 +145,14 @@ class Report:
     failed: int
     causes: Mapping[str, int]
     skipped: Mapping[str, int]
-    rows_now: int
-    rows_added: int
     seconds_by_stage: Mapping[str, float]
-    images_per_second: float
-    threads_seconds: Mapping[str, float]
-    bytes_raw: int
-    bytes_stored: int
-    peak_memory_bytes: int
-    versions: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    part: str = ""
+    versions: Mapping[str, str]
+    options: Mapping[str, Any]
+    part: str
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Return the report that :meth:`json` was made of, or that of an earlier version of the program.
+        """Return the report that :meth:`json` was made of.
 
         Raises:
             ValueError: It is no JSON.
@@ -178,7 +160,7 @@ class Report:
         """
         content = json.loads(text)
         content["layers"] = {name: shape and tuple(shape) for name, shape in content["layers"].items()}
-        return cls(**{part.name: content[part.name] for part in fields(cls) if part.name in content})
+        return cls(**{part.name: content[part.name] for part in fields(cls)})
 
     @property
     def seconds(self) -> float:
@@ -186,46 +168,52 @@ class Report:
         return sum(self.seconds_by_stage.values())
 
     @property
-    def page(self) -> str:
-        """The page that shows it."""
-        # Of an address Path would make a path.
-        return f"{self.folder}/report.html" if is_address(self.folder) else str(Path(self.folder, "report.html"))
-
-    @property
     def bottleneck(self) -> str:
-        """Stage of the loop that took longest once images were flowing."""
-        return max(("read", "network", "store"), key=lambda name: self.seconds_by_stage.get(name, 0.0))
+        """Stage of the loop that took longest once images were flowing; "" where none were."""
+        return max(("read", "network", "store"), key=lambda name: self.seconds_by_stage.get(name, 0.0)) if self.rows_now else ""
 
     def json(self) -> str:
         """Return the report as JSON text."""
         content = {**asdict(self), "seconds": self.seconds, "bottleneck": self.bottleneck}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
+    def numbers(self) -> dict[str, str]:
+        """Return what was done, title -> words: lines of the log, and boxes of the page."""
+        found = {}
+        if self.part:
+            found["part"] = (
+                f"{self.part}; {'rows are those of the run, all else is' if self.index else 'all of it is'} of this part alone"
+            )
+        found["rows"] = f"{self.rows} ({self.rows - self.failed} ok, {self.failed} failed)"
+        if self.rows_now < self.rows:
+            before = "other parts or an earlier run" if self.part and self.index else "an earlier run"
+            found["kept"] = f"{self.rows - self.rows_now} finished by {before}"
+        if self.rows_added:
+            found["new"] = f"{self.rows_added} added to it"
+        if self.rows_now:
+            found["rate"] = f"{self.images_per_second:.2f} images/s on the {self.device}"
+            ratio = f", {self.bytes_stored / self.bytes_raw:.0%} of raw" if self.bytes_raw else ""
+            found["stored"] = f"{words_for_bytes(self.bytes_stored)}{ratio}"
+            found["memory"] = f"{words_for_bytes(self.peak_memory_bytes)} at the peak"
+        return found
+
     def summary(self) -> str:
         """Return the report as a screenful of words."""
-        of_it = "rows are those of the run, all else is" if self.index else "all of it is"
-        lines = [f"part       {self.part}; {of_it} of this part alone"] if self.part else []
-        lines += [f"rows       {self.rows} ({self.rows - self.failed} ok, {self.failed} failed)"]
-        lines += [f"             {count:6d} {cause}" for cause, count in sorted(self.causes.items(), key=lambda item: -item[1])]
-        if self.rows_now < self.rows:
-            before = "an earlier run" if not self.part or not self.index else "other parts or an earlier run"
-            lines.append(f"             {self.rows - self.rows_now:6d} finished by {before}")
-        if self.rows_added:
-            lines.append(f"             {self.rows_added:6d} added to it")
+        lines = []
+        for title, text in self.numbers().items():
+            lines.append(f"{title:11}{text}")
+            if title == "rows":
+                lines += [f"             {count:6d} {cause}" for cause, count in Counter(self.causes).most_common()]
         if self.skipped:
             lines.append("skipped    " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())))
-        if self.rows_now:
-            ratio = f", {self.bytes_stored / self.bytes_raw:.0%} of raw" if self.bytes_raw else ""
-            lines.append(f"rate       {self.images_per_second:.2f} images/s on the {self.device}")
-            lines.append(f"stored     {words_for_bytes(self.bytes_stored)}{ratio}")
-            lines.append(f"memory     {words_for_bytes(self.peak_memory_bytes)} at the peak")
         parts = [f"{name} {seconds:.1f}" for name, seconds in self.seconds_by_stage.items() if seconds >= 0.05]
         lines.append(f"seconds    {self.seconds:.1f} = " + " + ".join(parts))
-        if self.rows_now:
+        if self.bottleneck:
             lines.append(f"limit      {self.bottleneck}: {STAGES[self.bottleneck]}")
         if self.index:
             lines.append(f"results    {self.index}")
-            lines.append(f"page       {self.page}")
+            # An address is no Path.
+            lines.append(f"page       {self.index.removesuffix('features.h5')}report.html")
             first = next(iter(self.layers))
             lines.append(f'open       from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]')
         return "\n".join(lines)

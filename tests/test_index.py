@@ -169,7 +169,7 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
             rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
             put_rows(writer, rows, make_values(spec), make_statuses(spec, [3, 8, 9]))
             writer.close()
-            made = Made("cpu", rows=len(rows), images_per_second=2.5)
+            made = Made("cpu", rows_now=len(rows), images_per_second=2.5)
             reports[str(share)] = finish_share(run_folder, {}, made, Stopwatch(), [])
         own = Report.from_json((folder / f"report-{share.mark}.json").read_text())
         assert (own.rows, own.rows_now, own.part, own.index) == (len(rows), len(rows), str(share), "")

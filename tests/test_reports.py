@@ -19,8 +19,8 @@ from pipeline.config import check_options, defaults
 from pipeline.errors import ImageError, StoreError
 from pipeline.job import write_reports, write_text
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
-from pipeline.report import STAGES, Report
-from pipeline.report_page import CAUSES, EXAMPLES, option_text, take_samples, words_for_seconds
+from pipeline.report import Report, count_causes
+from pipeline.report_page import CAUSES, EXAMPLES, page_values
 from pipeline.store.digests import Digests
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
@@ -29,7 +29,7 @@ from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip, write_companions
-from .pages import Page
+from .pages import Page, make_report
 from .stored_runs import make_spec, make_values, put_rows, write_run
 from .test_config import values as option_values
 
@@ -48,40 +48,31 @@ def full_spec(rows: int = 10, **settings: Any) -> RunSpec:
     return replace(make_spec(rows, **settings), attributes=ATTRIBUTES)
 
 
-def make_report(folder: Path, spec: RunSpec, **changes: Any) -> Report:
-    report = Report(
-        folder=str(folder),
-        index=str(folder / "features.h5"),
-        device="cpu",
-        network="vgg19",
-        weights="a file",
-        layers={feature.layer.name: feature.shape for feature in spec.features},
-        run_digest=spec.digest,
-        rows=len(spec.manifest),
-        failed=2,
-        causes={"truncated after 17 bytes": 2},
-        skipped={},
-        rows_now=len(spec.manifest),
-        rows_added=0,
-        seconds_by_stage={name: 1.5 + number for number, name in enumerate(STAGES)},
-        images_per_second=12.5,
-        threads_seconds={"encode": 1.0, "write": 2.0},
-        bytes_raw=1000,
-        bytes_stored=250,
-        peak_memory_bytes=1 << 30,
-        versions={"numpy": "2.4"},
-        options=defaults() | {"data.dir": "imgs <1>", "layers": ["conv1_1", "relu4_1"]},
-    )
-    return replace(report, **changes)
-
-
-REAL_PICTURE = report_page._picture
+def report_of(folder: Path, spec: RunSpec, **changes: Any) -> Report:
+    rows = len(spec.manifest)
+    given = {
+        **{
+            "folder": str(folder),
+            "index": str(folder / "features.h5"),
+            "run_digest": spec.digest,
+            "rows": rows,
+            "rows_now": rows,
+        },
+        **{"layers": {feature.layer.name: feature.shape for feature in spec.features}, "failed": 2},
+        **{"causes": {"truncated after 17 bytes": 2}},
+        "options": defaults() | {"data.dir": "imgs <1>", "layers": ["conv1_1", "relu4_1"]},
+    }
+    return make_report(**{**given, **changes})
 
 
 @pytest.fixture(autouse=True)
 def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """No photographs."""
-    monkeypatch.setattr(report_page, "_picture", lambda path, sha256: (None, "no picture: file not found"))
+
+    def refuse(*_: Any) -> None:
+        raise ImageError("file not found")
+
+    monkeypatch.setattr(report_page, "thumbnail", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +90,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(written: Path, tmp_path: Path) -> tuple[Path, RunSpec]:
     folder, spec = tmp_path / "run <x>", full_spec()
     shutil.copytree(written, folder)
-    write_reports(folder, spec, make_report(folder, spec), is_unchanged=False)
+    write_reports(folder, spec, report_of(folder, spec), is_unchanged=False)
     return folder, spec
 
 
@@ -120,8 +111,8 @@ def test_a_finished_run_has_both_and_verify_knows_them(run: tuple[Path, RunSpec]
     for text in (
         "run <x>",
         "10 images, conv1_1, relu4_1 of vgg19",
-        "rate12.5 images/s",
-        "compressed to25.0 %",
+        "rate12.50 images/s on the cpu",
+        "stored250 B, 25% of raw",
         "What helps: faster disk, more runtime.workers, output.dtype=float16",
         "python -m pipeline.run 'data.dir=/data/<i>' 'layers=[conv1_1,relu4_1]' output.dir=",
         "2 truncated after 17 bytes",
@@ -144,7 +135,7 @@ def test_a_finished_run_has_both_and_verify_knows_them(run: tuple[Path, RunSpec]
 def test_a_run_that_has_nothing_to_do_rewrites_neither(run: tuple[Path, RunSpec]) -> None:
     folder, spec = run
     before = state(folder)
-    write_reports(folder, spec, make_report(folder, spec, rows_now=0), is_unchanged=True)
+    write_reports(folder, spec, report_of(folder, spec, rows_now=0), is_unchanged=True)
     assert state(folder) == before
 
 
@@ -159,7 +150,7 @@ def test_a_page_that_is_not_there_is_made_of_what_the_report_tells(run: tuple[Pa
     else:
         Digests(folder).drop(["report.html"])
     # This time there was nothing to do; the page shows the time when there was.
-    write_reports(folder, spec, make_report(folder, spec, rows_now=0, images_per_second=0.0), is_unchanged=True)
+    write_reports(folder, spec, report_of(folder, spec, rows_now=0, images_per_second=0.0), is_unchanged=True)
     after = state(folder)
     assert after["report.json"] == before["report.json"]
     assert after["report.html"][0] == before["report.html"][0]
@@ -179,11 +170,11 @@ def test_a_kill_between_the_two_leaves_no_page_of_another_state(
 
     monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_reports(folder, spec, make_report(folder, spec, rows_now=3), is_unchanged=False)
+        write_reports(folder, spec, report_of(folder, spec, rows_now=3), is_unchanged=False)
     assert not (folder / "report.html").exists()
     assert "report.html" not in Digests(folder).by_name
     monkeypatch.undo()
-    write_reports(folder, spec, make_report(folder, spec, rows_now=0), is_unchanged=True)
+    write_reports(folder, spec, report_of(folder, spec, rows_now=0), is_unchanged=True)
     assert verify_folder(folder, 1).count == 0
 
 
@@ -191,12 +182,12 @@ def test_what_is_no_report_is_written_anew(run: tuple[Path, RunSpec]) -> None:
     folder, spec = run
     for content in ("", "[1]", '{"rows": 3}'):
         write_text(folder / "report.json", content)
-        write_reports(folder, spec, make_report(folder, spec), is_unchanged=True)
+        write_reports(folder, spec, report_of(folder, spec), is_unchanged=True)
         assert json.loads((folder / "report.json").read_text())["rows"] == 10
 
 
 def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:
-    report = make_report(tmp_path, full_spec())
+    report = report_of(tmp_path, full_spec())
     again = Report.from_json(report.json())
     assert again == replace(report, options=json.loads(json.dumps(report.options)))
     assert again.layers == {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
@@ -213,7 +204,7 @@ def test_a_full_disk_is_one_line(run: tuple[Path, RunSpec], monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(StoreError, match=r"report\.html: the disk is full, got ENOSPC\."):
-        write_reports(folder, spec, make_report(folder, spec), is_unchanged=False)
+        write_reports(folder, spec, report_of(folder, spec), is_unchanged=False)
     assert list(folder.glob("report.html*")) == []
     assert (folder / "report.json").exists()
 
@@ -227,7 +218,8 @@ def test_failures_are_counted_by_cause_and_the_first_are_named(tmp_path: Path) -
         put_rows(writer, range(60), make_values(spec), statuses)
         writer.close()
         build_index(tmp_path, spec)
-    write_reports(tmp_path, spec, make_report(tmp_path, spec, failed=59), is_unchanged=False)
+    report = report_of(tmp_path, spec, failed=59, causes=count_causes(causes))
+    write_reports(tmp_path, spec, report, is_unchanged=False)
     text = page_of(tmp_path).text
     assert "19 missing" in text
     assert f"and {19 - EXAMPLES} more; all are in /images/error" in text
@@ -238,44 +230,43 @@ def test_failures_are_counted_by_cause_and_the_first_are_named(tmp_path: Path) -
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_samples_are_spread_and_show_the_most_active_channels(tmp_path: Path, dtype: str) -> None:
     spec = full_spec(12, shapes={"relu1_1": None, "fc6": (1, 1, 5)} if dtype == "float32" else {"relu1_1": None}, dtype=dtype)
-    native = {row: (30 + row, 40) for row in range(12)}
-    values = make_values(spec, native)
+    values = make_values(spec, {row: (30 + row, 40) for row in range(12)})
     for row in range(12):
         values["relu1_1"][row][..., 1] += 3
     write_run(tmp_path, spec, failed=[0, 11], values=values)
     run = open_run(tmp_path)
-    found, layers = take_samples(run, spec.manifest)
-    assert [sample.row for sample in found] == [1, 3, 5, 6, 8, 10]
-    assert layers == run.layers
-    first = found[0].maps["relu1_1"]
-    assert [of.channel for of in first] == [0, 1, 2]
-    np.testing.assert_array_equal(first[1].pixels, run["relu1_1"][1][..., 1])
-    assert (first[1].low, first[1].high) == (run["relu1_1"][1][..., 1].min(), run["relu1_1"][1][..., 1].max())
-    if dtype == "float32":
-        (vector,) = found[0].maps["fc6"]
+    samples = page_values(report_of(tmp_path, spec), run, spec.manifest)["samples"]
+    assert [sample["row"] for sample in samples] == [1, 3, 5, 6, 8, 10]
+    first, *others = samples[0]["layers"]
+    maps = [of for of, _ in first["maps"]]
+    assert [of.channel for of in maps] == [0, 1, 2]
+    np.testing.assert_array_equal(maps[1].pixels, run["relu1_1"][1][..., 1])
+    assert (maps[1].low, maps[1].high) == (run["relu1_1"][1][..., 1].min(), run["relu1_1"][1][..., 1].max())
+    for layer in others:
+        ((vector, _),) = layer["maps"]
         assert vector.channel is None
         assert vector.pixels.ravel().tolist() == run["fc6"][1].ravel().tolist()
 
 
-def test_a_row_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = full_spec(2)
-    write_run(tmp_path, spec)
-    monkeypatch.setattr(report_page, "LARGEST_ROW_BYTES", 1000)
-    found, _ = take_samples(open_run(tmp_path), spec.manifest)
-    assert found[0].notes == {"relu4_1": "76.8 kB an image, too much to be read for this page"}
-    assert list(found[0].maps) == ["conv1_1"]
-
-
-def test_a_damaged_row_is_said_where_its_map_would_be(tmp_path: Path) -> None:
+def test_a_row_that_is_too_large_or_damaged_is_said_where_its_map_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = full_spec(2)
     write_run(tmp_path, spec)
     path = tmp_path / "shards" / spec.shards()[0].file_name
     # Two of them, since a bit may say which of two equal zeros is meant.
     for further in (0, 1):
         flip(path, chunk_place(path, "relu4_1", 1) + further)
-    found, _ = take_samples(open_run(tmp_path), spec.manifest)
-    assert found[0].notes == {}
-    assert "layer relu4_1, row 1 (folder1/image é1.jpg) is damaged" in found[1].notes["relu4_1"]
+
+    def notes() -> list[str]:
+        samples = page_values(report_of(tmp_path, spec), open_run(tmp_path), spec.manifest)["samples"]
+        return [layer["note"] for sample in samples for layer in sample["layers"]]
+
+    *whole, damaged = notes()
+    assert whole == ["", "", ""]
+    assert "layer relu4_1, row 1 (folder1/image é1.jpg) is damaged" in damaged
+    monkeypatch.setattr(report_page, "LARGEST_ROW_BYTES", 1000)
+    assert notes() == ["", "76.8 kB an image, too much to be read for this page"] * 2
 
 
 @pytest.fixture
@@ -312,22 +303,17 @@ def test_a_small_picture_of_another_file_is_refused(
     monkeypatch.setattr(seen, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match=r"too large: \d+ px, limit 1000 px"):
         small_picture()
-    nothing = ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0)
-    assert REAL_PICTURE(nothing, "") == (None, "no picture: missing: file not found")
+    with pytest.raises(ImageError, match="missing: file not found"):
+        seen.thumbnail(ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0), "", 100)
 
 
 def test_the_command_on_the_page_goes_on_with_the_run_and_never_replaces_it(tmp_path: Path) -> None:
     folder, spec = tmp_path / "run", full_spec()
     write_run(folder, spec)
     options = check_options(option_values(network__name="vgg16", data__size=[64, 72], output__existing="replace")).given
-    write_reports(folder, spec, make_report(folder, spec, options=options), is_unchanged=False)
+    write_reports(folder, spec, report_of(folder, spec, options=options), is_unchanged=False)
     text = page_of(folder).text
     command = text[text.index("python -m pipeline.run") :].split("name=run")[0]
     assert "data.size=[64,72]" in command
     assert "network=vgg16" in command
     assert "existing" not in command
-    assert option_text(0.5) == "0.5"
-
-
-def test_seconds_are_told_as_people_do() -> None:
-    assert [words_for_seconds(seconds) for seconds in (4.24, 185.0, 26400.0)] == ["4.2 s", "3 min 5 s", "7 h 20 min"]

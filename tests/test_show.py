@@ -17,13 +17,13 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.formatting import words_for_bytes
 from pipeline.records import RunSpec
-from pipeline.report import Report
 from pipeline.show import as_text, overview
 from pipeline.store import run_summary
 from pipeline.store.reader import open_run
 from pipeline.store.run_summary import summarise_run
 
 from .damage import chunk_place, flip
+from .pages import make_report
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import call_here, command, environment
 from .test_store_damage import change
@@ -56,7 +56,7 @@ def spec_with_options(rows: int = 10, **changes: Any) -> RunSpec:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("show") / "outputs" / "ünï's 2024_01"
     write_run(path, spec_with_options(), failed=[3, 8])
-    report = Report("", "", "cpu", "vgg19", "random", {}, "", 10, 2, {}, {}, 10, 0, {"network": 2.0}, 12.345, {}, 1, 1, 1)
+    report = make_report(rows=10, failed=2, rows_now=10, seconds_by_stage={"network": 2.0}, images_per_second=12.345)
     (path / "report.json").write_text(report.json())
     return path
 
