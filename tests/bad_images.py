@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from pipeline.images.decode import ImageDecodeError, decode_image
 
 OK, FAILED, EITHER, NO_ROW = "ok", "failed", "either", "no row"
 ORIENTATION = 0x0112
@@ -178,9 +181,35 @@ def png_of(*parts: tuple[bytes, bytes]) -> bytes:
     )
 
 
-def tiff(width: int, height: int) -> bytes:
-    entries = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 122), (277, 1), (278, height), (279, 8))
-    return b"II*\0" + struct.pack("<IH", 8, 9) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in entries) + bytes(12)
+TIFF_TAGS = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "fill": 266, "samples": 277}
+TIFF_TAGS |= {"rows": 278, "planar": 284, "colours": 320, "tile_width": 322, "tile_height": 323, "inks": 332, "extra": 338}
+TIFF_TAGS |= {"format": 339, "subsampling": 530}
+
+
+def tiff(parts: list[bytes], order: str = "<", offsets: list[int] | None = None, **tags: int | tuple[int, ...]) -> bytes:
+    """Gives a TIFF, grey and of 40 x 56 px unless its tags say otherwise, from its strips or tiles."""
+    values: dict[str, int | tuple[int, ...]] = {"width": 56, "height": 40, "bits": 8, "compression": 1, "photometric": 1}
+    entries = {TIFF_TAGS[name]: n if isinstance(n, tuple) else (n,) for name, n in {**values, "samples": 1, **tags}.items()}
+    places, sizes = (324, 325) if "tile_width" in tags else (273, 279)
+    entries[sizes], entries[places] = tuple(map(len, parts)), (0,) * len(parts)
+    begin = 8 + 2 + 12 * len(entries) + 4 + sum(4 * len(numbers) for numbers in entries.values() if len(numbers) > 1)
+    found = tuple(begin + sum(map(len, parts[:number])) for number in range(len(parts)))
+    entries[places] = found if offsets is None else tuple(offsets)
+    directory, behind = b"", b""
+    for tag, numbers in sorted(entries.items()):
+        field = packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(packed) > 4:
+            field = struct.pack(order + "I", 8 + 2 + 12 * len(entries) + 4 + len(behind))
+            behind += packed
+        directory += struct.pack(order + "HHI", tag, 4, len(numbers)) + field
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries)) + directory + bytes(4)
+    return (head + behind).ljust(begin, b"\0") + b"".join(parts)
+
+
+def error_of(data: bytes) -> str:
+    with pytest.raises(ImageDecodeError) as raised:
+        decode_image(data)
+    return str(raised.value)
 
 
 def run_length_bitmap(width: int, height: int, data: bytes) -> bytes:
@@ -213,7 +242,7 @@ def _bombs(folder: Path) -> Iterator[Case]:
         ),
         ("huge.jpg", jpeg_of_size(65_500, 65_500), "too large: Image size (4290250000 pixels)"),
         ("scans.jpg", jpeg_of_scans(5000), "corrupt: more than 100 scans, as no camera or program writes"),
-        ("huge.tif", tiff(2**31 - 1, 2**31 - 1), "too large: "),
+        ("huge.tif", tiff([bytes(8)], width=2**31 - 1, height=2**31 - 1, rows=2**31 - 1), "too large: "),
         ("huge.bmp", run_length_bitmap(2**31 - 1, 2**30, b"\0\1"), "too large: "),
         ("huge.ppm", b"P6 99999 99999 255\n", "too large: Image size (9999800001 pixels)"),
         ("huge.qoi", b"qoif" + struct.pack(">IIBB", 2**30, 2**30, 3, 0), "too large: "),

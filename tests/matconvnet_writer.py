@@ -19,8 +19,7 @@ from pipeline.records import LayerSpec
 
 # ``old``: to beta16, as scipy wrote it in 2015; ``new``: from beta17; ``pre11``: before beta11, ``filters`` and ``biases``.
 GENERATIONS = ("old", "new", "pre11")
-
-_SIDE_PX = 224
+_FLAG = np.array([[0]], np.uint8)
 
 
 def write_matconvnet(path: Path, weights: Weights, generation: str) -> None:
@@ -28,97 +27,45 @@ def write_matconvnet(path: Path, weights: Weights, generation: str) -> None:
 
     The network ends at pool5 where the weights have no classifier. Classes are left without names.
     """
-    assert generation in GENERATIONS
-    new = generation == "new"
-    savemat(path, _root(weights, generation), appendmat=False, oned_as="column" if new else "row", do_compression=new)
+    new, table = generation == "new", layer_table(weights.network)
+    last = table[-1] if "fc8" in weights.kernels else next(layer for layer in table if layer.name == "pool5")
+    layers = _cell(*(_layer(layer, weights, generation) for layer in table[: last.network_index + 1]))
+    mean, classes = weights.mean_pixel.astype(np.float64), {"name": _cell(), "description": _cell()}
+    # A dictionary becomes a struct.
+    normalization: dict[str, Any] = {"averageImage": np.broadcast_to(mean, (224, 224, 3)), "keepAspect": _FLAG + 1}
+    normalization |= {"border": _row(0, 0), "imageSize": _row(224, 224, 3), "interpolation": "bilinear"}
+    root = {"layers": layers, "classes": classes, "normalization": normalization}
+    if new:
+        normalization = {"imageSize": _row(224, 224, 3, 10), "keepAspect": _FLAG + 1, "averageImage": mean.reshape(1, 1, 3)}
+        normalization |= {"border": _row(32, 32), "cropSize": _row(0.875, 0.875), "interpolation": "bilinear"}
+        inputs = {"name": "data", "size": _row(224, 224, 3, 10)}
+        root = {"layers": layers, "meta": {"inputs": inputs, "classes": classes, "normalization": normalization}}
+    savemat(path, root, appendmat=False, oned_as="column" if new else "row", do_compression=new)
 
 
-def _root(weights: Weights, generation: str) -> dict[str, Any]:
-    classifier = "fc8" in weights.kernels
-    layers = [layer for layer in layer_table(weights.network) if classifier or layer.network_index <= _last_pool(weights.network)]
-    cells = _cell(
-        *(_new_layer(layer, weights) if generation == "new" else _old_layer(layer, weights, generation) for layer in layers)
-    )
-    classes = _struct(name=_cell(), description=_cell())
-    if generation == "new":
-        normalization = _struct(
-            imageSize=_row(_SIDE_PX, _SIDE_PX, 3, 10),
-            keepAspect=np.array([[1]], dtype=np.uint8),
-            averageImage=weights.mean_pixel.astype(np.float64).reshape(1, 1, 3),
-            border=_row(32, 32),
-            cropSize=_row(0.875, 0.875),
-            interpolation="bilinear",
-        )
-        inputs = _struct(name="data", size=_row(_SIDE_PX, _SIDE_PX, 3, 10))
-        return {"layers": cells, "meta": _struct(inputs=inputs, classes=classes, normalization=normalization)}
-    normalization = _struct(
-        averageImage=np.broadcast_to(weights.mean_pixel.astype(np.float64), (_SIDE_PX, _SIDE_PX, 3)),
-        keepAspect=np.array([[1]], dtype=np.uint8),
-        border=_row(0, 0),
-        imageSize=_row(_SIDE_PX, _SIDE_PX, 3),
-        interpolation="bilinear",
-    )
-    return {"layers": cells, "classes": classes, "normalization": normalization}
-
-
-def _last_pool(network: str) -> int:
-    return max(layer.network_index for layer in layer_table(network) if layer.kind == "pool")
-
-
-def _old_layer(layer: LayerSpec, weights: Weights, generation: str) -> NDArray[Any]:
+def _layer(layer: LayerSpec, weights: Weights, generation: str) -> dict[str, Any]:
+    name, new = layer.name, generation == "new"
+    # [top bottom left right]
+    pad = _row(1, 1, 1, 1) if layer.kind == "conv" else _row(0, 0, 0, 0)
     if layer.kernel_shape is not None:
-        pad, kernel, bias = _pad(layer, weights), weights.kernels[layer.name], weights.biases[layer.name].reshape(1, -1)
+        kernel, bias = weights.kernels[name], weights.biases[name].reshape((-1, 1) if new else (1, -1))
         if generation == "pre11":
-            return _struct(name=layer.name, type="conv", filters=kernel, biases=bias, pad=pad, stride=_row(1, 1))
-        return _struct(weights=_cell(kernel, bias), pad=pad, type="conv", name=layer.name, stride=_row(1, 1))
+            return {"name": name, "type": "conv", "filters": kernel, "biases": bias, "pad": pad, "stride": _row(1, 1)}
+        both = _cell(kernel, bias)
+        if not new:
+            return {"weights": both, "pad": pad, "type": "conv", "name": name, "stride": _row(1, 1)}
+        sides = {"size": _row(*layer.kernel_shape), "pad": pad, "stride": _row(1, 1)}
+        return {"name": name, "type": "conv", "weights": both, **sides, "precious": _FLAG, "dilate": _row(1), "opts": _cell()}
     if layer.kind == "pool":
-        return _struct(name=layer.name, stride=_row(2, 2), pad=_pad(layer, weights), type="pool", method="max", pool=_row(2, 2))
-    return _struct(type=layer.kind, name=layer.name)
-
-
-def _new_layer(layer: LayerSpec, weights: Weights) -> NDArray[Any]:
-    precious = np.array([[0]], dtype=np.uint8)
-    if layer.kernel_shape is not None:
-        return _struct(
-            name=layer.name,
-            type="conv",
-            weights=_cell(weights.kernels[layer.name], weights.biases[layer.name].reshape(-1, 1)),
-            size=_row(*layer.kernel_shape),
-            pad=_pad(layer, weights),
-            stride=_row(1, 1),
-            precious=precious,
-            dilate=_row(1),
-            opts=_cell(),
-        )
-    if layer.kind == "pool":
-        return _struct(
-            name=layer.name,
-            type="pool",
-            method="max",
-            pool=_row(2, 2),
-            stride=_row(2, 2),
-            pad=_pad(layer, weights),
-            weights=_cell(),
-            precious=precious,
-            opts=_cell(),
-        )
-    if layer.kind == "relu":
-        return _struct(name=layer.name, type="relu", leak=_row(0), weights=_cell(), precious=precious)
-    return _struct(name=layer.name, type=layer.kind, weights=_cell(), precious=precious)
-
-
-def _pad(layer: LayerSpec, weights: Weights) -> NDArray[np.float64]:
-    """Gives ``[top bottom left right]``."""
-    if layer.kind == "conv":
-        return _row(1, 1, 1, 1)
-    return _row(0, 1, 0, 1) if layer.kind == "pool" and weights.pool_padding == "same" else _row(0, 0, 0, 0)
-
-
-def _struct(**fields: Any) -> NDArray[Any]:
-    struct = np.empty((1, 1), dtype=[(name, object) for name in fields])
-    for name, value in fields.items():
-        struct[name][0, 0] = value
-    return struct
+        pad = _row(0, 1, 0, 1) if weights.pool_padding == "same" else pad
+        if not new:
+            return {"name": name, "stride": _row(2, 2), "pad": pad, "type": "pool", "method": "max", "pool": _row(2, 2)}
+        sides = {"method": "max", "pool": _row(2, 2), "stride": _row(2, 2), "pad": pad}
+        return {"name": name, "type": "pool", **sides, "weights": _cell(), "precious": _FLAG, "opts": _cell()}
+    if not new:
+        return {"type": layer.kind, "name": name}
+    leak = {"leak": _row(0)} if layer.kind == "relu" else {}
+    return {"name": name, "type": layer.kind, **leak, "weights": _cell(), "precious": _FLAG}
 
 
 def _cell(*items: Any) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.images.decode import ImageDecodeError, decode_image
 
-from .bad_images import encode, picture, png_of
+from .bad_images import encode, error_of, picture, png_of, tiff
 
 ENDS_EARLY = "truncated: the file ends early, or was never written to the end: "
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -53,12 +53,6 @@ WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("TGA", "RGB", {}),
     ("TGA", "RGB", {"compression": "tga_rle"}),
 )
-
-
-def error_of(data: bytes) -> str:
-    with pytest.raises(ImageDecodeError) as raised:
-        decode_image(data)
-    return str(raised.value)
 
 
 def psd(compression: int) -> bytes:
@@ -181,26 +175,6 @@ def test_what_a_small_png_holds_beyond_its_pixels_is_not_inflated() -> None:
     assert time.monotonic() - began < 3
 
 
-def tiff(parts: list[bytes], offsets: list[int] | None = None, **tags: int) -> bytes:
-    """Gives a grey TIFF of 40 x 56 px from its strips or tiles."""
-    known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "samples": 277, "rows": 278}
-    known |= {"planar": 284, "tile_width": 322, "tile_height": 323}
-    values = {"width": 56, "height": 40, "bits": 8, "compression": 1, "photometric": 1, "samples": 1, **tags}
-    is_tiled = "tile_width" in values
-    count = len(parts)
-    begin = 8 + 2 + 12 * (len(values) + 2) + 4
-    places = [begin + 8 * count + sum(map(len, parts[:number])) for number in range(count)] if offsets is None else offsets
-    sizes = [len(part) for part in parts]
-    first, second = (begin, begin + 4 * count) if count > 1 else (places[0], sizes[0])
-    entries = [(known[name], 1, value) for name, value in values.items()]
-    entries += [(324 if is_tiled else 273, count, first), (325 if is_tiled else 279, count, second)]
-    directory = b"".join(struct.pack("<HHII", tag, 4, number, value) for tag, number, value in sorted(entries))
-    return (
-        b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
-        + struct.pack(f"<{2 * count}I", *places, *sizes) + b"".join(parts)
-    )  # fmt: skip
-
-
 def test_a_tiff_without_some_of_its_strips_fails() -> None:
     grey = np.asarray(picture(3).convert("L"))
     strips = [grey[top : top + 10].tobytes() for top in range(0, 40, 10)]
@@ -209,7 +183,7 @@ def test_a_tiff_without_some_of_its_strips_fails() -> None:
     assert error_of(tiff(strips[:3], rows=10)) == f"{ENDS_EARLY}3 of 4 strips are there"
     assert error_of(tiff(strips[:1], rows=10)) == f"{ENDS_EARLY}1 of 4 strips are there"
     places = [8 + 2 + 12 * 9 + 4 + 32 + 560 * number for number in range(3)]
-    assert error_of(tiff(strips, [*places, 0], rows=10)) == f"{ENDS_EARLY}3 of 4 strips are there"
+    assert error_of(tiff(strips, offsets=[*places, 0], rows=10)) == f"{ENDS_EARLY}3 of 4 strips are there"
     packed = [zlib.compress(strip) for strip in strips]
     assert np.array_equal(decode_image(tiff(packed, rows=10, compression=8))[0][:, :, 0], grey)
     short = [*packed[:3], zlib.compress(strips[3][:300])]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from typing import Any
 
 import numpy as np
@@ -81,12 +80,6 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
 def test_every_format_and_mode_becomes_rgb_as_pillow_converts_it(file_format: str, mode: str, options: dict[str, Any]) -> None:
     data = encode(picture(mode), file_format, **options)
     np.testing.assert_array_equal(decoded(data), as_pillow(data))
-
-
-def test_of_a_psd_file_the_flattened_picture_is_taken() -> None:
-    planes = smooth(6, 9).transpose(2, 0, 1).tobytes()
-    header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 6, 9, 8, 3) + bytes(12) + struct.pack(">H", 0)
-    np.testing.assert_array_equal(decoded(header + planes), smooth(6, 9))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def variants() -> list[Any]:
 
 def graphs_of(network: Network) -> list[tf.Graph]:
     """The traced functions, one a segment."""
-    return [segment.get_concrete_function().graph for _, segment in network._segments]
+    return [segment.get_concrete_function().graph for _, segment in network.segments]
 
 
 def operations(graph: tf.Graph) -> list[tf.Operation]:

@@ -196,21 +196,6 @@ def test_images_that_are_added_are_made_by_workers(tmp_path: Path, images: Path)
 
 
 @pytest.mark.slow
-def test_two_runs_on_one_cluster_share_it(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
-    cluster.add(num_cpus=2)
-    where = [f"engine.address={cluster.address}", "engine.cpus_per_worker=1", "engine.workers=1"]
-    (tmp_path / "other").mkdir()
-    both = [Running(images, folder, *where) for folder in (tmp_path, tmp_path / "other")]
-    both[0].wait_for_shards(1)
-    refused = call(f"data.dir={images}", *OPTIONS, *RAY, *where, cwd=tmp_path)
-    assert refused.returncode == 1
-    assert "error: outputs/run: another run writes this folder" in refused.stderr
-    for running in both:
-        assert running.end() == 0, running.said
-        assert_whole(running.run, undisturbed)
-
-
-@pytest.mark.slow
 @needs_proc
 def test_what_a_killed_worker_was_at_is_made_again(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
     for _ in range(2):
@@ -330,23 +315,6 @@ def test_what_stops_one_worker_stops_the_run_with_its_line(tmp_path: Path, image
     assert "Traceback" not in running.said
     assert partial_files(tmp_path) == []
     assert workers() == []
-
-
-@pytest.mark.slow
-def test_workers_read_images_at_an_address(tmp_path: Path, images: Path) -> None:
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
-    from .object_store import object_store, put_files
-
-    names = ("000.jpg", "001.jpg", "005.jpg", "006.jpg", "077.jpg")
-    with object_store():
-        put_files("s3://bucket/imgs", {name: (images / name).read_bytes() for name in names})
-        for name, engine in (("run", RAY), ("local", [])):
-            options = [*OPTIONS[:-2], "output.images_per_shard=2", f"name={name}", *engine]
-            done = call("data.dir=s3://bucket/imgs", *options, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
-            assert any(line.startswith("rows       5 (3 ok, 2 failed)") for line in done.stderr.splitlines()), done.stderr
-    assert_same_run(tmp_path / "outputs/run", tmp_path / "outputs/local", TELLING)
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images.decode import ImageDecodeError, decode_image
+from pipeline.images.decode import decode_image
 
-from .bad_images import encode, picture, png_of
+from .bad_images import encode, error_of, picture, png_of, tiff
 
 CASES = Path(__file__).parent / "image_cases"
 HEIGHT, WIDTH = 40, 56
@@ -48,35 +48,6 @@ def assert_shows(data: bytes, expected: NDArray[Any], within: int = 1) -> None:
     assert size_px == expected.shape[:2]
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).max() <= within
-
-
-def error_of(data: bytes) -> str:
-    with pytest.raises(ImageDecodeError) as raised:
-        decode_image(data)
-    return str(raised.value)
-
-
-def tiff(parts: list[bytes], order: str = "<", **tags: int | tuple[int, ...]) -> bytes:
-    """A TIFF of 40 x 56 px from its strips; tags are shorts."""
-    known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "fill": 266, "samples": 277}
-    known |= {"rows": 278, "planar": 284, "colours": 320, "inks": 332, "extra": 338, "format": 339, "subsampling": 530}
-    values = {"width": WIDTH, "height": HEIGHT, "rows": HEIGHT, "bits": 8, "compression": 1, "photometric": GREY, "samples": 1}
-    entries: dict[int, tuple[str, tuple[int, ...]]] = {}
-    for name, value in {**values, **tags}.items():
-        entries[known[name]] = "H", value if isinstance(value, tuple) else (value,)
-    entries[279] = "I", tuple(map(len, parts))
-    begin = 8 + 2 + 12 * (len(entries) + 1) + 4 + sum(2 * len(entry) for _, entry in entries.values()) + 8 * len(parts)
-    entries[273] = "I", tuple(begin + sum(map(len, parts[:number])) for number in range(len(parts)))
-    directory, behind = b"", b""
-    for tag, (kind, numbers) in sorted(entries.items()):
-        packed = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
-        field = packed.ljust(4, b"\0")
-        if len(packed) > 4:
-            field = struct.pack(order + "I", 8 + 2 + 12 * len(entries) + 4 + len(behind))
-            behind += packed
-        directory += struct.pack(order + "HHI", tag, 3 if kind == "H" else 4, len(numbers)) + field
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries)) + directory + bytes(4)
-    return (head + behind).ljust(begin, b"\0") + b"".join(parts)
 
 
 def packed_bits(values: NDArray[Any], bits: int) -> bytes:

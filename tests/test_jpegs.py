@@ -17,6 +17,8 @@ from PIL import Image, ImageOps
 from pipeline.images import decode
 from pipeline.images.decode import ImageDecodeError, decode_image
 
+from .bad_images import error_of
+
 CASES = Path(__file__).parent / "image_cases"
 END = b"\xff\xd9"
 
@@ -41,12 +43,6 @@ def jpeg(image: Image.Image, **options: Any) -> bytes:
 
 def as_pillow(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-
-
-def error_of(data: bytes) -> str:
-    with pytest.raises(ImageDecodeError) as raised:
-        decode_image(data)
-    return str(raised.value)
 
 
 @st.composite

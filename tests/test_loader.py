@@ -42,10 +42,6 @@ def load(manifest: Manifest, **options: Any) -> list[Batch]:
     return list(ImageLoader(manifest, options.pop("indices", np.arange(len(manifest))), **options))
 
 
-def errors(manifest: Manifest) -> dict[str, str]:
-    return {manifest.keys[status.index]: status.error for batch in load(manifest) for status in batch.statuses}
-
-
 def test_batches_hold_the_images_one_after_the_other_with_their_statuses(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 10)
     batches = load(manifest)
@@ -112,20 +108,6 @@ def test_every_way_to_fail_is_a_status_without_pixels(tmp_path: Path) -> None:
     assert batch.statuses[1].sha256 == hashlib.sha256(b"<html>none</html>").hexdigest()
     assert (batch.statuses[4].file_bytes, batch.statuses[4].sha256) == (0, "")
     np.testing.assert_array_equal(batch.image(2), photograph(1))
-
-
-def test_a_file_that_may_not_be_read_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = folder_of(tmp_path, 2)
-    opened = os.open
-
-    # Refused by hand: permissions do not bind the super-user, whom containers often run tests as.
-    def guarded(path: Any, *options: Any, **named: Any) -> int:
-        if str(path).endswith("000.png"):
-            raise PermissionError(13, "Permission denied", path)
-        return opened(path, *options, **named)
-
-    monkeypatch.setattr(os, "open", guarded)
-    assert errors(manifest) == {"000.png": "unreadable: permission denied", "001.png": ""}
 
 
 def test_prepared_images_lie_in_the_canvas_and_the_status_keeps_the_full_size(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pipeline.images.resize import (
     CANVAS_SIDE_PX,
     LONGEST_SCALED_PX,
     ResizeSpec,
-    axis_matrix,
     dct_reduction,
     fit_canvas,
     place_image,
@@ -209,16 +208,6 @@ def test_a_failed_image_is_a_row_of_zeros(resized: Resized) -> None:
     found = resized([noise(20, 30, 1), None, noise(40, 10, 2)], ResizeSpec((16, 16), "pad", "lanczos"))
     assert not found[1].any()
     assert found[0].any()
-
-
-def test_every_row_of_weights_sums_to_one_and_those_of_padding_are_empty() -> None:
-    for source, target in [(1, 64), (50, 64), (64, 64), (500, 64), (1024, 61)]:
-        for interpolation in ("bilinear", "bicubic", "lanczos"):
-            matrix = axis_matrix(source, target, 0, target, interpolation)
-            assert (matrix.shape, matrix.dtype) == ((target, source), np.float32)
-            np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-5)
-    padded = axis_matrix(100, 20, -6, 32, "bilinear").sum(axis=1)
-    np.testing.assert_allclose(padded, [0.0] * 6 + [1.0] * 20 + [0.0] * 6, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -179,15 +179,6 @@ def test_a_path_that_leads_nowhere_is_refused_with_the_words_that_are_known(load
         assert "/dev/zero is no file, got" in load.refusal("/dev/zero")
 
 
-def test_a_file_that_cannot_be_opened_is_refused(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(path: Path) -> str:
-        raise PermissionError(13, "Permission denied")
-
-    (tmp_path / "a.mat").touch()
-    monkeypatch.setattr(weights, "file_format", fail)
-    assert "a.mat cannot be read, got [Errno 13] Permission denied" in load.refusal(tmp_path / "a.mat")
-
-
 # What a file is.
 
 

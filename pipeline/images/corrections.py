@@ -10,6 +10,7 @@ import io
 import re
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImagePalette, TiffImagePlugin
@@ -80,18 +81,17 @@ def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
         return "unsupported: HEIC or HEIF"
     for name in formats:
         reader, accept = Image.OPEN[name]
-        try:
-            if accept is None or accept(data[:16]) is not True:
-                continue
-        except Exception:  # Fewer bytes than the signature has: IndexError, struct.error.
-            continue
-        kind = ""
-        try:
-            reader(io.BytesIO(data), "")
-        except Exception as error:
-            kind = _unread_kind(name, data, error)
-        return f"unsupported: {kind}" if kind else f"corrupt: the header of this {name} file is damaged or incomplete"
-    return f"not an image: begins with {data[:8]!r}"
+        with suppress(Exception):  # Fewer bytes than the signature has: IndexError, struct.error.
+            if accept is not None and accept(data[:16]) is True:
+                break
+    else:
+        return f"not an image: begins with {data[:8]!r}"
+    kind = ""
+    try:
+        reader(io.BytesIO(data), "")
+    except Exception as error:
+        kind = _unread_kind(name, data, error)
+    return f"unsupported: {kind}" if kind else f"corrupt: the header of this {name} file is damaged or incomplete"
 
 
 def _unread_kind(name: str, data: bytes, error: Exception) -> str:

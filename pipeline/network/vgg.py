@@ -1,14 +1,15 @@
 """The VGG networks on the device, cut where the user wants activations.
 
 Takes float32 (n, H, W, 3) with the mean removed, or what its own first step makes such images of; gives one layer's activations
-after the other. Between two layers that
-are wanted lies a *segment*; what a segment gives leaves the device before the next one runs, so memory holds a few of the largest
-layers and never their sum. Nothing is computed past the deepest layer wanted, and nothing twice.
+after the other. Between two layers that are wanted lies a *segment*; what a segment gives leaves the device before the next one
+runs, so memory holds a few of the largest layers and never their sum. Nothing is computed past the deepest layer wanted, and
+nothing twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,10 +37,11 @@ class FirstStep(NamedTuple):
     signature: Sequence[tf.TensorSpec]
 
 
+@dataclass
 class Network:
     """A VGG network that gives the activations of some of its layers.
 
-    Args:
+    Attributes:
         weights: Kernels (HWIO, RGB), biases and the padding of the pooling layers.
         wanted: Layers to give, in network order.
         pooling: ``max`` or ``avg``.
@@ -47,40 +49,35 @@ class Network:
             do so by mistake.
         device: TensorFlow's name of the device.
         size_px: (height, width) of all inputs; None where they differ.
-        precision: Of TensorFlow's products, one of :data:`~pipeline.network.device.TOLERANCES`.
         parts: Of the layers before the classifier, from :func:`~pipeline.network.winograd.prepare_segments`: then a row's bits
             depend on its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
+        precision: Of TensorFlow's products, one of :data:`~pipeline.network.device.TOLERANCES`.
         first: What is done before the first layer. None: the network is called with images.
+        segments: (name of the layer that it ends with, function) of each.
     """
 
-    def __init__(
-        self,
-        weights: Weights,
-        wanted: Sequence[LayerSpec],
-        *,
-        pooling: str,
-        kernel_order: str,
-        device: str,
-        size_px: tuple[int, int] | None,
-        parts: Mapping[str, Segment] | None = None,
-        precision: str = FLOAT32,
-        first: FirstStep | None = None,
-    ) -> None:
-        self._weights = weights
-        self._pooling = pooling
-        self._kernel_order = kernel_order
-        self._device = device
-        self._parts = parts
-        self._precision = precision
-        shapes = output_shapes(weights.network, size_px, weights.pool_padding) if size_px else {}
-        table = layer_table(weights.network)
-        self._segments: list[tuple[str, Segment]] = []
+    weights: Weights
+    wanted: Sequence[LayerSpec]
+    _: KW_ONLY
+    pooling: str
+    kernel_order: str
+    device: str
+    size_px: tuple[int, int] | None
+    parts: Mapping[str, Segment] | None = None
+    precision: str = FLOAT32
+    first: FirstStep | None = None
+    segments: list[tuple[str, Segment]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        network, size_px = self.weights.network, self.size_px
+        shapes = output_shapes(network, size_px, self.weights.pool_padding) if size_px else {}
+        table = layer_table(network)
         input_shape: tuple[int | None, ...] = (*(size_px or (None, None)), 3)
         done = 0
-        with tf.device(device):
-            for layer in wanted:
-                part = table[done : layer.network_index + 1]
-                self._segments.append((layer.name, self._segment(part, input_shape, None if self._segments else first)))
+        with tf.device(self.device):
+            for layer in self.wanted:
+                first = None if self.segments else self.first
+                self.segments.append((layer.name, self._segment(table[done : layer.network_index + 1], input_shape, first)))
                 input_shape = shapes.get(layer.name, (None, None, layer.channels))
                 done = layer.network_index + 1
 
@@ -96,9 +93,9 @@ class Network:
             NetworkError: The device is out of memory.
         """
         values = inputs
-        for name, segment in self._segments:
+        for name, segment in self.segments:
             try:
-                with tf.device(self._device):
+                with tf.device(self.device):
                     values = (segment(*values),)
             except tf.errors.ResourceExhaustedError as error:
                 shape = " x ".join(map(str, values[0].shape))
@@ -109,11 +106,11 @@ class Network:
             yield name, values[0]
 
     def _segment(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], first: FirstStep | None) -> Segment:
-        if self._parts is None:
+        if self.parts is None:
             return self._graph(layers, input_shape, first)
         classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
         maps = layers[: len(layers) - len(classifier)]
-        part = self._parts[maps[-1].name] if maps else None
+        part = self.parts[maps[-1].name] if maps else None
         if not classifier:
             assert part is not None
             return part
@@ -148,19 +145,17 @@ class Network:
             return lambda values: tf.nn.softmax(values)
         if layer.kind == "pool":
             return self._pool
-        kernel = tf.constant(self._ordered(self._weights.kernels[layer.name]))
-        bias = tf.constant(self._weights.biases[layer.name])
+        kernel = self.weights.kernels[layer.name]
+        kernel = tf.constant(kernel if self.kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3)))
+        bias = tf.constant(self.weights.biases[layer.name])
         if layer.kind == "fc":
-            return lambda values: tf.nn.bias_add(_fully_connected(values, kernel, self._precision), bias)
-        return lambda values: tf.nn.bias_add(convolve(values, kernel, "SAME", self._precision), bias)
+            return lambda values: tf.nn.bias_add(_fully_connected(values, kernel, self.precision), bias)
+        return lambda values: tf.nn.bias_add(convolve(values, kernel, "SAME", self.precision), bias)
 
     def _pool(self, values: tf.Tensor) -> tf.Tensor:
         # SAME ignores what lies outside the map, in the maximum and in the average: Caffe's and MatConvNet's rule.
-        pool = tf.nn.max_pool2d if self._pooling == "max" else tf.nn.avg_pool2d
-        return pool(values, POOL_SIDE, POOL_STRIDE, self._weights.pool_padding.upper())
-
-    def _ordered(self, kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-        return kernel if self._kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3))
+        pool = tf.nn.max_pool2d if self.pooling == "max" else tf.nn.avg_pool2d
+        return pool(values, POOL_SIDE, POOL_STRIDE, self.weights.pool_padding.upper())
 
 
 def _fully_connected(values: tf.Tensor, kernel: tf.Tensor, precision: str) -> tf.Tensor:
