@@ -209,8 +209,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         machine_bytes,
         set_precision,
     )
-    from .network.inference import first_step, infer_on_device, infer_on_host
-    from .network.vgg import Network
+    from .network.vgg import Network, first_step, infer_on_device, infer_on_host
 
     data, size_px, mean_pixel = options.data, options.data.size, weights.mean_pixel
     device = choose_device(options.runtime.device, options.batch_size, size_px, backend, threads)

@@ -18,8 +18,7 @@ from pipeline.extract import make_stages
 from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
 from pipeline.network.architectures import resolve_layers
-from pipeline.network.inference import first_step
-from pipeline.network.vgg import Network
+from pipeline.network.vgg import Network, first_step
 from pipeline.plan import plan_run
 
 from .conftest import MEAN_PIXEL
@@ -130,12 +129,12 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 from pipeline import extract_features
-from pipeline.network import device, inference, architectures
+from pipeline.network import architectures, device, vgg
 architectures.BLOCK_CHANNELS = (64, 64, 64, 64, 64)
 images, output, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 common = dict(layers=["relu1_2", "relu3_1"], weights="random", output_dir=output, quiet=True, **options)
 plain = extract_features(images, name="plain", **common)
-chosen, ran, infer = device.choose_device, [], inference.infer_on_device
+chosen, ran, infer = device.choose_device, [], vgg.infer_on_device
 
 def on_the_second(*arguments):
     return chosen(*arguments)._replace(name="/CPU:1")
@@ -145,7 +144,7 @@ def filled(batch, network, resize, fill_to):
         ran.append(len(batch))
         yield features
 
-device.choose_device, inference.infer_on_device = on_the_second, filled
+device.choose_device, vgg.infer_on_device = on_the_second, filled
 device.batches_in_flight = lambda *arguments: 2
 other = extract_features(images, name="other", backend="tensorflow", batch_size=5, **common)
 assert ran, "the functions of the device did not run"

@@ -19,7 +19,7 @@ from pipeline.images.resize import (
     place_image,
     resize_on_host,
 )
-from pipeline.network.inference import first_step, infer_on_device, infer_on_host
+from pipeline.network.vgg import first_step, infer_on_device, infer_on_host
 from pipeline.records import Batch, ImageStatus
 
 from . import oracle

@@ -90,15 +90,12 @@ class Job:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a task has made.
+    """What a task has made of some rows: their statuses, the number of their activations, the digests of its shards.
 
     Attributes:
         worker: (host, process).
         batch_size: Of its device.
-        made: Bytes, seconds of threads, memory; its device.
-        statuses: Of its rows.
-        values: Of their activations, how many numbers.
-        digests: Path from the run folder -> SHA-256, hex, of its shards.
+        digests: Path from the run folder -> SHA-256, hex.
         seconds: By stage.
         is_repeated: Whether an attempt before it died.
     """
@@ -210,11 +207,7 @@ def make_task(job: Sequence[Any], name: str, shards: Shards) -> Outcome:
 
 
 def _prepare(job: Job) -> Stages:
-    """Look for what the driver sees, and make the network.
-
-    Raises:
-        PipelineError: This node cannot be used.
-    """
+    """Look for what the driver sees, and make the network."""
     node, part, found = f"engine: node {socket.gethostname()}", next(iter(job.parts.values())), versions()
     what = "" if Path(job.folder, format.LOCK_NAME).exists() else "run folder"
     if not what and job.image and not _can_read(job.image):

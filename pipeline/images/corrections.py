@@ -1,21 +1,24 @@
 """What Pillow decodes into another picture, or calls damaged though it is whole: put right, or refused as unsupported.
 
 Found by decoding every mode and bit depth of every format that :mod:`~pipeline.images.decode` allows, and comparing with what was
-encoded (Pillow 13.0). What Pillow reads rightly does not come here.
+encoded (Pillow 13.0). What Pillow reads rightly does not come here. And whether all pixels that a header promises are in the
+file, for formats whose readers fill in what is missing and say nothing.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImagePalette, TiffImagePlugin
-
-from .completeness import J2K_START, PNG_SIGNATURE, png_chunks
+from PIL import Image, ImagePalette
+from PIL import TiffImagePlugin as tiff
 
 # What readers say of a whole file that they have no code for.
 _UNSUPPORTED = re.compile(
@@ -35,6 +38,13 @@ _SIGNATURES = {
 }
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1", b"avci", b"avcs"})
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Of what is inflated only to be counted, at a time.
+_PIECE_BYTES = 1 << 24
+# Source: PNG specification (W3C), 8.2: first column and row, and steps between columns and rows, of each pass.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+# Source: the same, 11.2.2: colour type -> values a pixel.
+_PNG_VALUES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Source: PNG specification (W3C), 11.3; APNG; the extensions: chunks without which the first picture is the same.
 _PNG_METADATA = frozenset(
     b"iCCP tEXt zTXt iTXt gAMA cHRM sRGB cICP mDCV cLLI sBIT bKGD hIST pHYs sPLT tIME acTL fcTL fdAT oFFs pCAL sCAL sTER".split()
@@ -47,16 +57,20 @@ _LONGEST_TEXT_BYTES = 1 << 17
 _APPLE_CHUNK = b"CgBI"
 _PNG_BITS, _PNG_COLOUR = 24, 25
 
-# Source: TIFF 6.0; sample format 2 is signed, ink set 2 others than CMYK.
-_BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES = 258, 259, 262, 266, 277
-_PLANAR, _COLOUR_MAP, _INK_SET, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING = 284, 320, 332, 338, 339, 530
-_WHITE_IS_ZERO, _INKS, _YCBCR = 0, 5, 6
+# Source: TIFF 6.0: values of photometric interpretation, planar configuration and compression.
+_WHITE_IS_ZERO, _INKS, _YCBCR, _SEPARATE_PLANES, _JPEG_IN_TIFF = 0, 5, 6, 2, 7
+_INK_SET = 332
+_END_OF_JPEG = b"\xff\xd9"
+# Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
+_TAIL_BYTES = 1024
 
 # Source: Adobe Photoshop file formats: modes, and the resource that names alpha channels: 0 is the picture's transparency.
 _PSD_BITMAP, _PSD_MULTICHANNEL, _PSD_ALPHA_NAMES = 0, 7, 0x41D
 _PSD_MODES = {0: "bitmap", 1: "grey", 2: "indexed", 3: "RGB", 4: "CMYK", 7: "multichannel", 8: "duotone", 9: "Lab"}
 
-# Source: ITU T.800, annex A: bits and steps of the components in the first segment; annex I: colour spaces.
+# Source: ITU T.800, annex A: start of the code stream and size, with bits and steps of the components; start of a tile-part, end;
+# annex I: colour spaces.
+_J2K_START, _J2K_TILE, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\x90", b"\xff\xd9"
 _J2K_COMPONENTS = 40
 _J2K_COLOURS, _J2K_SYCC = (0, 12, 15, 16, 17, 18), 18
 
@@ -111,7 +125,7 @@ def refused_kind(image: Image.Image, data: bytes) -> str:
 
     What can be put right before the pixels are loaded is.
     """
-    if image.format == "TIFF" and isinstance(image, TiffImagePlugin.TiffImageFile):
+    if image.format == "TIFF" and isinstance(image, tiff.TiffImageFile):
         return _refused_tiff(image)
     if image.format == "JPEG2000":
         return _refused_jpeg2000(image, data)
@@ -136,11 +150,12 @@ def refused_kind(image: Image.Image, data: bytes) -> str:
 
 def corrected(image: Image.Image, data: bytes) -> Image.Image:
     """Return the right picture for an image that has been loaded: most often the image itself."""
-    if image.format == "TIFF" and isinstance(image, TiffImagePlugin.TiffImageFile):
+    if image.format == "TIFF" and isinstance(image, tiff.TiffImageFile):
         tags = image.tag_v2
-        if image.mode.startswith("I;16") and tags.get(_BITS) == (12,):
+        if image.mode.startswith("I;16") and tags.get(tiff.BITSPERSAMPLE) == (12,):
             image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16))
-        if tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO and (image.mode == "F" or image.mode.startswith("I;16")):
+        photometric = tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
+        if photometric == _WHITE_IS_ZERO and (image.mode == "F" or image.mode.startswith("I;16")):
             with np.errstate(invalid="ignore"):  # What is no number is refused later.
                 image = Image.fromarray((1 if image.mode == "F" else 65535) - np.asarray(image))
     elif image.format == "PSD" and image.mode == "RGBA" and _is_selection(image, data):
@@ -160,10 +175,10 @@ def without_metadata(data: bytes) -> bytes:
 
     What is no PNG, or a damaged one, is returned as it is, for the reader to refuse.
     """
-    if not data.startswith(PNG_SIGNATURE):
+    if not data.startswith(_PNG_SIGNATURE):
         return data
-    kept = [PNG_SIGNATURE]
-    for kind, start, stop in png_chunks(data):
+    kept = [_PNG_SIGNATURE]
+    for kind, start, stop in _png_chunks(data):
         has_orientation = data.startswith(_PNG_ORIENTATION, start + 8) and stop - start <= _LONGEST_TEXT_BYTES
         if kind not in _PNG_METADATA or has_orientation or stop > len(data):
             kept.append(data[start:stop])
@@ -173,41 +188,42 @@ def without_metadata(data: bytes) -> bytes:
 def _tiff_kind(data: bytes) -> str:
     """Describe the samples of a TIFF whose directory can be read."""
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"\x2b" in data[2:4] else 8])
+        tags = tiff.ImageFileDirectory_v2(data[: 16 if b"\x2b" in data[2:4] else 8])
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
         if not tags[256] or not tags[257]:
             return ""
-        bits, photometric, compression = tags.get(_BITS, (1,)), tags[_PHOTOMETRIC], tags.get(_COMPRESSION, 1)
-        kind = f"{tags.get(_SAMPLES, 1)} x {bits[0]} bits, format {tags.get(_SAMPLE_FORMAT, (1,))[0]}"
+        bits, form = (tags.get(tag, (1,))[0] for tag in (tiff.BITSPERSAMPLE, tiff.SAMPLEFORMAT))
+        kind = f"{tags.get(tiff.SAMPLESPERPIXEL, 1)} x {bits} bits, format {form}"
+        photometric, compression = tags[tiff.PHOTOMETRIC_INTERPRETATION], tags.get(tiff.COMPRESSION, 1)
         return f"TIFF of {kind}, photometric {photometric}, compression {compression}"
     except Exception:  # As any reader's.
         return ""
 
 
-def _refused_tiff(image: TiffImagePlugin.TiffImageFile) -> str:
+def _refused_tiff(image: tiff.TiffImageFile) -> str:
     tags = image.tag_v2
-    bits, photometric = tags.get(_BITS, (1,)), tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    bits, photometric = tags.get(tiff.BITSPERSAMPLE, (1,)), tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
     is_raw = image.info.get("compression") == "raw"
     if image.info.get("compression") == "webp":  # Pillow's own libtiff is built without it.
         return "TIFF compressed by WebP"
-    if bits == (8,) and tags.get(_SAMPLE_FORMAT) == (2,):
+    if bits == (8,) and tags.get(tiff.SAMPLEFORMAT) == (2,):
         return "TIFF of signed 8-bit samples"
     if photometric == _INKS and tags.get(_INK_SET) == 2:
         return "TIFF of inks other than CMYK"
-    if photometric == _YCBCR and is_raw and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+    if photometric == _YCBCR and is_raw and tuple(tags.get(tiff.YCBCRSUBSAMPLING, (2, 2))) != (1, 1):
         return "TIFF of uncompressed YCbCr with fewer samples of colour"
-    if tags.get(_PLANAR) == 2 and len(bits) > 1:
-        if image.mode not in ("RGB", "RGBA", "CMYK") or 1 in tags.get(_EXTRA_SAMPLES, ()):
+    if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES and len(bits) > 1:
+        if image.mode not in ("RGB", "RGBA", "CMYK") or 1 in tags.get(tiff.EXTRASAMPLES, ()):
             return f"TIFF of separate planes in mode {image.mode}"
-        if is_raw and tags.get(_FILL_ORDER) == 2:
+        if is_raw and tags.get(tiff.FILLORDER) == 2:
             return "TIFF of separate planes with the lowest bit first"
         if is_raw and bits[0] == 16:
             # Pillow reads such planes as if they had 8 bits, unless each says otherwise.
             order = ";16L" if tags.prefix == b"II" else ";16B"
             image.tile = [tile._replace(args=(f"{tile.args[0]}{order}", *tile.args[1:])) for tile in image.tile]  # type: ignore[index]
-    if image.mode == "P" and (colours := tags.get(_COLOUR_MAP)) and max(colours) < 256:
+    if image.mode == "P" and (colours := tags.get(tiff.COLORMAP)) and max(colours) < 256:
         # Of 16 bits each, as they should be, these would all be black: a programmer's error that libtiff knows too.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return ""
@@ -231,7 +247,7 @@ def _is_selection(image: Image.Image, data: bytes) -> bool:
 
 def _j2k_components(data: bytes) -> list[tuple[int, int, int]]:
     """Return bits, and px from sample to sample across and down, of each component; nothing where no code stream is found."""
-    place = data.find(J2K_START)
+    place = data.find(_J2K_START)
     if place < 0 or len(data) < place + _J2K_COMPONENTS + 2:
         return []
     (count,) = struct.unpack_from(">H", data, place + _J2K_COMPONENTS)
@@ -243,7 +259,7 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
     components = _j2k_components(data)
     if not components:
         return ""
-    place, bits = data.find(J2K_START), {part[0] for part in components}
+    place, bits = data.find(_J2K_START), {part[0] for part in components}
     has_palette = image.mode in ("P", "PA")
     is_thinned = any(part[1:] != (1, 1) for part in components)
     colour, channels = (data.find(kind, 0, place) for kind in (b"colr\1", b"cdef"))
@@ -270,15 +286,128 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
 
 
 def _unwrapped(image: Image.Image, data: bytes) -> Image.Image:
-    """Return white where Pillow rounds values of more than 8 bits up to 256, which it stores as 0.
-
-    The same code stream, said to be of 8 bits, is not rounded but clipped: what is bright there is white and not black. Its other
-    pixels are of no use, unless it is coded with loss.
-    """
-    place = data.find(J2K_START) + _J2K_COMPONENTS + 2
+    """Return white where Pillow rounds values of more than 8 bits up to 256, which it stores as 0."""
+    # The same code stream, said to be of 8 bits, is not rounded but clipped: what is bright there is white and not black.
+    place = data.find(_J2K_START) + _J2K_COMPONENTS + 2
     claimed = bytearray(data)
     claimed[place : place + 3 * len(image.getbands()) : 3] = bytes([7]) * len(image.getbands())
     with Image.open(io.BytesIO(claimed), formats=("JPEG2000",)) as clipped:
         bright = np.asarray(clipped) >= 128
     values = np.asarray(image)
     return Image.frombytes(image.mode, image.size, np.where((values == 0) & bright, np.uint8(255), values).tobytes())
+
+
+# -- Whether all pixels that a header promises are in the file ------------------------------------------------------------------
+# Readers of the other formats refuse a file without its end; tests hold them to that.
+
+
+def missing_parts(image: Image.Image, data: bytes) -> str:
+    """Say what of an image that has been opened, and not loaded yet, is not in its file; nothing where all seems there.
+
+    Args:
+        image: Opened by Pillow.
+        data: The whole file.
+    """
+    if image.format == "TIFF":
+        return _missing_strips(image, data)
+    if image.format == "JPEG2000":
+        return _missing_tiles(data)
+    return ""
+
+
+def missing_rows(image: Image.Image, data: bytes) -> str:
+    """Say what of an image that has been loaded was not in its file; nothing where all was there.
+
+    Args:
+        image: Loaded, not yet turned or converted.
+        data: The whole file.
+    """
+    if image.format != "PNG":
+        return ""
+    width, height, bits, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    # Pillow takes the end of the stream for that of the picture and leaves zeros: where the last row has others, all are there.
+    if not interlace and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
+        return ""
+    expected = 0
+    for left, top, across, down in _ADAM7 if interlace else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            # A byte before each row says how it is filtered.
+            expected += rows * (1 + (columns * bits * _PNG_VALUES[colour] + 7) // 8)
+    stream, found = zlib.decompressobj(), 0
+    # Those behind another chunk Pillow does not read.
+    behind = itertools.dropwhile(lambda chunk: chunk[0] != b"IDAT", _png_chunks(data))
+    for _, start, stop in itertools.takewhile(lambda chunk: chunk[0] == b"IDAT", behind):
+        packed = data[start + 8 : stop - 4]
+        # No further than that: a bomb may hold a million times as much.
+        while packed and not stream.eof and found < expected:
+            found += len(stream.decompress(packed, _PIECE_BYTES))
+            packed = stream.unconsumed_tail
+    return f"{found} of {expected} bytes of pixels" if found < expected else ""
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, place and end of each chunk of a PNG; the last may end behind the file."""
+    place = len(_PNG_SIGNATURE)
+    while place + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        yield kind, place, place + 12 + size
+        place += 12 + size
+
+
+def _missing_strips(image: Any, data: bytes) -> str:
+    tags, words = image.tag_v2, "strips"
+    sides = tiff.IMAGEWIDTH, tiff.ROWSPERSTRIP
+    places = tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS
+    if tiff.TILEOFFSETS in tags:
+        words, sides, places = (
+            "tiles",
+            (tiff.TILEWIDTH, tiff.TILELENGTH),
+            (tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS),
+        )
+    width, height = int(tags.get(tiff.IMAGEWIDTH, 0)), int(tags.get(tiff.IMAGELENGTH, 0))
+    across, down = int(tags.get(sides[0]) or width), min(int(tags.get(sides[1]) or height), height)
+    offsets, sizes = (_numbers(tags.get(place)) for place in places)
+    if not offsets or not across or not down:
+        return ""  # for the reader to refuse, or of the old kind that is one JPEG
+    planes = int(tags.get(tiff.SAMPLESPERPIXEL, 1)) if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES else 1
+    count = -(-width // across) * -(-height // down) * planes
+    # Nowhere: programs leave out what has no data, as if it were black.
+    there = sum(offset > 0 for offset in offsets[:count])
+    if there == count and tags.get(tiff.COMPRESSION) == _JPEG_IN_TIFF:
+        # libtiff fills in the rest of a JPEG that ends early, and only warns.
+        ends = ((max(at, at + size - _TAIL_BYTES), at + size) for at, size in zip(offsets[:count], sizes, strict=False))
+        there = sum(data.rfind(_END_OF_JPEG, first, stop) >= 0 for first, stop in ends)
+    return f"{there} of {count} {words}" if there < count else ""
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return () if value is None else tuple(value) if isinstance(value, tuple) else (int(value),)
+
+
+def _missing_tiles(data: bytes) -> str:
+    """Walk from tile to tile; what is no code stream is for the reader to refuse."""
+    place = data.find(_J2K_START)
+    if place < 0 or len(data) < place + 42:
+        return ""
+    right, bottom, _, _, across, down, left, top = struct.unpack_from(">8I", data, place + 8)
+    if not across or not down:
+        return ""
+    count = -(-(right - left) // across) * -(-(bottom - top) // down)
+    # Tile -> its parts that are there, and how many it says that it has.
+    parts: dict[int, int] = {}
+    announced: dict[int, int] = {}
+    place += 2
+    while place + 12 <= len(data) and data[place] == 0xFF and (marker := data[place : place + 2]) != _J2K_END:
+        if marker != _J2K_TILE:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            continue
+        tile, size, _, of = struct.unpack_from(">HIBB", data, place + 4)
+        if place + size > len(data):
+            break
+        parts[tile] = parts.get(tile, 0) + 1
+        announced[tile] = max(of, announced.get(tile, 0))
+        # 0: as far as the end.
+        place += max(size, 12) if size else len(data)
+    whole = sum(parts[tile] >= announced[tile] for tile in parts)
+    return f"{whole} of {count} tiles" if whole < count else ""

@@ -30,8 +30,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
-from .completeness import missing_parts, missing_rows
-from .corrections import corrected, is_unsupported, refused_kind, why_unidentified, without_metadata
+from .corrections import (
+    corrected,
+    is_unsupported,
+    missing_parts,
+    missing_rows,
+    refused_kind,
+    why_unidentified,
+    without_metadata,
+)
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
@@ -135,29 +142,18 @@ def decode_image(
 
 
 class _JpegHeader(NamedTuple):
-    """What a JPEG says before its first scan: sides in px as stored, and more.
-
-    Attributes:
-        components: 1: grey, 3: RGB or YCbCr, 4: CMYK or YCCK.
-        has_app1: Whether there may be an orientation, EXIF or XMP.
-        has_one_scan: Whether the first scan is the only one.
-        scan: Where its segment begins in the file, behind the length.
-    """
+    """What a JPEG says before its first scan: sides in px as stored, components, whether there may be EXIF or XMP."""
 
     height: int
     width: int
     components: int
     has_app1: bool
     has_one_scan: bool
-    scan: int
+    scan: int  # Where its segment begins in the file, behind the length.
 
 
 def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
-    """Read what precedes the first scan, in a tenth of the time that Pillow takes; None: no JPEG, or too large, or damaged.
-
-    Raises:
-        ImageDecodeError: It is of a kind that is not read.
-    """
+    """Read what precedes the first scan, in a tenth of the time that Pillow takes; None: no JPEG, or too large, or damaged."""
     if not data.startswith(_JPEG_START):
         return None
     frame, coding, has_app1, place = 0, 0, False, 2
@@ -200,11 +196,7 @@ def _decode_jpeg_file(
 
 
 def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Decode a JPEG by libjpeg-turbo; None where that refuses, warns of what is harmless, or gives another size.
-
-    Raises:
-        ImageDecodeError: A part of the coded data is missing or wrong, which Pillow would fill in without a word.
-    """
+    """Decode a JPEG by libjpeg-turbo; None where that refuses, warns of what is harmless, or gives another size."""
     try:
         # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
         # Strict: what libjpeg only warns of, such as a missing end, is refused.
@@ -213,6 +205,7 @@ def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArr
     except ValueError as error:
         text = str(error)
         if text.startswith(_CORRUPT) and not _HARMLESS.search(text):
+            # Pillow would fill in what is missing or wrong without a word.
             word = "truncated" if "premature end" in text else "corrupt"
             raise ImageDecodeError(f"{word}: {text.removeprefix(_CORRUPT)}") from None
         return None

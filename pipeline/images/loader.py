@@ -21,6 +21,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ _CPU = "/CPU:0"
 _plain = tf.autograph.experimental.do_not_convert
 
 
+@dataclass(eq=False)
 class ImageLoader:
     """Reads, hashes and decodes rows, in their order, ahead of whoever iterates over it.
 
@@ -54,7 +56,7 @@ class ImageLoader:
     Errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``out of memory``, or
     one of :class:`~pipeline.images.decode.ImageDecodeError`'s.
 
-    Args:
+    Attributes:
         manifest: The rows of the run.
         indices: (N,) int64, which of them to load.
         batch_size: Rows a batch; the last may have fewer. None: native size, each image a batch of its own size.
@@ -63,49 +65,43 @@ class ImageLoader:
             sides, since a batch's canvas is as large as the largest. None: the image.
         size_px: (H, W) where ``prepare`` gives (H, W, 3) float32. None: it gives (h', w', 3) uint8.
         ratio_for: As for :func:`~pipeline.images.decode.decode_image`.
-
-    Attributes:
         dataset: The ``tf.data.Dataset``; what it gives is above.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        indices: NDArray[np.int64],
-        *,
-        batch_size: int | None,
-        workers: int,
-        prepare: Callable[[Pixels], NDArray[Any]] | None = None,
-        size_px: tuple[int, int] | None = None,
-        ratio_for: Callable[[int, int], int] | None = None,
-    ) -> None:
-        self._manifest = manifest
-        self._prepare = prepare
-        self._size_px = size_px
-        self._ratio_for = ratio_for
+    manifest: Manifest
+    indices: NDArray[np.int64]
+    _: KW_ONLY
+    batch_size: int | None
+    workers: int
+    prepare: Callable[[Pixels], NDArray[Any]] | None = None
+    size_px: tuple[int, int] | None = None
+    ratio_for: Callable[[int, int], int] | None = None
+    dataset: tf.data.Dataset = field(init=False)
+
+    def __post_init__(self) -> None:
         self._pixels = _PixelSemaphore(MAX_PIXELS)
         self._error: BaseException | None = None
         with tf.device(_CPU):
-            self.dataset = self._make(indices, batch_size, workers)
+            self.dataset = self._make()
 
-    def _make(self, indices: NDArray[np.int64], batch_size: int | None, workers: int) -> tf.data.Dataset:
-        reads = int(getattr(self._manifest.source, "reads_at_once", 0))
-        dataset = tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
-        types = tf.float32 if self._size_px else tf.uint8, tf.int64, tf.string
+    def _make(self) -> tf.data.Dataset:
+        reads = int(getattr(self.manifest.source, "reads_at_once", 0))
+        dataset = tf.data.Dataset.from_tensor_slices(np.asarray(self.indices, np.int64))
+        types = tf.float32 if self.size_px else tf.uint8, tf.int64, tf.string
         if reads:
             dataset = self._map(dataset, self._read, (tf.int64, tf.string, tf.string), reads)
-            images = self._map(dataset, self._decode, types, workers, self._element)
+            images = self._map(dataset, self._decode, types, self.workers, self._element)
         else:
-            images = self._map(dataset, lambda row: self._decode(*self._read(row)), types, workers, self._element)
-        if batch_size is None:
+            images = self._map(dataset, lambda row: self._decode(*self._read(row)), types, self.workers, self._element)
+        if self.batch_size is None:
             # No copy: the image may be as large as the memory allows.
             batches = images.map(_plain(lambda element: {name: value[None] for name, value in element.items()}))
         else:
-            batches = images.batch(batch_size) if self._size_px else images.padded_batch(batch_size)
+            batches = images.batch(self.batch_size) if self.size_px else images.padded_batch(self.batch_size)
         options = tf.data.Options()
         # No thread that looks for something to tune: the numbers above are meant. Those that read mostly wait.
         options.autotune.enabled = False
-        options.threading.private_threadpool_size = workers + reads
+        options.threading.private_threadpool_size = self.workers + reads
         return batches.prefetch(1).with_options(options)
 
     def __iter__(self) -> Generator[Batch, None, None]:
@@ -147,7 +143,7 @@ class ImageLoader:
         return dataset.map(traced, num_parallel_calls=calls, deterministic=True)
 
     def _element(self, found: Any) -> dict[str, tf.Tensor]:
-        shapes = {"image": (*(self._size_px or (None, None)), 3), "numbers": (6,), "texts": (2,)}
+        shapes = {"image": (*(self.size_px or (None, None)), 3), "numbers": (6,), "texts": (2,)}
         element = dict(zip(shapes, found, strict=True))
         for name, shape in shapes.items():
             # Known beforehand: tf.ensure_shape would be an operation more for each image.
@@ -159,7 +155,7 @@ class ImageLoader:
     def _read(self, row: np.int64) -> tuple[np.int64, bytes, bytes]:
         """Return the row, the bytes of its file, and why it cannot be read."""
         try:
-            return row, read_image(self._manifest[int(row)]), b""
+            return row, read_image(self.manifest[int(row)]), b""
         except (ImageError, OSError, MemoryError) as error:
             return row, b"", _reason(error).encode()
 
@@ -172,12 +168,12 @@ class ImageLoader:
             sha256 = hashlib.sha256(data).hexdigest()
             try:
                 with self._pixels.for_one_image() as admit:
-                    decoded, (height, width) = decode_image(data, self._ratio_for, admit)
-                    image = decoded if self._prepare is None else self._prepare(decoded)
+                    decoded, (height, width) = decode_image(data, self.ratio_for, admit)
+                    image = decoded if self.prepare is None else self.prepare(decoded)
             except (ImageError, MemoryError) as problem:
                 text = _reason(problem)
         if image is None:
-            image = np.zeros((*self._size_px, 3), np.float32) if self._size_px else np.empty((0, 0, 3), np.uint8)
+            image = np.zeros((*self.size_px, 3), np.float32) if self.size_px else np.empty((0, 0, 3), np.uint8)
         numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
         return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
 
@@ -199,11 +195,7 @@ def _batch(element: dict[str, Any]) -> Batch:
 
 
 class _PixelSemaphore:
-    """Bounds the pixels of large images that are decoded at the same time.
-
-    Args:
-        pixels: Their number; no image has more.
-    """
+    """Bounds the pixels of large images that are decoded at the same time; no image has more than all."""
 
     def __init__(self, pixels: int) -> None:
         self._free = pixels

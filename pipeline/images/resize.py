@@ -308,13 +308,7 @@ def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolatio
 
 
 def _weigh(interpolation: str, x: Any, library: Any) -> Any:
-    """Return the filter's weight at each distance in pixels of the larger scale.
-
-    Args:
-        interpolation: The filter.
-        x: Distances, an array of the library's.
-        library: NumPy, or TensorFlow.
-    """
+    """Return the filter's weight at each distance, in pixels of the larger scale; ``library`` is NumPy or TensorFlow."""
     x = abs(x)
     if interpolation in ("nearest", "bilinear"):
         return library.maximum(0.0, 1.0 - x)

@@ -120,13 +120,7 @@ def batches_in_flight(device: Device, size_px: tuple[int, int] | None, row_bytes
 
 
 def _shown(gpus: list[Any], requested: str) -> list[Any]:
-    """Let TensorFlow see these GPUs and no others; return those that it sees.
-
-    One process uses one GPU. Those it does not use it must not see: TensorFlow would reserve their memory.
-
-    Raises:
-        OptionError: A GPU is asked for, and an earlier run in this process has decided otherwise.
-    """
+    """Let TensorFlow see these GPUs and no others, whose memory it would reserve; return those that it sees."""
     try:
         tf.config.set_visible_devices(gpus, "GPU")
     except RuntimeError:

@@ -137,6 +137,8 @@ def _mean_pixel(data: dict[str, Any]) -> NDArray[np.float64]:
     try:
         root = data["normalization"] if "normalization" in data else _field(data["meta"].reshape(-1)[0], "normalization")
         image = _field(root.reshape(-1)[0], "averageImage").astype(np.float64)
+        if not image.size:
+            return known
         # A column of three, (3, 1), is a colour too.
         colours = image.reshape(-1, 3 if image.size == 3 else image.shape[-1])
     except KeyError:  # Neither is there.
@@ -168,14 +170,9 @@ def read_variables(path: Path) -> dict[str, Any]:
 
 
 def _unpacked(path: Path) -> io.BytesIO:
-    """Return the file without compression, every type being one of the format's and every size bounded by what contains it.
-
-    SciPy 1.17 crashes on types that the format does not have, so on the zeros of a download that was allocated and not finished,
-    and allocates whatever sizes are declared. Since all of it has to be looked at, isal unpacks it once, faster than zlib.
-
-    Raises:
-        WrongFileError: The file is damaged or too large.
-    """
+    """Return the file without compression, every type being one of the format's and every size bounded by what contains it."""
+    # SciPy 1.17 crashes on types that the format does not have, so on the zeros of a download that was allocated and not
+    # finished, and allocates whatever sizes are declared. All of it has to be looked at: isal unpacks it once, faster than zlib.
     size = path.stat().st_size
     if size > _LARGEST_BYTES:
         raise WrongFileError(f"is too large for a weights file (limit {_LARGEST_BYTES:,} bytes)", f"{size:,} bytes")
