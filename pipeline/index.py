@@ -35,10 +35,10 @@ def index_run(folder: Path) -> Report:
     from .store.index_file import read_run_spec
     from .store.lock import take_lock
     from .store.run_folder import gather_digests
-    from .store.verification import files_to_check
+    from .store.verification import require_run
 
     refresh(folder)
-    files_to_check(folder)  # for its refusals
+    require_run(folder, images=False)  # for its refusals
     watch = Stopwatch()
     with log_to_terminal() as kept_lines:
         hold = take_lock(folder)

@@ -33,9 +33,8 @@ from .report_page import page_values, render
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
 from .store import disk, format
-from .store.damage import UnreadableError
+from .store.damage import UnreadableError, read_small
 from .store.digests import Digests
-from .store.file_checks import read_small
 from .store.index_file import build_index
 from .store.reader import open_run
 from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
@@ -432,10 +431,7 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
     stored = stored_report(path) if is_unchanged and digests.agrees(REPORT) else None
     if stored is None or stored.run_digest != spec.digest:
         # The page first: a kill in between must leave none of another state of the run.
-        try:
-            digests.drop([PAGE])
-        except OSError as error:
-            raise disk.write_error(digests.path, error) from error
+        digests.drop([PAGE])
         disk.remove(path / PAGE)
         write_text(path / REPORT, report.json())
     elif digests.agrees(PAGE):

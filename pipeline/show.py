@@ -67,7 +67,7 @@ def overview(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path, most_bytes: int) -> str:
     """Return a file of a run folder; "" if it is not there, or not as it was written."""
-    from .store.file_checks import read_small
+    from .store.damage import read_small
 
     try:
         return read_small(path, most_bytes).decode()

@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from .config import VerifyOptions
     from .store.verification import VerifyResult
 
-# Findings that are printed; of one file no more than this many again.
+# Findings that are printed.
 LINES = 100
-LINES_A_FILE = 10
-
 WHEN_STOPPED = "the run folder holds what it held, but for damaged files that repair=true had removed. Run the command again."
 
 
@@ -37,54 +35,45 @@ def verify(folder: Path, repair: bool) -> None:
 
     from .store import format
     from .store.lock import take_lock
-    from .store.verification import files_to_check, verify_folder
     from .store.verification import repair as remove_damaged
+    from .store.verification import require_run, verify_folder
 
-    if folder.name == format.INDEX_NAME and (folder.is_symlink() or folder.exists()) and not folder.is_dir():
+    if folder.name == format.INDEX_NAME and not folder.is_dir():
         folder = folder.parent
-    total_bytes = sum((folder / name).lstat().st_size for name in files_to_check(folder))
+    require_run(folder, images=False)  # for its refusals
     with ExitStack() as stack:
         if repair:
             stack.callback(take_lock(folder).release)
-        bar = tqdm(total=total_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
-        with bar:
-            result = verify_folder(folder, usable_cores(), bar.update)
-        for line in _lines(result):
-            print(printable(line))
-        print(summary(result), flush=True)
+        bar = stack.enter_context(tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False))
+
+        def advance(done_bytes: int, total_bytes: int) -> None:
+            bar.total = total_bytes
+            bar.update(done_bytes)
+
+        result = verify_folder(folder, usable_cores(), advance)
+        bar.close()
+        lines = [str(error) for findings in result.findings.values() for error in findings][:LINES]
+        lines += [f"... and {result.count - len(lines)} more"] * (result.count > len(lines))
+        print(*map(printable, lines), summary(result), sep="\n", flush=True)
         if not result.count:
             return
-        advice = f"Verify with repair=true, or remove what is named, then {_NEXT}"
         if result.unread:
             names = ", ".join(result.unread[:3]) + ", ..." * (len(result.unread) > 3)
             raise StoreError(
                 f"{folder}: not all of the run could be read, got {len(result.unread)} file(s) in use or unreadable: {names}. "
                 f"Expected none. Nothing was removed. Do what is said of them above, then verify again."
             )
+        again = f"run the extraction again (python -m pipeline.run with the options in {folder}/config.yaml): it makes what is "
+        again += "missing."
+        advice = "Verify with repair=true, or remove what is named, then"
         if repair:
-            removed = remove_damaged(result)
-            for name in removed:
+            for name in remove_damaged(result):
                 print(f"removed: {name}")
-            print(f"next: {_NEXT.format(folder=folder)}", flush=True)
-            advice = f"What could be removed has been; {_NEXT}" if removed else f"There is nothing to remove; {_NEXT}"
+            print(f"next: {again}", flush=True)
+            advice = "What could be removed has been;"
         raise StoreError(
-            f"{folder}: the run is not whole and unchanged, got {_counted(result.count)}. Expected none. "
-            + advice.format(folder=folder)
+            f"{folder}: the run is not whole and unchanged, got {_counted(result.count)}. Expected none. {advice} {again}"
         )
-
-
-_NEXT = "run the extraction again (python -m pipeline.run with the options in {folder}/config.yaml): it makes what is missing."
-
-
-def _lines(result: VerifyResult) -> list[str]:
-    """Return the findings, so many of each file and so many in all, and how many more there are."""
-    lines = [found.line for findings in result.findings.values() for found in findings[:LINES_A_FILE]][:LINES]
-    left = result.count - len(lines)
-    return lines + [f"... and {left} more"] * bool(left)
-
-
-def _counted(findings: int) -> str:
-    return "1 finding" if findings == 1 else f"{findings} findings"
 
 
 def summary(result: VerifyResult) -> str:
@@ -94,6 +83,10 @@ def summary(result: VerifyResult) -> str:
         f"checked: {result.files} files ({words_for_bytes(result.file_bytes)}), {result.rows} rows ({result.failed} failed), "
         f"{len(result.layers)} layers ({', '.join(result.layers)}), {words_for_bytes(result.row_bytes)} of features: {outcome}"
     )
+
+
+def _counted(findings: int) -> str:
+    return "1 finding" if findings == 1 else f"{findings} findings"
 
 
 def _verify(options: VerifyOptions) -> None:

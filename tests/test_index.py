@@ -14,10 +14,9 @@ from pipeline.job import finish_share
 from pipeline.records import RunSpec, Share
 from pipeline.report import Made, Report, Stopwatch
 from pipeline.store import verification
-from pipeline.store.hdf5_check import check_file
 from pipeline.store.index_file import read_run_spec
 from pipeline.store.run_folder import open_folder
-from pipeline.store.verification import verify_folder
+from pipeline.store.verification import check_hdf5, verify_folder
 from pipeline.store.writer import Writer
 
 from .killed_runs import assert_same_run, contents
@@ -44,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards without a digest are read by processes of their own, of which other tests know."""
-    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_file(path))
+    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_hdf5(path))
 
 
 @pytest.fixture

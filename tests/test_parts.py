@@ -19,9 +19,8 @@ from pipeline.job import index_is_whole
 from pipeline.records import Share, plan_shards
 from pipeline.store import lock, tables, verification
 from pipeline.store.digests import Digests
-from pipeline.store.hdf5_check import check_file
 from pipeline.store.run_folder import open_folder, preview_folder
-from pipeline.store.verification import verify_folder
+from pipeline.store.verification import check_hdf5, verify_folder
 
 from .killed_runs import ROOT, assert_same_run
 from .stored_runs import make_spec, write_run, write_share
@@ -134,7 +133,7 @@ def test_a_whole_run_goes_on_where_parts_have_stopped(tmp_path: Path, undivided:
 def test_a_shard_that_another_part_left_without_a_digest_is_checked_by_the_last(
     tmp_path: Path, undivided: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_file(path))
+    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_hdf5(path))
     spec = make_spec(rows=30)
     write_share(tmp_path, spec, Share(2, 2), failed=[3, 8])
     (tmp_path / "SHA256SUMS").write_text("")
@@ -166,12 +165,12 @@ def held(folder: Path, share: Share | None) -> Callable[[], None]:
         (
             Share(3, 8),
             Share(3, 8),
-            "the same part is being made, got part=3/8 held by a live process.",
+            "a part of the run is being made, got part 3/8 held by a live process. Expected another part of 8.",
         ),
         (
             Share(3, 8),
             Share(3, 9),
-            "the run is being divided otherwise, got part=3/9 where part 3/8 is held by a live process.",
+            "a part of the run is being made, got part 3/8 held by a live process. Expected another part of 8.",
         ),
         (None, Share(3, 8), "another run writes this folder, got a lock held by a live process. Expected one run at a time."),
         (None, None, "another run writes this folder, got a lock held by a live process. Expected one run at a time."),

@@ -22,11 +22,10 @@ from pipeline.index import index_run
 from pipeline.records import Share
 from pipeline.storage import RemoteLock, RemotePath, StorageError, prepare_scratch, scratch_for
 from pipeline.store import lock, verification
-from pipeline.store.hdf5_check import check_file
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder, preview_folder
-from pipeline.store.verification import verify_folder
+from pipeline.store.verification import check_hdf5, verify_folder
 from pipeline.store.writer import Writer
 
 from .killed_runs import assert_same_run
@@ -74,7 +73,7 @@ def test_what_is_there_already_is_not_made_again(folder: RemotePath, memory: Any
 def test_a_shard_without_a_line_is_read_whole_before_it_counts(
     folder: RemotePath, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_file(path))
+    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_hdf5(path))
     write_run(folder, SPEC, FAILED)
     lines = memory.cat_file("/bucket/outputs/run/SHA256SUMS").splitlines(keepends=True)
     memory.pipe_file("/bucket/outputs/run/SHA256SUMS", b"".join(line for line in lines if b"shard-0000" not in line))
@@ -216,7 +215,7 @@ def test_a_lock_of_a_process_that_was_killed_is_named_with_how_to_remove_it(fold
     assert f"removing the object {ADDRESS}/.lock" in str(caught.value)
     put_locks(".lock-1-of-2")
     killed.release()
-    with pytest.raises(LockedError, match=rf"got part=1/2 held by process 1 on elsewhere .*the object {ADDRESS}/\.lock-1-of-2"):
+    with pytest.raises(LockedError, match=rf"got part 1/2 held by process 1 on elsewhere .*the object {ADDRESS}/\.lock-1-of-2"):
         open_folder(folder, SPEC, "resume", Share(1, 2))
     (folder / ".lock-1-of-2").unlink()
     open_folder(folder, SPEC, "resume").close()
@@ -344,7 +343,7 @@ def test_a_chunk_that_was_damaged_at_the_address_is_named(folder: RemotePath, me
         run["relu4_1"][6]
     verdict = verify_folder(open_run(ADDRESS).path.parent, 2)
     assert verdict.count == 1
-    assert verdict.findings[shard(1)][0].line.startswith(f"{ADDRESS}/{shard(1)}: layer relu4_1, row 6 ")
+    assert str(verdict.findings[shard(1)][0]).startswith(f"{ADDRESS}/{shard(1)}: layer relu4_1, row 6 ")
 
 
 def test_a_storage_that_refuses_is_never_called_damage(folder: RemotePath, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,9 @@ from pipeline.store.reader import open_run
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, write_run
-from .test_store_reader import folder, native_folder, values
+from .test_store_reader import folder, values
 
-__all__ = ["folder", "native_folder", "values"]  # fixtures
+__all__ = ["folder", "values"]  # fixtures
 
 SHARD, INDEX = "shards/shard-00001-of-00003.h5", "features.h5"
 LAYER = "features/relu4_1"
@@ -60,16 +60,6 @@ def test_a_damaged_chunk_names_shard_layer_and_row(tmp_path: Path, compression: 
         run[layer][:]
 
 
-def test_a_damaged_image_of_native_size_is_named(native_folder: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(native_folder, tmp_path / "moved"))
-    change(moved / "shards/shard-00001-of-00002.h5", lambda file: file["features/relu4_1/000000004"].__setitem__((0, 0, 0), 7))
-    with pytest.raises(StoreError, match=r"shard-00001-of-00002.h5: layer relu4_1, row 4 \(folder1/image é4.jpg\) is damaged"):
-        open_run(moved)["relu4_1"][:]
-    change(moved / "shards/shard-00001-of-00002.h5", lambda file: file["features/relu4_1"].__delitem__("000000005"))
-    with pytest.raises(StoreError, match=r"row 5 .* is damaged"):
-        open_run(moved)["relu4_1"][5]
-
-
 def test_a_row_that_was_never_stored_is_not_taken_for_nan(copy: Path) -> None:
     def empty(file: h5py.File) -> None:
         old = file["features/relu4_1"]
@@ -93,8 +83,8 @@ def test_a_missing_shard_is_an_error_not_nan(copy: Path) -> None:
     with pytest.raises(StoreError) as raised:
         open_run(copy)
     assert str(raised.value) == (
-        f"{path}: the shard is missing, got 2 of 3 shards. Expected all of them. Put it back, or run the extraction again: "
-        f"only what is missing is made again."
+        f"{path}: the shard is missing, got 2 of 3 shards. Expected all that was written. Put it back, or run the extraction "
+        f"again: only what is missing is made again."
     )
 
 
@@ -108,8 +98,8 @@ def test_reader_refuses_a_shard_of_another_run(copy: Path, tmp_path: Path) -> No
         run["conv1_1"][5]
     digests = [opened.attributes["run_digest"][:12] for opened in (open_run(tmp_path / "other"), run)]
     assert str(raised.value) == (
-        f"{copy / name}: a shard of another run, got run digest {digests[0]}. Expected {digests[1]}. "
-        f"Put the run's own shard back, or remove this one and run the extraction again."
+        f"{copy / name}: a file of another run, got run digest {digests[0]}. Expected {digests[1]}. "
+        f"Put the run's own there, or move this one away and run the extraction again."
     )
     shutil.copy(copy / "shards/shard-00000-of-00003.h5", copy / name)
     with pytest.raises(StoreError, match=r"not the shard that its name says, got rows 0 to 3\. Expected 4 to 7"):
@@ -129,14 +119,6 @@ def test_a_damaged_table_is_named(copy: Path) -> None:
             images[column]
 
 
-@pytest.mark.parametrize("cut", [100, 5000])
-def test_a_cut_index_is_damaged(copy: Path, cut: int) -> None:
-    index = copy / "features.h5"
-    index.write_bytes(index.read_bytes()[:cut])
-    with pytest.raises(StoreError, match=r"features.h5: the HDF5 file is damaged, got .* Expected the bytes that were written"):
-        open_run(copy)
-
-
 def test_files_of_other_programs_and_later_versions_are_refused(copy: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
@@ -148,8 +130,9 @@ def test_files_of_other_programs_and_later_versions_are_refused(copy: Path, tmp_
     change(copy / "features.h5", lambda file: file.attrs.update({"format_version": 2}))
     with pytest.raises(StoreError, match=r"features.h5: written by an earlier version of this program, got format version 2\."):
         open_run(copy)
-    change(copy / "features.h5", lambda file: (file.attrs.__delitem__("rows"), file.attrs.update({"format_version": 3})))
-    with pytest.raises(StoreError, match=r"features.h5: the root is damaged"):
+    index = copy / "features.h5"
+    index.write_bytes(index.read_bytes()[:5000])
+    with pytest.raises(StoreError, match=r"features.h5: the HDF5 file is damaged, got .* Expected the bytes that were written"):
         open_run(copy)
 
 
@@ -162,7 +145,7 @@ def test_what_is_no_finished_run_says_what_it_is(copy: Path, tmp_path: Path) -> 
         open_run(tmp_path)
     (copy / "features.h5").unlink()
     (copy / "shards/shard-00001-of-00003.h5").unlink()
-    with pytest.raises(StoreError, match=r"the run is not finished, got 2 of 3 shards and no features.h5\. Expected both\."):
+    with pytest.raises(StoreError, match=r"the run is not finished, got 2 of 3 shards and no features.h5\. Expected all"):
         open_run(copy)
 
 
@@ -179,7 +162,6 @@ def put(name: str, link: Any) -> Callable[[h5py.File], None]:
 LINKS = {
     "a layer in another file": (SHARD, put(LAYER, h5py.ExternalLink("/etc/hostname", "/x"))),
     "all layers in another file": (SHARD, put("features", h5py.ExternalLink("../x.h5", "/"))),
-    "another layer": (SHARD, put(LAYER, h5py.SoftLink("/features/conv1_1"))),
     "other checksums": (SHARD, put("checksums/relu4_1", h5py.SoftLink("/images/width"))),
     "a column of another file": (INDEX, put("images/key", h5py.ExternalLink("/x", "/k"))),
 }

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -137,34 +135,6 @@ def test_whatever_the_disk_refuses_is_one_line(error: Exception, words: str) -> 
     assert "\n" not in line
 
 
-def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, *arguments: object, **options: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(StoreError, match=f"^{tmp_path}: the file system is read-only, got EROFS"):
-        open_folder(tmp_path, make_spec(), "resume")
-
-
-def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.h5.partial").write_text("x")
-    steps: list[str] = []
-    replace = Path.replace
-
-    def note_sync(handle: int) -> None:
-        steps.append("sync folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "sync file")
-
-    def note_replace(path: Path, target: Path) -> Path:
-        steps.append("rename")
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(Path, "replace", note_replace)
-    disk.publish(tmp_path / "a.h5")
-    assert steps == ["sync file", "rename", "sync folder"]
-    assert files_in(tmp_path) == {"a.h5"}
-
-
 def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,13 +178,6 @@ def test_a_file_has_the_digest_of_its_bytes(tmp_path: Path, size_bytes: int) -> 
     data = os.urandom(size_bytes)
     (tmp_path / "file").write_bytes(data)
     assert disk.file_digest(tmp_path / "file") == hashlib.sha256(data).hexdigest()
-
-
-def test_a_digest_that_is_stopped_reads_no_further(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x" * 10)
-    stop = threading.Event()
-    stop.set()
-    assert disk.file_digest(tmp_path / "file", stop) != hashlib.sha256(b"x" * 10).hexdigest()
 
 
 def test_disk_space_is_told_of_a_folder_to_be(tmp_path: Path) -> None:

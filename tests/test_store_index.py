@@ -156,7 +156,7 @@ def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path
         path, lambda file: file.attrs.update({"run_digest": other.digest, "identity": json.dumps(other.identity, sort_keys=True)})
     )
     with pytest.raises(
-        StoreError, match=rf"a shard of another run, got run digest {other.digest[:12]}\. Expected " + spec.digest[:12]
+        StoreError, match=rf"a file of another run, got run digest {other.digest[:12]}\. Expected " + spec.digest[:12]
     ):
         build_index(tmp_path, spec)
     path.write_bytes((tmp_path / "shards/shard-00000-of-00003.h5").read_bytes())

@@ -34,7 +34,7 @@ from ..progress import Progress
 from ..records import ImageRecord, ImageStatus, RunSpec, ShardSpec
 from ..report import Made, Stopwatch
 from ..signals import kept_handlers, leaving_at_once
-from ..store import disk, format
+from ..store import format
 from ..store.digests import RemoteDigests
 from ..store.run_folder import RunFolder
 from ..store.writer import Writer
@@ -243,15 +243,14 @@ def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
         outcome.is_repeated = True
     part, threads, watch = job.parts[shards[0].part], job.options.runtime.workers or 1, Stopwatch()
 
-    def tell(path: Path, digest: str) -> None:
-        outcome.digests[format.shard_path(path.name)] = digest
-
     def done(statuses: Sequence[ImageStatus], values: int) -> None:
         outcome.statuses += tuple(statuses)
         outcome.values += values
 
-    writer = Writer(Path(job.folder), part, shards, threads, digests=RemoteDigests(name, tell))
+    digests = RemoteDigests(Path(job.folder), name)
+    writer = Writer(Path(job.folder), part, shards, threads, digests=digests)
     make_shards(writer, part, shards, stages, threads, watch, done)
+    outcome.digests = digests.by_name
     outcome.made.add(writer)
     outcome.made.peak_memory_bytes = peak_memory_bytes()
     outcome.seconds = watch.seconds()
@@ -313,8 +312,6 @@ def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Pro
                 for name, digest in outcome.digests.items():
                     digests.add(name, digest)
                 progress.count(outcome.statuses, outcome.values, made.bytes_raw, made.bytes_stored)
-    except OSError as error:
-        raise disk.write_error(digests.path, error) from error
     finally:
         watch.divide("network", seconds)
     hosts = {host for host, _ in workers}

@@ -1,27 +1,38 @@
-"""Errors of files of a run: damaged, missing, of another run, in use, or not readable. One sentence each, for all who read.
+"""Errors of files of a run: damaged, missing, of another run, in use, or not readable; and what may be read of a run folder.
 
 Only bytes that were read and are wrong are damage, and only damage is removed and made again: everything that opens a finished
 shard, the index, a manifest or ``SHA256SUMS`` asks :func:`why_not_read` first.
+
+This program makes no links in a run folder; what one leads to is somebody else's, anywhere on this machine: links are refused.
+HDF5 would follow them, read arrays whose values lie in other files, and allocate whatever a header declares.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import h5py
 
 from ..errors import StoreError, printable
 from ..storage import StorageError
 from . import format
 
-# What h5py raises for bytes that are not as they were written, or are missing; the last ones where an object or a number has
-# become one of another kind, or a size has become 0.
-HDF5_READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
-# What the system says where a file system has no locks.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# What h5py raises for bytes that are not as they were written, or are missing; those of the second line where an object or a
+# number has become one of another kind, a size has become 0, or larger than the memory.
+HDF5_READ_ERRORS = (
+    *(OSError, RuntimeError, ValueError, KeyError),
+    *(TypeError, AttributeError, IndexError, ArithmeticError, MemoryError),
+)
+# What the system says where a file system has no locks. Source: flock(2), fcntl(2); on Linux ENOTSUP is EOPNOTSUPP.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # What the system says where there is no file under a name.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 # HDF5's words for a file whose header says that a program writes it, as one that was killed leaves it. There is no error number.
@@ -29,12 +40,15 @@ _MARKED = "file is already open for"
 # Windows has no error number of its own for a lock.
 _LOCKED = "unable to lock file"
 
+# Source: RFC 1951: 258 bytes from 2 bits at the most.
+DEFLATE_FACTOR = 1032
+# A chunk may be larger than a small array in it.
+_SPARE_BYTES = 1 << 20
+
 _REMEDIES = {
     errno.ENOMEM: "Free some memory",
     errno.EACCES: "Change its permissions",
-    errno.EPERM: "Change its permissions",
     errno.EMFILE: "Raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "Close other programs",
 }
 
 
@@ -77,29 +91,29 @@ def why_not_read(path: Path, part: str, error: BaseException) -> UnreadableError
     Returns:
         None where bytes were read and are wrong: h5py gives no error number for those.
     """
-    number, words = system_errno(error), str(error)
     if isinstance(error, StorageError):
-        return UnreadableError(words)
-    kept = "then run the command again. It is kept as it is."
-    where = f"{path}: {printable(part, 1000)} cannot be read" if part else f"{path}: cannot be read"
-    if number == errno.EAGAIN or isinstance(error, BlockingIOError) or (number == errno.EACCES and _LOCKED in words):
-        return UnreadableError(
-            f"{path}: in use by another program, got a lock on the file. Expected no program that has it open for writing. "
-            f"Close it there, {kept}"
+        return UnreadableError(str(error))
+    number, words = system_errno(error), str(error)
+    unread = f"{printable(part, 1000)} cannot be read".lstrip()
+    if number == errno.EAGAIN or (number == errno.EACCES and _LOCKED in words):
+        what = (
+            "in use by another program, got a lock on the file. Expected no program that has it open for writing. Close it there"
         )
-    if _MARKED in words:
-        return UnreadableError(
-            f"{path}: in use by another program, or left open by one that was killed, got a file marked as open for writing. "
-            f"Expected no such mark. Close it there, or remove the mark with `h5clear -s`, {kept}"
+    elif _MARKED in words:
+        what = (
+            "in use by another program, or left open by one that was killed, got a file marked as open for writing. "
+            "Expected no such mark. Close it there, or remove the mark with `h5clear -s`"
         )
-    if number:
-        return UnreadableError(
-            f"{where}, got {os.strerror(number)} ({errno.errorcode.get(number, number)}). Expected a file that can be read. "
-            f"{_REMEDIES.get(number, 'Check the disk or the network')}, {kept}"
-        )
-    if isinstance(error, MemoryError):
-        return UnsureError(f"{where}, got MemoryError. Expected enough memory. Free some memory, {kept}")
-    return None
+    elif number:
+        remedy = _REMEDIES.get(number, "Check the disk or the network")
+        got = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+        what = f"{unread}, got {got}. Expected a file that can be read. {remedy}"
+    elif isinstance(error, MemoryError):
+        what = f"{unread}, got MemoryError. Expected enough memory. {_REMEDIES[errno.ENOMEM]}"
+    else:
+        return None
+    kind = UnsureError if isinstance(error, MemoryError) else UnreadableError
+    return kind(f"{path}: {what}, then run the command again. It is kept as it is.")
 
 
 def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableError:
@@ -139,26 +153,35 @@ def reading(path: Path, part: str) -> Iterator[None]:
         raise damaged(path, part, error) from error
 
 
-def of_another_run(path: Path, found: str, expected: str, what: str = "shard") -> ForeignError:
-    """Return the one-line error for a shard, or a manifest, whose run digest is not that of the run."""
+def foreign(path: Path, happened: str, expected: str) -> ForeignError:
+    """Return the one-line error for a file that is whole and does not belong there, or that is no file."""
     return ForeignError(
-        f"{path}: a {what} of another run, got run digest {found[:12]}. Expected {expected[:12]}. "
-        f"Put the run's own {what} back, or remove this one and run the extraction again."
+        f"{path}: {happened}. Expected {expected}. Put the run's own there, or move this one away and run the extraction again."
     )
 
 
-def missing_shard(path: Path, there: int, count: int) -> StoreError:
-    """Return the one-line error for a shard that is not there."""
+def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
+    """Return the one-line error for a file whose run digest is not that of the run."""
+    return foreign(path, f"a file of another run, got run digest {found[:12]}", expected[:12])
+
+
+def extra_file(path: Path, example: str, count: int) -> ForeignError:
+    """Return the one-line error for a file with the name of a shard that the run does not have."""
+    return foreign(path, f"not in this run's plan of {count} shards, got an extra file", f"{example} and its like")
+
+
+def missing_file(path: Path, what: str, got: str) -> StoreError:
+    """Return the one-line error for a file that is not there: a ``shard``, a ``manifest``."""
     return StoreError(
-        f"{path}: the shard is missing, got {there} of {count} shards. Expected "
-        f"all of them. Put it back, or run the extraction again: only what is missing is made again."
+        f"{path}: the {what} is missing, got {got}. Expected all that was written. Put it back, or run the extraction again: "
+        f"only what is missing is made again."
     )
 
 
-def unfinished(folder: Path, there: int, count: int) -> StoreError:
-    """Return the one-line error for a run folder that has shards and no index."""
+def unfinished(folder: Path, there: int, count: int, index: str = f"no {format.INDEX_NAME}") -> StoreError:
+    """Return the one-line error for a run folder that has shards and no index, or one of some rows."""
     return StoreError(
-        f"{folder}: the run is not finished, got {there} of {count} shards and no {format.INDEX_NAME}. Expected both. "
+        f"{folder}: the run is not finished, got {there} of {count} shards and {index}. Expected all, and an index over them. "
         f"Run the extraction again to go on, or open a single shard."
     )
 
@@ -168,14 +191,6 @@ def no_run(folder: Path, got: str = f"no {format.INDEX_NAME}") -> StoreError:
     return StoreError(
         f"{folder}: not a run folder, got {got}. Expected what an extraction has written. "
         f"Give the folder that was named by name=..., usually outputs/<name>."
-    )
-
-
-def not_a_file(path: Path, what: str) -> ForeignError:
-    """Return the one-line error for a link or a special file under the name of a file of the run."""
-    return ForeignError(
-        f"{path}: not a file of the run, got {what}. Expected the file or folder itself, as this program has written it. "
-        f"Put it there, or move what is there away and run the extraction again."
     )
 
 
@@ -191,33 +206,105 @@ def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
     )
 
 
-def extra_file(path: Path, example: str, count: int) -> ForeignError:
-    """Return the one-line error for a file with the name of a shard that the run does not have."""
-    return ForeignError(
-        f"{path}: not in this run's plan of {count} shards, got an extra file. Expected {example} and its like. "
-        f"Move it away, or use output.existing=replace."
-    )
-
-
-def missing_manifest(path: Path) -> StoreError:
-    """Return the one-line error for a manifest that is not there."""
-    return StoreError(
-        f"{path}: the manifest is missing, got no such file. Expected one a part of the run. "
-        f"Put it back, or run the extraction again, which writes it anew."
-    )
-
-
-def damaged_manifest(path: Path) -> DamagedError:
-    """Return the one-line error for a manifest that cannot be read, or does not agree with its own digest."""
-    return DamagedError(
-        f"{path}: the manifest is damaged, got none that agrees with its own digest. Expected the bytes that were "
-        f"written. Put it back, or run the extraction again, which writes it anew."
-    )
-
-
 def wrong_digests(path: Path, happened: str) -> StoreError:
     """Return the one-line error for lines of ``SHA256SUMS`` that are not as they should be."""
     return StoreError(
         f"{path}: {happened}. Expected one line a file, a digest and a name. "
         f"Verify with repair=true, then run the extraction again: it checks the file and adds its line."
     )
+
+
+def require_file(path: Path) -> None:
+    """Make sure that a name in a run folder is a regular file: no link, and nothing that would be waited for.
+
+    Raises:
+        StoreError: It is missing or something else.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+        raise foreign(path, f"not a file of the run, got {kinds.get(stat.S_IFMT(mode), 'a device')}", "the file itself")
+
+
+def read_small(path: Path, most_bytes: int) -> bytes:
+    """Return the content of a file of a run folder that is never large, such as its options.
+
+    Raises:
+        StoreError: It is missing, no regular file, cannot be read, or is larger.
+    """
+    require_file(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(content) > most_bytes:
+        raise StoreError(
+            f"{path}: too large for what it is, got more than {most_bytes} bytes. Expected what this program has written. "
+            f"Put it back, or remove it."
+        )
+    return content
+
+
+def require_own_shards(folder: Path) -> None:
+    """Make sure that the folder of shards of a run folder is no link.
+
+    Raises:
+        StoreError: It is one.
+    """
+    shards = folder / format.SHARD_FOLDER
+    if shards.is_symlink():
+        raise foreign(shards, "not a file of the run, got a link", "the folder itself")
+
+
+def check_tree(file: h5py.File, path: Path) -> None:
+    """Make sure that the groups of a shard or index are there and lie in it.
+
+    Args:
+        file: Open for reading.
+        path: Of the file, for messages.
+
+    Raises:
+        StoreError: One is missing, or leads out of the file.
+    """
+    with reading(path, "the tree"):
+        for name in ("features", "images", "checksums", "statistics"):
+            if not isinstance(own_node(file, name), h5py.Group):
+                raise ValueError(f"no group /{name}")
+
+
+def own_node(group: h5py.Group, name: str) -> Any:
+    """Return the array or group that lies in a group under a name; follow no link.
+
+    Raises:
+        KeyError: There is nothing.
+        ValueError: It is a link, its values lie elsewhere, or it is larger than its file can be.
+    """
+    if "/" in name or group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
+        raise ValueError("a link, which is not followed")
+    node = group[name]
+    if isinstance(node, h5py.Dataset):
+        _check_dataset(node)
+    elif not isinstance(node, h5py.Group):
+        raise ValueError("no array")
+    return node
+
+
+def _check_dataset(node: h5py.Dataset) -> None:
+    properties = node.id.get_create_plist()
+    if properties.get_external_count():
+        raise ValueError("data in another file, which is not read")
+    layout = properties.get_layout()
+    for number in range(properties.get_virtual_count() if layout == h5py.h5d.VIRTUAL else 0):
+        folder, _, name = properties.get_virtual_filename(number).rpartition("/")
+        if folder != format.SHARD_FOLDER or not format.SHARD_NAME.fullmatch(name):
+            raise ValueError(f"a source {f'{folder}/{name}'[:200]!r} that is no shard of the run")
+    # Of a layer, chunks of failed rows are not stored; what is, is bounded by its stream.
+    if layout != h5py.h5d.VIRTUAL and node.ndim != len(format.AXES.split(",")):
+        file_bytes = h5py.h5i.get_file_id(node.id).get_filesize()
+        most_bytes = max(_SPARE_BYTES, file_bytes * DEFLATE_FACTOR) if layout == h5py.h5d.CHUNKED else file_bytes
+        if max(math.prod(node.shape), math.prod(node.chunks or ())) * node.id.get_type().get_size() > most_bytes:
+            raise ValueError(f"shape {node.shape} in a file of {file_bytes} bytes")

@@ -8,36 +8,26 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Protocol
 
 from ..storage import RemotePath
 from . import damage, disk, format
-from .disk import file_digest
-from .file_checks import require_file
+from .damage import require_file
 
 # Source: GNU coreutils manual, sha2 utilities: digest, a space, a space for text mode, the name, a newline. Names with a
 # backslash or a newline would be escaped; none of ours has one. Where a newline was lost, a digest lies within the name.
 _LINE = re.compile(r"([0-9a-f]{64})  ((?:(?![0-9a-f]{64}  )[^\\\x00-\x1f])+)")
-
-
-class Publisher(Protocol):
-    """What a writer hands its finished shards to: :class:`Digests`, or :class:`RemoteDigests`.
-
-    Attributes:
-        writer: Who writes, letters, digits and dashes; empty: the holder of the folder's lock.
-    """
-
-    writer: str
-
-    def publish(self, path: Path, partial: Path | None = None) -> None:
-        """Give the file, which lies at ``partial``, its final name.
-
-        Raises:
-            OSError: The disk refuses.
-        """
+# Paths from the run folder of all files that get a line.
+OWN = re.compile(
+    "|".join(
+        [
+            format.shard_path(format.SHARD_NAME.pattern),
+            format.MANIFEST_NAME.pattern,
+            *map(re.escape, format.DIGESTED_NAMES),
+        ]
+    )
+)
 
 
 class Digests:
@@ -54,11 +44,11 @@ class Digests:
         writer: Whose lines these are, such as ``3-of-8``; only that file is read then. Empty: of the holder of the lock.
 
     Raises:
-        StoreError: A file is there and cannot be read, or is none.
+        StoreError: A file is there and cannot be read, or is none; in all methods: the disk refuses.
 
     Attributes:
         path: Of the file that lines are added to.
-        writer: As given.
+        writer: As given: letters, digits and dashes.
         by_name: Path from the run folder -> SHA-256, hex.
         unreadable: (number from 1, text) of lines that are none: torn, damaged, or of a file that has one already.
     """
@@ -83,58 +73,47 @@ class Digests:
             self._is_stale = True
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
-        """Give ``<name>.partial`` its final name as :func:`disk.publish` does, and add its line.
-
-        The bytes are hashed as they lie in the system's cache, just written, while the disk is told to take them.
+        """Give a file its final name as :func:`disk.publish` does, and add its line.
 
         Args:
             path: The final name.
-            partial: Where the file is now, if not there.
+            partial: Where the file is now, if not at ``<name>.partial``.
 
         Raises:
-            OSError: The disk refuses.
+            OSError: The disk refuses the file.
         """
-        partial = partial or disk.partial_path(path)
-        with disk.flushing(partial):
-            digest = file_digest(partial)
         name = path.relative_to(self._folder).as_posix()
         with self._adding:
-            if name in self.by_name:
-                # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.
-                self.drop([name])
-        # Several at a time: to an address it takes long.
-        disk.publish(path, partial)
+            # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.
+            self.drop([name])
+        # Several at a time: a large one is hashed, and sent to an address, for seconds.
+        digest = disk.publish(path, partial)
         with self._adding:
             self.add(name, digest)
 
     def add(self, name: str, digest: str) -> None:
-        """Add a line, on the disk when this returns.
-
-        Raises:
-            OSError: The disk refuses.
-        """
-        is_known = name in self.by_name
-        if self._is_stale or self.by_name.get(name, digest) != digest or (isinstance(self.path, RemotePath) and not is_known):
+        """Add a line, on the disk when this returns."""
+        known = self.by_name.get(name)
+        self.by_name[name] = digest
+        if self._is_stale or known not in (None, digest) or (isinstance(self.path, RemotePath) and not known):
             # Nothing can be added to a file at an address.
-            self.by_name[name] = digest
             self._rewrite()
-        elif not is_known:
-            self.by_name[name] = digest
-            is_new = not self.path.exists()
-            with self.path.open("ab") as file:
-                file.write(_line(name, digest))
-                file.flush()
-                os.fsync(file.fileno())
-            if is_new:
-                disk.sync_folder(self._folder)
+        elif not known:
+            try:
+                is_new = not self.path.exists()
+                with self.path.open("ab") as file:
+                    file.write(_line(name, digest))
+                    file.flush()
+                    os.fsync(file.fileno())
+                if is_new:
+                    disk.sync_folder(self._folder)
+            except OSError as error:
+                raise disk.write_error(self.path, error) from error
 
     def drop(self, names: Iterable[str]) -> None:
         """Remove the lines of these files, and those that are none; the others stay on the disk throughout.
 
         Lines that writers have of them must have been folded in before.
-
-        Raises:
-            OSError: The disk refuses.
         """
         known = [name for name in names if name in self.by_name]
         for name in known:
@@ -142,40 +121,29 @@ class Digests:
         if known or self._is_stale:
             self._rewrite()
 
-    def drop_missing(self, shards: Collection[str]) -> None:
+    def drop_missing(self, besides: Collection[str] = ()) -> None:
         """Remove the lines of files of the store that are not there, and those that are none.
 
         Args:
-            shards: Names of those that are there: asking the system for each of a million files takes minutes.
-
-        Raises:
-            OSError: The disk refuses.
+            besides: Paths from the run folder of files whose lines are removed too.
         """
-        own = [name for name in self.by_name if is_own(name)]
-        prefix = format.shard_path("")
-        self.drop(
-            name
-            for name in own
-            if not (name[len(prefix) :] in shards if name.startswith(prefix) else (self._folder / name).is_file())
-        )
+        shards = self._folder / format.SHARD_FOLDER
+        # Listed, as asking the system for each of a million files takes minutes.
+        there = {path.relative_to(self._folder).as_posix() for folder in (self._folder, shards) for path in folder.iterdir()}
+        self.drop([name for name in self.by_name if OWN.fullmatch(name) and name not in there.difference(besides)])
 
     def fold(self, living: Collection[str] = ()) -> None:
         """Take the lines of writers into ``SHA256SUMS``, and remove the files of those that are done or dead.
 
         Args:
             living: Writers that may still add lines to theirs.
-
-        Raises:
-            OSError: The disk refuses.
         """
         done = [path for writer, path in self._of_writers.items() if writer not in living]
         if not done:
             return
         # First: a kill in between leaves lines twice, which say the same.
         self._rewrite()
-        for path in done:
-            path.unlink(missing_ok=True)
-            disk.partial_path(path).unlink(missing_ok=True)
+        disk.remove_all([*done, *map(disk.partial_path, done)])
         self._of_writers = {writer: path for writer, path in self._of_writers.items() if writer in living}
 
     def agrees(self, name: str) -> bool:
@@ -188,43 +156,22 @@ class Digests:
         return name in self.by_name and path.is_file() and digest_of(path) == self.by_name[name]
 
     def _rewrite(self) -> None:
-        partial = disk.partial_path(self.path)
-        try:
+        with disk.writing(self.path) as partial:
             partial.write_bytes(b"".join(_line(name, digest) for name, digest in self.by_name.items()))
             disk.publish(self.path)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink()
-            raise
         self.unreadable.clear()
         self._is_stale = False
 
 
-class RemoteDigests:
-    """Return shards their final names and keeps no digest: it tells them to whoever holds the folder's lock and writes the lines.
+class RemoteDigests(Digests):
+    """Digests of shards that a process far from the folder's lock makes: told to its holder, who adds the lines.
 
     A kill between the two leaves a whole shard without a line, as a kill of a process that writes its own lines does.
-
-    Args:
-        writer: See :class:`Publisher`.
-        tell: Takes a final path and its SHA-256, hex, once the shard is in place and on the disk.
     """
 
-    def __init__(self, writer: str, tell: Callable[[Path, str], None]) -> None:
-        self.writer = writer
-        self._tell = tell
-
-    def publish(self, path: Path, partial: Path | None = None) -> None:
-        """Give a shard its final name, and tell.
-
-        Raises:
-            OSError: The disk refuses.
-        """
-        partial = partial or disk.partial_path(path)
-        with disk.flushing(partial):
-            digest = file_digest(partial)
-        disk.publish(path, partial)
-        self._tell(path, digest)
+    def add(self, name: str, digest: str) -> None:
+        """Keep a digest in :attr:`by_name`."""
+        self.by_name[name] = digest
 
 
 def digest_of(path: Path) -> str:
@@ -234,17 +181,9 @@ def digest_of(path: Path) -> str:
         StoreError: It is missing, or the system does not let us read it.
     """
     try:
-        return file_digest(path)
+        return disk.file_digest(path)
     except OSError as error:
         raise damage.unreadable(path, error) from error
-
-
-def is_own(name: str) -> bool:
-    """Tell whether a path from the run folder is that of a file which gets a line."""
-    folder, _, file_name = name.rpartition("/")
-    if folder:
-        return folder == format.SHARD_FOLDER and format.SHARD_NAME.fullmatch(file_name) is not None
-    return file_name in format.DIGESTED_NAMES or format.MANIFEST_NAME.fullmatch(file_name) is not None
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
@@ -261,16 +200,15 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
         raise damage.unreadable(path, error) from error
     by_name: dict[str, str] = {}
     unreadable: list[tuple[int, str]] = []
-    *whole, torn = content.split(b"\n")
-    for number, line in enumerate(whole, 1):
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
         text = line.decode("utf-8", "backslashreplace")
         found = _LINE.fullmatch(text)
-        if found and found[2] not in by_name:
+        # What comes after the last newline was torn by a kill.
+        if found and found[2] not in by_name and number < len(lines):
             by_name[found[2]] = found[1]
-        else:
+        elif text or number < len(lines):
             unreadable.append((number, text))
-    if torn:
-        unreadable.append((len(whole) + 1, torn.decode("utf-8", "backslashreplace")))
     return by_name, unreadable
 
 

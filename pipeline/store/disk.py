@@ -96,33 +96,7 @@ def writing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) -> I
         raise
 
 
-@contextmanager
-def flushing(path: Path) -> Iterator[None]:
-    """Have the disk take a file's bytes while the block reads them.
-
-    Raises:
-        OSError: The disk refuses. It may do so only once: a later sync of the same bytes could find nothing wrong.
-    """
-    refusals: list[OSError] = []
-
-    def flush() -> None:
-        try:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        except OSError as error:
-            refusals.append(error)
-
-    thread = threading.Thread(target=flush, name="flush")
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-    if refusals:
-        raise refusals[0]
-
-
-def publish(path: Path, partial: Path | None = None) -> None:
+def publish(path: Path, partial: Path | None = None) -> str:
     """Give ``<name>.partial`` its final name, once its bytes are on the disk.
 
     The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
@@ -134,18 +108,31 @@ def publish(path: Path, partial: Path | None = None) -> None:
         path: The final name.
         partial: Where the file is now, if not there.
 
+    Returns:
+        Its SHA-256, hex.
+
     Raises:
         OSError: The disk refuses.
     """
     partial = partial or partial_path(path)
+    # The bytes are hashed as they lie in the system's cache, just written, while the disk is told to take them.
+    with ThreadPoolExecutor(1, "flush") as pool:
+        flushed = pool.submit(_flush, partial)
+        digest = file_digest(partial)
+        # A disk refuses only once: a later sync of the same bytes could find nothing wrong.
+        flushed.result()
     if isinstance(path, RemotePath):
         path.upload(partial)
         partial.unlink()
-        return
-    with partial.open("rb+") as file:
+    else:
+        partial.replace(path)
+        sync_folder(path.parent)
+    return digest
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
 
 
 def make_folder(folder: Path) -> None:

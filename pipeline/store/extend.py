@@ -122,7 +122,7 @@ def _identity_of_shard(contents: RunContents, part: int) -> Mapping[str, str]:
     for name in sorted(name for name in contents.shards if part_number(name) == part):
         path = contents.path / format.shard_path(name)
         try:
-            with reading(path, "the root"), tables.open_file(path, all_nodes=False) as file:
+            with reading(path, "the root"), tables.open_file(path) as file:
                 return parse_identity(str(file.attrs["identity"]))
         except DamagedError:
             continue

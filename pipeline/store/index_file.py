@@ -15,8 +15,8 @@ from ..errors import StoreError
 from ..records import OK, FeatureSpec, LayerSpec, RunSpec
 from ..storage import read_ahead
 from . import damage, disk, format, tables
+from .damage import require_own_shards
 from .digests import Digests
-from .file_checks import require_own_shards
 from .manifest_file import join_images
 from .run_contents import read_run_contents
 from .shard import write_tables
@@ -133,7 +133,8 @@ def read_run_spec(folder: Path) -> RunSpec:
     if not contents.shards:
         raise damage.no_run(folder)
     if contents.lost:
-        raise next(iter(contents.unreadable.values()), damage.missing_manifest(folder / contents.lost))
+        lost = damage.missing_file(folder / contents.lost, "manifest", "shards of its part")
+        raise next(iter(contents.unreadable.values()), lost)
     missing = [shard.file_name for shard in contents.plan if shard.file_name not in contents.shards]
     if missing:
         names = ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)

@@ -16,6 +16,7 @@ Source: flock(2), NFS details; nfs(5), local_lock; mount.lustre(8), flock and lo
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import random
 import time
@@ -30,7 +31,7 @@ from ..errors import LockedError
 from ..records import Share
 from ..storage import HeldError, RemoteLock, RemotePath, prepare_scratch, refresh, remove_scratch
 from . import disk, format
-from .file_checks import require_file
+from .damage import NO_LOCKS, require_file
 
 # Opening a folder takes seconds; writing an index over very many shards, or reading those that a kill left without a digest,
 # minutes.
@@ -39,12 +40,8 @@ WAIT_SECONDS = 1800.0
 NOBODY_SECONDS = 5.0
 SAID_AFTER_SECONDS = 2.0
 _POLL_SECONDS = 0.1, 0.3
-# What a file system without locks says. Source: flock(2), fcntl(2); on Linux ENOTSUP is EOPNOTSUPP.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 _log = logging.getLogger(__name__)
-# Folders of which it has been said that they have no locks.
-_said: set[Path] = set()
 
 
 class LocalLock:
@@ -80,18 +77,20 @@ class LocalLock:
                 self._lock.release()
                 raise OSError(errno.ENOSYS, "no locks")
         except (OSError, NotImplementedError) as error:  # the second is filelock's before version 4
-            if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+            if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
                 raise
             self._is_missing = True
-            folder = self.path.parent
-            if folder not in _said:
-                _said.add(folder)
-                _log.warning("%s: this file system has no locks; see to it that no second run writes the folder", folder)
+            _say_no_locks(self.path.parent)
 
     def release(self) -> None:
         """Let go of it, if this process has it."""
         self._is_missing = False
         self._lock.release()
+
+
+@functools.cache
+def _say_no_locks(folder: Path) -> None:
+    _log.warning("%s: this file system has no locks; see to it that no second run writes the folder", folder)
 
 
 class Hold:
@@ -102,43 +101,55 @@ class Hold:
         living: Shares that other processes made when the lock was taken last.
     """
 
-    def __init__(self, folder: Path, share: Share | None, lock: LocalLock | RemoteLock) -> None:
+    def __init__(self, folder: Path, share: Share | None) -> None:
         self.share = share
         self.living: frozenset[Share] = frozenset()
         self._folder = folder
-        self._lock = lock
+        self._lock = _lock(folder / format.LOCK_NAME)
         self._own: LocalLock | RemoteLock | None = None
         self._has_scratch = False
 
-    def look_around(self) -> None:
-        """Find out who else lives, and take the lock of the own share; called with ``.lock`` held.
+    def take(self) -> None:
+        """Take ``.lock``, find out who else lives, and take the lock of the own share.
 
         Raises:
-            LockedError: Somebody lives who must not.
+            LockedError: Somebody lives who must not, or does not let go of ``.lock``.
+            StoreError: The disk or the storage refuses.
         """
-        living: dict[Share, Timeout] = {}
-        for share, path in part_locks(self._folder).items():
-            if self._own is not None and share == self.share:
-                continue
-            lock = _lock(path)
-            try:
-                lock.acquire()
-            except Timeout as error:
-                living[share] = error
+        try:
+            if self.share is None:
+                self._lock.acquire()
             else:
-                lock.release()
-                # Nobody takes it meanwhile: for that, one has to have `.lock`.
-                disk.remove(path)
-        self.living = frozenset(living)
-        for other in sorted(living, key=lambda share: (share.count, share.number)):
-            _refuse(self._folder, self.share, other, _holder(living[other]))
-        if self.share is not None and self._own is None:
-            own = _lock(self._folder / format.part_lock_name(self.share.mark))
-            own.acquire()
-            self._own = own
-        if not self._has_scratch:
-            prepare_scratch(self._folder)
-            self._has_scratch = True
+                _wait_for(self._lock, self._folder)
+            others = [share for share in _part_locks(self._folder) if self._own is None or share != self.share]
+            holders = {share: holder for share in others if (holder := self._holder_of(share))}
+            self.living = frozenset(holders)
+            for other in sorted(holders, key=lambda share: (share.count, share.number)):
+                _refuse(self._folder, self.share, other, holders[other])
+            if self.share is not None and self._own is None:
+                own = _lock(self._folder / format.part_lock_name(self.share.mark))
+                own.acquire()
+                self._own = own
+            if not self._has_scratch:
+                prepare_scratch(self._folder)
+                self._has_scratch = True
+        except Timeout as error:
+            raise _locked(self._folder, error) from error
+        except OSError as error:
+            raise disk.write_error(self._folder / format.LOCK_NAME, error) from error
+
+    def _holder_of(self, share: Share) -> str:
+        """Return who has the lock of a share; "" for nobody, and then it is removed."""
+        path = self._folder / format.part_lock_name(share.mark)
+        lock = _lock(path)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            return _holder(error)
+        lock.release()
+        # Nobody takes it meanwhile: for that, one has to have `.lock`.
+        disk.remove(path)
+        return ""
 
     def let_others(self) -> None:
         """Let the other parts open the folder; does nothing for a whole run."""
@@ -157,11 +168,7 @@ class Hold:
             yield
             return
         try:
-            try:
-                _wait_for(self._lock, self._folder)
-                self.look_around()
-            except OSError as error:
-                raise disk.write_error(self._folder / format.LOCK_NAME, error) from error
+            self.take()
             yield
         finally:
             self._lock.release()
@@ -190,29 +197,19 @@ def take_lock(folder: Path, share: Share | None = None) -> Hold:
         LockedError: A live process has it, or has a part of the run that excludes this one.
         StoreError: The disk refuses, or something else than a file is in the lock's place.
     """
-    path = folder / format.LOCK_NAME
-    lock = _lock(path)
-    hold = Hold(folder, share, lock)
+    hold = Hold(folder, share)
     try:
-        if share is None:
-            lock.acquire()
-        else:
-            _wait_for(lock, folder)
-        hold.look_around()
-    except Timeout as error:
-        raise _locked(folder, error) from error
-    except BaseException as error:
+        hold.take()
+    except BaseException:
         hold.release()
-        if isinstance(error, OSError):
-            raise disk.write_error(path, error) from error
         raise
     return hold
 
 
-def part_locks(folder: Path) -> dict[Share, Path]:
-    """Return the locks of parts that are there, held or not."""
-    found = ((format.PART_LOCK_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return {share: path for name, path in found if name and (share := Share.of_text(name[1]))}
+def _part_locks(folder: Path) -> list[Share]:
+    """Return the shares of which there are locks, held or not."""
+    found = (format.PART_LOCK_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return [share for name in found if name and (share := Share.of_text(name[1]))]
 
 
 def _lock(path: Path) -> LocalLock | RemoteLock:
@@ -229,30 +226,28 @@ def _wait_for(lock: LocalLock | RemoteLock, folder: Path) -> None:
     """Take a lock that a part has for a while.
 
     Raises:
-        LockedError: It is no part that has it, or it takes too long.
+        Timeout: It is no part that has it.
+        LockedError: It takes too long.
     """
-    began = alone_since = looked = time.monotonic()
+    began = seen = time.monotonic()
     said = False
     while True:
         try:
             lock.acquire()
             return
         except Timeout as error:
-            refusal = error
-        now = time.monotonic()
-        if now - min(alone_since, looked) > NOBODY_SECONDS:
-            # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
-            refresh(folder)
-            looked = now
-        if part_locks(folder):
-            alone_since = now
-        if now - alone_since > NOBODY_SECONDS:
-            raise _locked(folder, refusal)
+            holder, now = _holder(error), time.monotonic()
+            if now - seen > NOBODY_SECONDS:
+                # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
+                refresh(folder)
+                seen = now
+                if not _part_locks(folder):
+                    raise
         if now - began > WAIT_SECONDS:
             raise LockedError(
                 f"{folder}: another part of the run does not let go of the folder, got {format.LOCK_NAME} held for "
-                f"{WAIT_SECONDS:.0f} s by {_holder(refusal)}. Expected seconds. Find the process that hangs and stop it, then "
-                "run this part again."
+                f"{WAIT_SECONDS:.0f} s by {holder}. Expected seconds. Find the process that hangs and stop it, then run this "
+                f"part again."
             )
         if not said and now - began > SAID_AFTER_SECONDS:
             said = True
@@ -266,20 +261,11 @@ def _refuse(folder: Path, share: Share | None, other: Share, holder: str) -> Non
     Raises:
         LockedError: They are not.
     """
-    if share is None:
+    expected = f"another part of {other.count}" if share else "no other process"
+    if share is None or other.count != share.count or other == share:
         raise LockedError(
-            f"{folder}: a part of the run is being made, got part {other} held by {holder}. Expected no other process. "
-            f"Wait for all parts or stop them, or choose another folder with name=..."
-        )
-    if other.count != share.count:
-        raise LockedError(
-            f"{folder}: the run is being divided otherwise, got part={share} where part {other} is held by {holder}. Expected a "
-            f"part of {other.count}. Use part=k/{other.count}, or wait for the others."
-        )
-    if other == share:
-        raise LockedError(
-            f"{folder}: the same part is being made, got part={share} held by {holder}. Expected another part. "
-            "Wait for it or stop it."
+            f"{folder}: a part of the run is being made, got part {other} held by {holder}. Expected {expected}. "
+            f"Wait for it or stop it, or choose another folder with name=..."
         )
 
 

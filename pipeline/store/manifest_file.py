@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..records import Manifest, Part, digest_identity, digest_images
 from . import disk, format
-from .damage import HDF5_READ_ERRORS, UnreadableError, UnsureError, why_not_read
+from .damage import HDF5_READ_ERRORS, UnreadableError, UnsureError, require_file, why_not_read
 from .digests import Digests
-from .file_checks import require_file
 
 # A line of so many rows is some megabytes: a manifest of millions never lies in memory twice.
 ROWS_A_LINE = 1 << 15

@@ -23,8 +23,7 @@ from ..records import ShardSpec
 from ..storage import RemotePath, is_address, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, to_numpy
 from . import format, tables
-from .damage import missing_shard, no_run, reading, unfinished, unreadable
-from .file_checks import own_node, require_own_shards
+from .damage import missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
 from .image_table import ImageTable
 from .rows import CHUNKS_AHEAD, Rows, ShardLayer, Shards, do_all
 from .shown import LAYER_HEADINGS, Shown, layer_row
@@ -286,7 +285,7 @@ class Run(Shown):
         missing = [shard.file_name for shard in plan if shard.file_name not in present]
         if missing:
             # HDF5 would read a missing shard as NaN, as if all its images had failed.
-            raise missing_shard(folder / missing[0], len(plan) - len(missing), len(plan))
+            raise missing_file(folder / missing[0], "shard", f"{len(plan) - len(missing)} of {len(plan)} shards")
         return {shard: folder / shard.file_name for shard in plan}
 
     @cached_property

@@ -25,11 +25,10 @@ from ..machine import usable_cores
 from ..records import FAILED, ShardSpec
 from ..storage import RemotePath, refresh
 from . import codec, format, tables
-from .damage import HDF5_READ_ERRORS, damaged, reading
-from .file_checks import own_node
+from .damage import HDF5_READ_ERRORS, damaged, own_node, reading
 
 # What a damaged chunk raises: ISA-L, an absurd length, HDF5.
-_CHUNK_ERRORS = (codec.DecodeError, MemoryError, *HDF5_READ_ERRORS)
+_CHUNK_ERRORS = (codec.DecodeError, *HDF5_READ_ERRORS)
 # Chunks that the system reads from the disk while those before them are decoded: some 16 MB.
 CHUNKS_AHEAD = 16
 # Requests that an object store answers at the same time, each after some 10 to 50 ms.
@@ -178,7 +177,7 @@ class ShardLayer:
         self._shard = shard
         self._name = name
         self._last = {} if last is None else last
-        with tables.open_file(path, all_nodes=False) as file:
+        with tables.open_file(path) as file:
             tables.check_shard(file, path, digest, shard)
             self._failed = tables.read_column(file, path, "status") == FAILED
             # CRC-32 of each row's values.
@@ -360,7 +359,7 @@ class ShardLayer:
     def _read_by_hdf5(self, row: int) -> NDArray[np.floating]:
         """Read a row whose chunks another program has cut or packed."""
         try:
-            with tables.open_file(self._path, all_nodes=False) as file:
+            with tables.open_file(self._path) as file:
                 node = own_node(file["features"], self._name)
                 is_native = isinstance(node, h5py.Group)
                 values = own_node(node, format.native_name(self._shard.first + row))[()] if is_native else node[row]
@@ -370,7 +369,7 @@ class ShardLayer:
 
     def _damaged(self, rows: range, got: object) -> StoreError:
         try:
-            with tables.open_file(self._path, all_nodes=False) as file:
+            with tables.open_file(self._path) as file:
                 key = str(tables.read_column(file, self._path, "key")[rows[0]])
         except StoreError:
             # Two things are damaged; the row is what was asked for.

@@ -17,8 +17,7 @@ from typing import Any
 from ..records import Part, ShardSpec, Share, plan_shards
 from ..storage import RemotePath
 from . import format
-from .damage import UnreadableError
-from .file_checks import require_own_shards
+from .damage import UnreadableError, require_own_shards
 from .manifest_file import PartManifest, read_manifest
 
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.

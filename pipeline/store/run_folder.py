@@ -12,14 +12,13 @@ from ..errors import LockedError, StoreError
 from ..records import RunSpec, ShardSpec, Share
 from ..storage import read_ahead, refresh
 from . import disk, format, tables
-from .damage import DamagedError, extra_file, of_another_run, reading, unreadable
+from .damage import DamagedError, extra_file, of_another_run, own_node, reading, unreadable
 from .digests import Digests, digest_of
 from .extend import RunPlan, plan_new_run, plan_parts
-from .file_checks import own_node
 from .lock import Hold, take_lock
 from .manifest_file import read_manifest, write_manifest
 from .run_contents import list_files, partial_files, read_run_contents, shard_names
-from .verification import complete_digests, forget_missing
+from .verification import complete_digests
 
 _log = logging.getLogger(__name__)
 
@@ -109,8 +108,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 disk.remove(self.path / format.INDEX_NAME)
             disk.remove_all(self.replaced)
             # A kill must leave no line that is not true of a shard: none of one that is made again.
-            forget_missing(self.path, {shard.file_name for shard in self._again})
             digests = Digests(self.path)
+            digests.drop_missing({format.shard_path(shard.file_name) for shard in self._again})
             for number, (path, part) in enumerate(zip(paths, self._plan.parts, strict=True)):
                 if not digests.agrees(path.name):
                     write_manifest(path, number, part)
@@ -187,7 +186,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
         if share is not None and run_folder.replaced:
             # Manifests that no shard is of. At once: the next one to open the folder would think that their part lives.
             disk.remove_all(run_folder.replaced)
-            forget_missing(folder)
+            Digests(folder).drop_missing()
             run_folder.replaced = ()
         hold.let_others()
         return run_folder
@@ -234,26 +233,14 @@ def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) ->
     Raises:
         StoreError: A shard without a digest is damaged; the disk refuses.
     """
-    _fold_digests(folder, living)
-    for reason in complete_digests(folder, spec.shards()).values():
-        raise StoreError(reason.removeprefix("damaged: "))
+    Digests(folder).fold([share.mark for share in living])
+    for error in complete_digests(folder, spec.shards()).values():
+        raise error
     digests = Digests(folder)
-    try:
-        for number, part in enumerate(spec.parts):
-            name = format.manifest_name(number)
-            if name not in digests.by_name and (manifest := read_manifest(folder / name)) and manifest.part == part:
-                digests.add(name, digest_of(folder / name))
-    except OSError as error:
-        raise disk.write_error(digests.path, error) from error
-
-
-def _fold_digests(folder: Path, living: Iterable[Share]) -> None:
-    """Take the lines of processes that are done or dead into ``SHA256SUMS``."""
-    digests = Digests(folder)
-    try:
-        digests.fold([share.mark for share in living])
-    except OSError as error:
-        raise disk.write_error(digests.path, error) from error
+    for number, part in enumerate(spec.parts):
+        name = format.manifest_name(number)
+        if name not in digests.by_name and (manifest := read_manifest(folder / name)) and manifest.part == part:
+            digests.add(name, digest_of(folder / name))
 
 
 def _refuse_foreign_files(folder: Path) -> None:
@@ -316,7 +303,7 @@ def _keep_finished(folder: Path, hold: Hold | None, spec: RunSpec, extend: bool,
     """
     living = hold.living if hold else frozenset()
     if hold:
-        _fold_digests(folder, living)
+        Digests(folder).fold([share.mark for share in living])
     contents = read_run_contents(folder)
     for error in contents.unreadable.values():
         raise error
@@ -339,7 +326,7 @@ def _keep_finished(folder: Path, hold: Hold | None, spec: RunSpec, extend: bool,
     index = folder / format.INDEX_NAME
     parts_indexed = _parts_of_index(index, digests) if format.INDEX_NAME in contents.files else 0
     if hold:
-        useless |= complete_digests(folder, found)
+        useless |= {path: f"damaged: {error}" for path, error in complete_digests(folder, found).items()}
     found = {shard: rows for shard, rows in found.items() if folder / format.shard_path(shard.file_name) not in useless}
     there = {*contents.shards}.difference(own).union(shard.file_name for shard in found)
     if parts_indexed is None:
@@ -354,7 +341,7 @@ def _keep_finished(folder: Path, hold: Hold | None, spec: RunSpec, extend: bool,
     kept = {format.manifest_name(part) for part in range(plan.kept)}
     replaced = [folder / name for name in contents.manifests if name not in kept]
     if hold:
-        forget_missing(folder)
+        Digests(folder).drop_missing()
     else:
         replaced += useless
     if replaced and living:
@@ -376,10 +363,10 @@ def _parts_of_index(path: Path, digests: Sequence[str]) -> int | None:
     Raises:
         StoreError: It is of another run, in use, or the system does not let us read it.
     """
-    with suppress(DamagedError), reading(path, "the root"), tables.open_file(path, all_nodes=False) as file:
+    with suppress(DamagedError), reading(path, "the root"), tables.open_file(path) as file:
         digest = str(file.attrs["run_digest"])
         if digest not in digests:
-            raise of_another_run(path, digest, digests[-1], "file")
+            raise of_another_run(path, digest, digests[-1])
         return digests.index(digest) + 1
     return None
 
@@ -390,7 +377,7 @@ def _unread_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> tu
     Raises:
         StoreError: It is of another run or of other rows, in use, or the system does not let us read it.
     """
-    with suppress(DamagedError), reading(path, "the tree"), tables.open_file(path, all_nodes=False) as file:
+    with suppress(DamagedError), reading(path, "the tree"), tables.open_file(path) as file:
         tables.check_shard(file, path, digest, shard)
         for feature in spec.features:
             own_node(file["features"], feature.layer.name)

@@ -13,7 +13,7 @@ import h5py
 
 from ..records import Part, ShardSpec, plan_shards
 from . import damage, format, tables
-from .file_checks import own_node
+from .damage import own_node
 from .manifest_file import parse_identity
 from .reader import no_such_run, open_run
 from .run_contents import finished_shards, read_run_contents
@@ -85,7 +85,9 @@ def _summarise_folder(folder: Path) -> dict[str, Any]:
             damaged.append(name)
     if not head and not contents.planned:
         manifest = folder / format.manifest_name(0)
-        raise refusal or (damage.damaged_manifest(manifest) if damaged else damage.missing_manifest(manifest))
+        if damaged:
+            raise refusal or damage.damaged(manifest, "the manifest", "none that agrees with its own digest")
+        raise refusal or damage.missing_file(manifest, "manifest", "no such file")
     index = head if head and head.attributes["file_kind"] == format.INDEX else None
     identity = parse_identity(str(head.attributes["identity"])) if head else contents.planned[-1].identity
     parts = max(head.parts if head else (), contents.parts, key=len)

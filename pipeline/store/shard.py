@@ -21,7 +21,7 @@ from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format, tables
 from .cutter import Shape4
-from .digests import Publisher
+from .digests import Digests
 from .statistics import LayerStatistics, write_statistics
 
 
@@ -118,7 +118,7 @@ class ShardFile:
         statuses: Sequence[ImageStatus],
         checksums: Mapping[str, NDArray[np.uint32]],
         statistics: Mapping[str, LayerStatistics],
-        digests: Publisher,
+        digests: Digests,
     ) -> None:
         """Add the tables, close the file, and give it its final name and its digest once it is on the disk.
 

@@ -20,8 +20,7 @@ from h5py import h5d, h5s, h5t
 from numpy.typing import NDArray
 
 from . import format
-from .damage import HDF5_READ_ERRORS, damaged
-from .file_checks import own_node
+from .damage import HDF5_READ_ERRORS, damaged, own_node
 
 # Bins are powers of two: known before the data, exact, and the same for every layer. 127 of each sign, from 2^-62 on.
 OCTAVES = 127

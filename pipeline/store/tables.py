@@ -23,10 +23,21 @@ from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_s
 from ..storage import RemotePath
 from . import format
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
-from .damage import NO_LOCKS, ForeignError, UnreadableError, of_another_run, reading, system_errno, unreadable
+from .damage import (
+    NO_LOCKS,
+    ForeignError,
+    UnreadableError,
+    check_tree,
+    foreign,
+    of_another_run,
+    own_node,
+    reading,
+    require_file,
+    system_errno,
+    unreadable,
+)
 from .damage import DamagedError as DamagedError
 from .damage import damaged as damaged
-from .file_checks import check_tree, own_node, require_file
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
@@ -159,7 +170,7 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
         dataset = own_node(file["images"], name)
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
         expected, got = int(dataset.attrs["crc32"]), column_checksum(values)
-    except (*HDF5_READ_ERRORS, MemoryError) as error:
+    except HDF5_READ_ERRORS as error:
         raise damaged(path, f"column {name!r} of /images", error) from error
     if got != expected:
         raise damaged(path, f"column {name!r} of /images", f"checksum {got:08x}")
@@ -189,12 +200,11 @@ def column_checksum(values: Column) -> int:
     return zlib.crc32(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
-def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
-    """Open a shard or an index for reading.
+def open_file(path: Path) -> h5py.File:
+    """Open a shard or an index for reading; what is taken of its groups, :func:`~pipeline.store.damage.own_node` looks at.
 
     Args:
         path: Of the file.
-        all_nodes: Whether all of it is looked at now, or by :func:`~pipeline.store.file_checks.own_node` what is taken of it.
 
     Raises:
         StoreError: It is missing, a link, cannot be read, is damaged, leads out of itself, is not of this program or of a later
@@ -226,7 +236,7 @@ def open_file(path: Path, all_nodes: bool = True) -> h5py.File:
         found = str(opened.attrs["run_digest"])
         if hashlib.sha256(str(opened.attrs["identity"]).encode()).hexdigest() != found:
             raise damaged(path, "attribute 'run_digest' of the root", f"{found[:12]}, which is not that of the identity")
-        check_tree(opened, path, all_nodes)
+        check_tree(opened, path)
     except BaseException as error:
         opened.close()
         if isinstance(error, HDF5_READ_ERRORS):
@@ -328,10 +338,8 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
     if found != digest:
         raise of_another_run(path, found, digest)
     if (first, rows) != (shard.first, shard.rows):
-        raise ForeignError(
-            f"{path}: not the shard that its name says, got rows {first} to {first + rows - 1}. Expected {shard.first} to "
-            f"{shard.stop - 1}. Put the right one back, or remove this one and run the extraction again."
-        )
+        got = f"rows {first} to {first + rows - 1}"
+        raise foreign(path, f"not the shard that its name says, got {got}", f"{shard.first} to {shard.stop - 1}")
 
 
 def column_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -343,4 +351,4 @@ def column_order(names: Iterable[str]) -> tuple[str, ...]:
 def layer_names(file: h5py.File) -> Iterator[str]:
     """Return the layers of an open file, in network order."""
     group = file["features"]
-    return iter(sorted(group, key=lambda name: int(group[name].attrs["network_index"])))
+    return iter(sorted(group, key=lambda name: int(own_node(group, name).attrs["network_index"])))

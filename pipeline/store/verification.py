@@ -1,29 +1,76 @@
 """Whether a run folder is whole and unchanged: every byte against ``SHA256SUMS``, every row, and all files against the plan.
 
-A file that agrees with its digest is checked in this process; what the digests cannot vouch for, by another one.
+HDF5 may crash on a file that is not as it was written, or never come back. One that its digest cannot vouch for is read by
+another process, ``python -m pipeline.store.verification``, which is ended after a time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
 from ..errors import StoreError
-from ..records import Part, ShardSpec, plan_shards
+from ..records import FAILED, Part, ShardSpec
 from ..storage import local_copy
-from . import damage, disk, format
-from .digests import Digests, digest_of, is_own
-from .disk import file_digest
-from .file_checks import require_file, require_own_shards
-from .hdf5_check import DAMAGED, FOREIGN, TIMEOUT_SECONDS, UNREAD, FileCheck, Finding, check_file, check_in_child, make_finding
+from . import damage, disk, format, tables
+from .damage import DamagedError, ForeignError, UnreadableError, UnsureError, require_file
+from .digests import OWN, Digests
+from .manifest_file import parse_identity
 from .reader import no_such_run
-from .run_contents import RunContents, read_run_contents, shard_names
+from .rows import ShardLayer
+from .run_contents import RunContents, part_number, read_run_contents
+
+# A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
+TIMEOUT_SECONDS, SLOWEST_BYTES_A_SECOND = 120.0, 2 << 20
+MOST_FINDINGS = 10
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class FileCheck:
+    """What came of one file.
+
+    Attributes:
+        findings: What is wrong with it. Of one that has lost its rows there would be as many as rows, so the rest of a file is
+            not read after :data:`MOST_FINDINGS`.
+        digest: SHA-256, hex; "" where it could not be read.
+        parts: Of the run, up to the file's own; none where the file does not tell.
+        layers: Of the run.
+        failed: Failed rows of a shard.
+        row_bytes: Bytes of values that were read and held to their checksums.
+    """
+
+    findings: list[StoreError] = field(default_factory=list)
+    digest: str = ""
+    parts: tuple[Part, ...] = ()
+    layers: tuple[str, ...] = ()
+    failed: int = 0
+    row_bytes: int = 0
+
+    def add(self, error: StoreError) -> None:
+        """Add a finding."""
+        # Without the frames that it was raised in, and the rows that these hold.
+        self.findings.append(type(error)(str(error)))
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Make a finding of what the block raises."""
+        try:
+            yield
+        except StoreError as error:
+            self.add(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +80,7 @@ class VerifyResult:
     Attributes:
         folder: The run folder.
         findings: Path from the run folder -> what is wrong; the files in order, :data:`~pipeline.store.format.DIGESTS_NAME` last.
-        uncounted: Further findings that are not among them.
-        damaged: Shards and index that are not as they were written: to be removed and made again.
+        damaged: Shards and index that are to be removed and made again.
         unread: Files that are in use or could not be read, of which nothing is known.
         wrong_lines: Names whose lines in ``SHA256SUMS`` are not true of the files.
         files: That were checked.
@@ -43,12 +89,10 @@ class VerifyResult:
         failed: Rows of images that have failed, in the shards that could be read.
         layers: Names of the layers.
         row_bytes: Bytes of features that were decoded and held to their checksums.
-        indexed: Names of the shards that the index stands over: not all of them, where an extension is not finished.
     """
 
     folder: Path
-    findings: Mapping[str, tuple[Finding, ...]]
-    uncounted: int
+    findings: Mapping[str, Sequence[StoreError]]
     damaged: tuple[str, ...]
     unread: tuple[str, ...]
     wrong_lines: tuple[str, ...]
@@ -58,18 +102,17 @@ class VerifyResult:
     failed: int
     layers: tuple[str, ...]
     row_bytes: int
-    indexed: frozenset[str]
 
     @property
     def count(self) -> int:
         """How many findings there are; none: the run is whole and unchanged."""
-        return sum(map(len, self.findings.values())) + self.uncounted
+        return sum(map(len, self.findings.values()))
 
 
 def verify_folder(
     folder: Path,
     workers: int,
-    progress: Callable[[int], None] = lambda size_bytes: None,
+    progress: Callable[[int, int], object] = lambda done_bytes, total_bytes: None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> VerifyResult:
     """Check a run folder, and write nothing.
@@ -77,100 +120,145 @@ def verify_folder(
     Args:
         folder: A run folder.
         workers: Files that are read at a time.
-        progress: Called with the size of each file that has been checked.
-        timeout_seconds: See :func:`~pipeline.store.hdf5_check.check_in_child`.
+        progress: Called with the size of each file that has been checked, and that of all.
+        timeout_seconds: For a small file that another process reads; a large one has more.
 
     Raises:
-        StoreError: There is no such folder, or nothing of a run in it.
+        StoreError: There is no such folder, or nothing of a run in it; ``SHA256SUMS`` cannot be read.
     """
-    names = files_to_check(folder)
+    contents = require_run(folder)
     digests = Digests(folder)
-    found, checks = _check_files(folder, names, digests, workers, progress, timeout_seconds)
-    return _Comparison(folder, digests, found, checks, read_run_contents(folder)).result()
-
-
-def files_to_check(folder: Path) -> list[str]:
-    """Return the files of a run that are there, as paths from its folder.
-
-    Raises:
-        StoreError: There is no such folder, or nothing of a run in it.
-    """
-    try:
-        is_folder, exists = folder.is_dir(), _is_there(folder)
-        names = _names(folder) if is_folder else []
-    except (OSError, ValueError) as error:
-        raise damage.unreadable(folder, error) from error
-    if not exists:
-        raise no_such_run(folder)
-    if not is_folder:
-        raise damage.no_run(folder, "a file, a pipe or a device")
-    if not any(name.endswith(".h5") for name in names):
-        raise damage.no_run(folder)
-    return names
-
-
-def _names(folder: Path) -> list[str]:
-    require_own_shards(folder)
-    shards = folder / format.SHARD_FOLDER
-    there = sorted(path.name for path in shards.iterdir()) if shards.is_dir() else []
-    names = [format.shard_path(name) for name in there if format.SHARD_NAME.fullmatch(name)]
-    names += sorted(path.name for path in folder.iterdir() if format.MANIFEST_NAME.fullmatch(path.name))
-    names += format.DIGESTED_NAMES
     # Links, pipes and folders of these names too, which are not opened and are findings.
-    return [name for name in names if _is_there(folder / name)]
-
-
-def _is_there(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
-
-
-# SHA-256 of a file, or why there is none.
-_Digest = str | StoreError
-
-
-def _check_files(
-    folder: Path, names: list[str], digests: Digests, workers: int, progress: Callable[[int], None], timeout_seconds: float
-) -> tuple[dict[str, _Digest], dict[str, FileCheck]]:
-    """Return each file's digest, and what came of each HDF5 file."""
-    stop = Event()
-
-    def check(name: str) -> tuple[_Digest, FileCheck | None]:
-        path = folder / name
-        try:
-            require_file(path)
-            with local_copy(path) as here:
-                digest = file_digest(here, stop)
-                if not name.endswith(".h5"):
-                    return digest, None
-                if digest == digests.by_name.get(name):
-                    return digest, check_file(here, stop)
-                return digest, _renamed(check_in_child(here, stop, timeout_seconds), here, path)
-        except OSError as error:
-            unread = damage.unreadable(path, error)
-            return unread, FileCheck([make_finding(unread)])
-        except StoreError as error:
-            return error, FileCheck([make_finding(error)])
-
+    names = [name for name in (*contents.files, *contents.special) if OWN.fullmatch(name)]
+    sizes = {name: (folder / name).lstat().st_size for name in names}
+    total_bytes, stop = sum(sizes.values()), Event()
+    progress(0, total_bytes)
+    checks = dict.fromkeys(names, FileCheck())
     with ThreadPoolExecutor(workers, "verify") as pool:
         try:
-            tasks = {pool.submit(check, name): name for name in names}
-            done: dict[str, tuple[_Digest, FileCheck | None]] = {}
+            tasks = {
+                pool.submit(_check_file, folder / name, digests.by_name.get(name), stop, timeout_seconds): name for name in names
+            }
             for task in as_completed(tasks):
-                done[tasks[task]] = task.result()
-                progress((folder / tasks[task]).lstat().st_size)
+                checks[tasks[task]] = task.result()
+                progress(sizes[tasks[task]], total_bytes)
         except BaseException:
             # Ctrl-C must not wait for a file of terabytes.
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    found = {name: done[name][0] for name in names}
-    return found, {name: checked for name in names if (checked := done[name][1])}
+    return _Comparison(folder, digests, checks, contents).result(total_bytes)
 
 
-def _renamed(check: FileCheck, here: Path, path: Path) -> FileCheck:
-    """Return what came of a file by the name that a person knows, where a copy of it was checked."""
-    findings = [replace(finding, line=finding.line.replace(str(here), str(path))) for finding in check.findings]
-    return replace(check, findings=findings)
+def require_run(folder: Path, images: bool = True) -> RunContents:
+    """Return what a run folder holds.
+
+    Args:
+        folder: Of a run.
+        images: Whether its manifests are read and checked whole.
+
+    Raises:
+        StoreError: There is no such folder, or nothing of a run in it.
+    """
+    try:
+        if not folder.exists():
+            raise no_such_run(folder)
+        if not folder.is_dir():
+            raise damage.no_run(folder, "a file, a pipe or a device")
+        contents = read_run_contents(folder, images)
+    except (OSError, ValueError) as error:
+        raise damage.unreadable(folder, error) from error
+    if not any(name.endswith(".h5") for name in (*contents.files, *contents.special)):
+        raise damage.no_run(folder)
+    return contents
+
+
+def _check_file(
+    path: Path, expected: str | None, stop: Event | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+) -> FileCheck:
+    """Check a file of any kind; HDF5 in this process where it has the digest that is expected of it."""
+    check = FileCheck()
+    try:
+        require_file(path)
+        with local_copy(path) as here:
+            digest = disk.file_digest(here, stop)
+            if path.name.endswith(".h5"):
+                check = check_hdf5(here, stop) if digest == expected else check_in_child(here, stop, timeout_seconds)
+            # By the name that a person knows.
+            check.findings = [type(error)(str(error).replace(str(here), str(path))) for error in check.findings]
+            check.digest = digest
+    except OSError as error:
+        check.add(damage.unreadable(path, error))
+    except StoreError as error:
+        check.add(error)
+    return check
+
+
+def check_hdf5(path: Path, stop: Event | None = None) -> FileCheck:
+    """Check a file by what its name says it is, a shard or the index, in this process.
+
+    Args:
+        path: Of the file.
+        stop: Once set, reading stops and the result means nothing.
+    """
+    check = FileCheck()
+    with check.noting(), damage.reading(path, "the HDF5 file"), tables.open_file(path) as file:
+        check.parts = tables.read_parts(file, path)
+        check.layers = tuple(parse_identity(str(file.attrs["identity"]))["layers"].split(","))
+        columns = {}
+        for name in sorted({*file["images"], *format.TEXT_COLUMNS, *format.NUMBER_COLUMNS}):
+            with check.noting():
+                columns[name] = tables.read_column(file, path, name)
+        if path.name == format.INDEX_NAME or "status" not in columns:
+            return check
+        check.failed = int((columns["status"] == FAILED).sum())
+        digests, plan = tables.read_plan(file, path)
+        shard = next((shard for shard in plan if (shard.file_name, shard.part) == (path.name, len(digests) - 1)), None)
+        if shard is None:
+            raise damage.extra_file(path, plan[-1].file_name, len(plan))
+        tables.check_shard(file, path, digests[-1], shard)
+        for layer in check.layers:
+            with check.noting():
+                for errors, size_bytes in ShardLayer(path, digests[-1], shard, layer).examine():
+                    if (stop and stop.is_set()) or len(check.findings) >= MOST_FINDINGS:
+                        return check
+                    check.row_bytes += size_bytes
+                    for error in errors:
+                        check.add(error)
+    return check
+
+
+def check_in_child(path: Path, stop: Event | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> FileCheck:
+    """Check a file as :func:`check_hdf5` does, in another process; one that crashes or hangs is a finding.
+
+    Args:
+        path: Of the file.
+        stop: Once set, the process is ended and the result means nothing.
+        timeout_seconds: For a small file; a large one has more.
+    """
+    home = str(Path(__file__).parent.parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
+    until = time.monotonic() + timeout_seconds + path.lstat().st_size / SLOWEST_BYTES_A_SECOND
+    # Not by multiprocessing, which would run a script of the user's again.
+    command = [sys.executable, "-m", __name__, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    reply, said = process.communicate(timeout=0.2)
+                    break
+                if time.monotonic() > until or (stop and stop.is_set()):
+                    process.kill()
+        finally:
+            process.kill()
+    if process.returncode == 0:
+        check: FileCheck = pickle.loads(reply)
+        return check
+    last = said.decode(errors="replace").strip().rpartition("\n")[2]
+    ended = f"an end of the process that read it, exit code {process.returncode} {last}".rstrip()
+    got = f"no answer from HDF5 for {timeout_seconds:g} s" if time.monotonic() > until else ended
+    # The machine may have failed, and not the file.
+    return FileCheck([UnsureError(str(damage.damaged(path, "the HDF5 file", got)))])
 
 
 class _Comparison:
@@ -179,197 +267,119 @@ class _Comparison:
     Args:
         folder: The run folder.
         digests: What its files should be.
-        found: Path from the run folder -> the file's digest, or why it cannot be read; all files there are.
-        checks: Likewise -> what came of it; of HDF5 files, and of others that cannot be read.
+        checks: Path from the run folder -> what came of the file; all files there are.
         contents: Of the folder.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        digests: Digests,
-        found: Mapping[str, _Digest],
-        checks: Mapping[str, FileCheck],
-        contents: RunContents,
-    ) -> None:
-        self._folder = folder
-        self._digests = digests
-        self._found = {**found, **contents.unreadable}
-        self._checks = checks
-        self._contents = contents
-        self._findings: dict[str, list[Finding]] = {name: list(check.findings) for name, check in checks.items()}
-        for name, error in contents.unreadable.items():
-            self._findings[name] = [make_finding(error)]
-        self._changed = {
-            name
-            for name, digest in self._found.items()
-            if isinstance(digest, str) and digest != digests.by_name.get(name, digest)
-        }
-        self._missing_lines: list[str] = []
-        self._run, self._plan = self._planned()
+    def __init__(self, folder: Path, digests: Digests, checks: Mapping[str, FileCheck], contents: RunContents) -> None:
+        self._folder, self._digests, self._checks, self._contents = folder, digests, checks, contents
+        # Those that are not there too.
+        self._found = {**checks}
+        read = {name: check.digest for name, check in checks.items() if check.digest}
+        self._changed = {name for name, digest in read.items() if digest != digests.by_name.get(name, digest)}
+        self._absent = [name for name in digests.by_name if name not in checks and not (folder / name).exists()]
+        self._plan = [format.shard_path(shard.file_name) for shard in contents.plan]
 
     def _add(self, name: str, error: StoreError) -> None:
-        self._findings.setdefault(name, []).append(make_finding(error))
+        self._found.setdefault(name, FileCheck()).findings.append(error)
 
-    def _planned(self) -> tuple[tuple[Part, ...], dict[str, ShardSpec]]:
-        """Return the parts and the shards of the run: as its manifests say, or else as a file that is as it was written."""
-        plan, parts = self._contents.plan, self._contents.parts
-        if self._contents.lost or not plan:
-            checks = [(name in self._changed, -len(check.parts), name) for name, check in self._checks.items() if check.parts]
-            for _, _, name in sorted(checks)[:1]:
-                check = self._checks[name]
-                if len(check.parts) > len(parts):
-                    parts, plan = check.parts, plan_shards([part.stop for part in check.parts], check.images_per_shard)
-        return parts, {format.shard_path(shard.file_name): shard for shard in plan}
-
-    def result(self) -> VerifyResult:
+    def result(self, file_bytes: int) -> VerifyResult:
         """Return what came of the folder."""
-        for name, digest in self._found.items():
-            if isinstance(digest, StoreError) and name not in self._findings:
-                self._add(name, digest)
-        for errors in (self._wrong_parts, self._wrong_manifests, self._wrong_tables, self._wrong_lines):
-            for name, error in [*errors()]:
-                self._add(name, error)
-        for name in sorted(self._changed):
-            if not self._findings.get(name):
-                found, expected = str(self._found[name]), self._digests.by_name[name]
-                got = f"SHA-256 {found[:12]} in place of {expected[:12]}"
-                if name in self._checks:
-                    got += ": bytes that no value depends on have changed, every row, table and attribute agrees"
-                self._add(name, damage.damaged(self._folder / name, "the file", got))
-        self._note_extension()
+        self._compare_with_plan()
+        self._compare_manifests()
+        self._compare_with_lines()
+        damaged = self._damaged()
+        self._compare_index()
         last = [*format.DIGESTED_NAMES, format.DIGESTS_NAME]
-        names = sorted(name for name, found in self._findings.items() if found)
+        names = sorted(name for name, check in self._found.items() if check.findings)
         names.sort(key=lambda name: last.index(name) if name in last else -1)
-        findings = {name: tuple(self._findings[name]) for name in names}
         checks = self._checks.values()
+        parts = [*self._contents.parts, *(part for check in checks for part in check.parts)]
         return VerifyResult(
             folder=self._folder,
-            findings=findings,
-            uncounted=sum(check.uncounted for check in checks),
-            damaged=tuple(name for name in self._checks if name in findings and self._must_be_made_again(name)),
-            unread=tuple(name for name in names if any(found.kind == UNREAD for found in findings[name])),
-            wrong_lines=(*self._missing_lines, *self._changed),
-            files=len(self._found),
-            file_bytes=sum((self._folder / name).lstat().st_size for name in self._found),
-            rows=self._run[-1].stop if self._run else 0,
-            failed=sum(check.failed for name, check in self._checks.items() if name != format.INDEX_NAME),
+            findings={name: self._found[name].findings for name in names},
+            damaged=damaged,
+            unread=tuple(name for name in names if self._is_unread(name)),
+            wrong_lines=(*self._absent, *self._changed),
+            files=len(checks),
+            file_bytes=file_bytes,
+            rows=max((part.stop for part in parts), default=0),
+            failed=sum(check.failed for check in checks),
             layers=next((check.layers for check in checks if check.layers), ()),
             row_bytes=sum(check.row_bytes for check in checks),
-            indexed=self._indexed(),
         )
 
-    def _must_be_made_again(self, name: str) -> bool:
-        kinds = {found.kind for found in self._findings[name]}
-        # What is of neither kind says nothing against the file; a digest that differs does.
-        return name.endswith(".h5") and FOREIGN not in kinds and (name in self._changed or DAMAGED in kinds)
+    def _compare_with_plan(self) -> None:
+        plan, known = {*self._plan}, self._contents.parts
+        there = f"{len(plan & self._checks.keys())} of {len(plan)} shards"
+        for name in self._plan:
+            if name not in self._checks:
+                self._add(name, damage.missing_file(self._folder / name, "shard", there))
+        for name, check in self._checks.items():
+            path, number = self._folder / name, part_number(Path(name).name)
+            others = [part for part, of_run in zip(check.parts, known, strict=False) if part != of_run]
+            # Of a part whose manifest is lost nobody knows the shards.
+            if name.startswith(format.SHARD_FOLDER) and number < len(known) and name not in plan:
+                self._add(name, damage.extra_file(path, self._plan[0], len(plan)))
+            elif others and not check.findings:
+                self._add(name, damage.of_another_run(path, check.parts[-1].digest, known[-1].digest))
 
-    def _parts_of(self, name: str) -> tuple[Part, ...]:
-        check = self._checks.get(name)
-        return check.parts if check else ()
+    def _compare_manifests(self) -> None:
+        # All before it are as they should be.
+        name = format.manifest_name(len(self._contents.planned))
+        if name not in self._checks:
+            if self._contents.lost:
+                self._add(name, damage.missing_file(self._folder / name, "manifest", "no such file"))
+        elif not self._checks[name].findings:
+            got = "one of another run" if self._contents.manifests[name] else "none that agrees with its own digest"
+            self._add(name, damage.damaged(self._folder / name, "the manifest", got))
 
-    def _is_of_run(self, name: str) -> bool:
-        parts = self._parts_of(name)
-        return bool(parts) and parts == self._run[: len(parts)]
-
-    def _indexed(self) -> frozenset[str]:
-        parts = len(self._parts_of(format.INDEX_NAME)) or len(self._run)
-        return frozenset(name for name, shard in self._plan.items() if shard.part < parts)
-
-    def _wrong_lines(self) -> Iterator[tuple[str, StoreError]]:
-        """Hold the lines of ``SHA256SUMS`` to the files that there are."""
+    def _compare_with_lines(self) -> None:
         path, by_name = self._digests.path, self._digests.by_name
+        for name in self._changed:
+            if not self._checks[name].findings:
+                got = f"SHA-256 {self._checks[name].digest[:12]} in place of {by_name[name][:12]}"
+                self._add(name, damage.damaged(self._folder / name, "the file", got))
         for number, text in self._digests.unreadable:
-            yield format.DIGESTS_NAME, damage.wrong_digests(path, f"line {number} is damaged, got {text[:120]!r}")
-        for name in by_name:
-            inner = Path(name)
-            is_outside = inner.is_absolute() or ".." in inner.parts
-            if name in self._found or (not is_outside and (self._folder / name).exists()):
-                continue
-            self._missing_lines.append(name)
-            if self._findings.get(name):
-                continue  # found by the plan
-            if not is_outside and is_own(name):
-                lost = StoreError(
-                    f"{self._folder / name}: the file is missing, got a line in {format.DIGESTS_NAME} and no file. "
-                    f"Expected both. Put it back, or run the extraction again, which writes it anew."
-                )
-                yield name, lost
-            else:
-                happened = f"a line names a file that is not of the run, got {name[:120]!r}"
-                yield format.DIGESTS_NAME, damage.wrong_digests(path, happened)
-        for name in self._found:
+            self._add(format.DIGESTS_NAME, damage.wrong_digests(path, f"line {number} is damaged, got {text[:120]!r}"))
+        for name in self._absent:
+            if name not in self._found and name != format.INDEX_NAME:
+                self._add(name, damage.missing_file(self._folder / name, "file", f"a line in {format.DIGESTS_NAME} and no file"))
+        for name in self._checks:
             if name not in by_name:
                 happened = f"there is no line for {name}, got a file that nobody can say to be unchanged"
-                yield format.DIGESTS_NAME, damage.wrong_digests(path, happened)
+                self._add(format.DIGESTS_NAME, damage.wrong_digests(path, happened))
 
-    def _wrong_parts(self) -> Iterator[tuple[str, StoreError]]:
-        """Hold the HDF5 files to the plan."""
-        shards = [name for name in self._checks if name.endswith(".h5") and name != format.INDEX_NAME]
-        there = len({*self._plan} & {*shards})
-        for name in self._plan:
-            if name not in self._found:
-                yield name, damage.missing_shard(self._folder / name, there, len(self._plan))
-        for name in shards:
-            if self._plan and name not in self._plan:
-                yield name, damage.extra_file(self._folder / name, next(iter(self._plan)), len(self._plan))
-        if format.INDEX_NAME not in self._found:
-            count = len(self._plan) or format.planned_shards(Path(name).name for name in shards)
-            yield format.INDEX_NAME, damage.unfinished(self._folder, there, count)
-        for name in [*shards, format.INDEX_NAME]:
-            parts = self._parts_of(name)
-            if parts and not self._findings.get(name) and not self._is_of_run(name):
-                expected = self._run[min(len(parts), len(self._run)) - 1].digest
-                yield name, damage.of_another_run(self._folder / name, parts[-1].digest, expected)
+    def _compare_index(self) -> None:
+        """Say so where there is no index, or not of all rows. It may be right for those that it has: no reason to remove it."""
+        shards = [Path(name).name for name in self._checks if name.startswith(format.SHARD_FOLDER)]
+        count = len(self._plan) or format.planned_shards(shards)
+        index, known = self._checks.get(format.INDEX_NAME), self._contents.parts
+        if index is None:
+            self._add(format.INDEX_NAME, damage.unfinished(self._folder, len(shards), count))
+        elif 0 < len(index.parts) < len(known) and index.parts == known[: len(index.parts)]:
+            rows = f"{format.INDEX_NAME} over the first {index.parts[-1].stop} of {known[-1].stop} rows"
+            self._add(format.INDEX_NAME, damage.unfinished(self._folder, len(shards), count, rows))
 
-    def _wrong_manifests(self) -> Iterator[tuple[str, StoreError]]:
-        """Hold the manifests to the parts of the run."""
-        names = [format.manifest_name(part) for part in range(len(self._run))]
-        manifests = self._contents.manifests
-        for name in names:
-            if name not in self._found:
-                yield name, damage.missing_manifest(self._folder / name)
-        for name, manifest in manifests.items():
-            if not isinstance(self._found.get(name), str):
-                continue  # not to be read: found already
-            if manifest is None:
-                yield name, damage.damaged_manifest(self._folder / name)
-            elif self._run and (name not in names or manifest.part != self._run[names.index(name)]):
-                part = self._run[names.index(name) if name in names else -1]
-                found = manifest.part.digest
-                yield name, damage.of_another_run(self._folder / name, found, part.digest, "manifest")
+    def _is_unread(self, name: str) -> bool:
+        """Tell whether nothing is known of a file; of one that has changed, it is if no more than memory was wanting."""
+        known = UnsureError if name in self._changed else ()
+        return any(isinstance(error, UnreadableError) and not isinstance(error, known) for error in self._found[name].findings)
 
-    def _wrong_tables(self) -> Iterator[tuple[str, StoreError]]:
-        """Hold the tables of the index to those of the shards."""
-        if format.INDEX_NAME not in self._checks or not self._is_of_run(format.INDEX_NAME):
-            return
-        path, index = self._folder / format.INDEX_NAME, self._checks[format.INDEX_NAME].tables
-        for number, (name, shard) in enumerate(self._plan.items()):
-            if name not in self._indexed() or self._findings.get(name) or not self._is_of_run(name):
-                # Its tables may be what is wrong; the index is held to them once it has been made again.
-                continue
-            for table, checksums in self._checks[name].tables.items():
-                if table not in index:
-                    # Said once; a table that is damaged has been found already.
-                    if number == 0 and not self._findings.get(format.INDEX_NAME):
-                        yield format.INDEX_NAME, damage.damaged(path, table, f"it in {shard.file_name} alone")
-                elif index[table][number] != checksums[0]:
-                    got = f"other values than {shard.file_name} for rows {shard.first} to {shard.stop - 1}"
-                    yield format.INDEX_NAME, damage.damaged(path, table, got)
-
-    def _note_extension(self) -> None:
-        """Say so where the index has not all rows yet. It may be right for those that it has, and is no reason to remove it."""
-        parts = self._parts_of(format.INDEX_NAME)
-        if not self._is_of_run(format.INDEX_NAME) or len(parts) == len(self._run):
-            return
-        is_whole = not any(self._findings.get(name) for name in (format.INDEX_NAME, *self._indexed()))
-        whole = ", which are whole and unchanged" * is_whole
-        rows, there = self._run[-1].stop, f"{format.INDEX_NAME} over the first {parts[-1].stop}"
-        unfinished = StoreError(
-            f"{self._folder}: an extension of the run is not finished, got {there} of {rows} rows{whole}. Expected all {rows}. "
-            f"Run the extraction again to go on."
-        )
-        self._add(format.INDEX_NAME, unfinished)
+    def _damaged(self) -> tuple[str, ...]:
+        """Return what must be made again: damaged shards, and the index if it is damaged or has rows of what is not there."""
+        found = []
+        for name, check in self._checks.items():
+            kinds = {type(error) for error in check.findings}
+            if name.endswith(".h5") and ForeignError not in kinds and (name in self._changed or DamagedError in kinds):
+                found.append(name)
+        index = self._checks.get(format.INDEX_NAME)
+        gone = [*found, *(name for name in self._plan if name not in self._checks)]
+        parts = [part_number(Path(name).name) for name in gone if name.startswith(format.SHARD_FOLDER)]
+        # While it is there, a reader takes all rows that it has for whole.
+        if index and not index.findings and parts and min(parts) < len(index.parts):
+            found.append(format.INDEX_NAME)
+        return tuple(found)
 
 
 def repair(result: VerifyResult) -> list[str]:
@@ -389,28 +399,18 @@ def repair(result: VerifyResult) -> list[str]:
     """
     if result.unread:
         return []
-    folder, index = result.folder, format.INDEX_NAME
-    # This program makes no links: what one leads to is somebody else's, and so is the link.
-    names = [name for name in result.damaged if not (folder / name).is_symlink()]
-    lacks_shards = any(name in result.indexed and not (folder / name).exists() for name in result.findings)
-    if index not in names and (folder / index).is_file() and (result.indexed & {*names} or lacks_shards):
-        # While it is there, a reader takes all rows that it has for whole.
-        names.append(index)
-    digests = Digests(folder)
-    lines = [name for name in digests.by_name if name in {*names, *result.wrong_lines}]
-    removed = [*names, *(f"{format.DIGESTS_NAME}: line {number}" for number, _ in digests.unreadable)]
+    digests = Digests(result.folder)
+    lines = [name for name in digests.by_name if name in {*result.damaged, *result.wrong_lines}]
+    removed = [*result.damaged, *(f"{format.DIGESTS_NAME}: line {number}" for number, _ in digests.unreadable)]
     removed += [f"{format.DIGESTS_NAME}: {name}" for name in lines]
-    try:
-        # First: a kill in between leaves lines missing, never wrong ones.
-        digests.drop(lines)
-    except OSError as error:
-        raise disk.write_error(digests.path, error) from error
-    for name in sorted(names, key=lambda name: name != index):
-        disk.remove(folder / name)
+    # First: a kill in between leaves lines missing, never wrong ones.
+    digests.drop(lines)
+    for name in sorted(result.damaged, key=lambda name: name != format.INDEX_NAME):
+        disk.remove(result.folder / name)
     return removed
 
 
-def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, str]:
+def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, StoreError]:
     """Add the lines that a killed run has left out, once those shards have been checked.
 
     Args:
@@ -428,37 +428,28 @@ def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, 
     without = [name for name in names if name not in digests.by_name]
     if without:
         _log.info("%s: %d finished shards have no line yet; checking them", digests.path, len(without))
-    damaged: dict[Path, str] = {}
-    try:
-        for name in without:
-            path = folder / name
-            with local_copy(path) as here:
-                found = _renamed(check_in_child(here), here, path).findings
-                digest = "" if found else digest_of(here)
-            if others := [finding for finding in found if finding.kind != DAMAGED]:
+    damaged: dict[Path, StoreError] = {}
+    for name in without:
+        check = _check_file(folder / name, None)
+        for error in check.findings:
+            if not isinstance(error, DamagedError):
                 # Whatever this is, it is no leftover of a kill.
-                raise StoreError(others[0].line)
-            if found:
-                damaged[path] = f"damaged: {found[0].line}"
-            else:
-                digests.add(name, digest)
-    except OSError as error:
-        raise disk.write_error(digests.path, error) from error
+                raise error
+            damaged.setdefault(folder / name, error)
+        if not check.findings:
+            digests.add(name, check.digest)
     return damaged
 
 
-def forget_missing(folder: Path, besides: Collection[str] = ()) -> None:
-    """Remove the lines of ``SHA256SUMS`` whose files are not there any more, and those that are torn.
+def main() -> None:
+    """Check the file that is named, and write what came of it to stdout."""
+    # Ctrl-C is for whoever started this process, and ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pickle.dump(check_hdf5(Path(sys.argv[1])), sys.stdout.buffer)
 
-    Args:
-        folder: The run folder, locked.
-        besides: Names of shards whose lines are removed too.
 
-    Raises:
-        StoreError: The disk refuses.
-    """
-    digests = Digests(folder)
-    try:
-        digests.drop_missing({*shard_names(folder)}.difference(besides))
-    except OSError as error:
-        raise disk.write_error(digests.path, error) from error
+if __name__ == "__main__":
+    # Not as __main__, whose classes nobody could unpickle.
+    from pipeline.store import verification
+
+    verification.main()

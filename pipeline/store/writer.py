@@ -19,7 +19,7 @@ from ..errors import NetworkError, StoreError
 from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, ShardSpec
 from . import codec, disk, format
 from .cutter import Cutter, Piece
-from .digests import Digests, Publisher
+from .digests import Digests
 from .shard import ShardFile
 from .statistics import LayerStatistics, Tally
 
@@ -126,12 +126,12 @@ class Writer:
         workers: int,
         waiting_bytes: int | None = None,
         *,
-        digests: Publisher | None = None,
+        digests: Digests | None = None,
     ) -> None:
         self.bytes_raw = self.bytes_stored = self.shards_done = 0
         self.encode_seconds = self.write_seconds = 0.0
         self._folder = folder
-        self._digests: Publisher = Digests(folder) if digests is None else digests
+        self._digests = Digests(folder) if digests is None else digests
         # Two processes may come to write the same shard, where locks do not work or one was taken for dead: each writes all of
         # it, and either is the whole one.
         self._mark = f"{self._digests.writer}-{secrets.token_hex(4)}" if self._digests.writer else ""
