@@ -45,10 +45,9 @@ def _listed(source: DataOptions) -> Manifest:
         load_tensorflow()
         return list_set(source.tfds, source.split, source.dir)
     if source.list is not None:
-        from .images.lists import refuse_all_missing
-        from .images.remote import read_addressed_list
+        from .images.lists import read_list, refuse_all_missing
 
-        manifest = read_addressed_list(source.list, source.dir, _warn)
+        manifest = read_list(source.list, source.dir, _warn)
         refuse_all_missing(manifest, source.list)
         return manifest
     assert source.dir is not None

@@ -207,9 +207,9 @@ def test_a_list_of_which_no_file_is_there_says_where_it_looked(tmp_path: Path) -
 
 
 def test_names_that_no_system_has_and_files_that_are_no_images_are_failed_rows(tmp_path: Path) -> None:
-    names = ["a" * 5000 + ".jpg", "d/" * 3000 + "x.jpg", "~/x.jpg", "http://a/b.jpg", "/etc/passwd"]
+    names = ["a" * 5000 + ".jpg", "d/" * 3000 + "x.jpg", "~/x.jpg", "/etc/passwd"]
     manifest = listed(tmp_path, "\n".join(names))
-    (batch,) = ImageLoader(manifest, np.arange(5), batch_size=5, workers=1)
+    (batch,) = ImageLoader(manifest, np.arange(4), batch_size=4, workers=1)
     long, missing = "unreadable: file name too long", "missing: file not found"
-    assert [status.error for status in batch.statuses[:4]] == [long, long, missing, missing]
-    assert batch.statuses[4].error.startswith("not an image: ")
+    assert [status.error for status in batch.statuses[:3]] == [long, long, missing]
+    assert batch.statuses[3].error.startswith("not an image: ")

@@ -18,9 +18,10 @@ import pytest
 from pipeline import storage
 from pipeline.errors import DatasetError, ImageError
 from pipeline.images.folder import list_folder
+from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
 from pipeline.images.reading import read_again, read_image
-from pipeline.images.remote import RemoteImages, list_address, read_addressed_list
+from pipeline.images.remote import RemoteImages, list_address
 from pipeline.records import Manifest
 from pipeline.storage import RemotePath, StorageError
 
@@ -167,7 +168,7 @@ def test_a_list_at_an_address_names_images_beside_it_and_elsewhere() -> None:
         ROOT, {"a/1.jpg": b"one", "a/2.jpg": b"twoo", "list.csv": b"path,label,kind\na/2.jpg,x,k1\nmemory://else/3.jpg,y,k2\n"}
     )
     put_files("memory://else", {"3.jpg": b"three"})
-    manifest = read_addressed_list(FOLDER / "list.csv", None)
+    manifest = read_list(FOLDER / "list.csv", None)
     assert manifest.root == ROOT
     assert manifest.keys == ("a/2.jpg", "memory://else/3.jpg")
     assert manifest.labels == ("x", "y")
@@ -181,22 +182,24 @@ def test_a_parquet_list_may_be_at_an_address(tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"path": ["a.jpg"], "label": ["x"]}), tmp_path / "list.parquet")
     put_folder(tmp_path)
-    manifest = read_addressed_list(FOLDER / "list.parquet", None)
+    manifest = read_list(FOLDER / "list.parquet", None)
     assert (manifest.keys, manifest.labels) == (("a.jpg",), ("x",))
 
 
 def test_a_list_here_may_name_addresses_files_and_what_is_not_there(tmp_path: Path) -> None:
     put_files(ROOT, {"a/1.jpg": b"one"})
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here/2.jpg").write_bytes(b"zwei")
-    (tmp_path / "list.txt").write_text(f"{ROOT}/a/1.jpg\nhere/2.jpg\n{ROOT}/gone.jpg\n")
-    manifest = read_addressed_list(tmp_path / "list.txt", None)
-    assert manifest.keys == (f"{ROOT}/a/1.jpg", "here/2.jpg", f"{ROOT}/gone.jpg")
-    assert manifest.labels == ("", "here", "")
-    assert manifest.file_bytes.tolist() == [3, 4, 0]
-    assert [read_image(manifest[row]) for row in (0, 1)] == [b"one", b"zwei"]
+    (tmp_path / "lists/here").mkdir(parents=True)
+    (tmp_path / "lists/here/2.jpg").write_bytes(b"zwei")
+    (tmp_path / "4.jpg").write_bytes(b"vier")
+    listing = tmp_path / "lists/list.txt"
+    listing.write_text(f"{ROOT}/a/1.jpg\nhere/2.jpg\n{tmp_path}/4.jpg\n{ROOT}/gone.jpg\n")
+    manifest = read_list(listing)
+    assert manifest.keys == (f"{ROOT}/a/1.jpg", "here/2.jpg", f"{tmp_path}/4.jpg", f"{ROOT}/gone.jpg")
+    assert manifest.labels == ("", "here", "", "")
+    assert manifest.file_bytes.tolist() == [3, 4, 4, 0]
+    assert [read_image(manifest[row]) for row in range(3)] == [b"one", b"zwei", b"vier"]
     with pytest.raises(FileNotFoundError):
-        read_image(manifest[2])
+        read_image(manifest[3])
 
 
 def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +209,7 @@ def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkey
     asked: list[str] = []
     info = RemotePath._info
     monkeypatch.setattr(RemotePath, "_info", lambda self: asked.append(str(self)) or info(self))
-    manifest = read_addressed_list(FOLDER / "list.txt", None)
+    manifest = read_list(FOLDER / "list.txt", None)
     assert manifest.file_bytes.tolist() == [1 + place % 5 for place in range(300)]
     assert asked == [f"{ROOT}/list.txt"]
 
@@ -224,7 +227,7 @@ def test_a_list_at_an_address_that_is_none_is_refused_by_its_address(content: by
     if content is not None:
         put_files(ROOT, {"list.txt": content})
     with pytest.raises(DatasetError, match=words):
-        read_addressed_list(FOLDER / "list.txt", None)
+        read_list(FOLDER / "list.txt", None)
 
 
 def test_a_stored_row_finds_its_image_at_the_address_again() -> None:
@@ -297,7 +300,7 @@ def test_only_an_image_that_a_web_server_does_not_have_is_missing(web: str, tmp_
     names = [f"{web}/{name}.jpg" for name in ("there", "unsized", "busy", "404", "410", "403", "500", "400")]
     names.append(f"http://127.0.0.1:{closed_port()}/a.jpg")
     (tmp_path / "list.txt").write_text("\n".join(names))
-    manifest = read_addressed_list(tmp_path / "list.txt", None)
+    manifest = read_list(tmp_path / "list.txt", None)
     # Of no server more is asked, and the same list is the same run whatever they answer.
     assert not manifest.file_bytes.any()
     Answers.busy = 2
@@ -315,8 +318,8 @@ def test_only_an_image_that_a_web_server_does_not_have_is_missing(web: str, tmp_
 def test_a_list_of_a_web_server_that_does_not_answer_is_not_called_missing(web: str) -> None:
     for address in (f"{web}/500.txt", f"http://127.0.0.1:{closed_port()}/list.txt"):
         with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(it does not answer as it should"):
-            read_addressed_list(RemotePath(address), None)
+            read_list(RemotePath(address), None)
     with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such file or directory\)"):
-        read_addressed_list(RemotePath(f"{web}/404.txt"), None)
+        read_list(RemotePath(f"{web}/404.txt"), None)
     with pytest.raises(DatasetError, match=r"^data\.dir: cannot be listed, got it does not answer"):
         list_address(RemotePath(f"http://127.0.0.1:{closed_port()}/imgs"))

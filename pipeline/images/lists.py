@@ -1,16 +1,16 @@
 """A list of image paths, in: text, CSV or Parquet; a :class:`~pipeline.records.Manifest`, out."""
 
 # Paths stay as they are written, so they are texts here.
-# ruff: noqa: PTH100, PTH116, PTH118
+# ruff: noqa: PTH100, PTH118
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
 import io
 import itertools
 import os
+import posixpath
 import re
 import stat
 from collections import Counter
@@ -18,9 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import DatasetError, OptionError
 from ..records import Manifest
+from ..storage import is_address, to_address
 from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names, readable_keys, refuse_repeated
+from .remote import RemoteImages, sizes_of
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 # A line of Caffe's: a path with an extension, and a word or number.
@@ -30,8 +34,8 @@ _OTHER_BYTES = re.compile("[\udc80-\udcff]")
 _DELIMITERS = (",", "\t", ";")
 
 
-def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] = lambda line: None) -> Manifest:
-    """Read the images that a text, CSV or Parquet file names, in its order.
+def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None] = lambda line: None) -> Manifest:
+    """Read the images that a text, CSV or Parquet file names, in its order; list and images may be at addresses.
 
     Text: one path a line, taken as it stands; empty lines and those that begin with ``#`` are passed over. CSV (extension
     ``.csv`` or ``.tsv``, or a first line that holds a column ``path``): ``label`` is the label, other columns become metadata.
@@ -40,23 +44,55 @@ def read_list(path: Path, base: Path | None = None, log: Callable[[str], None] =
     columns of lists, records and bytes have no one text, and are left out.
 
     What another system or Caffe has written is understood; see :func:`_as_written_elsewhere`. Relative paths are relative to
-    ``base``, else to the list's own folder. Keys are relative to that folder too; images outside it have their absolute path as
-    key. Files that do not exist are rows.
+    ``base``, else to the list's own folder. Keys are relative to that folder too; images outside it have their absolute path or
+    their address as key. Files that do not exist are rows.
 
     Args:
-        path: Of the list.
-        base: Absolute or relative to the present folder.
+        listing: The list.
+        base: Absolute, relative to the present folder, or an address.
         log: Takes a line about columns that are left out, and about how lines were understood.
 
     Raises:
         OptionError: It is Parquet, and Arrow is not installed.
         DatasetError: The list cannot be read, is no text, is not UTF-8, is empty, has no column ``path``, a line of the wrong
-            length, a column whose name is taken, or names an image twice.
+            length, a column whose name is taken, or names an image twice; the storage refuses.
     """
-    return images_of_list(read_columns(path, log), path, base, log)
+    columns = _read_columns(listing, log)
+    written = columns.pop("path")
+    folder = listing.parent if base is None else base
+    root = str(folder) if is_address(str(folder)) else os.path.abspath(folder)
+    if not is_address(root):
+        _refuse_other_encoding(written, columns, listing, root)
+        written, labels = _as_written_elsewhere(written, root, has_labels=not columns, log=log)
+        columns |= {"label": labels} if any(labels) else {}
+    places = [_place(root, name) for name in written]
+    inside = os.path.join(root, "")
+    names = [place if is_address(place) else os.path.normpath(place).replace(os.sep, "/") for place in places]
+    names = [name.removeprefix(inside) for name in names]
+    refuse_repeated("data.list", names)
+    keys, odd = readable_keys(names)
+    is_remote = any(map(is_address, places))
+    # Without its "..", a path through a link may mean another file: where there is one, the path is kept as written.
+    kept = (row in odd or ".." in place or (is_remote and names[row] == place) for row, place in enumerate(places))
+    paths = {row: places[row] for row, is_kept in enumerate(kept) if is_kept}
+    found = sizes_of(places)
+    # A file that cannot be found is a row of no bytes here, and a failed row with its reason later.
+    sizes, seconds = zip(*(found.get(place, (0, 0.0)) for place in places), strict=True)
+    source = RemoteImages(np.array(seconds), is_list=True) if is_remote else None
+    return make_manifest(root, keys, sizes, columns=columns, paths=paths, source=source)
 
 
-def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
+def _place(root: str, name: str) -> str:
+    """Return the address or the path of an entry of a list."""
+    if is_address(name):
+        return str(to_address(name))
+    if name.startswith("/") or not is_address(root):
+        return os.path.join(root, name)
+    protocol, _, rest = root.partition("://")
+    return f"{protocol}://{posixpath.normpath(f'{rest}/{name}')}"
+
+
+def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
     """Return the columns of a list, ``path`` among them; see :func:`read_list`."""
     is_parquet = path.name.lower().endswith(_PARQUET_SUFFIXES)
     what = f"got {str(path)!r}. Expected a {'Parquet' if is_parquet else 'text or CSV'} file of image paths."
@@ -86,31 +122,6 @@ def read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]
             "row."
         )
     return columns
-
-
-def images_of_list(columns: dict[str, list[str]], path: Path, base: Path | None, log: Callable[[str], None]) -> Manifest:
-    """Return the images of a list that has been read; see :func:`read_list`.
-
-    Args:
-        columns: Of the list, ``path`` among them.
-        path: Of the list.
-        base: As there.
-        log: As there.
-    """
-    written = columns.pop("path")
-    root = os.path.abspath(path.parent if base is None else base)
-    _refuse_other_encoding(written, columns, path, root)
-    written, labels = _as_written_elsewhere(written, root, has_labels=not columns, log=log)
-    columns |= {"label": labels} if any(labels) else {}
-    inside = os.path.join(root, "")
-    names = [os.path.normpath(os.path.join(root, name)) for name in written]
-    names = [name.removeprefix(inside).replace(os.sep, "/") for name in names]
-    refuse_repeated("data.list", names)
-    keys, odd = readable_keys(names)
-    # Without its "..", a path through a link may mean another file: where there is one, the path is kept as written.
-    paths = {row: os.path.join(root, name) for row, name in enumerate(written) if row in odd or ".." in name}
-    sizes = [_size(paths.get(row) or os.path.join(root, key)) for row, key in enumerate(keys)]
-    return make_manifest(root, keys, sizes, columns=columns, paths=paths)
 
 
 def refuse_all_missing(manifest: Manifest, listing: object) -> None:
@@ -258,11 +269,3 @@ def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> tuple[li
     except (pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(f"data.list: no Parquet file, or damaged ({reason}), {what} Write it again.") from error
-
-
-def _size(path: str) -> int:
-    # A file that cannot be found is a row of no bytes here, and a failed row with its reason later.
-    with contextlib.suppress(OSError, ValueError):
-        info = os.stat(path)
-        return info.st_size if stat.S_ISREG(info.st_mode) else 0
-    return 0

@@ -100,10 +100,10 @@ def reason_to_skip(name: str) -> str:
 
 def first_folders(keys: Sequence[str]) -> list[str]:
     """Return the first folder of each key, "" where it has none: the label of an image of which nothing else says one."""
-    # A label repeats: kept once, however many rows have it. Absolute keys begin with the separator and have none.
+    # A label repeats: kept once, however many rows have it. Absolute keys and addresses have none.
     known: dict[str, str] = {"": ""}
-    firsts = (key.split("/", 1)[0] if "/" in key else "" for key in keys)
-    return [known.setdefault(first, first) for first in firsts]
+    parts = (key.partition("/") for key in keys)
+    return [known.setdefault(head, head) if slash and not rest.startswith("/") else "" for head, slash, rest in parts]
 
 
 def valid_text(text: str) -> str:

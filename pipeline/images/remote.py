@@ -1,7 +1,4 @@
-"""Images at addresses: a folder of them, or a list that lies at an address or names some; read by many threads at a time.
-
-What is given is the same :class:`~pipeline.records.Manifest` as of a folder or list of this machine.
-"""
+"""Images at addresses: a folder of them as a :class:`~pipeline.records.Manifest`, and what reads them, many at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import groupby
@@ -20,10 +17,9 @@ from numpy.typing import NDArray
 
 from ..errors import DatasetError
 from ..records import ImageRecord, Manifest
-from ..storage import RemotePath, StorageError, is_address, is_web, to_address
+from ..storage import RemotePath, StorageError, is_address, is_web
 from .decode import ImageDecodeError
-from .lists import images_of_list, read_columns
-from .manifest import first_folders, make_manifest, no_images, readable_keys, reason_to_skip, refuse_repeated
+from .manifest import make_manifest, no_images, reason_to_skip
 from .reading import MAX_FILE_BYTES, read_file, refuse_too_large
 
 # Requests under way at a time: an object store answers each after some 10 to 50 ms, and any number of them at once.
@@ -112,97 +108,56 @@ def list_address(folder: Path) -> Manifest:
         raise no_images("data.dir", repr(str(folder)), skipped)
     # Python compares strings by code point, which is the order of their UTF-8 bytes.
     keys = sorted(found)
-    return _manifest(str(folder), keys, [found[key] for key in keys], {}, skipped=skipped)
+    sizes, times = zip(*(found[key] for key in keys), strict=True)
+    return make_manifest(str(folder), keys, sizes, columns={}, skipped=skipped, source=RemoteImages(np.array(times)))
 
 
-def read_addressed_list(listing: Path, base: Path | None, log: Callable[[str], None] = lambda line: None) -> Manifest:
-    """Read the images that a list names, as :func:`~.lists.read_list` does, wherever list and images are.
-
-    An entry is an address, or a path that is relative to the folder. Keys are relative to the folder; those of images outside it
-    are their whole address, and have no label of their own.
-
-    Args:
-        listing: The list.
-        base: What relative entries are relative to; None: the list's own folder.
-        log: Told what a user should know.
-
-    Raises:
-        DatasetError: As there; and the storage refuses.
-    """
-    columns = read_columns(listing, log)
-    folder = listing.parent if base is None else base
-    is_remote = isinstance(folder, RemotePath)
-    if not is_remote and not isinstance(listing, RemotePath) and not any(map(is_address, columns["path"])):
-        return images_of_list(columns, listing, folder, log)
-    root = str(folder) if is_remote else str(folder.absolute())
-    places = [_place(folder, name) for name in columns.pop("path")]
-    names = [place.removeprefix(f"{root}/") for place in places]
-    refuse_repeated("data.list", names)
-    keys, _ = readable_keys(names)
-    if "label" not in columns:
-        columns["label"] = ["" if is_address(key) else label for key, label in zip(keys, first_folders(keys), strict=True)]
-    try:
-        found = _sizes_of(places)
-    except StorageError as error:
-        raise DatasetError(str(error)) from error
-    paths = {row: place for row, (key, place) in enumerate(zip(keys, places, strict=True)) if place != f"{root}/{key}"}
-    # A row of no bytes here, and a failed one with its reason later, where an image is not there.
-    return _manifest(root, keys, [found.get(place, (0, 0.0)) for place in places], columns, paths=paths)
-
-
-def _place(folder: Path, name: str) -> str:
-    """Return the address or the path of an entry of a list."""
-    if is_address(name):
-        return str(to_address(name))
-    if not isinstance(folder, RemotePath):
-        return os.path.normpath(folder.absolute() / name)
-    if name.startswith("/"):
-        return name
-    protocol, _, rest = str(folder).partition("://")
-    return f"{protocol}://{posixpath.normpath(f'{rest}/{name}')}"
-
-
-def _sizes_of(places: Sequence[str]) -> _Sizes:
-    """Return how large images are, and when they were written.
+def sizes_of(places: Sequence[str]) -> _Sizes:
+    """Return how large the images of a list are, and when they were written.
 
     Web servers are not asked: to get a size takes as long as to get an image, and the same list must be the same run also where
     one did not answer.
+
+    Args:
+        places: Addresses and paths.
+
+    Returns:
+        Place -> bytes, and seconds when it was written; nothing of what is not there.
+
+    Raises:
+        DatasetError: The storage refuses.
     """
+    found = {place: size for place in places if not is_address(place) and (size := _local_size(place))}
     stored = sorted(place for place in places if is_address(place) and not is_web(place))
-    found = {place: size for place in places if not is_address(place) and (size := _size(Path(place)))}
-    if len(stored) <= ASKED_ONE_BY_ONE:
-        with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
-            sizes = pool.map(lambda place: _size(RemotePath(place)), stored)
-            return found | {place: size for place, size in zip(stored, sizes, strict=True) if size}
-    for _, group in groupby(stored, lambda place: place.split("/")[:3]):
-        wanted = {*group}
-        folder = posixpath.dirname(posixpath.commonprefix([*wanted]))
-        with suppress(FileNotFoundError):
-            for name, size_bytes, seconds in RemotePath(folder).find_files():
-                if (place := f"{folder}/{name}") in wanted:
-                    found[place] = size_bytes, seconds
+    try:
+        if len(stored) <= ASKED_ONE_BY_ONE:
+            with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
+                sizes = zip(stored, pool.map(_remote_size, stored), strict=True)
+                return found | {place: size for place, size in sizes if size}
+        for _, group in groupby(stored, lambda place: place.split("/")[:3]):
+            wanted = {*group}
+            folder = posixpath.dirname(posixpath.commonprefix([*wanted]))
+            with suppress(FileNotFoundError):
+                for name, size_bytes, seconds in RemotePath(folder).find_files():
+                    if (place := f"{folder}/{name}") in wanted:
+                        found[place] = size_bytes, seconds
+    except StorageError as error:
+        raise DatasetError(str(error)) from error
     return found
 
 
-def _size(path: Path) -> tuple[int, float] | None:
+def _local_size(path: str) -> tuple[int, float] | None:
+    with suppress(OSError, ValueError):
+        info = os.stat(path)  # noqa: PTH116
+        return (info.st_size if stat.S_ISREG(info.st_mode) else 0), info.st_mtime
+    return None
+
+
+def _remote_size(address: str) -> tuple[int, float] | None:
     try:
-        info = path.stat()
+        info = RemotePath(address).stat()
     except StorageError:
         raise
-    except (OSError, ValueError):
+    except OSError:
         return None
-    return (info.st_size if stat.S_ISREG(info.st_mode) else 0, info.st_mtime)
-
-
-def _manifest(
-    root: str,
-    keys: Sequence[str],
-    sizes: Sequence[tuple[int, float]],
-    columns: Mapping[str, Sequence[str]],
-    *,
-    paths: Mapping[int, str] | None = None,
-    skipped: Mapping[str, int] | None = None,
-) -> Manifest:
-    file_bytes, seconds = np.array(sizes).T
-    source = RemoteImages(seconds, is_list=paths is not None)
-    return make_manifest(root, keys, file_bytes.astype(np.int64), columns=columns, paths=paths, skipped=skipped, source=source)
+    return info.st_size, info.st_mtime
