@@ -353,7 +353,7 @@ def test_the_source_is_small_when_it_is_sent_and_works_in_threads_and_after_a_fo
     expected = [bytes([number, image]) for number in range(3) for image in range(50)]
     assert contents(manifest) == expected
     sent = pickle.dumps(manifest.source)
-    assert len(sent) < 150 * 20 + 2000
+    assert len(sent) < 150 * 24 + 2000
     source = pickle.loads(sent)
     assert [source.read(record) for record in manifest] == expected
     found: dict[int, list[bytes]] = {}

@@ -111,41 +111,34 @@ class FileSlices:
     Attributes:
         kind: ``tar`` or ``tfds``, as stored with the run.
         paths: (F) of the files.
-        sizes_bytes: (F,) int64, of the files when they were listed.
-        modified_ns: (F,) int64, when they had been written last then, since 1970.
-        numbers: (N,) int32, in which file each image is.
-        offsets: (N,) int64, where its bytes begin; negative where there are none.
-        lengths: (N,) int64, how many bytes it has.
+        files: (F, 2) int64, of each when it was listed: size in bytes, when it had been written last in ns since 1970.
+        slices: (N, 3) int64, of each image: number of the file, where its bytes begin, negative where there are none, how many.
     """
 
     kind: str
     paths: tuple[str, ...]
-    sizes_bytes: NDArray[np.int64]
-    modified_ns: NDArray[np.int64]
-    numbers: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    files: NDArray[np.int64]
+    slices: NDArray[np.int64]
 
     def read(self, record: ImageRecord) -> bytes:
         """Read one image whole; see :class:`~pipeline.records.ImageSource`."""
-        number = self._number(record)
-        size_bytes = int(self.lengths[record.place])
+        number, offset, size_bytes = self._slice(record)
         refuse_too_large(size_bytes)
         # Opened for each image, as files of a folder are: nothing to share among threads and processes.
         with open_regular(self.paths[number]) as file:
-            file.seek(int(self.offsets[record.place]))
+            file.seek(offset)
             data = file.read(size_bytes)
             # After it was read: a file that is being written to may have had other bytes already.
             info = os.fstat(file.fileno())
-        if (info.st_size, info.st_mtime_ns) != (self.sizes_bytes[number], self.modified_ns[number]) or len(data) != size_bytes:
+        if [info.st_size, info.st_mtime_ns] != self.files[number].tolist() or len(data) != size_bytes:
             raise ImageDecodeError(f"unreadable: the {self.kind} file changed since it was listed")
         return data
 
     def modified_seconds(self, record: ImageRecord) -> float:
         """Return when the file of an image was written; see :class:`~pipeline.records.ImageSource`."""
-        return os.stat(self.paths[self._number(record)]).st_mtime  # noqa: PTH116
+        return os.stat(self.paths[self._slice(record)[0]]).st_mtime  # noqa: PTH116
 
-    def _number(self, record: ImageRecord) -> int:
-        if record.place < 0 or self.offsets[record.place] < 0:
+    def _slice(self, record: ImageRecord) -> list[int]:
+        if record.place < 0 or self.slices[record.place, 1] < 0:
             raise FileNotFoundError(record.key)
-        return int(self.numbers[record.place])
+        return self.slices[record.place].tolist()  # type: ignore[no-any-return]

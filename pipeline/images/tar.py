@@ -97,15 +97,13 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
     paths = find_tars(names)
     listing = _Listing()
     for path in paths:
-        what = f"got {path!r}. Expected a tar file of images."
         try:
             listing.add(path, os.path.relpath(path, root).replace(os.sep, "/"))
-        except _TarError as error:
-            raise DatasetError(f"data.tar: {valid_text(str(error))}, {what} Make it again, or leave it out.") from error
-        except ImageDecodeError as error:
-            raise DatasetError(f"data.tar: {error}, {what} Check the path.") from error
-        except OSError as error:
-            raise DatasetError(f"data.tar: cannot be read ({(error.strerror or '').lower()}), {what} Check the path.") from error
+        except (_TarError, ImageDecodeError, OSError) as error:
+            reason = f"cannot be read ({str(error.strerror).lower()})" if isinstance(error, OSError) else valid_text(str(error))
+            raise DatasetError(
+                f"data.tar: {reason}, got {path!r}. Expected a tar file of images. Check it, make it again, or leave it out."
+            ) from error
     for reason, left_out in listing.left_out.items():
         log(f"{reason}: {len(left_out)}, e.g. {quoted_names(left_out[:1])}")
     if not listing.names:
@@ -117,10 +115,8 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
     folders = first_folders([valid_text(name) for name in listing.names])
     columns = {"label": [label or folder for label, folder in zip(labels, folders, strict=True)]}
     columns |= dict(sorted(listing.columns.items())) | {COLUMN: listing.tars}
-    numbers, offsets, lengths = np.concatenate(listing.slices).T
-    sizes, times = np.array(listing.files, np.int64).T
-    source = FileSlices("tar", tuple(paths), sizes, times, numbers.astype(np.int32), offsets.copy(), lengths.copy())
-    return make_manifest(root, keys, lengths, columns=columns, skipped=listing.skipped, source=source)
+    source = FileSlices("tar", tuple(paths), np.array(listing.files, np.int64), np.concatenate(listing.slices))
+    return make_manifest(root, keys, source.slices[:, 2], columns=columns, skipped=listing.skipped, source=source)
 
 
 def find_in_tar(path: str, key: str, tar: str) -> ImageRecord:

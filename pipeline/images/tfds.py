@@ -171,7 +171,7 @@ def _read_split(
     keys: list[str] = []
     columns: dict[str, list[str]] = {feature: [] for feature in cells}
     slices: list[tuple[int, int, int]] = []  # number of the file, offset, length
-    files: dict[str, os.stat_result] = {}
+    files: dict[str, tuple[int, int]] = {}  # size, when it was written in ns
     with tf.device("/CPU:0"):
         examples = builder.as_dataset(split=split, shuffle_files=False, read_config=config, decoders=decoders)
         for example in examples.as_numpy_iterator():
@@ -179,7 +179,8 @@ def _read_split(
             path = str(folder / key.rpartition("__")[0])
             if path not in files:
                 with open(path, "rb") as file:  # noqa: PTH123
-                    files[path] = os.fstat(file.fileno())
+                    info = os.fstat(file.fileno())
+                    files[path] = info.st_size, info.st_mtime_ns
                     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 end = 0
             start = content.find(data, end)
@@ -193,7 +194,5 @@ def _read_split(
             slices.append((len(files) - 1, start, len(data)))
             for feature, as_text in cells.items():
                 columns[feature].append(as_text(example[feature]))
-    numbers, offsets, lengths = np.array(slices, np.int64).T
-    sizes, times = np.array([(info.st_size, info.st_mtime_ns) for info in files.values()], np.int64).T
-    source = FileSlices("tfds", tuple(files), sizes, times, numbers.astype(np.int32), offsets.copy(), lengths.copy())
-    return make_manifest(root, keys, lengths, columns=columns, source=source)
+    source = FileSlices("tfds", tuple(files), np.array([*files.values()], np.int64), np.array(slices, np.int64))
+    return make_manifest(root, keys, source.slices[:, 2], columns=columns, source=source)
