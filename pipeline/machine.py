@@ -33,35 +33,33 @@ def peak_memory_bytes() -> int:
 def available_bytes() -> int | None:
     """Return the memory that is free or can be freed, and that this process may take; None where the system does not tell."""
     limits = [_free_in_group(folder) for folder in _groups()]
-    if _MEMORY.is_file():
-        # Source: proc(5).
-        found = _MEMORY.read_text().partition("MemAvailable:")[2].split()
-        limits.append(int(found[0]) * 1024 if found else None)
+    # Source: proc(5).
+    found = _read(_MEMORY).partition("MemAvailable:")[2].split()
+    limits.append(int(found[0]) * 1024 if found else None)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _groups() -> list[Path]:
     """Return the control group folders of this process and of those around it. A container may show its own as the root."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return []
     # Source: cgroups(7): the line of version 2.
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-    if own is None:
-        return []
-    within = Path(own)
-    return [_GROUPS / part for part in (within, *within.parents)]
+    own = [Path(line[3:]) for line in _read(_OWN_GROUPS).splitlines() if line.startswith("0::/")]
+    return [_GROUPS / part.relative_to("/") for group in own for part in (group, *group.parents)]
 
 
 def _free_in_group(folder: Path) -> int | None:
     """Return what a control group may still take; None where it has no limit."""
+    # Source: Linux, admin-guide/cgroup-v2, memory interface files: bytes, or "max".
+    most, taken, stat = (_read(folder / name) for name in ("memory.max", "memory.current", "memory.stat"))
     try:
-        # Source: Linux, admin-guide/cgroup-v2, memory interface files: bytes, or "max".
-        most, taken = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         # Files that were read count as taken, and are forgotten when memory is needed.
-        files = sum(int(kinds.get(kind, 0)) for kind in ("inactive_file", "active_file"))
-        return max(0, int(most) - int(taken) + files)
-    except (OSError, ValueError):  # none there, or "max"
+        kinds = dict(line.split() for line in stat.splitlines())
+        return max(0, int(most) - int(taken) + int(kinds.get("inactive_file", 0)) + int(kinds.get("active_file", 0)))
+    except ValueError:  # none there, or "max"
         return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

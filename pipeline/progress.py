@@ -7,11 +7,11 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from tqdm import TqdmWarning
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -58,12 +58,9 @@ def log_to_terminal(quiet: bool = False) -> Iterator[MemoryHandler]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING if quiet else logging.INFO)
     kept = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
-    token = _is_quiet.set(quiet)
-    try:
-        with _attached(handler), _attached(kept):
-            yield kept
-    finally:
-        _is_quiet.reset(token)
+    _is_quiet.set(quiet)
+    with _attached(handler), _attached(kept):
+        yield kept
 
 
 @contextmanager
@@ -130,19 +127,18 @@ class Progress:
         errors_before: Sequence[str] = (),
         max_failed_fraction: float = 1.0,
     ) -> None:
-        self._folder, self._spec, self._rows = folder, spec, rows
-        self._failed, self._fraction = len(errors_before), max_failed_fraction
+        self._folder, self._spec, self._fraction = folder, spec, max_failed_fraction
+        self._rows, self._rows_before, self._failed_before = rows, rows_before, len(errors_before)
         self._example = next(iter(errors_before), "")
-        self._done = self._said = self._bytes = 0
+        self._done = self._failed = self._bytes = 0
         # Nothing to find out: it has been said before the first image.
         self._is_size_said = spec.compression == "none" and all(feature.shape for feature in spec.features)
         self._began = self._last_line = time.monotonic()
         self._draws = can_draw()
-        self._stack = ExitStack()
-        self._before, whole = rows_before, rows_before + rows
-        self._bar = tqdm(
-            total=whole, initial=rows_before, unit="img", disable=not self._draws, dynamic_ncols=True, smoothing=0.05
-        )
+        # Lines go above the bar. Without one tqdm would let through what is to be kept quiet.
+        self._redirected: Any = logging_redirect_tqdm([LOGGER]) if self._draws else nullcontext()
+        settings = {"unit": "img", "disable": not self._draws, "dynamic_ncols": True, "smoothing": 0.05}
+        self._bar = tqdm(total=rows_before + rows, initial=rows_before, **settings)
 
     def count(self, statuses: Sequence[ImageStatus], values: int, bytes_raw: int, bytes_stored: int) -> None:
         """Count rows that are done.
@@ -156,34 +152,34 @@ class Progress:
         Raises:
             DatasetError: More than the allowed share of images has failed.
         """
-        failed = [status for status in statuses if status.error]
         self._done += len(statuses)
-        self._failed += len(failed)
         self._bytes += values * format.ITEMSIZE_BYTES[self._spec.dtype]
-        self._bar.set_postfix({"failed": self._failed}, refresh=False)
+        for status in statuses:
+            if status.error:
+                self._count_failed(status)
+        failed = self._failed_before + self._failed
+        self._bar.set_postfix({"failed": failed}, refresh=False)
         self._bar.update(len(statuses))
-        for status in failed:
-            self._example = status.error
-            self._say_failed(status)
-        refuse_failures(self._failed, len(self._spec.manifest), self._fraction, self._example)
+        refuse_failures(failed, len(self._spec.manifest), self._fraction, self._example)
         now = time.monotonic()
         if not self._draws and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             rate = self._done / (now - self._began)
             LOGGER.info(
                 "%d of %d images, %d failed, %.2f images/s, %s left",
-                *(self._before + self._done, self._before + self._rows, self._failed, rate),
+                *(self._rows_before + self._done, self._rows_before + self._rows, failed, rate),
                 words_for_seconds((self._rows - self._done) / rate),
             )
         if not self._is_size_said:
             self._estimate(bytes_raw, bytes_stored)
 
-    def _say_failed(self, status: ImageStatus) -> None:
-        if self._said < FAILURES_SAID:
+    def _count_failed(self, status: ImageStatus) -> None:
+        self._failed += 1
+        self._example = status.error
+        if self._failed <= FAILURES_SAID:
             LOGGER.warning("failed: %r: %s", self._spec.manifest.keys[status.index][:LONGEST_KEY], status.error)
-        elif self._said == FAILURES_SAID:
+        elif self._failed == FAILURES_SAID + 1:
             LOGGER.warning("failed: further ones are only counted here; all reasons are in /images/error")
-        self._said += 1
 
     def _estimate(self, bytes_raw: int, bytes_stored: int) -> None:
         """Say once what the run will take on the disk, from the first features that have been encoded."""
@@ -195,13 +191,11 @@ class Progress:
             say_size(self._folder, raw, raw * bytes_stored / bytes_raw, disk.free_bytes(self._folder), bytes_stored)
 
     def __enter__(self) -> Progress:
-        if self._draws:
-            # Above the bar. Without one tqdm would let through what is to be kept quiet.
-            self._stack.enter_context(logging_redirect_tqdm([LOGGER]))
+        self._redirected.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._redirected.__exit__(*error)
         self._bar.close()
 
 

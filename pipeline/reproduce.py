@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .cli import GROUP_NAMES, LITERAL_OPTIONS, is_typed, quoted
-from .config import DataOptions, check_value, defaults, flat, tar_folder
+from .config import check_options, defaults, flat, nested, tar_folder
 from .errors import OptionError
 from .storage import is_address
 
-# Where the images are comes first in the command, where results go last.
-_FIRST = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers")
-_LAST = ("output.dir", "name")
 # What Hydra takes for a word between brackets and commas, without quotes.
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 
@@ -72,34 +69,27 @@ def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> st
         folder: Where the run is now.
         data_root: Absolute folder that the keys of its images are relative to; "" if nothing tells.
     """
-    options = differing_options(config)
+    options = {name: value for name, value in differing_options(config).items() if name not in ("output.dir", "name")}
     # "." has no name of its own.
     folder = folder if folder.name not in ("", "..") else folder.resolve()
-    options |= {"name": folder.name, "output.dir": str(folder.parent)}
     if options.get("output.existing") in ("replace", "fail"):
         # To make a run again is to go on with it: these would remove what is there, or refuse it.
         del options["output.existing"]
-    if folder.absolute().parent == Path("outputs").absolute():
-        del options["output.dir"]
     roots: dict[str, Callable[[list[str]], str]] = {"data.dir": lambda texts: texts[0], "data.tar": tar_folder}
     if options.get("data.dir") is None:
         # Beside a folder, that of the list is no root of the keys.
         roots["data.list"] = lambda texts: os.path.dirname(texts[0])
-    for key in roots:
+    for key, root_of in roots.items():
         if data_root and options.get(key) is not None:
-            options[key] = _from_here(options[key], roots[key], data_root)
-    if config.get("name") is None and options["name"] == _usual_name(options):
-        del options["name"]
-    middle = [name for name in options if name not in (*_FIRST, *_LAST)]
-    names = [name for name in (*_FIRST, *middle, *_LAST) if name in options]
-    return " ".join(["python -m pipeline.run", *(shell_word(argument(name, options[name])) for name in names)])
-
-
-def _usual_name(options: Mapping[str, Any]) -> str:
+            options[key] = _from_here(options[key], root_of, data_root)
+    usual = ""
     with suppress(OptionError):
-        given = {key: check_value(f"data.{key}", options.get(f"data.{key}")) for key in ("dir", "list", "tar", "tfds", "split")}
-        return f"{DataOptions(**given).name}-{options.get('network.name', defaults()['network.name'])}"
-    return ""
+        usual = check_options(nested(defaults() | options)).name
+    if folder.absolute().parent != Path("outputs").absolute():
+        options["output.dir"] = str(folder.parent)
+    if config.get("name") is not None or folder.name != usual:
+        options["name"] = folder.name
+    return " ".join(["python -m pipeline.run", *(shell_word(argument(name, value)) for name, value in options.items())])
 
 
 def _from_here(given: Any, root_of: Callable[[list[str]], str], root: str) -> Any:

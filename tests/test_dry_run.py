@@ -262,17 +262,6 @@ def test_a_run_says_once_and_early_what_it_will_take(capsys: pytest.CaptureFixtu
     assert said[5:] == ["estimate: about 1.0 MB after compression, 50% of 2.0 MB; 5.0 MB free"]
 
 
-def test_a_run_warns_early_of_a_disk_that_will_be_full(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1_000_000)
-    count(make_spec(1000, {"relu4_1": (10, 10, 10)}), 1000, (10, 0, 40_000, 20_000))
-    assert capsys.readouterr().err.splitlines()[1] == (
-        "x: the features will hardly fit, got 1.0 MB free for about 2.0 MB. Finished shards are kept if the disk fills up. Free "
-        "some space, use output.dtype=float16, or another disk with output.dir=..."
-    )
-
-
 def test_nothing_is_estimated_where_it_is_known_or_nearly_over(capsys: pytest.CaptureFixture[str]) -> None:
     count(make_spec(1000, {"relu4_1": (10, 10, 10)}, compression="none"), 1000, (10, 0, 40_000, 40_000))
     count(make_spec(12, {"relu4_1": (10, 10, 10)}), 12, (10, 0, 40_000, 20_000))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
-from pipeline.plotting import choose_layers, draw_plots
+from pipeline.plotting import draw_plots
 from pipeline.store import format
 from pipeline.store.reader import open_run
 
@@ -95,9 +95,9 @@ def test_images_layers_and_channels_are_chosen(written: Callable[..., Any]) -> N
     assert written(image="things/coffee.jpg", layers="pool2") == (coffee, "")
     # A row goes before a key of digits.
     assert written(image="3", layers="pool2") == (coffee, "")
-    several = written(images=[-1, "sky/hubble.jpg", 2, 0], layers=["relu*", "block2"], channel=1, input=False)[0]
+    several = written(images=[-1, "sky/hubble.jpg", 2, 0], layers=["relu*", "block2", "conv1_1"], channel=1, input=False)[0]
     images = ("gone-猫.jpg", "sky-hubble.jpg", "sky-rocket.jpg")
-    assert several == [f"samples-{image}-relu1_1-pool2-channel-1.png" for image in images]
+    assert several == [f"samples-{image}-conv1_1-relu1_1-pool2-channel-1.png" for image in images]
     mosaics = written(channels=4, layers=["conv1_1", "pool2", "fc6"], scale="shared", input=False)[0]
     shown = (("conv1_1", 3), ("pool2", 4), ("fc6", 4))
     assert mosaics == [f"samples-sky-rocket.jpg-{layer}-first-{count}-channels.png" for layer, count in shown]
@@ -225,16 +225,6 @@ def test_a_failed_image_says_why_it_has_no_picture(folder: Path, tmp_path: Path)
     write_run(tmp_path / "bad", make_spec(2), failed=[0, 1])
     with pytest.raises(StoreError, match=r"all 2 images failed, got e.g. 'truncated after 17 bytes'. Expected one that is ok."):
         plot(tmp_path / "bad")
-
-
-def test_layers_are_named_by_patterns_and_blocks() -> None:
-    stored = ("conv1_1", "relu1_1", "conv3_1", "pool3", "fc6")
-    for words, expected in (
-        (["all"], stored),
-        (["block3"], ("conv3_1", "pool3")),
-        (["fc6", "*1_1"], ("conv1_1", "relu1_1", "fc6")),
-    ):
-        assert choose_layers(stored, words) == list(expected)
 
 
 def test_keys_of_any_kind_make_names_that_every_system_takes(tmp_path: Path, written: Callable[..., Any]) -> None:
