@@ -211,16 +211,3 @@ def test_the_dataset_of_the_default_run_carries_images(photographs: Path, thin_w
         assert sum(map(len, batches)) == len(manifest)
         if not options:
             assert np.ptp(batches[0].images) > 100
-
-
-def test_what_gpus_cannot_do_would_be_found() -> None:
-    gather = tf.function(lambda values, rows: tf.gather(values, rows)).get_concrete_function(
-        tf.TensorSpec((None,), tf.uint8), tf.TensorSpec((None,), tf.int32)
-    )
-    assert [operation.type for operation in operations(gather.graph) if gpu_kernel(operation) is None].count("GatherV2") == 1
-    sliced = tf.function(lambda values, first: values[first:]).get_concrete_function(
-        tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.int32)
-    )
-    (slice_,) = (operation for operation in operations(sliced.graph) if operation.type == "StridedSlice")
-    with pytest.raises(AssertionError):
-        assert_known_on_host(slice_.inputs[1])

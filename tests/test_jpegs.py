@@ -82,16 +82,6 @@ def test_the_pixels_are_those_of_pillow(file: tuple[str, bytes]) -> None:
     np.testing.assert_array_equal(pixels, expected)
 
 
-@given(encoded(), st.sampled_from([2, 4, 8]))
-@settings(max_examples=30, deadline=None)
-def test_reduced_sides_are_rounded_up(file: tuple[str, bytes], ratio: int) -> None:
-    colours, data = file
-    pixels, size_px = decode_image(data, lambda height, width: ratio)
-    if colours in ("CMYK", "YCCK"):
-        ratio = 1
-    assert pixels.shape == (*(-(-side // ratio) for side in size_px), 3)
-
-
 def test_a_reduced_picture_is_that_of_libjpegs_scaled_decoding() -> None:
     data = jpeg(picture(101, 203, 0, "waves"))
     for ratio, sides in ((2, (51, 102)), (4, (26, 51)), (8, (13, 26))):

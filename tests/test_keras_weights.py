@@ -111,14 +111,6 @@ def test_a_vgg_among_other_layers_is_found_by_its_names(tmp_path: Path) -> None:
     assert "is an HDF5 file, but no Keras weights of a VGG" in refusal(tmp_path / "weights.h5")
 
 
-def test_two_models_in_a_file_are_not_mixed(tmp_path: Path) -> None:
-    path = tmp_path / "weights.h5"
-    write_early_keras_3(path, keras_arrays(make_weights(classifier=False)))
-    with h5py.File(path, "a") as file:
-        file.move("layers/conv2d_7", "other/layers/conv2d_7")
-    assert "is an HDF5 file, but no Keras weights of a VGG, got the root layers, optimizer, other" in refusal(path)
-
-
 @pytest.mark.parametrize(("file_name", "nested"), [("a.weights.h5", False), ("a.h5", True)])
 def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str, nested: bool) -> None:
     import keras

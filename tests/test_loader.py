@@ -132,25 +132,6 @@ def test_a_canvas_is_zero_beside_its_images(tmp_path: Path) -> None:
     assert native.images.shape == (1, 64, 10, 3)
 
 
-def test_the_dataset_carries_the_images(tmp_path: Path) -> None:
-    import tensorflow as tf
-
-    manifest = folder_of(tmp_path, 3)
-    canvas = ImageLoader(manifest, np.arange(3), batch_size=2, workers=1).dataset.element_spec
-    assert canvas == {
-        "image": tf.TensorSpec((None, None, None, 3), tf.uint8),
-        "numbers": tf.TensorSpec((None, 6), tf.int64),
-        "texts": tf.TensorSpec((None, 2), tf.string),
-    }
-    sized = ImageLoader(
-        manifest, np.arange(3), batch_size=2, workers=1, prepare=lambda image: np.zeros((5, 6, 3), np.float32), size_px=(5, 6)
-    )
-    assert sized.dataset.element_spec["image"] == tf.TensorSpec((None, 5, 6, 3), tf.float32)
-    elements = list(sized.dataset.as_numpy_iterator())
-    assert [element["image"].shape for element in elements] == [(2, 5, 6, 3), (1, 5, 6, 3)]
-    assert [element["numbers"][:, :3].tolist() for element in elements] == [[[0, 20, 60], [1, 21, 59]], [[2, 22, 58]]]
-
-
 def test_jpegs_are_reduced_while_they_are_decoded(tmp_path: Path) -> None:
     Image.fromarray(photograph(0, 64, 33)).save(tmp_path / "a.jpg")
     (batch,) = load(list_folder(tmp_path), ratio_for=lambda height_px, width_px: 8)
