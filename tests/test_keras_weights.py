@@ -10,24 +10,22 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import WeightsError
 from pipeline.network import architectures
-from pipeline.network.known_weights import wanted_layers
-from pipeline.network.weights import read_file
 
 from .weight_files import (
     Arrays,
+    assert_same_weights,
+    few_channels,
     keras_arrays,
     keras_name,
     make_weights,
-    shrink_networks,
+    read,
+    refusal,
     write_keras_2,
 )
 
-
-@pytest.fixture(autouse=True)
-def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_networks(monkeypatch)
+__all__ = ["few_channels"]
+pytestmark = pytest.mark.usefixtures("few_channels")
 
 
 def write_keras_1(path: Path, arrays: Arrays) -> None:
@@ -65,16 +63,6 @@ def write_early_keras_3(path: Path, arrays: Arrays) -> None:
 WRITERS = [write_keras_1, write_keras_2, write_keras_2_model, write_keras_3, write_early_keras_3]
 
 
-def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
-    with pytest.raises(WeightsError) as caught:
-        read_file(path, wanted_layers(network, classifier))
-    message = str(caught.value)
-    assert message.startswith(f"network.weights: {path} ")
-    assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize(("asked", "in_file"), [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("network", ["vgg16", "vgg19"])
@@ -86,16 +74,8 @@ def test_every_layout_gives_the_same_arrays(
     if asked and not in_file:
         assert "has no classifier (a 'notop' file), got layers conv1_1" in refusal(path, network, classifier=True)
         return
-    expected = make_weights(network, asked)
-    stored = read_file(path, wanted_layers(network, asked))
-    assert list(stored.kernels) == list(stored.biases) == list(expected.kernels)
-    for name, kernel in expected.kernels.items():
-        assert stored.kernels[name].dtype == stored.biases[name].dtype == np.float32
-        assert stored.kernels[name].flags.c_contiguous
-        np.testing.assert_array_equal(stored.kernels[name], kernel)
-        np.testing.assert_array_equal(stored.biases[name], np.arange(kernel.shape[3]))
-    assert stored.mean_pixel.dtype == np.float64
-    assert tuple(stored.mean_pixel) == architectures.MEAN_PIXEL_RGB
+    stored = read(path, network, asked)
+    assert_same_weights(stored, make_weights(network, asked))
     assert stored.pool_padding == "same"
     assert stored.source == "Keras"
 
@@ -104,9 +84,7 @@ def test_a_vgg_among_other_layers_is_found_by_its_names(tmp_path: Path) -> None:
     arrays = keras_arrays(make_weights())
     stem = {"stem": (np.zeros((1, 1, 3, 3), np.float32), np.zeros(3, np.float32))}
     write_keras_3(tmp_path / "weights.h5", stem | arrays)
-    stored = read_file(tmp_path / "weights.h5", wanted_layers("vgg19", classifier=True))
-    for name, kernel in make_weights().kernels.items():
-        np.testing.assert_array_equal(stored.kernels[name], kernel)
+    assert_same_weights(read(tmp_path / "weights.h5", classifier=True), make_weights())
     write_early_keras_3(tmp_path / "weights.h5", stem | arrays)
     assert "is an HDF5 file, but no Keras weights of a VGG" in refusal(tmp_path / "weights.h5")
 
@@ -115,7 +93,6 @@ def test_a_vgg_among_other_layers_is_found_by_its_names(tmp_path: Path) -> None:
 def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str, nested: bool) -> None:
     import keras
 
-    wanted = wanted_layers("vgg19", classifier=True)
     arrays = keras_arrays(make_weights())
     values = image = keras.layers.Input((224, 224, 3))
     for layer in architectures.layer_table("vgg19"):
@@ -136,9 +113,7 @@ def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str,
         model.save_weights(path)
     else:
         model.save(path)
-    stored = read_file(path, wanted)
-    for name, kernel in make_weights().kernels.items():
-        np.testing.assert_array_equal(stored.kernels[name], kernel)
+    assert_same_weights(read(path, classifier=True), make_weights())
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -241,5 +216,4 @@ def test_compressed_arrays_are_read_and_links_beside_them_not_followed(tmp_path:
         file["model_weights"] = h5py.ExternalLink("other.h5", "/secret")
         file["block1_conv2/extra"] = h5py.SoftLink("/block1_conv1")
         file["block1_conv1/again"] = file["block1_conv1"]
-    stored = read_file(path, wanted_layers("vgg19", False))
-    np.testing.assert_array_equal(stored.kernels["conv1_1"], kernel[:, :, ::-1])
+    assert_same_weights(read(path), make_weights(classifier=False))

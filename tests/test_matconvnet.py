@@ -12,18 +12,13 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from pipeline.errors import WeightsError
 from pipeline.network import architectures, matconvnet
-from pipeline.network.known_weights import Weights, wanted_layers
-from pipeline.network.weights import read_file
 
 from .matconvnet_writer import GENERATIONS, write_matconvnet
-from .weight_files import make_weights, shrink_networks
+from .weight_files import assert_same_weights, few_channels, make_weights, read, refusal
 
-
-@pytest.fixture(autouse=True)
-def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_networks(monkeypatch)
+__all__ = ["few_channels"]
+pytestmark = pytest.mark.usefixtures("few_channels")
 
 
 @pytest.fixture
@@ -31,21 +26,6 @@ def whole(tmp_path: Path) -> Path:
     path = tmp_path / "whole.mat"
     write_matconvnet(path, make_weights(), "new")
     return path
-
-
-def read(path: Path, network: str = "vgg19", classifier: bool = False) -> Weights:
-    return read_file(path, wanted_layers(network, classifier))
-
-
-def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
-    with pytest.raises(WeightsError) as caught:
-        read(path, network, classifier)
-    message = str(caught.value)
-    assert message.startswith(f"network.weights: {path} ")
-    assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
-    assert message.isprintable()
-    assert len(message) < 3000
-    return message
 
 
 def save_changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -69,14 +49,7 @@ def test_writing_then_reading_gives_the_same_arrays(
     path = tmp_path / "net.mat"
     write_matconvnet(path, weights, generation)
     stored = read(path, network, classifier=True)
-    assert list(stored.kernels) == list(weights.kernels)
-    for name, kernel in weights.kernels.items():
-        assert stored.kernels[name].dtype == stored.biases[name].dtype == np.float32
-        assert stored.kernels[name].flags.c_contiguous
-        np.testing.assert_array_equal(stored.kernels[name], kernel)
-        np.testing.assert_array_equal(stored.biases[name], weights.biases[name])
-    assert stored.mean_pixel.dtype == np.float64
-    np.testing.assert_array_equal(stored.mean_pixel, [1.5, 2.25, 200.1])
+    assert_same_weights(stored, weights)
     assert (stored.pool_padding, stored.source) == (padding, f"MatConvNet {words}")
 
 
@@ -122,9 +95,7 @@ def test_trailing_axes_that_matlab_dropped_are_put_back(monkeypatch: pytest.Monk
 
 def test_double_precision_becomes_float32(whole: Path) -> None:
     save_changed(whole, change_kernel("conv1_1", make_weights().kernels["conv1_1"].astype(np.float64)))
-    kernel = read(whole).kernels["conv1_1"]
-    assert kernel.dtype == np.float32
-    np.testing.assert_array_equal(kernel, make_weights().kernels["conv1_1"])
+    assert_same_weights(read(whole), make_weights(classifier=False))
 
 
 def test_files_of_other_networks_are_refused_by_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

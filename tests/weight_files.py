@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import WeightsError
 from pipeline.network import architectures, known_weights
 from pipeline.network.known_weights import Weights, wanted_layers
-from pipeline.network.weights import load_weights, random_weights
+from pipeline.network.weights import content_digest, load_weights, random_weights, read_file
 
 from .matconvnet_writer import write_matconvnet
 
@@ -69,6 +69,35 @@ def save_keras(path: Path, stored: Weights) -> None:
 def save_mat(path: Path, stored: Weights, generation: str = "new") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_matconvnet(path, stored, generation)
+
+
+@pytest.fixture
+def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_networks(monkeypatch)
+
+
+def read(path: Path, network: str = "vgg19", classifier: bool = False) -> Weights:
+    return read_file(path, wanted_layers(network, classifier))
+
+
+def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:
+    """Gives the line for a file that cannot be used."""
+    with pytest.raises(WeightsError) as caught:
+        read(path, network, classifier)
+    message = str(caught.value)
+    assert message.startswith(f"network.weights: {path} ")
+    assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
+    assert message.isprintable()
+    assert len(message) < 3000
+    return message
+
+
+def assert_same_weights(found: Weights, expected: Weights) -> None:
+    arrays = [*found.kernels.values(), *found.biases.values()]
+    assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
+    assert found.mean_pixel.dtype == np.float64
+    # Of all names, shapes and numbers, in order.
+    assert content_digest(found) == content_digest(expected)
 
 
 class Loader:
