@@ -83,7 +83,7 @@ def load_weights(
     if source == "random":
         return random_weights(wanted, seed)
     path = _published_file(wanted, source, folder, progress, log) if source in SOURCES else _given_file(wanted, source)
-    log(f"weights: reading {path}")
+    log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
     weights = read_file(path, wanted)
     weights = _identified(weights, f"{path.name} ({weights.source})")
     for words, effect in _EFFECTS.items():
