@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -139,14 +139,15 @@ def _read_table(dataset: h5py.Dataset) -> _ChunkTable:
         or dataset.dtype.newbyteorder("<") != dataset.dtype
     ):
         return _ChunkTable(shape, (1, *shape[1:]), dataset.dtype, False, None)
-    offsets = [(row, top, 0, 0) for row in range(0, shape[0], chunk[0]) for top in range(0, shape[1], chunk[1])]
-    places = np.full((len(offsets), 2), (-1, 0), np.int64)
-    # HDF5 leaves the size of a chunk unset where there is none at all, and h5py takes it for one.
-    if dataset.id.get_storage_size():
-        for number, offset in enumerate(offsets):
-            info = dataset.id.get_chunk_info_by_coord(offset[len(lead) :])
-            if info.byte_offset is not None and not info.filter_mask:
-                places[number] = info.byte_offset, info.size
+    bands = -(-shape[1] // chunk[1])
+    places = np.full((-(-shape[0] // chunk[0]) * bands, 2), (-1, 0), np.int64)
+
+    def note(info: Any) -> None:
+        row, top = ((0,) * len(lead) + info.chunk_offset)[:2]
+        if not info.filter_mask:
+            places[row // chunk[0] * bands + top // chunk[1]] = info.byte_offset, info.size
+
+    dataset.id.chunk_iter(note)
     return _ChunkTable(shape, chunk, dataset.dtype, is_deflated, places)
 
 
@@ -260,25 +261,20 @@ class ShardLayer:
                     if size:
                         os.posix_fadvise(file.fileno(), position, size, os.POSIX_FADV_WILLNEED)
 
-    def examine(self) -> Iterator[tuple[list[StoreError], int]]:
-        """Yield what is wrong with the rows of each chunk, and the bytes of their values, but for failed ones."""
-        stop = 0
-        while stop < self._shard.rows:
-            rows = self._group(stop)
-            stop = rows.stop
-            errors: list[StoreError] = []
-            read_bytes, decoded = 0, None
-            for row in rows:
-                if self._failed[row]:
-                    continue
-                try:
-                    decoded = decoded or self._decode(row)
-                    read_bytes += self._checked(row, decoded).nbytes
-                except StoreError as error:
-                    errors.append(error)
-                    if decoded is None:
-                        break
-            yield errors, read_bytes
+    def examine(self) -> Iterator[int | StoreError]:
+        """Yield the bytes of the values of each row that is ok, or what is wrong; once for rows that share a damaged chunk."""
+        decoded, damaged_rows = None, range(0)
+        for row in np.flatnonzero(~self._failed).tolist():
+            if row in damaged_rows:
+                continue
+            try:
+                if decoded is None or row not in decoded.rows:
+                    damaged_rows = self._group(row)
+                    decoded = self._decode(row)
+                    damaged_rows = range(0)
+                yield self._checked(row, decoded).nbytes
+            except StoreError as error:
+                yield error
 
     def _table(self, row: int) -> _ChunkTable:
         table = self._tables[row]

@@ -219,12 +219,13 @@ def check_hdf5(path: Path, stop: Event | None = None) -> FileCheck:
         tables.check_shard(file, path, digests[-1], shard)
         for layer in check.layers:
             with check.noting():
-                for errors, size_bytes in ShardLayer(path, digests[-1], shard, layer).examine():
+                for row in ShardLayer(path, digests[-1], shard, layer).examine():
                     if (stop and stop.is_set()) or len(check.findings) >= MOST_FINDINGS:
                         return check
-                    check.row_bytes += size_bytes
-                    for error in errors:
-                        check.add(error)
+                    if isinstance(row, int):
+                        check.row_bytes += row
+                    else:
+                        check.add(row)
     return check
 
 

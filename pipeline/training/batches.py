@@ -58,6 +58,7 @@ class Examples:
 
     Attributes:
         rows: (n,) int64, rows of the run, in the order in which they were given.
+        layers: Name -> layer of the run.
         classes: The texts that labels are numbers of, of all images of the run: every subset has the same numbers. Those made of
             digits come first, sorted as numbers, then the others, sorted as texts. Where a column holds the numbers 0, 1, 2 ...
             without a gap, these as texts. None where labels are other numbers, or there are none.
@@ -65,7 +66,6 @@ class Examples:
         is_native: Whether images have arrays of differing shapes.
         shapes: Layer -> (h, w, c) of a row; h and w are None at native size.
         dtypes: Layer -> dtype of the values as they are given.
-        chunk_rows: Rows that are stored together, of the layer where they are most.
 
     Raises:
         StoreError: There is no such layer or column; the rows are none of the run's, or none are left.
@@ -89,11 +89,10 @@ class Examples:
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         if not names:
             raise OptionError(f"layers: none is given, got {layers!r}. Expected one or more of: {', '.join(run.layers)}.")
-        self._layers = {name: run[name] for name in names}
-        self.dtypes = {name: np.dtype(dtype or layer.dtype) for name, layer in self._layers.items()}
-        self.shapes: dict[str, tuple[int | None, ...]] = {name: layer.shape[1:] for name, layer in self._layers.items()}
+        self.layers: dict[str, Any] = {name: run[name] for name in names}
+        self.dtypes = {name: np.dtype(dtype or layer.dtype) for name, layer in self.layers.items()}
+        self.shapes: dict[str, tuple[int | None, ...]] = {name: layer.shape[1:] for name, layer in self.layers.items()}
         self.is_native = any(None in shape for shape in self.shapes.values())
-        self.chunk_rows: int = max(layer.chunk_rows for layer in self._layers.values())
         self.rows = _choose(run, where, failed)
         self.classes, self.labels = _label(run, label, self.rows)
 
@@ -114,11 +113,6 @@ class Examples:
         for place in range(_length(columns)):
             yield self.item({name: values[place] for name, values in columns.items()})
 
-    def chunk_starts(self) -> NDArray[np.int64]:
-        """Return the first row of the run that lies in the same chunk as each row, (n,)."""
-        starts: NDArray[np.int64] = max(self._layers.values(), key=lambda layer: layer.chunk_rows).chunk_starts(self.rows)
-        return starts
-
     def read(self, places: NDArray[np.int64], threads: int | None = None) -> Columns:
         """Read some of the rows.
 
@@ -133,12 +127,12 @@ class Examples:
             StoreError: A shard is missing or damaged, or the rows do not fit into memory.
         """
         rows = self.rows[places]
-        columns: Columns = {name: layer.read(rows, self.dtypes[name], threads) for name, layer in self._layers.items()}
+        columns: Columns = {name: layer.read(rows, self.dtypes[name], threads) for name, layer in self.layers.items()}
         return columns if self.labels is None else {**columns, None: self.labels[places]}
 
     def __repr__(self) -> str:
         classes = "" if self.classes is None else f", {len(self.classes)} classes"
-        return f"{len(self)} rows of {', '.join(self._layers)}{classes}, of {str(self.run.path)!r}"
+        return f"{len(self)} rows of {', '.join(self.layers)}{classes}, of {str(self.run.path)!r}"
 
 
 def _length(columns: Columns) -> int:
@@ -292,11 +286,11 @@ class Batches:
 
     def _order(self, epoch: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Return the places of the rows of an epoch, and where pieces of it end that are read as one."""
+        layer = max(self.examples.layers.values(), key=lambda layer: layer.chunk_rows)
         if self.shuffle:
-            return shuffled(self.examples.chunk_starts(), self._buffer_chunks, (self.seed, *epoch))
-        count, chunk_rows = len(self.examples), self.examples.chunk_rows
-        step = STRAIGHT_CHUNKS * chunk_rows
-        return np.arange(count), None if chunk_rows == 1 else np.append(np.arange(step, count, step), count)
+            return shuffled(layer.chunk_starts(self.examples.rows), self._buffer_chunks, (self.seed, *epoch))
+        count, step = len(self.examples), STRAIGHT_CHUNKS * layer.chunk_rows
+        return np.arange(count), None if layer.chunk_rows == 1 else np.append(np.arange(step, count, step), count)
 
     def _read_ahead(self, pieces: list[NDArray[np.int64]], threads: int | None, ahead: int) -> Iterator[Columns]:
         """Read pieces in order, some ahead, in a thread of its own."""
@@ -367,9 +361,7 @@ def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> A
     """
     if examples.is_native:
         raise no_array(str(examples.run.path))
-    row_bytes = sum(
-        math.prod(side or 0 for side in examples.shapes[name]) * examples.dtypes[name].itemsize for name in examples.shapes
-    )
+    row_bytes = sum(math.prod(layer.row_shape) * examples.dtypes[name].itemsize for name, layer in examples.layers.items())
     needed, free = len(examples) * row_bytes, available_bytes()
     if out is not None:
         return examples.item(_to_file(examples, Path(out), row_bytes))
@@ -394,24 +386,23 @@ def _to_file(examples: Examples, path: Path, row_bytes: int) -> Columns:
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EINVAL, "something that is no regular file")
-        try:
-            # Written, not mapped: on a disk that is full, writing to a mapped file ends the process.
-            with partial.open("wb") as file:
-                descr = np.lib.format.dtype_to_descr(examples.dtypes[name])
-                header = {"descr": descr, "fortran_order": False, "shape": (len(examples), *shape)}
-                np.lib.format.write_array_header_2_0(file, header)
-                for columns in Batches(examples, max(1, STEP_BYTES // row_bytes)).next_epoch():
-                    file.write(columns[name].data)
-            # Only now: an earlier array may still be mapped from a file of this name, and what stands there is whole.
-            partial.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written, got {error.strerror or error}. Expected {len(examples) * row_bytes / 1e9:.3g} GB of "
-            f"free disk and a folder that may be written to."
-        ) from error
+        # Written, not mapped: on a disk that is full, writing to a mapped file ends the process.
+        with partial.open("wb") as file:
+            descr = np.lib.format.dtype_to_descr(examples.dtypes[name])
+            header = {"descr": descr, "fortran_order": False, "shape": (len(examples), *shape)}
+            np.lib.format.write_array_header_2_0(file, header)
+            for columns in Batches(examples, max(1, STEP_BYTES // row_bytes)).next_epoch():
+                file.write(columns[name].data)
+        # Only now: an earlier array may still be mapped from a file of this name, and what stands there is whole.
+        partial.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            raise StoreError(
+                f"{path}: cannot be written, got {error.strerror or error}. Expected {len(examples) * row_bytes / 1e9:.3g} GB "
+                f"of free disk and a folder that may be written to."
+            ) from error
+        raise
     mapped: Columns = {name: np.load(path, mmap_mode="r", allow_pickle=False)}
     return mapped if examples.labels is None else {**mapped, None: examples.labels}
