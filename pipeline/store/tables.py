@@ -8,14 +8,13 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5ds, h5g, h5s, h5t
 from numpy.typing import NDArray
 
 from ..errors import StoreError
@@ -93,28 +92,24 @@ def write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
         spec: The run.
         rows: Of the file.
     """
-    # By h5py's lower half: its upper one takes three times as long, which shows where there are many layers.
-    features, statistics = (h5g.open(file.id, name) for name in (b"features", b"statistics"))
-    image = _write_scale(file, format.IMAGE_DIMENSION, rows)
-    for group in (h5g.open(file.id, name) for name in (b"images", b"checksums")):
-        for name in group:
-            h5ds.attach_scale(h5d.open(group, name), image, 0)
+    image = _make_scale(file, format.IMAGE_DIMENSION, rows)
+    for node in (*file["images"].values(), *file["checksums"].values()):
+        node.dims[0].attach_scale(image)
     for feature in spec.features:
         if feature.shape is None:
             continue
         name, sizes = feature.layer.name, feature.shape
-        scales = [_write_scale(file, words.format(name), size) for words, size in zip(format.ROW_DIMENSIONS, sizes, strict=True)]
-        layer, of_layer = h5d.open(features, name.encode()), h5g.open(statistics, name.encode())
-        for axis, scale in enumerate((image, *scales)):
-            h5ds.attach_scale(layer, scale, axis)
-        for statistic in (b"channel_minimum", b"channel_maximum"):
-            h5ds.attach_scale(h5d.open(of_layer, statistic), scales[-1], 0)
+        scales = [_make_scale(file, words.format(name), size) for words, size in zip(format.ROW_DIMENSIONS, sizes, strict=True)]
+        for dimension, scale in zip(file["features"][name].dims, (image, *scales), strict=True):
+            dimension.attach_scale(scale)
+        for statistic in ("channel_minimum", "channel_maximum"):
+            file["statistics"][name][statistic].dims[0].attach_scale(scales[-1])
 
 
-def _write_scale(file: h5py.File, name: str, size: int) -> h5d.DatasetID:
+def _make_scale(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     # As netCDF makes it: nothing is stored of its values.
-    scale = h5d.create(file.id, name.encode(), h5t.IEEE_F32BE, h5s.create_simple((size,)))
-    h5ds.set_scale(scale, format.DIMENSION_TITLE.format(size).encode())
+    scale = file.create_dataset(name, (size,), ">f4")
+    scale.make_scale(format.DIMENSION_TITLE.format(size))
     return scale
 
 
@@ -340,12 +335,6 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
     if (first, rows) != (shard.first, shard.rows):
         got = f"rows {first} to {first + rows - 1}"
         raise foreign(path, f"not the shard that its name says, got {got}", f"{shard.first} to {shard.stop - 1}")
-
-
-def column_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the columns of ``/images`` as a person wants them: those of the format first, HDF5 having sorted them by name."""
-    known = ("key", "label", "status", "error", "height", "width", "bytes", "sha256")
-    return tuple(sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name)))
 
 
 def layer_names(file: h5py.File) -> Iterator[str]:
