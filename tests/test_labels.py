@@ -68,18 +68,6 @@ def test_floats_stay_floats(tmp_path: Path) -> None:
     assert_array_equal(found.numpy(), expected)
 
 
-def test_torch_gets_the_same_numbers(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    run = run_of(tmp_path, [str(row % 12) for row in range(ROWS)], score=[f"{row / 8}" for row in range(ROWS)])
-    rows = run.torch_dataset("relu4_1", label="label")
-    assert rows.classes == tuple(map(str, range(12)))
-    assert rows[11][1] == 11
-    assert rows[[10, 2]][1].dtype == torch.int64
-    _, scores = run.torch_dataset("relu4_1", label="score")[:]
-    assert scores.dtype == torch.float64
-    assert scores.tolist() == [row / 8 for row in range(ROWS)]
-
-
 def test_folders_named_by_digits_are_classes_sorted_as_numbers(tmp_path: Path) -> None:
     folders = [str(1 + row % 12) for row in range(ROWS)]
     run = run_of(tmp_path, folders, [f"{folder}/{row}.jpg" for row, folder in enumerate(folders)])
@@ -113,8 +101,6 @@ def test_numbers_in_an_array_of_objects_are_numbers(tmp_path: Path) -> None:
         (["007", "1"], None),
         (["+4930", "1"], None),
         (["1_000"], None),
-        (["1 ", "2"], None),
-        (["0x1"], None),
         (["٣"], None),
         (["1", "9" * 30], None),
         (["", ""], None),

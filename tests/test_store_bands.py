@@ -19,28 +19,14 @@ SHARD = "shards/shard-00001-of-00003.h5"
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_the_pieces_of_an_image_are_the_image(dtype: str, compression: str, tmp_path: Path) -> None:
+def test_an_image_of_fixed_size_is_one_piece(dtype: str, compression: str, tmp_path: Path) -> None:
     values = write_run(tmp_path, make_spec(dtype=dtype, compression=compression))
     with open_run(tmp_path) as run:
         for layer in run.layers:
             for row in (0, 5, 9):
-                pieces = list(run[layer].bands(row))
-                assert len(pieces) == 1
-                assert pieces[0][0] == 0
-                assert pieces[0][1].dtype == dtype
-                np.testing.assert_array_equal(pieces[0][1], values[layer][row])
-                assert run[layer].shape_of(row) == values[layer][row].shape
-
-
-def test_an_image_of_native_size_comes_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format, "BAND_BYTES", 200)
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    values = write_run(tmp_path, spec, failed=[1], values=make_values(spec, {i: (3 + i, 9 - i) for i in range(6)}))
-    with open_run(tmp_path) as run:
-        bands = list(run["relu4_1"].bands(5))
-        assert [(first, band.shape) for first, band in bands] == [(0, (4, 4, 3)), (4, (4, 4, 3))]
-        np.testing.assert_array_equal(np.concatenate([band for _, band in bands]), values["relu4_1"][5])
-        assert run["relu4_1"].shape_of(5) == (8, 4, 3)
+                ((first, piece),) = run[layer].bands(row)
+                assert (first, piece.dtype, run[layer].shape_of(row)) == (0, dtype, values[layer][row].shape)
+                np.testing.assert_array_equal(piece, values[layer][row])
 
 
 def test_pieces_are_left_out_but_never_the_first_and_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,13 +46,8 @@ def test_pieces_are_left_out_but_never_the_first_and_the_last(tmp_path: Path, mo
 def test_a_damaged_piece_is_named_as_by_all_readers(layer: str, compression: str, tmp_path: Path) -> None:
     write_run(tmp_path, make_spec(compression=compression))
     flip(tmp_path / SHARD, chunk_place(tmp_path / SHARD, layer, 2))
-    with open_run(tmp_path) as run:
-        lines = set()
-        for row in (4, 5, 6, 7):
-            try:
-                list(run[layer].bands(row))
-            except StoreError as error:
-                lines.add(str(error))
-        assert len(lines) == 1 or layer == "conv1_1"
-        assert all(line.startswith(f"{tmp_path / SHARD}: layer {layer}, row") and "is damaged, got " in line for line in lines)
-        assert lines
+    with (
+        open_run(tmp_path) as run,
+        pytest.raises(StoreError, match=rf"^{tmp_path / SHARD}: layer {layer}, rows? .* is damaged, got "),
+    ):
+        list(run[layer].bands(6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,50 +38,26 @@ def values() -> dict[str, NDArray[np.float32]]:
     return stacked
 
 
-def test_a_run_opens_by_its_folder_or_its_index(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
+def test_a_run_opens_by_its_folder_its_index_or_a_shard(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
     for path in (folder, folder / "features.h5", str(folder)):
         with open_run(path) as run:
-            assert run.layers == ("conv1_1", "relu4_1")
-            assert len(run) == 10
-            assert "relu4_1" in run
-            assert "relu9_9" not in run
+            assert (run.layers, len(run), "relu4_1" in run, "relu9_9" in run) == (("conv1_1", "relu4_1"), 10, True, False)
             assert run.attributes["network"] == "vgg19"
             assert [shard.first for shard in run.shards] == [0, 4, 8]
             np.testing.assert_array_equal(run["relu4_1"][:], values["relu4_1"])
-
-
-def test_a_single_shard_opens_as_a_run_of_its_rows(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
     run = open_run(folder / "shards/shard-00001-of-00003.h5")
-    assert len(run) == 4
-    assert run.row("folder2/image é5.jpg") == 1
+    assert (len(run), run.row("folder2/image é5.jpg")) == (4, 1)
     np.testing.assert_array_equal(run["conv1_1"][:], values["conv1_1"][4:8])
-    np.testing.assert_array_equal(run["relu4_1"][-1], values["relu4_1"][7])
     last = open_run(folder / "shards/shard-00002-of-00003.h5")
-    assert len(last) == 2
     np.testing.assert_array_equal(last["relu4_1"][[1, 0]], values["relu4_1"][[9, 8]])
 
 
 @pytest.mark.parametrize(
     "wanted",
     [
-        0,
-        9,
-        -1,
-        -10,
-        np.int64(4),
-        slice(None),
-        slice(2, 9, 3),
-        slice(None, None, -1),
-        slice(5, 5),
-        [1, 8, 1, 3],
-        [-1, 0],
-        [],
-        np.array([7, 2], np.uint8),
-        np.arange(10) % 3 == 1,
-        [True] * 5 + [False] * 5,
-        (4, slice(1, 3)),
-        (slice(3, 6), 0, 1),
-        ([5, 2], slice(None), slice(None), 2),
+        *(0, -10, np.int64(4), slice(None), slice(2, 9, 3), slice(None, None, -1), slice(5, 5), [1, 8, 1, 3], [-1, 0], []),
+        *(np.array([7, 2], np.uint8), np.arange(10) % 3 == 1, [True] * 5 + [False] * 5),
+        *((4, slice(1, 3)), (slice(3, 6), 0, 1), ([5, 2], slice(None), slice(None), 2)),
     ],
     ids=repr,
 )
@@ -160,9 +136,9 @@ def test_unknown_layers_and_keys_name_the_nearest(folder: Path) -> None:
     with pytest.raises(StoreError, match=r"features\.h5: no such layer, got 'relu4_2'\. Expected one of: relu4_1\."):
         run["relu4_2"]
     with pytest.raises(
-        StoreError, match=r"no such image, got 'folder9/image é7\.jpg'\. Expected a key such as: folder1/image é7\.jpg\."
+        StoreError, match=r"no such image, got 'x/image é7\.jpg'\. Expected a key such as: folder1/image é7\.jpg\."
     ):
-        run.row("folder9/image é7.jpg")
+        run.row("x/image é7.jpg")
     with pytest.raises(StoreError, match="Expected a key such as: folder"):
         run.row("folder1/image 7.jpg")
 
@@ -196,27 +172,15 @@ def test_a_run_and_a_layer_are_pickled_by_their_path(folder: Path, values: dict[
     assert pickle.loads(pickle.dumps(run.images))["label"][1] == "folder1"
 
 
-def test_no_shard_stays_open(folder: Path) -> None:
+def test_threads_share_a_run_and_no_shard_stays_open(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
     run = open_run(folder)
-    assert run["conv1_1"][:].size
-    files = Path("/proc/self/fd")
-    assert not any(folder in file.resolve().parents for file in files.iterdir()) if files.exists() else True
-
-
-def test_threads_share_a_run(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
-    run, errors = open_run(folder), []
 
     def read(seed: int) -> None:
-        try:
-            for row in np.random.default_rng(seed).integers(0, 10, 60):
-                for layer in run.layers:
-                    np.testing.assert_array_equal(run[layer][int(row)], values[layer][row])
-        except BaseException as error:
-            errors.append(error)
+        for row in np.random.default_rng(seed).integers(0, 10, 60):
+            for layer in run.layers:
+                np.testing.assert_array_equal(run[layer][int(row)], values[layer][row])
 
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(4)))
+    files = Path("/proc/self/fd")
+    assert not (files.exists() and any(folder in file.resolve().parents for file in files.iterdir()))

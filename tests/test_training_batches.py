@@ -120,26 +120,20 @@ def test_rows_are_chosen_by_mask_rows_or_slice_and_failed_ones_left_out(run: Run
     assert len(Examples(run, "large", where=where, failed=True).rows) >= len(expected)
 
 
-def test_a_subset_has_the_classes_of_the_whole_run(run: Run) -> None:
-    examples = Examples(run, "large", label="label", where=run.images["label"] == "folder2")
-    assert examples.classes == ("folder0", "folder1", "folder2")
-    assert examples.labels is not None
-    assert set(examples.labels.tolist()) == {2}
-
-
-def test_labels_may_be_numbers_or_given_values(run: Run) -> None:
+def test_labels_may_be_numbers_or_given_values_and_a_subset_has_the_classes_of_all(run: Run) -> None:
     heights = Examples(run, "large", label="height")
     assert heights.classes is None
     assert heights.labels is not None
-    assert heights.labels.dtype == np.int32
-    assert heights.labels.tolist() == [300 + row for row in OK_ROWS]
+    assert (heights.labels.dtype, heights.labels.tolist()) == (np.int32, [300 + row for row in OK_ROWS])
     scores = run.images["score"].astype(np.float32)
     given = Examples(run, "large", label=np.stack([scores, -scores], axis=1), where=[9])
     np.testing.assert_array_equal(given.labels, [[scores[9], -scores[9]]])
     named = Examples(run, "large", label=["cat", "ant"] * 20)
-    assert named.classes == ("ant", "cat")
     assert named.labels is not None
-    assert named.labels.tolist() == [1 - row % 2 for row in OK_ROWS]
+    assert (named.classes, named.labels.tolist()) == (("ant", "cat"), [1 - row % 2 for row in OK_ROWS])
+    some = Examples(run, "large", label="label", where=run.images["label"] == "folder2")
+    assert some.labels is not None
+    assert (some.classes, {*some.labels.tolist()}) == (("folder0", "folder1", "folder2"), {2})
 
 
 def test_images_of_native_size_come_as_lists(native: Run) -> None:
@@ -191,7 +185,9 @@ def test_rows_that_are_stored_together_are_decoded_once_an_epoch(tmp_path: Path,
         assert len(decoded) == 5
 
 
-def test_an_epoch_is_read_ahead_by_two_batches_and_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_is_read_ahead_by_two_batches_and_no_more_and_leaves_no_thread(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, begun = Examples.read, []
 
     def noted(self: Any, places: Any, threads: Any) -> Any:
@@ -204,26 +200,15 @@ def test_an_epoch_is_read_ahead_by_two_batches_and_no_more(run: Run, monkeypatch
         next(batches)
         time.sleep(0.05)
         assert len(begun) <= taken + 2
+    assert any(thread.name.startswith("batches") for thread in threading.enumerate())
     batches.close()
     assert len(begun) <= 7
+    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
-def test_an_epoch_that_is_left_leaves_no_thread(run: Run) -> None:
-    def readers() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
-
-    for layer in SHAPES:
-        for _ in run.batches(layer, 3, shuffle=True):
-            assert len(readers()) == 1
-            break
-        assert readers() == []
-
-
-def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> None:
+def test_batches_are_pickled_and_say_what_they_are(run: Run) -> None:
     batches = run.batches("large", 6, label="label", shuffle=True, seed=5, share=(1, 2))
-    path = str(folder / "features.h5")
-    assert repr(batches) == f"<4 batches of 6, shuffled, seed 5, share 1 of 2: 38 rows of large, 3 classes, of {path!r}>"
-    assert repr(run.batches(["large", "small"], 6)) == f"<7 batches of 6, in order: 38 rows of large, small, of {path!r}>"
+    assert repr(batches).startswith("<4 batches of 6, shuffled, seed 5, share 1 of 2: 38 rows of large, 3 classes, of ")
     copied = pickle.loads(pickle.dumps(batches))
     for (one, labels), (other, others) in zip(batches, copied, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -234,16 +219,13 @@ def test_batches_are_pickled_and_say_what_they_are(run: Run, folder: Path) -> No
     ("options", "line"),
     [
         ({"layers": "lerge"}, "no such layer, got 'lerge'. Expected one of: large."),
-        ({"layers": []}, "layers: none is given, got []. Expected one or more of: small, large."),
         ({"label": "lable"}, "no such column, got 'lable'. Expected one of: label."),
         ({"label": [1, 2]}, "label: values of another number, got shape (2,). Expected 40, one a row of the run, or the name"),
         ({"where": [True, False]}, "where: a mask of another length, got 2 values. Expected 40, one a row."),
-        ({"where": [40]}, "where: no such row, got 40. Expected -40 to 39."),
         ({"where": FAILED}, "no rows are left, got 2 of 40 by where=, 2 of them failed. Expected at least one."),
         ({"dtype": "int8"}, "dtype: cannot be given so, got 'int8'. Expected 'float32', or None for the dtype as stored."),
         ({"batch_size": 2.5}, "batch_size: out of range, got 2.5. Expected a whole number from 1 on."),
         ({"seed": -1}, "seed: out of range, got -1. Expected a whole number from 0 on."),
-        ({"buffer_chunks": 0}, "buffer_chunks: out of range, got 0. Expected a whole number from 1 on."),
         ({"share": (2, 2)}, "share: out of range, got (2, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"batch_size": 39, "drop_last": True}, "batch_size: no batch is left, got 39 for 38 of 38 rows (share 0 of 1)."),
         ({"shuffle": True, "share": (0, 39)}, "batch_size: no batch is left, got 4 for 0 of 38 rows (share 0 of 39)."),
@@ -310,41 +292,36 @@ def test_an_array_may_be_written_to_a_file_and_mapped(run: Run, tmp_path: Path, 
     mapped, labels = run.to_numpy("large", label="height", out=tmp_path / "large.npy")
     assert isinstance(mapped, np.memmap)
     np.testing.assert_array_equal(mapped, run["large"][OK_ROWS])
-    np.testing.assert_array_equal(np.load(tmp_path / "large.npy"), mapped)
     assert labels[0] == 300
     named = run.to_numpy(["small"], out=str(tmp_path / "small.npy"), dtype="float32")
     np.testing.assert_array_equal(named["small"], run["small"][OK_ROWS].astype(np.float32))
 
 
 def test_an_array_that_cannot_be_made_is_one_line(run: Run, native: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert batches.available_bytes() is None or batches.available_bytes() > 1e6  # type: ignore[operator]
     monkeypatch.setattr(batches, "available_bytes", lambda: 1_000_000)
-    line = (
-        r"features\.h5: does not fit into memory, got 0\.00292 GB for 38 rows\. Expected at most the 0\.001 GB that are free\. "
-        r"Read batches, choose rows, or give out='features\.npy'\."
-    )
+    line = r"features\.h5: does not fit into memory, got 0\.00292 GB for 38 rows\. Expected at most the 0\.001 GB that are free\."
     with pytest.raises(StoreError, match=line):
         run.to_numpy("large", dtype="float32")
     with pytest.raises(StoreError, match="images of differing shapes make no array, got native size"):
         native.to_numpy("relu4_1")
-    with pytest.raises(
-        OptionError, match=r"out: a file holds one layer, got 2: small, large\. Expected one\. Call it once a layer\."
-    ):
+    with pytest.raises(OptionError, match=r"out: a file holds one layer, got 2: small, large\. Expected one\."):
         run.to_numpy(["small", "large"], out=tmp_path / "both.npy")
-    with pytest.raises(
-        StoreError,
-        match=r"missing/large\.npy: cannot be written, got No such file or directory\. Expected 0\.\d+ GB of free disk",
-    ):
+    line = r"missing/large\.npy: cannot be written, got No such file or directory\. Expected 0\.\d+ GB of free disk"
+    with pytest.raises(StoreError, match=line):
         run.to_numpy("large", out=tmp_path / "missing/large.npy")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_full_disk_is_one_line_and_keeps_what_was_there(run: Run, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_keeps_what_was_there_and_no_device_is_replaced(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"mine")
     (tmp_path / "a.npy.partial").symlink_to("/dev/full")
     with pytest.raises(StoreError, match=r"a\.npy: cannot be written, got No space left on device\."):
         run.to_numpy("large", out=tmp_path / "a.npy")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npy", b"mine")]
+    (tmp_path / "device.npy").symlink_to(os.devnull)
+    with pytest.raises(StoreError, match=r"device\.npy: cannot be written, got something that is no regular file\."):
+        run.to_numpy("large", out=tmp_path / "device.npy")
+    assert (tmp_path / "device.npy").is_symlink()
 
 
 def test_an_array_that_is_not_finished_leaves_the_file_of_before(
@@ -371,13 +348,3 @@ def test_an_array_that_is_not_finished_leaves_the_file_of_before(
     # Another may take its place while it is mapped.
     run.to_numpy("large", where=[5], out=tmp_path / "a.npy")
     np.testing.assert_array_equal(before, expected)
-
-
-def test_what_is_no_file_is_left_alone(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "device.npy").symlink_to(os.devnull)
-    (tmp_path / "folder.npy").mkdir()
-    for name in ("device.npy", "folder.npy"):
-        with pytest.raises(StoreError, match=rf"{name}: cannot be written, got something that is no regular file\. Expected"):
-            run.to_numpy("large", out=tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.npy", "folder.npy"]
-    assert (tmp_path / "device.npy").is_symlink()

@@ -27,16 +27,13 @@ def rows_of(dataset: Any) -> list[int]:
 def test_elements_have_shapes_types_and_a_known_number(run: Run) -> None:
     dataset = run.tf_dataset("large", label="label", batch_size=8)
     assert dataset.element_spec == (tf.TensorSpec((None, 80, 80, 3), tf.float16), tf.TensorSpec((None,), tf.int64))
-    assert len(dataset) == 5
-    assert dataset.class_names == ("folder0", "folder1", "folder2")
+    assert (len(dataset), dataset.class_names) == (5, ("folder0", "folder1", "folder2"))
     full = run.tf_dataset("large", label="label", batch_size=8, drop_remainder=True, dtype="float32")
     assert full.element_spec == (tf.TensorSpec((8, 80, 80, 3), tf.float32), tf.TensorSpec((8,), tf.int64))
-    assert len(full) == 4
-    assert [features.shape[0] for features, _ in full] == [8] * 4
+    assert [features.shape[0] for features, _ in full] == [8] * 4 == [8] * len(full)
     alone = run.tf_dataset("large", label="height")
     assert alone.element_spec == (tf.TensorSpec((80, 80, 3), tf.float16), tf.TensorSpec((), tf.int32))
-    assert len(alone) == 38
-    assert alone.class_names is None
+    assert (len(alone), alone.class_names) == (38, None)
     named = run.tf_dataset(["small", "large"], batch_size=8)
     assert named.element_spec == {layer: tf.TensorSpec((None, *shape), tf.float16) for layer, shape in SHAPES.items()}
 

@@ -42,15 +42,12 @@ def rows_of(widths: Any) -> list[int]:
 @needs_torch
 def test_items_are_tensors_with_labels(run: Run) -> None:
     dataset = run.torch_dataset("large", label="label", dtype="float32")
-    assert len(dataset) == 38
-    assert dataset.classes == ("folder0", "folder1", "folder2")
-    assert dataset.rows.tolist() == OK_ROWS
+    assert (len(dataset), dataset.classes, dataset.rows.tolist()) == (38, ("folder0", "folder1", "folder2"), OK_ROWS)
     features, label = dataset[3]
     assert (features.dtype, tuple(features.shape)) == (torch.float32, (80, 80, 3))
     np.testing.assert_array_equal(features.numpy(), run["large"][4].astype(np.float32))
     assert (label.dtype, int(label)) == (torch.int64, 1)
     np.testing.assert_array_equal(dataset[-1][0].numpy(), run["large"][39])
-    assert repr(dataset).startswith("<dataset: 38 rows of large, 3 classes, of '")
     assert len(list(dataset)) == 38
     (plain,) = run.torch_dataset("large", where=[5])
     assert plain.dtype == torch.float16
@@ -130,9 +127,7 @@ def test_a_stream_gives_whole_batches_in_another_order_each_epoch(run: Run) -> N
         assert rows_of(widths for _, widths in DataLoader(again, batch_size=5)) == second
         for features, widths in dataset:
             np.testing.assert_array_equal(features.numpy(), run[layer][widths.numpy() - 400])
-    assert repr(dataset).startswith("<dataset: <5 batches of 8, shuffled, seed 1: 38 rows of large")
-    in_order = run.torch_dataset("large", label="width", batch_size=8)
-    assert rows_of(widths for _, widths in in_order) == OK_ROWS
+    assert rows_of(widths for _, widths in run.torch_dataset("large", label="width", batch_size=8)) == OK_ROWS
     assert len(run.torch_dataset("large", batch_size=8, drop_last=True)) == 4
 
 
@@ -187,8 +182,6 @@ def test_ranks_share_an_epoch_and_must_agree_on_its_number(run: Run) -> None:
 
 @needs_torch
 def test_the_rank_is_that_of_torch_distributed(run: Run, tmp_path: Path) -> None:
-    if not torch.distributed.is_available():
-        pytest.skip("this PyTorch is built without torch.distributed")
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         assert run.torch_dataset("large", batch_size=4)._batches.share == (0, 1)
