@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.records import RunSpec
 from pipeline.store import codec, format
 from pipeline.store.reader import open_run
 
@@ -110,18 +109,3 @@ def test_a_run_comes_back_bit_for_bit_in_whatever_chunks_and_shards(
             by_hdf5 = node[format.native_name(row)][()] if native else node[row]
             assert as_bits(by_hdf5, dtype) == as_bits(expected, dtype)
             assert index["checksums/relu1_1"][row] == zlib.crc32(as_bits(expected, dtype))
-        assert_index_joins_shards(index, spec)
-
-
-def assert_index_joins_shards(index: h5py.File, spec: RunSpec) -> None:
-    """Holds the index's tables to those of the shards, one after the other."""
-    shards = [h5py.File(f"{index.filename[: -len(format.INDEX_NAME)]}shards/{shard.file_name}") for shard in spec.shards()]
-    for group in ("images", "checksums"):
-        assert set(index[group]) == set(shards[0][group])
-        for name in index[group]:
-            joined = np.concatenate([shard[group][name][()] for shard in shards])
-            assert index[group][name].dtype == shards[0][group][name].dtype
-            assert index[group][name][()].tolist() == joined.tolist()
-    assert [int(shard.attrs["first_row"]) for shard in shards] == [shard.first for shard in spec.shards()]
-    for shard in shards:
-        shard.close()

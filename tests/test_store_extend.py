@@ -541,12 +541,12 @@ def test_a_run_is_extended_a_limited_number_of_times(tmp_path: Path, monkeypatch
 
 def test_as_many_parts_as_are_allowed_fit_into_the_attributes(tmp_path: Path) -> None:
     from pipeline.records import Part
-    from pipeline.store import tables
+    from pipeline.store import shard, tables
 
     spec = spec_of([f"{i:04d}" for i in range(format.LARGEST_PART + 1)])
     spec = replace(spec, before=tuple(Part(f"{i:064x}", i + 1) for i in range(format.LARGEST_PART)))
     with h5py.File(tmp_path / "features.h5", "w") as file:
-        tables.write_root(file, spec, "index", 0)
+        shard.write_root(file, spec, "index", 0)
     with h5py.File(tmp_path / "features.h5") as file:
         assert tables.read_parts(file, tmp_path) == spec.parts
         digests, shards = tables.read_plan(file, tmp_path)

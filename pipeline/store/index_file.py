@@ -19,13 +19,13 @@ from .damage import require_own_shards
 from .digests import Digests
 from .manifest_file import join_images
 from .run_contents import read_run_contents
-from .shard import write_tables
+from .shard import write_layer, write_tables
 from .statistics import LayerStatistics, join_statistics, read_statistics
 from .tables import Column
 
 # Missing shards that are named.
 NAMED = 3
-# Attributes of the root that are written for each file, by :func:`pipeline.store.tables.write_root`.
+# Attributes of the root that are written for each file, by :func:`pipeline.store.shard.write_root`.
 _OF_THE_FILE = {
     *("format", "format_version", "file_kind", "run_digest", "identity", "manifest_digest", "first_row", "rows", "created"),
     *("images_per_shard", "part_stops", "part_digests"),
@@ -58,7 +58,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
                     node = _link_images(group, feature.layer.name, spec, columns["status"])
                 else:
                     node = _map_shards(group, feature, spec)
-                tables.write_layer(node, feature, spec.dtype)
+                write_layer(node, feature, spec.dtype)
             write_tables(file, spec, format.INDEX, 0, columns, checksums, statistics)
             file.flush()
             content = file.id.get_file_image()

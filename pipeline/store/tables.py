@@ -1,15 +1,13 @@
-"""The tree of a shard or index but for the values of layers: attributes, columns, checksums, dimensions; opened and compared."""
+"""Shards and indexes opened for reading: what they say of the run, their columns and checksums; but for the values of layers."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import FeatureSpec, ImageStatus, Part, RunSpec, ShardSpec, plan_shards
+from ..records import Part, ShardSpec, plan_shards
 from ..storage import RemotePath
 from . import format
 from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
@@ -41,113 +39,6 @@ from .damage import damaged as damaged
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
 _log = logging.getLogger(__name__)
-_TEXT = h5py.string_dtype("utf-8")
-
-
-def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> None:
-    """Write the attributes of the root.
-
-    Args:
-        file: Open for writing.
-        spec: The run.
-        kind: ``shard`` or ``index``.
-        first_row: Row in the run of the file's first row.
-    """
-    attributes: dict[str, Any] = {
-        **{name: value if isinstance(value, np.ndarray) else format.plain_text(value) for name, value in spec.attributes.items()},
-        "format": format.FORMAT,
-        "format_version": np.int64(format.FORMAT_VERSION),
-        "file_kind": kind,
-        "run_digest": spec.digest,
-        "identity": json.dumps(dict(spec.identity), sort_keys=True),
-        "manifest_digest": spec.manifest.digest,
-        "first_row": np.int64(first_row),
-        "rows": np.int64(len(spec.manifest)),
-        "images_per_shard": np.int64(spec.images_per_shard),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    if spec.before:
-        attributes["part_stops"] = np.array([part.stop for part in spec.parts], np.int64)
-        attributes["part_digests"] = np.array([part.digest for part in spec.parts], object)
-    file.attrs.update(attributes)
-
-
-def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: str) -> None:
-    """Write the attributes of ``/features/<layer>``."""
-    attributes = {
-        "axes": format.NATIVE_AXES if feature.shape is None else format.AXES,
-        "channels": np.int64(feature.layer.channels),
-        "stride_px": np.int64(feature.layer.stride_px),
-        "network_index": np.int64(feature.layer.network_index),
-        "dtype": dtype,
-    }
-    node.attrs.update(attributes)
-
-
-def write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
-    """Write the dimensions as scales at the root, and attach them to all arrays, which are there.
-
-    Args:
-        file: Open for writing.
-        spec: The run.
-        rows: Of the file.
-    """
-    image = _make_scale(file, format.IMAGE_DIMENSION, rows)
-    for node in (*file["images"].values(), *file["checksums"].values()):
-        node.dims[0].attach_scale(image)
-    for feature in spec.features:
-        if feature.shape is None:
-            continue
-        name, sizes = feature.layer.name, feature.shape
-        scales = [_make_scale(file, words.format(name), size) for words, size in zip(format.ROW_DIMENSIONS, sizes, strict=True)]
-        for dimension, scale in zip(file["features"][name].dims, (image, *scales), strict=True):
-            dimension.attach_scale(scale)
-        for statistic in ("channel_minimum", "channel_maximum"):
-            file["statistics"][name][statistic].dims[0].attach_scale(scales[-1])
-
-
-def _make_scale(file: h5py.File, name: str, size: int) -> h5py.Dataset:
-    # As netCDF makes it: nothing is stored of its values.
-    scale = file.create_dataset(name, (size,), ">f4")
-    scale.make_scale(format.DIMENSION_TITLE.format(size))
-    return scale
-
-
-def image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, Column]:
-    """Return the columns of a shard's ``/images``.
-
-    Args:
-        spec: The run.
-        shard: Which rows.
-        statuses: One for each of these rows, in order.
-    """
-    rows, manifest = slice(shard.first, shard.stop), spec.manifest
-    columns: dict[str, Column] = {
-        "key": _texts(manifest.keys[rows]),
-        "status": _texts([status.word for status in statuses]),
-        "error": _texts([status.error for status in statuses]),
-        "label": _texts(manifest.labels[rows]),
-        "height": np.array([status.height_px for status in statuses], np.int32),
-        "width": np.array([status.width_px for status in statuses], np.int32),
-        "bytes": np.array([status.file_bytes for status in statuses], np.int64),
-        "sha256": _texts([status.sha256 for status in statuses]),
-    }
-    for name, stored in format.column_names(manifest.metadata).items():
-        columns[stored] = _texts(manifest.metadata[name][rows])
-    return columns
-
-
-def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
-    return np.array([*map(format.plain_text, texts), None], object)[:-1]  # the None keeps NumPy from guessing a dtype
-
-
-def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
-    """Write ``/images``, each column with the checksum that :func:`read_column` holds it to."""
-    group = file.create_group("images")
-    for name, values in columns.items():
-        dtype = format.NUMBER_COLUMNS.get(name, _TEXT)
-        dataset = group.create_dataset(name, data=values, dtype=dtype)
-        dataset.attrs["crc32"] = np.uint32(column_checksum(values))
 
 
 def read_column(file: h5py.File, path: Path, name: str) -> Column:
