@@ -52,14 +52,11 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
     Raises:
         StoreError: It is damaged.
     """
-    try:
+    with reading(path, f"column {name!r} of /images"):
         dataset = own_node(file["images"], name)
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
-        expected, got = int(dataset.attrs["crc32"]), column_checksum(values)
-    except HDF5_READ_ERRORS as error:
-        raise damaged(path, f"column {name!r} of /images", error) from error
-    if got != expected:
-        raise damaged(path, f"column {name!r} of /images", f"checksum {got:08x}")
+        if (got := column_checksum(values)) != int(dataset.attrs["crc32"]):
+            raise ValueError(f"checksum {got:08x}")
     return values
 
 
@@ -69,13 +66,11 @@ def read_checksums(file: h5py.File, path: Path, layer: str) -> NDArray[np.uint32
     Raises:
         StoreError: It is damaged.
     """
-    try:
+    with reading(path, f"/checksums/{layer}"):
         dataset = own_node(file["checksums"], layer)
         if dataset.dtype != np.dtype("<u4"):
             raise ValueError(f"{dataset.dtype} of shape {dataset.shape}")
         values: NDArray[np.uint32] = dataset[()]
-    except HDF5_READ_ERRORS as error:
-        raise damaged(path, f"/checksums/{layer}", error) from error
     return values
 
 
@@ -96,62 +91,55 @@ def open_file(path: Path) -> h5py.File:
         StoreError: It is missing, a link, cannot be read, is damaged, leads out of itself, is not of this program or of a later
             version of the format.
     """
-    require_file(path)
+    opened = _open_hdf5(path)
     try:
-        source = hdf5_source(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    try:
-        opened = _open_by_hdf5(source)
-    except HDF5_READ_ERRORS as error:
-        raise damaged(path, "the HDF5 file", error) from error
-    try:
-        kind, version = opened.attrs.get("format"), opened.attrs.get("format_version")
-        if kind != format.FORMAT or version is None:
-            raise ForeignError(
-                f"{path}: not a file of this program, got format {kind!r}. Expected {format.FORMAT!r}. "
-                f"Give a run folder, its {format.INDEX_NAME} or one of its shards."
-            )
-        if int(version) != format.FORMAT_VERSION:
-            is_later = int(version) > format.FORMAT_VERSION
-            raise ForeignError(
-                f"{path}: written by {'a later' if is_later else 'an earlier'} version of this program, got format version "
-                f"{int(version)}. Expected {format.FORMAT_VERSION}. "
-                f"{'Update the program' if is_later else 'Extract again with output.existing=replace'}."
-            )
-        found = str(opened.attrs["run_digest"])
-        if hashlib.sha256(str(opened.attrs["identity"]).encode()).hexdigest() != found:
-            raise damaged(path, "attribute 'run_digest' of the root", f"{found[:12]}, which is not that of the identity")
-        check_tree(opened, path)
-    except BaseException as error:
+        with reading(path, "the root"):
+            _check_root(opened, path)
+            check_tree(opened, path)
+    except BaseException:
         opened.close()
-        if isinstance(error, HDF5_READ_ERRORS):
-            raise damaged(path, "the root", error) from error
         raise
     return opened
 
 
-def hdf5_source(path: Path) -> Any:
-    """Return what HDF5 opens: the file, or what reads as much as is asked for of one at an address.
+def _check_root(file: h5py.File, path: Path) -> None:
+    kind, version = file.attrs.get("format"), file.attrs.get("format_version")
+    if kind != format.FORMAT or version is None:
+        raise ForeignError(
+            f"{path}: not a file of this program, got format {kind!r}. Expected {format.FORMAT!r}. "
+            f"Give a run folder, its {format.INDEX_NAME} or one of its shards."
+        )
+    if int(version) != format.FORMAT_VERSION:
+        is_later = int(version) > format.FORMAT_VERSION
+        raise ForeignError(
+            f"{path}: written by {'a later' if is_later else 'an earlier'} version of this program, got format version "
+            f"{int(version)}. Expected {format.FORMAT_VERSION}. "
+            f"{'Update the program' if is_later else 'Extract again with output.existing=replace'}."
+        )
+    found = str(file.attrs["run_digest"])
+    if hashlib.sha256(str(file.attrs["identity"]).encode()).hexdigest() != found:
+        raise damaged(path, "attribute 'run_digest' of the root", f"{found[:12]}, which is not that of the identity")
 
-    Raises:
-        OSError: It cannot be read.
-    """
-    if isinstance(path, RemotePath):
-        return path.ranges()
-    with path.open("rb") as file:
-        file.read(1)
-    return path
 
-
-def _open_by_hdf5(source: Any) -> h5py.File:
-    """Open a file for reading; without a lock where the file system has none."""
+def _open_hdf5(path: Path) -> h5py.File:
+    """Open any HDF5 file for reading; without a lock where the file system has none."""
+    require_file(path)
     try:
-        return h5py.File(source, "r")
+        if isinstance(path, RemotePath):
+            source: Any = path.ranges()
+        else:
+            with path.open("rb") as file:
+                file.read(1)
+            source = path
     except OSError as error:
-        if system_errno(error) not in NO_LOCKS:
-            raise
-        _say_no_locks(os.strerror(system_errno(error)))
+        raise unreadable(path, error) from error
+    with reading(path, "the HDF5 file"):
+        try:
+            return h5py.File(source, "r")
+        except OSError as error:
+            if system_errno(error) not in NO_LOCKS:
+                raise
+            _say_no_locks(os.strerror(system_errno(error)))
         return h5py.File(source, "r", locking=False)
 
 
@@ -167,8 +155,7 @@ def is_foreign(path: Path) -> bool:
         UnreadableError: It is in use, or the system does not let us read it.
     """
     try:
-        require_file(path)
-        with reading(path, "the HDF5 file"), _open_by_hdf5(hdf5_source(path)) as file:
+        with _open_hdf5(path) as file, reading(path, "the root"):
             return bool(file.attrs.get("format") != format.FORMAT)
     except UnreadableError:
         raise
@@ -182,7 +169,7 @@ def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
     Raises:
         StoreError: They are damaged.
     """
-    try:
+    with reading(path, "the root"):
         # A run that was never extended has one part, and no attributes about it.
         stops = [int(stop) for stop in file.attrs.get("part_stops", [file.attrs["rows"]])]
         digests = [str(digest) for digest in file.attrs.get("part_digests", [file.attrs["run_digest"]])]
@@ -191,9 +178,7 @@ def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
             raise ValueError(f"parts that end at rows {stops[:5]}")
         if stops[-1] > format.MOST_ROWS or not 0 <= stops[-1] // int(file.attrs["images_per_shard"]) <= format.MOST_SHARDS:
             raise ValueError(f"{stops[-1]} rows in shards of {file.attrs['images_per_shard']}")
-        return tuple(map(Part, digests, stops))
-    except HDF5_READ_ERRORS as error:
-        raise damaged(path, "the root", error) from error
+    return tuple(map(Part, digests, stops))
 
 
 def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[ShardSpec, ...]]:
@@ -203,11 +188,8 @@ def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[Shard
         StoreError: They are damaged.
     """
     parts = read_parts(file, path)
-    try:
-        shards = plan_shards([part.stop for part in parts], int(file.attrs["images_per_shard"]))
-        return tuple(part.digest for part in parts), shards
-    except HDF5_READ_ERRORS as error:
-        raise damaged(path, "the root", error) from error
+    shards = plan_shards([part.stop for part in parts], int(file.attrs["images_per_shard"]))
+    return tuple(part.digest for part in parts), shards
 
 
 def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> None:
@@ -216,11 +198,9 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
     Raises:
         StoreError: It is of another run, of other rows, or damaged.
     """
-    try:
+    with reading(path, "the root"):
         found = str(file.attrs["run_digest"])
         first, rows = int(file.attrs["first_row"]), len(own_node(file["images"], "key"))
-    except HDF5_READ_ERRORS as error:
-        raise damaged(path, "the root", error) from error
     if found != digest:
         raise of_another_run(path, found, digest)
     if (first, rows) != (shard.first, shard.rows):
