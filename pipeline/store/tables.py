@@ -19,12 +19,12 @@ from ..errors import StoreError
 from ..records import Part, ShardSpec, plan_shards
 from ..storage import RemotePath
 from . import format
-from .damage import HDF5_READ_ERRORS as HDF5_READ_ERRORS
 from .damage import (
     NO_LOCKS,
     ForeignError,
     UnreadableError,
     check_tree,
+    damaged,
     foreign,
     of_another_run,
     own_node,
@@ -33,8 +33,6 @@ from .damage import (
     system_errno,
     unreadable,
 )
-from .damage import DamagedError as DamagedError
-from .damage import damaged as damaged
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
