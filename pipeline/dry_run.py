@@ -17,7 +17,7 @@ from .formatting import words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
 from .progress import refuse_failures, say_size
-from .records import ImageStatus, RunSpec
+from .records import ImageStatus
 from .report import Stopwatch, count_causes
 from .store import disk
 from .store.run_folder import RunFolder
@@ -27,12 +27,11 @@ from .store.writer import DryWriter
 SAMPLE_BATCHES = 4
 
 
-def run_sample(options: Options, spec: RunSpec, run_folder: RunFolder, stages: Stages) -> None:
+def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     """Run a sample, and say what came of it.
 
     Args:
         options: Of the run.
-        spec: The run.
         run_folder: As :func:`~pipeline.store.run_folder.preview_folder` gives it, with something to make.
         stages: Of the run.
 
@@ -40,20 +39,19 @@ def run_sample(options: Options, spec: RunSpec, run_folder: RunFolder, stages: S
         DatasetError: The sample is all there is, and too much of it fails.
         NetworkError: A value cannot be stored.
     """
-    rows = rows_of(run_folder.missing)
-    batch_size, workers = stages.device.batch_size, options.runtime.workers or usable_cores()
+    spec, rows, batch_size = run_folder.spec, rows_of(run_folder.missing), stages.device.batch_size
     count = min(len(rows), SAMPLE_BATCHES * batch_size)
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
     # A second time where there is but one batch, for the time that it takes then.
     turns = 2 if count <= batch_size else 1
-    trial, ends = DryWriter(spec, workers), [0.0]
+    trial, ends = DryWriter(spec, options.runtime.workers or usable_cores()), [0.0]
 
     def done(statuses: Sequence[ImageStatus], values: int) -> None:
         ends.append(time.monotonic())
 
     with ExitStack() as stack:
         stack.callback(trial.abort)
-        loads = [iter(stages.load(spec.manifest, sample, workers)) for _ in range(turns)]
+        loads = [iter(stages.load(spec.manifest, sample)) for _ in range(turns)]
         for load in loads:
             stack.callback(close_unless_running, load)
         extract(itertools.chain.from_iterable(loads), stages, trial, Stopwatch(), done)

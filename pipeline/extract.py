@@ -22,9 +22,10 @@ from .network.architectures import WINOGRAD
 from .network.known_weights import Weights
 from .network.start import load_tensorflow
 from .network.winograd import prepare_segments
-from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec, ShardSpec, Sink
+from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec, ShardSpec
 from .report import Stopwatch
 from .store.codec import FLOAT16_LIMIT
+from .store.writer import DryWriter, Writer
 
 if TYPE_CHECKING:
     from .images.loader import ImageLoader
@@ -42,7 +43,7 @@ class Stages:
 
     Attributes:
         device: Where the network runs.
-        load: (manifest, indices (n,) int64, threads) -> a loader of these rows; iterate over it for batches.
+        load: (manifest, indices (n,) int64) -> a loader of these rows; iterate over it for batches.
         compute: Batch -> features of its good images, one layer after the other, computed when asked for.
         overflow_fails_row: Whether an image with a value that float16 cannot hold fails, or the writer is to refuse it.
         in_flight: Batches on the device at a time: while one is uploaded, another is computed and a third is fetched. Each then
@@ -50,15 +51,13 @@ class Stages:
     """
 
     device: Device
-    load: Callable[[Manifest, NDArray[np.int64], int], ImageLoader]
+    load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]
     compute: Callable[[Batch], Iterable[FeatureBatch]]
     overflow_fails_row: bool
     in_flight: int
 
 
-def make_shards(
-    writer: Sink, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, threads: int, watch: Stopwatch, done: Done
-) -> None:
+def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, watch: Stopwatch, done: Done) -> None:
     """Make shards of one part. All are finished when this returns; those of which all has come, when it raises.
 
     Args:
@@ -66,7 +65,6 @@ def make_shards(
         part: The run up to the part.
         shards: In order; their images are read as one sequence.
         stages: Of the run.
-        threads: That read and decode.
         watch: Gets the seconds of each stage.
         done: See :data:`Done`.
 
@@ -76,7 +74,7 @@ def make_shards(
     with ExitStack() as stack:
         # Last in, first out: reading stops before what is unfinished is dropped.
         stack.push(lambda kind, error, trace: writer.abort() if kind else None)
-        batches = iter(stages.load(part.manifest, rows_of(shards), threads))
+        batches = iter(stages.load(part.manifest, rows_of(shards)))
         stack.callback(close_unless_running, batches)
         extract(batches, stages, writer, watch, done)
         with watch.stage("finish"):
@@ -88,7 +86,7 @@ def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(shard.first, shard.stop) for shard in shards])
 
 
-def extract(batches: Iterator[Batch], stages: Stages, sink: Sink, watch: Stopwatch, done: Done) -> None:
+def extract(batches: Iterator[Batch], stages: Stages, sink: Writer | DryWriter, watch: Stopwatch, done: Done) -> None:
     """Run every batch through the stages. Every image gets one status; one that did not fail gets features of each layer.
 
     Args:
@@ -252,16 +250,14 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         if data.decode == "fast":
             ratio_for = partial(dct_reduction, spec=resize)
 
-    def load(manifest: Manifest, indices: NDArray[np.int64], workers: int) -> ImageLoader:
-        return ImageLoader(
-            *(manifest, indices),
-            batch_size=device.batch_size if resize else None,
-            workers=workers,
-            prepare=prepare,
-            size_px=size_px if by_winograd else None,
-            ratio_for=ratio_for,
-        )
-
+    load = partial(
+        ImageLoader,
+        batch_size=device.batch_size if resize else None,
+        workers=threads,
+        prepare=prepare,
+        size_px=size_px if by_winograd else None,
+        ratio_for=ratio_for,
+    )
     row_bytes = sum(math.prod(feature.shape) for feature in spec.features if feature.shape) * FLOAT_BYTES
     in_flight = batches_in_flight(device, size_px, row_bytes, gpu_memory_bytes() if device.kind == "gpu" else 0)
     overflow_fails_row = options.output.dtype == "float16" and options.output.overflow == "row"

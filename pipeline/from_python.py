@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from .cli import GROUP_NAMES
-from .config import REPLACED, TAR_SUFFIX, check_options, defaults, known_keys, nested, unknown_key
+from .config import REPLACED, TAR_SUFFIX, check_options, defaults, known_keys, nested
 from .errors import OptionError, nearest
 from .network.start import undisturbed
 
@@ -110,35 +110,26 @@ def extract_features(
         PipelineError: What else stopped it, in one line; finished shards are kept.
         KeyboardInterrupt: Likewise.
     """
+    known = [name for name in known_keys() if name not in _OF_THE_COMMAND]
+    full_names = {_OWN_NAMES.get(name, name.rsplit(".", 1)[-1]): name for name in known} | {name: name for name in known}
     given: dict[str, Any] = {"layers": layers}
     if dir is not None:
         given[_option_of(_plain(dir))] = dir
-    for name, value in _full_names(options):
-        if name in given:
-            raise OptionError(f"{name}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
-        given[name] = value
-    values = nested({**defaults(), **{name: _plain(value) for name, value in given.items()}})
-    checked = check_options(values)
+    for word, value in options.items():
+        if word not in full_names:
+            near = REPLACED.get(word) or nearest(word.rpartition(".")[2], full_names)
+            raise OptionError(
+                f"{word}: there is no such option, got {word!r}. Expected one of: {near}. See help(pipeline.extract_features)."
+            )
+        if full_names[word] in given:
+            raise OptionError(f"{full_names[word]}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
+        given[full_names[word]] = value
+    checked = check_options(nested({**defaults(), **{name: _plain(value) for name, value in given.items()}}))
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
-    job = undisturbed(lambda: importlib.import_module("pipeline.job"))
-    job.run(checked, quiet=quiet)
+    undisturbed(lambda: importlib.import_module("pipeline.job")).run(checked, quiet=quiet)
     from .store.reader import open_run
 
     return open_run(checked.folder)
-
-
-def _full_names(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    known = [name for name in known_keys() if name not in _OF_THE_COMMAND]
-    short = {_OWN_NAMES.get(name, name.rsplit(".", 1)[-1]): name for name in known}
-    for name, value in options.items():
-        if name in REPLACED:
-            raise unknown_key(name)
-        if name not in known and name not in short:
-            raise OptionError(
-                f"{name}: there is no such option, got {name!r}. Expected one of: {nearest(name.rpartition('.')[2], short)}. "
-                f"See help(pipeline.extract_features)."
-            )
-        yield short.get(name, name), value
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -71,16 +71,16 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             manifest = list_images(options.data)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
-        spec = plan_run(options, manifest, weights, layers)
+        planned = plan_run(options, manifest, weights, layers)
         opening = preview_folder if options.dry_run else open_folder
-        with opening(options.folder, spec, options.output.existing, options.part) as run_folder, ExitStack() as stack:
+        with opening(options.folder, planned, options.output.existing, options.part) as run_folder, ExitStack() as stack:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
-            spec = run_folder.spec
+            path, spec = run_folder.path, run_folder.spec
             if options.part is None:
                 _try_again(run_folder)
-            _say_plan(options, spec, run_folder)
+            _say_plan(run_folder)
             if options.dry_run:
-                _dry_run(options, spec, run_folder, weights)
+                _dry_run(options, run_folder, weights)
                 return None
             engine = None
             if run_folder.missing:
@@ -88,16 +88,15 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
                     engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
             # From here on nothing but the disk can refuse the run.
             run_folder.prepare()
-            log = options.folder / format.log_name(options.part.mark if options.part else "")
-            stack.enter_context(log_to_file(log, kept_lines))
+            stack.enter_context(log_to_file(path / format.log_name(options.part.mark if options.part else ""), kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
-            errors = _check_finished(options.folder, spec, run_folder)
-            made = _make(options, spec, run_folder, engine, errors, watch)
+            errors = _check_finished(run_folder)
+            made = _make(options, run_folder, engine, errors, watch)
             # The options of the run, whoever has made which part of it.
             given = {**options.given, "part": None}
             if options.part is not None:
                 return finish_share(run_folder, given, made, watch, errors)
-            return finish_run(options.folder, spec, given, made, watch)
+            return finish_run(path, spec, given, made, watch)
 
 
 def _load_weights(options: Options, needs_classifier: bool) -> Weights:
@@ -141,12 +140,13 @@ def _is_readable(record: ImageRecord) -> bool:
         return False
 
 
-def _say_plan(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:
+def _say_plan(run_folder: RunFolder) -> None:
     """Say what will be written, before the first image is read.
 
     Raises:
         StoreError: It cannot fit on the disk.
     """
+    spec, own, missing, share = run_folder.spec, run_folder.own, run_folder.missing, run_folder.share
     for feature in spec.features:
         if feature.shape is None:
             size = f"{feature.layer.channels} channels, one value for {feature.layer.stride_px} px"
@@ -154,11 +154,9 @@ def _say_plan(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:
             size_bytes = words_for_bytes(format.row_bytes([feature], spec.dtype))
             size = f"{' x '.join(map(str, feature.shape))} {spec.dtype}, {size_bytes} an image"
         _log.info("layer: %s, %s", feature.layer.name, size)
-    own, missing = run_folder.own, run_folder.missing
-    rows = sum(shard.rows for shard in missing)
-    if options.part is not None:
-        of_own = sum(shard.rows for shard in own)
-        _log.info("part: %s, %d of %s, %d images", options.part, len(own), counted(len(spec.shards()), "shard"), of_own)
+    rows = count_rows(missing)
+    if share is not None:
+        _log.info("part: %s, %d of %s, %d images", share, len(own), counted(len(spec.shards()), "shard"), count_rows(own))
     if run_folder.added:
         _log.info("extend: %s after the %d of the run", counted(run_folder.added, "new image"), spec.first_row)
     if len(gone := run_folder.removed):
@@ -169,16 +167,11 @@ def _say_plan(options: Options, spec: RunSpec, run_folder: RunFolder) -> None:
     if run_folder.finished:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
     if rows:
-        _say_disk(spec, run_folder, rows)
+        _say_disk(run_folder, rows)
 
 
-def _say_disk(spec: RunSpec, run_folder: RunFolder, rows: int) -> None:
-    """Say how much is to be written where.
-
-    Raises:
-        StoreError: It cannot fit on the disk.
-    """
-    path, missing, free = run_folder.path, run_folder.missing, free_bytes(run_folder)
+def _say_disk(run_folder: RunFolder, rows: int) -> None:
+    path, spec, missing, free = run_folder.path, run_folder.spec, run_folder.missing, free_bytes(run_folder)
     needed, place, where, advice = expected_bytes(spec, missing), path, f"under {path}", "or another disk"
     size = "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression"
     if not disk.holds_all(path):
@@ -194,53 +187,49 @@ def _say_disk(spec: RunSpec, run_folder: RunFolder, rows: int) -> None:
         _log.warning("%s before compression. Finished shards are kept if the disk fills up. Use float16 %s.", text, advice)
 
 
-def _dry_run(options: Options, spec: RunSpec, run_folder: RunFolder, weights: Weights) -> None:
-    stages = None
-    if run_folder.missing:
-        with leaving_at_once():
-            stages = make_stages(options, spec, weights)
-    _check_finished(options.folder, spec, run_folder)
-    if stages is None:
-        _log.info("estimate: all %d rows are finished, nothing is left to make", sum(shard.rows for shard in run_folder.own))
+def _dry_run(options: Options, run_folder: RunFolder, weights: Weights) -> None:
+    _check_finished(run_folder)
+    if not run_folder.missing:
+        _log.info("estimate: all %d rows are finished, nothing is left to make", count_rows(run_folder.own))
     else:
         if options.engine.name != "local":
             _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
-        run_sample(options, spec, run_folder, stages)
+        with leaving_at_once():
+            stages = make_stages(options, run_folder.spec, weights)
+        run_sample(options, run_folder, stages)
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
-def _make(
-    options: Options, spec: RunSpec, run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch
-) -> Made:
+def _make(options: Options, run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch) -> Made:
     """Make the missing shards; ``errors``: why rows of the finished ones failed."""
+    path, spec = run_folder.path, run_folder.spec
     with run_folder.alone():
-        is_there = Digests(options.folder).agrees("config.yaml")
         # Of parts the first one that comes writes it: to the others it may be the run's already.
-        if not is_there or (engine is not None and options.part is None):
-            write_text(options.folder / "config.yaml", str(spec.attributes["config"]))
+        if (engine is not None and options.part is None) or not Digests(path).agrees("config.yaml"):
+            write_text(path / "config.yaml", str(spec.attributes["config"]))
     if engine is None:
         return Made()
-    rows, whole = (sum(shard.rows for shard in shards) for shards in (run_folder.missing, run_folder.own))
-    began = time.monotonic()
-    with Progress(options.folder, spec, rows, whole - rows, errors, options.data.max_failed_fraction) as progress:
+    rows, began = count_rows(run_folder.missing), time.monotonic()
+    before = count_rows(run_folder.own) - rows
+    with Progress(path, spec, rows, before, errors, options.data.max_failed_fraction) as progress:
         made = engine(progress, watch)
-    made.rows_now, made.rows_added = rows, sum(shard.rows for shard in run_folder.missing if shard.part)
+    made.rows_now, made.rows_added = rows, count_rows(shard for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)
     return made
 
 
-def _check_finished(path: Path, spec: RunSpec, run_folder: RunFolder) -> list[str]:
+def _check_finished(run_folder: RunFolder) -> list[str]:
     """Return why rows of the finished shards failed; say where other libraries or another compression have made them.
 
     Raises:
         StoreError: An image has changed since.
     """
+    path, spec = run_folder.path, run_folder.spec
     errors: list[str] = []
     others: set[str] = set()
     finished = [shard for shard in run_folder.own if shard in run_folder.finished]
-    for shard, shard_path in zip(
-        finished, read_ahead(path / format.shard_path(shard.file_name) for shard in finished), strict=True
-    ):
+    paths = read_ahead(path / format.shard_path(shard.file_name) for shard in finished)
+    for shard, shard_path in zip(finished, paths, strict=True):
         with open_run(shard_path) as found:
             created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
             refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
@@ -309,23 +298,21 @@ def finish_share(
     for shard in run_folder.missing:
         with open_run(path / format.shard_path(shard.file_name)) as found:
             errors += [error for error in found.images["error"] if error]
-    report = _report(path, spec, options, made, watch, sum(shard.rows for shard in run_folder.own), errors, part=str(share))
+    report = _report(path, spec, options, made, watch, count_rows(run_folder.own), errors, part=str(share))
     own = path / format.report_name(share.mark)
     if made.rows_now or not own.exists():
         # It has no line in SHA256SUMS. Where nothing was made, what it took when something was is worth more.
-        _write_text(own, report.json(), disk.publish)
+        write_text(own, report.json(), disk.publish)
     with run_folder.alone():
         lacking = run_folder.lacking()
         if not lacking and not run_folder.is_extended():
             run_folder.gather_digests()
             return finish_run(path, spec, options, made, watch, part=str(share))
     _say(report)
-    if lacking:
-        _log.info(
-            "index: %d of %d shards are not there yet; the part that finishes last writes it", len(lacking), len(spec.shards())
-        )
-    else:
-        _log.info("index: the run has been extended meanwhile; the part that finishes the extension last writes it")
+    what = (
+        f"{len(lacking)} of {len(spec.shards())} shards are not there yet" if lacking else "the run has been extended meanwhile"
+    )
+    _log.info("index: %s; the part that finishes last writes it", what)
     return report
 
 
@@ -450,22 +437,23 @@ def stored_report(path: Path) -> Report | None:
         return None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS``.
+def write_text(path: Path, text: str, publish: Callable[[Path], None] | None = None) -> None:
+    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise.
 
     Raises:
         StoreError: The disk refuses.
     """
-    _write_text(path, text, Digests(path.parent).publish)
-
-
-def _write_text(path: Path, text: str, publish: Any) -> None:
     with disk.writing(path) as partial:
         # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        publish(path)
+        (publish or Digests(path.parent).publish)(path)
 
 
 def _say(report: Report) -> None:
     for line in report.summary().splitlines():
         _log.info(line)
+
+
+def count_rows(shards: Iterable[ShardSpec]) -> int:
+    """Return how many rows shards hold."""
+    return sum(shard.rows for shard in shards)

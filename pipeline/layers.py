@@ -6,10 +6,11 @@ Loads neither weights nor TensorFlow.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
+
+import numpy as np
 
 from . import cli
 from .config import AUTO, check_value
@@ -18,8 +19,8 @@ from .formatting import words_for_bytes
 from .network.architectures import layer_table as network_layers
 from .network.architectures import multiply_adds, output_shapes, resolve_layers
 from .records import LayerSpec
+from .store.shown import Shown, text_table
 
-FLOAT_BYTES = {"float32": 4, "float16": 2}
 HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")
 
 
@@ -28,57 +29,50 @@ class LayerRow:
     """One layer of a network, for an input size.
 
     Attributes:
+        name: Of the layer.
         layer: As the network's table gives it.
         shape: (h, w, c) of the output; None where the input is too small.
         row_bytes: Of one image's activations as stored, before compression; 0 without a shape.
-        gflop: Floating-point operations of one image up to and with this layer, in 1e9.
+        gflop: Floating-point operations of one image up to and with this layer, in 1e9; NaN without a shape.
         is_chosen: Whether it is among the layers that were asked for.
     """
 
+    name: str
     layer: LayerSpec
     shape: tuple[int, int, int] | None
     row_bytes: int
     gflop: float
     is_chosen: bool
 
-    @property
-    def name(self) -> str:
-        """Of the layer."""
-        return self.layer.name
-
     def cells(self) -> tuple[str, ...]:
         """Return what stands under :data:`HEADINGS`."""
-        mark, kernel = "*" * self.is_chosen, self.layer.kernel_shape
-        words = " x ".join(map(str, kernel)) if kernel else "-"
-        start = (mark, self.name, words)
-        if self.shape is None:
-            return *start, "input too small", f"{self.layer.stride_px} px", "-", "-"
-        size, output = words_for_bytes(self.row_bytes), " x ".join(map(str, self.shape))
-        return *start, output, f"{self.layer.stride_px} px", size, f"{self.gflop:.2f}"
+        kernel, output = (" x ".join(map(str, sides or ())) for sides in (self.layer.kernel_shape, self.shape))
+        numbers = (words_for_bytes(self.row_bytes), f"{self.gflop:.2f}") if self.shape else ("-", "-")
+        return "*" * self.is_chosen, self.name, kernel or "-", output or "input too small", f"{self.layer.stride_px} px", *numbers
 
 
-class LayerTable(Sequence[LayerRow]):
+class LayerTable(Shown, Sequence[LayerRow]):
     """All layers of a network in order; printed, a table. A layer is had by its place or by its name.
 
     Attributes:
-        network: Its name.
-        size_px: (height, width) of the input.
-        dtype: Of the stored values.
-        pool_padding: ``same`` or ``valid``.
+        caption: What the table is of.
     """
 
     def __init__(self, network: str, size_px: tuple[int, int], pool_padding: str, dtype: str, words: Sequence[str]) -> None:
-        self.network, self.size_px, self.pool_padding, self.dtype = network, size_px, pool_padding, dtype
+        self.caption = (
+            f"{network}, input {size_px[0]} x {size_px[1]} px, {dtype}, pool_padding {pool_padding}; "
+            f"* = layers of this configuration"
+        )
         shapes = output_shapes(network, size_px, pool_padding)
-        chosen = {layer.name for layer in resolve_layers(network, words)}
-        rows, multiplications = [], 0
+        chosen = resolve_layers(network, words)
+        self._rows: list[LayerRow] = []
+        multiplications = 0
         for layer in network_layers(network):
             shape = shapes.get(layer.name)
             multiplications += multiply_adds(layer, shape) if shape else 0
             # Two operations a multiply-add, as the literature counts them.
-            size, gflop = math.prod(shape) * FLOAT_BYTES[dtype] if shape else 0, 2e-9 * multiplications if shape else math.nan
-            rows.append(LayerRow(layer, shape, size, gflop, layer.name in chosen))
-        self._rows = tuple(rows)
+            size, gflop = (math.prod(shape) * np.dtype(dtype).itemsize, 2e-9 * multiplications) if shape else (0, math.nan)
+            self._rows.append(LayerRow(layer.name, layer, shape, size, gflop, layer in chosen))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -86,46 +80,18 @@ class LayerTable(Sequence[LayerRow]):
     def __getitem__(self, wanted: Any) -> Any:
         if not isinstance(wanted, str):
             return self._rows[wanted]
-        for row in self._rows:
-            if row.name == wanted:
-                return row
-        raise OptionError(
-            f"layers: no such layer of {self.network}, got {wanted!r}. Expected one of: "
-            f"{nearest(wanted, [row.name for row in self._rows])}. Print the table to see them all."
-        )
+        by_name = {row.name: row for row in self._rows}
+        if wanted not in by_name:
+            near = nearest(wanted, by_name)
+            raise OptionError(f"layers: no such layer, got {wanted!r}. Expected one of: {near}. Print the table to see them all.")
+        return by_name[wanted]
 
-    def __iter__(self) -> Iterator[LayerRow]:
-        return iter(self._rows)
-
-    @property
-    def caption(self) -> str:
-        """What the table is of."""
-        height, width = self.size_px
-        return (
-            f"{self.network}, input {height} x {width} px, {self.dtype}, pool_padding {self.pool_padding}; "
-            f"* = layers of this configuration"
-        )
+    def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
+        return self.caption, HEADINGS, [row.cells() for row in self._rows]
 
     def __repr__(self) -> str:
-        rows = [HEADINGS, *(row.cells() for row in self._rows)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-        lines = (
-            "  ".join(
-                cell.ljust(width) if column < 3 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        )
-        return "\n".join([self.caption, *lines])
-
-    def _repr_html_(self) -> str:
-        def line(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(line(row.cells(), "td") for row in self._rows)
-        return (
-            f"<div><p>{escape(self.caption)}</p><table><thead>{line(HEADINGS, 'th')}</thead><tbody>{body}</tbody></table></div>"
-        )
+        caption, headings, rows = self._table()
+        return f"{caption}\n{text_table(headings, rows, 3)}"
 
 
 def layer_table(

@@ -394,19 +394,3 @@ class RunSpec:
     def shards(self) -> tuple[ShardSpec, ...]:
         """Return the shards of all parts, a function of their numbers of rows and ``images_per_shard`` alone."""
         return plan_shards([*(part.stop for part in self.before), len(self.manifest)], self.images_per_shard)
-
-
-class Sink(Protocol):
-    """Where the loop's results go. The store's writer is one."""
-
-    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
-        """Take what became of some images. Features of an image may come before or after its status."""
-
-    def put_features(self, features: FeatureBatch) -> None:
-        """Take activations; may return before they are stored, and blocks while too much is waiting."""
-
-    def close(self) -> None:
-        """Finish all; raise what went wrong in the background."""
-
-    def abort(self) -> None:
-        """Drop what is unfinished, leaving no partial file behind."""

@@ -59,11 +59,6 @@ def install(advice: str) -> None:
         _state.terminal = os.dup(2)
 
 
-def advise(advice: str) -> None:
-    """Say otherwise what a stop leaves behind, and what to do."""
-    _state.advice = advice
-
-
 def raise_in_main_thread() -> None:
     """Make the first signal raise ``KeyboardInterrupt`` or :class:`Terminated` in the main thread; further ones do nothing.
 

@@ -30,7 +30,7 @@ def fake_stages(fails_at: int | None = None) -> Any:
     """Stages whose features of row i are all i, three rows a batch."""
     statuses = make_statuses(SPEC)
 
-    def load(manifest: Any, indices: Any, threads: int) -> Generator[Batch, None, None]:
+    def load(manifest: Any, indices: Any) -> Generator[Batch, None, None]:
         for first in range(0, len(indices), 3):
             some = indices[first : first + 3].tolist()
             if fails_at in some:
@@ -50,7 +50,7 @@ def make(folder: Path, shards: Sequence[ShardSpec], stages: Any) -> list[int]:
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     told: list[int] = []
     writer = Writer(folder, SPEC, shards, 2)
-    make_shards(writer, SPEC, shards, stages, 2, Stopwatch(), lambda batch, _: told.extend(status.index for status in batch))
+    make_shards(writer, SPEC, shards, stages, Stopwatch(), lambda batch, _: told.extend(status.index for status in batch))
     assert writer.shards_done == len(shards)
     return told
 
@@ -106,7 +106,7 @@ def test_what_fails_anywhere_is_raised_and_leaves_nothing(what: str, tmp_path: P
         "told": (KeyboardInterrupt, "^told$"),
     }[what]
     with pytest.raises(kind, match=message):
-        make_shards(Writer(tmp_path, SPEC, shards, 2), SPEC, shards, stages, 2, Stopwatch(), done)
+        make_shards(Writer(tmp_path, SPEC, shards, 2), SPEC, shards, stages, Stopwatch(), done)
     assert not list((tmp_path / "shards").iterdir())
 
 

@@ -124,5 +124,5 @@ def test_a_wrong_table_is_refused(arguments: dict[str, Any], message: str) -> No
 
 
 def test_a_layer_that_a_table_lacks_is_named() -> None:
-    with pytest.raises(OptionError, match=re.escape("no such layer of vgg16, got 'relu4_4'. Expected one of: relu4_3")):
+    with pytest.raises(OptionError, match=re.escape("no such layer, got 'relu4_4'. Expected one of: relu4_3")):
         layer_table("vgg16")["relu4_4"]

@@ -40,7 +40,7 @@ def open_local(options: Options, spec: RunSpec, weights: Weights, run_folder: Ru
             def done(statuses: Sequence[ImageStatus], values: int, writer: Writer = writer) -> None:
                 progress.count(statuses, values, made.bytes_raw + writer.bytes_raw, made.bytes_stored + writer.bytes_stored)
 
-            make_shards(writer, part, missing, stages, threads, watch, done)
+            make_shards(writer, part, missing, stages, watch, done)
             made.add(writer)
         return made
 

@@ -249,7 +249,7 @@ def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
 
     digests = RemoteDigests(Path(job.folder), name)
     writer = Writer(Path(job.folder), part, shards, threads, digests=digests)
-    make_shards(writer, part, shards, stages, threads, watch, done)
+    make_shards(writer, part, shards, stages, watch, done)
     outcome.digests = digests.by_name
     outcome.made.add(writer)
     outcome.made.peak_memory_bytes = peak_memory_bytes()

@@ -184,17 +184,3 @@ def multiply_adds(layer: LayerSpec, shape: tuple[int, int, int]) -> int:
     if layer.kernel_shape is None:
         return 0
     return math.prod(layer.kernel_shape) * shape[0] * shape[1]
-
-
-def choose_backend(requested: str) -> str:
-    """Return the backend that a run uses on a CPU. A GPU always uses TensorFlow, within the same tolerance.
-
-    Winograd's algorithm is faster at every size and for every number of images, so nothing else needs to be known.
-
-    Args:
-        requested: ``auto``, ``tensorflow`` or ``winograd``.
-
-    Returns:
-        ``tensorflow`` or ``winograd``.
-    """
-    return WINOGRAD if requested == "auto" else requested

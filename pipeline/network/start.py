@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -39,17 +38,7 @@ def undisturbed(work: Callable[[], Result]) -> Result:
     Raises:
         BaseException: What the work raised.
     """
-    done: Future[Result] = Future()
-
-    def do() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    # A daemon: the process must not wait for it at its end.
-    Thread(target=do, name="import", daemon=True).start()
-    return done.result()
+    return ThreadPoolExecutor(1, "import").submit(work).result()
 
 
 def _import_tensorflow() -> None:

@@ -17,6 +17,15 @@ LONGEST_CELL = 60
 LAYER_HEADINGS = ("layer", "shape", "dtype", "channels", "stride")
 
 
+def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], to_the_left: int | None = None) -> str:
+    """Return rows in columns, one below the other; the texts of so many columns to the left, numbers after them to the right."""
+    lines = [list(headings), *([_cell(text) for text in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    signs = ["<" if to_the_left is None or column < to_the_left else ">" for column in range(len(headings))]
+    padded = ([f"{text:{sign}{width}}" for text, sign, width in zip(line, signs, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
 class Shown:
     """Something that is shown as a caption over a table."""
 
@@ -26,10 +35,7 @@ class Shown:
 
     def __repr__(self) -> str:
         caption, headings, rows = self._table()
-        lines = [list(headings), *([_cell(text) for text in row] for row in rows)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-        table = ("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-        return "\n".join([f"<{caption}>", *filter(None, table)])
+        return "\n".join(filter(None, [f"<{caption}>", text_table(headings, rows)]))
 
     def _repr_html_(self) -> str:
         caption, headings, rows = self._table()

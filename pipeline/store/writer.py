@@ -94,7 +94,7 @@ class OpenShard:
 
 
 class Writer:
-    """Writes the shards of a run's last part that are still to make; a :class:`~pipeline.records.Sink`.
+    """Writes the shards of a run's last part that are still to make.
 
     Rows of a layer must come in ascending order, those of failed images not at all; an image's features and its status may
     come in either order. A shard is finished in the background as soon as all of it has come. Arrays that are put must not be
@@ -319,7 +319,7 @@ class Writer:
 
 
 class DryWriter:
-    """A :class:`~pipeline.records.Sink` that encodes every row by itself, counts, and keeps nothing.
+    """Takes what a writer takes, encodes every row by itself, counts, and keeps nothing.
 
     Args:
         spec: The run.
