@@ -70,10 +70,6 @@ def call_here(*arguments: str, cwd: Path, module: str) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(arguments, code, said.getvalue(), errors.getvalue())
 
 
-# Attributes that tell the time or the options of this machine, and the checksums of these.
-TELLING = ("created", "config", "attribute_checksums")
-
-
 def contents(folder: Path) -> dict[str, Any]:
     """Gives every dataset of a run, and the attributes that do not tell the time or the options of this machine."""
     found: dict[str, Any] = {}
@@ -85,7 +81,7 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name + "@"] = {key: str(value) for key, value in node.attrs.items()}
 
         file.visititems(visit)
-        found["@"] = {key: str(value) for key, value in file.attrs.items() if key not in TELLING}
+        found["@"] = {key: str(value) for key, value in file.attrs.items() if key not in ("created", "config")}
     return found
 
 
@@ -174,23 +170,6 @@ def test_rows_are_those_of_the_manifest_whatever_fails(finished: tuple[Path, Any
     row = run.row("class 0/00.jpg")
     with Image.open(images / "class 0/00.jpg") as picture:
         assert (run.images["height"][row], run.images["width"][row]) == (picture.height, picture.width)
-
-
-def test_features_of_a_run_are_those_of_the_stages_called_by_hand(
-    finished: tuple[Path, Any], images: Path, random_weights: Any
-) -> None:
-    from pipeline.images.resize import ResizeSpec
-
-    from .networks import build
-    from .test_resize import on_host
-
-    run, key = open_run(finished[0]), "class 1/01.jpg"
-    with Image.open(images / key) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
-    spec = ResizeSpec((72, 64), "squash", "bilinear")
-    network = build(random_weights(), ["relu2_1"], (72, 64), backend="winograd")
-    by_hand = next(np.asarray(values)[0] for _, values in network(on_host([pixels], spec)))
-    np.testing.assert_array_equal(run["relu2_1"][run.row(key)], by_hand)
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_another_is_refused_with_the_differences(
@@ -303,6 +282,7 @@ WRONG = [
     (["data.dir=x", "network=null"], "command line: "),
     (["data.dir=x", "layers=[fc6]", "data.size=32"], "data.size: too small for layer fc6"),
     (["data.dir=s4://b/imgs"], "data.dir: an address of an unknown kind"),
+    (["data.dir=x", "layers=[nope]"], "layers: no layer of vgg19 matches, got 'nope'."),
     (["foo"], "command line: "),
     ([], "data.dir: no images are named"),
 ]
@@ -319,12 +299,6 @@ def test_a_wrong_option_is_one_line_and_exit_code_2_and_loads_nothing_heavy(tmp_
     assert (left, heavy) == ([], [])
 
 
-def test_a_wrong_option_of_the_command_itself(tmp_path: Path) -> None:
-    result = call("data.dir=x", "layers=[nope]", cwd=tmp_path)
-    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
-    assert result.stderr.startswith("error: layers: no layer of vgg19 matches, got 'nope'.")
-
-
 def test_help_names_every_option(tmp_path: Path) -> None:
     from pipeline.config import known_keys
 
@@ -332,18 +306,6 @@ def test_help_names_every_option(tmp_path: Path) -> None:
     assert result.returncode == 0
     for key in known_keys():
         assert f"{key.rsplit('.', 1)[-1]}:" in result.stdout, key
-
-
-def test_the_table_of_layers_is_printed(tmp_path: Path) -> None:
-    result = call_here("data.size=[1440,2560]", "layers=[relu4_1]", cwd=tmp_path, module="pipeline.layers")
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert len(lines) == 2 + 43
-    assert "1440 x 2560 x 64" in next(line for line in lines if " conv1_1 " in line)
-    assert next(line for line in lines if "relu4_1" in line).startswith("*")
-    assert "90 x 160 x 512" in next(line for line in lines if " relu5_4 " in line)
-    wrong = call_here("data.size=null", cwd=tmp_path, module="pipeline.layers")
-    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
 
 
 @pytest.mark.slow
