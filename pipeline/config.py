@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -439,28 +439,28 @@ class PlotOptions:
             raise OptionError("show: the input alone is not shown, got input=only. Expected maps. Leave one of them out.")
 
 
-def _options(kind: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """Yield the full name and the field of each option, in order."""
+def _options(kind: Any, prefix: str = "") -> dict[str, Mapping[str, Any]]:
+    """Return the full name of each option -> its metadata, in order."""
+    found: dict[str, Mapping[str, Any]] = {}
     for each in fields(kind):
         if "check" in each.metadata:
-            yield prefix + each.name, each
-        elif isinstance(each.default_factory, type) and is_dataclass(each.default_factory):
-            yield from _options(each.default_factory, f"{prefix}{each.name}.")
+            found[prefix + each.name] = each.metadata
+        elif is_dataclass(each.default_factory):
+            found |= _options(each.default_factory, f"{prefix}{each.name}.")
+    return found
 
 
 def defaults(kind: type = Options) -> dict[str, Any]:
     """Return option name -> default as a user would write it."""
-    return {key: each.metadata["default"] for key, each in _options(kind)}
+    return {key: metadata["default"] for key, metadata in _options(kind).items()}
 
 
 def known_keys(kind: type = Options) -> list[str]:
     """Return all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
-    return list(defaults(kind))
+    return list(_options(kind))
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    key: each.metadata["choices"] for key, each in _options(Options) if "choices" in each.metadata
-}
+CHOICES: dict[str, tuple[str, ...]] = {key: of["choices"] for key, of in _options(Options).items() if "choices" in of}
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -499,7 +499,7 @@ def check_value(key: str, value: Any, kind: type = Options, module: str = "pipel
     Raises:
         OptionError: It is not a right one.
     """
-    metadata = dict(_options(kind))[key].metadata
+    metadata = _options(kind)[key]
     try:
         return metadata["check"](value)
     except (ValueError, TypeError):

@@ -172,19 +172,20 @@ def _say_plan(run_folder: RunFolder) -> None:
 
 def _say_disk(run_folder: RunFolder, rows: int) -> None:
     path, spec, missing, free = run_folder.path, run_folder.spec, run_folder.missing, free_bytes(run_folder)
-    needed, place, where, advice = expected_bytes(spec, missing), path, f"under {path}", "or another disk"
-    size = "a size that depends on the images" if needed is None else f"{words_for_bytes(needed)} before compression"
-    if not disk.holds_all(path):
-        place, advice = disk.scratch_of(path), "or another disk with output.scratch=..."
-        where = f"to {path}; made in {place}, at most {disk.SHARDS_IN_SCRATCH} shards at a time"
-        needed = expected_bytes(spec, missing[: disk.SHARDS_IN_SCRATCH])
-    shards = counted(len(missing), "shard")
-    _log.info("output: %d images, %s, in %s %s; %s free", rows, size, shards, where, words_for_bytes(free))
+    all_bytes = expected_bytes(spec, missing)
+    size = "a size that depends on the images" if all_bytes is None else f"{words_for_bytes(all_bytes)} before compression"
+    # Of a run at an address this machine's disk has only what is being made.
+    is_here, place = disk.holds_all(path), disk.scratch_of(path)
+    where = f"under {path}" if is_here else f"to {path}, made in {place}"
+    _log.info(
+        "output: %d images, %s, in %s %s; %s free", rows, size, counted(len(missing), "shard"), where, words_for_bytes(free)
+    )
+    needed = all_bytes if is_here else expected_bytes(spec, missing[: disk.SHARDS_IN_SCRATCH])
     if needed is not None and needed > free:
         text = f"{place}: the features may not fit, got {words_for_bytes(free)} free for {words_for_bytes(needed)}"
         if spec.compression == "none":
-            raise StoreError(f"{text}. Expected enough for all, since output.compression=none. Use gzip, float16 {advice}.")
-        _log.warning("%s before compression. Finished shards are kept if the disk fills up. Use float16 %s.", text, advice)
+            raise StoreError(f"{text}. Expected enough for all. Use output.compression=gzip, float16 or another disk.")
+        _log.warning("%s before compression. Finished shards are kept if it fills up. Use float16 or another disk.", text)
 
 
 def _dry_run(options: Options, run_folder: RunFolder, weights: Weights) -> None:

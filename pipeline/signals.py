@@ -101,10 +101,9 @@ def kept_handlers() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        with suppress(ValueError, TypeError):  # in another thread, where a library cannot have put any; unknown to Python
             for number, handler in handlers.items():
-                if handler is not None:
-                    signal.signal(number, handler)
+                signal.signal(number, handler)
 
 
 def ignore() -> None:

@@ -188,24 +188,6 @@ def test_a_finished_run_has_nothing_left_to_do_and_another_is_refused_with_the_d
     assert [path.stat().st_mtime_ns for path in kept] == stamps
 
 
-@pytest.mark.slow
-def test_native_size_keeps_every_image_as_it_is(images: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "few"
-    folder.mkdir()
-    sizes = [(40, 61), (33, 20), (17, 17)]
-    for number, (height, width) in enumerate(sizes):
-        Image.fromarray(np.full((height, width, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
-    (folder / "9.png").write_bytes(b"")
-    result = call(f"data.dir={folder}", "layers=[all]", QUICK[0], "data.size=null", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    run = open_run(tmp_path / "outputs/few-vgg19")
-    assert len(run.layers) == 36
-    for row, (height, width) in enumerate(sizes):
-        assert run["conv1_1"][row].shape == (height, width, 64)
-        assert run["relu5_4"][row].shape == (-(-height // 16), -(-width // 16), 512)
-    assert run.images["status"][3] == "failed"
-
-
 def test_what_cannot_be_a_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad").mkdir()

@@ -63,16 +63,6 @@ def test_one_process_makes_runs_of_other_networks_weights_sizes_and_threads(phot
     assert len(once_more) == 7
 
 
-def test_failed_images_and_lists_are_as_on_the_command_line(photographs: Path) -> None:
-    Path("list.csv").write_text(f"path,label,day\n{photographs}/sky/rocket.jpg,up,Monday\nnone.jpg,down,Tuesday\n")
-    run = extract_features(list="list.csv", layers="relu1_1", size=32, weights="random", quiet=True)
-    assert run.path.parent.name == "list-vgg19"
-    assert run.images["status"].tolist() == ["ok", "failed"]
-    assert run.images["day"].tolist() == ["Monday", "Tuesday"]
-    with pytest.raises(DatasetError, match=r"data.max_failed_fraction: too many images fail, got 1 of 2"):
-        extract_features(list="list.csv", layers="relu1_1", size=32, weights="random", quiet=True, max_failed_fraction=0.1)
-
-
 def test_the_stored_options_are_those_that_the_command_stores(photographs: Path) -> None:
     Path("${odd} 1e3").symlink_to(photographs)
     run = extract_features("${odd} 1e3", ["relu1_1"], size=(32, 32), weights="random", quiet=True, name="a")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ SLEEPING = "time.sleep(600)"
 
 def stop_waiting(
     *sent: signal.Signals,
-    work: str,
+    work: str = SLEEPING,
     answer: str = "pass",
     grace: float = 600,
     before: str = "signals.raise_in_main_thread()",
@@ -76,59 +77,49 @@ def test_a_signal_that_comes_while_libraries_are_loaded_is_one_line(tmp_path: Pa
         assert (ended.returncode, ended.stderr) == (moment.exit_code, LINE.format(word))
 
 
-@BOTH
-def test_a_signal_is_heeded_at_once_and_in_order(sent: signal.Signals, line: str, exit_code: int) -> None:
-    code, said, seconds = stop_waiting(sent, work=SLEEPING, answer="print('tidied up', file=sys.stderr)")
-    assert (code, said) == (exit_code, f"tidied up\n{line}")
-    assert seconds < 30
-
-
-@BOTH
-def test_a_long_computation_cannot_keep_the_process_from_ending(sent: signal.Signals, line: str, exit_code: int) -> None:
-    assert stop_waiting(sent, work=COMPUTING, grace=0.2)[:2] == (exit_code, line)
-
-
-def test_what_is_cut_off_leaves_nothing_unfinished() -> None:
-    clearing = f"""
+LOADED = "signals.raise_in_main_thread()"
+TIDY = "print('tidied up', file=sys.stderr)"
+INTERRUPTED, TERMINATED = LINE.format("interrupted"), LINE.format("terminated")
+CLEARING = f"""
         with signals.clearing(lambda: print("cleared", file=sys.stderr)):
-            {COMPUTING}"""
-    assert stop_waiting(signal.SIGINT, work=clearing.lstrip(), grace=0.2)[:2] == (130, "cleared\n" + LINE.format("interrupted"))
-    failing = clearing.replace("print(", "missing(")
-    assert stop_waiting(signal.SIGINT, work=failing.lstrip(), grace=0.2)[:2] == (130, LINE.format("interrupted"))
+            {COMPUTING}""".lstrip()
+HALF_MADE = "Half = type('Half', (), {'__del__': lambda self: 1 / 0}); half = Half(); "
+INT, TERM = signal.SIGINT, signal.SIGTERM
 
 
-def test_what_answers_a_signal_cannot_keep_the_process_from_ending() -> None:
-    lock = "lock = threading.Lock(); lock.acquire(); lock.acquire()"
-    assert stop_waiting(signal.SIGINT, work=SLEEPING, answer=lock, grace=0.2)[:2] == (130, LINE.format("interrupted"))
-
-
-def test_what_python_clears_away_at_its_end_is_not_waited_for() -> None:
-    slow = "import atexit; atexit.register(time.sleep, 600)"
-    code, said, seconds = stop_waiting(signal.SIGINT, work=SLEEPING, before=f"{slow}; signals.raise_in_main_thread()")
-    assert (code, said) == (130, LINE.format("interrupted"))
-    assert seconds < 60
-
-
-def test_a_second_signal_does_not_disturb_the_answer_to_the_first() -> None:
-    signals = (signal.SIGINT, signal.SIGINT, signal.SIGTERM)
-    code, said, _ = stop_waiting(*signals, work=SLEEPING, answer="time.sleep(0.5); print('tidied up', file=sys.stderr)")
-    assert (code, said) == (130, "tidied up\n" + LINE.format("interrupted"))
-
-
-def test_a_signal_that_is_swallowed_ends_the_process_all_the_same() -> None:
-    # As where it comes while the interpreter clears an object away.
-    swallow = "exec('try: time.sleep(600)\\nexcept BaseException: pass'); time.sleep(600)"
-    assert stop_waiting(signal.SIGTERM, work=swallow, grace=0.2)[:2] == (143, LINE.format("terminated"))
-
-
-def test_what_is_ignored_by_the_caller_stays_ignored() -> None:
-    ignoring = "signal.signal(signal.SIGINT, signal.SIG_IGN); signals.install(''); signals.raise_in_main_thread()"
-    assert stop_waiting(signal.SIGINT, signal.SIGTERM, work=SLEEPING, before=ignoring)[0] == 143
-
-
-def test_a_program_that_runs_a_job_from_python_answers_its_own_signals() -> None:
-    own = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); signals.raise_in_main_thread()"
-    assert stop_waiting(signal.SIGTERM, work=SLEEPING, before=own)[:2] == (7, "")
+@pytest.mark.parametrize(
+    ("sent", "settings", "code", "said"),
+    [
+        ([INT], {"answer": TIDY}, 130, f"tidied up\n{INTERRUPTED}"),
+        ([TERM], {"answer": TIDY}, 143, f"tidied up\n{TERMINATED}"),
+        # A second one does not disturb the answer to the first.
+        ([INT, INT, TERM], {"answer": f"time.sleep(0.5); {TIDY}"}, 130, f"tidied up\n{INTERRUPTED}"),
+        # A long computation cannot keep the process from ending.
+        ([INT], {"work": COMPUTING, "grace": 0.2}, 130, INTERRUPTED),
+        ([TERM], {"work": COMPUTING, "grace": 0.2}, 143, TERMINATED),
+        # What is cut off leaves nothing unfinished.
+        ([INT], {"work": CLEARING, "grace": 0.2}, 130, f"cleared\n{INTERRUPTED}"),
+        ([INT], {"work": CLEARING.replace("print(", "missing("), "grace": 0.2}, 130, INTERRUPTED),
+        # What answers a signal cannot keep the process from ending either.
+        ([INT], {"answer": "lock = threading.Lock(); lock.acquire(); lock.acquire()", "grace": 0.2}, 130, INTERRUPTED),
+        # A signal that is swallowed, as where it comes while the interpreter clears an object away.
+        ([TERM], {"work": f"exec('try: {SLEEPING}\\nexcept BaseException: pass'); {SLEEPING}", "grace": 0.2}, 143, TERMINATED),
+        # What Python clears away at its end is not waited for.
+        ([INT], {"before": f"import atexit; atexit.register(time.sleep, 600); {LOADED}"}, 130, INTERRUPTED),
+        # What is ignored by the caller stays ignored.
+        ([INT, TERM], {"before": f"signal.signal(2, signal.SIG_IGN); signals.install({ADVICE!r}); {LOADED}"}, 143, TERMINATED),
+        # A program that runs a job from Python answers its own signals.
+        ([TERM], {"before": f"signal.signal(15, lambda *_: sys.exit(7)); {LOADED}"}, 7, ""),
+        # What a library had half made when the signal came says nothing.
+        ([INT], {"work": HALF_MADE + SLEEPING, "answer": "del half"}, 130, INTERRUPTED),
+    ],
+)
+def test_a_signal_is_heeded_in_order_and_within_seconds(
+    sent: list[signal.Signals], settings: dict[str, Any], code: int, said: str
+) -> None:
+    found, line, seconds = stop_waiting(*sent, **settings)
+    assert (found, line) == (code, said)
+    assert seconds < 30
 
 
 def test_loading_the_command_changes_no_signal() -> None:
@@ -137,13 +128,6 @@ def test_loading_the_command_changes_no_signal() -> None:
         "assert before == [signal.getsignal(n) for n in (2, 15)]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=environment())
-
-
-@BOTH
-def test_what_a_library_had_half_made_when_the_signal_came_says_nothing(sent: signal.Signals, line: str, exit_code: int) -> None:
-    half_made = "Half = type('Half', (), {'__del__': lambda self: 1 / 0}); half = Half(); "
-    returncode, said, _ = stop_waiting(sent, work=half_made + SLEEPING, answer="del half")
-    assert (returncode, said) == (exit_code, line)
 
 
 @pytest.mark.slow
