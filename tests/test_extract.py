@@ -127,9 +127,9 @@ def test_an_image_whose_values_float16_cannot_hold_fails_in_every_layer(tmp_path
     with pytest.raises(
         NetworkError, match=r"layer relu4_1 has a value that float16 cannot hold, got -70000\..*output\.overflow=row"
     ):
-        make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, 2, Stopwatch(), lambda *_: None)
+        make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, Stopwatch(), lambda *_: None)
     stages.overflow_fails_row = True
-    make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, 2, Stopwatch(), lambda *_: None)
+    make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, Stopwatch(), lambda *_: None)
     run = open_run(tmp_path / "shards" / shard.file_name)
     assert run.images["error"].tolist() == [""] * 4 + ["overflow: relu4_1 has a value of -70000, float16 holds up to 65504", ""]
     for layer in run.layers:
