@@ -438,7 +438,7 @@ def stored_report(path: Path) -> Report | None:
         return None
 
 
-def write_text(path: Path, text: str, publish: Callable[[Path], None] | None = None) -> None:
+def write_text(path: Path, text: str, publish: Callable[[Path], object] | None = None) -> None:
     """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise.
 
     Raises:
