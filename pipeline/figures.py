@@ -49,6 +49,9 @@ CHART_HEIGHT, CHART_LEFT, CHART_BELOW, CHART_PITCH, MOST_CHART_WIDTH = 2.4, 0.65
 # Source: the antigrain renderer refuses 65536; memory is 4 B a pixel, and Matplotlib holds several copies.
 LARGEST_SIDE_PX, LARGEST_PIXELS = 65000, 2**28
 
+# Left, top, width, height.
+Box = tuple[float, float, float, float]
+
 
 class Layout(NamedTuple):
     """A grid, and the box for each map in it, in inches. ``is_mosaic``: of channels of one layer, not of layers."""
@@ -150,14 +153,15 @@ def draw(sheet: Sheet, options: PlotOptions) -> Figure:
     left, top, seen_height = 0.0, HEADING_HEIGHT + LINE_HEIGHT * len(sheet.lines), 0.0
     if seen is not None:
         left = INPUT_SIDE + GAP
-        seen_height = NAME_HEIGHT + _fitted(seen.shape, INPUT_SIDE, GREATEST_ASPECT * INPUT_SIDE)[1] + 3 * LINE_HEIGHT
+        seen_size = _fitted(seen.shape, INPUT_SIDE, GREATEST_ASPECT * INPUT_SIDE)
+        seen_height = NAME_HEIGHT + seen_size[1] + 3 * LINE_HEIGHT
     width, height = max(left + grid_width, LEAST_WIDTH), top + max(grid_height, seen_height)
     axes = _axes(width, height, options)
     _line(axes, 0, sheet.lines[0], size=HEADING_POINTS, weight="bold", color=INK)
     for number, line in enumerate(sheet.lines[1:]):
         _line(axes, HEADING_HEIGHT + number * LINE_HEIGHT, line, size=TEXT_POINTS, color=FAINT)
     if seen is not None:
-        _show(axes, seen, seen.shape, (0, top, INPUT_SIDE, GREATEST_ASPECT * INPUT_SIDE), "input", sheet.seen_lines)
+        _show(axes, seen, (0, top + NAME_HEIGHT, *seen_size), "input", sheet.seen_lines)
     if is_chart:
         corner = (left + CHART_LEFT) / width, 1 - (top + NAME_HEIGHT + CHART_HEIGHT) / height
         _bar_chart(axes.inset_axes((*corner, chart_width / width, CHART_HEIGHT / height)), maps)
@@ -165,14 +169,15 @@ def draw(sheet: Sheet, options: PlotOptions) -> Figure:
     colormap = matplotlib.colormaps[options.colormap].with_extremes(bad=NOT_FINITE)
     # Of all maps; NaN where no value is finite.
     common = float(np.fmin.reduce([one.low for one in maps])), float(np.fmax.reduce([one.high for one in maps]))
-    for number, (one, caption) in enumerate(zip(maps, captions, strict=True)):
+    for number, one in enumerate(maps):
         row, column = divmod(number, layout.columns)
-        place = left + column * cell_width, top + row * cell_height, layout.width, layout.height
-        ends = common if is_shared else (one.low, one.high)
+        size = _fitted(one.pixels.shape if one.channel is None else one.shape, layout.width, layout.height)
+        box = left + column * cell_width, top + row * cell_height + NAME_HEIGHT, *size
+        low, high = ends = common if is_shared else (one.low, one.high)
         name = f"channel {one.channel}" if layout.is_mosaic else one.layer
-        shape = one.pixels.shape if one.channel is None else one.shape
         pixels = np.ma.masked_invalid(one.pixels.astype(np.float64))
-        box = _show(axes, pixels, shape, place, name, caption, ends, colormap)
+        look = {"cmap": colormap, "vmin": low, "vmax": high} if low <= high else {"cmap": colormap, "vmin": 0, "vmax": 1}
+        _show(axes, pixels, box, name, captions[number], **look)
         if has_bars or (is_shared and number == layout.columns - 1):
             _colour_bar(axes, box, ends, colormap)
     return axes.figure  # type: ignore[no-any-return]
@@ -209,44 +214,31 @@ def _line(axes: Any, top: float, line: str, **look: Any) -> None:
         width(bisect_right(range(1, len(whole)), axes.bbox.width, key=width))
 
 
-def _show(
-    axes: Any,
-    pixels: NDArray[Any],
-    shape: Sequence[int],
-    place: tuple[float, float, float, float],
-    name: str,
-    lines: Sequence[str],
-    ends: tuple[float, float] = (0.0, 1.0),
-    colormap: Any = None,
-) -> tuple[float, float, float, float]:
-    """Show a map (h', w') or a picture (h, w, 3) in the proportions of a shape, its name above it and lines of text below it.
-
-    ``place``: left, top, greatest width and height. Returns where it is shown: left, right, bottom, top.
-    """
-    left, top, *most = place
-    width, height = _fitted(shape, *most)
-    top += NAME_HEIGHT
-    box = left, left + width, top + height, top
-    # Matplotlib would smooth slightly enlarged maps, and show values that are not there.
-    how = "antialiased" if pixels.shape[1] > width * axes.figure.dpi else "nearest"
-    low, high = ends if ends[0] <= ends[1] else (0.0, 1.0)
-    axes.imshow(pixels, colormap, vmin=low, vmax=high, interpolation=how, extent=box)
-    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=FRAME, linewidth=0.6))
+def _show(axes: Any, pixels: NDArray[Any], box: Box, name: str, lines: Sequence[str], **look: Any) -> None:
+    """Show a map (h', w') or a picture (h, w, 3) in a box, its name above it and lines of text below it."""
+    left, top, _, height = box
+    _image(axes, pixels, box, **look)
     axes.text(left, top - 0.05, name, size=NAME_POINTS, weight="bold", color=INK)
     axes.text(left, top + height + 0.04, "\n".join(lines), va="top", size=TEXT_POINTS, color=INK, linespacing=1.35)
-    return box
 
 
-def _colour_bar(axes: Any, box: Sequence[float], ends: tuple[float, float], colormap: Any) -> None:
+def _colour_bar(axes: Any, box: Box, ends: tuple[float, float], colormap: Any) -> None:
     """Draw the colour bar of what is shown in a box beside it, if there is space for it and more than one value."""
-    _, right, bottom, top = box
-    if not ends[0] < ends[1] or bottom - top < LEAST_BAR:
-        return
-    left, right = right + BAR_GAP, right + BAR_GAP + BAR_STRIP
-    axes.imshow(np.linspace(1, 0, 256)[:, None], colormap, extent=(left, right, bottom, top))
-    axes.add_patch(Rectangle((left, top), BAR_STRIP, bottom - top, fill=False, edgecolor=FRAME, linewidth=0.6))
-    for value, place, align in ((ends[1], top, "top"), (ends[0], bottom, "bottom")):
-        axes.text(right + 0.05, place, words_for_number(value, 3), va=align, size=TEXT_POINTS, color=FAINT)
+    left, top, width, height = box
+    if ends[0] < ends[1] and height >= LEAST_BAR:
+        left += width + BAR_GAP
+        _image(axes, np.linspace(1, 0, 256)[:, None], (left, top, BAR_STRIP, height), cmap=colormap)
+        for value, place, align in ((ends[1], top, "top"), (ends[0], top + height, "bottom")):
+            text = words_for_number(value, 3)
+            axes.text(left + BAR_STRIP + 0.05, place, text, va=align, size=TEXT_POINTS, color=FAINT)
+
+
+def _image(axes: Any, pixels: NDArray[Any], box: Box, **look: Any) -> None:
+    left, top, width, height = box
+    # Matplotlib would smooth slightly enlarged maps, and show values that are not there.
+    how = "antialiased" if pixels.shape[1] > width * axes.figure.dpi else "nearest"
+    axes.imshow(pixels, interpolation=how, extent=(left, left + width, top + height, top), **look)
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=FRAME, linewidth=0.6))
 
 
 def _bar_chart(axes: Any, maps: Sequence[FeatureMap]) -> None:

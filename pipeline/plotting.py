@@ -79,17 +79,13 @@ def choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
         StoreError: An image failed, or all did.
     """
     good = np.flatnonzero(run.images["status"] == OK)
-    if not len(good):
-        raise StoreError(
-            f"{run.path}: all {len(run)} images failed, got e.g. {run.images['error'][0]!r}. Expected one that is ok."
-        )
-    rows = list(dict.fromkeys(_row_of(run, image) for image in images)) or [int(good[0])]
+    rows = list(dict.fromkeys(_row_of(run, image) for image in images)) or [*good[:1].tolist(), 0][:1]
     for row in rows:
         if row not in good:
+            near = f"as row {good[np.abs(good - row).argmin()]}" if len(good) else "but all failed"
             raise StoreError(
                 f"{run.path}: row {row} ({str(run.images['key'][row])!r}) failed and has no features, got "
-                f"{str(run.images['error'][row])!r}. Expected an image that is ok, as row {good[np.abs(good - row).argmin()]}. "
-                f"Choose another with image=..."
+                f"{str(run.images['error'][row])!r}. Expected an image that is ok, {near}. Choose another with image=..."
             )
     return rows
 
