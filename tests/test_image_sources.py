@@ -74,13 +74,6 @@ def test_the_loader_asks_the_source_and_says_of_each_row_what_went_wrong() -> No
     np.testing.assert_array_equal(images[4], np.full((11, 8, 3), (2, 4, 6), np.uint8))
 
 
-def test_a_row_tells_its_address_and_the_place_in_its_source() -> None:
-    record = drawer_of("ab", [3, 7])[1]
-    assert (record.path, record.place, record.source) == ("drawer://x/b", 7, Drawer(tuple(map(encoded, range(10)))))
-    local = make_spec(1, keys=["a"]).manifest[0]
-    assert (local.path, local.place, local.source) == ("/data/a", -1, None)
-
-
 def test_small_pictures_and_what_the_network_saw_come_from_the_source_too() -> None:
     record = drawer_of("abc", [5, 1, 2])[0]
     data = encoded(5)

@@ -69,15 +69,12 @@ def test_paths_of_a_list_are_relative_to_the_base_and_absolute_outside_it(tmp_pa
     assert manifest.file_bytes.tolist() == [11, 0, 9, 0]
 
 
-def test_a_path_that_goes_back_through_a_link_means_the_file_that_the_system_finds(tmp_path: Path) -> None:
+def test_paths_through_links_and_lines_that_are_not_utf_8_name_the_file_that_the_system_finds(tmp_path: Path) -> None:
     touch(tmp_path, "far/deep/x.jpg", "far/a.jpg")
     (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
     manifest = listed(tmp_path, "link/../a.jpg\n")
     assert manifest.keys == ("a.jpg",)
     assert Path(manifest[0].path).read_bytes() == b"x" * 9
-
-
-def test_list_lines_that_are_not_utf_8_name_the_file_with_those_bytes(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xe9.jpg")).write_bytes(b"latin")
     manifest = listed(tmp_path, b"\xe9.jpg\n")
     assert manifest.keys == (r"\xe9.jpg",)
@@ -85,20 +82,14 @@ def test_list_lines_that_are_not_utf_8_name_the_file_with_those_bytes(tmp_path: 
     assert manifest.file_bytes.tolist() == [5]
 
 
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_csv_list_gives_labels_and_metadata(tmp_path: Path, mark: bytes, end: str) -> None:
-    text = end.join(["id,path,label,note", '1,a.jpg,cat,"two', 'lines, ""quoted"""', "2,b/c.jpg,,é", "", ""])
-    manifest = listed(tmp_path, mark + text.encode(), "l.csv")
+def test_a_csv_list_gives_labels_and_metadata(tmp_path: Path, encoding: str, end: str) -> None:
+    text = end.join([",path,label,note", '1,a.jpg,cat,"two', 'lines, ""quoted"""', "2,b/c.jpg,,é", "", ""])
+    manifest = listed(tmp_path, text.encode(encoding), "l.csv")
     assert manifest.keys == ("a.jpg", "b/c.jpg")
     assert manifest.labels == ("cat", "")
-    assert manifest.metadata == {"id": ("1", "2"), "note": (f'two{end}lines, "quoted"', "é")}
-
-
-def test_columns_without_names_are_numbered_and_without_labels_the_first_folder_is_one(tmp_path: Path) -> None:
-    manifest = listed(tmp_path, ",path,width\n0,a/b.jpg,640\n1,c.jpg,480\n", "l.csv")
-    assert manifest.labels == ("a", "")
-    assert manifest.metadata == {"column1": ("0", "1"), "width": ("640", "480")}
+    assert manifest.metadata == {"column1": ("1", "2"), "note": (f'two{end}lines, "quoted"', "é")}
 
 
 @pytest.mark.parametrize(
@@ -107,10 +98,6 @@ def test_columns_without_names_are_numbered_and_without_labels_the_first_folder_
 def test_the_separator_is_found_in_the_header(tmp_path: Path, name: str, mark: str) -> None:
     manifest = listed(tmp_path, f'"label"{mark} path\nx{mark}"a.jpg"\n', name)
     assert (manifest.keys, manifest.labels) == (("a.jpg",), ("x",))
-
-
-def test_lists_in_utf_16_are_read(tmp_path: Path) -> None:
-    assert listed(tmp_path, "é.jpg\r\nb.jpg\r\n".encode("utf-16")).keys == ("é.jpg", "b.jpg")
 
 
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF"

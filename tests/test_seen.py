@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.images import reading
 from pipeline.images.resize import ResizeSpec
 from pipeline.images.seen import restore_image, seen_picture
 from pipeline.records import ImageRecord, ImageStatus
@@ -92,21 +91,3 @@ def test_a_file_that_is_not_what_was_extracted_is_refused(tmp_path: Path) -> Non
     assert reason() == "not a regular file: a pipe"
     path = Path("\0")
     assert reason().startswith("unreadable: ")
-
-
-def test_a_file_that_an_extraction_would_not_have_read_is_not_read_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "disk.tif"
-    with path.open("wb") as file:
-        file.truncate(2**30 + 1)
-    status = ImageStatus(0, "", 0, 0, 2**30 + 1, "0" * 64)
-    with pytest.raises(ImageError, match=r"^too large: 1073741825 bytes, limit 1073741824 bytes$"):
-        seen_picture(record_of(path), status, None, MEAN_PIXEL, is_reduced=False)
-
-    def read_too_much(*_: object) -> bytes:
-        raise MemoryError
-
-    monkeypatch.setattr(reading, "read_image", read_too_much)
-    with pytest.raises(ImageError, match=r"^out of memory: the image does not fit$"):
-        seen_picture(record_of(path), status, None, MEAN_PIXEL, is_reduced=False)

@@ -7,18 +7,13 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline import storage
 from pipeline.config import check_options
-from pipeline.errors import ImageError, OptionError
-from pipeline.images.seen import seen_picture
-from pipeline.plotting import find_image
-from pipeline.records import ImageStatus
+from pipeline.errors import OptionError
 from pipeline.storage import BLOCK_BYTES, RemotePath, StorageError, attempt, is_address, path_of
 from pipeline.store.reader import open_run
 
@@ -187,35 +182,6 @@ def test_what_will_not_mend_is_not_tried_again(
     assert type(caught.value) is kind
     assert caught.value.strerror == words
     assert not without_waiting
-
-
-def test_a_storage_that_cannot_be_begun_with_is_an_error_of_the_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refusing(where: str) -> Any:
-        raise ImportError("Install gcsfs")
-
-    monkeypatch.setattr(storage, "file_system", refusing)
-    (tmp_path / "x").write_bytes(b"x")
-    path = RemotePath("gs://nowhere/x")
-    for work in (
-        lambda: list(path.find_files()),
-        path.exists,
-        path.iterdir,
-        lambda: storage.refresh(path),
-        path.read_bytes,
-        lambda: path.create(b"x"),
-        lambda: path.upload(tmp_path / "x"),
-        lambda: path.unlink(missing_ok=True),
-    ):
-        with pytest.raises(StorageError):
-            work()
-    run: Any = SimpleNamespace(
-        attributes={"data_root": "gs://nowhere/imgs", "data_source": "address"},
-        images={"key": np.array(["a.jpg"], object), "bytes": np.array([1])},
-    )
-    with pytest.raises(
-        ImageError, match=r"^unreadable: gs://nowhere/imgs/a\.jpg: the storage refuses, got ImportError: Install gcsfs"
-    ):
-        seen_picture(find_image(run, 0), ImageStatus(0, "", 1, 1, 1, ""), None, np.zeros(3), False)
 
 
 def test_a_file_at_an_address_reads_as_the_file_would(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import storage
-from pipeline.errors import DatasetError, StoreError
-from pipeline.images.loader import ImageLoader
+from pipeline.errors import StoreError
 from pipeline.images.remote import list_address
 from pipeline.storage import RemotePath
 from pipeline.store.reader import open_run
@@ -258,16 +256,3 @@ def test_two_runs_that_start_together_at_one_address_are_one(store: ObjectStore,
         assert any("another run writes this folder, got a lock held by process" in text for text in said), said
     assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
     assert ".lock" not in names_at(ADDRESS)
-
-
-@pytest.mark.slow
-def test_a_user_who_may_not_read_an_image_gets_a_failed_row(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_files(IMAGES, {"a.jpg": b"x", "b.jpg": b"y"})
-    manifest = list_address(RemotePath(IMAGES))
-    store.fault = lambda method, path: 403 if "a.jpg" in path else None
-    (batch,) = ImageLoader(manifest, np.arange(2), batch_size=2, workers=1)
-    assert [status.error.partition(":")[0] for status in batch.statuses] == ["unreadable", "not an image"]
-    store.fault = lambda method, path: 503
-    monkeypatch.setattr(storage, "PAUSES_SECONDS", ())
-    with pytest.raises(DatasetError, match="the storage refuses"):
-        list(ImageLoader(manifest, np.arange(2), batch_size=2, workers=1))

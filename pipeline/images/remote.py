@@ -127,12 +127,12 @@ def sizes_of(places: Sequence[str]) -> _Sizes:
     Raises:
         DatasetError: The storage refuses.
     """
-    found = {place: size for place in places if not is_address(place) and (size := _local_size(place))}
+    found = {place: size for place in places if not is_address(place) and (size := _size(place))}
     stored = sorted(place for place in places if is_address(place) and not is_web(place))
     try:
         if len(stored) <= ASKED_ONE_BY_ONE:
             with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
-                sizes = zip(stored, pool.map(_remote_size, stored), strict=True)
+                sizes = zip(stored, pool.map(_size, stored), strict=True)
                 return found | {place: size for place, size in sizes if size}
         for _, group in groupby(stored, lambda place: place.split("/")[:3]):
             wanted = {*group}
@@ -146,18 +146,11 @@ def sizes_of(places: Sequence[str]) -> _Sizes:
     return found
 
 
-def _local_size(path: str) -> tuple[int, float] | None:
-    with suppress(OSError, ValueError):
-        info = os.stat(path)  # noqa: PTH116
-        return (info.st_size if stat.S_ISREG(info.st_mode) else 0), info.st_mtime
-    return None
-
-
-def _remote_size(address: str) -> tuple[int, float] | None:
+def _size(place: str) -> tuple[int, float] | None:
     try:
-        info = RemotePath(address).stat()
+        info = RemotePath(place).stat() if is_address(place) else os.stat(place)  # noqa: PTH116
     except StorageError:
         raise
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return info.st_size, info.st_mtime
+    return (info.st_size if stat.S_ISREG(info.st_mode) else 0), info.st_mtime

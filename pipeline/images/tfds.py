@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import platform
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,22 +44,17 @@ def find_set(name: str, folder: Path) -> Path:
         folder: Of all sets.
 
     Raises:
-        DatasetError: It is not there; it has several configurations, and none was named.
+        DatasetError: It is not there, or has several configurations, and none was named.
     """
     path, _, version = name.partition(":")
     versions = _versions(folder / path)
-    configurations = [] if versions or "/" in path else sorted(part.name for part in _folders(folder / path) if _versions(part))
+    configurations = [] if versions or "/" in path else [part.name for part in _folders(folder / path) if _versions(part)]
     if len(configurations) == 1:
         return find_set(f"{path}/{configurations[0]}" + (f":{version}" if version else ""), folder)
-    if configurations:
-        raise DatasetError(
-            f"data.tfds: the set has several configurations, got {name!r}. Expected one of: {', '.join(configurations[:50])}. "
-            f"Write e.g. data.tfds={path}/{configurations[0]}."
-        )
-    version = version or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
-    if version in versions:
-        return folder / path / version
-    known = versions
+    newest = max(versions, key=lambda text: [*map(int, text.split("."))], default="")
+    if (version or newest) in versions:
+        return folder / path / (version or newest)
+    known = [f"{path}:{found}" for found in versions] + [f"{path}/{found}" for found in configurations]
     if not known and "/" not in path:
         known = [part.name for part in _folders(folder) if _versions(part) or any(map(_versions, _folders(part)))]
     expected = f"one of: {nearest(path, sorted(known))}" if known else "one that has been downloaded and prepared"
@@ -91,18 +84,13 @@ def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
         DatasetError: There is no such set, split or image in it; it cannot be read.
     """
     folder = find_set(name, sets_folder(given))
-    if sys.version_info < FIRST_PYTHON:
-        needed = ".".join(map(str, FIRST_PYTHON))
-        raise OptionError(
-            f"data.tfds: TensorFlow Datasets does not run beside this TensorFlow on Python {platform.python_version()}, "
-            f"got {name!r}. Expected Python {needed} or newer. Use that, or data.dir, data.list or data.tar."
-        )
     try:
         import tensorflow_datasets as tfds
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # the second: an older protobuf than it was made for
         raise OptionError(
             f"data.tfds: TensorFlow Datasets cannot be loaded ({' '.join(str(error).split())}), got {name!r}. Expected the "
-            "package tensorflow-datasets. Run `pip install 'deep-feature-pipeline[tfds]'`."
+            f"package tensorflow-datasets on Python {'.'.join(map(str, FIRST_PYTHON))} or newer. Run `pip install "
+            "'deep-feature-pipeline[tfds]'`."
         ) from error
     # Its warnings are for those who write sets, not for those who read them.
     logging.getLogger("absl").setLevel(logging.ERROR)
