@@ -103,7 +103,7 @@ class Running:
         self.said = ""
 
     def wait_for_shards(self, count: int) -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 400
         while len(list(self.run.glob("shards/*.h5"))) < count:
             assert self._process.poll() is None, self._process.communicate()[1]
             assert time.monotonic() < end, f"{count} shards did not come"
@@ -111,7 +111,7 @@ class Running:
 
     def a_worker(self) -> int:
         """Gives one that is in the middle of a shard."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 200
         while not (found := workers()) or not list(self.run.glob("shards/*.partial")):
             assert time.monotonic() < end, "no worker is at a shard"
         return found[0]
@@ -124,7 +124,7 @@ class Running:
 
     def end(self) -> int:
         try:
-            self.said = self._process.communicate(timeout=240)[1]
+            self.said = self._process.communicate(timeout=600)[1]
         finally:
             self._process.kill()
         return self._process.returncode
