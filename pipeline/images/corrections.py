@@ -347,12 +347,13 @@ def missing_rows(image: Image.Image, data: bytes) -> str:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, place and end of each chunk of a PNG; the last may end behind the file."""
+    """Yield kind, place and end of each chunk of a PNG; the last may end behind the file. What is no chunk is the last."""
     place = len(_PNG_SIGNATURE)
-    while place + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, place)
-        yield kind, place, place + 12 + size
-        place += 12 + size
+    while place < len(data):
+        size, kind = struct.unpack_from(">I4s", data, place) if place + 8 <= len(data) else (0, b"")
+        stop = place + 12 + size if kind.isalpha() else len(data)
+        yield kind, place, stop
+        place = stop
 
 
 def _missing_strips(image: Any, data: bytes) -> str:
