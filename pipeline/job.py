@@ -28,12 +28,12 @@ from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures
 from .records import ImageRecord, Manifest, RunSpec, ShardSpec
-from .report import MOST_REPORT_BYTES, Made, Report, Stopwatch, count_causes
+from .report import Made, Report, Stopwatch, count_causes
 from .report_page import page_values, render
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
 from .store import disk, format
-from .store.damage import UnreadableError, read_small
+from .store.damage import UnreadableError, read_file
 from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
@@ -433,7 +433,7 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
 def stored_report(path: Path) -> Report | None:
     """Return what ``report.json`` says; None where it is missing or none of this program's."""
     try:
-        return Report.from_json(read_small(path / REPORT, MOST_REPORT_BYTES).decode())
+        return Report.from_json(read_file(path / REPORT).decode())
     except (StoreError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -26,9 +26,6 @@ STAGES: dict[str, str] = {
     "other": "everything else",
 }
 
-# Of ``report.json``, which has some kilobytes.
-MOST_REPORT_BYTES = 4 << 20
-
 
 class Stopwatch:
     """Splits the wall time of one thread into stages; they add up to the whole, what no stage claims is ``other``.

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from . import cli
 from .errors import StoreError, printable
 from .formatting import words_for_bytes
-from .report import MOST_REPORT_BYTES, Report, count_causes
+from .report import Report, count_causes
 from .reproduce import argument, command_again, differing_options
 
 if TYPE_CHECKING:
     from .config import ShowOptions
 
-MOST_CONFIG_BYTES = 1 << 18
 # Causes of failure and damaged files that are named.
 NAMED = 10
 LABEL_WIDTH = 11
@@ -47,9 +46,9 @@ def overview(path: Path) -> dict[str, Any]:
     if not is_folder:
         # A shard lies in the folder of shards of its run.
         folder = folder.absolute().parent.parent
-    options = parse_config(str(attributes.get("config") or _read_text(folder / "config.yaml", MOST_CONFIG_BYTES)))
+    options = parse_config(str(attributes.get("config") or _read_text(folder / "config.yaml")))
     try:
-        report = json.loads(Report.from_json(_read_text(folder / "report.json", MOST_REPORT_BYTES)).json()) if is_folder else None
+        report = json.loads(Report.from_json(_read_text(folder / "report.json")).json()) if is_folder else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         report = None
     return {
@@ -65,12 +64,12 @@ def overview(path: Path) -> dict[str, Any]:
     }
 
 
-def _read_text(path: Path, most_bytes: int) -> str:
+def _read_text(path: Path) -> str:
     """Return a file of a run folder; "" if it is not there, or not as it was written."""
-    from .store.damage import read_small
+    from .store.damage import read_file
 
     try:
-        return read_small(path, most_bytes).decode()
+        return read_file(path).decode()
     except (StoreError, ValueError):
         return ""
 

@@ -164,13 +164,13 @@ def test_files_of_another_extension_are_not_of_the_run(extended: Path, tmp_path:
     found = lines(result)
     assert set(found) == {NEW[1]}
     assert found[NEW[1]][0].startswith(f"{NEW[1]}: a file of another run, got run digest ")
-    assert result.damaged == ()
+    assert result.damaged == []
     # The manifest is the plan: with that of another run all others are foreign, and nothing is removed.
     shutil.copy(other / MANIFESTS[1], copy / MANIFESTS[1])
     accept(copy, MANIFESTS[1])
     result = verify(copy)
     assert set(lines(result)) == {NEW[0], NEW[2], "features.h5"}
-    assert result.damaged == ()
+    assert result.damaged == []
 
 
 def test_a_shard_of_an_extension_without_a_line_is_checked_before_it_gets_one(stopped: Path, tmp_path: Path) -> None:

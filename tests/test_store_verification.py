@@ -343,8 +343,8 @@ def test_repair_keeps_what_may_be_whole(copy: Path, monkeypatch: pytest.MonkeyPa
     result = verify(copy)
     assert set(result.findings) == {*SHARDS}
     assert "layer conv1_1, rows 0 (folder0/image é0.jpg) to 3 cannot be read, got MemoryError" in lines(result)[SHARDS[0]][0]
-    assert result.damaged == (SHARDS[1], "features.h5")
-    assert result.unread == (SHARDS[0], SHARDS[2])
+    assert result.damaged == [SHARDS[1], "features.h5"]
+    assert result.unread == [SHARDS[0], SHARDS[2]]
     assert repair(result) == []
 
 

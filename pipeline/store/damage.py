@@ -229,24 +229,17 @@ def require_file(path: Path) -> None:
         raise foreign(path, f"not a file of the run, got {kinds.get(stat.S_IFMT(mode), 'a device')}", "the file itself")
 
 
-def read_small(path: Path, most_bytes: int) -> bytes:
-    """Return the content of a file of a run folder that is never large, such as its options.
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of a run folder, such as its options.
 
     Raises:
-        StoreError: It is missing, no regular file, cannot be read, or is larger.
+        StoreError: It is missing, no regular file, or cannot be read.
     """
     require_file(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
+        return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(content) > most_bytes:
-        raise StoreError(
-            f"{path}: too large for what it is, got more than {most_bytes} bytes. Expected what this program has written. "
-            f"Put it back, or remove it."
-        )
-    return content
 
 
 def require_own_shards(folder: Path) -> None:
@@ -258,22 +251,6 @@ def require_own_shards(folder: Path) -> None:
     shards = folder / format.SHARD_FOLDER
     if shards.is_symlink():
         raise foreign(shards, "not a file of the run, got a link", "the folder itself")
-
-
-def check_tree(file: h5py.File, path: Path) -> None:
-    """Make sure that the groups of a shard or index are there and lie in it.
-
-    Args:
-        file: Open for reading.
-        path: Of the file, for messages.
-
-    Raises:
-        StoreError: One is missing, or leads out of the file.
-    """
-    with reading(path, "the tree"):
-        for name in ("features", "images", "checksums", "statistics"):
-            if not isinstance(own_node(file, name), h5py.Group):
-                raise ValueError(f"no group /{name}")
 
 
 def own_node(group: h5py.Group, name: str) -> Any:

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,42 +73,6 @@ class FileCheck:
             self.add(error)
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyResult:
-    """What came of a run folder.
-
-    Attributes:
-        folder: The run folder.
-        findings: Path from the run folder -> what is wrong; the files in order, :data:`~pipeline.store.format.DIGESTS_NAME` last.
-        damaged: Shards and index that are to be removed and made again.
-        unread: Files that are in use or could not be read, of which nothing is known.
-        wrong_lines: Names whose lines in ``SHA256SUMS`` are not true of the files.
-        files: That were checked.
-        file_bytes: Their size.
-        rows: Of the run; 0 where no file tells.
-        failed: Rows of images that have failed, in the shards that could be read.
-        layers: Names of the layers.
-        row_bytes: Bytes of features that were decoded and held to their checksums.
-    """
-
-    folder: Path
-    findings: Mapping[str, Sequence[StoreError]]
-    damaged: tuple[str, ...]
-    unread: tuple[str, ...]
-    wrong_lines: tuple[str, ...]
-    files: int
-    file_bytes: int
-    rows: int
-    failed: int
-    layers: tuple[str, ...]
-    row_bytes: int
-
-    @property
-    def count(self) -> int:
-        """How many findings there are; none: the run is whole and unchanged."""
-        return sum(map(len, self.findings.values()))
-
-
 def verify_folder(
     folder: Path,
     workers: int,
@@ -131,23 +95,20 @@ def verify_folder(
     # Links, pipes and folders of these names too, which are not opened and are findings.
     names = [name for name in (*contents.files, *contents.special) if OWN.fullmatch(name)]
     sizes = {name: (folder / name).lstat().st_size for name in names}
-    total_bytes, stop = sum(sizes.values()), Event()
-    progress(0, total_bytes)
-    checks = dict.fromkeys(names, FileCheck())
+    checks, total_bytes, stop = dict[str, FileCheck](), sum(sizes.values()), Event()
     with ThreadPoolExecutor(workers, "verify") as pool:
         try:
-            tasks = {
-                pool.submit(_check_file, folder / name, digests.by_name.get(name), stop, timeout_seconds): name for name in names
-            }
-            for task in as_completed(tasks):
-                checks[tasks[task]] = task.result()
-                progress(sizes[tasks[task]], total_bytes)
+            progress(0, total_bytes)
+            found = pool.map(lambda name: _check_file(folder / name, digests.by_name.get(name), stop, timeout_seconds), names)
+            for name, check in zip(names, found, strict=True):
+                checks[name] = check
+                progress(sizes[name], total_bytes)
         except BaseException:
             # Ctrl-C must not wait for a file of terabytes.
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return _Comparison(folder, digests, checks, contents).result(total_bytes)
+    return VerifyResult(folder, digests, checks, contents, total_bytes)
 
 
 def require_run(folder: Path, images: bool = True) -> RunContents:
@@ -262,62 +223,74 @@ def check_in_child(path: Path, stop: Event | None = None, timeout_seconds: float
     return FileCheck([UnsureError(str(damage.damaged(path, "the HDF5 file", got)))])
 
 
-class _Comparison:
-    """Holds the files of a folder to their digests, to the plan and to each other.
+class VerifyResult:
+    """What came of a run folder: its files held to their digests, to the plan and to each other.
 
     Args:
         folder: The run folder.
         digests: What its files should be.
         checks: Path from the run folder -> what came of the file; all files there are.
         contents: Of the folder.
+        file_bytes: Size of all files.
+
+    Attributes:
+        folder: The run folder.
+        findings: Path from the run folder -> what is wrong; the files in order, :data:`~pipeline.store.format.DIGESTS_NAME` last.
+        damaged: Shards and index that are to be removed and made again.
+        unread: Files that are in use or could not be read, of which nothing is known.
+        wrong_lines: Names whose lines in ``SHA256SUMS`` are not true of the files.
+        files: How many were checked.
+        file_bytes: As given.
+        rows: Of the run; 0 where no file tells.
+        failed: Rows of images that have failed, in the shards that could be read.
+        layers: Names of the layers.
+        row_bytes: Bytes of features that were decoded and held to their checksums.
     """
 
-    def __init__(self, folder: Path, digests: Digests, checks: Mapping[str, FileCheck], contents: RunContents) -> None:
-        self._folder, self._digests, self._checks, self._contents = folder, digests, checks, contents
+    def __init__(
+        self, folder: Path, digests: Digests, checks: Mapping[str, FileCheck], contents: RunContents, file_bytes: int
+    ) -> None:
+        self.folder, self.file_bytes, self.files = folder, file_bytes, len(checks)
+        self._digests, self._checks, self._contents = digests, checks, contents
         # Those that are not there too.
         self._found = {**checks}
         read = {name: check.digest for name, check in checks.items() if check.digest}
         self._changed = {name for name, digest in read.items() if digest != digests.by_name.get(name, digest)}
         self._absent = [name for name in digests.by_name if name not in checks and not (folder / name).exists()]
         self._plan = [format.shard_path(shard.file_name) for shard in contents.plan]
-
-    def _add(self, name: str, error: StoreError) -> None:
-        self._found.setdefault(name, FileCheck()).findings.append(error)
-
-    def result(self, file_bytes: int) -> VerifyResult:
-        """Return what came of the folder."""
         self._compare_with_plan()
         self._compare_manifests()
         self._compare_with_lines()
-        damaged = self._damaged()
+        self.wrong_lines = (*self._absent, *self._changed)
+        self.damaged = self._find_damaged()
         self._compare_index()
         last = [*format.DIGESTED_NAMES, format.DIGESTS_NAME]
         names = sorted(name for name, check in self._found.items() if check.findings)
         names.sort(key=lambda name: last.index(name) if name in last else -1)
-        checks = self._checks.values()
-        parts = [*self._contents.parts, *(part for check in checks for part in check.parts)]
-        return VerifyResult(
-            folder=self._folder,
-            findings={name: self._found[name].findings for name in names},
-            damaged=damaged,
-            unread=tuple(name for name in names if self._is_unread(name)),
-            wrong_lines=(*self._absent, *self._changed),
-            files=len(checks),
-            file_bytes=file_bytes,
-            rows=max((part.stop for part in parts), default=0),
-            failed=sum(check.failed for check in checks),
-            layers=next((check.layers for check in checks if check.layers), ()),
-            row_bytes=sum(check.row_bytes for check in checks),
-        )
+        self.findings = {name: self._found[name].findings for name in names}
+        self.unread = [name for name in names if self._is_unread(name)]
+        parts = [*contents.parts, *(part for check in checks.values() for part in check.parts)]
+        self.rows = max((part.stop for part in parts), default=0)
+        self.failed = sum(check.failed for check in checks.values())
+        self.layers = next((check.layers for check in checks.values() if check.layers), ())
+        self.row_bytes = sum(check.row_bytes for check in checks.values())
+
+    @property
+    def count(self) -> int:
+        """How many findings there are; none: the run is whole and unchanged."""
+        return sum(map(len, self.findings.values()))
+
+    def _add(self, name: str, error: StoreError) -> None:
+        self._found.setdefault(name, FileCheck()).findings.append(error)
 
     def _compare_with_plan(self) -> None:
         plan, known = {*self._plan}, self._contents.parts
         there = f"{len(plan & self._checks.keys())} of {len(plan)} shards"
         for name in self._plan:
             if name not in self._checks:
-                self._add(name, damage.missing_file(self._folder / name, "shard", there))
+                self._add(name, damage.missing_file(self.folder / name, "shard", there))
         for name, check in self._checks.items():
-            path, number = self._folder / name, part_number(Path(name).name)
+            path, number = self.folder / name, part_number(Path(name).name)
             others = [part for part, of_run in zip(check.parts, known, strict=False) if part != of_run]
             # Of a part whose manifest is lost nobody knows the shards.
             if name.startswith(format.SHARD_FOLDER) and number < len(known) and name not in plan:
@@ -330,22 +303,22 @@ class _Comparison:
         name = format.manifest_name(len(self._contents.planned))
         if name not in self._checks:
             if self._contents.lost:
-                self._add(name, damage.missing_file(self._folder / name, "manifest", "no such file"))
+                self._add(name, damage.missing_file(self.folder / name, "manifest", "no such file"))
         elif not self._checks[name].findings:
             got = "one of another run" if self._contents.manifests[name] else "none that agrees with its own digest"
-            self._add(name, damage.damaged(self._folder / name, "the manifest", got))
+            self._add(name, damage.damaged(self.folder / name, "the manifest", got))
 
     def _compare_with_lines(self) -> None:
         path, by_name = self._digests.path, self._digests.by_name
         for name in self._changed:
             if not self._checks[name].findings:
                 got = f"SHA-256 {self._checks[name].digest[:12]} in place of {by_name[name][:12]}"
-                self._add(name, damage.damaged(self._folder / name, "the file", got))
+                self._add(name, damage.damaged(self.folder / name, "the file", got))
         for number, text in self._digests.unreadable:
             self._add(format.DIGESTS_NAME, damage.wrong_digests(path, f"line {number} is damaged, got {text[:120]!r}"))
         for name in self._absent:
             if name not in self._found and name != format.INDEX_NAME:
-                self._add(name, damage.missing_file(self._folder / name, "file", f"a line in {format.DIGESTS_NAME} and no file"))
+                self._add(name, damage.missing_file(self.folder / name, "file", f"a line in {format.DIGESTS_NAME} and no file"))
         for name in self._checks:
             if name not in by_name:
                 happened = f"there is no line for {name}, got a file that nobody can say to be unchanged"
@@ -357,17 +330,17 @@ class _Comparison:
         count = len(self._plan) or format.planned_shards(shards)
         index, known = self._checks.get(format.INDEX_NAME), self._contents.parts
         if index is None:
-            self._add(format.INDEX_NAME, damage.unfinished(self._folder, len(shards), count))
+            self._add(format.INDEX_NAME, damage.unfinished(self.folder, len(shards), count))
         elif 0 < len(index.parts) < len(known) and index.parts == known[: len(index.parts)]:
             rows = f"{format.INDEX_NAME} over the first {index.parts[-1].stop} of {known[-1].stop} rows"
-            self._add(format.INDEX_NAME, damage.unfinished(self._folder, len(shards), count, rows))
+            self._add(format.INDEX_NAME, damage.unfinished(self.folder, len(shards), count, rows))
 
     def _is_unread(self, name: str) -> bool:
         """Tell whether nothing is known of a file; of one that has changed, it is if no more than memory was wanting."""
         known = UnsureError if name in self._changed else ()
         return any(isinstance(error, UnreadableError) and not isinstance(error, known) for error in self._found[name].findings)
 
-    def _damaged(self) -> tuple[str, ...]:
+    def _find_damaged(self) -> list[str]:
         """Return what must be made again: damaged shards, and the index if it is damaged or has rows of what is not there."""
         found = []
         for name, check in self._checks.items():
@@ -380,7 +353,7 @@ class _Comparison:
         # While it is there, a reader takes all rows that it has for whole.
         if index and not index.findings and parts and min(parts) < len(index.parts):
             found.append(format.INDEX_NAME)
-        return tuple(found)
+        return found
 
 
 def repair(result: VerifyResult) -> list[str]:
