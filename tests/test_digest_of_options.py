@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import AUTO, CHOICES, check_options, known_keys
-from pipeline.image_list import with_labels
-from pipeline.images.folder import list_folder
-from pipeline.images.lists import read_list
-from pipeline.images.tar import list_tars
-from pipeline.images.tfds import list_set
+from pipeline.image_list import list_images
 from pipeline.network.architectures import resolve_layers
 from pipeline.network.weights import load_weights
 from pipeline.plan import plan_run
@@ -54,6 +50,8 @@ CHANGES_NONE: dict[str, Any] = {
     "output.scratch": "elsewhere",
     "output.compression": None,
     "output.existing": None,
+    # With the other value the run stops, and what it has finished is the same.
+    "output.overflow": None,
     # Which process makes a shard.
     "engine.name": None,
     "engine.address": "auto",
@@ -78,45 +76,31 @@ def digest(
         tar.add(folder / "image.jpg", "image.jpg")
 
     def plan(**changes: Any) -> str:
-        # Stand-ins above for what must be a path.
-        source = changes.get("network__weights")
+        if "data__dir" in changes:
+            changes["data__dir"] = str(folder)
+        if "data__list" in changes:
+            changes |= {"data__list": str(folder / "list.txt"), "data__dir": str(folder)}
+        if "data__tar" in changes:
+            changes |= {"data__tar": str(folder / "image.tar"), "data__dir": None}
+        if "data__tfds" in changes or "data__split" in changes:
+            changes |= {"data__tfds": "tiny", "data__dir": str(request.getfixturevalue("tiny_set"))}
         if any(key.startswith("engine__") for key in changes):
             changes = {"engine__name": "ray", **changes}
-        where = {"data__dir": str(folder)} if "data__dir" in changes else {}
         if "output__scratch" in changes:
             # Refused, being of no use, without an address.
-            where["output__dir"] = "memory://bucket/outputs"
-        if "data__list" in changes:
-            where["data__list"] = str(folder / "list.txt")
-        if "data__tar" in changes:
-            where |= {"data__tar": str(folder / "image.tar"), "data__dir": None}
-        if "data__tfds" in changes or "data__split" in changes:
-            where |= {"data__tfds": "tiny"}
-        options = check_options(values(**{**BASE, **changes, **where, "network__weights": "random"}))
-        manifest = list_folder(folder if "data__dir" in changes else photographs)
-        if "data__list" in changes:
-            manifest = read_list(folder / "list.txt", folder)
-        if "data__tar" in changes:
-            manifest = list_tars([str(folder / "image.tar")], str(folder), print)
-        if "data__tfds" in changes or "data__split" in changes:
-            manifest = list_set("tiny", options.data.split, request.getfixturevalue("tiny_set"))
-        manifest = with_labels(manifest, options.data.label)
-        weights = random_weights(options.network.name)
-        if options.network.seed:
-            weights = load_weights(
-                options.network.name,
-                "random",
-                seed=options.network.seed,
-                classifier=False,
-                progress=False,
-                log=lambda line: None,
-            )
-        if source is not None:
+            changes["output__dir"] = "memory://bucket/outputs"
+        is_file = changes.pop("network__weights", None) is not None
+        options = check_options(values(**{**BASE, "data__dir": str(photographs), **changes}))
+        name, seed, padding = options.network.name, options.network.seed, options.network.pool_padding
+        weights = random_weights(name)
+        if seed:
+            weights = load_weights(name, "random", seed=seed, classifier=False, progress=False, log=lambda line: None)
+        if is_file:
             # A file is known by its numbers, whatever its name.
             weights = replace(weights, sha256="0" * 64)
-        if options.network.pool_padding != AUTO:
-            weights = replace(weights, pool_padding=options.network.pool_padding)
-        return plan_run(options, manifest, weights, resolve_layers(options.network.name, options.layers)).digest
+        if padding != AUTO:
+            weights = replace(weights, pool_padding=padding)
+        return plan_run(options, list_images(options.data), weights, resolve_layers(name, options.layers)).digest
 
     return plan
 

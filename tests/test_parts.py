@@ -24,7 +24,7 @@ from pipeline.store.verification import check_hdf5, verify_folder
 
 from .killed_runs import ROOT, assert_same_run
 from .stored_runs import make_spec, write_run, write_share
-from .test_store_folder import ENVIRONMENT, files_in, run_python
+from .test_store_folder import ENVIRONMENT, files_in
 
 SHARE = (
     "import sys; from tests.stored_runs import *\n"
@@ -50,13 +50,6 @@ def test_shares_tile_the_shards_of_every_part_of_a_run(count: int) -> None:
     shares = [[shard for shard in shards if Share(number, count).has(shard.number)] for number in range(1, count + 1)]
     assert sorted((shard for share in shares for shard in share), key=lambda shard: (shard.part, shard.number)) == list(shards)
     assert {shard.part for shard in shares[0]} == {0, 1, 2}
-
-
-def test_a_share_is_written_in_two_ways() -> None:
-    assert Share.of_text("3/8") == Share.of_text("3-of-8") == Share(3, 8)
-    assert (str(Share(3, 8)), Share(3, 8).mark) == ("3/8", "3-of-8")
-    for text in ("0/8", "9/8", "x", "3", "3/8/9", "-1/8", "3/", "3 /8", "1/0", "²/8", "3-8"):
-        assert Share.of_text(text) is None, text
 
 
 def test_processes_that_start_together_make_the_run_that_one_makes(tmp_path: Path, undivided: Path) -> None:
@@ -319,17 +312,10 @@ def test_a_signal_drops_what_a_whole_run_is_at_and_opens_nothing(tmp_path: Path,
     assert files_in(tmp_path) == {*kept, ".lock", "precious", "config.yaml.partial"}
 
 
-def test_a_run_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys; from tests.stored_runs import *\n"
-        "opened = open_folder(Path(sys.argv[1]), make_spec(rows=30), 'resume', Share.of_text(sys.argv[2]))\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert run_python(program, tmp_path, "2/2").returncode == -signal.SIGKILL
-    assert ".lock-2-of-2" in files_in(tmp_path)
-    held(tmp_path, Share(2, 2))()
-    # Nor do the locks of other divisions.
-    for name in (".lock-2-of-2", ".lock-5-of-9"):
+def test_locks_of_killed_processes_hold_nobody_up(tmp_path: Path) -> None:
+    for name in (".lock", ".lock-2-of-2", ".lock-5-of-9"):
         (tmp_path / name).write_text("")
+    held(tmp_path, Share(2, 2))()
+    (tmp_path / ".lock-2-of-2").write_text("")
     held(tmp_path, Share(1, 3))()
     assert files_in(tmp_path) == {".lock"}

@@ -16,23 +16,13 @@ from pipeline.errors import StoreError
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 
-from .stored_runs import make_spec, make_values, write_run
-
-NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
+from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_native_run, write_run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
     write_run(path, make_spec(metadata={"author": tuple("abcdefghij"), "width": tuple("0123456789")}), failed=[3])
-    return path
-
-
-@pytest.fixture(scope="module")
-def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("native")
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    write_run(path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
     return path
 
 
@@ -72,8 +62,8 @@ def test_the_index_opens_from_any_directory_and_after_a_move(
             np.testing.assert_array_equal(run["relu4_1"][:], values["relu4_1"])
 
 
-def test_the_index_links_the_images_of_native_size(native_folder: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(native_folder, tmp_path / "moved"))
+def test_the_index_links_the_images_of_native_size(tmp_path: Path) -> None:
+    moved = write_native_run(tmp_path / "native").rename(tmp_path / "moved")
     expected = make_values(make_spec(6, {"relu4_1": None}), NATIVE_SIZES)["relu4_1"]
     with h5py.File(moved / "features.h5") as file:
         group = file["features/relu4_1"]
@@ -130,13 +120,6 @@ def test_a_reader_of_netcdf_shows_named_axes_and_values(folder: Path, values: di
         np.testing.assert_array_equal(layer[-2:], values["relu4_1"][-2:])
         assert {column.dimensions for column in file["images"].variables.values()} == {("image",)}
         assert list(file["images"].variables["key"][-1:]) == ["folder0/image é9.jpg".encode()]
-
-
-def test_the_identity_is_stored_as_json(tmp_path: Path) -> None:
-    spec = make_spec(identity={"seed": "3"})
-    write_run(tmp_path, spec)
-    with h5py.File(tmp_path / "features.h5") as file:
-        assert json.loads(file.attrs["identity"]) == dict(spec.identity)
 
 
 def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path: Path) -> None:

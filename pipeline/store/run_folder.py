@@ -226,7 +226,7 @@ def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) ->
     """Take the digests of all processes into ``SHA256SUMS``, and add those that a kill has left out.
 
     Args:
-        folder: The run folder, locked; all shards are there.
+        folder: The run folder, locked; all shards are there, and the manifests as they were written.
         spec: The run.
         living: Shares that other processes make, or have made just now.
 
@@ -237,9 +237,8 @@ def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) ->
     for error in complete_digests(folder, spec.shards()).values():
         raise error
     digests = Digests(folder)
-    for number, part in enumerate(spec.parts):
-        name = format.manifest_name(number)
-        if name not in digests.by_name and (manifest := read_manifest(folder / name)) and manifest.part == part:
+    for name in map(format.manifest_name, range(len(spec.parts))):
+        if name not in digests.by_name:
             digests.add(name, digest_of(folder / name))
 
 
