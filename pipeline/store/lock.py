@@ -4,11 +4,11 @@ A whole run holds ``.lock`` as long as it lives. Of several processes that make 
 each holds ``.lock-3-of-8`` as long as it lives, and ``.lock`` only while it opens the folder or writes the index; the others
 wait for that. So whoever has ``.lock`` can tell who lives, and is alone in changing what is not of one share.
 
-The system's locks end with their holder, however it ends. On another machine too, as far as the file system tells its clients
-of them: NFS does, Lustre does if it is mounted with ``flock``. With NFS' ``local_lock`` or Lustre's ``localflock``, or where
-there are no locks at all, nothing refuses the same part started twice. No shard is wrong for that: each is written under a name
-of its own, and renamed when it is whole. Two parts that finish in the same second may write one index together; ``verify``
-would tell.
+At an address a lock is an object, which a kill leaves behind. The system's locks end with their holder, however it ends. On
+another machine too, as far as the file system tells its clients of them: NFS does, Lustre does if it is mounted with
+``flock``. With NFS' ``local_lock`` or Lustre's ``localflock``, or where there are no locks at all, nothing refuses the same
+part started twice. No shard is wrong for that: each is written under a name of its own, and renamed when it is whole. Two
+parts that finish in the same second may write one index together; ``verify`` would tell.
 
 Source: flock(2), NFS details; nfs(5), local_lock; mount.lustre(8), flock and localflock.
 """
