@@ -192,11 +192,8 @@ class ShardLayer:
                 # (h, w, c); None at native size.
                 self._row_shape: tuple[int, ...] | None = None if is_native else node.shape[1:]
                 # Which has each row: one for all, at native size one a row; an error where the row is damaged.
-                self._tables: list[_ChunkTable | StoreError]
-                if is_native:
-                    self._tables = [self._table_of(node, row) for row in range(shard.rows)]
-                else:
-                    self._tables = [_read_table(node)] * shard.rows
+                table = None if is_native else _read_table(node)
+                self._tables = [table or self._table_of(node, row) for row in range(shard.rows)]
 
     def read(self, rows: Sequence[int], out: Rows, places: Sequence[int], shape: tuple[int, ...] | None) -> None:
         """Read rows; those that share a chunk one after the other.

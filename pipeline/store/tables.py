@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +206,7 @@ def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> N
         raise foreign(path, f"not the shard that its name says, got {got}", f"{shard.first} to {shard.stop - 1}")
 
 
-def layer_names(file: h5py.File) -> Iterator[str]:
+def layer_names(file: h5py.File) -> list[str]:
     """Return the layers of an open file, in network order."""
     group = file["features"]
-    return iter(sorted(group, key=lambda name: int(own_node(group, name).attrs["network_index"])))
+    return sorted(group, key=lambda name: int(own_node(group, name).attrs["network_index"]))

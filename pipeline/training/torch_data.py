@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import OptionError
@@ -44,11 +45,10 @@ class RowDataset(Dataset):
 
     def __getitems__(self, places: list[int]) -> list[Any]:
         """Return several items, each chunk decoded once; a DataLoader calls it."""
-        return list(self._examples.items(self._read(places)))
+        return list(self._examples.items(self._read(np.atleast_1d(select_rows(places, len(self), "dataset")))))
 
-    def _read(self, places: Any) -> Columns:
-        threads = None if get_worker_info() is None else 1
-        return _tensors(self._examples.read(np.asarray(select_rows(places, len(self), "dataset")), threads))
+    def _read(self, places: NDArray[np.int64]) -> Columns:
+        return _tensors(self._examples.read(places, None if get_worker_info() is None else 1))
 
     def __repr__(self) -> str:
         return f"<dataset: {self._examples!r}>"
