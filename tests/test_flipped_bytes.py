@@ -70,7 +70,7 @@ def test_a_byte_flipped_in_a_chunk_is_an_error_that_names_its_row(runs: Path, na
                 said = "same" if everything(path) == expected else "other values"
             except StoreError as error:
                 said = str(error)
-            assert said == "same" or (", row " in said and " is damaged, got " in said), place
+            assert said == "same" or (", row" in said and " is damaged, got " in said), place
         path.write_bytes(content)
         assert everything(path) == expected
 
