@@ -151,7 +151,7 @@ def wrong_override(error: BaseException, arguments: Sequence[str], kind: type, m
     """
     from . import config
 
-    known = {*config.known_keys(kind), *GROUP_NAMES.values()}
+    known = {name for key in config.known_keys(kind) for name in (key, GROUP_NAMES.get(key))}
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+~")
         if "=" in argument and key not in known and not key.startswith(("-", "hydra")):

@@ -150,7 +150,7 @@ def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subproces
     assert page.wrong == []
     for text in ("33 images, relu2_1, pool5 of vgg19", "1 truncated", "class 0/broken.jpg", "Untrained weights", "dead channels"):
         assert text in page.text, text
-    assert f"python -m pipeline.run data.dir={images} 'layers=[relu2_1,pool5]' 'data.size=[72,64]'" in page.text
+    assert f"python -m pipeline.run data.dir={images} 'data.size=[72,64]' 'layers=[relu2_1,pool5]'" in page.text
     # Of six rows a photograph, and of two layers three maps each.
     assert len(page.of("img")) == 6 * 7
     assert "rows       33 (30 ok, 3 failed)" in (folder / "run.log").read_text()
@@ -279,6 +279,12 @@ def test_a_wrong_option_is_one_line_and_exit_code_2_and_loads_nothing_heavy(tmp_
         assert said.startswith(f"error: {message}"), (arguments, said)
         assert len(said.splitlines()) == 1
     assert (left, heavy) == ([], [])
+
+
+def test_an_option_of_another_command_is_none_of_this_one(tmp_path: Path) -> None:
+    result = call_here("network=vgg16", cwd=tmp_path, module="pipeline.show")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: network: there is no such option, got 'network'. Expected one of: run, json. Run")
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:
