@@ -93,6 +93,9 @@ def plain_settings() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams["figure.constrained_layout.use"] = True
         matplotlib.rcParams["figure.constrained_layout.w_pad"] = matplotlib.rcParams["figure.constrained_layout.h_pad"] = MARGIN
+        # Where the axes are before the layout, which keeps space for what stands out of them there: nothing.
+        matplotlib.rcParams.update({"figure.subplot.left": 0, "figure.subplot.bottom": 0})
+        matplotlib.rcParams.update({"figure.subplot.right": 1, "figure.subplot.top": 1})
         # Source: Matplotlib, "Reproducible output": names inside an SVG are random otherwise.
         matplotlib.rcParams["svg.hashsalt"] = "deep-feature-pipeline"
         # Of vector files too, each map with its own pixels.
@@ -173,11 +176,11 @@ def draw(sheet: Sheet, options: PlotOptions) -> Figure:
         row, column = divmod(number, layout.columns)
         size = _fitted(one.pixels.shape if one.channel is None else one.shape, layout.width, layout.height)
         box = left + column * cell_width, top + row * cell_height + NAME_HEIGHT, *size
-        low, high = ends = common if is_shared else (one.low, one.high)
+        ends = common if is_shared else (one.low, one.high)
+        low, high = ends if ends[0] <= ends[1] else (0.0, 1.0)
         name = f"channel {one.channel}" if layout.is_mosaic else one.layer
         pixels = np.ma.masked_invalid(one.pixels.astype(np.float64))
-        look = {"cmap": colormap, "vmin": low, "vmax": high} if low <= high else {"cmap": colormap, "vmin": 0, "vmax": 1}
-        _show(axes, pixels, box, name, captions[number], **look)
+        _show(axes, pixels, box, name, captions[number], cmap=colormap, vmin=low, vmax=high)
         if has_bars or (is_shared and number == layout.columns - 1):
             _colour_bar(axes, box, ends, colormap)
     return axes.figure  # type: ignore[no-any-return]
@@ -203,15 +206,15 @@ def _axes(width: float, height: float, options: PlotOptions) -> Any:
 def _line(axes: Any, top: float, line: str, **look: Any) -> None:
     """Write a line at the left; one that is longer than the sheet loses its middle, as both ends of a path tell something."""
     whole = printable(line)
-    text = axes.text(0, top, whole, va="top", **look)
+    text, limit = axes.text(0, top, whole, va="top", **look), axes.get_xlim()[1] * axes.figure.dpi
 
     def width(kept: int) -> float:
         if kept < len(whole):
             text.set_text(f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}")
         return float(text.get_window_extent().width)
 
-    if width(len(whole)) > axes.bbox.width:
-        width(bisect_right(range(1, len(whole)), axes.bbox.width, key=width))
+    if width(len(whole)) > limit:
+        width(bisect_right(range(1, len(whole)), limit, key=width))
 
 
 def _show(axes: Any, pixels: NDArray[Any], box: Box, name: str, lines: Sequence[str], **look: Any) -> None:
