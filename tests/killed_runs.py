@@ -126,7 +126,7 @@ def call_python(
     if moment is not None:
         environment |= {"PYTHONPATH": f"{listener}{os.pathsep}{ROOT}", **moment.environment()}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 
