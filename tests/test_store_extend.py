@@ -394,7 +394,7 @@ def test_a_shard_of_another_extension_is_refused_and_kept(tmp_path: Path) -> Non
         run(tmp_path / name, spec_of(keys))
     shard = "shards/shard-part001-00000-of-00001.h5"
     for name, is_lost, said in (
-        ("other", False, "a shard of another run, got run digest"),
+        ("other", False, "a file of another run, got run digest"),
         ("other", True, r"manifest-part001\.jsonl\.gz is missing, damaged or of another run"),
         ("third", True, r"manifest-part001\.jsonl\.gz is missing, damaged or of another run"),
     ):
