@@ -129,7 +129,10 @@ class Digests:
         """
         shards = self._folder / format.SHARD_FOLDER
         # Listed, as asking the system for each of a million files takes minutes.
-        there = {path.relative_to(self._folder).as_posix() for folder in (self._folder, shards) for path in folder.iterdir()}
+        try:
+            there = {path.relative_to(self._folder).as_posix() for folder in (self._folder, shards) for path in folder.iterdir()}
+        except OSError as error:
+            raise disk.write_error(self._folder, error) from error
         self.drop([name for name in self.by_name if OWN.fullmatch(name) and name not in there.difference(besides)])
 
     def fold(self, living: Collection[str] = ()) -> None:
