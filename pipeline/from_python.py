@@ -63,6 +63,7 @@ class Settings(TypedDict, total=False):
     dtype: str
     compression: str
     images_per_shard: int | str
+    overflow: str
     existing: str
     engine: str
     engine_address: str | None
