@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +63,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def do_all(work: Callable[[int], None], count: int, threads: int | None, waits: bool = False) -> None:
-    """Do tasks 0 to ``count - 1``, begun in this order, by several threads.
+    """Do tasks 0 to ``count - 1``, begun in this order, the calling thread being one of those that work.
 
     Args:
         work: Does one task; most of its time should be spent outside the interpreter's lock.
         count: Number of tasks.
-        threads: How many to use at most; None: as many as there are cores; 1: the calling one.
+        threads: How many to use at most; None: as many as there are cores.
         waits: Whether tasks wait for a network: then more are begun than there are cores, whatever ``threads`` says.
 
     Raises:
@@ -77,23 +77,25 @@ def do_all(work: Callable[[int], None], count: int, threads: int | None, waits: 
     numbers = iter(range(count))
 
     def take_part() -> None:
-        # Taking the next number is one step of the interpreter: no two threads get the same.
-        for number in numbers:
-            work(number)
+        try:
+            # Taking the next number is one step of the interpreter: no two threads get the same.
+            for number in numbers:
+                work(number)
+        finally:
+            # What nobody has begun when a task fails, or at Ctrl-C, is left.
+            for _ in numbers:
+                pass
 
     most = min(count, WAITING_THREADS if waits else threads or usable_cores())
-    if most < 2:
-        take_part()
-        return
-    workers = [(_waiting if waits else _decoding).submit(take_part) for _ in range(most)]
+    helpers = [(_waiting if waits else _decoding).submit(take_part) for _ in range(most - 1)]
     try:
-        wait(workers, return_when=FIRST_EXCEPTION)
+        take_part()
     finally:
-        # What nobody has begun when a task fails, or at Ctrl-C, is left.
-        for _ in numbers:
-            pass
-    for worker in workers:
-        worker.result()
+        # One that has not begun is not waited for: on a busy machine it may take long to wake up.
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
 
 
 @dataclass(frozen=True, slots=True)
