@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from .errors import OptionError, nearest
 from .network.architectures import NETWORKS, WINOGRAD, plan_features, resolve_layers
-from .records import Share
+from .sharding import Share
 from .storage import RemotePath, expanded, is_address, path_of, scratch_for
 
 AUTO = "auto"

@@ -22,8 +22,9 @@ from .network.architectures import WINOGRAD
 from .network.known_weights import Weights
 from .network.start import load_tensorflow
 from .network.winograd import prepare_segments
-from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec, ShardSpec
+from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec
 from .report import Stopwatch
+from .sharding import ShardSpec
 from .store.codec import FLOAT16_LIMIT
 from .store.writer import DryWriter, Writer
 

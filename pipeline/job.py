@@ -27,9 +27,10 @@ from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures
-from .records import ImageRecord, Manifest, RunSpec, ShardSpec
+from .records import ImageRecord, Manifest, RunSpec
 from .report import Made, Report, Stopwatch, count_causes
 from .report_page import page_values, render
+from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
 from .store import disk, format

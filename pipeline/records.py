@@ -1,7 +1,7 @@
 """The records that the stages hand to one another, frozen. NumPy only; every stage may import this, it imports no stage.
 
 ``Manifest -> Batch -> FeatureBatch -> shard``: a row keeps its ``index`` (row in the run) from one end to the other. A run
-(:class:`RunSpec`) is cut into shards (:class:`ShardSpec`), a function of numbers alone, the same on every machine.
+(:class:`RunSpec`) is cut into shards, see :mod:`~pipeline.sharding`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .sharding import Part, ShardSpec, plan_shards
 
 OK = "ok"
 FAILED = "failed"
@@ -241,100 +241,6 @@ class FeatureBatch:
     layer: str
     indices: NDArray[np.int64]
     values: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSpec:
-    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap.
-
-    Attributes:
-        number: From 0, in its part.
-        count: How many shards the part has.
-        first: Index of its first row.
-        stop: Index after its last row.
-        part: 0 for the images that the run began with, then one for each extension.
-    """
-
-    number: int
-    count: int
-    first: int
-    stop: int
-    part: int = 0
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.number < self.count, self
-        assert 0 <= self.first < self.stop, self
-
-    @property
-    def file_name(self) -> str:
-        """``shard-00000-of-00012.h5``; of an added part ``shard-part001-00000-of-00003.h5``, which sorts after all before."""
-        part = f"part{self.part:03d}-" if self.part else ""
-        return f"shard-{part}{self.number:05d}-of-{self.count:05d}.h5"
-
-    @property
-    def rows(self) -> int:
-        """How many rows it holds."""
-        return self.stop - self.first
-
-
-def plan_shards(stops: Sequence[int], step: int) -> tuple[ShardSpec, ...]:
-    """Return the shards of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
-    return _plan_shards(tuple(stops), step)
-
-
-# Asked for again and again; a million shards take seconds and some hundred MB.
-@lru_cache(maxsize=2)
-def _plan_shards(stops: tuple[int, ...], step: int) -> tuple[ShardSpec, ...]:
-    shards: list[ShardSpec] = []
-    for part, (start, stop) in enumerate(zip((0, *stops), stops, strict=False)):
-        count = -(-(stop - start) // step)
-        shards += [ShardSpec(n, count, start + n * step, min(stop, start + (n + 1) * step), part) for n in range(count)]
-    return tuple(shards)
-
-
-# No more digits than any number of processes has.
-_SHARE = re.compile(r"([0-9]{1,7})(?:/|-of-)([0-9]{1,7})")
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one of several processes makes of a run: every ``count``-th shard, finished or not. Written ``3/8``.
-
-    Attributes:
-        number: From 1.
-        count: Of processes that the run is divided among.
-    """
-
-    number: int
-    count: int
-
-    def __post_init__(self) -> None:
-        assert 1 <= self.number <= self.count, self
-
-    @classmethod
-    def of_text(cls, text: str) -> Share | None:
-        """Return the share that is written so, ``3/8`` or ``3-of-8``; None where it is none."""
-        found = _SHARE.fullmatch(text)
-        return cls(int(found[1]), int(found[2])) if found and 1 <= int(found[1]) <= int(found[2]) else None
-
-    def has(self, number: int) -> bool:
-        """Return whether this process makes the shards of this number, in every part of an extended run."""
-        return number % self.count == self.number - 1
-
-    @property
-    def mark(self) -> str:
-        """``3-of-8``: what files of this process alone have in their names."""
-        return f"{self.number}-of-{self.count}"
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-
-class Part(NamedTuple):
-    """Rows that were planned together. ``digest``: of the run that ends with it; ``stop``: index after its last row."""
-
-    digest: str
-    stop: int
 
 
 def digest_identity(identity: Mapping[str, str]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, Share, digest_images
+from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, digest_images
+from pipeline.sharding import Share
 from pipeline.store.index_file import build_index
 from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer

@@ -20,7 +20,7 @@ from pipeline.config import (
     nested,
 )
 from pipeline.errors import OptionError
-from pipeline.records import Share
+from pipeline.sharding import Share
 
 
 def values(**changes: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pipeline.config import EngineOptions, check_options
 from pipeline.engines import ray as engine
 from pipeline.errors import EngineError, OptionError
 from pipeline.plan import versions
-from pipeline.records import ImageRecord, Part
+from pipeline.records import ImageRecord
+from pipeline.sharding import Part
 from pipeline.store.disk import file_digest
 
 from .stored_runs import make_spec

@@ -14,8 +14,9 @@ import pytest
 
 from pipeline.errors import NetworkError, StoreError
 from pipeline.extract import make_shards
-from pipeline.records import Batch, FeatureBatch, ShardSpec
+from pipeline.records import Batch, FeatureBatch
 from pipeline.report import Stopwatch
+from pipeline.sharding import ShardSpec
 from pipeline.store import disk
 from pipeline.store.reader import open_run
 from pipeline.store.writer import Writer

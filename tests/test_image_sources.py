@@ -16,7 +16,8 @@ from pipeline.errors import ImageError, StoreError
 from pipeline.images.loader import ImageLoader
 from pipeline.images.seen import seen_picture, thumbnail
 from pipeline.job import refuse_changed_images
-from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec, ShardSpec
+from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec
+from pipeline.sharding import ShardSpec
 from pipeline.store.run_folder import open_folder
 
 from .conftest import MEAN_PIXEL

@@ -11,8 +11,9 @@ import pytest
 from pipeline.errors import DatasetError, LockedError, StoreError
 from pipeline.index import index_run
 from pipeline.job import finish_share
-from pipeline.records import RunSpec, Share
+from pipeline.records import RunSpec
 from pipeline.report import Made, Report, Stopwatch
+from pipeline.sharding import Share
 from pipeline.store import verification
 from pipeline.store.index_file import read_run_spec
 from pipeline.store.run_folder import open_folder

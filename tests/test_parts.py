@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from pipeline.errors import LockedError, StoreError
 from pipeline.job import index_is_whole
-from pipeline.records import Share, plan_shards
+from pipeline.sharding import Share, plan_shards
 from pipeline.store import lock, tables, verification
 from pipeline.store.digests import Digests
 from pipeline.store.run_folder import open_folder, preview_folder

@@ -19,7 +19,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import LockedError, StoreError
 from pipeline.index import index_run
-from pipeline.records import Share
+from pipeline.sharding import Share
 from pipeline.storage import RemoteLock, RemotePath, StorageError, prepare_scratch, scratch_for
 from pipeline.store import lock, verification
 from pipeline.store.index_file import build_index

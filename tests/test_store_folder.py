@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LockedError, StoreError
-from pipeline.records import Share
+from pipeline.sharding import Share
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder, preview_folder
 from pipeline.store.writer import Writer

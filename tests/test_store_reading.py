@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.store.reader import open_run
-from pipeline.store.rows import CHUNKS_AHEAD, ShardLayer, do_all
+from pipeline.store.shard_reader import CHUNKS_AHEAD, ShardLayer, do_all
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run

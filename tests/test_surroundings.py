@@ -19,7 +19,7 @@ from pipeline.cli import fail
 from pipeline.errors import PipelineError, StoreError, printable
 from pipeline.images.folder import list_folder
 from pipeline.job import refuse_changed_images
-from pipeline.records import ShardSpec
+from pipeline.sharding import ShardSpec
 
 from .bad_images import picture
 from .stored_runs import make_spec, write_run

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline import open_run
 from pipeline.errors import OptionError, StoreError
 from pipeline.store.reader import Run
-from pipeline.store.rows import ShardLayer
+from pipeline.store.shard_reader import ShardLayer
 from pipeline.training import batches
 from pipeline.training.batches import Examples, shuffled
 

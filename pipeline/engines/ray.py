@@ -31,8 +31,9 @@ from ..network.known_weights import Weights
 from ..plan import versions
 from ..progress import LOGGER as _log
 from ..progress import Progress
-from ..records import ImageRecord, ImageStatus, RunSpec, ShardSpec
+from ..records import ImageRecord, ImageStatus, RunSpec
 from ..report import Made, Stopwatch
+from ..sharding import ShardSpec
 from ..signals import kept_handlers, leaving_at_once
 from ..store import format
 from ..store.digests import RemoteDigests

@@ -114,7 +114,7 @@ MANIFEST_FORMAT = f"{FORMAT}-manifest"
 # More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.
 LARGEST_PART = 999
 LOCK_NAME = ".lock"
-# Of a process that makes a share of the shards beside others; see :class:`~pipeline.records.Share`.
+# Of a process that makes a share of the shards beside others; see :class:`~pipeline.sharding.Share`.
 PART_LOCK_NAME = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+-of-\d+)")
 # What it says of itself.
 PART_COMPANION_NAME = re.compile(r"run-(\d+-of-\d+)\.log|report-(\d+-of-\d+)\.json")

@@ -28,7 +28,7 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 from ..errors import LockedError
-from ..records import Share
+from ..sharding import Share
 from ..storage import HeldError, RemoteLock, RemotePath, prepare_scratch, refresh, remove_scratch
 from . import disk, format
 from .damage import NO_LOCKS, require_file

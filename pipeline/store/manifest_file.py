@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import Manifest, Part, digest_identity, digest_images
+from ..records import Manifest, digest_identity, digest_images
+from ..sharding import Part
 from . import disk, format
 from .damage import HDF5_READ_ERRORS, UnreadableError, UnsureError, require_file, why_not_read
 from .digests import Digests

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from ..errors import OptionError, StoreError, nearest
 from ..indexing import select_rows
 from ..machine import usable_cores
-from ..records import ShardSpec
+from ..sharding import ShardSpec
 from ..storage import RemotePath, is_address, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, to_numpy
 from . import format, tables
 from .damage import missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
 from .image_table import ImageTable
-from .rows import CHUNKS_AHEAD, Rows, ShardLayer, Shards, do_all
+from .shard_reader import CHUNKS_AHEAD, Rows, ShardLayer, Shards, do_all
 from .shown import LAYER_HEADINGS, Shown, layer_row
 from .statistics import LayerStatistics, read_statistics
 from .tables import Column

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..records import Part, ShardSpec, Share, plan_shards
+from ..sharding import Part, ShardSpec, Share, plan_shards
 from ..storage import RemotePath
 from . import format
 from .damage import UnreadableError, require_own_shards

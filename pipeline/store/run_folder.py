@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from ..errors import LockedError, StoreError
-from ..records import RunSpec, ShardSpec, Share
+from ..records import RunSpec
+from ..sharding import ShardSpec, Share
 from ..storage import read_ahead, refresh
 from . import disk, format, tables
 from .damage import DamagedError, extra_file, of_another_run, own_node, reading, unreadable

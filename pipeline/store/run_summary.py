@@ -11,7 +11,7 @@ from typing import Any
 
 import h5py
 
-from ..records import Part, ShardSpec, plan_shards
+from ..sharding import Part, ShardSpec, plan_shards
 from . import damage, format, tables
 from .damage import own_node
 from .manifest_file import parse_identity

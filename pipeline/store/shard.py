@@ -20,7 +20,8 @@ from h5py._objects import phil
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import FeatureSpec, ImageStatus, RunSpec, ShardSpec
+from ..records import FeatureSpec, ImageStatus, RunSpec
+from ..sharding import ShardSpec
 from . import codec, disk, format, tables
 from .cutter import Shape4
 from .digests import Digests

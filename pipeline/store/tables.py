@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import Part, ShardSpec, plan_shards
+from ..sharding import Part, ShardSpec, plan_shards
 from ..storage import RemotePath
 from . import format
 from .damage import (

@@ -21,15 +21,16 @@ from pathlib import Path
 from threading import Event
 
 from ..errors import StoreError
-from ..records import FAILED, Part, ShardSpec
+from ..records import FAILED
+from ..sharding import Part, ShardSpec
 from ..storage import local_copy
 from . import damage, disk, format, tables
 from .damage import DamagedError, ForeignError, UnreadableError, UnsureError, require_file
 from .digests import OWN, Digests
 from .manifest_file import parse_identity
 from .reader import no_such_run
-from .rows import ShardLayer
 from .run_contents import RunContents, part_number, read_run_contents
+from .shard_reader import ShardLayer
 
 # A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
 TIMEOUT_SECONDS, SLOWEST_BYTES_A_SECOND = 120.0, 2 << 20

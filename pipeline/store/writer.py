@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NetworkError, StoreError
-from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, ShardSpec
+from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec
+from ..sharding import ShardSpec
 from . import codec, disk, format
 from .cutter import Cutter, Piece
 from .digests import Digests

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..machine import usable_cores
-from ..records import FAILED, ShardSpec
+from ..records import FAILED
+from ..sharding import ShardSpec
 from ..storage import RemotePath, refresh
 from . import codec, format, tables
 from .damage import HDF5_READ_ERRORS, damaged, own_node, reading
