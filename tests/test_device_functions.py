@@ -204,7 +204,7 @@ def test_the_dataset_of_the_default_run_carries_images(photographs: Path, thin_w
         checked = check_options(values(data__dir=str(photographs / "animals"), network__weights="random", **options))
         manifest = list_folder(photographs / "animals")
         spec = plan_run(checked, manifest, weights, resolve_layers("vgg19", ["relu1_1"]))
-        loader = make_stages(checked, spec, weights).load(manifest, np.arange(len(manifest)), 2)
+        loader = make_stages(checked, spec, weights).load(manifest, np.arange(len(manifest)))
         assert isinstance(loader.dataset, tf.data.Dataset)
         assert loader.dataset.element_spec["image"] == element
         batches = list(loader)
