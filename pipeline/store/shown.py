@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -26,12 +27,12 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], to_the_le
     return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-class Shown:
+class Shown(ABC):
     """Something that is shown as a caption over a table."""
 
+    @abstractmethod
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         """Return caption, headings and rows."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         caption, headings, rows = self._table()
