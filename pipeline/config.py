@@ -132,18 +132,9 @@ def _weights(value: Any) -> str:
     return text if text in WEIGHTS else str(right(expanded(text), expanded(text).exists()))
 
 
-def _scratch(value: Any) -> Path:
-    return expanded(right(_text(value), not is_address(_text(value))))
-
-
 def _name(value: Any) -> str:
     name = _text(value)
     return right(name, name not in (".", "..") and not {*name} & {*"/\\:"})
-
-
-def _part(value: Any) -> Share | None:
-    share = Share.of_text(value)
-    return right(share, share)
 
 
 def _cluster(value: str) -> str:
@@ -219,7 +210,11 @@ class OutputOptions:
     """
 
     dir: Path = path("outputs", "output.dir")
-    scratch: Path | None = option(None, "a folder of this machine: files are made there before they are sent", _scratch)
+    scratch: Path | None = option(
+        None,
+        "a folder of this machine: files are made there before they are sent",
+        lambda value: expanded(right(text := _text(value), not is_address(text))),
+    )
     dtype: str = choice("float32", "float32", "float16")
     overflow: str = choice("fail", "fail", "row")
     compression: str = choice("gzip", "gzip", "none")
@@ -278,7 +273,11 @@ class Options:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     name: str = option(None, "the name of one folder, without / \\ or :", _name)
-    part: Share | None = option(None, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run", _part)
+    part: Share | None = option(
+        None,
+        "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run",
+        lambda value: right(share := Share.of_text(value), share),
+    )
     dry_run: bool = switch(False)
     engine: EngineOptions = field(default_factory=EngineOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
@@ -287,7 +286,7 @@ class Options:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", f"{self.data.name or 'images'}-{self.network.name}")
-        for message in _conflicts(self):
+        if message := next(_conflicts(self), ""):
             raise OptionError(message)
         # Names that are not there and inputs that are too small, from the network's table alone.
         padding = "same" if self.network.pool_padding == AUTO else self.network.pool_padding
@@ -305,7 +304,6 @@ class Options:
 def _conflicts(options: Options) -> Iterator[str]:
     """Yield a line for each two options that exclude each other."""
     data, output, engine, runtime, part = options.data, options.output, options.engine, options.runtime, options.part
-    is_local, is_remote = engine.name == "local", isinstance(output.dir, RemotePath)
     named = [f"data.{key}" for key in ("list", "tar", "tfds") if getattr(data, key) is not None]
     if data.dir is None and not named:
         yield "data.dir: no images are named, got null. Expected data.dir=FOLDER, data.list=..., data.tar=... or data.tfds=..."
@@ -315,38 +313,26 @@ def _conflicts(options: Options) -> Iterator[str]:
         yield f"data.dir: of no use beside data.tar, got {str(data.dir)!r}. Expected tar files alone. Leave it out."
     if data.split is not None and data.tfds is None:
         yield f"data.split: only a set has splits, got {data.split!r}. Expected data.tfds=NAME too. Leave it out."
-    for key, names in (("data.tar", data.tar or ()), ("data.dir", [str(data.dir)] if data.tfds else [])):
-        for name in filter(is_address, names):
-            yield f"{key}: read from this machine only, got {name!r}. Expected a path. Download it first."
+    for name in filter(is_address, [*(data.tar or ()), *([str(data.dir)] if data.tfds else [])]):
+        key = "data.tar" if data.tar else "data.dir"
+        yield f"{key}: read from this machine only, got {name!r}. Expected a path. Download it first."
     if data.size is None and data.decode == "fast":
         yield "data.decode: nothing can be reduced at native size, got fast. Expected exact. Or set a data.size."
-    if output.scratch is not None and not is_remote:
-        yield f"output.scratch: of no use without an address, got {str(output.scratch)!r}. Expected null. Or set output.dir=s3://..."
-    if part is not None and output.existing not in ("resume", "extend"):
-        yield (
-            f"output.existing: other parts may have made what is there, got {output.existing} with part={part}. Expected resume "
-            "or extend. Use another name=..., or remove the folder first."
-        )
-    for each in fields(engine):
-        if is_local and getattr(engine, each.name) != each.default:
-            yield f"engine.{each.name}: of no use to engine=local, got {getattr(engine, each.name)!r}. Expected engine=ray too."
-    if not is_local and part is not None:
+    if part and output.existing not in ("resume", "extend"):
+        yield f"output.existing: other parts may write here, got {output.existing} with part={part}. Expected resume or extend."
+    if engine.name == "local" and engine != EngineOptions():
+        yield f"engine: workers are those of a cluster, got options of them with engine={engine.name}. Expected engine=ray too."
+    if engine.name != "local" and part:
         yield f"part: engine={engine.name} divides the run itself, got part={part}. Expected null, or engine=local."
-    if not is_local and is_remote:
-        yield (
-            f"output.dir: workers of engine={engine.name} write files, got {str(output.dir)!r}. Expected a folder that all nodes "
-            "share. Choose one, or use part=k/n."
-        )
+    if engine.name != "local" and isinstance(output.dir, RemotePath):
+        yield f"output.dir: workers of engine={engine.name} write files, got {str(output.dir)!r}. Expected a folder they share."
     if runtime.backend == WINOGRAD and runtime.device == "gpu":
         yield "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow."
     if runtime.device == "cpu" and runtime.precision != "float32":
         yield f"runtime.precision: a CPU computes in float32, got {runtime.precision}. Expected float32, or runtime.device=gpu."
-    gpus = engine.gpus_per_worker
-    if gpus is not None and runtime.device != AUTO and (runtime.device == "gpu") != (gpus > 0):
-        yield (
-            f"engine.gpus_per_worker: workers compute on the {runtime.device}, got {gpus:g}. Expected "
-            f"{'more than ' * (not gpus)}0. Leave it or runtime.device out."
-        )
+    if engine.gpus_per_worker is not None and runtime.device == ("cpu" if engine.gpus_per_worker else "gpu"):
+        got = f"{engine.gpus_per_worker:g} with runtime.device={runtime.device}"
+        yield f"engine.gpus_per_worker: not the device of the workers, got {got}. Expected one of the two. Leave the other out."
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,21 +509,17 @@ def check(kind: type[T], values: Mapping[str, Any], module: str) -> T:
 
     Args:
         kind: Class of the options.
-        values: Plain, nested as the groups of options are.
+        values: Plain, nested as the groups of options are; of what is not there the default is taken.
         module: Whose options they are.
 
     Raises:
         OptionError: The first value that is wrong, what was expected, and where to look; two options exclude each other; no layer
             is meant, or the size is too small for one.
     """
-    given, known = flat(values), known_keys(kind)
-    for key in given:
-        if key not in known:
-            raise unknown_key(key, kind, module)
-    for key in known:
-        if key not in given:
-            raise OptionError(f"{key}: the option was removed, got none. Expected a value. Leave out `~{key}`.")
-    if "run" in known and given["run"] is None:
+    given = defaults(kind) | flat(values)
+    if wrong := next((key for key in given if key not in defaults(kind)), None):
+        raise unknown_key(wrong, kind, module)
+    if "run" in given and given["run"] is None:
         raise OptionError(
             f"run: no run was named, got None. Expected a run folder. Run e.g. `python -m {module} run=outputs/imgs-vgg19`."
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from .cli import GROUP_NAMES
-from .config import REPLACED, TAR_SUFFIX, check_options, defaults, known_keys, nested
+from .config import REPLACED, TAR_SUFFIX, check_options, known_keys, nested
 from .errors import OptionError, nearest
 from .network.start import undisturbed
 
@@ -125,7 +125,7 @@ def extract_features(
         if full_names[word] in given:
             raise OptionError(f"{full_names[word]}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
         given[full_names[word]] = value
-    checked = check_options(nested({**defaults(), **{name: _plain(value) for name, value in given.items()}}))
+    checked = check_options(nested({name: _plain(value) for name, value in given.items()}))
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
     undisturbed(lambda: importlib.import_module("pipeline.job")).run(checked, quiet=quiet)
     from .store.reader import open_run

@@ -84,7 +84,7 @@ def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> st
             options[key] = _from_here(options[key], root_of, data_root)
     usual = ""
     with suppress(OptionError):
-        usual = check_options(nested(defaults() | options)).name
+        usual = check_options(nested(options)).name
     if folder.absolute().parent != Path("outputs").absolute():
         options["output.dir"] = str(folder.parent)
     if config.get("name") is not None or folder.name != usual:

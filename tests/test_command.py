@@ -258,7 +258,6 @@ WRONG = [
     (["data.dir=x", "runtime.backend=winograd", "runtime.device=gpu"], "runtime.backend: this one computes on a CPU, got"),
     (["data.dir=x", "network=vgg18"], "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16"),
     (["data.dir=x", "batch_size=${nosuch}"], "command line: Interpolation key 'nosuch' not found"),
-    (["data.dir=x", "~runtime"], "runtime.device: the option was removed"),
     (["data.dir=x", "data=3"], "data: there is no such option"),
     (["data.dir=x", "batch_size=1,2"], "command line: "),
     (["data.dir=x", "network=null"], "command line: "),
