@@ -210,7 +210,8 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     )
     from .network.vgg import Network, first_step, infer_on_device, infer_on_host
 
-    data, size_px, mean_pixel = options.data, options.data.size, weights.mean_pixel
+    data, size_px = options.data, options.data.size
+    mean_pixel, scale_pixel = weights.mean_pixel, weights.scale_pixel
     device = choose_device(options.runtime.device, options.batch_size, size_px, backend, threads)
     set_precision(options.runtime.precision, device.kind)
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
@@ -225,11 +226,11 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         precision=options.runtime.precision,
         # On a GPU TensorFlow computes.
         parts=preparing.result() if preparing is not None and by_winograd else None,
-        first=None if by_winograd else first_step(resize, mean_pixel),
+        first=None if by_winograd else first_step(resize, mean_pixel, scale_pixel),
     )
     compute: Callable[[Batch], Iterable[FeatureBatch]]
     if by_winograd:
-        compute = partial(infer_on_host, network=network, mean_pixel=None if resize else mean_pixel)
+        compute = partial(infer_on_host, network=network, mean_pixel=None if resize else mean_pixel, scale_pixel=scale_pixel)
     else:
         fill_to = device.batch_size if device.kind == "gpu" else 0
         compute = partial(infer_on_device, network=network, resize=resize, fill_to=fill_to)
@@ -245,7 +246,12 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
             memory_bytes=machine_bytes() * 3 // 4,
         )
     else:
-        prepare = partial(resize_on_host, spec=resize, mean_pixel=mean_pixel.astype(np.float32))
+        prepare = partial(
+            resize_on_host,
+            spec=resize,
+            mean_pixel=mean_pixel.astype(np.float32),
+            scale_pixel=None if scale_pixel is None else scale_pixel.astype(np.float32),
+        )
         if not by_winograd:
             prepare = partial(fit_canvas, spec=resize)
         if data.decode == "fast":

@@ -71,11 +71,12 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         "network": network.name,
         "weights": weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}",
         "weights_sha256": weights.sha256,
-        "preprocess": _preprocess_words(data),
+        "preprocess": _preprocess_words(data) + ", over scale_pixel" * (weights.scale_pixel is not None),
         "compression": output.compression,
         "data_root": manifest.root,
         **({"data_source": manifest.source.kind} if manifest.source else {}),
         "mean_pixel": weights.mean_pixel,
+        **({} if weights.scale_pixel is None else {"scale_pixel": weights.scale_pixel}),
         **{f"version_{name}": text for name, text in versions().items()},
     }
     asked = {"output.images_per_shard": output.images_per_shard, "runtime.backend": options.runtime.backend}

@@ -80,7 +80,11 @@ def page_values(report: Report, run: Run, manifest: Manifest) -> dict[str, Any]:
             "weights": report.weights,
             "SHA-256 of weights": attributes["weights_sha256"],
             "input": attributes["preprocess"],
-            "mean colour": ", ".join(f"{value:.3f}" for value in attributes["mean_pixel"].tolist()),
+            **{
+                words: ", ".join(f"{value:.3f}" for value in attributes[name].tolist())
+                for words, name in (("mean colour", "mean_pixel"), ("divided by", "scale_pixel"))
+                if name in attributes
+            },
             "values": f"{run[run.layers[0]].dtype}, compression {attributes['compression']}",
             "shards": len(run.shards),
             "run digest": attributes["run_digest"],

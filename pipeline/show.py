@@ -138,8 +138,9 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "data_root" in attributes:
         yield "images", str(attributes["data_root"])
     if "preprocess" in attributes:
-        mean = ", ".join(f"{value:g}" for value in attributes["mean_pixel"])
-        yield "input", f"{attributes['preprocess']} ({mean})"
+        colours = [attributes[name] for name in ("mean_pixel", "scale_pixel") if name in attributes]
+        values = "; ".join(", ".join(f"{value:g}" for value in colour) for colour in colours)
+        yield "input", f"{attributes['preprocess']} ({values})"
     if found["options"]:
         differing = [argument(name, value) for name, value in found["differing_options"].items() if name not in _NOT_SHOWN]
         yield "options", " ".join(differing) or "all others as by default"

@@ -253,6 +253,23 @@ def test_native_size_only_removes_the_mean() -> None:
     np.testing.assert_array_equal(np.asarray(step.function(image[None])), features.values)
 
 
+def test_a_scale_divides_what_the_mean_has_left_and_padding_stays_zero() -> None:
+    image, scale = noise(30, 21, 1), np.array([58.395, 57.12, 57.375])
+    spec = ResizeSpec((16, 16), "pad", "bilinear")
+    right = expected(image, spec) / scale
+    host = resize_on_host(image, spec, MEAN_PIXEL.astype(np.float32), scale.astype(np.float32))
+    place = np.array([place_image(30, 21, spec)], np.float64)
+    device = np.asarray(first_step(spec, MEAN_PIXEL, scale).function(image[None], place))[0]
+    for found in (host, device):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, right, atol=0.01 / 57)
+        assert not found[:, :2].any()
+    (features, _) = infer_on_host(batch_of([image]), doubled, MEAN_PIXEL, scale)
+    np.testing.assert_allclose(features.values[0], (image - MEAN_PIXEL) / scale, atol=1e-6)
+    native = first_step(None, MEAN_PIXEL, scale).function(image[None])
+    np.testing.assert_allclose(np.asarray(native), features.values, atol=1e-6)
+
+
 def test_every_step_of_a_device_has_the_same_number_of_rows() -> None:
     seen = []
 

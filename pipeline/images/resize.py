@@ -225,13 +225,14 @@ def _resize_lines(lines: Pixels, scaled: int, first: int, stop: int, interpolati
 # -- On the host ---------------------------------------------------------------------------------------------------------------
 
 
-def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array) -> Array:
-    """Resize one image, as :func:`fit_canvas` leaves it, and subtract the mean colour.
+def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pixel: Array | None = None) -> Array:
+    """Resize one image, as :func:`fit_canvas` leaves it, and standardise it.
 
     Args:
         pixels: (h, w, 3) RGB, as decoded.
         spec: Of the run.
         mean_pixel: (3,) R, G, B in 0..255.
+        scale_pixel: (3,) what the difference is divided by; None: by nothing.
 
     Returns:
         (H, W, 3) RGB, zero where the image is padded.
@@ -246,6 +247,8 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array) -> Array
     for axis in (0, 1) if rows_first else (1, 0):
         values = _resample(values, axis, place, spec)
     values -= np.tile(mean_pixel, width)
+    if scale_pixel is not None:
+        values /= np.tile(scale_pixel, width)
     result = values.reshape(height, width, COLOURS)
     if place.top < 0 or place.left < 0:
         rows, columns = (np.arange(side) for side in spec.size_px)
@@ -327,8 +330,26 @@ def _weigh(interpolation: str, x: Any, library: Any) -> Any:
 # -- On the device -------------------------------------------------------------------------------------------------------------
 
 
-def resize_batch(canvas: tf.Tensor, geometry: tf.Tensor, spec: ResizeSpec, mean_pixel: NDArray[np.float64]) -> tf.Tensor:
-    """Resize a batch and subtract the mean colour: two batched matrix products, no loop over images.
+def standardise(images: Any, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None) -> Any:
+    """Subtract the mean colour from images, and divide by the scale where there is one.
+
+    Args:
+        images: (..., 3) RGB in 0..255, float32, of NumPy or TensorFlow.
+        mean_pixel: (3,) R, G, B in 0..255.
+        scale_pixel: (3,) likewise; None: nothing is divided.
+    """
+    images = images - mean_pixel.astype(np.float32)
+    return images if scale_pixel is None else images / scale_pixel.astype(np.float32)
+
+
+def resize_batch(
+    canvas: tf.Tensor,
+    geometry: tf.Tensor,
+    spec: ResizeSpec,
+    mean_pixel: NDArray[np.float64],
+    scale_pixel: NDArray[np.float64] | None = None,
+) -> tf.Tensor:
+    """Resize a batch and standardise it: two batched matrix products, no loop over images.
 
     Every operation has a kernel for GPUs. The weights are computed here from the sides of each image.
 
@@ -336,7 +357,8 @@ def resize_batch(canvas: tf.Tensor, geometry: tf.Tensor, spec: ResizeSpec, mean_
         canvas: (B, h, w, 3) uint8 RGB; image i fills the top left corner of row i.
         geometry: (B, 6) float64, the :class:`Geometry` of each; :data:`NO_IMAGE` gives a row of zeros.
         spec: Of the run.
-        mean_pixel: (3,) R, G, B in 0..255.
+        mean_pixel: As of :func:`standardise`.
+        scale_pixel: Likewise.
 
     Returns:
         (B, H, W, 3) float32, zero where an image is padded.
@@ -361,7 +383,7 @@ def resize_batch(canvas: tf.Tensor, geometry: tf.Tensor, spec: ResizeSpec, mean_
     if spec.interpolation in ("bicubic", "lanczos"):
         rows_first = (heights > scaled_heights) & (heights - scaled_heights > 2.0 * (widths - scaled_widths))
         values = tf.where(rows_first[:, None, None, None], values, along_rows(along_columns(planes)))
-    images = tf.transpose(values, [0, 2, 3, 1]) - tf.constant(mean_pixel, tf.float32)
+    images = standardise(tf.transpose(values, [0, 2, 3, 1]), mean_pixel, scale_pixel)
     seen = (seen_rows[:, :, None] & seen_columns[:, None, :])[..., None]
     return tf.ensure_shape(tf.where(seen, images, 0.0), (None, target_height, target_width, 3))
 

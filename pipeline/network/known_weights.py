@@ -90,7 +90,7 @@ class WrongFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of a network, as it uses them: HWIO kernels for RGB input in 0..255 minus the mean.
+    """The weights of a network, as it uses them: HWIO kernels for RGB in 0..255 minus the mean, over the scale if there is one.
 
     Attributes:
         network: ``vgg19`` or ``vgg16``.
@@ -102,7 +102,8 @@ class Weights:
             original does, where a file says nothing.
         source: Words for where they come from; of a reader the file's format.
         recognised: Words for the training that conv1_1 is known from; ``not known``.
-        sha256: Digest, hex, of all arrays above and their names; the same for the same numbers from another file or format.
+        sha256: Digest, hex, of all arrays and their names; the same for the same numbers from another file or format.
+        scale_pixel: (3,) float64: what is divided by after the mean is subtracted; None: nothing is.
     """
 
     network: str
@@ -113,6 +114,7 @@ class Weights:
     source: str
     recognised: str = ""
     sha256: str = ""
+    scale_pixel: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

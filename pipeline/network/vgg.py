@@ -1,9 +1,9 @@
 """The VGG networks on the device, cut where the user wants activations.
 
-Takes float32 (n, H, W, 3) with the mean removed, or what its own first step makes such images of; gives one layer's activations
-after the other. Between two layers that are wanted lies a *segment*; what a segment gives leaves the device before the next one
-runs, so memory holds a few of the largest layers and never their sum. Nothing is computed past the deepest layer wanted, and
-nothing twice.
+Takes float32 (n, H, W, 3), standardised as the weights want, or what its own first step makes such images of; gives one layer's
+activations after the other. Between two layers that are wanted lies a *segment*; what a segment gives leaves the device before
+the next one runs, so memory holds a few of the largest layers and never their sum. Nothing is computed past the deepest layer
+wanted, and nothing twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ..errors import NetworkError
-from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch
+from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch, standardise
 from ..records import Batch, FeatureBatch, LayerSpec
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .device import BFLOAT, FLOAT32
@@ -196,7 +196,7 @@ def convolve(values: tf.Tensor, kernel: tf.Tensor, padding: str, precision: str)
 
 
 def infer_on_device(batch: Batch, network: Layers, resize: ResizeSpec | None, fill_to: int) -> Iterator[FeatureBatch]:
-    """Run the device functions on a batch's canvas, resize, subtract the mean, network; yield the features of the good rows.
+    """Run the device functions on a batch's canvas, resize, standardise, network; yield the features of the good rows.
 
     Args:
         batch: Of the loader.
@@ -224,13 +224,16 @@ def infer_on_device(batch: Batch, network: Layers, resize: ResizeSpec | None, fi
         del found
 
 
-def infer_on_host(batch: Batch, network: Layers, mean_pixel: NDArray[np.float64] | None) -> Iterator[FeatureBatch]:
+def infer_on_host(
+    batch: Batch, network: Layers, mean_pixel: NDArray[np.float64] | None, scale_pixel: NDArray[np.float64] | None = None
+) -> Iterator[FeatureBatch]:
     """Run the network's own CPU engine on images that the loader has brought to size; yield the features of the good rows.
 
     Args:
         batch: Of the loader.
         network: On the CPU.
         mean_pixel: (3,), R, G, B in 0..255: to be subtracted at native size. None: the loader has done so.
+        scale_pixel: (3,), what is divided by then; None: nothing.
 
     Raises:
         NetworkError: There is too little memory.
@@ -240,7 +243,7 @@ def infer_on_host(batch: Batch, network: Layers, mean_pixel: NDArray[np.float64]
         return
     images = batch.images if len(good) == len(batch) else batch.images[good]
     if mean_pixel is not None:
-        images = images.astype(np.float32) - mean_pixel.astype(np.float32)
+        images = standardise(images.astype(np.float32), mean_pixel, scale_pixel)
     layers = network(images)
     # While a layer is stored the next one is computed; at native size that would keep one layer more of a large image.
     for name, values in _one_behind(layers) if mean_pixel is None else layers:
@@ -259,15 +262,18 @@ def _one_behind(layers: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         yield waiting
 
 
-def first_step(resize: ResizeSpec | None, mean_pixel: NDArray[np.float64]) -> FirstStep:
-    """Return what a device does to a canvas before the first layer: resize and subtract the mean colour.
+def first_step(
+    resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None = None
+) -> FirstStep:
+    """Return what a device does to a canvas before the first layer: resize and standardise.
 
     Args:
-        resize: Of the run; None at native size, where only the mean is subtracted.
-        mean_pixel: (3,) R, G, B in 0..255.
+        resize: Of the run; None at native size, where nothing is resized.
+        mean_pixel: As of :func:`~pipeline.images.resize.standardise`.
+        scale_pixel: Likewise.
     """
     canvas = tf.TensorSpec((None, None, None, 3), tf.uint8)
     if resize is None:
-        return FirstStep(lambda images: tf.cast(images, tf.float32) - tf.constant(mean_pixel, tf.float32), [canvas])
+        return FirstStep(lambda images: standardise(tf.cast(images, tf.float32), mean_pixel, scale_pixel), [canvas])
     geometry = tf.TensorSpec((None, len(NO_IMAGE)), tf.float64)
-    return FirstStep(lambda images, places: resize_batch(images, places, resize, mean_pixel), [canvas, geometry])
+    return FirstStep(lambda images, places: resize_batch(images, places, resize, mean_pixel, scale_pixel), [canvas, geometry])

@@ -125,7 +125,9 @@ def content_digest(weights: Weights) -> str:
         for kind, values in (("kernel", kernel), ("bias", weights.biases[name])):
             digest.update(json.dumps([name, kind, list(values.shape)]).encode())
             digest.update(np.ascontiguousarray(values, dtype="<f4").data)
-    digest.update(np.ascontiguousarray(weights.mean_pixel, dtype="<f8").data)
+    for colours in (weights.mean_pixel, weights.scale_pixel):
+        if colours is not None:
+            digest.update(np.ascontiguousarray(colours, dtype="<f8").data)
     return digest.hexdigest()
 
 

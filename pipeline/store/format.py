@@ -62,7 +62,8 @@ of its texts in UTF-8, each ended by a NUL byte.
 Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard`` or ``index``), ``run_digest`` (SHA-256 of
 ``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest`` (of the images of the
 part), ``first_row`` (0 in the index), ``rows`` (of the run) and ``images_per_shard`` (the shard plan), ``created`` (UTC), and
-those of the run: ``config``, ``network``, ``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions.
+those of the run: ``config``, ``network``, ``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions;
+``scale_pixel`` where images are divided by it after that.
 
 The files of an added part, and the index over it, speak of the run as it is with that part: ``identity`` has ``extends``, the
 rows and the run digest of the run before, so that ``run_digest`` stands for all parts; ``rows`` counts all. They have besides
