@@ -50,13 +50,11 @@ def _listed(source: DataOptions) -> Manifest:
         manifest = read_list(source.list, source.dir, _warn)
         refuse_all_missing(manifest, source.list)
         return manifest
+    from .images.folder import list_address, list_folder
+
     assert source.dir is not None
     if isinstance(source.dir, RemotePath):
-        from .images.remote import list_address
-
         return list_address(source.dir)
-    from .images.folder import list_folder
-
     return list_folder(source.dir)
 
 

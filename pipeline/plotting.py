@@ -23,10 +23,8 @@ from .errors import DatasetError, ImageError, OptionError, StoreError, nearest
 from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction
 from .figures import Layout, Sheet
 from .formatting import counted, words_for_shape
-from .images.reading import words_for
-from .images.remote import RemoteImages
+from .images.reading import RemoteImages, seen_picture, words_for
 from .images.resize import ResizeSpec
-from .images.seen import seen_picture
 from .images.tar import COLUMN, find_in_tar
 from .machine import usable_cores
 from .records import OK, ImageRecord, ImageStatus

@@ -19,7 +19,7 @@ from .config import defaults, nested
 from .errors import ImageError, StoreError, printable
 from .feature_maps import FeatureMap, fold, has_extent, make_maps
 from .formatting import words_for_bytes, words_for_number, words_for_shape, words_for_share
-from .images.seen import thumbnail
+from .images.reading import thumbnail
 from .records import OK, Manifest
 from .report import STAGES, Report
 from .reproduce import argument, command_again, differing_options

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images.decode import ImageDecodeError, decode_image
+from pipeline.errors import ImageError
+from pipeline.images.decode import decode_image
 
 OK, FAILED, EITHER, NO_ROW = "ok", "failed", "either", "no row"
 ORIENTATION = 0x0112
@@ -207,7 +208,7 @@ def tiff(parts: list[bytes], order: str = "<", offsets: list[int] | None = None,
 
 
 def error_of(data: bytes) -> str:
-    with pytest.raises(ImageDecodeError) as raised:
+    with pytest.raises(ImageError) as raised:
         decode_image(data)
     return str(raised.value)
 

@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from pipeline import open_run
+from pipeline.errors import ImageError
 from pipeline.images import decode, loader, reading
-from pipeline.images.decode import ImageDecodeError, decode_image
+from pipeline.images.decode import decode_image
 from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
@@ -177,14 +178,14 @@ def test_a_hundred_scans_are_a_picture_and_more_are_not() -> None:
     scans = jpeg_of_scans(0).count(b"\xff\xda")
     assert decode_image(jpeg_of_scans(100 - scans))[1] == (64, 64)
     for count in (101 - scans, 3000):
-        with pytest.raises(ImageDecodeError, match=r"^corrupt: more than 100 scans, as no camera or program writes$"):
+        with pytest.raises(ImageError, match=r"^corrupt: more than 100 scans, as no camera or program writes$"):
             decode_image(jpeg_of_scans(count))
     assert decode_image(jpeg_of_scans(0, behind=b"\xff\xda\0\x02" * 500))[1] == (64, 64)
     baseline = encode(picture(0), "JPEG", comment=b"\xff\xda" * 500)
     assert decode_image(baseline)[1] == (40, 56)
     # A marker without a length, behind which the next one must not be taken for it.
     begin, first, others = jpeg_of_scans(3000).partition(b"\xff\xda")
-    with pytest.raises(ImageDecodeError, match=r"^corrupt: more than 100 scans"):
+    with pytest.raises(ImageError, match=r"^corrupt: more than 100 scans"):
         decode_image(begin + first + others.replace(b"\xff\xda", b"\xff\x01\xff\xda"))
 
 

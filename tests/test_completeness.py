@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images.decode import ImageDecodeError, decode_image
+from pipeline.errors import ImageError
+from pipeline.images.decode import decode_image
 
 from .bad_images import encode, error_of, picture, png_of, tiff
 
@@ -81,7 +82,7 @@ def test_a_file_cut_short_is_whole_or_fails(name: str, cuts: int) -> None:
     for size in range(0, len(data), max(1, len(data) // cuts)):
         try:
             pixels = decode_image(data[:size])[0]
-        except ImageDecodeError:
+        except ImageError:
             continue
         # What lies behind the pixels is nobody's loss.
         assert np.array_equal(pixels, whole), size

@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipeline.errors import ImageError
 from pipeline.images import decode
-from pipeline.images.decode import ImageDecodeError, decode_image, image_extensions
+from pipeline.images.decode import decode_image, image_extensions
 
 ORIENTATION = 0x0112
 
@@ -146,7 +147,7 @@ def test_sixteen_bit_grey_is_divided_by_257_and_rounded() -> None:
 def test_32_bit_grey_is_read_as_16_bit_and_other_values_are_refused() -> None:
     values = np.array([[0, 128, 129, 65535]], np.int32)
     assert decoded(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 1, 255]
-    with pytest.raises(ImageDecodeError, match=r"^unsupported: grey values from 0 to 70000, only 0 to 65535 can be read$"):
+    with pytest.raises(ImageError, match=r"^unsupported: grey values from 0 to 70000, only 0 to 65535 can be read$"):
         decode_image(encode(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))
 
 
@@ -154,7 +155,7 @@ def test_float_grey_is_read_from_0_to_1_and_other_values_are_refused() -> None:
     values = np.array([[0, 0.25, 0.5, 1]], np.float32)
     assert decoded(encode(Image.fromarray(values), "TIFF"))[0, :, 1].tolist() == [0, 64, 128, 255]
     for wrong, text in (([[0, 255]], "from 0 to 255"), ([[-1, 0]], "from -1 to 0"), ([[0, np.nan]], "from nan to nan")):
-        with pytest.raises(ImageDecodeError, match=f"^unsupported: grey values {text}, only 0 to 1 can be read$"):
+        with pytest.raises(ImageError, match=f"^unsupported: grey values {text}, only 0 to 1 can be read$"):
             decode_image(encode(Image.fromarray(np.array(wrong, np.float32)), "TIFF"))
 
 
@@ -184,7 +185,7 @@ def test_of_several_frames_the_first_counts(file_format: str, options: dict[str,
 def test_a_png_with_a_flipped_bit_is_corrupt() -> None:
     data = bytearray(encode(picture("RGB"), "PNG"))
     data[len(data) // 2] ^= 16
-    with pytest.raises(ImageDecodeError, match=r"^corrupt: "):
+    with pytest.raises(ImageError, match=r"^corrupt: "):
         decode_image(bytes(data))
 
 
@@ -217,7 +218,7 @@ def test_too_little_memory_is_an_image_that_failed(monkeypatch: pytest.MonkeyPat
         raise MemoryError
 
     monkeypatch.setattr(decode, "_decode_with_pillow", exhausted)
-    with pytest.raises(ImageDecodeError, match=r"^out of memory: "):
+    with pytest.raises(ImageError, match=r"^out of memory: "):
         decode_image(encode(picture("RGB"), "PNG"))
 
 

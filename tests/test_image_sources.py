@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.errors import ImageError, StoreError
 from pipeline.images.loader import ImageLoader
-from pipeline.images.seen import seen_picture, thumbnail
+from pipeline.images.reading import seen_picture, thumbnail
 from pipeline.job import refuse_changed_images
 from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec
 from pipeline.sharding import ShardSpec

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipeline.errors import ImageError
 from pipeline.images import decode
-from pipeline.images.decode import ImageDecodeError, decode_image
+from pipeline.images.decode import decode_image
 
 from .bad_images import error_of
 
@@ -103,7 +104,7 @@ def test_a_file_of_which_a_part_is_missing_before_its_end_fails(file: tuple[str,
     size = first + int(share * (len(data) - 3 - first))
     try:
         pixels, _ = decode_image(data[:size].removesuffix(b"\xff") + END)
-    except ImageDecodeError:
+    except ImageError:
         return
     np.testing.assert_array_equal(pixels, as_pillow(data))
 
@@ -184,7 +185,7 @@ def test_a_damaged_file_is_a_picture_or_a_failure_with_its_reason(progressive: b
         damaged[place : place + (how != "put in")] = b"" if how == "take out" else bytes([value])
     try:
         pixels, size_px = decode_image(bytes(damaged))
-    except ImageDecodeError as error:
+    except ImageError as error:
         word = str(error).split(":")[0]
     else:
         word = ""

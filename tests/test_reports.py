@@ -271,7 +271,7 @@ def test_a_row_that_is_too_large_or_damaged_is_said_where_its_map_would_be(
 
 @pytest.fixture
 def small_picture(photographs: Path, tmp_path: Path) -> Callable[..., Any]:
-    from pipeline.images.seen import thumbnail
+    from pipeline.images.reading import thumbnail
 
     def make(name: str = "animals/chelsea.jpg", sha256: str | None = None, side_px: int = 100) -> Any:
         path = tmp_path / "picture"
@@ -296,15 +296,15 @@ def test_a_small_picture_is_the_image_made_smaller(small_picture: Callable[..., 
 def test_a_small_picture_of_another_file_is_refused(
     small_picture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pipeline.images import seen
+    from pipeline.images import reading
 
     with pytest.raises(ImageError, match="changed: the file is not the one that the features were made from"):
         small_picture(sha256="0" * 64)
-    monkeypatch.setattr(seen, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(reading, "MAX_THUMBNAIL_PIXELS", 1000)
     with pytest.raises(ImageError, match=r"too large: \d+ px, limit 1000 px"):
         small_picture()
     with pytest.raises(ImageError, match="missing: file not found"):
-        seen.thumbnail(ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0), "", 100)
+        reading.thumbnail(ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0), "", 100)
 
 
 def test_the_command_on_the_page_goes_on_with_the_run_and_never_replaces_it(tmp_path: Path) -> None:

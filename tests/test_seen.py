@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError
+from pipeline.images.reading import seen_picture
 from pipeline.images.resize import ResizeSpec
-from pipeline.images.seen import restore_image, seen_picture
 from pipeline.records import ImageRecord, ImageStatus
 
 from .conftest import MEAN_PIXEL, PHOTOGRAPHS
@@ -29,21 +29,13 @@ def status_of(path: Path) -> ImageStatus:
     return ImageStatus(0, "", 0, 0, len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_the_way_back_gives_the_picture() -> None:
-    image = np.random.default_rng(3).integers(0, 256, (9, 11, 3), np.uint8)
-    values = (image - MEAN_PIXEL).astype(np.float32)
-    np.testing.assert_array_equal(restore_image(values, MEAN_PIXEL), image)
-    assert restore_image(values + 400, MEAN_PIXEL).min() == 255
-    assert restore_image(values - 400, MEAN_PIXEL).max() == 0
-
-
 def test_a_resized_picture_is_the_one_pillow_makes_and_needs_no_tensorflow() -> None:
     path = PHOTOGRAPHS / "animals/chelsea.jpg"
     expected = np.asarray(Image.open(path).resize((48, 64), Image.Resampling.BICUBIC)).astype(int)
     seen = seen_picture(record_of(path), status_of(path), ResizeSpec((64, 48), "squash", "bicubic"), MEAN_PIXEL, is_reduced=False)
     assert (seen.dtype, seen.shape) == (np.uint8, (64, 48, 3))
     assert np.abs(seen - expected).max() <= 1
-    program = "import sys, pipeline.images.seen; print('tensorflow' in sys.modules)"
+    program = "import sys, pipeline.images.reading; print('tensorflow' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said == "False\n"
 

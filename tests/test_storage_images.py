@@ -17,11 +17,10 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import DatasetError, ImageError
-from pipeline.images.folder import list_folder
+from pipeline.images.folder import list_address, list_folder
 from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
-from pipeline.images.reading import read_again, read_image
-from pipeline.images.remote import RemoteImages, list_address
+from pipeline.images.reading import RemoteImages, read_again, read_image
 from pipeline.records import Manifest
 from pipeline.storage import RemotePath, StorageError
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.images.remote import list_address
+from pipeline.images.folder import list_address
 from pipeline.storage import RemotePath
 from pipeline.store.reader import open_run
 from pipeline.store.verification import verify_folder

@@ -87,13 +87,6 @@ _HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])")
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class ImageDecodeError(ImageError):
-    """These bytes give no picture. The text is one line, ``<word>: <reason>``; equal bytes give an equal text.
-
-    The words: ``empty``, ``not an image``, ``truncated``, ``corrupt``, ``too large``, ``unsupported``, ``out of memory``.
-    """
-
-
 @functools.cache
 def image_extensions() -> frozenset[str]:
     """Return the lower-case file extensions, with their dot, that belong to :data:`ALLOWED_FORMATS`."""
@@ -123,7 +116,8 @@ def decode_image(
         orientation, before any reduction.
 
     Raises:
-        ImageDecodeError: The bytes are no image, or a damaged or too large one.
+        ImageError: The bytes are no image, or a damaged or too large one. Equal bytes give an equal text; its word is ``empty``,
+            ``not an image``, ``truncated``, ``corrupt``, ``too large``, ``unsupported`` or ``out of memory``.
     """
     try:
         header = _read_jpeg_header(data)
@@ -138,7 +132,7 @@ def decode_image(
         pixels = np.ascontiguousarray(_turn(pixels, _orientation(image)))
         return pixels, pixels.shape[:2]
     except MemoryError:
-        raise ImageDecodeError("out of memory: the decoded image does not fit") from None
+        raise ImageError("out of memory: the decoded image does not fit") from None
 
 
 class _JpegHeader(NamedTuple):
@@ -168,11 +162,11 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
     if not 0 < height * width <= MAX_PIXELS:
         return None
     if coding in _UNREADABLE_FRAMES:
-        raise ImageDecodeError(f"unsupported: {_UNREADABLE_FRAMES[coding]}")
+        raise ImageError(f"unsupported: {_UNREADABLE_FRAMES[coding]}")
     if bits != _JPEG_BITS:
-        raise ImageDecodeError(f"unsupported: JPEG of {bits} bits a sample, only {_JPEG_BITS} can be read")
+        raise ImageError(f"unsupported: JPEG of {bits} bits a sample, only {_JPEG_BITS} can be read")
     if components not in (1, 3, 4):
-        raise ImageDecodeError(f"unsupported: JPEG of {components} components")
+        raise ImageError(f"unsupported: JPEG of {components} components")
     scan = segment.end()
     return _JpegHeader(height, width, components, has_app1, coding in _BASELINE and data[scan] == components, scan)
 
@@ -182,7 +176,7 @@ def _decode_jpeg_file(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     # What lies behind the picture, such as a film, is none of its scans.
     if not header.has_one_scan and data.count(_START_OF_SCAN, header.scan, data.find(_JPEG_END, header.scan)) >= MAX_JPEG_SCANS:
-        raise ImageDecodeError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
+        raise ImageError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
     orientation = _orientation(_open(data)) if header.has_app1 else 1
     height, width = header.height, header.width
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
@@ -207,7 +201,7 @@ def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArr
         if text.startswith(_CORRUPT) and not _HARMLESS.search(text):
             # Pillow would fill in what is missing or wrong without a word.
             word = "truncated" if "premature end" in text else "corrupt"
-            raise ImageDecodeError(f"{word}: {text.removeprefix(_CORRUPT)}") from None
+            raise ImageError(f"{word}: {text.removeprefix(_CORRUPT)}") from None
         return None
     if pixels.shape[:2] != (height, width):
         return None
@@ -230,22 +224,22 @@ def _without_end(data: bytes, header: _JpegHeader) -> bytes:
 def _open(data: bytes) -> Image.Image:
     """Read the header alone, and refuse what must not be decoded."""
     if not data:
-        raise ImageDecodeError("empty: the file has no bytes")
+        raise ImageError("empty: the file has no bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
         reason = refused_kind(image, data)
     except UnidentifiedImageError:
-        raise ImageDecodeError(why_unidentified(data, ALLOWED_FORMATS)) from None
+        raise ImageError(why_unidentified(data, ALLOWED_FORMATS)) from None
     except MemoryError:
         raise
     except Exception as error:  # Readers raise anything from KeyError to struct.error on damaged headers.
-        raise ImageDecodeError(_one_line(error)) from error
+        raise ImageError(_one_line(error)) from error
     if image.width * image.height > MAX_PIXELS:
-        raise ImageDecodeError(f"too large: {image.width} x {image.height} px, limit {MAX_PIXELS} px")
+        raise ImageError(f"too large: {image.width} x {image.height} px, limit {MAX_PIXELS} px")
     if min(image.size) < 1:
-        raise ImageDecodeError(f"corrupt: {image.width} x {image.height} px")
+        raise ImageError(f"corrupt: {image.width} x {image.height} px")
     if reason:
-        raise ImageDecodeError(f"unsupported: {reason}")
+        raise ImageError(f"unsupported: {reason}")
     return image
 
 
@@ -268,12 +262,12 @@ def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
             image.load()
             missing = missing_rows(image, data)
         if missing:
-            raise ImageDecodeError(f"truncated: the file ends early, or was never written to the end: {missing} are there")
+            raise ImageError(f"truncated: the file ends early, or was never written to the end: {missing} are there")
         return _as_rgb(corrected(image, data))
-    except (ImageDecodeError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # As above.
-        raise ImageDecodeError(_one_line(error)) from error
+        raise ImageError(_one_line(error)) from error
 
 
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -306,7 +300,7 @@ def _deep_grey(image: Image.Image) -> NDArray[np.uint8]:
     low, high = values.min(), values.max()
     limit = 1 if image.mode == "F" else 65535
     if not (low >= 0 and high <= limit):  # So written that NaN is refused too.
-        raise ImageDecodeError(f"unsupported: grey values from {low:g} to {high:g}, only 0 to {limit} can be read")
+        raise ImageError(f"unsupported: grey values from {low:g} to {high:g}, only 0 to {limit} can be read")
     if image.mode == "F":
         grey = np.rint(values * np.float32(255)).astype(np.uint8)
     else:

@@ -1,4 +1,4 @@
-"""A folder of images, in; a :class:`~pipeline.records.Manifest`, out. No image is opened here, only counted and sized."""
+"""A folder of images, here or at an address, in; a :class:`~pipeline.records.Manifest`, out. No image is opened, only sized."""
 
 # Paths are strings here: a million Path objects would take longer than all the rest, and Path would normalise names.
 # ruff: noqa: PTH100, PTH112, PTH118, PTH208
@@ -13,9 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import DatasetError
 from ..records import Manifest
+from ..storage import RemotePath
 from .manifest import SYSTEM_FOLDERS, make_manifest, no_images, quoted_names, readable_keys, reason_to_skip
+from .reading import RemoteImages
 
 # Files and folders that a run writes.
 _NAMES_IN_A_RUN = frozenset({"features.h5", "shards", "manifest.jsonl.gz"})
@@ -57,6 +61,35 @@ def list_folder(folder: Path) -> Manifest:
     return make_manifest(
         root, [keys[old] for old in order], [sizes[old] for old in order], columns={}, paths=paths, skipped=skipped
     )
+
+
+def list_address(folder: RemotePath) -> Manifest:
+    """List the images below an address as :func:`list_folder` does below a folder: same order, same rules.
+
+    Raises:
+        DatasetError: It cannot be listed, or holds no image.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    skipped: Counter[str] = Counter()
+    try:
+        for name, size_bytes, written in folder.find_files():
+            if reason := reason_to_skip(name):
+                skipped[reason] += 1
+            else:
+                found[name] = size_bytes, written
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DatasetError(
+            f"data.dir: cannot be listed, got {error.strerror or error} for {str(folder)!r}. Expected an address that can. Check "
+            "the address, the credentials and the network."
+        ) from error
+    if not found:
+        raise no_images("data.dir", repr(str(folder)), skipped)
+    keys = sorted(found)
+    sizes, written_seconds = zip(*(found[key] for key in keys), strict=True)
+    source = RemoteImages(np.array(written_seconds))
+    return make_manifest(str(folder), keys, sizes, columns={}, skipped=skipped, source=source)
 
 
 def _walk(root: str, skipped: Counter[str], unreadable: list[str]) -> Iterator[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """A list of image paths, in: text, CSV or Parquet; a :class:`~pipeline.records.Manifest`, out."""
 
 # Paths stay as they are written, so they are texts here.
-# ruff: noqa: PTH100, PTH118
+# ruff: noqa: PTH100, PTH116, PTH118
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ import numpy as np
 
 from ..errors import DatasetError, OptionError
 from ..records import Manifest
-from ..storage import is_address, to_address
+from ..storage import RemotePath, StorageError, is_address, is_web, to_address
 from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names, readable_keys, refuse_repeated
-from .remote import RemoteImages, sizes_of
+from .reading import READS_AT_ONCE, RemoteImages
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 # A line of Caffe's: a path with an extension, and a word or number.
@@ -32,6 +34,8 @@ _LABELLED = re.compile(r"(\S.*\.\w+)[ \t]+(\S+)")
 # As Python keeps bytes that are not UTF-8.
 _OTHER_BYTES = re.compile("[\udc80-\udcff]")
 _DELIMITERS = (",", "\t", ";")
+# Of a list in a bucket: so many images are asked for one by one; where there are more, the folder that they share is listed.
+_ASKED_ONE_BY_ONE = 200
 
 
 def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None] = lambda line: None) -> Manifest:
@@ -75,7 +79,7 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
     # Without its "..", a path through a link may mean another file: where there is one, the path is kept as written.
     kept = (row in odd or ".." in place or (is_remote and names[row] == place) for row, place in enumerate(places))
     paths = {row: places[row] for row, is_kept in enumerate(kept) if is_kept}
-    found = sizes_of(places)
+    found = _sizes_of(places)
     # A file that cannot be found is a row of no bytes here, and a failed row with its reason later.
     sizes, seconds = zip(*(found.get(place, (0, 0.0)) for place in places), strict=True)
     source = RemoteImages(np.array(seconds), is_list=True) if is_remote else None
@@ -90,6 +94,40 @@ def _place(root: str, name: str) -> str:
         return os.path.join(root, name)
     protocol, _, rest = root.partition("://")
     return f"{protocol}://{posixpath.normpath(f'{rest}/{name}')}"
+
+
+def _sizes_of(places: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Return bytes, and when they were written in seconds since 1970, of the addresses and paths where something is.
+
+    Web servers are not asked: to get a size takes as long as to get an image, and the same list must be the same run also where
+    one did not answer.
+    """
+    found = {place: size for place in places if not is_address(place) and (size := _size(place))}
+    stored = sorted(place for place in places if is_address(place) and not is_web(place))
+    try:
+        if len(stored) <= _ASKED_ONE_BY_ONE:
+            with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
+                return found | {place: size for place, size in zip(stored, pool.map(_size, stored), strict=True) if size}
+        for _, group in itertools.groupby(stored, lambda place: place.split("/")[:3]):
+            wanted = {*group}
+            folder = posixpath.dirname(posixpath.commonprefix([*wanted]))
+            with suppress(FileNotFoundError):
+                for name, size_bytes, written in RemotePath(folder).find_files():
+                    if (place := f"{folder}/{name}") in wanted:
+                        found[place] = size_bytes, written
+    except StorageError as error:
+        raise DatasetError(str(error)) from error
+    return found
+
+
+def _size(place: str) -> tuple[int, float] | None:
+    try:
+        info = RemotePath(place).stat() if is_address(place) else os.stat(place)
+    except StorageError:
+        raise
+    except (OSError, ValueError):
+        return None
+    return (info.st_size if stat.S_ISREG(info.st_mode) else 0), info.st_mtime
 
 
 def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:

@@ -54,7 +54,7 @@ class ImageLoader:
     have, :data:`~pipeline.images.decode.MAX_PIXELS`.
 
     Errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``out of memory``, or
-    one of :class:`~pipeline.images.decode.ImageDecodeError`'s.
+    one of :func:`~pipeline.images.decode.decode_image`'s.
 
     Attributes:
         manifest: The rows of the run.
@@ -157,7 +157,7 @@ class ImageLoader:
         try:
             return row, read_image(self.manifest[int(row)]), b""
         except (ImageError, OSError, MemoryError) as error:
-            return row, b"", _reason(error).encode()
+            return row, b"", words_for(error).encode()
 
     def _decode(self, row: np.int64, data: bytes, error: bytes) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.object_]]:
         """Return image, numbers and texts of a row that has been read."""
@@ -171,18 +171,11 @@ class ImageLoader:
                     decoded, (height, width) = decode_image(data, self.ratio_for, admit)
                     image = decoded if self.prepare is None else self.prepare(decoded)
             except (ImageError, MemoryError) as problem:
-                text = _reason(problem)
+                text = words_for(problem)
         if image is None:
             image = np.zeros((*self.size_px, 3), np.float32) if self.size_px else np.empty((0, 0, 3), np.uint8)
         numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
         return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
-
-
-def _reason(error: Exception) -> str:
-    """Return what the row of an image says that cannot be used."""
-    if isinstance(error, OSError):
-        return words_for(error)
-    return "out of memory: the image does not fit" if isinstance(error, MemoryError) else str(error)
 
 
 def _batch(element: dict[str, Any]) -> Batch:

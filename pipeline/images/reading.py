@@ -1,26 +1,35 @@
-"""The bytes of one image, from wherever the manifest says that it is: a file, or what the manifest names as its source.
+"""The bytes of one image, from wherever the manifest says that it is; and its picture again, for somebody to look at.
 
-What cannot be read has a word of its own: ``missing``, ``unreadable``, ``not a regular file``, ``too large``.
+What is no local file is read by one of the classes here, see :class:`~pipeline.records.ImageSource`. What cannot be read has a
+word of its own: ``missing``, ``unreadable``, ``not a regular file``, ``too large``. No TensorFlow.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import DatasetError, ImageError
-from ..records import ImageRecord
-from .decode import ImageDecodeError
+from ..records import ImageRecord, ImageStatus
+from ..storage import RemotePath, StorageError, is_address, is_web
+from .decode import decode_image
+from .resize import ResizeSpec, dct_reduction, resize_on_host
 
 # No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
 MAX_FILE_BYTES = 2**30
 # Without O_NONBLOCK, a pipe would be waited for until somebody writes to it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+# Requests under way at a time: an object store answers each after some 10 to 50 ms, and any number of them at once.
+READS_AT_ONCE = 32
+# More would take seconds and gigabytes for a picture the size of a stamp. JPEGs of this size are reduced while they are decoded.
+MAX_THUMBNAIL_PIXELS = 64_000_000
 
 
 def read_image(record: ImageRecord) -> bytes:
@@ -33,75 +42,48 @@ def read_image(record: ImageRecord) -> bytes:
     return read_file(record.path) if record.source is None else record.source.read(record)
 
 
-def read_again(record: ImageRecord) -> bytes:
-    """Read an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
-
-    Raises:
-        ImageError: It cannot be read, for the reason given.
-    """
-    try:
-        return read_image(record)
-    except ImageError:  # a ValueError too
-        raise
-    except OSError as error:
-        raise ImageError(words_for(error)) from error
-    except MemoryError:
-        raise ImageError("out of memory: the image does not fit") from None
-    except (DatasetError, ValueError) as error:  # the second: a path that no file can have
-        raise ImageError(f"unreadable: {error}") from error
-
-
-def words_for(error: OSError) -> str:
-    """Return what the row of an image says that could not be read."""
+def words_for(error: Exception) -> str:
+    """Return what the row of an image says that cannot be used."""
+    if isinstance(error, MemoryError):
+        return "out of memory: the image does not fit"
+    if not isinstance(error, OSError):
+        return str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return "missing: file not found"
     return f"unreadable: {(error.strerror or ' '.join(str(error).split())[:200] or type(error).__name__).lower()}"
 
 
 def read_file(path: str) -> bytes:
-    """Read a regular file whole.
-
-    Raises:
-        ImageDecodeError: It is not a regular file, is larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
-        OSError: It is missing or cannot be read.
-    """
+    """Read a regular file whole; raises as :func:`read_image` does."""
     with open_regular(path) as file:
         before = os.fstat(file.fileno())
         refuse_too_large(before.st_size)
         data = file.read(before.st_size + 1)
         after = os.fstat(file.fileno())
     if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise ImageDecodeError("unreadable: the file changed while it was read")
+        raise ImageError("unreadable: the file changed while it was read")
     return data
 
 
 def open_regular(path: str, buffer_bytes: int = -1) -> BinaryIO:
-    """Open a regular file.
-
-    Args:
-        path: Of the file.
-        buffer_bytes: As of ``open``.
+    """Open a regular file; ``buffer_bytes`` as of ``open``.
 
     Raises:
-        ImageDecodeError: It is not a regular file.
+        ImageError: It is not a regular file.
         OSError: It is missing or cannot be opened.
     """
     # Opening a device can have effects, so these are refused before.
     info = os.stat(path)  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe" if stat.S_ISFIFO(info.st_mode) else "a device or socket"
-        raise ImageDecodeError(f"not a regular file: {kind}")
+        raise ImageError(f"not a regular file: {kind}")
     return os.fdopen(os.open(path, _FLAGS), "rb", buffer_bytes)
 
 
 def refuse_too_large(size_bytes: int) -> None:
-    """Refuse what would take too much memory.
-
-    Raises:
-        ImageDecodeError: It is larger than :data:`MAX_FILE_BYTES`.
-    """
+    """Refuse, by an ``ImageError``, what is larger than :data:`MAX_FILE_BYTES`."""
     if size_bytes > MAX_FILE_BYTES:
-        raise ImageDecodeError(f"too large: {size_bytes} bytes, limit {MAX_FILE_BYTES} bytes")
+        raise ImageError(f"too large: {size_bytes} bytes, limit {MAX_FILE_BYTES} bytes")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +113,7 @@ class FileSlices:
             # After it was read: a file that is being written to may have had other bytes already.
             info = os.fstat(file.fileno())
         if [info.st_size, info.st_mtime_ns] != self.files[number].tolist() or len(data) != size_bytes:
-            raise ImageDecodeError(f"unreadable: the {self.kind} file changed since it was listed")
+            raise ImageError(f"unreadable: the {self.kind} file changed since it was listed")
         return data
 
     def modified_seconds(self, record: ImageRecord) -> float:
@@ -142,3 +124,123 @@ class FileSlices:
         if record.place < 0 or self.slices[record.place, 1] < 0:
             raise FileNotFoundError(record.key)
         return self.slices[record.place].tolist()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RemoteImages:
+    """Images at addresses, a list of which may name local files too; see :class:`~pipeline.records.ImageSource`.
+
+    Attributes:
+        written: (N) float64, in seconds since 1970, when each was last written; 0 where nobody can say.
+        is_list: Whether a list names them, perhaps on very many web servers: one that does not answer fails its images. Any other
+            storage stops the run.
+        kind: As stored with the run.
+        reads_at_once: How many reads are worth having under way; see :mod:`.loader`.
+    """
+
+    written: NDArray[np.float64]
+    is_list: bool = False
+    kind: ClassVar[str] = "address"
+    reads_at_once: ClassVar[int] = READS_AT_ONCE
+
+    def read(self, record: ImageRecord) -> bytes:
+        """Read one image whole; see :class:`~pipeline.records.ImageSource`.
+
+        Raises:
+            DatasetError: The storage refuses everything, or does not answer: no fault of the image.
+        """
+        if not is_address(record.path):
+            return read_file(record.path)
+        refuse_too_large(record.file_bytes)
+        # Of a list, nobody has asked a web server; and some say no size.
+        is_known = record.file_bytes > 0 or not is_web(record.path)
+        try:
+            # A byte more than there should be, so that what has grown since is not read to its end.
+            data = RemotePath(record.path).pread((record.file_bytes if is_known else MAX_FILE_BYTES) + 1, 0)
+        except StorageError as error:
+            if self.is_list and is_web(record.path):
+                raise ImageError(f"unreadable: {error.strerror}") from error
+            raise DatasetError(str(error)) from error
+        if is_known and len(data) != record.file_bytes:
+            raise ImageError("unreadable: the file changed since it was listed")
+        refuse_too_large(len(data))
+        return data
+
+    def modified_seconds(self, record: ImageRecord) -> float:
+        """Return when an image was last written, as it was listed; see :class:`~pipeline.records.ImageSource`."""
+        return (float(self.written[record.place]) if record.place >= 0 else 0.0) or float("inf")
+
+
+# -- For somebody to look at ---------------------------------------------------------------------------------------------------
+
+
+def read_again(record: ImageRecord, sha256: str = "") -> bytes:
+    """Read an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
+
+    Args:
+        record: Which image.
+        sha256: Of the file as it was when its features were made, hex; ``""``: whatever it was.
+
+    Raises:
+        ImageError: It cannot be read, for the reason given, or has changed.
+    """
+    try:
+        data = read_image(record)
+    except (ImageError, OSError, MemoryError) as error:
+        raise ImageError(words_for(error)) from error
+    except (DatasetError, ValueError) as error:  # the second: a path that no file can have
+        raise ImageError(f"unreadable: {error}") from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageError("changed: the file is not the one that the features were made from")
+    return data
+
+
+def seen_picture(
+    record: ImageRecord, status: ImageStatus, resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], is_reduced: bool
+) -> NDArray[np.uint8]:
+    """Return the picture that the network saw: decoded, turned, resized as in the run.
+
+    Args:
+        record: Where it should be.
+        status: What the run says of it; its digest must still be the file's.
+        resize: The run's; None: native size.
+        mean_pixel: (3,) float64, the run's: what pads.
+        is_reduced: Whether JPEGs are reduced while decoding (``data.decode=fast``).
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: The file is gone, has changed, or cannot be read.
+    """
+    data = read_again(record, status.sha256)
+    if resize is None:
+        return decode_image(data)[0]
+    pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
+    values = resize_on_host(pixels, resize, mean_pixel.astype(np.float32))
+    return np.clip(np.rint(values + mean_pixel), 0, 255).astype(np.uint8)
+
+
+def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint8]:
+    """Return a small copy of an image, (h, w, 3) uint8 RGB.
+
+    Args:
+        record: Which image.
+        sha256: As of :func:`read_again`.
+        side_px: Of the longer side, at most.
+
+    Raises:
+        ImageError: The file is gone, has changed, cannot be read, or is too large.
+    """
+
+    def refuse(pixels: int) -> None:
+        if pixels > MAX_THUMBNAIL_PIXELS:
+            raise ImageError(f"too large: {pixels} px, limit {MAX_THUMBNAIL_PIXELS} px")
+
+    def ratio_for(height: int, width: int) -> int:
+        return next((ratio for ratio in (8, 4, 2) if max(height, width) >= 2 * ratio * side_px), 1)
+
+    pixels, _ = decode_image(read_again(record, sha256), ratio_for, refuse)
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    return np.asarray(picture)

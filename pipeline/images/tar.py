@@ -23,9 +23,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DatasetError
+from ..errors import DatasetError, ImageError
 from ..records import ImageRecord, Manifest
-from .decode import ImageDecodeError
 from .manifest import (
     cell_text,
     first_folders,
@@ -99,7 +98,7 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
     for path in paths:
         try:
             listing.add(path, os.path.relpath(path, root).replace(os.sep, "/"))
-        except (_TarError, ImageDecodeError, OSError) as error:
+        except (_TarError, ImageError, OSError) as error:
             reason = f"cannot be read ({str(error.strerror).lower()})" if isinstance(error, OSError) else valid_text(str(error))
             raise DatasetError(
                 f"data.tar: {reason}, got {path!r}. Expected a tar file of images. Check it, make it again, or leave it out."
