@@ -7,42 +7,35 @@ are read where they are, in blocks. fsspec is loaded with the first address that
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import random
 import re
 import shutil
-import socket
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
+from datetime import datetime
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from filelock import Timeout
-
-from .errors import OptionError, StoreError, nearest
+from .errors import OptionError, StoreError
 
 # Of two letters or more before the colon: C:// is a drive of Windows.
 _FORM = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
-# Protocol -> the extra of this program that installs its package, and a command that removes an object.
+# Protocol -> the extra of this program that installs its package.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_REMOVING = {"s3": "aws s3 rm", "gs": "gcloud storage rm"}
 
 # Between attempts, each shortened or lengthened by chance. Those of botocore, s3fs and gcsfs come before.
-PAUSES_SECONDS = (0.5, 2.0, 8.0)
+PAUSES_SECONDS = (0.5, 2.0)
 # Requests to S3 that a process has under way at a time.
 CONNECTIONS = 64
-# Of an upload to S3: memory is the product of the two for each file under way.
+# Of an upload to S3, which takes 10,000 parts at most: memory is the product of the two for each file under way.
 PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
-# Source: Amazon S3 user guide, "Multipart upload limits".
-_MOST_PARTS = 10_000
 # Where an object appears under its name only once all of it has come. Elsewhere it is written under another name first.
 # Source: Amazon S3 user guide, "Amazon S3 data consistency model"; Google Cloud Storage, "Consistency"; Azure, Put Block List.
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
@@ -53,24 +46,19 @@ FILES_AHEAD = 16
 # Of a file that is read from its beginning to its end.
 STREAM_BYTES = 8 << 20
 
-# Errors of the storage as a whole, by which no single file is meant: codes of S3, and names of exceptions.
-_OF_ALL_FILES = frozenset(
-    (
-        *("NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"),
-        *("AccountProblem", "AllAccessDisabled", "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"),
-        *("RefreshError", "DefaultCredentialsError", "ProfileNotFound", "InvalidBucketName", "UnauthorizedSSOTokenError"),
-        *("ImportError", "ModuleNotFoundError"),
-    )
+# In names of exceptions and codes of S3: errors of the storage as a whole, by which no single file is meant.
+_OF_ALL_FILES = re.compile(
+    "Account|AccessKey|AllAccessDisabled|Credentials|ImportError|InvalidBucketName|ModuleNotFound|NoSuchBucket|Profile|Refresh"
+    "|Signature|TimeTooSkewed|Token"
 )
-# Kinds of errors of which fsspec gives no number, or another one. What is wrong use of fsspec does not pass either.
-_NUMBERS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
-    (FileNotFoundError, errno.ENOENT),
-    (PermissionError, errno.EACCES),
-    (FileExistsError, errno.EEXIST),
-    ((IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError), errno.EINVAL),
-)
-# EINVAL is what s3fs makes of a bad request.
-_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG)
+# Kinds of errors that will not pass; fsspec gives no number of them, or another one. The last are wrong use of fsspec.
+_NUMBERS: dict[type[Exception], int] = {
+    **{FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST},
+    **dict.fromkeys((IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError), errno.EINVAL),
+    NotImplementedError: errno.EINVAL,
+}
+# Numbers that mean one file. EINVAL is what s3fs makes of a bad request.
+_OF_ONE_FILE = (*_NUMBERS.values(), errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG)
 # What a web server answers. fsspec calls missing whatever it is told no size of, also by a server that does not answer.
 _WEB_ERRORS = {404: FileNotFoundError(), 410: FileNotFoundError(), 401: PermissionError(), 403: PermissionError()}
 _WEB_PASSING = (408, 429)
@@ -124,7 +112,19 @@ def path_of(key: str, text: str) -> Path:
     """
     path = to_address(text) if is_address(text) else expanded(text)
     if isinstance(path, RemotePath):
-        _require_reachable(key, path)
+        try:
+            import fsspec
+
+            fsspec.get_filesystem_class(path.protocol)
+        except (ImportError, ValueError) as error:
+            extra = _EXTRAS.get(path.protocol)
+            remedy = f" Run `pip install 'deep-feature-pipeline[{extra}]'`." if extra else ""
+            raise OptionError(
+                f"{key}: nothing reads such an address here ({error}), got {text!r}. Expected a path, or e.g. s3:// with the "
+                f"package that adds it to fsspec.{remedy}"
+            ) from None
+        if not str(path).partition("://")[2]:
+            raise OptionError(f"{key}: names no bucket or folder, got {text!r}. Expected e.g. {path}bucket/folder. Complete it.")
     return path
 
 
@@ -135,32 +135,7 @@ def to_address(text: str) -> Path:
     return Path(rest or "/") if protocol in ("file", "local") else RemotePath(f"{protocol}://{rest.rstrip('/')}")
 
 
-def _require_reachable(key: str, path: RemotePath) -> None:
-    protocol, got = path.protocol, f"got {str(path)!r}"
-    package = "fsspec"
-    if importlib.util.find_spec(package) is not None:
-        from fsspec.registry import known_implementations, registry
-
-        if protocol in known_implementations and protocol not in registry:
-            package = known_implementations[protocol]["class"].partition(".")[0]
-        elif protocol not in registry:
-            near = nearest(protocol, [*dict.fromkeys(["s3", "gs", *known_implementations, *registry])])
-            raise OptionError(
-                f"{key}: an address of an unknown kind, {got}. Expected e.g. {near if len(near) < 40 else 's3, gs'} before ://. "
-                "Correct it, or install the package that adds it to fsspec."
-            )
-    if importlib.util.find_spec(package) is None:
-        extra = _EXTRAS.get(protocol)
-        remedy = f"pip install 'deep-feature-pipeline[{extra}]'" if extra else f"pip install {package}"
-        raise OptionError(f"{key}: the package for {protocol}:// is not installed, {got}. Expected {package}. {remedy}.")
-    if not str(path).partition("://")[2]:
-        raise OptionError(f"{key}: names no bucket or folder, {got}. Expected e.g. {protocol}://bucket/folder. Complete it.")
-
-
 # -- Requests
-
-# Servers and buckets that did not answer after all attempts: asked once a request until they do.
-_silent: set[str] = set()
 
 
 def attempt(work: Callable[[], Result], where: str) -> Result:
@@ -177,45 +152,41 @@ def attempt(work: Callable[[], Result], where: str) -> Result:
         StorageError: The storage as a whole is gone, refuses all, or does not answer after the last attempt.
         OSError: It refuses this file.
     """
-    server = "/".join(where.split("/", 3)[:3])
-    pauses = iter(() if server in _silent else PAUSES_SECONDS)
+    pauses = iter(PAUSES_SECONDS)
     while True:
         try:
-            result = work()
+            return work()
         except Exception as error:
-            found, is_answer = _explained(error, where)
-            if not (isinstance(found, StorageError) and found.errno == errno.EIO):
+            found = _explained(error, where)
+            pause = next(pauses, None) if isinstance(found, StorageError) and found.errno == errno.EIO else None
+            if pause is None:
                 raise found from error
-            if (pause := next(pauses, None)) is None:
-                _silent.update(() if is_answer else (server,))
-                raise found from error
-            time.sleep(pause * random.uniform(0.75, 1.25))
-        else:
-            _silent.discard(server)
-            return result
+        time.sleep(pause * random.uniform(0.75, 1.25))
 
 
-def _explained(error: BaseException, where: str) -> tuple[OSError, bool]:
-    """Return what a failed request means, EIO of the storage if another attempt may help; and whether a server answered."""
+def _explained(error: BaseException, where: str) -> OSError:
+    """Return what a failed request means; EIO of the storage if another attempt may help."""
     causes = [error]
-    while (cause := causes[-1].__cause__) is not None and len(causes) < 20:
+    while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-    status = getattr(causes[-1], "status", 0)
     if is_web(where):
+        status = getattr(causes[-1], "status", 0)
         error = _WEB_ERRORS.get(status, causes[-1])
         if error is causes[-1] and 400 <= status < 500 and status not in _WEB_PASSING:
             error = OSError(errno.EINVAL, f"the server answers {status}")
     answers = [answer for answer in (getattr(cause, "response", None) for cause in causes) if isinstance(answer, dict)]
-    names = {type(cause).__name__ for cause in causes} | {str(answer.get("Error", {}).get("Code")) for answer in answers}
+    names = [type(cause).__name__ for cause in causes] + [str(answer.get("Error", {}).get("Code")) for answer in answers]
     words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
     if not words or not isinstance(error, OSError):
         words = f"{type(error).__name__}: {words}"
-    if names & _OF_ALL_FILES:
-        return StorageError(errno.EACCES, words, where), True
-    number = next((number for kinds, number in _NUMBERS if isinstance(error, kinds)), getattr(error, "errno", None))
+    if any(map(_OF_ALL_FILES.search, names)):
+        return StorageError(errno.EACCES, words, where)
+    number = next((number for kind, number in _NUMBERS.items() if isinstance(error, kind)), getattr(error, "errno", None))
+    if number in (errno.ENOENT, errno.EACCES, errno.EEXIST):
+        return OSError(number, os.strerror(number).lower(), where)
     if number in _OF_ONE_FILE:
-        return OSError(number, words if number not in _OF_ONE_FILE[:3] else os.strerror(number).lower(), where), True
-    return StorageError(errno.EIO, f"it does not answer as it should ({words})", where), bool(status or answers)
+        return OSError(number, words, where)
+    return StorageError(errno.EIO, f"it does not answer as it should ({words})", where)
 
 
 def file_system(where: str) -> tuple[Any, str]:
@@ -448,9 +419,7 @@ class RemotePath(_Base):
         Raises:
             OSError: As :func:`attempt`.
         """
-        how: dict[str, Any] = {}
-        if self.protocol in ("s3", "s3a"):
-            how = {"chunksize": max(PART_BYTES, -(-local.stat().st_size // _MOST_PARTS)), "max_concurrency": PARTS_AT_ONCE}
+        how = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE} if self.protocol in ("s3", "s3a") else {}
 
         def work(system: Any, path: str) -> None:
             _make_parent(system, path)
@@ -575,60 +544,3 @@ def local_copy(path: Path) -> Iterator[Path]:
         copy = Path(folder, path.name)
         path.download(copy)
         yield copy
-
-
-# -- The lock
-
-
-class HeldError(Timeout):
-    """Another process has the lock.
-
-    Attributes:
-        holder: Which, and how to remove the lock if it is there no more.
-    """
-
-    def __init__(self, path: RemotePath, holder: str) -> None:
-        super().__init__(str(path))
-        remove = f"{_REMOVING.get(path.protocol, 'removing the object')} {path}"
-        self.holder = f"{holder} (if that process is there no more, remove its lock: `{remove}`)"
-
-
-class RemoteLock:
-    """A lock at an address: an object that one process alone can make.
-
-    It has no end by itself: that of a process that was killed is named with how to remove it.
-
-    Args:
-        path: Of the object.
-    """
-
-    def __init__(self, path: RemotePath) -> None:
-        self.path = path
-        self.is_locked = False
-
-    def acquire(self) -> None:
-        """Take it.
-
-        Raises:
-            HeldError: Another process has it, or had it and was killed.
-            OSError: The storage refuses.
-        """
-        # To the microsecond: no two are alike.
-        now = datetime.now(timezone.utc).isoformat()
-        holder = f"process {os.getpid()} on {socket.gethostname()} since {now}"
-        if not self.path.create(holder.encode()):
-            found = ""
-            with suppress(FileNotFoundError):
-                found = self.path.read_bytes().decode("utf-8", "replace")
-            # A request that was answered too late finds what it has made itself.
-            if found != holder:
-                raise HeldError(self.path, found[:300])
-        self.is_locked = True
-        refresh(self.path)
-
-    def release(self) -> None:
-        """Let go of it, if this process has it; never raises for what the storage does."""
-        if self.is_locked:
-            self.is_locked = False
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)

@@ -262,7 +262,7 @@ WRONG = [
     (["data.dir=x", "batch_size=1,2"], "command line: "),
     (["data.dir=x", "network=null"], "command line: "),
     (["data.dir=x", "layers=[fc6]", "data.size=32"], "data.size: too small for layer fc6"),
-    (["data.dir=s4://b/imgs"], "data.dir: an address of an unknown kind"),
+    (["data.dir=s4://b/imgs"], "data.dir: nothing reads such an address here"),
     (["data.dir=x", "layers=[nope]"], "layers: no layer of vgg19 matches, got 'nope'."),
     (["foo"], "command line: "),
     ([], "data.dir: no images are named"),

@@ -189,7 +189,7 @@ def test_who_may_not_be_beside_whom_is_refused_in_one_line(
 def test_parts_wait_for_each_other_and_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lock, "SAID_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.0)
     caplog.set_level("INFO", "pipeline")
     end = held(tmp_path, Share(1, 2))
     opening = FileLock(tmp_path / ".lock", timeout=0, thread_local=False)

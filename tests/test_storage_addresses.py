@@ -32,7 +32,6 @@ def given(**changes: Any) -> dict[str, Any]:
 def without_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
     monkeypatch.setattr(storage.time, "sleep", slept.append)
-    monkeypatch.setattr(storage, "_silent", set())
     return slept
 
 
@@ -73,9 +72,16 @@ def test_options_take_addresses_and_name_the_run_after_them(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("data.dir", "s4://b/imgs", r"^data\.dir: an address of an unknown kind, got 's4://b/imgs'\. Expected e\.g\. .*s3"),
-        ("output.dir", "nonsense://x", r"^output\.dir: an address of an unknown kind, got 'nonsense://x'"),
-        ("output.dir", "gs://b/outputs", r"^output\.dir: the package for gs:// is not installed, .* Expected gcsfs\. pip "),
+        (
+            "data.dir",
+            "s4://b/imgs",
+            r"^data\.dir: nothing reads such an address here \(Protocol not known: s4\), got 's4://b/imgs'",
+        ),
+        (
+            "output.dir",
+            "gs://b/outputs",
+            r"^output\.dir: nothing reads .*gcsfs.* Run `pip install 'deep-feature-pipeline\[gcs\]'`",
+        ),
         ("data.list", "s3://", r"^data\.list: names no bucket or folder, got 's3://'\. Expected e\.g\. s3://bucket/folder"),
         ("data.tar", "s3://b/x.tar", r"^data\.tar: read from this machine only, got 's3://b/x\.tar'\. Expected a path"),
         ("data.tfds", "coco", r"^data\.dir: read from this machine only, got 'memory://sets'\. Expected a path"),
@@ -90,23 +96,17 @@ def test_options_take_addresses_and_name_the_run_after_them(tmp_path: Path) -> N
 def test_an_address_that_nothing_reaches_is_refused_at_once(
     option: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "gcsfs" else found(name, *rest))
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(OptionError, match=words):
         check_options(given(**{"data.dir": {"data.tar": None, "data.tfds": "memory://sets"}.get(option, "imgs"), option: value}))
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(
-        OptionError,
-        match=r"^run: the package for s3:// is not installed, .* Expected fsspec.*pip install 'deep-feature-pipeline\[s3\]'",
+        OptionError, match=r"^run: nothing reads such an address here .*`pip install 'deep-feature-pipeline\[s3\]'"
     ):
         open_run("s3://b/x")
-    with pytest.raises(OptionError, match=r"pip install fsspec\.$"):
-        open_run("memory://b/x")
 
 
 def test_a_run_on_this_machine_needs_no_fsspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +140,8 @@ def _coded(kind: type[Exception], code: str, *arguments: Any) -> Exception:
 
 def test_what_fails_for_a_while_is_tried_again_with_growing_pauses(without_waiting: list[float]) -> None:
     busy = OSError(errno.EBUSY, "Please reduce your request rate.")
-    assert attempt(failing(busy, TimeoutError(), ConnectionResetError()), S3) == "done"
-    assert len(without_waiting) == 3
+    assert attempt(failing(busy, ConnectionResetError()), S3) == "done"
+    assert len(without_waiting) == 2
     assert without_waiting == sorted(without_waiting)
 
 
@@ -153,11 +153,6 @@ def test_what_keeps_failing_is_the_storage_s_fault_in_one_line(without_waiting: 
     assert str(caught.value).startswith(
         "s3://bucket/key: the storage refuses, got it does not answer as it should (Please reduce your request rate.). Expected "
     )
-    # What is silent is asked once a request until it answers.
-    with pytest.raises(StorageError):
-        attempt(work, f"{S3}/other")
-    assert len(without_waiting) == len(storage.PAUSES_SECONDS)
-    assert attempt(failing(), S3) == attempt(failing(TimeoutError()), S3) == "done"
 
 
 @pytest.mark.parametrize(

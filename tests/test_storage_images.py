@@ -282,7 +282,6 @@ class Answers(http.server.BaseHTTPRequestHandler):
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(storage, "PAUSES_SECONDS", (0.01, 0.01))
-    monkeypatch.setattr(storage, "_silent", set())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -20,9 +20,10 @@ from pipeline import storage
 from pipeline.errors import LockedError, StoreError
 from pipeline.index import index_run
 from pipeline.sharding import Share
-from pipeline.storage import RemoteLock, RemotePath, StorageError, prepare_scratch, scratch_for
+from pipeline.storage import RemotePath, StorageError, prepare_scratch, scratch_for
 from pipeline.store import lock, verification
 from pipeline.store.index_file import build_index
+from pipeline.store.lock import RemoteLock
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder, preview_folder
 from pipeline.store.verification import check_hdf5, verify_folder
@@ -208,7 +209,7 @@ def test_two_runs_at_one_address_are_refused_wherever_they_are_made(tmp_path: Pa
 
 def test_a_lock_of_a_process_that_was_killed_is_named_with_how_to_remove_it(folder: RemotePath) -> None:
     killed = RemoteLock(folder / ".lock")
-    killed.acquire()
+    assert killed.take() == ""
     with pytest.raises(LockedError) as caught:
         open_folder(folder, SPEC, "resume")
     assert f"got a lock held by process {os.getpid()} on " in str(caught.value)
@@ -227,8 +228,8 @@ def test_a_lock_whose_making_was_answered_late_is_taken(folder: RemotePath, monk
     create = RemotePath.create
     monkeypatch.setattr(RemotePath, "create", lambda self, data: create(self, data) and create(self, data))
     mine = RemoteLock(folder / ".lock")
-    mine.acquire()
-    assert mine.is_locked
+    assert mine.take() == ""
+    assert mine.is_taken
     mine.release()
     assert names_at(ADDRESS) == []
 

@@ -18,28 +18,29 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import random
+import socket
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
 from ..errors import LockedError
 from ..sharding import Share
-from ..storage import HeldError, RemoteLock, RemotePath, prepare_scratch, refresh, remove_scratch
+from ..storage import RemotePath, prepare_scratch, refresh, remove_scratch
 from . import disk, format
 from .damage import NO_LOCKS, require_file
 
-# Opening a folder takes seconds; writing an index over very many shards, or reading those that a kill left without a digest,
-# minutes.
-WAIT_SECONDS = 1800.0
 # Where no part lives, it is no part that holds the lock: a part takes a lock of its own as soon as it has this one.
 NOBODY_SECONDS = 5.0
-SAID_AFTER_SECONDS = 2.0
 _POLL_SECONDS = 0.1, 0.3
+# Commands that remove an object.
+_REMOVING = {"s3": "aws s3 rm", "gs": "gcloud storage rm"}
 
 _log = logging.getLogger(__name__)
 
@@ -53,19 +54,16 @@ class LocalLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_taken = False
         self._lock = FileLock(path, timeout=0)
-        self._is_missing = False
 
-    @property
-    def is_locked(self) -> bool:
-        """Whether this process has it."""
-        return self._is_missing or self._lock.is_locked
-
-    def acquire(self) -> None:
+    def take(self) -> str:
         """Take it.
 
+        Returns:
+            Who has it instead; "" if this process has it now.
+
         Raises:
-            Timeout: Another process has it.
             OSError: The disk refuses.
         """
         try:
@@ -76,21 +74,60 @@ class LocalLock:
                 # A file that a kill would leave behind is no lock.
                 self._lock.release()
                 raise OSError(errno.ENOSYS, "no locks")
+        except Timeout:
+            return "a live process"
         except (OSError, NotImplementedError) as error:  # the second is filelock's before version 4
-            if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
                 raise
-            self._is_missing = True
             _say_no_locks(self.path.parent)
+        self.is_taken = True
+        return ""
 
     def release(self) -> None:
         """Let go of it, if this process has it."""
-        self._is_missing = False
+        self.is_taken = False
         self._lock.release()
 
 
 @functools.cache
 def _say_no_locks(folder: Path) -> None:
     _log.warning("%s: this file system has no locks; see to it that no second run writes the folder", folder)
+
+
+class RemoteLock:
+    """A lock at an address: an object that one process alone can make. That of a killed process stays until it is removed.
+
+    Args:
+        path: Of the object.
+    """
+
+    def __init__(self, path: RemotePath) -> None:
+        self.path = path
+        self.is_taken = False
+
+    def take(self) -> str:
+        """Take it; as :meth:`LocalLock.take`, but who has it may have been killed, and how to remove the lock is said too."""
+        # To the microsecond: no two are alike.
+        now = datetime.now(timezone.utc).isoformat()
+        own = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+        if not self.path.create(own.encode()):
+            found = ""
+            with suppress(FileNotFoundError):
+                found = self.path.read_bytes().decode("utf-8", "replace")
+            # A request that was answered too late finds what it has made itself.
+            if found != own:
+                remove = f"{_REMOVING.get(self.path.protocol, 'removing the object')} {self.path}"
+                return f"{found[:300]} (if that process is there no more, remove its lock: `{remove}`)"
+        self.is_taken = True
+        refresh(self.path)
+        return ""
+
+    def release(self) -> None:
+        """Let go of it, if this process has it; never raises for what the storage does."""
+        if self.is_taken:
+            self.is_taken = False
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
 
 class Hold:
@@ -113,42 +150,36 @@ class Hold:
         """Take ``.lock``, find out who else lives, and take the lock of the own share.
 
         Raises:
-            LockedError: Somebody lives who must not, or does not let go of ``.lock``.
+            LockedError: Somebody lives who must not.
             StoreError: The disk or the storage refuses.
         """
         try:
-            if self.share is None:
-                self._lock.acquire()
-            else:
-                _wait_for(self._lock, self._folder)
+            if holder := _wait_for(self._lock, self._folder) if self.share else self._lock.take():
+                raise _refused(self._folder, "another run writes this folder", f"a lock held by {holder}", "one run at a time")
             others = [share for share in _part_locks(self._folder) if self._own is None or share != self.share]
             holders = {share: holder for share in others if (holder := self._holder_of(share))}
             self.living = frozenset(holders)
-            for other in sorted(holders, key=lambda share: (share.count, share.number)):
-                _refuse(self._folder, self.share, other, holders[other])
+            for other, holder in holders.items():
+                if self.share is None or other.count != self.share.count or other == self.share:
+                    expected = f"another part of {other.count}" if self.share else "no other process"
+                    raise _refused(self._folder, "a part of the run is being made", f"part {other} held by {holder}", expected)
             if self.share is not None and self._own is None:
-                own = _lock(self._folder / format.part_lock_name(self.share.mark))
-                own.acquire()
-                self._own = own
+                self._own = _lock(self._folder / format.part_lock_name(self.share.mark))
+                # Nobody has it: for that, one has to have `.lock`.
+                self._own.take()
             if not self._has_scratch:
                 prepare_scratch(self._folder)
                 self._has_scratch = True
-        except Timeout as error:
-            raise _locked(self._folder, error) from error
         except OSError as error:
             raise disk.write_error(self._folder / format.LOCK_NAME, error) from error
 
     def _holder_of(self, share: Share) -> str:
         """Return who has the lock of a share; "" for nobody, and then it is removed."""
-        path = self._folder / format.part_lock_name(share.mark)
-        lock = _lock(path)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            return _holder(error)
+        lock = _lock(self._folder / format.part_lock_name(share.mark))
+        if holder := lock.take():
+            return holder
         lock.release()
-        # Nobody takes it meanwhile: for that, one has to have `.lock`.
-        disk.remove(path)
+        disk.remove(lock.path)
         return ""
 
     def let_others(self) -> None:
@@ -161,10 +192,10 @@ class Hold:
         """Keep the others from opening the folder during the block; a whole run does so anyway.
 
         Raises:
-            LockedError: Another process does not let go.
+            LockedError: A process lives that must not.
             StoreError: The disk or the storage refuses.
         """
-        if self.share is None or self._lock.is_locked:
+        if self._lock.is_taken:
             yield
             return
         try:
@@ -209,7 +240,8 @@ def take_lock(folder: Path, share: Share | None = None) -> Hold:
 def _part_locks(folder: Path) -> list[Share]:
     """Return the shares of which there are locks, held or not."""
     found = (format.PART_LOCK_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return [share for name in found if name and (share := Share.of_text(name[1]))]
+    shares = (share for name in found if name and (share := Share.of_text(name[1])))
+    return sorted(shares, key=lambda share: (share.count, share.number))
 
 
 def _lock(path: Path) -> LocalLock | RemoteLock:
@@ -222,59 +254,23 @@ def _lock(path: Path) -> LocalLock | RemoteLock:
     return LocalLock(path)
 
 
-def _wait_for(lock: LocalLock | RemoteLock, folder: Path) -> None:
-    """Take a lock that a part has for a while.
-
-    Raises:
-        Timeout: It is no part that has it.
-        LockedError: It takes too long.
-    """
-    began = seen = time.monotonic()
-    said = False
-    while True:
-        try:
-            lock.acquire()
-            return
-        except Timeout as error:
-            holder, now = _holder(error), time.monotonic()
-            if now - seen > NOBODY_SECONDS:
-                # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
-                refresh(folder)
-                seen = now
-                if not _part_locks(folder):
-                    raise
-        if now - began > WAIT_SECONDS:
-            raise LockedError(
-                f"{folder}: another part of the run does not let go of the folder, got {format.LOCK_NAME} held for "
-                f"{WAIT_SECONDS:.0f} s by {holder}. Expected seconds. Find the process that hangs and stop it, then run this "
-                f"part again."
-            )
-        if not said and now - began > SAID_AFTER_SECONDS:
-            said = True
-            _log.info("%s: waiting for another part, which opens the folder or writes the index", folder)
+def _wait_for(lock: LocalLock | RemoteLock, folder: Path) -> str:
+    """Take a lock, waiting as long as another part may have it; return who has it where none lives, "" once it is taken."""
+    looked, is_said = time.monotonic(), False
+    while holder := lock.take():
+        if time.monotonic() - looked > NOBODY_SECONDS:
+            # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
+            refresh(folder)
+            if not _part_locks(folder):
+                return holder
+            if not is_said:
+                _log.info("%s: waiting for another part, which opens the folder or writes the index", folder)
+            looked, is_said = time.monotonic(), True
         time.sleep(random.uniform(*_POLL_SECONDS))
+    return ""
 
 
-def _refuse(folder: Path, share: Share | None, other: Share, holder: str) -> None:
-    """Refuse a process beside one that makes another share, unless both are parts of one division.
-
-    Raises:
-        LockedError: They are not.
-    """
-    expected = f"another part of {other.count}" if share else "no other process"
-    if share is None or other.count != share.count or other == share:
-        raise LockedError(
-            f"{folder}: a part of the run is being made, got part {other} held by {holder}. Expected {expected}. "
-            f"Wait for it or stop it, or choose another folder with name=..."
-        )
-
-
-def _locked(folder: Path, refusal: Timeout) -> LockedError:
+def _refused(folder: Path, happened: str, got: str, expected: str) -> LockedError:
     return LockedError(
-        f"{folder}: another run writes this folder, got a lock held by {_holder(refusal)}. Expected one run at a time. "
-        f"Wait for it or stop it, or choose another folder with name=..."
+        f"{folder}: {happened}, got {got}. Expected {expected}. Wait for it or stop it, or choose another folder with name=..."
     )
-
-
-def _holder(refusal: Timeout) -> str:
-    return refusal.holder if isinstance(refusal, HeldError) else "a live process"
