@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError, LockedError, StoreError
@@ -15,13 +14,12 @@ from pipeline.records import RunSpec
 from pipeline.report import Made, Report, Stopwatch
 from pipeline.sharding import Share
 from pipeline.store import verification
-from pipeline.store.index_file import read_run_spec
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import check_hdf5, verify_folder
 from pipeline.store.writer import Writer
 
-from .killed_runs import assert_same_run, contents
-from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run, write_share
+from .killed_runs import contents
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 from .test_command import call_here
 
 CONFIG = "data:\n  dir: imgs\n  max_failed_fraction: 0.25\n"
@@ -82,18 +80,6 @@ def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:
         index_run(tmp_path)
 
 
-def test_native_size_is_linked_as_the_run_links_it(tmp_path: Path) -> None:
-    spec = spec_of(rows=3, shapes={"relu4_1": None})
-    values = {"relu4_1": [np.ones((2 + row, 2 + row, 3), np.float32) for row in range(3)]}
-    write_run(tmp_path, spec, values=values)
-    before = contents(tmp_path / "features.h5")
-    (tmp_path / "features.h5").unlink()
-    build = read_run_spec(tmp_path)
-    assert [feature.shape for feature in build.features] == [None]
-    index_run(tmp_path)
-    assert contents(tmp_path / "features.h5") == before
-
-
 def test_missing_shards_and_manifests_are_named(shards_only: Path) -> None:
     for number in (1, 2, 5, 6):
         (shards_only / f"shards/shard-0000{number}-of-00008.h5").unlink()
@@ -137,17 +123,6 @@ def test_the_command_ends_with_its_exit_codes(shards_only: Path) -> None:
     assert nothing.stderr.startswith("error: nope: there is no such run")
     wrong = call_here("rum=run", cwd=cwd, module="pipeline.index")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-
-
-def test_parts_whose_last_was_killed_before_the_index_are_ended_by_hand(tmp_path: Path, whole: Path) -> None:
-    spec = spec_of()
-    for number in (1, 2):
-        write_share(tmp_path / "run", spec, Share(number, 2), failed=[3, 8])
-    (tmp_path / "run/features.h5").unlink()
-    index_run(tmp_path / "run")
-    for name in ("config.yaml", "report.json", "report.html", "run.log"):
-        (tmp_path / "run" / name).unlink()
-    assert_same_run(tmp_path / "run", whole)
 
 
 def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

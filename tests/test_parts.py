@@ -78,16 +78,6 @@ def test_two_that_finish_together_write_one_index(tmp_path: Path, undivided: Pat
     assert_same_run(tmp_path, undivided)
 
 
-def test_the_last_one_writes_the_index_and_the_others_leave_it(tmp_path: Path, undivided: Path) -> None:
-    spec = make_spec(rows=30)
-    assert not write_share(tmp_path, spec, Share(2, 2), failed=[3, 8])
-    assert not (tmp_path / "features.h5").exists()
-    assert files_in(tmp_path) >= {"SHA256SUMS-2-of-2"}
-    assert write_share(tmp_path, spec, Share(1, 2), failed=[3, 8])
-    assert not any("of-2" in name for name in files_in(tmp_path) if name.startswith((".lock", "SHA256SUMS")))
-    assert_same_run(tmp_path, undivided)
-
-
 def test_a_part_that_died_is_made_by_starting_it_again(tmp_path: Path, undivided: Path) -> None:
     folder = tmp_path / "run"
     die = (
@@ -244,13 +234,6 @@ def test_a_list_that_no_shard_is_of_holds_no_part_up(tmp_path: Path) -> None:
     first.close()
 
 
-def test_another_run_is_refused_by_a_part_of_whose_share_nothing_is_there(tmp_path: Path) -> None:
-    write_share(tmp_path, make_spec(rows=30, identity={"data.size": "224"}), Share(1, 2))
-    (tmp_path / "manifest.jsonl.gz").unlink()
-    with pytest.raises(StoreError, match=r"other options, got data.size '256' \(in the folder '224'\)"):
-        open_folder(tmp_path, make_spec(rows=30, identity={"data.size": "256"}), "resume", Share(2, 2))
-
-
 def test_parts_extend_a_run_together(tmp_path: Path) -> None:
     keys = [f"a/{number:02d}.jpg" for number in range(25)]
     write_run(tmp_path / "one", make_spec(keys=keys[:10], rows=10))
@@ -283,14 +266,6 @@ def test_replace_removes_what_parts_have_written(tmp_path: Path) -> None:
         }
 
 
-def test_a_signal_drops_what_this_part_is_at_and_nothing_else(tmp_path: Path) -> None:
-    with open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 3)) as opened:
-        for number in range(3):
-            (tmp_path / f"shards/shard-0000{number}-of-00008.h5.{number + 1}-of-3-00112233.partial").write_text("x")
-        opened.drop_partial_files()
-    assert sorted(path.name[:11] for path in (tmp_path / "shards").iterdir()) == ["shard-00000", "shard-00002"]
-
-
 def test_a_signal_drops_what_a_whole_run_is_at_and_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, make_spec(rows=30))
     kept = files_in(tmp_path)
@@ -319,3 +294,11 @@ def test_locks_of_killed_processes_hold_nobody_up(tmp_path: Path) -> None:
     (tmp_path / ".lock-2-of-2").write_text("")
     held(tmp_path, Share(1, 3))()
     assert files_in(tmp_path) == {".lock"}
+
+
+def test_a_signal_drops_what_this_part_is_at_and_nothing_else(tmp_path: Path) -> None:
+    with open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 3)) as opened:
+        for number in range(3):
+            (tmp_path / f"shards/shard-0000{number}-of-00008.h5.{number + 1}-of-3-00112233.partial").write_text("x")
+        opened.drop_partial_files()
+    assert sorted(path.name[:11] for path in (tmp_path / "shards").iterdir()) == ["shard-00000", "shard-00002"]

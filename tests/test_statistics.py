@@ -240,16 +240,6 @@ def test_neither_shards_nor_parts_of_them_change_a_sum() -> None:
             assert (joined.sum, joined.sum_of_squares) == (whole.sum, whole.sum_of_squares)
 
 
-def test_an_extension_joins_its_statistics_to_those_before(tmp_path: Path) -> None:
-    keys = [f"{row}.jpg" for row in range(9)]
-    write_run(tmp_path, make_spec(6, keys=keys[:6]))
-    before = open_run(tmp_path).statistics["relu4_1"]
-    write_run(tmp_path, make_spec(9, keys=keys), existing="extend")
-    assert before.rows == 6
-    run = open_run(tmp_path)
-    assert_equal(run.statistics["conv1_1"], oracle(list(run["conv1_1"][:])))
-
-
 def test_statistics_that_are_missing_are_named_by_the_reader(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec())
     with h5py.File(tmp_path / "features.h5", "r+") as file:

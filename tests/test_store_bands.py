@@ -17,8 +17,7 @@ from .stored_runs import make_spec, make_values, write_run
 SHARD = "shards/shard-00001-of-00003.h5"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize(("dtype", "compression"), [("float32", "gzip"), ("float16", "none")])
 def test_an_image_of_fixed_size_is_one_piece(dtype: str, compression: str, tmp_path: Path) -> None:
     values = write_run(tmp_path, make_spec(dtype=dtype, compression=compression))
     with open_run(tmp_path) as run:
@@ -41,8 +40,7 @@ def test_pieces_are_left_out_but_never_the_first_and_the_last(tmp_path: Path, mo
                 np.testing.assert_array_equal(band, values["relu4_1"][0][first : first + 1])
 
 
-@pytest.mark.parametrize("layer", ["conv1_1", "relu4_1"])
-@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize(("layer", "compression"), [("conv1_1", "gzip"), ("relu4_1", "none")])
 def test_a_damaged_piece_is_named_as_by_all_readers(layer: str, compression: str, tmp_path: Path) -> None:
     write_run(tmp_path, make_spec(compression=compression))
     flip(tmp_path / SHARD, chunk_place(tmp_path / SHARD, layer, 2))

@@ -31,12 +31,6 @@ def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
 
 
-def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="file/run: a part of the path is a file, not a folder, got ENOTDIR"):
-        open_folder(tmp_path / "file/run", make_spec(), "resume")
-
-
 def test_a_folder_removed_under_the_run_is_one_line(tmp_path: Path) -> None:
     spec = make_spec()
     with open_folder(tmp_path / "run", spec, "resume") as opened:

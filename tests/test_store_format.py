@@ -22,10 +22,7 @@ shapes = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 4096
     ("shape", "itemsize", "chunk"),
     [
         ((28, 28, 512), 4, (1, 28, 28, 512)),
-        ((224, 224, 64), 4, (1, 224, 224, 64)),
         ((1, 1, 4096), 4, (16, 1, 1, 4096)),
-        ((1, 1, 1000), 4, (64, 1, 1, 1000)),
-        ((1, 1, 1), 2, (131072, 1, 1, 1)),
         ((4, 4, 1024), 4, (1, 4, 4, 1024)),  # 64 KiB: a chunk of its own
         ((4, 4, 1023), 4, (4, 4, 4, 1023)),
         ((2048, 2048, 64), 4, (1, 2048, 2048, 64)),  # 1 GiB, still whole
@@ -119,21 +116,11 @@ def test_joined_checksums_equal_that_of_the_whole(sizes: list[int]) -> None:
     )
 
 
-@pytest.mark.parametrize("zeros", [0.0, 0.6])
-def test_streams_are_hardly_longer_than_h5py_makes_them(zeros: float) -> None:
-    random = np.random.default_rng(0)
-    values = np.abs(random.standard_normal((28, 28, 512))).astype(np.float32)
-    values[random.random(values.shape) < zeros] = 0.0
-    assert len(codec.encode(values, "gzip")) <= 1.06 * len(zlib.compress(values.tobytes(), 4))
-
-
 @pytest.mark.parametrize(
     ("value", "float32", "float16"),
     [
         (65504.0, True, True),
-        (65519.0, True, True),
         (65520.0, True, False),
-        (-65520.0, True, False),
         (np.inf, False, False),
         (np.nan, False, False),
     ],

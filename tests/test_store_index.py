@@ -89,28 +89,6 @@ def test_the_index_has_the_tree_of_a_shard(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["features.h5", "shards/shard-00002-of-00003.h5"])
-def test_axes_have_names_as_netcdf_has_dimensions(folder: Path, name: str) -> None:
-    rows = 10 if name == "features.h5" else 2
-    sizes = {"image": rows, "height_relu4_1": 80, "width_relu4_1": 80, "channel_relu4_1": 3}
-    with h5py.File(folder / name) as file:
-        for node, dimensions in (
-            (file["features/relu4_1"], sizes),
-            *((column, ["image"]) for column in file["images"].values()),
-            (file["checksums/relu4_1"], ["image"]),
-            (file["statistics/relu4_1/channel_maximum"], ["channel_relu4_1"]),
-        ):
-            scales = [scale for axis in node.dims for scale in axis.values()]
-            assert [scale.name for scale in scales] == [f"/{dimension}" for dimension in dimensions]
-            assert node.shape == tuple(sizes[dimension] for dimension in dimensions)
-            for scale in scales:
-                assert h5py.h5ds.is_scale(scale.id)
-                assert h5py.h5ds.get_scale_name(scale.id) == (
-                    b"This is a netCDF dimension but not a netCDF variable.%10d" % len(scale)
-                )
-                assert scale.id.get_storage_size() == 0
-
-
-@pytest.mark.parametrize("name", ["features.h5", "shards/shard-00002-of-00003.h5"])
 def test_a_reader_of_netcdf_shows_named_axes_and_values(folder: Path, values: dict[str, NDArray[np.float32]], name: str) -> None:
     h5netcdf = pytest.importorskip("h5netcdf")
     with h5netcdf.File(folder / name, "r") as file:

@@ -17,7 +17,6 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import codec, verification
 from pipeline.store.damage import UnsureError
-from pipeline.store.reader import open_run
 from pipeline.store.verification import MOST_FINDINGS, FileCheck, VerifyResult, check_hdf5, check_in_child, repair, verify_folder
 
 from .damage import accept, chunk_place, flip, place_of, write_companions
@@ -186,20 +185,6 @@ def test_a_byte_that_has_changed_is_named_by_what_lies_there(copy: Path, case: s
     assert set(found) == {accused}
 
 
-@pytest.mark.usefixtures("here")
-def test_the_reader_says_the_same_of_the_same_damage(copy: Path) -> None:
-    flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
-    flip(copy / "features.h5", place_of(copy / "features.h5", b"folder2/image \xc3\xa98.jpg"))
-    found = {str(finding) for findings in verify(copy).findings.values() for finding in findings}
-    run = open_run(copy)
-    said = []
-    for read in (lambda: run["relu4_1"][6], lambda: run.images["key"]):
-        with pytest.raises(StoreError) as raised:
-            read()
-        said.append(str(raised.value))
-    assert set(said) <= found
-
-
 def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
     with h5py.File(path, "r+") as file:
         edit(file)
@@ -323,15 +308,6 @@ def test_repair_leaves_what_is_not_of_the_run(copy: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("here")
-def test_an_index_over_shards_that_are_gone_is_removed_by_repair(copy: Path) -> None:
-    (copy / SHARDS[0]).unlink()
-    result = verify(copy)
-    assert set(result.findings) == {SHARDS[0]}
-    assert set(repair(result)) == {"features.h5", f"SHA256SUMS: {SHARDS[0]}", "SHA256SUMS: features.h5"}
-    assert not (copy / "features.h5").exists()
-
-
-@pytest.mark.usefixtures("here")
 def test_repair_keeps_what_may_be_whole(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without memory cannot read a row; that is no reason to remove it, unless its file has changed."""
 
@@ -387,3 +363,12 @@ def test_a_check_that_is_stopped_ends_its_process(folder: Path, tmp_path: Path, 
     assert not thread.is_alive()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.usefixtures("here")
+def test_an_index_over_shards_that_are_gone_is_removed_by_repair(copy: Path) -> None:
+    (copy / SHARDS[0]).unlink()
+    result = verify(copy)
+    assert set(result.findings) == {SHARDS[0]}
+    assert set(repair(result)) == {"features.h5", f"SHA256SUMS: {SHARDS[0]}", "SHA256SUMS: features.h5"}
+    assert not (copy / "features.h5").exists()

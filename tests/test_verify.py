@@ -95,15 +95,6 @@ def test_repair_removes_what_is_damaged_and_says_what_to_run(copy: Path) -> None
     assert files_in(copy) == before - {SHARDS[1], "features.h5"} | {".lock"}
 
 
-def test_repair_is_refused_while_a_run_writes_the_folder(copy: Path) -> None:
-    flip(copy / SHARDS[1], 3)
-    hold = take_lock(copy)
-    with pytest.raises(LockedError, match="another run writes this folder"):
-        verify_run(copy, repair=True)
-    hold.release()
-    assert (copy / SHARDS[1]).exists()
-
-
 WRONG = [
     (["rum=x"], "rum: there is no such option, got 'rum'. Expected one of: run. Run `python -m pipeline.verify --help` for all."),
     ([], "run: no run was named, got None. Expected a run folder. "),
@@ -249,3 +240,12 @@ def test_the_real_command_remakes_what_repair_has_removed_bit_for_bit(photograph
     result = verify("run=outputs/run", cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     assert_equal_runs(whole, run)
+
+
+def test_repair_is_refused_while_a_run_writes_the_folder(copy: Path) -> None:
+    flip(copy / SHARDS[1], 3)
+    hold = take_lock(copy)
+    with pytest.raises(LockedError, match="another run writes this folder"):
+        verify_run(copy, repair=True)
+    hold.release()
+    assert (copy / SHARDS[1]).exists()
