@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from .config import Options
 from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
+from .network import load_tensorflow
 from .network.architectures import WINOGRAD
 from .network.known_weights import Weights
-from .network.start import load_tensorflow
 from .network.winograd import prepare_segments
 from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec
 from .report import Stopwatch

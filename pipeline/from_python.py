@@ -6,22 +6,19 @@ TensorFlow is loaded after the options have been found right.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .cli import GROUP_NAMES
 from .config import REPLACED, TAR_SUFFIX, check_options, known_keys, nested
 from .errors import OptionError, nearest
-from .network.start import undisturbed
+from .network import load_undisturbed
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from .store.reader import Run
 
 # Names in Python of those options whose last word alone would not say what they are.
@@ -37,51 +34,12 @@ _LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
 _OF_THE_COMMAND = ("dry_run", "part")
 
 
-class Settings(TypedDict, total=False):
-    """Options of :func:`extract_features` besides the first two, by the last word of their names; the README explains them."""
-
-    list: str | os.PathLike[str] | None
-    tar: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-    tfds: str | None
-    split: str | None
-    size: int | Sequence[int] | None
-    resize: str
-    interpolation: str
-    decode: str
-    label: str
-    max_failed_fraction: float
-    batch_size: int | str
-    network: str
-    weights: str | os.PathLike[str]
-    pooling: str
-    pool_padding: str
-    kernel_order: str
-    seed: int
-    output_dir: str | os.PathLike[str]
-    scratch: str | os.PathLike[str] | None
-    name: str | None
-    dtype: str
-    compression: str
-    images_per_shard: int | str
-    overflow: str
-    existing: str
-    engine: str
-    engine_address: str | None
-    engine_workers: int | str
-    gpus_per_worker: float | str
-    cpus_per_worker: int | str
-    device: str
-    backend: str
-    precision: str
-    workers: int | str
-
-
 def extract_features(
     dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     layers: str | Sequence[str] = "relu4_1",
     *,
     quiet: bool = False,
-    **options: Unpack[Settings],
+    **options: Any,
 ) -> Run:
     """Extract features of a folder of images, or go on where an earlier call has stopped, and open the result.
 
@@ -101,7 +59,7 @@ def extract_features(
             a pattern of them, or several in a list. Or else one of ``list``, ``tar`` and ``tfds``.
         layers: Names, patterns, blocks, or ``"all"``.
         quiet: Whether only warnings are printed; the whole of it is in ``run.log`` all the same.
-        **options: See :class:`Settings`.
+        **options: Those of the README's table.
 
     Returns:
         The finished run, open.
@@ -112,7 +70,9 @@ def extract_features(
         KeyboardInterrupt: Likewise.
     """
     known = [name for name in known_keys() if name not in _OF_THE_COMMAND]
-    full_names = {_OWN_NAMES.get(name, name.rsplit(".", 1)[-1]): name for name in known} | {name: name for name in known}
+    # Of options with the same last word the first has it alone; by its full name there is each.
+    full_names = {_OWN_NAMES.get(name, name.rsplit(".", 1)[-1]): name for name in reversed(known)}
+    full_names |= {name: name for name in known}
     given: dict[str, Any] = {"layers": layers}
     if dir is not None:
         given[_option_of(_plain(dir))] = dir
@@ -127,7 +87,7 @@ def extract_features(
         given[full_names[word]] = value
     checked = check_options(nested({name: _plain(value) for name, value in given.items()}))
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
-    undisturbed(lambda: importlib.import_module("pipeline.job")).run(checked, quiet=quiet)
+    load_undisturbed("pipeline.job").run(checked, quiet=quiet)
     from .store.reader import open_run
 
     return open_run(checked.folder)

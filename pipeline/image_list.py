@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from .config import DataOptions, tar_folder
 from .errors import OptionError
-from .network.start import load_tensorflow
+from .network import load_tensorflow
 from .progress import LOGGER as _log
 from .records import Manifest, digest_images
 from .storage import RemotePath

@@ -14,7 +14,7 @@ from typing import Any
 
 from .config import AUTO, Options
 from .dry_run import free_bytes, run_sample
-from .engines.local import Engine, open_local
+from .engines import Engine, open_local
 from .errors import DatasetError, ImageError, StoreError
 from .extract import make_stages
 from .formatting import counted, words_for_bytes

@@ -14,9 +14,7 @@ import pytest
 import yaml
 
 from pipeline import extract_features, open_run
-from pipeline.config import known_keys
 from pipeline.errors import DatasetError, OptionError, PipelineError, StoreError
-from pipeline.from_python import Settings
 
 from .test_command import assert_equal_runs, call, environment
 from .test_reproduce import composed
@@ -101,13 +99,6 @@ def test_errors_are_exceptions_of_one_line(
         extract_features(**{"dir": photographs, "quiet": True, **options})
     assert "\n" not in str(caught.value)
     assert not list(Path().iterdir())
-
-
-def test_every_option_has_a_name_in_python() -> None:
-    own = {"network.name": "network", "output.dir": "output_dir", "engine.name": "engine"}
-    own |= {f"engine.{name}": f"engine_{name}" for name in ("address", "workers")}
-    short = {own.get(key, key.rsplit(".")[-1]) for key in known_keys()}
-    assert set(Settings.__annotations__) == short - {"dir", "layers", "dry_run", "part"}
 
 
 def test_a_wrong_option_loads_nothing_heavy() -> None:

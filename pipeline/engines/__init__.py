@@ -1,4 +1,50 @@
-"""Who makes the shards of a run: this process, or tasks on many machines. Each makes them by :mod:`pipeline.extract`.
+"""Who makes the shards of a run: this process, see :func:`open_local`, or tasks on many machines, see :mod:`.ray`.
 
 An engine is a function that opens it for a run, a context manager; what it yields makes what is missing.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from ..config import Options
+from ..extract import make_shards, make_stages
+from ..machine import usable_cores
+from ..network.known_weights import Weights
+from ..progress import Progress
+from ..records import ImageStatus, RunSpec
+from ..report import Made, Stopwatch
+from ..signals import leaving_at_once
+from ..store.run_folder import RunFolder
+from ..store.writer import Writer
+
+# Makes what is missing in the run folder, tells the progress, and returns what was made.
+Engine: TypeAlias = Callable[[Progress, Stopwatch], Made]
+
+
+@contextmanager
+def open_local(options: Options, spec: RunSpec, weights: Weights, run_folder: RunFolder) -> Iterator[Engine]:
+    """Make the stages, and yield what makes the missing shards, those of one part after the other.
+
+    Raises:
+        OptionError: The device asked for is not there.
+    """
+    threads = options.runtime.workers or usable_cores()
+    with leaving_at_once():
+        stages = make_stages(options, spec, weights)
+
+    def make(progress: Progress, watch: Stopwatch) -> Made:
+        made = Made(stages.device.kind)
+        for part, missing in run_folder.parts():
+            writer = Writer(run_folder.path, part, missing, threads, digests=run_folder.digests())
+
+            def done(statuses: Sequence[ImageStatus], values: int, writer: Writer = writer) -> None:
+                progress.count(statuses, values, made.bytes_raw + writer.bytes_raw, made.bytes_stored + writer.bytes_stored)
+
+            make_shards(writer, part, missing, stages, watch, done)
+            made.add(writer)
+        return made
+
+    yield make

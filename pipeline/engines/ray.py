@@ -39,7 +39,7 @@ from ..store import format
 from ..store.digests import RemoteDigests
 from ..store.run_folder import RunFolder
 from ..store.writer import Writer
-from .local import Engine
+from . import Engine
 
 # A task that dies is run again so often.
 RETRIES = 2

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, StoreError, nearest
-from ..indexing import select_rows
 from ..machine import usable_cores
 from ..sharding import ShardSpec
 from ..storage import RemotePath, is_address, path_of, refresh
-from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, to_numpy
+from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, select_rows, to_numpy
 from . import format, tables
 from .damage import missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
 from .image_table import ImageTable

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import OptionError
-from ..indexing import select_rows
-from .batches import Batches, Columns, Examples
+from .batches import Batches, Columns, Examples, select_rows
 
 # No epoch has been set.
 UNSET = -1
