@@ -8,8 +8,8 @@ from datetime import timedelta
 
 
 def words_for_shape(shape: Sequence[int]) -> str:
-    """Return the sides with signs of multiplication between them."""
-    return " × ".join(map(str, shape))
+    """Return the sides with signs of multiplication between them; of a vector ``512 components``."""
+    return " × ".join(map(str, shape)) if len(shape) > 1 else counted(shape[0], "component")
 
 
 def words_for_number(value: float, digits: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""From a stored run to pictures of its feature maps: which rows, layers and channels, the input beside them, the files."""
+"""From a stored run to pictures of its features: which rows, layers and channels, the input beside them, the files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from tqdm import tqdm
 from . import figures
 from .config import PlotOptions
 from .errors import DatasetError, ImageError, OptionError, StoreError, nearest
-from .feature_maps import FeatureMap, fold, has_extent, make_maps, reduction
-from .figures import Layout, Sheet
+from .figures import FeatureMap, Layout, Sheet, is_vector, make_maps
 from .formatting import counted, words_for_shape
 from .images.reading import RemoteImages, seen_picture, words_for
 from .images.resize import ResizeSpec
@@ -48,7 +47,6 @@ def draw_plots(options: PlotOptions) -> None:
         OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened.
         StoreError: The run cannot be read, an image failed, or a file cannot be written.
     """
-    figures.check_colormap(options.colormap)
     with open_run(options.run) as run, figures.plain_settings():
         layers = choose_layers(run.layers, options.layers)
         rows = choose_rows(run, options.images)
@@ -112,9 +110,10 @@ def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
     chosen: set[str] = set()
     for word in words:
         if block := re.fullmatch(r"block([1-5])", word):
-            found = [name for name in stored if re.match(rf"(conv|relu|pool){block[1]}(_|$)", name)]
+            found = [name for name in stored if re.match(rf"(conv|relu|pool){block[1]}(_|\.|$)", name)]
         else:
-            found = fnmatch.filter(stored, "*" if word == "all" else word)
+            # A reduced layer may be named as it was when it was asked for: relu5_1:avg.
+            found = fnmatch.filter(stored, "*" if word == "all" else word.replace(":", "."))
         if not found:
             raise OptionError(
                 f"layers: not stored in this run, got {word!r}. Expected one of: {nearest(word, [*stored, 'all'])}. "
@@ -138,63 +137,63 @@ def _sheets(
     if seen is not None and seen.shape[:2] != size_px:
         seen_lines.append(f"seen as {words_for_shape(seen.shape[:2])} px")
     scale = ", one scale for all" if options.scale == "shared" else ""
+    wanted = [options.channel] if options.channels is None else options.channels
+    for layer, shape in shapes.items():
+        if not isinstance(wanted, range) and max(wanted) >= shape[-1]:
+            raise OptionError(
+                f"{'channel' if options.channels is None else 'channels'}: layer {layer} has no such channel, got {max(wanted)}. "
+                f"Expected 0 to {shape[-1] - 1}. Choose another, or other layers."
+            )
     if options.channels is not None:
         for layer, shape in shapes.items():
-            channels, words, file_word = _channels(layer, shape[2], options)
-            layout = figures.plan_layout([shape] * min(options.most_active or len(channels), len(channels)), is_mosaic=True)
-            maps = _read(run[layer], row, shape, channels, layout, options)
+            channels, words, file_word = _channels(shape, options)
+            count = 1 if is_vector(shape) else min(options.most_active or len(channels), len(channels))
+            layout = figures.plan_layout([shape] * count, is_mosaic=not is_vector(shape))
             line = f"{layer}, {words_for_shape(shape)}: {words}{scale}"
+            maps = _read(run[layer], row, channels, layout, options)
             yield f"{layer}-{file_word}", Sheet((*lines, line), maps, layout, seen, seen_lines)
         return
-    for layer, shape in shapes.items():
-        if has_extent(shape) and options.channel >= shape[2]:
-            raise _no_channel("channel", layer, options.channel, shape[2])
-    layout = figures.plan_layout(list(shapes.values()), is_mosaic=False)
+    layout = figures.plan_layout([*shapes.values()], is_mosaic=False)
 
-    def read(layer: str) -> FeatureMap:
-        if not has_extent(shapes[layer]):
-            return fold(layer, run[layer][row])
-        return _read(run[layer], row, shapes[layer], [options.channel], layout, options)[0]
+    def read(layer: str) -> list[FeatureMap]:
+        channels = range(shapes[layer][-1]) if is_vector(shapes[layer]) else [options.channel]
+        return _read(run[layer], row, channels, layout, options)
 
     with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
         reading = pool.map(read, layers)
-        maps = list(tqdm(reading, total=len(layers), unit="layer", disable=not sys.stderr.isatty(), leave=False))
-    line = f"channel {options.channel}{' of each layer' if len(layers) > 1 else ''}{scale}"
+        maps = [one for (one,) in tqdm(reading, total=len(layers), unit="layer", disable=not sys.stderr.isatty(), leave=False)]
+    vectors = sum(map(is_vector, shapes.values()))
+    said = [f"channel {options.channel}{' of each layer' if len(layers) - vectors > 1 else ''}"] * (vectors < len(layers))
+    said += [f"all components of {'the vector' if vectors == 1 else 'vectors'}"] * (vectors > 0)
     word = "-".join(layers) if len(layers) <= NAMED_LAYERS else f"{len(layers)}-layers"
     word += f"-channel-{options.channel}" if options.channel else ""
-    yield word, Sheet((*lines, line), maps, layout, seen, seen_lines)
+    yield word, Sheet((*lines, ", ".join(said) + scale), maps, layout, seen, seen_lines, options.channel or None)
 
 
-def _read(
-    layer: Layer, row: int, shape: tuple[int, int, int], channels: Sequence[int], layout: Layout, options: PlotOptions
-) -> list[FeatureMap]:
+def _read(layer: Layer, row: int, channels: Sequence[int], layout: Layout, options: PlotOptions) -> list[FeatureMap]:
     """Return the maps of some channels of one image, from as much of it as will be seen."""
-    side = reduction(shape, layout.limit_px(options.dpi))
+    shape = layer.shape_of(row)
+    if is_vector(shape):
+        return make_maps(layer.name, [(0, layer[row])], shape, channels, most_active=options.most_active)
+    side = layout.reduction(shape, options.dpi)
     is_large = math.prod(shape) * layer.dtype.itemsize > WHOLE_BYTES
     # Two rows of each square on which a mean is drawn: what is between them changes a shade.
     every = -(-side // 2) if is_large and not options.exact else 1
     return make_maps(layer.name, layer.bands(row, every), shape, channels, side, options.most_active)
 
 
-def _channels(layer: str, count: int, options: PlotOptions) -> tuple[Sequence[int], str, str]:
-    """Return the channels of a mosaic, what is to be said of them, and the word for the file name."""
+def _channels(shape: tuple[int, ...], options: PlotOptions) -> tuple[Sequence[int], str, str]:
+    """Return the channels of a mosaic or a chart, what is to be said of them, and the word for the file name."""
     assert options.channels is not None
+    count, noun = shape[-1], "component" if is_vector(shape) else "channel"
     if options.most_active is not None:
         most = min(count, options.most_active)
-        return range(count), f"the {most} most active of {count} channels, the most active first", f"{most}-most-active"
+        return range(count), f"the {most} most active of {count} {noun}s, the most active first", f"{most}-most-active"
     if isinstance(options.channels, range):
         shown = options.channels[:count]
-        return shown, f"the first {len(shown)} of {counted(count, 'channel')}", f"first-{len(shown)}-channels"
-    if max(options.channels) >= count:
-        raise _no_channel("channels", layer, max(options.channels), count)
+        return shown, f"the first {len(shown)} of {counted(count, noun)}", f"first-{len(shown)}-channels"
     word = "-".join(["channels", *map(str, options.channels)])
-    return options.channels, f"{counted(len(options.channels), 'chosen channel')} of {count}", word
-
-
-def _no_channel(option: str, layer: str, got: int, count: int) -> OptionError:
-    return OptionError(
-        f"{option}: layer {layer} has no such channel, got {got}. Expected 0 to {count - 1}. Choose another, or other layers."
-    )
+    return options.channels, f"{counted(len(options.channels), f'chosen {noun}')} of {count}", word
 
 
 def _place_and_name(path: Path) -> tuple[Path, str]:

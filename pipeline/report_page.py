@@ -17,7 +17,7 @@ from PIL import Image
 
 from .config import defaults, nested
 from .errors import ImageError, StoreError, printable
-from .feature_maps import FeatureMap, fold, has_extent, make_maps
+from .figures import FeatureMap, group_components, is_vector, make_maps
 from .formatting import words_for_bytes, words_for_number, words_for_shape, words_for_share
 from .images.reading import thumbnail
 from .records import OK, Manifest
@@ -36,8 +36,8 @@ ROWS, LAYERS, ACTIVE_CHANNELS = 6, 4, 2
 PICTURE_PX, MAP_PX = 224, 112
 # A row that takes more memory is not worth reading for a picture the size of a stamp.
 LARGEST_ROW_BYTES = 64 << 20
-# Bars of a histogram on each side of zero.
-BARS = 16
+# Bars of a histogram on each side of zero; of a vector.
+BARS, VECTOR_BARS = 16, 128
 # Source: Matplotlib's viridis (CC0), every 64th colour. The last of a palette is for what is not finite.
 VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
 NOT_FINITE, LEVELS = (128, 128, 128), 255
@@ -142,7 +142,8 @@ def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> di
     found = []
     for layer in layers:
         try:
-            found.append({"name": layer, "maps": [(one, coloured(one)) for one in sample_maps(run[layer], row)], "note": ""})
+            maps = [(one, vector_bars(one) if one.values.ndim == 1 else coloured(one)) for one in sample_maps(run[layer], row)]
+            found.append({"name": layer, "maps": maps, "note": ""})
         except StoreError as error:
             found.append({"name": layer, "maps": (), "note": str(error)})
     columns = {name: run.images[name][row] for name in ("key", "label", "height", "width")}
@@ -150,7 +151,7 @@ def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> di
 
 
 def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
-    """Return channel 0 and the most active channels of an image; of a layer without a map all channels in one.
+    """Return channel 0 and the most active channels of an image; of a vector all components in one.
 
     Raises:
         StoreError: The row is damaged, or too large to be read for this.
@@ -158,20 +159,27 @@ def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
     shape = layer.shape_of(row)
     if (size_bytes := math.prod(shape) * 4) > LARGEST_ROW_BYTES:
         raise StoreError(f"{words_for_bytes(size_bytes)} an image, too much to be read for this page")
-    if not has_extent(shape):
-        return [fold(layer.name, layer[row])]
+    channels = range(shape[-1])
+    if is_vector(shape):
+        return make_maps(layer.name, [(0, layer[row])], shape, channels)
     side = -(-max(shape[:2]) // MAP_PX)
-    maps = make_maps(layer.name, [(0, layer[row])], shape, range(shape[2]), side, most_active=shape[2])
-    others = [one for one in maps if one.channel]
-    return [one for one in maps if one.channel == 0] + others[:ACTIVE_CHANNELS]
+    maps = make_maps(layer.name, [(0, layer[row])], shape, channels, side, most_active=shape[2])
+    return sorted(maps, key=lambda one: one.channels != [0])[: 1 + ACTIVE_CHANNELS]
+
+
+def vector_bars(one: FeatureMap) -> list[tuple[float, float]]:
+    """Return where bars of a vector's components begin and end, from 0, its least value or zero, to 1, its greatest or zero."""
+    _, lows, highs = group_components(one.values, VECTOR_BARS)
+    low, reach = lows.min(), highs.max() - lows.min() or 1.0
+    return [*zip(((lows - low) / reach).tolist(), ((highs - low) / reach).tolist(), strict=True)]
 
 
 def coloured(one: FeatureMap) -> Markup:
     """Return a map as the address of a PNG: its least value dark, its largest bright, grey where there is no finite value."""
     reach = one.high - one.low
-    scaled = (one.pixels.astype(np.float64) - one.low) / reach if reach > 0.0 else np.zeros(one.pixels.shape)
+    scaled = (one.values.astype(np.float64) - one.low) / reach if reach > 0.0 else np.zeros(one.values.shape)
     levels = np.clip(np.nan_to_num(scaled) * (LEVELS - 1) + 0.5, 0, LEVELS - 1).astype(np.uint8)
-    picture = Image.fromarray(np.where(np.isfinite(one.pixels), levels, np.uint8(LEVELS)))
+    picture = Image.fromarray(np.where(np.isfinite(one.values), levels, np.uint8(LEVELS)))
     at = np.linspace(0, len(VIRIDIS) - 1, LEVELS)
     colours = np.stack([np.interp(at, range(len(VIRIDIS)), part) for part in VIRIDIS.T], axis=1)
     picture.putpalette([*np.rint(colours).astype(int).ravel().tolist(), *NOT_FINITE])
@@ -185,8 +193,8 @@ def _address(picture: Image.Image, kind: str, **options: Any) -> Markup:
     return Markup(f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}")
 
 
-def histogram(statistics: LayerStatistics) -> tuple[list[float], list[str]] | None:
-    """Return heights of bars, 0 to 1, and the labels below them, of the sampled values that are not zero.
+def histogram(statistics: LayerStatistics) -> tuple[list[tuple[float, float]], list[str]] | None:
+    """Return where bars begin and end, 0 to 1, and the labels below them, of the sampled values that are not zero.
 
     A bar a power of two, from zero outwards; what is too small for the bars is in those next to zero. None without such values.
     """
@@ -202,7 +210,7 @@ def histogram(statistics: LayerStatistics) -> tuple[list[float], list[str]] | No
     counts, labels = above, ["0", middle, end]
     if negative.any():
         counts, labels = np.concatenate([below[::-1], above]), [f"−{end}", "0", end]
-    return (counts / counts.max()).tolist(), labels
+    return [(0.0, height) for height in (counts / counts.max()).tolist()], labels
 
 
 def _causes(run: Run, counts: Mapping[str, int]) -> list[tuple[str, int, list[tuple[str, str]]]]:

@@ -21,8 +21,7 @@ from pipeline import figures
 from pipeline.config import PICTURE_SUFFIXES as SUFFIXES
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
-from pipeline.feature_maps import FeatureMap, fold, make_maps, reduction
-from pipeline.figures import Sheet, check_colormap, plan_layout
+from pipeline.figures import FeatureMap, Sheet, group_components, make_maps, plan_layout
 
 HOT = "hot"
 MAGENTA = (255, 0, 255)
@@ -30,7 +29,7 @@ ONES = np.ones((2, 2, 1), np.float32)
 
 
 def maps_of(values: NDArray[np.floating], layer: str = "relu1_1", **options: Any) -> list[FeatureMap]:
-    return make_maps(layer, [(0, values)], values.shape, range(values.shape[2]), options.pop("side", 1), **options)
+    return make_maps(layer, [(0, values)], values.shape, range(values.shape[-1]), options.pop("side", 1), **options)
 
 
 def draw(
@@ -38,10 +37,11 @@ def draw(
     mosaic: bool = False,
     lines: Sequence[str] = ("a/b.jpg", "row 0"),
     seen: Any = None,
+    marked: int | None = None,
     **options: Any,
 ) -> Figure:
     given = {**defaults(PlotOptions), "run": "x", "colormap": HOT, **options}
-    sheet = Sheet(lines, maps, plan_layout([one.shape for one in maps], mosaic), seen, ("a" * 40, "b"))
+    sheet = Sheet(lines, maps, plan_layout([one.shape for one in maps], mosaic), seen, ("a" * 40, "b"), marked)
     with figures.plain_settings():
         return figures.draw(sheet, check(PlotOptions, given, "pipeline.plot"))
 
@@ -78,19 +78,19 @@ def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uin
     return picture[np.ix_(y, x)]
 
 
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 20), st.integers(1, 6))
+@given(st.integers(2, 12), st.integers(1, 12), st.integers(1, 20), st.integers(1, 6))
 def test_means_and_numbers_are_those_of_an_obvious_computation_however_an_image_is_cut_in_bands(
     height: int, width: int, side: int, band: int
 ) -> None:
     values = np.random.default_rng(height * 13 + width).integers(-3, 4, (height, width, 4)).astype(np.float16)
     bands = [(first, values[first : first + band]) for first in range(0, height, band)]
     maps = make_maps("x", bands, values.shape, [2, 0], side)
-    assert [one.channel for one in maps] == [2, 0]
+    assert [one.channels[0] for one in maps] == [2, 0]
     for one in maps:
-        channel = values[:, :, one.channel].astype(np.float64)
+        channel = values[:, :, one.channels[0]].astype(np.float64)
         expected = [[channel[y : y + side, x : x + side].mean() for x in range(0, width, side)] for y in range(0, height, side)]
-        assert one.pixels.dtype == np.float32
-        np.testing.assert_allclose(one.pixels, expected, atol=1e-6)
+        assert one.values.dtype == np.float32
+        np.testing.assert_allclose(one.values, expected, atol=1e-6)
         assert (one.low, one.high) == (channel.min(), channel.max())
         assert one.zeros == pytest.approx(np.mean(channel == 0))
         assert (one.not_finite, one.rows_read, one.shape, one.layer) == (0, height, values.shape, "x")
@@ -99,7 +99,7 @@ def test_means_and_numbers_are_those_of_an_obvious_computation_however_an_image_
 def test_of_a_part_of_the_rows_the_numbers_are_those_of_that_part() -> None:
     values = np.arange(8 * 4, dtype=np.float32).reshape(8, 4, 1)
     (one,) = make_maps("x", [(row, values[row : row + 1]) for row in (0, 2, 4, 7)], (8, 4, 1), [0], 4)
-    np.testing.assert_allclose(one.pixels, [[values[[0, 2]].mean()], [values[[4, 7]].mean()]])
+    np.testing.assert_allclose(one.values, [[values[[0, 2]].mean()], [values[[4, 7]].mean()]])
     assert (one.rows_read, one.low, one.high, one.zeros) == (4, 0.0, 31.0, 1 / 16)
 
 
@@ -107,30 +107,41 @@ def test_the_most_active_channels_come_first_and_of_equals_the_first() -> None:
     values = np.zeros((3, 3, 6), np.float32)
     values[0, 0] = [1, 5, -9, 5, np.nan, 7]
     with np.errstate(invalid="ignore"):
-        assert [one.channel for one in maps_of(values, most_active=5)] == [5, 1, 3, 0, 2]
-        assert [one.channel for one in maps_of(values, most_active=99)] == [5, 1, 3, 0, 2, 4]
+        assert [one.channels[0] for one in maps_of(values, most_active=5)] == [5, 1, 3, 0, 2]
+        assert [one.channels[0] for one in maps_of(values, most_active=99)] == [5, 1, 3, 0, 2, 4]
 
 
-def test_a_layer_without_extent_is_folded_row_after_row() -> None:
-    for channels, shape in ((4096, (64, 64)), (1000, (25, 40)), (7, (1, 7))):
-        one = fold("fc6", np.arange(channels, dtype=np.float32).reshape(1, 1, -1))
-        assert one.pixels.shape == shape
-        np.testing.assert_array_equal(one.pixels.reshape(-1), np.arange(channels))
-        assert (one.channel, one.shape, one.low, one.high, one.zeros) == (None, (1, 1, channels), 0, channels - 1, 1 / channels)
+@pytest.mark.parametrize("shape", [(1, 1, 5), (5,)])
+def test_a_vector_is_one_map_of_the_components_that_are_chosen(shape: tuple[int, ...]) -> None:
+    values = np.array([2, -3, 0, np.nan, 7], np.float16)
+    (one,) = maps_of(values.reshape(shape))
+    np.testing.assert_array_equal(one.values, values.astype(np.float32))
+    assert (one.values.dtype, one.shape, [*one.channels]) == (np.float32, shape, [0, 1, 2, 3, 4])
+    assert (one.low, one.high, one.zeros, one.not_finite) == (-3, 7, 1 / 5, 1)
+    (some,) = make_maps("x", [(0, values.reshape(shape))], shape, [4, 1])
+    assert ([*some.channels], some.values.tolist()) == ([4, 1], [7, -3])
+    (active,) = maps_of(values.reshape(shape), most_active=3)
+    assert ([*active.channels], active.values.tolist()) == ([4, 0, 1], [7, 2, -3])
+
+
+def test_neighbouring_components_are_drawn_by_the_least_and_the_greatest_of_them() -> None:
+    values = np.array([1, -2, np.nan, 4, 5, 3, 0], np.float32)
+    for most, step, lows, highs in ((7, 1, [0, -2, 0, 0, 0, 0, 0], [1, 0, 0, 4, 5, 3, 0]), (3, 3, [-2, 0, 0], [1, 5, 0])):
+        found = group_components(values, most)
+        assert (found[0], found[1].tolist(), found[2].tolist()) == (step, lows, highs)
 
 
 def test_an_unknown_colour_map_names_the_nearest() -> None:
-    check_colormap("gray")
     for name, near in (("viridi", "viridis"), ("Magma", "magma"), ("GRAY", "gray"), ("no such map", "magma")):
         with pytest.raises(OptionError, match=rf"^colormap: there is none of this name, got '{name}'. Expected one of: {near}"):
-            check_colormap(name)
+            draw(maps_of(ONES), colormap=name)
 
 
 @pytest.mark.parametrize("sides", [(28, 28), (14, 25), (40, 12), (1, 5)])
 def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, int], tmp_path: Path) -> None:
     (one,) = maps_of(np.random.default_rng(1).standard_normal((*sides, 1)).astype(np.float32))
     (drawn,) = render(tmp_path, [one], colormap="viridis")
-    expected = colour(one.pixels, one.low, one.high, "viridis").astype(int)
+    expected = colour(one.values, one.low, one.high, "viridis").astype(int)
     np.testing.assert_allclose(cells(drawn, *sides).astype(int), expected, atol=1)
     # Proportions, to some pixels of the frame.
     height, width = drawn.shape[:2]
@@ -142,7 +153,7 @@ def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
     values = np.kron(np.array([[0, 1], [2, 3]], np.float32), np.ones((360, 640), np.float32))[:, :, None]
     # A single value that is far above: it makes the range, and vanishes in the means.
     values[300, 300] = 30
-    side = reduction(values.shape, plan_layout([values.shape] * 4, is_mosaic=False).limit_px(100))
+    side = plan_layout([values.shape] * 4, is_mosaic=False).reduction(values.shape, 100)
     drawn = render(tmp_path, maps_of(values, side=side) * 4)
     assert side == 6
     assert len(drawn) == 4
@@ -207,11 +218,48 @@ def test_any_range_is_drawn(ends: tuple[float, float], tmp_path: Path) -> None:
     assert high.tolist() == colour(1, 0, 1).tolist()
 
 
-def test_bars_are_as_high_as_their_values_are() -> None:
-    values = np.array([4, -2, 0, 1, np.nan], np.float32).reshape(1, 1, -1)
-    (axes,) = draw(maps_of(values, "fc6"), mosaic=True).axes[0].child_axes
-    assert [bar.get_height() for bar in axes.patches] == [4, -2, 0, 1, 0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2", "3", "4"]
+def bars_of(chart: Any) -> tuple[list[list[float]], list[str]]:
+    """Gives (place, lower end, upper end) of each bar, and its colour."""
+    (lines,) = chart.collections
+    ends = [[float(start[0]), float(start[1]), float(stop[1])] for start, stop in lines.get_segments()]
+    return ends, [matplotlib.colors.to_hex(color) for color in lines.get_colors()]
+
+
+def test_bars_are_as_high_as_their_values_are_and_what_is_not_finite_or_asked_for_has_its_colour() -> None:
+    figure = draw(maps_of(np.array([4, -2, 0, 1, np.nan], np.float32), "fc6"), marked=3)
+    (chart,) = figure.axes[0].child_axes
+    ends, colors = bars_of(chart)
+    assert ends == [[0, 0, 4], [1, -2, 0], [2, 0, 0], [3, 0, 1], [4, -2, 4]]
+    assert colors == [figures.INK] * 3 + [figures.MARKED, figures.NOT_FINITE]
+    for said in ("fc6", "5 components\ncomponent 3: 1\n−2 to 4\n20.0 % zeros\n1 not finite"):
+        assert any(said in words for words in words_of(figure)), said
+    (active,) = draw(maps_of(np.arange(9, dtype=np.float32), most_active=3)).axes[0].child_axes
+    assert bars_of(active)[0] == [[0, 0, 8], [1, 0, 7], [2, 0, 6]]
+    assert [label.get_text() for label in active.get_xticklabels()] == ["8", "7", "6"]
+
+
+def test_of_very_many_components_a_peak_and_what_is_not_finite_are_seen(tmp_path: Path) -> None:
+    values = np.zeros(100_000, np.float32)
+    values[[70_000, 20_000]] = 1, np.inf
+    figure = draw(maps_of(values))
+    with figures.plain_settings():
+        width, _ = figures.save(figure, tmp_path / "sheet.png")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+    box = figure.axes[0].child_axes[0].get_window_extent()
+    line = pixels[len(pixels) - int(box.y0 + 0.5 * box.height), int(box.x0) + 2 : int(box.x1) - 2]
+    for shown, place in ((line.max(axis=1) < 100, 0.7), (line[:, 1] < 100, 0.2)):
+        assert np.flatnonzero(shown) / len(line) == pytest.approx(place, abs=0.005) or place == 0.2
+    assert width > len(line) > 500
+
+
+def test_maps_and_vectors_share_a_sheet_and_a_scale() -> None:
+    maps = maps_of(np.ones((8, 8, 1), np.float32) * 10) + maps_of(np.array([1, -2], np.float32), "x.avg")
+    for scale, ends in (("own", (-2, 1)), ("shared", (-2, 10))):
+        axes = draw(maps, scale=scale).axes[0]
+        (chart,) = axes.child_axes
+        assert chart.get_ylim() == ends
+        shown = [image for image in axes.images if image.get_array().shape == (8, 8)]
+        assert [image.get_clim() for image in shown] == [(-2, 10) if scale == "shared" else (10, 10)]
 
 
 @pytest.mark.parametrize(
@@ -225,17 +273,24 @@ def test_bars_are_as_high_as_their_values_are() -> None:
         ((1440, 2560), 7, "own", True),
         ((1440, 2560), 1, "own", False),
         *((sides, 36, scale, scale == "shared") for sides in ((28, 28), (1440, 2560)) for scale in ("own", "shared")),
-        ((1, 1), 1, "own", True),
-        ((1, 1), 64, "own", True),
-        ((1, 1), 500, "own", True),
+        *(((count,), 1, scale, False) for count in (1, 5, 500, 100_000) for scale in ("own", "shared")),
+        *(((512,), count, "own", False) for count in (2, 5, 36)),
     ],
 )
-def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, int], count: int, scale: str, mosaic: bool) -> None:
-    one = FeatureMap("relu4_1", 0, (*sides, 512), np.eye(7, 9, dtype=np.float32), -1.234e-5, 6.55e4, 0.123, 17, sides[0])
-    lines = ("k" * 300, "row 0 of " + "n" * 300)
-    figure = draw([one] * count, mosaic, lines, np.zeros((*sides, 3), np.uint8)[:99, :99], scale=scale)
+def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: int, scale: str, mosaic: bool) -> None:
+    numbers: Any = -1.234e-5, 6.55e4, 0.123, 17, sides[0]
+    if len(sides) == 1:
+        one = FeatureMap("relu4_1.units.srp.pca.l2.l2", sides, range(sides[0]), np.ones(sides[0], np.float32), *numbers)
+    else:
+        one = FeatureMap("relu4_1", (*sides, 512), [0], np.eye(7, 9, dtype=np.float32), *numbers)
+    seen = np.zeros((*(sides if len(sides) > 1 else (9, 9)), 3), np.uint8)[:99, :99]
+    figure = draw([one] * count, mosaic, ("k" * 300, "row 0 of " + "n" * 300), seen, scale=scale)
     figure.draw_without_rendering()
-    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    texts = [*figure.axes[0].texts]
+    for chart in figure.axes[0].child_axes:
+        # Numbers beyond the ends are there, and not drawn.
+        numbered = zip(chart.get_xticks(), chart.get_xticklabels(), strict=True)
+        texts += [label for place, label in numbered if chart.get_xlim()[0] <= place <= chart.get_xlim()[1]]
     boxes = np.array([text.get_window_extent().extents for text in texts])
     assert len(boxes) > 5
     left, bottom, right, top = boxes.T

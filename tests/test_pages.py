@@ -13,9 +13,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.feature_maps import FeatureMap
+from pipeline.figures import FeatureMap, make_maps
 from pipeline.formatting import words_for_bytes, words_for_number, words_for_seconds, words_for_share
-from pipeline.report_page import coloured, histogram, render, sample_maps, shown
+from pipeline.report_page import coloured, histogram, render, sample_maps, shown, vector_bars
 from pipeline.store.statistics import LayerStatistics, Tally
 
 from .pages import Page, make_report
@@ -47,16 +47,25 @@ def relu_values() -> NDArray[np.float32]:
 
 def map_of(values: NDArray[np.floating], channel: int = 0) -> FeatureMap:
     ends = float(np.nanmin(values)), float(np.nanmax(values))
-    return FeatureMap("relu1_1", channel, (*values.shape, 6), values.astype(np.float32), *ends, 0.0, 0, len(values))
+    return FeatureMap("relu1_1", (*values.shape, 6), [channel], values.astype(np.float32), *ends, 0.0, 0, len(values))
+
+
+def vector_of(values: NDArray[np.float32]) -> FeatureMap:
+    return make_maps("relu2_1.avg", [(0, values)], values.shape, range(values.size))[0]
 
 
 def make_contents(number_of_layers: int = 2, number_of_samples: int = 2, text: str = "plain", **changes: Any) -> dict[str, Any]:
     names = [f"relu{number}_1" for number in range(1, number_of_layers + 1)]
     values = relu_values()
-    maps = [(one, coloured(one)) for one in (map_of(values[..., channel], channel) for channel in (0, 3, 4))]
+    maps: list[Any] = [(one, coloured(one)) for one in (map_of(values[..., channel], channel) for channel in (0, 3, 4))]
+    vector = vector_of(np.linspace(-1, 2, 300, dtype=np.float32))
     sample = {
         **{"key": text, "label": text, "height": 200, "width": 300, "photo": maps[0][1], "note": ""},
-        "layers": [{"name": names[0], "maps": maps, "note": ""}, {"name": "big", "maps": [], "note": f"943.7 MB, {text}"}],
+        "layers": [
+            {"name": names[0], "maps": maps, "note": ""},
+            {"name": "big", "maps": [], "note": f"943.7 MB, {text}"},
+            {"name": "relu2_1.avg", "maps": [(vector, vector_bars(vector))], "note": ""},
+        ],
     }
     contents = {
         "name": text,
@@ -99,6 +108,7 @@ def test_the_page_is_whole_and_says_what_it_is_told() -> None:
         "of 1 of 2 layers channel 0",
         "row 1, 300 × 200 px, label plain",
         "channel 3",
+        "300 components",
         "943.7 MB, plain",
         "python -m pipeline.run data.dir=plain",
         "data.dir=plain by default data.dir=null",
@@ -109,7 +119,10 @@ def test_the_page_is_whole_and_says_what_it_is_told() -> None:
     assert f"range0 to {statistics.maximum:.4g}" in found.text
     assert f"zeros{100 * statistics.zero_share:.1f} %" in found.text
     assert len(found.of("img")) == 2 * 4
-    assert sum(of.get("class") == "bars" for of in found.of("div")) == 2
+    assert [of["aria-label"] for of in found.of("svg")] == [
+        *(["relu2_1.avg, 300 components, of plain"] * 2),
+        *("histogram of relu1_1", "histogram of relu2_1"),
+    ]
     policy = next(of["content"] for of in found.of("meta") if of.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     assert found.content == read(make_contents()).content
@@ -168,15 +181,25 @@ def test_samples_are_channel_0_and_the_most_active_ones_and_small() -> None:
     # Before the ReLU: of the first the mean is least, of what is above 0 it is greatest.
     halves = np.repeat([[3.0], [-9.0]], 2, axis=1)
     values = np.stack([np.zeros((2, 2)), np.full((2, 2), 0.5), halves, np.full((2, 2), 0.4)], axis=2).astype(np.float32)
-    assert [one.channel for one in sample_maps(FakeLayer(values), 0)] == [0, 2, 1]  # type: ignore[arg-type]
+    assert [one.channels for one in sample_maps(FakeLayer(values), 0)] == [[0], [2], [1]]  # type: ignore[arg-type]
     large = np.arange(240 * 113, dtype=np.float32).reshape(240, 113, 1)
     (one,) = sample_maps(FakeLayer(large), 0)  # type: ignore[arg-type]
-    assert one.pixels.shape == (80, 38)
-    assert one.pixels[0, 0] == large[:3, :3].mean()
+    assert one.values.shape == (80, 38)
+    assert one.values[0, 0] == large[:3, :3].mean()
     assert (one.low, one.high) == (0, 240 * 113 - 1)
-    (vector,) = sample_maps(FakeLayer(np.arange(1000, dtype=np.float32).reshape(1, 1, -1)), 0)  # type: ignore[arg-type]
-    assert vector.channel is None
-    assert vector.pixels.ravel().tolist() == list(range(1000))
+    for shape in ((1, 1, 1000), (1000,)):
+        (vector,) = sample_maps(FakeLayer(np.arange(1000, dtype=np.float32).reshape(shape)), 0)  # type: ignore[arg-type]
+        assert vector.values.tolist() == list(range(1000))
+
+
+def test_bars_of_a_vector_reach_from_zero_to_its_values() -> None:
+    assert vector_bars(vector_of(np.array([1, -1, 0, 3, np.nan], np.float32))) == [
+        *((0.25, 0.5), (0.0, 0.25), (0.25, 0.25), (0.25, 1.0), (0.25, 0.25)),
+    ]
+    bars = vector_bars(vector_of(np.eye(1, 100_000, 70_000, dtype=np.float32)[0]))
+    assert len(bars) == 128
+    assert [place for place, ends in enumerate(bars) if ends != (0, 0)] == [70_000 // 782]
+    assert vector_bars(vector_of(np.zeros(1, np.float32))) == [(0.0, 0.0)]
 
 
 def test_numbers_are_short_and_shares_are_no_rounder_than_true() -> None:
@@ -192,16 +215,17 @@ def test_numbers_are_short_and_shares_are_no_rounder_than_true() -> None:
 
 def test_a_histogram_has_a_bar_for_each_power_of_two() -> None:
     values = np.array([[1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 40.0, 0.0]], np.float32)
-    heights, labels = histogram(statistics_of(values)) or ([], [])
+    bars, labels = histogram(statistics_of(values)) or ([], [])
+    heights = [top for _, top in bars]
     assert heights == [0.0] * 10 + [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert labels == ["0", "0.25", "64"]
-    signed, labels = histogram(statistics_of(np.concatenate([values, -values], axis=1))) or ([], [])
-    assert signed == heights[::-1] + heights
+    both, labels = histogram(statistics_of(np.concatenate([values, -values], axis=1))) or ([], [])
+    assert both == bars[::-1] + bars
     assert labels == ["−64", "0", "64"]
     # What is smaller than the bars reach is in the one next to zero.
-    heights, _ = histogram(statistics_of(np.array([[1e-9, 1e-8, 1000.0]], np.float32))) or ([], [])
-    assert heights == [1.0] + [0.0] * 14 + [0.5]
+    bars, _ = histogram(statistics_of(np.array([[1e-9, 1e-8, 1000.0]], np.float32))) or ([], [])
+    assert [top for _, top in bars] == [1.0] + [0.0] * 14 + [0.5]
     for value in (1e-18, 3e38, -3e38, 5.0):
-        heights, _ = histogram(statistics_of(np.full((3, 2), value, np.float32))) or ([], [])
-        assert sum(heights) == 1.0
+        bars, _ = histogram(statistics_of(np.full((3, 2), value, np.float32))) or ([], [])
+        assert sum(top for _, top in bars) == 1.0
     assert histogram(statistics_of(np.full((3, 2), 1e-30, np.float32))) is None

@@ -239,13 +239,12 @@ def test_samples_are_spread_and_show_the_most_active_channels(tmp_path: Path, dt
     assert [sample["row"] for sample in samples] == [1, 3, 5, 6, 8, 10]
     first, *others = samples[0]["layers"]
     maps = [of for of, _ in first["maps"]]
-    assert [of.channel for of in maps] == [0, 1, 2]
-    np.testing.assert_array_equal(maps[1].pixels, run["relu1_1"][1][..., 1])
+    assert [of.channels for of in maps] == [[0], [1], [2]]
+    np.testing.assert_array_equal(maps[1].values, run["relu1_1"][1][..., 1])
     assert (maps[1].low, maps[1].high) == (run["relu1_1"][1][..., 1].min(), run["relu1_1"][1][..., 1].max())
     for layer in others:
         ((vector, _),) = layer["maps"]
-        assert vector.channel is None
-        assert vector.pixels.ravel().tolist() == run["fc6"][1].ravel().tolist()
+        assert vector.values.tolist() == run["fc6"][1].ravel().tolist()
 
 
 def test_a_row_that_is_too_large_or_damaged_is_said_where_its_map_would_be(
