@@ -42,9 +42,6 @@ STRIP_PIXELS = 2**20
 # An image that ``crop`` scales to a longer side than this is not scaled as a whole: a strip of 1 x 200,000 px would be gigabytes.
 LONGEST_SCALED_PX = 2**14
 
-# Nearest neighbour is followed step by step as Pillow does; beyond this many steps the closed form is used.
-NEAREST_STEPS = 2**24
-
 # Support of each filter in pixels of the larger scale. Source: Pillow, src/libImaging/Resample.c, BILINEAR, BICUBIC, LANCZOS.
 # What ``nearest`` has picked is not scaled any more.
 SUPPORT = {"nearest": 1.0, "bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -168,26 +165,15 @@ def _visible(scaled: int, offset: int, target: int) -> tuple[int, int]:
 
 
 def _pick_nearest(pixels: Pixels, spec: ResizeSpec) -> Pixels:
+    """Return the pixels that Pillow picks: it is asked which, by resizing their numbers along each axis."""
     place = place_image(*pixels.shape[:2], spec)
-    rows = nearest_positions(place.height, place.scaled_height, *_visible(place.scaled_height, place.top, spec.size_px[0]))
-    columns = nearest_positions(place.width, place.scaled_width, *_visible(place.scaled_width, place.left, spec.size_px[1]))
-    return pixels[rows[:, None], columns]
 
+    def picked(axis: int) -> NDArray[np.int32]:
+        numbers = Image.fromarray(np.arange(place[axis], dtype=np.int32)[None])
+        scaled: NDArray[np.int32] = np.asarray(numbers.resize((place[2 + axis], 1), Image.Resampling.NEAREST))[0]
+        return scaled[slice(*_visible(len(scaled), place[4 + axis], spec.size_px[axis]))]
 
-def nearest_positions(source: int, scaled: int, first: int, stop: int) -> NDArray[np.int64]:
-    """Return the source position of each scaled position in [first, stop).
-
-    Pillow adds the scale up step by step in double precision, so at exact ties its choice depends on the sum so far.
-    Source: Pillow, src/libImaging/Geometry.c, ImagingScaleAffine.
-    """
-    scale = source / scaled
-    if stop <= NEAREST_STEPS:
-        steps = np.full(stop, scale)
-        steps[0] = scale * 0.5
-        positions = np.add.accumulate(steps)[first:]
-    else:
-        positions = (np.arange(first, stop) + 0.5) * scale
-    return np.clip(positions.astype(np.int64), 0, source - 1)
+    return pixels[picked(0)[:, None], picked(1)]
 
 
 def _resize_by_pillow(pixels: Pixels, spec: ResizeSpec) -> Pixels:
@@ -195,31 +181,24 @@ def _resize_by_pillow(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     place = place_image(*pixels.shape[:2], spec)
     for axis in (0, 1) if place.rows_first else (1, 0):
         scaled = place[2 + axis]
-        seen = _visible(scaled, place[4 + axis], spec.size_px[axis])
-        # Lines along the axis, one after the other.
-        lines = _resize_lines(pixels if axis else pixels.swapaxes(0, 1), scaled, *seen, spec.interpolation)
-        pixels = lines if axis else lines.swapaxes(0, 1)
+        first, stop = _visible(scaled, place[4 + axis], spec.size_px[axis])
+        # Lines along the axis, one after the other, some at a time.
+        lines = pixels if axis else pixels.swapaxes(0, 1)
+        count, source = lines.shape[:2]
+        low, high = 0.0, float(source)
+        if scaled > LONGEST_SCALED_PX:
+            # Pillow takes the bounds as float32, so here, and only here, it may round a few pixels otherwise.
+            low, high = first * source / scaled, stop * source / scaled
+            first, stop, scaled = 0, stop - first, stop - first
+        resized = np.empty((count, stop - first, COLOURS), np.uint8)
+        step = max(1, STRIP_PIXELS // source)
+        for start in range(0, count, step):
+            strip = Image.fromarray(np.ascontiguousarray(lines[start : start + step]))
+            box = (low, 0, high, strip.height)
+            strip = strip.resize((scaled, strip.height), Image.Resampling[spec.interpolation.upper()], box)
+            resized[start : start + step] = np.asarray(strip)[:, first:stop]
+        pixels = resized if axis else resized.swapaxes(0, 1)
     return np.ascontiguousarray(pixels)
-
-
-def _resize_lines(lines: Pixels, scaled: int, first: int, stop: int, interpolation: str) -> Pixels:
-    """Resample the second axis, some lines at a time, and keep the scaled positions [first, stop)."""
-    count, source = lines.shape[:2]
-    if scaled == source:
-        return lines[:, first:stop]
-    low, high = 0.0, float(source)
-    if scaled > LONGEST_SCALED_PX:
-        # Pillow takes the bounds as float32, so here, and only here, it may round a few pixels otherwise.
-        low, high = first * source / scaled, stop * source / scaled
-        first, stop, scaled = 0, stop - first, stop - first
-    result = np.empty((count, stop - first, COLOURS), np.uint8)
-    step = max(1, STRIP_PIXELS // source)
-    for start in range(0, count, step):
-        strip = Image.fromarray(np.ascontiguousarray(lines[start : start + step]))
-        box = (low, 0, high, strip.height)
-        done = strip.resize((scaled, strip.height), Image.Resampling[interpolation.upper()], box)
-        result[start : start + step] = np.asarray(done)[:, first:stop]
-    return result
 
 
 # -- On the host ---------------------------------------------------------------------------------------------------------------
@@ -231,8 +210,8 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pi
     Args:
         pixels: (h, w, 3) RGB, as decoded.
         spec: Of the run.
-        mean_pixel: (3,) R, G, B in 0..255.
-        scale_pixel: (3,) what the difference is divided by; None: by nothing.
+        mean_pixel: As of :func:`standardise`, float32.
+        scale_pixel: Likewise.
 
     Returns:
         (H, W, 3) RGB, zero where the image is padded.
@@ -242,10 +221,18 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pi
     height, width = spec.size_px
     # Rows of R, G, B, R, G, B ...: NumPy moves pairs of axes ten times as fast as triples of numbers.
     values = pixels.astype(np.float32).reshape(place.height, -1)
-    # What is weighted between is never cut off, so there the order is free.
-    rows_first = spec.interpolation in ("nearest", "bilinear") or place.rows_first
-    for axis in (0, 1) if rows_first else (1, 0):
-        values = _resample(values, axis, place, spec)
+    is_clipped = spec.interpolation in ("bicubic", "lanczos")
+    # What is never cut off may be weighted in either order.
+    for axis in (0, 1) if place.rows_first or not is_clipped else (1, 0):
+        source, scaled, offset, target = place[axis], place[2 + axis], place[4 + axis], spec.size_px[axis]
+        if (source, scaled, offset) == (target, target, 0):
+            continue
+        matrix = axis_matrix(source, scaled, offset, target, spec.interpolation, COLOURS if axis else 1)
+        # A sparse product adds up whole rows of its right factor, so what is resampled must be that one's first axis.
+        product = matrix @ (np.ascontiguousarray(values.T) if axis else values)
+        if is_clipped:
+            np.clip(product, 0.0, 255.0, out=product)
+        values = np.ascontiguousarray(product.T) if axis else product
     values -= np.tile(mean_pixel, width)
     if scale_pixel is not None:
         values /= np.tile(scale_pixel, width)
@@ -255,20 +242,6 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pi
         result[(rows + place.top < 0) | (rows + place.top >= place.scaled_height)] = 0.0
         result[:, (columns + place.left < 0) | (columns + place.left >= place.scaled_width)] = 0.0
     return result
-
-
-def _resample(values: Array, axis: int, place: Geometry, spec: ResizeSpec) -> Array:
-    """Resample one axis of an image, (h, w * 3)."""
-    source, scaled, offset = (place[axis], place[2 + axis], place[4 + axis])
-    target = spec.size_px[axis]
-    if (source, scaled, offset) == (target, target, 0):
-        return values
-    matrix = axis_matrix(source, scaled, offset, target, spec.interpolation, COLOURS if axis else 1)
-    # A sparse product adds up whole rows of the right factor, so what is resampled must be its first axis.
-    product = matrix @ (np.ascontiguousarray(values.T) if axis else values)
-    if spec.interpolation in ("bicubic", "lanczos"):
-        np.clip(product, 0.0, 255.0, out=product)
-    return np.ascontiguousarray(product.T) if axis else product
 
 
 @functools.lru_cache(256)
