@@ -55,12 +55,6 @@ def listed(*names: str | Path) -> Manifest:
     return manifest
 
 
-def notes_of(*names: str | Path) -> list[str]:
-    texts, notes = [str(name) for name in names], list[str]()
-    list_tars(texts, tar_folder(texts), notes.append)
-    return notes
-
-
 def refused(*names: str | Path) -> str:
     texts = [str(name) for name in names]
     with pytest.raises(DatasetError) as error:
@@ -190,13 +184,15 @@ def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", members)
     with (tmp_path / "a.tar").open("r+b") as file:
         file.truncate(end_of(tmp_path / "a.tar"))
-    assert notes_of(tmp_path / "a.tar") == [
-        ".cls without text: 1, e.g. '0.cls'",
-        ".cls larger than 1024 bytes: 1, e.g. '1.cls'",
-        ".json without names and values: 2, e.g. '1.json'",
-        ".json larger than 65536 bytes: 1, e.g. '3.json'",
-        "a tar file without the mark that ends it: 1, e.g. 'a.tar'",
-    ]
+    notes: list[str] = []
+    manifest = list_tars([str(tmp_path / "a.tar")], str(tmp_path), notes.append)
+    assert notes == ["'a.tar' lacks the mark that ends a tar file, and may have been cut off"]
+    assert manifest.skipped == {
+        ".cls larger than 1024 bytes": 1,
+        ".cls without text": 1,
+        ".json larger than 65536 bytes": 1,
+        ".json without names and values": 2,
+    }
 
 
 def end_of(path: Path) -> int:
@@ -236,10 +232,9 @@ def test_too_large_members_are_failed_rows_and_sparse_ones_are_left_out(tmp_path
         for name, before in (("1.png", sparse), ("2.png", b"")):
             file.write(before + header(name, size=b"00000000003\0") + b"abc" + bytes(509))
         file.write(bytes(1024))
-    assert notes_of(tmp_path / "a.tar") == ["sparse members, which are not stored in one piece: 1, e.g. '1.png'"]
-    texts = [str(tmp_path / "a.tar")]
-    manifest = list_tars(texts, tar_folder(texts), lambda line: None)
+    manifest = listed(tmp_path / "a.tar")
     assert manifest.keys == ("large.png", "2.png")
+    assert manifest.skipped == {"sparse member, which is not stored in one piece": 1}
     assert errors(manifest)[0] == f"too large: {MAX_FILE_BYTES + 1} bytes, limit {MAX_FILE_BYTES} bytes"
     assert read_image(manifest[1]) == b"abc"
 
