@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from .errors import OptionError, nearest
 from .network.architectures import NETWORKS, WINOGRAD, plan_features, resolve_layers
+from .network.known_weights import expected_padding, files_for
 from .sharding import Share
 from .storage import RemotePath, expanded, is_address, path_of, scratch_for
 
@@ -32,7 +33,7 @@ LARGEST_SEED = 2**64 - 1
 # More than any layer has.
 MOST_CHANNELS = 2**20
 # What network.weights may say besides the path of a file.
-WEIGHTS = ("imagenet", "matconvnet", "random")
+WEIGHTS = ("imagenet", "matconvnet", "torchvision", "random")
 # Formats of pictures that are drawn.
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 TAR_SUFFIX = ".tar"
@@ -289,8 +290,9 @@ class Options:
         if message := next(_conflicts(self), ""):
             raise OptionError(message)
         # Names that are not there and inputs that are too small, from the network's table alone.
-        padding = "same" if self.network.pool_padding == AUTO else self.network.pool_padding
-        plan_features(self.network.name, resolve_layers(self.network.name, self.layers), self.data.size, padding)
+        network = self.network
+        padding = expected_padding(network.name, network.weights) if network.pool_padding == AUTO else network.pool_padding
+        plan_features(network.name, resolve_layers(network.name, self.layers), self.data.size, padding)
 
     @property
     def folder(self) -> Path:
@@ -326,6 +328,13 @@ def _conflicts(options: Options) -> Iterator[str]:
         yield f"part: engine={engine.name} divides the run itself, got part={part}. Expected null, or engine=local."
     if engine.name != "local" and isinstance(output.dir, RemotePath):
         yield f"output.dir: workers of engine={engine.name} write files, got {str(output.dir)!r}. Expected a folder they share."
+    network = options.network
+    if network.weights in WEIGHTS and not files_for(network.name, False, network.weights):
+        known = sorted(name for name in NETWORKS if files_for(name, False, network.weights))
+        yield (
+            f"network.weights: there are none such of {network.name}, got {network.weights}. Expected torchvision, random "
+            f"or a file. Or set network={' or '.join(known)}."
+        )
     if runtime.backend == WINOGRAD and runtime.device == "gpu":
         yield "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow."
     if runtime.device == "cpu" and runtime.precision != "float32":

@@ -18,6 +18,7 @@ from .errors import OptionError, nearest
 from .formatting import words_for_bytes
 from .network.architectures import layer_table as network_layers
 from .network.architectures import multiply_adds, output_shapes, resolve_layers
+from .network.known_weights import expected_padding
 from .records import LayerSpec
 from .store.shown import Shown, text_table
 
@@ -101,15 +102,17 @@ def layer_table(
     *,
     dtype: str = "float32",
     pool_padding: str = AUTO,
+    weights: str = "imagenet",
 ) -> LayerTable:
     """Return the table of a network: kernels, output shapes, strides, bytes an image, cost; loads neither weights nor TensorFlow.
 
     Args:
-        network: ``vgg19`` or ``vgg16``.
+        network: ``vgg19``, ``vgg16_bn`` ...
         size: Of the input in px: a side, or (height, width).
         layers: Those that are marked, in the words of the option ``layers``.
         dtype: Of the stored values, ``float32`` or ``float16``.
-        pool_padding: ``same``, ``valid``, or ``auto``: same, as all weights files but old ``.mat`` ones say.
+        pool_padding: ``same``, ``valid``, or ``auto``: what the weights say; of a file, ``same`` as nearly all.
+        weights: As of the option ``network.weights``; they are not loaded.
 
     Raises:
         OptionError: One of them is wrong.
@@ -122,7 +125,8 @@ def layer_table(
         )
     network, dtype = check_value("network.name", network), check_value("output.dtype", dtype)
     padding = check_value("network.pool_padding", pool_padding)
-    return LayerTable(network, size_px, "same" if padding == AUTO else padding, dtype, check_value("layers", layers))
+    padding = expected_padding(network, weights) if padding == AUTO else padding
+    return LayerTable(network, size_px, padding, dtype, check_value("layers", layers))
 
 
 def _print(values: Mapping[str, Any]) -> None:
@@ -131,6 +135,7 @@ def _print(values: Mapping[str, Any]) -> None:
         *(network["name"], values["data"]["size"], values["layers"]),
         dtype=values["output"]["dtype"],
         pool_padding=network["pool_padding"],
+        weights=str(network["weights"]),
     )
     print(table, flush=True)
 

@@ -88,7 +88,7 @@ def test_right_values_are_taken(key: str, given: Any, expected: Any) -> None:
         ),
         ("network.seed", "a whole number from 0 to ", (-1, "auto")),
         ("data.max_failed_fraction", "a number from 0 to 1", (1.1, "half", True)),
-        ("network.weights", "one of: imagenet, matconvnet, random, or a file that exists", (None, "imagnet")),
+        ("network.weights", "one of: imagenet, matconvnet, torchvision, random, or a file that exists", (None, "imagnet")),
         ("name", "the name of one folder", ("a/b", "..")),
         ("part", "k/n with k from 1 to n", ("0/8", "9/8", "x", "3", 3, 0.375, True, ["1/2"], "1/2,2/2")),
         ("engine.gpus_per_worker", "auto, 1, 0 or a share between them", (2, True)),

@@ -31,7 +31,13 @@ def test_vgg19_has_the_43_layers_of_its_file_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "whole", "convolutions"), [("vgg19", 143_667_240, 20_024_384), ("vgg16", 138_357_544, 14_714_688)]
+    ("network", "whole", "convolutions"),
+    [
+        ("vgg19", 143_667_240, 20_024_384),
+        ("vgg16", 138_357_544, 14_714_688),
+        ("vgg11", 132_863_336, 9_220_480),
+        ("vgg13", 133_047_848, 9_404_992),
+    ],
 )
 def test_networks_have_the_published_number_of_parameters(network: str, whole: int, convolutions: int) -> None:
     sizes = {layer.name: math.prod(layer.kernel_shape) + layer.channels for layer in layer_table(network) if layer.kernel_shape}
@@ -60,12 +66,31 @@ def test_all_means_the_36_layers_of_the_convolutional_part() -> None:
         (["fc1", "fc2", "predictions"], ["relu6", "relu7", "prob"]),
         (["block?_conv1"], ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]),
         (["features.0", "features.20", "features.36"], ["conv1_1", "relu4_1", "pool5"]),
+        (["classifier.0", "classifier.4", "classifier.6"], ["fc6", "relu7", "fc8"]),
     ],
 )
 def test_names_of_keras_and_torchvision_are_understood(theirs: list[str], ours: list[str]) -> None:
     assert names("vgg19", *theirs) == ours
     assert list(foreign_names("vgg19", theirs).values()) == ours
     assert foreign_names("vgg19", [*ours, "all", "block4", "*", "softmax"]) == {}
+
+
+def test_of_a_convolution_and_its_normalisation_the_second_is_known() -> None:
+    # Places as torchvision's vgg16_bn prints them; a convolution before its normalisation is nothing that is computed here.
+    assert names("vgg16_bn", "features.1", "features.2", "features.6", "features.41", "features.43") == [
+        *("conv1_1", "relu1_1", "pool1", "conv5_3", "pool5"),
+    ]
+    with pytest.raises(OptionError, match=r"no layer of vgg16_bn matches, got 'features.0'"):
+        names("vgg16_bn", "features.0")
+
+
+def test_sets_of_layers_have_names_where_a_network_has_all_of_them() -> None:
+    assert names("vgg16", "lpips") == ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
+    assert names("vgg11", "style", "pool5") == ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1", "pool5"]
+    with pytest.raises(
+        OptionError, match=r"layers: vgg13 has no relu3_3, relu4_3, relu5_3, got 'lpips'.* Set e.g. network=vgg16\."
+    ):
+        names("vgg13", "lpips")
 
 
 @pytest.mark.parametrize("word", ["block4_conv5", "block6_pool", "features.37"])

@@ -29,7 +29,7 @@ COMMANDS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py"
 # Library -> where it may be imported. The Keras reader reads HDF5 because the weights file is one.
 ONLY_IN = {
     "tensorflow": ("images/", "network/", "training/tf_data.py"),
-    "torch": ("training/torch_data.py",),
+    "torch": ("training/torch_data.py", "network/torch_weights.py"),
     "llvmlite": ("network/winograd/",),
     "h5py": ("store/", "network/keras_h5.py"),
     "ray": ("engines/",),

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import pytest
 
+from .test_torch_weights import make_state, save_safetensors
 from .weight_files import keras_arrays, make_weights, save_mat, shrink_networks, write_keras_2
 from .weight_mutations import mutate
 
@@ -29,6 +30,7 @@ COUNTS = {
     "gzip.h5": 1000,
     "latest.h5": 1500,
     "keras3.h5": 1000,
+    "torch.safetensors": 1500,
 }
 
 
@@ -51,6 +53,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 group = file.create_group(f"layers/thing{number}/vars")
                 group["0"], group["1"] = kernel, bias
                 group.attrs["name"] = name
+        save_safetensors(folder / "torch.safetensors", make_state("vgg19", classifier=False))
         yield folder
 
 
@@ -107,7 +110,7 @@ def check(seed: Path, count: int) -> None:
     assert len(outcome.died) <= (count / 100 if seed.name == "latest.h5" else 0)
 
 
-@pytest.mark.parametrize("name", ["new.mat", "keras2.h5"])
+@pytest.mark.parametrize("name", ["new.mat", "keras2.h5", "torch.safetensors"])
 def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
     check(seeds / name, 40)
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import WeightsError
 from pipeline.network import architectures, known_weights
-from pipeline.network.known_weights import Weights, wanted_layers
+from pipeline.network.known_weights import Weights, files_for, wanted_layers
 from pipeline.network.weights import content_digest, load_weights, random_weights, read_file
 
 from .matconvnet_writer import write_matconvnet
@@ -86,7 +86,7 @@ def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str
         read(path, network, classifier)
     message = str(caught.value)
     assert message.startswith(f"network.weights: {path} ")
-    assert f"Expected weights of {network}: imagenet-vgg-verydeep-{network[3:]}.mat (" in message
+    assert f"Expected weights of {network}: {files_for(network, classifier)[0].words}" in message
     assert message.isprintable()
     assert len(message) < 3000
     return message

@@ -14,8 +14,17 @@ from ..errors import OptionError, nearest
 from ..records import FeatureSpec, LayerSpec
 
 # Convolutions in each of the five blocks.
-# Source: Simonyan & Zisserman, "Very Deep Convolutional Networks", arXiv 1409.1556, table 1, columns D and E.
-NETWORKS: dict[str, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+# Source: Simonyan & Zisserman, "Very Deep Convolutional Networks", arXiv 1409.1556, table 1, columns D, E, A and B.
+NETWORKS: dict[str, tuple[int, ...]] = {
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+}
+# torchvision's, with batch normalisation behind each convolution. Its layers are those without: normalisation is a factor and a
+# summand for each channel, which the kernels and biases take in, so ``conv1_1`` is what comes after it.
+NORMALISED = "_bn"
+NETWORKS |= {f"{name}{NORMALISED}": blocks for name, blocks in NETWORKS.items()}
 
 # Channels of each block, same source.
 BLOCK_CHANNELS = (64, 128, 256, 512, 512)
@@ -40,12 +49,20 @@ POOL_STRIDE = 2
 
 # Users know the last layer by what it does; the file calls it "prob".
 SYNONYMS = {"softmax": "prob"}
+# Sets of layers that are known by a name. Sources: Zhang et al., "The Unreasonable Effectiveness of Deep Features", 2018, code
+# lpips/pretrained_networks.py, of vgg16; Gatys et al., "A Neural Algorithm of Artistic Style", arXiv 1508.06576.
+PRESETS = {
+    "lpips": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
+    "style": ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
+}
 # Keras' classifier; its layers give what comes after their activation. Source: ``keras/src/applications/vgg19.py``.
 KERAS_CLASSIFIER = {"fc1": "relu6", "fc2": "relu7", "predictions": "prob"}
+# torchvision's; 2 and 5 are dropout. Source: ``torchvision/models/vgg.py``.
+TORCHVISION_CLASSIFIER = {0: "fc6", 1: "relu6", 3: "fc7", 4: "relu7", 6: "fc8"}
 
 
 def layer_table(network: str) -> tuple[LayerSpec, ...]:
-    """Return all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files."""
+    """Return all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files; as many with ``_bn``."""
     layers: list[LayerSpec] = []
 
     def add(name: str, kind: str, block: int, kernel: tuple[int, int, int, int] | None, channels: int, stride: int) -> None:
@@ -72,10 +89,10 @@ def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
     """Return the layers that a user's words mean, in network order, each once.
 
     Args:
-        network: ``vgg19`` or ``vgg16``.
-        words: Names (``relu4_1``), shell patterns (``relu?_1``), blocks (``block3``, its pooling included) or ``all``: every
-            layer from conv1_1 to the last ReLU of the convolutional part (36 for vgg19). ``*`` takes the classifier too.
-            Keras' and torchvision's names as in :func:`foreign_names`.
+        network: Name in :data:`NETWORKS`.
+        words: Names (``relu4_1``), shell patterns (``relu?_1``), blocks (``block3``, its pooling included), :data:`PRESETS` or
+            ``all``: every layer from conv1_1 to the last ReLU of the convolutional part (36 for vgg19). ``*`` takes the
+            classifier too. Keras' and torchvision's names as in :func:`foreign_names`.
 
     Raises:
         OptionError: A word means no layer; the nearest names are given.
@@ -91,12 +108,20 @@ def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
             matched = [layer.name for layer in table if layer.block < CLASSIFIER_BLOCK and layer.name != "pool5"]
         elif re.fullmatch(r"block\d+", word):
             matched = [layer.name for layer in table if layer.block == int(word[5:]) < CLASSIFIER_BLOCK]
+        elif word in PRESETS:
+            matched = list(PRESETS[word])
+            if missing := [name for name in matched if name not in names]:
+                has_all = [name for name in NETWORKS if set(matched) <= {layer.name for layer in layer_table(name)}]
+                raise OptionError(
+                    f"layers: {network} has no {', '.join(missing)}, got {word!r}, which is {', '.join(matched)}. Expected one "
+                    f"of the networks {', '.join(has_all)}. Set e.g. network={has_all[0]}."
+                )
         else:
             matched = fnmatch.filter(names, word) or list(foreign_names(network, [word]).values())
         if not matched:
-            known = [*names, *(f"block{n}" for n in range(1, 6)), "all"]
+            known = [*names, *(f"block{n}" for n in range(1, 6)), *PRESETS, "all"]
             near = nearest(word, known)
-            rule = "a name as conv1_1, relu4_1, pool3, fc7, a pattern as relu?_1, block1 to block5, or all"
+            rule = "a name as conv1_1, relu4_1, pool3, fc7, a pattern as relu?_1, block1 to block5, lpips, style, or all"
             raise OptionError(
                 f"layers: no layer of {network} matches, got {word!r}. "
                 f"Expected {rule if near == ', '.join(known) else f'one of: {near}'}. "
@@ -109,19 +134,32 @@ def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
 def foreign_names(network: str, words: Sequence[str]) -> dict[str, str]:
     """Return the names of Keras' and torchvision's among a user's words, or matched by one -> this project's.
 
-    ``block4_conv1`` is relu4_1, since Keras' layers rectify; ``block5_pool`` is pool5, ``fc1`` relu6. ``features.20`` is relu4_1:
-    positions in torchvision's ``features`` are those in the file.
+    ``block4_conv1`` is relu4_1, since Keras' layers rectify; ``block5_pool`` is pool5, ``fc1`` relu6. torchvision's are the
+    places of :func:`torchvision_places`, ``features.20``, and ``classifier.4``.
     """
     table = layer_table(network)
     names = [layer.name for layer in table]
-    foreign = dict(KERAS_CLASSIFIER)
+    foreign = KERAS_CLASSIFIER | {f"classifier.{place}": name for place, name in TORCHVISION_CLASSIFIER.items()}
+    foreign |= {f"features.{place}": name for name, place in torchvision_places(network).items()}
     for layer in table[: names.index("fc6")]:
-        foreign[f"features.{layer.network_index}"] = layer.name
         if layer.kind == "relu":
             foreign[layer.name.replace("relu", "block").replace("_", "_conv")] = layer.name
         elif layer.kind == "pool":
             foreign[f"block{layer.block}_pool"] = layer.name
     return {name: foreign[name] for word in words if not fnmatch.filter(names, word) for name in fnmatch.filter(foreign, word)}
+
+
+def torchvision_places(network: str) -> dict[str, int]:
+    """Return the place of each layer in torchvision's ``features``: without batch normalisation, that in the MatConvNet file.
+
+    With it, two of torchvision's layers are a convolution of ours: the place is that of the second, which gives the same values.
+    """
+    places: dict[str, int] = {}
+    for layer in layer_table(network):
+        if layer.block < CLASSIFIER_BLOCK:
+            extra = sum(name.startswith("conv") for name in places) + (layer.kind == "conv")
+            places[layer.name] = layer.network_index + extra * network.endswith(NORMALISED)
+    return places
 
 
 def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> dict[str, tuple[int, int, int]]:

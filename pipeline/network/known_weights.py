@@ -1,11 +1,13 @@
 """What is known of weights beforehand: the published files, the shapes of each network, the first values of each training.
 
 Source: sizes and checksums of the Keras files: ``keras/src/applications/vgg19.py`` and ``vgg16.py``, and download logs; of the
-MatConvNet files: history of ``doc/site/docs/pretrained.md`` in vlfeat/matconvnet, and the readers that assert a size.
+MatConvNet files: history of ``doc/site/docs/pretrained.md`` in vlfeat/matconvnet, and the readers that assert a size; of the
+PyTorch files: ``torchvision/models/vgg.py``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WeightsError, printable
-from .architectures import CLASSIFIER_BLOCK, NETWORKS, layer_table
+from .architectures import CLASSIFIER_BLOCK, NETWORKS, NORMALISED, layer_table
 
 # Where each family of files is served from.
 BASE_URLS = {
     "keras": "https://storage.googleapis.com/tensorflow/keras-applications",
     "matconvnet": "https://www.vlfeat.org/matconvnet/models",
+    "torchvision": "https://download.pytorch.org/models",
 }
 # Of what a message quotes: a damaged file may have a name of megabytes.
 _LONGEST_QUOTE = 500
@@ -33,11 +36,11 @@ class KnownFile:
 
     Attributes:
         network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        family: ``keras`` or ``matconvnet``; a key of :data:`BASE_URLS`.
+        family: ``keras``, ``matconvnet`` or ``torchvision``: a key of :data:`BASE_URLS`.
         classifier: Whether fc6, fc7 and fc8 are in it.
         path: Below the family's base address; ends in the file's name.
         size_bytes: Of the file that is served now; None where no source gives it.
-        md5: Of the file that is served now, hex.
+        digest: Of the file that is served now, hex: MD5; of torchvision's the first digits of SHA-256, which names end in.
     """
 
     network: str
@@ -45,7 +48,7 @@ class KnownFile:
     classifier: bool
     path: str
     size_bytes: int | None
-    md5: str
+    digest: str
 
     @property
     def name(self) -> str:
@@ -53,15 +56,33 @@ class KnownFile:
         return self.path.rpartition("/")[2]
 
     @property
+    def algorithm(self) -> str:
+        """Of the digest."""
+        return "SHA-256" if self.family == "torchvision" else "MD5"
+
+    @property
     def words(self) -> str:
         """``"vgg19.mat (534,904,783 bytes, MD5 1061...)"``, for messages."""
         size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "
-        return f"{self.name} ({size}MD5 {self.md5})"
+        return f"{self.name} ({size}{self.algorithm} {self.digest}{'...' * (self.algorithm == 'SHA-256')})"
 
     @property
     def address(self) -> str:
         """Where to download it from."""
         return f"{BASE_URLS[self.family]}/{self.path}"
+
+    @property
+    def local_names(self) -> tuple[str, ...]:
+        """What it may be called in ``weights/``; torchvision's also as timm's copy of the weights, which needs no PyTorch."""
+        return (f"{self.network}.tv_in1k.safetensors", self.name) if self.family == "torchvision" else (self.name,)
+
+    def checksum(self, path: Path) -> str:
+        """Return the checksum of a file, hex; of the published file it begins with the digest."""
+        found = hashlib.sha256() if self.algorithm == "SHA-256" else hashlib.md5(usedforsecurity=False)
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                found.update(piece)
+        return found.hexdigest()
 
 
 _KERAS = "_weights_tf_dim_ordering_tf_kernels"
@@ -76,12 +97,41 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
     KnownFile("vgg16", "matconvnet", True, *_MAT16),
     KnownFile("vgg16", "keras", False, f"vgg16/vgg16{_KERAS}_notop.h5", 58_889_256, "6d6bbae143d832006294945121d1f1fc"),
     KnownFile("vgg16", "keras", True, f"vgg16/vgg16{_KERAS}.h5", 553_467_096, "64373286793e3c8b2b4e3219cbf3544b"),
+    KnownFile("vgg19", "torchvision", True, "vgg19-dcbb9e9d.pth", 574_673_361, "dcbb9e9d"),
+    *(
+        KnownFile(network, "torchvision", True, f"{network}-{digest}.pth", None, digest)
+        for network, digest in (
+            ("vgg11", "8a719046"),
+            ("vgg13", "19584684"),
+            ("vgg16", "397923af"),
+            ("vgg11_bn", "6002323d"),
+            ("vgg13_bn", "abd245e5"),
+            ("vgg16_bn", "6c64b313"),
+            ("vgg19_bn", "c79401a0"),
+        )
+    ),
 )
 
 
-def files_for(network: str, classifier: bool) -> list[KnownFile]:
-    """Return the published files that hold all that is wanted, in the order in which copies are looked for."""
-    return [known for known in KNOWN_FILES if known.network == network and (known.classifier or not classifier)]
+def files_for(network: str, classifier: bool, source: str = "") -> list[KnownFile]:
+    """Return the published files that hold all that is wanted, in the order in which copies are looked for.
+
+    Args:
+        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
+        classifier: Whether the classifier is wanted.
+        source: ``matconvnet`` or ``torchvision``: those alone; ``imagenet``: those of the original training, where there are
+            any; else all.
+    """
+    found = [known for known in KNOWN_FILES if known.network == network and (known.classifier or not classifier)]
+    if source in BASE_URLS:
+        return [known for known in found if known.family == source]
+    return [known for known in found if source != "imagenet" or known.family != "torchvision"] or found
+
+
+def expected_padding(network: str, source: str) -> str:
+    """Return what ``network.pool_padding=auto`` will mean, ``same`` or ``valid``, as far as can be told without the weights."""
+    files = files_for(network, False, source)
+    return "valid" if source in ("imagenet", "torchvision") and files[0].family == "torchvision" else "same"
 
 
 class WrongFileError(Exception):
@@ -93,7 +143,7 @@ class Weights:
     """The weights of a network, as it uses them: HWIO kernels for RGB in 0..255 minus the mean, over the scale if there is one.
 
     Attributes:
-        network: ``vgg19`` or ``vgg16``.
+        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
         kernels: Layer -> (height, width, channels in, channels out) float32, C order; conv1_1 to conv5_x, and fc6, fc7, fc8 where
             the classifier was asked for. In network order.
         biases: Layer -> (channels out,) float32.
@@ -140,17 +190,18 @@ class Wanted:
         )
         return WeightsError(f"network.weights: {where} {what}, got {got}. Expected weights of {self.network}: {meant}. {remedy}")
 
-    def check_names(self, found: Collection[str]) -> None:
+    def check_names(self, found: Collection[str], normalised: bool = False) -> None:
         """Check that a file is of this network and lacks no layer.
 
         Args:
             found: MatConvNet names of the layers with kernels in the file.
+            normalised: Whether batch normalisation follows each convolution.
 
         Raises:
             WrongFileError: The file is of another network, lacks the classifier or another layer.
         """
         convolutions = {name for name in found if name.startswith("conv")}
-        for other in NETWORKS:
+        for other in (name for name in NETWORKS if name.endswith(NORMALISED) == normalised):
             if other != self.network and convolutions == set(wanted_layers(other, False).shapes):
                 remedy = f"Give one of these, or set network={other}."
                 raise WrongFileError(f"is a {other} file", f"its {len(convolutions)} convolutions", remedy)
@@ -213,7 +264,7 @@ _FINGERPRINTS = {
         ((0.42947057, 0.373467, -0.06136011), (0.27476987, 0.03868078, -0.36722335), (-0.05746817, -0.26224968, -0.35009676)),
         2,
     ),
-    "torchvision's VGG-19, another training (RGB in 0..1, other mean)": (
+    "torchvision's VGG-19": (
         ((-0.05347426, -0.04925704, -0.06794177), (0.01531445, 0.04506842, 0.0021444), (0.03622622, 0.01999945, 0.01986402)),
         0,
     ),

@@ -1,6 +1,6 @@
 """The weights of a network, whatever file they come from. No TensorFlow.
 
-name or path -> local copy, Keras' cache or download -> reader (MatConvNet, Keras) -> Weights
+name or path -> local copy, cache of Keras or PyTorch, or download -> reader (MatConvNet, Keras, PyTorch, safetensors) -> Weights
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from .architectures import MEAN_PIXEL_RGB
 from .keras_h5 import read_keras
 from .known_weights import KnownFile, Wanted, Weights, WrongFileError, files_for, recognise_training, wanted_layers
 from .matconvnet import read_matconvnet
+from .torch_weights import import_torch, read_safetensors, read_torch
 
 # Words that mean more than a path.
-SOURCES = ("imagenet", "matconvnet", "random")
+SOURCES = ("imagenet", "matconvnet", "torchvision", "random")
 # Where published files are looked for and downloaded to.
 FOLDER = Path("weights")
 
@@ -36,17 +37,24 @@ TIMEOUT_SECONDS = 30.0
 
 MAT5 = "a MATLAB 5 file"
 HDF5 = "an HDF5 file"
+TORCH = "a PyTorch file"
+SAFETENSORS = "a file of safetensors"
+READERS = {MAT5: read_matconvnet, HDF5: read_keras, TORCH: read_torch, SAFETENSORS: read_safetensors}
 _MAT73 = "a MATLAB v7.3 file"
 _ZIP, _PICKLE = "a zip archive", "a Python pickle"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Source: huggingface/safetensors, README: the longest header.
+_LONGEST_HEADER = 100_000_000
 # Beginning of the file -> what it is.
 _BEGINNINGS = {
+    # Files of torch.save before 1.6. Source: MAGIC_NUMBER in torch/serialization.py, pickled.
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19": TORCH,
     b"PK": _ZIP,
     b"\x80": _PICKLE,
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
     b"<": "a web page, not the file itself",
 }
-_TORCH_REMEDY = "PyTorch files are not read, and torchvision's are another training; set network.weights=imagenet."
+_TORCH_REMEDY = "Of PyTorch, what torch.save(model.state_dict(), FILE) writes is read."
 _REMEDIES = {
     _MAT73: "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet.",
     _ZIP: f"If it is a .keras file, save it again in Keras with model.save_weights('x.weights.h5'). {_TORCH_REMEDY}",
@@ -56,8 +64,10 @@ _REMEDIES = {
 _EFFECTS = {
     ", BGR": "the network gets RGB, so its features will be those of images with red and blue exchanged",
     ", WHIO": "rows and columns of its kernels are exchanged; network.kernel_order=whio exchanges them back",
-    "torchvision": "it was trained on other input (RGB in 0..1, mean and deviation removed), so its features mean little here",
 }
+_OTHER_INPUT = (
+    "it was trained on RGB in 0..1 less a mean, over a deviation, which such a file does not get; give it as torchvision does"
+)
 
 
 def load_weights(
@@ -66,9 +76,11 @@ def load_weights(
     """Return the weights that a user's word means.
 
     Args:
-        network: ``vgg19`` or ``vgg16``.
+        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
         source: ``imagenet``: a published file of any format in ``folder`` or Keras' cache, else Keras' file is downloaded;
-            ``matconvnet``: the ``.mat`` in ``folder``, else downloaded; ``random``: He normal; else the path of a file.
+            ``matconvnet``: the ``.mat`` in ``folder``, else downloaded; ``torchvision``: torchvision's or timm's file in
+            ``folder`` or PyTorch's cache, else torchvision's is downloaded, and so by ``imagenet`` where there is no other;
+            ``random``: He normal; else the path of a file.
         seed: Of the random weights; at least 0.
         classifier: Whether fc6, fc7 and fc8 are needed.
         progress: Whether downloads show a bar.
@@ -86,7 +98,8 @@ def load_weights(
     log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
     weights = read_file(path, wanted)
     weights = _identified(weights, f"{path.name} ({weights.source})")
-    for words, effect in _EFFECTS.items():
+    effects = _EFFECTS if weights.scale_pixel is not None else _EFFECTS | {"torchvision": _OTHER_INPUT}
+    for words, effect in effects.items():
         if words in weights.recognised:
             log(f"weights: warning: {path}: conv1_1 is that of {weights.recognised}; {effect}")
     return weights
@@ -132,25 +145,32 @@ def content_digest(weights: Weights) -> str:
 
 
 def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, log: Callable[[str], None]) -> Path:
-    """Return a published file: from the folder, from Keras' cache, or downloaded to the folder."""
-    files = [
-        known for known in files_for(wanted.network, wanted.classifier) if source == "imagenet" or known.family == "matconvnet"
-    ]
+    """Return a published file: from the folder, from the cache of Keras or PyTorch, or downloaded to the folder."""
+    files = files_for(wanted.network, wanted.classifier, source)
+    for path in (folder / name for known in files for name in known.local_names):
+        if path.is_file():
+            return path
+    # Sources: keras/src/backend/config.py, keras_home(); torch/hub.py, get_dir() and load_state_dict_from_url().
+    torch_home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    caches = {
+        "keras": Path(os.environ.get("KERAS_HOME") or "~/.keras", "models"),
+        "torchvision": Path(torch_home, "hub", "checkpoints"),
+    }
     for known in files:
-        if (folder / known.name).is_file():
-            return folder / known.name
-    # Source: keras/src/backend/config.py, keras_home().
-    cache = Path(os.environ.get("KERAS_HOME") or Path("~", ".keras")).expanduser() / "models"
-    for known in files:
-        path = cache / known.name
-        if known.family == "keras" and path.is_file():
+        path = caches.get(known.family, folder).expanduser() / known.name
+        if path.is_file():
             # Keras downloads under the final name, so a download of its that was stopped looks like a file.
             with contextlib.suppress(OSError):
-                if _md5(path) == known.md5:
+                if known.checksum(path).startswith(known.digest):
                     return path
-            log(f"weights: {path} is passed over, since it is not the published file (MD5 {known.md5})")
+            log(f"weights: {path} is passed over, since it is not the published {known.words}")
     # The smallest: Keras' files are without and with the classifier.
-    known = next(known for known in files if source == "matconvnet" or known.family == "keras")
+    known = next(known for known in files if source == "matconvnet" or known.family != "matconvnet")
+    if known.family == "torchvision":
+        try:
+            import_torch(wanted.network)
+        except WrongFileError as error:
+            raise wanted.refusal(folder / known.name, *error.args) from error
     log(f"weights: downloading {known.words} to {folder}")
     download_file(known, folder / known.name, progress=progress)
     return folder / known.name
@@ -167,15 +187,16 @@ def _given_file(wanted: Wanted, source: str) -> Path:
     raise wanted.refusal(path, what, repr(source), remedy)
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def file_format(path: Path) -> str:
-    """Return what a file is, by its content; its name is not looked at: :data:`MAT5`, :data:`HDF5` or words for a message."""
+    """Return what a file is, by its content; its name is not looked at: a key of :data:`READERS`, or words for a message."""
     with path.open("rb") as file:
         start = file.read(4096)
+    # The length of a JSON object, and that.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER:
+        return SAFETENSORS
+    # The first member of the archive that torch.save writes.
+    if start.startswith(b"PK") and b"/data.pkl" in start[:1024]:
+        return TORCH
     is_hdf5 = any(start[at : at + 8] == _HDF5_SIGNATURE for at in (0, 512, 1024, 2048))
     if start.startswith(b"MATLAB 7.3") or (is_hdf5 and start[126:128] in (b"IM", b"MI")):
         return _MAT73
@@ -196,10 +217,8 @@ def read_file(path: Path, wanted: Wanted) -> Weights:
     """
     try:
         found = file_format(path)
-        if found == MAT5:
-            return read_matconvnet(path, wanted)
-        if found == HDF5:
-            return read_keras(path, wanted)
+        if reader := READERS.get(found):
+            return reader(path, wanted)
         size = f"{found} of {path.stat().st_size:,} bytes"
     except WrongFileError as error:
         raise wanted.refusal(path, *error.args) from error
@@ -215,7 +234,7 @@ def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_sec
     """Download a published file. The final name appears only when the content is whole, checked and on the disk.
 
     Args:
-        known: Which file; its MD5 is checked.
+        known: Which file; its checksum is checked.
         target: Where to put it; the folder is made. An existing file is replaced.
         progress: Whether to show a bar on stderr.
         timeout_seconds: How long to wait for the server to answer, and for each further piece.
@@ -236,8 +255,8 @@ def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_sec
                 shutil.copyfileobj(response, out)
             file.flush()
             os.fsync(file.fileno())
-        if (md5 := _md5(partial)) != known.md5:
-            raise ValueError(f"another file, or a part of it: {partial.stat().st_size:,} bytes, MD5 {md5}")
+        if not (checksum := known.checksum(partial)).startswith(known.digest):
+            raise ValueError(f"another file, or a part of it: {partial.stat().st_size:,} bytes, {known.algorithm} {checksum}")
         partial.replace(target)
     except (OSError, http.client.HTTPException, ValueError) as error:  # The last: an address or a header that is none.
         if isinstance(error, urllib.error.HTTPError):

@@ -1,0 +1,170 @@
+"""Reads the VGGs of torchvision and timm, as safetensors or as a ``.pth`` file of tensors, of which nothing is run.
+
+Kernels are [channel out, channel in, row, column] for RGB in 0..1 minus a mean, over a deviation. fc6 is a matrix over the map
+flattened as channel, row, column (torchvision), or a convolution (timm). PyTorch rounds odd sides down when it pools.
+Source: ``torchvision/models/vgg.py``; ``timm/models/vgg.py``; the format of safetensors: huggingface/safetensors, README.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .architectures import MEAN_PIXEL_RGB, NETWORKS, NORMALISED, torchvision_places
+from .known_weights import Wanted, Weights, WrongFileError, recognise_training
+
+Tensors = Mapping[str, NDArray[Any]]
+
+# 255 times the mean and the deviation of ImageNet, R, G, B. Source: torchvision, ``transforms._presets.ImageClassification``.
+MEAN_PIXEL = (123.675, 116.28, 103.53)
+SCALE_PIXEL = (58.395, 57.12, 57.375)
+
+# The classifier's layers; 1 and 4 in jcjohnson/pytorch-vgg, the last three in timm.
+_CLASSIFIER = {
+    **{"classifier.0": "fc6", "classifier.1": "fc6", "classifier.3": "fc7", "classifier.4": "fc7", "classifier.6": "fc8"},
+    **{"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"},
+}
+# Added to the variance before the root is taken. Source: torch.nn.BatchNorm2d.
+_EPSILON = 1e-5
+# Kinds of numbers -> NumPy's; BF16 is the upper half of a float32. Others are in no weights that are read.
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def timm_address(network: str) -> str:
+    """Return where timm's copy of torchvision's weights is served: a file of safetensors."""
+    return f"https://huggingface.co/timm/{network}.tv_in1k/resolve/main/model.safetensors"
+
+
+def import_torch(network: str) -> Any:
+    """Return PyTorch.
+
+    Raises:
+        WrongFileError: It is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        remedy = f"Install it (`pip install torch`), or give the same weights as safetensors: {timm_address(network)}"
+        raise WrongFileError("is read with PyTorch", f"no PyTorch here ({error})", f"{remedy}.") from error
+    return torch
+
+
+def read_torch(path: Path, wanted: Wanted) -> Weights:
+    """Read the wanted layers of a ``.pth`` file: a dictionary of tensors (``state_dict``), or a checkpoint that has one.
+
+    Raises:
+        WrongFileError: PyTorch is not installed; the file holds more than tensors, is of another network, or lacks a layer.
+        Exception: Of any type, as PyTorch raises what the damage leads to.
+    """
+    torch = import_torch(wanted.network)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        remedy = "Save the tensors alone: torch.save(model.state_dict(), FILE)."
+        raise WrongFileError("holds what is no tensor, or is damaged; nothing in it is run", str(error), remedy) from error
+    state = state.get("state_dict", state)
+    tensors = {name: value.detach().float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return _weights(tensors, wanted)
+
+
+def read_safetensors(path: Path, wanted: Wanted) -> Weights:
+    """Read the wanted layers of a file of safetensors; others are not read.
+
+    Raises:
+        WrongFileError: The file is of another network, lacks a layer, or is found to be damaged.
+        Exception: Of any type, as damaged JSON may lead to.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    content = np.memmap(path, np.uint8, "r")[8 + length :]
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__" or entry["dtype"] not in _TYPES:
+            continue
+        dtype, shape, (first, stop) = np.dtype(_TYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+        if not 0 <= first <= stop <= len(content) or stop - first != math.prod(shape) * dtype.itemsize:
+            got = f"shape {shape}, bytes {first} to {stop} of {len(content):,}"
+            raise WrongFileError(f"is damaged, or a part of a file: {name} is not where it should be", got)
+        tensors[name] = content[first:stop].view(dtype).reshape(shape)
+    return _weights(tensors, wanted)
+
+
+def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
+    convolutions = {name for name, tensor in tensors.items() if tensor.ndim == 4 and re.fullmatch(r"features\.\d+\.weight", name)}
+    if not convolutions:
+        raise WrongFileError(
+            "has no weights of a VGG as torchvision or timm name them", ", ".join([*tensors][:6]) or "no tensors"
+        )
+    fields = {network: _fields(network) for network in NETWORKS}
+    network = next(
+        (name for name in NETWORKS if convolutions == {weight for weight, *_ in fields[name].values()}), wanted.network
+    )
+    of_layer = fields[network]
+    of_layer |= {
+        name: [f"{prefix}.weight", f"{prefix}.bias"] for prefix, name in _CLASSIFIER.items() if f"{prefix}.weight" in tensors
+    }
+    is_normalised = network.endswith(NORMALISED)
+    wanted.check_names({name for name, parts in of_layer.items() if tensors.keys() >= {*parts}}, is_normalised)
+    kernels, biases = {}, {}
+    for name, (_, _, channels, _) in wanted.shapes.items():
+        kernel, bias, *normalisation = (_float(tensors[part]) for part in of_layer[name])
+        if normalisation:
+            kernel, bias = fold_normalisation(kernel, bias, *normalisation)
+        if kernel.ndim == 2:
+            kernel = kernel.reshape(len(kernel), channels, *wanted.shapes[name][:2])
+        kernels[name], biases[name] = wanted.accept(name, kernel.transpose(2, 3, 1, 0), np.array(bias))
+    source = "PyTorch" + ", batch normalisation folded in" * is_normalised
+    training = recognise_training(kernels["conv1_1"])
+    if "Caffe" not in training:
+        return Weights(network, kernels, biases, np.array(MEAN_PIXEL), "valid", source, scale_pixel=np.array(SCALE_PIXEL))
+    # The original training, converted, which takes 0..255 and, in most conversions, B, G, R.
+    if ", BGR" in training:
+        kernels["conv1_1"] = np.ascontiguousarray(kernels["conv1_1"][:, :, ::-1])
+    return Weights(network, kernels, biases, np.array(MEAN_PIXEL_RGB), "same", source)
+
+
+def _fields(network: str) -> dict[str, list[str]]:
+    """Return the names of kernel and bias of each convolution, and of the four that normalise it."""
+    found = {}
+    for name, place in torchvision_places(network).items():
+        if name.startswith("conv"):
+            parts = [f"features.{place}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+            plain = [f"features.{place - 1}.weight", f"features.{place - 1}.bias"]
+            found[name] = [*plain, *parts] if network.endswith(NORMALISED) else parts[:2]
+    return found
+
+
+def _float(tensor: NDArray[Any]) -> NDArray[Any]:
+    return (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == np.uint16 else np.asarray(tensor)
+
+
+def fold_normalisation(
+    kernel: NDArray[Any],
+    bias: NDArray[Any],
+    factor: NDArray[Any],
+    summand: NDArray[Any],
+    mean: NDArray[Any],
+    variance: NDArray[Any],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return kernel and bias of a convolution that gives what batch normalisation makes of another's values, in float64.
+
+    Args:
+        kernel: (channels out, channels in, height, width) of that convolution.
+        bias: (channels out,), as all the following.
+        factor: Of the normalised values.
+        summand: Likewise.
+        mean: Of the training images, subtracted.
+        variance: Likewise, divided by.
+    """
+    with np.errstate(all="ignore"):  # What is not finite is refused when it has become a kernel.
+        scale = factor.astype(np.float64) / np.sqrt(variance.astype(np.float64) + _EPSILON)
+        return kernel * scale[:, None, None, None], (bias - mean.astype(np.float64)) * scale + summand

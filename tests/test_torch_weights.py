@@ -1,0 +1,425 @@
+"""The VGGs of torchvision and timm: files in their real formats, read and run, against torchvision's definition in float64."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import extract_features
+from pipeline.config import check_options
+from pipeline.errors import OptionError
+from pipeline.network import architectures, known_weights
+from pipeline.network.architectures import torchvision_places
+from pipeline.network.weights import SAFETENSORS, TORCH, file_format, random_weights
+from pipeline.plotting import input_picture
+
+from . import oracle
+from .conftest import THIN_CHANNELS
+from .test_config import values
+from .weight_files import Loader, few_channels, read, refusal, shrink_networks
+
+__all__ = ["few_channels"]
+
+State = dict[str, NDArray[Any]]
+
+# Convolutions of each block. Source: torchvision/models/vgg.py, cfgs A, B, D, E.
+COUNTS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+
+
+def features(network: str) -> Iterator[tuple[str, int, str]]:
+    """Gives kind, block and the name here of each layer in torchvision's ``features``; no name if another follows that has it."""
+    for block, count in enumerate(COUNTS[network.removesuffix("_bn")], start=1):
+        for position in range(1, count + 1):
+            name = f"{block}_{position}"
+            yield "conv", block, "" if network.endswith("_bn") else f"conv{name}"
+            if network.endswith("_bn"):
+                yield "norm", block, f"conv{name}"
+            yield "relu", block, f"relu{name}"
+        yield "pool", block, f"pool{block}"
+
+
+def make_state(network: str, classifier: bool = True) -> State:
+    """Gives a ``state_dict`` as torchvision's, of the widths that the networks have now."""
+    random, inputs = np.random.default_rng(3), 3
+    state: State = {}
+    for place, (kind, block, _) in enumerate(features(network)):
+        if kind == "conv":
+            outputs = architectures.BLOCK_CHANNELS[block - 1]
+            state[f"features.{place}.weight"] = random.normal(0, np.sqrt(2 / 9 / inputs), (outputs, inputs, 3, 3))
+            state[f"features.{place}.bias"] = random.normal(0, 0.1, outputs)
+            inputs = outputs
+        elif kind == "norm":
+            for part, low, high in (
+                ("weight", 0.5, 1.5),
+                ("bias", -0.3, 0.3),
+                ("running_mean", -0.3, 0.3),
+                ("running_var", 0.2, 2),
+            ):
+                state[f"features.{place}.{part}"] = random.uniform(low, high, inputs)
+            state[f"features.{place}.num_batches_tracked"] = np.array(7, np.int64)
+    inputs *= architectures.FC6_SIDE**2
+    for place, outputs in ((0, architectures.FC_CHANNELS), (3, architectures.FC_CHANNELS), (6, architectures.CLASSES)):
+        if classifier:
+            state[f"classifier.{place}.weight"] = random.normal(0, np.sqrt(2 / inputs), (outputs, inputs))
+            state[f"classifier.{place}.bias"] = random.normal(0, 0.1, outputs)
+        inputs = outputs
+    return {name: array if array.dtype.kind == "i" else array.astype(np.float32) for name, array in state.items()}
+
+
+def as_timm(state: State) -> State:
+    """Gives the same under timm's names, where the classifier's first two layers are convolutions."""
+    side, renamed = architectures.FC6_SIDE, {}
+    for name, array in state.items():
+        prefix, _, part = name.rpartition(".")
+        if (prefix, part) == ("classifier.0", "weight"):
+            array = array.reshape(len(array), -1, side, side)
+        elif (prefix, part) == ("classifier.3", "weight"):
+            array = array[:, :, None, None]
+        renamed[f"{TIMM.get(prefix, prefix)}.{part}"] = array
+    return renamed
+
+
+def save_safetensors(path: Path, state: State, kind: str = "F32") -> None:
+    """Writes the format as its README has it: length, header padded to 8 bytes, arrays one after the other."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    parts, place = [], 0
+    for name, array in state.items():
+        data, found = array.tobytes(), "I64"
+        if array.dtype == np.float32:
+            found = kind
+            if kind == "F16":
+                data = array.astype("<f2").tobytes()
+            elif kind == "BF16":
+                data = (array.view(np.uint32) >> 16).astype("<u2").tobytes()
+        header[name] = {"dtype": found, "shape": list(array.shape), "data_offsets": [place, place + len(data)]}
+        parts.append(data)
+        place += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+
+
+def forward(network: str, state: State, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """Gives each layer of torchvision's model, (h, w, c) under the name it has here, for one (h, w, 3) image."""
+    found = {}
+    now = ((pixels / 255 - MEAN) / DEVIATION).transpose(2, 0, 1)  # channels first, as PyTorch
+    for place, (kind, _, name) in enumerate(features(network)):
+        part = {
+            key.rpartition(".")[2]: array.astype(np.float64)
+            for key, array in state.items()
+            if key.startswith(f"features.{place}.")
+        }
+        if kind == "conv":
+            padded, (_, height, width) = np.pad(now, ((0, 0), (1, 1), (1, 1))), now.shape
+            now = part["bias"][:, None, None] + sum(
+                np.tensordot(part["weight"][:, :, row, column], padded[:, row : row + height, column : column + width], 1)
+                for row in range(3)
+                for column in range(3)
+            )
+        elif kind == "norm":
+            mean, variance, factor, summand = (
+                part[key][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+            )
+            now = (now - mean) / np.sqrt(variance + 1e-5) * factor + summand
+        elif kind == "relu":
+            now = np.maximum(now, 0)
+        else:
+            height, width = now.shape[1] // 2 * 2, now.shape[2] // 2 * 2
+            now = now[:, :height, :width].reshape(len(now), height // 2, 2, width // 2, 2).max(axis=(2, 4))
+        if name:
+            found[name] = now.transpose(1, 2, 0)
+    flat = now.reshape(-1)
+    for number, place in ((6, 0), (7, 3), (8, 6)):
+        flat = state[f"classifier.{place}.weight"].astype(np.float64) @ flat + state[f"classifier.{place}.bias"]
+        found[f"fc{number}"] = flat[None, None]
+        if number < 8:
+            flat = np.maximum(flat, 0)
+            found[f"relu{number}"] = flat[None, None]
+    found["prob"] = np.exp(flat - flat.max())[None, None] / np.exp(flat - flat.max()).sum()
+    return found
+
+
+@pytest.fixture
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives the networks thin layers, and a classifier for images of 64 px."""
+    for name, value in (("BLOCK_CHANNELS", THIN_CHANNELS), ("FC6_SIDE", 2), ("FC_CHANNELS", 40), ("CLASSES", 11)):
+        monkeypatch.setattr(architectures, name, value)
+
+
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize(
+    ("network", "backend", "size", "write"),
+    [
+        ("vgg11", "winograd", None, lambda state: state),
+        ("vgg13_bn", "tensorflow", None, as_timm),
+        ("vgg16", "tensorflow", [64, 70], as_timm),
+        ("vgg19_bn", "winograd", [64, 70], lambda state: state),
+    ],
+)
+def test_a_run_gives_what_torchvisions_definition_gives(
+    tmp_path: Path, network: str, backend: str, size: Any, write: Callable[[State], State]
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 10, 3), np.uint8).repeat(8, 0).repeat(7, 1)[:64]
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images/a.png")
+    state = make_state(network)
+    save_safetensors(tmp_path / "any name", write(state))
+    options: Any = {"network": network, "backend": backend, "size": size, "weights": tmp_path / "any name", "quiet": True}
+    with extract_features(tmp_path / "images", "*", output_dir=tmp_path / "outputs", **options) as run:
+        expected = forward(network, state, pixels)
+        assert list(run.layers) == list(expected)
+        # The last pooling has an odd side, which PyTorch rounds down: 4 x 4 becomes 2 x 2, and 4 x 4.4 too.
+        errors = {name: oracle.relative_error(run[name][0], values) for name, values in expected.items()}
+        assert {name: run[name][0].shape for name in run.layers} == {name: values.shape for name, values in expected.items()}
+        assert max(errors.values()) < 1e-5, errors
+        np.testing.assert_allclose(run.attributes["mean_pixel"], 255 * MEAN, rtol=1e-12)
+        np.testing.assert_allclose(run.attributes["scale_pixel"], 255 * DEVIATION, rtol=1e-12)
+        assert run.attributes["preprocess"].endswith("minus mean_pixel, over scale_pixel")
+        folded = "any name (PyTorch, batch normalisation folded in); conv1_1 says: not known"
+        assert run.attributes["weights"] == (
+            folded if "_bn" in network else folded.replace(", batch normalisation folded in", "")
+        )
+        np.testing.assert_array_equal(input_picture(run, 0), pixels)
+
+
+# Reading.
+
+
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize("network", [*COUNTS, *(f"{name}_bn" for name in COUNTS)])
+def test_both_ways_of_naming_and_all_precisions_give_the_same_arrays(tmp_path: Path, network: str) -> None:
+    state = make_state(network)
+    for classifier in (False, True):
+        found = []
+        for name, written in (("torchvision", state), ("timm", as_timm(state))):
+            save_safetensors(tmp_path / name, written)
+            found.append(read(tmp_path / name, network, classifier))
+        assert (found[0].pool_padding, found[0].network) == ("valid", network)
+        assert list(found[0].kernels) == list(known_weights.wanted_layers(network, classifier).shapes)
+        for name, kernel in found[0].kernels.items():
+            np.testing.assert_array_equal(kernel, found[1].kernels[name])
+            np.testing.assert_array_equal(found[0].biases[name], found[1].biases[name])
+    place = torchvision_places(network)["conv2_1"] - network.endswith("_bn")
+    kernel = state[f"features.{place}.weight"].transpose(2, 3, 1, 0)
+    if network.endswith("_bn"):
+        scale = state[f"features.{place + 1}.weight"] / np.sqrt(
+            state[f"features.{place + 1}.running_var"].astype(np.float64) + 1e-5
+        )
+        kernel = (kernel * scale).astype(np.float32)
+    np.testing.assert_array_equal(found[0].kernels["conv2_1"], kernel)
+    np.testing.assert_array_equal(found[0].kernels["fc6"][1, 2, 3], state["classifier.0.weight"].reshape(-1, 8, 7, 7)[:, 3, 1, 2])
+    for kind, tolerance in (("F16", 1e-3), ("BF16", 1e-2)):
+        save_safetensors(tmp_path / kind, state, kind)
+        shorter = read(tmp_path / kind, network, True)
+        for name, kernel in found[0].kernels.items():
+            assert 0 < oracle.relative_error(shorter.kernels[name], kernel.astype(np.float64)) < tolerance
+
+
+def without(name: str) -> Callable[[State], Any]:
+    return lambda state: state.pop(name)
+
+
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize(
+    ("stored", "wanted", "classifier", "change", "words"),
+    [
+        ("vgg16_bn", "vgg16", False, None, "is a vgg16_bn file, got its 13 convolutions"),
+        ("vgg19", "vgg19_bn", False, None, "is a vgg19 file, got its 16 convolutions"),
+        ("vgg13", "vgg19", False, None, "is a vgg13 file, got its 10 convolutions"),
+        ("vgg19", "vgg19", False, without("features.5.bias"), "lacks layer conv2_1, got layers conv1_1, conv1_2, conv2_2"),
+        ("vgg11_bn", "vgg11_bn", False, without("features.1.running_var"), "lacks layer conv1_1, got layers"),
+        ("vgg11", "vgg11", True, without("classifier.0.weight"), "has no classifier"),
+        ("vgg11", "vgg11", False, lambda state: [state.pop(name) for name in [*state] if "f" in name[:1]], "no weights of a VGG"),
+        (
+            *("vgg11", "vgg11", True),
+            lambda state: state.update({"classifier.6.weight": np.zeros((4, 9), np.float32)}),
+            "has a kernel of another shape in fc8 (expected (1, 1, 9, 10)), got (1, 1, 9, 4)",
+        ),
+        (
+            *("vgg11_bn", "vgg11_bn", False),
+            lambda state: state["features.1.running_var"].__setitem__(0, -1),
+            "is damaged: NaN or infinite values in conv1_1",
+        ),
+    ],
+)
+def test_what_is_not_the_network_wanted_is_refused(
+    tmp_path: Path, stored: str, wanted: str, classifier: bool, change: Callable[[State], Any] | None, words: str
+) -> None:
+    state = make_state(stored)
+    if change:
+        change(state)
+    save_safetensors(tmp_path / "a.safetensors", state)
+    assert words in refusal(tmp_path / "a.safetensors", wanted, classifier)
+
+
+@pytest.mark.usefixtures("few_channels")
+def test_a_file_cut_anywhere_or_with_wrong_places_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_safetensors(path, make_state("vgg19", classifier=False))
+    content = path.read_bytes()
+    for size in np.linspace(16, len(content) - 1, 9, dtype=int):
+        path.write_bytes(content[:size])
+        assert "damaged" in refusal(path)
+    place = content.index(b"data_offsets")
+    for old, new in ((b"[0, 432]", b"[0, 431]"), (b"[0, 432]", b"[-4, 42]"), (b"[4, 3, 3, 3]", b"[4, 3, 3, 9]")):
+        assert content.count(old) == 1
+        assert content.index(old) < place + 100
+        path.write_bytes(content.replace(old, new))
+        assert "features.0.weight is not where it should be" in refusal(path)
+
+
+# By their names.
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    shrink_networks(monkeypatch)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return Loader(tmp_path, monkeypatch)
+
+
+def test_torchvision_is_timms_file_in_the_folder_and_imagenet_where_there_is_no_other(load: Loader) -> None:
+    for network in ("vgg19", "vgg11_bn"):
+        save_safetensors(load.folder / f"{network}.tv_in1k.safetensors", as_timm(make_state(network)))
+    assert load("torchvision").source == "vgg19.tv_in1k.safetensors (PyTorch)"
+    assert load("imagenet", "vgg11_bn", classifier=True).sha256 == load("torchvision", "vgg11_bn", classifier=True).sha256
+    assert "cannot download http://127.0.0.1:9/keras/" in load.refusal("imagenet")
+
+
+def test_without_pytorch_a_line_says_where_the_same_weights_are(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = load.refusal("torchvision", "vgg16")
+    assert message.startswith(
+        f"network.weights: {load.folder / 'vgg16-397923af.pth'} is read with PyTorch, got no PyTorch here ("
+    )
+    assert "vgg16-397923af.pth (SHA-256 397923af...). Install it (`pip install torch`), or give the same weights" in message
+    assert message.endswith("safetensors: https://huggingface.co/timm/vgg16.tv_in1k/resolve/main/model.safetensors.")
+    # As the first bytes of either form say.
+    for content in (b"PK\3\4" + bytes(26) + b"archive/data.pkl", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
+        (load.folder.parent / "mine.pth").write_bytes(content)
+        assert "mine.pth is read with PyTorch" in load.refusal(load.folder.parent / "mine.pth")
+
+
+class Tensor(np.ndarray[Any, Any]):
+    """As much of PyTorch's as the reader asks of it."""
+
+    def detach(self) -> Tensor:
+        return self
+
+    float, numpy = detach, detach
+
+
+def fake_torch(state: State) -> Any:
+    def load(path: Path, *, map_location: str, weights_only: bool) -> Any:
+        assert (map_location, weights_only) == ("cpu", True)
+        return {"epoch": 3, "state_dict": {name: array.view(Tensor) for name, array in state.items()}}
+
+    return SimpleNamespace(load=load, Tensor=Tensor)
+
+
+def test_torchs_own_download_is_taken_if_it_is_whole(load: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    state = make_state("vgg19")
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(state))
+    path = tmp_path / "torch/hub/checkpoints/vgg19-dcbb9e9d.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK\3\4" + bytes(26) + b"archive/data.pkl")
+    assert "cannot download http://127.0.0.1:9/torchvision/vgg19-dcbb9e9d.pth" in load.refusal("torchvision")
+    assert load.lines[-2].startswith(
+        f"weights: {path} is passed over, since it is not the published vgg19-dcbb9e9d.pth (574,673,361"
+    )
+    # Its first eight digits.
+    monkeypatch.setattr(
+        known_weights, "KNOWN_FILES", (known_weights.KnownFile("vgg19", "torchvision", True, path.name, None, "5d4a0a4f"),)
+    )
+    monkeypatch.setattr(known_weights.KnownFile, "checksum", lambda known, path: "5d4a0a4f" + 56 * "0")
+    save_safetensors(tmp_path / "same", state)
+    assert load("torchvision", classifier=True).sha256 == load(tmp_path / "same", classifier=True).sha256
+
+
+def test_the_original_training_converted_keeps_its_own_input(load: Loader, tmp_path: Path) -> None:
+    from .test_weights import published_kernel
+
+    state = make_state("vgg19")
+    state["features.0.weight"] = np.ascontiguousarray(published_kernel()[:, :, ::-1].transpose(3, 2, 0, 1))
+    # As jcjohnson/pytorch-vgg counts them.
+    for old, new in (("classifier.0", "classifier.1"), ("classifier.3", "classifier.4")):
+        for part in ("weight", "bias"):
+            state[f"{new}.{part}"] = state.pop(f"{old}.{part}")
+    save_safetensors(tmp_path / "vgg19-d01eb7cb", state)
+    loaded = load(tmp_path / "vgg19-d01eb7cb", classifier=True)
+    assert loaded.recognised == "VGG-19 of Simonyan & Zisserman (Caffe), RGB, HWIO"
+    np.testing.assert_array_equal(loaded.kernels["conv1_1"], published_kernel())
+    assert (tuple(loaded.mean_pixel), loaded.scale_pixel, loaded.pool_padding) == (architectures.MEAN_PIXEL_RGB, None, "same")
+
+
+def test_options_know_which_networks_have_which_weights() -> None:
+    def check(**given: str) -> Any:
+        return check_options(values(data__dir=".", **{f"network__{key}": value for key, value in given.items()}))
+
+    with pytest.raises(
+        OptionError, match=r"network.weights: there are none such of vgg11_bn, got matconvnet\. .*network=vgg16 or vgg19\."
+    ):
+        check(name="vgg11_bn", weights="matconvnet")
+    assert check(name="vgg19_bn", weights="torchvision").folder.name.endswith("-vgg19_bn")
+    with pytest.raises(OptionError, match=r"too small for layer fc6, got 200 x 200 px. Expected sides of at least 224 px"):
+        check_options(values(data__dir=".", data__size=200, layers="fc6", network__name="vgg13"))
+    assert random_weights(known_weights.wanted_layers("vgg11", False), 0).scale_pixel is None
+
+
+# Against PyTorch itself, where it is installed.
+
+
+@pytest.mark.parametrize("network", ["vgg11_bn", "vgg16"])
+@pytest.mark.parametrize("in_zip", [True, False])
+def test_files_and_numbers_are_those_of_torchvision(tmp_path: Path, network: str, in_zip: bool) -> None:
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    model = models.get_model(network, weights=None).eval()
+    path = tmp_path / "model.pth"
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=in_zip)
+    assert file_format(path) == TORCH
+    pixels = np.random.default_rng(1).integers(0, 256, (224, 224, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images/a.png")
+    places = {name: place for name, place in torchvision_places(network).items() if "conv" not in name}
+    now = torch.from_numpy(((pixels / 255 - MEAN) / DEVIATION).transpose(2, 0, 1)[None].astype(np.float32))
+    with torch.no_grad():
+        expected = {"fc8": model(now)[0].numpy()[None, None]}
+        for place, layer in enumerate(model.features):
+            now = layer(now)
+            expected |= {name: now[0].numpy().transpose(1, 2, 0).copy() for name, at in places.items() if at == place}
+    with extract_features(
+        tmp_path / "images", [*expected], network=network, weights=path, output_dir=tmp_path, quiet=True
+    ) as run:
+        for name, right in expected.items():
+            assert oracle.relative_error(run[name][0], right.astype(np.float64)) < 1e-5, name
+
+
+def test_nothing_in_a_pth_file_is_run(load: Loader, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from .test_weights import Bomb
+
+    torch.save({"features.0.weight": Bomb(tmp_path / "ran")}, tmp_path / "a.pth")
+    assert "a.pth holds what is no tensor, or is damaged; nothing in it is run" in load.refusal(tmp_path / "a.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_of_the_safetensors_package_are_read(tmp_path: Path) -> None:
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    state = make_state("vgg11", classifier=False)
+    numpy_files.save_file(state, tmp_path / "a")
+    assert file_format(tmp_path / "a") == SAFETENSORS
+    np.testing.assert_array_equal(read(tmp_path / "a", "vgg11").biases["conv1_1"], state["features.0.bias"])
