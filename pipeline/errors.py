@@ -39,6 +39,10 @@ class NetworkError(PipelineError):
     """The network cannot run on this input, or gave values that cannot be stored."""
 
 
+class DeviceMemoryError(NetworkError):
+    """The device's memory does not hold what was asked of it."""
+
+
 class StoreError(PipelineError):
     """A run folder, shard or index cannot be written or read, or does not belong to this run."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,21 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Options
+from .errors import DeviceMemoryError
+from .formatting import words_for_bytes
 from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
 from .network import load_tensorflow
 from .network.architectures import WINOGRAD
 from .network.known_weights import Weights
 from .network.winograd import prepare_segments
-from .records import Batch, FeatureBatch, ImageStatus, Manifest, RunSpec
+from .progress import LOGGER as _log
+from .records import Batch, Device, FeatureBatch, ImageStatus, Manifest, RunSpec
 from .report import Stopwatch
 from .sharding import ShardSpec
 from .store.codec import FLOAT16_LIMIT
+from .store.format import row_bytes
 from .store.writer import DryWriter, Writer
 
 if TYPE_CHECKING:
     from .images.loader import ImageLoader
-    from .network.device import Device
 
 Item = TypeVar("Item")
 
@@ -47,15 +51,14 @@ class Stages:
         load: (manifest, indices (n,) int64) -> a loader of these rows; iterate over it for batches.
         compute: Batch -> features of its good images, one layer after the other, computed when asked for.
         overflow_fails_row: Whether an image with a value that float16 cannot hold fails, or the writer is to refuse it.
-        in_flight: Batches on the device at a time: while one is uploaded, another is computed and a third is fetched. Each then
-            holds the features of all its layers. With 1, a layer is handed over before the next one is computed.
+        memory_fails_row: Whether an image that is too large for the device fails: at native size on a GPU.
     """
 
     device: Device
     load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]
     compute: Callable[[Batch], Iterable[FeatureBatch]]
-    overflow_fails_row: bool
-    in_flight: int
+    overflow_fails_row: bool = False
+    memory_fails_row: bool = False
 
 
 def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, watch: Stopwatch, done: Done) -> None:
@@ -98,8 +101,14 @@ def extract(batches: Iterator[Batch], stages: Stages, sink: Writer | DryWriter, 
         done: See :data:`Done`.
     """
     for batch, layers in _computed(watch.over(in_thread(batches), "read"), stages, watch):
+        # A row of a layer cannot be taken back once it has been handed over: all layers of the batch come first.
+        if stages.memory_fails_row:
+            try:
+                layers = [*watch.over(layers, "network")]
+            except DeviceMemoryError as error:
+                words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
+                batch, layers = replace(batch, statuses=tuple(replace(status, error=words) for status in batch.statuses)), []
         if stages.overflow_fails_row:
-            # A row of a layer cannot be taken back once it has been handed over: all layers of the batch come first.
             batch, layers = fail_overflow(batch, [*watch.over(layers, "network")])
         values = 0
         with watch.stage("store"):
@@ -124,7 +133,8 @@ def fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, 
     for features in layers:
         for index, values in zip(features.indices.tolist(), features.values, strict=True):
             largest = float(values.flat[np.abs(values).argmax()])
-            if FLOAT16_LIMIT <= abs(largest) < math.inf:
+            # What a device has made float16 is infinite.
+            if abs(largest) >= FLOAT16_LIMIT and (abs(largest) < math.inf or values.dtype == np.float16):
                 errors.setdefault(index, f"overflow: {features.layer} has a value of {largest:g}, float16 holds up to 65504")
     if not errors:
         return batch, layers
@@ -139,7 +149,7 @@ def fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, 
 
 def _computed(batches: Iterable[Batch], stages: Stages, watch: Stopwatch) -> Iterator[tuple[Batch, Iterable[FeatureBatch]]]:
     """Yield each batch with its features, in order."""
-    if stages.in_flight == 1:
+    if stages.device.in_flight == 1:
         for batch in batches:
             yield batch, stages.compute(batch)
         return
@@ -150,10 +160,11 @@ def _computed(batches: Iterable[Batch], stages: Stages, watch: Stopwatch) -> Ite
         with watch.stage("network"):
             return batch, future.result()
 
-    with ThreadPoolExecutor(stages.in_flight, "device") as pool:
+    with ThreadPoolExecutor(stages.device.in_flight, "device") as pool:
         for batch in batches:
             waiting.append((batch, pool.submit(lambda batch: list(stages.compute(batch)), batch)))
-            if len(waiting) == stages.in_flight:
+            # One more than the threads: all of them have work while a batch is stored and the next one is read.
+            if len(waiting) > stages.device.in_flight:
                 yield first()
         while waiting:
             yield first()
@@ -197,22 +208,22 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
             kernel_order=options.network.kernel_order,
             threads=threads,
         )
+    if options.data.size is None:
+        # cuDNN would try its algorithms for each new size, seconds an image. Read when TensorFlow is loaded.
+        os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
     load_tensorflow()
     from .images.loader import ImageLoader
-    from .network.device import (
-        FLOAT_BYTES,
-        batches_in_flight,
-        check_native_size,
-        choose_device,
-        gpu_memory_bytes,
-        machine_bytes,
-        set_precision,
-    )
-    from .network.vgg import Network, first_step, infer_on_device, infer_on_host
+    from .network.device import USABLE_SHARE, check_native_size, choose_device, machine_bytes, set_precision
+    from .network.vgg import DeviceFunctions, Network, first_step, infer_on_host
 
     data, size_px = options.data, options.data.size
     mean_pixel, scale_pixel = weights.mean_pixel, weights.scale_pixel
-    device = choose_device(options.runtime.device, options.batch_size, size_px, backend, threads)
+    device = choose_device(
+        *(options.runtime.device, options.batch_size, size_px, backend, threads),
+        row_bytes=row_bytes(spec.features, spec.dtype) if size_px else 0,
+        number=options.part.number - 1 if options.part else 0,
+        warn=_log.warning,
+    )
     set_precision(options.runtime.precision, device.kind)
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
     by_winograd = preparing is not None and device.kind == "cpu"
@@ -224,6 +235,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         device=device.name,
         size_px=size_px,
         precision=options.runtime.precision,
+        dtype="float32" if by_winograd else spec.dtype,
         # On a GPU TensorFlow computes.
         parts=preparing.result() if preparing is not None and by_winograd else None,
         first=None if by_winograd else first_step(resize, mean_pixel, scale_pixel),
@@ -232,8 +244,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     if by_winograd:
         compute = partial(infer_on_host, network=network, mean_pixel=None if resize else mean_pixel, scale_pixel=scale_pixel)
     else:
-        fill_to = device.batch_size if device.kind == "gpu" else 0
-        compute = partial(infer_on_device, network=network, resize=resize, fill_to=fill_to)
+        compute = DeviceFunctions(network, resize, fills=device.kind == "gpu", warn=_log.warning)
     # What the loader's workers do to each decoded image, and how far a JPEG may be reduced while it is decoded.
     prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
     ratio_for: Callable[[int, int], int] | None = None
@@ -243,7 +254,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
             network=options.network.name,
             layer=spec.features[-1].layer,
             pool_padding=weights.pool_padding,
-            memory_bytes=machine_bytes() * 3 // 4,
+            memory_bytes=int((device.gpu.free_bytes if device.gpu else machine_bytes()) * USABLE_SHARE),
         )
     else:
         prepare = partial(
@@ -257,15 +268,33 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         if data.decode == "fast":
             ratio_for = partial(dct_reduction, spec=resize)
 
-    load = partial(
-        ImageLoader,
-        batch_size=device.batch_size if resize else None,
-        workers=threads,
-        prepare=prepare,
-        size_px=size_px if by_winograd else None,
-        ratio_for=ratio_for,
-    )
-    row_bytes = sum(math.prod(feature.shape) for feature in spec.features if feature.shape) * FLOAT_BYTES
-    in_flight = batches_in_flight(device, size_px, row_bytes, gpu_memory_bytes() if device.kind == "gpu" else 0)
+    def load(manifest: Manifest, indices: NDArray[np.int64]) -> ImageLoader:
+        return ImageLoader(
+            manifest,
+            indices,
+            batch_size=device.step_rows(len(indices)) if resize else None,
+            workers=threads,
+            prepare=prepare,
+            size_px=size_px if by_winograd else None,
+            ratio_for=ratio_for,
+        )
+
+    say_device(device, options)
     overflow_fails_row = options.output.dtype == "float16" and options.output.overflow == "row"
-    return Stages(device, load, compute, overflow_fails_row, in_flight)
+    return Stages(device, load, compute, overflow_fails_row, memory_fails_row=device.kind == "gpu" and size_px is None)
+
+
+def say_device(device: Device, options: Options) -> None:
+    """Say where the network runs, and what that takes; where other GPUs are idle, how to use them."""
+    gpu, precision = device.gpu, options.runtime.precision
+    if gpu is None:
+        _log.info("device: cpu, %s, batches of %d", precision, device.batch_size)
+        return
+    memory = f"{words_for_bytes(gpu.free_bytes)} free" + f" of {words_for_bytes(gpu.total_bytes)}" * bool(gpu.total_bytes)
+    built = f"CUDA {gpu.cuda}, cuDNN {gpu.cudnn}"
+    _log.info("device: GPU %d of %d, %s, %s; %s; %s", gpu.number, gpu.count, gpu.model, memory, precision, built)
+    if device.device_bytes:
+        sums = words_for_bytes(device.device_bytes), words_for_bytes(device.host_bytes)
+        _log.info("device: batches of %d, %d at a time: up to %s there, %s here", device.batch_size, device.in_flight, *sums)
+    if gpu.count > 1 and options.part is None and options.engine.name == "local":
+        _log.info("device: the others are not used. Use engine=ray, or %d processes, each with its part=k/%d.", *[gpu.count] * 2)

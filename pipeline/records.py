@@ -167,11 +167,13 @@ class Batch:
             (B, H, W, 3) float32 of one size, mean removed. Zero for a failed row.
         sizes_px: (B, 2) int32, (height, width) of what row i of the canvas holds; of an image that the loader has resized, or
             whose JPEG was reduced while decoding, smaller than the status says.
+        full_rows: Rows of a batch that is not the last one.
     """
 
     statuses: tuple[ImageStatus, ...]
     images: NDArray[Any]
     sizes_px: NDArray[np.int32]
+    full_rows: int = 1
 
     def __len__(self) -> int:
         return len(self.statuses)
@@ -300,3 +302,66 @@ class RunSpec:
     def shards(self) -> tuple[ShardSpec, ...]:
         """Return the shards of all parts, a function of their numbers of rows and ``images_per_shard`` alone."""
         return plan_shards([*(part.stop for part in self.before), len(self.manifest)], self.images_per_shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU, as TensorFlow and its driver describe it.
+
+    Attributes:
+        model: NVIDIA's name.
+        number: Among those that this process may see.
+        count: Of them.
+        free_bytes: Of its memory when this process came to it.
+        total_bytes: Of its memory; 0 where the driver does not tell.
+        cuda: Version that TensorFlow was built for.
+        cudnn: Likewise.
+    """
+
+    model: str
+    number: int
+    count: int
+    free_bytes: int
+    total_bytes: int
+    cuda: str
+    cudnn: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device and its way of working.
+
+    Attributes:
+        name: TensorFlow's name, ``/CPU:0`` or ``/GPU:0``.
+        kind: ``cpu`` or ``gpu``.
+        batch_size: Images read, resized and computed together, at most. At native size 1.
+        in_flight: Batches on the device at a time: while one is uploaded, another is computed and a third is fetched. Each then
+            holds the features of all its layers. With 1, a layer is handed over before the next one is computed.
+        gpu: None of a CPU.
+        device_bytes: What all batches in flight take there, at most; 0 where nobody knows before.
+        host_bytes: Likewise on the host.
+    """
+
+    name: str
+    kind: str
+    batch_size: int
+    in_flight: int = 1
+    gpu: Gpu | None = None
+    device_bytes: int = 0
+    host_bytes: int = 0
+
+    def step_rows(self, rows: int) -> int:
+        """Return the images of a batch where so many are to be computed in all.
+
+        On a GPU every step is filled up to one size, which costs as much as if it were full: they are made equal, so that of 167
+        rows 84 and 83 are computed and not 128 and 39 filled up to 128.
+        """
+        return -(-rows // -(-rows // self.batch_size)) if self.gpu and rows else self.batch_size
+
+    def attributes(self, precision: str) -> dict[str, str]:
+        """Return what a file says of the device that it was made on."""
+        found = {"device": self.kind, "precision": precision}
+        if self.gpu:
+            found |= {"gpu": self.gpu.model, "gpu_memory_bytes": str(self.gpu.total_bytes), "cuda": self.gpu.cuda}
+            found |= {"cudnn": self.gpu.cudnn, "batch_size": str(self.batch_size)}
+        return found

@@ -123,6 +123,7 @@ def assert_known_on_host(tensor: tf.Tensor) -> None:
 # flight. What it gives is compared with the default way of the same process.
 ON_TWO_DEVICES = """
 import json, sys
+from dataclasses import replace
 import numpy as np
 import tensorflow as tf
 tf.config.set_logical_device_configuration(
@@ -134,20 +135,22 @@ architectures.BLOCK_CHANNELS = (64, 64, 64, 64, 64)
 images, output, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 common = dict(layers=["relu1_2", "relu3_1"], weights="random", output_dir=output, quiet=True, **options)
 plain = extract_features(images, name="plain", **common)
-chosen, ran, infer = device.choose_device, [], vgg.infer_on_device
+chosen, ran, functions = device.choose_device, [], vgg.DeviceFunctions
 
-def on_the_second(*arguments):
-    return chosen(*arguments)._replace(name="/CPU:1")
+def on_the_second(*arguments, **others):
+    return replace(chosen(*arguments, **others), name="/CPU:1", in_flight=2 if options["size"] else 1)
 
-def filled(batch, network, resize, fill_to):
-    for features in infer(batch, network, resize, 5 if resize else 0):
-        ran.append(len(batch))
-        yield features
+def filled(network, resize, fills, warn):
+    def on_first(*inputs):
+        ran.append(len(inputs[0]))
+        for name, values in network(*inputs):
+            assert values.backing_device.endswith("CPU:0")
+            yield name, values
+    return functions(on_first, resize, fills=True, warn=warn)
 
-device.choose_device, vgg.infer_on_device = on_the_second, filled
-device.batches_in_flight = lambda *arguments: 2
+device.choose_device, vgg.DeviceFunctions = on_the_second, filled
 other = extract_features(images, name="other", backend="tensorflow", batch_size=5, **common)
-assert ran, "the functions of the device did not run"
+assert {*ran} == {5 if options["size"] else 1}, ran
 assert list(plain.images["status"]) == list(other.images["status"])
 assert list(plain.images["error"]) == list(other.images["error"])
 worst = 0.0

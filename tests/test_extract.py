@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import NetworkError, StoreError
 from pipeline.extract import make_shards
-from pipeline.records import Batch, FeatureBatch
+from pipeline.records import Batch, Device, FeatureBatch
 from pipeline.report import Stopwatch
 from pipeline.sharding import ShardSpec
 from pipeline.store import disk
@@ -43,8 +43,8 @@ def fake_stages(fails_at: int | None = None) -> Any:
         values = np.broadcast_to(rows[:, None, None, None], (len(rows), 5, 4, 3)).astype(np.float32)
         yield FeatureBatch("conv1_1", rows, values)
 
-    device = SimpleNamespace(kind="cpu", batch_size=3)
-    return SimpleNamespace(device=device, load=load, compute=compute, overflow_fails_row=False, in_flight=1)
+    device = Device("/CPU:0", "cpu", 3)
+    return SimpleNamespace(device=device, load=load, compute=compute, overflow_fails_row=False, memory_fails_row=False)
 
 
 def make(folder: Path, shards: Sequence[ShardSpec], stages: Any) -> list[int]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, OptionError
 from pipeline.network.architectures import resolve_layers
-from pipeline.network.device import Device, batches_in_flight, check_native_size, choose_device, gpu_batch, gpu_memory_bytes
+from pipeline.network.device import check_native_size, choose_device, gpu_memory, image_bytes, plan_batches
 
 from . import oracle
 from .networks import build
@@ -161,37 +161,50 @@ def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
     assert choose_device("cpu", 3, None, "winograd", 2).batch_size == 1
 
 
-def test_batches_are_in_flight_on_a_gpu_as_far_as_its_memory_allows() -> None:
-    gpu, relu4_1 = Device("/GPU:0", "gpu", 128), 28 * 28 * 512 * 4
-    assert batches_in_flight(gpu, (224, 224), relu4_1, 80 << 30) == 3
-    assert batches_in_flight(gpu, (224, 224), relu4_1, 12 << 30) == 2
-    assert batches_in_flight(gpu, (224, 224), relu4_1, 4 << 30) == 1
-    assert batches_in_flight(gpu, None, relu4_1, 80 << 30) == 1
-    assert batches_in_flight(Device("/CPU:0", "cpu", 8), (224, 224), relu4_1, 0) == 1
-
-
 @pytest.mark.parametrize(
-    ("size_px", "memory_bytes", "batch"),
+    ("size_px", "free_gib", "given", "expected"),
     [
-        ((224, 224), 80 << 30, 128),
-        ((224, 224), 8 << 30, 83),
-        ((1024, 1024), 8 << 30, 4),
-        ((9000, 9000), 8 << 30, 1),
-        ((448, 448), 6 << 30, 15),
+        ((224, 224), (80, 64), None, (128, 3)),
+        # Of a fourth of what is there: on the host one batch more is being stored.
+        ((224, 224), (6, 64), None, (22, 3)),
+        ((224, 224), (80, 2), None, (84, 3)),
+        ((1024, 1024), (8, 64), None, (1, 3)),
+        ((4000, 4000), (8, 64), None, (1, 1)),
+        # The user's: fewer at a time.
+        ((224, 224), (24, 64), 128, (128, 1)),
+        ((224, 224), (24, 64), 64, (64, 3)),
+        ((224, 224), (2, 64), 512, (512, 1)),
     ],
 )
-def test_a_step_fits_into_half_of_the_gpu(size_px: tuple[int, int], memory_bytes: int, batch: int) -> None:
-    assert gpu_batch(size_px, memory_bytes) == batch
+def test_three_batches_fit_into_the_memory_that_is_free(
+    size_px: tuple[int, int], free_gib: tuple[int, int], given: int | None, expected: tuple[int, int]
+) -> None:
+    relu4_1 = 28 * 28 * 512 * 4
+    there, here = free_gib
+    assert plan_batches(image_bytes(size_px, relu4_1), (there << 30, here << 30), given) == expected
 
 
-def test_the_driver_is_asked_for_the_memory_of_the_smallest_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_memory_bytes() == 6 << 30
-    program = tmp_path / "nvidia-smi"
-    for answer, expected in [("81920\n24576\n", 24576 << 20), ("no devices were found\n", 6 << 30), ("", 6 << 30)]:
-        program.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
-        program.chmod(0o755)
-        assert gpu_memory_bytes() == expected
+@pytest.mark.parametrize("fails_at", [None, "cuInit", "cuMemGetInfo_v2"])
+def test_the_driver_is_asked_for_the_memory_of_the_gpu_that_this_process_sees(
+    fails_at: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cuda:
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any) -> int:
+                if name == "cuDeviceGet":
+                    arguments[0]._obj.value = 40 + arguments[1]
+                if name == "cuDevicePrimaryCtxRetain":
+                    assert arguments[1].value == 43
+                if name == "cuMemGetInfo_v2":
+                    arguments[0]._obj.value, arguments[1]._obj.value = 70 << 30, 80 << 30
+                return 3 if name == fails_at else 0
+
+            return call
+
+    gpu_memory.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Cuda())
+    assert gpu_memory(3) == (None if fails_at else (70 << 30, 80 << 30))
+    gpu_memory.cache_clear()
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:

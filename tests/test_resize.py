@@ -19,7 +19,7 @@ from pipeline.images.resize import (
     place_image,
     resize_on_host,
 )
-from pipeline.network.vgg import first_step, infer_on_device, infer_on_host
+from pipeline.network.vgg import DeviceFunctions, first_step, infer_on_host
 from pipeline.records import Batch, ImageStatus
 
 from . import oracle
@@ -97,7 +97,8 @@ def on_device(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> N
     """What the device functions make of them before the first layer."""
     batch = batch_of([None if image is None else fit_canvas(image, spec) for image in images])
     found = np.zeros((len(images), *spec.size_px, 3), np.float32)
-    for features in infer_on_device(batch, lambda *inputs: [("images", device_function(spec)(*inputs).numpy())], spec, 0):
+    network = DeviceFunctions(lambda *inputs: [("images", device_function(spec)(*inputs).numpy())], spec)
+    for features in network(batch):
         found[features.indices - 10] = features.values
     assert (found.dtype, found.shape) == (np.float32, (len(images), *spec.size_px, 3))
     return np.asarray(found)
@@ -278,7 +279,8 @@ def test_every_step_of_a_device_has_the_same_number_of_rows() -> None:
         yield "relu1_1", np.arange(len(canvas), dtype=np.float32)
 
     spec = ResizeSpec((16, 16), "squash", "bilinear")
-    (features,) = infer_on_device(batch_of([noise(20, 30), None, noise(30, 20)]), network, spec, 5)
+    functions = DeviceFunctions(network, spec, fills=True)
+    (features,) = functions(replace(batch_of([noise(20, 30), None, noise(30, 20)]), full_rows=5))
     assert seen == [((5, 30, 30, 3), (5, 6))]
     assert (features.indices.tolist(), features.values.tolist()) == ([10, 12], [0.0, 2.0])
-    assert not list(infer_on_device(batch_of([None]), network, spec, 5))
+    assert not list(functions(batch_of([None])))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeAlias
 
 from ..config import Options
@@ -34,10 +35,12 @@ def open_local(options: Options, spec: RunSpec, weights: Weights, run_folder: Ru
     threads = options.runtime.workers or usable_cores()
     with leaving_at_once():
         stages = make_stages(options, spec, weights)
+    made_on = stages.device.attributes(options.runtime.precision)
 
     def make(progress: Progress, watch: Stopwatch) -> Made:
         made = Made(stages.device.kind)
         for part, missing in run_folder.parts():
+            part = replace(part, attributes={**part.attributes, **made_on})
             writer = Writer(run_folder.path, part, missing, threads, digests=run_folder.digests())
 
             def done(statuses: Sequence[ImageStatus], values: int, writer: Writer = writer) -> None:

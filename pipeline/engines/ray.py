@@ -24,14 +24,14 @@ from typing import Any
 
 from ..config import AUTO, EngineOptions, Options
 from ..errors import EngineError, ImageError, OptionError, PipelineError, printable
-from ..extract import Stages, make_shards, make_stages
+from ..extract import Stages, make_shards, make_stages, say_device
 from ..images.reading import read_again
 from ..machine import peak_memory_bytes, usable_cores
 from ..network.known_weights import Weights
 from ..plan import versions
 from ..progress import LOGGER as _log
 from ..progress import Progress
-from ..records import ImageRecord, ImageStatus, RunSpec
+from ..records import Device, ImageRecord, ImageStatus, RunSpec
 from ..report import Made, Stopwatch
 from ..sharding import ShardSpec
 from ..signals import kept_handlers, leaving_at_once
@@ -95,14 +95,14 @@ class Outcome:
 
     Attributes:
         worker: (host, process).
-        batch_size: Of its device.
+        device: Of the worker.
         digests: Path from the run folder -> SHA-256, hex.
         seconds: By stage.
         is_repeated: Whether an attempt before it died.
     """
 
     worker: tuple[str, int]
-    batch_size: int
+    device: Device
     made: Made
     statuses: tuple[ImageStatus, ...] = ()
     values: int = 0
@@ -236,7 +236,7 @@ def _can_read(image: ImageRecord) -> bool:
 
 def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
     """Make shards, having removed what an attempt that died has left."""
-    outcome = Outcome((socket.gethostname(), os.getpid()), stages.device.batch_size, Made(stages.device.kind))
+    outcome = Outcome((socket.gethostname(), os.getpid()), stages.device, Made(stages.device.kind))
     if not shards:
         return outcome
     for path in Path(job.folder, format.SHARD_FOLDER).glob(f"*.{name}-*{format.PARTIAL_SUFFIX}"):
@@ -248,6 +248,7 @@ def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
         outcome.statuses += tuple(statuses)
         outcome.values += values
 
+    part = replace(part, attributes={**part.attributes, **stages.device.attributes(job.options.runtime.precision)})
     digests = RemoteDigests(Path(job.folder), name)
     writer = Writer(Path(job.folder), part, shards, threads, digests=digests)
     make_shards(writer, part, shards, stages, watch, done)
@@ -286,6 +287,7 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunF
             # Have networks made; go on when the first worker is ready.
             first = next(tasks.run([()] * tasks.slots))
             runtime = tasks.job.options.runtime
+            say_device(first.device, options)
             _log.info("engine: workers: %d, on the %s, threads each: %d", tasks.slots, runtime.device, runtime.workers)
             yield lambda progress, watch: _make_all(tasks, first, run_folder, progress, watch)
         except BaseException as error:
@@ -302,7 +304,7 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunF
 def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Progress, watch: Stopwatch) -> Made:
     """Make the missing shards by tasks; ``first`` is that of the worker which was ready first."""
     made, seconds, workers = Made(first.made.device), Counter[str](), {first.worker}
-    planned, digests = plan_tasks(run_folder.missing, tasks.slots, first.batch_size), run_folder.digests()
+    planned, digests = plan_tasks(run_folder.missing, tasks.slots, first.device.batch_size), run_folder.digests()
     try:
         with watch.stage("network"):
             for outcome in tasks.run(planned):

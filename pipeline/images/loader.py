@@ -125,7 +125,7 @@ class ImageLoader:
                 raise self._error or error from None
             if element is None:
                 return
-            yield _batch(element)
+            yield _batch(element, self.batch_size or 1)
             del element
 
     def _map(self, dataset: Any, function: Function, types: Any, calls: int, finish: Function = tuple) -> tf.data.Dataset:
@@ -178,13 +178,13 @@ class ImageLoader:
         return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
 
 
-def _batch(element: dict[str, Any]) -> Batch:
+def _batch(element: dict[str, Any], full_rows: int) -> Batch:
     numbers = element["numbers"]
     statuses = tuple(
         ImageStatus(row, error.decode(), height, width, file_bytes, sha256.decode())
         for (row, height, width, file_bytes), (error, sha256) in zip(numbers[:, :4].tolist(), element["texts"], strict=True)
     )
-    return Batch(statuses, element["image"], numbers[:, 4:].astype(np.int32))
+    return Batch(statuses, element["image"], numbers[:, 4:].astype(np.int32), full_rows)
 
 
 class _PixelSemaphore:

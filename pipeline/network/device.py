@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 import os
+import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +19,12 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError, OptionError
 from ..images.resize import CANVAS_SIDE_PX
-from ..records import LayerSpec
+from ..machine import available_bytes
+from ..records import Device, Gpu, LayerSpec
 from .architectures import TENSORFLOW, output_shapes, smallest_side_px
+
+# TensorFlow's name of the host.
+HOST = "/CPU:0"
 
 FLOAT32 = "float32"
 TENSOR_FLOAT = "tf32"
@@ -31,42 +40,42 @@ CPU_BATCH = 8
 CPU_BATCH_A_THREAD = 4
 LARGEST_CPU_BATCH = 64
 
-# Images of a step on a GPU, at most: more would only wait longer to be read. Fewer where half of its memory holds fewer
-# of the largest layers, of 64 channels; the rest is for kernels and resizing.
+# Images of a step on a GPU, at most: more would only wait longer to be read.
 GPU_BATCH = 128
+# On a GPU: one batch is uploaded while another is computed and a third is fetched.
+BATCHES_IN_FLIGHT = 3
+# Of the memory that is free, on the GPU and on the host, batches may take so much: kernels need some, and the encoder.
+USABLE_SHARE = 0.75
 LARGEST_CHANNELS = 64
 # A convolution reads one layer, makes another, and a third waits to be written; cuDNN or the encoder needs some more.
 LAYERS_IN_MEMORY = 4
 FLOAT_BYTES = 4
 COLOURS = 3
-DRIVER_SECONDS = 20
+# The canvas of a batch as uint8, as float32, in planes, and once more resized along one axis.
+CANVAS_BYTES = CANVAS_SIDE_PX**2 * COLOURS * (1 + 3 * FLOAT_BYTES)
 GPU_BYTES_WHERE_NOBODY_TELLS = 6 << 30
+DRIVER = Path("/proc/driver/nvidia/version")
+REASON_SECONDS = 60
+# Words of TensorFlow's log that tell why it sees no GPU.
+REASONS = ("cuda", "cuinit", "dlopen", "gpu librar")
 REFERENCE_PIXELS = 224 * 224
 
 MEMORY_WHERE_NOBODY_TELLS_BYTES = 16 << 30
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-# On a GPU: one batch is uploaded while another is computed and a third is fetched.
-BATCHES_IN_FLIGHT = 3
 
-
-class Device(NamedTuple):
-    """A device and its way of working.
-
-    Attributes:
-        name: TensorFlow's name, ``/CPU:0`` or ``/GPU:0``.
-        kind: ``cpu`` or ``gpu``.
-        batch_size: Images read, resized and computed together. At native size 1. On a GPU every step has as many, the last one
-            filled up, so there it can change a number, within the contract's tolerance.
-    """
-
-    name: str
-    kind: str
-    batch_size: int
-
-
-def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, int] | None, backend: str, threads: int) -> Device:
-    """Find the device and sets TensorFlow up for it.
+def choose_device(
+    requested: str,
+    batch_size: int | None,
+    size_px: tuple[int, int] | None,
+    backend: str,
+    threads: int,
+    *,
+    row_bytes: int = 0,
+    number: int = 0,
+    warn: Callable[[str], object] = print,
+) -> Device:
+    """Find the device and set TensorFlow up for it.
 
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
@@ -74,49 +83,76 @@ def choose_device(requested: str, batch_size: int | None, size_px: tuple[int, in
         size_px: Size of all images, or None at native size.
         backend: What a CPU uses, ``tensorflow`` or ``winograd``.
         threads: Of the network on a CPU.
+        row_bytes: Of all features of one image, as they are stored.
+        number: Of this process among those on the machine: of several GPUs it takes one.
+        warn: Told where there is a GPU that TensorFlow does not see.
 
     Raises:
         OptionError: A GPU is asked for and TensorFlow sees none.
     """
     gpus = tf.config.list_physical_devices("GPU") if requested != "cpu" else []
-    gpus = _shown(gpus[:1], requested)
+    place, count = number % max(1, len(gpus)), len(gpus)
+    if not gpus and requested != "cpu" and has_driver() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        warn(
+            f"runtime.device: there is an NVIDIA driver here and TensorFlow sees no GPU, got: {why_no_gpu()}. Expected the `gpu` "
+            "extra and a driver as new as its CUDA. Install it with `pip install 'deep-feature-pipeline[gpu]'`, or set "
+            "runtime.device=cpu."
+        )
+    gpus = _shown(gpus[place : place + 1], requested)
     if requested == "gpu" and not gpus:
         raise OptionError(
             "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device and the `gpu` extra "
             "(tensorflow[and-cuda]). Install it, or use runtime.device=cpu."
         )
-    if gpus:
-        tf.config.experimental.set_memory_growth(gpus[0], True)
-    kind = "gpu" if gpus else "cpu"
-    name = f"/{kind.upper()}:0"
+    if not gpus:
+        fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1])) if size_px else 1
+        most = CPU_BATCH if backend == TENSORFLOW else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
+        # At native size all sizes differ, and the layers of one large image are computed by all threads.
+        return Device(HOST, "cpu", (batch_size or min(most, fitting)) if size_px else 1)
+    tf.config.experimental.set_memory_growth(gpus[0], True)
+    gpu = _describe(gpus[0], place, count)
     if size_px is None:
-        # All sizes differ, and the layers of one large image are computed by all threads.
-        return Device(name, kind, 1)
-    if gpus:
-        return Device(name, kind, batch_size or gpu_batch(size_px, gpu_memory_bytes()))
-    fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1]))
-    most = CPU_BATCH if backend == TENSORFLOW else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
-    return Device(name, kind, batch_size or min(most, fitting))
+        return Device("/GPU:0", "gpu", 1, gpu=gpu)
+    device_bytes, host_bytes = image_bytes(size_px, row_bytes)
+    free_bytes = (gpu.free_bytes, available_bytes() or MEMORY_WHERE_NOBODY_TELLS_BYTES)
+    batch_size, in_flight = plan_batches((device_bytes, host_bytes), free_bytes, batch_size)
+    images = batch_size * in_flight
+    return Device("/GPU:0", "gpu", batch_size, in_flight, gpu, images * device_bytes, images * host_bytes)
 
 
-def batches_in_flight(device: Device, size_px: tuple[int, int] | None, row_bytes: int, memory_bytes: int) -> int:
-    """Return how many batches may be on their way through the device at a time.
+def image_bytes(size_px: tuple[int, int], row_bytes: int) -> tuple[int, int]:
+    """Return what an image of a batch takes at most, on the GPU and on the host.
 
     Args:
-        device: As chosen.
-        size_px: (height, width) of the input; None at native size.
-        row_bytes: Of all features of one image, float32.
-        memory_bytes: Free on the GPU.
-
-    Returns:
-        1 on a CPU and at native size, where a layer is stored before the next one is computed.
+        size_px: (height, width) of the input.
+        row_bytes: Of all features of one image, as they are stored.
     """
-    if device.kind == "cpu" or size_px is None:
-        return 1
-    # The canvas as uint8 and as float32, the resized images, the features; the network itself has the other half of the memory.
-    image_bytes = CANVAS_SIDE_PX**2 * COLOURS * (1 + FLOAT_BYTES) + size_px[0] * size_px[1] * COLOURS * FLOAT_BYTES
-    fitting = memory_bytes // 2 // (device.batch_size * (image_bytes + row_bytes))
-    return max(1, min(BATCHES_IN_FLIGHT, fitting))
+    pixels = size_px[0] * size_px[1]
+    # The canvas is gone when the network runs.
+    network = pixels * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
+    return max(CANVAS_BYTES, network) + row_bytes, CANVAS_SIDE_PX**2 * COLOURS + row_bytes
+
+
+def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batch_size: int | None) -> tuple[int, int]:
+    """Return the images of a batch, and how many batches may be on their way through the device at a time.
+
+    Args:
+        image_bytes: Of an image, on the GPU and on the host.
+        free_bytes: Likewise.
+        batch_size: The user's, or None: so many that three batches fit.
+    """
+    # On the host there is one more: the batch that is being stored.
+    fitting = int(min(USABLE_SHARE * free / taken for free, taken in zip(free_bytes, image_bytes, strict=True)))
+    batch_size = batch_size or max(1, min(GPU_BATCH, fitting // (BATCHES_IN_FLIGHT + 1)))
+    return batch_size, max(1, min(BATCHES_IN_FLIGHT, fitting // batch_size - 1))
+
+
+def _describe(gpu: Any, number: int, count: int) -> Gpu:
+    details, build = tf.config.experimental.get_device_details(gpu), tf.sysconfig.get_build_info()
+    found = gpu_memory(int(gpu.name.rpartition(":")[2]))
+    free_bytes, total_bytes = found or (GPU_BYTES_WHERE_NOBODY_TELLS, 0)
+    versions = str(build.get("cuda_version", "?")), str(build.get("cudnn_version", "?"))
+    return Gpu(str(details.get("device_name", "GPU")), number, count, free_bytes, total_bytes, *versions)
 
 
 def _shown(gpus: list[Any], requested: str) -> list[Any]:
@@ -134,25 +170,52 @@ def _shown(gpus: list[Any], requested: str) -> list[Any]:
     return gpus
 
 
-def gpu_batch(size_px: tuple[int, int], memory_bytes: int) -> int:
-    """Return the images of a step on a GPU.
+# Once a process: what TensorFlow has taken since is still its own.
+@functools.cache
+def gpu_memory(number: int) -> tuple[int, int] | None:
+    """Return the free and the whole memory of a GPU in bytes; None where the driver does not tell.
+
+    By the driver's own functions, which see what TensorFlow sees: ``CUDA_VISIBLE_DEVICES``, and of a GPU that is divided (MIG)
+    this process's instance.
 
     Args:
-        size_px: (height, width) of the input.
-        memory_bytes: Of the GPU.
+        number: CUDA's, among those that this process may see.
     """
-    image_bytes = size_px[0] * size_px[1] * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
-    return max(1, min(GPU_BATCH, memory_bytes // 2 // image_bytes))
-
-
-def gpu_memory_bytes() -> int:
-    """Return the free memory of the GPU that has least, as its driver says; TensorFlow does not tell."""
-    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout.split()
-        return min(int(mebibytes) for mebibytes in found) << 20
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return GPU_BYTES_WHERE_NOBODY_TELLS
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    # Source: NVIDIA, CUDA Driver API. The primary context is the one that TensorFlow uses, so it stays.
+    calls: list[Callable[[], int]] = [
+        lambda: cuda.cuInit(0),
+        lambda: cuda.cuDeviceGet(ctypes.byref(device), number),
+        lambda: cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+        lambda: cuda.cuCtxPushCurrent_v2(context),
+        lambda: cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)),
+        lambda: cuda.cuCtxPopCurrent_v2(ctypes.byref(context)),
+    ]
+    return (free.value, total.value) if all(call() == 0 for call in calls) else None
+
+
+def has_driver() -> bool:
+    """Return whether NVIDIA's driver is installed."""
+    return DRIVER.exists() or shutil.which("nvidia-smi") is not None
+
+
+def why_no_gpu() -> str:
+    """Return TensorFlow's own words for why it sees no GPU: what it logs in another process, where logging is not off."""
+    code = "import tensorflow; tensorflow.config.list_physical_devices('GPU')"
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=REASON_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "no answer"
+    # Of the lines ``E0000 00:00:1795912120.552395 20491 cuda_platform.cc:52] words``, the words.
+    said = [line.partition("] ")[2] for line in done.stderr.splitlines() if any(word in line.lower() for word in REASONS)]
+    return "; ".join(dict.fromkeys(filter(None, (line.strip(" .") for line in said)))) or "nothing in TensorFlow's log"
 
 
 def set_precision(precision: str, kind: str) -> None:

@@ -8,22 +8,26 @@ wanted, and nothing twice.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ..errors import NetworkError
+from ..errors import DeviceMemoryError
 from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch, standardise
 from ..records import Batch, FeatureBatch, LayerSpec
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
-from .device import BFLOAT, FLOAT32
+from .device import BFLOAT, FLOAT32, HOST
 from .known_weights import Weights
 
 Segment = Callable[..., Any]
+# More rows than any batch has.
+LARGEST_STEP = 2**31
 # Inputs -> (name, activations) of one layer after the other, computed when asked for: see :class:`Network`.
 Layers = Callable[..., Iterable[tuple[str, Any]]]
 
@@ -54,7 +58,9 @@ class Network:
         size_px: (height, width) of all inputs; None where they differ.
         parts: Of the layers before the classifier, from :func:`~pipeline.network.winograd.prepare_segments`: then a row's bits
             depend on its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
-        precision: Of TensorFlow's products, one of :data:`~pipeline.network.device.TOLERANCES`.
+        precision: Of TensorFlow's products, one of :data:`~pipeline.network.device.TOLERANCES`. With ``bfloat16`` kernels are
+            kept so too, and what passes from layer to layer.
+        dtype: Of the activations that are given, ``float32`` or ``float16``; where ``parts`` are given always float32.
         first: What is done before the first layer. None: the network is called with images.
         segments: (name of the layer that it ends with, function) of each.
     """
@@ -68,6 +74,7 @@ class Network:
     size_px: tuple[int, int] | None
     parts: Mapping[str, Segment] | None = None
     precision: str = FLOAT32
+    dtype: str = FLOAT32
     first: FirstStep | None = None
     segments: list[tuple[str, Segment]] = field(default_factory=list, init=False)
 
@@ -77,40 +84,44 @@ class Network:
         table = layer_table(network)
         input_shape: tuple[int | None, ...] = (*(size_px or (None, None)), 3)
         done = 0
+        self._computed = tf.bfloat16 if self.precision == BFLOAT else tf.float32
         with tf.device(self.device):
             for layer in self.wanted:
-                first = None if self.segments else self.first
-                self.segments.append((layer.name, self._segment(table[done : layer.network_index + 1], input_shape, first)))
+                segment = self._segment(table[done : layer.network_index + 1], input_shape, layer is self.wanted[-1])
+                self.segments.append((layer.name, segment))
                 input_shape = shapes.get(layer.name, (None, None, layer.channels))
                 done = layer.network_index + 1
 
     def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
-        """Return (name, activations (n, h, w, c) float32) for each wanted layer, computed when asked for.
+        """Return (name, activations (n, h, w, c) in the dtype) for each wanted layer, computed when asked for.
 
-        The activations are on the device, or still being computed; ``numpy.asarray`` waits for them.
+        The activations are in the host's memory.
 
         Args:
             *inputs: The images, or what the first step takes.
 
         Raises:
-            NetworkError: The device is out of memory.
+            DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
         """
         values = inputs
         for name, segment in self.segments:
             try:
                 with tf.device(self.device):
-                    values = (segment(*values),)
+                    found = segment(*values)
             except tf.errors.ResourceExhaustedError as error:
                 shape = " x ".join(map(str, values[0].shape))
-                raise NetworkError(
+                raise DeviceMemoryError(
                     f"{name}: the device is out of memory, got an input of {shape}. Expected memory for it. "
                     "Lower batch_size or data.size, or use runtime.device=cpu."
                 ) from error
-            yield name, values[0]
+            kept, given = found if isinstance(found, tuple) else (found, found)
+            values = (kept,)
+            del found, kept
+            yield name, given
 
-    def _segment(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], first: FirstStep | None) -> Segment:
+    def _segment(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], is_last: bool) -> Segment:
         if self.parts is None:
-            return self._graph(layers, input_shape, first)
+            return self._graph(layers, input_shape, is_last)
         classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
         maps = layers[: len(layers) - len(classifier)]
         part = self.parts[maps[-1].name] if maps else None
@@ -118,7 +129,7 @@ class Network:
             assert part is not None
             return part
         # The classifier's matrices are used once an image: reading them is all the work, and TensorFlow does it as fast.
-        graph = self._graph(classifier, (None, None, input_shape[2] if part is None else maps[-1].channels))
+        graph = self._graph(classifier, (None, None, input_shape[2] if part is None else maps[-1].channels), True)
 
         def segment(values: Any) -> NDArray[np.float32]:
             values = np.asarray(values if part is None else part(values))
@@ -127,17 +138,24 @@ class Network:
 
         return segment
 
-    def _graph(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], first: FirstStep | None = None) -> Segment:
+    def _graph(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], is_last: bool) -> Segment:
         operations = [self._operation(layer) for layer in layers]
+        first = None if self.segments else self.first
 
-        def segment(*inputs: tf.Tensor) -> tf.Tensor:
-            values = first.function(*inputs) if first else inputs[0]
+        def segment(*inputs: tf.Tensor) -> Any:
+            values = tf.cast(first.function(*inputs) if first else inputs[0], self._computed)
             for operation in operations:
                 values = operation(values)
-            return values
+            given = tf.cast(values, self.dtype)
+            # Between a GPU and the memory that TensorFlow keeps for it on the host, which is pinned: ten times as fast as a copy
+            # into pageable memory, and it waits for this batch alone. What the next segment takes stays on the device.
+            with tf.device(HOST):
+                given = tf.identity(given)
+            return given if is_last else (values, given)
 
         # One trace serves every number of images, and at native size every height and width.
-        signature = first.signature if first else [tf.TensorSpec((None, *input_shape), tf.float32)]
+        dtype = self._computed if self.segments else tf.float32
+        signature = first.signature if first else [tf.TensorSpec((None, *input_shape), dtype)]
         graph: Segment = tf.function(segment, input_signature=signature, autograph=False)
         return graph
 
@@ -145,15 +163,15 @@ class Network:
         if layer.kind == "relu":
             return lambda values: tf.nn.relu(values)
         if layer.kind == "softmax":
-            return lambda values: tf.nn.softmax(values)
+            return lambda values: tf.nn.softmax(tf.cast(values, tf.float32))
         if layer.kind == "pool":
             return self._pool
         kernel = self.weights.kernels[layer.name]
-        kernel = tf.constant(kernel if self.kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3)))
-        bias = tf.constant(self.weights.biases[layer.name])
+        kernel = kernel if self.kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3))
+        kernel, bias = (tf.cast(tf.constant(values), self._computed) for values in (kernel, self.weights.biases[layer.name]))
         if layer.kind == "fc":
-            return lambda values: tf.nn.bias_add(_fully_connected(values, kernel, self.precision), bias)
-        return lambda values: tf.nn.bias_add(convolve(values, kernel, "SAME", self.precision), bias)
+            return lambda values: tf.nn.bias_add(_fully_connected(values, kernel), bias)
+        return lambda values: tf.nn.bias_add(tf.nn.conv2d(values, kernel, 1, "SAME"), bias)
 
     def _pool(self, values: tf.Tensor) -> tf.Tensor:
         # SAME ignores what lies outside the map, in the maximum and in the average: Caffe's and MatConvNet's rule.
@@ -161,67 +179,83 @@ class Network:
         return pool(values, POOL_SIDE, POOL_STRIDE, self.weights.pool_padding.upper())
 
 
-def _fully_connected(values: tf.Tensor, kernel: tf.Tensor, precision: str) -> tf.Tensor:
+def _fully_connected(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Convolve without padding; as a matrix product where the kernel covers the map or is one pixel."""
     height, width, inputs, outputs = kernel.shape
-    if precision == BFLOAT:
-        return convolve(values, kernel, "VALID", precision)
     if (height, width) == (1, 1):
         return tf.matmul(values, kernel[0, 0])
     if tuple(values.shape[1:3]) == (height, width):
         flat = tf.reshape(values, [-1, height * width * inputs])
         return tf.reshape(tf.matmul(flat, tf.reshape(kernel, [-1, outputs])), [-1, 1, 1, outputs])
-    return convolve(values, kernel, "VALID", precision)
-
-
-def convolve(values: tf.Tensor, kernel: tf.Tensor, padding: str, precision: str) -> tf.Tensor:
-    """Convolve with stride 1; of bfloat16 factors where the precision says so.
-
-    Args:
-        values: (n, h, w, cin) float32.
-        kernel: (kh, kw, cin, cout) float32.
-        padding: ``SAME`` or ``VALID``.
-        precision: One of :data:`~pipeline.network.device.TOLERANCES`.
-
-    Returns:
-        (n, h', w', cout) float32.
-    """
-    if precision != BFLOAT:
-        return tf.nn.conv2d(values, kernel, 1, padding)
-    short = tf.nn.conv2d(tf.cast(values, tf.bfloat16), tf.cast(kernel, tf.bfloat16), 1, padding)
-    return tf.cast(short, tf.float32)
+    return tf.nn.conv2d(values, kernel, 1, "VALID")
 
 
 # -- From a batch of images to features of those that did not fail -------------------------------------------------------------
 
 
-def infer_on_device(batch: Batch, network: Layers, resize: ResizeSpec | None, fill_to: int) -> Iterator[FeatureBatch]:
+@dataclass
+class DeviceFunctions:
     """Run the device functions on a batch's canvas, resize, standardise, network; yield the features of the good rows.
 
-    Args:
-        batch: Of the loader.
+    A step that does not fit into the device's memory is halved and run again, and no later one has as many rows. Safe in threads.
+
+    Attributes:
         network: Whose first segment takes canvas and geometry; at native size the canvas alone.
         resize: Of the run; None at native size, where a batch is one image.
-        fill_to: Rows that every step has, the last ones of no image: a device sees one shape, and its arithmetic is the same
-            however many rows a batch has. 0: as many as there are.
-
-    Raises:
-        NetworkError: The device is out of memory.
+        fills: Whether every step has as many rows as a whole batch, the last ones of no image: a device sees one shape, and its
+            arithmetic is the same however many rows a batch has.
+        warn: Told when a step is halved.
+        most_rows: Of a step.
     """
-    good = batch.good
-    if not len(good):
-        return
-    inputs: tuple[NDArray[Any], ...] = (batch.images,)
-    if resize is not None:
-        canvas, missing = batch.images, max(0, fill_to - len(batch))
-        geometry = [place_image(int(height), int(width), resize) for height, width in batch.sizes_px] + [NO_IMAGE] * missing
-        if missing:
-            canvas = np.concatenate([canvas, np.zeros((missing, *canvas.shape[1:]), np.uint8)])
-        inputs = canvas, np.array(geometry, np.float64)
-    for name, values in network(*inputs):
-        found = np.asarray(values)
-        yield FeatureBatch(name, batch.indices[good], found if len(good) == len(found) else found[good])
-        del found
+
+    network: Layers
+    resize: ResizeSpec | None
+    fills: bool = False
+    warn: Callable[[str], object] = print
+    most_rows: int = LARGEST_STEP
+
+    def __call__(self, batch: Batch) -> Iterator[FeatureBatch]:
+        """Yield the features of the good rows: of each layer in ascending order.
+
+        Raises:
+            DeviceMemoryError: The device is out of memory for one image.
+        """
+        # First row, row behind the last, and layers that have been given.
+        waiting = deque([(0, len(batch), 0)])
+        while waiting:
+            first, stop, given = waiting.popleft()
+            size = min(self.most_rows, max(batch.full_rows, len(batch)))
+            if stop - first > size:
+                waiting.extendleft((start, min(start + size, stop), given) for start in reversed(range(first, stop, size)))
+                continue
+            try:
+                for features in islice(self._step(batch, first, stop, size), given, None):
+                    yield features
+                    given += 1
+                    del features
+            except DeviceMemoryError:
+                if size == 1:
+                    raise
+                self.most_rows = min(self.most_rows, size - size // 2)
+                self.warn(f"device: out of memory with {size} images a step, {self.most_rows} from now on")
+                waiting.appendleft((first, stop, given))
+
+    def _step(self, batch: Batch, first: int, stop: int, size: int) -> Iterator[FeatureBatch]:
+        good = batch.good[(batch.good >= first) & (batch.good < stop)]
+        if not len(good):
+            return
+        canvas = batch.images[first:stop]
+        inputs: tuple[NDArray[Any], ...] = (canvas,)
+        if self.resize is not None:
+            missing = size - len(canvas) if self.fills else 0
+            geometry = [place_image(int(height), int(width), self.resize) for height, width in batch.sizes_px[first:stop]]
+            if missing:
+                canvas = np.concatenate([canvas, np.zeros((missing, *canvas.shape[1:]), np.uint8)])
+            inputs = canvas, np.array(geometry + [NO_IMAGE] * missing, np.float64)
+        for name, values in self.network(*inputs):
+            found = np.asarray(values)
+            yield FeatureBatch(name, batch.indices[good], found if len(good) == len(found) else found[good - first])
+            del values, found
 
 
 def infer_on_host(

@@ -63,7 +63,9 @@ Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard``
 ``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest`` (of the images of the
 part), ``first_row`` (0 in the index), ``rows`` (of the run) and ``images_per_shard`` (the shard plan), ``created`` (UTC), and
 those of the run: ``config``, ``network``, ``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions;
-``scale_pixel`` where images are divided by it after that.
+``scale_pixel`` where images are divided by it after that; and
+of the device: ``device`` (``cpu`` or ``gpu``), ``precision``, of a GPU ``gpu`` (its name), ``gpu_memory_bytes``, ``batch_size``,
+``cuda`` and ``cudnn`` (versions that TensorFlow was built for), in the index those of all shards with ``; `` between.
 
 The files of an added part, and the index over it, speak of the run as it is with that part: ``identity`` has ``extends``, the
 rows and the run digest of the run before, so that ``run_digest`` stands for all parts; ``rows`` counts all. They have besides
@@ -103,6 +105,8 @@ INDEX = "index"
 
 SHARD_FOLDER = "shards"
 INDEX_NAME = "features.h5"
+# Attributes of the root that may differ between shards: they are of the device, see :meth:`pipeline.records.Device.attributes`.
+DEVICE_ATTRIBUTES = ("device", "precision", "gpu", "gpu_memory_bytes", "cuda", "cudnn", "batch_size")
 DIGESTS_NAME = "SHA256SUMS"
 # Written beside the data.
 COMPANION_NAMES = ("config.yaml", "report.json", "report.html", "run.log", DIGESTS_NAME)

@@ -47,7 +47,8 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
     """
-    columns, checksums, statistics = _read_shards(folder, spec)
+    columns, checksums, statistics, devices = _read_shards(folder, spec)
+    spec = replace(spec, attributes={**spec.attributes, **devices})
     path = folder / format.INDEX_NAME
     with disk.writing(path, disk.HDF5_ERRORS) as partial:
         # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
@@ -69,8 +70,8 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
 
 def _read_shards(
     folder: Path, spec: RunSpec
-) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics]]:
-    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name.
+) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics], dict[str, str]]:
+    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name; their devices.
 
     Raises:
         StoreError: A shard is missing, damaged or of another run.
@@ -80,10 +81,14 @@ def _read_shards(
     columns: dict[str, list[Column]] = {}
     checksums: dict[str, list[NDArray[np.uint32]]] = {feature.layer.name: [] for feature in spec.features}
     statistics: dict[str, LayerStatistics] = {}
+    devices: dict[str, dict[str, None]] = {}
     paths = read_ahead(folder / format.shard_path(shard.file_name) for shard in shards)
     for shard, path in zip(shards, paths, strict=True):
         with tables.open_file(path) as file, damage.reading(path, "a table"):
             tables.check_shard(file, path, digests[shard.part], shard)
+            for name in format.DEVICE_ATTRIBUTES:
+                if name in file.attrs:
+                    devices.setdefault(name, {})[str(file.attrs[name])] = None
             for name in file["images"]:
                 columns.setdefault(name, []).append(tables.read_column(file, path, name))
             for layer, parts in checksums.items():
@@ -98,7 +103,8 @@ def _read_shards(
                 f"{len(shards)}. Use output.existing=replace to make them all again."
             )
     joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return joined, {layer: np.concatenate(parts) for layer, parts in checksums.items()}, statistics
+    arrays = {layer: np.concatenate(parts) for layer, parts in checksums.items()}
+    return joined, arrays, statistics, {name: "; ".join(sorted(found)) for name, found in devices.items()}
 
 
 def _map_shards(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.Dataset:

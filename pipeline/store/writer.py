@@ -387,7 +387,8 @@ def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float3
     """Return the one line for a row with a value that cannot be stored."""
     got = codec.first_unstorable(values, spec.dtype)
     where = f"{spec.manifest.keys[index]}: layer {layer}"
-    if np.isfinite(got):
+    # What a device has made float16 is infinite.
+    if np.isfinite(got) or (values.dtype == np.float16 and np.isinf(got)):
         return NetworkError(
             f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
             f"Use output.dtype=float32, or output.overflow=row, which fails that image alone."
