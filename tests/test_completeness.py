@@ -197,6 +197,5 @@ def test_a_jpeg2000_without_some_of_its_tiles_fails() -> None:
     data = encode(picture(3), "JPEG2000", tile_size=(16, 16))
     starts = [place for place in range(len(data)) if data[place : place + 4] == b"\xff\x90\0\x0a"]
     assert len(starts) == 12
-    for number, start in enumerate(starts):
-        for end in (b"", b"\xff\xd9"):
-            assert error_of(data[:start] + end) in (f"{ENDS_EARLY}{number} of 12 tiles are there", "corrupt: broken data stream")
+    for start in starts:
+        assert error_of(data[:start] + bytes(start % 2 * 1000)) == f"{ENDS_EARLY}its code stream has no end"

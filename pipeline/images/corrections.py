@@ -45,11 +45,8 @@ _PIECE_BYTES = 1 << 24
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 # Source: the same, 11.2.2: colour type -> values a pixel.
 _PNG_VALUES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-# Source: PNG specification (W3C), 11.3; APNG; the extensions: chunks without which the first picture is the same.
-_PNG_METADATA = frozenset(
-    b"iCCP tEXt zTXt iTXt gAMA cHRM sRGB cICP mDCV cLLI sBIT bKGD hIST pHYs sPLT tIME acTL fcTL fdAT oFFs pCAL sCAL sTER".split()
-)
-# In these Pillow looks for an orientation.
+# Of the chunks that a reader may pass over, those that change what is seen; and in which texts Pillow looks for an orientation.
+_PNG_NEEDED = (b"tRNS", b"eXIf")
 _PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 # Longer ones may hold more than Pillow reads.
 _LONGEST_TEXT_BYTES = 1 << 17
@@ -68,9 +65,9 @@ _TAIL_BYTES = 1024
 _PSD_BITMAP, _PSD_MULTICHANNEL, _PSD_ALPHA_NAMES = 0, 7, 0x41D
 _PSD_MODES = {0: "bitmap", 1: "grey", 2: "indexed", 3: "RGB", 4: "CMYK", 7: "multichannel", 8: "duotone", 9: "Lab"}
 
-# Source: ITU T.800, annex A: start of the code stream and size, with bits and steps of the components; start of a tile-part, end;
-# annex I: colour spaces.
-_J2K_START, _J2K_TILE, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\x90", b"\xff\xd9"
+# Source: ITU T.800, annex A: start of the code stream and size, with bits and steps of the components; its end; annex I: colour
+# spaces.
+_J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _J2K_COMPONENTS = 40
 _J2K_COLOURS, _J2K_SYCC = (0, 12, 15, 16, 17, 18), 18
 
@@ -104,20 +101,17 @@ def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
     try:
         reader(io.BytesIO(data), "")
     except Exception as error:
-        kind = _unread_kind(name, data, error)
+        with suppress(Exception):  # As any reader's.
+            if name == "TIFF":
+                kind = _tiff_kind(data)
+            elif name == "PSD" and isinstance(error.__cause__, KeyError):
+                bits, mode = struct.unpack_from(">HH", data, 22)
+                kind = f"PSD of {bits} bits in {_PSD_MODES.get(mode, 'an unknown')} mode"
+            elif name == "JPEG2000" and len(components := _j2k_components(data)) > 4:
+                kind = f"JPEG 2000 of {len(components)} components"
+            elif is_unsupported(str(error)):
+                kind = f"{name}: {error}"
     return f"unsupported: {kind}" if kind else f"corrupt: the header of this {name} file is damaged or incomplete"
-
-
-def _unread_kind(name: str, data: bytes, error: Exception) -> str:
-    """Name the kind of a picture that its reader has refused; nothing where it is damaged."""
-    if name == "TIFF":
-        return _tiff_kind(data)
-    if name == "PSD" and isinstance(error.__cause__, KeyError):
-        bits, mode = struct.unpack_from(">HH", data, 22)
-        return f"PSD of {bits} bits in {_PSD_MODES.get(mode, 'an unknown')} mode"
-    if name == "JPEG2000" and (components := _j2k_components(data)) and len(components) > 4:
-        return f"JPEG 2000 of {len(components)} components"
-    return f"{name}: {error}" if is_unsupported(str(error)) else ""
 
 
 def refused_kind(image: Image.Image, data: bytes) -> str:
@@ -125,7 +119,7 @@ def refused_kind(image: Image.Image, data: bytes) -> str:
 
     What can be put right before the pixels are loaded is.
     """
-    if image.format == "TIFF" and isinstance(image, tiff.TiffImageFile):
+    if isinstance(image, tiff.TiffImageFile):
         return _refused_tiff(image)
     if image.format == "JPEG2000":
         return _refused_jpeg2000(image, data)
@@ -150,14 +144,15 @@ def refused_kind(image: Image.Image, data: bytes) -> str:
 
 def corrected(image: Image.Image, data: bytes) -> Image.Image:
     """Return the right picture for an image that has been loaded: most often the image itself."""
-    if image.format == "TIFF" and isinstance(image, tiff.TiffImageFile):
-        tags = image.tag_v2
-        if image.mode.startswith("I;16") and tags.get(tiff.BITSPERSAMPLE) == (12,):
-            image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16))
-        photometric = tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
-        if photometric == _WHITE_IS_ZERO and (image.mode == "F" or image.mode.startswith("I;16")):
+    if isinstance(image, tiff.TiffImageFile):
+        tags, is_deep = image.tag_v2, image.mode.startswith("I;16")
+        values = np.asarray(image) if is_deep or image.mode == "F" else None
+        if values is not None and is_deep and tags.get(tiff.BITSPERSAMPLE) == (12,):
+            values = ((values.astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16)
+            image = Image.fromarray(values)
+        if values is not None and tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
             with np.errstate(invalid="ignore"):  # What is no number is refused later.
-                image = Image.fromarray((1 if image.mode == "F" else 65535) - np.asarray(image))
+                return Image.fromarray((65535 if is_deep else 1) - values)
     elif image.format == "PSD" and image.mode == "RGBA" and _is_selection(image, data):
         return image.convert("RGB")
     elif image.format == "JPEG2000" and image.mode not in ("P", "PA", "I;16"):
@@ -170,6 +165,24 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
     return image
 
 
+def missing_parts(image: Image.Image, data: bytes) -> str:
+    """Say what of an image that has been opened is in its file, where that is not all; nothing where all seems there.
+
+    Readers of the other formats refuse a file without its end; tests hold them to that.
+    """
+    if image.format == "PNG":
+        return _missing_png_bytes(image, data)
+    if isinstance(image, tiff.TiffImageFile):
+        return _missing_strips(image.tag_v2, data)
+    if image.format == "JPEG2000" and data.find(_J2K_END, data.find(_J2K_START)) < 0:
+        # Coded data do not contain it. The reader leaves grey what it does not find.
+        return "its code stream has no end"
+    return ""
+
+
+# -- PNG -----------------------------------------------------------------------------------------------------------------------
+
+
 def without_metadata(data: bytes) -> bytes:
     """Return a PNG without what no pixel depends on: Pillow refuses a picture whose texts or colour profile are long or damaged.
 
@@ -179,27 +192,61 @@ def without_metadata(data: bytes) -> bytes:
         return data
     kept = [_PNG_SIGNATURE]
     for kind, start, stop in _png_chunks(data):
-        has_orientation = data.startswith(_PNG_ORIENTATION, start + 8) and stop - start <= _LONGEST_TEXT_BYTES
-        if kind not in _PNG_METADATA or has_orientation or stop > len(data):
+        # Source: PNG specification (W3C), 5.4: a small first letter marks what a reader may pass over.
+        is_needed = not kind[:1].islower() or kind in _PNG_NEEDED or stop > len(data)
+        if is_needed or (data.startswith(_PNG_ORIENTATION, start + 8) and stop - start <= _LONGEST_TEXT_BYTES):
             kept.append(data[start:stop])
     return b"".join(kept)
 
 
-def _tiff_kind(data: bytes) -> str:
-    """Describe the samples of a TIFF whose directory can be read."""
-    try:
-        tags = tiff.ImageFileDirectory_v2(data[: 16 if b"\x2b" in data[2:4] else 8])
-        file = io.BytesIO(data)
-        file.seek(tags.next)
-        tags.load(file)
-        if not tags[256] or not tags[257]:
-            return ""
-        bits, form = (tags.get(tag, (1,))[0] for tag in (tiff.BITSPERSAMPLE, tiff.SAMPLEFORMAT))
-        kind = f"{tags.get(tiff.SAMPLESPERPIXEL, 1)} x {bits} bits, format {form}"
-        photometric, compression = tags[tiff.PHOTOMETRIC_INTERPRETATION], tags.get(tiff.COMPRESSION, 1)
-        return f"TIFF of {kind}, photometric {photometric}, compression {compression}"
-    except Exception:  # As any reader's.
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, place and end of each chunk of a PNG; the last may end behind the file. What is no chunk is the last."""
+    place = len(_PNG_SIGNATURE)
+    while place < len(data):
+        size, kind = struct.unpack_from(">I4s", data, place) if place + 8 <= len(data) else (0, b"")
+        stop = place + 12 + size if kind.isalpha() else len(data)
+        yield kind, place, stop
+        place = stop
+
+
+def _missing_png_bytes(image: Image.Image, data: bytes) -> str:
+    width, height, bits, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    # Pillow takes the end of the stream for that of the picture and leaves zeros: where the last row has others, all are there.
+    if not interlace and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
         return ""
+    expected = 0
+    for left, top, across, down in _ADAM7 if interlace else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            # A byte before each row says how it is filtered.
+            expected += rows * (1 + (columns * bits * _PNG_VALUES[colour] + 7) // 8)
+    stream, found = zlib.decompressobj(), 0
+    # Those behind another chunk Pillow does not read.
+    behind = itertools.dropwhile(lambda chunk: chunk[0] != b"IDAT", _png_chunks(data))
+    for _, start, stop in itertools.takewhile(lambda chunk: chunk[0] == b"IDAT", behind):
+        packed = data[start + 8 : stop - 4]
+        # No further than that: a bomb may hold a million times as much.
+        while packed and not stream.eof and found < expected:
+            found += len(stream.decompress(packed, _PIECE_BYTES))
+            packed = stream.unconsumed_tail
+    return f"{found} of {expected} bytes of pixels are there" if found < expected else ""
+
+
+# -- TIFF ----------------------------------------------------------------------------------------------------------------------
+
+
+def _tiff_kind(data: bytes) -> str:
+    """Describe the samples of a TIFF, if its directory can be read."""
+    tags = tiff.ImageFileDirectory_v2(data[: 16 if b"\x2b" in data[2:4] else 8])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    if not tags[tiff.IMAGEWIDTH] or not tags[tiff.IMAGELENGTH]:
+        return ""
+    bits, form = (tags.get(tag, (1,))[0] for tag in (tiff.BITSPERSAMPLE, tiff.SAMPLEFORMAT))
+    photometric, compression = tags[tiff.PHOTOMETRIC_INTERPRETATION], tags.get(tiff.COMPRESSION, 1)
+    kind = f"{tags.get(tiff.SAMPLESPERPIXEL, 1)} x {bits} bits, format {form}"
+    return f"TIFF of {kind}, photometric {photometric}, compression {compression}"
 
 
 def _refused_tiff(image: tiff.TiffImageFile) -> str:
@@ -229,20 +276,42 @@ def _refused_tiff(image: tiff.TiffImageFile) -> str:
     return ""
 
 
+def _missing_strips(tags: Any, data: bytes) -> str:
+    words, sides = "strips", (tiff.IMAGEWIDTH, tiff.ROWSPERSTRIP)
+    places = tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS
+    if tiff.TILEOFFSETS in tags:
+        words, sides = "tiles", (tiff.TILEWIDTH, tiff.TILELENGTH)
+        places = tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS
+    offsets, sizes = (tags.get(place) or () for place in places)
+    if not offsets:
+        return ""  # Of the old kind that is one JPEG.
+    width, height = tags[tiff.IMAGEWIDTH], tags[tiff.IMAGELENGTH]
+    across, down = tags.get(sides[0]) or width, min(tags.get(sides[1]) or height, height)
+    planes = tags.get(tiff.SAMPLESPERPIXEL, 1) if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES else 1
+    count = -(-width // across) * -(-height // down) * planes
+    # Nowhere: programs leave out what has no data, as if it were black.
+    there = sum(offset > 0 for offset in offsets[:count])
+    if there == count and tags.get(tiff.COMPRESSION) == _JPEG_IN_TIFF:
+        # libtiff fills in the rest of a JPEG that ends early, and only warns.
+        ends = ((max(at, at + size - _TAIL_BYTES), at + size) for at, size in zip(offsets[:count], sizes, strict=False))
+        there = sum(data.rfind(_END_OF_JPEG, first, stop) >= 0 for first, stop in ends)
+    return f"{there} of {count} {words} are there" if there < count else ""
+
+
+# -- PSD and JPEG 2000 ---------------------------------------------------------------------------------------------------------
+
+
 def _is_selection(image: Image.Image, data: bytes) -> bool:
     """Tell whether the fourth channel of a PSD is no transparency but something that was selected once."""
-    names = [body for number, _, body in getattr(image, "resources", ()) if number == _PSD_ALPHA_NAMES]
-    identifiers = struct.unpack(f">{len(names[0]) // 4}I", names[0][: len(names[0]) // 4 * 4]) if names else ()
-    if identifiers and all(identifiers):
+    names = b"".join(body for number, _, body in getattr(image, "resources", ()) if number == _PSD_ALPHA_NAMES)
+    if names[:4] and 0 not in struct.unpack(f">{len(names) // 4}I", names[: len(names) // 4 * 4]):
         return True
     place = 26
     for _ in range(2):  # Colours, then resources.
         place += 4 + int.from_bytes(data[place : place + 4], "big")
     # A negative number of layers says that the first channel more is their transparency.
-    return (
-        bool(int.from_bytes(data[place : place + 4], "big"))
-        and int.from_bytes(data[place + 8 : place + 10], "big", signed=True) > 0
-    )
+    has_layers = any(data[place : place + 4])
+    return has_layers and int.from_bytes(data[place + 8 : place + 10], "big", signed=True) > 0
 
 
 def _j2k_components(data: bytes) -> list[tuple[int, int, int]]:
@@ -259,25 +328,21 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
     components = _j2k_components(data)
     if not components:
         return ""
-    place, bits = data.find(_J2K_START), {part[0] for part in components}
+    head, bits = data[: data.find(_J2K_START)], {part[0] for part in components}
     has_palette = image.mode in ("P", "PA")
-    is_thinned = any(part[1:] != (1, 1) for part in components)
-    colour, channels = (data.find(kind, 0, place) for kind in (b"colr\1", b"cdef"))
-    space = struct.unpack_from(">I", data, colour + 7)[0] if colour >= 0 else 16
+    colour, channels = head.find(b"colr\1"), head.find(b"cdef")
+    space = struct.unpack_from(">I", head, colour + 7)[0] if colour >= 0 else 16
     if space not in _J2K_COLOURS:
         return f"JPEG 2000 in colour space {space}"
-    if len(bits) > 1 or (bits != {8} and (space == _J2K_SYCC or is_thinned or has_palette)):
+    if len(bits) > 1 or (bits != {8} and (space == _J2K_SYCC or has_palette)):
         return f"JPEG 2000 of {', '.join(map(str, sorted(bits)))} bits with palette, YCbCr or unequal components"
-    if b"pclr" in data[:place] and not has_palette:
+    if any(part[1:] != (1, 1) for part in components):
+        return "JPEG 2000 with fewer samples of some components"
+    if b"pclr" in head and not has_palette:
         return "JPEG 2000 with a palette of more than 8 bits or of greys"
-    if is_thinned:
-        right, bottom, left, top, across, down = struct.unpack_from(">6I", data, place + 8)
-        sides = [(right - left, across, left), (bottom - top, down, top)]
-        if len(components) < 3 or any(side % part[1 + axis] for part in components for axis in (0, 1) for side in sides[axis]):
-            return "JPEG 2000 of odd sides with fewer samples of colour"
     if channels >= 0 and not has_palette:
-        (count,) = struct.unpack_from(">H", data, channels + 4)
-        entries = sorted(struct.iter_unpack(">3H", data[channels + 6 : channels + 6 + 6 * count]))
+        (count,) = struct.unpack_from(">H", head, channels + 4)
+        entries = sorted(struct.iter_unpack(">3H", head[channels + 6 : channels + 6 + 6 * count]))
         colours = len(components) - (len(components) in (2, 4) and image.mode != "CMYK")
         usual = [(number, 0, number + 1) for number in range(colours)] + [(colours, 1, 0)] * (colours < len(components))
         if entries != usual:
@@ -288,127 +353,10 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
 def _unwrapped(image: Image.Image, data: bytes) -> Image.Image:
     """Return white where Pillow rounds values of more than 8 bits up to 256, which it stores as 0."""
     # The same code stream, said to be of 8 bits, is not rounded but clipped: what is bright there is white and not black.
-    place = data.find(_J2K_START) + _J2K_COMPONENTS + 2
+    place, count = data.find(_J2K_START) + _J2K_COMPONENTS + 2, len(image.getbands())
     claimed = bytearray(data)
-    claimed[place : place + 3 * len(image.getbands()) : 3] = bytes([7]) * len(image.getbands())
+    claimed[place : place + 3 * count : 3] = bytes([7]) * count
     with Image.open(io.BytesIO(claimed), formats=("JPEG2000",)) as clipped:
         bright = np.asarray(clipped) >= 128
     values = np.asarray(image)
     return Image.frombytes(image.mode, image.size, np.where((values == 0) & bright, np.uint8(255), values).tobytes())
-
-
-# -- Whether all pixels that a header promises are in the file ------------------------------------------------------------------
-# Readers of the other formats refuse a file without its end; tests hold them to that.
-
-
-def missing_parts(image: Image.Image, data: bytes) -> str:
-    """Say what of an image that has been opened, and not loaded yet, is not in its file; nothing where all seems there.
-
-    Args:
-        image: Opened by Pillow.
-        data: The whole file.
-    """
-    if image.format == "TIFF":
-        return _missing_strips(image, data)
-    if image.format == "JPEG2000":
-        return _missing_tiles(data)
-    return ""
-
-
-def missing_rows(image: Image.Image, data: bytes) -> str:
-    """Say what of an image that has been loaded was not in its file; nothing where all was there.
-
-    Args:
-        image: Loaded, not yet turned or converted.
-        data: The whole file.
-    """
-    if image.format != "PNG":
-        return ""
-    width, height, bits, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
-    # Pillow takes the end of the stream for that of the picture and leaves zeros: where the last row has others, all are there.
-    if not interlace and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
-        return ""
-    expected = 0
-    for left, top, across, down in _ADAM7 if interlace else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
-        if columns > 0 and rows > 0:
-            # A byte before each row says how it is filtered.
-            expected += rows * (1 + (columns * bits * _PNG_VALUES[colour] + 7) // 8)
-    stream, found = zlib.decompressobj(), 0
-    # Those behind another chunk Pillow does not read.
-    behind = itertools.dropwhile(lambda chunk: chunk[0] != b"IDAT", _png_chunks(data))
-    for _, start, stop in itertools.takewhile(lambda chunk: chunk[0] == b"IDAT", behind):
-        packed = data[start + 8 : stop - 4]
-        # No further than that: a bomb may hold a million times as much.
-        while packed and not stream.eof and found < expected:
-            found += len(stream.decompress(packed, _PIECE_BYTES))
-            packed = stream.unconsumed_tail
-    return f"{found} of {expected} bytes of pixels" if found < expected else ""
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, place and end of each chunk of a PNG; the last may end behind the file. What is no chunk is the last."""
-    place = len(_PNG_SIGNATURE)
-    while place < len(data):
-        size, kind = struct.unpack_from(">I4s", data, place) if place + 8 <= len(data) else (0, b"")
-        stop = place + 12 + size if kind.isalpha() else len(data)
-        yield kind, place, stop
-        place = stop
-
-
-def _missing_strips(image: Any, data: bytes) -> str:
-    tags, words = image.tag_v2, "strips"
-    sides = tiff.IMAGEWIDTH, tiff.ROWSPERSTRIP
-    places = tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS
-    if tiff.TILEOFFSETS in tags:
-        words, sides, places = (
-            "tiles",
-            (tiff.TILEWIDTH, tiff.TILELENGTH),
-            (tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS),
-        )
-    width, height = int(tags.get(tiff.IMAGEWIDTH, 0)), int(tags.get(tiff.IMAGELENGTH, 0))
-    across, down = int(tags.get(sides[0]) or width), min(int(tags.get(sides[1]) or height), height)
-    offsets, sizes = (_numbers(tags.get(place)) for place in places)
-    if not offsets or not across or not down:
-        return ""  # for the reader to refuse, or of the old kind that is one JPEG
-    planes = int(tags.get(tiff.SAMPLESPERPIXEL, 1)) if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES else 1
-    count = -(-width // across) * -(-height // down) * planes
-    # Nowhere: programs leave out what has no data, as if it were black.
-    there = sum(offset > 0 for offset in offsets[:count])
-    if there == count and tags.get(tiff.COMPRESSION) == _JPEG_IN_TIFF:
-        # libtiff fills in the rest of a JPEG that ends early, and only warns.
-        ends = ((max(at, at + size - _TAIL_BYTES), at + size) for at, size in zip(offsets[:count], sizes, strict=False))
-        there = sum(data.rfind(_END_OF_JPEG, first, stop) >= 0 for first, stop in ends)
-    return f"{there} of {count} {words}" if there < count else ""
-
-
-def _numbers(value: Any) -> tuple[int, ...]:
-    return () if value is None else tuple(value) if isinstance(value, tuple) else (int(value),)
-
-
-def _missing_tiles(data: bytes) -> str:
-    """Walk from tile to tile; what is no code stream is for the reader to refuse."""
-    place = data.find(_J2K_START)
-    if place < 0 or len(data) < place + 42:
-        return ""
-    right, bottom, _, _, across, down, left, top = struct.unpack_from(">8I", data, place + 8)
-    if not across or not down:
-        return ""
-    count = -(-(right - left) // across) * -(-(bottom - top) // down)
-    # Tile -> its parts that are there, and how many it says that it has.
-    parts: dict[int, int] = {}
-    announced: dict[int, int] = {}
-    place += 2
-    while place + 12 <= len(data) and data[place] == 0xFF and (marker := data[place : place + 2]) != _J2K_END:
-        if marker != _J2K_TILE:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-            continue
-        tile, size, _, of = struct.unpack_from(">HIBB", data, place + 4)
-        if place + size > len(data):
-            break
-        parts[tile] = parts.get(tile, 0) + 1
-        announced[tile] = max(of, announced.get(tile, 0))
-        # 0: as far as the end.
-        place += max(size, 12) if size else len(data)
-    whole = sum(parts[tile] >= announced[tile] for tile in parts)
-    return f"{whole} of {count} tiles" if whole < count else ""

@@ -34,7 +34,6 @@ from .corrections import (
     corrected,
     is_unsupported,
     missing_parts,
-    missing_rows,
     refused_kind,
     why_unidentified,
     without_metadata,
@@ -257,12 +256,9 @@ def _one_line(error: Exception) -> str:
 def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     """Return (h, w, 3) uint8 of an image that has been opened, as stored."""
     try:
-        missing = missing_parts(image, data)
-        if not missing:
-            image.load()
-            missing = missing_rows(image, data)
-        if missing:
-            raise ImageError(f"truncated: the file ends early, or was never written to the end: {missing} are there")
+        if missing := missing_parts(image, data):
+            raise ImageError(f"truncated: the file ends early, or was never written to the end: {missing}")
+        image.load()
         return _as_rgb(corrected(image, data))
     except (ImageError, MemoryError):
         raise
