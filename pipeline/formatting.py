@@ -1,10 +1,18 @@
-"""Numbers, sizes and times as people read them."""
+"""What people read: numbers, sizes and times in words, and tables as a terminal and a notebook show them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from html import escape
+
+from .errors import printable
+
+# A longer text in a table is cut.
+LONGEST_CELL = 60
 
 
 def words_for_shape(shape: Sequence[int]) -> str:
@@ -44,3 +52,42 @@ def words_for_seconds(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return ``1 image``, ``2 images``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def count_causes(errors: Iterable[str]) -> dict[str, int]:
+    """Count failed rows by the words before the colon of their reason."""
+    return dict(Counter(error.split(":", 1)[0] for error in errors if error))
+
+
+def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], to_the_left: int | None = None) -> str:
+    """Return rows in columns, one below the other; the texts of so many columns to the left, numbers after them to the right."""
+    lines = [list(headings), *([_cell(text) for text in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    signs = ["<" if to_the_left is None or column < to_the_left else ">" for column in range(len(headings))]
+    padded = ([f"{text:{sign}{width}}" for text, sign, width in zip(line, signs, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+class Shown(ABC):
+    """Something that a prompt and a notebook show as a caption over a table."""
+
+    @abstractmethod
+    def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
+        """Return caption, headings and rows."""
+
+    def __repr__(self) -> str:
+        caption, headings, rows = self._table()
+        return "\n".join(filter(None, [f"<{caption}>", text_table(headings, rows)]))
+
+    def _repr_html_(self) -> str:
+        caption, headings, rows = self._table()
+        head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(text))}</td>' for text in row)}</tr>" for row in rows)
+        top = f"<p>{escape(_cell(caption, 400))}</p>"
+        return f"<div>{top}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(text: str, longest: int = LONGEST_CELL) -> str:
+    """Return a text in one line, cut where it is long."""
+    plain = printable(text, longest + 1)
+    return plain if len(text) <= longest else f"{plain[: longest - 3]}..."

@@ -15,12 +15,11 @@ import numpy as np
 from . import cli
 from .config import AUTO, check_value
 from .errors import OptionError, nearest
-from .formatting import words_for_bytes
+from .formatting import Shown, text_table, words_for_bytes
 from .network.architectures import layer_table as network_layers
 from .network.architectures import multiply_adds, output_shapes, resolve_layers
 from .network.known_weights import expected_padding
 from .records import LayerSpec
-from .store.shown import Shown, text_table
 
 HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 RECORDS = {"records", "errors", "sharding"}
-EVERYWHERE = RECORDS | {"machine"}
+EVERYWHERE = RECORDS | {"machine", "formatting"}
 
 # Package -> what it may import besides itself and EVERYWHERE.
 BELOW: dict[str, set[str]] = {

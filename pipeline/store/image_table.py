@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError, nearest
+from ..formatting import Shown
 from .damage import damaged
-from .shown import LARGEST_READ, Shown, image_rows
 from .tables import Column, open_file, read_column
 
 # The columns of the format as a person wants them; HDF5 has sorted them by name.
 _OWN = ("key", "label", "status", "error", "height", "width", "bytes", "sha256")
+# Rows of a long table that are shown at either end; of a longer table no values are read to be looked at.
+ENDS, LARGEST_READ = 5, 100_000
 # No leading zeros, underscores or plus signs: 007 and +49 30 are names of something.
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|-?inf|nan|", re.IGNORECASE)
@@ -103,10 +105,26 @@ class ImageTable(Shown, Mapping[str, NDArray[Any]]):
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         caption = f"table of {self._rows} images: {', '.join(self._names)}"
         try:
-            return caption, *(image_rows(self, self._rows) if self._rows <= LARGEST_READ else ((), ()))
+            return caption, *(self._ends() if self._rows <= LARGEST_READ else ((), ()))
         except StoreError as error:
             # Looking at something must be possible whatever is wrong with it.
             return caption, [str(error)], []
+
+    def _ends(self) -> tuple[list[str], list[list[str]]]:
+        """Return headings and cells of the first and the last images, and a row of dots for those between."""
+        # Why images failed, where some did.
+        names = [name for name in self if name != "error" or any(self[name])]
+        is_long = self._rows > 2 * ENDS
+        rows = [*range(ENDS), *range(self._rows - ENDS, self._rows)] if is_long else range(self._rows)
+        cells = [[str(row), *(_text(name, self[name][row]) for name in names)] for row in rows]
+        if is_long:
+            cells.insert(ENDS, ["..."] * (len(names) + 1))
+        return ["row", *names], cells
+
+
+def _text(column: str, value: Any) -> str:
+    # The rest of a digest tells a person no more.
+    return f"{value:.8}..." if column == "sha256" and value else str(value)
 
 
 def _are_folders(labels: Column, keys: NDArray[Any]) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, StoreError, nearest
+from ..formatting import Shown
 from ..machine import usable_cores
 from ..sharding import ShardSpec
 from ..storage import RemotePath, is_address, path_of, refresh
@@ -25,7 +26,6 @@ from . import format, tables
 from .damage import missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
 from .image_table import ImageTable
 from .shard_reader import CHUNKS_AHEAD, Rows, ShardLayer, Shards, do_all
-from .shown import LAYER_HEADINGS, Shown, layer_row
 from .statistics import LayerStatistics, read_statistics
 from .tables import Column
 
@@ -33,6 +33,7 @@ from .tables import Column
 KEYS_COMPARED = 5000
 # Rows that an iteration reads at once where each is a chunk: what it holds besides the row that it gives.
 LARGEST_STEP = 8
+LAYER_HEADINGS = ("layer", "shape", "dtype", "channels", "stride")
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -242,7 +243,11 @@ class Layer(Shown):
         return f"<layer {self.name}: {self.shape} {self.dtype}>"
 
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
-        return f"layer {self.name}", LAYER_HEADINGS, [layer_row(self)]
+        return f"layer {self.name}", LAYER_HEADINGS, [self._cells()]
+
+    def _cells(self) -> list[str]:
+        shape = " x ".join("native" if side is None else str(side) for side in self.shape)
+        return [self.name, shape, str(self.dtype), str(self.channels), f"{self.stride_px} px"]
 
 
 class Run(Shown):
@@ -472,7 +477,7 @@ class Run(Shown):
 
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         caption = f"run {str(self.path)!r}: {len(self)} images, {self.attributes['network']}, made {self.attributes['created']}"
-        return caption, LAYER_HEADINGS, map(layer_row, self._layers.values())
+        return caption, LAYER_HEADINGS, [layer._cells() for layer in self._layers.values()]
 
 
 def _refuse_without_batches(option: str, is_set: bool, batch_size: int | None) -> None:
