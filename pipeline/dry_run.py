@@ -13,12 +13,11 @@ import numpy as np
 from .config import Options
 from .errors import DatasetError
 from .extract import Stages, close_unless_running, extract, rows_of
-from .formatting import words_for_seconds
+from .formatting import count_causes, words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
-from .progress import refuse_failures, say_size
+from .progress import Stopwatch, refuse_failures, say_size
 from .records import ImageStatus
-from .report import Stopwatch, count_causes
 from .store import disk
 from .store.run_folder import RunFolder
 from .store.writer import DryWriter

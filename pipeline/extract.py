@@ -26,8 +26,8 @@ from .network.architectures import WINOGRAD
 from .network.known_weights import Weights
 from .network.winograd import prepare_segments
 from .progress import LOGGER as _log
+from .progress import Stopwatch
 from .records import Batch, Device, FeatureBatch, ImageStatus, Manifest, RunSpec
-from .report import Stopwatch
 from .sharding import ShardSpec
 from .store.codec import FLOAT16_LIMIT
 from .store.format import row_bytes

@@ -26,8 +26,7 @@ def index_run(folder: Path) -> Report:
     """
     from .config import flat
     from .job import finish_run, write_text
-    from .progress import LOGGER, log_to_file, log_to_terminal
-    from .report import Made, Stopwatch
+    from .progress import LOGGER, Made, Stopwatch, log_to_file, log_to_terminal
     from .show import parse_config
     from .storage import refresh
     from .store import format

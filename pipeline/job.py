@@ -17,7 +17,7 @@ from .dry_run import free_bytes, run_sample
 from .engines import Engine, open_local
 from .errors import DatasetError, ImageError, StoreError
 from .extract import make_stages
-from .formatting import counted, words_for_bytes
+from .formatting import count_causes, counted, words_for_bytes
 from .image_list import list_images
 from .images.reading import read_image
 from .machine import peak_memory_bytes
@@ -26,10 +26,9 @@ from .network.known_weights import Weights
 from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
-from .progress import Progress, can_draw, log_to_file, log_to_terminal, refuse_failures
+from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
 from .records import ImageRecord, Manifest, RunSpec
-from .report import Made, Report, Stopwatch, count_causes
-from .report_page import page_values, render
+from .report import Report, page_values, render
 from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead

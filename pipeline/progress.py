@@ -1,17 +1,19 @@
-"""What a run says while it goes on: log lines on the terminal and in ``run.log``, a bar, failed images, the size it will have."""
+"""What a run says and measures while it goes on: seconds by stage, log lines, a bar, failed images, the size it will have."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import TqdmWarning
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -26,20 +28,111 @@ from .formatting import words_for_bytes, words_for_seconds
 from .records import ImageStatus, RunSpec
 from .store import disk, format
 
+Item = TypeVar("Item")
+
 # All modules log below this name.
 LOGGER = logging.getLogger("pipeline")
 
+# Stages of the loop in order, and what a user can do where most of the time goes there.
+STAGES: dict[str, str] = {
+    "list": "listing the images",
+    "start": "loading TensorFlow and the weights",
+    "read": "waiting for images (on a CPU resized too): faster disk, more runtime.workers; at a fixed size data.decode=fast",
+    "network": "resizing on a GPU and the network itself: a GPU, an earlier layer, a smaller data.size",
+    "store": "waiting for features to be encoded and written: faster disk, more runtime.workers, output.dtype=float16",
+    "finish": "finishing shards and writing the index",
+    "other": "everything else",
+}
 LINE_EVERY_SECONDS = 30.0
 # Failed images that are named while the run goes on.
 FAILURES_SAID = 20
 # Characters of a key in a line: a list may have a name of megabytes.
 LONGEST_KEY = 300
-# Of the activations handed over so far, how many must have been encoded for their ratio to be that of all.
-ENCODED_ENOUGH = 0.5
-# Where less is left than this part of the run, its size is not estimated any more.
-LITTLE_LEFT = 0.2
+# Of the activations handed over so far, how many must have been encoded for their ratio to be that of all; and what part of
+# the run must be left for its size to be worth an estimate.
+ENCODED_ENOUGH, MUCH_LEFT = 0.5, 0.2
 
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+
+
+class Stopwatch:
+    """Splits the wall time of one thread into stages; they add up to the whole, what no stage claims is ``other``.
+
+    A stage entered inside another stops the outer one's clock.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._stack = ["other"]
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time inside the ``with`` block for this stage."""
+        self.seconds()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self.seconds()
+            self._stack.pop()
+
+    def over(self, items: Iterable[Item], name: str) -> Iterator[Item]:
+        """Yield the items, counting the time it takes to get each for this stage."""
+        iterator = iter(items)
+        while True:
+            with self.stage(name):
+                found = list(itertools.islice(iterator, 1))
+            if not found:
+                return
+            yield found.pop()
+
+    def divide(self, name: str, shares: Mapping[str, float]) -> None:
+        """Give the time of one stage to others, in proportion: it was spent waiting for workers that were at these."""
+        whole, total = self.seconds()[name], sum(shares.values())
+        if total > 0:
+            self._seconds[name] = 0.0
+            for stage, share in shares.items():
+                self._seconds[stage] += whole * share / total
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every stage so far."""
+        now = time.perf_counter()
+        self._seconds[self._stack[-1]] += now - self._last
+        self._last = now
+        return dict(self._seconds)
+
+
+@dataclass(slots=True)
+class Made:
+    """What was made of a run, by this process or by its workers.
+
+    Attributes:
+        device: ``cpu`` or ``gpu``; ``none`` where there was nothing to make.
+        bytes_raw: Activations before compression.
+        bytes_stored: The same, after.
+        encode_seconds: Of background threads, summed.
+        write_seconds: Likewise.
+        peak_memory_bytes: Largest resident size of any process; 0 where the system does not tell.
+        rows_now: Rows of the shards that were made; the others of the run were finished before and kept.
+        rows_added: Those of them whose images came after the run had begun: ``output.existing=extend``.
+        images_per_second: ``rows_now`` over the time from the first batch asked for to the last shard finished.
+    """
+
+    device: str = "none"
+    bytes_raw: int = 0
+    bytes_stored: int = 0
+    encode_seconds: float = 0.0
+    write_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    rows_now: int = 0
+    rows_added: int = 0
+    images_per_second: float = 0.0
+
+    def add(self, other: Any) -> None:
+        """Add the bytes and seconds of something else that was made, or of a writer."""
+        for name in ("bytes_raw", "bytes_stored", "encode_seconds", "write_seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 def can_draw() -> bool:
@@ -154,9 +247,12 @@ class Progress:
         """
         self._done += len(statuses)
         self._bytes += values * format.ITEMSIZE_BYTES[self._spec.dtype]
-        for status in statuses:
-            if status.error:
-                self._count_failed(status)
+        for status in filter(lambda status: status.error, statuses):
+            self._failed, self._example = self._failed + 1, status.error
+            if self._failed <= FAILURES_SAID:
+                LOGGER.warning("failed: %r: %s", self._spec.manifest.keys[status.index][:LONGEST_KEY], status.error)
+            elif self._failed == FAILURES_SAID + 1:
+                LOGGER.warning("failed: further ones are only counted here; all reasons are in /images/error")
         failed = self._failed_before + self._failed
         self._bar.set_postfix({"failed": failed}, refresh=False)
         self._bar.update(len(statuses))
@@ -170,25 +266,12 @@ class Progress:
                 *(self._rows_before + self._done, self._rows_before + self._rows, failed, rate),
                 words_for_seconds((self._rows - self._done) / rate),
             )
-        if not self._is_size_said:
-            self._estimate(bytes_raw, bytes_stored)
-
-    def _count_failed(self, status: ImageStatus) -> None:
-        self._failed += 1
-        self._example = status.error
-        if self._failed <= FAILURES_SAID:
-            LOGGER.warning("failed: %r: %s", self._spec.manifest.keys[status.index][:LONGEST_KEY], status.error)
-        elif self._failed == FAILURES_SAID + 1:
-            LOGGER.warning("failed: further ones are only counted here; all reasons are in /images/error")
-
-    def _estimate(self, bytes_raw: int, bytes_stored: int) -> None:
-        """Say once what the run will take on the disk, from the first features that have been encoded."""
-        if self._rows - self._done < LITTLE_LEFT * self._rows:
+        # Once, from the first features that have been encoded.
+        if not self._is_size_said and bytes_raw and bytes_raw >= ENCODED_ENOUGH * self._bytes:
             self._is_size_said = True
-        elif bytes_raw and bytes_raw >= ENCODED_ENOUGH * self._bytes:
-            self._is_size_said = True
-            raw = self._bytes / self._done * self._rows
-            say_size(self._folder, raw, raw * bytes_stored / bytes_raw, disk.free_bytes(self._folder), bytes_stored)
+            if self._rows - self._done >= MUCH_LEFT * self._rows:
+                raw = self._bytes / self._done * self._rows
+                say_size(self._folder, raw, raw * bytes_stored / bytes_raw, disk.free_bytes(self._folder), bytes_stored)
 
     def __enter__(self) -> Progress:
         self._redirected.__enter__()

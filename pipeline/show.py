@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli
 from .errors import StoreError, printable
-from .formatting import words_for_bytes
-from .report import Report, count_causes
+from .formatting import count_causes, text_table, words_for_bytes
 from .reproduce import argument, command_again, differing_options
 
 if TYPE_CHECKING:
@@ -47,10 +48,9 @@ def overview(path: Path) -> dict[str, Any]:
         # A shard lies in the folder of shards of its run.
         folder = folder.absolute().parent.parent
     options = parse_config(str(attributes.get("config") or _read_text(folder / "config.yaml")))
-    try:
-        report = json.loads(Report.from_json(_read_text(folder / "report.json")).json()) if is_folder else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        report = None
+    report = None
+    with suppress(ValueError):
+        report = json.loads(_read_text(folder / "report.json")) if is_folder else None
     return {
         **found,
         "path": str(found["path"]),
@@ -168,22 +168,15 @@ def _shards(found: Mapping[str, Any]) -> str:
 
 def _layer_lines(layers: Sequence[Mapping[str, Any]], about: str) -> list[str]:
     """Return the table of layers, a line each."""
-    rows = [("", "output", "dtype", f"{about}raw", f"{about}stored", "of raw")]
+    rows = []
     for layer in layers:
         native = f"native, {layer['channels']} channels" if layer["channels"] else "-"
         shape = " x ".join(map(str, layer["shape"])) if layer["shape"] else native
-        rows.append((printable(layer["name"]), shape, printable(layer["dtype"]), *_sizes([layer])))
+        rows.append([layer["name"], shape, layer["dtype"], *_sizes([layer])])
     if len(layers) > 1:
-        rows.append(("all", "", "", *_sizes(layers)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for number, row in enumerate(rows):
-        aligned = (
-            cell.ljust(width) if place < 3 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append(("" if number else "layers").ljust(LABEL_WIDTH) + "  ".join(aligned).rstrip())
-    return lines
+        rows.append(["all", "", "", *_sizes(layers)])
+    table = text_table(["", "output", "dtype", f"{about}raw", f"{about}stored", "of raw"], rows, 3)
+    return [label.ljust(LABEL_WIDTH) + line for label, line in zip_longest(["layers"], table.splitlines(), fillvalue="")]
 
 
 def _sizes(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:

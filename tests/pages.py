@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
-from pipeline.report import STAGES, Report
+from pipeline.progress import STAGES
+from pipeline.report import Report
 
 # Source: HTML Living Standard, void elements.
 VOID = {"meta", "img", "br", "hr", "input", "link"}

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.errors import NetworkError, StoreError
 from pipeline.extract import make_shards
+from pipeline.progress import Stopwatch
 from pipeline.records import Batch, Device, FeatureBatch
-from pipeline.report import Stopwatch
 from pipeline.sharding import ShardSpec
 from pipeline.store import disk
 from pipeline.store.reader import open_run

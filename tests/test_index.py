@@ -10,8 +10,9 @@ import pytest
 from pipeline.errors import DatasetError, LockedError, StoreError
 from pipeline.index import index_run
 from pipeline.job import finish_share
+from pipeline.progress import Made, Stopwatch
 from pipeline.records import RunSpec
-from pipeline.report import Made, Report, Stopwatch
+from pipeline.report import Report
 from pipeline.sharding import Share
 from pipeline.store import verification
 from pipeline.store.run_folder import open_folder

@@ -36,13 +36,13 @@ ONLY_IN = {
     "hydra": ("cli.py",),
     "omegaconf": ("cli.py",),
     "matplotlib": ("figures.py",),
-    "jinja2": ("report_page.py",),
+    "jinja2": ("report.py",),
     "fsspec": ("storage.py",),
 }
 # A wrong option is answered before any of HEAVY is loaded.
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
 LIGHT = COMMANDS | {
-    *("cli.py", "config.py", "errors.py", "formatting.py", "report.py", "signals.py", "reproduce.py", "storage.py"),
+    *("cli.py", "config.py", "errors.py", "formatting.py", "signals.py", "reproduce.py", "storage.py"),
     *("network/architectures.py", "network/__init__.py"),
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report_page import render
+from pipeline.report import render
 
 from .test_pages import EVIL, make_contents
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.figures import FeatureMap, make_maps
 from pipeline.formatting import words_for_bytes, words_for_number, words_for_seconds, words_for_share
-from pipeline.report_page import coloured, histogram, render, sample_maps, shown, vector_bars
+from pipeline.report import coloured, histogram, render, sample_maps, shown, vector_bars
 from pipeline.store.statistics import LayerStatistics, Tally
 
 from .pages import Page, make_report

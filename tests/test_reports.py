@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import report_page
+from pipeline import report as report_module
 from pipeline.config import check_options, defaults
 from pipeline.errors import ImageError, StoreError
+from pipeline.formatting import count_causes
 from pipeline.job import write_reports, write_text
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
-from pipeline.report import Report, count_causes
-from pipeline.report_page import CAUSES, EXAMPLES, page_values
+from pipeline.report import CAUSES, EXAMPLES, Report, page_values
 from pipeline.store.digests import Digests
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
@@ -72,7 +72,7 @@ def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise ImageError("file not found")
 
-    monkeypatch.setattr(report_page, "thumbnail", refuse)
+    monkeypatch.setattr(report_module, "thumbnail", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_a_row_that_is_too_large_or_damaged_is_said_where_its_map_would_be(
     *whole, damaged = notes()
     assert whole == ["", "", ""]
     assert "layer relu4_1, row 1 (folder1/image é1.jpg) is damaged" in damaged
-    monkeypatch.setattr(report_page, "LARGEST_ROW_BYTES", 1000)
+    monkeypatch.setattr(report_module, "LARGEST_ROW_BYTES", 1000)
     assert notes() == ["", "76.8 kB an image, too much to be read for this page"] * 2
 
 

@@ -14,9 +14,8 @@ from ..config import Options
 from ..extract import make_shards, make_stages
 from ..machine import usable_cores
 from ..network.known_weights import Weights
-from ..progress import Progress
+from ..progress import Made, Progress, Stopwatch
 from ..records import ImageStatus, RunSpec
-from ..report import Made, Stopwatch
 from ..signals import leaving_at_once
 from ..store.run_folder import RunFolder
 from ..store.writer import Writer

@@ -30,9 +30,8 @@ from ..machine import peak_memory_bytes, usable_cores
 from ..network.known_weights import Weights
 from ..plan import versions
 from ..progress import LOGGER as _log
-from ..progress import Progress
+from ..progress import Made, Progress, Stopwatch
 from ..records import Device, ImageRecord, ImageStatus, RunSpec
-from ..report import Made, Stopwatch
 from ..sharding import ShardSpec
 from ..signals import kept_handlers, leaving_at_once
 from ..store import format
