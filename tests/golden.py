@@ -54,7 +54,7 @@ CHANGED: dict[str, tuple[float, str]] = {
 # Minutes, or covered by another one's options.
 SLOW = (
     *("classifier", "vgg16, average pooling", "swapped kernels", "uncompressed, batches of three", "reduced JPEGs"),
-    *("pad, bicubic", "squash, lanczos", "native size, valid", "float16"),
+    *("default size", "crop", "pad, bicubic", "squash, lanczos", "native size, valid", "float16"),
 )
 
 

@@ -118,7 +118,7 @@ PNGS = {
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("kind", PNGS)
-@pytest.mark.parametrize("size", [(1, 1), (13, 9)])
+@pytest.mark.parametrize("size", [(13, 9)])
 def test_a_png_whose_stream_ends_early_and_properly_fails(kind: str, interlaced: bool, size: tuple[int, int]) -> None:
     colour, bits, count = PNGS[kind]
     draw = np.random.default_rng(1)

@@ -91,9 +91,8 @@ def test_added_rows_are_those_of_a_run_over_everything(
             assert extended.images[column].tolist() == fresh.images[column][rows].tolist(), column
     # Nothing is left to do, by any name.
     before = (tmp_path / "outputs/run/report.json").read_bytes()
-    for existing in ("resume", "extend"):
-        report = extract(existing=existing)
-        assert (report.rows, report.rows_now, report.rows_added, report.device) == (8, 0, 0, "none")
+    report = extract(existing="extend")
+    assert (report.rows, report.rows_now, report.rows_added, report.device) == (8, 0, 0, "none")
     assert (tmp_path / "outputs/run/report.json").read_bytes() == before
     # As a run leaves it that was killed just after the index was there.
     (tmp_path / "outputs/run/report.json").write_bytes(first_report)
@@ -146,7 +145,9 @@ def test_a_list_of_images_is_extended_with_its_columns(
         extract(existing="extend", **settings)
 
 
-@pytest.mark.parametrize(("kind", "existing"), [("unreadable", "resume"), ("missing", "extend")])
+@pytest.mark.parametrize(
+    ("kind", "existing"), [("unreadable", "resume"), pytest.param("missing", "extend", marks=pytest.mark.slow)]
+)
 def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
     kind: str,
     existing: str,

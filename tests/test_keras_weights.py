@@ -63,21 +63,20 @@ def write_early_keras_3(path: Path, arrays: Arrays) -> None:
 WRITERS = [write_keras_1, write_keras_2, write_keras_2_model, write_keras_3, write_early_keras_3]
 
 
-@pytest.mark.parametrize(("asked", "in_file"), [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
+@pytest.mark.parametrize(("network", "in_file"), [("vgg16", True), ("vgg19", False)])
 def test_every_layout_gives_the_same_arrays(
-    tmp_path: Path, network: str, write: Callable[[Path, Arrays], None], asked: bool, in_file: bool
+    tmp_path: Path, network: str, write: Callable[[Path, Arrays], None], in_file: bool
 ) -> None:
     path = tmp_path / "weights.h5"
     write(path, keras_arrays(make_weights(network, in_file)))
-    if asked and not in_file:
+    if in_file:
+        assert_same_weights(read(path, network, classifier=True), make_weights(network))
+    else:
         assert "has no classifier (a 'notop' file), got layers conv1_1" in refusal(path, network, classifier=True)
-        return
-    stored = read(path, network, asked)
-    assert_same_weights(stored, make_weights(network, asked))
-    assert stored.pool_padding == "same"
-    assert stored.source == "Keras"
+    stored = read(path, network)
+    assert_same_weights(stored, make_weights(network, classifier=False))
+    assert (stored.pool_padding, stored.source) == ("same", "Keras")
 
 
 def test_a_vgg_among_other_layers_is_found_by_its_names(tmp_path: Path) -> None:
@@ -116,12 +115,11 @@ def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str,
     assert_same_weights(read(path, classifier=True), make_weights())
 
 
-@pytest.mark.parametrize("write", WRITERS)
-def test_a_file_of_the_other_network_is_refused_by_its_name(tmp_path: Path, write: Callable[[Path, Arrays], None]) -> None:
+def test_a_file_of_the_other_network_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
-    write(path, keras_arrays(make_weights("vgg16", False)))
+    write_keras_1(path, keras_arrays(make_weights("vgg16", False)))
     assert "is a vgg16 file, got its 13 convolutions" in refusal(path, "vgg19")
-    write(path, keras_arrays(make_weights()))
+    write_early_keras_3(path, keras_arrays(make_weights()))
     assert "is a vgg19 file, got its 16 convolutions" in refusal(path, "vgg16")
 
 
@@ -178,25 +176,17 @@ def _virtual(file: h5py.File) -> None:
     file.create_virtual_dataset(KERNEL, layout)
 
 
-def _names_for_the_terminal(file: h5py.File) -> None:
-    for name in file:
-        del file[name]
-    file["block1_conv1\n\x1b[31mred"] = 1
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda file: put(file, fillvalue=1.5), "declares an array in conv1_1 that is not stored, got 0 of 1 chunks"),
         (_partly_written, "declares an array in conv1_1 that is not stored, got 1 of 4 chunks"),
-        (lambda file: put(file, dtype=h5py.ref_dtype), "that is not stored, got 0 of 1 chunks"),
         (_external_link, "lacks layer conv1_1, got layers conv1_2"),
         (
             lambda file: put(file, external=[("/etc/passwd", 0, 432)]),
             f"keeps data in other files, which are not read, got /{KERNEL}",
         ),
         (_virtual, f"keeps data in other files, which are not read, got /{KERNEL}"),
-        (_names_for_the_terminal, r"but no Keras weights of a VGG, got the root block1_conv1\n\x1b[31mred."),
     ],
 )
 def test_files_that_do_not_hold_what_they_should_are_refused(

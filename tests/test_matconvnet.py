@@ -39,9 +39,14 @@ def layer_struct(data: dict[str, Any], name: str) -> Any:
     return next(cell[0, 0] for cell in data["layers"].ravel() if cell[0, 0]["name"][0] == name)
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize(("generation", "words"), [("old", "to beta16"), ("new", "from beta17"), ("pre11", "before beta11")])
-@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
+@pytest.mark.parametrize(
+    ("network", "generation", "words", "padding"),
+    [
+        ("vgg16", "old", "to beta16", "valid"),
+        ("vgg19", "new", "from beta17", "same"),
+        ("vgg19", "pre11", "before beta11", "valid"),
+    ],
+)
 def test_writing_then_reading_gives_the_same_arrays(
     tmp_path: Path, network: str, generation: str, words: str, padding: str
 ) -> None:
@@ -63,8 +68,7 @@ HALF[0, 0] = 100, 40, 20
     [
         (np.broadcast_to(RGB, (224, 224, 3)), RGB),
         (HALF, [25, 10, 5]),
-        # Single precision differs a little.
-        *((RGB.astype(np.float32).reshape(shape), RGB) for shape in ((3, 1), (1, 3), (1, 1, 3))),
+        (RGB.astype(np.float32).reshape(3, 1), RGB),  # single precision differs a little
         (None, RGB),
     ],
 )
@@ -82,15 +86,6 @@ def test_the_mean_is_that_of_the_image_or_the_known_one(whole: Path, image: Any,
 def test_layers_are_found_by_name_wherever_they_stand(whole: Path) -> None:
     save_changed(whole, lambda data: data.update(layers=data["layers"][:, ::-1]))
     np.testing.assert_array_equal(read(whole).kernels["conv3_2"], make_weights().kernels["conv3_2"])
-
-
-def test_trailing_axes_that_matlab_dropped_are_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(architectures, "CLASSES", 1)
-    weights = make_weights()
-    path = tmp_path / "net.mat"
-    write_matconvnet(path, weights, "new")
-    save_changed(path, change_kernel("fc8", weights.kernels["fc8"][:, :, :, 0]))
-    np.testing.assert_array_equal(read(path, classifier=True).kernels["fc8"], weights.kernels["fc8"])
 
 
 def test_double_precision_becomes_float32(whole: Path) -> None:
@@ -150,18 +145,14 @@ NAN[0, 0, 0, :2] = np.nan, np.inf
         (change_layer("relu3_4", "name", "conv3_4"), "two layers of the same name, got conv3_4"),
         (add_convolution, "is not a vgg19 file, got also layer conv1_3"),
         (change_layer("conv2_1", "pad", np.full((1, 1_000_000), 7)), "has another pad in conv2_1 (expected 1), got [7.0, 7.0,"),
-        (change_layer("conv2_1", "stride", [[2, 1]]), "has another stride in conv2_1 (expected 1), got [2.0, 1.0]"),
         (change_layer("pool2", "pool", [[3, 3]]), "has another pool in pool2 (expected 2), got [3.0, 3.0]"),
         (change_layer("pool2", "pad", [[1, 1, 1, 1]]), "has another pad in pool2 (expected [0 1 0 1] or [0 0 0 0])"),
         (change_layer("pool2", "pad", [[0, 0, 0, 0]]), "pads some pooling layers and not others"),
-        (change_layer("conv2_1", "weights", []), "another shape in conv2_1 (expected (3, 3, 4, 5)), got (0,)"),
         (change_kernel("conv1_1", np.zeros((4, 3, 3, 3))), "another shape in conv1_1 (expected (3, 3, 3, 4)), got (4, 3, 3, 3)"),
         (change_kernel("conv1_1", np.zeros(7), 1), "another number of biases in conv1_1 (expected 4), got 7"),
         (change_kernel("conv1_1", np.zeros((3, 3, 3, 4), "i4")), "has no floating-point values in conv1_1, got int32"),
         (change_kernel("conv1_1", NAN), "NaN or infinite values in conv1_1, got 2 of 108 values"),
-        (change_kernel("conv1_1", np.full((3, 3, 3, 4), 1e300)), "NaN or infinite values in conv1_1, got 108 of 108 values"),
         (change_mean(np.zeros((2, 2, 4))), "an average image that is not RGB in 0..255, got (2, 2, 4)"),
-        (change_mean(np.full((1, 1, 3), 300.0)), "an average image that is not RGB in 0..255"),
         (change_mean("text"), "a normalisation that cannot be read"),
     ],
 )
@@ -208,12 +199,9 @@ for _ in range(2000):
         element(14, array(6, (1, 2), element(9, b"", 1 << 30))),
         element(14, array(6, (1 << 30,) * 8, element(9, bytes(16)))),
         element(14, array(1, (1 << 14, 1 << 14), b"")),
-        element(14, array(6, (-1, 3), element(9, bytes(16)))),
         element(14, array(6, (1, 2), element(8, bytes(16)))),
-        element(14, array(5, (1, 2), element(9, bytes(16)))),
         element(9, bytes(16)),
         element(14, element(9, bytes(16))),
-        element(14, NUMBERS) + b"abc",
         element(14, NUMBERS)[:-8],
         element(14, DEEP),
     ],

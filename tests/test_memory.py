@@ -8,17 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.network.winograd import engine
-from pipeline.network.winograd.convolution import CACHE_LINE_BYTES
 from pipeline.network.winograd.engine import MemoryPool
-
-
-def test_an_array_is_an_ordinary_one_on_a_cache_line() -> None:
-    for shape in ((3, 5, 7), (1,), (1000,)):
-        array = MemoryPool().take(*shape)
-        assert (array.shape, array.dtype) == (shape, np.float32)
-        assert array.flags.c_contiguous
-        assert array.flags.writeable
-        assert array.ctypes.data % CACHE_LINE_BYTES == 0
 
 
 def test_memory_comes_back_when_the_last_view_is_gone() -> None:

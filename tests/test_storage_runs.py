@@ -324,15 +324,6 @@ def test_rows_columns_and_statistics_are_read_where_they_are(folder: RemotePath,
             )
 
 
-def test_native_size_is_read_where_it_is(folder: RemotePath) -> None:
-    spec = make_spec(rows=6, shapes={"relu1_1": None}, identity={"data.size": "native"})
-    values = make_values(spec, native={row: (5 + row, 7) for row in range(6)})
-    write_run(folder, spec, [2], values)
-    with open_run(ADDRESS) as run:
-        np.testing.assert_array_equal(run["relu1_1"][5], values["relu1_1"][5])
-        assert np.isnan(run["relu1_1"][2]).all()
-
-
 def test_a_chunk_that_was_damaged_at_the_address_is_named(folder: RemotePath, memory: Any) -> None:
     write_run(folder, SPEC, FAILED)
     data = bytearray(memory.cat_file(f"/bucket/outputs/run/{shard(1)}"))

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from pipeline import open_run
 from pipeline.cli import fail
-from pipeline.errors import PipelineError, StoreError, printable
-from pipeline.images.folder import list_folder
-from pipeline.job import refuse_changed_images
-from pipeline.sharding import ShardSpec
+from pipeline.errors import PipelineError, printable
 
 from .bad_images import picture
 from .stored_runs import make_spec, write_run
@@ -88,30 +83,6 @@ def test_a_run_is_the_same_in_every_language_home_and_order_of_hashing(tmp_path:
             assert list(run.images["key"]) == ["é 0.png", "é 1.png", "é 2.png"]
             found.append((run.attributes["run_digest"], run["relu1_1"][:].tobytes()))
     assert len(set(found)) == 1
-
-
-def test_images_are_read_again_where_the_clock_was_set_back(tmp_path: Path) -> None:
-    picture(1).save(tmp_path / "a.png")
-    manifest, shard = list_folder(tmp_path), ShardSpec(0, 1, 0, 1)
-    content = (tmp_path / "a.png").read_bytes()
-    root = manifest.root
-    then, soon = (datetime.fromtimestamp(seconds, timezone.utc).isoformat() for seconds in (4e9, 1e9))
-    os.utime(tmp_path / "a.png", (9e8, 9e8))
-    for created, digest, changed in (
-        (soon, "0" * 64, False),  # older than the shard: not looked at
-        (then, "0" * 64, True),
-        (then, hashlib.sha256(content).hexdigest(), False),
-        ("yesterday", "0" * 64, True),
-        ("yesterday", hashlib.sha256(content).hexdigest(), False),
-    ):
-        if changed:
-            with pytest.raises(StoreError, match=r"an image has changed since its features were made, got another content of 'a"):
-                refuse_changed_images(tmp_path, manifest, shard, [digest], created, root)
-        else:
-            refuse_changed_images(tmp_path, manifest, shard, [digest], created, root)
-    (tmp_path / "a.png").unlink()
-    os.mkfifo(tmp_path / "a.png")
-    refuse_changed_images(tmp_path, manifest, shard, ["0" * 64], then, root)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="this system has no namespaces in which to mount for oneself")

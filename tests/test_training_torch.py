@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -156,18 +155,6 @@ def test_workers_share_an_epoch_of_a_stream(run: Run, persistent: bool) -> None:
 
 @needs_torch
 @forks
-def test_manual_seed_repeats_the_epochs_of_workers(run: Run) -> None:
-    orders = []
-    for _ in range(2):
-        torch.manual_seed(11)
-        dataset = run.torch_dataset("large", label="width", shuffle=True, batch_size=4)
-        loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
-        orders.append(rows_of(widths for _, widths in loader))
-    assert orders[0] == orders[1]
-
-
-@needs_torch
-@forks
 def test_ranks_share_an_epoch_and_must_agree_on_its_number(run: Run) -> None:
     ranks = [run.torch_dataset("large", label="width", shuffle=True, batch_size=4, share=(rank, 3)) for rank in range(3)]
     rows = [rows_of(widths for _, widths in dataset) for dataset in ranks]
@@ -200,13 +187,6 @@ def test_images_of_native_size_come_one_by_one(tmp_path: Path) -> None:
     )
     images, widths = next(iter(run.torch_dataset("relu4_1", label="width", batch_size=3)))
     assert [tuple(image.shape[:2]) for image in images] == [NATIVE_SIZES[int(width) - 400] for width in widths]
-
-
-@needs_torch
-def test_datasets_are_pickled(run: Run) -> None:
-    for dataset in (run.torch_dataset("large", label="width"), run.torch_dataset("large", label="width", batch_size=1)):
-        (_, one), *_ = pickle.loads(pickle.dumps(dataset))
-        assert int(one) == 400
 
 
 @needs_torch

@@ -80,7 +80,7 @@ def test_a_kernel_is_transformed_in_float64_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize(("channels", "relu"), [(3, True), (64, False), (128, True)])
-@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (1, 30), (13, 29)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (13, 29)])
 def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool, channels: int, workers: Workers) -> None:
     images = draw((2, *size, channels), 0)
     operation, weights = convolution(channels, 64, relu=relu)
@@ -93,7 +93,7 @@ def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool, ch
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("size", [(2, 2), (9, 7), (70, 31)])
+@pytest.mark.parametrize("size", [(9, 7), (70, 31)])
 def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], padding: str, kind: str, workers: Workers) -> None:
     images, pooling = draw((2, *size, 64), 0), Pooling(kind, padding)
     operation, weights = convolution(64, 64, relu=True, pooling=pooling)
@@ -104,7 +104,7 @@ def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], pad
         assert oracle.relative_error(row, expect(image, weights, True, pooling)) < ONE_LAYER
 
 
-@pytest.mark.parametrize("size", [(83, 81), (9, 700), (204, 16)])
+@pytest.mark.parametrize("size", [(83, 81), (9, 700)])
 @pytest.mark.parametrize("channels", [3, 64])
 def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Workers) -> None:
     image = draw((1, *size, channels), 0)
@@ -115,7 +115,7 @@ def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Wor
     assert difference.max() < 1e-3 * np.abs(found).max() / 100
 
 
-@pytest.mark.parametrize("name", sorted(OLDER))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "sse" else pytest.mark.slow) for name in OLDER])
 def test_code_for_older_processors_computes_the_same(name: str) -> None:
     processor = OLDER[name]
     workers = Workers(compile_kernels(processor, [64]), 1)
@@ -179,7 +179,7 @@ def test_not_a_number_stays_one(workers: Workers) -> None:
     assert np.isnan(found[0, 2, 2]).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 3), (30, 45), (90, 61)])
+@pytest.mark.parametrize("size", [(5, 3), (90, 61)])
 def test_the_first_convolution_in_the_same_pass_is_the_one_before(size: tuple[int, int], workers: Workers) -> None:
     images, bias = draw((3, *size, 3), 0), draw((64,), 2)
     before = prepare_direct_convolution(draw((3, 3, 3, 64), 1), bias, host_processor(), relu=True)

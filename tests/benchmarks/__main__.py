@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .machine import describe_machine
 from .rows import ROWS, Bench, Line
-from .table import format_table, to_json
+from .table import format_table
 
 # Each registers its rows, in the order of the table.
 MODULES = ("bare_network", "whole_job", "short_job", "storing", "training", "reading", "all_layers", "scale")
@@ -27,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5, help="of each side (5)")
     parser.add_argument("--images", type=int, default=64, help="500 x 375 px JPEGs in the folder of photographs (64)")
     parser.add_argument("--slow", action="store_true", help="also what takes many minutes or gigabytes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, notes and every turn's figures there too")
     parser.add_argument("--list", action="store_true", help="print the rows and end")
     given = parser.parse_args(arguments)
     if given.turns < 1 or given.images < 8:
@@ -41,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in ROWS:
             near = difflib.get_close_matches(name, ROWS, 3, 0) or list(ROWS)
             parser.error(f"--only: there is no such row, got {name!r}. Expected one of: {', '.join(near)}. --list names all")
-    machine = describe_machine()
-    print("\n".join(f"{name}: {text}" for name, text in machine.items()), flush=True)
+    print("\n".join(f"{name}: {text}" for name, text in describe_machine().items()), flush=True)
     print(f"turns: {given.turns}, interleaved; figures are medians, the ratio is the median of the turns' ratios\n", flush=True)
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
@@ -57,10 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines += row.measure(bench)
             # After every row, so that a call that is stopped leaves what it has measured.
             print(format_table(lines), file=sys.stderr, flush=True)
-            if given.json:
-                given.json.write_text(to_json(machine, lines), encoding="utf-8")
-    if given.json:
-        given.json.write_text(to_json(machine, lines), encoding="utf-8")
     print(format_table(lines))
 
 

@@ -1,11 +1,9 @@
-"""The one table that a call prints, and the same as JSON."""
+"""The one table that a call prints."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 
 from .rows import Line
 
@@ -39,12 +37,6 @@ def format_table(lines: Sequence[Line]) -> str:
     rows = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells]
     rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join([*rows, "", *(f"[{number}] {note}" for number, note in enumerate(notes, start=1))])
-
-
-def to_json(machine: Mapping[str, str], lines: Sequence[Line]) -> str:
-    """Gives machine and lines, every turn's figures included, as JSON text."""
-    content = {"machine": dict(machine), "lines": [{**asdict(line), "ratio": line.ratio} for line in lines]}
-    return json.dumps(content, indent=2) + "\n"
 
 
 def _figure(figures: Sequence[float], unit: str) -> str:
