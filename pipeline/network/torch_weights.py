@@ -68,8 +68,10 @@ def read_torch(path: Path, wanted: Wanted) -> Weights:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # Its advice goes before the cause, and what to do in a sentence after that.
+        cause = re.split(r"\n|\. ", str(error).rpartition("WeightsUnpickler error: ")[2].strip())[0]
         remedy = "Save the tensors alone: torch.save(model.state_dict(), FILE)."
-        raise WrongFileError("holds what is no tensor, or is damaged; nothing in it is run", str(error), remedy) from error
+        raise WrongFileError("holds what is no tensor, or is damaged; nothing in it is run", cause, remedy) from error
     state = state.get("state_dict", state)
     tensors = {name: value.detach().float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
     return _weights(tensors, wanted)
