@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -69,17 +68,12 @@ def test_paths_of_a_list_are_relative_to_the_base_and_absolute_outside_it(tmp_pa
     assert manifest.file_bytes.tolist() == [11, 0, 9, 0]
 
 
-def test_paths_through_links_and_lines_that_are_not_utf_8_name_the_file_that_the_system_finds(tmp_path: Path) -> None:
+def test_paths_through_links_name_the_file_that_the_system_finds(tmp_path: Path) -> None:
     touch(tmp_path, "far/deep/x.jpg", "far/a.jpg")
     (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
     manifest = listed(tmp_path, "link/../a.jpg\n")
     assert manifest.keys == ("a.jpg",)
     assert Path(manifest[0].path).read_bytes() == b"x" * 9
-    (tmp_path / os.fsdecode(b"\xe9.jpg")).write_bytes(b"latin")
-    manifest = listed(tmp_path, b"\xe9.jpg\n")
-    assert manifest.keys == (r"\xe9.jpg",)
-    assert Path(manifest[0].path).read_bytes() == b"latin"
-    assert manifest.file_bytes.tolist() == [5]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -108,10 +102,10 @@ BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
     ),
     "no rows": ("path,label\n", "'LIST': rows without a path, got an empty list."),
     "empty": ("", "'LIST': no column 'path', got no columns."),
-    "JPEG": (JPEG, "not text (character '\\x"),
+    "JPEG": (JPEG, "not UTF-8 text (byte 0: b'\\xff\\xd8"),
     "NUL": (b"path,x\na.jpg,1\x00\n", "not text (character '\\x00')"),
     "terminal": (b"path,x\na.jpg,\x1b[2J\n", "not text (character '\\x1b')"),
-    "half of UTF-16": ("\ufeffpath\na.jpg\n".encode("utf-16-be")[:-1], "not UTF-16 text (byte 22), got "),
+    "half of UTF-16": ("\ufeffpath\na.jpg\n".encode("utf-16-be")[:-1], "not UTF-16 text (byte 22: b'\\x00'), got "),
     "UTF-32": ("path\na.jpg\n".encode("utf-32"), "not text (character '\\x00')"),
     "no path": ("file,label\na.jpg,x\n", "'LIST': no column 'path', got ['file', 'label']. Expected a first line that names"),
     "long header": ("a" * 100_000 + "\nb.jpg\n", "'LIST': no column 'path', got ["),
@@ -121,14 +115,12 @@ BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
     "open quote": ('path,x\na.jpg,"open\nb.jpg,1\n', "line 3: unexpected end of data, got "),
     "long field": ("path,x\na.jpg," + "1" * 200_000 + "\n", "line 2: field larger than field limit (131072), got "),
     "empty path": ("path,x\na.jpg,1\n,2\n,3\n", "'LIST': rows without a path, got '' in image 2 and 1 others."),
-    "cp1252 path": ("path\ncafé.jpg\n".encode("cp1252"), "not UTF-8 text but perhaps cp1252, got 'café.jpg' if it is, in "),
-    "cp1252 label": ("path,label\nb.jpg,Käse\n".encode("cp1252"), "not UTF-8 text but perhaps cp1252, got 'Käse' if it is, in "),
+    "cp1252": ("path\ncafé.jpg\n".encode("cp1252"), "not UTF-8 text (byte 8: b'\\xe9.jpg\\n'), got "),
 }
 
 
 @pytest.mark.parametrize("case", BAD_LISTS)
 def test_a_list_that_is_none_is_one_short_line(tmp_path: Path, case: str) -> None:
-    touch(tmp_path, "café.jpg")
     content, words = BAD_LISTS[case]
     with pytest.raises(DatasetError) as error:
         listed(tmp_path, content, "list.csv")

@@ -8,17 +8,16 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import itertools
 import os
 import posixpath
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,11 +30,11 @@ from .reading import READS_AT_ONCE, RemoteImages
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 # A line of Caffe's: a path with an extension, and a word or number.
 _LABELLED = re.compile(r"(\S.*\.\w+)[ \t]+(\S+)")
-# As Python keeps bytes that are not UTF-8.
-_OTHER_BYTES = re.compile("[\udc80-\udcff]")
 _DELIMITERS = (",", "\t", ";")
 # Of a list in a bucket: so many images are asked for one by one; where there are more, the folder that they share is listed.
 _ASKED_ONE_BY_ONE = 200
+
+Columns = list[tuple[str, list[str]]]
 
 
 def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None] = lambda line: None) -> Manifest:
@@ -66,7 +65,6 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
     folder = listing.parent if base is None else base
     root = str(folder) if is_address(str(folder)) else os.path.abspath(folder)
     if not is_address(root):
-        _refuse_other_encoding(written, columns, listing, root)
         written, labels = _as_written_elsewhere(written, root, has_labels=not columns, log=log)
         columns |= {"label": labels} if any(labels) else {}
     places = [_place(root, name) for name in written]
@@ -84,6 +82,20 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
     sizes, seconds = zip(*(found.get(place, (0, 0.0)) for place in places), strict=True)
     source = RemoteImages(np.array(seconds), is_list=True) if is_remote else None
     return make_manifest(root, keys, sizes, columns=columns, paths=paths, source=source)
+
+
+def refuse_all_missing(manifest: Manifest, listing: object) -> None:
+    """Refuse a list of which no file is there: its paths are relative to another folder, most likely.
+
+    Raises:
+        DatasetError: All are missing.
+    """
+    if manifest.source is None and not manifest.file_bytes.any() and not any(os.path.lexists(record.path) for record in manifest):
+        raise DatasetError(
+            f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r} with paths such as "
+            f"{quoted_names([manifest[0].path])}. Expected absolute paths, or paths relative to {manifest.root!r}. Set "
+            "data.dir=FOLDER to the folder that they are relative to."
+        )
 
 
 def _place(root: str, name: str) -> str:
@@ -108,7 +120,7 @@ def _sizes_of(places: Sequence[str]) -> dict[str, tuple[int, float]]:
         if len(stored) <= _ASKED_ONE_BY_ONE:
             with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
                 return found | {place: size for place, size in zip(stored, pool.map(_size, stored), strict=True) if size}
-        for _, group in itertools.groupby(stored, lambda place: place.split("/")[:3]):
+        for _, group in groupby(stored, lambda place: place.split("/")[:3]):
             wanted = {*group}
             folder = posixpath.dirname(posixpath.commonprefix([*wanted]))
             with suppress(FileNotFoundError):
@@ -130,56 +142,6 @@ def _size(place: str) -> tuple[int, float] | None:
     return (info.st_size if stat.S_ISREG(info.st_mode) else 0), info.st_mtime
 
 
-def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
-    """Return the columns of a list, ``path`` among them; see :func:`read_list`."""
-    is_parquet = path.name.lower().endswith(_PARQUET_SUFFIXES)
-    what = f"got {str(path)!r}. Expected a {'Parquet' if is_parquet else 'text or CSV'} file of image paths."
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file; data.dir takes a folder.")
-        header, columns = _read_parquet(path, what, log) if is_parquet else _read_text(path, what)
-    except OSError as error:
-        reason = (error.strerror or " ".join(str(error).split())[:200]).lower()
-        raise DatasetError(f"data.list: cannot be read ({reason}), {what} Check the path; data.dir takes a folder.") from error
-    if "path" not in header:
-        got = f"[{quoted_names(header)}]" if header else "no columns"
-        raise DatasetError(
-            f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
-            "names the columns, one of them path. Add it, or rename the column that holds the paths."
-        )
-    if len(set(header)) < len(header):
-        got = quoted_names([name for name, count in Counter(header).items() if count > 1])
-        raise DatasetError(
-            f"data.list: {str(path)!r}: columns of the same name, got [{got}]. Expected names that occur once. Rename them."
-        )
-    paths = columns["path"]
-    if not paths or "" in paths:
-        what = f"'' in image {paths.index('') + 1} and {paths.count('') - 1} others" if paths else "an empty list"
-        raise DatasetError(
-            f"data.list: {str(path)!r}: rows without a path, got {what}. Expected a path in each row. Fill it in, or remove the "
-            "row."
-        )
-    return columns
-
-
-def refuse_all_missing(manifest: Manifest, listing: object) -> None:
-    """Refuse a list of which no file is there: its paths are relative to another folder, most likely.
-
-    Args:
-        manifest: Of the list.
-        listing: The list.
-
-    Raises:
-        DatasetError: All are missing.
-    """
-    if manifest.source is None and not manifest.file_bytes.any() and not any(os.path.lexists(record.path) for record in manifest):
-        raise DatasetError(
-            f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r} with paths such as "
-            f"{quoted_names([manifest[0].path])}. Expected absolute paths, or paths relative to {manifest.root!r}. Set "
-            "data.dir=FOLDER to the folder that they are relative to."
-        )
-
-
 def _as_written_elsewhere(
     written: list[str], root: str, has_labels: bool, log: Callable[[str], None]
 ) -> tuple[list[str], list[str]]:
@@ -192,66 +154,79 @@ def _as_written_elsewhere(
         root: What relative ones are relative to.
         has_labels: Whether a last word may be a label, as in Caffe's lists.
         log: Takes a line about what was understood.
-
-    Returns:
-        The paths, and as many labels, "" where there is none.
     """
 
     def is_there(name: str) -> bool:
         return os.path.lexists(os.path.join(root, name))
 
-    labelled = [_LABELLED.fullmatch(line) if has_labels else None for line in written]
+    def reread(line: str, has_slashes: bool, has_label: bool) -> tuple[str, str]:
+        match = _LABELLED.fullmatch(line) if has_label else None
+        path, label = match.groups() if match else (line, "")
+        return path.replace("\\", "/") if has_slashes else path, label
+
     # Those that can be meant otherwise; of all others nothing is asked.
-    odd = [row for row, line in enumerate(written) if ("\\" in line or labelled[row]) and not is_there(line)]
-    for slashes, has_words in ((True, False), (False, True), (True, True)):
-        paths, labels, changed = [*written], [""] * len(written), 0
-        for row in odd:
-            if has_words and (match := labelled[row]):
-                paths[row], labels[row] = match.groups()
-            paths[row] = paths[row].replace("\\", "/") if slashes else paths[row]
-            changed += paths[row] != written[row]
-        if any(paths[row] != written[row] and is_there(paths[row]) for row in odd):
-            how = " and ".join(["\\ as /"] * slashes + ["the last word as the label"] * has_words)
-            log(f"data.list: {how} in {changed} lines, whose files are there then, e.g. {quoted_names([written[odd[0]]])}")
-            return paths, labels
+    odd = [row for row, line in enumerate(written) if reread(line, True, has_labels)[0] != line and not is_there(line)]
+    for how in ((True, False), (False, True), (True, True)) if has_labels else ((True, False),):
+        meant = {row: reread(written[row], *how) for row in odd}
+        meant = {row: entry for row, entry in meant.items() if entry[0] != written[row]}
+        if any(is_there(path) for path, _ in meant.values()):
+            words = " and ".join(["\\ as /"] * how[0] + ["the last word as the label"] * how[1])
+            log(f"data.list: {words} in {len(meant)} lines, whose files are there then, e.g. {quoted_names([written[odd[0]]])}")
+            entries = [meant.get(row, (line, "")) for row, line in enumerate(written)]
+            return [path for path, _ in entries], [label for _, label in entries]
     return written, []
 
 
-def _refuse_other_encoding(written: Sequence[str], columns: Mapping[str, Sequence[str]], path: Path, root: str) -> None:
-    """Refuse a list that is not UTF-8, unless what its bytes name is there: names of files may have any bytes.
-
-    Raises:
-        DatasetError: A file is there under the name that Windows' encoding gives; or a label or another column is not UTF-8.
-    """
-
-    def in_cp1252(texts: Iterable[str]) -> Iterator[str]:
-        odd = (text for text in texts if not text.isascii() and _OTHER_BYTES.search(text))
-        return (text.encode("utf-8", "surrogateescape").decode("cp1252", "replace") for text in odd)
-
-    names = (name for name in in_cp1252(written) if os.path.lexists(os.path.join(root, name)))
-    if wrong := next(itertools.chain(names, in_cp1252(itertools.chain.from_iterable(columns.values()))), None):
-        raise DatasetError(
-            f"data.list: not UTF-8 text but perhaps cp1252, got {quoted_names([wrong])} if it is, in "
-            f"{str(path)!r}. Expected UTF-8. Convert it: iconv -f cp1252 -t utf-8 OLD > NEW."
-        )
-
-
-def _read_text(path: Path, what: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of the columns of a text or CSV file, and the columns."""
-    data = path.read_bytes()
+def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
+    """Return the columns of a list, ``path`` among them; see :func:`read_list`."""
+    is_parquet = path.name.lower().endswith(_PARQUET_SUFFIXES)
+    what = f"got {str(path)!r}. Expected a {'Parquet' if is_parquet else 'text or CSV'} file of image paths."
     try:
-        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        # Names that are not UTF-8 pass through, as they do everywhere in Python.
-        text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file; data.dir takes a folder.")
+        columns = _read_parquet(path, what, log) if is_parquet else _read_text(path, what)
+    except OSError as error:
+        reason = (error.strerror or " ".join(str(error).split())[:200]).lower()
+        raise DatasetError(f"data.list: cannot be read ({reason}), {what} Check the path; data.dir takes a folder.") from error
+    header = [name for name, _ in columns]
+    if "path" not in header:
+        got = f"[{quoted_names(header)}]" if header else "no columns"
+        raise DatasetError(
+            f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
+            "names the columns, one of them path. Add it, or rename the column that holds the paths."
+        )
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise DatasetError(
+            f"data.list: {str(path)!r}: columns of the same name, got [{quoted_names(twice)}]. Expected names that occur once. "
+            "Rename them."
+        )
+    paths = dict(columns)["path"]
+    if not paths or "" in paths:
+        what = f"'' in image {paths.index('') + 1} and {paths.count('') - 1} others" if paths else "an empty list"
+        raise DatasetError(
+            f"data.list: {str(path)!r}: rows without a path, got {what}. Expected a path in each row. Fill it in, or remove the "
+            "row."
+        )
+    return dict(columns)
+
+
+def _read_text(path: Path, what: str) -> Columns:
+    """Return the columns of a text or CSV file."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DatasetError(f"data.list: not UTF-16 text (byte {error.start}), {what} Save it as UTF-8.") from error
+        place = f"byte {error.start}: {data[error.start : error.start + 8]!r}"
+        advice = "Check the path, or convert it: iconv -f cp1252 -t utf-8 OLD > NEW, if it is from Windows."
+        raise DatasetError(f"data.list: not {encoding[:6].rstrip('-').upper()} text ({place}), {what} {advice}") from error
     if control := re.search(CONTROL_CHARACTERS, text):
         raise DatasetError(f"data.list: not text (character {control[0]!r}), {what} Check the path; data.dir takes a folder.")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     marks = [mark for mark in _DELIMITERS if "path" in [name.strip(' "') for name in first_line.split(mark)]]
     delimiter = marks[0] if marks else {".csv": ",", ".tsv": "\t"}.get(path.name[-4:].lower())
     if delimiter is None:
-        return ["path"], {"path": [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.startswith("#")]}
+        return [("path", [line for line in re.split(r"\r\n|\r|\n", text) if line.strip() and not line.startswith("#")])]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     try:
@@ -266,11 +241,11 @@ def _read_text(path: Path, what: str) -> tuple[list[str], dict[str, list[str]]]:
         ) from error
     # Data frames are often saved with an index, whose column has no name.
     header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
-    return header, {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
+    return [(name, [row[place] for row in rows[1:]]) for place, name in enumerate(header)]
 
 
-def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of the columns of a Parquet file that have texts, and the columns; see :func:`read_list`."""
+def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> Columns:
+    """Return the columns of a Parquet file that have texts; see :func:`read_list`."""
     try:
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -279,31 +254,22 @@ def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> tuple[li
         raise OptionError(
             f"data.list: Parquet needs the package pyarrow, {what} Run `pip install 'deep-feature-pipeline[parquet]'`."
         ) from error
-
-    def has_text(kind: Any) -> bool:
-        try:
-            pc.cast(pa.array([], kind), pa.string())
-        except pa.ArrowException:
-            return False
-        return "binary" not in str(kind)
-
+    columns: Columns = []
     try:
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
-            if len(set(schema.names)) < len(schema.names):
-                return schema.names, {}
-            kept = [field.name for field in schema if has_text(field.type)]
+            kept = [field.name for field in schema if not pa.types.is_nested(field.type) and "binary" not in str(field.type)]
             if left_out := [name for name in schema.names if name not in kept]:
                 log(f"{len(left_out)} columns of the list have no text and are left out: {quoted_names(left_out)}")
             table = file.read(kept)
-            columns: dict[str, list[str]] = {}
-            for name in kept:
-                # By name: asked for m.a, the library gives a field a of a column m too.
-                texts = pc.fill_null(pc.cast(table.column(name), pa.large_string()), "").to_pylist()
-                # Each text but once in memory: labels repeat.
-                cells = {text: cell_text(text) for text in {*texts}}
-                columns[cell_text(name)] = [cells[text] for text in texts]
-            return [*columns], columns
+            for name, column in zip(table.column_names, table.columns, strict=True):
+                # Asked for m.a, the library gives a field a of a column m too.
+                if name in kept:
+                    texts = pc.fill_null(pc.cast(column, pa.large_string()), "").to_pylist()
+                    # Each text but once in memory: labels repeat.
+                    cells = {text: cell_text(text) for text in {*texts}}
+                    columns.append((cell_text(name), [cells[text] for text in texts]))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(f"data.list: no Parquet file, or damaged ({reason}), {what} Write it again.") from error
+    return columns
