@@ -242,6 +242,9 @@ def test_trainings_are_recognised_by_their_first_values(load: Loader) -> None:
     kernel[0, :, 0, 0], kernel[1, :, 0, 0] = [-0.05347426, -0.04925704, -0.06794177], [0.01531445, 0.04506842, 0.0021444]
     kernel[2, :, :, 0] = np.array([[0.03622622, 0.01999945, 0.01986402]]).T
     assert recognise_training(kernel) == "torchvision's VGG-19, RGB, HWIO"
+    sixteen = [[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657], [-0.6902, -0.0480, 0.4841]]
+    kernel[:, :, 0, 0] = sixteen
+    assert recognise_training(kernel) == "torchvision's VGG-16, RGB, HWIO"
     kernel[2, 2, 0, 0] += 0.01
     assert recognise_training(kernel) == "not known"
 

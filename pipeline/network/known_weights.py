@@ -254,7 +254,8 @@ def wanted_layers(network: str, classifier: bool) -> Wanted:
 
 # Words -> the kernel of conv1_1 to output channel 0, [row, column] of one input colour; which of R, G, B that is if it takes RGB.
 # Sources: print of the old imagenet-vgg-verydeep-19.mat, equal to Keras' VGG19 file to 2.8e-7; print of Keras' VGG16 file,
-# devincody/CS179final_project, src/h5_utils.cpp; print of torchvision's vgg19-dcbb9e9d.pth, first filter.
+# devincody/CS179final_project, src/h5_utils.cpp; prints of torchvision's vgg19-dcbb9e9d.pth and, by notebooks that load it, of
+# its vgg16, first filter.
 _FINGERPRINTS = {
     "VGG-19 of Simonyan & Zisserman (Caffe)": (
         ((0.34119523, 0.33999205, -0.04484424), (0.23215917, 0.08978214, -0.30331427), (-0.07260912, -0.246675, -0.33683276)),
@@ -268,6 +269,7 @@ _FINGERPRINTS = {
         ((-0.05347426, -0.04925704, -0.06794177), (0.01531445, 0.04506842, 0.0021444), (0.03622622, 0.01999945, 0.01986402)),
         0,
     ),
+    "torchvision's VGG-16": (((-0.5537, 0.1427, 0.5290), (-0.5831, 0.3566, 0.7657), (-0.6902, -0.0480, 0.4841)), 0),
 }
 # Copies in half precision still agree; other trainings differ by 0.1 and more, swapped axes by 0.1 (VGG) or 0.05 (torchvision).
 _TOLERANCE = 1e-3

@@ -123,7 +123,7 @@ def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
             kernel, bias = fold_normalisation(kernel, bias, *normalisation)
         if kernel.ndim == 2:
             kernel = kernel.reshape(len(kernel), channels, *wanted.shapes[name][:2])
-        kernels[name], biases[name] = wanted.accept(name, kernel.transpose(2, 3, 1, 0), np.array(bias))
+        kernels[name], biases[name] = wanted.accept(name, _outputs_last(kernel), np.array(bias))
     source = "PyTorch" + ", batch normalisation folded in" * is_normalised
     training = recognise_training(kernels["conv1_1"])
     if "Caffe" not in training:
@@ -147,6 +147,14 @@ def _fields(network: str) -> dict[str, list[str]]:
 
 def _float(tensor: NDArray[Any]) -> NDArray[Any]:
     return (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == np.uint16 else np.asarray(tensor)
+
+
+def _outputs_last(kernel: NDArray[Any]) -> NDArray[Any]:
+    """Return [row, column, channel in, channel out]; some outputs at a time: all 411 MB of fc6 at once would take longer."""
+    turned = np.empty((*kernel.shape[2:], *kernel.shape[1::-1]), kernel.dtype)
+    for first in range(0, len(kernel), 64):
+        turned[..., first : first + 64] = kernel[first : first + 64].transpose(2, 3, 1, 0)
+    return turned
 
 
 def fold_normalisation(
