@@ -62,7 +62,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         if options.engine.name == "ray":
             from .engines.ray import open_ray, require_ray
 
-            require_ray(options.engine)
+            require_ray()
             open_engine = open_ray
         layers = resolve_layers(options.network.name, options.layers)
         if foreign := foreign_names(options.network.name, options.layers):
@@ -166,26 +166,20 @@ def _say_plan(run_folder: RunFolder) -> None:
         _log.warning("extend: %s: %s kept%s", words, counted(len(gone) - lost, "finished row"), fails)
     if run_folder.finished:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
-    if rows:
-        _say_disk(run_folder, rows)
-
-
-def _say_disk(run_folder: RunFolder, rows: int) -> None:
-    path, spec, missing, free = run_folder.path, run_folder.spec, run_folder.missing, free_bytes(run_folder)
-    all_bytes = expected_bytes(spec, missing)
+    if not rows:
+        return
+    all_bytes, free, place = expected_bytes(spec, missing), free_bytes(run_folder), disk.scratch_of(run_folder.path)
     size = "a size that depends on the images" if all_bytes is None else f"{words_for_bytes(all_bytes)} before compression"
     # Of a run at an address this machine's disk has only what is being made.
-    is_here, place = disk.holds_all(path), disk.scratch_of(path)
-    where = f"under {path}" if is_here else f"to {path}, made in {place}"
-    _log.info(
-        "output: %d images, %s, in %s %s; %s free", rows, size, counted(len(missing), "shard"), where, words_for_bytes(free)
-    )
-    needed = all_bytes if is_here else expected_bytes(spec, missing[: disk.SHARDS_IN_SCRATCH])
-    if needed is not None and needed > free:
-        text = f"{place}: the features may not fit, got {words_for_bytes(free)} free for {words_for_bytes(needed)}"
-        if spec.compression == "none":
-            raise StoreError(f"{text}. Expected enough for all. Use output.compression=gzip, float16 or another disk.")
-        _log.warning("%s before compression. Finished shards are kept if it fills up. Use float16 or another disk.", text)
+    is_here = disk.holds_all(run_folder.path)
+    where = f"under {place}" if is_here else f"to {run_folder.path}, made in {place}"
+    shards = counted(len(missing), "shard")
+    _log.info("output: %d images, %s, in %s %s; %s free", rows, size, shards, where, words_for_bytes(free))
+    if is_here and spec.compression == "none" and all_bytes is not None and all_bytes > free:
+        raise StoreError(
+            f"{place}: the features do not fit, got {words_for_bytes(free)} free for {words_for_bytes(all_bytes)}. Expected "
+            "enough for all. Use output.compression=gzip, float16 or another disk."
+        )
 
 
 def _dry_run(options: Options, run_folder: RunFolder, weights: Weights) -> None:
@@ -309,11 +303,9 @@ def finish_share(
         if not lacking and not run_folder.is_extended():
             run_folder.gather_digests()
             return finish_run(path, spec, options, made, watch, part=str(share))
-    _say(report)
-    what = (
-        f"{len(lacking)} of {len(spec.shards())} shards are not there yet" if lacking else "the run has been extended meanwhile"
-    )
-    _log.info("index: %s; the part that finishes last writes it", what)
+    _log.info("%s", report.summary())
+    is_left = f"{len(lacking)} of {len(spec.shards())} shards are not there yet"
+    _log.info("index: %s; the part that finishes last writes it", is_left if lacking else "the run has been extended meanwhile")
     return report
 
 
@@ -341,7 +333,7 @@ def finish_run(path: Path, spec: RunSpec, options: Mapping[str, Any], made: Made
             errors = [error for error in run.images["error"] if error]
     report = _report(path, spec, options, made, watch, len(spec.manifest), errors, part, is_indexed=True)
     write_reports(path, spec, report, is_unchanged=is_indexed)
-    _say(report)
+    _log.info("%s", report.summary())
     if report.failed == report.rows:
         raise DatasetError(
             f"{spec.manifest.root}: all {report.rows} images failed, got e.g. {errors[0]!r}. Expected at least one that "
@@ -415,27 +407,21 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
     Raises:
         StoreError: The disk refuses; a shard is damaged.
     """
-    digests = Digests(path)
-    stored = stored_report(path) if is_unchanged and digests.agrees(REPORT) else None
-    if stored is None or stored.run_digest != spec.digest:
+    digests, stored = Digests(path), None
+    if is_unchanged and digests.agrees(REPORT):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # none of this program's
+            stored = Report.from_json(read_file(path / REPORT).decode())
+    if stored is not None and stored.run_digest == spec.digest:
+        if digests.agrees(PAGE):
+            return
+        report = stored
+    else:
         # The page first: a kill in between must leave none of another state of the run.
         digests.drop([PAGE])
         disk.remove(path / PAGE)
         write_text(path / REPORT, report.json())
-    elif digests.agrees(PAGE):
-        return
-    else:
-        report = stored
     with open_run(path) as run:
         write_text(path / PAGE, render(page_values(report, run, spec.manifest)))
-
-
-def stored_report(path: Path) -> Report | None:
-    """Return what ``report.json`` says; None where it is missing or none of this program's."""
-    try:
-        return Report.from_json(read_file(path / REPORT).decode())
-    except (StoreError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def write_text(path: Path, text: str, publish: Callable[[Path], object] | None = None) -> None:
@@ -448,11 +434,6 @@ def write_text(path: Path, text: str, publish: Callable[[Path], object] | None =
         # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         (publish or Digests(path.parent).publish)(path)
-
-
-def _say(report: Report) -> None:
-    for line in report.summary().splitlines():
-        _log.info(line)
 
 
 def count_rows(shards: Iterable[ShardSpec]) -> int:

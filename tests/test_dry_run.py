@@ -146,7 +146,7 @@ def test_a_disk_that_is_too_small_is_said_before_and_refused_as_in_the_run(
     said = capsys.readouterr().err
     assert re.search(r"outputs/x: the features will hardly fit, got 1.0 kB free for about [\d.]+ kB. Finished shards are", said)
     with pytest.raises(
-        StoreError, match=r"outputs/x: the features may not fit, got 1.0 kB free for 1.6 MB. Expected enough for all"
+        StoreError, match=r"outputs/x: the features do not fit, got 1.0 kB free for 1.6 MB. Expected enough for all"
     ):
         dry_run(images, output__compression="none")
 

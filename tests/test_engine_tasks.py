@@ -37,11 +37,11 @@ def options(workers: int | None = None, gpus: float | None = None, cpus: int | N
         # All cores of all nodes: several tasks on the larger one.
         ([SMALL, LARGE], options(), "auto", (2, 0), 9),
         ([SMALL, LARGE], options(cpus=4), "auto", (4, 0), 4),
-        ([SMALL, LARGE], options(workers=4), "auto", (4, 0), 4),
+        ([SMALL, LARGE], options(workers=4), "auto", (1, 0), 18),
         ([SMALL, SMALL], options(workers=2), "auto", (2, 0), 2),
         # More than cores: they share.
-        ([SMALL], options(workers=3), "auto", (0.5, 0), 4),
-        ([SMALL, SMALL], options(workers=5), "auto", (0.5, 0), 8),
+        ([SMALL], options(workers=4), "auto", (0.5, 0), 4),
+        ([SMALL, SMALL], options(workers=7), "auto", (0.5, 0), 8),
         # A worker a GPU, and its share of the cores.
         ([LARGE, GPUS], options(), "auto", (4, 1), 4),
         ([GPUS], options(gpus=0.5), "auto", (2, 0.5), 8),
@@ -60,23 +60,6 @@ def test_a_task_takes_what_the_options_and_the_nodes_say(
 ) -> None:
     assert engine.plan_resources(nodes, given, device) == expected
     assert engine.count_slots(nodes, *expected) == slots
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (options(cpus=32), r"engine.cpus_per_worker: no node is large enough for a worker, got 32. Expected at most 16"),
-        (options(gpus=1), r"engine.gpus_per_worker: no node is large enough for a worker, got 1. Expected at most 0"),
-    ],
-)
-def test_no_room_anywhere_is_said(given: EngineOptions, message: str) -> None:
-    with pytest.raises(OptionError, match=f"^{message}"):
-        engine.plan_resources([SMALL, LARGE], given, "auto")
-    # Where nodes may be added, so many workers may be waited for.
-    waiting = replace(given, workers=2)
-    engine.plan_resources([SMALL], waiting, "auto")
-    with pytest.raises(OptionError, match=r"no node is large enough"):
-        engine.plan_resources([SMALL], waiting, "auto", is_local=True)
 
 
 def test_a_task_has_full_device_steps_and_leaves_every_worker_some() -> None:
@@ -173,16 +156,7 @@ def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         OptionError, match=r"^engine: Ray is not installed here, .*`pip install 'deep-feature-pipeline\[ray\]'`\.$"
     ):
-        engine.require_ray(EngineOptions("ray"))
-
-
-def test_a_worker_larger_than_this_machine_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(OptionError, match=r"^engine.cpus_per_worker: no node is large enough for a worker, got 1024"):
-        engine.require_ray(EngineOptions("ray", cpus_per_worker=1024))
-    # Another machine may have room; of GPUs only Ray will know.
-    engine.require_ray(EngineOptions("ray", "auto", cpus_per_worker=1024))
-    engine.require_ray(EngineOptions("ray", gpus_per_worker=1.0))
+        engine.require_ray()
 
 
 class RayError(Exception):
@@ -280,7 +254,7 @@ def test_a_run_without_nodes_waits_a_while(tmp_path: Path, monkeypatch: pytest.M
     ray = FakeRay(None)
     ray.resources = {}
     monkeypatch.setattr(engine, "NO_NODE_SECONDS", 0.1)
-    with pytest.raises(EngineError, match=r"^engine: no node can run a task, got none with 1 cores and 0 GPUs for 0 s\."):
+    with pytest.raises(EngineError, match=r"^engine: no node can run a task, got none with 1 cores and 0 GPUs\. Expected one"):
         next(make_engine(ray, tmp_path).run([()]))
 
 

@@ -144,10 +144,10 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
         assert (own.rows, own.rows_now, own.part, own.index) == (len(rows), len(rows), str(share), "")
         assert own.failed == {"1/2": 3, "2/2": 0}[str(share)]
         if share.number == 1:
-            assert caplog.messages[0] == "part       1/2; all of it is of this part alone"
+            assert caplog.messages[0].startswith("part       1/2; all of it is of this part alone\n")
             assert caplog.messages[-1] == "index: 4 of 8 shards are not there yet; the part that finishes last writes it"
             assert not (folder / "report.json").exists()
-    assert caplog.messages[0] == "part       2/2; rows are those of the run, all else is of this part alone"
+    assert caplog.messages[0].startswith("part       2/2; rows are those of the run, all else is of this part alone\n")
     run = Report.from_json((folder / "report.json").read_text())
     assert run == reports["2/2"]
     assert (run.rows, run.failed, run.rows_now, run.part) == (30, 3, 14, "2/2")

@@ -52,8 +52,6 @@ NO_NODE_SECONDS = 60.0
 CANCEL_SECONDS = 2.0
 # Of a cluster of this run alone, besides what the run puts there. Source: Ray refuses less than 75 MiB.
 OBJECT_STORE_BYTES = 128 << 20
-# Source: Ray, "Fractional Resource Requirements": to 0.0001.
-SMALLEST_SHARE = 0.0001
 LONGEST_TEXT = 240
 _SETTINGS = {
     # It would tell its makers of each cluster.
@@ -110,53 +108,36 @@ class Outcome:
     is_repeated: bool = False
 
 
-def require_ray(engine: EngineOptions) -> None:
-    """Check, without loading anything, that Ray is installed, and that a task fits on this machine, if it must.
+def require_ray() -> None:
+    """Check, without loading anything, that Ray is installed.
 
     Raises:
-        OptionError: It is not, or does not.
+        OptionError: It is not.
     """
     if importlib.util.find_spec("ray") is None:
         raise OptionError(
             "engine: Ray is not installed here, got ray. Expected the `ray` extra, or engine=local. Install it with "
             "`pip install 'deep-feature-pipeline[ray]'`."
         )
-    if engine.address is None:
-        plan_resources([(usable_cores(), math.inf)], replace(engine, gpus_per_worker=0.0), "cpu", is_local=True)
 
 
-def plan_resources(nodes: Nodes, engine: EngineOptions, device: str, *, is_local: bool = False) -> tuple[float, float]:
+def plan_resources(nodes: Nodes, engine: EngineOptions, device: str) -> tuple[float, float]:
     """Return the cores and the share of a GPU that each task takes.
 
     Args:
         nodes: Those of the cluster.
         engine: The options.
         device: ``runtime.device``.
-        is_local: Whether no node will be added.
-
-    Raises:
-        OptionError: No node could ever run a task.
     """
     gpus = engine.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if device == "gpu" or (device != "cpu" and any(has >= 1 for _, has in nodes)) else 0.0
     usable = [node for node in nodes if node[1] >= gpus]
-    cpus = float(engine.cpus_per_worker or 1)
-    if usable and not engine.cpus_per_worker:
-        # As many as leave a task for each GPU, for each of the workers that are asked for, or for each node.
-        cores = [max(1, int(node[0])) for node in usable]
-        wanted = count_slots(usable, SMALLEST_SHARE, gpus) if gpus else engine.workers or 0
-        cpus = float(max(cores) if wanted else min(cores))
-        while count_slots(usable, cpus, gpus) < wanted:
-            cpus = cpus - 1 if cpus > 1 else cpus / 2
-    if not count_slots(nodes, cpus, gpus) and (is_local or (nodes and engine.workers is None)):
-        most_cpus, most_gpus = (max((node[kind] for node in nodes), default=0) for kind in (0, 1))
-        key, got, most = ("gpus", gpus, most_gpus) if gpus > most_gpus else ("cpus", cpus, most_cpus)
-        raise OptionError(
-            f"engine.{key}_per_worker: no node is large enough for a worker, got {got:g}. Expected at most {most:g}, as the "
-            "largest node has. Ask for less."
-        )
-    return cpus, gpus
+    # Those of the smallest node over its workers: one a GPU, else its share of those that are asked for, else one.
+    on_each = -(-(engine.workers or 1) // max(1, len(usable)))
+    cpus = engine.cpus_per_worker or min((cores / (has // gpus if gpus else on_each) for cores, has in usable), default=1.0)
+    # Source: Ray, "Fractional Resource Requirements": to 0.0001.
+    return (float(int(cpus)) if cpus >= 1 else int(1e4 * cpus) / 1e4), gpus
 
 
 def count_slots(nodes: Nodes, cpus: float, gpus: float) -> int:
@@ -269,8 +250,8 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunF
         run_folder: Held by this process, on storage that all nodes share.
 
     Raises:
-        OptionError: No node can run a task, or has the device.
-        EngineError: No cluster answers, or a node does not see what this process sees.
+        OptionError: A node does not have the device.
+        EngineError: No cluster answers, no node can run a task, or one does not see what this process sees.
     """
     sized = (spec.manifest[int(row)] for row in spec.manifest.file_bytes.nonzero()[0][:100])
     parts = {missing[0].part: part for part, missing in run_folder.parts()}
@@ -358,9 +339,6 @@ class Tasks:
         ray: Connected.
         job: With the options as the user gave them.
 
-    Raises:
-        OptionError: No node could ever run a task.
-
     Attributes:
         job: With the device and the threads of a task.
         slots: Tasks that can run at a time, at least 1.
@@ -370,8 +348,10 @@ class Tasks:
         self._ray = ray
         runtime, engine = job.options.runtime, job.options.engine
         nodes = self._nodes()
-        self._cpus, self._gpus = plan_resources(nodes, engine, runtime.device, is_local=engine.address is None)
+        self._cpus, self._gpus = plan_resources(nodes, engine, runtime.device)
         self._most = engine.workers or math.inf
+        # To a cluster of this run alone none will be added.
+        self._patience_seconds = NO_NODE_SECONDS if engine.address else 0.0
         self.slots = max(1, int(min(self._most, count_slots(nodes, self._cpus, self._gpus))))
         # Not the options' auto: a task that has no GPU must not take one, and one that has must not do without.
         device, threads = "gpu" if self._gpus else "cpu", runtime.workers or max(1, int(self._cpus))
@@ -397,10 +377,10 @@ class Tasks:
             done, _ = self._ray.wait(list(self._running), timeout=1.0)
             if done or count_slots(self._nodes(), self._cpus, self._gpus):
                 had_node = time.monotonic()
-            elif time.monotonic() - had_node > NO_NODE_SECONDS:
+            elif time.monotonic() - had_node > self._patience_seconds:
                 raise EngineError(
-                    f"engine: no node can run a task, got none with {self._cpus:g} cores and {self._gpus:g} GPUs for "
-                    f"{NO_NODE_SECONDS:.0f} s. Expected one. Look at the nodes; finished shards are kept."
+                    f"engine: no node can run a task, got none with {self._cpus:g} cores and {self._gpus:g} GPUs. Expected one. "
+                    "Add it, or ask for less by engine.cpus_per_worker and engine.gpus_per_worker; finished shards are kept."
                 )
             for future in done:
                 yield self._outcome(future, self._running.pop(future))
