@@ -92,13 +92,6 @@ def test_the_estimate_is_what_the_run_takes_then(images: Path, capsys: pytest.Ca
         assert said == f"{shard['features/relu1_1'].id.get_storage_size() / 1000:.1f} kB"
 
 
-def test_of_many_images_a_sample_spread_over_all_is_run(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dry_run(images, batch_size=1)
-    said = capsys.readouterr().err
-    assert "sample: 4 of 6 images, spread evenly; 0 failed" in said
-    assert "for 6 images" in said
-
-
 def test_of_a_run_that_was_stopped_only_what_is_left_counts(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extract(images, images_per_shard=2)
     Path("outputs/x/features.h5").unlink()
@@ -205,17 +198,7 @@ def test_a_folder_that_is_written_or_cannot_be_is_refused(tmp_path: Path, monkey
     assert not (tmp_path / "new").exists()
 
 
-def test_a_preview_of_replacing_names_what_would_go(tmp_path: Path) -> None:
-    spec = make_spec()
-    write_run(tmp_path / "run", spec)
-    preview = preview_folder(tmp_path / "run", spec, "replace")
-    assert len(preview.missing) == 3
-    assert tmp_path / "run/features.h5" in preview.replaced
-    assert (tmp_path / "run/features.h5").exists()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize(("dtype", "compression"), [("float32", "gzip"), ("float16", "none")])
 def test_a_dry_writer_counts_the_bytes_that_the_writer_stores(dtype: str, compression: str, tmp_path: Path) -> None:
     spec = make_spec(8, {"relu4_1": (200, 80, 3)}, dtype=dtype, compression=compression)
     features = make_values(spec)

@@ -28,7 +28,7 @@ from pipeline.verify import verify
 
 from .damage import chunk_place, flip
 from .stored_runs import write_run
-from .test_command import call, command, environment
+from .test_command import call
 from .test_index import spec_of
 from .test_store_verification import here
 
@@ -272,75 +272,6 @@ def test_wrong_bytes_are_still_damage_and_removed(folder: Path, kind: str) -> No
     with pytest.raises(StoreError, match="What could be removed has been"):
         verify(folder, repair=True)
     assert not path.exists()
-
-
-_FAILING_READS = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-static int refuses(int file, off_t place) {
-    char link[64], path[4096];
-    const char *name = getenv("FAILING_NAME");
-    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (!name || length < 0) return 0;
-    path[length] = 0;
-    if (!strstr(path, name) || place < atol(getenv("FAILING_FROM"))) return 0;
-    errno = atoi(getenv("FAILING_ERRNO"));
-    return 1;
-}
-ssize_t pread64(int file, void *into, size_t size, off64_t place) {
-    static ssize_t (*real)(int, void *, size_t, off64_t);
-    if (!real) real = dlsym(RTLD_NEXT, "pread64");
-    return refuses(file, place) ? -1 : real(file, into, size, place);
-}
-ssize_t pread(int file, void *into, size_t size, off_t place) { return pread64(file, into, size, place); }
-ssize_t read(int file, void *into, size_t size) {
-    static ssize_t (*real)(int, void *, size_t);
-    if (!real) real = dlsym(RTLD_NEXT, "read");
-    return refuses(file, lseek(file, 0, SEEK_CUR)) ? -1 : real(file, into, size);
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def failing_reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a library that makes reads of one file fail from some byte on, as a disk does that fails."""
-    compiler = shutil.which("cc")
-    if sys.platform != "linux" or compiler is None:
-        pytest.skip("needs a C compiler on Linux")
-    library = tmp_path_factory.mktemp("library") / "failing_reads.so"
-    (library.parent / "failing_reads.c").write_text(_FAILING_READS)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, library.with_suffix(".c"), "-ldl"], check=True)
-    return library
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [0, 0.2, 0.9])
-@pytest.mark.parametrize("name", [SHARD, INDEX])
-def test_reads_that_fail_anywhere_in_a_file_are_no_damage(folder: Path, failing_reads: Path, name: str, share: float) -> None:
-    """The commands themselves, and the process in which verify opens files."""
-    before, size_bytes = bytes_of(folder), (folder / name).stat().st_size
-    failing = {
-        "LD_PRELOAD": str(failing_reads),
-        "FAILING_NAME": name,
-        "FAILING_FROM": str(int(share * size_bytes)),
-        "FAILING_ERRNO": str(errno.EIO),
-    }
-    for module, *more in (("pipeline.verify",), ("pipeline.verify", "repair=true"), ("pipeline.index",), ("pipeline.show",)):
-        program = command(f"run={folder}", *more, cwd=folder, module=module)
-        ended = subprocess.run(program, cwd=folder, env={**environment(), **failing}, capture_output=True, text=True, check=False)
-        if ended.returncode == 0 and module != "pipeline.verify":
-            continue  # it needs nothing of what cannot be read
-        assert ended.returncode == 1, ended.stderr
-        assert "Input/output error (EIO)" in ended.stdout + ended.stderr
-        assert "Traceback" not in ended.stderr
-        assert " damaged" not in ended.stdout + ended.stderr
-    assert bytes_of(folder) == before
 
 
 @pytest.mark.slow

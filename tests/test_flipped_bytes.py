@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import h5py
 import pytest
 
 from pipeline.errors import StoreError
@@ -40,39 +39,6 @@ def everything(path: Path) -> Any:
         table = {name: run.images[name].tolist() for name in run.images}
         rows = {layer: [run[layer][row].tobytes() for row in range(len(run))] for layer in run.layers}
         return table, rows, [run.row(key) for key in table["key"]]
-
-
-def chunk_bytes(path: Path) -> list[int]:
-    """Return the positions of all bytes of a shard that lie in chunks of features."""
-    places: list[int] = []
-
-    def note(_: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            chunks = [node.id.get_chunk_info(number) for number in range(node.id.get_num_chunks())]
-            places.extend(place for chunk in chunks for place in range(chunk.byte_offset, chunk.byte_offset + chunk.size))
-
-    with h5py.File(path) as file:
-        file["features"].visititems(note)
-    return places
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_a_byte_flipped_in_a_chunk_is_an_error_that_names_its_row(runs: Path, name: str) -> None:
-    dice = random.Random(2026)
-    for path in sorted((runs / name / "shards").iterdir()):
-        expected, content, places = everything(path), path.read_bytes(), chunk_bytes(path)
-        for place in dice.choices(places, k=8):
-            damaged = bytearray(content)
-            damaged[place] ^= 1 << dice.randrange(8)
-            path.write_bytes(damaged)
-            try:
-                # Some bits of a deflate stream, such as its level, change nothing.
-                said = "same" if everything(path) == expected else "other values"
-            except StoreError as error:
-                said = str(error)
-            assert said == "same" or (", row" in said and " is damaged, got " in said), place
-        path.write_bytes(content)
-        assert everything(path) == expected
 
 
 def _changed(content: bytes, dice: random.Random) -> bytes:

@@ -216,24 +216,6 @@ def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_pat
     first.close()
 
 
-def test_a_list_that_no_shard_is_of_holds_no_part_up(tmp_path: Path) -> None:
-    with open_folder(tmp_path, make_spec(rows=31), "resume", Share(1, 2)) as earlier:
-        earlier.prepare()
-    assert files_in(tmp_path) == {".lock", "SHA256SUMS", "manifest.jsonl.gz"}
-    spec = make_spec(rows=30)
-    with preview_folder(tmp_path, spec, "resume", Share(1, 2)) as looked:
-        assert looked.replaced == (tmp_path / "manifest.jsonl.gz",)
-    first = open_folder(tmp_path, spec, "resume", Share(1, 2))
-    second = open_folder(tmp_path, spec, "resume", Share(2, 2))
-    second.prepare()
-    listed = (tmp_path / "manifest.jsonl.gz").stat().st_ino
-    first.prepare()
-    assert (tmp_path / "manifest.jsonl.gz").stat().st_ino == listed
-    assert [line[66:] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == ["manifest.jsonl.gz"]
-    second.close()
-    first.close()
-
-
 def test_parts_extend_a_run_together(tmp_path: Path) -> None:
     keys = [f"a/{number:02d}.jpg" for number in range(25)]
     write_run(tmp_path / "one", make_spec(keys=keys[:10], rows=10))

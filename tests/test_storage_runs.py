@@ -21,12 +21,12 @@ from pipeline.errors import LockedError, StoreError
 from pipeline.index import index_run
 from pipeline.sharding import Share
 from pipeline.storage import RemotePath, StorageError, prepare_scratch, scratch_for
-from pipeline.store import lock, verification
+from pipeline.store import lock
 from pipeline.store.index_file import build_index
 from pipeline.store.lock import RemoteLock
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder, preview_folder
-from pipeline.store.verification import check_hdf5, verify_folder
+from pipeline.store.verification import verify_folder
 from pipeline.store.writer import Writer
 
 from .killed_runs import assert_same_run
@@ -71,22 +71,6 @@ def test_what_is_there_already_is_not_made_again(folder: RemotePath, memory: Any
     assert made == {f"/bucket/outputs/run/{name}" for name in (shard(2), "features.h5", "SHA256SUMS")}
 
 
-def test_a_shard_without_a_line_is_read_whole_before_it_counts(
-    folder: RemotePath, memory: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_hdf5(path))
-    write_run(folder, SPEC, FAILED)
-    lines = memory.cat_file("/bucket/outputs/run/SHA256SUMS").splitlines(keepends=True)
-    memory.pipe_file("/bucket/outputs/run/SHA256SUMS", b"".join(line for line in lines if b"shard-0000" not in line))
-    damaged = bytearray(memory.cat_file(f"/bucket/outputs/run/{shard(1)}"))
-    damaged[len(damaged) // 2] ^= 1
-    memory.pipe_file(f"/bucket/outputs/run/{shard(1)}", bytes(damaged))
-    with open_folder(folder, SPEC, "resume") as run_folder:
-        assert [missing.number for missing in run_folder.missing] == [1]
-    write_run(folder, SPEC, FAILED)
-    assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
-
-
 def test_digests_never_name_what_has_not_arrived(folder: RemotePath, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[set[str], set[str]]] = []
     upload = RemotePath.upload
@@ -109,26 +93,6 @@ def test_digests_never_name_what_has_not_arrived(folder: RemotePath, memory: Any
         assert hashlib.sha256(memory.cat_file(f"/bucket/outputs/run/{name}")).hexdigest() == digest, name
 
 
-@pytest.mark.slow
-def test_scratch_holds_a_few_shards_however_slow_the_storage_is(
-    folder: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.store.disk import SHARDS_IN_SCRATCH
-
-    most = 0
-    upload = RemotePath.upload
-
-    def slow(self: RemotePath, local: Path) -> None:
-        nonlocal most
-        time.sleep(0.05)
-        most = max(most, len(list((tmp_path / "scratch/shards").iterdir())))
-        upload(self, local)
-
-    monkeypatch.setattr(RemotePath, "upload", slow)
-    write_run(folder, make_spec(rows=60, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=2), batch_size=2)
-    assert 2 < most <= SHARDS_IN_SCRATCH
-
-
 def test_an_upload_that_fails_stops_the_run_and_keeps_what_has_arrived(
     folder: RemotePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,16 +112,6 @@ def test_an_upload_that_fails_stops_the_run_and_keeps_what_has_arrived(
     monkeypatch.undo()
     write_run(folder, SPEC, FAILED)
     assert len(open_run(ADDRESS)) == 22
-
-
-def test_half_an_upload_is_no_file_of_the_run_and_is_removed(folder: RemotePath, memory: Any) -> None:
-    write_run(folder, SPEC, FAILED)
-    memory.rm_file(f"/bucket/outputs/run/{shard(2)}")
-    put_files(ADDRESS, {f"{shard(2)}.partial": b"half"})
-    with pytest.raises(StoreError, match=r"the shard is missing, got 5 of 6"):
-        open_run(ADDRESS)
-    write_run(folder, SPEC, FAILED)
-    assert not [name for name in names_at(ADDRESS) if name.endswith(".partial")]
 
 
 def test_results_at_the_address_are_refused_by_name_or_replaced_as_asked(folder: RemotePath) -> None:
@@ -253,13 +207,6 @@ def test_a_part_waits_for_one_that_settles_however_long_that_takes(
     open_folder(run_at(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2)).close()
     assert time.monotonic() - began >= 1.1
     assert names_at(ADDRESS) == []
-
-
-def test_a_part_does_not_wait_for_a_whole_run_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.2)
-    put_locks(".lock")
-    with pytest.raises(LockedError, match=rf"^{ADDRESS}: another run writes this folder, got a lock held by process 1 on elsewh"):
-        open_folder(run_at(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2))
 
 
 def test_parts_of_a_run_at_one_address_have_scratch_and_digests_of_their_own(tmp_path: Path) -> None:

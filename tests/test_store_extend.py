@@ -228,16 +228,6 @@ def test_an_extension_of_which_nothing_was_made_is_planned_anew(tmp_path: Path) 
         assert again.missing == ()
 
 
-def test_a_list_of_an_extension_that_is_not_wanted_any_more_is_removed(tmp_path: Path) -> None:
-    run(tmp_path, spec_of("bd"))
-    run(tmp_path, spec_of("abcd"), shards=0)
-    assert (tmp_path / "manifest-part001.jsonl.gz").exists()
-    (tmp_path / "manifest-part001.jsonl.gz.partial").write_bytes(b"what a killed run has left")
-    folder = run(tmp_path, spec_of("bd"), "resume")
-    assert folder.missing == ()
-    assert [path.name for path in tmp_path.glob("manifest*")] == ["manifest.jsonl.gz"]
-
-
 ADDED = "got 1 added ('c'). Expected its 4 images. Use output.existing=extend to append the new ones, or another folder"
 MANY_ADDED = "got 5 added ('c', 'e', 'g', ...). Expected its 4 images. Use output.existing=extend to append the new ones"
 REMOVED = "got 1 added ('c'), 2 removed ('b', 'd'). Expected its 4 images. Choose another folder"
@@ -277,21 +267,6 @@ def test_a_folder_of_other_images_says_how_many_and_which(tmp_path: Path, state:
             assert set(opened.images["key"]) == {*"bdfh", *now.manifest.keys}
 
 
-def test_other_options_are_refused_with_each_difference_and_the_images(tmp_path: Path) -> None:
-    run(tmp_path, spec_of("bdf", identity={"data.size": "224", "seed": "1"}))
-    other = spec_of("abdf", identity={"data.size": "256"})
-    with pytest.raises(StoreError) as raised:
-        open_folder(tmp_path, other, "resume")
-    assert str(raised.value) == (
-        f"{tmp_path}: the folder holds a run with other options, got data.size '256' (in the folder '224'), seed none (in the "
-        "folder '1'), 1 added ('a'). Expected the same options, to go on with that run. Choose another folder with name=..., or "
-        "use output.existing=replace to discard what is there."
-    )
-    with pytest.raises(StoreError) as raised:
-        open_folder(tmp_path, other, "extend")
-    assert "seed none (in the folder '1'). Expected the same options" in str(raised.value)
-
-
 def test_what_the_program_chose_for_the_first_images_holds_for_all(tmp_path: Path) -> None:
     run(tmp_path, spec_of("bdf", images_per_shard=2, chosen=STEP))
     folder = run(tmp_path, spec_of("abcdef", images_per_shard=100, chosen=STEP))
@@ -323,25 +298,6 @@ def test_images_that_went_before_their_row_was_made_become_failed_rows(tmp_path:
     folder = run(tmp_path, spec_of("abdf"), failed="h")
     assert folder.removed.tolist() == [3]
     rows_are_those_of_their_keys(tmp_path, "bdfha", failed="h")
-
-
-def test_columns_of_a_list_must_agree(tmp_path: Path) -> None:
-    run(tmp_path, spec_of("bd", columns={"author": ("x", "y"), "a/b": ("1", "2")}))
-    for columns, words in (
-        (None, "none (in the folder 'a/b,author')"),
-        ({"author": ("x", "y", "z")}, "'author' (in the folder 'a/b,author')"),
-        ({"author": ("x", "y", "z"), "year": ("1", "2", "3")}, "'author,year' (in the folder 'a/b,author')"),
-    ):
-        for existing in ("resume", "extend"):
-            with pytest.raises(StoreError) as raised:
-                open_folder(tmp_path, spec_of("bdc", columns=columns), existing)
-            assert f"got columns of data.list {words}" in str(raised.value)
-    with pytest.raises(StoreError, match=r"got 1 changed \('d': author 'Y', before 'y'\)"):
-        open_folder(tmp_path, spec_of("bdc", columns={"author": ("x", "Y", "z"), "a/b": ("1", "2", "3")}), "extend")
-    run(tmp_path, spec_of("bcd", columns={"author": ("x", "z", "y"), "a/b": ("1", "3", "2")}))
-    with open_run(tmp_path) as opened:
-        assert opened.images["author"].tolist() == ["x", "y", "z"]
-        assert opened.images["a_b"].tolist() == [1, 2, 3]
 
 
 def test_images_of_native_size_are_appended_too(tmp_path: Path) -> None:

@@ -226,16 +226,6 @@ def test_a_shard_outside_the_plan_is_refused(tmp_path: Path) -> None:
         open_folder(tmp_path, make_spec(), "resume")
 
 
-def test_a_shard_of_a_later_version_is_refused_and_kept(tmp_path: Path) -> None:
-    write_run(tmp_path, make_spec())
-    path = tmp_path / "shards/shard-00001-of-00003.h5"
-    with h5py.File(path, "r+") as file:
-        file.attrs.update({"format_version": 4})
-    with pytest.raises(StoreError, match=r"later version of this program, got format version 4\. Expected 3\. Update"):
-        open_folder(tmp_path, make_spec(), "resume")
-    assert path.exists()
-
-
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.stored_runs import *\n"

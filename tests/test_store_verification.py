@@ -101,88 +101,45 @@ def middle_of_row(path: Path) -> int:
     return chunk_place(path, "relu4_1", 2)
 
 
-FLIPS: dict[str, tuple[str, Callable[[Path], int], str, str]] = {
-    "a chunk of one row": (
-        SHARDS[1],
-        middle_of_row,
-        SHARDS[1],
-        "layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got ",
-    ),
-    "a chunk of several rows": (
-        SHARDS[1],
-        lambda path: chunk_place(path, "conv1_1", 2),
-        SHARDS[1],
-        "layer conv1_1, rows 4 (folder1/image é4.jpg) to 7 is damaged, got Error",
-    ),
-    "a text of a table": (
-        SHARDS[0],
-        lambda path: place_of(path, "folder0/image é0.jpg".encode()),
-        SHARDS[0],
-        "column 'key' of /images is damaged, got checksum",
-    ),
-    "a number of a table": (
-        SHARDS[2],
-        lambda path: place_of(path, np.array([308, 309], "<i4").tobytes()),
-        SHARDS[2],
-        "column 'height' of /images is damaged, got checksum",
-    ),
-    "a checksum of a row": (
-        SHARDS[2],
-        lambda path: table_place(path, "checksums/relu4_1"),
-        SHARDS[2],
-        "layer relu4_1, row 8 (folder2/image é8.jpg) is damaged, got checksum",
-    ),
-    "an attribute": (
-        SHARDS[0],
-        lambda path: place_of(path, np.array([123.68, 116.779, 103.939]).tobytes()),
-        SHARDS[0],
-        " is damaged, got ",
-    ),
-    "the superblock": (SHARDS[1], lambda path: 3, SHARDS[1], "the HDF5 file is damaged, got "),
-    "unused space": (SHARDS[1], lambda path: unused_place(path), SHARDS[1], "the file is damaged, got SHA-256 "),
-    "a table of the index": (
-        "features.h5",
-        lambda path: place_of(path, b"folder2/image \xc3\xa98.jpg"),
-        "features.h5",
-        "column 'key' of /images is damaged, got checksum",
-    ),
-    "a source of the index": (
-        "features.h5",
-        lambda path: source_place(path),
-        "features.h5",
-        " is damaged, got ",
-    ),
-    "config.yaml": ("config.yaml", lambda path: 9, "config.yaml", "the file is damaged, got SHA-256 "),
-    "report.json": ("report.json", lambda path: 9, "report.json", "the file is damaged, got SHA-256 "),
-    "a line's end": ("SHA256SUMS", lambda path: path.read_bytes().index(b"\n"), "SHA256SUMS", "line 1 is damaged, got "),
-}
-
-
-def table_place(path: Path, name: str) -> int:
-    with h5py.File(path) as file:
-        return int(file[name].id.get_offset())
-
-
 def unused_place(path: Path) -> int:
     """Gives a byte that HDF5 has kept for more links of the root's group than there are."""
-    content = path.read_bytes()
-    return content.index(b"SNOD") + 8 + 7 * 40 + 5
+    return path.read_bytes().index(b"SNOD") + 8 + 7 * 40 + 5
 
 
-def source_place(path: Path) -> int:
-    content = path.read_bytes()
-    return content.index(SHARDS[1].encode()) + len(SHARDS[1]) - 4
+def checksum_place(path: Path) -> int:
+    with h5py.File(path) as file:
+        return int(file["checksums/relu4_1"].id.get_offset())
+
+
+FLIPS: dict[str, tuple[str, Callable[[Path], int], str]] = {
+    "a chunk": (SHARDS[1], middle_of_row, "layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got "),
+    "a table": (
+        SHARDS[0],
+        lambda path: place_of(path, "folder0/image é0.jpg".encode()),
+        "column 'key' of /images is damaged, got checksum",
+    ),
+    "a checksum of a row": (SHARDS[2], checksum_place, "layer relu4_1, row 8 (folder2/image é8.jpg) is damaged, got checksum"),
+    "the superblock": (SHARDS[1], lambda path: 3, "the HDF5 file is damaged, got "),
+    "unused space": (SHARDS[1], unused_place, "the file is damaged, got SHA-256 "),
+    "a source of the index": (
+        "features.h5",
+        lambda path: path.read_bytes().index(SHARDS[1].encode()) + len(SHARDS[1]) - 4,
+        " is damaged, got ",
+    ),
+    "config.yaml": ("config.yaml", lambda path: 9, "the file is damaged, got SHA-256 "),
+    "a line's end": ("SHA256SUMS", lambda path: path.read_bytes().index(b"\n"), "line 1 is damaged, got "),
+}
 
 
 @pytest.mark.parametrize("case", FLIPS)
 def test_a_byte_that_has_changed_is_named_by_what_lies_there(copy: Path, case: str, request: pytest.FixtureRequest) -> None:
     if case not in ("the superblock", "a source of the index"):
         request.getfixturevalue("here")
-    name, find, accused, words = FLIPS[case]
+    name, find, words = FLIPS[case]
     flip(copy / name, find(copy / name))
     found = lines(verify(copy))
-    assert words in "; ".join(found[accused]), found
-    assert set(found) == {accused}
+    assert words in "; ".join(found[name]), found
+    assert set(found) == {name}
 
 
 def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
@@ -329,9 +286,8 @@ def test_repair_keeps_what_may_be_whole(copy: Path, monkeypatch: pytest.MonkeyPa
     [
         ("import time; time.sleep(60)", "got no answer from HDF5 for 1 s. Expected the bytes"),
         ("import os; os.kill(os.getpid(), 11)", "got an end of the process that read it, exit code -11. Expected"),
-        ("raise SystemExit('no room')", "got an end of the process that read it, exit code 1 no room. Expected"),
     ],
-    ids=["hangs", "crashes", "ends"],
+    ids=["hangs", "crashes"],
 )
 def test_a_file_on_which_hdf5_crashes_or_hangs_is_a_finding(
     folder: Path, tmp_path: Path, program: str, words: str, monkeypatch: pytest.MonkeyPatch
