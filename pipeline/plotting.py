@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from . import figures
 from .config import PlotOptions
@@ -44,13 +43,14 @@ def draw_plots(options: PlotOptions) -> None:
     """Draw what was chosen, a file a sheet, and print where each is.
 
     Raises:
-        OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened.
-        StoreError: The run cannot be read, an image failed, or a file cannot be written.
+        OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened; several
+            sheets would have one name.
+        StoreError: The run cannot be read, an image failed, its input cannot be had, or a file cannot be written.
     """
     with open_run(options.run) as run, figures.plain_settings():
-        layers = choose_layers(run.layers, options.layers)
-        rows = choose_rows(run, options.images)
-        path_of = picture_paths(run, options, rows, layers)
+        layers = _choose_layers(run.layers, options.layers)
+        rows = _choose_rows(run, options.images)
+        path_of = _picture_paths(run, options, rows, layers)
         for row in rows:
             seen = _input(run, row, options)
             if options.input == "only":
@@ -67,13 +67,8 @@ def _save(picture: Any, path: Path, what: str = "") -> None:
     print(f"written: {path} ({width} x {height} px{what})", flush=True)
 
 
-def choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
-    """Return the rows of these images, each once; of none the first that is ok.
-
-    Raises:
-        OptionError: There is no such image.
-        StoreError: An image failed, or all did.
-    """
+def _choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
+    """Return the rows of these images, each once; of none the first that is ok."""
     good = np.flatnonzero(run.images["status"] == OK)
     rows = list(dict.fromkeys(_row_of(run, image) for image in images)) or [*good[:1].tolist(), 0][:1]
     for row in rows:
@@ -101,12 +96,8 @@ def _row_of(run: Run, image: int | str) -> int:
     return image % len(run)
 
 
-def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Return the stored layers that names, patterns, blocks or ``all`` mean, in network order.
-
-    Raises:
-        OptionError: One means none of them.
-    """
+def _choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return the stored layers that names, patterns, blocks or ``all`` mean, in network order."""
     chosen: set[str] = set()
     for word in words:
         if block := re.fullmatch(r"block([1-5])", word):
@@ -127,7 +118,6 @@ def _sheets(
     run: Run, row: int, layers: Sequence[str], options: PlotOptions, seen: NDArray[np.uint8] | None
 ) -> Iterator[tuple[str, Sheet]]:
     """Yield for each sheet of an image the word for its file name, and what is on it."""
-    shapes = {layer: run[layer].shape_of(row) for layer in layers}
     weights = str(run.attributes.get("weights", "weights unknown")).partition("; conv1_1 says")[0]
     weights = "untrained (random weights)" if weights.startswith("random") else weights
     network = run.attributes.get("network", "network unknown")
@@ -137,37 +127,53 @@ def _sheets(
     if seen is not None and seen.shape[:2] != size_px:
         seen_lines.append(f"seen as {words_for_shape(seen.shape[:2])} px")
     scale = ", one scale for all" if options.scale == "shared" else ""
-    wanted = [options.channel] if options.channels is None else options.channels
+    shapes = {layer: run[layer].shape_of(row) for layer in layers}
+
+    def read(wanted: tuple[str, Sequence[int]]) -> list[FeatureMap]:
+        return _read(run[wanted[0]], row, wanted[1], layout, options)
+
+    for word, line, chosen in _choose_channels(shapes, options):
+        # Of a vector all components are one chart.
+        counts = {layer: 1 if is_vector(shapes[layer]) else len(chosen[layer][: options.most_active]) for layer in chosen}
+        of_maps = [shapes[layer] for layer, count in counts.items() for _ in range(count)]
+        layout = figures.plan_layout(of_maps, is_mosaic=options.channels is not None and not is_vector(of_maps[0]))
+        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
+            maps = [one for of_layer in pool.map(read, chosen.items()) for one in of_layer]
+        yield word, Sheet((*lines, line + scale), maps, layout, seen, seen_lines, options.channel or None)
+
+
+def _choose_channels(
+    shapes: Mapping[str, tuple[int, ...]], options: PlotOptions
+) -> Iterator[tuple[str, str, Mapping[str, Sequence[int]]]]:
+    """Yield for each sheet the word for its file name, what is to be said of its channels, and layer -> channels."""
+    channels = [options.channel] if options.channels is None else options.channels
     for layer, shape in shapes.items():
-        if not isinstance(wanted, range) and max(wanted) >= shape[-1]:
+        if not isinstance(channels, range) and max(channels) >= shape[-1]:
             raise OptionError(
-                f"{'channel' if options.channels is None else 'channels'}: layer {layer} has no such channel, got {max(wanted)}. "
-                f"Expected 0 to {shape[-1] - 1}. Choose another, or other layers."
+                f"{'channel' if options.channels is None else 'channels'}: layer {layer} has no such channel, got "
+                f"{max(channels)}. Expected 0 to {shape[-1] - 1}. Choose another, or other layers."
             )
-    if options.channels is not None:
-        for layer, shape in shapes.items():
-            channels, words, file_word = _channels(shape, options)
-            count = 1 if is_vector(shape) else min(options.most_active or len(channels), len(channels))
-            layout = figures.plan_layout([shape] * count, is_mosaic=not is_vector(shape))
-            line = f"{layer}, {words_for_shape(shape)}: {words}{scale}"
-            maps = _read(run[layer], row, channels, layout, options)
-            yield f"{layer}-{file_word}", Sheet((*lines, line), maps, layout, seen, seen_lines)
+    if options.channels is None:
+        vectors = [layer for layer, shape in shapes.items() if is_vector(shape)]
+        said = ["all components of vectors"] * bool(vectors)
+        if len(vectors) < len(shapes):
+            said.insert(0, f"channel {options.channel}{' of each layer' if len(shapes) - len(vectors) > 1 else ''}")
+        word = "-".join(shapes) if len(shapes) <= NAMED_LAYERS else f"{len(shapes)}-layers"
+        word += f"-channel-{options.channel}" if options.channel else ""
+        yield word, ", ".join(said), {layer: range(shapes[layer][-1]) if layer in vectors else channels for layer in shapes}
         return
-    layout = figures.plan_layout([*shapes.values()], is_mosaic=False)
-
-    def read(layer: str) -> list[FeatureMap]:
-        channels = range(shapes[layer][-1]) if is_vector(shapes[layer]) else [options.channel]
-        return _read(run[layer], row, channels, layout, options)
-
-    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
-        reading = pool.map(read, layers)
-        maps = [one for (one,) in tqdm(reading, total=len(layers), unit="layer", disable=not sys.stderr.isatty(), leave=False)]
-    vectors = sum(map(is_vector, shapes.values()))
-    said = [f"channel {options.channel}{' of each layer' if len(layers) - vectors > 1 else ''}"] * (vectors < len(layers))
-    said += [f"all components of {'the vector' if vectors == 1 else 'vectors'}"] * (vectors > 0)
-    word = "-".join(layers) if len(layers) <= NAMED_LAYERS else f"{len(layers)}-layers"
-    word += f"-channel-{options.channel}" if options.channel else ""
-    yield word, Sheet((*lines, ", ".join(said) + scale), maps, layout, seen, seen_lines, options.channel or None)
+    for layer, shape in shapes.items():
+        count, noun, shown = shape[-1], "component" if is_vector(shape) else "channel", channels
+        if options.most_active is not None:
+            shown, most = range(count), min(count, options.most_active)
+            word, line = f"{most}-most-active", f"the {most} most active of {count} {noun}s, the most active first"
+        elif isinstance(channels, range):
+            shown = channels[:count]
+            word, line = f"first-{len(shown)}-channels", f"the first {len(shown)} of {counted(count, noun)}"
+        else:
+            word = "-".join(["channels", *map(str, channels)])
+            line = f"{counted(len(channels), f'chosen {noun}')} of {count}"
+        yield f"{layer}-{word}", f"{layer}, {words_for_shape(shape)}: {line}", {layer: shown}
 
 
 def _read(layer: Layer, row: int, channels: Sequence[int], layout: Layout, options: PlotOptions) -> list[FeatureMap]:
@@ -182,20 +188,6 @@ def _read(layer: Layer, row: int, channels: Sequence[int], layout: Layout, optio
     return make_maps(layer.name, layer.bands(row, every), shape, channels, side, options.most_active)
 
 
-def _channels(shape: tuple[int, ...], options: PlotOptions) -> tuple[Sequence[int], str, str]:
-    """Return the channels of a mosaic or a chart, what is to be said of them, and the word for the file name."""
-    assert options.channels is not None
-    count, noun = shape[-1], "component" if is_vector(shape) else "channel"
-    if options.most_active is not None:
-        most = min(count, options.most_active)
-        return range(count), f"the {most} most active of {count} {noun}s, the most active first", f"{most}-most-active"
-    if isinstance(options.channels, range):
-        shown = options.channels[:count]
-        return shown, f"the first {len(shown)} of {counted(count, noun)}", f"first-{len(shown)}-channels"
-    word = "-".join(["channels", *map(str, options.channels)])
-    return options.channels, f"{counted(len(options.channels), f'chosen {noun}')} of {count}", word
-
-
 def _place_and_name(path: Path) -> tuple[Path, str]:
     """Return the folder in which a run lies, and its name; where one shard was opened, that of the shard too."""
     path = path.resolve()
@@ -206,18 +198,8 @@ def _place_and_name(path: Path) -> tuple[Path, str]:
     return path.parent, path.stem
 
 
-def picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
-    """Return what names the file of a sheet, from its row and the word for its layers: beside the run unless asked otherwise.
-
-    Args:
-        run: The run.
-        options: May name the file.
-        rows: All that are drawn.
-        layers: Likewise.
-
-    Raises:
-        OptionError: Several sheets would have one name.
-    """
+def _picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
+    """Return what names the file of a sheet, from its row and the word for its layers: beside the run unless asked otherwise."""
     (folder, run_name), here, pattern = _place_and_name(run.path), Path.cwd(), options.file or DEFAULT_NAME
     if options.file is not None or isinstance(folder, RemotePath):
         folder = Path()
@@ -243,22 +225,16 @@ def picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: S
 
 
 def _file_name(text: str) -> str:
-    """Return a text that every system takes as a part of a file's name."""
+    """Return a text that every system takes as a part of a file's name; both ends of a long path, as both tell something."""
     name = re.sub(r"[^\w.+=@~-]+", "-", text).strip("-.") or "image"
-    encoded = name.encode("utf-8", "replace")
+    encoded, half = name.encode("utf-8", "replace"), LONGEST_PART_BYTES // 2
     if len(encoded) <= LONGEST_PART_BYTES:
         return name
-    # Both ends of a path tell something.
-    ends = encoded[: LONGEST_PART_BYTES // 2], encoded[-LONGEST_PART_BYTES // 2 :]
-    return "..".join(end.decode("utf-8", "ignore") for end in ends)
+    return "..".join(end.decode("utf-8", "ignore") for end in (encoded[:half], encoded[-half:]))
 
 
 def _input(run: Run, row: int, options: PlotOptions) -> Any:
-    """Return the picture that the network saw; None, and why on stderr, where it cannot be had.
-
-    Raises:
-        StoreError: It cannot be had, and nothing else is wanted.
-    """
+    """Return the picture that the network saw; None, and why on stderr, where it cannot be had and is not all that is wanted."""
     try:
         return input_picture(run, row) if options.input is not False else None
     except ImageError as error:
@@ -303,7 +279,7 @@ def find_image(run: Run, row: int) -> ImageRecord:
         return ImageRecord(row, key, place, "", int(run.images["bytes"][row]), RemoteImages(np.zeros(0)))
     if kind not in ("", "tar"):
         raise ImageError(f"not looked for: the images were in {kind}")
-    if COLUMN not in run.images or kind != "tar":
+    if kind != "tar" or COLUMN not in run.images:
         return ImageRecord(row, key, place, "", 0)
     try:
         return find_in_tar(place.removesuffix(f"/{key}"), key, str(run.images[COLUMN][row]))
