@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ def summarise_run(path: Path) -> dict[str, Any]:
 
     Returns:
         ``path`` of the run folder, or the shard; ``state``: :data:`FINISHED` or one of its neighbours; ``first_row`` of the
-        shard, 0 of a run; ``rows`` of the run as planned, or of the shard; ``rows_finished``: those in finished shards;
-        ``errors``: a text for each row that failed; ``shards`` as planned, ``shards_finished``, ``images_per_shard``; ``parts``:
-        rows of each; ``layers`` in network order, as :func:`_read_layer` has them; ``bytes_are_estimated``: whether their sizes
-        are worked out from a part of the shards; ``attributes`` of the root, none without a finished shard; ``identity``: all
-        that can change a number, option -> value; ``unreadable``: names of files that are damaged.
+        shard, 0 of a run; ``rows`` as planned, or of the shard; ``rows_finished``: those in finished shards; ``errors``: a text
+        for each row that failed; ``shards`` as planned, ``shards_finished``, ``images_per_shard``; ``parts``: rows of each;
+        ``layers`` in network order: ``name``, ``shape`` (h, w, c) or (d,) of a row, None at native size or where no file tells,
+        ``dtype`` as stored, ``channels`` and ``stride_px``, 0 where no file tells, ``bytes_raw`` and ``bytes_stored``:
+        activations of the good images in finished shards before compression and as they lie on the disk;
+        ``bytes_are_estimated``: whether from a part of the shards; ``attributes`` of the root, none without a finished shard;
+        ``identity``: all that can change a number, option -> value; ``unreadable``: names of files that are damaged.
 
     Raises:
         StoreError: There is no run; the shard that was asked for is damaged; the system does not let us read.
@@ -54,9 +56,9 @@ def summarise_run(path: Path) -> dict[str, Any]:
     except OSError as error:  # a name too long, a folder that is another user's
         raise damage.unreadable(Path(error.filename or path), error) from error
     with open_run(path) as run:  # for its refusals
-        (shard,) = run.shards
-    found = _read_file(path)
-    return _summarise(path, found, None, run.shards, {shard: path}, parse_identity(str(found.attributes["identity"])), [])
+        shards = run.shards
+    head = _read_file(path)
+    return _summarise(path, head, shards, dict.fromkeys(shards, path), parse_identity(str(head.attributes["identity"])), [])
 
 
 def _summarise_folder(folder: Path) -> dict[str, Any]:
@@ -88,24 +90,23 @@ def _summarise_folder(folder: Path) -> dict[str, Any]:
         if damaged:
             raise refusal or damage.damaged(manifest, "the manifest", "none that agrees with its own digest")
         raise refusal or damage.missing_file(manifest, "manifest", "no such file")
-    index = head if head and head.attributes["file_kind"] == format.INDEX else None
     identity = parse_identity(str(head.attributes["identity"])) if head else contents.planned[-1].identity
     parts = max(head.parts if head else (), contents.parts, key=len)
     plan = plan_shards([part.stop for part in parts], int(identity["output.images_per_shard"]))
     files = {shard: folder / format.shard_path(shard.file_name) for shard in plan if shard.file_name in there}
-    return _summarise(folder, head, index, plan, files, identity, damaged)
+    return _summarise(folder, head, plan, files, identity, damaged)
 
 
 def _summarise(
     path: Path,
     head: _File | None,
-    index: _File | None,
     plan: Sequence[ShardSpec],
     files: Mapping[ShardSpec, Path],
     identity: Mapping[str, str],
     damaged: list[str],
 ) -> dict[str, Any]:
     """Return what :func:`summarise_run` does: from the index as far as it goes, then from the finished shards."""
+    index = head if head and head.attributes["file_kind"] == format.INDEX else None
     indexed = int(index.attributes["rows"]) if index else 0
     sample = {*[*files][:: -(-len(files) // SHARDS_ASKED) or 1]}
     errors: list[str] = []
@@ -129,26 +130,20 @@ def _summarise(
         of_files = [found for file in asked for found in file.layers if found["name"] == layer["name"]]
         for size in ("bytes_raw", "bytes_stored"):
             layer[size] = round(sum(found[size] for found in of_files) * errors.count("") / max(1, good))
-    if not path.is_dir():
-        state = ONE_SHARD
-    elif any(shard.stop <= indexed and shard not in files for shard in plan):
+    state = FINISHED if indexed == plan[-1].stop else EXTENDING if indexed else UNFINISHED
+    if any(shard.stop <= indexed and shard not in files for shard in plan):
         state = LACKING
-    else:
-        state = FINISHED if indexed == plan[-1].stop else EXTENDING if indexed else UNFINISHED
-    rows_of_part: Counter[int] = Counter()
-    for shard in plan:
-        rows_of_part[shard.part] += shard.rows
     return {
         "path": path,
-        "state": state,
+        "state": state if path.is_dir() else ONE_SHARD,
         "first_row": plan[0].first,
-        "rows": sum(rows_of_part.values()),
+        "rows": sum(shard.rows for shard in plan),
         "rows_finished": sum(shard.rows for shard in files),
         "errors": [error for error in errors if error],
         "shards": len(plan),
         "shards_finished": len(files),
         "images_per_shard": int(identity["output.images_per_shard"]),
-        "parts": [*rows_of_part.values()],
+        "parts": [sum(shard.rows for shard in of_part) for _, of_part in groupby(plan, lambda shard: shard.part)],
         "layers": layers,
         "bytes_are_estimated": len(sample) < len(files),
         "attributes": head.attributes if head else {},
@@ -168,11 +163,7 @@ class _File:
 
 
 def _read_file(path: Path, has_layers: bool = True) -> _File:
-    """Read a shard or the index; ``has_layers``: whether its layers are asked for too, which takes longer.
-
-    Raises:
-        StoreError: It is damaged, of another program, or cannot be read.
-    """
+    """Read a shard or the index; ``has_layers``: whether its layers are asked for too, which takes longer."""
     with tables.open_file(path) as file, damage.reading(path, "the tree"):
         errors = tables.read_column(file, path, "error").tolist()
         # What the index shows of layers is in the shards.
@@ -183,17 +174,9 @@ def _read_file(path: Path, has_layers: bool = True) -> _File:
 
 
 def _read_layer(name: str, node: Any, good: float) -> dict[str, Any]:
-    """Return a layer and the bytes of one shard.
+    """Return a layer and the bytes of one shard, from its dataset, or at native size the group of them.
 
-    Args:
-        name: Of the layer.
-        node: Its dataset, or at native size the group of them.
-        good: Share of the shard's rows that have not failed.
-
-    Returns:
-        ``name``; ``shape`` (h, w, c) of a row, None at native size or where no file tells; ``dtype`` of the stored values;
-        ``channels`` and ``stride_px``, 0 where no file tells; ``bytes_raw``: activations of the good images in the finished
-        shards before compression; ``bytes_stored``: the same, as they lie on the disk.
+    ``good`` is the share of the shard's rows that have not failed.
     """
     is_native = isinstance(node, h5py.Group)
     if is_native:
