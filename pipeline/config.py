@@ -13,13 +13,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import OptionError, nearest
-from .network.architectures import NETWORKS, WINOGRAD, plan_features, resolve_layers
+from .network.architectures import NETWORKS, WINOGRAD
 from .network.known_weights import expected_padding, files_for
+from .network.reductions import resolve_features
+from .records import FeatureSpec
 from .sharding import Share
 from .storage import RemotePath, expanded, is_address, path_of, scratch_for
 
@@ -32,6 +34,7 @@ LARGEST_BATCH = 65536
 LARGEST_SEED = 2**64 - 1
 # More than any layer has.
 MOST_CHANNELS = 2**20
+MOST_COMPONENTS = 2**24
 # What network.weights may say besides the path of a file.
 WEIGHTS = ("imagenet", "matconvnet", "torchvision", "random")
 # Formats of pictures that are drawn.
@@ -91,6 +94,15 @@ def whole(default: int | str, least: int, most: int) -> Any:
         return None if value == AUTO == default else right(value, type(value) is int and least <= value <= most)
 
     return option(default, f"{'auto or ' * (default == AUTO)}a whole number from {least} to {most}", check)
+
+
+def number(default: float | str, least: float, most: float) -> Any:
+    """Declare a number above one and up to another; where the default is ``auto``, that is right too and becomes None."""
+
+    def check(value: Any) -> float | None:
+        return None if value == AUTO == default else float(right(value, not isinstance(value, bool) and least < value <= most))
+
+    return option(default, f"{'auto or ' * (default == AUTO)}a number above {least:g}, at most {most:g}", check)
 
 
 def path(default: str | None, key: str) -> Any:
@@ -204,6 +216,72 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class GemOptions:
+    """Of the reduction ``gem``."""
+
+    p: float = number(3.0, 0, 100)
+    eps: float = number(1e-6, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RmacOptions:
+    """Of the reduction ``rmac``."""
+
+    levels: int = whole(3, 1, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class GridOptions:
+    """Of the reduction ``grid``."""
+
+    side: int = whole(2, 1, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class GramOptions:
+    """Of the reduction ``gram``."""
+
+    form: str = choice("triangle", "triangle", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsOptions:
+    """Of the reduction ``units``."""
+
+    n_components: int = whole(5000, 1, MOST_COMPONENTS)
+    seed: int = whole(0, 0, LARGEST_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianOptions:
+    """Of the reduction ``gaussian``; ``n_components`` None: as many as keep distances to a factor of 1 - eps to 1 + eps."""
+
+    n_components: int | None = whole(AUTO, 1, MOST_COMPONENTS)
+    eps: float = number(0.1, 0, 0.99)
+    seed: int = whole(0, 0, LARGEST_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class SrpOptions(GaussianOptions):
+    """Of the reduction ``srp``; ``density`` None: 1 / sqrt(length of what it takes)."""
+
+    density: float | None = number(AUTO, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ReductionOptions:
+    """How reductions are done, one value for all layers of a run. See :mod:`pipeline.network.reductions`."""
+
+    gem: GemOptions = field(default_factory=GemOptions)
+    rmac: RmacOptions = field(default_factory=RmacOptions)
+    grid: GridOptions = field(default_factory=GridOptions)
+    gram: GramOptions = field(default_factory=GramOptions)
+    units: UnitsOptions = field(default_factory=UnitsOptions)
+    srp: SrpOptions = field(default_factory=SrpOptions)
+    gaussian: GaussianOptions = field(default_factory=GaussianOptions)
+
+
+@dataclass(frozen=True, slots=True)
 class OutputOptions:
     """Where results go and how they are stored.
 
@@ -268,8 +346,14 @@ class Options:
 
     data: DataOptions = field(default_factory=DataOptions)
     layers: tuple[str, ...] = option(
-        ["relu4_1"], "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]", _layers
+        ["relu4_1"], "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]", _layers
     )
+    reduce: tuple[str, ...] = option(
+        [],
+        "a list of reductions, applied one after the other, e.g. reduce=[gem,l2]",
+        lambda value: _layers(value) if value else (),
+    )
+    reduction: ReductionOptions = field(default_factory=ReductionOptions)
     batch_size: int | None = whole(AUTO, 1, LARGEST_BATCH)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -292,7 +376,17 @@ class Options:
         # Names that are not there and inputs that are too small, from the network's table alone.
         network = self.network
         padding = expected_padding(network.name, network.weights) if network.pool_padding == AUTO else network.pool_padding
-        plan_features(network.name, resolve_layers(network.name, self.layers), self.data.size, padding)
+        self.features(padding)
+
+    def features(self, pool_padding: str, rows: int | None = None) -> tuple[FeatureSpec, ...]:
+        """Return what is to be stored; arguments and errors as of :func:`~pipeline.network.reductions.resolve_features`."""
+        parameters = asdict(self.reduction)
+        return resolve_features(
+            *(self.network.name, self.layers, self.reduce, parameters),
+            size_px=self.data.size,
+            pool_padding=pool_padding,
+            rows=rows,
+        )
 
     @property
     def folder(self) -> Path:
@@ -462,8 +556,11 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values by full names, ``data.size``, as nested ones."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        group, _, last = key.rpartition(".")
-        (found.setdefault(group, {}) if group else found)[last] = value
+        *groups, last = key.split(".")
+        inner = found
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
     return found
 
 
@@ -506,7 +603,7 @@ def check_value(key: str, value: Any, kind: type = Options, module: str = "pipel
 def unknown_key(key: str, kind: type = Options, module: str = "pipeline.run") -> OptionError:
     """Return the error for an option that does not exist; arguments as of :func:`check_value`."""
     # "resize" alone means data.resize; "dta.size" is near data.size as a whole.
-    by_last_word = {known.rsplit(".", 1)[-1]: known for known in known_keys(kind)}
+    by_last_word = {known.rsplit(".", 1)[-1]: known for known in reversed(known_keys(kind))}
     near = REPLACED.get(key) or by_last_word.get(key) or nearest(key, known_keys(kind))
     return OptionError(
         f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m {module} --help` for all."
@@ -533,12 +630,14 @@ def check(kind: type[T], values: Mapping[str, Any], module: str) -> T:
             f"run: no run was named, got None. Expected a run folder. Run e.g. `python -m {module} run=outputs/imgs-vgg19`."
         )
     checked = nested({key: check_value(key, value, kind, module) for key, value in given.items()})
-    for each in fields(kind):  # type: ignore[arg-type]
-        if is_dataclass(each.default_factory):
-            checked[each.name] = each.default_factory(**checked[each.name])
-        elif each.name == "given":
-            checked["given"] = given
-    return kind(**checked)
+    made: T = _made(kind, {**checked, "given": given} if kind is Options else checked)
+    return made
+
+
+def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Return options with those of their groups."""
+    groups = {each.name: each.default_factory for each in fields(kind) if is_dataclass(each.default_factory)}
+    return kind(**{name: _made(groups[name], value) if name in groups else value for name, value in values.items()})
 
 
 def check_options(values: Mapping[str, Any]) -> Options:

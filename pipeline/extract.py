@@ -196,14 +196,13 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         OptionError: The device asked for is not there.
     """
     backend, threads = spec.identity["runtime.backend"], options.runtime.workers or usable_cores()
-    wanted = [feature.layer for feature in spec.features]
     preparing = None
     # While TensorFlow is loaded.
     background = ThreadPoolExecutor(1)
     if backend == WINOGRAD and options.runtime.device != "gpu":
         preparing = background.submit(
             prepare_segments,
-            *(weights, wanted),
+            *(weights, list(dict.fromkeys(feature.layer for feature in spec.features))),
             pooling=options.network.pooling,
             kernel_order=options.network.kernel_order,
             threads=threads,
@@ -229,13 +228,14 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     by_winograd = preparing is not None and device.kind == "cpu"
     network = Network(
         weights,
-        wanted,
+        spec.features,
         pooling=options.network.pooling,
         kernel_order=options.network.kernel_order,
         device=device.name,
         size_px=size_px,
         precision=options.runtime.precision,
         dtype="float32" if by_winograd else spec.dtype,
+        threads=threads,
         # On a GPU TensorFlow computes.
         parts=preparing.result() if preparing is not None and by_winograd else None,
         first=None if by_winograd else first_step(resize, mean_pixel, scale_pixel),

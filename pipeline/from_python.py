@@ -50,9 +50,9 @@ def extract_features(
 
     The same options, checks, files and bits as ``python -m pipeline.run``. An option is named by its last word (``size`` is
     ``data.size``), or in full: ``**{"data.size": 256}``; ``output.dir`` is ``output_dir``, ``engine.address`` and
-    ``engine.workers`` are ``engine_address`` and ``engine_workers``. Where all is there already, nothing is computed. Calls may
-    follow each other with other weights, sizes or devices. After Ctrl-C (``KeyboardInterrupt``) finished shards are kept, and the
-    same call goes on.
+    ``engine.workers`` are ``engine_address`` and ``engine_workers``, ``reduction.gem.p`` is ``gem_p``.
+    Where all is there already, nothing is computed. Calls may follow each other with other weights, sizes or devices. After
+    Ctrl-C (``KeyboardInterrupt``) finished shards are kept, and the same call goes on.
 
     Args:
         dir: Folder of images, walked recursively; a file of paths (``.txt``, ``.csv``, ``.tsv``, ``.parquet``); a tar file,
@@ -71,7 +71,7 @@ def extract_features(
     """
     known = [name for name in known_keys() if name not in _OF_THE_COMMAND]
     # Of options with the same last word the first has it alone; by its full name there is each.
-    full_names = {_OWN_NAMES.get(name, name.rsplit(".", 1)[-1]): name for name in reversed(known)}
+    full_names = {_short_name(name): name for name in reversed(known)}
     full_names |= {name: name for name in known}
     given: dict[str, Any] = {"layers": layers}
     if dir is not None:
@@ -91,6 +91,12 @@ def extract_features(
     from .store.reader import open_run
 
     return open_run(checked.folder)
+
+
+def _short_name(name: str) -> str:
+    if name.startswith("reduction."):
+        return name.removeprefix("reduction.").replace(".", "_")
+    return _OWN_NAMES.get(name, name.rsplit(".", 1)[-1])
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from .images.reading import read_image
 from .machine import peak_memory_bytes
 from .network.architectures import CLASSIFIER_BLOCK, foreign_names, resolve_layers
 from .network.known_weights import Weights
+from .network.reductions import split_word
 from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
@@ -64,14 +65,15 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
 
             require_ray()
             open_engine = open_ray
-        layers = resolve_layers(options.network.name, options.layers)
-        if foreign := foreign_names(options.network.name, options.layers):
+        words = [split_word(word) for word in options.layers]
+        layers = resolve_layers(options.network.name, words)
+        if foreign := foreign_names(options.network.name, words):
             _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
         with watch.stage("list"):
             manifest = list_images(options.data)
         with watch.stage("start"):
             weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
-        planned = plan_run(options, manifest, weights, layers)
+        planned = plan_run(options, manifest, weights)
         opening = preview_folder if options.dry_run else open_folder
         with opening(options.folder, planned, options.output.existing, options.part) as run_folder, ExitStack() as stack:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
@@ -149,11 +151,11 @@ def _say_plan(run_folder: RunFolder) -> None:
     spec, own, missing, share = run_folder.spec, run_folder.own, run_folder.missing, run_folder.share
     for feature in spec.features:
         if feature.shape is None:
-            size = f"{feature.layer.channels} channels, one value for {feature.layer.stride_px} px"
+            size = f"{feature.channels} channels, one value for {feature.layer.stride_px} px"
         else:
             size_bytes = words_for_bytes(format.row_bytes([feature], spec.dtype))
             size = f"{' x '.join(map(str, feature.shape))} {spec.dtype}, {size_bytes} an image"
-        _log.info("layer: %s, %s", feature.layer.name, size)
+        _log.info("layer: %s, %s", feature.name, size)
     rows = count_rows(missing)
     if share is not None:
         _log.info("part: %s, %d of %s, %d images", share, len(own), counted(len(spec.shards()), "shard"), count_rows(own))
@@ -381,7 +383,7 @@ def _report(
         index=str(path / format.INDEX_NAME) if is_indexed else "",
         network=spec.identity["network"],
         weights=str(spec.attributes["weights"]),
-        layers={feature.layer.name: feature.shape for feature in spec.features},
+        layers={feature.name: feature.shape for feature in spec.features},
         run_digest=spec.digest,
         rows=rows,
         failed=len(errors),

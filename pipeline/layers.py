@@ -19,6 +19,7 @@ from .formatting import Shown, text_table, words_for_bytes
 from .network.architectures import layer_table as network_layers
 from .network.architectures import multiply_adds, output_shapes, resolve_layers
 from .network.known_weights import expected_padding
+from .network.reductions import split_word
 from .records import LayerSpec
 
 HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")
@@ -64,7 +65,7 @@ class LayerTable(Shown, Sequence[LayerRow]):
             f"* = layers of this configuration"
         )
         shapes = output_shapes(network, size_px, pool_padding)
-        chosen = resolve_layers(network, words)
+        chosen = resolve_layers(network, [split_word(word) for word in words])
         self._rows: list[LayerRow] = []
         multiplications = 0
         for layer in network_layers(network):

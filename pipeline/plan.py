@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import AUTO, DataOptions, Options, nested, to_yaml
-from .network.architectures import WINOGRAD, layer_table, output_shapes, plan_features
+from .network.architectures import WINOGRAD, layer_table, output_shapes
 from .network.known_weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
 from .store import format
@@ -28,29 +28,29 @@ UNKNOWN_FILE_BYTES = 100_000
 LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
 
 
-def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Sequence[LayerSpec]) -> RunSpec:
+def plan_run(options: Options, manifest: Manifest, weights: Weights) -> RunSpec:
     """Plan a run.
 
     Args:
         options: The user's.
         manifest: The rows.
         weights: Their content is part of the run's identity.
-        layers: Those to store, in network order.
 
     Raises:
-        OptionError: The input is too small for a layer.
+        OptionError: The input is too small for a layer, a reduction has more components than values.
     """
     data, network, output = options.data, options.network, options.output
-    features = plan_features(network.name, layers, data.size, weights.pool_padding)
+    features = options.features(weights.pool_padding, len(manifest))
     images_per_shard = output.images_per_shard or format.plan_images_per_shard(
         _row_bytes(features, output.dtype, manifest), len(manifest), format.largest_chunk_rows(features, output.dtype)
     )
     identity = {
         "network": network.name,
         "network.weights": weights.sha256,
-        **_pooling_identity(options, weights, layers[-1]),
+        **_pooling_identity(options, weights, features[-1].layer),
         "network.kernel_order": network.kernel_order,
-        "layers": ",".join(layer.name for layer in layers),
+        "layers": ",".join(feature.name for feature in features),
+        **_reduction_identity(options, features),
         "data.size": "native" if data.size is None else f"{data.size[0]}x{data.size[1]}",
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
@@ -80,6 +80,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights, layers: Seq
         **{f"version_{name}": text for name, text in versions().items()},
     }
     asked = {"output.images_per_shard": output.images_per_shard, "runtime.backend": options.runtime.backend}
+    asked |= {name: options.given.get(name) for name in identity if name.endswith(".n_components")}
     chosen = frozenset(name for name, value in asked.items() if value in (None, AUTO))
     return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes, chosen)
 
@@ -97,6 +98,16 @@ def _pooling_identity(options: Options, weights: Weights, deepest: LayerSpec) ->
     return identity
 
 
+def _reduction_identity(options: Options, features: Sequence[FeatureSpec]) -> dict[str, str]:
+    """Return what the results of reductions depend on; a density of ``auto`` follows from the layer."""
+    used = {reduction.name: reduction.parameters for feature in features for reduction in feature.reductions}
+    return {
+        f"reduction.{name}.{key}": str(value if key != "density" else options.given["reduction.srp.density"])
+        for name, parameters in sorted(used.items())
+        for key, value in parameters.items()
+    }
+
+
 def versions() -> dict[str, str]:
     """Return the version of Python, of this program and of the libraries that may show in the results."""
     found = {"python": platform.python_version()}
@@ -110,11 +121,9 @@ def versions() -> dict[str, str]:
 
 
 def _row_bytes(features: Sequence[FeatureSpec], dtype: str, manifest: Manifest) -> int:
-    if features[0].shape is not None:
-        return format.row_bytes(features, dtype)
-    values_per_pixel = sum(feature.layer.channels / feature.layer.stride_px**2 for feature in features)
+    values_per_pixel = sum(feature.channels / feature.layer.stride_px**2 for feature in features if feature.shape is None)
     pixels = PIXELS_PER_FILE_BYTE * (float(manifest.file_bytes.mean()) or UNKNOWN_FILE_BYTES)
-    return int(pixels * values_per_pixel * format.ITEMSIZE_BYTES[dtype])
+    return format.row_bytes(features, dtype) + int(pixels * values_per_pixel * format.ITEMSIZE_BYTES[dtype])
 
 
 def _preprocess_words(data: DataOptions) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -218,26 +218,60 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduction:
+    """One step that makes a vector of an image's activations, or another vector of a vector; see :mod:`.network.reductions`.
+
+    Attributes:
+        name: ``avg``, ``gem``, ``srp`` ...
+        parameters: Name -> value, all that its result depends on.
+    """
+
+    name: str
+    parameters: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureSpec:
-    """A layer whose activations are stored, and the shape of a row of it.
+    """What is stored of a layer: its activations, or what reductions make of them; and the shape of a row of it.
 
     Attributes:
         layer: The layer.
-        shape: (h, w, c) of one image's activations; None at native size, where images differ.
+        shape: (h, w, c) of one image's activations, None at native size, where images differ; (d,) of a vector.
+        reductions: Applied one after the other; none: the activations are stored as they are.
     """
 
     layer: LayerSpec
-    shape: tuple[int, int, int] | None
+    shape: tuple[int, ...] | None
+    reductions: tuple[Reduction, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the dataset: ``relu5_1``, ``relu5_1.avg.l2``."""
+        return ".".join([self.layer.name, *(reduction.name for reduction in self.reductions)])
+
+    @property
+    def channels(self) -> int:
+        """Length of the last axis."""
+        return self.shape[-1] if self.shape else self.layer.channels
+
+    def with_components(self, counts: Mapping[str, int]) -> FeatureSpec:
+        """Return the feature with other numbers of components, reduction -> number."""
+        steps = [
+            replace(step, parameters={**step.parameters, "n_components": counts[step.name]}) if step.name in counts else step
+            for step in self.reductions
+        ]
+        lengths = [int(step.parameters["n_components"]) for step in steps if "n_components" in step.parameters]
+        return replace(self, reductions=tuple(steps), shape=(lengths[-1],) if lengths else self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
-    """Activations of one layer for n images. Images that failed are not among them.
+    """Activations of one layer for n images, or vectors made of them. Images that failed are not among them.
 
     Attributes:
-        layer: Name of the layer.
+        layer: Name of the feature, :attr:`FeatureSpec.name`.
         indices: (n,) int64, ascending: which rows of the run these are.
-        values: (n, h, w, c) float32.
+        values: (n, h, w, c) or (n, d), float32.
     """
 
     layer: str
@@ -256,7 +290,7 @@ class RunSpec:
 
     Attributes:
         manifest: The rows, those of all parts.
-        features: What is stored for each, in network order.
+        features: What is stored for each, layers in network order.
         dtype: ``float32`` or ``float16``.
         compression: ``gzip`` or ``none``. Cannot change a number, so it is not part of the identity.
         images_per_shard: Rows a shard; the last of a part may have fewer.

@@ -17,7 +17,7 @@ from pipeline.config import check_options
 from pipeline.extract import make_stages
 from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
-from pipeline.network.architectures import resolve_layers
+from pipeline.network.architectures import plan_features, resolve_layers
 from pipeline.network.vgg import Network, first_step
 from pipeline.plan import plan_run
 
@@ -46,7 +46,7 @@ def variants() -> list[Any]:
 
 def graphs_of(network: Network) -> list[tf.Graph]:
     """The traced functions, one a segment."""
-    return [segment.get_concrete_function().graph for _, segment in network.segments]
+    return [segment.function.get_concrete_function().graph for segment in network.segments]
 
 
 def operations(graph: tf.Graph) -> list[tf.Operation]:
@@ -79,7 +79,7 @@ def test_every_operation_has_a_kernel_for_gpus_and_none_waits_for_the_host(
     weights = replace(thin_weights(name), pool_padding=padding)
     network = Network(
         weights,
-        resolve_layers(name, ["relu1_1", "pool2", "relu3_1"]),
+        plan_features(name, resolve_layers(name, ["relu1_1", "pool2", "relu3_1"]), spec.size_px if spec else None, padding),
         pooling=pooling,
         kernel_order="hwio",
         device="/CPU:0",
@@ -204,9 +204,10 @@ def test_the_dataset_of_the_default_run_carries_images(photographs: Path, thin_w
         ({"runtime__backend": "tensorflow"}, tf.TensorSpec((None, None, None, 3), tf.uint8)),
         ({"data__size": None}, tf.TensorSpec((1, None, None, 3), tf.uint8)),
     ]:
-        checked = check_options(values(data__dir=str(photographs / "animals"), network__weights="random", **options))
+        settings = {"data__dir": str(photographs / "animals"), "network__weights": "random", "layers": ["relu1_1"], **options}
+        checked = check_options(values(**settings))
         manifest = list_folder(photographs / "animals")
-        spec = plan_run(checked, manifest, weights, resolve_layers("vgg19", ["relu1_1"]))
+        spec = plan_run(checked, manifest, weights)
         loader = make_stages(checked, spec, weights).load(manifest, np.arange(len(manifest)))
         assert isinstance(loader.dataset, tf.data.Dataset)
         assert loader.dataset.element_spec["image"] == element

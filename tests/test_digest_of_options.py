@@ -12,14 +12,15 @@ import pytest
 
 from pipeline.config import AUTO, CHOICES, check_options, known_keys
 from pipeline.image_list import list_images
-from pipeline.network.architectures import resolve_layers
 from pipeline.network.weights import load_weights
 from pipeline.plan import plan_run
 
 from .test_config import values
 
 # An odd side, at which the padding of the pooling shows.
-BASE = {"data__size": 225, "network__weights": "random"}
+BASE = {"data__size": 225, "network__weights": "random", "reduction__gaussian__eps": 0.9}
+# All reductions that have options.
+BASE["layers"] = ["relu4_1", *(f"relu5_1:{name}" for name in ("gem", "rmac", "grid", "gram", "units", "srp", "avg:gaussian"))]
 
 # Option -> another value. Those in CHOICES are tried with each of their values.
 CHANGES_A_NUMBER: dict[str, Any] = {
@@ -30,6 +31,11 @@ CHANGES_A_NUMBER: dict[str, Any] = {
     "data.split": "test",
     "data.size": 224,
     "layers": ["relu1_1"],
+    "reduce": ["avg"],
+    **{f"reduction.{name}": value for name, value in {"gem.p": 4, "gem.eps": 0.1, "rmac.levels": 2, "grid.side": 3}.items()},
+    **{f"reduction.{name}.n_components": 50 for name in ("units", "srp", "gaussian")},
+    **{f"reduction.{name}.seed": 1 for name in ("units", "srp", "gaussian")},
+    **{"reduction.srp.eps": 0.2, "reduction.gaussian.eps": 0.8, "reduction.srp.density": 0.1, "reduction.gram.form": None},
     "network.weights": "a file",
     "network.seed": 1,
     "output.images_per_shard": 3,
@@ -100,7 +106,7 @@ def digest(
             weights = replace(weights, sha256="0" * 64)
         if padding != AUTO:
             weights = replace(weights, pool_padding=padding)
-        return plan_run(options, list_images(options.data), weights, resolve_layers(name, options.layers)).digest
+        return plan_run(options, list_images(options.data), weights).digest
 
     return plan
 

@@ -9,7 +9,6 @@ import pytest
 
 from pipeline.config import check_options
 from pipeline.images.folder import list_folder
-from pipeline.network.architectures import resolve_layers
 from pipeline.plan import plan_run
 from pipeline.records import RunSpec
 
@@ -23,7 +22,7 @@ def plan(photographs: Path, random_weights: Any) -> Any:
     def make(**changes: Any) -> RunSpec:
         options = check_options(values(**changes))
         weights = replace(random_weights(options.network.name), pool_padding=options.network.pool_padding)
-        return plan_run(options, manifest, weights, resolve_layers(options.network.name, options.layers))
+        return plan_run(options, manifest, weights)
 
     return make
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline.errors import OptionError
-from pipeline.network.architectures import resolve_layers
+from pipeline.network.architectures import plan_features, resolve_layers
 from pipeline.network.device import TOLERANCES, set_precision
 from pipeline.network.vgg import Network
 
@@ -31,7 +31,9 @@ def shorten(values: tf.Tensor) -> tf.Tensor:
 
 def errors_of(image: np.ndarray, weights: Any, expected: dict[str, Any], precision: str) -> dict[str, float]:
     settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": None}
-    network = Network(weights, resolve_layers("vgg19", LAYERS), precision=precision, **settings)
+    network = Network(
+        weights, plan_features("vgg19", resolve_layers("vgg19", LAYERS), None, "same"), precision=precision, **settings
+    )
     found = {name: np.asarray(values)[0] for name, values in network(image[None].astype(np.float32))}
     assert all(values.dtype == np.float32 for values in found.values())
     return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}

@@ -1,17 +1,18 @@
 """The VGG networks on the device, cut where the user wants activations.
 
 Takes float32 (n, H, W, 3), standardised as the weights want, or what its own first step makes such images of; gives one layer's
-activations after the other. Between two layers that are wanted lies a *segment*; what a segment gives leaves the device before
-the next one runs, so memory holds a few of the largest layers and never their sum. Nothing is computed past the deepest layer
-wanted, and nothing twice.
+activations after the other, and vectors that reductions make of them. Between two layers that are wanted lies a *segment*; what
+a segment gives leaves the device before the next one runs, so memory holds a few of the largest layers and never their sum.
+Nothing is computed past the deepest layer wanted, and nothing twice.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,16 +21,30 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceMemoryError
 from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch, standardise
-from ..records import Batch, FeatureBatch, LayerSpec
+from ..records import Batch, FeatureBatch, FeatureSpec, LayerSpec
+from . import host_reductions
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .device import BFLOAT, FLOAT32, HOST
+from .device_reductions import prepare_on_device
 from .known_weights import Weights
 
-Segment = Callable[..., Any]
+Function = Callable[..., Any]
 # More rows than any batch has.
 LARGEST_STEP = 2**31
-# Inputs -> (name, activations) of one layer after the other, computed when asked for: see :class:`Network`.
+# Inputs -> (name, values) of one feature after the other, computed when asked for: see :class:`Network`.
 Layers = Callable[..., Iterable[tuple[str, Any]]]
+
+
+class Segment(NamedTuple):
+    """Layers up to the next one that is wanted.
+
+    Attributes:
+        function: Inputs -> the last layer's activations, which the next segment takes, or None; and the values of the features.
+        features: What is wanted of the layer: its activations, vectors made of them.
+    """
+
+    function: Function
+    features: Sequence[FeatureSpec]
 
 
 class FirstStep(NamedTuple):
@@ -50,7 +65,7 @@ class Network:
 
     Attributes:
         weights: Kernels (HWIO, RGB), biases and the padding of the pooling layers.
-        wanted: Layers to give, in network order.
+        wanted: What to give of which layers, in network order.
         pooling: ``max`` or ``avg``.
         kernel_order: ``hwio``: kernels as stored. ``whio``: their first two axes swapped, which reproduces scripts that
             do so by mistake.
@@ -60,23 +75,24 @@ class Network:
             depend on its image alone. None: TensorFlow's convolutions, where they depend on the number of images a call too.
         precision: Of TensorFlow's products, one of :data:`~pipeline.network.device.TOLERANCES`. With ``bfloat16`` kernels are
             kept so too, and what passes from layer to layer.
-        dtype: Of the activations that are given, ``float32`` or ``float16``; where ``parts`` are given always float32.
+        dtype: Of the values that are given, ``float32`` or ``float16``; where ``parts`` are given always float32.
         first: What is done before the first layer. None: the network is called with images.
-        segments: (name of the layer that it ends with, function) of each.
+        threads: That reduce on the CPU.
     """
 
     weights: Weights
-    wanted: Sequence[LayerSpec]
+    wanted: Sequence[FeatureSpec]
     _: KW_ONLY
     pooling: str
     kernel_order: str
     device: str
     size_px: tuple[int, int] | None
-    parts: Mapping[str, Segment] | None = None
+    parts: Mapping[str, Function] | None = None
     precision: str = FLOAT32
     dtype: str = FLOAT32
     first: FirstStep | None = None
-    segments: list[tuple[str, Segment]] = field(default_factory=list, init=False)
+    threads: int = 1
+    segments: list[Segment] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         network, size_px = self.weights.network, self.size_px
@@ -85,17 +101,19 @@ class Network:
         input_shape: tuple[int | None, ...] = (*(size_px or (None, None)), 3)
         done = 0
         self._computed = tf.bfloat16 if self.precision == BFLOAT else tf.float32
+        self._reducing = ThreadPoolExecutor(self.threads, "reduce")
         with tf.device(self.device):
-            for layer in self.wanted:
-                segment = self._segment(table[done : layer.network_index + 1], input_shape, layer is self.wanted[-1])
-                self.segments.append((layer.name, segment))
+            for layer, group in itertools.groupby(self.wanted, lambda feature: feature.layer):
+                features, layers = tuple(group), table[done : layer.network_index + 1]
+                function = self._segment(layers, input_shape, features, shapes.get(layer.name))
+                self.segments.append(Segment(function, features))
                 input_shape = shapes.get(layer.name, (None, None, layer.channels))
                 done = layer.network_index + 1
 
     def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
-        """Return (name, activations (n, h, w, c) in the dtype) for each wanted layer, computed when asked for.
+        """Return (name, values (n, h, w, c) or (n, d) in the dtype) of each wanted feature, computed when asked for.
 
-        The activations are in the host's memory.
+        The values are in the host's memory.
 
         Args:
             *inputs: The images, or what the first step takes.
@@ -104,41 +122,75 @@ class Network:
             DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
         """
         values = inputs
-        for name, segment in self.segments:
+        for segment in self.segments:
+            name = segment.features[0].layer.name
             try:
                 with tf.device(self.device):
-                    found = segment(*values)
+                    kept, given = segment.function(*values)
             except tf.errors.ResourceExhaustedError as error:
                 shape = " x ".join(map(str, values[0].shape))
                 raise DeviceMemoryError(
                     f"{name}: the device is out of memory, got an input of {shape}. Expected memory for it. "
                     "Lower batch_size or data.size, or use runtime.device=cpu."
                 ) from error
-            kept, given = found if isinstance(found, tuple) else (found, found)
             values = (kept,)
-            del found, kept
-            yield name, given
+            del kept
+            yield from zip((feature.name for feature in segment.features), given, strict=True)
+            del given
 
-    def _segment(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], is_last: bool) -> Segment:
-        if self.parts is None:
-            return self._graph(layers, input_shape, is_last)
-        classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
-        maps = layers[: len(layers) - len(classifier)]
-        part = self.parts[maps[-1].name] if maps else None
-        if not classifier:
-            assert part is not None
-            return part
-        # The classifier's matrices are used once an image: reading them is all the work, and TensorFlow does it as fast.
-        graph = self._graph(classifier, (None, None, input_shape[2] if part is None else maps[-1].channels), True)
+    def _segment(
+        self,
+        layers: Sequence[LayerSpec],
+        input_shape: tuple[int | None, ...],
+        features: Sequence[FeatureSpec],
+        shape: tuple[int, ...] | None,
+    ) -> Function:
+        """Return the function of a segment; ``shape``: of the activations of an image, None at native size."""
+        if self.parts is None and (shape or not any(feature.reductions for feature in features)):
+            reducers = [prepare_on_device(feature, shape or ()) for feature in features]
+            return self._graph(layers, input_shape, reducers, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
+        # At native size every image has another shape: a reduction on the device would be traced for each.
+        on_host = [host_reductions.prepare(feature, shape) if feature.reductions else None for feature in features]
+        part = self._graph(layers, input_shape, [tf.identity]) if self.parts is None else self._on_host(layers, input_shape)
 
-        def segment(values: Any) -> NDArray[np.float32]:
-            values = np.asarray(values if part is None else part(values))
-            # One by one: TensorFlow's sums depend on the number of images.
-            return np.concatenate([graph(values[place : place + 1]) for place in range(len(values))])
+        def segment(*inputs: Any) -> tuple[Any, list[Any]]:
+            kept, (activations,) = part(*inputs)
+            found = np.asarray(activations)
+            return kept, [
+                host_reductions.reduce_rows(reducer, found, self._reducing) if reducer else found for reducer in on_host
+            ]
 
         return segment
 
-    def _graph(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], is_last: bool) -> Segment:
+    def _on_host(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Function:
+        """Return a function of layers that :attr:`parts` has, and of the classifier: images -> activations, twice."""
+        assert self.parts is not None
+        classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
+        maps = layers[: len(layers) - len(classifier)]
+        part = self.parts[maps[-1].name] if maps else None
+        # The classifier's matrices are used once an image: reading them is all the work, and TensorFlow does it as fast.
+        channels = input_shape[2] if part is None else maps[-1].channels
+        graph = self._graph(classifier, (None, None, channels), [tf.identity]) if classifier else None
+
+        def segment(values: Any) -> tuple[Any, list[Any]]:
+            values = np.asarray(values if part is None else part(values))
+            if graph is not None:
+                # One by one: TensorFlow's sums depend on the number of images.
+                values = np.concatenate([graph(values[place : place + 1])[0] for place in range(len(values))])
+            return values, [values]
+
+        return segment
+
+    def _graph(
+        self,
+        layers: Sequence[LayerSpec],
+        input_shape: tuple[int | None, ...],
+        reducers: Sequence[Function],
+        *,
+        dtype: str = FLOAT32,
+        is_last: bool = False,
+    ) -> Function:
+        """Return a function of layers in TensorFlow: inputs -> activations, None if last, and what reducers make of them."""
         operations = [self._operation(layer) for layer in layers]
         first = None if self.segments else self.first
 
@@ -146,20 +198,21 @@ class Network:
             values = tf.cast(first.function(*inputs) if first else inputs[0], self._computed)
             for operation in operations:
                 values = operation(values)
-            given = tf.cast(values, self.dtype)
+            full = tf.cast(values, tf.float32)
+            given = [tf.cast(reducer(full), dtype) for reducer in reducers]
             # Between a GPU and the memory that TensorFlow keeps for it on the host, which is pinned: ten times as fast as a copy
             # into pageable memory, and it waits for this batch alone. What the next segment takes stays on the device.
             with tf.device(HOST):
-                given = tf.identity(given)
-            return given if is_last else (values, given)
+                given = [tf.identity(one) for one in given]
+            return None if is_last else values, given
 
         # One trace serves every number of images, and at native size every height and width.
-        dtype = self._computed if self.segments else tf.float32
-        signature = first.signature if first else [tf.TensorSpec((None, *input_shape), dtype)]
-        graph: Segment = tf.function(segment, input_signature=signature, autograph=False)
+        taken = self._computed if self.segments else tf.float32
+        signature = first.signature if first else [tf.TensorSpec((None, *input_shape), taken)]
+        graph: Function = tf.function(segment, input_signature=signature, autograph=False)
         return graph
 
-    def _operation(self, layer: LayerSpec) -> Segment:
+    def _operation(self, layer: LayerSpec) -> Function:
         if layer.kind == "relu":
             return lambda values: tf.nn.relu(values)
         if layer.kind == "softmax":
@@ -229,7 +282,7 @@ class DeviceFunctions:
                 waiting.extendleft((start, min(start + size, stop), given) for start in reversed(range(first, stop, size)))
                 continue
             try:
-                for features in islice(self._step(batch, first, stop, size), given, None):
+                for features in itertools.islice(self._step(batch, first, stop, size), given, None):
                     yield features
                     given += 1
                     del features

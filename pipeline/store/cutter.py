@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Shape4 = tuple[int, int, int, int]
+# (rows, h, w, c) or (rows, d).
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,8 @@ class Piece:
         rows: Rows in the shard that it holds values of, ascending.
         first_row: Row in the shard of its first row, present or not.
         band: Which band of its row it is; 0 for whole rows.
-        values: (r, h, w, c) float32: r rows from ``first_row`` on, NaN where absent. The last band of a row may be lower than
-            the chunk.
+        values: (r, h, w, c) or (r, d), float32: r rows from ``first_row`` on, NaN where absent. The last band of a row may be
+            lower than the chunk.
         chunk: Shape of the chunk.
     """
 
@@ -28,12 +29,12 @@ class Piece:
     first_row: int
     band: int
     values: NDArray[np.float32]
-    chunk: Shape4
+    chunk: Shape
 
     @property
-    def offset(self) -> Shape4:
+    def offset(self) -> Shape:
         """Where the chunk begins in its dataset."""
-        return self.first_row, self.band * self.chunk[1], 0, 0
+        return self.first_row, self.band * self.chunk[1], *(0 for _ in self.chunk[2:])
 
     def row_values(self, row: int) -> NDArray[np.float32]:
         """Return the values of one of its rows."""
@@ -48,7 +49,7 @@ class Cutter:
         chunk: Shape of a chunk: several rows, one row, or a band of one.
     """
 
-    def __init__(self, chunk: Shape4) -> None:
+    def __init__(self, chunk: Shape) -> None:
         self._chunk = chunk
         self._rows: list[int] = []
         self._values: NDArray[np.float32] | None = None
@@ -60,7 +61,7 @@ class Cutter:
 
         Args:
             rows: (n,) rows in the shard, ascending, after all that were put before.
-            values: (n, h, w, c).
+            values: (n, h, w, c) or (n, d).
         """
         if self._chunk[0] == 1:
             for row, value in zip(rows.tolist(), values, strict=True):
@@ -86,6 +87,6 @@ class Cutter:
             yield piece
 
 
-def _bands(row: int, value: NDArray[np.float32], chunk: Shape4) -> Iterator[Piece]:
+def _bands(row: int, value: NDArray[np.float32], chunk: Shape) -> Iterator[Piece]:
     for band, start in enumerate(range(0, value.shape[0], chunk[1])):
         yield Piece((row,), row, band, value[None, start : start + chunk[1]], chunk)

@@ -280,7 +280,7 @@ def _check_dataset(node: h5py.Dataset) -> None:
         if folder != format.SHARD_FOLDER or not format.SHARD_NAME.fullmatch(name):
             raise ValueError(f"a source {f'{folder}/{name}'[:200]!r} that is no shard of the run")
     # Of a layer, chunks of failed rows are not stored; what is, is bounded by its stream.
-    if layout != h5py.h5d.VIRTUAL and node.ndim != len(format.AXES.split(",")):
+    if layout != h5py.h5d.VIRTUAL and node.ndim not in map(len, format.AXES.values()):
         file_bytes = h5py.h5i.get_file_id(node.id).get_filesize()
         most_bytes = max(_SPARE_BYTES, file_bytes * DEFLATE_FACTOR) if layout == h5py.h5d.CHUNKED else file_bytes
         if max(math.prod(node.shape), math.prod(node.chunks or ())) * node.id.get_type().get_size() > most_bytes:

@@ -252,8 +252,14 @@ def _extend(
 
 def _with_choices(spec: RunSpec, there: Mapping[str, str]) -> RunSpec:
     """Return the run with what the program chose itself as it was chosen for the run that is there."""
-    options = {**spec.options, **{name: there[name] for name in spec.chosen if name in there}}
-    return replace(spec, options=options, images_per_shard=int(options["output.images_per_shard"]))
+    kept = {name: there[name] for name in spec.chosen if name in there}
+    counts = {name.split(".")[1]: int(text) for name, text in kept.items() if name.endswith(".n_components")}
+    return replace(
+        spec,
+        options={**spec.options, **kept},
+        images_per_shard=int({**spec.options, **kept}["output.images_per_shard"]),
+        features=tuple(feature.with_components(counts) for feature in spec.features),
+    )
 
 
 def _differing(spec: RunSpec, there: Mapping[str, str], run: Manifest) -> list[str]:

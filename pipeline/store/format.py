@@ -24,6 +24,7 @@ path                         shape, type                      meaning
 ============================ ================================ ==========================================================
 ``/features/<layer>``        (N, h, w, c) float32 or float16  row i is image ``first_row + i`` of the manifest; fill
                                                               value NaN; a failed row is NaN
+``/features/<layer>.<how>``  (N, d), likewise                 vectors made of a layer: ``relu5_1.avg``, ``fc6.l2`` ...
 ``/features/<layer>/<row>``  (h, w, c), likewise              native size only, where images differ: one dataset an
                                                               image, named by its row in the run in 9 digits, in a
                                                               shard too; a failed row has none
@@ -45,19 +46,21 @@ path                         shape, type                      meaning
                                                               precision, these sums are added and rounded once; then
                                                               what is lost by that rounding
 ``exact_sum_of_squares``     (2,) float64                     likewise
-``channel_minimum``          (c,) float32                     of each channel; inf without rows
+``channel_minimum``          (c,) float32                     of each channel or component; inf without rows
 ``channel_maximum``          (c,) float32                     likewise; -inf without rows
 ``histogram``                (256,) int64                     a sample of the values in each bin, see below
 ``/image``                   (N,) no values                   a dimension, see below; likewise ``/height_<layer>``,
-                                                              ``/width_<layer>``, ``/channel_<layer>`` of fixed shape
+                                                              ``/width_<layer>``, ``/channel_<layer>`` of fixed shape,
+                                                              ``/component_<layer>.<how>``
 ============================ ================================ ==========================================================
 
 The dimensions are HDF5 dimension scales, attached to the axes of layers, columns, checksums and ranges of channels. They have the
 name by which netCDF knows a dimension without a variable, so that xarray shows the axes of ``group="features"`` by their names.
 
-Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image`` at native size), ``channels``, ``stride_px``,
-``network_index`` and ``dtype``. A column of ``/images`` has ``crc32``: of its little-endian bytes, or
-of its texts in UTF-8, each ended by a NUL byte.
+Attributes of a layer: ``axes`` (``image,height,width,channel``; without ``image`` at native size; ``image,component`` of
+vectors), ``channels`` (of the last axis), ``stride_px``, ``network_index`` and ``dtype``; of vectors also ``layer``, that they
+were made of, and ``reductions``, JSON: a list of the steps with the parameters of each. A column of ``/images`` has ``crc32``: of
+its little-endian bytes, or of its texts in UTF-8, each ended by a NUL byte.
 
 Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard`` or ``index``), ``run_digest`` (SHA-256 of
 ``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest`` (of the images of the
@@ -129,14 +132,14 @@ _SHARD_NUMBER = re.compile(r"(\d{5,})-of-\d{5,}\.h5")
 # The name that a shard is to have, and the mark of its writer, if it has one.
 PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.escape(PARTIAL_SUFFIX)}")
 
-# The scale of rows, and of each axis of a row with the layer's name after it.
+# The scale of rows; those of the axes of a row have the feature's name after theirs: ``height_relu4_1``.
 IMAGE_DIMENSION = "image"
-ROW_DIMENSIONS = ("height_{}", "width_{}", "channel_{}")
 # Source: netCDF C library 4.9, hdf5internal.h and nc4hdf.c: the name of a scale that is a dimension and no variable.
 DIMENSION_TITLE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 
-AXES = "image,height,width,channel"
-NATIVE_AXES = "height,width,channel"
+# By the rank of a row.
+AXES = {3: ("image", "height", "width", "channel"), 1: ("image", "component")}
+NATIVE_AXES = AXES[3][1:]
 STORED_DTYPES = {"float32": "<f4", "float16": "<f2"}
 ITEMSIZE_BYTES = {"float32": 4, "float16": 2}
 
@@ -225,25 +228,24 @@ def native_name(index: int) -> str:
     return f"{index:09d}"
 
 
-def chunk_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, int, int, int]:
+def chunk_shape(shape: tuple[int, ...], itemsize_bytes: int) -> tuple[int, ...]:
     """Return the chunk of ``/features/<layer>``: whole rows, unless one is above :data:`LARGEST_CHUNK_BYTES`.
 
     Rows a chunk are a power of two, so that the chunks of all layers end together at the end of a shard.
 
     Args:
-        shape: (h, w, c) of a row.
+        shape: (h, w, c) or (d,), of a row.
         itemsize_bytes: Of a stored value.
     """
-    height, width, channels = shape
     row_bytes = math.prod(shape) * itemsize_bytes
     if row_bytes > LARGEST_CHUNK_BYTES:
         return (1, *_bands(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES))
     if row_bytes >= SINGLE_ROW_BYTES:
-        return 1, height, width, channels
-    return 1 << (SEVERAL_ROWS_BYTES // row_bytes).bit_length() - 1, height, width, channels
+        return 1, *shape
+    return 1 << (SEVERAL_ROWS_BYTES // row_bytes).bit_length() - 1, *shape
 
 
-def band_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, int, int]:
+def band_shape(shape: tuple[int, ...], itemsize_bytes: int) -> tuple[int, ...]:
     """Return the chunk of ``/features/<layer>/<row>``, native size: whole map rows, about 1 MiB of them and at least one.
 
     Args:
@@ -253,9 +255,9 @@ def band_shape(shape: tuple[int, int, int], itemsize_bytes: int) -> tuple[int, i
     return _bands(shape, itemsize_bytes, BAND_BYTES)
 
 
-def _bands(shape: tuple[int, int, int], itemsize_bytes: int, band_bytes: int) -> tuple[int, int, int]:
-    height, width, channels = shape
-    return min(height, max(1, band_bytes // (width * channels * itemsize_bytes))), width, channels
+def _bands(shape: tuple[int, ...], itemsize_bytes: int, band_bytes: int) -> tuple[int, ...]:
+    height, *rest = shape
+    return min(height, max(1, band_bytes // (math.prod(rest) * itemsize_bytes))), *rest
 
 
 def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import OK, FeatureSpec, LayerSpec, RunSpec
+from ..records import OK, FeatureSpec, LayerSpec, Reduction, RunSpec
 from ..storage import read_ahead
 from . import damage, disk, format, tables
 from .damage import require_own_shards
@@ -56,7 +57,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             group = file.create_group("features")
             for feature in spec.features:
                 if feature.shape is None:
-                    node = _link_images(group, feature.layer.name, spec, columns["status"])
+                    node = _link_images(group, feature.name, spec, columns["status"])
                 else:
                     node = _map_shards(group, feature, spec)
                 write_layer(node, feature, spec.dtype)
@@ -79,7 +80,7 @@ def _read_shards(
     require_own_shards(folder)
     shards, digests = spec.shards(), [part.digest for part in spec.parts]
     columns: dict[str, list[Column]] = {}
-    checksums: dict[str, list[NDArray[np.uint32]]] = {feature.layer.name: [] for feature in spec.features}
+    checksums: dict[str, list[NDArray[np.uint32]]] = {feature.name: [] for feature in spec.features}
     statistics: dict[str, LayerStatistics] = {}
     devices: dict[str, dict[str, None]] = {}
     paths = read_ahead(folder / format.shard_path(shard.file_name) for shard in shards)
@@ -109,7 +110,7 @@ def _read_shards(
 
 def _map_shards(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.Dataset:
     assert feature.shape is not None
-    layer, dtype = feature.layer.name, np.dtype(format.STORED_DTYPES[spec.dtype])
+    layer, dtype = feature.name, np.dtype(format.STORED_DTYPES[spec.dtype])
     layout = h5py.VirtualLayout((len(spec.manifest), *feature.shape), dtype)
     for shard in spec.shards():
         # HDF5 takes a relative path from the folder of the file that holds it.
@@ -167,6 +168,9 @@ def read_run_spec(folder: Path) -> RunSpec:
 
 def _feature(name: str, node: Any) -> FeatureSpec:
     index, channels, stride = (int(node.attrs[key]) for key in ("network_index", "channels", "stride_px"))
-    shape = None if isinstance(node, h5py.Group) else (int(node.shape[1]), int(node.shape[2]), int(node.shape[3]))
+    shape = None if isinstance(node, h5py.Group) else node.shape[1:]
+    layer = str(node.attrs.get("layer", name))
+    steps = json.loads(str(node.attrs.get("reductions", "[]")))
+    reductions = tuple(Reduction(step.pop("name"), step) for step in steps)
     # What the network's own table says besides is in no file, and asked for by nobody who only reads.
-    return FeatureSpec(LayerSpec(name, re.sub(r"[0-9_]+$", "", name), index, 0, None, channels, stride), shape)
+    return FeatureSpec(LayerSpec(layer, re.sub(r"[0-9_]+$", "", layer), index, 0, None, channels, stride), shape, reductions)

@@ -96,14 +96,15 @@ class Layer(Shown):
     """One layer's activations of all images, indexed as a NumPy array along the first axis; read when asked for.
 
     ``layer[17]`` is one image, (h, w, c); ``layer[3:9]``, ``layer[mask]`` and ``layer[[4, 2]]`` are (n, h, w, c), or at native
-    size a list of arrays. A failed image is NaN, at native size (1, 1, c). Further indices apply to what was read.
+    size a list of arrays. A failed image is NaN, at native size (1, 1, c). Further indices apply to what was read. Of a reduced
+    layer an image is a vector, (d,), and several are (n, d), at native size too.
 
     Attributes:
         name: Of the layer.
         dtype: Of the stored values.
         channels: Channels of the layer.
         stride_px: Input pixels between neighbouring positions.
-        row_shape: (h, w, c) of an image; None at native size, where images differ.
+        row_shape: (h, w, c) of an image, (d,) of a vector; None at native size, where images differ.
         chunk_rows: Rows that are stored together: reading one costs as much as reading all.
     """
 
@@ -113,18 +114,17 @@ class Layer(Shown):
         self.dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
         self.channels = int(node.attrs["channels"])
         self.stride_px = int(node.attrs["stride_px"])
-        self.row_shape: tuple[int, int, int] | None = None
+        self.row_shape: tuple[int, ...] | None = None
         self.chunk_rows = 1
         if isinstance(node, h5py.Dataset):
-            _, height, width, channels = node.shape
-            if 0 in (height, width, channels):
+            if 0 in node.shape[1:] or len(node.shape) not in (2, 4):
                 raise ValueError(f"layer {name} of shape {node.shape}")
-            self.row_shape = height, width, channels
+            self.row_shape = node.shape[1:]
             self.chunk_rows = format.chunk_shape(self.row_shape, self.dtype.itemsize)[0]
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """(N, h, w, c); h and w are None at native size."""
+        """(N, h, w, c), or (N, d) of vectors; h and w are None at native size."""
         return len(self), *(self.row_shape or (None, None, self.channels))
 
     def __len__(self) -> int:
@@ -149,8 +149,8 @@ class Layer(Shown):
             raise no_array(f"layer {self.name}")
         return np.asarray(self[:], dtype)
 
-    def shape_of(self, row: int) -> tuple[int, int, int]:
-        """Return (h, w, c) of one image that is ok, at native size too; reads none of its values.
+    def shape_of(self, row: int) -> tuple[Any, ...]:
+        """Return (h, w, c), or (d,), of one image that is ok, at native size too; reads none of its values.
 
         Raises:
             StoreError: The row is damaged.

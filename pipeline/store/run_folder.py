@@ -380,7 +380,7 @@ def _unread_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> tu
     with suppress(DamagedError), reading(path, "the tree"), tables.open_file(path) as file:
         tables.check_shard(file, path, digest, shard)
         for feature in spec.features:
-            own_node(file["features"], feature.layer.name)
+            own_node(file["features"], feature.name)
         errors = tables.read_column(file, path, "error").tolist()
         return tuple(row for row, error in enumerate(errors, shard.first) if error.startswith(_MAY_PASS))
     return None

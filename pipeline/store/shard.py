@@ -23,7 +23,7 @@ from ..errors import StoreError
 from ..records import FeatureSpec, ImageStatus, RunSpec
 from ..sharding import ShardSpec
 from . import codec, disk, format, tables
-from .cutter import Shape4
+from .cutter import Shape
 from .digests import Digests
 from .statistics import LayerStatistics, write_statistics
 
@@ -57,7 +57,7 @@ class ShardFile:
                 self._bytes.hide_refusals()
                 group = self._file.create_group("features")
                 for feature in spec.features:
-                    self._nodes[feature.layer.name] = self._create_layer(group, feature)
+                    self._nodes[feature.name] = self._create_layer(group, feature)
         except BaseException:
             self.drop()
             raise
@@ -70,7 +70,7 @@ class ShardFile:
             raise disk.write_error(self._partial, error) from error
 
     def _create_layer(self, group: h5py.Group, feature: FeatureSpec) -> h5py.Dataset | h5py.Group:
-        name = feature.layer.name
+        name = feature.name
         if feature.shape is None:
             node = group.create_group(name)
         else:
@@ -82,12 +82,12 @@ class ShardFile:
         filters = {"compression": "gzip", "compression_opts": codec.STORED_LEVEL} if self._spec.compression == "gzip" else {}
         return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
 
-    def chunk(self, shape: tuple[int, int, int]) -> Shape4:
+    def chunk(self, shape: tuple[int, ...]) -> Shape:
         """Return the chunk of a layer whose rows have this shape; it is never longer than the shard."""
         chunk = format.chunk_shape(shape, self._dtype.itemsize)
         return (min(chunk[0], self._shard.rows), *chunk[1:])
 
-    def add_native(self, layer: str, row: int, shape: tuple[int, int, int]) -> tuple[h5py.Dataset, Shape4]:
+    def add_native(self, layer: str, row: int, shape: tuple[int, int, int]) -> tuple[h5py.Dataset, Shape]:
         """Make the dataset of one image at native size.
 
         Returns:
@@ -102,7 +102,7 @@ class ShardFile:
         """Return the dataset of a layer of fixed shape."""
         return self._nodes[layer]
 
-    def locate(self, dataset: h5py.Dataset, offset: Shape4, data: bytes | NDArray[np.uint8]) -> int | None:
+    def locate(self, dataset: h5py.Dataset, offset: Shape, data: bytes | NDArray[np.uint8]) -> int | None:
         """Return where a ready chunk is to be written by :meth:`write`; None where it has been. One thread at a time."""
         with self._writing(), phil:
             # A dataset of native size has no axis of images.
@@ -213,12 +213,15 @@ def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> Non
 def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: str) -> None:
     """Write the attributes of ``/features/<layer>``."""
     attributes = {
-        "axes": format.NATIVE_AXES if feature.shape is None else format.AXES,
-        "channels": np.int64(feature.layer.channels),
+        "axes": ",".join(format.NATIVE_AXES if feature.shape is None else format.AXES[len(feature.shape)]),
+        "channels": np.int64(feature.channels),
         "stride_px": np.int64(feature.layer.stride_px),
         "network_index": np.int64(feature.layer.network_index),
         "dtype": dtype,
     }
+    if feature.reductions:
+        steps = [{"name": reduction.name, **reduction.parameters} for reduction in feature.reductions]
+        attributes |= {"layer": feature.layer.name, "reductions": json.dumps(steps)}
     node.attrs.update(attributes)
 
 
@@ -236,8 +239,9 @@ def write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
     for feature in spec.features:
         if feature.shape is None:
             continue
-        name, sizes = feature.layer.name, feature.shape
-        scales = [_make_scale(file, words.format(name), size) for words, size in zip(format.ROW_DIMENSIONS, sizes, strict=True)]
+        name, sizes = feature.name, feature.shape
+        names = (f"{axis}_{name}" for axis in format.AXES[len(sizes)][1:])
+        scales = [_make_scale(file, scale, size) for scale, size in zip(names, sizes, strict=True)]
         for dimension, scale in zip(file["features"][name].dims, (image, *scales), strict=True):
             dimension.attach_scale(scale)
         for statistic in ("channel_minimum", "channel_maximum"):

@@ -104,16 +104,16 @@ class _ChunkTable:
     """Where the chunks of an array lie in its file.
 
     Attributes:
-        shape: (n, h, w, c) of the array; n is 1 for an image at native size.
-        chunk: (rows, h', w, c): whole rows, or a band of one row.
+        shape: (n, h, w, c) or (n, d) of the array; n is 1 for an image at native size.
+        chunk: (rows, h', w, c) or (rows, d): whole rows, or a band of one row.
         dtype: Of the values.
         is_deflated: Whether chunks are zlib streams.
         places: (chunks, 2) int64, position in the file and size in bytes of each chunk as stored, row after row, band after band;
             (-1, 0) where none is stored. None where the chunks are not such as this program writes, and HDF5 must read them.
     """
 
-    shape: tuple[int, int, int, int]
-    chunk: tuple[int, int, int, int]
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
     dtype: np.dtype[np.floating]
     is_deflated: bool
     places: NDArray[np.int64] | None
@@ -130,9 +130,9 @@ class _ChunkTable:
 _NOTHING = _ChunkTable((1, 1, 1, 1), (1, 1, 1, 1), np.dtype(np.float32), False, np.array([[-1, 0]]))
 
 
-def _read_table(dataset: h5py.Dataset) -> _ChunkTable:
-    """Ask HDF5 for the chunks of an array."""
-    lead = (1,) * (4 - dataset.ndim)
+def _read_table(dataset: h5py.Dataset, *, is_one_image: bool = False) -> _ChunkTable:
+    """Ask HDF5 for the chunks of an array of rows, or of one image."""
+    lead = (1,) * is_one_image
     shape, chunk = (*lead, *dataset.shape), (*lead, *(dataset.chunks or ()))
     is_deflated = dataset.compression == "gzip"
     if (
@@ -229,8 +229,8 @@ class ShardLayer:
         if decoded is not None and len(decoded.rows) > 1:
             self._last[self._name] = decoded
 
-    def shape(self, row: int) -> tuple[int, int, int]:
-        """Return (h, w, c) of a row that is ok; reads none of its values."""
+    def shape(self, row: int) -> tuple[int, ...]:
+        """Return (h, w, c), or (d,), of a row that is ok; reads none of its values."""
         return self._table(row).shape[1:]
 
     def bands(self, row: int, every: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
@@ -297,7 +297,7 @@ class ShardLayer:
             node = own_node(group, format.native_name(self._shard.first + row))
             if not isinstance(node, h5py.Dataset) or node.ndim != 3:
                 raise ValueError("no array of an image")
-            return _read_table(node)
+            return _read_table(node, is_one_image=True)
         except HDF5_READ_ERRORS as error:
             return self._damaged(range(row, row + 1), error)
 

@@ -53,12 +53,10 @@ class OpenShard:
     def __init__(self, file: ShardFile, shard: ShardSpec, features: Sequence[FeatureSpec]) -> None:
         self.file = file
         self.shard = shard
-        self.rows_put = {feature.layer.name: 0 for feature in features}
-        self.cutters = {
-            feature.layer.name: Cutter(file.chunk(feature.shape)) for feature in features if feature.shape is not None
-        }
+        self.rows_put = {feature.name: 0 for feature in features}
+        self.cutters = {feature.name: Cutter(file.chunk(feature.shape)) for feature in features if feature.shape is not None}
         self.parts: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
-        self.tallies = {feature.layer.name: Tally(feature.layer.channels) for feature in features}
+        self.tallies = {feature.name: Tally(feature.channels) for feature in features}
         self.tasks: list[Future[None]] = []
         self.broken = False
         self._statuses: list[ImageStatus | None] = [None] * shard.rows
@@ -138,7 +136,7 @@ class Writer:
         self._mark = f"{self._digests.writer}-{secrets.token_hex(4)}" if self._digests.writer else ""
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
-        self._shapes = {feature.layer.name: feature.shape for feature in spec.features}
+        self._shapes = {feature.name: feature.shape for feature in spec.features}
         self._unfinished = {shard.number: shard for shard in shards}
         self._to_make = dict(self._unfinished)
         self._open: dict[int, OpenShard] = {}
@@ -334,7 +332,7 @@ class DryWriter:
 
     def __init__(self, spec: RunSpec, workers: int) -> None:
         self.statuses: list[ImageStatus] = []
-        self.raw_bytes = {feature.layer.name: 0 for feature in spec.features}
+        self.raw_bytes = {feature.name: 0 for feature in spec.features}
         self.stored_bytes = dict(self.raw_bytes)
         self._spec = spec
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])

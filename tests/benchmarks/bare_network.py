@@ -85,14 +85,15 @@ def ours(
         features: File for those of the first images.
         batches: Numbers of images a call to choose from.
     """
-    from pipeline.network.architectures import resolve_layers
+    from pipeline.network.architectures import plan_features, resolve_layers
     from pipeline.network.vgg import Network
     from pipeline.network.winograd import prepare_segments
 
     weights, wanted = seeded_weights(), resolve_layers("vgg19", layers)
     settings = {"pooling": "max", "kernel_order": "hwio"}
     parts = prepare_segments(weights, wanted, threads=usable_cores(), **settings)
-    network = Network(weights, wanted, device="/CPU:0", size_px=(SIDE_PX, SIDE_PX), parts=parts, **settings)
+    features_wanted = plan_features("vgg19", wanted, (SIDE_PX, SIDE_PX), "same")
+    network = Network(weights, features_wanted, device="/CPU:0", size_px=(SIDE_PX, SIDE_PX), parts=parts, **settings)
     images = np.load(path)
 
     def in_turn(batch: int) -> None:
@@ -117,12 +118,12 @@ def ours(
 
 def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
     """TensorFlow's own convolutions, as ``runtime.backend=tensorflow`` runs them, but at its best batch size."""
-    from pipeline.network.architectures import resolve_layers
+    from pipeline.network.architectures import plan_features, resolve_layers
     from pipeline.network.vgg import Network
 
     network = Network(
         seeded_weights(),
-        resolve_layers("vgg19", layers),
+        plan_features("vgg19", resolve_layers("vgg19", layers), (SIDE_PX, SIDE_PX), "same"),
         pooling="max",
         kernel_order="hwio",
         device="/CPU:0",

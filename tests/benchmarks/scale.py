@@ -55,18 +55,17 @@ def listing(folder: str | None = None, listed: str | None = None) -> tuple[dict[
     from pipeline.config import check_options
     from pipeline.images.folder import list_folder
     from pipeline.images.lists import read_list
-    from pipeline.network.architectures import resolve_layers
     from pipeline.plan import plan_run
 
     from .rivals import seeded_weights
 
-    weights, layers = seeded_weights(), resolve_layers("vgg19", ["relu4_1"])
+    weights = seeded_weights()
     options = check_options(_values(folder, listed))
 
     def turn() -> list[float]:
         before, began = _resident_bytes(), time.perf_counter()
         manifest = list_folder(Path(folder)) if folder else read_list(Path(str(listed)), None)
-        spec = plan_run(options, manifest, weights, layers)
+        spec = plan_run(options, manifest, weights)
         shards = spec.shards()
         seconds = time.perf_counter() - began
         assert sum(shard.rows for shard in shards) == len(manifest)

@@ -1,0 +1,234 @@
+"""The reductions of :mod:`.reductions` on a CPU, an image at a time. NumPy and SciPy only.
+
+Everything here depends on one image alone: sums go over blocks of fixed size in an order that neither batch nor threads change.
+Matrices are made of the raw 64-bit integers of NumPy's ``Philox`` bit generator, Philox4x64-10, whose stream is the same on every
+machine and in every version (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), with key (seed, stream).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import threadpoolctl
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from ..records import FeatureSpec, Reduction
+from .reductions import nonzeros, output_length
+
+Array = NDArray[np.float32]
+Reducer = Callable[[Array], Array]
+
+# Of the key of each generator.
+STREAMS = {"units": 1, "srp": 2, "gaussian": 3}
+# Positions that are added in single precision before sums go on in double precision.
+BLOCK_POSITIONS = 64
+RMAC_EPS = 1e-6
+# Share of a region that should overlap with its neighbour, and how many regions lie along the longer side. Source: R-MAC's code.
+RMAC_OVERLAP, RMAC_STEPS = 0.4, range(2, 8)
+# Entries of a Gaussian matrix are multiples of this before they are scaled, so that the last bit of a library's function
+# does not count.
+GAUSSIAN_GRID = 2.0**-12
+
+
+# -- Matrices ------------------------------------------------------------------------------------------------------------------
+
+
+def _generator(seed: int, name: str) -> np.random.Philox:
+    return np.random.Philox(key=[seed, STREAMS[name]])
+
+
+def unit_places(length: int, n_components: int, seed: int) -> NDArray[np.int64]:
+    """Return the places of ``units``, (n_components,) int64, ascending: those with the smallest of ``length`` raw integers."""
+    return np.sort(np.argsort(_generator(seed, "units").random_raw(length), kind="stable")[:n_components])
+
+
+def sparse_matrix(length: int, n_components: int, density: float, seed: int) -> scipy.sparse.csr_matrix:
+    """Return a sparse random matrix, (n_components, length) float32.
+
+    As scikit-learn's ``SparseRandomProjection`` (Li et al. 2006): entries are 0 or, with probability ``density``, +v or -v, where
+    v is 1 / sqrt(density n_components). Here each row has one entry in each of k = round(density length) strips of nearly equal
+    length, strip s from floor(s length / k) on. The entry of row r and strip s comes of raw integer u = r k + s: its upper 32
+    bits, times the length of the strip, over 2^32 are its place there, its lowest bit is the sign, 1 for -v.
+    """
+    strips = nonzeros(length, density)
+    bounds = np.arange(strips + 1, dtype=np.int64) * length // strips
+    raw = _generator(seed, "srp").random_raw(n_components * strips).reshape(n_components, strips)
+    places = bounds[:-1] + (((raw >> np.uint64(32)) * np.diff(bounds).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    value = np.float32(1 / math.sqrt(strips / length * n_components))
+    values = np.where(raw & np.uint64(1), -value, value)
+    ends = np.arange(0, values.size + 1, strips)
+    return scipy.sparse.csr_matrix((values.reshape(-1), places.reshape(-1), ends), (n_components, length))
+
+
+def gaussian_matrix(length: int, n_components: int, seed: int) -> Array:
+    """Return a Gaussian random matrix, (n_components, length) float32, of variance 1 / n_components.
+
+    Entry i, in C order, is the normal quantile of (u + 0.5) / 2^53, u being the upper 53 bits of raw integer i, rounded to a
+    multiple of 2^-12 and divided by sqrt(n_components).
+    """
+    generator = _generator(seed, "gaussian")
+    matrix = np.empty((n_components, length), np.float32)
+    for row in matrix:
+        upper = (generator.random_raw(length) >> np.uint64(11)).astype(np.float64)
+        row[:] = np.round(ndtri((upper + 0.5) * 2.0**-53) / GAUSSIAN_GRID) * (GAUSSIAN_GRID / math.sqrt(n_components))
+    return matrix
+
+
+# -- One image at a time -------------------------------------------------------------------------------------------------------
+
+
+def prepare(feature: FeatureSpec, map_shape: tuple[int, ...] | None) -> Reducer:
+    """Return a function that makes a feature of an image's activations: (h, w, c) float32 -> (d,) float32.
+
+    Args:
+        feature: With reductions.
+        map_shape: (h, w, c) of the layer; None at native size.
+    """
+    steps, shape = [], map_shape or (feature.layer.channels,)
+    for reduction in feature.reductions:
+        steps.append(_step(reduction, math.prod(shape)))
+        shape = (output_length(reduction, shape),)
+
+    def reduce(values: Array) -> Array:
+        for step in steps:
+            values = step(values)
+        return values
+
+    return reduce
+
+
+def _step(reduction: Reduction, length: int) -> Reducer:
+    of: Mapping[str, Any] = reduction.parameters
+    if reduction.name == "units":
+        places = unit_places(length, of["n_components"], of["seed"])
+        return lambda values: np.take(values, places)
+    if reduction.name in ("srp", "gaussian"):
+        matrix: Any = projection(reduction, length)
+        return lambda values: np.asarray(matrix @ values.reshape(-1))
+    steps: dict[str, Reducer] = {
+        "avg": lambda values: _mean(values).astype(np.float32),
+        "max": _maximum,
+        "catavgmax": lambda values: np.concatenate([_mean(values).astype(np.float32), _maximum(values)]),
+        "gem": lambda values: _generalized_mean(values, of["p"], of["eps"]),
+        "rmac": lambda values: _regional_maxima(values, of["levels"]),
+        "grid": lambda values: _grid(values, of["side"]),
+        "gram": lambda values: _gram(values, of["form"]),
+        "l2": _normalized,
+    }
+    return steps[reduction.name]
+
+
+def projection(reduction: Reduction, length: int) -> Any:
+    """Return the matrix of ``srp`` or ``gaussian`` for values of this length, (n_components, length) float32."""
+    of: Mapping[str, Any] = reduction.parameters
+    if reduction.name == "srp":
+        return sparse_matrix(length, of["n_components"], of["density"], of["seed"])
+    return gaussian_matrix(length, of["n_components"], of["seed"])
+
+
+def _mean(values: Array) -> NDArray[np.float64]:
+    """Return the mean of each channel, (c,) float64."""
+    flat = values.reshape(-1, values.shape[-1])
+    whole = len(flat) // BLOCK_POSITIONS * BLOCK_POSITIONS
+    blocks = flat[:whole].reshape(-1, BLOCK_POSITIONS, flat.shape[1]).sum(axis=1)
+    total: NDArray[np.float64] = blocks.sum(axis=0, dtype=np.float64) + flat[whole:].sum(axis=0, dtype=np.float64)
+    return total / len(flat)
+
+
+def _maximum(values: Array) -> Array:
+    result: Array = values.reshape(-1, values.shape[-1]).max(axis=0)
+    return result
+
+
+def _generalized_mean(values: Array, p: float, eps: float) -> Array:
+    # Over the maximum of each channel: powers of large values would leave single precision.
+    clipped = np.maximum(values.reshape(-1, values.shape[-1]), np.float32(eps))
+    largest = clipped.max(axis=0)
+    clipped /= largest
+    mean: Array = (largest * _mean(np.power(clipped, np.float32(p), out=clipped)) ** (1 / p)).astype(np.float32)
+    return mean
+
+
+def _regional_maxima(values: Array, levels: int) -> Array:
+    total = np.zeros(values.shape[-1], np.float64)
+    for top, left, side_y, side_x in regions(*values.shape[:2], levels):
+        largest = _maximum(values[top : top + side_y, left : left + side_x]).astype(np.float64)
+        total += largest / (math.sqrt(largest @ largest) + RMAC_EPS)
+    return total.astype(np.float32)
+
+
+@lru_cache
+def regions(height: int, width: int, levels: int) -> tuple[tuple[int, int, int, int], ...]:
+    """Return the regions of R-MAC, (top, left, height, width) each: the whole map, then those of each level."""
+    short, long = min(height, width), max(height, width)
+    # How many more regions lie along the longer side: those whose overlap is nearest to what it should be.
+    overlaps = [abs((short**2 - short * (long - short) / (steps - 1)) / short**2 - RMAC_OVERLAP) for steps in RMAC_STEPS]
+    more = overlaps.index(min(overlaps)) + 1
+    more_y, more_x = more * (height > width), more * (width > height)
+    found = [(0, 0, height, width)]
+    for level in range(1, levels + 1):
+        side = 2 * short // (level + 1)
+        if side == 0:
+            break
+        rows = _starts(height, side, level + more_y)
+        found += [(top, left, side, side) for top in rows for left in _starts(width, side, level + more_x)]
+    return tuple(found)
+
+
+def _starts(length: int, side: int, count: int) -> list[int]:
+    half, step = math.floor(side / 2 - 1), (length - side) / (count - 1) if count > 1 else 0.0
+    return [math.floor(half + number * step) - half for number in range(count)]
+
+
+def cells(length: int, count: int) -> list[tuple[int, int]]:
+    """Return the first row and the one after the last of each cell of a side."""
+    return [(number * length // count, -(-(number + 1) * length // count)) for number in range(count)]
+
+
+def _grid(values: Array, side: int) -> Array:
+    height, width = values.shape[:2]
+    means = [
+        values[top:bottom, left:right].mean(axis=(0, 1), dtype=np.float64)
+        for top, bottom in cells(height, side)
+        for left, right in cells(width, side)
+    ]
+    return np.concatenate(means).astype(np.float32)
+
+
+def _gram(values: Array, form: str) -> Array:
+    flat = values.reshape(-1, values.shape[-1])
+    products: Array = flat.T @ flat
+    products /= np.float32(len(flat))
+    chosen: Array = products[triangle(len(products))] if form == "triangle" else products.reshape(-1)
+    return chosen
+
+
+@lru_cache
+def triangle(channels: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of the upper triangle, row by row."""
+    return np.triu_indices(channels)
+
+
+def _normalized(values: Array) -> Array:
+    norm = math.sqrt(np.square(values, dtype=np.float64).sum())
+    flat: Array = values.reshape(-1)
+    return flat / np.float32(norm) if norm else flat
+
+
+def reduce_rows(reducer: Reducer, values: Array, pool: Executor) -> Array:
+    """Reduce the activations of n images, (n, h, w, c) or (n, d) -> (n, d), each for itself, by the threads of a pool."""
+    # BLAS divides a product among its threads, and adds up in another order then.
+    with _blas().limit(limits=1, user_api="blas"):
+        return np.stack([*pool.map(reducer, values)])
+
+
+@lru_cache(1)
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()

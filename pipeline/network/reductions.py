@@ -1,0 +1,169 @@
+"""Reductions: what makes a small vector of an image's activations before they are stored. Their names and shapes; no arithmetic.
+
+A feature is a layer with a chain of reductions: ``relu5_1:gem:l2``. The first takes the map, (h, w, c), the next a vector, (d,).
+
+============= ================= ==================================================================================================
+name          gives             of a map F of n = h w positions and c channels, or of a vector x of length d
+============= ================= ==================================================================================================
+``avg``       c                 mean of each channel
+``max``       c                 maximum of each channel
+``catavgmax`` 2 c               both, one after the other (timm's name)
+``gem``       c                 generalized mean, (mean of max(F, eps)^p)^(1/p). Source: Radenovic et al. 2018, arXiv 1711.02512
+``rmac``      c                 regional maxima, each divided by its L2 norm + 1e-6, summed. Source: Tolias et al. 2016, arXiv
+                                1511.05879; regions as in filipradenovic/cnnimageretrieval-pytorch, the whole map among them
+``grid``      side^2 c          means of side x side cells, row by row; cell i of a side of h rows has rows floor(i h / side) to
+                                ceil((i + 1) h / side), as PyTorch's adaptive average pooling
+``gram``      c (c + 1) / 2     F^T F / n: of ``form=triangle`` the upper triangle with the diagonal, row by row; ``full``: c^2
+``units``     n_components      that many of the values, at seeded places, in their order (C order of a map)
+``srp``       n_components      sparse random projection: products with `sparse_matrix``
+``gaussian``  n_components      products with `gaussian_matrix``
+``l2``        as before         x divided by its L2 norm; a vector of zeros stays
+============= ================= ==================================================================================================
+
+They are computed by :mod:`.host_reductions` on a CPU and by :mod:`.device_reductions` on a device, before anything is copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import OptionError, nearest
+from ..records import FeatureSpec, LayerSpec, Reduction
+from .architectures import plan_features, resolve_layers
+
+# What each takes: a map, a vector, or either.
+MAP, VECTOR, ANY = "map", "vector", "map or vector"
+TAKES = {
+    **dict.fromkeys(("avg", "max", "catavgmax", "gem", "rmac", "grid", "gram"), MAP),
+    **dict.fromkeys(("units", "srp", "gaussian"), ANY),
+    "l2": VECTOR,
+}
+# A matrix of more is neither kept on a device nor worth its time.
+LARGEST_MATRIX_BYTES = 1 << 30
+
+
+def resolve_features(
+    network: str,
+    words: Sequence[str],
+    reduce: Sequence[str],
+    parameters: Mapping[str, Mapping[str, Any]],
+    *,
+    size_px: tuple[int, int] | None,
+    pool_padding: str,
+    rows: int | None = None,
+) -> tuple[FeatureSpec, ...]:
+    """Return the features that a user's words mean, in network order, each once.
+
+    Args:
+        network: Name in :data:`~pipeline.network.architectures.NETWORKS`.
+        words: As of :func:`~pipeline.network.architectures.resolve_layers`, with a chain of reductions after colons or without.
+        reduce: The chain of all words that have none.
+        parameters: Reduction -> its options, of which ``auto`` ones are chosen here.
+        size_px: (height, width) of the input; None at native size.
+        pool_padding: ``same`` or ``valid``.
+        rows: Of the run; None: not known yet, so that what ``auto`` means is checked as for the smallest run.
+
+    Raises:
+        OptionError: A word means no layer or no reduction; reductions do not fit together; the input is too small; a matrix
+            would be too large.
+    """
+    chains: dict[LayerSpec, set[tuple[str, ...]]] = {}
+    default = tuple(step for word in reduce for step in word.split(":"))
+    for word in words or [""]:
+        name, *steps = word.split(":")
+        for layer in resolve_layers(network, [name] if word else []):
+            chains.setdefault(layer, set()).add(tuple(steps) or default)
+    planned = plan_features(network, sorted(chains, key=lambda layer: layer.network_index), size_px, pool_padding)
+    return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
+
+
+def split_word(word: str) -> str:
+    """Return the name of a layer, pattern or block of a word that may have reductions."""
+    return word.partition(":")[0]
+
+
+def _reduced(
+    feature: FeatureSpec, chain: Sequence[str], parameters: Mapping[str, Mapping[str, Any]], rows: int | None
+) -> FeatureSpec:
+    word, is_map, shape = feature.layer.name, True, feature.shape
+    for name in chain:
+        if name not in TAKES:
+            known = nearest(name, [*TAKES])
+            raise OptionError(f"layers: there is no such reduction, got {name!r} of {word}. Expected one of: {known}.")
+        is_long = is_map and (shape is None or shape[:2] != (1, 1))
+        if (TAKES[name] == MAP and not is_map) or (TAKES[name] == VECTOR and is_long):
+            others = ", ".join(other for other, takes in TAKES.items() if takes != TAKES[name])
+            what = "a map" if is_map else "a vector"
+            raise OptionError(
+                f"layers: {name} takes a {TAKES[name]} and {word} is {what}, got {word}:{name}. Expected one of: {others}."
+            )
+        if shape is None and TAKES[name] == ANY and is_map:
+            raise OptionError(
+                f"layers: {name} takes vectors of one length and maps of native size differ, got {word}:{name}. "
+                f"Expected a vector before it, e.g. {word}:avg:{name}. Or set data.size."
+            )
+        length = math.prod(shape) if shape else feature.layer.channels
+        reduction = Reduction(name, _with_auto(parameters.get(name, {}), length, rows))
+        word, is_map = f"{word}:{name}", False
+        _check_size(reduction, length, word)
+        shape = (output_length(reduction, shape or (feature.layer.channels,)),)
+        feature = replace(feature, reductions=(*feature.reductions, reduction))
+    return replace(feature, shape=shape)
+
+
+def _with_auto(parameters: Mapping[str, Any], length: int, rows: int | None) -> dict[str, Any]:
+    """Choose what is left to choose, as scikit-learn does."""
+    chosen = dict(parameters)
+    if "n_components" in chosen:
+        eps = chosen.pop("eps", 0.0)
+        chosen["n_components"] = chosen["n_components"] or johnson_lindenstrauss(max(2, rows or 0), eps)
+    if "density" in chosen:
+        chosen["density"] = chosen["density"] or 1 / math.sqrt(length)
+    return chosen
+
+
+def johnson_lindenstrauss(rows: int, eps: float) -> int:
+    """Return how many components keep the distances of so many rows to a factor of 1 - eps to 1 + eps.
+
+    Source: scikit-learn, ``johnson_lindenstrauss_min_dim``; Dasgupta and Gupta 2003.
+    """
+    return int(4 * math.log(rows) / (eps**2 / 2 - eps**3 / 3))
+
+
+def output_length(reduction: Reduction, shape: tuple[int, ...]) -> int:
+    """Return how many values a reduction makes of a map (h, w, c) or a vector (d,); of a map of any size, given as (c,)."""
+    name, of, channels = reduction.name, reduction.parameters, shape[-1]
+    if name == "catavgmax":
+        return 2 * channels
+    if name == "grid":
+        return int(of["side"]) ** 2 * channels
+    if name == "gram":
+        return channels * (channels + 1) // 2 if of["form"] == "triangle" else channels**2
+    return int(of.get("n_components", channels))
+
+
+def _check_size(reduction: Reduction, length: int, word: str) -> None:
+    name, of = reduction.name, reduction.parameters
+    count = int(of.get("n_components", 0))
+    if count > length:
+        raise OptionError(
+            f"reduction.{name}.n_components: {word} would get longer, got {count} components of {length} values. "
+            f"Expected at most {length}. Lower it, or leave {name} out."
+        )
+    size_bytes = {
+        "srp": count * nonzeros(length, float(of.get("density", 0))) * 8,
+        "gaussian": count * length * 4,
+    }.get(name, 0)
+    if size_bytes > LARGEST_MATRIX_BYTES:
+        raise OptionError(
+            f"layers: the matrix of {word} would be too large, got {count} x {length} values, {size_bytes / 2**30:.1f} GiB. "
+            f"Expected at most 1 GiB. Put avg, grid or srp before it, or lower reduction.{name}.n_components."
+        )
+
+
+def nonzeros(length: int, density: float) -> int:
+    """Return how many entries of a row of a sparse matrix are not zero."""
+    return min(length, max(1, round(density * length)))

@@ -1,0 +1,227 @@
+"""Reductions: against sums in double precision, on every backend, in runs that are cut, resumed, extended and of native size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import extract_features, open_run
+from pipeline.errors import OptionError, StoreError
+from pipeline.network import host_reductions
+from pipeline.network.reductions import johnson_lindenstrauss, resolve_features
+from pipeline.store.verification import verify_folder
+
+CHAINS = [
+    *("avg", "max", "catavgmax", "gem", "rmac", "grid", "gram", "units", "srp", "gaussian"),
+    *("avg:l2", "grid:units", "gem:gaussian:l2", "catavgmax:srp"),
+]
+SETTINGS: dict[str, Any] = {"weights": "random", "quiet": True, "size": [36, 52]}
+COUNTS = {f"{name}_n_components": 50 for name in ("units", "srp", "gaussian")}
+
+
+def oracle(chain: str, values: np.ndarray, **options: Any) -> np.ndarray:
+    """What a chain makes of a map (h, w, c), slowly and in double precision; matrices are the program's."""
+    values = values.astype(np.float64)
+    for name in chain.split(":"):
+        values = one_step(name, values, **options)
+    return values
+
+
+def one_step(name: str, values: np.ndarray, p: float = 3.0, eps: float = 1e-6, levels: int = 3, side: int = 2) -> np.ndarray:
+    if name == "l2":
+        return values / np.linalg.norm(values)
+    if name == "units":
+        return values.reshape(-1)[host_reductions.unit_places(values.size, 50, 0)]
+    if name == "srp":
+        return host_reductions.sparse_matrix(values.size, 50, values.size**-0.5, 0).astype(np.float64) @ values.reshape(-1)
+    if name == "gaussian":
+        return host_reductions.gaussian_matrix(values.size, 50, 0).astype(np.float64) @ values.reshape(-1)
+    height, width, channels = values.shape
+    mean, maximum = values.mean((0, 1)), values.max((0, 1))
+    if name == "gem":
+        return (np.maximum(values, eps) ** p).mean((0, 1)) ** (1 / p)
+    if name == "rmac":
+        return regional_maxima(values, levels)
+    if name == "grid":
+        # Of torch's AdaptiveAvgPool2d: start floor(i h / k), end ceil((i + 1) h / k).
+        cells = [(math.floor(i * n / side), math.ceil((i + 1) * n / side)) for n in (height, width) for i in range(side)]
+        rows, columns = cells[:side], cells[side:]
+        return np.concatenate([values[a:b, c:d].mean((0, 1)) for a, b in rows for c, d in columns])
+    if name == "gram":
+        products = np.einsum("hwi,hwj->ij", values, values) / (height * width)
+        return products[np.triu_indices(channels)]
+    return {"avg": mean, "max": maximum, "catavgmax": np.concatenate([mean, maximum])}[name]
+
+
+def regional_maxima(values: np.ndarray, levels: int) -> np.ndarray:
+    """As cirtorch.layers.functional.rmac, line by line."""
+    height, width, _ = values.shape
+    least = min(width, height)
+    step = (max(height, width) - least) / (np.array([2, 3, 4, 5, 6, 7]) - 1)
+    number = int(np.argmin(np.abs((least**2 - least * step) / least**2 - 0.4)))
+    more_wide, more_high = (number + 1 if height < width else 0), (number + 1 if height > width else 0)
+    found = values.max((0, 1))
+    found = found / (np.linalg.norm(found) + 1e-6)
+    for level in range(1, levels + 1):
+        side = math.floor(2 * least / (level + 1))
+        half = math.floor(side / 2 - 1)
+        across = 0 if level + more_wide == 1 else (width - side) / (level + more_wide - 1)
+        down = 0 if level + more_high == 1 else (height - side) / (level + more_high - 1)
+        lefts = np.floor(half + np.arange(level + more_wide) * across) - half
+        tops = np.floor(half + np.arange(level + more_high) * down) - half
+        for top in tops.astype(int):
+            for left in lefts.astype(int):
+                if side:
+                    region = values[top : top + side, left : left + side].max((0, 1))
+                    found = found + region / (np.linalg.norm(region) + 1e-6)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five images, one of them broken."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, path in enumerate(sorted(photographs.rglob("*.jpg"))[:4]):
+        (folder / f"{number}.jpg").write_bytes(path.read_bytes())
+    (folder / "2b.jpg").write_bytes(b"no image")
+    return folder
+
+
+def same(first: Any, second: Any, names: Any) -> bool:
+    return all(np.array_equal(first[name][:], second[name][:], equal_nan=True) for name in names)
+
+
+@pytest.mark.parametrize("backend", ["winograd", "tensorflow"])
+def test_each_reduction_is_what_double_precision_makes_of_the_stored_map(
+    backend: str, folder: Path, thin_weights: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ["relu3_1", *(f"relu3_1:{chain}" for chain in CHAINS)]
+    run = extract_features(folder, words, **SETTINGS, **COUNTS, output_dir=tmp_path, backend=backend)
+    assert run.layers == ("relu3_1", *sorted(f"relu3_1.{chain.replace(':', '.')}" for chain in CHAINS))
+    maps, bad = run["relu3_1"], list(run.images["status"]).index("failed")
+    for chain in CHAINS:
+        layer = run[f"relu3_1.{chain.replace(':', '.')}"]
+        assert layer.dtype == np.float32
+        assert layer.shape == (5, len(oracle(chain, maps[0])))
+        assert np.isnan(layer[bad]).all()
+        for row in {*range(5)} - {bad}:
+            expected = oracle(chain, maps[row])
+            assert np.linalg.norm(layer[row] - expected) <= 1e-5 * np.linalg.norm(expected), chain
+    assert verify_folder(run.path.parent, 2).count == 0
+
+
+def test_no_bit_depends_on_batches_threads_parts_or_a_second_run(
+    folder: Path, thin_weights: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = [f"relu3_1:{chain}" for chain in CHAINS]
+    settings = SETTINGS | COUNTS | {"images_per_shard": 2}
+    whole = extract_features(folder, words, **settings, output_dir=tmp_path / "a")
+    alone = extract_features(folder, words, **settings, output_dir=tmp_path / "b", batch_size=1, workers=1)
+    assert same(whole, alone, whole.layers)
+    assert whole.attributes["run_digest"] == alone.attributes["run_digest"]
+    # Of a run that is resumed: one of its shards is made again.
+    shard = next((tmp_path / "b").glob("*/shards/*00001*"))
+    shard.unlink()
+    again = extract_features(folder, words, **settings, output_dir=tmp_path / "b")
+    assert shard.exists()
+    assert same(whole, again, whole.layers)
+
+
+def test_native_size_gives_vectors_of_one_length(folder: Path, thin_weights: Callable[..., Any], tmp_path: Path) -> None:
+    chains = ["avg", "rmac", "grid", "gram", "gem:l2"]
+    words = ["relu3_1", *(f"relu3_1:{chain}" for chain in chains)]
+    settings = SETTINGS | {"size": None}
+    for backend in ("winograd", "tensorflow"):
+        run = extract_features(folder, words, **settings, output_dir=tmp_path / backend, backend=backend)
+        assert run["relu3_1"].shape == (5, None, None, 128)
+        for chain in chains:
+            expected = oracle(chain, run["relu3_1"][0])
+            found = run[f"relu3_1.{chain.replace(':', '.')}"]
+            assert found.shape == (5, len(expected))
+            assert np.linalg.norm(found[0] - expected) <= 1e-5 * np.linalg.norm(expected), chain
+        assert verify_folder(run.path.parent, 2).count == 0
+
+
+def test_automatic_components_stay_as_they_were_when_a_run_grows(
+    folder: Path, photographs: Path, thin_weights: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"name": "r", "output_dir": tmp_path / "out", "srp_eps": 0.9}
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted(folder.iterdir())[:2]:
+        (images / path.name).write_bytes(path.read_bytes())
+    first = extract_features(images, "relu3_1:srp", **settings)
+    assert first["relu3_1.srp"].shape == (2, johnson_lindenstrauss(2, 0.9))
+    values = first["relu3_1.srp"][:]
+    for path in folder.iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    grown = extract_features(images, "relu3_1:srp", **settings, existing="extend")
+    assert grown["relu3_1.srp"].shape == (5, johnson_lindenstrauss(2, 0.9))
+    assert np.array_equal(grown["relu3_1.srp"][:2], values)
+    with pytest.raises(StoreError, match=r"reduction\.srp\.seed"):
+        extract_features(images, "relu3_1:srp", **settings, srp_seed=1)
+
+
+def test_matrices_are_the_same_on_every_machine_and_keep_lengths() -> None:
+    assert host_reductions.unit_places(1000, 5, 3).tolist() == [427, 462, 681, 967, 998]
+    sparse = host_reductions.sparse_matrix(400, 300, 0.05, 7)
+    assert sparse.nnz == 300 * 20
+    assert [sparse.indices[:4].tolist(), np.sign(sparse.data[:4]).tolist()] == [[7, 27, 56, 73], [-1, 1, 1, 1]]
+    dense = host_reductions.gaussian_matrix(400, 300, 7)
+    assert (dense[0, :3] * math.sqrt(300) * 4096).round(2).tolist() == [-184, 2438, -6727]
+    vectors = np.random.default_rng(0).normal(size=(50, 400))
+    for matrix in (sparse, dense):
+        ratio = np.linalg.norm(matrix @ vectors.T, axis=0) / np.linalg.norm(vectors, axis=1)
+        assert abs(ratio.mean() - 1) < 0.03
+        assert ratio.std() < 0.06  # 1 / sqrt(2 * 300)
+
+
+@pytest.mark.parametrize(
+    ("words", "reduce", "settings", "said"),
+    [
+        (["relu5_1:average"], [], {}, "no such reduction, got 'average' of relu5_1. Expected one of: avg"),
+        (["relu5_1:avg:max"], [], {}, "max takes a map and relu5_1:avg is a vector"),
+        (["relu5_1:l2"], [], {}, "l2 takes a vector and relu5_1 is a map"),
+        (["relu5_1"], ["l2"], {}, "l2 takes a vector"),
+        (["relu4_1:units"], [], {"size": None}, "maps of native size differ"),
+        (["relu4_1:avg:units"], [], {}, "5000 components of 512 values"),
+        (["relu1_1:gaussian"], [], {}, "matrix of relu1_1:gaussian would be too large"),
+        (["relu9_1:avg"], [], {}, "no layer of vgg19 matches, got 'relu9_1'"),
+        (["relu4_1"], ["gem"], {"gem_p": 0}, "reduction.gem.p: not a valid value, got 0. Expected a number above 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_line(
+    words: list[str], reduce: list[str], settings: dict[str, Any], said: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError) as error:
+        extract_features(folder, words, reduce=reduce, output_dir=tmp_path, **settings)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_default_chain_is_for_layers_that_name_none_and_classifiers_may_be_normalized() -> None:
+    def names(words: list[str], reduce: list[str], **more: Any) -> list[str]:
+        settings = {"size_px": (224, 224), "pool_padding": "same"} | more
+        return [feature.name for feature in resolve_features("vgg19", words, reduce, {}, **settings)]
+
+    assert names(["relu5_1", "relu4_1:max"], ["avg", "l2"]) == ["relu4_1.max", "relu5_1.avg.l2"]
+    assert names(["relu?_1:avg", "relu1_1:avg"], []) == [f"relu{block}_1.avg" for block in range(1, 6)]
+    assert names(["fc7:l2", "features.20:avg"], []) == ["relu4_1.avg", "fc7.l2"]
+
+
+def test_readers_and_training_sets_take_vectors(folder: Path, thin_weights: Callable[..., Any], tmp_path: Path) -> None:
+    run = extract_features(folder, ["relu3_1:avg"], **SETTINGS, output_dir=tmp_path)
+    run = open_run(run.path.parent)
+    everything, labels = run.to_numpy("relu3_1.avg", label="width")
+    assert everything.shape == (4, 128)
+    assert everything.dtype == np.float32
+    assert len(labels) == 4
+    assert [features.shape for features, _ in run.batches("relu3_1.avg", 3)] == [(3, 128), (1, 128)]
+    assert [batch.shape.as_list() for batch in run.tf_dataset("relu3_1.avg", batch_size=4)] == [[4, 128]]
+    assert len(run.statistics["relu3_1.avg"].channel_maximum) == 128
