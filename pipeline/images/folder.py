@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from ..errors import DatasetError
 from ..records import Manifest
 from ..storage import RemotePath
-from .manifest import SYSTEM_FOLDERS, make_manifest, no_images, quoted_names, readable_keys, reason_to_skip
+from .manifest import SYSTEM_FOLDERS, make_manifest, no_images, quoted_names, readable_keys, reason_to_skip, refuse_repeated
 from .reading import RemoteImages
 
 # Files and folders that a run writes.
@@ -55,6 +56,8 @@ def list_folder(folder: Path) -> Manifest:
     if not names:
         raise no_images("data.dir", repr(root), skipped)
     keys, odd = readable_keys(names)
+    if odd:
+        refuse_repeated("data.dir", keys)
     # Python compares strings by code point, which is the order of their UTF-8 bytes.
     order = sorted(range(len(keys)), key=keys.__getitem__)
     paths = {row: os.path.join(root, names[old]) for row, old in enumerate(order) if old in odd}
@@ -159,10 +162,12 @@ def is_run_folder(names: Iterable[str]) -> bool:
 def _pictures_of_runs(entries: Sequence[os.DirEntry[str]]) -> set[str]:
     """Return the names of pictures that were drawn of run folders, which lie beside them and begin with their names."""
     pictures = [entry.name for entry in entries if entry.name.lower().endswith(".png")]
-    runs = []
+    folders = {entry.name: entry.path for entry in entries if _is_folder(entry)} if pictures else {}
+    if not folders:
+        return set()
+    runs: list[str] = []
     # Only folders that a picture may be of are looked into.
-    for entry in entries if pictures else ():
-        if any(name.startswith(f"{entry.name}-") for name in pictures) and entry.is_dir():
-            with contextlib.suppress(OSError):
-                runs += [f"{entry.name}-"] if is_run_folder(os.listdir(entry.path)) else []
+    for folder in {name[: dash.start()] for name in pictures for dash in re.finditer("-", name)}.intersection(folders):
+        with contextlib.suppress(OSError):
+            runs += [f"{folder}-"] if is_run_folder(os.listdir(folders[folder])) else []
     return {name for name in pictures if name.startswith(tuple(runs))}

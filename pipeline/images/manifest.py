@@ -107,26 +107,19 @@ def first_folders(keys: Sequence[str]) -> list[str]:
 
 
 def valid_text(text: str) -> str:
-    r"""Return text that can be encoded: bytes that are not UTF-8 as ``\xff``."""
-    if text.isascii():
-        return text
-    try:
-        raw = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # Half a surrogate pair, which only Windows has in names.
-        raw = text.encode("utf-8", "backslashreplace")
-    return raw.decode("utf-8", "backslashreplace")
+    r"""Return text that can be encoded: bytes that are not UTF-8, which Python keeps as half a surrogate pair, as ``\xff``."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", _readable, text)
+
+
+def _readable(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def readable_keys(names: Sequence[str]) -> tuple[list[str], frozenset[int]]:
-    """Return valid, still unique keys; and the rows whose key is therefore not the name of the file."""
+    """Return valid keys; and the rows whose key is therefore not the name of the file."""
     keys = list(map(valid_text, names))
-    odd = sorted((row for row, key in enumerate(keys) if key != names[row]), key=names.__getitem__)
-    taken = set(names) if odd else set()
-    for row in odd:
-        while keys[row] in taken:
-            keys[row] += "~"
-        taken.add(keys[row])
-    return keys, frozenset(odd)
+    return keys, frozenset(row for row, key in enumerate(keys) if key != names[row])
 
 
 def cell_text(value: str | float | None) -> str:
