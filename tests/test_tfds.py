@@ -85,8 +85,11 @@ def test_sets_are_found_by_name_configuration_and_version(tmp_path: Path) -> Non
     for name, words in (
         ("c", f"data.tfds: no such set is prepared in '{tmp_path}', got 'c'. Expected one of: c/x, c/y. data.dir=FOLDER is "),
         ("a:3.0.0", f"data.tfds: no such set is prepared in '{tmp_path}', got 'a:3.0.0'. Expected one of: "),
-        ("d", f"data.tfds: no such set is prepared in '{tmp_path}', got 'd'. Expected one of: a, b, c. data.dir=FOLDER is for "),
-        ("c/z", f"data.tfds: no such set is prepared in '{tmp_path}', got 'c/z'. Expected one that has been downloaded"),
+        (
+            "d",
+            f"data.tfds: no such set is prepared in '{tmp_path}', got 'd'. Expected one of: a, b/only, c/x, c/y. ",
+        ),
+        ("c/z", f"data.tfds: no such set is prepared in '{tmp_path}', got 'c/z'. Expected one of: c/y, c/x. data.dir=FOLDER is "),
     ):
         assert refused(name, tmp_path).startswith(words), refused(name, tmp_path)
     assert refused("a", tmp_path / "none").startswith(f"data.tfds: no such set is prepared in '{tmp_path}/none', got 'a'.")
@@ -108,7 +111,7 @@ def test_what_is_wrong_with_a_set_is_one_line(tiny_set: Path, tmp_path: Path, mo
     shutil.copytree(tiny_set / "tiny/1.0.0", folder)
     data = (folder / "features.json").read_text()
     (folder / "features.json").write_text(data.replace("image_feature.Image", "text_feature.Text"))
-    assert refused("tiny", tmp_path).startswith("data.tfds: which feature of 'tiny' is the image cannot be told, got ")
+    assert refused("tiny", tmp_path).startswith(f"data.tfds: which feature of '{folder}' is the image cannot be told, got ")
     (folder / "features.json").write_text(data[:100])
     assert refused("tiny", tmp_path).startswith("data.tfds: the set cannot be read (")
     (folder / "features.json").write_text(data)

@@ -10,7 +10,7 @@ import logging
 import mmap
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +47,23 @@ def find_set(name: str, folder: Path) -> Path:
         DatasetError: It is not there, or has several configurations, and none was named.
     """
     path, _, version = name.partition(":")
-    versions = _versions(folder / path)
-    configurations = [] if versions or "/" in path else [part.name for part in _folders(folder / path) if _versions(part)]
-    if len(configurations) == 1:
-        return find_set(f"{path}/{configurations[0]}" + (f":{version}" if version else ""), folder)
-    newest = max(versions, key=lambda text: [*map(int, text.split("."))], default="")
-    if (version or newest) in versions:
-        return folder / path / (version or newest)
-    known = [f"{path}:{found}" for found in versions] + [f"{path}/{found}" for found in configurations]
-    if not known and "/" not in path:
-        known = [part.name for part in _folders(folder) if _versions(part) or any(map(_versions, _folders(part)))]
-    expected = f"one of: {nearest(path, sorted(known))}" if known else "one that has been downloaded and prepared"
+    sets: dict[str, list[str]] = {}  # name or name/config -> versions
+    for info in (*folder.glob(f"*/*/{_INFO}"), *folder.glob(f"*/*/*/{_INFO}")):
+        if _VERSION.fullmatch(info.parent.name):
+            sets.setdefault(info.parent.parent.relative_to(folder).as_posix(), []).append(info.parent.name)
+    configurations = [found for found in sets if found.startswith(f"{path}/")]
+    path = configurations[0] if path not in sets and len(configurations) == 1 else path
+    versions = sets.get(path, [])
+    version = version or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
+    if version in versions:
+        return folder / path / version
+    known = [f"{path}:{found}" for found in versions] or configurations or [*sets]
+    expected = f"one of: {nearest(name, sorted(known))}" if known else "one that has been downloaded and prepared"
     builder = f"import tensorflow_datasets as t; t.builder('{name}', data_dir='{folder}').download_and_prepare()"
     raise DatasetError(
         f"data.tfds: no such set is prepared in {str(folder)!r}, got {name!r}. Expected {expected}. data.dir=FOLDER is for "
         f'another folder of sets; python -c "{builder}" prepares this one.'
     )
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [part for part in folder.iterdir() if part.is_dir()] if folder.is_dir() else []
-
-
-def _versions(folder: Path) -> list[str]:
-    return [part.name for part in _folders(folder) if _VERSION.fullmatch(part.name) and (part / _INFO).is_file()]
 
 
 def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
@@ -94,15 +87,8 @@ def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
         ) from error
     # Its warnings are for those who write sets, not for those who read them.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    split = split or DEFAULT_SPLIT
     try:
-        builder = tfds.builder_from_directory(str(folder))
-        splits = builder.info.splits
-        if split not in splits or not splits[split].num_examples:
-            expected = f"one of: {', '.join(splits)}" if splits else "a set with splits"
-            raise DatasetError(f"data.split: no such split, or an empty one, got {split!r}. Expected {expected}. Choose another.")
-        image, cells = _features(name, dict(builder.info.features.items()))
-        return _read_split(builder, split, folder, image, cells, str(sets_folder(given)))
+        return _read_split(tfds, folder, split or DEFAULT_SPLIT, str(sets_folder(given)))
     except DatasetError:
         raise
     except Exception as error:  # Whatever its reader meets in files that it did not expect.
@@ -113,51 +99,38 @@ def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
         ) from error
 
 
-def _features(name: str, features: dict[str, Any]) -> tuple[str, dict[str, Callable[[Any], str]]]:
-    """Return the feature that is the image; and of those that are one number, text or class what makes text of a value."""
-    import tensorflow_datasets as tfds
+def _read_split(tfds: Any, folder: Path, split: str, root: str) -> Manifest:
+    """Read all examples of a split.
 
+    Args:
+        tfds: TensorFlow Datasets.
+        folder: Of the set's version.
+        split: Name.
+        root: Folder of all sets.
+    """
+    import tensorflow as tf
+
+    builder = tfds.builder_from_directory(str(folder))
+    splits, features = builder.info.splits, dict(builder.info.features.items())
+    if split not in splits or not splits[split].num_examples:
+        expected = f"one of: {', '.join(splits)}" if splits else "a set with splits"
+        raise DatasetError(f"data.split: no such split, or an empty one, got {split!r}. Expected {expected}. Choose another.")
     images = [feature for feature, kind in features.items() if isinstance(kind, tfds.features.Image)]
     if len(images) != 1 and "image" not in images:
         got = f"{len(images)} images ({quoted_names(images)})" if images else quoted_names(sorted(features))
         raise DatasetError(
-            f"data.tfds: which feature of {name!r} is the image cannot be told, got {got}. Expected one named image, or only "
-            "one. Use a list of files."
+            f"data.tfds: which feature of {str(folder)!r} is the image cannot be told, got {got}. Expected one named image, or "
+            "only one. Use a list of files."
         )
-
-    def as_text(kind: Any) -> Callable[[Any], str]:
-        if isinstance(kind, tfds.features.ClassLabel) and kind.names:
-            names = [cell_text(name) for name in kind.names]
-            # Of images without a class, -1.
-            return lambda value: names[int(value)] if 0 <= int(value) < len(names) else ""
-        return lambda value: cell_text(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value.item())
-
-    single = {name: kind for name, kind in features.items() if isinstance(kind, tfds.features.Tensor) and kind.shape == ()}
-    return "image" if "image" in images else images[0], {name: as_text(kind) for name, kind in single.items()}
-
-
-def _read_split(
-    builder: Any, split: str, folder: Path, image: str, cells: dict[str, Callable[[Any], str]], root: str
-) -> Manifest:
-    """Read all examples of a split.
-
-    Args:
-        builder: Of the set.
-        split: Name.
-        folder: Of the set's version.
-        image: The feature that is the image.
-        cells: Other features -> what makes text of a value.
-        root: Folder of all sets.
-    """
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
+    image = "image" if "image" in images else images[0]
+    singles = [feature for feature, kind in features.items() if isinstance(kind, tfds.features.Tensor) and kind.shape == ()]
+    classes = {feature: getattr(features[feature], "names", None) or () for feature in singles}
     # One file after the other.
     config = tfds.ReadConfig(add_tfds_id=True, try_autocache=False, interleave_cycle_length=1)
     config.options.deterministic = True
-    decoders = tfds.decode.PartialDecoding(dict.fromkeys([image, *cells], True), {image: tfds.decode.SkipDecoding()})
+    decoders = tfds.decode.PartialDecoding(dict.fromkeys([image, *singles], True), {image: tfds.decode.SkipDecoding()})
     keys: list[str] = []
-    columns: dict[str, list[str]] = {feature: [] for feature in cells}
+    columns: dict[str, list[str]] = {feature: [] for feature in singles}
     slices: list[tuple[int, int, int]] = []  # number of the file, offset, length
     files: dict[str, tuple[int, int]] = {}  # size, when it was written in ns
     with tf.device("/CPU:0"):
@@ -180,7 +153,14 @@ def _read_split(
             end = start + len(data)
             keys.append(cell_text(key))
             slices.append((len(files) - 1, start, len(data)))
-            for feature, as_text in cells.items():
-                columns[feature].append(as_text(example[feature]))
+            for feature, names in classes.items():
+                columns[feature].append(_cell(example[feature], names))
     source = FileSlices("tfds", tuple(files), np.array([*files.values()], np.int64), np.array(slices, np.int64))
     return make_manifest(root, keys, source.slices[:, 2], columns=columns, source=source)
+
+
+def _cell(value: Any, names: Sequence[str]) -> str:
+    """Return a single value as text, a class by its name; of images without a class it is -1."""
+    if names:
+        return cell_text(names[int(value)]) if 0 <= int(value) < len(names) else ""
+    return cell_text(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value.item())
