@@ -91,27 +91,6 @@ class Layout(NamedTuple):
         return max(1, min((side // math.ceil(inches * dpi) for side, inches in sides), default=1))
 
 
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """What is to be drawn.
-
-    Attributes:
-        lines: The image's key, and what else is to be known of all maps.
-        maps: At least one.
-        layout: Of these maps.
-        seen: (H, W, 3) uint8, the picture that the network saw; None: not wanted, or not to be had.
-        seen_lines: What is to be known of it.
-        marked: Component to be marked in vectors.
-    """
-
-    lines: Sequence[str]
-    maps: Sequence[FeatureMap]
-    layout: Layout
-    seen: NDArray[np.uint8] | None = None
-    seen_lines: Sequence[str] = ()
-    marked: int | None = None
-
-
 def is_vector(shape: tuple[int, ...]) -> bool:
     """Tell whether features of this shape, (h, w, c) or (d,), have a single position, so that a channel of them is no map."""
     return math.prod(shape[:-1]) == 1
@@ -143,8 +122,7 @@ def make_maps(
             channels, chosen = [channels[place] for place in places], chosen[:, :, places]
         # Of all components together.
         (low,), (high,), (zeros,), (not_finite,), _ = _numbers(chosen.reshape(1, -1, 1))
-        numbers = *_ends(low, high), float(zeros / chosen.size), int(not_finite)
-        return [FeatureMap(layer, shape, channels, chosen.reshape(-1), *numbers, shape[0])]
+        return [_feature_map(layer, shape, channels, chosen.reshape(-1), low, high, zeros / chosen.size, not_finite, shape[0])]
     height, width, _ = shape
     wanted, lefts = np.asarray(channels, np.int64), np.arange(0, width, side)
     rows_read = np.zeros(-(-height // side), np.int64)
@@ -162,15 +140,20 @@ def make_maps(
     low, high, rows = lows.min(axis=0), highs.max(axis=0), int(rows_read.sum())
     zeros, not_finite, activity = (parts.sum(axis=0) for parts in counted)
     shown: Sequence[int] = range(len(wanted)) if most_active is None else _most_active(activity, most_active)
+    channel_maps = np.ascontiguousarray(sums.transpose(2, 0, 1))
+    numbers = low, high, zeros / (rows * width), not_finite
     return [
-        FeatureMap(
-            *(layer, shape, [channels[place]], np.ascontiguousarray(sums[:, :, place]), *_ends(low[place], high[place])),
-            zeros=float(zeros[place] / (rows * width)),
-            not_finite=int(not_finite[place]),
-            rows_read=rows,
-        )
+        _feature_map(layer, shape, [channels[place]], channel_maps[place], *(of[place] for of in numbers), rows)
         for place in shown
     ]
+
+
+def _feature_map(
+    layer: str, shape: tuple[int, ...], channels: Sequence[int], values: NDArray[np.float32], *numbers: Any
+) -> FeatureMap:
+    low, high, zeros, not_finite, rows_read = numbers
+    low, high = (float(low), float(high)) if low <= high else (math.nan, math.nan)
+    return FeatureMap(layer, shape, channels, values, low, high, float(zeros), int(not_finite), rows_read)
 
 
 def _numbers(values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
@@ -183,10 +166,6 @@ def _numbers(values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
         np.count_nonzero(~finite, axes),
         np.where(finite & (values > 0), values, 0).sum(axes, np.float64),
     )
-
-
-def _ends(low: float, high: float) -> tuple[float, float]:
-    return (float(low), float(high)) if low <= high else (math.nan, math.nan)
 
 
 def _most_active(activity: NDArray[np.float64], count: int) -> list[int]:
@@ -241,10 +220,27 @@ def plain_settings() -> Iterator[None]:
         yield
 
 
-def draw(sheet: Sheet, options: PlotOptions) -> Figure:
+def draw(
+    lines: Sequence[str],
+    maps: Sequence[FeatureMap],
+    layout: Layout,
+    options: PlotOptions,
+    seen: NDArray[np.uint8] | None = None,
+    seen_lines: Sequence[str] = (),
+    marked: int | None = None,
+) -> Figure:
     """Draw a sheet: one pair of axes in which a unit is an inch, as hundreds of axes would take Matplotlib a minute.
 
     A cell of the grid is as large as a map, its words and its colour bar together.
+
+    Args:
+        lines: The image's key, and what else is to be known of all maps.
+        maps: At least one.
+        layout: Of these maps.
+        options: Scale, colour map, pixels an inch.
+        seen: (H, W, 3) uint8, the picture that the network saw; None: not wanted, or not to be had.
+        seen_lines: What is to be known of it.
+        marked: Component to be marked in vectors.
 
     Raises:
         OptionError: There is no such colour map, it would have too many pixels, or no window can be opened.
@@ -256,13 +252,12 @@ def draw(sheet: Sheet, options: PlotOptions) -> Figure:
             f"colormap: there is none of this name, got {name!r}. Expected one of: {nearest(name.lower(), colormaps)[:100]}. "
             f"Matplotlib's documentation shows them all."
         )
-    maps, layout, seen = sheet.maps, sheet.layout, sheet.seen
     is_shared = options.scale == "shared"
     has_bars = not is_shared and layout.width > SMALL_SIDE
-    captions = [_caption(one, sheet) for one in maps]
+    captions = [_caption(one, layout.is_mosaic, marked) for one in maps]
     cell_width = layout.width + (BAR_SPACE if has_bars else GAP)
     cell_height = NAME_HEIGHT + layout.height + max(map(len, captions)) * LINE_HEIGHT + GAP
-    left, top = 0.0, HEADING_HEIGHT + LINE_HEIGHT * len(sheet.lines)
+    left, top = 0.0, HEADING_HEIGHT + LINE_HEIGHT * len(lines)
     height = layout.rows * cell_height
     if seen is not None:
         left = INPUT_SIDE + GAP
@@ -270,35 +265,36 @@ def draw(sheet: Sheet, options: PlotOptions) -> Figure:
         height = max(height, NAME_HEIGHT + seen_box[3] + 3 * LINE_HEIGHT)
     axes = _axes(max(left + layout.columns * cell_width + BAR_SPACE * is_shared, LEAST_WIDTH), top + height, options)
     whole = axes.get_xlim()[1]
-    _text(axes, 0, 0, sheet.lines[0], whole, va="top", size=HEADING_POINTS, weight="bold")
-    for number, line in enumerate(sheet.lines[1:]):
+    _text(axes, 0, 0, lines[0], whole, va="top", size=HEADING_POINTS, weight="bold")
+    for number, line in enumerate(lines[1:]):
         _text(axes, 0, HEADING_HEIGHT + number * LINE_HEIGHT, line, whole, va="top", size=TEXT_POINTS, color=FAINT)
     if seen is not None:
         _image(axes, seen, seen_box)
-        _words(axes, seen_box, "input", sheet.seen_lines, INPUT_SIDE)
+        _words(axes, seen_box, "input", seen_lines, INPUT_SIDE)
     colormap = colormaps[name].with_extremes(bad=NOT_FINITE)
-    has_pixels = any(one.values.ndim > 1 for one in maps)
-    # Of all maps; NaN where no value is finite.
-    common = float(np.fmin.reduce([one.low for one in maps])), float(np.fmax.reduce([one.high for one in maps]))
-    for number, one in enumerate(maps):
+    has_pixels, common = any(one.values.ndim > 1 for one in maps), _ends(maps)
+    for number, (one, caption) in enumerate(zip(maps, captions, strict=True)):
         row, column = divmod(number, layout.columns)
-        is_chart, ends = one.values.ndim == 1, common if is_shared else (one.low, one.high)
-        if not is_chart:
-            size = _fitted(one.shape, layout.width, layout.height)
-        else:
-            size = min(layout.width, max(LEAST_CHART, len(one.values) * WIDEST_BAR)), layout.height
-        box = left + column * cell_width, top + row * cell_height + NAME_HEIGHT, *size
+        corner, is_chart = (left + column * cell_width, top + row * cell_height + NAME_HEIGHT), one.values.ndim == 1
+        ends = common if is_shared else _ends([one])
         if is_chart:
-            ends = float(np.fmin(ends[0], 0)), float(np.fmax(ends[1], 0))
-            _chart(axes, box, one, ends, sheet.marked)
+            box = (*corner, min(layout.width, max(LEAST_CHART, len(one.values) * WIDEST_BAR)), layout.height)
+            _chart(axes, box, one, ends, marked)
         else:
+            box = (*corner, *_fitted(one.shape, layout.width, layout.height))
             low, high = ends if ends[0] <= ends[1] else (0.0, 1.0)
-            pixels = np.ma.masked_invalid(one.values.astype(np.float64))
-            _image(axes, pixels, box, cmap=colormap, vmin=low, vmax=high)
-        _words(axes, box, f"channel {one.channels[0]}" if layout.is_mosaic else one.layer, captions[number], cell_width - 0.05)
+            _image(axes, np.ma.masked_invalid(one.values.astype(np.float64)), box, cmap=colormap, vmin=low, vmax=high)
+        _words(axes, box, f"channel {one.channels[0]}" if layout.is_mosaic else one.layer, caption, cell_width - 0.05)
         if has_bars or (is_shared and number == layout.columns - 1):
-            _scale(axes, box, ends, None if is_chart and not (is_shared and has_pixels) else colormap)
+            _scale(axes, box, ends, colormap if not is_chart or (is_shared and has_pixels) else None)
     return axes.figure  # type: ignore[no-any-return]
+
+
+def _ends(maps: Sequence[FeatureMap]) -> tuple[float, float]:
+    """Return the least and the greatest value of all, NaN where none is finite; of vectors zero too, as bars begin there."""
+    zero = [0.0] if any(one.values.ndim == 1 for one in maps) else []
+    lows, highs = ([*zero, *ends] for ends in zip(*((one.low, one.high) for one in maps), strict=True))
+    return float(np.fmin.reduce(lows)), float(np.fmax.reduce(highs))
 
 
 def _axes(width: float, height: float, options: PlotOptions) -> Any:
@@ -400,13 +396,13 @@ def _fitted(shape: Sequence[int], width: float, height: float) -> tuple[float, f
     return shape[1] * scale, shape[0] * scale
 
 
-def _caption(one: FeatureMap, sheet: Sheet) -> list[str]:
-    lines = [] if sheet.layout.is_mosaic else [words_for_shape(one.shape)]
+def _caption(one: FeatureMap, is_mosaic: bool, marked: int | None) -> list[str]:
+    lines = [] if is_mosaic else [words_for_shape(one.shape)]
     if one.values.ndim == 1:
         # Below the numbers of the components; those of chosen ones are turned.
         lines[:0] = [""] if isinstance(one.channels, range) else ["", "", ""]
-        if sheet.marked is not None and sheet.marked in one.channels:
-            lines.append(f"component {sheet.marked}: {words_for_number(one.values[one.channels.index(sheet.marked)])}")
+        if marked is not None and marked in one.channels:
+            lines.append(f"component {marked}: {words_for_number(one.values[one.channels.index(marked)])}")
     elif one.rows_read < one.shape[0]:
         lines.append(f"{one.rows_read} rows read")
     if math.isnan(one.low):

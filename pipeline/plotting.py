@@ -19,7 +19,7 @@ from PIL import Image
 from . import figures
 from .config import PlotOptions
 from .errors import DatasetError, ImageError, OptionError, StoreError, nearest
-from .figures import FeatureMap, Layout, Sheet, is_vector, make_maps
+from .figures import FeatureMap, Layout, is_vector, make_maps
 from .formatting import counted, words_for_shape
 from .images.reading import RemoteImages, seen_picture, words_for
 from .images.resize import ResizeSpec
@@ -56,8 +56,8 @@ def draw_plots(options: PlotOptions) -> None:
             if options.input == "only":
                 _save(Image.fromarray(seen), path_of(row, "input"))
                 continue
-            for word, sheet in _sheets(run, row, layers, options, seen):
-                _save(figures.draw(sheet, options), path_of(row, word), f", {counted(len(sheet.maps), 'map')}")
+            for word, maps, figure in _sheets(run, row, layers, options, seen):
+                _save(figure, path_of(row, word), f", {counted(maps, 'map')}")
         if options.show:
             figures.show_windows()
 
@@ -116,8 +116,8 @@ def _choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
 
 def _sheets(
     run: Run, row: int, layers: Sequence[str], options: PlotOptions, seen: NDArray[np.uint8] | None
-) -> Iterator[tuple[str, Sheet]]:
-    """Yield for each sheet of an image the word for its file name, and what is on it."""
+) -> Iterator[tuple[str, int, Any]]:
+    """Yield for each sheet of an image the word for its file name, how many maps are on it, and the figure."""
     weights = str(run.attributes.get("weights", "weights unknown")).partition("; conv1_1 says")[0]
     weights = "untrained (random weights)" if weights.startswith("random") else weights
     network = run.attributes.get("network", "network unknown")
@@ -139,7 +139,8 @@ def _sheets(
         layout = figures.plan_layout(of_maps, is_mosaic=options.channels is not None and not is_vector(of_maps[0]))
         with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
             maps = [one for of_layer in pool.map(read, chosen.items()) for one in of_layer]
-        yield word, Sheet((*lines, line + scale), maps, layout, seen, seen_lines, options.channel or None)
+        said = (*lines, line + scale)
+        yield word, len(maps), figures.draw(said, maps, layout, options, seen, seen_lines, options.channel or None)
 
 
 def _choose_channels(

@@ -21,7 +21,7 @@ from pipeline import figures
 from pipeline.config import PICTURE_SUFFIXES as SUFFIXES
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
-from pipeline.figures import FeatureMap, Sheet, group_components, make_maps, plan_layout
+from pipeline.figures import FeatureMap, group_components, make_maps, plan_layout
 
 HOT = "hot"
 MAGENTA = (255, 0, 255)
@@ -41,9 +41,9 @@ def draw(
     **options: Any,
 ) -> Figure:
     given = {**defaults(PlotOptions), "run": "x", "colormap": HOT, **options}
-    sheet = Sheet(lines, maps, plan_layout([one.shape for one in maps], mosaic), seen, ("a" * 40, "b"), marked)
+    layout = plan_layout([one.shape for one in maps], mosaic)
     with figures.plain_settings():
-        return figures.draw(sheet, check(PlotOptions, given, "pipeline.plot"))
+        return figures.draw(lines, maps, layout, check(PlotOptions, given, "pipeline.plot"), seen, ("a" * 40, "b"), marked)
 
 
 def render(path: Path, maps: Sequence[FeatureMap], **options: Any) -> list[NDArray[np.uint8]]:

@@ -167,11 +167,11 @@ def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monk
     spec = make_spec(1, {"relu1_1": None}, keys=["a.jpg"])
     values = make_values(spec, {0: (480, 360)})
     write_run(tmp_path / "run", spec, values=values)
-    sheets: list[Any] = []
-    monkeypatch.setattr("pipeline.figures.draw", lambda sheet, *rest: sheets.append(sheet) or Figure())
+    drawn: list[Any] = []
+    monkeypatch.setattr("pipeline.figures.draw", lambda lines, maps, *rest: drawn.append(maps) or Figure())
     for exact in (False, True):
         plot(tmp_path / "run", exact=exact, dpi=20, input=False)
-    part, whole = (sheet.maps[0] for sheet in sheets)
+    part, whole = (maps[0] for maps in drawn)
     channel = values["relu1_1"][0][:, :, 0]
     # 4.2 x 5.6 inches of 20 px: squares of 4, two rows of each.
     assert (part.rows_read, whole.rows_read) == (241, 480)
