@@ -17,7 +17,7 @@ compiled = []
 
 def work():
     together.wait()
-    compiled.append(compile_kernels(host_processor(), [64]))
+    compiled.append(compile_kernels(host_processor(), (64,)))
 
 threads = [threading.Thread(target=work) for _ in range(4)]
 for thread in threads:
@@ -36,13 +36,13 @@ begun = threading.Event()
 
 def work():
     begun.set()
-    compile_kernels(host_processor(), [64])
+    compile_kernels(host_processor(), (64,))
 
 threading.Thread(target=work).start()
 begun.wait()
 child = os.fork()
 if child == 0:
-    compile_kernels(host_processor(), [64])
+    compile_kernels(host_processor(), (64,))
     os._exit(0)
 print(os.waitpid(child, 0)[1])
 """

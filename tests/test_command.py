@@ -27,7 +27,7 @@ from .pages import Page
 
 REPOSITORY = Path(__file__).parent.parent
 QUICK = ["network.weights=random", "data.size=32"]
-WHOLE = ["network.weights=random", "data.size=[72,64]", "layers=[relu2_1,pool5]", "output.images_per_shard=16"]
+WHOLE = ["network.weights=random", "data.size=[72,64]", "layers=[relu2_1,pool3]", "output.images_per_shard=16"]
 
 
 def command(*arguments: str, cwd: Path, module: str = "pipeline.run") -> list[str]:
@@ -130,7 +130,7 @@ def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subproces
         "images: 33 under",
         "skipped: 1 extension .txt, 1 hidden",
         "these features are untrained",
-        "layer: pool5, 3 x 2 x 512 float32, 12.3 kB an image",
+        "layer: pool3, 9 x 8 x 256 float32, 73.7 kB an image",
         "rows       33 (30 ok, 3 failed)",
         "1 truncated",
         "1 empty",
@@ -142,15 +142,15 @@ def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subproces
     report = json.loads((folder / "report.json").read_text())
     assert report["rows"] == report["rows_now"] == 33
     assert report["causes"] == {"truncated": 1, "empty": 1, "not an image": 1}
-    assert report["layers"]["pool5"] == [3, 2, 512]
+    assert report["layers"]["pool3"] == [9, 8, 256]
     assert sum(report["seconds_by_stage"].values()) == pytest.approx(report["seconds"], rel=1e-6)
     assert (folder / "config.yaml").is_file()
     assert "page       outputs/imgs-vgg19/report.html" in result.stderr
     page = Page((folder / "report.html").read_text())
     assert page.wrong == []
-    for text in ("33 images, relu2_1, pool5 of vgg19", "1 truncated", "class 0/broken.jpg", "Untrained weights", "dead channels"):
+    for text in ("33 images, relu2_1, pool3 of vgg19", "1 truncated", "class 0/broken.jpg", "Untrained weights", "dead channels"):
         assert text in page.text, text
-    assert f"python -m pipeline.run data.dir={images} 'data.size=[72,64]' 'layers=[relu2_1,pool5]'" in page.text
+    assert f"python -m pipeline.run data.dir={images} 'data.size=[72,64]' 'layers=[relu2_1,pool3]'" in page.text
     # Of six rows a photograph, and of two layers three maps each.
     assert len(page.of("img")) == 6 * 7
     assert "rows       33 (30 ok, 3 failed)" in (folder / "run.log").read_text()
@@ -166,7 +166,7 @@ def test_rows_are_those_of_the_manifest_whatever_fails(finished: tuple[Path, Any
     assert [key.split("/")[1] for key in run.images["key"][failed]] == ["broken.jpg", "empty.png", "page.jpg"]
     assert list(run.images["label"]) == [key.split("/")[0] for key in keys]
     assert np.isnan(run["relu2_1"][np.flatnonzero(failed)]).all()
-    assert np.isfinite(run["pool5"][np.flatnonzero(~failed)]).all()
+    assert np.isfinite(run["pool3"][np.flatnonzero(~failed)]).all()
     row = run.row("class 0/00.jpg")
     with Image.open(images / "class 0/00.jpg") as picture:
         assert (run.images["height"][row], run.images["width"][row]) == (picture.height, picture.width)
@@ -178,11 +178,11 @@ def test_a_finished_run_has_nothing_left_to_do_and_another_is_refused_with_the_d
     kept = [*(finished[0] / "shards").iterdir(), finished[0] / "report.json", finished[0] / "report.html"]
     stamps = [path.stat().st_mtime_ns for path in kept]
     options: dict[str, Any] = {"weights": "random", "images_per_shard": 16, "output_dir": finished[0].parent, "quiet": True}
-    extract_features(images, ["relu2_1", "pool5"], size=(72, 64), **options)
+    extract_features(images, ["relu2_1", "pool3"], size=(72, 64), **options)
     assert "33 finished by an earlier run" in (finished[0] / "run.log").read_text()
     with pytest.raises(StoreError, match=f"^{re.escape(str(finished[0]))}: ") as refused:
         extract_features(images, ["relu2_2"], size=(72, 64), **options)
-    assert "relu2_1,pool5" in str(refused.value)
+    assert "relu2_1,pool3" in str(refused.value)
     assert "relu2_2" in str(refused.value)
     assert "data.size" not in str(refused.value)
     assert [path.stat().st_mtime_ns for path in kept] == stamps

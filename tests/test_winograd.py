@@ -118,7 +118,7 @@ def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Wor
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "sse" else pytest.mark.slow) for name in OLDER])
 def test_code_for_older_processors_computes_the_same(name: str) -> None:
     processor = OLDER[name]
-    workers = Workers(compile_kernels(processor, [64]), 1)
+    workers = Workers(compile_kernels(processor, (64,)), 1)
     kernels = {3: draw((3, 3, 3, 64), 1), 64: draw((3, 3, 64, 128), 3)}
     bias, image = draw((128,), 2), draw((1, 30, 45, 3), 0)
     operations = [

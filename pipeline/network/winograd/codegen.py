@@ -1,6 +1,6 @@
 """Machine code for the processor at hand, compiled by LLVM while the program runs.
 
-Compiling takes some tenths of a second, so there is nothing to install, to cache or to choose from.
+Compiling takes some tenths of a second, so there is nothing to install, to keep on the disk or to choose from.
 """
 
 from __future__ import annotations

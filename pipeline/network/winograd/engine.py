@@ -264,7 +264,7 @@ def prepare_segments(
     maps = [layer for layer in table if layer.block < CLASSIFIER_BLOCK]
     channels = {layer.kernel_shape[2] for layer in maps if layer.kernel_shape} - {COLOURS}
     processor = host_processor()
-    workers = Workers(compile_kernels(processor, sorted(channels)), threads)
+    workers = Workers(compile_kernels(processor, tuple(sorted(channels))), threads)
     pooled = Pooling(pooling, weights.pool_padding)
 
     def stored(layer: LayerSpec) -> tuple[Array, Array, Processor]:

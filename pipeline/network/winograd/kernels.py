@@ -15,6 +15,7 @@ Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,9 @@ def transform_matrices() -> tuple[Matrix, Matrix, Matrix]:
     return output, kernel, data
 
 
-def compile_kernels(processor: Processor, channels: Sequence[int]) -> MachineCode:
-    """Compile the kernels.
+@cache
+def compile_kernels(processor: Processor, channels: tuple[int, ...]) -> MachineCode:
+    """Compile the kernels, once a process.
 
     Args:
         processor: Made for this one.
