@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.python.framework import kernels
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.core.protobuf.device_properties_pb2 import DeviceProperties, NamedDevice
+from tensorflow.python.framework import kernels, meta_graph
+from tensorflow.python.grappler import cluster, tf_optimizer
 
 from pipeline.config import check_options
 from pipeline.extract import make_stages
 from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
 from pipeline.network.architectures import plan_features, resolve_layers
+from pipeline.network.device import HOST, set_precision
+from pipeline.network.device_reductions import prepare_on_device
 from pipeline.network.vgg import Network, first_step
 from pipeline.plan import plan_run
+from pipeline.records import FeatureSpec
 
 from .conftest import MEAN_PIXEL
 from .test_command import environment
 from .test_config import values
+from .test_reductions import CHAINS
+
+SETTINGS: dict[str, Any] = {"pooling": "max", "kernel_order": "hwio", "device": HOST}
 
 # What Grappler and the runtime do themselves, on any device.
+ON_HOST = {"While", "StatelessWhile", "If", "StatelessIf", "TensorListReserve", "GatherV2", "PyFunc", "EagerPyFunc"}
 WITHOUT_KERNEL = {"Placeholder", "StatefulPartitionedCall", "PartitionedCall", "NoOp"}
 
 
@@ -36,12 +48,20 @@ def variants() -> list[Any]:
         for mode in ("squash", "crop", "pad"):
             name = f"{mode} {filter_}"
             marks = () if name in quick else pytest.mark.slow
-            found.append(pytest.param(ResizeSpec((64, 64), mode, filter_), "vgg19", "max", "same", id=name, marks=marks))
-    found += [
-        pytest.param(ResizeSpec((65, 33), "squash", "bilinear"), "vgg19", "avg", "same", id="odd sides avg same"),
-        pytest.param(None, "vgg16", "avg", "valid", id="native vgg16 avg valid"),
+            found.append(
+                pytest.param(ResizeSpec((64, 64), mode, filter_), "vgg19", "max", "same", "float32", id=name, marks=marks)
+            )
+    odd = ResizeSpec((65, 33), "squash", "bilinear")
+    return [
+        *found,
+        pytest.param(odd, "vgg19", "avg", "same", "bfloat16", id="odd sides avg same bfloat16"),
+        pytest.param(None, "vgg16", "avg", "valid", "float32", id="native vgg16 avg valid"),
+        pytest.param(None, "vgg16", "max", "same", "bfloat16", id="native vgg16 max same bfloat16"),
     ]
-    return found
+
+
+def features_of(name: str, words: list[str], spec: ResizeSpec | None, padding: str = "same") -> tuple[FeatureSpec, ...]:
+    return plan_features(name, resolve_layers(name, words), spec.size_px if spec else None, padding)
 
 
 def graphs_of(network: Network) -> list[tf.Graph]:
@@ -70,20 +90,20 @@ def gpu_kernel(operation: tf.Operation) -> Any:
     return None
 
 
-@pytest.mark.parametrize(("spec", "name", "pooling", "padding"), variants())
+@pytest.mark.parametrize(("spec", "name", "pooling", "padding", "precision"), variants())
 def test_every_operation_has_a_kernel_for_gpus_and_none_waits_for_the_host(
-    spec: ResizeSpec | None, name: str, pooling: str, padding: str, thin_weights: Any
+    spec: ResizeSpec | None, name: str, pooling: str, padding: str, precision: str, thin_weights: Any
 ) -> None:
-    from dataclasses import replace
-
     weights = replace(thin_weights(name), pool_padding=padding)
     network = Network(
         weights,
-        plan_features(name, resolve_layers(name, ["relu1_1", "pool2", "relu3_1"]), spec.size_px if spec else None, padding),
+        features_of(name, ["relu1_1", "pool2", "relu3_1"], spec, padding),
         pooling=pooling,
         kernel_order="hwio",
         device="/CPU:0",
         size_px=spec.size_px if spec else None,
+        precision=precision,
+        dtype="float16" if precision == "bfloat16" else "float32",
         first=first_step(spec, MEAN_PIXEL),
     )
     graphs = graphs_of(network)
@@ -92,21 +112,102 @@ def test_every_operation_has_a_kernel_for_gpus_and_none_waits_for_the_host(
     assert inputs == ([[None, None, None, 3], [None, len(NO_IMAGE)]] if spec else [[None, None, None, 3]])
     seen = set()
     for operation in (operation for graph in graphs for operation in operations(graph)):
-        if operation.type in WITHOUT_KERNEL:
-            continue
         seen.add(operation.type)
+        assert_a_gpu_runs(operation)
+    assert {"Conv2D", "Relu"} <= seen
+    assert not seen & ON_HOST
+    if spec is not None:
+        assert "BatchMatMulV2" in seen
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_every_reduction_has_kernels_for_gpus_and_none_waits_for_the_host(chain: str) -> None:
+    counts = {f"reduction__{name}__n_components": 50 for name in ("units", "srp", "gaussian")}
+    options = check_options(values(data__dir="x", layers=[f"relu4_1:{chain}"], **counts))
+    (feature,) = options.features("same", 100)
+    reduce = tf.function(prepare_on_device(feature, (28, 28, 512)), autograph=False)
+    for operation in operations(reduce.get_concrete_function(tf.TensorSpec((None, 28, 28, 512), tf.float32)).graph):
+        assert operation.type not in ON_HOST - {"GatherV2"}
+        assert_a_gpu_runs(operation)
+
+
+def assert_a_gpu_runs(operation: tf.Operation) -> None:
+    """It has a kernel for its types, and that reads nothing on the host that the device computes."""
+    if operation.type not in WITHOUT_KERNEL and operation.device != tf.DeviceSpec.from_string(HOST).to_string():
         kernel = gpu_kernel(operation)
         assert kernel is not None, f"{operation.type} of {[tensor.dtype for tensor in operation.inputs]} has no kernel for GPUs"
         on_host = set(kernel.host_memory_arg)
-        names = [argument.name for argument in operation.op_def.input_arg]
+        # Some arguments are lists.
+        counts = [(one.name, operation.get_attr(one.number_attr) if one.number_attr else 1) for one in operation.op_def.input_arg]
+        names = [name for name, count in counts for _ in range(count)]
         read = [tensor for argument, tensor in zip(names, operation.inputs, strict=False) if argument in on_host]
         for tensor in read:
             # A constant or a shape is on the host; what the device has computed would have to be waited for.
             assert_known_on_host(tensor)
-    assert {"Conv2D", "Relu"} <= seen
-    assert not seen & {"While", "StatelessWhile", "If", "StatelessIf", "TensorListReserve", "GatherV2", "PyFunc", "EagerPyFunc"}
-    if spec is not None:
-        assert "BatchMatMulV2" in seen
+
+
+GPU = "/job:localhost/replica:0/task:0/device:GPU:0"
+
+
+def optimised_for_a_gpu(graph: tf.Graph) -> list[Any]:
+    """The nodes that Grappler makes of a graph where there is a GPU of compute capability 9.0."""
+    definition = graph.as_graph_def()
+    for node in definition.node:
+        node.device = node.device or GPU
+    placed = tf.Graph()
+    with placed.as_default():
+        tf.import_graph_def(definition, name="")
+    whole = meta_graph.create_meta_graph_def(graph=placed)
+    whole.collection_def["train_op"].node_list.value.extend(output.op.name for output in graph.outputs)
+    environment = {"architecture": "9.0", "cudnn": "90300"}
+    devices = [
+        NamedDevice(name=GPU, properties=DeviceProperties(type="GPU", vendor="nvidia", num_cores=132, environment=environment)),
+        NamedDevice(name=GPU.replace("GPU", "CPU"), properties=DeviceProperties(type="CPU", num_cores=2)),
+    ]
+    config = config_pb2.ConfigProto()
+    config.graph_options.rewrite_options.min_graph_nodes = -1
+    return list(tf_optimizer.OptimizeGraph(config, whole, verbose=False, cluster=cluster.Cluster(devices=devices)).node)
+
+
+@pytest.mark.parametrize(("precision", "order"), [("float32", b"NCHW"), ("tf32", b"NHWC"), ("bfloat16", b"NHWC")])
+@pytest.mark.parametrize("spec", [ResizeSpec((64, 64), "squash", "bilinear"), None], ids=["fixed", "native"])
+def test_convolution_bias_and_relu_are_one_kernel_on_a_gpu(
+    spec: ResizeSpec | None, precision: str, order: bytes, thin_weights: Any
+) -> None:
+    # Biases of zero would be left out.
+    weights = thin_weights()
+    weights = replace(weights, biases={name: bias + 1 for name, bias in weights.biases.items()})
+    settings: dict[str, Any] = {**SETTINGS, "size_px": spec.size_px if spec else None, "precision": precision}
+    features = features_of("vgg19", ["relu1_2", "relu2_1"], spec)
+    network = Network(weights, features, **settings, first=first_step(spec, MEAN_PIXEL))
+    set_precision(precision, "gpu")
+    try:
+        found = [node for graph in graphs_of(network) for node in optimised_for_a_gpu(graph)]
+    finally:
+        set_precision("float32", "gpu")
+    kinds = [node.op for node in found]
+    fused = [(node.attr["data_format"].s, *node.attr["fused_ops"].list.s) for node in found if node.op == "_FusedConv2D"]
+    if precision == "bfloat16":
+        # TensorFlow 2.21 fuses none of these, but nothing between layers is cast.
+        assert (kinds.count("Conv2D"), kinds.count("BiasAdd"), kinds.count("Relu")) == (3, 3, 3)
+        types = {node.attr["T"].type for node in found if node.op in ("Conv2D", "BiasAdd", "Relu", "MaxPool")}
+        assert types == {tf.bfloat16.as_datatype_enum}
+    else:
+        assert fused == [(order, b"BiasAdd", b"Relu")] * 3
+        assert not {"Conv2D", "BiasAdd", "Relu"} & {*kinds}
+
+
+@pytest.mark.parametrize("filter_", ["bilinear", "lanczos"])
+def test_resize_and_network_lower_for_a_gpu(filter_: str, thin_weights: Any) -> None:
+    spec = ResizeSpec((32, 48), "crop", filter_)
+    features = features_of("vgg19", ["pool1"], spec)
+    network = Network(thin_weights(), features, **SETTINGS, size_px=spec.size_px, first=first_step(spec, MEAN_PIXEL))
+    shapes = tf.TensorSpec((4, 80, 96, 3), tf.uint8), tf.TensorSpec((4, len(NO_IMAGE)), tf.float64)
+    compiled = tf.function(network.segments[0].function.python_function, jit_compile=True, autograph=False)
+    text = compiled.experimental_get_compiler_ir(*shapes)(stage="hlo", platform_name="GPU")
+    assert text.splitlines()[0].endswith("->f32[4,16,24,64]{3,2,1,0}}")
+    # No loop over images, and nothing that asks the host.
+    assert not re.search(r"\b(while|conditional|infeed|outfeed|custom-call)\(", text)
 
 
 def assert_known_on_host(tensor: tf.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import NetworkError, StoreError
+from pipeline.errors import DeviceMemoryError, NetworkError, StoreError
 from pipeline.extract import make_shards
 from pipeline.progress import Stopwatch
 from pipeline.records import Batch, Device, FeatureBatch
@@ -136,3 +137,47 @@ def test_an_image_whose_values_float16_cannot_hold_fails_in_every_layer(tmp_path
     for layer in run.layers:
         assert [float(run[layer][row].max()) for row in (0, 1, 2, 3, 5)] == [0, 1, 2, 3, 5]
         assert np.isnan(run[layer][:][4]).all()
+
+
+def test_a_device_has_as_many_batches_at_a_time_as_fit_and_gives_them_in_order(tmp_path: Path) -> None:
+    stages = fake_stages()
+    compute, lock, all_at_once = stages.compute, threading.Lock(), threading.Barrier(3, timeout=60)
+    running = most = 0
+
+    def slow(batch: Batch) -> Iterator[FeatureBatch]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        # The last batches have no others beside them.
+        if batch.indices[0] < 18:
+            all_at_once.wait()
+        with lock:
+            running -= 1
+        return compute(batch)
+
+    stages.compute, stages.device = slow, replace(stages.device, in_flight=3)
+    assert make(tmp_path, SPEC.shards(), stages) == list(range(22))
+    assert most == 3
+
+
+def test_an_image_that_the_device_cannot_hold_fails_in_every_layer(tmp_path: Path) -> None:
+    stages, shard = fake_stages(), SPEC.shards()[0]
+    compute = stages.compute
+
+    def refuse(batch: Batch) -> Iterator[FeatureBatch]:
+        yield from compute(batch)
+        if 3 in batch.indices:
+            raise DeviceMemoryError(
+                "relu1_2: the device is out of memory, got an input of 1 x 9 x 9 x 3. Expected memory for it."
+            )
+
+    stages.compute = refuse
+    with pytest.raises(NetworkError, match="out of memory"):
+        make(tmp_path, [shard], stages)
+    stages.memory_fails_row = True
+    make(tmp_path, [shard], stages)
+    run = open_run(tmp_path / "shards" / shard.file_name)
+    assert run.images["error"][3].startswith("too large for the memory of the GPU: relu1_2: the device is out of memory")
+    assert [float(run["conv1_1"][row].max()) for row in range(3)] == [0, 1, 2]
+    assert np.isnan(run["conv1_1"][3]).all()

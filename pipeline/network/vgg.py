@@ -221,10 +221,12 @@ class Network:
             return self._pool
         kernel = self.weights.kernels[layer.name]
         kernel = kernel if self.kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3))
-        kernel, bias = (tf.cast(tf.constant(values), self._computed) for values in (kernel, self.weights.biases[layer.name]))
+        kernel, bias = (tf.cast(values, self._computed) for values in (kernel, self.weights.biases[layer.name]))
         if layer.kind == "fc":
             return lambda values: tf.nn.bias_add(_fully_connected(values, kernel), bias)
-        return lambda values: tf.nn.bias_add(tf.nn.conv2d(values, kernel, 1, "SAME"), bias)
+        # Constants of the graph, not inputs: on a GPU convolution, bias and ReLU become one kernel only where these are known.
+        factors, addends = kernel.numpy(), bias.numpy()
+        return lambda values: tf.nn.bias_add(tf.nn.conv2d(values, tf.constant(factors), 1, "SAME"), tf.constant(addends))
 
     def _pool(self, values: tf.Tensor) -> tf.Tensor:
         # SAME ignores what lies outside the map, in the maximum and in the average: Caffe's and MatConvNet's rule.

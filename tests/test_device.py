@@ -1,0 +1,162 @@
+"""Which device is taken, what is said of it, and what happens where its memory does not suffice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import extract_features
+from pipeline.config import check_options
+from pipeline.engines.ray import plan_tasks
+from pipeline.errors import DeviceMemoryError
+from pipeline.extract import say_device
+from pipeline.network import device
+from pipeline.network.architectures import plan_features, resolve_layers
+from pipeline.network.vgg import DeviceFunctions, Network, Segment
+from pipeline.progress import LOGGER
+from pipeline.records import Batch, Device, Gpu, ImageStatus
+from pipeline.sharding import plan_shards
+from pipeline.store import format
+from pipeline.store.format import DEVICE_ATTRIBUTES
+
+from .test_config import values
+from .test_device_functions import SETTINGS, features_of
+
+CPU = Device("/CPU:0", "cpu", 8)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """TensorFlow as it is with two GPUs of 80 GiB; gives those that it is told to show."""
+    shown: list[Any] = []
+    gpus = [SimpleNamespace(name=f"/physical_device:GPU:{number}") for number in range(2)]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, kind: shown.extend(devices))
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, grows: None)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": "NVIDIA H100"})
+    monkeypatch.setattr(device, "gpu_memory", lambda number: (70 << 30, 80 << 30))
+    monkeypatch.setattr(device, "available_bytes", lambda: 64 << 30)
+    return shown
+
+
+@pytest.mark.parametrize(("number", "taken"), [(0, 0), (1, 1), (2, 0), (5, 1)])
+def test_each_part_takes_a_gpu_of_its_own_and_says_which(
+    number: int, taken: int, two_gpus: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    found = device.choose_device("auto", None, (224, 224), "winograd", 2, row_bytes=1_605_632, number=number)
+    assert [gpu.name for gpu in two_gpus] == [f"/physical_device:GPU:{taken}"]
+    assert (found.name, found.kind, found.batch_size, found.in_flight) == ("/GPU:0", "gpu", 128, 3)
+    options = check_options(values(data__dir="x", part=None if number == 0 else f"{number + 1}/8", runtime__precision="tf32"))
+    with caplog.at_level("INFO", "pipeline"):
+        say_device(found, options)
+    said = caplog.messages
+    assert said[0].startswith(f"device: GPU {taken} of 2, NVIDIA H100, 75.2 GB free of 85.9 GB; tf32; CUDA 12.")
+    assert said[1] == "device: batches of 128, 3 at a time: up to 20.3 GB there, 1.8 GB here"
+    assert len(said) == (3 if number == 0 else 2)
+    if number == 0:
+        assert said[2] == "device: the others are not used. Use engine=ray, or 2 processes, each with its part=k/2."
+    attributes = found.attributes("tf32")
+    assert attributes.pop("cuda").startswith("12.")
+    assert attributes.pop("cudnn").startswith("9")
+    expected = {
+        "device": "gpu",
+        "precision": "tf32",
+        "gpu": "NVIDIA H100",
+        "gpu_memory_bytes": str(80 << 30),
+        "batch_size": "128",
+    }
+    assert attributes == expected
+    assert {*found.attributes("tf32")} == {*DEVICE_ATTRIBUTES}
+
+
+def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(device, "has_driver", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert device.choose_device("auto", None, (224, 224), "winograd", 2, warn=said.append).kind == "cpu"
+    (line,) = said
+    # What this TensorFlow says, here where there is no driver.
+    assert "Could not find cuda drivers on your machine, GPU will not be used" in line
+    assert "pip install 'deep-feature-pipeline[gpu]'" in line
+    # Nobody wants to be told who has asked for a CPU.
+    device.choose_device("cpu", None, (224, 224), "winograd", 2, warn=said.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    device.choose_device("auto", None, (224, 224), "winograd", 2, warn=said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(("layers", "batch_size"), [(["relu4_1"], 128), (["relu?_1"], 128), (["relu4_1"], 32)])
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_of_the_rows_that_gpus_compute_in_tasks_95_percent_are_asked_for(layers: list[str], batch_size: int, slots: int) -> None:
+    features = plan_features("vgg19", resolve_layers("vgg19", layers), (224, 224), "same")
+    rows = format.plan_images_per_shard(format.row_bytes(features, "float32"), 10_000, 1)
+    chosen = replace(CPU, kind="gpu", batch_size=batch_size, gpu=Gpu("", 0, 1, 0, 0, "", ""))
+    computed = 0
+    for task in plan_tasks(plan_shards([10_000], rows), slots, batch_size):
+        asked = sum(shard.rows for shard in task)
+        step = chosen.step_rows(asked)
+        assert step <= batch_size
+        computed += -(-asked // step) * step
+    assert 10_000 / computed >= 0.95
+
+
+# -- Out of memory -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segment", [0, 1])
+def test_a_step_that_does_not_fit_is_halved_and_changes_no_row(
+    segment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as the upload and the resize in the first segment; as far as a layer that comes after one that has been given."""
+    from .golden import make_images
+
+    make_images(tmp_path / "images")
+    options = {"layers": ["relu1_1", "pool1"], "weights": "random", "output_dir": tmp_path, "size": 32, "backend": "tensorflow"}
+    whole = extract_features(tmp_path / "images", name="whole", batch_size=8, quiet=True, **options)
+    make, steps = Network._graph, []
+
+    def limited(network: Network, *arguments: Any, **others: Any) -> Any:
+        graph, number = make(network, *arguments, **others), len(network.segments)
+
+        def run(*inputs: Any) -> Any:
+            rows = len(inputs[0])
+            if number == segment:
+                steps.append(rows)
+                if rows > 3:
+                    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+            return graph(*inputs)
+
+        return run
+
+    monkeypatch.setattr(Network, "_graph", limited)
+    halved = extract_features(tmp_path / "images", name="halved", batch_size=8, **options)
+    assert "device: out of memory with 8 images a step, 4 from now on" in capsys.readouterr().err
+    # Once each, and never again.
+    assert steps[:2] == [8, 4]
+    assert max(steps[2:]) <= 3
+    assert [*halved.images["error"]] == [*whole.images["error"]]
+    for layer in whole.layers:
+        np.testing.assert_allclose(halved[layer][:], whole[layer][:], rtol=1e-5, atol=1e-4)
+
+
+def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -> None:
+    def refuse(*inputs: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+    features = features_of("vgg19", ["relu1_1"], None)
+    network = Network(thin_weights(), features, **SETTINGS, size_px=None)
+    network.segments = [Segment(refuse, features)]
+    batch = Batch(
+        tuple(ImageStatus(row, "", 8, 8, 1, "") for row in range(4)), np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 2), 8)
+    )
+    said: list[str] = []
+    with pytest.raises(DeviceMemoryError, match=r"^relu1_1: the device is out of memory, got an input of 1 x 8 x 8 x 3\."):
+        list(DeviceFunctions(network, None, warn=said.append)(batch))
+    assert len(said) == 2
