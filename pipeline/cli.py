@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,8 +36,6 @@ GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
 MULTIRUN = frozenset({"-m", "--multirun"})
 # Of what is swept: what the name of a run tells anyway, and what is one run.
 _NOT_IN_NAMES = frozenset({"data.split", "network", "name", "output.dir", "part"})
-# Folder of what submitit keeps of jobs: all machines must see it.
-_SUBMITIT = ".submitit"
 
 
 def start(module: str, work: Callable[[Any], None], *, options: str, when_stopped: str, config_name: str = "") -> None:
@@ -93,7 +89,8 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
                 ) from None
 
     try:
-        with _without_leftovers(arguments) as sys.argv[1:]:
+        sys.argv[1:] = arguments
+        with signals.clearing(_end_joblib):
             hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=config_name or module[9:])(job)()
         sys.stdout.flush()
         if failure:
@@ -222,12 +219,12 @@ def _swept(arguments: Sequence[str]) -> dict[str, list[Any]]:
 
     with suppress(HydraException):  # which Hydra will say itself
         overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
+        swept = [override for override in overrides if override.is_sweep_override()]
         return {
-            override.key_or_group: [getattr(value, "text", value) for value in override.sweep_iterator()]
-            if override.key_or_group in SOURCES
+            each.key_or_group: [getattr(value, "text", value) for value in each.sweep_iterator()]
+            if each.key_or_group in SOURCES
             else []
-            for override in overrides
-            if override.is_sweep_override()
+            for each in swept
         }
     return {}
 
@@ -260,7 +257,7 @@ def sweep_suffix(values: Mapping[str, Any], swept: Mapping[str, Sequence[Any]]) 
 
 
 def _difference(key: str, value: Any, others: Sequence[Any]) -> str:
-    """Return the shortest part of a path that tells it from others of the same name: ``a`` of a/imgs beside b/imgs."""
+    """Return the part of a path that tells it from others of the same name: ``a`` of a/imgs beside b/imgs."""
     from .config import DataOptions, check_value
 
     def name(path: Any) -> str:
@@ -268,37 +265,19 @@ def _difference(key: str, value: Any, others: Sequence[Any]) -> str:
             return DataOptions(**{key.removeprefix("data."): check_value(key, path)}).name
         return ""  # the job of which this is says what is wrong
 
-    alike = [path for path in (value, *others) if name(path) == name(value)]
-    paths = {str(path): Path(str(path)).absolute().parts[::-1] for path in alike}
-    for stop in range(1, max(map(len, paths.values())) + 1) if len(paths) > 1 else ():
-        for first in reversed(range(stop)):
-            found = {path: parts[first:stop] for path, parts in paths.items()}
-            if len({*found.values()}) == len(found):
-                return "+".join(found[str(value)][::-1])
-    return ""
+    own = Path(str(value)).absolute().parts
+    alike = [own, *(Path(str(path)).absolute().parts for path in others if name(path) == name(value))]
+    first = _count_alike(alike)
+    return "+".join(own[first : len(own) - _count_alike([parts[first:][::-1] for parts in alike])])
 
 
-@contextmanager
-def _without_leftovers(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Give the command line so that Hydra leaves nothing behind of several jobs, unless it is told where.
-
-    Hydra writes ``multirun.yaml`` into the folder in which jobs are to have theirs; ours have none. What submitit keeps of jobs
-    is worth keeping, all of it in the hidden folder where it is anyway.
-    """
-    if "--multirun" not in arguments or any("hydra.sweep.dir=" in argument for argument in arguments):
-        yield [*arguments]
-    elif any(argument.startswith("hydra/launcher=submitit") for argument in arguments):
-        is_told = any("hydra.launcher.submitit_folder=" in argument for argument in arguments)
-        logs = [] if is_told else [f"hydra.launcher.submitit_folder={_SUBMITIT}/%j"]
-        yield [*arguments, f"hydra.sweep.dir={_SUBMITIT}", *logs]
-    else:
-        with tempfile.TemporaryDirectory(prefix="deep-features-") as folder, signals.clearing(partial(_clear, folder)):
-            yield [*arguments, f'hydra.sweep.dir="{Path(folder).as_posix()}"']
+def _count_alike(paths: Sequence[Sequence[str]]) -> int:
+    """Return how many of the first parts are the same in all paths."""
+    return sum(1 for _ in itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False)))
 
 
-def _clear(folder: str) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    # Joblib's workers outlive whoever started them, for minutes. What they are at is dropped by whoever goes on with it.
+def _end_joblib() -> None:
+    """End joblib's workers, which outlive whoever started them, for minutes. What they are at is made by whoever goes on."""
     executor = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
     for worker in [*getattr(executor, "_processes", ())]:
         with suppress(OSError):
