@@ -22,7 +22,7 @@ import re
 import struct
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -96,7 +96,7 @@ def image_extensions() -> frozenset[str]:
 def decode_image(
     data: bytes,
     ratio_for: Callable[[int, int], int] | None = None,
-    admit: Callable[[int], None] | None = None,
+    admit: Callable[[int], None] = lambda pixels: None,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode one image as the module's docstring says.
 
@@ -119,36 +119,23 @@ def decode_image(
             ``not an image``, ``truncated``, ``corrupt``, ``too large``, ``unsupported`` or ``out of memory``.
     """
     try:
-        header = _read_jpeg_header(data)
-        if header is not None:
-            return _decode_jpeg_file(data, header, ratio_for, admit)
+        if data.startswith(_JPEG_START) and (decoded := _decode_jpeg(data, ratio_for, admit)):
+            return decoded
         data = without_metadata(data)
         image = _open(data)
-        if admit is not None:
-            admit(image.width * image.height)
+        admit(image.width * image.height)
         pixels = _decode_with_pillow(image, data)
         # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
         pixels = np.ascontiguousarray(_turn(pixels, _orientation(image)))
         return pixels, pixels.shape[:2]
-    except MemoryError:
-        raise ImageError("out of memory: the decoded image does not fit") from None
+    except MemoryError as error:
+        raise ImageError(_one_line(error)) from None
 
 
-class _JpegHeader(NamedTuple):
-    """What a JPEG says before its first scan: sides in px as stored, components, whether there may be EXIF or XMP."""
-
-    height: int
-    width: int
-    components: int
-    has_app1: bool
-    has_one_scan: bool
-    scan: int  # Where its segment begins in the file, behind the length.
-
-
-def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
-    """Read what precedes the first scan, in a tenth of the time that Pillow takes; None: no JPEG, or too large, or damaged."""
-    if not data.startswith(_JPEG_START):
-        return None
+def _decode_jpeg(
+    data: bytes, ratio_for: Callable[[int, int], int] | None, admit: Callable[[int], None]
+) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
+    """Decode a JPEG, reading its header in a tenth of the time that Pillow takes; None: too large, or damaged before its scan."""
     frame, coding, has_app1, place = 0, 0, False, 2
     while (segment := _SEGMENT.search(data, place)) and segment[1][0] != _SCAN:
         if segment[1][0] in _FRAMES:
@@ -166,30 +153,23 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
         raise ImageError(f"unsupported: JPEG of {bits} bits a sample, only {_JPEG_BITS} can be read")
     if components not in (1, 3, 4):
         raise ImageError(f"unsupported: JPEG of {components} components")
-    scan = segment.end()
-    return _JpegHeader(height, width, components, has_app1, coding in _BASELINE and data[scan] == components, scan)
-
-
-def _decode_jpeg_file(
-    data: bytes, header: _JpegHeader, ratio_for: Callable[[int, int], int] | None, admit: Callable[[int], None] | None
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    scan = segment.end()  # Behind the length of its segment.
+    has_one_scan = coding in _BASELINE and data[scan] == components
     # What lies behind the picture, such as a film, is none of its scans.
-    if not header.has_one_scan and data.count(_START_OF_SCAN, header.scan, data.find(_JPEG_END, header.scan)) >= MAX_JPEG_SCANS:
+    if not has_one_scan and data.count(_START_OF_SCAN, scan, data.find(_JPEG_END, scan)) >= MAX_JPEG_SCANS:
         raise ImageError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
-    orientation = _orientation(_open(data)) if header.has_app1 else 1
-    height, width = header.height, header.width
+    orientation = _orientation(_open(data)) if has_app1 else 1
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
-    if admit is not None:
-        admit(height * width)
-    ratio = 1 if ratio_for is None or header.components == 4 else ratio_for(*size_px)
-    pixels = _decode_jpeg(data, header.components, -(-height // ratio), -(-width // ratio))
+    admit(height * width)
+    ratio = 1 if ratio_for is None or components == 4 else ratio_for(*size_px)
+    pixels = _decode_by_libjpeg(data, components, -(-height // ratio), -(-width // ratio))
     if pixels is None:
-        pixels = _decode_with_pillow(_open(_without_end(data, header)), data)
+        pixels = _decode_with_pillow(_open(_without_end(data, scan) if has_one_scan else data), data)
     return np.ascontiguousarray(_turn(pixels, orientation)), size_px
 
 
-def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Decode a JPEG by libjpeg-turbo; None where that refuses, warns of what is harmless, or gives another size."""
+def _decode_by_libjpeg(data: bytes, components: int, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Decode a JPEG by simplejpeg; None where that refuses, warns of what is harmless, or gives another size."""
     try:
         # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
         # Strict: what libjpeg only warns of, such as a missing end, is refused.
@@ -210,14 +190,10 @@ def _decode_jpeg(data: bytes, components: int, height: int, width: int) -> NDArr
     return pixels
 
 
-def _without_end(data: bytes, header: _JpegHeader) -> bytes:
+def _without_end(data: bytes, scan: int) -> bytes:
     """Take the end from a JPEG of one scan: Pillow fills in what is missing before an end, and refuses a file that just stops."""
-    if header.has_one_scan:
-        place = header.scan + int.from_bytes(data[header.scan - 2 : header.scan], "big") - 2
-        end = _MARKER.search(data, place)
-        if end is not None and end[0] == _JPEG_END:
-            return data[: end.start()] + _READ_AHEAD
-    return data
+    end = _MARKER.search(data, scan + int.from_bytes(data[scan - 2 : scan], "big") - 2)
+    return data[: end.start()] + _READ_AHEAD if end is not None and end[0] == _JPEG_END else data
 
 
 def _open(data: bytes) -> Image.Image:
@@ -229,8 +205,6 @@ def _open(data: bytes) -> Image.Image:
         reason = refused_kind(image, data)
     except UnidentifiedImageError:
         raise ImageError(why_unidentified(data, ALLOWED_FORMATS)) from None
-    except MemoryError:
-        raise
     except Exception as error:  # Readers raise anything from KeyError to struct.error on damaged headers.
         raise ImageError(_one_line(error)) from error
     if image.width * image.height > MAX_PIXELS:
@@ -243,7 +217,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _one_line(error: Exception) -> str:
-    """Return ``too large: ...``, ``truncated: ...``, ``unsupported: ...`` or ``corrupt: ...`` for what a reader raised."""
+    """Return the text of a failed row for what a reader raised."""
+    if isinstance(error, MemoryError):
+        return "out of memory: the decoded image does not fit"
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))[:200] or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {text}"
@@ -260,7 +236,7 @@ def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
             raise ImageError(f"truncated: the file ends early, or was never written to the end: {missing}")
         image.load()
         return _as_rgb(corrected(image, data))
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
     except Exception as error:  # As above.
         raise ImageError(_one_line(error)) from error
