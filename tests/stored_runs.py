@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, RunSpec, digest_images
+from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, Reduction, RunSpec, digest_images
 from pipeline.sharding import Share
 from pipeline.store.index_file import build_index
 from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def make_feature(name: str, shape: Shape | None, network_index: int, channels: int = 0) -> FeatureSpec:
-    return FeatureSpec(LayerSpec(name, "relu", network_index, 1, None, shape[2] if shape else channels, 8), shape)
+    layer, *steps = name.split(".")
+    spec = LayerSpec(layer, "relu", network_index, 1, None, shape[-1] if shape else channels, 8)
+    return FeatureSpec(spec, shape, tuple(map(Reduction, steps)))
 
 
 def make_spec(
@@ -68,8 +70,8 @@ def make_values(spec: RunSpec, native: Mapping[int, tuple[int, int]] | None = No
     random = np.random.default_rng(7)
     values: dict[str, list[NDArray[np.float32]]] = {}
     for feature in spec.features:
-        shapes = [feature.shape or (*(native or {})[i], feature.layer.channels) for i in range(len(spec.manifest))]
-        values[feature.layer.name] = [
+        shapes = [feature.shape or (*(native or {})[i], feature.channels) for i in range(len(spec.manifest))]
+        values[feature.name] = [
             np.maximum(random.standard_normal(shape), 0).astype(np.float16).astype(np.float32) for shape in shapes
         ]
     return values

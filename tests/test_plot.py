@@ -28,7 +28,9 @@ from .test_command import REPOSITORY, call, call_here, environment
 from .test_seen import status_of
 
 MODULE = "pipeline.plot"
-SHAPES: dict[str, Any] = {"conv1_1": (12, 16, 3), "relu1_1": (12, 16, 3), "pool2": (6, 8, 5), "fc6": (1, 1, 40)}
+SHAPES: dict[str, Any] = {"conv1_1": (12, 16, 3), "relu1_1": (12, 16, 3), "pool2": (6, 8, 5), "fc6": (1, 1, 40)} | {
+    "relu5_1.avg.l2": (40,)
+}
 KEYS = ["sky/rocket.jpg", "people/broken.jpg", "sky/hubble.jpg", "things/coffee.jpg", "3", "gone/猫.jpg"]
 
 
@@ -78,9 +80,9 @@ def test_all_stored_layers_of_the_first_good_image_beside_the_run(
 ) -> None:
     before = sorted(path for path in folder.rglob("*"))
     plot(folder)
-    path = folder.parent / "samples-sky-rocket.jpg-4-layers.png"
+    path = folder.parent / "samples-sky-rocket.jpg-5-layers.png"
     with Image.open(path) as image:
-        assert capsys.readouterr().out == f"written: {path} ({image.width} x {image.height} px, 4 maps)\n"
+        assert capsys.readouterr().out == f"written: {path} ({image.width} x {image.height} px, 5 maps)\n"
     assert sorted(path for path in folder.rglob("*")) == before
     path.unlink()
     monkeypatch.chdir(folder.parent.parent)
@@ -95,11 +97,11 @@ def test_images_layers_and_channels_are_chosen(written: Callable[..., Any]) -> N
     assert written(image="things/coffee.jpg", layers="pool2") == (coffee, "")
     # A row goes before a key of digits.
     assert written(image="3", layers="pool2") == (coffee, "")
-    several = written(images=[-1, "sky/hubble.jpg", 2, 0], layers=["relu*", "block2", "conv1_1"], channel=1, input=False)[0]
+    several = written(images=[-1, "sky/hubble.jpg", 2, 0], layers=["relu1*", "block2", "conv1_1"], channel=1, input=False)[0]
     images = ("gone-猫.jpg", "sky-hubble.jpg", "sky-rocket.jpg")
     assert several == [f"samples-{image}-conv1_1-relu1_1-pool2-channel-1.png" for image in images]
-    mosaics = written(channels=4, layers=["conv1_1", "pool2", "fc6"], scale="shared", input=False)[0]
-    shown = (("conv1_1", 3), ("pool2", 4), ("fc6", 4))
+    mosaics = written(channels=4, layers=["conv1_1", "pool2", "fc6", "relu5_1:*"], scale="shared", input=False)[0]
+    shown = (("conv1_1", 3), ("pool2", 4), ("fc6", 4), ("relu5_1.avg.l2", 4))
     assert mosaics == [f"samples-sky-rocket.jpg-{layer}-first-{count}-channels.png" for layer, count in shown]
     for channels, word in ((2, "first-2-channels"), ([4, 0], "channels-4-0"), ("active:2", "2-most-active")):
         names, _ = written(channels=channels, layers="pool2", input=False, file=f"{word} {{layer}}.png")
@@ -148,17 +150,20 @@ def test_native_size_float16_and_added_parts_are_drawn(tmp_path: Path, monkeypat
     monkeypatch.setattr(format, "BAND_BYTES", 1)
     keys = [f"{number}.jpg" for number in range(7)]
     sizes = {row: (40 + row, 30 + 7 * row) for row in range(7)}
+    shapes = {"relu4_1": None, "relu5_1.avg": (9,)}
     for count, existing in ((4, "resume"), (7, "extend")):
-        spec = make_spec(count, {"relu4_1": None}, dtype="float16", identity={"data.size": "native"}, keys=keys[:count])
-        whole = make_spec(7, {"relu4_1": None}, keys=keys)
+        spec = make_spec(count, shapes, dtype="float16", identity={"data.size": "native"}, keys=keys[:count])
+        whole = make_spec(7, shapes, keys=keys)
         write_run(tmp_path / "run", spec, values=make_values(whole, sizes), existing=existing)
     drawn: list[Figure] = []
     monkeypatch.setattr("pipeline.figures.save", lambda figure, path: drawn.append(figure) or (1, 1))
     for row in (0, 6):
-        plot(tmp_path / "run", image=str(row), channels=3, input=False, colormap="hot", file=str(tmp_path / "native.png"))
-        drawn[-1].draw_without_rendering()
-        box = drawn[-1].axes[0].images[0].get_window_extent()
+        plot(tmp_path / "run", image=str(row), channels=3, input=False, colormap="hot", file=str(tmp_path / "{layer}.png"))
+        maps, bars = drawn[-2:]
+        maps.draw_without_rendering()
+        box = maps.axes[0].images[0].get_window_extent()
         assert box.height / box.width == pytest.approx(sizes[row][0] / sizes[row][1], abs=0.01)
+        assert len(bars.axes[0].child_axes[0].collections[0].get_segments()) == 3
 
 
 def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,12 +204,15 @@ WRONG = [
     ),
     ({"image": "6"}, "image: no such row, got 6. Expected -6 to 5, or a key as 'sky/rocket.jpg'. Rows are counted from 0."),
     ({"layers": "relu1_2"}, "layers: not stored in this run, got 'relu1_2'. Expected one of: relu1_1. Leave it out for all"),
-    ({"layers": "block3"}, "layers: not stored in this run, got 'block3'. Expected one of: conv1_1, relu1_1, pool2, fc6, all. "),
+    (
+        {"layers": "block3"},
+        "layers: not stored in this run, got 'block3'. Expected one of: conv1_1, relu1_1, pool2, fc6, relu5_1.avg.l2, all",
+    ),
     ({"channel": 3}, "channel: layer conv1_1 has no such channel, got 3. Expected 0 to 2. Choose another, or other layers."),
     ({"channels": [0, 5], "layers": "pool2"}, "channels: layer pool2 has no such channel, got 5. Expected 0 to 4. Choose"),
     ({"colormap": "grey2"}, "colormap: there is none of this name, got 'grey2'. Expected one of: grey"),
     ({"images": [0, 2], "file": "x.png"}, "file: 2 pictures would have one name, got 'x.png'. Expected {{image}} in it. Write"),
-    ({"channels": 2, "file": "x.png"}, "file: 4 pictures would have one name, got 'x.png'. Expected {{layer}} in it. "),
+    ({"channels": 2, "file": "x.png"}, "file: 5 pictures would have one name, got 'x.png'. Expected {{layer}} in it. "),
 ]
 
 
@@ -265,11 +273,17 @@ print("tensorflow" in sys.modules)
 """
     # A notebook's backend, which the programs that it starts inherit and may not have.
     told = {**environment(), "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "error"}
-    arguments = [f"run={folder}", "image=sky/rocket.jpg", "layers=[conv1_1,fc6]", "channels=active:2", "file={layer}.png"]
+    arguments = [
+        f"run={folder}",
+        "image=sky/rocket.jpg",
+        "layers=[conv1_1,relu5_1.avg.l2]",
+        "channels=active:2",
+        "file={layer}.png",
+    ]
     command = [sys.executable, "-c", program, *arguments]
     result = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True, check=False)
     assert (result.stdout.splitlines()[-1], result.stderr) == ("False", "")
-    for layer in ("conv1_1", "fc6"):
+    for layer in ("conv1_1", "relu5_1.avg.l2"):
         path = next(tmp_path.glob(f"{layer}*.png"))
         plot(folder, layers=layer, channels="active:2", file=str(tmp_path / "again.png"))
         assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
