@@ -269,6 +269,17 @@ class SrpOptions(GaussianOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class PcaOptions:
+    """Of the reduction ``pca``; ``fit`` None: fitted to ``fit_images`` images of the run, else the run that has been fitted."""
+
+    n_components: int = whole(256, 1, MOST_COMPONENTS)
+    whiten: bool = switch(False)
+    fit_images: int = whole(2048, 2, 2**31)
+    fit: Path | None = path(None, "reduction.pca.fit")
+    seed: int = whole(0, 0, LARGEST_SEED)
+
+
+@dataclass(frozen=True, slots=True)
 class ReductionOptions:
     """How reductions are done, one value for all layers of a run. See :mod:`pipeline.network.reductions`."""
 
@@ -279,6 +290,7 @@ class ReductionOptions:
     units: UnitsOptions = field(default_factory=UnitsOptions)
     srp: SrpOptions = field(default_factory=SrpOptions)
     gaussian: GaussianOptions = field(default_factory=GaussianOptions)
+    pca: PcaOptions = field(default_factory=PcaOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +393,9 @@ class Options:
     def features(self, pool_padding: str, rows: int | None = None) -> tuple[FeatureSpec, ...]:
         """Return what is to be stored; arguments and errors as of :func:`~pipeline.network.reductions.resolve_features`."""
         parameters = asdict(self.reduction)
+        if parameters["pca"].pop("fit"):
+            # Another run's transform is known by its content alone.
+            del parameters["pca"]["fit_images"], parameters["pca"]["seed"]
         return resolve_features(
             *(self.network.name, self.layers, self.reduce, parameters),
             size_px=self.data.size,

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from .records import Batch, Device, FeatureBatch, ImageStatus, Manifest, RunSpec
 from .sharding import ShardSpec
 from .store.codec import FLOAT16_LIMIT
 from .store.format import row_bytes
-from .store.writer import DryWriter, Writer
+from .store.writer import Writer
 
 if TYPE_CHECKING:
     from .images.loader import ImageLoader
@@ -40,6 +40,16 @@ Item = TypeVar("Item")
 
 # Told of every batch when its features have been handed over, with how many numbers they are; may raise to stop.
 Done = Callable[[Sequence[ImageStatus], int], None]
+
+
+class Sink(Protocol):
+    """What the loop hands statuses and features to: a writer, or what only looks at them."""
+
+    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
+        """Take what became of some images, each once."""
+
+    def put_features(self, features: FeatureBatch) -> None:
+        """Take one feature of some images that are ok."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(shard.first, shard.stop) for shard in shards])
 
 
-def extract(batches: Iterator[Batch], stages: Stages, sink: Writer | DryWriter, watch: Stopwatch, done: Done) -> None:
+def extract(batches: Iterator[Batch], stages: Stages, sink: Sink, watch: Stopwatch, done: Done) -> None:
     """Run every batch through the stages. Every image gets one status; one that did not fail gets features of each layer.
 
     Args:
@@ -236,6 +246,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
         precision=options.runtime.precision,
         dtype="float32" if by_winograd else spec.dtype,
         threads=threads,
+        transforms=spec.transforms,
         # On a GPU TensorFlow computes.
         parts=preparing.result() if preparing is not None and by_winograd else None,
         first=None if by_winograd else first_step(resize, mean_pixel, scale_pixel),

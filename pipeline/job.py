@@ -39,6 +39,7 @@ from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
 from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
+from .transforms import with_transforms, write_transforms
 
 REPORT, PAGE = "report.json", "report.html"
 UNTRAINED = (
@@ -77,7 +78,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         opening = preview_folder if options.dry_run else open_folder
         with opening(options.folder, planned, options.output.existing, options.part) as run_folder, ExitStack() as stack:
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
-            path, spec = run_folder.path, run_folder.spec
+            path = run_folder.path
             if options.part is None:
                 _try_again(run_folder)
             _say_plan(run_folder)
@@ -85,11 +86,15 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
                 _dry_run(options, run_folder, weights)
                 return None
             engine = None
-            if run_folder.missing:
-                with watch.stage("start"):
-                    engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
-            # From here on nothing but the disk can refuse the run.
-            run_folder.prepare()
+            with with_transforms(options, run_folder, weights) as transforms:
+                spec = run_folder.spec
+                if run_folder.missing:
+                    with watch.stage("start"):
+                        engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
+                # From here on nothing but the disk can refuse the run.
+                run_folder.prepare()
+                if transforms:
+                    write_transforms(run_folder, transforms)
             stack.enter_context(log_to_file(path / format.log_name(options.part.mark if options.part else ""), kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
             errors = _check_finished(run_folder)
@@ -191,7 +196,7 @@ def _dry_run(options: Options, run_folder: RunFolder, weights: Weights) -> None:
     else:
         if options.engine.name != "local":
             _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
-        with leaving_at_once():
+        with with_transforms(options, run_folder, weights), leaving_at_once():
             stages = make_stages(options, run_folder.spec, weights)
         run_sample(options, run_folder, stages)
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")

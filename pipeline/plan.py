@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from .network.architectures import WINOGRAD, layer_table, output_shapes
 from .network.known_weights import Weights
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
 from .store import format
+from .store.digests import digest_of
 
 # At native size nobody knows how many pixels an image has before it is read; photographs stored as JPEG have about this
 # many a byte (500 x 375 px in 40 kB). It decides the number of images a shard and nothing else.
@@ -101,11 +103,21 @@ def _pooling_identity(options: Options, weights: Weights, deepest: LayerSpec) ->
 def _reduction_identity(options: Options, features: Sequence[FeatureSpec]) -> dict[str, str]:
     """Return what the results of reductions depend on; a density of ``auto`` follows from the layer."""
     used = {reduction.name: reduction.parameters for feature in features for reduction in feature.reductions}
-    return {
+    fit = (
+        {"reduction.pca.fit": digest_of(transforms_file(options.reduction.pca.fit))}
+        if "pca" in used and options.reduction.pca.fit
+        else {}
+    )
+    return fit | {
         f"reduction.{name}.{key}": str(value if key != "density" else options.given["reduction.srp.density"])
         for name, parameters in sorted(used.items())
         for key, value in parameters.items()
     }
+
+
+def transforms_file(where: Path) -> Path:
+    """Return the file of transforms that ``reduction.pca.fit`` names, itself or by its run folder."""
+    return where / format.TRANSFORMS_NAME if where.is_dir() else where
 
 
 def versions() -> dict[str, str]:

@@ -231,6 +231,21 @@ class Reduction:
 
 
 @dataclass(frozen=True, slots=True)
+class Transform:
+    """A fitted transform of the reduction ``pca``: the principal components of a sample of vectors.
+
+    Attributes:
+        mean: (d,) float32, of the sample.
+        components: (n, d) float32, orthonormal, by falling variance.
+        explained_variance: (n,) float64, variance of the sample along each.
+    """
+
+    mean: NDArray[np.float32]
+    components: NDArray[np.float32]
+    explained_variance: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureSpec:
     """What is stored of a layer: its activations, or what reductions make of them; and the shape of a row of it.
 
@@ -298,6 +313,7 @@ class RunSpec:
         attributes: Further root attributes of every file: text, or float64 arrays.
         chosen: Which of the options the program has chosen itself: an existing run keeps its own.
         before: The parts that the last one extends; none for a run that was never extended.
+        transforms: Of reductions that are fitted: name of the feature up to the reduction -> transform.
     """
 
     manifest: Manifest
@@ -309,6 +325,7 @@ class RunSpec:
     attributes: Mapping[str, str | NDArray[np.float64]] = field(default_factory=dict)
     chosen: frozenset[str] = frozenset()
     before: tuple[Part, ...] = ()
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
 
     @property
     def first_row(self) -> int:

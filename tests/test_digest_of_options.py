@@ -20,7 +20,10 @@ from .test_config import values
 # An odd side, at which the padding of the pooling shows.
 BASE = {"data__size": 225, "network__weights": "random", "reduction__gaussian__eps": 0.9}
 # All reductions that have options.
-BASE["layers"] = ["relu4_1", *(f"relu5_1:{name}" for name in ("gem", "rmac", "grid", "gram", "units", "srp", "avg:gaussian"))]
+BASE["layers"] = [
+    "relu4_1",
+    *(f"relu5_1:{name}" for name in ("gem", "rmac", "grid", "gram", "units", "srp", "avg:gaussian", "max:pca")),
+]
 
 # Option -> another value. Those in CHOICES are tried with each of their values.
 CHANGES_A_NUMBER: dict[str, Any] = {
@@ -33,8 +36,9 @@ CHANGES_A_NUMBER: dict[str, Any] = {
     "layers": ["relu1_1"],
     "reduce": ["avg"],
     **{f"reduction.{name}": value for name, value in {"gem.p": 4, "gem.eps": 0.1, "rmac.levels": 2, "grid.side": 3}.items()},
-    **{f"reduction.{name}.n_components": 50 for name in ("units", "srp", "gaussian")},
-    **{f"reduction.{name}.seed": 1 for name in ("units", "srp", "gaussian")},
+    **{f"reduction.{name}.n_components": 50 for name in ("units", "srp", "gaussian", "pca")},
+    **{f"reduction.{name}.seed": 1 for name in ("units", "srp", "gaussian", "pca")},
+    **{"reduction.pca.whiten": True, "reduction.pca.fit_images": 3, "reduction.pca.fit": "a file"},
     **{"reduction.srp.eps": 0.2, "reduction.gaussian.eps": 0.8, "reduction.srp.density": 0.1, "reduction.gram.form": None},
     "network.weights": "a file",
     "network.seed": 1,
@@ -84,6 +88,8 @@ def digest(
     def plan(**changes: Any) -> str:
         if "data__dir" in changes:
             changes["data__dir"] = str(folder)
+        if "reduction__pca__fit" in changes:
+            changes["reduction__pca__fit"] = str(folder / "image.jpg")
         if "data__list" in changes:
             changes |= {"data__list": str(folder / "list.txt"), "data__dir": str(folder)}
         if "data__tar" in changes:

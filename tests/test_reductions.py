@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline import extract_features, open_run
+from pipeline import extract_features, job, open_run
+from pipeline.config import check_options, nested
 from pipeline.errors import OptionError, StoreError
 from pipeline.network import host_reductions
 from pipeline.network.reductions import johnson_lindenstrauss, resolve_features
@@ -191,6 +193,8 @@ def test_matrices_are_the_same_on_every_machine_and_keep_lengths() -> None:
         (["relu4_1:units"], [], {"size": None}, "maps of native size differ"),
         (["relu4_1:avg:units"], [], {}, "5000 components of 512 values"),
         (["relu1_1:gaussian"], [], {}, "matrix of relu1_1:gaussian would be too large"),
+        (["relu4_1:pca"], [], {}, "matrix of relu4_1:pca would be too large"),
+        (["relu4_1:avg:pca:pca"], [], {}, "pca comes once in a chain"),
         (["relu9_1:avg"], [], {}, "no layer of vgg19 matches, got 'relu9_1'"),
         (["relu4_1"], ["gem"], {"gem_p": 0}, "reduction.gem.p: not a valid value, got 0. Expected a number above 0"),
     ],
@@ -213,6 +217,83 @@ def test_the_default_chain_is_for_layers_that_name_none_and_classifiers_may_be_n
     assert names(["relu5_1", "relu4_1:max"], ["avg", "l2"]) == ["relu4_1.max", "relu5_1.avg.l2"]
     assert names(["relu?_1:avg", "relu1_1:avg"], []) == [f"relu{block}_1.avg" for block in range(1, 6)]
     assert names(["fc7:l2", "features.20:avg"], []) == ["relu4_1.avg", "fc7.l2"]
+
+
+@pytest.fixture
+def more_images(photographs: Path, tmp_path: Path) -> Path:
+    """Twelve different images and a broken one."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    image = Image.open(sorted(photographs.rglob("*.jpg"))[0]).convert("RGB")
+    for number in range(12):
+        image.rotate(30 * number).save(folder / f"{number:02}.png")
+    (folder / "05b.jpg").write_bytes(b"no image")
+    return folder
+
+
+PCA: dict[str, Any] = SETTINGS | {"pca_n_components": 4, "images_per_shard": 5}
+
+
+@pytest.mark.parametrize("backend", ["winograd", "tensorflow"])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_pca_is_that_of_the_sample_in_double_precision(
+    backend: str, whiten: bool, more_images: Path, thin_weights: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ["relu3_1:avg", "relu3_1:avg:pca", "relu3_1:avg:pca:l2"]
+    settings = PCA | {"output_dir": tmp_path / "out", "backend": backend, "pca_whiten": whiten}
+    run = extract_features(more_images, words, **settings)
+    vectors = run["relu3_1.avg"][run.images["status"] == "ok"].astype(np.float64)
+    centred = vectors - vectors.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred / (len(vectors) - 1))
+    axes = axes[:, ::-1][:, :4]
+    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), range(4)])
+    expected = centred @ axes / (np.sqrt(values[::-1][:4]) if whiten else 1)
+    found = run["relu3_1.avg.pca"][run.images["status"] == "ok"]
+    assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+    normalized = run["relu3_1.avg.pca.l2"][run.images["status"] == "ok"]
+    assert np.allclose(normalized, found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-6)
+    assert verify_folder(run.path.parent, 2).count == 0
+
+
+def test_parts_a_resumed_an_extended_and_another_run_share_a_transform(
+    more_images: Path, thin_weights: Callable[..., Any], tmp_path: Path
+) -> None:
+    def made(where: str, **more: Any) -> Any:
+        return extract_features(more_images, "relu3_1:avg:pca", **PCA, output_dir=tmp_path / where, name="r", **more)
+
+    whole, folder = made("a"), tmp_path / "a/r"
+    transform = (folder / "transforms.npz").read_bytes()
+    for number in (1, 2):
+        options = {"data.dir": str(more_images), "layers": ["relu3_1:avg:pca"], "data.size": [36, 52], "name": "r"}
+        options |= {"network.weights": "random", "reduction.pca.n_components": 4, "output.images_per_shard": 5}
+        job.run(check_options(nested(options | {"output.dir": str(tmp_path / "b"), "part": f"{number}/2"})), quiet=True)
+    assert same(whole, open_run(tmp_path / "b/r"), whole.layers)
+    # A lost transform is fitted again, to the same bits; a shard that is lost is made again with it.
+    (folder / "transforms.npz").unlink()
+    next(folder.glob("shards/*00001*")).unlink()
+    again = made("a")
+    assert (folder / "transforms.npz").read_bytes() == transform
+    assert same(whole, again, whole.layers)
+    values = whole["relu3_1.avg.pca"][:]
+    Image.new("RGB", (40, 40), "red").save(more_images / "99.png")
+    grown = made("a", existing="extend")
+    assert (folder / "transforms.npz").read_bytes() == transform
+    assert np.array_equal(grown["relu3_1.avg.pca"][:13], values, equal_nan=True)
+    other = made("c", pca_fit=folder)
+    assert np.array_equal(other["relu3_1.avg.pca"][:], grown["relu3_1.avg.pca"][:], equal_nan=True)
+    assert verify_folder(folder, 2).count == 0
+    # Damage of the file is found, named, and mended.
+    (folder / "transforms.npz").write_bytes(transform[:-9] + b"x" * 9)
+    assert [*verify_folder(folder, 2).findings] == ["transforms.npz"]
+    made("a")
+    assert verify_folder(folder, 2).count == 0
+
+
+def test_too_few_images_for_the_components_are_one_line(folder: Path, thin_weights: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"got 4 and 4 images of the sample that are ok\. Expected more images"):
+        extract_features(folder, "relu3_1:avg:pca", **PCA, output_dir=tmp_path)
+    with pytest.raises(StoreError, match="No such file"):
+        extract_features(folder, "relu3_1:avg:pca", **PCA, output_dir=tmp_path, pca_fit=tmp_path / "none")
 
 
 def test_readers_and_training_sets_take_vectors(folder: Path, thin_weights: Callable[..., Any], tmp_path: Path) -> None:

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ..records import FeatureSpec, Reduction
-from .host_reductions import RMAC_EPS, cells, projection, regions, triangle, unit_places
+from ..records import FeatureSpec, Reduction, Transform
+from .host_reductions import RMAC_EPS, cells, projection, regions, scaled_components, triangle, unit_places
 from .reductions import output_length
 
 Operation = Callable[[Any], Any]
 
 
-def prepare_on_device(feature: FeatureSpec, map_shape: tuple[int, ...]) -> Operation:
+def prepare_on_device(feature: FeatureSpec, map_shape: tuple[int, ...], transforms: Mapping[str, Transform]) -> Operation:
     """Return a function for a graph that makes a feature of activations: (n, h, w, c) float32 -> (n, d) float32.
 
     Args:
         feature: With reductions.
         map_shape: (h, w, c) of the layer.
+        transforms: Fitted ones, by the name of the feature up to the reduction.
     """
     steps, shape = [], map_shape
-    for reduction in feature.reductions:
-        steps.append(_operation(reduction, shape))
+    for number, reduction in enumerate(feature.reductions):
+        name = replace(feature, reductions=feature.reductions[: number + 1]).name
+        steps.append(_operation(reduction, shape, transforms.get(name)))
         shape = (output_length(reduction, shape),)
 
     def reduce(values: tf.Tensor) -> tf.Tensor:
@@ -36,9 +39,12 @@ def prepare_on_device(feature: FeatureSpec, map_shape: tuple[int, ...]) -> Opera
     return reduce
 
 
-def _operation(reduction: Reduction, shape: tuple[int, ...]) -> Operation:
+def _operation(reduction: Reduction, shape: tuple[int, ...], transform: Transform | None) -> Operation:
     of: Mapping[str, Any] = reduction.parameters
     length = math.prod(shape)
+    if transform is not None:
+        mean, components = tf.constant(transform.mean), tf.constant(scaled_components(transform, of["whiten"]))
+        return lambda values: tf.matmul(tf.reshape(values, [-1, length]) - mean, components, transpose_b=True)
     if reduction.name == "units":
         places = tf.constant(unit_places(length, of["n_components"], of["seed"]))
         return lambda values: tf.gather(tf.reshape(values, [-1, length]), places, axis=1)

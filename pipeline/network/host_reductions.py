@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,14 @@ import threadpoolctl
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ..records import FeatureSpec, Reduction
+from ..records import FeatureSpec, Reduction, Transform
 from .reductions import nonzeros, output_length
 
 Array = NDArray[np.float32]
 Reducer = Callable[[Array], Array]
 
 # Of the key of each generator.
-STREAMS = {"units": 1, "srp": 2, "gaussian": 3}
+STREAMS = {"units": 1, "srp": 2, "gaussian": 3, "pca": 4}
 # Positions that are added in single precision before sums go on in double precision.
 BLOCK_POSITIONS = 64
 RMAC_EPS = 1e-6
@@ -84,16 +86,20 @@ def gaussian_matrix(length: int, n_components: int, seed: int) -> Array:
 # -- One image at a time -------------------------------------------------------------------------------------------------------
 
 
-def prepare(feature: FeatureSpec, map_shape: tuple[int, ...] | None) -> Reducer:
+def prepare(
+    feature: FeatureSpec, map_shape: tuple[int, ...] | None, transforms: Mapping[str, Transform] = MappingProxyType({})
+) -> Reducer:
     """Return a function that makes a feature of an image's activations: (h, w, c) float32 -> (d,) float32.
 
     Args:
         feature: With reductions.
         map_shape: (h, w, c) of the layer; None at native size.
+        transforms: Fitted ones, by the name of the feature up to the reduction.
     """
     steps, shape = [], map_shape or (feature.layer.channels,)
-    for reduction in feature.reductions:
-        steps.append(_step(reduction, math.prod(shape)))
+    for number, reduction in enumerate(feature.reductions):
+        name = replace(feature, reductions=feature.reductions[: number + 1]).name
+        steps.append(_step(reduction, math.prod(shape), transforms.get(name)))
         shape = (output_length(reduction, shape),)
 
     def reduce(values: Array) -> Array:
@@ -104,8 +110,11 @@ def prepare(feature: FeatureSpec, map_shape: tuple[int, ...] | None) -> Reducer:
     return reduce
 
 
-def _step(reduction: Reduction, length: int) -> Reducer:
+def _step(reduction: Reduction, length: int, transform: Transform | None) -> Reducer:
     of: Mapping[str, Any] = reduction.parameters
+    if transform is not None:
+        mean, components = transform.mean, scaled_components(transform, of["whiten"])
+        return lambda values: np.asarray(components @ (values.reshape(-1) - mean))
     if reduction.name == "units":
         places = unit_places(length, of["n_components"], of["seed"])
         return lambda values: np.take(values, places)
@@ -131,6 +140,35 @@ def projection(reduction: Reduction, length: int) -> Any:
     if reduction.name == "srp":
         return sparse_matrix(length, of["n_components"], of["density"], of["seed"])
     return gaussian_matrix(length, of["n_components"], of["seed"])
+
+
+def scaled_components(transform: Transform, whiten: bool) -> Array:
+    """Return the matrix that a centred vector is multiplied by, (n, d) float32."""
+    if not whiten:
+        return transform.components
+    return (transform.components / np.sqrt(transform.explained_variance)[:, None]).astype(np.float32)
+
+
+def sample_places(rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Return the rows of a run that a transform is fitted to, ascending: those with the smallest raw integers."""
+    return np.sort(np.argsort(_generator(seed, "pca").random_raw(rows), kind="stable")[:count])
+
+
+def fit_pca(sample: Array, n_components: int) -> Transform:
+    """Fit principal components as scikit-learn's ``PCA(svd_solver="full")``, in double precision.
+
+    The entry of each with the largest magnitude is positive.
+
+    Args:
+        sample: (m, d) float32, m above ``n_components``.
+        n_components: At most d.
+    """
+    mean = sample.mean(axis=0, dtype=np.float64)
+    with _blas().limit(limits=1, user_api="blas"):
+        _, singular, components = np.linalg.svd(sample - mean, full_matrices=False)
+    components, singular = components[:n_components], singular[:n_components]
+    components *= np.sign(np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1))
+    return Transform(mean.astype(np.float32), components.astype(np.float32), singular**2 / (len(sample) - 1))
 
 
 def _mean(values: Array) -> NDArray[np.float64]:

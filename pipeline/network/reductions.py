@@ -17,6 +17,7 @@ name          gives             of a map F of n = h w positions and c channels, 
 ``units``     n_components      that many of the values, at seeded places, in their order (C order of a map)
 ``srp``       n_components      sparse random projection: products with `sparse_matrix``
 ``gaussian``  n_components      products with `gaussian_matrix``
+``pca``       n_components      principal components of a sample of the run's images; ``whiten``: over their standard deviations
 ``l2``        as before         x divided by its L2 norm; a vector of zeros stays
 ============= ================= ==================================================================================================
 
@@ -38,7 +39,7 @@ from .architectures import plan_features, resolve_layers
 MAP, VECTOR, ANY = "map", "vector", "map or vector"
 TAKES = {
     **dict.fromkeys(("avg", "max", "catavgmax", "gem", "rmac", "grid", "gram"), MAP),
-    **dict.fromkeys(("units", "srp", "gaussian"), ANY),
+    **dict.fromkeys(("units", "srp", "gaussian", "pca"), ANY),
     "l2": VECTOR,
 }
 # A matrix of more is neither kept on a device nor worth its time.
@@ -80,6 +81,21 @@ def resolve_features(
     return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
 
 
+def prefixes(features: Sequence[FeatureSpec]) -> dict[str, FeatureSpec]:
+    """Return for each transform that must be fitted its name, ``relu5_1.avg.pca``, -> what it is applied to, ``relu5_1.avg``."""
+    found = {}
+    for feature in features:
+        names = [step.name for step in feature.reductions]
+        if "pca" in names:
+            before = feature.reductions[: names.index("pca")]
+            shape: tuple[int, ...] = (feature.layer.channels,)
+            for step in before:
+                shape = (output_length(step, shape),)
+            applied_to = FeatureSpec(feature.layer, shape if before else None, before)
+            found[f"{applied_to.name}.pca"] = applied_to
+    return found
+
+
 def split_word(word: str) -> str:
     """Return the name of a layer, pattern or block of a word that may have reductions."""
     return word.partition(":")[0]
@@ -105,6 +121,8 @@ def _reduced(
                 f"layers: {name} takes vectors of one length and maps of native size differ, got {word}:{name}. "
                 f"Expected a vector before it, e.g. {word}:avg:{name}. Or set data.size."
             )
+        if name == "pca" and name in word.split(":"):
+            raise OptionError(f"layers: pca comes once in a chain, got {word}:{name}. Expected it once. Leave the second out.")
         length = math.prod(shape) if shape else feature.layer.channels
         reduction = Reduction(name, _with_auto(parameters.get(name, {}), length, rows))
         word, is_map = f"{word}:{name}", False
@@ -156,11 +174,13 @@ def _check_size(reduction: Reduction, length: int, word: str) -> None:
     size_bytes = {
         "srp": count * nonzeros(length, float(of.get("density", 0))) * 8,
         "gaussian": count * length * 4,
+        "pca": max(count, int(of.get("fit_images", 0))) * length * 4,
     }.get(name, 0)
     if size_bytes > LARGEST_MATRIX_BYTES:
         raise OptionError(
-            f"layers: the matrix of {word} would be too large, got {count} x {length} values, {size_bytes / 2**30:.1f} GiB. "
-            f"Expected at most 1 GiB. Put avg, grid or srp before it, or lower reduction.{name}.n_components."
+            f"layers: the matrix of {word} would be too large, got {length} columns, {size_bytes / 2**30:.1f} GiB. "
+            f"Expected at most 1 GiB. Put avg, grid or srp before it, or lower reduction.{name}.n_components"
+            f"{' and reduction.pca.fit_images' * (name == 'pca')}."
         )
 
 

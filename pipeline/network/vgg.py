@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceMemoryError
 from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch, standardise
-from ..records import Batch, FeatureBatch, FeatureSpec, LayerSpec
+from ..records import Batch, FeatureBatch, FeatureSpec, LayerSpec, Transform
 from . import host_reductions
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .device import BFLOAT, FLOAT32, HOST
@@ -78,6 +78,7 @@ class Network:
         dtype: Of the values that are given, ``float32`` or ``float16``; where ``parts`` are given always float32.
         first: What is done before the first layer. None: the network is called with images.
         threads: That reduce on the CPU.
+        transforms: Of reductions that are fitted, as of :class:`~pipeline.records.RunSpec`.
     """
 
     weights: Weights
@@ -92,6 +93,7 @@ class Network:
     dtype: str = FLOAT32
     first: FirstStep | None = None
     threads: int = 1
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -147,10 +149,12 @@ class Network:
     ) -> Function:
         """Return the function of a segment; ``shape``: of the activations of an image, None at native size."""
         if self.parts is None and (shape or not any(feature.reductions for feature in features)):
-            reducers = [prepare_on_device(feature, shape or ()) for feature in features]
+            reducers = [prepare_on_device(feature, shape or (), self.transforms) for feature in features]
             return self._graph(layers, input_shape, reducers, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
         # At native size every image has another shape: a reduction on the device would be traced for each.
-        on_host = [host_reductions.prepare(feature, shape) if feature.reductions else None for feature in features]
+        on_host = [
+            host_reductions.prepare(feature, shape, self.transforms) if feature.reductions else None for feature in features
+        ]
         part = self._graph(layers, input_shape, [tf.identity]) if self.parts is None else self._on_host(layers, input_shape)
 
         def segment(*inputs: Any) -> tuple[Any, list[Any]]:

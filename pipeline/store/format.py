@@ -6,6 +6,7 @@
       features.h5                      the index: virtual datasets over all shards, relative paths
       shards/shard-00000-of-00012.h5   the data; complete, or absent
       manifest.jsonl.gz                the images that the run was planned for
+      transforms.npz                   what ``pca`` was fitted to, where it is used; see :mod:`pipeline.transforms`
       SHA256SUMS                       SHA-256 of each of these files, of config.yaml, report.json and report.html
 
 A run may be extended: images that came later are a further part, planned for itself. Its shards are
@@ -112,11 +113,12 @@ INDEX_NAME = "features.h5"
 DEVICE_ATTRIBUTES = ("device", "precision", "gpu", "gpu_memory_bytes", "cuda", "cudnn", "batch_size")
 DIGESTS_NAME = "SHA256SUMS"
 # Written beside the data.
-COMPANION_NAMES = ("config.yaml", "report.json", "report.html", "run.log", DIGESTS_NAME)
+TRANSFORMS_NAME = "transforms.npz"
+COMPANION_NAMES = ("config.yaml", "report.json", "report.html", "run.log", TRANSFORMS_NAME, DIGESTS_NAME)
 # Of a process that writes the folder beside others.
 WRITER_DIGESTS_NAME = re.compile(rf"{DIGESTS_NAME}-([0-9a-z][0-9a-z-]*)")
 # What has a line in DIGESTS_NAME besides shards and manifests: all of it but the log, which grows with every run.
-DIGESTED_NAMES = (INDEX_NAME, "config.yaml", "report.json", "report.html")
+DIGESTED_NAMES = (INDEX_NAME, TRANSFORMS_NAME, "config.yaml", "report.json", "report.html")
 MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
 MANIFEST_FORMAT = f"{FORMAT}-manifest"
 # More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.

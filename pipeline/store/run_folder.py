@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import LockedError, StoreError
-from ..records import RunSpec
+from ..records import RunSpec, Transform
 from ..sharding import ShardSpec, Share
 from ..storage import read_ahead, refresh
 from . import disk, format, tables
@@ -81,6 +82,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """
         assert self._hold is not None
         return self._hold.alone()
+
+    def give_transforms(self, transforms: Mapping[str, Transform], digest: str) -> None:
+        """Add fitted transforms to the run, and the SHA-256 of their file to what is stored with it."""
+        attributes = {**self.spec.attributes, "transforms_sha256": digest}
+        self.spec = replace(self.spec, transforms=transforms, attributes=attributes)
+        self._plan = replace(self._plan, spec=self.spec)
 
     def make_again(self, shards: Collection[ShardSpec]) -> None:
         """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""

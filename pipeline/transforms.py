@@ -1,0 +1,198 @@
+"""What the reduction ``pca`` needs besides the image: transforms fitted to a sample of the run's images, or to another run's.
+
+They are kept in the run folder as ``transforms.npz``: for each feature ``<name>/mean`` (d,), ``<name>/components`` (n, d) and
+``<name>/explained_variance`` (n,), float32 but for the last, float64; and ``fitted_for``, the digest of the run's first part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from .config import Options
+from .errors import OptionError, StoreError
+from .extract import close_unless_running, extract, make_stages
+from .network.host_reductions import fit_pca, sample_places
+from .network.known_weights import Weights
+from .network.reductions import prefixes
+from .plan import transforms_file
+from .progress import LOGGER as _log
+from .progress import Stopwatch
+from .records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, Transform
+from .signals import leaving_at_once
+from .storage import RemotePath
+from .store import disk, format
+from .store.damage import read_file
+from .store.digests import Digests
+from .store.reader import open_run
+from .store.run_folder import RunFolder
+
+_LOCK_NAME = f"{format.LOCK_NAME}-fit"
+_FITTED_FOR = "fitted_for"
+_ARRAYS = ("mean", "components", "explained_variance")
+
+
+@contextmanager
+def with_transforms(options: Options, run_folder: RunFolder, weights: Weights) -> Iterator[bytes]:
+    """Give the run the transforms that it lacks: those of its folder, else fitted now, or another run's.
+
+    Of processes that make parts of a run one fits, and the others wait for it.
+
+    Yields:
+        What is to be written as ``transforms.npz`` before the first shard; nothing where it is there, or none is needed.
+
+    Raises:
+        OptionError: Too few images are ok; the other run has no such transform.
+        StoreError: Finished shards were made with another.
+    """
+    spec, path = run_folder.spec, run_folder.path / format.TRANSFORMS_NAME
+    wanted = prefixes(spec.features)
+    if not wanted:
+        yield b""
+        return
+    with _alone(run_folder):
+        # Not to rows that an extension has added: the first part's transform is the run's.
+        first = spec.parts[0]
+        content, is_there = b"", Digests(run_folder.path).agrees(path.name)
+        if is_there:
+            content = read_file(path)
+            is_there = _read(content, path)[1] == first.digest
+        if not is_there:
+            found = other_transforms(options, wanted) or _fit(options, spec, weights, wanted, first.stop)
+            content = _written(found, first.digest)
+        digest = hashlib.sha256(content).hexdigest()
+        for shard in sorted(run_folder.finished, key=lambda shard: shard.first)[:1]:
+            with open_run(run_folder.path / format.shard_path(shard.file_name)) as run:
+                if run.attributes.get("transforms_sha256") != digest:
+                    raise StoreError(
+                        f"{path}: another transform than that of the finished shards, got SHA-256 {digest[:12]}. Expected "
+                        f"{str(run.attributes.get('transforms_sha256'))[:12]}. Put the file back, or use output.existing=replace."
+                    )
+        run_folder.give_transforms(_read(content, path)[0], digest)
+        yield b"" if is_there else content
+
+
+@contextmanager
+def _alone(run_folder: RunFolder) -> Iterator[None]:
+    """Let the other parts of the run wait; where there are no locks, and at an address, each fits for itself."""
+    if run_folder.share is None or isinstance(run_folder.path, RemotePath):
+        yield
+        return
+    lock = FileLock(run_folder.path / _LOCK_NAME)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    with lock:
+        yield
+
+
+def other_transforms(options: Options, wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
+    """Return the transforms of the run that ``reduction.pca.fit`` names; none if it names none.
+
+    Args:
+        options: Of the run.
+        wanted: Name of a transform -> what it is applied to.
+
+    Raises:
+        OptionError: There is no such transform, of this length and with as many components.
+    """
+    if options.reduction.pca.fit is None:
+        return {}
+    path, count, found = options.reduction.pca.fit, options.reduction.pca.n_components, {}
+    there = _read(read_file(transforms_file(path)), path)[0]
+    for name in wanted:
+        transform = there.get(name)
+        if transform is None or len(transform.components) < count:
+            got = f"{len(transform.components)} components" if transform else f"transforms of {', '.join(there)}"
+            raise OptionError(
+                f"reduction.pca.fit: {path} has no transform of {name} with {count} components, got {got}. "
+                f"Expected a run with it. Name another, or fit anew with reduction.pca.fit=null."
+            )
+        found[name] = replace(
+            transform, components=transform.components[:count], explained_variance=transform.explained_variance[:count]
+        )
+    return found
+
+
+class _Sample:
+    """Takes what a writer takes, and keeps the rows of each feature."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[NDArray[np.float32]]] = {}
+
+    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
+        """Take nothing: of images that failed there are no rows."""
+
+    def put_features(self, features: FeatureBatch) -> None:
+        """Keep rows."""
+        self.rows.setdefault(features.layer, []).append(features.values.reshape(len(features.values), -1).astype(np.float32))
+
+
+def _fit(options: Options, spec: RunSpec, weights: Weights, wanted: Mapping[str, FeatureSpec], rows: int) -> dict[str, Transform]:
+    pca = options.reduction.pca
+    places = sample_places(rows, pca.fit_images, pca.seed)
+    _log.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
+    given = {feature.name: feature for feature in wanted.values()}
+    order = [feature.layer.network_index for feature in given.values()]
+    features = tuple(feature for _, feature in sorted(zip(order, given.values(), strict=True), key=lambda pair: pair[0]))
+    with leaving_at_once():
+        stages = make_stages(options, replace(spec, features=features, dtype="float32"), weights)
+    sample = _Sample()
+    batches = iter(stages.load(spec.manifest, places))
+    try:
+        extract(batches, replace(stages, overflow_fails_row=False), sample, Stopwatch(), lambda statuses, values: None)
+    finally:
+        close_unless_running(batches)
+    found = {}
+    for name, feature in wanted.items():
+        values = np.concatenate(sample.rows.get(feature.name) or [np.zeros((0, 1), np.float32)])
+        if len(values) <= pca.n_components:
+            raise OptionError(
+                f"reduction.pca.n_components: components are fitted to more images than there are components, got "
+                f"{pca.n_components} and {len(values)} images of the sample that are ok. Expected more images. "
+                f"Lower it, raise reduction.pca.fit_images, or name another run by reduction.pca.fit."
+            )
+        found[name] = fit_pca(values, pca.n_components)
+        share = found[name].explained_variance.sum() / values.var(axis=0, ddof=1, dtype=np.float64).sum()
+        _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca.n_components, 100 * share)
+    return found
+
+
+def _written(transforms: Mapping[str, Transform], fitted_for: str) -> bytes:
+    arrays = {f"{name}/{key}": getattr(transform, key) for name, transform in sorted(transforms.items()) for key in _ARRAYS}
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays, **{_FITTED_FOR: np.array(fitted_for)})
+    return file.getvalue()
+
+
+def _read(content: bytes, path: Path) -> tuple[dict[str, Transform], str]:
+    """Return the transforms in a file, and the digest of the run that they were fitted for."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            names = [key.removesuffix("/mean") for key in file.files if key.endswith("/mean")]
+            return {name: Transform(*(file[f"{name}/{key}"] for key in _ARRAYS)) for name in names}, str(file[_FITTED_FOR])
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{path}: not a file of transforms, got {error}. Expected {format.TRANSFORMS_NAME} of a run.") from error
+
+
+def write_transforms(run_folder: RunFolder, content: bytes) -> None:
+    """Write the file, whole or not at all, with its line in ``SHA256SUMS``.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    path = run_folder.path / format.TRANSFORMS_NAME
+    with run_folder.alone(), disk.writing(path) as partial:
+        partial.write_bytes(content)
+        Digests(path.parent).publish(path)
