@@ -34,7 +34,7 @@ from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
 from .store import disk, format
-from .store.damage import UnreadableError, read_file
+from .store.damage import UnreadableError
 from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
@@ -409,24 +409,18 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
         spec: The run.
         report: Of what was just done.
         is_unchanged: Whether that was nothing, neither shards nor index. What the run took when it did something is worth more
-            than that: then a report that is there stays, and the page says what is in it.
+            than that: then reports that are there stay.
 
     Raises:
         StoreError: The disk refuses; a shard is damaged.
     """
-    digests, stored = Digests(path), None
-    if is_unchanged and digests.agrees(REPORT):
-        with suppress(ValueError, KeyError, TypeError, AttributeError):  # none of this program's
-            stored = Report.from_json(read_file(path / REPORT).decode())
-    if stored is not None and stored.run_digest == spec.digest:
-        if digests.agrees(PAGE):
-            return
-        report = stored
-    else:
-        # The page first: a kill in between must leave none of another state of the run.
-        digests.drop([PAGE])
-        disk.remove(path / PAGE)
-        write_text(path / REPORT, report.json())
+    digests = Digests(path)
+    if is_unchanged and all(map(digests.agrees, (REPORT, PAGE))):
+        return
+    # The page first: a kill in between must leave none of another state of the run.
+    digests.drop([PAGE])
+    disk.remove(path / PAGE)
+    write_text(path / REPORT, report.json())
     with open_run(path) as run:
         write_text(path / PAGE, render(page_values(report, run, spec.manifest)))
 

@@ -49,18 +49,6 @@ def _grammar(value: Any) -> str:
     return str(value) if is_word else quoted(value)
 
 
-def shell_word(text: str) -> str:
-    """Return one word for a shell, in which a terminal finds nothing to obey: neither a line's end nor an escape."""
-    if text.isprintable():
-        return shlex.quote(text)
-    # Source: POSIX.1-2024, Shell Command Language, 2.2.4 Dollar-Single-Quotes; bash and zsh have always had them.
-    signs = (
-        sign if sign.isprintable() else "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
-        for sign in re.sub(r"([\\'])", r"\\\1", text)
-    )
-    return f"$'{''.join(signs)}'"
-
-
 def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> str:
     """Return the command for a shell in the present folder.
 
@@ -89,7 +77,7 @@ def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> st
         options["output.dir"] = str(folder.parent)
     if config.get("name") is not None or folder.name != usual:
         options["name"] = folder.name
-    return " ".join(["python -m pipeline.run", *(shell_word(argument(name, value)) for name, value in options.items())])
+    return " ".join(["python -m pipeline.run", *(shlex.quote(argument(name, value)) for name, value in options.items())])
 
 
 def _from_here(given: Any, root_of: Callable[[list[str]], str], root: str) -> Any:

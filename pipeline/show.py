@@ -105,9 +105,9 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines.append(label.ljust(LABEL_WIDTH) + printable(text))
         if label == "shards":
             lines += _layer_lines(found["layers"], "about " * found["bytes_are_estimated"])
-    # Last, to be copied; its unprintable characters are already written as the shell reads them.
+    # Last, to be copied.
     if found["command"]:
-        lines.append("command".ljust(LABEL_WIDTH) + found["command"])
+        lines.append("command".ljust(LABEL_WIDTH) + printable(found["command"]))
     return "\n".join(lines)
 
 
