@@ -27,6 +27,7 @@ from pipeline.store.format import DEVICE_ATTRIBUTES
 
 from .test_config import values
 from .test_device_functions import SETTINGS, features_of
+from .test_resize import write_images
 
 CPU = Device("/CPU:0", "cpu", 8)
 
@@ -115,9 +116,7 @@ def test_a_step_that_does_not_fit_is_halved_and_changes_no_row(
     segment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As far as the upload and the resize in the first segment; as far as a layer that comes after one that has been given."""
-    from .golden import make_images
-
-    make_images(tmp_path / "images")
+    write_images(tmp_path / "images")
     options = {"layers": ["relu1_1", "pool1"], "weights": "random", "output_dir": tmp_path, "size": 32, "backend": "tensorflow"}
     whole = extract_features(tmp_path / "images", name="whole", batch_size=8, quiet=True, **options)
     make, steps = Network._graph, []

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.core.protobuf.device_properties_pb2 import DeviceProperties, NamedDevice
 from tensorflow.python.framework import kernels, meta_graph
@@ -34,7 +33,7 @@ from .conftest import MEAN_PIXEL
 from .test_command import environment
 from .test_config import values
 from .test_reductions import CHAINS
-from .test_resize import noise
+from .test_resize import write_images
 
 SETTINGS: dict[str, Any] = {"pooling": "max", "kernel_order": "hwio", "device": HOST}
 
@@ -229,7 +228,6 @@ import json, sys
 from dataclasses import replace
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -281,18 +279,8 @@ print(json.dumps({"worst": worst, "failed": int((plain.images["status"] == "fail
     ids=lambda options: " ".join(map(str, options.values())),
 )
 def test_the_whole_job_on_a_device_of_its_own_gives_what_the_default_way_gives(options: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    # One of them too large for a canvas.
-    for number, size in enumerate([(64, 64), (60, 131), (150, 61), (1100, 40), (77, 65), (33, 90)]):
-        Image.fromarray(noise(*size, number)).save(tmp_path / f"images/{number}.png")
-    if options["size"] is not None:
-        # At native size failed rows have no features at all.
-        for name, content in (
-            ("cut.png", (tmp_path / "images/0.png").read_bytes()[:200]),
-            ("empty.jpg", b""),
-            ("page.jpg", b"<p>"),
-        ):
-            (tmp_path / "images" / name).write_bytes(content)
+    # At native size failed rows have no features at all.
+    write_images(tmp_path / "images", with_bad=options["size"] is not None)
     done = subprocess.run(
         [sys.executable, "-c", ON_TWO_DEVICES, str(tmp_path / "images"), str(tmp_path / "out"), json.dumps(options)],
         env=environment(),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ def stripes(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_images(folder: Path, with_bad: bool = True) -> None:
+    """Writes images of several sizes, one of them too large for a canvas, and among them three bad ones."""
+    folder.mkdir()
+    for number, size in enumerate([(64, 64), (60, 131), (150, 61), (1100, 40), (77, 65), (33, 90)]):
+        Image.fromarray(noise(*size, number)).save(folder / f"{number}.png")
+    if with_bad:
+        whole = (folder / "0.png").read_bytes()
+        for name, content in (("1 cut.png", whole[:200]), ("2 empty.jpg", b""), ("3 page.jpg", b"<p>")):
+            (folder / name).write_bytes(content)
 
 
 def batch_of(images: Sequence[NDArray[Any] | None]) -> Batch:
