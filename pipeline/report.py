@@ -9,28 +9,27 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from .config import defaults, nested
+from .config import nested
 from .errors import ImageError, StoreError, printable
 from .figures import FeatureMap, group_components, is_vector, make_maps
 from .formatting import words_for_bytes, words_for_number, words_for_shape, words_for_share
 from .images.reading import thumbnail
 from .progress import STAGES, Made
 from .records import OK, Manifest
-from .reproduce import argument, command_again, differing_options
+from .reproduce import command_again
 from .store.reader import Layer, Run, place_of
 from .store.statistics import HISTOGRAM_STEP, OCTAVES, SMALLEST_EXPONENT, TINY, LayerStatistics
 
-# Of failures; a run may have a million, each with a cause of its own.
-CAUSES = EXAMPLES = 12
+# Of failures, and failed images; a run may have a million, each with a cause of its own.
+CAUSES, EXAMPLES = 12, 24
 # More of a name or of an error says nothing more.
 LONGEST_TEXT = 300
 JPEG_QUALITY = 80
@@ -44,8 +43,6 @@ BARS, VECTOR_BARS = 16, 128
 # Source: Matplotlib's viridis (CC0), every 64th colour. The last of a palette is for what is not finite.
 VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
 NOT_FINITE, LEVELS = (128, 128, 128), 255
-
-UNTRAINED = "Untrained weights, network.weights=random: these features mean nothing."
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,64 +158,35 @@ def page_values(report: Report, run: Run, manifest: Manifest) -> dict[str, Any]:
         manifest: Its rows; where the images are.
     """
     attributes, folder, config = run.attributes, place_of(report.folder), nested(report.options)
-    changed, usual = differing_options(config), defaults()
-    good = np.flatnonzero(run.images["status"] == OK)
+    is_good = run.images["status"] == OK
+    good, failed = np.flatnonzero(is_good), np.flatnonzero(~is_good)[:EXAMPLES]
     layers = [run.layers[place] for place in spread(len(run.layers), LAYERS)]
     return {
         "name": folder.name,
         "report": report,
-        "warning": UNTRAINED if str(attributes["weights"]).startswith("random") else "",
-        "stages": {name: STAGES[name].partition(": ") for name in report.seconds_by_stage if name in STAGES},
+        "attributes": attributes,
+        "dtype": run[run.layers[0]].dtype,
+        "shards": len(run.shards),
         "samples": [_sample(run, manifest, int(good[place]), layers) for place in spread(len(good), ROWS)],
         "sampled_layers": layers,
         "layers": [
             {"name": name, "shape": report.layers.get(name), "channels": run[name].channels, "statistics": run.statistics[name]}
             for name in run.layers
         ],
-        "causes": _causes(run, report.causes),
+        "causes": Counter(report.causes).most_common(CAUSES),
+        "failures": [(run.images["key"][row], run.images["error"][row]) for row in failed],
         # All of it is printable, and to be copied.
         "command": Markup.escape(command_again(config, folder, str(attributes["data_root"]))) if config else "",
-        "options": [
-            (argument(name, value), argument(name, usual.get(name)) if name in changed else "")
-            for name, value in sorted(report.options.items(), key=lambda option: option[0] not in changed)
-        ],
-        "facts": {
-            "images from": attributes["data_root"],
-            "weights": report.weights,
-            "SHA-256 of weights": attributes["weights_sha256"],
-            "input": attributes["preprocess"],
-            **{
-                words: ", ".join(f"{value:.3f}" for value in attributes[name].tolist())
-                for words, name in (("mean colour", "mean_pixel"), ("divided by", "scale_pixel"))
-                if name in attributes
-            },
-            "values": f"{run[run.layers[0]].dtype}, compression {attributes['compression']}",
-            "shards": len(run.shards),
-            "run digest": attributes["run_digest"],
-            "written": attributes["created"],
-        },
     }
 
 
 def render(values: Mapping[str, Any]) -> str:
-    """Return the page as HTML; the same values give the same text.
-
-    Args:
-        values: As of :func:`page_values`.
-    """
-    return _template().render(values, histogram_step=HISTOGRAM_STEP)
-
-
-@cache
-def _template() -> Template:
+    """Return the page as HTML; the same values, as of :func:`page_values`, give the same text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "number": words_for_number,
-        "share": words_for_share,
-        "by": words_for_shape,
-        "histogram": histogram,
-    }
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    filters = {"number": words_for_number, "share": words_for_share, "by": words_for_shape, "histogram": histogram}
+    environment.filters |= filters
+    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(values, histogram_step=HISTOGRAM_STEP, stages=STAGES)
 
 
 def shown(value: Any) -> Any:
@@ -317,17 +285,3 @@ def histogram(statistics: LayerStatistics) -> tuple[list[tuple[float, float]], l
     if negative.any():
         counts, labels = np.concatenate([below[::-1], counts]), [f"−{end}", "0", end]
     return [(0.0, height) for height in (counts / counts.max()).tolist()], labels
-
-
-def _causes(run: Run, counts: Mapping[str, int]) -> list[tuple[str, int, list[tuple[str, str]]]]:
-    """Return of the images that failed alike what their errors have in common, how many, (key, error) of the first of them."""
-    words = [word for word, _ in Counter(counts).most_common(CAUSES)]
-    examples: dict[str, list[tuple[str, str]]] = {word: [] for word in words}
-    for row in np.flatnonzero(run.images["status"] != OK):
-        error = str(run.images["error"][row])
-        of_cause = examples.get(error.split(":", 1)[0])
-        if of_cause is not None and len(of_cause) < EXAMPLES:
-            of_cause.append((str(run.images["key"][row]), error))
-    found = [(word, counts[word], examples[word]) for word in words]
-    others = sum(counts.values()) - sum(counts[word] for word in words)
-    return [*found, ("for other causes", others, [])] if others else found

@@ -32,7 +32,9 @@ EVIL = (
     "]]><!-- -->",
     "https://example.org/a.jpg",
 )
-STAGES = {"read": ("waiting for images", ": ", "a faster disk"), "network": ("the network itself", ": ", "a GPU")}
+
+
+ATTRIBUTES = ("data_root", "weights", "weights_sha256", "preprocess", "compression", "run_digest", "created")
 
 
 def statistics_of(values: NDArray[np.float32]) -> LayerStatistics:
@@ -72,12 +74,12 @@ def make_contents(number_of_layers: int = 2, number_of_samples: int = 2, text: s
         "report": make_report(
             **{"skipped": {text: 2}, "versions": {"numpy": text}, "seconds_by_stage": {"read": 2.0, "network": 6.0}},
         ),
-        "stages": STAGES,
         "command": Markup.escape(f"python -m pipeline.run data.dir={shown(text)}"),
-        "warning": text,
-        "options": [(f"data.dir={text}", "data.dir=null"), ("data.size=224", "")],
-        "facts": {"weights": text},
-        "causes": [(text, 7, [(text, f"{text}: it is {text}")])],
+        "attributes": dict.fromkeys(ATTRIBUTES, text) | {"mean_pixel": np.array([123.68, 116.779, 103.939])},
+        "dtype": "float32",
+        "shards": 3,
+        "causes": [(text, 7)],
+        "failures": [(text, f"{text}: it is {text}")],
         "layers": [{"name": name, "shape": (7, 7, 6), "channels": 6, "statistics": statistics_of(values)} for name in names],
         "samples": [{**sample, "row": row} for row in range(number_of_samples)],
         "sampled_layers": [names[0]],
@@ -99,7 +101,7 @@ def test_the_page_is_whole_and_says_what_it_is_told() -> None:
         "rate12.50 images/s on the cpu",
         "stored250 B, 25% of raw",
         "memory1.1 GB at the peak",
-        "The limit: network. What helps: a GPU.",
+        "The limit: network. What helps: a GPU, an earlier layer, a smaller data.size.",
         "6.0 s",
         "8.0 s of wall time, by what the main thread did or waited for. Threads beside it took, added up, 3.2 s to encode and",
         "7 × 7 × 6",
@@ -111,7 +113,8 @@ def test_the_page_is_whole_and_says_what_it_is_told() -> None:
         "300 components",
         "943.7 MB, plain",
         "python -m pipeline.run data.dir=plain",
-        "data.dir=plain by default data.dir=null",
+        "mean colour123.680, 116.779, 103.939",
+        "valuesfloat32, compression plain",
         "Passed over while listing: 2 plain.",
     ):
         assert text in found.text, (text, found.text)
@@ -143,7 +146,7 @@ def test_what_cannot_be_seen_is_spelt_out_and_long_names_lose_their_middle() -> 
         assert shown(text) == expected
     assert len(shown("n" * 100_000)) == 303
     long = "<&\"'>" * 2000
-    text = render(make_contents(causes=[(long, 80_000, [(long, long)] * 12)] * 13))
+    text = render(make_contents(causes=[(long, 80_000)] * 12, failures=[(long, long)] * 24))
     assert len(text.encode()) < 600_000
     assert "80,000" in Page(text).text
 
