@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from .config import PlotOptions
 from .errors import DatasetError, ImageError, OptionError, StoreError, nearest
 from .figures import FeatureMap, Layout, is_vector, make_maps
 from .formatting import counted, words_for_shape
-from .images.reading import RemoteImages, seen_picture, words_for
-from .images.resize import ResizeSpec
+from .images.decode import decode_image
+from .images.reading import RemoteImages, read_again, words_for
+from .images.resize import ResizeSpec, dct_reduction, resize_on_host
 from .images.tar import COLUMN, find_in_tar
 from .machine import usable_cores
-from .records import OK, ImageRecord, ImageStatus
+from .records import OK, ImageRecord
 from .storage import RemotePath, is_address
 from .store import format
 from .store.reader import Layer, Run, open_run
@@ -263,9 +265,12 @@ def input_picture(run: Run, row: int) -> NDArray[np.uint8]:
         mean = np.asarray(run.attributes["mean_pixel"], np.float64).reshape(3)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ImageError("the run does not say how its images were made ready") from error
-    height, width, size_bytes = (int(run.images[name][row]) for name in ("height", "width", "bytes"))
-    status = ImageStatus(row, "", height, width, size_bytes, str(run.images["sha256"][row]))
-    return seen_picture(find_image(run, row), status, resize, mean, identity.get("data.decode") == "fast")
+    data = read_again(find_image(run, row), str(run.images["sha256"][row]))
+    if resize is None:
+        return decode_image(data)[0]
+    ratio_for = partial(dct_reduction, spec=resize) if identity.get("data.decode") == "fast" else None
+    values = resize_on_host(decode_image(data, ratio_for)[0], resize, mean.astype(np.float32))
+    return np.clip(np.rint(values + mean), 0, 255).astype(np.uint8)
 
 
 def find_image(run: Run, row: int) -> ImageRecord:

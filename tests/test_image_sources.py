@@ -14,13 +14,12 @@ from PIL import Image
 
 from pipeline.errors import ImageError, StoreError
 from pipeline.images.loader import ImageLoader
-from pipeline.images.reading import seen_picture, thumbnail
+from pipeline.images.reading import read_again, thumbnail
 from pipeline.job import refuse_changed_images
-from pipeline.records import ImageRecord, ImageStatus, Manifest, RunSpec
+from pipeline.records import ImageRecord, Manifest, RunSpec
 from pipeline.sharding import ShardSpec
 from pipeline.store.run_folder import open_folder
 
-from .conftest import MEAN_PIXEL
 from .stored_runs import make_spec, write_run
 
 
@@ -75,16 +74,14 @@ def test_the_loader_asks_the_source_and_says_of_each_row_what_went_wrong() -> No
     np.testing.assert_array_equal(images[4], np.full((11, 8, 3), (2, 4, 6), np.uint8))
 
 
-def test_small_pictures_and_what_the_network_saw_come_from_the_source_too() -> None:
+def test_what_somebody_looks_at_comes_from_the_source_too() -> None:
     record = drawer_of("abc", [5, 1, 2])[0]
     data = encoded(5)
     assert thumbnail(record, hashlib.sha256(data).hexdigest(), 7).shape == (7, 4, 3)
-    status = ImageStatus(0, "", 14, 8, len(data), hashlib.sha256(data).hexdigest())
-    picture = seen_picture(record, status, None, MEAN_PIXEL, is_reduced=False)
-    np.testing.assert_array_equal(picture, np.full((14, 8, 3), (5, 10, 15), np.uint8))
+    assert read_again(record, hashlib.sha256(data).hexdigest()) == data
     for key, reason in (("b", "unreadable: the drawer is stuck"), ("c", "unreadable: no answer")):
         with pytest.raises(ImageError, match=f"^{reason}$"):
-            seen_picture(replace(record, key=key), status, None, MEAN_PIXEL, is_reduced=False)
+            read_again(replace(record, key=key))
 
 
 def test_a_source_that_was_written_since_is_read_again(tmp_path: Path) -> None:

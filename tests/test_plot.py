@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from PIL import Image
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
 from pipeline.plotting import draw_plots
+from pipeline.records import ImageStatus
 from pipeline.store import format
 from pipeline.store.reader import open_run
 
 from .conftest import PHOTOGRAPHS
 from .stored_runs import make_spec, make_values, write_run
 from .test_command import REPOSITORY, call, call_here, environment
-from .test_seen import status_of
+from .test_seen import sha256_of
 
 MODULE = "pipeline.plot"
 SHAPES: dict[str, Any] = {"conv1_1": (12, 16, 3), "relu1_1": (12, 16, 3), "pool2": (6, 8, 5), "fc6": (1, 1, 40)} | {
@@ -49,9 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     identity = {"data.size": "24x32", "data.resize": "squash", "data.interpolation": "bilinear"}
     spec = make_spec(len(KEYS), SHAPES, identity=identity, keys=KEYS)
     spec.attributes.update({"data_root": str(PHOTOGRAPHS), "weights": "random (He normal, seed 0)"})
-    statuses = {
-        row: replace(status_of(PHOTOGRAPHS / key), index=row) for row, key in enumerate(KEYS) if (PHOTOGRAPHS / key).exists()
-    }
+    files = {row: PHOTOGRAPHS / key for row, key in enumerate(KEYS) if (PHOTOGRAPHS / key).exists()}
+    statuses = {row: ImageStatus(row, "", 0, 0, file.stat().st_size, sha256_of(file)) for row, file in files.items()}
     write_run(path, spec, failed=[1], statuses=statuses)
     return path
 

@@ -1,4 +1,4 @@
-"""The bytes of one image, from wherever the manifest says that it is; and its picture again, for somebody to look at.
+"""The bytes of one image, from wherever the manifest says that it is; and a small copy of it, for somebody to look at.
 
 What is no local file is read by one of the classes here, see :class:`~pipeline.records.ImageSource`. What cannot be read has a
 word of its own: ``missing``, ``unreadable``, ``not a regular file``, ``too large``. No TensorFlow.
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DatasetError, ImageError
-from ..records import ImageRecord, ImageStatus
+from ..records import ImageRecord
 from ..storage import RemotePath, StorageError, is_address, is_web
 from .decode import decode_image
-from .resize import ResizeSpec, dct_reduction, resize_on_host
 
 # No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
 MAX_FILE_BYTES = 2**30
@@ -193,32 +192,6 @@ def read_again(record: ImageRecord, sha256: str = "") -> bytes:
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError("changed: the file is not the one that the features were made from")
     return data
-
-
-def seen_picture(
-    record: ImageRecord, status: ImageStatus, resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], is_reduced: bool
-) -> NDArray[np.uint8]:
-    """Return the picture that the network saw: decoded, turned, resized as in the run.
-
-    Args:
-        record: Where it should be.
-        status: What the run says of it; its digest must still be the file's.
-        resize: The run's; None: native size.
-        mean_pixel: (3,) float64, the run's: what pads.
-        is_reduced: Whether JPEGs are reduced while decoding (``data.decode=fast``).
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ImageError: The file is gone, has changed, or cannot be read.
-    """
-    data = read_again(record, status.sha256)
-    if resize is None:
-        return decode_image(data)[0]
-    pixels, _ = decode_image(data, (lambda height, width: dct_reduction(height, width, resize)) if is_reduced else None)
-    values = resize_on_host(pixels, resize, mean_pixel.astype(np.float32))
-    return np.clip(np.rint(values + mean_pixel), 0, 255).astype(np.uint8)
 
 
 def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint8]:
