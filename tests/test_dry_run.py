@@ -118,12 +118,6 @@ def test_an_extension_is_tried_and_refused_as_it_would_be(images: Path, capsys: 
     assert "sample: all 1 images; 0 failed" in said
 
 
-def test_workers_are_not_asked(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ray")
-    dry_run(images, engine__name="ray")
-    assert "dry run: the sample is made by this process alone, and so the estimate is for it" in capsys.readouterr().err
-
-
 def test_native_size_gets_its_size_from_the_sample(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(images, data__size=None)
     said = capsys.readouterr().err
@@ -173,12 +167,6 @@ def test_a_run_in_which_all_fail_is_refused(images: Path, capsys: pytest.Capture
     said = capsys.readouterr().err
     assert "sample: no image of it can be used, so nothing can be said of the rest" in said
     assert "estimate" not in said
-
-
-def test_too_many_failures_are_refused(images: Path) -> None:
-    (images / "0.jpg").write_text("no image")
-    with pytest.raises(DatasetError, match=r"data.max_failed_fraction: too many images fail, got 1 of 6"):
-        dry_run(images, data__max_failed_fraction=0.1)
 
 
 def test_a_folder_that_is_written_or_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,12 +231,6 @@ def test_a_run_says_once_and_early_what_it_will_take(capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err.splitlines()
     assert said[:5] == [f"failed: 'folder{i % 3}/image é{i}.jpg': bad" for i in range(5)]
     assert said[5:] == ["estimate: about 1.0 MB after compression, 50% of 2.0 MB; 5.0 MB free"]
-
-
-def test_nothing_is_estimated_where_it_is_known_or_nearly_over(capsys: pytest.CaptureFixture[str]) -> None:
-    count(make_spec(1000, {"relu4_1": (10, 10, 10)}, compression="none"), 1000, (10, 0, 40_000, 40_000))
-    count(make_spec(12, {"relu4_1": (10, 10, 10)}), 12, (10, 0, 40_000, 20_000))
-    assert capsys.readouterr().err == ""
 
 
 def test_without_a_terminal_a_line_says_from_time_to_time_how_far_it_is(

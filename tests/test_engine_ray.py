@@ -171,31 +171,6 @@ def test_a_cluster_of_its_own_makes_the_same_run(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_several_workers_on_one_machine_make_the_same_run(tmp_path: Path, images: Path, undisturbed: Path) -> None:
-    done = call(f"data.dir={images}", *OPTIONS, *RAY, "engine.workers=3", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "engine: workers: 3, on the cpu, threads each: 1" in done.stderr
-    assert re.search(r"engine: 15 tasks, by processes: [3-9], on nodes: 1$", done.stderr, re.M), done.stderr
-    assert_whole(tmp_path / "outputs/run", undisturbed)
-    again = call(f"data.dir={images}", *OPTIONS, *RAY, cwd=tmp_path)
-    assert again.returncode == 0
-    assert "engine:" not in again.stderr
-
-
-@pytest.mark.slow
-def test_images_that_are_added_are_made_by_workers(tmp_path: Path, images: Path) -> None:
-    some = tmp_path / "imgs"
-    some.mkdir()
-    for step in (0, 1, 2):
-        for path in sorted(images.iterdir())[step::3]:
-            (some / path.name).write_bytes(path.read_bytes())
-        for name, engine in (("run", RAY), ("local", [])):
-            done = call(*(f"data.dir={some}", *OPTIONS[:-1], f"name={name}", "output.existing=extend", *engine), cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
-    assert_whole(tmp_path / "outputs/run", tmp_path / "outputs/local")
-
-
-@pytest.mark.slow
 @needs_proc
 def test_what_a_killed_worker_was_at_is_made_again(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
     for _ in range(2):

@@ -15,7 +15,6 @@ from pipeline.engines import ray as engine
 from pipeline.errors import EngineError, OptionError
 from pipeline.plan import versions
 from pipeline.records import ImageRecord
-from pipeline.sharding import Part
 from pipeline.store.disk import file_digest
 
 from .stored_runs import make_spec
@@ -77,13 +76,6 @@ def test_a_task_has_full_device_steps_and_leaves_every_worker_some() -> None:
     assert sizes(1000, 8) == [1] * 1000
     # One image a step, as at native size.
     assert sizes(2, 1) == [5] * 200
-
-
-def test_a_task_is_of_one_part() -> None:
-    spec = replace(make_spec(rows=400, images_per_shard=4), before=(Part("0" * 64, 100),))
-    tasks = engine.plan_tasks(spec.shards(), 1, 1)
-    assert all(len({shard.part for shard in task}) == 1 for task in tasks)
-    assert [shard for task in tasks for shard in task] == list(spec.shards())
 
 
 def make_job(folder: Path, **changes: Any) -> engine.Job:
@@ -248,14 +240,6 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
 def test_what_stops_the_first_task_stops_the_run(answer: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=message):
         next(make_engine(FakeRay(answer), tmp_path).run([()]))
-
-
-def test_a_run_without_nodes_waits_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = FakeRay(None)
-    ray.resources = {}
-    monkeypatch.setattr(engine, "NO_NODE_SECONDS", 0.1)
-    with pytest.raises(EngineError, match=r"^engine: no node can run a task, got none with 1 cores and 0 GPUs\. Expected one"):
-        next(make_engine(ray, tmp_path).run([()]))
 
 
 def test_shards_over_which_three_workers_died_are_named_but_not_those_that_are_finished(tmp_path: Path) -> None:

@@ -42,25 +42,6 @@ def test_it_gives_the_run_and_then_the_same_without_computing(photographs: Path,
     assert (logging.getLogger("pipeline").level, logging.getLogger("pipeline").propagate) == (level, propagates)
 
 
-@pytest.mark.slow
-def test_one_process_makes_runs_of_other_networks_weights_sizes_and_threads(photographs: Path) -> None:
-    common: Any = {"weights": "random", "quiet": True}
-    first = extract_features(photographs, "relu1_1", size=32, name="first", **common)
-    others = [
-        extract_features(photographs, ["pool3", "relu1_1"], size=[32, 48], name="second", network="vgg16", workers=1, **common),
-        extract_features(photographs, "relu1_1", size=32, seed=1, name="third", backend="tensorflow", dtype="float16", **common),
-        extract_features(photographs, "relu1_1", name="fourth", output_dir=Path("deep/er"), **{"data.size": None}, **common),
-    ]
-    assert [run.layers for run in others] == [("relu1_1", "pool3"), ("relu1_1",), ("relu1_1",)]
-    assert others[0]["pool3"].shape == (7, 4, 6, 256)
-    assert others[1]["relu1_1"].dtype == np.float16
-    assert others[2].path == Path("deep/er/fourth/features.h5").absolute()
-    assert first.attributes["weights_sha256"] != others[1].attributes["weights_sha256"]
-    once_more = extract_features(photographs, "relu1_1", size=32, name="fifth", **common)
-    assert_equal_runs(Path("outputs/first"), Path("outputs/fifth"))
-    assert len(once_more) == 7
-
-
 def test_the_stored_options_are_those_that_the_command_stores(photographs: Path) -> None:
     Path("${odd} 1e3").symlink_to(photographs)
     run = extract_features("${odd} 1e3", ["relu1_1"], size=(32, 32), weights="random", quiet=True, name="a")

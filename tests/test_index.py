@@ -68,19 +68,6 @@ def test_the_index_from_shards_alone_is_the_one_that_the_run_writes(shards_only:
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:
-    keys = [f"a/{number:02d}.jpg" for number in range(25)]
-    for count in (10, 25):
-        write_run(tmp_path, spec_of(rows=count, keys=keys[:count]), existing="extend")
-    before = contents(tmp_path / "features.h5")
-    (tmp_path / "features.h5").unlink()
-    index_run(tmp_path)
-    assert contents(tmp_path / "features.h5") == before
-    (tmp_path / "shards/shard-part001-00001-of-00004.h5").unlink()
-    with pytest.raises(StoreError, match=r"got 6 of 7, without shard-part001-00001-of-00004\.h5\. Expected all\. Run the"):
-        index_run(tmp_path)
-
-
 def test_missing_shards_and_manifests_are_named(shards_only: Path) -> None:
     for number in (1, 2, 5, 6):
         (shards_only / f"shards/shard-0000{number}-of-00008.h5").unlink()

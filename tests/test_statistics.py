@@ -141,14 +141,6 @@ def test_the_histogram_is_of_every_sixteenth_position_and_all_its_channels() -> 
         assert abs(many.histogram.sum() - 5 * positions / HISTOGRAM_STEP) <= 5
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, 209])
-def test_a_value_that_is_not_finite_is_seen_wherever_it_lies(bad: float, place: int) -> None:
-    values = np.zeros((3, 70), np.float32)
-    values.reshape(-1)[place] = bad
-    assert not Tally(70).add(values)
-
-
 def test_dead_channels_are_those_that_tell_nothing() -> None:
     relu = np.array([[[1, 0, 0, 5]], [[0, 0, 2, 5]]], np.float32)
     assert statistics_of([relu]).dead_channels.tolist() == [1]

@@ -141,16 +141,6 @@ def test_a_shard_that_a_kill_left_without_a_line_is_checked_and_gets_it(
     assert stored_values(folder) == stored_values(tmp_path / "whole")
 
 
-def test_lines_of_files_that_are_gone_go_too_and_those_of_others_stay(tmp_path: Path) -> None:
-    spec = make_spec()
-    write_run(tmp_path, spec)
-    with (tmp_path / "SHA256SUMS").open("a") as file:
-        file.write("3" * 64 + "  my notes.txt\n")
-    (tmp_path / NAMES[1]).unlink()
-    with open_folder(tmp_path, spec, "resume"):
-        assert sorted(Digests(tmp_path).by_name) == ["manifest.jsonl.gz", "my notes.txt", NAMES[0], NAMES[2]]
-
-
 def test_lines_of_writers_are_folded_in_and_the_files_of_the_living_stay(tmp_path: Path) -> None:
     living = Digests(tmp_path, "1-of-2")
     living.add(NAMES[0], "1" * 64)

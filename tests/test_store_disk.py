@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import subprocess
 import sys
@@ -165,13 +164,6 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
     assert max(renamed[shard] for shard in shards) < renamed["features.h5"]
     # After that there is only its line among the checksums.
     assert renamed["features.h5"] == len(synced) - 2
-
-
-@pytest.mark.parametrize("size_bytes", [0, 1, disk.HASH_BYTES - 1, disk.HASH_BYTES, 3 * disk.HASH_BYTES + 17])
-def test_a_file_has_the_digest_of_its_bytes(tmp_path: Path, size_bytes: int) -> None:
-    data = os.urandom(size_bytes)
-    (tmp_path / "file").write_bytes(data)
-    assert disk.file_digest(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 def test_disk_space_is_told_of_a_folder_to_be(tmp_path: Path) -> None:

@@ -58,13 +58,6 @@ def test_a_stopped_run_goes_on_and_equals_one_never_stopped(tmp_path: Path) -> N
     assert stored_values(folder) == stored_values(tmp_path / "whole")
 
 
-def test_another_compression_is_the_same_run(tmp_path: Path) -> None:
-    write_run(tmp_path, make_spec(), index=False)
-    (tmp_path / "shards/shard-00001-of-00003.h5").unlink()
-    values = write_run(tmp_path, make_spec(compression="none"))
-    np.testing.assert_array_equal(open_run(tmp_path)["relu4_1"][:], np.stack(values["relu4_1"]))
-
-
 def test_another_run_is_refused_with_the_differing_options(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec(identity={"data.size": "224", "network": "vgg19", "seed": "1"}))
     before = files_in(tmp_path)

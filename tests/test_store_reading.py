@@ -75,18 +75,6 @@ def test_a_layer_of_another_shape_than_the_index_says_is_damaged(tmp_path: Path)
         open_run(tmp_path)["large"][:]
 
 
-def test_rows_are_converted_on_the_way(tmp_path: Path) -> None:
-    values = write_run(tmp_path, make_spec(10, SHAPES, dtype="float16"), failed=[3])
-    run = open_run(tmp_path)
-    for layer in SHAPES:
-        expected = np.stack(values[layer])
-        expected[3] = np.nan
-        found = run[layer].read(np.arange(10), np.dtype(np.float32))
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, expected)
-        assert run[layer][4].dtype == np.float16
-
-
 def test_a_shard_that_is_made_anew_is_read_as_it_is_now(folder: Path, expected: dict[str, NDArray[np.float32]]) -> None:
     run = open_run(folder)
     for layer in SHAPES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 import time
 from collections import Counter
@@ -196,15 +195,6 @@ def test_an_epoch_is_read_ahead_by_two_batches_and_no_more_and_leaves_no_thread(
     batches.close()
     assert len(begun) <= 7
     assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
-
-
-def test_batches_are_pickled_and_say_what_they_are(run: Run) -> None:
-    batches = run.batches("large", 6, label="label", shuffle=True, seed=5, share=(1, 2))
-    assert repr(batches).startswith("<4 batches of 6, shuffled, seed 5, share 1 of 2: 38 rows of large, 3 classes, of ")
-    copied = pickle.loads(pickle.dumps(batches))
-    for (one, labels), (other, others) in zip(batches, copied, strict=True):
-        np.testing.assert_array_equal(one, other)
-        np.testing.assert_array_equal(labels, others)
 
 
 @pytest.mark.parametrize(
