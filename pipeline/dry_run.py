@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from .store import disk
 from .store.run_folder import RunFolder
 from .store.writer import DryWriter
 
-# Batches of the sample. The first finds its memory and makes its code, so the time is taken of the others.
+# Batches of the sample. The first finds its memory and makes its code, so the time is taken of the others, if there are any.
 SAMPLE_BATCHES = 4
 
 
@@ -41,22 +40,20 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     spec, rows, batch_size = run_folder.spec, rows_of(run_folder.missing), stages.device.batch_size
     count = min(len(rows), SAMPLE_BATCHES * batch_size)
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
-    # A second time where there is but one batch, for the time that it takes then.
-    turns = 2 if count <= batch_size else 1
-    trial, ends = DryWriter(spec, options.runtime.workers or usable_cores()), [0.0]
+    trial, ends = DryWriter(spec, options.runtime.workers or usable_cores()), [time.monotonic()]
 
     def done(statuses: Sequence[ImageStatus], values: int) -> None:
         ends.append(time.monotonic())
 
     with ExitStack() as stack:
         stack.callback(trial.abort)
-        loads = [iter(stages.load(spec.manifest, sample)) for _ in range(turns)]
-        for load in loads:
-            stack.callback(close_unless_running, load)
-        extract(itertools.chain.from_iterable(loads), stages, trial, Stopwatch(), done)
+        batches = iter(stages.load(spec.manifest, sample))
+        stack.callback(close_unless_running, batches)
+        extract(batches, stages, trial, Stopwatch(), done)
         trial.close()
-    rate = (count * turns - min(count, batch_size)) / (time.monotonic() - ends[1])
-    errors = [status.error for status in trial.statuses[:count] if status.error]
+    before = batch_size if count > batch_size else 0
+    rate = (count - before) / (time.monotonic() - ends[min(before, 1)])
+    errors = [status.error for status in trial.statuses if status.error]
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(count_causes(errors).items()))
     which = f"all {count} images" if count == len(rows) else f"{count} of {len(rows)} images, spread evenly"
     _log.info("sample: %s; %d failed%s", which, len(errors), f": {causes}" if causes else "")

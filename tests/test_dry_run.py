@@ -73,14 +73,15 @@ def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.Ca
         lines[3],
     ]
     assert re.fullmatch(r"output: 7 images, 1.8 MB before compression, in 1 shard under outputs/x; .* free", lines[3])
-    assert lines[4] == "sample: all 7 images; 1 failed: 1 not an image"
-    assert re.fullmatch(r"sample: relu1_1 is stored in \d\d% of its bytes", lines[5])
+    assert lines[4].startswith("device: cpu, float32")
+    assert lines[5] == "sample: all 7 images; 1 failed: 1 not an image"
+    assert re.fullmatch(r"sample: relu1_1 is stored in \d\d% of its bytes", lines[6])
     # Of six images: a failed one takes nothing.
-    assert re.fullmatch(r"estimate: about .* kB after compression, \d\d% of 1.6 MB; .* free", lines[6])
+    assert re.fullmatch(r"estimate: about .* kB after compression, \d\d% of 1.6 MB; .* free", lines[7])
     assert re.fullmatch(
-        r"estimate: about 0:00:\d\d for 7 images, at .* images/s on the cpu; the disk's own time is not in it", lines[7]
+        r"estimate: about 0:00:\d\d for 7 images, at .* images/s on the cpu; the disk's own time is not in it", lines[8]
     )
-    assert lines[8:] == ["dry run: nothing was written. Leave out dry_run=true to extract."]
+    assert lines[9:] == ["dry run: nothing was written. Leave out dry_run=true to extract."]
     assert not list(Path().iterdir())
 
 
