@@ -15,13 +15,16 @@ export RUN_AS_TYPED := $(value RUN)
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help extract layers show test test-slow bench check format wheel clean
+# Where there is an NVIDIA driver, with TensorFlow's CUDA.
+READY := $(VENV)/.ready$(if $(shell command -v nvidia-smi)$(wildcard /proc/driver/nvidia/version),-gpu)
+
+.PHONY: help extract layers show test test-slow bench gpu-check check format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-extract: $(VENV)/.ready ## extract features: [DATA=imgs] [LAYERS=relu4_1,relu5_1] [ARGS="batch_size=8"]
+extract: $(READY) ## extract features: [DATA=imgs] [LAYERS=relu4_1,relu5_1] [ARGS="batch_size=8"]
 ifeq ($(strip $(value DATA)),)
 	@echo "No DATA given: sample photographs, random weights. These weights are untrained; the real ones: make extract DATA=imgs"
 	@$(BIN)/python -m pipeline.run data.dir=tests/photographs name=samples network.weights=random "layers=[$$LAYERS_AS_TYPED]" $(ARGS)
@@ -43,6 +46,9 @@ test-slow: $(VENV)/.ready-dev ## run the tests that take minutes
 
 bench: $(VENV)/.ready-bench ## measure against the rivals that are installed: [ARGS="--only network --turns 5"] [ARGS=--list]
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+gpu-check: $(READY) ## compare a GPU's numbers with the CPU's and time its stages; small without one: [ARGS="--json FILE"]
+	@$(BIN)/python -m tests.gpu_check $(ARGS)
 
 check: $(VENV)/.ready-dev ## format, lint, types, quick tests: what CI runs
 	@$(BIN)/ruff format --check .
@@ -67,6 +73,11 @@ $(BIN)/python:
 
 $(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.ready-gpu: $(VENV)/.ready
+	@echo "an NVIDIA driver is here: installing TensorFlow's CUDA (once, 2 GB)"
+	@$(PIP) --editable '.[gpu]'
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +34,7 @@ from .test_config import values
 from .test_device_functions import SETTINGS, features_of
 from .test_resize import write_images
 
+REPOSITORY = Path(__file__).parent.parent
 CPU = Device("/CPU:0", "cpu", 8)
 
 
@@ -106,6 +112,27 @@ def test_of_the_rows_that_gpus_compute_in_tasks_95_percent_are_asked_for(layers:
         assert step <= batch_size
         computed += -(-asked // step) * step
     assert 10_000 / computed >= 0.95
+
+
+@pytest.mark.skipif(device.DRIVER.exists() or shutil.which("nvidia-smi") is not None, reason="there is a driver here")
+def test_make_installs_cuda_where_there_is_a_driver_and_every_version_of_it_is_pinned(tmp_path: Path) -> None:
+    def commands(path: str) -> str:
+        call = ["make", "--dry-run", "extract", f"VENV={tmp_path}/venv"]
+        environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+        return subprocess.run(call, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
+
+    program = tmp_path / "nvidia-smi"
+    assert "--editable '.[gpu]'" not in commands(str(tmp_path))
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert "--editable '.[gpu]'" in commands(str(tmp_path))
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    wanted = re.findall(
+        r"^(nvidia-[\w-]+)\S*>=([\d.]+)", "\n".join(importlib.metadata.requires("tensorflow") or []), re.MULTILINE
+    )
+    assert len(wanted) >= 10
+    for name, least in wanted:
+        assert f"\n{name}=={least}\n" in pins
 
 
 # -- Out of memory -------------------------------------------------------------------------------------------------------------

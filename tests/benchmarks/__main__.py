@@ -15,7 +15,7 @@ from .rows import ROWS, Bench, Line
 from .table import format_table
 
 # Each registers its rows, in the order of the table.
-MODULES = ("bare_network", "whole_job", "short_job", "storing", "training", "reading", "all_layers", "scale")
+MODULES = ("bare_network", "whole_job", "overlap", "short_job", "storing", "training", "reading", "all_layers", "scale")
 for module in MODULES:
     importlib.import_module(f".{module}", __package__)
 

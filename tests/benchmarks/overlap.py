@@ -1,0 +1,86 @@
+"""How well upload, network and download of different batches overlap: a whole job whose device takes a fixed time for each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .photographs import make_photographs
+from .rows import Bench, Line, interleave, row
+from .sides import Side
+
+BATCH = 2
+# The slowest stage, and the others. Long beside what reading and storing a batch take, which have the machine for themselves.
+SLOWEST_SECONDS, OTHER_SECONDS = 0.2, 0.1
+# Share of the job's time that the slowest stage must fill.
+GOAL = 0.9
+# Of relu4_1 at 224 px.
+SHAPE = (28, 28, 512)
+STAGES = ("upload", "network", "download")
+
+
+class FixedTimes:
+    """Stands in for the device functions: each stage takes one batch at a time, so many seconds, and computes nothing."""
+
+    def __init__(self, seconds: Sequence[float]) -> None:
+        self._stages = [(threading.Lock(), of_stage) for of_stage in seconds]
+        self._values = np.random.default_rng(0).random((BATCH, *SHAPE), np.float32)
+
+    def __call__(self, batch: Any) -> Iterator[Any]:
+        """Yields features of the good rows."""
+        from pipeline.records import FeatureBatch
+
+        for lock, seconds in self._stages:
+            with lock:
+                time.sleep(seconds)
+        yield FeatureBatch("relu4_1", batch.indices[batch.good], self._values[: len(batch.good)])
+
+
+def job(photographs: str, output: str, seconds: Sequence[float]) -> tuple[dict[str, Any], Callable[[], float]]:
+    """The whole job in this process; a turn gives the seconds from the first batch asked for to the last shard finished."""
+    import pipeline.engines
+    from pipeline import extract_features
+    from pipeline.records import Gpu
+
+    make_stages = pipeline.engines.make_stages
+
+    def on_a_fake_gpu(*arguments: Any) -> Any:
+        stages = make_stages(*arguments)
+        gpu = Gpu("none", 0, 1, 0, 0, "", "")
+        return replace(stages, device=replace(stages.device, kind="gpu", gpu=gpu, in_flight=3), compute=FixedTimes(seconds))
+
+    pipeline.engines.make_stages = on_a_fake_gpu
+
+    def turn() -> float:
+        shutil.rmtree(output, ignore_errors=True)
+        where = Path(output)
+        settings = {"output_dir": where.parent, "name": where.name, "quiet": True, "images_per_shard": 16}
+        run = extract_features(photographs, weights="random", backend="tensorflow", batch_size=BATCH, **settings)
+        return len(run) / float(json.loads((where / "report.json").read_text(encoding="utf-8"))["images_per_second"])
+
+    turn()
+    return {}, turn
+
+
+@row("overlap", "the whole job against its slowest stage, where the device takes a fixed time")
+def measure(bench: Bench) -> Iterator[Line]:
+    """Each stage in its turn the slowest."""
+    photographs = make_photographs(bench.folder / "photographs", bench.images)
+    batches = -(-bench.images // BATCH)
+    for slowest in STAGES:
+        seconds = [SLOWEST_SECONDS if stage == slowest else OTHER_SECONDS for stage in STAGES]
+        with Side("overlap:job", photographs=str(photographs), output=str(bench.folder / "fixed"), seconds=seconds) as side:
+            taken = interleave({"job": side.turn}, bench.turns)["job"]
+        notes = (
+            f"no device: {SLOWEST_SECONDS} s for the slowest stage of {batches} batches each, {OTHER_SECONDS} s for the others; "
+            "real reading and storing; the rival is the slowest stage's sum"
+        )
+        yield Line(f"overlap: {slowest} is slowest", "s", taken, [batches * SLOWEST_SECONDS] * len(taken), False, GOAL, notes)
