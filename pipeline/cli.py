@@ -68,7 +68,7 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
     failure: list[Exception] = []
 
     def job(composed: Any) -> None:
-        """Do the work of one job; of several, each may be in another process, so what ends it goes back as one line."""
+        """Do the work of one job; of several, each may be in another process."""
         try:
             values: Any = OmegaConf.to_container(composed, resolve=True)
             checked = config.check(kind, values, module) if options else values
@@ -77,16 +77,12 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
             work(checked)
         except Exception as error:
             said = wrong_override(error, arguments, kind, module) if isinstance(error, OmegaConfBaseException) else error
-            if not is_several:
-                # Of what is raised Hydra prints lines of its own.
-                failure.append(said)
-            elif isinstance(said, PipelineError):
+            if is_several:
+                if not isinstance(said, PipelineError):
+                    traceback.print_exc()
                 raise said from None
-            else:
-                traceback.print_exc()
-                raise PipelineError(
-                    f"job: a mistake of the program's own, got {_words(error)}. Expected none. The job's output says more."
-                ) from None
+            # Of what is raised Hydra prints lines of its own.
+            failure.append(said)
 
     try:
         sys.argv[1:] = arguments
@@ -120,15 +116,12 @@ def fail(error: PipelineError) -> NoReturn:
 
 
 def lost_job(error: BaseException) -> PipelineError:
-    """Return the one line for a job whose process has ended without a result."""
+    """Return the one line for a job whose process has ended without a result, or by a mistake of the program's own."""
+    got = printable(f"{type(error).__name__}: {error}", 300)
     return PipelineError(
-        f"multirun: a job has ended without a result, got {_words(error)}. Expected one of each. See its own output, where the "
-        f"launcher keeps it, then run the same command again: finished shards are kept."
+        f"multirun: a job has ended without a result, got {got}. Expected one of each. See its own output, where the launcher "
+        "keeps it, then run the same command again: finished shards are kept."
     )
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def configuration_folder() -> str:
