@@ -43,8 +43,7 @@ def list_folder(folder: Path) -> Manifest:
         raise DatasetError(f"data.dir: {what}, got {root!r}. Expected a folder of images. Check the path.")
     skipped: Counter[str] = Counter()
     unreadable: list[str] = []
-    names: list[str] = []
-    sizes: list[int] = []
+    names, sizes = list[str](), list[int]()
     for name, size in _walk(root, skipped, unreadable):
         names.append(name)
         sizes.append(size)

@@ -53,13 +53,7 @@ def make_manifest(
 
 
 def no_images(option: str, got: str, skipped: Mapping[str, int]) -> DatasetError:
-    """Return the error of a source that holds no image.
-
-    Args:
-        option: Which names the source.
-        got: The source.
-        skipped: As in :class:`~pipeline.records.Manifest`.
-    """
+    """Return the error of a source that holds no image, with what it holds instead; ``option`` names the source."""
     often = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{count} {reason}" for reason, count in often[:5]) or "nothing"
     return DatasetError(
@@ -69,11 +63,7 @@ def no_images(option: str, got: str, skipped: Mapping[str, int]) -> DatasetError
 
 
 def refuse_repeated(option: str, names: Sequence[str]) -> None:
-    """Refuse a source that names an image twice.
-
-    Raises:
-        DatasetError: It does.
-    """
+    """Refuse, by a ``DatasetError``, a source that names an image twice."""
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise DatasetError(
@@ -100,7 +90,7 @@ def reason_to_skip(name: str) -> str:
 
 def first_folders(keys: Sequence[str]) -> list[str]:
     """Return the first folder of each key, "" where it has none: the label of an image of which nothing else says one."""
-    # A label repeats: kept once, however many rows have it. Absolute keys and addresses have none.
+    # A label repeats: it is kept once. Absolute keys and addresses have none.
     known: dict[str, str] = {"": ""}
     parts = (key.partition("/") for key in keys)
     return [known.setdefault(head, head) if slash and not rest.startswith("/") else "" for head, slash, rest in parts]

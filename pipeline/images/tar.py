@@ -57,6 +57,9 @@ class _Member(NamedTuple):
     target: str = ""
 
 
+_NOTHING = _Member(-1, 0)
+
+
 def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Manifest:
     """List the images in tar files, by extension, by reading headers alone.
 
@@ -113,12 +116,7 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
 
 
 def find_in_tar(path: str, key: str, tar: str) -> ImageRecord:
-    """Find one image of a run again.
-
-    Args:
-        path: Of its tar file.
-        key: Its key.
-        tar: The path of the tar file below the run's folder, which the key may begin with.
+    """Find the image of a key of a run again, in the tar file at a path; ``tar``: what the key may begin with.
 
     Raises:
         FileNotFoundError: It is not there.
@@ -146,22 +144,19 @@ def _read_tar(
             skipped[reason] += 1
         else:
             images.append(name)
-        # One of the same name comes where the later one is.
-        members.pop(name, None)
         members[name] = member
-    wanted = set(images)
-    skipped.update({"replaced by a later one of its name": len(images) - len(wanted)} if len(wanted) < len(images) else {})
-    return {name: _resolved(member, members) for name, member in members.items() if name in wanted}, cells
+    # Of one name the last counts, where it stands.
+    kept = [*dict.fromkeys(reversed(images))][::-1]
+    skipped += Counter({"replaced by a later one of its name": len(images) - len(kept)})
+    return {name: _resolved(members[name], members) for name in kept}, cells
 
 
 def _resolved(member: _Member, members: dict[str, _Member]) -> _Member:
-    """Return the member that one stands for; a link to nothing as it is, without any bytes."""
-    found: _Member | None = member
+    """Return the member that one stands for; of a link to nothing one without bytes."""
     for _ in range(_MOST_LINKS):
-        if found is None or not found.target:
-            break
-        found = members.get(found.target)
-    return found or member
+        if member.target:
+            member = members.get(member.target, _NOTHING)
+    return _NOTHING if member.target else member
 
 
 def _read_cells(file: BinaryIO, member: _Member, ending: str, cells: dict[str, str]) -> str:
@@ -200,11 +195,12 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
         while (info := tar.next()) is not None:
             # It would keep all of them: gigabytes for some millions.
             tar.members.clear()  # type: ignore[attr-defined]  # missing in typeshed
-            offset, name = info.offset, _plain_name(info.name)
+            # Programs that are given a folder write ./ before each name.
+            offset, name = info.offset, posixpath.normpath(info.name)
             if info.size < 0:
                 raise ValueError(f"the header at byte {offset} has no valid size")
             if info.islnk():
-                yield name, _Member(-1, 0, _plain_name(info.linkname))
+                yield name, _Member(-1, 0, posixpath.normpath(info.linkname))
             elif info.issym():
                 # From the folder that it is in.
                 yield name, _Member(-1, 0, posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname)))
@@ -231,13 +227,6 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
 def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
     file.seek(offset)
     return file.read(size_bytes)
-
-
-def _plain_name(name: str) -> str:
-    """Return the name of a member without ``./`` before it, as programs write it that are given a folder."""
-    while name.startswith("./"):
-        name = name[2:].lstrip("/")
-    return name
 
 
 def _stem(name: str) -> str:
