@@ -20,10 +20,9 @@ import numpy as np
 from PIL import Image, ImagePalette
 from PIL import TiffImagePlugin as tiff
 
-# What readers say of a whole file that they have no code for.
-_UNSUPPORTED = re.compile(
-    r"unsupported|not (yet )?supported|unknown (raw|pixel|data)|unrecognized image mode|cannot handle|unable to determine",
-    re.I,
+# What readers say of a whole file that they have no code for, not of a damaged one.
+UNSUPPORTED = re.compile(
+    r"(?i)unsupported|not (yet )?supported|unknown (raw|pixel|data)|unrecognized image mode|cannot handle|unable to determine"
 )
 
 # Of formats that are pictures, but not read. Source: their specifications; of ISO media, the brands of HEIF (ISO 23008-12).
@@ -72,18 +71,8 @@ _J2K_COMPONENTS = 40
 _J2K_COLOURS, _J2K_SYCC = (0, 12, 15, 16, 17, 18), 18
 
 
-def is_unsupported(text: str) -> bool:
-    """Tell whether a reader's words mean that it has no code for a file, not that the file is damaged."""
-    return bool(_UNSUPPORTED.search(text))
-
-
 def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
-    """Return the status of a file that no reader takes: unsupported, corrupt or not an image.
-
-    Args:
-        data: The whole file.
-        formats: Names of Pillow's readers, all of which have refused it.
-    """
+    """Return the status of a file that Pillow's readers of these formats refuse: unsupported, corrupt or not an image."""
     for signature, name in _SIGNATURES.items():
         if data.startswith(signature):
             return f"unsupported: {name}"
@@ -109,7 +98,7 @@ def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
                 kind = f"PSD of {bits} bits in {_PSD_MODES.get(mode, 'an unknown')} mode"
             elif name == "JPEG2000" and len(components := _j2k_components(data)) > 4:
                 kind = f"JPEG 2000 of {len(components)} components"
-            elif is_unsupported(str(error)):
+            elif UNSUPPORTED.search(str(error)):
                 kind = f"{name}: {error}"
     return f"unsupported: {kind}" if kind else f"corrupt: the header of this {name} file is damaged or incomplete"
 
@@ -214,21 +203,19 @@ def _missing_png_bytes(image: Image.Image, data: bytes) -> str:
     # Pillow takes the end of the stream for that of the picture and leaves zeros: where the last row has others, all are there.
     if not interlace and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
         return ""
-    expected = 0
-    for left, top, across, down in _ADAM7 if interlace else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
-        if columns > 0 and rows > 0:
-            # A byte before each row says how it is filtered.
-            expected += rows * (1 + (columns * bits * _PNG_VALUES[colour] + 7) // 8)
-    stream, found = zlib.decompressobj(), 0
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    sides = [(-(-(width - left) // across), -(-(height - top) // down)) for left, top, across, down in passes]
+    # A byte before each row says how it is filtered.
+    row_bytes = [1 + (columns * bits * _PNG_VALUES[colour] + 7) // 8 for columns, _ in sides]
+    expected = sum(size * rows for size, (columns, rows) in zip(row_bytes, sides, strict=True) if columns > 0 and rows > 0)
     # Those behind another chunk Pillow does not read.
     behind = itertools.dropwhile(lambda chunk: chunk[0] != b"IDAT", _png_chunks(data))
-    for _, start, stop in itertools.takewhile(lambda chunk: chunk[0] == b"IDAT", behind):
-        packed = data[start + 8 : stop - 4]
-        # No further than that: a bomb may hold a million times as much.
-        while packed and not stream.eof and found < expected:
-            found += len(stream.decompress(packed, _PIECE_BYTES))
-            packed = stream.unconsumed_tail
+    parts = itertools.takewhile(lambda chunk: chunk[0] == b"IDAT", behind)
+    packed, stream, found = b"".join(data[start + 8 : stop - 4] for _, start, stop in parts), zlib.decompressobj(), 0
+    # No further than what is expected: a bomb may hold a million times as much.
+    while packed and not stream.eof and found < expected:
+        found += len(stream.decompress(packed, _PIECE_BYTES))
+        packed = stream.unconsumed_tail
     return f"{found} of {expected} bytes of pixels are there" if found < expected else ""
 
 
@@ -277,18 +264,15 @@ def _refused_tiff(image: tiff.TiffImageFile) -> str:
 
 
 def _missing_strips(tags: Any, data: bytes) -> str:
-    words, sides = "strips", (tiff.IMAGEWIDTH, tiff.ROWSPERSTRIP)
-    places = tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS
-    if tiff.TILEOFFSETS in tags:
-        words, sides = "tiles", (tiff.TILEWIDTH, tiff.TILELENGTH)
-        places = tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS
-    offsets, sizes = (tags.get(place) or () for place in places)
-    if not offsets:
-        return ""  # Of the old kind that is one JPEG.
     width, height = tags[tiff.IMAGEWIDTH], tags[tiff.IMAGELENGTH]
-    across, down = tags.get(sides[0]) or width, min(tags.get(sides[1]) or height, height)
+    words, across, down = "strips", width, min(tags.get(tiff.ROWSPERSTRIP) or height, height)
+    offsets, sizes = (tags.get(place) or () for place in (tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS))
+    if tiff.TILEOFFSETS in tags:
+        words, across, down = "tiles", tags[tiff.TILEWIDTH], tags[tiff.TILELENGTH]
+        offsets, sizes = tags[tiff.TILEOFFSETS], tags[tiff.TILEBYTECOUNTS]
     planes = tags.get(tiff.SAMPLESPERPIXEL, 1) if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES else 1
-    count = -(-width // across) * -(-height // down) * planes
+    # Without any it is of the old kind that is one JPEG.
+    count = -(-width // across) * -(-height // down) * planes if offsets else 0
     # Nowhere: programs leave out what has no data, as if it were black.
     there = sum(offset > 0 for offset in offsets[:count])
     if there == count and tags.get(tiff.COMPRESSION) == _JPEG_IN_TIFF:

@@ -30,14 +30,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
-from .corrections import (
-    corrected,
-    is_unsupported,
-    missing_parts,
-    refused_kind,
-    why_unidentified,
-    without_metadata,
-)
+from .corrections import UNSUPPORTED, corrected, missing_parts, refused_kind, why_unidentified, without_metadata
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
@@ -226,7 +219,7 @@ def _one_line(error: Exception) -> str:
     # Pillow's TIFF reader says "Expected to read 8 bytes but only got 3", its raw decoders "not enough image data".
     if isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncat", "only got", "not enough image data")):
         return f"truncated: {text}"
-    return f"{'unsupported' if is_unsupported(text) else 'corrupt'}: {text}"
+    return f"{'unsupported' if UNSUPPORTED.search(text) else 'corrupt'}: {text}"
 
 
 def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:

@@ -176,12 +176,8 @@ class RemoteImages:
 def read_again(record: ImageRecord, sha256: str = "") -> bytes:
     """Read an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
 
-    Args:
-        record: Which image.
-        sha256: Of the file as it was when its features were made, hex; ``""``: whatever it was.
-
     Raises:
-        ImageError: It cannot be read, for the reason given, or has changed.
+        ImageError: It cannot be read, for the reason given; or the file has another SHA-256 than the one that is given, if any.
     """
     try:
         data = read_image(record)
@@ -195,15 +191,10 @@ def read_again(record: ImageRecord, sha256: str = "") -> bytes:
 
 
 def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint8]:
-    """Return a small copy of an image, (h, w, 3) uint8 RGB.
-
-    Args:
-        record: Which image.
-        sha256: As of :func:`read_again`.
-        side_px: Of the longer side, at most.
+    """Return a copy of an image whose longer side has so many px at most, (h, w, 3) uint8 RGB.
 
     Raises:
-        ImageError: The file is gone, has changed, cannot be read, or is too large.
+        ImageError: As of :func:`read_again`; or it is too large.
     """
 
     def refuse(pixels: int) -> None:
