@@ -100,19 +100,13 @@ def as_text(found: Mapping[str, Any]) -> str:
     Args:
         found: As of :func:`overview`.
     """
-    lines: list[str] = []
-    for label, text in _facts(found):
-        lines.append(label.ljust(LABEL_WIDTH) + printable(text))
-        if label == "shards":
-            lines += _layer_lines(found["layers"], "about " * found["bytes_are_estimated"])
-    # Last, to be copied.
-    if found["command"]:
-        lines.append("command".ljust(LABEL_WIDTH) + printable(found["command"]))
-    return "\n".join(lines)
+    return "\n".join(label.ljust(LABEL_WIDTH) + printable(text) for label, text in _facts(found))
 
 
 def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (label, text) of each line but those of the layers."""
+    """Yield (label, text) of each line."""
+    from .store.run_summary import ONE_SHARD
+
     attributes, identity, report = found["attributes"], found["identity"], found["report"] or {}
     created = str(attributes.get("created", "")).replace("T", " ").replace("+00:00", " UTC")
     yield "run", f"{found['path']}: {found['state']}" + (f", made {created}" if created else "")
@@ -125,7 +119,13 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"{count:6d} {cause}"
     if len(causes) > NAMED:
         yield "", f"{sum(count for _, count in causes[NAMED:]):6d} for {len(causes) - NAMED} other causes"
-    yield "shards", _shards(found)
+    shards = f"{found['shards_finished']} of {found['shards']}"
+    if found["state"] == ONE_SHARD:
+        shards = f"this one; of a run of {attributes['rows']} rows"
+    several = f", {len(found['parts'])} parts: {' + '.join(map(str, found['parts']))} rows" if len(found["parts"]) > 1 else ""
+    yield "shards", f"{shards}, {found['images_per_shard']} rows each{several}"
+    table = _layer_table(found["layers"], "about " * found["bytes_are_estimated"])
+    yield from zip_longest(["layers"], table.splitlines(), fillvalue="")
     if damaged := found["unreadable"]:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         yield "damaged", f"{', '.join(damaged[:NAMED])}{more}; say python -m pipeline.verify run=... for all that is wrong"
@@ -148,40 +148,26 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if versions:
         yield "versions", ", ".join(versions)
     if report.get("rows_now"):
-        yield (
-            "rate",
-            f"{report['rows_now']} rows in {report['seconds']:.1f} s, {report['images_per_second']:.2f} images/s "
-            f"on the {report['device']}",
-        )
+        rate = f"{report['images_per_second']:.2f} images/s on the {report['device']}"
+        yield "rate", f"{report['rows_now']} rows in {report['seconds']:.1f} s, {rate}"
+    # Last, to be copied.
+    if found["command"]:
+        yield "command", found["command"]
 
 
-def _shards(found: Mapping[str, Any]) -> str:
-    from .store.run_summary import ONE_SHARD
+def _layer_table(layers: Sequence[Mapping[str, Any]], about: str) -> str:
+    def sizes(some: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+        raw, stored = (sum(layer[name] for layer in some) for name in ("bytes_raw", "bytes_stored"))
+        return words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-"
 
-    step = f"{found['images_per_shard']} rows each"
-    if found["state"] == ONE_SHARD:
-        return f"this one; of a run of {found['attributes']['rows']} rows, {step}"
-    parts = found["parts"]
-    words = f", {len(parts)} parts: {' + '.join(map(str, parts))} rows" if len(parts) > 1 else ""
-    return f"{found['shards_finished']} of {found['shards']}, {step}{words}"
-
-
-def _layer_lines(layers: Sequence[Mapping[str, Any]], about: str) -> list[str]:
-    """Return the table of layers, a line each."""
     rows = []
     for layer in layers:
         native = f"native, {layer['channels']} channels" if layer["channels"] else "-"
         shape = " x ".join(map(str, layer["shape"])) if layer["shape"] else native
-        rows.append([layer["name"], shape, layer["dtype"], *_sizes([layer])])
+        rows.append((layer["name"], shape, layer["dtype"], *sizes([layer])))
     if len(layers) > 1:
-        rows.append(["all", "", "", *_sizes(layers)])
-    table = text_table(["", "output", "dtype", f"{about}raw", f"{about}stored", "of raw"], rows, 3)
-    return [label.ljust(LABEL_WIDTH) + line for label, line in zip_longest(["layers"], table.splitlines(), fillvalue="")]
-
-
-def _sizes(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
-    raw, stored = (sum(layer[name] for layer in layers) for name in ("bytes_raw", "bytes_stored"))
-    return words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-"
+        rows.append(("all", "", "", *sizes(layers)))
+    return text_table(("", "output", "dtype", f"{about}raw", f"{about}stored", "of raw"), rows, 3)
 
 
 def _show(options: ShowOptions) -> None:
