@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline import report as report_module
-from pipeline.config import check_options, defaults
+from pipeline.config import defaults
 from pipeline.errors import ImageError, StoreError
 from pipeline.formatting import count_causes
 from pipeline.job import write_reports
@@ -31,7 +30,6 @@ from pipeline.store.writer import Writer
 from .damage import chunk_place, flip, write_companions
 from .pages import Page, make_report
 from .stored_runs import make_spec, make_values, put_rows, write_run
-from .test_config import values as option_values
 
 ATTRIBUTES = {
     "network": "vgg19",
@@ -173,13 +171,6 @@ def test_a_kill_between_the_two_leaves_no_page_of_another_state(
     assert verify_folder(folder, 1).count == 0
 
 
-def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:
-    report = report_of(tmp_path, full_spec())
-    again = Report.from_json(report.json())
-    assert again == replace(report, options=json.loads(json.dumps(report.options)))
-    assert again.layers == {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
-
-
 def test_a_full_disk_is_one_line(run: tuple[Path, RunSpec], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, spec = run
     written = Path.write_text
@@ -292,15 +283,3 @@ def test_a_small_picture_of_another_file_is_refused(
         small_picture()
     with pytest.raises(ImageError, match="missing: file not found"):
         reading.thumbnail(ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0), "", 100)
-
-
-def test_the_command_on_the_page_goes_on_with_the_run_and_never_replaces_it(tmp_path: Path) -> None:
-    folder, spec = tmp_path / "run", full_spec()
-    write_run(folder, spec)
-    options = check_options(option_values(network__name="vgg16", data__size=[64, 72], output__existing="replace")).given
-    write_reports(folder, spec, report_of(folder, spec, options=options), is_unchanged=False)
-    text = page_of(folder).text
-    command = text[text.index("python -m pipeline.run") :].split("name=run")[0]
-    assert "data.size=[64,72]" in command
-    assert "network=vgg16" in command
-    assert "existing" not in command

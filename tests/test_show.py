@@ -207,13 +207,16 @@ def test_one_shard_is_a_run_of_its_rows(folder: Path) -> None:
 
 def test_native_size_has_no_shape_and_all_its_bytes(tmp_path: Path) -> None:
     sizes = {0: (3, 4), 1: (5, 6), 2: (2, 2)}
-    spec = make_spec(3, {"relu4_1": None}, images_per_shard=2, identity={"network": "vgg19", "data.size": "native"})
+    shapes = {"relu4_1": None, "relu4_1.avg": (5,)}
+    spec = make_spec(3, shapes, images_per_shard=2, identity={"network": "vgg19", "data.size": "native"})
     write_run(tmp_path, spec, failed=[2], values=make_values(spec, sizes))
-    (layer,) = summarise_run(tmp_path)["layers"]
+    layer, vector = summarise_run(tmp_path)["layers"]
     assert layer["shape"] is None
     assert layer["bytes_raw"] == (3 * 4 + 5 * 6) * 3 * 4
     assert 0 < layer["bytes_stored"] < layer["bytes_raw"]
-    assert "relu4_1  native, 3 channels  float32  504 B" in text_of(tmp_path)
+    assert (vector["shape"], vector["bytes_raw"]) == ([5], 2 * 5 * 4)
+    assert "relu4_1      native, 3 channels  float32  504 B" in text_of(tmp_path)
+    assert "relu4_1.avg  5                   float32   40 B" in text_of(tmp_path)
 
 
 def test_of_very_many_shards_a_sample_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
