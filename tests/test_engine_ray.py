@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from pipeline import extract_features
 from .killed_runs import LISTENER, Moment, assert_same_run, partial_files
 from .test_command import call, command, environment
 
-pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="clusters of Ray are for Linux and macOS")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or find_spec("ray") is None, reason="clusters of Ray are for Linux and macOS; pip install ray"
+)
 
 OPTIONS = ["network.weights=random", "data.size=64", "layers=[relu3_1]", "output.images_per_shard=4", "name=run"]
 RAY = ["engine=ray"]

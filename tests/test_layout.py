@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ LIGHT = COMMANDS | {
 }
 
 
+@cache
 def imports(module: str) -> list[tuple[str, bool]]:
     """Gives (absolute name, whether at the top level of the file) of everything that a module imports."""
     tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from .object_store import ObjectStore, copy_here, names_at, object_store, put_fi
 from .stored_runs import make_spec, write_run
 from .test_command import command, environment
 
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
+# Looked for, not loaded: that takes seconds, and most workers run none of these.
+pytestmark = pytest.mark.skipif(not all(map(find_spec, ("s3fs", "moto"))), reason="s3fs or moto is not installed")
 
 ADDRESS, IMAGES = "s3://bucket/outputs/run", "s3://bucket/imgs"
 SPEC = make_spec(rows=22)
