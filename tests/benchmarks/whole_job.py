@@ -116,6 +116,26 @@ def measure_kept(bench: Bench) -> Iterator[Line]:
     yield Line(what, "images/s", figures["whole job"], figures["bare network"], goal=KEPT, notes=notes)
 
 
+@row("reductions", "what is kept of a layer against the layer itself: images a second in the steady state, bytes an image")
+def measure_reductions(bench: Bench) -> Iterator[Line]:
+    """The mean of relu4_1 against its maps; the means of all 36 layers against relu5_4 alone."""
+    photographs = make_photographs(bench.folder / "photographs", bench.images)
+    output, stored_bytes = bench.folder / "reduced", {}
+
+    def turn(words: str) -> float:
+        shutil.rmtree(output, ignore_errors=True)
+        report = run_ours(output, f"data.dir={photographs}", f"layers=[{words}]").report
+        stored_bytes[words] = report["bytes_stored"] / report["rows"]
+        return float(report["images_per_second"])
+
+    pairs = {"relu4_1:avg": ("relu4_1", 1.0), "all:avg": ("relu5_4", 1 / 1.1)}
+    words = dict.fromkeys(word for reduced, (whole, _) in pairs.items() for word in (reduced, whole))
+    figures = interleave({word: lambda word=word: turn(word) for word in words}, bench.turns)
+    for reduced, (whole, goal) in pairs.items():
+        notes = f"stored: {stored_bytes[reduced]:,.0f} against {stored_bytes[whole]:,.0f} bytes an image"
+        yield Line(f"{reduced}: {whole}", "images/s", figures[reduced], figures[whole], goal=goal, notes=notes)
+
+
 def _compare(file: Path, folder: Path, script: Script) -> str:
     """Gives words for how far a rival's features are from ours.
 
