@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from .reductions import output_length
 Operation = Callable[[Any], Any]
 
 
-def prepare_on_device(feature: FeatureSpec, map_shape: tuple[int, ...], transforms: Mapping[str, Transform]) -> Operation:
+def prepare_on_device(
+    feature: FeatureSpec, map_shape: tuple[int, ...], transforms: Mapping[str, Transform] = MappingProxyType({})
+) -> Operation:
     """Return a function for a graph that makes a feature of activations: (n, h, w, c) float32 -> (n, d) float32.
 
     Args:
