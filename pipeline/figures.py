@@ -58,8 +58,8 @@ class FeatureMap:
         shape: Of all features of the image: (h, w, c) or (d,).
         channels: Which of them; one, or the components in the order in which they are drawn.
         values: float32: (h', w'), means over squares; of a vector (n,).
-        low: Least value, of those that are finite; NaN where none is.
-        high: Greatest, likewise.
+        low: Least value, of those that are finite; inf where none is.
+        high: Greatest, likewise; -inf where none is.
         zeros: Share of values that are exactly 0, 0 to 1.
         not_finite: How many values are NaN or infinite.
         rows_read: How many rows of a map all this has been taken from; fewer than h where only a part was read.
@@ -121,8 +121,8 @@ def make_maps(
             places = _most_active(_numbers(chosen)[-1], most_active)
             channels, chosen = [channels[place] for place in places], chosen[:, :, places]
         # Of all components together.
-        (low,), (high,), (zeros,), (not_finite,), _ = _numbers(chosen.reshape(1, -1, 1))
-        return [_feature_map(layer, shape, channels, chosen.reshape(-1), low, high, zeros / chosen.size, not_finite, shape[0])]
+        low, high, zeros, not_finite, _ = (of.item() for of in _numbers(chosen.reshape(1, -1, 1)))
+        return [FeatureMap(layer, shape, channels, chosen.reshape(-1), low, high, zeros / chosen.size, not_finite, shape[0])]
     height, width, _ = shape
     wanted, lefts = np.asarray(channels, np.int64), np.arange(0, width, side)
     rows_read = np.zeros(-(-height // side), np.int64)
@@ -137,23 +137,15 @@ def make_maps(
             of_bands.append(_numbers(values))
         sums /= (rows_read[:, None] * np.minimum(side, width - lefts))[:, :, None].astype(np.float32)
     lows, highs, *counted = (np.stack(parts) for parts in zip(*of_bands, strict=True))
-    low, high, rows = lows.min(axis=0), highs.max(axis=0), int(rows_read.sum())
     zeros, not_finite, activity = (parts.sum(axis=0) for parts in counted)
+    rows, channel_maps = int(rows_read.sum()), np.ascontiguousarray(sums.transpose(2, 0, 1))
+    low, high = lows.min(axis=0).tolist(), highs.max(axis=0).tolist()
+    shares = (zeros / (rows * width)).tolist()
     shown: Sequence[int] = range(len(wanted)) if most_active is None else _most_active(activity, most_active)
-    channel_maps = np.ascontiguousarray(sums.transpose(2, 0, 1))
-    numbers = low, high, zeros / (rows * width), not_finite
     return [
-        _feature_map(layer, shape, [channels[place]], channel_maps[place], *(of[place] for of in numbers), rows)
-        for place in shown
+        FeatureMap(layer, shape, [channels[at]], channel_maps[at], low[at], high[at], shares[at], int(not_finite[at]), rows)
+        for at in shown
     ]
-
-
-def _feature_map(
-    layer: str, shape: tuple[int, ...], channels: Sequence[int], values: NDArray[np.float32], *numbers: Any
-) -> FeatureMap:
-    low, high, zeros, not_finite, rows_read = numbers
-    low, high = (float(low), float(high)) if low <= high else (math.nan, math.nan)
-    return FeatureMap(layer, shape, channels, values, low, high, float(zeros), int(not_finite), rows_read)
 
 
 def _numbers(values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
@@ -291,10 +283,9 @@ def draw(
 
 
 def _ends(maps: Sequence[FeatureMap]) -> tuple[float, float]:
-    """Return the least and the greatest value of all, NaN where none is finite; of vectors zero too, as bars begin there."""
+    """Return the least and the greatest value of all; of vectors zero too, as bars begin there."""
     zero = [0.0] if any(one.values.ndim == 1 for one in maps) else []
-    lows, highs = ([*zero, *ends] for ends in zip(*((one.low, one.high) for one in maps), strict=True))
-    return float(np.fmin.reduce(lows)), float(np.fmax.reduce(highs))
+    return min([*zero, *(one.low for one in maps)]), max([*zero, *(one.high for one in maps)])
 
 
 def _axes(width: float, height: float, options: PlotOptions) -> Any:
@@ -405,7 +396,7 @@ def _caption(one: FeatureMap, is_mosaic: bool, marked: int | None) -> list[str]:
             lines.append(f"component {marked}: {words_for_number(one.values[one.channels.index(marked)])}")
     elif one.rows_read < one.shape[0]:
         lines.append(f"{one.rows_read} rows read")
-    if math.isnan(one.low):
+    if one.low > one.high:
         return [*lines, "no finite value"]
     low, high = words_for_number(one.low), words_for_number(one.high)
     lines += [f"all {low}" if one.low == one.high else f"{low} to {high}", f"{words_for_share(one.zeros)} zeros"]
