@@ -224,13 +224,6 @@ def jpeg_of_size(width: int, height: int) -> bytes:
     return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
 
 
-def jpeg_of_scans(count: int, behind: bytes = b"", side_px: int = 64) -> bytes:
-    """Gives a progressive JPEG whose last scan is repeated."""
-    data = encode(Image.new("L", (side_px, side_px)), "JPEG", "L", progressive=True)
-    last = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + last * count + b"\xff\xd9" + behind
-
-
 def _bombs(folder: Path) -> Iterator[Case]:
     text = (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000), 9))
     for key, content, reason in (
@@ -242,7 +235,6 @@ def _bombs(folder: Path) -> Iterator[Case]:
             "too large: Image size (4294836225 pixels)",
         ),
         ("huge.jpg", jpeg_of_size(65_500, 65_500), "too large: Image size (4290250000 pixels)"),
-        ("scans.jpg", jpeg_of_scans(5000), "corrupt: more than 100 scans, as no camera or program writes"),
         ("huge.tif", tiff([bytes(8)], width=2**31 - 1, height=2**31 - 1, rows=2**31 - 1), "too large: "),
         ("huge.bmp", run_length_bitmap(2**31 - 1, 2**30, b"\0\1"), "too large: "),
         ("huge.ppm", b"P6 99999 99999 255\n", "too large: Image size (9999800001 pixels)"),
@@ -262,9 +254,6 @@ def _bombs(folder: Path) -> Iterator[Case]:
         yield Case(f"bombs/{key}", FAILED, reason)
     write(folder, "bombs/text.png", png(8, 8, 0, 8, text))
     yield Case("bombs/text.png", OK)
-    # Two bytes of a scan's marker may stand anywhere behind the picture: a phone puts a film there.
-    write(folder, "bombs/film.jpg", jpeg_of_scans(1, behind=b"\xff\xda\0\x02" * 500))
-    yield Case("bombs/film.jpg", OK)
 
 
 def _exif(folder: Path) -> Iterator[Case]:

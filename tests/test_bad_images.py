@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 
 from pipeline import open_run
-from pipeline.errors import ImageError
 from pipeline.images import decode, loader, reading
 from pipeline.images.decode import decode_image
 from pipeline.images.folder import list_folder
@@ -28,7 +27,7 @@ from pipeline.images.loader import ImageLoader
 from pipeline.images.resize import ResizeSpec, fit_canvas
 from pipeline.records import ImageStatus
 
-from .bad_images import EITHER, FAILED, NO_ROW, OK, Case, encode, jpeg_of_scans, make_corpus, picture, png
+from .bad_images import EITHER, FAILED, NO_ROW, OK, Case, encode, make_corpus, picture, png
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="names and special files as on Unix")
@@ -172,21 +171,6 @@ def test_a_large_image_converted_in_strips_is_the_same(mode: str, monkeypatch: p
     strips = decode_image(data)[0]
     assert strips.dtype == np.uint8
     np.testing.assert_array_equal(strips, whole)
-
-
-def test_a_hundred_scans_are_a_picture_and_more_are_not() -> None:
-    scans = jpeg_of_scans(0).count(b"\xff\xda")
-    assert decode_image(jpeg_of_scans(100 - scans))[1] == (64, 64)
-    for count in (101 - scans, 3000):
-        with pytest.raises(ImageError, match=r"^corrupt: more than 100 scans, as no camera or program writes$"):
-            decode_image(jpeg_of_scans(count))
-    assert decode_image(jpeg_of_scans(0, behind=b"\xff\xda\0\x02" * 500))[1] == (64, 64)
-    baseline = encode(picture(0), "JPEG", comment=b"\xff\xda" * 500)
-    assert decode_image(baseline)[1] == (40, 56)
-    # A marker without a length, behind which the next one must not be taken for it.
-    begin, first, others = jpeg_of_scans(3000).partition(b"\xff\xda")
-    with pytest.raises(ImageError, match=r"^corrupt: more than 100 scans"):
-        decode_image(begin + first + others.replace(b"\xff\xda", b"\xff\x01\xff\xda"))
 
 
 @pytest.mark.parametrize("change", ["cut", "grown", "overwritten", "replaced"])

@@ -149,7 +149,7 @@ def test_few_bits_of_a_jpeg_2000_go_from_black_to_white() -> None:
 def test_kinds_of_jpeg_2000_that_are_not_read_are_called_unsupported() -> None:
     assert error_of((CASES / "5-components.jp2").read_bytes()) == "unsupported: JPEG 2000 of 5 components"
     odd = (CASES / "odd-sides-420.jp2").read_bytes()
-    assert error_of(odd) == "unsupported: JPEG 2000 with fewer samples of some components"
+    assert error_of(odd) == "unsupported: JPEG 2000 with fewer samples or other bits of some components"
     image = Image.fromarray(BYTES[..., :3])
     stream = encode(image, "JPEG2000", no_jp2=True)
     names = [struct.pack(">3H", number, 0, shown) for number, shown in enumerate((3, 2, 1))]
@@ -162,7 +162,7 @@ def test_kinds_of_jpeg_2000_that_are_not_read_are_called_unsupported() -> None:
     palette = struct.pack(">I4sHB", 8 + 3 + 1 + 256, b"pclr", 256, 1) + b"\7" + bytes(range(256))
     indices = encode(image, "JPEG2000", "L", no_jp2=True)
     text = error_of(jpeg_2000(indices, 8, palette, colours=17))
-    assert text == "unsupported: JPEG 2000 with a palette of more than 8 bits or of greys"
+    assert text == "unsupported: JPEG 2000 of other than 8 bits with a palette or in YCbCr, or with a palette of greys"
 
 
 def png(values: NDArray[Any], bits: int, colour: int, *chunks: tuple[bytes, bytes]) -> bytes:

@@ -312,18 +312,15 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
     components = _j2k_components(data)
     if not components:
         return ""
-    head, bits = data[: data.find(_J2K_START)], {part[0] for part in components}
-    has_palette = image.mode in ("P", "PA")
+    head, bits, has_palette = data[: data.find(_J2K_START)], {part[0] for part in components}, image.mode in ("P", "PA")
     colour, channels = head.find(b"colr\1"), head.find(b"cdef")
     space = struct.unpack_from(">I", head, colour + 7)[0] if colour >= 0 else 16
     if space not in _J2K_COLOURS:
         return f"JPEG 2000 in colour space {space}"
-    if len(bits) > 1 or (bits != {8} and (space == _J2K_SYCC or has_palette)):
-        return f"JPEG 2000 of {', '.join(map(str, sorted(bits)))} bits with palette, YCbCr or unequal components"
-    if any(part[1:] != (1, 1) for part in components):
-        return "JPEG 2000 with fewer samples of some components"
-    if b"pclr" in head and not has_palette:
-        return "JPEG 2000 with a palette of more than 8 bits or of greys"
+    if len(bits) > 1 or any(part[1:] != (1, 1) for part in components):
+        return "JPEG 2000 with fewer samples or other bits of some components"
+    if (b"pclr" in head and not has_palette) or (bits != {8} and (space == _J2K_SYCC or has_palette)):
+        return "JPEG 2000 of other than 8 bits with a palette or in YCbCr, or with a palette of greys"
     if channels >= 0 and not has_palette:
         (count,) = struct.unpack_from(">H", head, channels + 4)
         entries = sorted(struct.iter_unpack(">3H", head[channels + 6 : channels + 6 + 6 * count]))

@@ -53,12 +53,8 @@ _FIRST_SIDEWAYS_ORIENTATION = 5
 # Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
 _STRIP_PIXELS = 2**23
 
-# Cameras and programs write some ten. Each scan costs a pass over all pixels, and 31 bytes are enough for one.
-# Source: libtiff, tif_jpeg.c, JPEG_MAX_ALLOWED_SCAN_NUMBER.
-MAX_JPEG_SCANS = 100
-
 # Source: ITU T.81, table B.1. After FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills; 01 has no length either.
-_JPEG_START, _JPEG_END, _START_OF_SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _SEGMENT = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd9])(..)", re.DOTALL)
 _SCAN, _APP1, _BASELINE = 0xDA, 0xE1, (0xC0, 0xC1)
@@ -147,16 +143,13 @@ def _decode_jpeg(
     if components not in (1, 3, 4):
         raise ImageError(f"unsupported: JPEG of {components} components")
     scan = segment.end()  # Behind the length of its segment.
-    has_one_scan = coding in _BASELINE and data[scan] == components
-    # What lies behind the picture, such as a film, is none of its scans.
-    if not has_one_scan and data.count(_START_OF_SCAN, scan, data.find(_JPEG_END, scan)) >= MAX_JPEG_SCANS:
-        raise ImageError(f"corrupt: more than {MAX_JPEG_SCANS} scans, as no camera or program writes")
     orientation = _orientation(_open(data)) if has_app1 else 1
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
     admit(height * width)
     ratio = 1 if ratio_for is None or components == 4 else ratio_for(*size_px)
     pixels = _decode_by_libjpeg(data, components, -(-height // ratio), -(-width // ratio))
     if pixels is None:
+        has_one_scan = coding in _BASELINE and data[scan] == components
         pixels = _decode_with_pillow(_open(_without_end(data, scan) if has_one_scan else data), data)
     return np.ascontiguousarray(_turn(pixels, orientation)), size_px
 

@@ -147,13 +147,8 @@ def _as_written_elsewhere(
 ) -> tuple[list[str], list[str]]:
     r"""Return the paths of a list that another program or system has written, and the labels that stand behind them.
 
-    Lines that are no file's are read with ``/`` for ``\``, without their last word, or both, if any of them is a file's then.
-
-    Args:
-        written: The paths of the list, as they stand there.
-        root: What relative ones are relative to.
-        has_labels: Whether a last word may be a label, as in Caffe's lists.
-        log: Takes a line about what was understood.
+    Lines that are no file's are read with ``/`` for ``\``, without their last word where it may be a label (as in Caffe's lists),
+    or both, if any of them is a file's then.
     """
 
     def is_there(name: str) -> bool:

@@ -270,12 +270,9 @@ def _weigh(interpolation: str, x: Any, library: Any) -> Any:
         # Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, a = -0.5.
         near, far = (1.5 * x - 2.5) * x * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
         return library.where(x < 1.0, near, library.where(x < 2.0, far, 0.0))
-    if library is np:
-        return np.where(x < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
-    angle = math.pi * x
-    narrow, wide = (library.math.divide_no_nan(library.sin(part), part) for part in (angle, angle / 3.0))
-    # sin(a) / a at 0 is 1.
-    return library.where(x == 0.0, 1.0, library.where(x < 3.0, narrow * wide, 0.0))
+    # sin(a) / a is 1 at 0, and to any precision here where a is this small.
+    angle = math.pi * library.maximum(x, 1e-8)
+    return library.where(x < 3.0, library.sin(angle) * library.sin(angle / 3.0) * 3.0 / angle**2, 0.0)
 
 
 # -- On the device -------------------------------------------------------------------------------------------------------------
@@ -317,10 +314,9 @@ def resize_batch(
     import tensorflow as tf  # Late: plots resize on the host, without waiting for it.
 
     heights, widths, scaled_heights, scaled_widths, tops, lefts = tf.unstack(geometry, num=6, axis=1)
-    shape = tf.shape(canvas)
-    target_height, target_width = spec.size_px
-    rows, seen_rows = _axis_weights(heights, scaled_heights, tops, target_height, shape[1], spec.interpolation)
-    columns, seen_columns = _axis_weights(widths, scaled_widths, lefts, target_width, shape[2], spec.interpolation)
+    canvas_height, canvas_width = tf.unstack(tf.shape(canvas)[1:3])
+    rows, seen_rows = _axis_weights(heights, scaled_heights, tops, spec.size_px[0], canvas_height, spec.interpolation)
+    columns, seen_columns = _axis_weights(widths, scaled_widths, lefts, spec.size_px[1], canvas_width, spec.interpolation)
     # Planes, so that both axes are a product of matrices: B x 3 x h x w. First to a type that GPUs can transpose.
     planes = tf.transpose(tf.cast(canvas, tf.float32), [0, 3, 1, 2])
 
@@ -336,7 +332,7 @@ def resize_batch(
         values = tf.where(rows_first[:, None, None, None], values, along_rows(along_columns(planes)))
     images = standardise(tf.transpose(values, [0, 2, 3, 1]), mean_pixel, scale_pixel)
     seen = (seen_rows[:, :, None] & seen_columns[:, None, :])[..., None]
-    return tf.ensure_shape(tf.where(seen, images, 0.0), (None, target_height, target_width, 3))
+    return tf.ensure_shape(tf.where(seen, images, 0.0), (None, *spec.size_px, 3))
 
 
 def _axis_weights(

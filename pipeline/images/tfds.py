@@ -100,14 +100,7 @@ def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
 
 
 def _read_split(tfds: Any, folder: Path, split: str, root: str) -> Manifest:
-    """Read all examples of a split.
-
-    Args:
-        tfds: TensorFlow Datasets.
-        folder: Of the set's version.
-        split: Name.
-        root: Folder of all sets.
-    """
+    """Read all examples of a split of the set whose version is in a folder; ``root`` is that of all sets."""
     import tensorflow as tf
 
     builder = tfds.builder_from_directory(str(folder))
