@@ -243,3 +243,9 @@ def test_without_a_terminal_a_line_says_from_time_to_time_how_far_it_is(
     assert lines[0] == "failed: 'folder0/image é0.jpg': bad"
     assert re.fullmatch(r"3 of 4 images, 1 failed, [\d.]+ images/s, 0:00:00 left", lines[1])
     assert re.fullmatch(r"4 of 4 images, 1 failed, [\d.]+ images/s, 0:00:00 left", lines[2])
+
+
+def test_too_many_failures_are_refused(images: Path) -> None:
+    (images / "0.jpg").write_text("no image")
+    with pytest.raises(DatasetError, match=r"data.max_failed_fraction: too many images fail, got 1 of 6"):
+        dry_run(images, data__max_failed_fraction=0.1)

@@ -15,9 +15,8 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store.reader import open_run
 
-from .stored_runs import make_spec, make_values, write_run
+from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_run
 
-NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
 RUNS: dict[str, Any] = {
     "small": (make_spec(10, {"conv1_1": (5, 4, 3), "relu4_1": (12, 12, 3)}), None),
     "native": (make_spec(6, {"relu4_1": None, "b": None}, images_per_shard=4), NATIVE_SIZES),

@@ -145,3 +145,16 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
         pytest.raises(DatasetError, match="too many images fail, got 3 of 30"),
     ):
         finish_share(run_folder, {"data.max_failed_fraction": 0.05}, Made(), Stopwatch(), [])
+
+
+def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:
+    keys = [f"a/{number:02d}.jpg" for number in range(25)]
+    for count in (10, 25):
+        write_run(tmp_path, spec_of(rows=count, keys=keys[:count]), existing="extend")
+    before = contents(tmp_path / "features.h5")
+    (tmp_path / "features.h5").unlink()
+    index_run(tmp_path)
+    assert contents(tmp_path / "features.h5") == before
+    (tmp_path / "shards/shard-part001-00001-of-00004.h5").unlink()
+    with pytest.raises(StoreError, match=r"got 6 of 7, without shard-part001-00001-of-00004\.h5\. Expected all\. Run the"):
+        index_run(tmp_path)

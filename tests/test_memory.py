@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 
 import numpy as np
-import pytest
 
-from pipeline.network.winograd import engine
 from pipeline.network.winograd.engine import MemoryPool
 
 
@@ -25,19 +23,3 @@ def test_memory_comes_back_when_the_last_view_is_gone() -> None:
     del view
     gc.collect()
     assert source.take(100, 10).ctypes.data == address
-
-
-def test_free_memory_has_a_limit_and_is_not_spent_on_a_small_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = MemoryPool()
-    large = source.take(100_000)
-    del large
-    gc.collect()
-    small = source.take(10)
-    assert len(source._free) == 1
-    assert small.shape == (10,)
-    monkeypatch.setattr(engine, "KEPT_BYTES", 10_000)
-    source = MemoryPool()
-    arrays = [source.take(1000) for _ in range(5)]
-    del arrays
-    gc.collect()
-    assert sum(piece.size for piece in source._free) <= 10_000

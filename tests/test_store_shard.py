@@ -64,16 +64,6 @@ def test_where_the_system_cannot_write_at_a_place_hdf5_does(tmp_path: Path, monk
 
 
 @needs_pwrite
-def test_a_system_that_takes_a_part_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(shard.os, "pwrite", lambda file, data, place: pwrite(file, data[:999], place))
-    write(tmp_path / "parts", None, beside=True)
-    monkeypatch.undo()
-    write(tmp_path / "whole", None, beside=True)
-    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
-
-
-@needs_pwrite
 def test_what_the_disk_refuses_is_said_afterwards_and_nothing_is_written_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

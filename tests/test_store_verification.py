@@ -20,11 +20,10 @@ from pipeline.store.damage import UnsureError
 from pipeline.store.verification import MOST_FINDINGS, FileCheck, VerifyResult, check_hdf5, check_in_child, repair, verify_folder
 
 from .damage import accept, chunk_place, flip, place_of, write_companions
-from .stored_runs import make_spec, make_values, write_run
+from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_run
 from .test_store_folder import files_in, stored_values
 
 SHARDS = [f"shards/shard-0000{n}-of-00003.h5" for n in range(3)]
-NATIVE_SIZES = {i: (3 + i, 9 - i) for i in range(6)}
 
 
 def verify(folder: Path) -> VerifyResult:

@@ -20,7 +20,7 @@ from pipeline.store.verification import repair, verify_folder
 from pipeline.verify import verify as verify_run
 
 from .damage import chunk_place, flip, write_companions
-from .stored_runs import make_spec, make_values, write_run
+from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_run
 from .test_command import assert_equal_runs, call, call_here, command, environment
 from .test_store_folder import files_in, stored_values
 from .test_store_verification import SHARDS
@@ -170,8 +170,7 @@ def test_whatever_byte_changes_is_found_and_named(kind: str, tmp_path: Path) -> 
         "native size": make_spec(6, {"relu4_1": None, "b": None}, images_per_shard=4),
         "not compressed": make_spec(10, dtype="float16", compression="none"),
     }[kind]
-    native = {i: (3 + i, 9 - i) for i in range(6)}
-    write_run(tmp_path, spec, failed=[1], values=make_values(spec, native if kind == "native size" else None))
+    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES if kind == "native size" else None))
     write_companions(tmp_path)
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
     sizes = [path.stat().st_size for path in files]
