@@ -62,7 +62,6 @@ _SCAN, _APP1, _BASELINE = 0xDA, 0xE1, (0xC0, 0xC1)
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _HIERARCHICAL = dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF), "hierarchical JPEG, or lossless with arithmetic coding")
 _UNREADABLE_FRAMES = {**_HIERARCHICAL, 0xF7: "JPEG-LS"}
-_JPEG_BITS = 8
 # As much as libjpeg reads ahead of what it decodes. Source: libjpeg-turbo, jdhuff.c, a buffer of 64 bits.
 _READ_AHEAD = bytes(8)
 # What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
@@ -133,15 +132,11 @@ def _decode_jpeg(
         place = segment.end() + int.from_bytes(segment[2], "big") - 2
     if not segment or not frame or len(data) < segment.end() + 6:
         return None
-    bits, height, width, components = struct.unpack_from(">BHHB", data, frame)
+    height, width, components = struct.unpack_from(">xHHB", data, frame)
     if not 0 < height * width <= MAX_PIXELS:
         return None
     if coding in _UNREADABLE_FRAMES:
         raise ImageError(f"unsupported: {_UNREADABLE_FRAMES[coding]}")
-    if bits != _JPEG_BITS:
-        raise ImageError(f"unsupported: JPEG of {bits} bits a sample, only {_JPEG_BITS} can be read")
-    if components not in (1, 3, 4):
-        raise ImageError(f"unsupported: JPEG of {components} components")
     scan = segment.end()  # Behind the length of its segment.
     orientation = _orientation(_open(data)) if has_app1 else 1
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
