@@ -51,6 +51,11 @@ _PATTERN = re.compile(r"[*?\[{]")
 # Options of earlier versions, in full and by their last word, and what replaces them.
 REPLACED = dict.fromkeys(("runtime.convolution", "convolution"), "runtime.backend, which replaces it")
 
+# Of options that several commands have.
+_NAME_RULE = "the name of one folder, without / \\ or :"
+_REDUCE_RULE = "a list of reductions, applied one after the other, e.g. reduce=[gem,l2]"
+_STORED_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]"
+
 T = TypeVar("T")
 
 
@@ -138,6 +143,10 @@ def _size(value: Any) -> tuple[int, int] | None:
 def _layers(value: Any) -> tuple[str, ...]:
     # One name, or several with commas, needs no brackets.
     return _texts([part for part in value.split(",") if part.strip()] if isinstance(value, str) else value)
+
+
+def _chain(value: Any) -> tuple[str, ...]:
+    return _layers(value) if value else ()
 
 
 def _weights(value: Any) -> str:
@@ -293,9 +302,18 @@ class ReductionOptions:
     pca: PcaOptions = field(default_factory=PcaOptions)
 
 
+def reduction_parameters(options: ReductionOptions) -> dict[str, dict[str, Any]]:
+    """Return reduction -> all that its result depends on."""
+    parameters = asdict(options)
+    if parameters["pca"].pop("fit"):
+        # Another run's transform is known by its content alone.
+        del parameters["pca"]["fit_images"], parameters["pca"]["seed"]
+    return parameters
+
+
 @dataclass(frozen=True, slots=True)
-class OutputOptions:
-    """Where results go and how they are stored.
+class FolderOptions:
+    """Where results go and how files are cut and packed.
 
     ``images_per_shard`` None: from the bytes of an image. ``scratch`` None: of an address, in the system's temporary folder.
     """
@@ -306,11 +324,17 @@ class OutputOptions:
         "a folder of this machine: files are made there before they are sent",
         lambda value: expanded(right(text := _text(value), not is_address(text))),
     )
-    dtype: str = choice("float32", "float32", "float16")
-    overflow: str = choice("fail", "fail", "row")
     compression: str = choice("gzip", "gzip", "none")
     images_per_shard: int | None = whole(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions(FolderOptions):
+    """Of an extraction: how values are stored besides."""
+
+    dtype: str = choice("float32", "float32", "float16")
+    overflow: str = choice("fail", "fail", "row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,16 +384,12 @@ class Options:
     layers: tuple[str, ...] = option(
         ["relu4_1"], "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]", _layers
     )
-    reduce: tuple[str, ...] = option(
-        [],
-        "a list of reductions, applied one after the other, e.g. reduce=[gem,l2]",
-        lambda value: _layers(value) if value else (),
-    )
+    reduce: tuple[str, ...] = option([], _REDUCE_RULE, _chain)
     reduction: ReductionOptions = field(default_factory=ReductionOptions)
     batch_size: int | None = whole(AUTO, 1, LARGEST_BATCH)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
-    name: str = option(None, "the name of one folder, without / \\ or :", _name)
+    name: str = option(None, _NAME_RULE, _name)
     part: Share | None = option(
         None,
         "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run",
@@ -392,12 +412,8 @@ class Options:
 
     def features(self, pool_padding: str, rows: int | None = None) -> tuple[FeatureSpec, ...]:
         """Return what is to be stored; arguments and errors as of :func:`~pipeline.network.reductions.resolve_features`."""
-        parameters = asdict(self.reduction)
-        if parameters["pca"].pop("fit"):
-            # Another run's transform is known by its content alone.
-            del parameters["pca"]["fit_images"], parameters["pca"]["seed"]
         return resolve_features(
-            *(self.network.name, self.layers, self.reduce, parameters),
+            *(self.network.name, self.layers, self.reduce, reduction_parameters(self.reduction)),
             size_px=self.data.size,
             pool_padding=pool_padding,
             rows=rows,
@@ -406,10 +422,13 @@ class Options:
     @property
     def folder(self) -> Path:
         """The run folder; at an address, what stands for it."""
-        where = self.output.dir / self.name
-        if isinstance(where, RemotePath):
-            return RemotePath(str(where), scratch_for(str(where), self.output.scratch, self.part.mark if self.part else ""))
-        return where
+        return run_folder(self.output, self.name, self.part.mark if self.part else "")
+
+
+def run_folder(output: FolderOptions, name: str, mark: str = "") -> Path:
+    """Return the run folder of this name; ``mark``: of one of several processes that write it."""
+    where = output.dir / name
+    return RemotePath(str(where), scratch_for(str(where), output.scratch, mark)) if isinstance(where, RemotePath) else where
 
 
 def _conflicts(options: Options) -> Iterator[str]:
@@ -476,6 +495,53 @@ class ShowOptions:
     json: bool = switch(False)
 
 
+@dataclass(frozen=True, slots=True)
+class ReduceOptions:
+    """All options of ``python -m pipeline.reduce``; ``layers`` None: all that are stored. ``given`` as of :class:`Options`."""
+
+    run: Path = path(None, "run")
+    layers: tuple[str, ...] | None = option(None, "a list of stored layers, e.g. layers=[relu4_1:avg,relu5_1:gem:l2]", _layers)
+    reduce: tuple[str, ...] = option([], _REDUCE_RULE, _chain)
+    reduction: ReductionOptions = field(default_factory=ReductionOptions)
+    output: FolderOptions = field(default_factory=FolderOptions)
+    name: str = option(None, _NAME_RULE, _name)
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.layers is None and not self.reduce:
+            raise OptionError(
+                "layers: no reduction is named, got null. Expected e.g. layers=[relu4_1:avg], or reduce=[avg] for all that are "
+                "stored. Run `python -m pipeline.reduce --help` for all."
+            )
+        if not self.name:
+            folder = self.run.parent if self.run.suffix == ".h5" else self.run
+            object.__setattr__(self, "name", f"{folder.name or folder.resolve().name}-reduced")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder that is written."""
+        return run_folder(self.output, self.name)
+
+
+def _failed(value: Any) -> str:
+    # Hydra reads nan as a number.
+    return right(str(value), str(value) in ("drop", "nan"))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """All options of ``python -m pipeline.export``; ``file`` None: beside the run."""
+
+    run: Path = path(None, "run")
+    format: str = choice("npy", "npy", "parquet", "zarr")
+    layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
+    failed: str = option("drop", "drop or nan", _failed)
+    file: Path | None = option(
+        None, "a path on this machine", lambda value: expanded(right(text := _text(value), not is_address(text)))
+    )
+    existing: str = choice("fail", "fail", "replace")
+
+
 def _image(value: Any) -> int | str:
     right(value, isinstance(value, (str, int)) and not isinstance(value, bool) and value != "")
     # What is taken as typed comes as text, whatever it looks like.
@@ -509,7 +575,7 @@ class PlotOptions:
     run: Path = path(None, "run")
     image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image)
     images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
-    layers: tuple[str, ...] = option("all", "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]", _layers)
+    layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     channel: int = whole(0, 0, MOST_CHANNELS)
     channels: range | tuple[int, ...] | None = option(
         None, "a number of channels, a list of different ones as [0,5,9], or active:64", _channels
@@ -645,7 +711,7 @@ def check(kind: type[T], values: Mapping[str, Any], module: str) -> T:
             f"run: no run was named, got None. Expected a run folder. Run e.g. `python -m {module} run=outputs/imgs-vgg19`."
         )
     checked = nested({key: check_value(key, value, kind, module) for key, value in given.items()})
-    made: T = _made(kind, {**checked, "given": given} if kind is Options else checked)
+    made: T = _made(kind, {**checked, "given": given} if kind in (Options, ReduceOptions) else checked)
     return made
 
 

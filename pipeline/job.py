@@ -6,9 +6,10 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
 from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
-from .transforms import with_transforms, write_transforms
+from .transforms import compute_sample, with_transforms, write_transforms
 
 REPORT, PAGE = "report.json", "report.html"
 UNTRAINED = (
@@ -81,12 +82,12 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             path = run_folder.path
             if options.part is None:
                 _try_again(run_folder)
-            _say_plan(run_folder)
+            say_plan(run_folder)
             if options.dry_run:
                 _dry_run(options, run_folder, weights)
                 return None
             engine = None
-            with with_transforms(options, run_folder, weights) as transforms:
+            with _with_transforms(options, run_folder, weights) as transforms:
                 spec = run_folder.spec
                 if run_folder.missing:
                     with watch.stage("start"):
@@ -98,7 +99,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             stack.enter_context(log_to_file(path / format.log_name(options.part.mark if options.part else ""), kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
             errors = _check_finished(run_folder)
-            made = _make(options, run_folder, engine, errors, watch)
+            made = make_missing(run_folder, engine, errors, watch, options.data.max_failed_fraction)
             # The options of the run, whoever has made which part of it.
             given = {**options.given, "part": None}
             if options.part is not None:
@@ -124,6 +125,10 @@ def _load_weights(options: Options, needs_classifier: bool) -> Weights:
     return weights
 
 
+def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights) -> AbstractContextManager[bytes]:
+    return with_transforms(options.reduction.pca, run_folder, partial(compute_sample, options, run_folder.spec, weights))
+
+
 def _try_again(run_folder: RunFolder) -> None:
     """Have the finished shards made again that lack a local image which can be read now."""
     manifest = run_folder.spec.manifest
@@ -147,7 +152,7 @@ def _is_readable(record: ImageRecord) -> bool:
         return False
 
 
-def _say_plan(run_folder: RunFolder) -> None:
+def say_plan(run_folder: RunFolder) -> None:
     """Say what will be written, before the first image is read.
 
     Raises:
@@ -196,24 +201,26 @@ def _dry_run(options: Options, run_folder: RunFolder, weights: Weights) -> None:
     else:
         if options.engine.name != "local":
             _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
-        with with_transforms(options, run_folder, weights), leaving_at_once():
+        with _with_transforms(options, run_folder, weights), leaving_at_once():
             stages = make_stages(options, run_folder.spec, weights)
         run_sample(options, run_folder, stages)
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
-def _make(options: Options, run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch) -> Made:
-    """Make the missing shards; ``errors``: why rows of the finished ones failed."""
+def make_missing(
+    run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch, max_failed_fraction: float
+) -> Made:
+    """Write ``config.yaml``, and have an engine make the missing shards; ``errors``: why rows of the finished ones failed."""
     path, spec = run_folder.path, run_folder.spec
     with run_folder.alone():
         # Of parts the first one that comes writes it: to the others it may be the run's already.
-        if (engine is not None and options.part is None) or not Digests(path).agrees("config.yaml"):
+        if (engine is not None and run_folder.share is None) or not Digests(path).agrees("config.yaml"):
             write_text(path / "config.yaml", str(spec.attributes["config"]))
     if engine is None:
         return Made()
     rows, began = count_rows(run_folder.missing), time.monotonic()
     before = count_rows(run_folder.own) - rows
-    with Progress(path, spec, rows, before, errors, options.data.max_failed_fraction) as progress:
+    with Progress(path, spec, rows, before, errors, max_failed_fraction) as progress:
         made = engine(progress, watch)
     made.rows_now, made.rows_added = rows, count_rows(shard for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)

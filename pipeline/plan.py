@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from .config import AUTO, DataOptions, Options, nested, to_yaml
-from .network.architectures import WINOGRAD, layer_table, output_shapes
+from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, reduction_parameters, to_yaml
+from .network.architectures import CLASSIFIER_BLOCK, WINOGRAD, layer_table, output_shapes
 from .network.known_weights import Weights
-from .records import FeatureSpec, LayerSpec, Manifest, RunSpec
+from .network.reductions import resolve_features
+from .records import FeatureSpec, LayerSpec, Manifest, RunSpec, digest_images
 from .store import format
 from .store.digests import digest_of
 
@@ -43,13 +47,11 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights) -> RunSpec:
     """
     data, network, output = options.data, options.network, options.output
     features = options.features(weights.pool_padding, len(manifest))
-    images_per_shard = output.images_per_shard or format.plan_images_per_shard(
-        _row_bytes(features, output.dtype, manifest), len(manifest), format.largest_chunk_rows(features, output.dtype)
-    )
+    images_per_shard = output.images_per_shard or _images_per_shard(features, output.dtype, manifest)
     identity = {
         "network": network.name,
         "network.weights": weights.sha256,
-        **_pooling_identity(options, weights, features[-1].layer),
+        **_pooling_identity(network.name, data.size, features[-1].layer, network.pooling, weights.pool_padding),
         "network.kernel_order": network.kernel_order,
         "layers": ",".join(feature.name for feature in features),
         **_reduction_identity(options, features),
@@ -81,26 +83,82 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights) -> RunSpec:
         **({} if weights.scale_pixel is None else {"scale_pixel": weights.scale_pixel}),
         **{f"version_{name}": text for name, text in versions().items()},
     }
-    asked = {"output.images_per_shard": output.images_per_shard, "runtime.backend": options.runtime.backend}
-    asked |= {name: options.given.get(name) for name in identity if name.endswith(".n_components")}
-    chosen = frozenset(name for name, value in asked.items() if value in (None, AUTO))
+    chosen = _chosen(options.given, identity)
     return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes, chosen)
 
 
-def _pooling_identity(options: Options, weights: Weights, deepest: LayerSpec) -> dict[str, str]:
+def plan_reduced_run(source: RunSpec, options: ReduceOptions, words: Sequence[str], is_exact: bool) -> RunSpec:
+    """Plan the run that a finished one is reduced to: that of an extraction with these layers, of the images in their order.
+
+    Args:
+        source: The finished run. Its parts become one.
+        options: The user's.
+        words: Layers with their chains.
+        is_exact: Whether the numbers are those of that extraction; else the run has an identity of its own. So it has where the
+            classifier's layers are left out: weights that are read without it have another digest.
+
+    Raises:
+        OptionError: Reductions do not fit together, or to what they are of.
+    """
+    there, count = source.options, len(source.manifest)
+    network, size = there["network"], there["data.size"]
+    height, _, width = size.partition("x")
+    size_px = None if size == "native" else (int(height), int(width))
+    padding = there.get("network.pool_padding", "same")
+    parameters = reduction_parameters(options.reduction)
+    features = resolve_features(network, words, (), parameters, size_px=size_px, pool_padding=padding, rows=count)
+    needs_classifier = (
+        layer_table(network)[of[-1].layer.network_index].block == CLASSIFIER_BLOCK for of in (source.features, features)
+    )
+    is_exact = is_exact and len({*needs_classifier}) == 1
+    images = source.manifest
+    manifest = replace(images, digest=digest_images(images.keys, images.labels, images.file_bytes, images.metadata))
+    images_per_shard = options.output.images_per_shard or _images_per_shard(features, source.dtype, manifest)
+    identity = {
+        **{name: text for name, text in there.items() if not name.startswith(("reduction.", "network.pool"))},
+        **_pooling_identity(network, size_px, features[-1].layer, there.get("network.pooling", ""), padding),
+        "layers": ",".join(feature.name for feature in features),
+        **_reduction_identity(options, features),
+        "output.images_per_shard": str(images_per_shard),
+        **({} if is_exact else {"reduced from": source.digest}),
+    }
+    config = flat(yaml.safe_load(str(source.attributes["config"]))) | {**options.given, "layers": [*words], "reduce": []}
+    config["run"] = str(options.run.absolute())
+    if is_exact:
+        # An extraction makes it again.
+        del config["run"]
+    attributes = {name: value for name, value in source.attributes.items() if name != "transforms_sha256"}
+    attributes |= {"config": to_yaml(nested(config)), "compression": options.output.compression}
+    chosen = _chosen(options.given, identity)
+    return RunSpec(manifest, features, source.dtype, options.output.compression, images_per_shard, identity, attributes, chosen)
+
+
+def _chosen(given: Mapping[str, Any], identity: Mapping[str, str]) -> frozenset[str]:
+    """Return which options of an identity the program has chosen itself."""
+    names = ["output.images_per_shard", "runtime.backend", *(name for name in identity if name.endswith(".n_components"))]
+    return frozenset(name for name in names if given.get(name, "") in (None, AUTO))
+
+
+def _images_per_shard(features: Sequence[FeatureSpec], dtype: str, manifest: Manifest) -> int:
+    row_bytes, chunk_rows = _row_bytes(features, dtype, manifest), format.largest_chunk_rows(features, dtype)
+    return format.plan_images_per_shard(row_bytes, len(manifest), chunk_rows)
+
+
+def _pooling_identity(
+    name: str, size_px: tuple[int, int] | None, deepest: LayerSpec, pooling: str, pool_padding: str
+) -> dict[str, str]:
     """Return what of the pooling can change a number: nothing before the first pooling layer, the padding only at odd sides."""
-    name, size_px = options.network.name, options.data.size
     table = layer_table(name)[: deepest.network_index + 1]
     if not any(layer.kind == "pool" for layer in table):
         return {}
-    identity = {"network.pooling": options.network.pooling}
+    identity = {"network.pooling": pooling}
     up, down = (output_shapes(name, size_px, padding) if size_px else {} for padding in ("same", "valid"))
     if size_px is None or any(up.get(layer.name) != down.get(layer.name) for layer in table):
-        identity["network.pool_padding"] = weights.pool_padding
+        identity["network.pool_padding"] = pool_padding
     return identity
 
 
-def _reduction_identity(options: Options, features: Sequence[FeatureSpec]) -> dict[str, str]:
+def _reduction_identity(options: Options | ReduceOptions, features: Sequence[FeatureSpec]) -> dict[str, str]:
     """Return what the results of reductions depend on; a density of ``auto`` follows from the layer."""
     used = {reduction.name: reduction.parameters for feature in features for reduction in feature.reductions}
     fit = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 import re
@@ -19,7 +18,7 @@ from PIL import Image
 
 from . import figures
 from .config import PlotOptions
-from .errors import DatasetError, ImageError, OptionError, StoreError, nearest
+from .errors import DatasetError, ImageError, OptionError, StoreError
 from .figures import FeatureMap, Layout, is_vector, make_maps
 from .formatting import counted, words_for_shape
 from .images.decode import decode_image
@@ -30,7 +29,7 @@ from .machine import usable_cores
 from .records import OK, ImageRecord
 from .storage import RemotePath, is_address
 from .store import format
-from .store.reader import Layer, Run, open_run
+from .store.reader import Layer, Run, choose_layers, open_run
 
 # Layers up to this size are read whole.
 WHOLE_BYTES = 64 << 20
@@ -50,7 +49,7 @@ def draw_plots(options: PlotOptions) -> None:
         StoreError: The run cannot be read, an image failed, its input cannot be had, or a file cannot be written.
     """
     with open_run(options.run) as run, figures.plain_settings():
-        layers = _choose_layers(run.layers, options.layers)
+        layers = choose_layers(run.layers, options.layers)
         rows = _choose_rows(run, options.images)
         path_of = _picture_paths(run, options, rows, layers)
         for row in rows:
@@ -96,24 +95,6 @@ def _row_of(run: Run, image: int | str) -> int:
             f"Rows are counted from 0."
         )
     return image % len(run)
-
-
-def _choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Return the stored layers that names, patterns, blocks or ``all`` mean, in network order."""
-    chosen: set[str] = set()
-    for word in words:
-        if block := re.fullmatch(r"block([1-5])", word):
-            found = [name for name in stored if re.match(rf"(conv|relu|pool){block[1]}(_|\.|$)", name)]
-        else:
-            # A reduced layer may be named as it was when it was asked for: relu5_1:avg.
-            found = fnmatch.filter(stored, "*" if word == "all" else word.replace(":", "."))
-        if not found:
-            raise OptionError(
-                f"layers: not stored in this run, got {word!r}. Expected one of: {nearest(word, [*stored, 'all'])}. "
-                f"Leave it out for all that are stored."
-            )
-        chosen.update(found)
-    return [name for name in stored if name in chosen]
 
 
 def _sheets(

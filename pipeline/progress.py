@@ -39,6 +39,7 @@ STAGES: dict[str, str] = {
     "start": "loading TensorFlow and the weights",
     "read": "waiting for images (on a CPU resized too): faster disk, more runtime.workers; at a fixed size data.decode=fast",
     "network": "resizing on a GPU and the network itself: a GPU, an earlier layer, a smaller data.size",
+    "reduce": "reading and reducing the features of a finished run: faster disk, more cores",
     "store": "waiting for features to be encoded and written: faster disk, more runtime.workers, output.dtype=float16",
     "finish": "finishing shards and writing the index",
     "other": "everything else",

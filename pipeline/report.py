@@ -101,7 +101,11 @@ class Report(Made):
     @property
     def bottleneck(self) -> str:
         """Stage of the loop that took longest once images were flowing; "" where none were."""
-        return max(("read", "network", "store"), key=lambda name: self.seconds_by_stage.get(name, 0.0)) if self.rows_now else ""
+        return (
+            max(("read", "network", "reduce", "store"), key=lambda name: self.seconds_by_stage.get(name, 0.0))
+            if self.rows_now
+            else ""
+        )
 
     def json(self) -> str:
         """Return the report as JSON text."""

@@ -131,6 +131,8 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "damaged", f"{', '.join(damaged[:NAMED])}{more}; say python -m pipeline.verify run=... for all that is wrong"
     words = [text.format(identity[name]) for name, text in _IDENTITY_WORDS.items() if name in identity]
     yield "network", ", ".join([identity.get("network", str(attributes.get("network", ""))), *words])
+    if source := identity.get("reduced from"):
+        yield "reduced", f"from the stored features of run {source[:16]}..., not by an extraction"
     if "weights" in attributes:
         yield "weights", str(attributes["weights"])
     if digest := attributes.get("weights_sha256", identity.get("network.weights")):

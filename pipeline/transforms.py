@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from .config import Options
+from .config import Options, PcaOptions
 from .errors import OptionError, StoreError
 from .extract import close_unless_running, extract, make_stages
 from .network.host_reductions import fit_pca, sample_places
@@ -36,16 +36,24 @@ from .store.digests import Digests
 from .store.reader import open_run
 from .store.run_folder import RunFolder
 
+# Given features and rows of the run, ascending, returns the feature's name -> pieces (m, d) float32 of the rows that are ok.
+TakeSample = Callable[[Sequence[FeatureSpec], NDArray[np.int64]], Mapping[str, Sequence[NDArray[np.float32]]]]
+
 _LOCK_NAME = f"{format.LOCK_NAME}-fit"
 _FITTED_FOR = "fitted_for"
 _ARRAYS = ("mean", "components", "explained_variance")
 
 
 @contextmanager
-def with_transforms(options: Options, run_folder: RunFolder, weights: Weights) -> Iterator[bytes]:
+def with_transforms(options: PcaOptions, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[bytes]:
     """Give the run the transforms that it lacks: those of its folder, else fitted now, or another run's.
 
     Of processes that make parts of a run one fits, and the others wait for it.
+
+    Args:
+        options: Of the run.
+        run_folder: Opened.
+        take_sample: Computes what is to be transformed, of a sample of the images.
 
     Yields:
         What is to be written as ``transforms.npz`` before the first shard; nothing where it is there, or none is needed.
@@ -67,7 +75,7 @@ def with_transforms(options: Options, run_folder: RunFolder, weights: Weights) -
             content = read_file(path)
             is_there = _read(content, path)[1] == first.digest
         if not is_there:
-            found = other_transforms(options, wanted) or _fit(options, spec, weights, wanted, first.stop)
+            found = other_transforms(options, wanted) or _fit(options, wanted, first.stop, take_sample)
             content = _written(found, first.digest)
         digest = hashlib.sha256(content).hexdigest()
         for shard in sorted(run_folder.finished, key=lambda shard: shard.first)[:1]:
@@ -97,7 +105,7 @@ def _alone(run_folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def other_transforms(options: Options, wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
+def other_transforms(options: PcaOptions, wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
     """Return the transforms of the run that ``reduction.pca.fit`` names; none if it names none.
 
     Args:
@@ -107,9 +115,9 @@ def other_transforms(options: Options, wanted: Mapping[str, FeatureSpec]) -> dic
     Raises:
         OptionError: There is no such transform, of this length and with as many components.
     """
-    if options.reduction.pca.fit is None:
+    if options.fit is None:
         return {}
-    path, count, found = options.reduction.pca.fit, options.reduction.pca.n_components, {}
+    path, count, found = options.fit, options.n_components, {}
     there = _read(read_file(transforms_file(path)), path)[0]
     for name in wanted:
         transform = there.get(name)
@@ -139,24 +147,29 @@ class _Sample:
         self.rows.setdefault(features.layer, []).append(features.values.reshape(len(features.values), -1).astype(np.float32))
 
 
-def _fit(options: Options, spec: RunSpec, weights: Weights, wanted: Mapping[str, FeatureSpec], rows: int) -> dict[str, Transform]:
-    pca = options.reduction.pca
-    places = sample_places(rows, pca.fit_images, pca.seed)
-    _log.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
-    given = {feature.name: feature for feature in wanted.values()}
-    order = [feature.layer.network_index for feature in given.values()]
-    features = tuple(feature for _, feature in sorted(zip(order, given.values(), strict=True), key=lambda pair: pair[0]))
+def compute_sample(
+    options: Options, spec: RunSpec, weights: Weights, features: Sequence[FeatureSpec], places: NDArray[np.int64]
+) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    """Extract features of some images of a run; see :data:`TakeSample`."""
     with leaving_at_once():
-        stages = make_stages(options, replace(spec, features=features, dtype="float32"), weights)
+        stages = make_stages(options, replace(spec, features=tuple(features), dtype="float32"), weights)
     sample = _Sample()
     batches = iter(stages.load(spec.manifest, places))
     try:
         extract(batches, replace(stages, overflow_fails_row=False), sample, Stopwatch(), lambda statuses, values: None)
     finally:
         close_unless_running(batches)
+    return sample.rows
+
+
+def _fit(pca: PcaOptions, wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
+    places = sample_places(rows, pca.fit_images, pca.seed)
+    _log.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
+    given = {feature.name: feature for feature in wanted.values()}
+    sample = take_sample(sorted(given.values(), key=lambda feature: feature.layer.network_index), places)
     found = {}
     for name, feature in wanted.items():
-        values = np.concatenate(sample.rows.get(feature.name) or [np.zeros((0, 1), np.float32)])
+        values = np.concatenate(sample.get(feature.name) or [np.zeros((0, 1), np.float32)])
         if len(values) <= pca.n_components:
             raise OptionError(
                 f"reduction.pca.n_components: components are fitted to more images than there are components, got "

@@ -9,9 +9,11 @@ import yaml
 from pipeline.config import (
     CHOICES,
     EngineOptions,
+    ExportOptions,
     IndexOptions,
     Options,
     PlotOptions,
+    ReduceOptions,
     ShowOptions,
     VerifyOptions,
     check,
@@ -42,7 +44,10 @@ def test_defaults_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("config", Options), ("verify", VerifyOptions), ("index", IndexOptions), ("show", ShowOptions), ("plot", PlotOptions)],
+    [
+        *(("config", Options), ("verify", VerifyOptions), ("index", IndexOptions), ("show", ShowOptions), ("plot", PlotOptions)),
+        *(("reduce", ReduceOptions), ("export", ExportOptions)),
+    ],
 )
 def test_names_and_defaults_are_those_of_the_configuration_files(name: str, kind: type) -> None:
     folder = Path(__file__).parent.parent / "conf"

@@ -177,7 +177,7 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
     first, second = sorted((run / "shards").iterdir())
     untouched, before = (first.stat().st_ino, first.read_bytes()), second.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.job._make", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pipeline.job.make_missing", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             extract(existing=existing, **settings)
     # Killed here, nothing is lost, no line accuses the new shard, and no index tells of the old one.

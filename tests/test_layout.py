@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "store": {"storage", "training"},
     "training": set(),
 }
-COMMANDS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "from_python.py"}
+COMMANDS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "reduce.py", "export.py", "from_python.py"}
 
 # Library -> where it may be imported. The Keras reader reads HDF5 because the weights file is one.
 ONLY_IN = {
@@ -39,6 +39,8 @@ ONLY_IN = {
     "matplotlib": ("figures.py",),
     "jinja2": ("report.py",),
     "fsspec": ("storage.py",),
+    "pyarrow": ("images/lists.py", "export.py"),
+    "zarr": ("export.py",),
 }
 # A wrong option is answered before any of HEAVY is loaded.
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
@@ -88,7 +90,7 @@ def test_each_library_is_used_in_its_place(module: str) -> None:
         library = name.split(".")[0]
         assert module.startswith(ONLY_IN.get(library, "")), f"{module} imports {name}"
         # Optional, and slow to load: only when it is needed.
-        assert not (top and library in {"ray", "fsspec"}), f"{module} imports {name}"
+        assert not (top and library in {"ray", "fsspec", "pyarrow", "zarr"}), f"{module} imports {name}"
 
 
 @pytest.mark.parametrize("module", sorted(LIGHT))

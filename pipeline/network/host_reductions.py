@@ -87,7 +87,10 @@ def gaussian_matrix(length: int, n_components: int, seed: int) -> Array:
 
 
 def prepare(
-    feature: FeatureSpec, map_shape: tuple[int, ...] | None, transforms: Mapping[str, Transform] = MappingProxyType({})
+    feature: FeatureSpec,
+    map_shape: tuple[int, ...] | None,
+    transforms: Mapping[str, Transform] = MappingProxyType({}),
+    done: int = 0,
 ) -> Reducer:
     """Return a function that makes a feature of an image's activations: (h, w, c) float32 -> (d,) float32.
 
@@ -95,9 +98,10 @@ def prepare(
         feature: With reductions.
         map_shape: (h, w, c) of the layer; None at native size.
         transforms: Fitted ones, by the name of the feature up to the reduction.
+        done: How many of the reductions have been done already; the shape is then that of what they have given.
     """
     steps, shape = [], map_shape or (feature.layer.channels,)
-    for number, reduction in enumerate(feature.reductions):
+    for number, reduction in enumerate(feature.reductions[done:], done):
         name = replace(feature, reductions=feature.reductions[: number + 1]).name
         steps.append(_step(reduction, math.prod(shape), transforms.get(name)))
         shape = (output_length(reduction, shape),)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -66,6 +68,24 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     if path.is_file() and not own_name and (isinstance(path, RemotePath) or not h5py.is_hdf5(path)):
         raise StoreError(f"{path}: not a run, got a file that is no HDF5. Expected a run folder, its features.h5 or a shard.")
     return Run(path)
+
+
+def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return the stored layers that names, patterns, blocks or ``all`` mean, in network order."""
+    chosen: set[str] = set()
+    for word in words:
+        if block := re.fullmatch(r"block([1-5])", word):
+            found = [name for name in stored if re.match(rf"(conv|relu|pool){block[1]}(_|\.|$)", name)]
+        else:
+            # A reduced layer may be named as it was when it was asked for: relu5_1:avg.
+            found = fnmatch.filter(stored, "*" if word == "all" else word.replace(":", "."))
+        if not found:
+            raise OptionError(
+                f"layers: not stored in this run, got {word!r}. Expected one of: {nearest(word, [*stored, 'all'])}. "
+                f"Leave it out for all that are stored."
+            )
+        chosen.update(found)
+    return [name for name in stored if name in chosen]
 
 
 def place_of(path: str | os.PathLike[str]) -> Path:

@@ -202,7 +202,7 @@ def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> Non
         "first_row": np.int64(first_row),
         "rows": np.int64(len(spec.manifest)),
         "images_per_shard": np.int64(spec.images_per_shard),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": spec.attributes.get("created") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if spec.before:
         attributes["part_stops"] = np.array([part.stop for part in spec.parts], np.int64)

@@ -1,0 +1,233 @@
+"""``python -m pipeline.export``: features and table of a run as NumPy, Parquet or Zarr files, exactly. Loads no TensorFlow."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import cli, signals
+from .errors import OptionError, StoreError
+from .records import OK
+from .storage import RemotePath
+
+if TYPE_CHECKING:
+    from .config import ExportOptions
+    from .store.reader import Layer, Run
+
+# Of a block of rows: a chunk of Zarr, a row group of Parquet.
+BLOCK_BYTES = 16 << 20
+TABLE = "images.csv"
+# Format -> the end of the usual name; what has to be installed, and the extra that has it.
+ENDS = {"npy": "-npy", "parquet": ".parquet", "zarr": ".zarr"}
+PACKAGES = {"parquet": ("pyarrow", 17, "parquet"), "zarr": ("zarr", 3, "zarr")}
+
+Table: TypeAlias = Mapping[str, NDArray[Any]]
+Rows: TypeAlias = NDArray[np.int64]
+
+
+def export(options: ExportOptions) -> Path:
+    """Write what was chosen, and return where.
+
+    Raises:
+        OptionError: A layer is not stored, or not such as the format holds; a package is missing.
+        StoreError: The run cannot be read, nothing is left of it, or the target cannot be written.
+    """
+    from .formatting import counted
+    from .store.reader import choose_layers, open_run
+
+    _require(options.format)
+    with open_run(options.run) as run:
+        layers = [run[name] for name in choose_layers(run.layers, options.layers)]
+        for layer in layers:
+            _refuse(layer, options)
+        rows = np.flatnonzero(run.images["status"] == OK) if options.failed == "drop" else np.arange(len(run))
+        if not len(rows):
+            raise StoreError(f"{run.path}: all {len(run)} images failed, got none to write. Expected one. Use failed=nan.")
+        table = {name: column[rows] for name, column in run.images.items()}
+        target = options.file or _usual_name(run.path, options.format)
+        with _replacing(target, options) as partial:
+            WRITERS[options.format](partial, run, layers, rows, table)
+    print(f"written: {target} ({counted(len(rows), 'row')} of {', '.join(layer.name for layer in layers)})", flush=True)
+    return target
+
+
+def _require(format: str) -> None:
+    package, least, extra = PACKAGES.get(format, ("numpy", 0, ""))
+    try:
+        found = importlib.import_module(package).__version__
+    except ImportError:
+        found = "none"
+    if found == "none" or int(found.split(".")[0]) < least:
+        raise OptionError(
+            f"format: {format} needs the package {package}, got {found}. Expected version {least} or newer. "
+            f"Run `pip install 'deep-feature-pipeline[{extra}]'`."
+        )
+
+
+def _refuse(layer: Layer, options: ExportOptions) -> None:
+    """Refuse a layer that the format cannot hold."""
+    how = f"Reduce first: python -m pipeline.reduce run={options.run} layers=[{layer.name}:avg]"
+    if layer.row_shape is None:
+        raise OptionError(
+            f"layers: {options.format} holds arrays of one shape, got {layer.name} of native size. Expected vectors, or maps of "
+            f"one size. {how}"
+        )
+    if options.format == "parquet" and len(_vector_shape(layer)) > 1:
+        raise OptionError(
+            f"layers: parquet holds vectors, got {layer.name} with maps of {' x '.join(map(str, layer.row_shape))}. Expected a "
+            f"vector an image. {how}, or use format=zarr."
+        )
+
+
+def _vector_shape(layer: Layer) -> tuple[int, ...]:
+    """Return (d,) of a vector, or of a map of one position, as fc6 has; else (h, w, c)."""
+    shape = layer.row_shape or ()
+    return shape[-1:] if math.prod(shape[:-1]) == 1 else shape
+
+
+def _usual_name(path: Path, format: str) -> Path:
+    from .store.format import INDEX_NAME
+
+    folder = path.parent if path.name == INDEX_NAME else path.with_suffix("")
+    name = f"{folder.name}{ENDS[format]}"
+    here = Path() if isinstance(path, RemotePath) else folder.parent
+    return here.relative_to(Path.cwd()) / name if here.is_relative_to(Path.cwd()) else here / name
+
+
+@contextmanager
+def _replacing(target: Path, options: ExportOptions) -> Iterator[Path]:
+    """Give the name under which the target is written before it is whole.
+
+    Raises:
+        StoreError: It exists and is not to be replaced, or is none of this program's; the disk refuses.
+    """
+    from .store import disk
+
+    if target.exists():
+        if options.existing == "fail":
+            raise StoreError(f"{target}: it exists, got existing=fail. Expected nothing there. Use existing=replace or file=...")
+        names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+        is_ours = {"npy": TABLE in names, "parquet": target.is_file(), "zarr": "zarr.json" in names}
+        if not is_ours[options.format]:
+            raise StoreError(f"{target}: it is no export, got something else. Expected {options.format}. Use another file=...")
+    partial = disk.partial_path(target)
+    try:
+        _remove(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _remove(target)
+        partial.rename(target)
+    except OSError as error:
+        raise StoreError(
+            f"{target}: it cannot be written, got {error.strerror or error}. Expected space on the disk and a folder that may be "
+            "written. Choose another file=..."
+        ) from error
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _blocks(run: Run, layers: Sequence[Layer], rows: Rows) -> tuple[int, Iterator[tuple[slice, dict[str, NDArray[Any]]]]]:
+    """Return the rows of a block, and an iterator of blocks: which of the rows, layer -> values."""
+    row_bytes = sum(math.prod(layer.row_shape or ()) * layer.dtype.itemsize for layer in layers)
+    step = max(1, min(len(rows), BLOCK_BYTES // row_bytes))
+    batches = run.batches([layer.name for layer in layers], step, where=rows, failed=True)
+    return step, (
+        (slice(first, first + step), values) for first, (values, _) in zip(range(0, len(rows), step), batches, strict=True)
+    )
+
+
+def _write_npy(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table: Table) -> None:
+    """Write ``<layer>.npy`` of each layer, (n, h, w, c) or (n, d), and the table beside them."""
+    path.mkdir()
+    for layer in layers:
+        run.to_numpy(layer.name, out=path / f"{layer.name}.npy", where=rows, failed=True)
+    with (path / TABLE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*(column.tolist() for column in table.values()), strict=True))
+
+
+def _write_parquet(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table: Table) -> None:
+    """Write a column of vectors a layer, fixed-size lists, and all of the table; a block of rows is a row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: pa.array(values, None if values.dtype != object else pa.string()) for name, values in table.items()}
+    if taken := columns.keys() & {layer.name for layer in layers}:
+        raise OptionError(f"layers: the table has a column of this name, got {taken.pop()}. Expected none. Use format=zarr.")
+    types = {layer.name: pa.list_(pa.from_numpy_dtype(layer.dtype), layer.channels) for layer in layers}
+    schema = pa.schema({**{name: column.type for name, column in columns.items()}, **types})
+    step, blocks = _blocks(run, layers, rows)
+    with pq.ParquetWriter(path, schema, use_dictionary=[*columns]) as writer:
+        for where, values in blocks:
+            parts = [column[where] for column in columns.values()]
+            for name, kind in types.items():
+                parts.append(pa.FixedSizeListArray.from_arrays(pa.array(values[name].reshape(-1)), type=kind))
+            writer.write_table(pa.table(parts, schema=schema), row_group_size=step)
+
+
+def _write_zarr(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table: Table) -> None:
+    """Write the tree of the run: ``features/<layer>``, a chunk a block of rows, and ``images/<column>``."""
+    import zarr
+
+    from .store.format import AXES
+
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    with warnings.catch_warnings():
+        # Of texts, whose type Zarr's specification has not yet.
+        warnings.simplefilter("ignore")
+        for name, values in table.items():
+            kind = str if values.dtype == object else values.dtype
+            column = root.create_array(f"images/{name}", shape=values.shape, dtype=kind, dimension_names=["image"])
+            column[:] = values
+    for layer in layers:
+        shape = layer.row_shape or ()
+        step, blocks = _blocks(run, [layer], rows)
+        array = root.create_array(
+            f"features/{layer.name}",
+            shape=(len(rows), *shape),
+            chunks=(step, *shape),
+            dtype=layer.dtype,
+            fill_value=np.nan,
+            dimension_names=["image", *(f"{axis}_{layer.name}" for axis in AXES[len(shape)][1:])],
+        )
+        for where, of_layers in blocks:
+            array[where] = of_layers[layer.name]
+
+
+WRITERS: dict[str, Callable[[Path, Run, Sequence[Layer], Rows, Table], None]] = {
+    "npy": _write_npy,
+    "parquet": _write_parquet,
+    "zarr": _write_zarr,
+}
+
+
+def _export(options: ExportOptions) -> None:
+    signals.raise_in_main_thread()
+    export(options)
+
+
+def main() -> None:
+    """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
+    cli.start("pipeline.export", _export, options="ExportOptions", when_stopped="nothing was written. Run the command again.")
+
+
+if __name__ == "__main__":
+    main()

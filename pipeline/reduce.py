@@ -1,0 +1,305 @@
+"""``python -m pipeline.reduce``: make a smaller run of a finished one, by reductions of what it stores. Loads no TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import cli, signals
+from .errors import NetworkError, OptionError, StoreError
+from .records import OK, FeatureBatch, ImageStatus
+
+if TYPE_CHECKING:
+    from .config import ReduceOptions
+    from .network.host_reductions import Reducer
+    from .progress import Made, Progress, Stopwatch
+    from .records import FeatureSpec, RunSpec, Transform
+    from .report import Report
+    from .store.reader import Run
+    from .store.run_folder import RunFolder
+
+# Activations of a layer that are read at once.
+BLOCK_BYTES = 256 << 20
+WHEN_STOPPED = "finished shards are kept. Run the command again to go on."
+
+
+def reduce_run(options: ReduceOptions) -> Report:
+    """Write a run of the images and statuses of a finished one, and of reductions of its layers, shard by shard.
+
+    Raises:
+        OptionError: A layer is not stored; reductions do not fit together.
+        PipelineError: The run cannot be read, or the new one not written; finished shards are kept.
+    """
+    from .config import flat
+    from .job import finish_run, make_missing, say_plan
+    from .plan import plan_reduced_run
+    from .progress import LOGGER, Stopwatch, log_to_file, log_to_terminal
+    from .show import parse_config
+    from .store import format
+    from .store.index_file import read_run_spec
+    from .store.reader import open_run
+    from .store.run_folder import open_folder
+    from .transforms import with_transforms, write_transforms
+
+    watch = Stopwatch()
+    with log_to_terminal() as kept_lines, open_run(options.run) as run, ExitStack() as stack:
+        if run.attributes["file_kind"] != format.INDEX:
+            raise StoreError(f"{run.path}: not a whole run, got a shard. Expected a run folder. Name the folder of its run.")
+        if options.folder.absolute() == run.path.parent:
+            raise OptionError(f"name: that of the run itself, got {options.name!r}. Expected another. Choose another name.")
+        source = read_run_spec(run.path.parent)
+        devices = {name: str(run.attributes[name]) for name in format.DEVICE_ATTRIBUTES if name in run.attributes}
+        source = replace(source, attributes={**source.attributes, **devices})
+        words = stored_words(run.layers, options.layers or ["all"], options.reduce)
+        reasons = _other_numbers(source)
+        planned = plan_reduced_run(source, options, words, not reasons)
+        for feature in planned.features:
+            _base_of(feature, source.features)
+        if reasons:
+            words_for = ", ".join(reasons)
+            LOGGER.warning("numbers: not those of an extraction with these options, since the run is %s", words_for)
+        target = stack.enter_context(open_folder(options.folder, planned, options.output.existing))
+        places = _find_rows(source, target)
+        # Of shards made before, what could not be read then may be there now.
+        good = run.images["status"][places] == OK
+        target.make_again([shard for shard, rows in target.unread.items() if good[[*rows]].any()])
+        say_plan(target)
+        sample = partial(_take_sample, run, places, source.features)
+        with with_transforms(options.reduction.pca, target, sample) as transforms:
+            target.prepare()
+            if transforms:
+                write_transforms(target, transforms)
+        stack.enter_context(log_to_file(target.path / format.log_name(), kept_lines))
+        stack.enter_context(signals.clearing(target.drop_partial_files))
+        given = flat(parse_config(str(planned.attributes["config"])))
+        engine = partial(_make_shards, run, places, source.features, target) if target.missing else None
+        try:
+            made = make_missing(target, engine, [], watch, float(given.get("data.max_failed_fraction", 1.0)))
+        except NetworkError as error:
+            raise NetworkError(f"{str(error).partition(' Use ')[0]} Extract it with output.dtype=float32.") from error
+        return finish_run(target.path, target.spec, given, made, watch)
+
+
+def stored_words(stored: Sequence[str], words: Sequence[str], reduce: Sequence[str]) -> list[str]:
+    """Return what is wanted of the stored layers, each with its whole chain: ``relu5_1:avg:l2``.
+
+    Args:
+        stored: Names, also of vectors: ``relu5_1.avg``, from which a chain may go on.
+        words: Names, patterns, blocks or ``all``, of what is stored unreduced if they can mean that, with a chain or without.
+        reduce: The chain of words that have none.
+
+    Raises:
+        OptionError: A word means nothing that is stored.
+    """
+    from .store.reader import choose_layers
+
+    found: list[str] = []
+    for word in words:
+        name, *steps = word.split(":")
+        if not steps:
+            rest = [step for each in reduce for step in each.split(":")]
+            found += [":".join([*base.split("."), *rest]) for base in _bases(stored, name) or choose_layers(stored, [name])]
+            continue
+        # What has most of the chain already.
+        for count in range(len(steps), -1, -1):
+            if bases := _bases(stored, ".".join([name, *steps[:count]])):
+                found += [":".join([*base.split("."), *steps[count:]]) for base in bases]
+                break
+        else:
+            choose_layers(stored, [name])  # which says what is stored
+    return found
+
+
+def _bases(stored: Sequence[str], word: str) -> list[str]:
+    """Return the stored names that a word means, unreduced layers if there are any; none where it means nothing."""
+    from .store.reader import choose_layers
+
+    for names in ([name for name in stored if "." not in name], stored):
+        with suppress(OptionError):
+            return choose_layers(names, [word])
+    return []
+
+
+def _other_numbers(source: RunSpec) -> list[str]:
+    """Return why reductions of stored features are not what an extraction computes; nothing where they are, bit for bit."""
+    from .network.architectures import WINOGRAD
+
+    backend, device = source.options["runtime.backend"], source.attributes["device"]
+    return [
+        *(["float16"] if source.dtype != "float32" else []),
+        *([f"by runtime.backend={backend}"] if backend != WINOGRAD else []),
+        *([f"made on {device}"] if device != "cpu" else []),
+        *(["such a run itself"] if "reduced from" in source.options else []),
+    ]
+
+
+def _base_of(feature: FeatureSpec, stored: Sequence[FeatureSpec]) -> FeatureSpec:
+    """Return what a feature is made of: of its layer, what is stored with the most of its reductions.
+
+    Not of components that have been fitted: their transform belongs to the run that has them.
+    """
+    of_layer = [base for base in stored if base.layer.name == feature.layer.name]
+    fitting = [
+        base
+        for base in of_layer
+        if base.reductions == feature.reductions[: len(base.reductions)] and "pca" not in base.name.split(".")
+    ]
+    if not fitting:
+        there = "; ".join(f"{base.name} with {base.reductions[-1].parameters}" for base in of_layer)
+        raise OptionError(
+            f"layers: {feature.name} cannot be made of what is stored, got {there}. Expected {feature.layer.name} itself, or "
+            "the same options and no pca. Set reduction.* as they were, or extract it."
+        )
+    return max(fitting, key=lambda base: len(base.reductions))
+
+
+def _find_rows(source: RunSpec, target: RunFolder) -> NDArray[np.int64]:
+    """Return (N,) the row in the run of each image of the new one, which may have grown in another order.
+
+    Raises:
+        StoreError: An image is not there.
+    """
+    rows = {key: row for row, key in enumerate(source.manifest.keys)}
+    keys = target.spec.manifest.keys
+    if lost := [key for key in keys if key not in rows]:
+        raise StoreError(
+            f"{target.path}: it has images that the run has not, got {len(lost)}, e.g. {lost[0]!r}. Expected images of the run. "
+            "Use output.existing=replace, or another name=..."
+        )
+    return np.array([rows[key] for key in keys], np.int64)
+
+
+def _make_shards(
+    run: Run,
+    places: NDArray[np.int64],
+    stored: Sequence[FeatureSpec],
+    target: RunFolder,
+    progress: Progress,
+    watch: Stopwatch,
+) -> Made:
+    """Make the missing shards: an engine, see :mod:`pipeline.engines`.
+
+    Args:
+        run: What is reduced.
+        places: Row of the new run -> row of this one.
+        stored: What it has.
+        target: The new run.
+        progress: Is told of each shard.
+        watch: Gets the seconds of each stage.
+    """
+    from .machine import usable_cores
+    from .progress import Made
+    from .store.writer import Writer
+
+    columns = [run.images[name] for name in ("error", "height", "width", "bytes", "sha256")]
+    # By this time it is told which images have changed since they were read: no later than the features were made.
+    created = min(_created(run))
+    reducers = _prepare(target.spec.features, stored, target.spec.transforms)
+    made = Made("cpu")
+    for part, missing in target.parts():
+        part = replace(part, attributes={**part.attributes, "created": created})
+        writer = Writer(target.path, part, missing, usable_cores(), digests=target.digests())
+        try:
+            for shard in missing:
+                rows, values = np.arange(shard.first, shard.stop), 0
+                told = zip(rows.tolist(), *(column[places[rows]].tolist() for column in columns), strict=True)
+                statuses = [ImageStatus(*of_image) for of_image in told]
+                with watch.stage("store"):
+                    writer.put_statuses(statuses)
+                rows = rows[[not status.error for status in statuses]]
+                for batch in watch.over(_reduced(run, places, rows, reducers), "reduce"):
+                    values += batch.values.size
+                    with watch.stage("store"):
+                        writer.put_features(batch)
+                progress.count(statuses, values, made.bytes_raw + writer.bytes_raw, made.bytes_stored + writer.bytes_stored)
+            with watch.stage("finish"):
+                writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+        made.add(writer)
+    return made
+
+
+def _take_sample(
+    run: Run,
+    places: NDArray[np.int64],
+    stored: Sequence[FeatureSpec],
+    features: Sequence[FeatureSpec],
+    rows: NDArray[np.int64],
+) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.transforms.TakeSample`."""
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    rows = rows[run.images["status"][places[rows]] == OK]
+    for batch in _reduced(run, places, rows, _prepare(features, stored, {})):
+        found.setdefault(batch.layer, []).append(batch.values.reshape(len(batch.values), -1))
+    return found
+
+
+def _prepare(
+    features: Sequence[FeatureSpec], stored: Sequence[FeatureSpec], transforms: Mapping[str, Transform]
+) -> dict[str, list[tuple[str, Reducer | None]]]:
+    """Return what is read -> the features that are made of it, and how; None: as it is."""
+    from .network.host_reductions import prepare
+
+    found: dict[str, list[tuple[str, Reducer | None]]] = {}
+    for feature in features:
+        base = _base_of(feature, stored)
+        done = len(base.reductions)
+        is_same = done == len(feature.reductions)
+        found.setdefault(base.name, []).append(
+            (feature.name, None if is_same else prepare(feature, base.shape, transforms, done))
+        )
+    return found
+
+
+def _reduced(
+    run: Run, places: NDArray[np.int64], rows: NDArray[np.int64], reducers: Mapping[str, Sequence[tuple[str, Reducer | None]]]
+) -> Iterator[FeatureBatch]:
+    """Yield the features of rows that are ok, some rows of a layer at a time; at native size each image for itself."""
+    from .machine import usable_cores
+    from .network.host_reductions import reduce_rows
+
+    with ThreadPoolExecutor(usable_cores(), "reduce") as pool:
+        for base, wanted in reducers.items():
+            layer = run[base]
+            step = max(1, BLOCK_BYTES // (math.prod(layer.row_shape) * 4)) if layer.row_shape else 1
+            for first in range(0, len(rows), step):
+                block = rows[first : first + step]
+                stored = layer.read(places[block], np.dtype(np.float32))
+                for name, reducer in wanted:
+                    yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else np.asarray(stored))
+
+
+def _created(run: Run) -> list[str]:
+    """Return when each shard was finished."""
+    from .store.format import SHARD_FOLDER
+    from .store.reader import open_run
+
+    found = []
+    for shard in run.shards:
+        with open_run(run.path.parent / SHARD_FOLDER / shard.file_name) as one:
+            found.append(str(one.attributes["created"]))
+    return found
+
+
+def _reduce(options: ReduceOptions) -> None:
+    signals.raise_in_main_thread()
+    reduce_run(options)
+
+
+def main() -> None:
+    """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
+    cli.start("pipeline.reduce", _reduce, options="ReduceOptions", when_stopped=WHEN_STOPPED)
+
+
+if __name__ == "__main__":
+    main()
