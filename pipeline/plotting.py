@@ -235,21 +235,15 @@ def input_picture(run: Run, row: int) -> NDArray[np.uint8]:
     """Return the picture that the network saw of a row, (H, W, 3) uint8 RGB, made again from the image's file.
 
     Raises:
-        ImageError: The file is gone, has changed, or cannot be read; or the run does not say how it was resized.
+        ImageError: The file is gone, has changed, or cannot be read.
     """
-    try:
-        identity = json.loads(str(run.attributes["identity"]))
-        resize, size = None, identity["data.size"]
-        if size != "native":
-            height, width = map(int, size.split("x"))
-            resize = ResizeSpec((height, width), identity["data.resize"], identity["data.interpolation"])
-        mean = np.asarray(run.attributes["mean_pixel"], np.float64).reshape(3)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ImageError("the run does not say how its images were made ready") from error
+    identity, mean = json.loads(str(run.attributes["identity"])), np.asarray(run.attributes["mean_pixel"], np.float64)
     data = read_again(find_image(run, row), str(run.images["sha256"][row]))
-    if resize is None:
+    if identity["data.size"] == "native":
         return decode_image(data)[0]
-    ratio_for = partial(dct_reduction, spec=resize) if identity.get("data.decode") == "fast" else None
+    height, width = map(int, identity["data.size"].split("x"))
+    resize = ResizeSpec((height, width), identity["data.resize"], identity["data.interpolation"])
+    ratio_for = partial(dct_reduction, spec=resize) if identity["data.decode"] == "fast" else None
     values = resize_on_host(decode_image(data, ratio_for)[0], resize, mean.astype(np.float32))
     return np.clip(np.rint(values + mean), 0, 255).astype(np.uint8)
 
