@@ -1,0 +1,206 @@
+"""``make gpu-check``: a GPU's numbers against the CPU's, and images a second of each part of the road. Small where there is none.
+
+Every line is a whole run of ``python -m pipeline.run`` in a process of its own, so that it is what users get. Without a GPU the
+device functions run on the CPU, in float32, on few small images: that shows that the check works, and nothing of a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import open_run
+
+from .benchmarks.machine import describe_machine
+from .benchmarks.photographs import make_differing, make_photographs
+from .benchmarks.sides import run_ours
+
+FIVE = "relu1_1,relu2_1,relu3_1,relu4_1,relu5_1"
+# Largest relative error (norm) of any layer that is allowed, against the CPU's float32.
+TOLERANCES = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        what: Was run.
+        figure: Relative error, or images a second.
+        unit: Of it.
+        most: What an error may be; None of a rate.
+        notes: Which layer is worst; where the time went.
+    """
+
+    what: str
+    figure: float
+    unit: str
+    most: float | None = None
+    notes: str = ""
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether an error is larger than it may be, or no number."""
+        return self.most is not None and not self.figure <= self.most
+
+
+class Check:
+    """The runs of one check.
+
+    Args:
+        folder: Empty; all is written here.
+        has_gpu: Whether TensorFlow sees one.
+    """
+
+    def __init__(self, folder: Path, has_gpu: bool) -> None:
+        self.folder, self.has_gpu = folder, has_gpu
+        self.precisions = [*TOLERANCES] if has_gpu else ["float32"]
+        self.device = ["runtime.device=gpu"] if has_gpu else ["runtime.device=cpu", "runtime.backend=tensorflow"]
+        self.side = 224 if has_gpu else 64
+
+    def lines(self) -> Iterator[Line]:
+        """Yields each line when it is measured."""
+        yield from self.errors()
+        yield from self.rates()
+
+    # -- Numbers -----------------------------------------------------------------------------------------------------------
+
+    def errors(self) -> Iterator[Line]:
+        """Yields the worst layer of each size and precision."""
+        images = make_differing(self.folder / "differing", 6 if self.has_gpu else 3)
+        sizes = [
+            (f"all layers, {self.side} px", "all", f"data.size={self.side}"),
+            ("all layers, 65 x 33 px", "all", "data.size=[65,33]"),
+            ("native size", "relu1_1,relu3_1,relu5_1", "data.size=null"),
+        ]
+        for what, layers, size in sizes:
+            common = [f"data.dir={images}", f"layers=[{layers}]", size, "output.compression=none"]
+            run_ours(self.folder / "expected", *common, "runtime.device=cpu", "output.existing=replace")
+            for precision in self.precisions:
+                found = self.folder / "found"
+                run_ours(found, *common, *self.device, f"runtime.precision={precision}", "output.existing=replace")
+                layer, error = worst_layer(found, self.folder / "expected")
+                yield Line(f"{what}, {precision}", error, "relative error", TOLERANCES[precision], f"worst at {layer}")
+
+    # -- Rates -------------------------------------------------------------------------------------------------------------
+
+    def rates(self) -> Iterator[Line]:
+        """Yields images a second of whole jobs that differ in one part of the road."""
+        images = make_photographs(self.folder / "photographs", 256 if self.has_gpu else 8)
+        if self.has_gpu:
+            # The same bytes by other names: reading and decoding take as long, making them does not.
+            for path in [*images.iterdir()]:
+                for number in range(15):
+                    os.link(path, images / f"{path.stem}-{number:02d}.jpg")
+        common = [f"data.dir={images}", f"data.size={self.side}", "output.existing=replace", *self.device]
+        jobs: list[tuple[str, list[str]]] = []
+        for precision in self.precisions:
+            # What is reduced on the device leaves nothing to fetch, encode or write: reading, resizing and the network.
+            jobs.append((f"relu4_1:avg, {precision}", ["layers=[relu4_1:avg]", f"runtime.precision={precision}"]))
+            jobs.append((f"relu4_1, {precision}, gzip", [f"runtime.precision={precision}"]))
+        fast = "tf32" if self.has_gpu else "float32"
+        jobs.append((f"relu4_1, {fast}, none", [f"runtime.precision={fast}", "output.compression=none"]))
+        jobs.append((f"relu4_1, {fast}, float16, gzip", [f"runtime.precision={fast}", "output.dtype=float16"]))
+        jobs.append((f"five layers, {fast}, float16, none", [f"runtime.precision={fast}", f"layers=[{FIVE}]"]))
+        jobs[-1][1].extend(["output.dtype=float16", "output.compression=none"])
+        for what, options in jobs:
+            report = run_ours(self.folder / "rate", *common, *options).report
+            yield Line(what, report["images_per_second"], "images/s", notes=where_time_went(report))
+        yield self.two_processes(common, fast)
+
+    def two_processes(self, common: list[str], precision: str) -> Line:
+        """Gives the rate of two processes on one GPU, each its part of a run."""
+        common = [option for option in common if not option.startswith("output.existing")]
+        options = [*common, f"runtime.precision={precision}", f"output.images_per_shard={128 if self.has_gpu else 4}"]
+        with ThreadPoolExecutor(2) as pool:
+            parts = [pool.submit(run_ours, self.folder / "two", *options, f"part={number}/2") for number in (1, 2)]
+            seconds = max(part.result().seconds for part in parts)
+        rows = len(open_run(self.folder / "two"))
+        return Line(f"relu4_1, {precision}, gzip, two processes", rows / seconds, "images/s", notes="with their start")
+
+
+def worst_layer(found: Path, expected: Path) -> tuple[str, float]:
+    """Gives the layer that differs most from the expected one, and how much (relative norm of a row)."""
+    ours, theirs = open_run(found), open_run(expected)
+    assert ours.layers == theirs.layers
+    assert all(status == "ok" for status in [*ours.images["status"], *theirs.images["status"]])
+    errors = {
+        layer: max(relative_error(ours[layer][row], theirs[layer][row]) for row in range(len(ours))) for layer in ours.layers
+    }
+    layer = max(errors, key=lambda name: errors[name])
+    return layer, errors[layer]
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Gives the norm of the difference over that of what is expected."""
+    expected = np.asarray(expected, np.float64)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def where_time_went(report: dict[str, Any]) -> str:
+    """Gives the seconds that the main thread waited for each stage."""
+    return ", ".join(
+        f"{name} {report['seconds_by_stage'][name]:.1f} s" for name in ("start", "read", "network", "store", "finish")
+    )
+
+
+def describe_device() -> tuple[bool, str]:
+    """Gives whether TensorFlow sees a GPU, and words for it."""
+    from pipeline.network import load_tensorflow
+
+    load_tensorflow()
+    from pipeline.network.device import choose_device
+
+    gpu = choose_device("auto", None, (224, 224), "tensorflow", 1).gpu
+    if gpu is None:
+        return False, "no GPU: the device functions on the CPU, few small images"
+    return True, f"{gpu.model}, {gpu.count} here, {gpu.free_bytes / 1e9:.0f} GB free, CUDA {gpu.cuda}, cuDNN {gpu.cudnn}"
+
+
+def format_table(lines: list[Line]) -> str:
+    """Gives the lines as a Markdown table."""
+    cells = [("what", "figure", "at most", "notes")]
+    for line in lines:
+        figure = f"{line.figure:.1e}" if line.most else f"{line.figure:.1f} {line.unit}"
+        most = "" if line.most is None else f"{line.most:.0e}{' WRONG' if line.is_wrong else ''}"
+        cells.append((line.what, figure, most, line.notes))
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    rows = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
+
+
+def main() -> int:
+    """Runs the check, prints the table and writes it as JSON; gives 1 where a number is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description="Check a GPU's numbers and time its stages.")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu-check.json"), help="where the table goes as JSON")
+    given = parser.parse_args()
+    # In a process that ends: the runs are to find the GPU's memory free.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        has_gpu, device = pool.submit(describe_device).result()
+    machine = {**describe_machine(), "device": device}
+    print("\n".join(f"{name}: {text}" for name, text in machine.items()), flush=True)
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        for line in Check(Path(folder), has_gpu).lines():
+            lines.append(line)
+            print(f"{line.what}: {line.figure:.3g} {line.unit}", file=sys.stderr, flush=True)
+            # After every line, so that a check that is stopped leaves what it has found.
+            content = {"machine": machine, "lines": [asdict(line) for line in lines]}
+            given.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{format_table(lines)}")
+    return int(any(line.is_wrong for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
