@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +80,6 @@ class Report(Made):
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     part: str
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """Return the report that :meth:`json` was made of.
-
-        Raises:
-            ValueError: It is no JSON.
-            TypeError: It is not that of a report; also KeyError and AttributeError.
-        """
-        content = json.loads(text)
-        content["layers"] = {name: shape and tuple(shape) for name, shape in content["layers"].items()}
-        return cls(**{part.name: content[part.name] for part in fields(cls)})
 
     @property
     def seconds(self) -> float:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -48,10 +49,9 @@ def argument(name: str, value: Any) -> str:
 def _grammar(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_grammar, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    is_word = not isinstance(value, str) or (_WORD.fullmatch(value) and value not in ("null", "true", "false"))
-    return str(value) if is_word else quoted(value)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value if _WORD.fullmatch(value) and value not in ("null", "true", "false") else quoted(value)
 
 
 def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> str:

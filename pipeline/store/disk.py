@@ -20,7 +20,6 @@ from .format import PARTIAL_SUFFIX
 
 # Of a run at an address: shards that are whole and being uploaded, besides two that are being made.
 SHARDS_FINISHING = 4
-SHARDS_IN_SCRATCH = 2 + SHARDS_FINISHING
 
 REMOVED_AT_ONCE = 16
 
