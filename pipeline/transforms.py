@@ -23,7 +23,7 @@ from .errors import OptionError, StoreError
 from .extract import close_unless_running, extract, make_stages
 from .network.host_reductions import fit_pca, sample_places
 from .network.known_weights import Weights
-from .network.reductions import prefixes
+from .network.reductions import prefixes, require_sample
 from .plan import transforms_file
 from .progress import LOGGER as _log
 from .progress import Stopwatch
@@ -170,12 +170,7 @@ def _fit(pca: PcaOptions, wanted: Mapping[str, FeatureSpec], rows: int, take_sam
     found = {}
     for name, feature in wanted.items():
         values = np.concatenate(sample.get(feature.name) or [np.zeros((0, 1), np.float32)])
-        if len(values) <= pca.n_components:
-            raise OptionError(
-                f"reduction.pca.n_components: components are fitted to more images than there are components, got "
-                f"{pca.n_components} and {len(values)} images of the sample that are ok. Expected more images. "
-                f"Lower it, raise reduction.pca.fit_images, or name another run by reduction.pca.fit."
-            )
+        require_sample(pca.n_components, len(values), " of the sample that are ok")
         found[name] = fit_pca(values, pca.n_components)
         share = found[name].explained_variance.sum() / values.var(axis=0, ddof=1, dtype=np.float64).sum()
         _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca.n_components, 100 * share)

@@ -81,6 +81,20 @@ def resolve_features(
     return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
 
 
+def require_sample(n_components: int, images: int, which: str) -> None:
+    """Raise the one-line error of a sample that is too small for principal components; ``which`` of its images count.
+
+    Raises:
+        OptionError: It is.
+    """
+    if images <= n_components:
+        raise OptionError(
+            f"reduction.pca.n_components: components are fitted to more images than there are components, got {n_components} and "
+            f"{images} images{which}. Expected more images. Lower it, raise reduction.pca.fit_images, or name another run by "
+            f"reduction.pca.fit."
+        )
+
+
 def prefixes(features: Sequence[FeatureSpec]) -> dict[str, FeatureSpec]:
     """Return for each transform that must be fitted its name, ``relu5_1.avg.pca``, -> what it is applied to, ``relu5_1.avg``."""
     found = {}
@@ -127,6 +141,8 @@ def _reduced(
         reduction = Reduction(name, _with_auto(parameters.get(name, {}), length, rows))
         word, is_map = f"{word}:{name}", False
         _check_size(reduction, length, word)
+        if rows is not None and "fit_images" in reduction.parameters:
+            require_sample(int(reduction.parameters["n_components"]), min(rows, int(reduction.parameters["fit_images"])), "")
         shape = (output_length(reduction, shape or (feature.layer.channels,)),)
         feature = replace(feature, reductions=(*feature.reductions, reduction))
     return replace(feature, shape=shape)
