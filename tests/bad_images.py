@@ -187,7 +187,7 @@ TIFF_TAGS |= {"rows": 278, "planar": 284, "colours": 320, "tile_width": 322, "ti
 TIFF_TAGS |= {"format": 339, "subsampling": 530}
 
 
-def tiff(parts: list[bytes], order: str = "<", offsets: list[int] | None = None, **tags: int | tuple[int, ...]) -> bytes:
+def tiff(parts: list[bytes], order: str = "<", **tags: int | tuple[int, ...]) -> bytes:
     """Gives a TIFF, grey and of 40 x 56 px unless its tags say otherwise, from its strips or tiles."""
     values: dict[str, int | tuple[int, ...]] = {"width": 56, "height": 40, "bits": 8, "compression": 1, "photometric": 1}
     entries = {TIFF_TAGS[name]: n if isinstance(n, tuple) else (n,) for name, n in {**values, "samples": 1, **tags}.items()}
@@ -195,7 +195,7 @@ def tiff(parts: list[bytes], order: str = "<", offsets: list[int] | None = None,
     entries[sizes], entries[places] = tuple(map(len, parts)), (0,) * len(parts)
     begin = 8 + 2 + 12 * len(entries) + 4 + sum(4 * len(numbers) for numbers in entries.values() if len(numbers) > 1)
     found = tuple(begin + sum(map(len, parts[:number])) for number in range(len(parts)))
-    entries[places] = found if offsets is None else tuple(offsets)
+    entries[places] = found
     directory, behind = b"", b""
     for tag, numbers in sorted(entries.items()):
         field = packed = struct.pack(f"{order}{len(numbers)}I", *numbers)

@@ -20,6 +20,7 @@ from pipeline.images.decode import decode_image
 from .bad_images import encode, error_of, picture, png_of, tiff
 
 ENDS_EARLY = "truncated: the file ends early, or was never written to the end: "
+LIBTIFF = "corrupt: the data are damaged, or not all there"
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 # Format, mode, options: what Pillow can write.
@@ -163,14 +164,12 @@ def test_a_tiff_without_some_of_its_strips_fails() -> None:
     strips = [grey[top : top + 10].tobytes() for top in range(0, 40, 10)]
     for whole in (tiff(strips, rows=10), tiff([grey.tobytes()]), tiff([grey.tobytes()], rows=2**32 - 1)):
         assert np.array_equal(decode_image(whole)[0][:, :, 0], grey)
-    assert error_of(tiff(strips[:3], rows=10)) == f"{ENDS_EARLY}3 of 4 strips are there"
-    assert error_of(tiff(strips[:1], rows=10)) == f"{ENDS_EARLY}1 of 4 strips are there"
-    places = [8 + 2 + 12 * 9 + 4 + 32 + 560 * number for number in range(3)]
-    assert error_of(tiff(strips, offsets=[*places, 0], rows=10)) == f"{ENDS_EARLY}3 of 4 strips are there"
+    for some in (strips[:3], strips[:1], [*strips[:3], b""]):
+        assert error_of(tiff(some, rows=10)) == LIBTIFF
     packed = [zlib.compress(strip) for strip in strips]
     assert np.array_equal(decode_image(tiff(packed, rows=10, compression=8))[0][:, :, 0], grey)
     short = [*packed[:3], zlib.compress(strips[3][:300])]
-    assert error_of(tiff(short, rows=10, compression=8)) == "corrupt: decoder error -2"
+    assert error_of(tiff(short, rows=10, compression=8)) == LIBTIFF
 
 
 def test_a_tiff_without_some_of_its_tiles_or_planes_fails() -> None:
@@ -179,18 +178,18 @@ def test_a_tiff_without_some_of_its_tiles_or_planes_fails() -> None:
     tiles = [grey[top : top + 16, left : left + 16].tobytes() for top in range(0, 48, 16) for left in range(0, 64, 16)]
     options = {"tile_width": 16, "tile_height": 16}
     assert np.array_equal(decode_image(tiff(tiles, **options))[0][:, :, 0], grey[:40, :56])
-    assert error_of(tiff(tiles[:11], **options)) == f"{ENDS_EARLY}11 of 12 tiles are there"
+    assert error_of(tiff(tiles[:11], **options)) == LIBTIFF
     planes = [bytes([value]) * 2240 for value in (10, 20, 30)]
     separate = {"samples": 3, "photometric": 2, "planar": 2, "rows": 40}
     assert decode_image(tiff(planes, **separate))[0][0, 0].tolist() == [10, 20, 30]
-    assert error_of(tiff(planes[:2], **separate)) == f"{ENDS_EARLY}2 of 3 strips are there"
+    assert error_of(tiff(planes[:2], **separate)) == LIBTIFF
 
 
 def test_a_jpeg_in_a_tiff_that_ends_early_fails() -> None:
     grey = picture(3).convert("L")
     jpeg = encode(grey, "JPEG", "L")
     assert decode_image(tiff([jpeg], compression=7))[0].shape == (40, 56, 3)
-    assert error_of(tiff([jpeg[: len(jpeg) // 2]], compression=7)) == f"{ENDS_EARLY}0 of 1 strips are there"
+    assert error_of(tiff([jpeg[: len(jpeg) // 2]], compression=7)) == f"{ENDS_EARLY}0 of 1 JPEGs in it have an end"
 
 
 def test_a_jpeg2000_without_some_of_its_tiles_fails() -> None:

@@ -31,7 +31,7 @@ BYTES = np.rint(VALUES * 255).astype(np.uint8)
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 # What the files in image_cases show.
 RAMPS = np.stack([ROWS * 5, COLUMNS * 4, (ROWS + COLUMNS) * 2], axis=2)
-SEPARATE, WHITE_IS_ZERO, GREY, RGB, PALETTE, INKS, YCBCR = 2, 0, 1, 2, 3, 5, 6
+SEPARATE, WHITE_IS_ZERO, GREY, RGB, PALETTE, INKS, YCBCR, LAB = 2, 0, 1, 2, 3, 5, 6, 8
 
 
 def on_white(colour: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.uint8]:
@@ -91,6 +91,27 @@ def test_a_palette_of_8_bits_where_16_should_be_is_not_black(factor: int) -> Non
     assert_shows(data, palette[:, BYTES[..., 0]].transpose(1, 2, 0), 0)
 
 
+def test_bits_the_other_way_round_and_fewer_samples_of_colour_of_an_uncompressed_tiff() -> None:
+    turned = [np.packbits(np.unpackbits(plane), bitorder="little").tobytes() for plane in BYTES[..., :3].transpose(2, 0, 1)]
+    assert_shows(tiff(turned, bits=(8,) * 3, samples=3, photometric=RGB, planar=SEPARATE, fill=2), BYTES[..., :3], 0)
+    # Of each square of four pixels: four of brightness, then the two of colour.
+    squares = BYTES[..., 0].reshape(HEIGHT // 2, 2, WIDTH // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    units = np.hstack([squares, np.full((len(squares), 2), 128, np.uint8)])
+    data = tiff([units.tobytes()], bits=(8,) * 3, samples=3, photometric=YCBCR, subsampling=(2, 2))
+    assert_shows(data, grey(BYTES[..., 0]))
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("code", ["f4", "i4"])
+def test_grey_of_32_bits_in_either_order_of_bytes(code: str, compression: int) -> None:
+    values = VALUES[..., 0] if code == "f4" else np.rint(VALUES[..., 0] * 65535)
+    for order in "<>":
+        content = values.astype(order + code).tobytes()
+        parts = [zlib.compress(content) if compression == 8 else content]
+        data = tiff(parts, order, bits=32, format=3 if code == "f4" else 2, compression=compression)
+        assert_shows(data, grey(BYTES[..., 0]))
+
+
 def test_grey_with_its_alpha_multiplied_in() -> None:
     shown = np.rint(VALUES[..., 0] * VALUES[..., 3] * 255).astype(np.uint8)
     data = tiff([np.dstack([shown, BYTES[..., 3]]).tobytes()], bits=(8, 8), samples=2, extra=1)
@@ -108,14 +129,10 @@ def test_grey_with_its_alpha_multiplied_in() -> None:
         ([b"RIFF\0\0\0\0WEBP"], {"compression": 50001}, "TIFF compressed by WebP"),
         ([BYTES[..., 0].tobytes()], {"format": 2}, "TIFF of signed 8-bit samples"),
         ([BYTES.tobytes()], {"bits": (8,) * 4, "samples": 4, "photometric": INKS, "inks": 2}, "TIFF of inks other than CMYK"),
-        ([bytes(HEIGHT * WIDTH * 3)], {"bits": (8,) * 3, "samples": 3, "photometric": YCBCR, "subsampling": (2, 2)},
-         "TIFF of uncompressed YCbCr with fewer samples of colour"),
+        ([BYTES[..., 0].tobytes()] * 3, {"bits": (8,) * 3, "samples": 3, "photometric": LAB, "planar": SEPARATE},
+         "TIFF of 3 separate planes in mode LAB"),
         ([BYTES[..., 0].tobytes()] * 2, {"bits": (8, 8), "samples": 2, "extra": 2, "planar": SEPARATE},
-         "TIFF of separate planes in mode LA"),
-        ([BYTES[..., 0].tobytes()] * 3, {"bits": (8,) * 3, "samples": 3, "photometric": RGB, "planar": SEPARATE, "fill": 2},
-         "TIFF of separate planes with the lowest bit first"),
-        ([packed_bits(BYTES[..., 0] // 16, 4)], {"bits": 4, "photometric": PALETTE, "fill": 2, "colours": (0,) * 48},
-         "unknown raw mode for given image mode"),
+         "TIFF of 2 separate planes in mode LA"),
     ],
 )  # fmt: skip
 def test_kinds_of_tiff_that_are_not_read_are_called_unsupported(parts: list[bytes], tags: dict[str, Any], kind: str) -> None:

@@ -53,8 +53,10 @@ _LONGEST_TEXT_BYTES = 1 << 17
 _APPLE_CHUNK = b"CgBI"
 _PNG_BITS, _PNG_COLOUR = 24, 25
 
+# Pillow's own reader of uncompressed TIFF takes planes of 16 bits for planes of 8, and strips that are not there for black.
+tiff.READ_LIBTIFF = True
 # Source: TIFF 6.0: values of photometric interpretation, planar configuration and compression.
-_WHITE_IS_ZERO, _INKS, _YCBCR, _SEPARATE_PLANES, _JPEG_IN_TIFF = 0, 5, 6, 2, 7
+_WHITE_IS_ZERO, _INKS, _SEPARATE_PLANES, _JPEG_IN_TIFF = 0, 5, 2, 7
 _INK_SET = 332
 _END_OF_JPEG = b"\xff\xd9"
 # Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
@@ -135,6 +137,9 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
     """Return the right picture for an image that has been loaded: most often the image itself."""
     if isinstance(image, tiff.TiffImageFile):
         tags, is_deep = image.tag_v2, image.mode.startswith("I;16")
+        if image.mode in ("F", "I") and tags.prefix == b"MM":
+            # libtiff has turned the bytes round, and then Pillow has.
+            image = Image.fromarray(np.asarray(image).byteswap())
         values = np.asarray(image) if is_deep or image.mode == "F" else None
         if values is not None and is_deep and tags.get(tiff.BITSPERSAMPLE) == (12,):
             values = ((values.astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16)
@@ -161,8 +166,8 @@ def missing_parts(image: Image.Image, data: bytes) -> str:
     """
     if image.format == "PNG":
         return _missing_png_bytes(image, data)
-    if isinstance(image, tiff.TiffImageFile):
-        return _missing_strips(image.tag_v2, data)
+    if isinstance(image, tiff.TiffImageFile) and image.tag_v2.get(tiff.COMPRESSION) == _JPEG_IN_TIFF:
+        return _missing_jpegs(image.tag_v2, data)
     if image.format == "JPEG2000" and data.find(_J2K_END, data.find(_J2K_START)) < 0:
         # Coded data do not contain it. The reader leaves grey what it does not find.
         return "its code stream has no end"
@@ -238,48 +243,29 @@ def _tiff_kind(data: bytes) -> str:
 
 def _refused_tiff(image: tiff.TiffImageFile) -> str:
     tags = image.tag_v2
-    bits, photometric = tags.get(tiff.BITSPERSAMPLE, (1,)), tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
-    is_raw = image.info.get("compression") == "raw"
+    bits = tags.get(tiff.BITSPERSAMPLE, (1,))
     if image.info.get("compression") == "webp":  # Pillow's own libtiff is built without it.
         return "TIFF compressed by WebP"
     if bits == (8,) and tags.get(tiff.SAMPLEFORMAT) == (2,):
         return "TIFF of signed 8-bit samples"
-    if photometric == _INKS and tags.get(_INK_SET) == 2:
+    if tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == _INKS and tags.get(_INK_SET) == 2:
         return "TIFF of inks other than CMYK"
-    if photometric == _YCBCR and is_raw and tuple(tags.get(tiff.YCBCRSUBSAMPLING, (2, 2))) != (1, 1):
-        return "TIFF of uncompressed YCbCr with fewer samples of colour"
-    if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES and len(bits) > 1:
-        if image.mode not in ("RGB", "RGBA", "CMYK") or 1 in tags.get(tiff.EXTRASAMPLES, ()):
-            return f"TIFF of separate planes in mode {image.mode}"
-        if is_raw and tags.get(tiff.FILLORDER) == 2:
-            return "TIFF of separate planes with the lowest bit first"
-        if is_raw and bits[0] == 16:
-            # Pillow reads such planes as if they had 8 bits, unless each says otherwise.
-            order = ";16L" if tags.prefix == b"II" else ";16B"
-            image.tile = [tile._replace(args=(f"{tile.args[0]}{order}", *tile.args[1:])) for tile in image.tile]  # type: ignore[index]
+    is_usual = image.mode in ("RGB", "RGBA", "CMYK") and len(bits) <= 4 and 1 not in tags.get(tiff.EXTRASAMPLES, ())
+    if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES and len(bits) > 1 and not is_usual:
+        return f"TIFF of {len(bits)} separate planes in mode {image.mode}"
     if image.mode == "P" and (colours := tags.get(tiff.COLORMAP)) and max(colours) < 256:
         # Of 16 bits each, as they should be, these would all be black: a programmer's error that libtiff knows too.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return ""
 
 
-def _missing_strips(tags: Any, data: bytes) -> str:
-    width, height = tags[tiff.IMAGEWIDTH], tags[tiff.IMAGELENGTH]
-    words, across, down = "strips", width, min(tags.get(tiff.ROWSPERSTRIP) or height, height)
-    offsets, sizes = (tags.get(place) or () for place in (tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS))
-    if tiff.TILEOFFSETS in tags:
-        words, across, down = "tiles", tags[tiff.TILEWIDTH], tags[tiff.TILELENGTH]
-        offsets, sizes = tags[tiff.TILEOFFSETS], tags[tiff.TILEBYTECOUNTS]
-    planes = tags.get(tiff.SAMPLESPERPIXEL, 1) if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES else 1
-    # Without any it is of the old kind that is one JPEG.
-    count = -(-width // across) * -(-height // down) * planes if offsets else 0
-    # Nowhere: programs leave out what has no data, as if it were black.
-    there = sum(offset > 0 for offset in offsets[:count])
-    if there == count and tags.get(tiff.COMPRESSION) == _JPEG_IN_TIFF:
-        # libtiff fills in the rest of a JPEG that ends early, and only warns.
-        ends = ((max(at, at + size - _TAIL_BYTES), at + size) for at, size in zip(offsets[:count], sizes, strict=False))
-        there = sum(data.rfind(_END_OF_JPEG, first, stop) >= 0 for first, stop in ends)
-    return f"{there} of {count} {words} are there" if there < count else ""
+def _missing_jpegs(tags: Any, data: bytes) -> str:
+    """Look for the end of each JPEG in a TIFF: libtiff fills in what is missing before it, and only warns."""
+    places = (tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS) if tiff.TILEOFFSETS in tags else (tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS)
+    offsets, sizes = (tags.get(place, ()) for place in places)
+    ends = [(max(at, at + size - _TAIL_BYTES), at + size) for at, size in zip(offsets, sizes, strict=False)]
+    there = sum(data.rfind(_END_OF_JPEG, first, stop) >= 0 for first, stop in ends)
+    return f"{there} of {len(ends)} JPEGs in it have an end" if there < len(ends) else ""
 
 
 # -- PSD and JPEG 2000 ---------------------------------------------------------------------------------------------------------

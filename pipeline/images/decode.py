@@ -207,6 +207,8 @@ def _one_line(error: Exception) -> str:
     # Pillow's TIFF reader says "Expected to read 8 bytes but only got 3", its raw decoders "not enough image data".
     if isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncat", "only got", "not enough image data")):
         return f"truncated: {text}"
+    if text == "decoder error -2":  # libtiff's
+        return "corrupt: the data are damaged, or not all there"
     return f"{'unsupported' if UNSUPPORTED.search(text) else 'corrupt'}: {text}"
 
 
