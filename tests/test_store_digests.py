@@ -219,3 +219,13 @@ def test_two_writers_of_one_shard_do_not_write_into_one_file(tmp_path: Path) -> 
     write_run(folder, spec)
     assert all(Digests(folder).agrees(name) for name in Digests(folder).by_name)
     assert stored_values(folder) == stored_values(tmp_path / "alone")
+
+
+def test_lines_of_files_that_are_gone_go_too_and_those_of_others_stay(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_run(tmp_path, spec)
+    with (tmp_path / "SHA256SUMS").open("a") as file:
+        file.write("3" * 64 + "  my notes.txt\n")
+    (tmp_path / NAMES[1]).unlink()
+    with open_folder(tmp_path, spec, "resume"):
+        assert sorted(Digests(tmp_path).by_name) == ["manifest.jsonl.gz", "my notes.txt", NAMES[0], NAMES[2]]

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -111,13 +110,6 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(arguments: list[str], messag
     assert result.stderr.startswith(f"error: {message}"), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_a_whole_run_is_checked_without_tensorflow(folder: Path) -> None:
-    program = "import runpy, sys; runpy.run_module('pipeline.verify', run_name='__main__'); print('tensorflow' in sys.modules)"
-    command_line = [sys.executable, "-c", program, f"run={folder}"]
-    result = subprocess.run(command_line, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "False"
 
 
 def test_a_missing_run_is_one_line_and_exit_code_1(folder: Path) -> None:
