@@ -7,6 +7,7 @@ are read where they are, in blocks. fsspec is loaded with the first address that
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import random
 import re
@@ -112,20 +113,28 @@ def path_of(key: str, text: str) -> Path:
     """
     path = to_address(text) if is_address(text) else expanded(text)
     if isinstance(path, RemotePath):
-        try:
-            import fsspec
-
-            fsspec.get_filesystem_class(path.protocol)
-        except (ImportError, ValueError) as error:
+        if lacking := _lacking(path.protocol):
             extra = _EXTRAS.get(path.protocol)
             remedy = f" Run `pip install 'deep-feature-pipeline[{extra}]'`." if extra else ""
             raise OptionError(
-                f"{key}: nothing reads such an address here ({error}), got {text!r}. Expected a path, or e.g. s3:// with the "
+                f"{key}: nothing reads such an address here ({lacking}), got {text!r}. Expected a path, or e.g. s3:// with the "
                 f"package that adds it to fsspec.{remedy}"
-            ) from None
+            )
         if not str(path).partition("://")[2]:
             raise OptionError(f"{key}: names no bucket or folder, got {text!r}. Expected e.g. {path}bucket/folder. Complete it.")
     return path
+
+
+def _lacking(protocol: str) -> str:
+    """Return what is missing to read addresses of a protocol; "" for nothing. Loads no package of it: that takes a second."""
+    if importlib.util.find_spec("fsspec") is None:
+        return "fsspec is not installed"
+    from fsspec.registry import known_implementations, registry
+
+    known = known_implementations.get(protocol, {"class": "", "err": "an unknown protocol"})
+    package = known["class"].partition(".")[0]
+    is_there = protocol in registry or (package and importlib.util.find_spec(package) is not None)
+    return "" if is_there else known.get("err", f"Install {package}")
 
 
 def to_address(text: str) -> Path:
