@@ -26,9 +26,8 @@ from .errors import OptionError, PipelineError, nearest, printable
 # Options of the images: what a run is called by default.
 SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
 # Options whose value is a piece of text and nothing else, of any command.
-LITERAL_OPTIONS = frozenset(
-    (*SOURCES, "name", "output.dir", "output.scratch", "network.weights", "engine.address", "run", "image", "file")
-)
+_TYPED = ("name", "output.dir", "output.scratch", "network.model", "network.weights", "engine.address", "run", "image", "file")
+LITERAL_OPTIONS = frozenset((*SOURCES, *_TYPED))
 # Options that are lists: commas make one, with brackets or without.
 LISTS = ("layers", "channels", "images")
 # Options that are a choice of files: ``network=vgg16``, not ``network.name=vgg16``.

@@ -13,12 +13,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import OptionError, nearest
-from .network.architectures import NETWORKS, WINOGRAD
+from .network import keras_models
+from .network.architectures import NETWORKS, WINOGRAD, VggTable
+from .network.keras_models import KERAS, KerasTable
 from .network.known_weights import expected_padding, files_for
 from .network.reductions import resolve_features
 from .records import FeatureSpec
@@ -28,6 +30,9 @@ from .storage import RemotePath, expanded, is_address, path_of, scratch_for
 AUTO = "auto"
 # A larger side is a slip of the keyboard: one image of it would need 17 GB for conv1_1 alone.
 LARGEST_SIDE_PX = 8192
+# Of VGG networks. Source: Simonyan & Zisserman, section 2.1.
+DEFAULT_SIZE_PX = (224, 224)
+NO_MODEL = "network.model: no model is named, got null. Expected one. Set e.g. network.model=ResNet50, or to a .keras file."
 # A larger batch is one too: it is only what is read ahead.
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
@@ -133,9 +138,11 @@ def _fraction(value: Any) -> float:
     return float(right(value, not isinstance(value, bool) and 0 <= value <= 1))
 
 
-def _size(value: Any) -> tuple[int, int] | None:
+def _size(value: Any) -> Any:
     if value is None:
         return None
+    if value == AUTO:
+        return AUTO
     height, width = (value, value) if isinstance(value, int) else value
     return right((height, width), all(type(side) is int and 1 <= side <= LARGEST_SIDE_PX for side in (height, width)))
 
@@ -174,7 +181,7 @@ class DataOptions:
         tar: Tar files: paths, patterns, ranges, folders.
         tfds: Set of TensorFlow Datasets: ``name``, ``name/config``, ``name:1.0.0``.
         split: Of the set.
-        size: (height, width) in px, or None for native size.
+        size: (height, width) in px, or None for native size; ``auto`` until it stands in :class:`Options`.
         label: ``folder``, ``parent``, or the name of a column.
     """
 
@@ -187,9 +194,7 @@ class DataOptions:
     )
     tfds: str | None = option(None, "a set's name: name, name/config or name:1.0.0", _matching(_TFDS_NAME))
     split: str | None = option(None, "a whole split, e.g. train, test or validation", _matching(_SPLIT))
-    size: tuple[int, int] | None = option(
-        224, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], or null for native size", _size
-    )
+    size: Any = option(AUTO, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size", _size)
     resize: str = choice("squash", "squash", "crop", "pad")
     interpolation: str = choice("bilinear", "nearest", "bilinear", "bicubic", "lanczos")
     decode: str = choice("exact", "exact", "fast")
@@ -214,9 +219,16 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """Which network, with which weights; a group of files in ``conf/network``."""
+    """Which network, with which weights; a group of files in ``conf/network``.
 
-    name: str = choice("vgg19", *sorted(NETWORKS))
+    Attributes:
+        model: Of ``keras``: a name of ``keras.applications`` or the path of a ``.keras`` file.
+        preprocess: Likewise, a key of :data:`~pipeline.network.keras_models.MODES` or ``auto``.
+    """
+
+    name: str = choice("vgg19", *sorted(NETWORKS), KERAS)
+    model: str | None = option(None, "a model", lambda value: keras_models.check_model(_text(value)))
+    preprocess: str = choice(AUTO, AUTO, *keras_models.MODES)
     weights: str = option("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights)
     pooling: str = choice("max", "max", "avg")
     pool_padding: str = choice(AUTO, AUTO, "same", "valid")
@@ -401,23 +413,32 @@ class Options:
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        network = self.network
         if not self.name:
-            object.__setattr__(self, "name", f"{self.data.name or 'images'}-{self.network.name}")
+            name = keras_models.model_name(network.model) if network.model else network.name
+            object.__setattr__(self, "name", f"{self.data.name or 'images'}-{name}")
+        if self.data.size == AUTO:
+            size = keras_models.default_size(network.model) if network.model else DEFAULT_SIZE_PX
+            object.__setattr__(self, "data", replace(self.data, size=size))
         if message := next(_conflicts(self), ""):
             raise OptionError(message)
-        # Names that are not there and inputs that are too small, from the network's table alone.
-        network = self.network
-        padding = expected_padding(network.name, network.weights) if network.pool_padding == AUTO else network.pool_padding
-        self.features(padding)
+        # Names that are not there and inputs that are too small, from the network's table alone. Keras would build its graph.
+        if network.name != KERAS:
+            self.features()
 
-    def features(self, pool_padding: str, rows: int | None = None) -> tuple[FeatureSpec, ...]:
-        """Return what is to be stored; arguments and errors as of :func:`~pipeline.network.reductions.resolve_features`."""
-        return resolve_features(
-            *(self.network.name, self.layers, self.reduce, reduction_parameters(self.reduction)),
-            size_px=self.data.size,
-            pool_padding=pool_padding,
-            rows=rows,
-        )
+    def table(self, pool_padding: str = AUTO) -> VggTable | KerasTable:
+        """Return the layers of the network; ``auto``: with the padding that can be told without the weights."""
+        network = self.network
+        if network.model is not None:
+            return KerasTable(network.model, self.data.size)
+        if pool_padding == AUTO:
+            pool_padding = network.pool_padding
+        return VggTable(network.name, expected_padding(network.name, network.weights) if pool_padding == AUTO else pool_padding)
+
+    def features(self, pool_padding: str = AUTO, rows: int | None = None) -> tuple[FeatureSpec, ...]:
+        """Return what is to be stored; see :meth:`table` and :func:`~pipeline.network.reductions.resolve_features`."""
+        words = self.layers, self.reduce, reduction_parameters(self.reduction)
+        return resolve_features(self.table(pool_padding), *words, size_px=self.data.size, rows=rows)
 
     @property
     def folder(self) -> Path:
@@ -457,7 +478,12 @@ def _conflicts(options: Options) -> Iterator[str]:
     if engine.name != "local" and isinstance(output.dir, RemotePath):
         yield f"output.dir: workers of engine={engine.name} write files, got {str(output.dir)!r}. Expected a folder they share."
     network = options.network
-    if network.weights in WEIGHTS and not files_for(network.name, False, network.weights):
+    if network.name == KERAS:
+        yield from _keras_conflicts(network, runtime)
+    elif (network.model, network.preprocess) != (None, AUTO):
+        key, value = ("model", network.model) if network.model else ("preprocess", network.preprocess)
+        yield f"network.{key}: of networks of Keras alone, got {value} with network={network.name}. Expected network=keras."
+    elif network.weights in WEIGHTS and not files_for(network.name, False, network.weights):
         known = sorted(name for name in NETWORKS if files_for(name, False, network.weights))
         yield (
             f"network.weights: there are none such of {network.name}, got {network.weights}. Expected torchvision, random "
@@ -470,6 +496,21 @@ def _conflicts(options: Options) -> Iterator[str]:
     if engine.gpus_per_worker is not None and runtime.device == ("cpu" if engine.gpus_per_worker else "gpu"):
         got = f"{engine.gpus_per_worker:g} with runtime.device={runtime.device}"
         yield f"engine.gpus_per_worker: not the device of the workers, got {got}. Expected one of the two. Leave the other out."
+
+
+def _keras_conflicts(network: NetworkOptions, runtime: RuntimeOptions) -> Iterator[str]:
+    usual = NetworkOptions()
+    if network.model is None:
+        yield NO_MODEL
+    if network.weights in WEIGHTS and network.weights not in keras_models.SOURCES:
+        yield f"network.weights: of VGG networks alone, got {network.weights}. Expected imagenet, random or a file."
+    for key in ("pooling", "pool_padding", "kernel_order"):
+        if (value := getattr(network, key)) != getattr(usual, key):
+            yield f"network.{key}: of VGG networks alone, got {value} with network=keras. Leave it out."
+    if runtime.backend == WINOGRAD:
+        yield "runtime.backend: of VGG networks alone, got winograd with network=keras. Expected auto or tensorflow."
+    if runtime.precision == "bfloat16":
+        yield "runtime.precision: of VGG networks alone, got bfloat16 with network=keras. Expected float32 or tf32."
 
 
 @dataclass(frozen=True, slots=True)

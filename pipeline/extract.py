@@ -23,6 +23,7 @@ from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
 from .network import load_tensorflow
 from .network.architectures import WINOGRAD
+from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
 from .network.winograd import prepare_segments
 from .progress import LOGGER as _log
@@ -199,7 +200,7 @@ def close_unless_running(items: Generator[Item, None, None]) -> None:
         items.close()
 
 
-def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
+def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights) -> Stages:
     """Load TensorFlow and make the stages.
 
     Raises:
@@ -209,7 +210,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     preparing = None
     # While TensorFlow is loaded.
     background = ThreadPoolExecutor(1)
-    if backend == WINOGRAD and options.runtime.device != "gpu":
+    if backend == WINOGRAD and options.runtime.device != "gpu" and isinstance(weights, Weights):
         preparing = background.submit(
             prepare_segments,
             *(weights, list(dict.fromkeys(feature.layer for feature in spec.features))),
@@ -223,6 +224,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     load_tensorflow()
     from .images.loader import ImageLoader
     from .network.device import USABLE_SHARE, check_native_size, choose_device, machine_bytes, set_precision
+    from .network.keras_network import KerasNetwork
     from .network.vgg import DeviceFunctions, Network, first_step, infer_on_host
 
     data, size_px = options.data, options.data.size
@@ -236,21 +238,33 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     set_precision(options.runtime.precision, device.kind)
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
     by_winograd = preparing is not None and device.kind == "cpu"
-    network = Network(
-        weights,
-        spec.features,
-        pooling=options.network.pooling,
-        kernel_order=options.network.kernel_order,
-        device=device.name,
-        size_px=size_px,
-        precision=options.runtime.precision,
-        dtype="float32" if by_winograd else spec.dtype,
-        threads=threads,
-        transforms=spec.transforms,
-        # On a GPU TensorFlow computes.
-        parts=preparing.result() if preparing is not None and by_winograd else None,
-        first=None if by_winograd else first_step(resize, mean_pixel, scale_pixel),
-    )
+    memory_bytes = int((device.gpu.free_bytes if device.gpu else machine_bytes()) * USABLE_SHARE)
+    common: dict[str, Any] = {"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms}
+    network: Network | KerasNetwork
+    if isinstance(weights, KerasWeights):
+        first = first_step(resize, mean_pixel, scale_pixel)
+        network = KerasNetwork(weights, spec.features, dtype=spec.dtype, first=first, **common)
+        check_native = partial(network.check_native_size, memory_bytes=memory_bytes)
+    else:
+        network = Network(
+            weights,
+            spec.features,
+            pooling=options.network.pooling,
+            kernel_order=options.network.kernel_order,
+            precision=options.runtime.precision,
+            dtype="float32" if by_winograd else spec.dtype,
+            # On a GPU TensorFlow computes.
+            parts=preparing.result() if preparing is not None and by_winograd else None,
+            first=None if by_winograd else first_step(resize, mean_pixel, scale_pixel),
+            **common,
+        )
+        check_native = partial(
+            check_native_size,
+            network=options.network.name,
+            layer=spec.features[-1].layer,
+            pool_padding=weights.pool_padding,
+            memory_bytes=memory_bytes,
+        )
     compute: Callable[[Batch], Iterable[FeatureBatch]]
     if by_winograd:
         compute = partial(infer_on_host, network=network, mean_pixel=None if resize else mean_pixel, scale_pixel=scale_pixel)
@@ -260,13 +274,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights) -> Stages:
     prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
     ratio_for: Callable[[int, int], int] | None = None
     if resize is None:
-        prepare = partial(
-            check_native_size,
-            network=options.network.name,
-            layer=spec.features[-1].layer,
-            pool_padding=weights.pool_padding,
-            memory_bytes=int((device.gpu.free_bytes if device.gpu else machine_bytes()) * USABLE_SHARE),
-        )
+        prepare = check_native
     else:
         prepare = partial(
             resize_on_host,

@@ -22,14 +22,16 @@ from .formatting import count_causes, counted, words_for_bytes
 from .image_list import list_images
 from .images.reading import read_image
 from .machine import peak_memory_bytes
-from .network.architectures import CLASSIFIER_BLOCK, foreign_names, resolve_layers
+from .network import load_tensorflow
+from .network.architectures import CLASSIFIER_BLOCK, foreign_names
+from .network.keras_models import KERAS, KerasWeights, load_keras
 from .network.known_weights import Weights
 from .network.reductions import split_word
 from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
-from .records import ImageRecord, Manifest, RunSpec
+from .records import ImageRecord, LayerSpec, Manifest, RunSpec
 from .report import Report, page_values, render
 from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
@@ -68,13 +70,17 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             require_ray()
             open_engine = open_ray
         words = [split_word(word) for word in options.layers]
-        layers = resolve_layers(options.network.name, words)
-        if foreign := foreign_names(options.network.name, words):
+        if options.network.name == KERAS:
+            with watch.stage("start"), leaving_at_once():
+                _claim_gpu(options)
+                # Which is checked already of the others.
+                options.features()
+        elif foreign := foreign_names(options.network.name, words):
             _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
         with watch.stage("list"):
             manifest = list_images(options.data)
         with watch.stage("start"):
-            weights = _load_weights(options, needs_classifier=layers[-1].block == CLASSIFIER_BLOCK)
+            weights = _load_weights(options, options.table().resolve(words))
         planned = plan_run(options, manifest, weights)
         opening = preview_folder if options.dry_run else open_folder
         with opening(options.folder, planned, options.output.existing, options.part) as run_folder, ExitStack() as stack:
@@ -107,25 +113,44 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             return finish_run(path, spec, given, made, watch)
 
 
-def _load_weights(options: Options, needs_classifier: bool) -> Weights:
+def _claim_gpu(options: Options) -> None:
+    """Take the GPU of this process before Keras computes anything on all of them; workers take their own."""
+    load_tensorflow()
+    from .network.device import claim_gpu
+
+    is_driver = options.engine.name != "local" and not options.dry_run
+    claim_gpu("cpu" if is_driver else options.runtime.device, options.part.number - 1 if options.part else 0)
+
+
+def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> Weights | KerasWeights:
+    network = options.network
+    if network.weights == "random":
+        _log.info(UNTRAINED)
+    if network.model is not None:
+        with leaving_at_once():
+            return load_keras(
+                *(network.model, network.weights, network.preprocess),
+                size_px=options.data.size,
+                layers=layers,
+                seed=network.seed,
+                log=_log.info,
+            )
     weights = load_weights(
         options.network.name,
         options.network.weights,
         seed=options.network.seed,
-        classifier=needs_classifier,
+        classifier=layers[-1].block == CLASSIFIER_BLOCK,
         progress=can_draw(),
         log=_log.info,
     )
     if options.network.pool_padding != AUTO:
         weights = replace(weights, pool_padding=options.network.pool_padding)
-    if options.network.weights == "random":
-        _log.info(UNTRAINED)
-    else:
+    if options.network.weights != "random":
         _log.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)
     return weights
 
 
-def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights) -> AbstractContextManager[bytes]:
+def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> AbstractContextManager[bytes]:
     return with_transforms(options.reduction.pca, run_folder, partial(compute_sample, options, run_folder.spec, weights))
 
 
@@ -194,7 +219,7 @@ def say_plan(run_folder: RunFolder) -> None:
         )
 
 
-def _dry_run(options: Options, run_folder: RunFolder, weights: Weights) -> None:
+def _dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
     _check_finished(run_folder)
     if not run_folder.missing:
         _log.info("estimate: all %d rows are finished, nothing is left to make", count_rows(run_folder.own))

@@ -17,7 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, reduction_parameters, to_yaml
-from .network.architectures import CLASSIFIER_BLOCK, WINOGRAD, layer_table, output_shapes
+from .network.architectures import CLASSIFIER_BLOCK, TENSORFLOW, WINOGRAD, VggTable, layer_table, output_shapes
+from .network.keras_models import KERAS, KerasTable, KerasWeights, check_model
 from .network.known_weights import Weights
 from .network.reductions import resolve_features
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec, digest_images
@@ -34,7 +35,7 @@ UNKNOWN_FILE_BYTES = 100_000
 LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
 
 
-def plan_run(options: Options, manifest: Manifest, weights: Weights) -> RunSpec:
+def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeights) -> RunSpec:
     """Plan a run.
 
     Args:
@@ -46,21 +47,28 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights) -> RunSpec:
         OptionError: The input is too small for a layer, a reduction has more components than values.
     """
     data, network, output = options.data, options.network, options.output
-    features = options.features(weights.pool_padding, len(manifest))
+    if isinstance(weights, KerasWeights):
+        features = options.features(rows=len(manifest))
+        of_network, words, backend = weights.identity, weights.source, TENSORFLOW
+    else:
+        features = options.features(weights.pool_padding, len(manifest))
+        of_network = _pooling_identity(network.name, data.size, features[-1].layer, network.pooling, weights.pool_padding)
+        of_network |= {"network.kernel_order": network.kernel_order}
+        words = weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}"
+        # Winograd's algorithm is the fastest on a CPU at every size. A GPU always uses TensorFlow, within the same tolerance.
+        backend = WINOGRAD
     images_per_shard = output.images_per_shard or _images_per_shard(features, output.dtype, manifest)
     identity = {
         "network": network.name,
         "network.weights": weights.sha256,
-        **_pooling_identity(network.name, data.size, features[-1].layer, network.pooling, weights.pool_padding),
-        "network.kernel_order": network.kernel_order,
+        **of_network,
         "layers": ",".join(feature.name for feature in features),
         **_reduction_identity(options, features),
         "data.size": "native" if data.size is None else f"{data.size[0]}x{data.size[1]}",
         "output.dtype": output.dtype,
         "output.images_per_shard": str(images_per_shard),
         "format_version": str(format.FORMAT_VERSION),
-        # Winograd's algorithm is the fastest on a CPU at every size. A GPU always uses TensorFlow, within the same tolerance.
-        "runtime.backend": WINOGRAD if options.runtime.backend == AUTO else options.runtime.backend,
+        "runtime.backend": backend if options.runtime.backend == AUTO else options.runtime.backend,
         "runtime.precision": options.runtime.precision,
     }
     if data.size is not None:
@@ -73,7 +81,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights) -> RunSpec:
         # The run is the same whoever makes which part of it.
         "config": to_yaml(nested({**options.given, "part": None})),
         "network": network.name,
-        "weights": weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}",
+        "weights": words,
         "weights_sha256": weights.sha256,
         "preprocess": _preprocess_words(data) + ", over scale_pixel" * (weights.scale_pixel is not None),
         "compression": output.compression,
@@ -106,23 +114,28 @@ def plan_reduced_run(source: RunSpec, options: ReduceOptions, words: Sequence[st
     size_px = None if size == "native" else (int(height), int(width))
     padding = there.get("network.pool_padding", "same")
     parameters = reduction_parameters(options.reduction)
-    features = resolve_features(network, words, (), parameters, size_px=size_px, pool_padding=padding, rows=count)
-    needs_classifier = (
-        layer_table(network)[of[-1].layer.network_index].block == CLASSIFIER_BLOCK for of in (source.features, features)
-    )
-    is_exact = is_exact and len({*needs_classifier}) == 1
+    config = flat(yaml.safe_load(str(source.attributes["config"])))
+    table = KerasTable(check_model(config["network.model"]), size_px) if network == KERAS else VggTable(network, padding)
+    features = resolve_features(table, words, (), parameters, size_px=size_px, rows=count)
+    of_pooling: dict[str, str] = {}
+    if network != KERAS:
+        of_pooling = _pooling_identity(network, size_px, features[-1].layer, there.get("network.pooling", ""), padding)
+        needs_classifier = (
+            layer_table(network)[of[-1].layer.network_index].block == CLASSIFIER_BLOCK for of in (source.features, features)
+        )
+        is_exact = is_exact and len({*needs_classifier}) == 1
     images = source.manifest
     manifest = replace(images, digest=digest_images(images.keys, images.labels, images.file_bytes, images.metadata))
     images_per_shard = options.output.images_per_shard or _images_per_shard(features, source.dtype, manifest)
     identity = {
         **{name: text for name, text in there.items() if not name.startswith(("reduction.", "network.pool"))},
-        **_pooling_identity(network, size_px, features[-1].layer, there.get("network.pooling", ""), padding),
+        **of_pooling,
         "layers": ",".join(feature.name for feature in features),
         **_reduction_identity(options, features),
         "output.images_per_shard": str(images_per_shard),
         **({} if is_exact else {"reduced from": source.digest}),
     }
-    config = flat(yaml.safe_load(str(source.attributes["config"]))) | {**options.given, "layers": [*words], "reduce": []}
+    config |= {**options.given, "layers": [*words], "reduce": []}
     config["run"] = str(options.run.absolute())
     if is_exact:
         # An extraction makes it again.

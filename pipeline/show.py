@@ -23,6 +23,8 @@ LABEL_WIDTH = 11
 # Options that every run has another value of, or that another line tells.
 _NOT_SHOWN = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers", "name", "output.dir", "output.existing")
 _IDENTITY_WORDS = {
+    "network.model": "{}",
+    "network.preprocess": "preprocessing {}",
     "network.pooling": "{} pooling",
     "network.pool_padding": "padding {}",
     "network.kernel_order": "kernels {}",

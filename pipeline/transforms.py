@@ -22,6 +22,7 @@ from .config import Options, PcaOptions
 from .errors import OptionError, StoreError
 from .extract import close_unless_running, extract, make_stages
 from .network.host_reductions import fit_pca, sample_places
+from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
 from .network.reductions import prefixes, require_sample
 from .plan import transforms_file
@@ -148,7 +149,7 @@ class _Sample:
 
 
 def compute_sample(
-    options: Options, spec: RunSpec, weights: Weights, features: Sequence[FeatureSpec], places: NDArray[np.int64]
+    options: Options, spec: RunSpec, weights: Weights | KerasWeights, features: Sequence[FeatureSpec], places: NDArray[np.int64]
 ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
     """Extract features of some images of a run; see :data:`TakeSample`."""
     with leaving_at_once():

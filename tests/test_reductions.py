@@ -15,6 +15,7 @@ from pipeline import extract_features, job, open_run
 from pipeline.config import check_options, nested
 from pipeline.errors import OptionError, StoreError
 from pipeline.network import host_reductions
+from pipeline.network.architectures import VggTable
 from pipeline.network.reductions import johnson_lindenstrauss, resolve_features
 from pipeline.store.verification import verify_folder
 
@@ -211,8 +212,8 @@ def test_what_does_not_fit_together_is_one_line(
 
 def test_the_default_chain_is_for_layers_that_name_none_and_classifiers_may_be_normalized() -> None:
     def names(words: list[str], reduce: list[str], **more: Any) -> list[str]:
-        settings = {"size_px": (224, 224), "pool_padding": "same"} | more
-        return [feature.name for feature in resolve_features("vgg19", words, reduce, {}, **settings)]
+        settings = {"size_px": (224, 224)} | more
+        return [feature.name for feature in resolve_features(VggTable("vgg19", "same"), words, reduce, {}, **settings)]
 
     assert names(["relu5_1", "relu4_1:max"], ["avg", "l2"]) == ["relu4_1.max", "relu5_1.avg.l2"]
     assert names(["relu?_1:avg", "relu1_1:avg"], []) == [f"relu{block}_1.avg" for block in range(1, 6)]

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from ..config import Options
 from ..extract import make_shards, make_stages
 from ..machine import usable_cores
+from ..network.keras_models import KerasWeights
 from ..network.known_weights import Weights
 from ..progress import Made, Progress, Stopwatch
 from ..records import ImageStatus, RunSpec
@@ -25,7 +26,7 @@ Engine: TypeAlias = Callable[[Progress, Stopwatch], Made]
 
 
 @contextmanager
-def open_local(options: Options, spec: RunSpec, weights: Weights, run_folder: RunFolder) -> Iterator[Engine]:
+def open_local(options: Options, spec: RunSpec, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
     """Make the stages, and yield what makes the missing shards, those of one part after the other.
 
     Raises:

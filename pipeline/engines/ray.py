@@ -27,6 +27,7 @@ from ..errors import EngineError, ImageError, OptionError, PipelineError, printa
 from ..extract import Stages, make_shards, make_stages, say_device
 from ..images.reading import read_again
 from ..machine import peak_memory_bytes, usable_cores
+from ..network.keras_models import KerasWeights
 from ..network.known_weights import Weights
 from ..plan import versions
 from ..progress import LOGGER as _log
@@ -81,7 +82,7 @@ class Job:
 
     options: Options
     parts: Mapping[int, RunSpec]
-    weights: Weights
+    weights: Weights | KerasWeights
     folder: str
     image: ImageRecord | None
 
@@ -240,7 +241,7 @@ def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
 
 
 @contextmanager
-def open_ray(options: Options, spec: RunSpec, weights: Weights, run_folder: RunFolder) -> Iterator[Engine]:
+def open_ray(options: Options, spec: RunSpec, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
     """Connect to a cluster, have a first worker ready, and yield what makes the missing shards.
 
     Args:

@@ -9,6 +9,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..errors import OptionError, nearest
 from ..records import FeatureSpec, LayerSpec
@@ -59,6 +60,27 @@ PRESETS = {
 KERAS_CLASSIFIER = {"fc1": "relu6", "fc2": "relu7", "predictions": "prob"}
 # torchvision's; 2 and 5 are dropout. Source: ``torchvision/models/vgg.py``.
 TORCHVISION_CLASSIFIER = {0: "fc6", 1: "relu6", 3: "fc7", 4: "relu7", 6: "fc8"}
+
+
+@dataclass(frozen=True, slots=True)
+class VggTable:
+    """The layers of a VGG network.
+
+    Attributes:
+        network: Name in :data:`NETWORKS`.
+        pool_padding: ``same`` or ``valid``.
+    """
+
+    network: str
+    pool_padding: str
+
+    def resolve(self, words: Sequence[str]) -> tuple[LayerSpec, ...]:
+        """Return the layers that a user's words mean, see :func:`resolve_layers`."""
+        return resolve_layers(self.network, words)
+
+    def plan(self, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None) -> tuple[FeatureSpec, ...]:
+        """Return the layers with the shape of a row of each, see :func:`plan_features`."""
+        return plan_features(self.network, layers, size_px, self.pool_padding)
 
 
 def layer_table(network: str) -> tuple[LayerSpec, ...]:

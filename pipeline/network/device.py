@@ -90,15 +90,13 @@ def choose_device(
     Raises:
         OptionError: A GPU is asked for and TensorFlow sees none.
     """
-    gpus = tf.config.list_physical_devices("GPU") if requested != "cpu" else []
-    place, count = number % max(1, len(gpus)), len(gpus)
-    if not gpus and requested != "cpu" and has_driver() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+    gpus, place, count = claim_gpu(requested, number)
+    if not count and requested != "cpu" and has_driver() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         warn(
             f"runtime.device: there is an NVIDIA driver here and TensorFlow sees no GPU, got: {why_no_gpu()}. Expected the `gpu` "
             "extra and a driver as new as its CUDA. Install it with `pip install 'deep-feature-pipeline[gpu]'`, or set "
             "runtime.device=cpu."
         )
-    gpus = _shown(gpus[place : place + 1], requested)
     if requested == "gpu" and not gpus:
         raise OptionError(
             "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device and the `gpu` extra "
@@ -109,7 +107,6 @@ def choose_device(
         most = CPU_BATCH if backend == TENSORFLOW else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
         # At native size all sizes differ, and the layers of one large image are computed by all threads.
         return Device(HOST, "cpu", (batch_size or min(most, fitting)) if size_px else 1)
-    tf.config.experimental.set_memory_growth(gpus[0], True)
     gpu = _describe(gpus[0], place, count)
     if size_px is None:
         return Device("/GPU:0", "gpu", 1, gpu=gpu)
@@ -118,6 +115,24 @@ def choose_device(
     batch_size, in_flight = plan_batches((device_bytes, host_bytes), free_bytes, batch_size)
     images = batch_size * in_flight
     return Device("/GPU:0", "gpu", batch_size, in_flight, gpu, images * device_bytes, images * host_bytes)
+
+
+def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
+    """Let TensorFlow see the one GPU that this process takes, if any. To be called before anything is computed.
+
+    Args:
+        requested: As of :func:`choose_device`.
+        number: Likewise.
+
+    Returns:
+        That GPU alone, or none; which of the machine's GPUs it is; how many there are.
+    """
+    gpus = tf.config.list_physical_devices("GPU") if requested != "cpu" else []
+    place, count = number % max(1, len(gpus)), len(gpus)
+    gpus = _shown(gpus[place : place + 1], requested)
+    if gpus:
+        tf.config.experimental.set_memory_growth(gpus[0], True)
+    return gpus, place, count
 
 
 def image_bytes(size_px: tuple[int, int], row_bytes: int) -> tuple[int, int]:

@@ -33,7 +33,8 @@ from typing import Any
 
 from ..errors import OptionError, nearest
 from ..records import FeatureSpec, LayerSpec, Reduction
-from .architectures import plan_features, resolve_layers
+from .architectures import VggTable
+from .keras_models import KerasTable
 
 # What each takes: a map, a vector, or either.
 MAP, VECTOR, ANY = "map", "vector", "map or vector"
@@ -47,24 +48,22 @@ LARGEST_MATRIX_BYTES = 1 << 30
 
 
 def resolve_features(
-    network: str,
+    table: VggTable | KerasTable,
     words: Sequence[str],
     reduce: Sequence[str],
     parameters: Mapping[str, Mapping[str, Any]],
     *,
     size_px: tuple[int, int] | None,
-    pool_padding: str,
     rows: int | None = None,
 ) -> tuple[FeatureSpec, ...]:
     """Return the features that a user's words mean, in network order, each once.
 
     Args:
-        network: Name in :data:`~pipeline.network.architectures.NETWORKS`.
-        words: As of :func:`~pipeline.network.architectures.resolve_layers`, with a chain of reductions after colons or without.
+        table: Of the network.
+        words: As the table takes them, with a chain of reductions after colons or without.
         reduce: The chain of all words that have none.
         parameters: Reduction -> its options, of which ``auto`` ones are chosen here.
         size_px: (height, width) of the input; None at native size.
-        pool_padding: ``same`` or ``valid``.
         rows: Of the run; None: not known yet, so that what ``auto`` means is checked as for the smallest run.
 
     Raises:
@@ -75,9 +74,9 @@ def resolve_features(
     default = tuple(step for word in reduce for step in word.split(":"))
     for word in words or [""]:
         name, *steps = word.split(":")
-        for layer in resolve_layers(network, [name] if word else []):
+        for layer in table.resolve([name] if word else []):
             chains.setdefault(layer, set()).add(tuple(steps) or default)
-    planned = plan_features(network, sorted(chains, key=lambda layer: layer.network_index), size_px, pool_padding)
+    planned = table.plan(sorted(chains, key=lambda layer: layer.network_index), size_px)
     return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
 
 
@@ -118,7 +117,8 @@ def split_word(word: str) -> str:
 def _reduced(
     feature: FeatureSpec, chain: Sequence[str], parameters: Mapping[str, Mapping[str, Any]], rows: int | None
 ) -> FeatureSpec:
-    word, is_map, shape = feature.layer.name, True, feature.shape
+    word, shape = feature.layer.name, feature.shape
+    is_map = shape is None or len(shape) > 1
     for name in chain:
         if name not in TAKES:
             known = nearest(name, [*TAKES])

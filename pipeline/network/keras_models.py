@@ -1,0 +1,447 @@
+"""The networks of Keras: models of ``keras.applications`` by name and ``.keras`` files, their layers and weights.
+
+TensorFlow and Keras are loaded when a graph is asked for. Every graph is built in a thread of its own: by thread Keras counts
+the names that it makes up, so that ``conv2d_3`` of InceptionV3 is the same layer whatever was built before.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OptionError, PipelineError, WeightsError, nearest, printable
+from ..records import FeatureSpec, LayerSpec
+from . import load_tensorflow, load_undisturbed
+from .architectures import MEAN_PIXEL_RGB
+from .torch_weights import MEAN_PIXEL, SCALE_PIXEL
+
+# What ``network`` is called.
+KERAS = "keras"
+SUFFIX = ".keras"
+# What ``network.weights`` may say besides the path of a file.
+SOURCES = ("imagenet", "random")
+# Where a file does not tell.
+DEFAULT_SIDE_PX = 224
+COLOURS = 3
+# Layers that a message names at most.
+NAMED = 5
+# Of Keras' words.
+LONGEST_QUOTE = 300
+REMEDY = "Save the model again, or choose another."
+
+# Mode -> (mean, scale) in R, G, B of 0..255; ``caffe`` networks take B, G, R. ``none``: the network takes 0..255.
+# Source: ``keras/src/applications/imagenet_utils.py``, preprocess_input.
+MODES: dict[str, tuple[Sequence[float], Sequence[float] | None]] = {
+    "caffe": (MEAN_PIXEL_RGB, None),
+    "tf": ((127.5,) * COLOURS, (127.5,) * COLOURS),
+    "torch": (MEAN_PIXEL, SCALE_PIXEL),
+    "none": ((0.0,) * COLOURS, None),
+}
+# Name -> side of the images that it was trained on in px, and mode. Source: ``keras/src/applications/*.py``.
+MODELS: dict[str, tuple[int, str]] = {
+    **dict.fromkeys(("VGG16", "VGG19", "ResNet50", "ResNet101", "ResNet152"), (224, "caffe")),
+    **dict.fromkeys(("ResNet50V2", "ResNet101V2", "ResNet152V2", "MobileNet", "MobileNetV2", "NASNetMobile"), (224, "tf")),
+    **dict.fromkeys(("InceptionV3", "InceptionResNetV2", "Xception"), (299, "tf")),
+    "NASNetLarge": (331, "tf"),
+    **dict.fromkeys(("DenseNet121", "DenseNet169", "DenseNet201"), (224, "torch")),
+    # Their first layers are the preprocessing.
+    **dict.fromkeys(("MobileNetV3Small", "MobileNetV3Large"), (224, "none")),
+    **{f"EfficientNetB{n}": (side, "none") for n, side in enumerate((224, 240, 260, 300, 380, 456, 528, 600))},
+    **{f"EfficientNetV2B{n}": (side, "none") for n, side in enumerate((224, 240, 260, 300))},
+    **{f"EfficientNetV2{letter}": (side, "none") for letter, side in (("S", 384), ("M", 480), ("L", 480))},
+    **{f"ConvNeXt{word}": (224, "none") for word in ("Tiny", "Small", "Base", "Large", "XLarge")},
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class KerasWeights:
+    """A network of Keras with its weights, apart from any device; attributes of the same names as of :class:`Weights`.
+
+    Attributes:
+        network: :data:`KERAS`.
+        graph: As JSON, with the names of all layers.
+        arrays: Names and values of all variables, in Keras' order.
+        mean_pixel: (3,) float64, R, G, B in 0..255.
+        scale_pixel: (3,) float64: what is divided by after the mean is subtracted; None: nothing is.
+        is_bgr: Whether the network takes B, G, R after that.
+        source: Words for where the weights come from.
+        sha256: Digest, hex, of the arrays and their names.
+        identity: What else the numbers depend on, option -> value.
+    """
+
+    network: str
+    graph: str
+    arrays: Sequence[tuple[str, NDArray[Any]]]
+    mean_pixel: NDArray[np.float64]
+    scale_pixel: NDArray[np.float64] | None
+    is_bgr: bool
+    source: str
+    sha256: str
+    identity: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tapped:
+    """A layer of a graph.
+
+    Attributes:
+        layer: The layer; ``kind`` is the name of its class.
+        rank: Of an image's output: 3 of a map, 1 of a vector. Others cannot be stored.
+        shape: (h, w, c) or (d,); None of a map at native size.
+    """
+
+    layer: LayerSpec
+    rank: int
+    shape: tuple[int, ...] | None
+
+    @property
+    def is_storable(self) -> bool:
+        """Whether the output is a map or a vector."""
+        return self.rank in (1, 3)
+
+
+def is_file(model: str) -> bool:
+    """Tell whether a model is a file, and not a name of :data:`MODELS`."""
+    return model.endswith(SUFFIX)
+
+
+def check_model(text: str) -> str:
+    """Return a name of :data:`MODELS` or the path of a ``.keras`` file; nothing is loaded.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if is_file(text) and Path(text).expanduser().is_file():
+        return str(Path(text).expanduser())
+    if text in MODELS:
+        return text
+    rule = f"a {SUFFIX} file that exists" if is_file(text) else f"a {SUFFIX} file or one of: {nearest(text, MODELS)}"
+    raise OptionError(f"network.model: there is no such model, got {text!r}. Expected {rule}. Set e.g. network.model=ResNet50.")
+
+
+def model_name(model: str) -> str:
+    """Return what a run with a model is called."""
+    return Path(model).stem if is_file(model) else model
+
+
+def default_size(model: str) -> tuple[int, int]:
+    """Return (height, width) in px of what a model was trained on; of a file, of the images that it takes."""
+    if not is_file(model):
+        return (MODELS[model][0],) * 2
+    height, width = _input_shape(json.loads(_stored_graph(model)))
+    return height or DEFAULT_SIDE_PX, width or DEFAULT_SIDE_PX
+
+
+# -- Layers --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KerasTable:
+    """The layers of a model, as :class:`~pipeline.network.architectures.VggTable`. The first answer takes seconds."""
+
+    model: str
+    size_px: tuple[int, int] | None
+
+    def layers(self) -> dict[str, Tapped]:
+        """Return name -> layer, in the order of the graph, those of maps and of vectors alone."""
+        found = Path(self.model).stat() if is_file(self.model) else None
+        return _tapped(self.model, self.size_px, found and (found.st_mtime_ns, found.st_size))
+
+    def resolve(self, words: Sequence[str]) -> tuple[LayerSpec, ...]:
+        """Return the layers that a user's words mean, in the order of the graph, each once.
+
+        Raises:
+            OptionError: A word means no layer, or one whose output is neither a map nor a vector; the model cannot be built.
+        """
+        layers = self.layers()
+        known = [name for name, tapped in layers.items() if tapped.is_storable]
+        chosen: set[str] = set()
+        for word in (word.strip() for word in words):
+            matched = known if word == "all" else fnmatch.filter(known, word)
+            if not matched:
+                what = f"its output has {layers[word].rank} axes an image" if word in layers else "there is none such"
+                raise OptionError(
+                    f"layers: {what} in {model_name(self.model)}, got {word!r}. Expected maps or vectors, e.g. "
+                    f"{', '.join(nearest(word, known).split(', ')[:NAMED])}. "
+                    f"Run `python -m pipeline.layers network=keras network.model={self.model}` for the whole table."
+                )
+            chosen.update(matched)
+        return tuple(layers[name].layer for name in known if name in chosen)
+
+    def plan(self, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None) -> tuple[FeatureSpec, ...]:
+        """Return the layers with the shape of a row of each; of maps none at native size."""
+        table = self.layers()
+        return tuple(FeatureSpec(layer, table[layer.name].shape) for layer in layers)
+
+
+@functools.lru_cache(8)
+def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> dict[str, Tapped]:
+    # At native size layers are those for images of the default size, without the classifier, which takes one size.
+    height, width = size_px or default_size(model)
+
+    def build() -> dict[str, Tapped]:
+        import keras
+
+        # Without values of the variables, which would be gigabytes of some.
+        with keras.StatelessScope(initialize_variables=False):
+            if is_file(model):
+                graph = graph_of(_stored_graph(model), (height, width))
+            else:
+                graph = _application(model, (height, width), classifier=size_px is not None, weights=None)
+        found = {}
+        for index, layer in enumerate(graph.layers):
+            if isinstance(layer, keras.layers.InputLayer):
+                continue
+            try:
+                shape = tuple(getattr(layer.output, "shape", ()))[1:]
+            except (AttributeError, ValueError):  # a layer that is used twice has no one output
+                shape = ()
+            kernel = getattr(layer, "kernel", None)
+            kernel_shape = tuple(kernel.shape) if kernel is not None and len(kernel.shape) == 4 else None
+            # Sides of convolutions without padding are a little shorter than those of the input over the stride.
+            stride = 2 ** round(math.log2(height / shape[0])) if len(shape) == 3 and shape[0] else height
+            spec = LayerSpec(layer.name, type(layer).__name__, index, 0, kernel_shape, shape[-1] if shape else 0, stride)
+            found[layer.name] = Tapped(spec, len(shape), None if size_px is None and len(shape) == 3 else shape)
+        return found
+
+    what = f"network.model: {model} cannot be built for images of {height} x {width} px"
+    return in_fresh_thread(build, lambda words: OptionError(f"{what}, got: {words}. Expected a graph of Keras' layers. {REMEDY}"))
+
+
+# -- Graphs --------------------------------------------------------------------------------------------------------------------
+
+
+def in_fresh_thread(build: Callable[[], T], refusal: Callable[[str], PipelineError]) -> T:
+    """Call a function in a thread of its own, with Keras loaded, and return what it returns.
+
+    Raises:
+        OptionError: Keras is set up for another library or another order of axes.
+        PipelineError: What the refusal makes of Keras' words.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    load_tensorflow()
+    keras = load_undisturbed("keras")
+    found = keras.backend.backend(), keras.config.image_data_format()
+    if found != ("tensorflow", "channels_last"):
+        raise OptionError(
+            f"network: Keras computes by {found[0]} with {found[1]} here. Expected tensorflow and channels_last. Set "
+            "KERAS_BACKEND=tensorflow, and image_data_format in ~/.keras/keras.json."
+        )
+
+    def call() -> T:
+        # Of downloads and of graphs it would tell on the terminal.
+        keras.config.disable_interactive_logging()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return build()
+
+    try:
+        return ThreadPoolExecutor(1, "keras").submit(call).result()
+    except PipelineError:
+        raise
+    except Exception as error:  # of any type, as Keras raises what the model leads to
+        raise refusal(_line(error)) from error
+
+
+def graph_of(text: str, size_px: tuple[int | None, int | None]) -> Any:
+    """Return the graph of a JSON text, a ``keras.Model``, for images of (height, width) px; None: of any.
+
+    Raises:
+        Exception: Of any type, as Keras raises what the text leads to.
+    """
+    import keras
+
+    config = json.loads(text)
+    for side, (taken, given) in enumerate(zip(_input_shape(config), size_px, strict=False), start=1):
+        if given is not None and taken not in (None, given):
+            raise ValueError(f"it takes images of {taken} px along axis {side}")
+    layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "InputLayer")
+    layer["config"]["batch_shape"][1:3] = [own or given for own, given in zip(_input_shape(config), size_px, strict=False)]
+    graph = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    if len(graph.inputs) != 1:
+        raise ValueError(f"it has {len(graph.inputs)} inputs")
+    return graph
+
+
+def _input_shape(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return the (height, width) that a graph takes, as Keras' configuration has it; None: any."""
+    shapes = [layer["config"]["batch_shape"] for layer in config["config"]["layers"] if layer["class_name"] == "InputLayer"]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != COLOURS:
+        raise ValueError(f"its inputs are {shapes}, and not one of RGB images")
+    height, width = shapes[0][1:3]
+    return height, width
+
+
+def _stored_graph(model: str) -> str:
+    """Return the graph of a ``.keras`` file as JSON. Nothing in it is run.
+
+    Raises:
+        WeightsError: The file is damaged, or no functional graph for images.
+    """
+    try:
+        with zipfile.ZipFile(model) as archive:
+            config = json.loads(archive.read("config.json"))
+        if config["class_name"] not in ("Functional", "Sequential"):
+            raise ValueError(f"its class is {config['class_name']}, and not a functional graph")
+        _input_shape(config)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise WeightsError(
+            f"network.model: {model} cannot be used, got: {_line(error)}. Expected what model.save('x{SUFFIX}') of Keras 3 "
+            f"writes for a functional model of RGB images. {REMEDY}"
+        ) from error
+    # Of training.
+    config.pop("compile_config", None)
+    return json.dumps(config, sort_keys=True)
+
+
+def _application(model: str, size_px: tuple[int | None, int | None], *, classifier: bool, weights: str | None) -> Any:
+    import keras
+
+    return getattr(keras.applications, model)(weights=weights, include_top=classifier, input_shape=(*size_px, COLOURS))
+
+
+def _line(error: BaseException) -> str:
+    # Of a layer with code in it Keras goes on to say how to run that.
+    words = " ".join(str(error).split()).partition(" If you trust")[0]
+    return printable(words, LONGEST_QUOTE).rstrip(".") or type(error).__name__
+
+
+# -- Weights -------------------------------------------------------------------------------------------------------------------
+
+
+def load_keras(
+    model: str,
+    source: str,
+    preprocess: str,
+    *,
+    size_px: tuple[int, int] | None,
+    layers: Sequence[LayerSpec],
+    seed: int,
+    log: Callable[[str], None],
+) -> KerasWeights:
+    """Return a model with its weights.
+
+    Args:
+        model: As :func:`check_model` returns it.
+        source: ``imagenet``: those that Keras has published, from its cache or downloaded, and of a file its own; ``random``: He
+            normal; else the path of a file that Keras has saved for this model.
+        size_px: (height, width) of the images; None at native size.
+        layers: That are wanted.
+        preprocess: One of :data:`MODES`, or ``auto``: the model's own; of a file, ``none``.
+        seed: Of the random weights.
+        log: Takes lines for the user.
+
+    Raises:
+        WeightsError: There is no such file, it cannot be downloaded, or it is of another model.
+    """
+    if preprocess == "auto":
+        preprocess = "none" if is_file(model) else MODELS[model][1]
+    name, table = model_name(model), KerasTable(model, size_px).layers()
+    size = size_px or (None, None)
+    # Of the published files those with the classifier are for one size of images alone.
+    needs_classifier = not is_file(model) and layers[-1].network_index >= _classifier_index(table)
+
+    def build() -> tuple[str, list[tuple[str, NDArray[Any]]]]:
+        import keras
+        import tensorflow as tf
+
+        with tf.device("/CPU:0"):
+            if is_file(model):
+                network = keras.saving.load_model(model, compile=False, safe_mode=True)
+                text = _stored_graph(model)
+            else:
+                published = source if source == "imagenet" else None
+                network = _application(model, size, classifier=needs_classifier, weights=published)
+                text = network.to_json()
+            if source not in SOURCES:
+                network.load_weights(source)
+            return text, [(variable.path, np.asarray(variable)) for variable in network.weights]
+
+    words = {
+        "imagenet": f"the weights in {name}{SUFFIX}" if is_file(model) else f"Keras' weights of {name} (ImageNet)",
+        "random": f"random (He normal, seed {seed})",
+    }.get(source, f"{Path(source).name} for {name}")
+    log(f"weights: {words}")
+    text, arrays = in_fresh_thread(build, functools.partial(_refusal, model, source))
+    if source == "random":
+        arrays = _random(arrays, seed)
+    mean, scale = MODES[preprocess]
+    return KerasWeights(
+        KERAS,
+        text,
+        arrays,
+        np.array(mean, np.float64),
+        None if scale is None else np.array(scale, np.float64),
+        is_bgr=preprocess == "caffe",
+        source=words,
+        sha256=_digest(arrays),
+        identity={"network.model": _graph_digest(text) if is_file(model) else model, "network.preprocess": preprocess},
+    )
+
+
+def _classifier_index(table: Mapping[str, Tapped]) -> int:
+    """Return where the classifier of a model of ``keras.applications`` begins: the last global mean, or flattening."""
+    kinds = [tapped.layer.kind for tapped in table.values()]
+    first = next((kind for kind in ("GlobalAveragePooling2D", "Flatten") if kind in kinds), "")
+    return max((tapped.layer.network_index for tapped in table.values() if tapped.layer.kind == first), default=len(kinds))
+
+
+def _refusal(model: str, source: str, words: str) -> WeightsError:
+    found = re.search(r"URL fetch failure on (\S+): (.*)", words)
+    folder = Path(os.environ.get("KERAS_HOME") or "~/.keras", "models")
+    if found:
+        return WeightsError(
+            f"network.weights: cannot download {found[1]}, got {found[2]}. Expected that file in {folder}, under the name "
+            f"{found[1].rpartition('/')[2]}. Put it there by hand, or run again with network.weights=random for seeded untrained "
+            "weights."
+        )
+    what = f"{model} is not read" if is_file(model) else f"no weights for {model}"
+    where = {"imagenet": what, "random": what}.get(source, f"{source} does not fit {model_name(model)}")
+    return WeightsError(f"network.weights: {where}, got: {words}. Expected what Keras has saved for this model. {REMEDY}")
+
+
+def _random(arrays: Sequence[tuple[str, NDArray[Any]]], seed: int) -> list[tuple[str, NDArray[Any]]]:
+    """Return He normal values for all that has axes of inputs and outputs; the rest as Keras begins with it, ones and zeros.
+
+    Source: as of :func:`.weights.random_weights`. Of a depthwise kernel, (height, width, channels, 1), an input is one channel.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn = []
+    for name, values in arrays:
+        if values.ndim > 1:
+            inputs = values.shape[:2] if values.ndim == 4 and values.shape[3] == 1 else values.shape[:-1]
+            deviation = np.float32(math.sqrt(2 / math.prod(inputs)))
+            values = (generator.standard_normal(values.shape, dtype=np.float32) * deviation).astype(values.dtype)
+        drawn.append((name, values))
+    return drawn
+
+
+def _graph_digest(text: str) -> str:
+    """Return what a graph is known by; Keras numbers objects that are shared anew each time that it saves one."""
+    return "graph " + hashlib.sha256(re.sub(r', "shared_object_id": \d+', "", text).encode()).hexdigest()
+
+
+def _digest(arrays: Sequence[tuple[str, NDArray[Any]]]) -> str:
+    digest = hashlib.sha256()
+    for name, values in arrays:
+        stored = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+        digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
+        digest.update(stored.data)
+    return digest.hexdigest()

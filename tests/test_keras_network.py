@@ -1,0 +1,255 @@
+"""Networks of Keras: layers, preprocessing and weights, against ``keras.Model(...).predict`` on the same pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import extract_features, layer_table
+from pipeline.config import check_options
+from pipeline.errors import OptionError, PipelineError, WeightsError
+from pipeline.network.keras_models import MODELS, KerasTable, check_model, load_keras
+
+from .test_config import values
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures that need no resizing, so that both sides see the same pixels."""
+    folder = tmp_path_factory.mktemp("images")
+    draws = np.random.default_rng(5)
+    for number in range(3):
+        coarse = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def pixels(images: Path, side: int = SIDE) -> Any:
+    pictures = (Image.open(path).resize((side, side)) for path in sorted(images.iterdir()))
+    return np.stack([np.asarray(picture, np.float32) for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A functional model in a file, with a layer of every kind that is stored and of one that is not."""
+    keras.utils.set_random_seed(1)
+    taken = keras.Input((None, None, 3), name="picture")
+    found = keras.layers.Rescaling(1 / 255)(taken)
+    found = keras.layers.Conv2D(8, 3, padding="same", name="first")(found)
+    found = keras.layers.BatchNormalization()(found)
+    found = keras.layers.ReLU(name="active")(found)
+    found = keras.layers.MaxPooling2D(name="small")(found)
+    sequence = keras.layers.Reshape((-1, 8), name="sequence")(found)
+    inner = keras.Sequential([keras.Input((None, None, 8)), keras.layers.Conv2D(4, 1, name="hidden")], name="inside")
+    found = keras.layers.GlobalAveragePooling2D(name="mean")(inner(found))
+    network = keras.Model(taken, [keras.layers.Dense(5, name="classes")(found), sequence])
+    network.compile("adam")
+    path = tmp_path_factory.mktemp("models") / "tiny.keras"
+    network.save(path)
+    return path
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def extract(images: Path, model: str | Path, layers: list[str], output: Path, **options: Any) -> Any:
+    given = {"network": "keras", "model": str(model), "output_dir": output, "name": "run", "quiet": True} | options
+    return extract_features(images, layers, **given)
+
+
+def test_a_file_gives_what_keras_predicts_and_goes_on_as_other_runs_do(images: Path, tiny: Path, tmp_path: Path) -> None:
+    words = ["small", "inside:avg", "active:grid", "mean", "classes:l2"]
+    run = extract(images, tiny, words, tmp_path, size=SIDE, images_per_shard=2)
+    network = keras.saving.load_model(tiny, compile=False)
+    outputs = [network.get_layer(name).output for name in ("active", "small", "inside", "mean", "classes")]
+    active, small, inside, mean, classes = keras.Model(network.inputs, outputs).predict(pixels(images), verbose=0)
+    assert run.layers == ("active.grid", "small", "inside.avg", "mean", "classes.l2")
+    assert run["small"].shape == (3, SIDE // 2, SIDE // 2, 8)
+    halves = active.reshape(3, 2, SIDE // 2, 2, SIDE // 2, 8).mean((2, 4)).reshape(3, -1)
+    normalized = classes / np.linalg.norm(classes, axis=1, keepdims=True)
+    for name, expected in zip(run.layers, (halves, small, inside.mean((1, 2)), mean, normalized), strict=True):
+        assert relative_error(run[name][:], expected) < 1e-5, name
+    assert run.attributes["network"] == "keras"
+    first = [path.stat().st_mtime_ns for path in sorted((tmp_path / "run/shards").iterdir())]
+    again = extract(images, tiny, words, tmp_path, size=SIDE, images_per_shard=2)
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "run/shards").iterdir())] == first
+    assert again.attributes["run_digest"] == run.attributes["run_digest"]
+    for other in ({"preprocess": "tf"}, {"weights": "random"}):
+        with pytest.raises(PipelineError, match="a run with other options"):
+            extract(images, tiny, words, tmp_path, size=SIDE, images_per_shard=2, **other)
+
+
+def test_a_file_at_native_size_takes_images_of_any(images: Path, tiny: Path, tmp_path: Path) -> None:
+    draws = np.random.default_rng(2)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for height, width in ((20, 30), (1, 1)):
+        Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{height}.png")
+    run = extract(folder, tiny, ["small", "mean", "small:gem"], tmp_path / "out", size=None)
+    assert run.images["error"].tolist() == ["too small: 1 x 1 px, for layers of the network", ""]
+    network = keras.saving.load_model(tiny, compile=False)
+    picture = np.asarray(Image.open(folder / "20.png"), np.float32)[None]
+    outputs = [network.get_layer(name).output for name in ("small", "mean")]
+    small, mean = keras.Model(network.inputs, outputs).predict(picture, verbose=0)
+    assert relative_error(run["small"][1], small[0]) < 1e-5
+    assert relative_error(run["mean"][1], mean[0]) < 1e-5
+    assert run["small.gem"][1].shape == (8,)
+
+
+def test_names_that_keras_makes_up_are_the_same_whatever_was_built_before(tiny: Path, tmp_path: Path) -> None:
+    def build(side: int) -> Any:
+        return KerasTable("MobileNet", (side, side)).layers()
+
+    first = build(64)
+    for _ in range(2):
+        keras.layers.GlobalAveragePooling2D()
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(1, 1)])
+    again = build(96)
+    assert [*first] == [*again]
+    assert "global_average_pooling2d" in first
+    assert first["conv_pw_13_relu"].shape == (2, 2, 1024)
+    assert first["conv_pw_13_relu"].layer == again["conv_pw_13_relu"].layer
+
+
+def test_random_weights_are_seeded_and_do_not_disturb_other_draws(tiny: Path) -> None:
+    def load(seed: int) -> Any:
+        table = KerasTable(str(tiny), (SIDE, SIDE))
+        layers = table.resolve(["all"])
+        return load_keras(str(tiny), "random", "auto", size_px=(SIDE, SIDE), layers=layers, seed=seed, log=lambda line: None)
+
+    state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    one, same, other = load(0), load(0), load(1)
+    assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+    assert one.sha256 == same.sha256 != other.sha256
+    drawn = dict(one.arrays)
+    assert drawn["first/kernel"].std() == pytest.approx(math.sqrt(2 / 27), rel=0.2)
+    assert drawn["first/bias"].tolist() == [0] * 8
+
+
+def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
+    table = layer_table("keras", model=str(tiny), size=SIDE, layers="small")
+    assert [row.name for row in table] == [
+        *("rescaling", "first", "batch_normalization", "active", "small", "inside", "mean", "classes")
+    ]
+    assert (table["small"].shape, table["small"].row_bytes, table["small"].is_chosen) == ((32, 32, 8), 32768, True)
+    assert table["classes"].shape == (5,)
+    assert table["small"].layer.stride_px == 2
+    assert "3 x 3 x 3 x 8" in repr(table)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": None}, "network.model: no model is named, got null"),
+        ({"model": "ResNet5"}, "got 'ResNet5'. Expected a .keras file or one of: ResNet50"),
+        ({"model": "x.keras"}, "got 'x.keras'. Expected a .keras file that exists"),
+        ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),
+        ({"pooling": "avg"}, "network.pooling: of VGG networks alone"),
+        ({"weights": "torchvision"}, "network.weights: of VGG networks alone"),
+        ({"layers": "smal"}, "layers: there is none such in tiny, got 'smal'. Expected maps or vectors, e.g. small."),
+        ({"layers": "sequence"}, "layers: its output has 2 axes an image in tiny, got 'sequence'"),
+        ({"layers": "mean:avg"}, "layers: avg takes a map and mean is a vector"),
+        ({"network": "vgg19", "layers": "relu1_1"}, "network.model: of networks of Keras alone"),
+    ],
+)
+def test_wrong_options_are_one_line(images: Path, tiny: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    given = {"model": str(tiny), "layers": "small", "network": "keras"} | options
+    with pytest.raises(OptionError) as error:
+        extract_features(images, output_dir=tmp_path, quiet=True, **given)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_no_graph_of_images_is_refused_and_nothing_in_it_is_run(images: Path, tiny: Path, tmp_path: Path) -> None:
+    unsafe = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Lambda(lambda found: found + 1), keras.layers.Flatten()])
+    unsafe.save(tmp_path / "lambda.keras")
+    keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)]).save(tmp_path / "vectors.keras")
+    (tmp_path / "text.keras").write_text("hello")
+    with zipfile.ZipFile(tiny) as archive, zipfile.ZipFile(tmp_path / "own.keras", "w") as changed:
+        config = json.loads(archive.read("config.json"))
+        changed.writestr("config.json", json.dumps(config | {"class_name": "Mine", "registered_name": "my>Mine"}))
+    for name, said in {"lambda": "Lambda", "vectors": "not one of RGB", "text": "not a zip", "own": "its class is Mine"}.items():
+        with pytest.raises(PipelineError, match=f"network.model: .*{said}") as error:
+            extract(images, tmp_path / f"{name}.keras", ["all"], tmp_path / "out")
+        assert "\n" not in str(error.value)
+
+
+def test_sizes_and_names_are_the_models_own() -> None:
+    options = check_options(values(network__name="keras", network__model="InceptionV3"))
+    assert (options.data.size, options.name) == ((299, 299), "imgs-InceptionV3")
+    assert check_options(values()).data.size == (224, 224)
+    assert {name for name in dir(keras.applications) if name[0].isupper()} - {"ConvNeXtBase"} == {*MODELS} - {"ConvNeXtBase"}
+    assert [check_model(name) for name in MODELS] == [*MODELS]
+
+
+def test_without_a_network_imagenet_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    with pytest.raises(
+        WeightsError, match=r"cannot download https://.*/mobilenet_1_0_224_tf_no_top.h5, got .*keras/models"
+    ) as error:
+        extract(images, "MobileNet", ["conv1_relu"], tmp_path / "out", size=96)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "layers"),
+    [
+        ("MobileNetV2", 64, ["block_1_expand_relu", "block_2_add"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("MobileNetV2", 64, ["block_13_expand_relu", "out_relu", "predictions"]),
+                ("ResNet50", 64, ["conv2_block3_out", "conv4_block6_out", "avg_pool"]),
+                ("EfficientNetB0", 65, ["stem_activation", "block6a_expand_activation", "top_activation"]),
+                ("DenseNet121", 64, ["conv1_relu", "conv5_block16_concat", "relu"]),
+                ("InceptionV3", 96, ["conv2d_3", "mixed0", "mixed10"]),
+                ("ConvNeXtTiny", 64, ["convnext_tiny_stem", "convnext_tiny_stage_3_block_2_identity"]),
+                ("MobileNetV3Small", 64, ["activation_3", "logits"]),
+                ("NASNetMobile", 64, ["normal_concat_12"]),
+            ]
+        ),
+    ],
+)
+def test_a_model_of_keras_gives_what_keras_predicts(
+    model: str, side: int, layers: list[str], images: Path, tmp_path: Path
+) -> None:
+    # The weights of a file that Keras has saved, so that the other side has them too.
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(3)
+    has_classifier = any(name in layers for name in ("predictions", "avg_pool", "logits"))
+    shape = (side, side, 3)
+    network = getattr(keras.applications, model)(weights=None, include_top=has_classifier, input_shape=shape)
+    path = tmp_path / "saved.weights.h5"
+    network.save_weights(path)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    seen = pixels(images, side)
+    for number, picture in enumerate(seen):
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number}.png")
+    run = extract(folder, model, layers, tmp_path / "out", size=side, weights=str(path))
+    of_family = next(
+        module for module in vars(keras.applications).values() if hasattr(module, "preprocess_input") and hasattr(module, model)
+    )
+    outputs = [network.get_layer(name).output for name in layers]
+    predicted = keras.Model(network.inputs, outputs).predict(of_family.preprocess_input(seen.copy()), verbose=0)
+    for name, expected in zip(layers, predicted if len(layers) > 1 else [predicted], strict=True):
+        assert relative_error(run[name][:], expected) < 1e-5, name
