@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # the program compiles in one thread, and seldom where it is forked
+
 # Each in a process of its own, since what may go wrong is a crash or a child that waits for ever.
 TOGETHER = """
 import threading

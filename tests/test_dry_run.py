@@ -91,6 +91,8 @@ def test_the_estimate_is_what_the_run_takes_then(images: Path, capsys: pytest.Ca
     extract(images)
     with h5py.File("outputs/x/shards/shard-00000-of-00001.h5") as shard:
         assert said == f"{shard['features/relu1_1'].id.get_storage_size() / 1000:.1f} kB"
+    dry_run(images)
+    assert "estimate: all 6 rows are finished, nothing is left to make" in capsys.readouterr().err
 
 
 def test_of_a_run_that_was_stopped_only_what_is_left_counts(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,9 +105,6 @@ def test_of_a_run_that_was_stopped_only_what_is_left_counts(images: Path, capsys
     assert "shard-00001-of-00003.h5.partial: to be removed, since it is unfinished" in said
     assert "resume: 2 of 3 shards are finished, 2 images are left" in said
     assert "sample: all 2 images; 0 failed" in said
-    extract(images, images_per_shard=2)
-    dry_run(images, **changes)
-    assert "estimate: all 6 rows are finished, nothing is left to make" in capsys.readouterr().err
 
 
 def test_an_extension_is_tried_and_refused_as_it_would_be(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

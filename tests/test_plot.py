@@ -284,6 +284,7 @@ def test_a_missing_run_and_a_wrong_option_are_one_line(tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow  # loads Matplotlib anew; other commands answer signals in the same way
 def test_an_interrupt_leaves_whole_pictures_and_no_half_ones(folder: Path, tmp_path: Path) -> None:
     arguments = (f"run={folder}", "images=[0,2,3]", "dpi=300", "input=false", "file={image}.png")
     process = subprocess.Popen(

@@ -26,8 +26,11 @@ from .object_store import ObjectStore, copy_here, names_at, object_store, put_fi
 from .stored_runs import make_spec, write_run
 from .test_command import command, environment
 
-# Looked for, not loaded: that takes seconds, and most workers run none of these.
-pytestmark = pytest.mark.skipif(not all(map(find_spec, ("s3fs", "moto"))), reason="s3fs or moto is not installed")
+pytestmark = [
+    # The server alone takes seconds to load; test_storage_runs asks the same of another kind of address.
+    pytest.mark.slow,
+    pytest.mark.skipif(not all(map(find_spec, ("s3fs", "moto"))), reason="s3fs or moto is not installed"),
+]
 
 ADDRESS, IMAGES = "s3://bucket/outputs/run", "s3://bucket/imgs"
 SPEC = make_spec(rows=22)
@@ -75,7 +78,6 @@ def test_a_run_on_s3_is_written_gone_on_with_and_read(store: ObjectStore, tmp_pa
     assert (first > 1, len(store.requests) - first) == (True, 1)
 
 
-@pytest.mark.slow
 def test_other_processes_read_a_run_that_was_opened_here(store: ObjectStore, tmp_path: Path) -> None:
     made = write_run(run_at(ADDRESS, tmp_path / "scratch"), SPEC)
     run = open_run(ADDRESS)
@@ -93,7 +95,6 @@ def test_other_processes_read_a_run_that_was_opened_here(store: ObjectStore, tmp
         np.testing.assert_array_equal(got, np.stack(made["relu4_1"]))
 
 
-@pytest.mark.slow
 def test_requests_that_fail_now_and_then_change_nothing(store: ObjectStore, tmp_path: Path) -> None:
     seen: dict[str, int] = {}
 
@@ -113,7 +114,6 @@ def test_requests_that_fail_now_and_then_change_nothing(store: ObjectStore, tmp_
     assert_same_run(copy_here(ADDRESS, tmp_path / "copy"), tmp_path / "local")
 
 
-@pytest.mark.slow
 def test_what_is_wrong_with_the_address_is_said_in_one_line_in_bounded_time(store: ObjectStore, tmp_path: Path) -> None:
     def said(*options: str, **variables: str) -> tuple[str, float]:
         began = time.monotonic()
@@ -152,7 +152,6 @@ def images_here(folder: Path, count: int = 12) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that kills at once")
 def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_bits(store: ObjectStore, tmp_path: Path) -> None:
     images = images_here(tmp_path / "imgs")
@@ -204,7 +203,6 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
     assert not list(tmp_path.glob("deep-feature-pipeline-*/*"))
 
 
-@pytest.mark.slow
 def test_a_bucket_that_vanishes_in_mid_run_stops_it_in_one_line(store: ObjectStore, tmp_path: Path) -> None:
     images = images_here(tmp_path / "imgs", 8)
     put_files(IMAGES, {path.name: path.read_bytes() for path in images.iterdir()})
@@ -232,7 +230,6 @@ def test_a_bucket_that_vanishes_in_mid_run_stops_it_in_one_line(store: ObjectSto
         assert set(run.images["status"]) == {"ok"}
 
 
-@pytest.mark.slow
 def test_two_runs_that_start_together_at_one_address_are_one(store: ObjectStore, tmp_path: Path) -> None:
     images = images_here(tmp_path / "imgs", 6)
     variables = [{**environment(), **store.environment, "TMPDIR": str(tmp_path / name)} for name in ("one", "two")]
