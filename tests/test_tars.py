@@ -260,8 +260,14 @@ BAD_TARS = {
         f"it ends at byte 1536, its member 'x.png' at {2**63 + 511}",
     ),
     "cut off in an image": (header(size=b"00000001000\0") + b"x" * 100, "it ends at byte 612, its member 'x.png' at 1024"),
-    "cut off in a header": (header() + header()[:200], "it ends at byte 712 in the middle of a header"),
-    "rubbish after an image": (header() + b"\1" * 512 + END, "there is no header where one should be, at byte 512"),
+    "cut off in a header": (
+        header() + header()[:200],
+        "it is damaged or cut off: there is no whole header",
+    ),
+    "rubbish after an image": (
+        header() + b"\1" * 512 + END,
+        "it is damaged or cut off: there is no whole header",
+    ),
     "long name cut off": (header(type=b"L", size=b"00000010000\0") + b"a" * 9, "it is "),
 }
 

@@ -40,9 +40,6 @@ ALLOWED_FORMATS = (
     "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PSD", "QOI", "SGI", "TGA",
 )  # fmt: skip
 
-# Formats that Pillow opens through another one's reader, but whose extensions it registers under their own name.
-_OPENED_AS_ANOTHER = ("MPO",)
-
 # Above this, a file is taken for a decompression bomb: 537 MB of pixels.
 # Source: Pillow raises DecompressionBombError above 2 * Image.MAX_IMAGE_PIXELS, by default this number.
 MAX_PIXELS = 178_956_970
@@ -77,7 +74,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 @functools.cache
 def image_extensions() -> frozenset[str]:
     """Return the lower-case file extensions, with their dot, that belong to :data:`ALLOWED_FORMATS`."""
-    names = {*ALLOWED_FORMATS, *_OPENED_AS_ANOTHER}
+    names = {*ALLOWED_FORMATS, "MPO"}  # Opened by the reader of JPEG.
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in names)
 
 

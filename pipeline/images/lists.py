@@ -183,26 +183,19 @@ def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]
     except OSError as error:
         reason = (error.strerror or " ".join(str(error).split())[:200]).lower()
         raise DatasetError(f"data.list: cannot be read ({reason}), {what} Check the path; data.dir takes a folder.") from error
-    header = [name for name, _ in columns]
+    header, paths = [name for name, _ in columns], dict(columns).get("path", [])
+    twice = [name for name, count in Counter(header).items() if count > 1]
     if "path" not in header:
         got = f"[{quoted_names(header)}]" if header else "no columns"
-        raise DatasetError(
-            f"data.list: {str(path)!r}: no column 'path', got {got}. Expected a first line that "
-            "names the columns, one of them path. Add it, or rename the column that holds the paths."
-        )
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise DatasetError(
-            f"data.list: {str(path)!r}: columns of the same name, got [{quoted_names(twice)}]. Expected names that occur once. "
-            "Rename them."
-        )
-    paths = dict(columns)["path"]
-    if not paths or "" in paths:
-        what = f"'' in image {paths.index('') + 1} and {paths.count('') - 1} others" if paths else "an empty list"
-        raise DatasetError(
-            f"data.list: {str(path)!r}: rows without a path, got {what}. Expected a path in each row. Fill it in, or remove the "
-            "row."
-        )
-    return dict(columns)
+        wrong = f"no column 'path', got {got}. Expected a first line that names the columns, one of them path. Add it."
+    elif twice:
+        wrong = f"columns of the same name, got [{quoted_names(twice)}]. Expected names that occur once. Rename them."
+    elif not paths or "" in paths:
+        got = f"'' in image {paths.index('') + 1} and {paths.count('') - 1} others" if paths else "an empty list"
+        wrong = f"rows without a path, got {got}. Expected a path in each row. Fill it in, or remove the row."
+    else:
+        return dict(columns)
+    raise DatasetError(f"data.list: {str(path)!r}: {wrong}")
 
 
 def _read_text(path: Path, what: str) -> Columns:

@@ -62,7 +62,7 @@ class ImageLoader:
         batch_size: Rows a batch; the last may have fewer. None: native size, each image a batch of its own size.
         workers: Images decoded at the same time. From a source that answers slowly (``reads_at_once``) more are read.
         prepare: (h, w, 3) uint8 RGB -> what the batch holds of it, in the worker; may raise ``ImageError``. It must bound the
-            sides, since a batch's canvas is as large as the largest. None: the image.
+            sides, since a batch's canvas is as large as the largest.
         size_px: (H, W) where ``prepare`` gives (H, W, 3) float32. None: it gives (h', w', 3) uint8.
         ratio_for: As for :func:`~pipeline.images.decode.decode_image`.
         dataset: The ``tf.data.Dataset``; what it gives is above.
@@ -73,7 +73,7 @@ class ImageLoader:
     _: KW_ONLY
     batch_size: int | None
     workers: int
-    prepare: Callable[[Pixels], NDArray[Any]] | None = None
+    prepare: Callable[[Pixels], NDArray[Any]] = lambda pixels: pixels
     size_px: tuple[int, int] | None = None
     ratio_for: Callable[[int, int], int] | None = None
     dataset: tf.data.Dataset = field(init=False)
@@ -169,7 +169,7 @@ class ImageLoader:
             try:
                 with self._pixels.for_one_image() as admit:
                     decoded, (height, width) = decode_image(data, self.ratio_for, admit)
-                    image = decoded if self.prepare is None else self.prepare(decoded)
+                    image = self.prepare(decoded)
             except (ImageError, MemoryError) as problem:
                 text = words_for(problem)
         if image is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -91,9 +92,8 @@ def reason_to_skip(name: str) -> str:
 def first_folders(keys: Sequence[str]) -> list[str]:
     """Return the first folder of each key, "" where it has none: the label of an image of which nothing else says one."""
     # A label repeats: it is kept once. Absolute keys and addresses have none.
-    known: dict[str, str] = {"": ""}
     parts = (key.partition("/") for key in keys)
-    return [known.setdefault(head, head) if slash and not rest.startswith("/") else "" for head, slash, rest in parts]
+    return [sys.intern(head) if slash and not rest.startswith("/") else "" for head, slash, rest in parts]
 
 
 def valid_text(text: str) -> str:

@@ -218,10 +218,8 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
     rest = _read(file, offset, tarfile.BLOCKSIZE)
     if not rest:
         log(f"{tar_name!r} lacks the mark that ends a tar file, and may have been cut off")
-    elif len(rest) < tarfile.BLOCKSIZE:
-        raise ValueError(f"it ends at byte {end} in the middle of a header")
-    elif any(rest):
-        raise ValueError(f"there is no header where one should be, at byte {offset}")
+    elif len(rest) < tarfile.BLOCKSIZE or any(rest):
+        raise ValueError(f"it is damaged or cut off: there is no whole header where one should be, at byte {offset}")
 
 
 def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
