@@ -40,7 +40,7 @@ LARGEST_SIDE, LEAST_LAYER_SIDE, LEAST_CHANNEL_SIDE, SMALL_SIDE = 4.2, 1.75, 1.15
 # Height of the box for a map as a part of its width; a longer map is drawn narrower. Of charts alone, which are twice as wide.
 LEAST_ASPECT, GREATEST_ASPECT, CHART_ASPECT = 0.15, 1.5, 0.33
 # Width of a bar at most, of a bar with a number below it, of a chart at least; bars that are narrower stand without gaps.
-WIDEST_BAR, NUMBER_PITCH, LEAST_CHART, NARROW_BAR = 0.3, 0.16, 1.0, 0.03
+WIDEST_BAR, NUMBER_PITCH, LEAST_CHART, NARROW_BAR = 0.3, 0.16, 1.6, 0.03
 INPUT_SIDE, LEAST_WIDTH = 2.6, 4.0
 # Source: the antigrain renderer refuses 65536; memory is 4 B a pixel, and Matplotlib holds several copies.
 LARGEST_SIDE_PX, LARGEST_PIXELS = 65000, 2**28
@@ -179,7 +179,7 @@ def plan_layout(shapes: Sequence[tuple[int, ...]], is_mosaic: bool) -> Layout:
     """Return the grid for so many maps: of layers about twice as wide as high, 9 by 4 for 36; of channels a square.
 
     Args:
-        shapes: Of the features that each map is of.
+        shapes: Of the features that each map is of, or (components that are shown,).
         is_mosaic: Whether they are channels of one layer.
     """
     aspects = [shape[0] / shape[1] for shape in shapes if not is_vector(shape)]
@@ -187,8 +187,10 @@ def plan_layout(shapes: Sequence[tuple[int, ...]], is_mosaic: bool) -> Layout:
     columns = min(count, math.ceil(math.sqrt(count * (1 if is_mosaic else 9 / 4)) / stretch))
     rows = math.ceil(count / columns)
     width = stretch * max(LEAST_CHANNEL_SIDE if is_mosaic else LEAST_LAYER_SIDE, LARGEST_SIDE / math.sqrt(count))
-    aspect = min(max(LEAST_ASPECT, *aspects), GREATEST_ASPECT) if aspects else CHART_ASPECT
-    return Layout(math.ceil(count / rows), rows, width, width * aspect, is_mosaic)
+    height = width * (min(max(LEAST_ASPECT, *aspects), GREATEST_ASPECT) if aspects else CHART_ASPECT)
+    if not aspects:
+        width = min(width, max(LEAST_CHART, max(shape[-1] for shape in shapes) * WIDEST_BAR))
+    return Layout(math.ceil(count / rows), rows, width, height, is_mosaic)
 
 
 @contextmanager

@@ -116,9 +116,11 @@ def _sheets(
         return _read(run[wanted[0]], row, wanted[1], layout, options)
 
     for word, line, chosen in _choose_channels(shapes, options):
-        # Of a vector all components are one chart.
-        counts = {layer: 1 if is_vector(shapes[layer]) else len(chosen[layer][: options.most_active]) for layer in chosen}
-        of_maps = [shapes[layer] for layer, count in counts.items() for _ in range(count)]
+        of_maps: list[tuple[int, ...]] = []
+        for layer, channels in chosen.items():
+            # Of a vector all components are one chart.
+            count = len(channels[: options.most_active])
+            of_maps += [(count,)] if is_vector(shapes[layer]) else [shapes[layer]] * count
         layout = figures.plan_layout(of_maps, is_mosaic=options.channels is not None and not is_vector(of_maps[0]))
         with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
             maps = [one for of_layer in pool.map(read, chosen.items()) for one in of_layer]
