@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,31 +128,4 @@ def test_a_folder_that_becomes_read_only_is_refused_and_left_as_it_is(images: Pa
     assert_refused(ended, "the file system is read-only, got EROFS. Expected a folder that can be written. Choose another", run)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert call(images, tmp_path).returncode == 0
-    assert_same_run(run, undisturbed)
-
-
-@pytest.mark.parametrize("kind", ["moved away", "removed"])
-def test_a_folder_that_is_taken_away_stops_the_run_and_the_next_one_goes_on_with_what_there_is(
-    images: Path, undisturbed: Path, tmp_path: Path, kind: str
-) -> None:
-    run, away = tmp_path / "outputs/run", tmp_path / "away"
-    program = command(f"data.dir={images}", *OPTIONS, cwd=tmp_path)
-    with subprocess.Popen(program, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not finished_shards(run) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        if kind == "moved away":
-            run.rename(away)
-        while run.exists() and time.monotonic() < deadline:
-            shutil.rmtree(run, ignore_errors=True)
-        _, said = process.communicate(timeout=60)
-    ended = subprocess.CompletedProcess(program, process.returncode, "", said)
-    assert_refused(ended, "the folder has been removed, got ENOENT.", run)
-    assert not run.exists()
-    kept = finished_shards(away)
-    if kind == "moved away":
-        assert 0 < len(kept) < SHARDS
-        away.rename(run)
-    assert call(images, tmp_path).returncode == 0
-    assert finished_shards(run).items() >= kept.items()
     assert_same_run(run, undisturbed)

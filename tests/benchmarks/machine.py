@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -28,8 +27,6 @@ def describe_machine() -> dict[str, str]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
         "processor": f"{_processor()}, {usable_cores()} cores",
-        "memory": _memory(),
-        "load": f"{_load()} (processes that want a core, mean of the last minute, before the first turn)",
         "commit": _commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
@@ -42,21 +39,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory() -> str:
-    information = Path("/proc/meminfo")
-    if not information.is_file():
-        return "not known"
-    kilobytes = int(information.read_text().split("MemTotal:")[1].split()[0])
-    return f"{kilobytes / 2**20:.0f} GiB"
-
-
-def _load() -> str:
-    try:
-        return f"{os.getloadavg()[0]:.1f}"
-    except (AttributeError, OSError):
-        return "not known"
 
 
 def _commit() -> str:

@@ -37,7 +37,7 @@ def ours(path: str, shuffled: bool, cold: bool) -> tuple[dict[str, Any], Callabl
     from pipeline import open_run
 
     epoch = open_run(path).batches(LAYER, BATCH, shuffle=shuffled)
-    return {}, _passing(lambda: map(len, epoch), sorted(Path(path).rglob("*.h5")) if cold else [])
+    return {}, _passing(lambda: (len(features) for features, _ in epoch), sorted(Path(path).rglob("*.h5")) if cold else [])
 
 
 def h5py_rows(path: str, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
