@@ -102,14 +102,15 @@ def test_bits_the_other_way_round_and_fewer_samples_of_colour_of_an_uncompressed
 
 
 @pytest.mark.parametrize("compression", [1, 8])
-@pytest.mark.parametrize("code", ["f4", "i4"])
-def test_grey_of_32_bits_in_either_order_of_bytes(code: str, compression: int) -> None:
-    values = VALUES[..., 0] if code == "f4" else np.rint(VALUES[..., 0] * 65535)
+@pytest.mark.parametrize("code", ["f4", "i4", "i2"])
+def test_grey_with_a_sign_or_a_point_in_either_order_of_bytes(code: str, compression: int) -> None:
+    most = {"f4": 1, "i4": 65535, "i2": 32767}[code]
+    values = VALUES[..., 0] if code == "f4" else np.rint(VALUES[..., 0] * most)
     for order in "<>":
         content = values.astype(order + code).tobytes()
         parts = [zlib.compress(content) if compression == 8 else content]
-        data = tiff(parts, order, bits=32, format=3 if code == "f4" else 2, compression=compression)
-        assert_shows(data, grey(BYTES[..., 0]))
+        data = tiff(parts, order, bits=8 * int(code[1]), format=3 if code == "f4" else 2, compression=compression)
+        assert_shows(data, grey(np.rint(VALUES[..., 0] * (127.5 if code == "i2" else 255))))
 
 
 def test_grey_with_its_alpha_multiplied_in() -> None:

@@ -137,9 +137,6 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
     """Return the right picture for an image that has been loaded: most often the image itself."""
     if isinstance(image, tiff.TiffImageFile):
         tags, is_deep = image.tag_v2, image.mode.startswith("I;16")
-        if image.mode in ("F", "I") and tags.prefix == b"MM":
-            # libtiff has turned the bytes round, and then Pillow has.
-            image = Image.fromarray(np.asarray(image).byteswap())
         values = np.asarray(image) if is_deep or image.mode == "F" else None
         if values is not None and is_deep and tags.get(tiff.BITSPERSAMPLE) == (12,):
             values = ((values.astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16)
@@ -253,6 +250,9 @@ def _refused_tiff(image: tiff.TiffImageFile) -> str:
     is_usual = image.mode in ("RGB", "RGBA", "CMYK") and len(bits) <= 4 and 1 not in tags.get(tiff.EXTRASAMPLES, ())
     if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES and len(bits) > 1 and not is_usual:
         return f"TIFF of {len(bits)} separate planes in mode {image.mode}"
+    if image.mode in ("I", "F") and tags.prefix == b"MM":
+        # libtiff gives the processor's order of bytes, as Pillow knows of 16 bits without a sign alone.
+        image.tile = [tile._replace(args=(tile.args[0].replace("B", "N"), *tile.args[1:])) for tile in image.tile]  # type: ignore[index]
     if image.mode == "P" and (colours := tags.get(tiff.COLORMAP)) and max(colours) < 256:
         # Of 16 bits each, as they should be, these would all be black: a programmer's error that libtiff knows too.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
