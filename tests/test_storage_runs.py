@@ -20,12 +20,12 @@ from pipeline.errors import LockedError, StoreError
 from pipeline.index import index_run
 from pipeline.sharding import Share
 from pipeline.storage import RemotePath, StorageError, prepare_scratch, scratch_for
-from pipeline.store import lock
+from pipeline.store import lock, verification
 from pipeline.store.index_file import build_index
 from pipeline.store.lock import RemoteLock
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder, preview_folder
-from pipeline.store.verification import verify_folder
+from pipeline.store.verification import check_hdf5, verify_folder
 from pipeline.store.writer import Writer
 
 from .killed_runs import assert_same_run
@@ -311,3 +311,19 @@ def test_what_a_killed_process_left_in_scratch_is_not_taken_for_anything(folder:
     write_run(folder, SPEC, FAILED)
     assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
     assert not (tmp_path / "scratch").exists()
+
+
+def test_a_shard_without_a_line_is_read_whole_before_it_counts(
+    folder: RemotePath, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_hdf5(path))
+    write_run(folder, SPEC, FAILED)
+    lines = memory.cat_file("/bucket/outputs/run/SHA256SUMS").splitlines(keepends=True)
+    memory.pipe_file("/bucket/outputs/run/SHA256SUMS", b"".join(line for line in lines if b"shard-0000" not in line))
+    damaged = bytearray(memory.cat_file(f"/bucket/outputs/run/{shard(1)}"))
+    damaged[len(damaged) // 2] ^= 1
+    memory.pipe_file(f"/bucket/outputs/run/{shard(1)}", bytes(damaged))
+    with open_folder(folder, SPEC, "resume") as run_folder:
+        assert [missing.number for missing in run_folder.missing] == [1]
+    write_run(folder, SPEC, FAILED)
+    assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
