@@ -22,7 +22,7 @@ from .network import keras_models
 from .network.architectures import NETWORKS, WINOGRAD, VggTable
 from .network.keras_models import KERAS, KerasTable
 from .network.known_weights import expected_padding, files_for
-from .network.reductions import resolve_features
+from .network.reductions import require_known, resolve_features
 from .records import FeatureSpec
 from .sharding import Share
 from .storage import RemotePath, expanded, is_address, path_of, scratch_for
@@ -554,6 +554,10 @@ class ReduceOptions:
                 "layers: no reduction is named, got null. Expected e.g. layers=[relu4_1:avg], or reduce=[avg] for all that are "
                 "stored. Run `python -m pipeline.reduce --help` for all."
             )
+        for word in (*(self.layers or ()), *(f":{chain}" for chain in self.reduce)):
+            layer, *steps = word.split(":")
+            for step in steps:
+                require_known(step, layer or "all")
         if not self.name:
             folder = self.run.parent if self.run.suffix == ".h5" else self.run
             object.__setattr__(self, "name", f"{folder.name or folder.resolve().name}-reduced")

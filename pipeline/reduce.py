@@ -38,16 +38,9 @@ def reduce_run(options: ReduceOptions) -> Report:
         OptionError: A layer is not stored; reductions do not fit together.
         PipelineError: The run cannot be read, or the new one not written; finished shards are kept.
     """
-    from .config import flat
-    from .job import finish_run, make_missing, say_plan
-    from .plan import plan_reduced_run
     from .progress import LOGGER, Stopwatch, log_to_file, log_to_terminal
-    from .show import parse_config
     from .store import format
-    from .store.index_file import read_run_spec
     from .store.reader import open_run
-    from .store.run_folder import open_folder
-    from .transforms import with_transforms, write_transforms
 
     watch = Stopwatch()
     with log_to_terminal() as kept_lines, open_run(options.run) as run, ExitStack() as stack:
@@ -55,10 +48,19 @@ def reduce_run(options: ReduceOptions) -> Report:
             raise StoreError(f"{run.path}: not a whole run, got a shard. Expected a run folder. Name the folder of its run.")
         if options.folder.absolute() == run.path.parent:
             raise OptionError(f"name: that of the run itself, got {options.name!r}. Expected another. Choose another name.")
+        words = stored_words(run.layers, options.layers or ["all"], options.reduce)
+        # Not before: a wrong layer is answered at once.
+        from .config import flat
+        from .job import finish_run, make_missing, say_plan
+        from .plan import plan_reduced_run
+        from .show import parse_config
+        from .store.index_file import read_run_spec
+        from .store.run_folder import open_folder
+        from .transforms import with_transforms, write_transforms
+
         source = read_run_spec(run.path.parent)
         devices = {name: str(run.attributes[name]) for name in format.DEVICE_ATTRIBUTES if name in run.attributes}
         source = replace(source, attributes={**source.attributes, **devices})
-        words = stored_words(run.layers, options.layers or ["all"], options.reduce)
         reasons = _other_numbers(source)
         planned = plan_reduced_run(source, options, words, not reasons)
         for feature in planned.features:

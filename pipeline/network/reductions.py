@@ -114,15 +114,24 @@ def split_word(word: str) -> str:
     return word.partition(":")[0]
 
 
+def require_known(name: str, word: str) -> None:
+    """Refuse a reduction that there is not; ``word``: what it is of.
+
+    Raises:
+        OptionError: It is that.
+    """
+    if name not in TAKES:
+        known = nearest(name, [*TAKES])
+        raise OptionError(f"layers: there is no such reduction, got {name!r} of {word}. Expected one of: {known}.")
+
+
 def _reduced(
     feature: FeatureSpec, chain: Sequence[str], parameters: Mapping[str, Mapping[str, Any]], rows: int | None
 ) -> FeatureSpec:
     word, shape = feature.layer.name, feature.shape
     is_map = shape is None or len(shape) > 1
     for name in chain:
-        if name not in TAKES:
-            known = nearest(name, [*TAKES])
-            raise OptionError(f"layers: there is no such reduction, got {name!r} of {word}. Expected one of: {known}.")
+        require_known(name, word)
         is_long = is_map and (shape is None or shape[:2] != (1, 1))
         if (TAKES[name] == MAP and not is_map) or (TAKES[name] == VECTOR and is_long):
             others = ", ".join(other for other, takes in TAKES.items() if takes != TAKES[name])
