@@ -17,10 +17,10 @@ import yaml
 from numpy.typing import NDArray
 
 from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, reduction_parameters, to_yaml
-from .network.architectures import CLASSIFIER_BLOCK, TENSORFLOW, WINOGRAD, VggTable, layer_table, output_shapes
-from .network.keras_models import KERAS, KerasTable, KerasWeights, check_model
+from .network.architectures import CLASSIFIER_BLOCK, TENSORFLOW, WINOGRAD, layer_table, output_shapes
+from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
-from .network.reductions import resolve_features
+from .network.reductions import reduce_stored
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec, digest_images
 from .store import format
 from .store.digests import digest_of
@@ -95,51 +95,49 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeigh
     return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes, chosen)
 
 
-def plan_reduced_run(source: RunSpec, options: ReduceOptions, words: Sequence[str], is_exact: bool) -> RunSpec:
+def plan_reduced_run(
+    source: RunSpec, options: ReduceOptions, wanted: Sequence[tuple[FeatureSpec, Sequence[str]]], is_exact: bool
+) -> RunSpec:
     """Plan the run that a finished one is reduced to: that of an extraction with these layers, of the images in their order.
 
     Args:
         source: The finished run. Its parts become one.
         options: The user's.
-        words: Layers with their chains.
-        is_exact: Whether the numbers are those of that extraction; else the run has an identity of its own. So it has where the
-            classifier's layers are left out: weights that are read without it have another digest.
+        wanted: What is stored, and a chain of reductions or none.
+        is_exact: Whether the numbers are those of that extraction, on the default road of a CPU; else the run has an identity
+            of its own. So it has where the classifier's layers are left out: weights that are read without it have another
+            digest.
 
     Raises:
         OptionError: Reductions do not fit together, or to what they are of.
     """
-    there, count = source.options, len(source.manifest)
-    network, size = there["network"], there["data.size"]
-    height, _, width = size.partition("x")
-    size_px = None if size == "native" else (int(height), int(width))
-    padding = there.get("network.pool_padding", "same")
-    parameters = reduction_parameters(options.reduction)
-    config = flat(yaml.safe_load(str(source.attributes["config"])))
-    table = KerasTable(check_model(config["network.model"]), size_px) if network == KERAS else VggTable(network, padding)
-    features = resolve_features(table, words, (), parameters, size_px=size_px, rows=count)
-    of_pooling: dict[str, str] = {}
-    if network != KERAS:
-        of_pooling = _pooling_identity(network, size_px, features[-1].layer, there.get("network.pooling", ""), padding)
-        needs_classifier = (
-            layer_table(network)[of[-1].layer.network_index].block == CLASSIFIER_BLOCK for of in (source.features, features)
-        )
-        is_exact = is_exact and len({*needs_classifier}) == 1
+    features = reduce_stored(wanted, reduction_parameters(options.reduction), len(source.manifest))
+    there = {name: text for name, text in source.options.items() if not name.startswith("reduction.")}
+    if is_exact:
+        network, size = there["network"], there["data.size"]
+        height, _, width = size.partition("x")
+        size_px = None if size == "native" else (int(height), int(width))
+        pooling, padding = there.pop("network.pooling", ""), there.pop("network.pool_padding", "same")
+        there |= _pooling_identity(network, size_px, features[-1].layer, pooling, padding)
+        deepest = [layer_table(network)[of[-1].layer.network_index] for of in (source.features, features)]
+        is_exact = len({layer.block == CLASSIFIER_BLOCK for layer in deepest}) == 1
     images = source.manifest
     manifest = replace(images, digest=digest_images(images.keys, images.labels, images.file_bytes, images.metadata))
     images_per_shard = options.output.images_per_shard or _images_per_shard(features, source.dtype, manifest)
     identity = {
-        **{name: text for name, text in there.items() if not name.startswith(("reduction.", "network.pool"))},
-        **of_pooling,
+        **there,
         "layers": ",".join(feature.name for feature in features),
         **_reduction_identity(options, features),
         "output.images_per_shard": str(images_per_shard),
         **({} if is_exact else {"reduced from": source.digest}),
     }
-    config |= {**options.given, "layers": [*words], "reduce": []}
-    config["run"] = str(options.run.absolute())
+    words = [":".join([feature.layer.name, *(step.name for step in feature.reductions)]) for feature in features]
+    config = flat(yaml.safe_load(str(source.attributes["config"]))) | {**options.given, "layers": words, "reduce": []}
     if is_exact:
         # An extraction makes it again.
         del config["run"]
+    else:
+        config |= {"run": str(options.run.absolute()), "layers": [":".join([stored.name, *chain]) for stored, chain in wanted]}
     attributes = {name: value for name, value in source.attributes.items() if name != "transforms_sha256"}
     attributes |= {"config": to_yaml(nested(config)), "compression": options.output.compression}
     chosen = _chosen(options.given, identity)

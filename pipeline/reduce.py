@@ -48,7 +48,7 @@ def reduce_run(options: ReduceOptions) -> Report:
             raise StoreError(f"{run.path}: not a whole run, got a shard. Expected a run folder. Name the folder of its run.")
         if options.folder.absolute() == run.path.parent:
             raise OptionError(f"name: that of the run itself, got {options.name!r}. Expected another. Choose another name.")
-        words = stored_words(run.layers, options.layers or ["all"], options.reduce)
+        wanted = _wanted(run.layers, options)
         # Not before: a wrong layer is answered at once.
         from .config import flat
         from .job import finish_run, make_missing, say_plan
@@ -62,9 +62,9 @@ def reduce_run(options: ReduceOptions) -> Report:
         devices = {name: str(run.attributes[name]) for name in format.DEVICE_ATTRIBUTES if name in run.attributes}
         source = replace(source, attributes={**source.attributes, **devices})
         reasons = _other_numbers(source)
-        planned = plan_reduced_run(source, options, words, not reasons)
-        for feature in planned.features:
-            _base_of(feature, source.features)
+        stored = {feature.name: feature for feature in source.features}
+        planned = plan_reduced_run(source, options, [(stored[name], chain) for name, chain in wanted], not reasons)
+        bases = [stored[name] for name in dict.fromkeys(name for name, _ in wanted)]
         if reasons:
             words_for = ", ".join(reasons)
             LOGGER.warning("numbers: not those of an extraction with these options, since the run is %s", words_for)
@@ -74,7 +74,7 @@ def reduce_run(options: ReduceOptions) -> Report:
         good = run.images["status"][places] == OK
         target.make_again([shard for shard, rows in target.unread.items() if good[[*rows]].any()])
         say_plan(target)
-        sample = partial(_take_sample, run, places, source.features)
+        sample = partial(_take_sample, run, places, bases)
         with with_transforms(options.reduction.pca, target, sample) as transforms:
             target.prepare()
             if transforms:
@@ -82,7 +82,7 @@ def reduce_run(options: ReduceOptions) -> Report:
         stack.enter_context(log_to_file(target.path / format.log_name(), kept_lines))
         stack.enter_context(signals.clearing(target.drop_partial_files))
         given = flat(parse_config(str(planned.attributes["config"])))
-        engine = partial(_make_shards, run, places, source.features, target) if target.missing else None
+        engine = partial(_make_shards, run, places, bases, target) if target.missing else None
         try:
             made = make_missing(target, engine, [], watch, float(given.get("data.max_failed_fraction", 1.0)))
         except NetworkError as error:
@@ -90,44 +90,31 @@ def reduce_run(options: ReduceOptions) -> Report:
         return finish_run(target.path, target.spec, given, made, watch)
 
 
-def stored_words(stored: Sequence[str], words: Sequence[str], reduce: Sequence[str]) -> list[str]:
-    """Return what is wanted of the stored layers, each with its whole chain: ``relu5_1:avg:l2``.
+def _wanted(stored: Sequence[str], options: ReduceOptions) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the names of what is stored that is wanted, each with a chain of reductions or none.
 
-    Args:
-        stored: Names, also of vectors: ``relu5_1.avg``, from which a chain may go on.
-        words: Names, patterns, blocks or ``all``, of what is stored unreduced if they can mean that, with a chain or without.
-        reduce: The chain of words that have none.
+    A word means what is stored unreduced if it can: ``all``, ``relu5*``; else a vector, from which a chain may go on.
 
     Raises:
-        OptionError: A word means nothing that is stored.
+        OptionError: A word means nothing that is stored, or components that belong to the run.
     """
     from .store.reader import choose_layers
 
-    found: list[str] = []
-    for word in words:
-        name, *steps = word.split(":")
-        if not steps:
-            rest = [step for each in reduce for step in each.split(":")]
-            found += [":".join([*base.split("."), *rest]) for base in _bases(stored, name) or choose_layers(stored, [name])]
-            continue
-        # What has most of the chain already.
-        for count in range(len(steps), -1, -1):
-            if bases := _bases(stored, ".".join([name, *steps[:count]])):
-                found += [":".join([*base.split("."), *steps[count:]]) for base in bases]
-                break
-        else:
-            choose_layers(stored, [name])  # which says what is stored
-    return found
-
-
-def _bases(stored: Sequence[str], word: str) -> list[str]:
-    """Return the stored names that a word means, unreduced layers if there are any; none where it means nothing."""
-    from .store.reader import choose_layers
-
-    for names in ([name for name in stored if "." not in name], stored):
+    default = tuple(step for word in options.reduce for step in word.split(":"))
+    unreduced = [name for name in stored if "." not in name]
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for word in options.layers or ["all"]:
+        name, *chain = word.split(":")
+        bases: list[str] = []
         with suppress(OptionError):
-            return choose_layers(names, [word])
-    return []
+            bases = choose_layers(unreduced, [name])
+        found += [(base, tuple(chain) or default) for base in bases or choose_layers(stored, [name])]
+    for base, _ in found:
+        if "pca" in base.split("."):
+            raise OptionError(
+                f"layers: its components were fitted for the run that has it, got {base}. Expected what it is of. Extract it."
+            )
+    return found
 
 
 def _other_numbers(source: RunSpec) -> list[str]:
@@ -143,23 +130,13 @@ def _other_numbers(source: RunSpec) -> list[str]:
     ]
 
 
-def _base_of(feature: FeatureSpec, stored: Sequence[FeatureSpec]) -> FeatureSpec:
-    """Return what a feature is made of: of its layer, what is stored with the most of its reductions.
-
-    Not of components that have been fitted: their transform belongs to the run that has them.
-    """
-    of_layer = [base for base in stored if base.layer.name == feature.layer.name]
+def _base_of(feature: FeatureSpec, bases: Sequence[FeatureSpec]) -> FeatureSpec:
+    """Return what a feature is made of: of its layer, what is stored with the most of its reductions."""
     fitting = [
         base
-        for base in of_layer
-        if base.reductions == feature.reductions[: len(base.reductions)] and "pca" not in base.name.split(".")
+        for base in bases
+        if base.layer.name == feature.layer.name and base.reductions == feature.reductions[: len(base.reductions)]
     ]
-    if not fitting:
-        there = "; ".join(f"{base.name} with {base.reductions[-1].parameters}" for base in of_layer)
-        raise OptionError(
-            f"layers: {feature.name} cannot be made of what is stored, got {there}. Expected {feature.layer.name} itself, or "
-            "the same options and no pca. Set reduction.* as they were, or extract it."
-        )
     return max(fitting, key=lambda base: len(base.reductions))
 
 
@@ -182,7 +159,7 @@ def _find_rows(source: RunSpec, target: RunFolder) -> NDArray[np.int64]:
 def _make_shards(
     run: Run,
     places: NDArray[np.int64],
-    stored: Sequence[FeatureSpec],
+    bases: Sequence[FeatureSpec],
     target: RunFolder,
     progress: Progress,
     watch: Stopwatch,
@@ -192,7 +169,7 @@ def _make_shards(
     Args:
         run: What is reduced.
         places: Row of the new run -> row of this one.
-        stored: What it has.
+        bases: What of it is read.
         target: The new run.
         progress: Is told of each shard.
         watch: Gets the seconds of each stage.
@@ -204,7 +181,7 @@ def _make_shards(
     columns = [run.images[name] for name in ("error", "height", "width", "bytes", "sha256")]
     # By this time it is told which images have changed since they were read: no later than the features were made.
     created = min(_created(run))
-    reducers = _prepare(target.spec.features, stored, target.spec.transforms)
+    reducers = _prepare(target.spec.features, bases, target.spec.transforms)
     made = Made("cpu")
     for part, missing in target.parts():
         part = replace(part, attributes={**part.attributes, "created": created})
@@ -234,27 +211,27 @@ def _make_shards(
 def _take_sample(
     run: Run,
     places: NDArray[np.int64],
-    stored: Sequence[FeatureSpec],
+    bases: Sequence[FeatureSpec],
     features: Sequence[FeatureSpec],
     rows: NDArray[np.int64],
 ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
     """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.transforms.TakeSample`."""
     found: dict[str, list[NDArray[np.float32]]] = {}
     rows = rows[run.images["status"][places[rows]] == OK]
-    for batch in _reduced(run, places, rows, _prepare(features, stored, {})):
+    for batch in _reduced(run, places, rows, _prepare(features, bases, {})):
         found.setdefault(batch.layer, []).append(batch.values.reshape(len(batch.values), -1))
     return found
 
 
 def _prepare(
-    features: Sequence[FeatureSpec], stored: Sequence[FeatureSpec], transforms: Mapping[str, Transform]
+    features: Sequence[FeatureSpec], bases: Sequence[FeatureSpec], transforms: Mapping[str, Transform]
 ) -> dict[str, list[tuple[str, Reducer | None]]]:
     """Return what is read -> the features that are made of it, and how; None: as it is."""
     from .network.host_reductions import prepare
 
     found: dict[str, list[tuple[str, Reducer | None]]] = {}
     for feature in features:
-        base = _base_of(feature, stored)
+        base = _base_of(feature, bases)
         done = len(base.reductions)
         is_same = done == len(feature.reductions)
         found.setdefault(base.name, []).append(

@@ -107,7 +107,7 @@ def test_a_chain_goes_on_from_what_is_stored_and_other_numbers_are_said_to_be_ot
     folder: Path, thin_weights: Callable[..., Any], tmp_path: Path
 ) -> None:
     extract(folder, ["relu3_1:avg", "relu3_1:gem", "relu2_1"], tmp_path, "maps", dtype="float16")
-    ended = reduce("run=outputs/maps", "layers=[relu3_1:avg:l2,relu2_1:max,relu3_1.gem:l2]", "name=small", cwd=tmp_path)
+    ended = reduce("run=outputs/maps", "layers=[relu3_1.avg:l2,relu2_1:max,relu3_1.gem:l2]", "name=small", cwd=tmp_path)
     assert "numbers: not those of an extraction with these options, since the run is float16\n" in ended.stderr
     maps, small = open_run(tmp_path / "outputs/maps"), open_run(tmp_path / "outputs/small")
     assert small.layers == ("relu2_1.max", "relu3_1.avg.l2", "relu3_1.gem.l2")
@@ -132,7 +132,10 @@ def test_a_chain_goes_on_from_what_is_stored_and_other_numbers_are_said_to_be_ot
     for wrong, message in (
         (["layers=relu3_2:avg"], "layers: not stored in this run, got 'relu3_2'. Expected one of: relu2_1"),
         (["layers=[relu2_1:average]"], "there is no such reduction, got 'average' of relu2_1. Expected one of: avg"),
-        (["layers=relu3_1.gem:l2", "reduction.gem.p=2"], "relu3_1.gem.l2 cannot be made of what is stored, got relu3_1.avg with"),
+        (
+            ["layers=relu3_1.gem:l2", "reduction.gem.p=2"],
+            "reduction.gem.p: not that of the stored relu3_1.gem, got 2.0. Expected 3.0",
+        ),
         ([], "layers: no reduction is named, got null"),
         (["reduce=[avg]", "name=maps"], "name: that of the run itself, got 'maps'"),
         (["reduce=[avg]", "reduction.gem.p=0"], "reduction.gem.p: not a valid value"),

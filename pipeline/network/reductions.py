@@ -80,6 +80,34 @@ def resolve_features(
     return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
 
 
+def reduce_stored(
+    wanted: Sequence[tuple[FeatureSpec, Sequence[str]]], parameters: Mapping[str, Mapping[str, Any]], rows: int
+) -> tuple[FeatureSpec, ...]:
+    """Return the features that chains of reductions make of stored ones, in network order, each once.
+
+    Args:
+        wanted: What is stored, and a chain or none.
+        parameters: As of :func:`resolve_features`.
+        rows: Likewise.
+
+    Raises:
+        OptionError: As there; or what is stored was made with other options.
+    """
+    found = {}
+    for stored, chain in wanted:
+        for step in stored.reductions:
+            options = parameters.get(step.name, {})
+            for key, value in step.parameters.items():
+                if options.get(key) not in (None, value):
+                    raise OptionError(
+                        f"reduction.{step.name}.{key}: not that of the stored {stored.name}, got {options[key]!r}. Expected "
+                        f"{value!r}: one value for all of a run. Set it so."
+                    )
+        feature = _reduced(stored, chain, parameters, rows)
+        found[feature.layer.network_index, tuple(step.name for step in feature.reductions)] = feature
+    return tuple(found[place] for place in sorted(found))
+
+
 def require_sample(n_components: int, images: int, which: str) -> None:
     """Raise the one-line error of a sample that is too small for principal components; ``which`` of its images count.
 
@@ -128,7 +156,7 @@ def require_known(name: str, word: str) -> None:
 def _reduced(
     feature: FeatureSpec, chain: Sequence[str], parameters: Mapping[str, Mapping[str, Any]], rows: int | None
 ) -> FeatureSpec:
-    word, shape = feature.layer.name, feature.shape
+    word, shape = ":".join([feature.layer.name, *(step.name for step in feature.reductions)]), feature.shape
     is_map = shape is None or len(shape) > 1
     for name in chain:
         require_known(name, word)
