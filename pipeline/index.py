@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def index_run(folder: Path) -> Report:
-    """Writes what a run has besides its shards; where all of it is there and right, nothing.
+    """Write what a run has besides its shards; where all of it is there and right, nothing.
 
     Raises:
         LockedError: A live process writes the folder.

@@ -100,9 +100,7 @@ def test_images_of_one_name_are_told_apart_by_their_paths(key: str, paths: list[
     assert suffixes([{key: path} for path in paths], f"{key}={','.join(paths)}") == expected
 
 
-def test_a_job_without_a_result_and_a_mistake_of_the_program_s_own_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_of_the_program_s_own_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.show.overview", lambda path: 1 / 0)
     ended = call_here("-m", "run=a,b", cwd=tmp_path, module="pipeline.show")
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, True)
