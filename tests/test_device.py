@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,6 +170,7 @@ def test_a_step_that_does_not_fit_is_halved_and_changes_no_row(
     assert steps[:2] == [8, 4]
     assert max(steps[2:]) <= 3
     assert [*halved.images["error"]] == [*whole.images["error"]]
+    assert [halved.attributes[name] for name in ("device", "precision")] == ["cpu", "float32"]
     for layer in whole.layers:
         np.testing.assert_allclose(halved[layer][:], whole[layer][:], rtol=1e-5, atol=1e-4)
 
@@ -186,3 +189,14 @@ def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -
     with pytest.raises(DeviceMemoryError, match=r"^relu1_1: the device is out of memory, got an input of 1 x 8 x 8 x 3\."):
         list(DeviceFunctions(network, None, warn=said.append)(batch))
     assert len(said) == 2
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_runs_without_one(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "tests.gpu_check", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["lines"]
+    assert [line["figure"] for line in lines if line["most"]] == pytest.approx([3e-6] * 3, abs=5e-6)
+    assert sum(line["unit"] == "images/s" for line in lines) == 6
+    assert done.stdout.count("\n| ") == 10
