@@ -213,7 +213,7 @@ def test_without_a_network_imagenet_says_what_to_put_where(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("model", "side", "layers"),
     [
-        ("MobileNetV2", 64, ["block_1_expand_relu", "block_2_add"]),
+        ("MobileNetV2", 64, ["block_2_add"]),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
@@ -246,10 +246,10 @@ def test_a_model_of_keras_gives_what_keras_predicts(
     for number, picture in enumerate(seen):
         Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number}.png")
     run = extract(folder, model, layers, tmp_path / "out", size=side, weights=str(path))
-    of_family = next(
-        module for module in vars(keras.applications).values() if hasattr(module, "preprocess_input") and hasattr(module, model)
-    )
+    families = [module for module in vars(keras.applications).values() if hasattr(module, "preprocess_input")]
+    # That of MobileNetV3, which is not in its module, changes nothing.
+    preprocess = next((module.preprocess_input for module in families if hasattr(module, model)), np.asarray)
     outputs = [network.get_layer(name).output for name in layers]
-    predicted = keras.Model(network.inputs, outputs).predict(of_family.preprocess_input(seen.copy()), verbose=0)
+    predicted = keras.Model(network.inputs, outputs).predict(preprocess(seen.copy()), verbose=0)
     for name, expected in zip(layers, predicted if len(layers) > 1 else [predicted], strict=True):
         assert relative_error(run[name][:], expected) < 1e-5, name

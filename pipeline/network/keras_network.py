@@ -85,6 +85,7 @@ class KerasNetwork:
                 for variables in (self._tapped.trainable_variables, self._tapped.non_trainable_variables)
             )
             outputs, _ = self._tapped.stateless_call(trainable, fixed, images, training=False)
+            outputs = tf.nest.flatten(outputs)  # of one output Keras makes no list
             given = [tf.cast(outputs[place], tf.float32) for place in places]
             given = [tf.cast(reducer(values), dtype) for reducer, values in zip(reducers, given, strict=True)]
             # As of the VGG networks: through memory that is pinned.
