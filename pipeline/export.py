@@ -96,10 +96,12 @@ def _vector_shape(layer: Layer) -> tuple[int, ...]:
 
 
 def _usual_name(path: Path, format: str) -> Path:
-    from .store.format import INDEX_NAME
+    """Return the name of what is written of an index, or of one shard, beside the run."""
+    from .store.format import INDEX_NAME, SHARD_FOLDER
 
-    folder = path.parent if path.name == INDEX_NAME else path.with_suffix("")
-    name = f"{folder.name}{ENDS[format]}"
+    is_run = path.name == INDEX_NAME
+    folder = path.parent.parent if path.parent.name == SHARD_FOLDER else path.parent
+    name = f"{folder.name}{'' if is_run else f'-{path.stem}'}{ENDS[format]}"
     here = Path() if isinstance(path, RemotePath) else folder.parent
     return here.relative_to(Path.cwd()) / name if here.is_relative_to(Path.cwd()) else here / name
 

@@ -98,6 +98,8 @@ def test_what_is_there_stays_unless_it_is_an_export_to_be_replaced(folder: Path,
     assert export(*arguments, cwd=folder.parent.parent).stdout.startswith(
         f"written: {folder.parent.name}/run-npy (8 rows of fc7)"
     )
+    shard = f"run={folder}/shards/shard-00001-of-00003.h5"
+    assert export(shard, "layers=fc7", cwd=folder.parent).stdout == "written: run-shard-00001-of-00003-npy (4 rows of fc7)\n"
 
 
 @pytest.mark.parametrize(

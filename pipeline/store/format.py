@@ -65,9 +65,10 @@ its little-endian bytes, or of its texts in UTF-8, each ended by a NUL byte.
 
 Attributes of the root: ``format``, ``format_version``, ``file_kind`` (``shard`` or ``index``), ``run_digest`` (SHA-256 of
 ``identity``), ``identity`` (JSON: all that can change a number, option -> value), ``manifest_digest`` (of the images of the
-part), ``first_row`` (0 in the index), ``rows`` (of the run) and ``images_per_shard`` (the shard plan), ``created`` (UTC), and
-those of the run: ``config``, ``network``, ``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions;
-``scale_pixel`` where images are divided by it after that; and
+part), ``first_row`` (0 in the index), ``rows`` (of the run) and ``images_per_shard`` (the shard plan), ``created`` (UTC; of
+a shard that was reduced from a finished run, when the first of that run's was), and those of the run: ``config``, ``network``,
+``weights``, ``weights_sha256``, ``preprocess``, ``mean_pixel``, library versions; ``scale_pixel`` where images are divided by it
+after that; and
 of the device: ``device`` (``cpu`` or ``gpu``), ``precision``, of a GPU ``gpu`` (its name), ``gpu_memory_bytes``, ``batch_size``,
 ``cuda`` and ``cudnn`` (versions that TensorFlow was built for), in the index those of all shards with ``; `` between.
 
@@ -75,6 +76,8 @@ The files of an added part, and the index over it, speak of the run as it is wit
 rows and the run digest of the run before, so that ``run_digest`` stands for all parts; ``rows`` counts all. They have besides
 ``part_stops``, (P,) int64, the rows of the run after each part up to this one, and ``part_digests``, (P,) UTF-8, the
 ``run_digest`` that the shards of each part have.
+
+``identity`` of a run that was reduced from another, and is not what an extraction makes, has ``reduced from``, that one's digest.
 
 Bins of a histogram are powers of two, ascending. Bin 129 + k, for k from 0 to 126, has values from 2^(k - 62) to below
 2^(k - 61), the last one all above; bin 126 - k the same with a minus sign; bin 127 has the zeros of either sign, bin 128 all
