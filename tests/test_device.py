@@ -140,6 +140,11 @@ def test_make_installs_cuda_where_there_is_a_driver_and_every_version_of_it_is_p
 # -- Out of memory -------------------------------------------------------------------------------------------------------------
 
 
+# As TensorFlow says it, and as it says that cuDNN has no memory to try its algorithms.
+FULL = [tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")]
+FULL.append(tf.errors.NotFoundError(None, None, "No algorithm worked!  Error messages:\n  CUDNN_STATUS_ALLOC_FAILED"))
+
+
 @pytest.mark.parametrize("segment", [0, 1])
 def test_a_step_that_does_not_fit_is_halved_and_changes_no_row(
     segment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -158,7 +163,7 @@ def test_a_step_that_does_not_fit_is_halved_and_changes_no_row(
             if number == segment:
                 steps.append(rows)
                 if rows > 3:
-                    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+                    raise FULL[segment]
             return graph(*inputs)
 
         return run
@@ -177,7 +182,7 @@ def test_a_step_that_does_not_fit_is_halved_and_changes_no_row(
 
 def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -> None:
     def refuse(*inputs: Any) -> Any:
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+        raise FULL[1]
 
     features = features_of("vgg19", ["relu1_1"], None)
     network = Network(thin_weights(), features, **SETTINGS, size_px=None)
@@ -186,7 +191,9 @@ def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -
         tuple(ImageStatus(row, "", 8, 8, 1, "") for row in range(4)), np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 2), 8)
     )
     said: list[str] = []
-    with pytest.raises(DeviceMemoryError, match=r"^relu1_1: the device is out of memory, got an input of 1 x 8 x 8 x 3\."):
+    with pytest.raises(
+        DeviceMemoryError, match=r"^relu1_1: the device is out of memory \(No algorithm worked!.*\), got an input of 1 x 8"
+    ):
         list(DeviceFunctions(network, None, warn=said.append)(batch))
     assert len(said) == 2
 

@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ..errors import ImageError, OptionError
+from ..errors import DeviceMemoryError, ImageError, OptionError, printable
 from ..images.resize import CANVAS_SIDE_PX
 from ..machine import available_bytes
 from ..records import Device, Gpu, LayerSpec
@@ -56,6 +57,10 @@ CANVAS_BYTES = CANVAS_SIDE_PX**2 * COLOURS * (1 + 3 * FLOAT_BYTES)
 GPU_BYTES_WHERE_NOBODY_TELLS = 6 << 30
 DRIVER = Path("/proc/driver/nvidia/version")
 REASON_SECONDS = 60
+# Where cuDNN has no memory to try its algorithms TensorFlow says "not found", "unknown" or "internal".
+# Source: tensorflow/tensorflow issues 45068 and 60713.
+MEMORY_WORDS = ("No algorithm worked", "ALLOC_FAILED", "RESOURCE_EXHAUSTED", "out of memory")
+LONGEST_TEXT = 120
 # Words of TensorFlow's log that tell why it sees no GPU.
 REASONS = ("cuda", "cuinit", "dlopen", "gpu librar")
 REFERENCE_PIXELS = 224 * 224
@@ -278,6 +283,27 @@ def check_native_size(
             f"{memory_bytes / 1e9:.0f} GB may be used; set data.size"
         )
     return pixels
+
+
+@contextmanager
+def memory_errors(layer: str, inputs: Sequence[Any]) -> Iterator[None]:
+    """Raise as :class:`~pipeline.errors.DeviceMemoryError` what TensorFlow raises where the device's memory does not suffice.
+
+    Args:
+        layer: That was to be computed.
+        inputs: Of its function.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        text = str(error.message) or "out of memory"
+        if not (isinstance(error, tf.errors.ResourceExhaustedError) or any(word in text for word in MEMORY_WORDS)):
+            raise
+        shape, words = " x ".join(map(str, inputs[0].shape)), printable(text.splitlines()[0], LONGEST_TEXT)
+        raise DeviceMemoryError(
+            f"{layer}: the device is out of memory ({words}), got an input of {shape}. "
+            "Expected memory for it. Lower batch_size or data.size, or use runtime.device=cpu."
+        ) from error
 
 
 def machine_bytes() -> int:

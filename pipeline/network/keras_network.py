@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ..errors import DeviceMemoryError, ImageError, WeightsError
+from ..errors import ImageError, WeightsError
 from ..records import FeatureSpec, Transform
 from . import host_reductions
-from .device import FLOAT_BYTES, HOST, LARGEST_CHANNELS, LAYERS_IN_MEMORY
+from .device import FLOAT_BYTES, HOST, LARGEST_CHANNELS, LAYERS_IN_MEMORY, memory_errors
 from .device_reductions import prepare_on_device
 from .keras_models import COLOURS, REMEDY, KerasWeights, graph_of, in_fresh_thread
 
@@ -103,15 +103,8 @@ class KerasNetwork:
         Raises:
             DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
         """
-        try:
-            with tf.device(self._device):
-                found = self._function(*inputs)
-        except tf.errors.ResourceExhaustedError as error:
-            shape = " x ".join(map(str, inputs[0].shape))
-            raise DeviceMemoryError(
-                f"{self._wanted[-1].layer.name}: the device is out of memory, got an input of {shape}. Expected memory for it. "
-                "Lower batch_size or data.size, or use runtime.device=cpu."
-            ) from error
+        with memory_errors(self._wanted[-1].layer.name, inputs), tf.device(self._device):
+            found = self._function(*inputs)
         for feature, values, reducer in zip(self._wanted, found, self._on_host, strict=True):
             if reducer:
                 values = host_reductions.reduce_rows(reducer, np.asarray(values), self._reducing)

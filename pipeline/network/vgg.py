@@ -24,7 +24,7 @@ from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch, sta
 from ..records import Batch, FeatureBatch, FeatureSpec, LayerSpec, Transform
 from . import host_reductions
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
-from .device import BFLOAT, FLOAT32, HOST
+from .device import BFLOAT, FLOAT32, HOST, memory_errors
 from .device_reductions import prepare_on_device
 from .known_weights import Weights
 
@@ -125,16 +125,8 @@ class Network:
         """
         values = inputs
         for segment in self.segments:
-            name = segment.features[0].layer.name
-            try:
-                with tf.device(self.device):
-                    kept, given = segment.function(*values)
-            except tf.errors.ResourceExhaustedError as error:
-                shape = " x ".join(map(str, values[0].shape))
-                raise DeviceMemoryError(
-                    f"{name}: the device is out of memory, got an input of {shape}. Expected memory for it. "
-                    "Lower batch_size or data.size, or use runtime.device=cpu."
-                ) from error
+            with memory_errors(segment.features[0].layer.name, values), tf.device(self.device):
+                kept, given = segment.function(*values)
             values = (kept,)
             del kept
             yield from zip((feature.name for feature in segment.features), given, strict=True)
