@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .cli import GROUP_NAMES, LITERAL_OPTIONS, is_typed, quoted
-from .config import Options, ReduceOptions, check_options, defaults, flat, known_keys, nested, tar_folder
+from .config import ReduceOptions, check_options, defaults, flat, known_keys, nested, tar_folder
 from .errors import OptionError
 from .storage import is_address
 
@@ -29,14 +29,9 @@ def differing_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: Nested, as stored with a run.
     """
-    usual, given = defaults(_kind(config)), flat(config)
+    usual, given = defaults() | (defaults(ReduceOptions) if "run" in config else {}), flat(config)
     names = [name for name in usual if name in given] + [name for name in given if name not in usual]
     return {name: given[name] for name in names if name not in usual or given[name] != usual[name]}
-
-
-def _kind(config: Mapping[str, Any]) -> type:
-    """Return the class of a run's options: one that was reduced, and that no extraction makes, says of what."""
-    return ReduceOptions if "run" in config else Options
 
 
 def argument(name: str, value: Any) -> str:
@@ -83,7 +78,8 @@ def command_again(config: Mapping[str, Any], folder: Path, data_root: str) -> st
     if config.get("name") is not None or folder.name != usual:
         options["name"] = folder.name
     module = "pipeline.run"
-    if _kind(config) is ReduceOptions:
+    if "run" in config:
+        # It was reduced, and no extraction makes it.
         module = "pipeline.reduce"
         options = {name: value for name, value in options.items() if name in known_keys(ReduceOptions)} | {"name": folder.name}
     return " ".join([f"python -m {module}", *(shlex.quote(argument(name, value)) for name, value in options.items())])

@@ -119,6 +119,7 @@ def test_a_chain_goes_on_from_what_is_stored_and_other_numbers_are_said_to_be_ot
     assert json.loads(small.attributes["identity"])["reduced from"] == digest
     shown = call_here("run=outputs/small", cwd=tmp_path, module="pipeline.show").stdout
     assert f"reduced    from the stored features of run {digest[:16]}" in shown
+    assert "max_failed_fraction" not in shown
     # The command that is shown makes it again, or goes on with it.
     module, *arguments = shlex.split(shown.splitlines()[-1].partition("-m ")[2])
     assert module == "pipeline.reduce"
