@@ -32,7 +32,7 @@ PIXELS_PER_FILE_BYTE = 5.0
 UNKNOWN_FILE_BYTES = 100_000
 
 # Libraries whose version may show in the numbers or in the files.
-LIBRARIES = ("tensorflow", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
+LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
 
 
 def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeights) -> RunSpec:
@@ -49,14 +49,14 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeigh
     data, network, output = options.data, options.network, options.output
     if isinstance(weights, KerasWeights):
         features = options.features(rows=len(manifest))
-        of_network, words, backend = weights.identity, weights.source, TENSORFLOW
+        of_network, words, backend, is_bgr = weights.identity, weights.source, TENSORFLOW, weights.is_bgr
     else:
         features = options.features(weights.pool_padding, len(manifest))
         of_network = _pooling_identity(network.name, data.size, features[-1].layer, network.pooling, weights.pool_padding)
         of_network |= {"network.kernel_order": network.kernel_order}
         words = weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}"
         # Winograd's algorithm is the fastest on a CPU at every size. A GPU always uses TensorFlow, within the same tolerance.
-        backend = WINOGRAD
+        backend, is_bgr = WINOGRAD, False
     images_per_shard = output.images_per_shard or _images_per_shard(features, output.dtype, manifest)
     identity = {
         "network": network.name,
@@ -83,7 +83,7 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeigh
         "network": network.name,
         "weights": words,
         "weights_sha256": weights.sha256,
-        "preprocess": _preprocess_words(data) + ", over scale_pixel" * (weights.scale_pixel is not None),
+        "preprocess": _preprocess_words(data) + ", over scale_pixel" * (weights.scale_pixel is not None) + ", BGR" * is_bgr,
         "compression": output.compression,
         "data_root": manifest.root,
         **({"data_source": manifest.source.kind} if manifest.source else {}),

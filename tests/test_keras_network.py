@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import extract_features, layer_table
+from pipeline import extract_features, layer_table, open_run
 from pipeline.config import check_options
 from pipeline.errors import OptionError, PipelineError, WeightsError
 from pipeline.network.keras_models import MODELS, KerasTable, check_model, load_keras
@@ -161,6 +164,7 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
         ({"weights": "torchvision"}, "network.weights: of VGG networks alone"),
         ({"layers": "smal"}, "layers: there is none such in tiny, got 'smal'. Expected maps or vectors, e.g. small."),
         ({"layers": "sequence"}, "layers: its output has 2 axes an image in tiny, got 'sequence'"),
+        ({"layers": "hidden"}, "layers: it is inside of the model inside in tiny, got 'hidden'"),
         ({"layers": "mean:avg"}, "layers: avg takes a map and mean is a vector"),
         ({"network": "vgg19", "layers": "relu1_1"}, "network.model: of networks of Keras alone"),
     ],
@@ -208,6 +212,34 @@ def test_without_a_network_imagenet_says_what_to_put_where(monkeypatch: pytest.M
     ) as error:
         extract(images, "MobileNet", ["conv1_relu"], tmp_path / "out", size=96)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_published_weights_are_taken_from_keras_cache_or_as_a_file(images: Path, tmp_path: Path) -> None:
+    keras.backend.clear_session()
+    network = keras.applications.MobileNet(weights=None, include_top=False, input_shape=(SIDE, SIDE, 3))
+    cached = tmp_path / "keras/models/mobilenet_1_0_224_tf_no_top.h5"
+    cached.parent.mkdir(parents=True)
+    network.save(cached)
+    options = [
+        "network=keras",
+        "network.model=MobileNet",
+        "layers=[conv_pw_3_relu]",
+        f"data.size={SIDE}",
+        f"output.dir={tmp_path}",
+    ]
+    command = [sys.executable, "-m", "pipeline.run", f"data.dir={images}", "name=cached", *options]
+    subprocess.run(command, env={**os.environ, "KERAS_HOME": str(tmp_path / "keras")}, check=True, capture_output=True)
+    cached_rows = open_run(tmp_path / "cached")["conv_pw_3_relu"][:]
+    whole = keras.applications.MobileNet(weights=None, input_shape=(SIDE, SIDE, 3))
+    for layer, other in zip(network.layers, whole.layers, strict=False):
+        other.set_weights(layer.get_weights())
+    whole.save_weights(tmp_path / "whole.weights.h5")
+    for path in (cached, tmp_path / "whole.weights.h5"):
+        run = extract(images, "MobileNet", ["conv_pw_3_relu"], tmp_path / path.stem, size=SIDE, weights=str(path))
+        assert relative_error(run["conv_pw_3_relu"][:], cached_rows) < 1e-6
+    with pytest.raises(WeightsError, match=r"network.weights: .*whole.weights.h5 does not fit MobileNetV2"):
+        extract(images, "MobileNetV2", ["block_2_add"], tmp_path / "other", size=SIDE, weights=str(tmp_path / "whole.weights.h5"))
 
 
 @pytest.mark.parametrize(

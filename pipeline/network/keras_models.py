@@ -42,6 +42,8 @@ COLOURS = 3
 NAMED = 5
 # Of Keras' words.
 LONGEST_QUOTE = 300
+# Published files for which Keras adds a layer. Source: ``keras/src/applications/efficientnet.py``.
+_ADJUSTED = re.compile(r"efficientnetb\d(_notop)?\.h5")
 REMEDY = "Save the model again, or choose another."
 
 # Mode -> (mean, scale) in R, G, B of 0..255; ``caffe`` networks take B, G, R. ``none``: the network takes 0..255.
@@ -105,16 +107,18 @@ class Tapped:
         layer: The layer; ``kind`` is the name of its class.
         rank: Of an image's output: 3 of a map, 1 of a vector. Others cannot be stored.
         shape: (h, w, c) or (d,); None of a map at native size.
+        inside: Name of the nested model that it is in, of which the output alone can be stored; "": none.
     """
 
     layer: LayerSpec
     rank: int
     shape: tuple[int, ...] | None
+    inside: str = ""
 
     @property
     def is_storable(self) -> bool:
         """Whether the output is a map or a vector."""
-        return self.rank in (1, 3)
+        return self.rank in (1, 3) and not self.inside
 
 
 def is_file(model: str) -> bool:
@@ -176,7 +180,10 @@ class KerasTable:
         for word in (word.strip() for word in words):
             matched = known if word == "all" else fnmatch.filter(known, word)
             if not matched:
-                what = f"its output has {layers[word].rank} axes an image" if word in layers else "there is none such"
+                what = "there is none such"
+                if word in layers:
+                    inside, rank = layers[word].inside, layers[word].rank
+                    what = f"it is inside of the model {inside}" if inside else f"its output has {rank} axes an image"
                 raise OptionError(
                     f"layers: {what} in {model_name(self.model)}, got {word!r}. Expected maps or vectors, e.g. "
                     f"{', '.join(nearest(word, known).split(', ')[:NAMED])}. "
@@ -219,10 +226,13 @@ def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> 
             stride = 2 ** round(math.log2(height / shape[0])) if len(shape) == 3 and shape[0] else height
             spec = LayerSpec(layer.name, type(layer).__name__, index, 0, kernel_shape, shape[-1] if shape else 0, stride)
             found[layer.name] = Tapped(spec, len(shape), None if size_px is None and len(shape) == 3 else shape)
+            for inner in getattr(layer, "layers", ()):
+                found.setdefault(inner.name, Tapped(spec, 0, None, layer.name))
         return found
 
     what = f"network.model: {model} cannot be built for images of {height} x {width} px"
-    return in_fresh_thread(build, lambda words: OptionError(f"{what}, got: {words}. Expected a graph of Keras' layers. {REMEDY}"))
+    remedy = f"Expected a graph of Keras' layers. {REMEDY}" if is_file(model) else "Expected a size that it takes. Set data.size."
+    return in_fresh_thread(build, lambda words: OptionError(f"{what}, got: {words}. {remedy}"))
 
 
 # -- Graphs --------------------------------------------------------------------------------------------------------------------
@@ -355,10 +365,15 @@ def load_keras(
         preprocess = "none" if is_file(model) else MODELS[model][1]
     name, table = model_name(model), KerasTable(model, size_px).layers()
     size = size_px or (None, None)
-    # Of the published files those with the classifier are for one size of images alone.
+    # Keras takes the published weights of a classifier for one size of images alone.
     needs_classifier = not is_file(model) and layers[-1].network_index >= _classifier_index(table)
+    if not is_file(model) and _ADJUSTED.fullmatch(Path(source).name):
+        raise WeightsError(
+            f"network.weights: Keras divides the input of {model} once more for its own files, got {source!r}. "
+            f"Expected network.weights=imagenet. Put the file in {_cache()}."
+        )
 
-    def build() -> tuple[str, list[tuple[str, NDArray[Any]]]]:
+    def build(classifier: bool) -> tuple[str, list[tuple[str, NDArray[Any]]]]:
         import keras
         import tensorflow as tf
 
@@ -368,10 +383,16 @@ def load_keras(
                 text = _stored_graph(model)
             else:
                 published = source if source == "imagenet" else None
-                network = _application(model, size, classifier=needs_classifier, weights=published)
+                network = _application(model, size, classifier=classifier, weights=published)
                 text = network.to_json()
             if source not in SOURCES:
-                network.load_weights(source)
+                try:
+                    network.load_weights(source)
+                except ValueError:
+                    if is_file(model) or classifier or size_px is None:
+                        raise
+                    # It may be a file with the classifier.
+                    return build(True)
             return text, [(variable.path, np.asarray(variable)) for variable in network.weights]
 
     words = {
@@ -379,7 +400,7 @@ def load_keras(
         "random": f"random (He normal, seed {seed})",
     }.get(source, f"{Path(source).name} for {name}")
     log(f"weights: {words}")
-    text, arrays = in_fresh_thread(build, functools.partial(_refusal, model, source))
+    text, arrays = in_fresh_thread(lambda: build(needs_classifier), functools.partial(_refusal, model, source))
     if source == "random":
         arrays = _random(arrays, seed)
     mean, scale = MODES[preprocess]
@@ -403,12 +424,16 @@ def _classifier_index(table: Mapping[str, Tapped]) -> int:
     return max((tapped.layer.network_index for tapped in table.values() if tapped.layer.kind == first), default=len(kinds))
 
 
+def _cache() -> Path:
+    """Return where Keras keeps published weights. Source: ``keras/src/backend/config.py``."""
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras", "models")
+
+
 def _refusal(model: str, source: str, words: str) -> WeightsError:
     found = re.search(r"URL fetch failure on (\S+): (.*)", words)
-    folder = Path(os.environ.get("KERAS_HOME") or "~/.keras", "models")
     if found:
         return WeightsError(
-            f"network.weights: cannot download {found[1]}, got {found[2]}. Expected that file in {folder}, under the name "
+            f"network.weights: cannot download {found[1]}, got {found[2]}. Expected that file in {_cache()}, under the name "
             f"{found[1].rpartition('/')[2]}. Put it there by hand, or run again with network.weights=random for seeded untrained "
             "weights."
         )
