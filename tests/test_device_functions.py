@@ -216,7 +216,9 @@ def assert_known_on_host(tensor: tf.Tensor) -> None:
     operation = tensor.op
     if operation.type in ("Const", "Shape"):
         return
-    assert operation.type in ("StridedSlice", "Pack", "Cast", "Mul", "AddV2", "Sub", "ConcatV2", "Prod", "Range"), operation.type
+    assert operation.type in ("StridedSlice", "Pack", "Unpack", "Cast", "Mul", "AddV2", "Sub", "ConcatV2", "Prod", "Range"), (
+        operation.type
+    )
     for source in operation.inputs:
         assert_known_on_host(source)
 
