@@ -437,8 +437,12 @@ def _refusal(model: str, source: str, words: str) -> WeightsError:
             f"{found[1].rpartition('/')[2]}. Put it there by hand, or run again with network.weights=random for seeded untrained "
             "weights."
         )
-    what = f"{model} is not read" if is_file(model) else f"no weights for {model}"
-    where = {"imagenet": what, "random": what}.get(source, f"{source} does not fit {model_name(model)}")
+    if source == "imagenet" and not is_file(model):
+        return WeightsError(
+            f"network.weights: Keras does not give its own for {model}, got: {words}. Expected images of the size that it was "
+            "trained on, where Keras asks for them. Leave out data.size, or give a file or random."
+        )
+    where = f"{model} is not read" if source in SOURCES else f"{source} does not fit {model_name(model)}"
     return WeightsError(f"network.weights: {where}, got: {words}. Expected what Keras has saved for this model. {REMEDY}")
 
 
