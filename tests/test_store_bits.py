@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -109,3 +110,13 @@ def test_a_run_comes_back_bit_for_bit_in_whatever_chunks_and_shards(
             by_hdf5 = node[format.native_name(row)][()] if native else node[row]
             assert as_bits(by_hdf5, dtype) == as_bits(expected, dtype)
             assert index["checksums/relu1_1"][row] == zlib.crc32(as_bits(expected, dtype))
+
+
+def test_bands_of_one_value_each_do_not_overwrite_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "BAND_BYTES", 1)
+    # Of a map as wide as the placeholder of an image that is read at native size.
+    values = np.arange(9, dtype=np.float32).reshape(3, 1, 3)
+    spec = make_spec(1, {"relu1_1": None}, compression="none")
+    write_run(tmp_path, spec, [], {"relu1_1": [values]}, batch_size=1)
+    with open_run(tmp_path) as run:
+        assert run["relu1_1"][0].tolist() == values.tolist()

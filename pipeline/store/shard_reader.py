@@ -306,7 +306,9 @@ class ShardLayer:
         table, rows = self._table(row), self._group(row)
         if table.places is None:
             return _Decoded(self, rows, self._read_by_hdf5(row)[None])
-        bands = [self._chunk(row, table, number, target) for number in table.bands(row)]
+        numbers = table.bands(row)
+        # Into the target goes a row of one chunk: of several, each would overwrite the one before.
+        bands = [self._chunk(row, table, number, target if len(numbers) == 1 else None) for number in numbers]
         values = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=1)[:, : table.shape[1]]
         return _Decoded(self, rows, values)
 
