@@ -19,7 +19,7 @@ from pipeline.plan import plan_run
 from .test_config import values
 
 # An odd side, at which the padding of the pooling shows.
-BASE = {"data__size": 225, "network__weights": "random", "reduction__gaussian__eps": 0.9}
+BASE = {"data__size": 225, "network__weights": "random", "reduction__gaussian__eps": 0.9, "reduction__pca__n_components": 1}
 # All reductions that have options.
 BASE["layers"] = [
     "relu4_1",
@@ -37,7 +37,8 @@ CHANGES_A_NUMBER: dict[str, Any] = {
     "layers": ["relu1_1"],
     "reduce": ["avg"],
     **{f"reduction.{name}": value for name, value in {"gem.p": 4, "gem.eps": 0.1, "rmac.levels": 2, "grid.side": 3}.items()},
-    **{f"reduction.{name}.n_components": 50 for name in ("units", "srp", "gaussian", "pca")},
+    **{f"reduction.{name}.n_components": 50 for name in ("units", "srp", "gaussian")},
+    "reduction.pca.n_components": 2,
     **{f"reduction.{name}.seed": 1 for name in ("units", "srp", "gaussian", "pca")},
     **{"reduction.pca.whiten": True, "reduction.pca.fit_images": 3, "reduction.pca.fit": "a file"},
     **{"reduction.srp.eps": 0.2, "reduction.gaussian.eps": 0.8, "reduction.srp.density": 0.1, "reduction.gram.form": None},
@@ -83,10 +84,13 @@ def digest(
 ) -> Callable[..., str]:
     """Gives the digest of a run with some options set: ``digest(data__size=64)``."""
     folder = tmp_path_factory.mktemp("other")
-    (folder / "image.jpg").write_bytes((photographs / "sky/hubble.jpg").read_bytes())
-    (folder / "list.txt").write_text("image.jpg\n")
+    names = ("image.jpg", "same.jpg")
+    for name in names:
+        (folder / name).write_bytes((photographs / "sky/hubble.jpg").read_bytes())
+    (folder / "list.txt").write_text("\n".join(names))
     with tarfile.open(folder / "image.tar", "w") as tar:
-        tar.add(folder / "image.jpg", "image.jpg")
+        for name in names:
+            tar.add(folder / name, name)
 
     def plan(**changes: Any) -> str:
         if "data__dir" in changes:

@@ -27,7 +27,7 @@ def sha256_of(path: Path) -> str:
 
 def run_of(path: Path, size: str = "native", resize: str = "squash", interpolation: str = "bilinear", **options: str) -> Any:
     """What a run of one image says of it."""
-    options |= {"size": size, "resize": resize, "interpolation": interpolation}
+    options = {"decode": "exact", **options, "size": size, "resize": resize, "interpolation": interpolation}
     identity = json.dumps({f"data.{name}": value for name, value in options.items()})
     return SimpleNamespace(
         attributes={"identity": identity, "mean_pixel": MEAN_PIXEL, "data_root": str(path.parent)},
