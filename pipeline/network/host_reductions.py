@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -168,7 +169,7 @@ def fit_pca(sample: Array, n_components: int) -> Transform:
         n_components: At most d.
     """
     mean = sample.mean(axis=0, dtype=np.float64)
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_blas_thread():
         _, singular, components = np.linalg.svd(sample - mean, full_matrices=False)
     components, singular = components[:n_components], singular[:n_components]
     components *= np.sign(np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1))
@@ -266,9 +267,14 @@ def _normalized(values: Array) -> Array:
 
 def reduce_rows(reducer: Reducer, values: Array, pool: Executor) -> Array:
     """Reduce the activations of n images, (n, h, w, c) or (n, d) -> (n, d), each for itself, by the threads of a pool."""
-    # BLAS divides a product among its threads, and adds up in another order then.
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_blas_thread():
         return np.stack([*pool.map(reducer, values)])
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Have BLAS compute each product in the thread that asks for it, during the block: divided, it would be rounded otherwise."""
+    limit: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
+    return limit
 
 
 @lru_cache(1)

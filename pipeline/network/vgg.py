@@ -12,6 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +27,9 @@ from . import host_reductions
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
 from .device import BFLOAT, FLOAT32, HOST, memory_errors
 from .device_reductions import prepare_on_device
+from .host_reductions import Reducer
 from .known_weights import Weights
+from .winograd import Pending
 
 Function = Callable[..., Any]
 # More rows than any batch has.
@@ -103,7 +106,7 @@ class Network:
         input_shape: tuple[int | None, ...] = (*(size_px or (None, None)), 3)
         done = 0
         self._computed = tf.bfloat16 if self.precision == BFLOAT else tf.float32
-        self._reducing = ThreadPoolExecutor(self.threads, "reduce")
+        self._reducing, self._reduces_on_host = ThreadPoolExecutor(self.threads, "reduce"), False
         with tf.device(self.device):
             for layer, group in itertools.groupby(self.wanted, lambda feature: feature.layer):
                 features, layers = tuple(group), table[done : layer.network_index + 1]
@@ -124,13 +127,17 @@ class Network:
             DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
         """
         values = inputs
-        for segment in self.segments:
-            with memory_errors(segment.features[0].layer.name, values), tf.device(self.device):
-                kept, given = segment.function(*values)
-            values = (kept,)
-            del kept
-            yield from zip((feature.name for feature in segment.features), given, strict=True)
-            del given
+        with host_reductions.one_blas_thread() if self._reduces_on_host else nullcontext():
+            for segment in self.segments:
+                with memory_errors(segment.features[0].layer.name, values), tf.device(self.device):
+                    kept, given = segment.function(*values)
+                values = (kept,)
+                del kept
+                if self._reduces_on_host and segment is self.segments[-1]:
+                    # All is reduced before BLAS gets its threads back.
+                    given = [np.asarray(one) for one in given]
+                yield from zip((feature.name for feature in segment.features), given, strict=True)
+                del given
 
     def _segment(
         self,
@@ -147,6 +154,9 @@ class Network:
         on_host = [
             host_reductions.prepare(feature, shape, self.transforms) if feature.reductions else None for feature in features
         ]
+        self._reduces_on_host |= any(on_host)
+        if self.parts is not None and layers[-1].block < CLASSIFIER_BLOCK:
+            return _reduced_meanwhile(self.parts[layers[-1].name], features, on_host)
         part = self._graph(layers, input_shape, [tf.identity]) if self.parts is None else self._on_host(layers, input_shape)
 
         def segment(*inputs: Any) -> tuple[Any, list[Any]]:
@@ -159,20 +169,19 @@ class Network:
         return segment
 
     def _on_host(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Function:
-        """Return a function of layers that :attr:`parts` has, and of the classifier: images -> activations, twice."""
+        """Return a function of layers that :attr:`parts` may have and of the classifier: images -> activations, twice."""
         assert self.parts is not None
         classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
         maps = layers[: len(layers) - len(classifier)]
         part = self.parts[maps[-1].name] if maps else None
         # The classifier's matrices are used once an image: reading them is all the work, and TensorFlow does it as fast.
         channels = input_shape[2] if part is None else maps[-1].channels
-        graph = self._graph(classifier, (None, None, channels), [tf.identity]) if classifier else None
+        graph = self._graph(classifier, (None, None, channels), [tf.identity])
 
         def segment(values: Any) -> tuple[Any, list[Any]]:
             values = np.asarray(values if part is None else part(values))
-            if graph is not None:
-                # One by one: TensorFlow's sums depend on the number of images.
-                values = np.concatenate([graph(values[place : place + 1])[0] for place in range(len(values))])
+            # One by one: TensorFlow's sums depend on the number of images.
+            values = np.concatenate([graph(values[place : place + 1])[0] for place in range(len(values))])
             return values, [values]
 
         return segment
@@ -228,6 +237,26 @@ class Network:
         # SAME ignores what lies outside the map, in the maximum and in the average: Caffe's and MatConvNet's rule.
         pool = tf.nn.max_pool2d if self.pooling == "max" else tf.nn.avg_pool2d
         return pool(values, POOL_SIDE, POOL_STRIDE, self.weights.pool_padding.upper())
+
+
+def _reduced_meanwhile(part: Function, features: Sequence[FeatureSpec], reducers: Sequence[Reducer | None]) -> Function:
+    """Return a function of layers of the CPU's engine, whose threads reduce each image as soon as they have computed it."""
+
+    def segment(images: Any) -> tuple[Any, list[Any]]:
+        vectors = [
+            np.empty((images.shape[0], feature.channels), np.float32) if reducer else None
+            for feature, reducer in zip(features, reducers, strict=True)
+        ]
+
+        def done(row: int, values: NDArray[np.float32]) -> None:
+            for reducer, vector in zip(reducers, vectors, strict=True):
+                if reducer is not None and vector is not None:
+                    vector[row] = reducer(values)
+
+        kept = part(images, done if any(reducers) else None)
+        return kept, [kept if vector is None else Pending(vector, kept.groups) for vector in vectors]
+
+    return segment
 
 
 def _fully_connected(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -3,6 +3,6 @@
 codegen (LLVM) -> kernels (what is generated) -> convolution (a strip of a map in one thread) -> engine (all threads, segments)
 """
 
-from .engine import prepare_segments
+from .engine import Pending, prepare_segments
 
-__all__ = ["prepare_segments"]
+__all__ = ["Pending", "prepare_segments"]

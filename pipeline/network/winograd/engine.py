@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +48,10 @@ SIDE_BY_SIDE_BYTES = 2 << 30
 KEPT_BYTES = 1 << 30
 # A larger piece is not used for a small array.
 LARGEST_WASTE = 1.25
+
+
+# Row of the batch, its activations (h, w, c).
+Done = Callable[[int, Array], None]
 
 
 class MemoryPool:
@@ -157,11 +161,12 @@ class Segment:
         self._operations = tuple(operations)
         self._workers = workers
 
-    def __call__(self, images: Any) -> Pending:
+    def __call__(self, images: Any, done: Done | None = None) -> Pending:
         """Start the computation.
 
         Args:
             images: (n, h, w, c) float32; from a segment before this one, as it gave them.
+            done: Called in the thread that has computed an image, while its activations may still be in a cache.
 
         Raises:
             NetworkError: There is too little memory.
@@ -171,7 +176,7 @@ class Segment:
         shapes = self._shapes(height, width, channels)
         try:
             if count < self._workers.count or self._own_bytes(shapes) > SIDE_BY_SIDE_BYTES:
-                return Pending(self._strip_by_strip(given.wait(), shapes))
+                return Pending(self._strip_by_strip(given.wait(), shapes, done))
             values = self._workers.memory.take(count, *shapes[-1])
         except MemoryError as error:
             raise _out_of_memory((count, *shapes[-1])) from error
@@ -179,7 +184,7 @@ class Segment:
         groups = groups or [(group, None) for group in _groups(count, self._workers.count)]
         submit = self._workers.pool.submit
         return Pending(
-            values, [(group, submit(self._run_group, before, given.values[group], values[group])) for group, before in groups]
+            values, [(group, submit(self._run_group, before, given.values, values, group, done)) for group, before in groups]
         )
 
     def _shapes(self, height: int, width: int, channels: int) -> list[tuple[int, int, int]]:
@@ -193,7 +198,7 @@ class Segment:
         inner = [math.prod(shape) for shape in shapes[1:-1]]
         return 2 * max(inner, default=0) * FLOAT_BYTES * self._workers.count
 
-    def _strip_by_strip(self, images: Array, shapes: Sequence[tuple[int, int, int]]) -> Array:
+    def _strip_by_strip(self, images: Array, shapes: Sequence[tuple[int, int, int]], done: Done | None) -> Array:
         """Compute all images, all threads at one operation on one image."""
         workers = self._workers
         values = images
@@ -211,12 +216,16 @@ class Segment:
                         future.cancel()
                     raise
             values = outputs
+        if done:
+            for row, output in enumerate(values):
+                done(row, output)
         return values
 
-    def _run_group(self, before: Future[None] | None, images: Array, outputs: Array) -> None:
+    def _run_group(self, before: Future[None] | None, given: Array, values: Array, group: slice, done: Done | None) -> None:
         """Compute some images in this thread: large maps one by one, small ones together."""
         if before is not None:
             before.result()
+        images, outputs = given[group], values[group]
         shapes = self._shapes(*images.shape[1:])
         inputs = zip(self._operations, shapes[:-1], strict=True)
         alone = [len(operation.strips(shape[0], shape[1], len(images))) > 1 for operation, shape in inputs]
@@ -225,9 +234,15 @@ class Segment:
             between = self._workers.workspace.take("between", len(images), *shapes[split])
         else:
             between = outputs if split else images
-        for image, output in zip(images, between, strict=True):
+        is_alone = split == len(alone)
+        for row, (image, output) in enumerate(zip(images, between, strict=True), group.start):
             self._run(self._operations[:split], [image], [output])
+            if done and is_alone:
+                done(row, output)
         self._run(self._operations[split:], list(between), list(outputs))
+        if done and not is_alone:
+            for row, output in enumerate(outputs, group.start):
+                done(row, output)
 
     def _run(self, operations: Sequence[Operation], images: Sequence[Array], outputs: Sequence[Array]) -> None:
         workers = self._workers
