@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,15 @@ def test_statistics_that_are_missing_are_named_by_the_reader(tmp_path: Path) -> 
     assert run["conv1_1"][0].shape == (5, 4, 3)
     with pytest.raises(StoreError, match="/statistics/conv1_1 is damaged, got "):
         run.statistics["relu4_1"]
+
+
+def test_vectors_at_once_have_the_statistics_of_one_after_the_other() -> None:
+    values = np.random.default_rng(0).normal(size=(20, 700)).astype(np.float32)
+    values[values < 0.1] = 0
+    single, together = Tally(700), Tally(700)
+    assert all(single.add(row) for row in values)
+    assert together.add_vectors(values)
+    expected, found = astuple(single.statistics(20)), astuple(together.statistics(20))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    values[7, 3] = np.inf
+    assert not together.add_vectors(values)

@@ -236,6 +236,27 @@ class Tally:
             self._histogram += histogram
         return True
 
+    def add_vectors(self, values: NDArray[np.float32]) -> bool:
+        """Add several rows that are vectors, as :meth:`add` would one after the other, in a fraction of the time.
+
+        Args:
+            values: (r, d) float32, d at most :data:`BLOCK_VALUES`.
+        """
+        doubles = values.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            totals, squares = doubles.sum(axis=1).tolist(), np.square(doubles).sum(axis=1).tolist()
+        if not all(map(math.isfinite, squares)):
+            return False
+        with self._lock:
+            self._values += values.size
+            self._zeros += values.size - int(np.count_nonzero(values))
+            self._sums += totals
+            self._squares += squares
+            np.minimum(self._minimum, values.min(axis=0), out=self._minimum)
+            np.maximum(self._maximum, values.max(axis=0), out=self._maximum)
+            self._histogram += _histogram(values)
+        return True
+
     def statistics(self, rows: int) -> LayerStatistics:
         """Return the statistics, all rows having come.
 

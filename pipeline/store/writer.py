@@ -234,9 +234,12 @@ class Writer:
     def _encode(self, shard: OpenShard, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
         """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row."""
         stored = codec.converted(piece.values, self._dtype)
+        tally, are_counted = shard.tallies[layer], False
+        if stored.ndim == 2 and piece.chunk[0] > 1:
+            are_counted = tally.add_vectors(stored[np.array(piece.rows) - piece.first_row].astype(np.float32, copy=False))
         for row in piece.rows:
             values = stored[row - piece.first_row]
-            if not shard.tallies[layer].add(values.astype(np.float32, copy=False)):
+            if not are_counted and not tally.add(values.astype(np.float32, copy=False)):
                 raise value_error(self._spec, shard.shard.first + row, layer, piece.row_values(row))
             shard.parts.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
         raw_bytes = stored.nbytes
