@@ -43,7 +43,7 @@ def reduce(*arguments: str, cwd: Path) -> Any:
     return ended
 
 
-@pytest.mark.parametrize("size", [[36, 52], None])
+@pytest.mark.parametrize("size", [[36, 52], pytest.param(None, marks=pytest.mark.slow)])
 def test_a_reduced_run_is_the_one_that_an_extraction_makes(
     size: Any, folder: Path, thin_weights: Callable[..., Any], tmp_path: Path
 ) -> None:

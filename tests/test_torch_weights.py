@@ -163,7 +163,7 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     ("network", "backend", "size", "write"),
     [
         ("vgg11", "winograd", None, lambda state: state),
-        ("vgg13_bn", "tensorflow", None, as_timm),
+        pytest.param("vgg13_bn", "tensorflow", None, as_timm, marks=pytest.mark.slow),
         ("vgg16", "tensorflow", [64, 70], as_timm),
         ("vgg19_bn", "winograd", [64, 70], lambda state: state),
     ],
