@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
 from .store import disk, format
-from .store.damage import UnreadableError
+from .store.damage import UnreadableError, read_file
 from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
@@ -441,20 +442,32 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
         spec: The run.
         report: Of what was just done.
         is_unchanged: Whether that was nothing, neither shards nor index. What the run took when it did something is worth more
-            than that: then reports that are there stay.
+            than that: then a report that is there stays, and the page says what is in it.
 
     Raises:
         StoreError: The disk refuses; a shard is damaged.
     """
     digests = Digests(path)
-    if is_unchanged and all(map(digests.agrees, (REPORT, PAGE))):
+    stored = _stored_report(path) if is_unchanged and digests.agrees(REPORT) else None
+    if stored is None:
+        # The page first: a kill in between must leave none of another state of the run.
+        digests.drop([PAGE])
+        disk.remove(path / PAGE)
+        write_text(path / REPORT, report.json())
+    elif digests.agrees(PAGE):
         return
-    # The page first: a kill in between must leave none of another state of the run.
-    digests.drop([PAGE])
-    disk.remove(path / PAGE)
-    write_text(path / REPORT, report.json())
+    report = stored or report
     with open_run(path) as run:
         write_text(path / PAGE, render(page_values(report, run, spec.manifest)))
+
+
+def _stored_report(path: Path) -> Report | None:
+    """Return what ``report.json`` says; None where it is of another version of this program."""
+    try:
+        content = json.loads(read_file(path / REPORT))
+        return Report(**{each.name: content[each.name] for each in fields(Report)})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def write_text(path: Path, text: str, publish: Callable[[Path], object] | None = None) -> None:
