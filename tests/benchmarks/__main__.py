@@ -15,7 +15,7 @@ from .rows import ROWS, Bench, Line
 from .table import format_table
 
 # Each registers its rows, in the order of the table.
-MODULES = ("bare_network", "whole_job", "overlap", "short_job", "storing", "training", "reading", "all_layers", "scale")
+MODULES = ("bare_network", "whole_job", "overlap", "storing", "training", "reading", "all_layers")
 for module in MODULES:
     importlib.import_module(f".{module}", __package__)
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="rows to measure; --list names them")
     parser.add_argument("--turns", type=int, default=5, help="of each side (5)")
     parser.add_argument("--images", type=int, default=64, help="500 x 375 px JPEGs in the folder of photographs (64)")
-    parser.add_argument("--slow", action="store_true", help="also what takes many minutes or gigabytes")
+    parser.add_argument("--slow", action="store_true", help="also what takes many minutes")
     parser.add_argument("--list", action="store_true", help="print the rows and end")
     given = parser.parse_args(arguments)
     if given.turns < 1 or given.images < 8:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"turns: {given.turns}, interleaved; figures are medians, the ratio is the median of the turns' ratios\n", flush=True)
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-        bench = Bench(given.turns, given.images, given.slow, Path(folder))
+        bench = Bench(given.turns, given.images, Path(folder))
         for row in ROWS.values():
             if given.only and row.name not in given.only:
                 continue

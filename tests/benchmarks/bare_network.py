@@ -44,6 +44,9 @@ RIVALS = {
 }
 
 
+SETTINGS = {"pooling": "max", "kernel_order": "hwio"}
+# What the program chooses on two cores.
+OWN_BATCH = 8
 # What TensorFlow's own convolutions must be overtaken by; others by anything.
 GOALS = {"direct": 1.7}
 
@@ -74,61 +77,40 @@ def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], No
     return {}, lambda: None
 
 
-def ours(
-    path: str, layers: Sequence[str], features: str, batches: Sequence[int] = (8,)
-) -> tuple[dict[str, Any], Callable[[], float]]:
+def ours(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
     """This program's network, the next batch asked for before the last is waited for, as its loop does.
 
     Args:
         path: The images, (n, 224, 224, 3) float32.
         layers: Wanted.
         features: File for those of the first images.
-        batches: Numbers of images a call to choose from.
     """
-    from pipeline.network.architectures import plan_features, resolve_layers
-    from pipeline.network.vgg import Network
+    from pipeline.network.architectures import resolve_layers
     from pipeline.network.winograd import prepare_segments
 
-    weights, wanted = seeded_weights(), resolve_layers("vgg19", layers)
-    settings = {"pooling": "max", "kernel_order": "hwio"}
-    parts = prepare_segments(weights, wanted, threads=usable_cores(), **settings)
-    features_wanted = plan_features("vgg19", wanted, (SIDE_PX, SIDE_PX), "same")
-    network = Network(weights, features_wanted, device="/CPU:0", size_px=(SIDE_PX, SIDE_PX), parts=parts, **settings)
+    parts = prepare_segments(seeded_weights(), resolve_layers("vgg19", layers), threads=usable_cores(), **SETTINGS)
+    network = _network(layers, parts)
     images = np.load(path)
 
-    def in_turn(batch: int) -> None:
+    def in_turn() -> None:
         waiting: list[Any] = []
-        for first in range(0, len(images), batch):
-            following = [values for _, values in network(images[first : first + batch])]
+        for first in range(0, len(images), OWN_BATCH):
+            following = [values for _, values in network(images[first : first + OWN_BATCH])]
             for values in waiting:
                 np.asarray(values)
             waiting = following
         for values in waiting:
             np.asarray(values)
 
-    def call(some: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        return {name: np.asarray(values) for name, values in network(some)}
-
-    np.savez(features, **call(images[:COMPARED]))
-    batch = best_batch(call, images, batches)
+    np.savez(features, **{name: np.asarray(values) for name, values in network(images[:COMPARED])})
     # As many maps wait here as in a turn: the first time, the system must find the memory for them.
-    in_turn(batch)
-    return {"batch": batch}, _timed(lambda: in_turn(batch), len(images))
+    in_turn()
+    return {"batch": OWN_BATCH}, _timed(in_turn, len(images))
 
 
 def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
     """TensorFlow's own convolutions, as ``runtime.backend=tensorflow`` runs them, but at its best batch size."""
-    from pipeline.network.architectures import plan_features, resolve_layers
-    from pipeline.network.vgg import Network
-
-    network = Network(
-        seeded_weights(),
-        plan_features("vgg19", resolve_layers("vgg19", layers), (SIDE_PX, SIDE_PX), "same"),
-        pooling="max",
-        kernel_order="hwio",
-        device="/CPU:0",
-        size_px=(SIDE_PX, SIDE_PX),
-    )
+    network = _network(layers, None)
 
     def call(some: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         return {name: np.asarray(values) for name, values in network(some)}
@@ -137,6 +119,14 @@ def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, A
     np.savez(features, **call(images[:COMPARED]))
     batch = best_batch(call, images)
     return {"batch": batch}, _timed(lambda: _all(call, images, batch), len(images))
+
+
+def _network(layers: Sequence[str], parts: Any) -> Any:
+    from pipeline.network.architectures import plan_features, resolve_layers
+    from pipeline.network.vgg import Network
+
+    wanted = plan_features("vgg19", resolve_layers("vgg19", layers), (SIDE_PX, SIDE_PX), "same")
+    return Network(seeded_weights(), wanted, device="/CPU:0", size_px=(SIDE_PX, SIDE_PX), parts=parts, **SETTINGS)
 
 
 def onnx(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:

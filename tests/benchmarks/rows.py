@@ -24,13 +24,11 @@ class Bench:
     Attributes:
         turns: Of each side, at least 1.
         images: 500 x 375 px JPEGs in the folder of photographs.
-        slow: Whether to run what takes many minutes.
         folder: Empty at the start, removed at the end; everything is written here.
     """
 
     turns: int
     images: int
-    slow: bool
     folder: Path
 
 

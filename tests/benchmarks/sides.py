@@ -1,6 +1,6 @@
 """Sides in processes of their own: each is prepared once, then measured once a turn and idle between.
 
-As a program (``python -m tests.benchmarks.sides room:function``) it is the inside of such a process. The function is handed
+As a program (``python -m tests.benchmarks.sides module:function``) it is the inside of such a process. The function is handed
 the arguments, prepares everything that is not to be measured, and gives (facts, turn): what the caller should know, and what
 measures one turn.
 """
@@ -148,8 +148,8 @@ def _serve(function: str) -> None:
     """Answers questions on standard input until it ends. What libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    room, _, name = function.partition(":")
-    prepare = getattr(importlib.import_module(f".{room}", "tests.benchmarks"), name)
+    module, _, name = function.partition(":")
+    prepare = getattr(importlib.import_module(f".{module}", "tests.benchmarks"), name)
     facts, turn = prepare(**json.loads(sys.stdin.readline()))
     print(json.dumps(facts), file=answers, flush=True)
     for _ in sys.stdin:

@@ -1,4 +1,4 @@
-"""The whole job: a folder of JPEGs into HDF5, ours against the scripts that users write; and against our own bare network."""
+"""The whole job: a folder of JPEGs into HDF5, ours against the scripts that users write; and reductions against whole layers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from .bare_network import make_inputs
 from .photographs import make_photographs
-from .rivals import BATCHES, relative_difference
+from .rivals import relative_difference
 from .rows import Bench, Line, interleave, missing, row
 from .sides import Side, run_ours
 
@@ -21,8 +20,6 @@ LAYER = "relu4_1"
 
 # What a script must be overtaken by, by its module; others by anything.
 GOALS = {"keras_script": 2.5, "onnx_script": 2.0}
-# Share of the bare network's rate that the whole job must keep.
-KEPT = 0.90
 
 # Images whose features are compared.
 COMPARED = 4
@@ -101,19 +98,6 @@ def measure(bench: Bench) -> Iterator[Line]:
             f"{name}: batch {batches[name]}, start-up and a first pass not counted; {_compare(files[name], bench.folder, script)}"
         )
         yield Line(what, "images/s", figures["ours"], figures[name], goal=GOALS.get(script.module, 1.0), notes=notes)
-
-
-@row("kept", "the whole job against our own bare network at its best batch size, relu4_1")
-def measure_kept(bench: Bench) -> Iterator[Line]:
-    """How much of the network's rate is left when images are read and features are written beside it."""
-    photographs = make_photographs(bench.folder / "photographs", bench.images)
-    arguments = {"path": str(make_inputs(bench.folder)), "layers": [LAYER], "features": str(bench.folder / "kept.npz")}
-    with Side("bare_network:ours", batches=BATCHES, **arguments) as side:
-        sides = {"whole job": ours_a_second(bench, photographs), "bare network": side.turn}
-        figures = interleave(sides, bench.turns)
-        notes = f"bare network: batch {side.facts['batch']}; whole job: gzip, its own batch size"
-    what = "whole job against our bare network"
-    yield Line(what, "images/s", figures["whole job"], figures["bare network"], goal=KEPT, notes=notes)
 
 
 @row("reductions", "what is kept of a layer against the layer itself: images a second in the steady state, bytes an image")
