@@ -28,7 +28,6 @@ from pipeline.verify import verify
 
 from .damage import chunk_place, flip
 from .stored_runs import write_run
-from .test_command import call
 from .test_index import spec_of
 from .test_store_verification import here
 
@@ -261,37 +260,3 @@ def test_what_h5py_raises_is_told_apart_by_the_error_number_and_not_by_its_class
     for wrong in (OSError("truncated file: eof = 8"), KeyError("bad symbol table node signature"), ValueError("no chunk")):
         assert why_not_read(path, "", wrong) is None
         assert isinstance(damaged(path, "layer relu4_1", wrong), DamagedError)
-
-
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("kind", ["cut", "overwritten"])
-def test_wrong_bytes_are_still_damage_and_removed(folder: Path, kind: str) -> None:
-    path = folder / SHARD
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] if kind == "cut" else bytes(100) + content[100:])
-    with pytest.raises(StoreError, match="What could be removed has been"):
-        verify(folder, repair=True)
-    assert not path.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["shards/shard-00001-of-00004.h5", INDEX])
-def test_the_real_commands_say_in_one_line_that_a_file_is_in_use(photographs: Path, tmp_path: Path, name: str) -> None:
-    arguments = [f"data.dir={photographs}", "network.weights=random", "data.size=32", "layers=[relu1_1]", "name=run"]
-    arguments += ["output.images_per_shard=2"]
-    assert call(*arguments, cwd=tmp_path).returncode == 0
-    run = tmp_path / "outputs/run"
-    with held_open(run / name):
-        before = bytes_of(run)
-        ended = [call(*arguments, cwd=tmp_path), call(*arguments, "output.existing=replace", cwd=tmp_path)]
-        ended += [call("run=outputs/run", "image=2", cwd=tmp_path, module="pipeline.plot")]
-        # With a right index over all shards there is nothing to be asked of this one.
-        modules = ("show", "index") if name == INDEX else ("show",)
-        ended += [call("run=outputs/run", cwd=tmp_path, module=f"pipeline.{module}") for module in modules]
-        assert bytes_of(run) == before
-    for of_command in ended:
-        assert of_command.returncode == 1, of_command.stderr
-        errors = [line for line in of_command.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, of_command.stderr
-        assert f"{name}: in use by another program, got a lock on the file" in errors[0]
-        assert "Traceback" not in of_command.stderr

@@ -21,7 +21,7 @@ from pipeline.store.verification import check_hdf5, verify_folder
 from pipeline.store.writer import Writer
 
 from .killed_runs import contents
-from .stored_runs import NATIVE_SIZES, make_spec, make_statuses, make_values, put_rows, write_run
+from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 from .test_command import call_here
 
 CONFIG = "data:\n  dir: imgs\n  max_failed_fraction: 0.25\n"
@@ -159,12 +159,3 @@ def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:
     (tmp_path / "shards/shard-part001-00001-of-00004.h5").unlink()
     with pytest.raises(StoreError, match=r"got 6 of 7, without shard-part001-00001-of-00004\.h5\. Expected all\. Run the"):
         index_run(tmp_path)
-
-
-def test_native_size_is_linked_as_the_run_links_it(tmp_path: Path) -> None:
-    spec = spec_of(rows=6, shapes={"relu4_1": None})
-    write_run(tmp_path, spec, values=make_values(spec, NATIVE_SIZES))
-    before = contents(tmp_path / "features.h5")
-    (tmp_path / "features.h5").unlink()
-    index_run(tmp_path)
-    assert contents(tmp_path / "features.h5") == before

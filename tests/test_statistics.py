@@ -127,21 +127,6 @@ def test_one_pass_finds_what_a_slow_oracle_finds(pixels: int, channels: int, see
     assert_equal(statistics_of([values]), oracle([values]))
 
 
-def test_the_histogram_is_of_every_sixteenth_position_and_all_its_channels() -> None:
-    values = np.zeros((16, 16, 3), np.float32)
-    values[:, 10] = [1.0, -2.0, 4.0]
-    histogram = statistics_of([values]).histogram
-    assert {place: count for place, count in enumerate(histogram.tolist()) if count} == {
-        ZEROS - 1 - 63: 16,
-        TINY + 1 + 62: 16,
-        TINY + 1 + 64: 16,
-    }
-    # Of a small map one position is enough, and there always is one.
-    for positions in range(1, 40):
-        many = statistics_of([np.ones((positions, 5), np.float32)])
-        assert abs(many.histogram.sum() - 5 * positions / HISTOGRAM_STEP) <= 5
-
-
 def test_dead_channels_are_those_that_tell_nothing() -> None:
     relu = np.array([[[1, 0, 0, 5]], [[0, 0, 2, 5]]], np.float32)
     assert statistics_of([relu]).dead_channels.tolist() == [1]

@@ -217,14 +217,6 @@ def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, mon
         next(iter(run.batches("relu4_1", 4, failed=True, dtype="float32")))
 
 
-def test_a_key_does_not_speak_to_the_terminal(tmp_path: Path) -> None:
-    write_run(tmp_path, make_spec(keys=[f"a\n\x1b[2J{number}" for number in range(10)]))
-    change(tmp_path / SHARD, lambda file: file[LAYER].id.write_direct_chunk((0, 0, 0, 0), b"x"))
-    with pytest.raises(StoreError) as raised:
-        open_run(tmp_path)["relu4_1"][:]
-    assert r"layer relu4_1, row 4 (a\n\x1b[2J4) is damaged" in str(raised.value)
-
-
 def test_what_a_user_has_added_to_a_file_changes_nothing(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:
     def add(file: h5py.File) -> None:
         file["checksums"].attrs["mine"] = "x"

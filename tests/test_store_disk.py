@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import disk, writer
-from pipeline.store.run_folder import expected_bytes, open_folder
+from pipeline.store import writer
+from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
@@ -96,25 +95,6 @@ def test_a_disk_that_is_full_when_tables_or_index_are_written_is_no_end_of_the_p
     assert (tmp_path / "features.h5").stat().st_size == len(index)
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full, got ENOSPC"),
-        (RuntimeError("Can't close (unable to extend, errno = 28, error message = 'No space')"), "the disk is full, got ENOSPC"),
-        (OSError(errno.EDQUOT, "Quota"), "the disk quota is used up, got EDQUOT"),
-        (OSError(errno.EROFS, "Read-only"), "the file system is read-only, got EROFS"),
-        (PermissionError(errno.EACCES, "Permission denied"), "permission is denied, got EACCES"),
-        (OSError(errno.EIO, "Input/output"), "the disk failed, got EIO"),
-        (RuntimeError("something\nelse"), "it cannot be written, got something else"),
-    ],
-)
-def test_whatever_the_disk_refuses_is_one_line(error: Exception, words: str) -> None:
-    line = str(disk.write_error(Path("run/shards/a.h5"), error))
-    assert line.startswith(f"run/shards/a.h5: {words}. Expected a folder that can be written. ")
-    assert line.endswith(", then run again with output.existing=resume: finished shards are kept.")
-    assert "\n" not in line
-
-
 def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,12 +131,3 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
     assert max(renamed[shard] for shard in shards) < renamed["features.h5"]
     # After that there is only its line among the checksums.
     assert renamed["features.h5"] == len(synced) - 2
-
-
-def test_disk_space_is_told_of_a_folder_to_be(tmp_path: Path) -> None:
-    assert disk.free_bytes(tmp_path / "not/yet/there") > 0
-    spec = make_spec(rows=10)
-    assert expected_bytes(spec, spec.shards()) == 10 * 4 * (80 * 80 * 3 + 5 * 4 * 3)
-    assert expected_bytes(spec, spec.shards()[2:]) == 2 * 4 * (80 * 80 * 3 + 5 * 4 * 3)
-    native = make_spec(shapes={"relu4_1": None})
-    assert expected_bytes(native, native.shards()) is None

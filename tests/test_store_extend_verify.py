@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.digests import Digests
-from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import VerifyResult, repair, verify_folder
 
 from .damage import accept, chunk_place, flip
@@ -147,14 +145,3 @@ def test_files_of_another_extension_are_not_of_the_run(whole: Path, tmp_path: Pa
     result = verify(copy)
     assert set(lines(result)) == {NEW[0], NEW[2], "features.h5"}
     assert result.damaged == []
-
-
-def test_a_shard_of_an_extension_without_a_line_is_checked_before_it_gets_one(stopped: Path, tmp_path: Path) -> None:
-    copy = copied(stopped, tmp_path)
-    Digests(copy).drop([NEW[0], OLD[0]])
-    damage_row(copy, NEW[0])
-    with open_folder(copy, spec_of("abcdefghi"), "extend") as folder:
-        assert [f"shards/{shard.file_name}" for shard in folder.missing] == NEW
-    # The index is over the rows before, and those are whole.
-    assert (copy / "features.h5").exists()
-    sums_are_right(copy)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import LockedError, StoreError
+from pipeline.errors import StoreError
 from pipeline.sharding import Share
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder
@@ -184,16 +184,6 @@ def test_a_folder_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path) 
     assert (tmp_path / "notes.txt").read_text() == "precious"
 
 
-def test_a_shard_of_another_run_among_those_of_this_one_is_refused_and_kept(tmp_path: Path) -> None:
-    write_run(tmp_path / "one", make_spec())
-    write_run(tmp_path / "other", make_spec(identity={"seed": "2"}))
-    shard = "shards/shard-00001-of-00003.h5"
-    (tmp_path / "one" / shard).write_bytes((tmp_path / "other" / shard).read_bytes())
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: a file of another run, got run digest"):
-        open_folder(tmp_path / "one", make_spec(), "resume")
-    assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "other" / shard).read_bytes()
-
-
 def test_damaged_shards_are_made_again_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = make_spec()
     values = write_run(tmp_path, spec)
@@ -217,26 +207,6 @@ def test_a_shard_outside_the_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shards/shard-00003-of-00004.h5").write_bytes((tmp_path / "shards/shard-00002-of-00003.h5").read_bytes())
     with pytest.raises(StoreError, match=r"shard-00003-of-00004.h5: not in this run's plan of 3 shards, got an extra file"):
         open_folder(tmp_path, make_spec(), "resume")
-
-
-def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from tests.stored_runs import *\n"
-        "folder = open_folder(Path(sys.argv[1]), make_spec(), 'resume'); print('open', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "open\n"
-        for existing in ("resume", "replace", "fail"):
-            with pytest.raises(LockedError) as raised:
-                open_folder(tmp_path, make_spec(), existing)
-        first.kill()
-    assert str(raised.value) == (
-        f"{tmp_path}: another run writes this folder, got a lock held by a live process. Expected one run at a time. "
-        f"Wait for it or stop it, or choose another folder with name=..."
-    )
-    open_folder(tmp_path, make_spec(), "resume").close()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS], ids=errno.errorcode.get)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.store import codec, format
-from pipeline.store.statistics import Tally
 
 from .stored_runs import make_spec
 
@@ -93,11 +91,6 @@ def test_metadata_columns_never_take_a_name_of_the_format() -> None:
     }
 
 
-def test_text_that_is_not_unicode_is_stored_as_escapes() -> None:
-    assert format.plain_text("caf\udce9\0.jpg") == "caf\\udce9\\x00.jpg"
-    assert format.plain_text("café 猫.jpg") == "café 猫.jpg"
-
-
 def test_a_damaged_or_short_chunk_is_an_error() -> None:
     data = bytearray(codec.encode(np.arange(999, dtype=np.float32), "gzip"))
     for kept, count, words in ((50, 999, "fewer than 3996"), (None, 998, "more than 3992"), (None, 1000, "fewer than 4000")):
@@ -106,30 +99,3 @@ def test_a_damaged_or_short_chunk_is_an_error() -> None:
     data[-1] ^= 1
     with pytest.raises(codec.DecodeError):
         codec.decode(bytes(data), (999,), np.dtype("<f4"), True)
-
-
-@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5))
-def test_joined_checksums_equal_that_of_the_whole(sizes: list[int]) -> None:
-    parts = [np.random.default_rng(i).random(size).astype(np.float32) for i, size in enumerate(sizes)]
-    assert codec.join_checksums([(codec.checksum(part), part.nbytes) for part in parts]) == zlib.crc32(
-        np.concatenate(parts).tobytes()
-    )
-
-
-@pytest.mark.parametrize(
-    ("value", "float32", "float16"),
-    [
-        (65504.0, True, True),
-        (65520.0, True, False),
-        (np.inf, False, False),
-        (np.nan, False, False),
-    ],
-)
-def test_values_are_storable_as_long_as_they_stay_finite(value: float, float32: bool, float16: bool) -> None:
-    values = np.array([[1.0, value, 2.0]], np.float32)
-    for dtype, is_storable in (("float32", float32), ("float16", float16)):
-        stored = codec.converted(values, np.dtype(format.STORED_DTYPES[dtype]))
-        assert stored.dtype == np.dtype(dtype)
-        assert Tally(3).add(stored.astype(np.float32)) is is_storable
-    if not float16:
-        np.testing.assert_equal(codec.first_unstorable(values, "float16"), value)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -17,32 +15,10 @@ from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 
 from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_native_run, write_run
+from .test_store_damage import change, copy
+from .test_store_reader import folder, values
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
-    write_run(path, make_spec(metadata={"author": tuple("abcdefghij"), "width": tuple("0123456789")}), failed=[3])
-    return path
-
-
-@pytest.fixture
-def values() -> dict[str, NDArray[np.float32]]:
-    """What ``folder`` holds: layer -> (10, h, w, c)."""
-    stacked = {layer: np.stack(of_layer) for layer, of_layer in make_values(make_spec()).items()}
-    for of_layer in stacked.values():
-        of_layer[3] = np.nan
-    return stacked
-
-
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
-    with h5py.File(path, "r+") as file:
-        edit(file)
+__all__ = ["copy", "folder", "values"]  # fixtures
 
 
 def test_the_index_opens_from_any_directory_and_after_a_move(

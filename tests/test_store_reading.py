@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.store.reader import open_run
 
-from .damage import chunk_place, flip
 from .stored_runs import make_spec, make_values, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -85,17 +84,6 @@ def test_a_shard_that_is_made_anew_is_read_as_it_is_now(folder: Path, expected: 
     run.close()
     for layer in SHAPES:
         np.testing.assert_array_equal(run[layer][:], expected[layer])
-
-
-@pytest.mark.parametrize("layer", SHAPES)
-def test_damage_that_comes_while_a_run_is_open_is_named(folder: Path, layer: str) -> None:
-    run = open_run(folder)
-    assert run[layer][:].size
-    flip(folder / "shards/shard-00001-of-00003.h5", chunk_place(folder / "shards/shard-00001-of-00003.h5", layer, 2))
-    row = r"row 6 \(folder0/image é6\.jpg\)" if layer == "large" else r"rows? [4567] .*"
-    run["small"][0]  # so that no chunk of that shard is remembered
-    with pytest.raises(StoreError, match=rf"shard-00001-of-00003\.h5: layer {layer}, {row} is damaged, got .*"):
-        run[layer][:]
 
 
 def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) -> None:

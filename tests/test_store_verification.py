@@ -21,7 +21,10 @@ from pipeline.store.verification import MOST_FINDINGS, FileCheck, VerifyResult, 
 
 from .damage import accept, chunk_place, flip, place_of, write_companions
 from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_run
-from .test_store_folder import files_in, stored_values
+from .test_store_damage import change, copy
+from .test_store_folder import files_in
+
+__all__ = ["copy"]  # a fixture
 
 SHARDS = [f"shards/shard-0000{n}-of-00003.h5" for n in range(3)]
 
@@ -44,11 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(path, make_spec(metadata={"author": tuple("abcdefghij")}), failed=[3])
     write_companions(path)
     return path
-
-
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 def check_here(path: Path, stop: threading.Event | None = None, timeout_seconds: float = 0.0) -> FileCheck:
@@ -141,11 +139,6 @@ def test_a_byte_that_has_changed_is_named_by_what_lies_there(copy: Path, case: s
     assert set(found) == {name}
 
 
-def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
-    with h5py.File(path, "r+") as file:
-        edit(file)
-
-
 EDITS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "a layer that is gone": (lambda file: file["features"].__delitem__("conv1_1"), "layer conv1_1 is damaged, got "),
     "a column that is gone": (lambda file: file["images"].__delitem__("label"), "column 'label' of /images is damaged"),
@@ -223,27 +216,6 @@ def test_a_file_of_which_all_rows_are_damaged_is_not_read_to_its_end(tmp_path: P
     path = tmp_path / "shards/shard-00000-of-00001.h5"
     change(path, lambda file: file["checksums/a"].write_direct(np.zeros(40, np.uint32)))
     assert verify(tmp_path).count == MOST_FINDINGS
-
-
-@pytest.mark.usefixtures("here")
-def test_repair_removes_what_is_damaged_and_the_same_run_makes_the_same_bits(copy: Path, folder: Path) -> None:
-    spec = make_spec(metadata={"author": tuple("abcdefghij")})
-    flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
-    flip(copy / "config.yaml", 3)
-    for name in ("notes.txt", "shards/notes.h5", "shards/shard-1.h5"):
-        (copy / name).write_text("of somebody else")
-    before = files_in(copy)
-    result = verify(copy)
-    assert set(result.findings) == {SHARDS[1], "config.yaml"}
-    removed = repair(result)
-    assert sorted(removed) == sorted(
-        [SHARDS[1], "features.h5", *(f"SHA256SUMS: {name}" for name in (SHARDS[1], "features.h5", "config.yaml"))]
-    )
-    assert before - files_in(copy) == {SHARDS[1], "features.h5"}
-    write_run(copy, spec, failed=[3])
-    write_companions(copy)
-    assert lines(verify(copy)) == {}
-    assert stored_values(copy) == stored_values(folder)
 
 
 @pytest.mark.usefixtures("here")

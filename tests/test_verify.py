@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import LockedError, StoreError
+from pipeline.errors import LockedError
 from pipeline.formatting import words_for_bytes
 from pipeline.store.lock import take_lock
 from pipeline.store.verification import repair, verify_folder
@@ -92,43 +92,6 @@ def test_repair_removes_what_is_damaged_and_says_what_to_run(copy: Path) -> None
     ]
     assert "What could be removed has been; run the extraction again" in result.stderr
     assert files_in(copy) == before - {SHARDS[1], "features.h5"} | {".lock"}
-
-
-WRONG = [
-    (["rum=x"], "rum: there is no such option, got 'rum'. Expected one of: run. Run `python -m pipeline.verify --help` for all."),
-    ([], "run: no run was named, got None. Expected a run folder. "),
-    (["run=x", "+extra=3"], "extra: there is no such option, got 'extra'. Expected one of: run, repair. "),
-    (["run=x", "data.dir=y"], "data"),
-    (["run=x", "repair"], "command line: "),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_a_wrong_option_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = verify(*arguments, cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith(f"error: {message}"), result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_run_is_one_line_and_exit_code_1(folder: Path) -> None:
-    result = verify("run=outputs/a", cwd=folder.parent.parent)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(
-        "error: outputs/a: there is no such run, got a path that does not exist. Expected one of: a,b 2024"
-    )
-    assert len(result.stderr.splitlines()) == 1
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_repair_empties_nothing_through_a_link_in_place_of_the_lock(copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("precious")
-    (copy / ".lock").unlink(missing_ok=True)
-    (copy / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(StoreError, match=r"/\.lock: not a file of the run, got a link\. Expected the file itself"):
-        verify_run(copy, repair=True)
-    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_an_interrupt_ends_the_check_at_once_with_exit_code_130(copy: Path) -> None:
