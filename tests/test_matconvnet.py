@@ -153,7 +153,7 @@ NAN[0, 0, 0, :2] = np.nan, np.inf
         (change_kernel("conv1_1", np.zeros((3, 3, 3, 4), "i4")), "has no floating-point values in conv1_1, got int32"),
         (change_kernel("conv1_1", NAN), "NaN or infinite values in conv1_1, got 2 of 108 values"),
         (change_mean(np.zeros((2, 2, 4))), "an average image that is not RGB in 0..255, got (2, 2, 4)"),
-        (change_mean("text"), "a normalisation that cannot be read"),
+        (change_mean("text"), "is a MATLAB 5 file, but truncated or damaged"),
     ],
 )
 def test_a_file_with_a_wrong_layer_or_mean_is_refused(whole: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:

@@ -222,7 +222,7 @@ def read_file(path: Path, wanted: Wanted) -> Weights:
         size = f"{found} of {path.stat().st_size:,} bytes"
     except WrongFileError as error:
         raise wanted.refusal(path, *error.args) from error
-    except Exception as error:  # SciPy, zlib and h5py raise whatever the damage leads to, MemoryError too.
+    except Exception as error:  # Readers raise whatever the damage leads to, MemoryError too.
         if isinstance(error, OSError) and error.errno is not None:
             raise wanted.refusal(path, "cannot be read", str(error)) from error
         got = f"{path.stat().st_size:,} bytes: {' '.join(str(error).split()) or type(error).__name__}"
