@@ -57,17 +57,9 @@ WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-def psd(compression: int) -> bytes:
-    rows = [bytes([249, 200])] * 24
-    begin = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(12) + struct.pack(">H", compression)
-    return begin + (b"".join(struct.pack(">H", len(row)) for row in rows) + b"".join(rows) if compression else bytes([200]) * 192)
-
-
 def whole_files() -> Iterator[tuple[str, bytes]]:
     for file_format, mode, options in WRITTEN:
         yield f"{file_format} {mode} {options}", encode(picture(3), file_format, mode, **options)
-    for compression in (0, 1):
-        yield f"PSD {compression}", psd(compression)
     yield "plain PPM", b"P3 4 4 9 " + b"7 " * 48
     yield "PFM", b"Pf 4 4 -1.0\n" + np.full(16, 0.5, "<f4").tobytes()
 

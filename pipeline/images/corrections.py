@@ -33,7 +33,7 @@ _SIGNATURES = {
     b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "Radiance HDR",
     b"DDS ": "DDS",
-    b"8BPS\0\x02": "PSB (large Photoshop document)",
+    b"8BPS": "Photoshop document",
 }
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1", b"avci", b"avcs"})
 
@@ -62,10 +62,6 @@ _END_OF_JPEG = b"\xff\xd9"
 # Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
 _TAIL_BYTES = 1024
 
-# Source: Adobe Photoshop file formats: modes, and the resource that names alpha channels: 0 is the picture's transparency.
-_PSD_BITMAP, _PSD_MULTICHANNEL, _PSD_ALPHA_NAMES = 0, 7, 0x41D
-_PSD_MODES = {0: "bitmap", 1: "grey", 2: "indexed", 3: "RGB", 4: "CMYK", 7: "multichannel", 8: "duotone", 9: "Lab"}
-
 # Source: ITU T.800, annex A: start of the code stream and size, with bits and steps of the components; its end; annex I: colour
 # spaces.
 _J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
@@ -88,21 +84,16 @@ def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
                 break
     else:
         return f"not an image: begins with {data[:8]!r}"
-    kind = ""
     try:
         reader(io.BytesIO(data), "")
     except Exception as error:
-        with suppress(Exception):  # As any reader's.
-            if name == "TIFF":
-                kind = _tiff_kind(data)
-            elif name == "PSD" and isinstance(error.__cause__, KeyError):
-                bits, mode = struct.unpack_from(">HH", data, 22)
-                kind = f"PSD of {bits} bits in {_PSD_MODES.get(mode, 'an unknown')} mode"
-            elif name == "JPEG2000" and len(components := _j2k_components(data)) > 4:
-                kind = f"JPEG 2000 of {len(components)} components"
-            elif UNSUPPORTED.search(str(error)):
-                kind = f"{name}: {error}"
-    return f"unsupported: {kind}" if kind else f"corrupt: the header of this {name} file is damaged or incomplete"
+        if UNSUPPORTED.search(str(error)):
+            return f"unsupported: {name}: {error}"
+        if name == "TIFF" and str(error).isdigit():  # A key that Pillow does not find.
+            return f"unsupported: {name}: compression {error}"
+        if name == "JPEG2000" and len(components := _j2k_components(data)) > 4:
+            return f"unsupported: JPEG 2000 of {len(components)} components"
+    return f"corrupt: the header of this {name} file is damaged or incomplete"
 
 
 def refused_kind(image: Image.Image, data: bytes) -> str:
@@ -114,8 +105,6 @@ def refused_kind(image: Image.Image, data: bytes) -> str:
         return _refused_tiff(image)
     if image.format == "JPEG2000":
         return _refused_jpeg2000(image, data)
-    if image.format == "PSD" and data[25] in (_PSD_BITMAP, _PSD_MULTICHANNEL):
-        return f"PSD in {_PSD_MODES[data[25]]} mode"
     if image.format == "TGA" and image.mode == "RGBA" and data[16] == 16:
         # Some take it for opacity, some for transparency.
         return "TGA of 16 bits with one of transparency"
@@ -144,8 +133,6 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
         if values is not None and tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
             with np.errstate(invalid="ignore"):  # What is no number is refused later.
                 return Image.fromarray((65535 if is_deep else 1) - values)
-    elif image.format == "PSD" and image.mode == "RGBA" and _is_selection(image, data):
-        return image.convert("RGB")
     elif image.format == "JPEG2000" and image.mode not in ("P", "PA", "I;16"):
         bits = _j2k_components(data)[0][0]
         if bits < 8:
@@ -224,20 +211,6 @@ def _missing_png_bytes(image: Image.Image, data: bytes) -> str:
 # -- TIFF ----------------------------------------------------------------------------------------------------------------------
 
 
-def _tiff_kind(data: bytes) -> str:
-    """Describe the samples of a TIFF, if its directory can be read."""
-    tags = tiff.ImageFileDirectory_v2(data[: 16 if b"\x2b" in data[2:4] else 8])
-    file = io.BytesIO(data)
-    file.seek(tags.next)
-    tags.load(file)
-    if not tags[tiff.IMAGEWIDTH] or not tags[tiff.IMAGELENGTH]:
-        return ""
-    bits, form = (tags.get(tag, (1,))[0] for tag in (tiff.BITSPERSAMPLE, tiff.SAMPLEFORMAT))
-    photometric, compression = tags[tiff.PHOTOMETRIC_INTERPRETATION], tags.get(tiff.COMPRESSION, 1)
-    kind = f"{tags.get(tiff.SAMPLESPERPIXEL, 1)} x {bits} bits, format {form}"
-    return f"TIFF of {kind}, photometric {photometric}, compression {compression}"
-
-
 def _refused_tiff(image: tiff.TiffImageFile) -> str:
     tags = image.tag_v2
     bits = tags.get(tiff.BITSPERSAMPLE, (1,))
@@ -268,20 +241,7 @@ def _missing_jpegs(tags: Any, data: bytes) -> str:
     return f"{there} of {len(ends)} JPEGs in it have an end" if there < len(ends) else ""
 
 
-# -- PSD and JPEG 2000 ---------------------------------------------------------------------------------------------------------
-
-
-def _is_selection(image: Image.Image, data: bytes) -> bool:
-    """Tell whether the fourth channel of a PSD is no transparency but something that was selected once."""
-    names = b"".join(body for number, _, body in getattr(image, "resources", ()) if number == _PSD_ALPHA_NAMES)
-    if names[:4] and 0 not in struct.unpack(f">{len(names) // 4}I", names[: len(names) // 4 * 4]):
-        return True
-    place = 26
-    for _ in range(2):  # Colours, then resources.
-        place += 4 + int.from_bytes(data[place : place + 4], "big")
-    # A negative number of layers says that the first channel more is their transparency.
-    has_layers = any(data[place : place + 4])
-    return has_layers and int.from_bytes(data[place + 8 : place + 10], "big", signed=True) > 0
+# -- JPEG 2000 -----------------------------------------------------------------------------------------------------------------
 
 
 def _j2k_components(data: bytes) -> list[tuple[int, int, int]]:
@@ -308,11 +268,9 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
     if (b"pclr" in head and not has_palette) or (bits != {8} and (space == _J2K_SYCC or has_palette)):
         return "JPEG 2000 of other than 8 bits with a palette or in YCbCr, or with a palette of greys"
     if channels >= 0 and not has_palette:
-        (count,) = struct.unpack_from(">H", head, channels + 4)
-        entries = sorted(struct.iter_unpack(">3H", head[channels + 6 : channels + 6 + 6 * count]))
         colours = len(components) - (len(components) in (2, 4) and image.mode != "CMYK")
         usual = [(number, 0, number + 1) for number in range(colours)] + [(colours, 1, 0)] * (colours < len(components))
-        if entries != usual:
+        if sorted(struct.iter_unpack(">3H", head[channels + 6 : channels + 6 + 6 * len(usual)])) != usual:
             return "JPEG 2000 with channels in another order or of another meaning"
     return ""
 

@@ -33,11 +33,11 @@ from ..errors import ImageError
 from .corrections import UNSUPPORTED, corrected, missing_parts, refused_kind, why_unidentified, without_metadata
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
-# GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), or takes a
-# file without its end for another picture (PCX: a cut colour image becomes a grey one).
+# GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), takes a file
+# without its end for another picture (PCX: a cut colour image becomes a grey one), or what is selected for transparent (PSD).
 # The order is that of Pillow's own trials: TGA has no signature and comes last.
 ALLOWED_FORMATS = (
-    "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PSD", "QOI", "SGI", "TGA",
+    "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "SGI", "TGA",
 )  # fmt: skip
 
 # Above this, a file is taken for a decompression bomb: 537 MB of pixels.
