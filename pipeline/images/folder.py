@@ -1,17 +1,16 @@
 """A folder of images, here or at an address, in; a :class:`~pipeline.records.Manifest`, out. No image is opened, only sized."""
 
 # Paths are strings here: a million Path objects would take longer than all the rest, and Path would normalise names.
-# ruff: noqa: PTH100, PTH112, PTH118, PTH208
+# ruff: noqa: PTH100, PTH112, PTH118
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import os
-import re
+import posixpath
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,10 @@ import numpy as np
 from ..errors import DatasetError
 from ..records import Manifest
 from ..storage import RemotePath
-from .manifest import SYSTEM_FOLDERS, make_manifest, no_images, quoted_names, readable_keys, reason_to_skip, refuse_repeated
+from .manifest import SYSTEM_FOLDERS, make_manifest, no_images, quoted_names, reason_to_skip, refuse_repeated, valid_text
 from .reading import RemoteImages
 
-# Files and folders that a run writes.
+# Files and folders that a run writes; two of the three are in no data set together.
 _NAMES_IN_A_RUN = frozenset({"features.h5", "shards", "manifest.jsonl.gz"})
 
 
@@ -43,26 +42,24 @@ def list_folder(folder: Path) -> Manifest:
         raise DatasetError(f"data.dir: {what}, got {root!r}. Expected a folder of images. Check the path.")
     skipped: Counter[str] = Counter()
     unreadable: list[str] = []
-    names, sizes = list[str](), list[int]()
-    for name, size in _walk(root, skipped, unreadable):
-        names.append(name)
-        sizes.append(size)
+    runs: dict[str, tuple[str, ...]] = {}
+    found = list(_walk(root, skipped, unreadable, runs))
+    if runs:
+        images = [image for image in found if not _is_picture(image[0], runs)]
+        skipped += Counter({"picture of a run": len(found) - len(images)})
+        found = images
     if unreadable:
         raise DatasetError(
             f"data.dir: {len(unreadable)} folder(s) cannot be read, got {', '.join(sorted(unreadable)[:3])}. Expected folders "
-            f"that this user may list; {len(names)} images were seen in others. Mend their permissions."
+            f"that this user may list; {len(found)} images were seen in others. Mend their permissions."
         )
-    if not names:
+    if not found:
         raise no_images("data.dir", repr(root), skipped)
-    keys, odd = readable_keys(names)
-    if odd:
-        refuse_repeated("data.dir", keys)
     # Python compares strings by code point, which is the order of their UTF-8 bytes.
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    paths = {row: os.path.join(root, names[old]) for row, old in enumerate(order) if old in odd}
-    return make_manifest(
-        root, [keys[old] for old in order], [sizes[old] for old in order], columns={}, paths=paths, skipped=skipped
-    )
+    keys, names, sizes = zip(*sorted((valid_text(name), name, size) for name, size in found), strict=True)
+    refuse_repeated("data.dir", keys)
+    paths = {row: os.path.join(root, name) for row, (name, key) in enumerate(zip(names, keys, strict=True)) if name != key}
+    return make_manifest(root, keys, sizes, columns={}, paths=paths, skipped=skipped)
 
 
 def list_address(folder: RemotePath) -> Manifest:
@@ -94,8 +91,11 @@ def list_address(folder: RemotePath) -> Manifest:
     return make_manifest(str(folder), keys, sizes, columns={}, skipped=skipped, source=source)
 
 
-def _walk(root: str, skipped: Counter[str], unreadable: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield the images below a folder: names from there, as the system gives them and possibly not valid Unicode; bytes."""
+def _walk(root: str, skipped: Counter[str], unreadable: list[str], runs: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, int]]:
+    """Yield the images below a folder: names from there, as the system gives them and possibly not valid Unicode; bytes.
+
+    Fills in what is passed over and why, which folders cannot be read, and the names of run folders by the folder they are in.
+    """
     visited: set[str] = set()
     folders = [(root, "")]
     # Folders behind links wait until all real ones are listed, and come in the order of their names: which of two
@@ -114,15 +114,14 @@ def _walk(root: str, skipped: Counter[str], unreadable: list[str]) -> Iterator[t
         except OSError as error:
             unreadable.append(f"{quoted_names([path])} ({(error.strerror or '').lower()})")
             continue
-        if prefix and is_run_folder(entry.name for entry in entries):
+        if prefix and len(_NAMES_IN_A_RUN.intersection(entry.name for entry in entries)) >= 2:
             skipped["run folder"] += 1
+            parent, name = posixpath.split(prefix[:-1])
+            runs[parent] = (*runs.get(parent, ()), f"{name}-")
             continue
-        pictures = _pictures_of_runs(entries)
         for entry in entries:
             name = entry.name
-            if name in pictures:
-                skipped["picture of a run"] += 1
-            elif _is_folder(entry):
+            if _is_folder(entry):
                 if reason := "hidden folder" if name.startswith(".") else "system folder" if name in SYSTEM_FOLDERS else "":
                     skipped[reason] += 1
                 elif entry.is_symlink():
@@ -153,20 +152,7 @@ def _size(entry: os.DirEntry[str]) -> int | None:
     return info.st_size if stat.S_ISREG(info.st_mode) else None
 
 
-def is_run_folder(names: Iterable[str]) -> bool:
-    """Tell by the names in a folder whether it is a run of this program: two of the three that no data set has together."""
-    return len(_NAMES_IN_A_RUN.intersection(names)) >= 2
-
-
-def _pictures_of_runs(entries: Sequence[os.DirEntry[str]]) -> set[str]:
-    """Return the names of pictures that were drawn of run folders, which lie beside them and begin with their names."""
-    pictures = [entry.name for entry in entries if entry.name.lower().endswith(".png")]
-    folders = {entry.name: entry.path for entry in entries if _is_folder(entry)} if pictures else {}
-    if not folders:
-        return set()
-    runs: list[str] = []
-    # Only folders that a picture may be of are looked into.
-    for folder in {name[: dash.start()] for name in pictures for dash in re.finditer("-", name)}.intersection(folders):
-        with contextlib.suppress(OSError):
-            runs += [f"{folder}-"] if is_run_folder(os.listdir(folders[folder])) else []
-    return {name for name in pictures if name.startswith(tuple(runs))}
+def _is_picture(name: str, runs: dict[str, tuple[str, ...]]) -> bool:
+    """Tell whether an image is a picture that was drawn of a run: those lie beside its folder and begin with its name."""
+    folder, last = posixpath.split(name)
+    return last.lower().endswith(".png") and last.startswith(runs.get(folder, ()))

@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import DatasetError, OptionError
 from ..records import Manifest
 from ..storage import RemotePath, StorageError, is_address, is_web, to_address
-from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names, readable_keys, refuse_repeated
+from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names, refuse_repeated, valid_text
 from .reading import READS_AT_ONCE, RemoteImages
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -72,11 +72,14 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
     names = [place if is_address(place) else os.path.normpath(place).replace(os.sep, "/") for place in places]
     names = [name.removeprefix(inside) for name in names]
     refuse_repeated("data.list", names)
-    keys, odd = readable_keys(names)
+    keys = list(map(valid_text, names))
     is_remote = any(map(is_address, places))
     # Without its "..", a path through a link may mean another file: where there is one, the path is kept as written.
-    kept = (row in odd or ".." in place or (is_remote and names[row] == place) for row, place in enumerate(places))
-    paths = {row: places[row] for row, is_kept in enumerate(kept) if is_kept}
+    paths = {
+        row: place
+        for row, (key, name, place) in enumerate(zip(keys, names, places, strict=True))
+        if key != name or ".." in place or (is_remote and name == place)
+    }
     found = _sizes_of(places)
     # A file that cannot be found is a row of no bytes here, and a failed row with its reason later.
     sizes, seconds = zip(*(found.get(place, (0, 0.0)) for place in places), strict=True)

@@ -106,12 +106,6 @@ def _readable(match: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
-def readable_keys(names: Sequence[str]) -> tuple[list[str], frozenset[int]]:
-    """Return valid keys; and the rows whose key is therefore not the name of the file."""
-    keys = list(map(valid_text, names))
-    return keys, frozenset(row for row, key in enumerate(keys) if key != names[row])
-
-
 def cell_text(value: str | float | None) -> str:
     r"""Return a value as a cell of a column: what is missing as "", truth as true or false, NUL and the like as ``\x00``."""
     if value is None or isinstance(value, bool):

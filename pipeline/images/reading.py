@@ -93,7 +93,7 @@ class FileSlices:
         kind: ``tar`` or ``tfds``, as stored with the run.
         paths: (F) of the files.
         files: (F, 2) int64, of each when it was listed: size in bytes, when it had been written last in ns since 1970.
-        slices: (N, 3) int64, of each image: number of the file, where its bytes begin, negative where there are none, how many.
+        slices: (N, 3) int64, of each image: number of the file, where its bytes begin, how many.
     """
 
     kind: str
@@ -120,7 +120,7 @@ class FileSlices:
         return os.stat(self.paths[self._slice(record)[0]]).st_mtime  # noqa: PTH116
 
     def _slice(self, record: ImageRecord) -> list[int]:
-        if record.place < 0 or self.slices[record.place, 1] < 0:
+        if record.place < 0:
             raise FileNotFoundError(record.key)
         return self.slices[record.place].tolist()  # type: ignore[no-any-return]
 

@@ -18,7 +18,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from .manifest import (
     make_manifest,
     no_images,
     quoted_names,
-    readable_keys,
     reason_to_skip,
     refuse_repeated,
     valid_text,
@@ -42,22 +41,13 @@ from .reading import FileSlices, open_regular
 MOST_BYTES = {".cls": 1024, ".json": 65536}
 # The column that says in which tar file an image is.
 COLUMN = "tar"
-# Links to links; more lead round in a circle.
-_MOST_LINKS = 40
 # Read at once: a header, a label of a few bytes, and the next header.
 _WINDOW_BYTES = 4096
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-class _Member(NamedTuple):
-    """A file or link in a tar file: where its bytes begin, -1 for a link; how many there are; the name that a link leads to."""
-
-    offset: int
-    size_bytes: int
-    target: str = ""
-
-
-_NOTHING = _Member(-1, 0)
+# Where the bytes of a member begin, and how many there are.
+_Member = tuple[int, int]
 
 
 def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Manifest:
@@ -66,8 +56,7 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
     Rows come in the order of the tar files' names and, of one file, in the order of its members. A key is the name in the tar
     file; where a tar file has a name that an earlier one has too, all of its keys begin with its own path below ``root``. So keys
     stay what they are when tar files are added whose names come last. Of two members of one name the later counts, as when the
-    file is unpacked. Hidden names, system folders, other extensions and what cannot be used are passed over and counted. Links
-    stand for the member that they lead to.
+    file is unpacked. Hidden names, system folders, other extensions, links and what cannot be used are passed over and counted.
 
     The label is what ``.cls`` holds, else the ``label`` of ``.json``, else the first folder. Other numbers and texts of ``.json``
     become columns, as they stand there; what is nested is left out. The column ``tar`` says which file.
@@ -101,12 +90,11 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
         keys += images if taken.isdisjoint(images) else [f"{tar}/{name}" for name in images]
         taken.update(images)
         folders += first_folders([valid_text(name) for name in images])
-        places = [(number, member.offset, member.size_bytes) for member in images.values()]
-        slices.append(np.array(places, np.int64).reshape(-1, 3))
+        slices.append(np.array([(number, *member) for member in images.values()], np.int64).reshape(-1, 3))
         files.append((info.st_size, info.st_mtime_ns))
     if not keys:
         raise no_images("data.tar", quoted_names(paths), skipped)
-    keys, _ = readable_keys(keys)
+    keys = list(map(valid_text, keys))
     # A member may have the path of another tar file as its folder.
     refuse_repeated("data.tar", keys)
     labels = columns.pop("label", folders)
@@ -134,37 +122,28 @@ def _read_tar(
     file: BinaryIO, tar: str, skipped: Counter[str], log: Callable[[str], None]
 ) -> tuple[dict[str, _Member], dict[str, dict[str, str]]]:
     """Return the images of a tar file by their names, and what is said of them, column -> text, by the stems of their names."""
-    members, images, cells = dict[str, _Member](), list[str](), dict[str, dict[str, str]]()
+    images, cells = dict[str, _Member](), dict[str, dict[str, str]]()
     for name, member in _members(file, tar, skipped, log):
         ending = posixpath.splitext(name)[1].lower()
-        if ending in MOST_BYTES and not member.target:
+        if ending in MOST_BYTES:
             if problem := _read_cells(file, member, ending, cells.setdefault(_stem(name), {})):
                 skipped[f"{ending} {problem}"] += 1
         elif reason := reason_to_skip(name):
             skipped[reason] += 1
         else:
-            images.append(name)
-        members[name] = member
-    # Of one name the last counts, where it stands.
-    kept = [*dict.fromkeys(reversed(images))][::-1]
-    skipped += Counter({"replaced by a later one of its name": len(images) - len(kept)})
-    return {name: _resolved(members[name], members) for name in kept}, cells
-
-
-def _resolved(member: _Member, members: dict[str, _Member]) -> _Member:
-    """Return the member that one stands for; of a link to nothing one without bytes."""
-    for _ in range(_MOST_LINKS):
-        if member.target:
-            member = members.get(member.target, _NOTHING)
-    return _NOTHING if member.target else member
+            # Of one name the last counts, where it stands.
+            if images.pop(name, None):
+                skipped["replaced by a later one of its name"] += 1
+            images[name] = member
+    return images, cells
 
 
 def _read_cells(file: BinaryIO, member: _Member, ending: str, cells: dict[str, str]) -> str:
     """Add to an image's cells what lies beside it, a class as its label; return what is wrong with it, else nothing."""
-    if member.size_bytes > MOST_BYTES[ending]:
+    if member[1] > MOST_BYTES[ending]:
         return f"larger than {MOST_BYTES[ending]} bytes"
     try:
-        text = _read(file, member.offset, member.size_bytes).decode("utf-8-sig")
+        text = _read(file, *member).decode("utf-8-sig")
         if ending == ".cls":
             cells |= {"label": cell_text(text.strip())} if text.strip() else {}
             return ""
@@ -178,7 +157,7 @@ def _read_cells(file: BinaryIO, member: _Member, ending: str, cells: dict[str, s
 
 
 def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable[[str], None]) -> Iterator[tuple[str, _Member]]:
-    """Yield the files and links of a tar file, in order; what lies between their headers is not read.
+    """Yield the files of a tar file, in order; what lies between their headers is not read.
 
     Raises:
         ValueError: It is compressed, no tar file, damaged or cut off.
@@ -199,17 +178,14 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
             offset, name = info.offset, posixpath.normpath(info.name)
             if info.size < 0:
                 raise ValueError(f"the header at byte {offset} has no valid size")
-            if info.islnk():
-                yield name, _Member(-1, 0, posixpath.normpath(info.linkname))
-            elif info.issym():
-                # From the folder that it is in.
-                yield name, _Member(-1, 0, posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname)))
+            if info.islnk() or info.issym():
+                skipped["link"] += 1
             elif info.sparse is not None:
                 skipped["sparse member, which is not stored in one piece"] += 1
             elif info.isreg():
                 if info.offset_data + info.size > end:
                     raise ValueError(f"it ends at byte {end}, its member {name[:300]!r} at {info.offset_data + info.size}")
-                yield name, _Member(info.offset_data, info.size)
+                yield name, (info.offset_data, info.size)
         offset = tar.offset
     except (tarfile.TarError, OverflowError) as error:
         what = "it is no tar file" if offset < 0 else f"it is damaged or cut off after byte {offset}"
