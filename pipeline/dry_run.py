@@ -37,13 +37,15 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
         DatasetError: The sample is all there is, and too much of it fails.
         NetworkError: A value cannot be stored.
     """
-    spec, rows, batch_size = run_folder.spec, rows_of(run_folder.missing), stages.device.batch_size
-    count = min(len(rows), SAMPLE_BATCHES * batch_size)
+    spec, rows = run_folder.spec, rows_of(run_folder.missing)
+    # At native size few images share a step.
+    count = min(len(rows), SAMPLE_BATCHES * (stages.device.batch_size if options.data.size else 1))
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
-    trial, ends = DryWriter(spec, options.runtime.workers or usable_cores()), [time.monotonic()]
+    trial, began = DryWriter(spec, options.runtime.workers or usable_cores()), time.monotonic()
+    ends: list[tuple[int, float]] = []
 
     def done(statuses: Sequence[ImageStatus], values: int) -> None:
-        ends.append(time.monotonic())
+        ends.append((len(statuses), time.monotonic()))
 
     with ExitStack() as stack:
         stack.callback(trial.abort)
@@ -51,8 +53,8 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
         stack.callback(close_unless_running, batches)
         extract(batches, stages, trial, Stopwatch(), done)
         trial.close()
-    before = batch_size if count > batch_size else 0
-    rate = (count - before) / (time.monotonic() - ends[min(before, 1)])
+    before, began = ends[0] if len(ends) > 1 else (0, began)
+    rate = (count - before) / (time.monotonic() - began)
     errors = [status.error for status in trial.statuses if status.error]
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(count_causes(errors).items()))
     which = f"all {count} images" if count == len(rows) else f"{count} of {len(rows)} images, spread evenly"

@@ -117,6 +117,10 @@ def extract(batches: Iterator[Batch], stages: Stages, sink: Sink, watch: Stopwat
             try:
                 layers = [*watch.over(layers, "network")]
             except DeviceMemoryError as error:
+                if len(batch) > 1:
+                    # Only those fail that do not fit alone.
+                    extract(iter(batch.rows()), stages, sink, watch, done)
+                    continue
                 words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
                 batch, layers = replace(batch, statuses=tuple(replace(status, error=words) for status in batch.statuses)), []
         if stages.overflow_fails_row:
@@ -223,7 +227,15 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
         os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
     load_tensorflow()
     from .images.loader import ImageLoader
-    from .network.device import USABLE_SHARE, check_native_size, choose_device, machine_bytes, set_precision
+    from .network.device import (
+        FLOAT_BYTES,
+        USABLE_SHARE,
+        check_native_size,
+        choose_device,
+        machine_bytes,
+        native_rows,
+        set_precision,
+    )
     from .network.keras_network import KerasNetwork
     from .network.vgg import DeviceFunctions, Network, first_step, infer_on_host
 
@@ -270,6 +282,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
         compute = partial(infer_on_host, network=network, mean_pixel=None if resize else mean_pixel, scale_pixel=scale_pixel)
     else:
         compute = DeviceFunctions(network, resize, fills=device.kind == "gpu", warn=_log.warning)
+    bytes_a_pixel = FLOAT_BYTES * sum(feature.layer.channels / feature.layer.stride_px**2 for feature in spec.features)
     # What the loader's workers do to each decoded image, and how far a JPEG may be reduced while it is decoded.
     prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
     ratio_for: Callable[[int, int], int] | None = None
@@ -292,6 +305,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
             manifest,
             indices,
             batch_size=device.step_rows(len(indices)) if resize else None,
+            native_rows=partial(native_rows, device, bytes_a_pixel),
             workers=threads,
             prepare=prepare,
             size_px=size_px if by_winograd else None,

@@ -167,7 +167,7 @@ class Batch:
             (B, H, W, 3) float32 of one size, mean removed. Zero for a failed row.
         sizes_px: (B, 2) int32, (height, width) of what row i of the canvas holds; of an image that the loader has resized, or
             whose JPEG was reduced while decoding, smaller than the status says.
-        full_rows: Rows of a batch that is not the last one.
+        full_rows: Rows of a batch that is not the last one; of no meaning at native size.
     """
 
     statuses: tuple[ImageStatus, ...]
@@ -187,6 +187,11 @@ class Batch:
     def good(self) -> NDArray[np.int64]:
         """(n,) int64, which rows of the batch have not failed."""
         return np.flatnonzero([not status.error for status in self.statuses])
+
+    def rows(self) -> list[Batch]:
+        """Return a batch of each row."""
+        parts = zip(self.statuses, self.images, self.sizes_px, strict=True)
+        return [Batch((status,), image[None], size_px[None]) for status, image, size_px in parts]
 
     def image(self, row: int) -> NDArray[Any]:
         """Give the pixels of one row, (h', w', 3), without what lies beside them in the canvas."""
@@ -385,7 +390,7 @@ class Device:
     Attributes:
         name: TensorFlow's name, ``/CPU:0`` or ``/GPU:0``.
         kind: ``cpu`` or ``gpu``.
-        batch_size: Images read, resized and computed together, at most. At native size 1.
+        batch_size: Images read, resized and computed together, at most; at native size such as have one height and width.
         in_flight: Batches on the device at a time: while one is uploaded, another is computed and a third is fetched. Each then
             holds the features of all its layers. With 1, a layer is handed over before the next one is computed.
         gpu: None of a CPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from pipeline import extract_features
 from pipeline.config import check_options
@@ -32,9 +34,10 @@ from pipeline.sharding import plan_shards
 from pipeline.store import format
 from pipeline.store.format import DEVICE_ATTRIBUTES
 
+from .gpu_check import relative_error
 from .test_config import values
 from .test_device_functions import SETTINGS, features_of
-from .test_resize import write_images
+from .test_resize import noise, write_images
 
 REPOSITORY = Path(__file__).parent.parent
 CPU = Device("/CPU:0", "cpu", 8)
@@ -178,6 +181,53 @@ def test_a_step_that_does_not_fit_is_halved_and_changes_no_row(
     assert [halved.attributes[name] for name in ("device", "precision")] == ["cpu", "float32"]
     for layer in whole.layers:
         np.testing.assert_allclose(halved[layer][:], whole[layer][:], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [99, 2])
+def test_at_native_size_images_of_one_size_that_follow_one_another_share_a_step(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    sizes = [(40, 48)] * 5 + [(48, 40)] * 2 + [None] + [(48, 40)] * 2 + [(40, 48)]
+    for number, size in enumerate(sizes):
+        path = tmp_path / f"images/{number:02d}.png"
+        Image.fromarray(noise(*size, number)).save(path) if size else path.write_bytes(b"")
+    options = {"layers": ["relu1_2", "relu2_1:avg:l2"], "weights": "random", "output_dir": tmp_path, "size": None, "quiet": True}
+    options |= {"backend": "tensorflow", "images_per_shard": 4}
+    alone = extract_features(tmp_path / "images", name="alone", batch_size=1, **options)
+    compute, steps = Network.__call__, []
+
+    def limited(network: Network, images: Any) -> Any:
+        steps.append(len(images))
+        for number, found in enumerate(compute(network, images)):
+            if number and len(images) > most:
+                raise DeviceMemoryError("relu2_1: the device is out of memory")
+            yield found
+
+    # As far as a layer that comes after one that has been given.
+    monkeypatch.setattr(Network, "__call__", limited)
+    joined = extract_features(tmp_path / "images", name="joined", batch_size=4, **options)
+    assert steps == ([4, 1, 2, 2, 1] if most > 4 else [4, 2, 2, 1, 2, 2, 1])
+    assert (
+        joined.images["error"].tolist()
+        == alone.images["error"].tolist()
+        == [""] * 7 + ["empty: the file has no bytes"] + [""] * 3
+    )
+    for layer in alone.layers:
+        for row, size in enumerate(sizes):
+            if size:
+                assert relative_error(joined[layer][row], alone[layer][row]) <= 1e-6
+
+
+def test_at_native_size_a_step_holds_what_fits_as_at_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "available_bytes", lambda: 64 << 30)
+    gpu = Device("/GPU:0", "gpu", 128, gpu=Gpu("", 0, 1, 20 << 30, 80 << 30, "", ""))
+    for size_px in ((224, 224), (375, 500), (3000, 4000)):
+        expected, _ = device.plan_batches(device.image_bytes(size_px, math.prod(size_px) * 32), (20 << 30, 64 << 30), None)
+        assert device.native_rows(gpu, 32.0, *size_px) == expected
+    assert expected == 1
+    assert device.native_rows(replace(gpu, batch_size=16), 32.0, 64, 64) == 16
+    assert [device.native_rows(CPU, 32.0, *size_px) for size_px in ((224, 224), (1000, 1000), (3000, 4000))] == [8, 3, 1]
 
 
 def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -> None:

@@ -157,7 +157,7 @@ def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
     assert choose_device("cpu", None, (224, 224), "winograd", 16).batch_size == 64
     assert choose_device("cpu", None, (1000, 1000), "winograd", 16).batch_size == 3
     assert choose_device("cpu", 32, (224, 224), "winograd", 2) == choose_device("auto", 32, (224, 224), "winograd", 2)
-    # Native size: an image at a time, whoever says what.
+    # Native size: the CPU's own engine takes an image at a time, whoever says what.
     assert choose_device("cpu", 3, None, "winograd", 2).batch_size == 1
 
 

@@ -18,8 +18,9 @@ goes wrong stops the run. Runs on the host's CPU, also where there is a GPU.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -59,12 +60,13 @@ class ImageLoader:
     Attributes:
         manifest: The rows of the run.
         indices: (N,) int64, which of them to load.
-        batch_size: Rows a batch; the last may have fewer. None: native size, each image a batch of its own size.
+        batch_size: Rows a batch; the last may have fewer. None: native size, a batch's images have one height and width.
         workers: Images decoded at the same time. From a source that answers slowly (``reads_at_once``) more are read.
         prepare: (h, w, 3) uint8 RGB -> what the batch holds of it, in the worker; may raise ``ImageError``. It must bound the
             sides, since a batch's canvas is as large as the largest.
         size_px: (H, W) where ``prepare`` gives (H, W, 3) float32. None: it gives (h', w', 3) uint8.
         ratio_for: As for :func:`~pipeline.images.decode.decode_image`.
+        native_rows: At native size (height, width) -> rows of a batch of such images, at most.
         dataset: The ``tf.data.Dataset``; what it gives is above.
     """
 
@@ -76,6 +78,7 @@ class ImageLoader:
     prepare: Callable[[Pixels], NDArray[Any]] = lambda pixels: pixels
     size_px: tuple[int, int] | None = None
     ratio_for: Callable[[int, int], int] | None = None
+    native_rows: Callable[[int, int], int] = lambda height, width: 1
     dataset: tf.data.Dataset = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +113,9 @@ class ImageLoader:
         Raises:
             BaseException: What went wrong, and was no bad image: a storage that does not answer, a fault of the program.
         """
+        return self._batches() if self.batch_size else _join_equal_sizes(self._batches(), self.native_rows)
+
+    def _batches(self) -> Generator[Batch, None, None]:
         # The device is set around calls, never across a yield: the setting belongs to the thread, which is the caller's.
         with tf.device(_CPU):
             elements = self.dataset.as_numpy_iterator()
@@ -185,6 +191,22 @@ def _batch(element: dict[str, Any], full_rows: int) -> Batch:
         for (row, height, width, file_bytes), (error, sha256) in zip(numbers[:, :4].tolist(), element["texts"], strict=True)
     )
     return Batch(statuses, element["image"], numbers[:, 4:].astype(np.int32), full_rows)
+
+
+def _join_equal_sizes(batches: Iterable[Batch], most_rows: Callable[[int, int], int]) -> Generator[Batch, None, None]:
+    """Join batches of one image each that follow one another and have one height and width; a failed row has none.
+
+    Images of unequal size stay apart: padded to one size they would need a mask after every layer.
+    """
+    for (height, width), equal in itertools.groupby(batches, lambda batch: batch.images.shape[1:3]):
+        while some := list(itertools.islice(equal, most_rows(height, width) if height else 1)):
+            if len(some) == 1:
+                # No copy, as above.
+                yield some[0]
+            else:
+                statuses = tuple(status for batch in some for status in batch.statuses)
+                images = np.concatenate([batch.images for batch in some])
+                yield Batch(statuses, images, np.concatenate([batch.sizes_px for batch in some]))
 
 
 class _PixelSemaphore:

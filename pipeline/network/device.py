@@ -84,7 +84,7 @@ def choose_device(
 
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
-        batch_size: The user's, or None for the device's own; means nothing at native size.
+        batch_size: The user's, or None for the device's own.
         size_px: Size of all images, or None at native size.
         backend: What a CPU uses, ``tensorflow`` or ``winograd``.
         threads: Of the network on a CPU.
@@ -108,16 +108,16 @@ def choose_device(
             "(tensorflow[and-cuda]). Install it, or use runtime.device=cpu."
         )
     if not gpus:
-        fitting = max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // (size_px[0] * size_px[1])) if size_px else 1
         most = CPU_BATCH if backend == TENSORFLOW else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
-        # At native size all sizes differ, and the layers of one large image are computed by all threads.
-        return Device(HOST, "cpu", (batch_size or min(most, fitting)) if size_px else 1)
+        if size_px is not None:
+            return Device(HOST, "cpu", batch_size or min(most, _rows_on_cpu(size_px)))
+        # At native size the CPU's own engine computes the layers of one image by all threads.
+        return Device(HOST, "cpu", (batch_size or most) if backend == TENSORFLOW else 1)
     gpu = _describe(gpus[0], place, count)
     if size_px is None:
-        return Device("/GPU:0", "gpu", 1, gpu=gpu)
+        return Device("/GPU:0", "gpu", batch_size or GPU_BATCH, gpu=gpu)
     device_bytes, host_bytes = image_bytes(size_px, row_bytes)
-    free_bytes = (gpu.free_bytes, available_bytes() or MEMORY_WHERE_NOBODY_TELLS_BYTES)
-    batch_size, in_flight = plan_batches((device_bytes, host_bytes), free_bytes, batch_size)
+    batch_size, in_flight = plan_batches((device_bytes, host_bytes), _free_bytes(gpu), batch_size)
     images = batch_size * in_flight
     return Device("/GPU:0", "gpu", batch_size, in_flight, gpu, images * device_bytes, images * host_bytes)
 
@@ -150,7 +150,7 @@ def image_bytes(size_px: tuple[int, int], row_bytes: int) -> tuple[int, int]:
     pixels = size_px[0] * size_px[1]
     # The canvas is gone when the network runs.
     network = pixels * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
-    return max(CANVAS_BYTES, network) + row_bytes, CANVAS_SIDE_PX**2 * COLOURS + row_bytes
+    return max(CANVAS_BYTES, network) + row_bytes, max(CANVAS_SIDE_PX**2, pixels) * COLOURS + row_bytes
 
 
 def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batch_size: int | None) -> tuple[int, int]:
@@ -165,6 +165,31 @@ def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batc
     fitting = int(min(USABLE_SHARE * free / taken for free, taken in zip(free_bytes, image_bytes, strict=True)))
     batch_size = batch_size or max(1, min(GPU_BATCH, fitting // (BATCHES_IN_FLIGHT + 1)))
     return batch_size, max(1, min(BATCHES_IN_FLIGHT, fitting // batch_size - 1))
+
+
+def native_rows(device: Device, bytes_a_pixel: float, height: int, width: int) -> int:
+    """Return how many images of one size a step takes at native size: what fits in the same way as at a fixed size, or a batch.
+
+    Args:
+        device: Of the run.
+        bytes_a_pixel: Of all layers that leave the device, for each pixel of an image.
+        height: Of the images, in px.
+        width: Likewise.
+    """
+    if device.gpu is None:
+        fitting = _rows_on_cpu((height, width))
+    else:
+        taken = image_bytes((height, width), int(height * width * bytes_a_pixel))
+        fitting, _ = plan_batches(taken, _free_bytes(device.gpu), None)
+    return min(device.batch_size, fitting)
+
+
+def _rows_on_cpu(size_px: tuple[int, int]) -> int:
+    return max(1, LARGEST_CPU_BATCH * REFERENCE_PIXELS // math.prod(size_px))
+
+
+def _free_bytes(gpu: Gpu) -> tuple[int, int]:
+    return gpu.free_bytes, available_bytes() or MEMORY_WHERE_NOBODY_TELLS_BYTES
 
 
 def _describe(gpu: Any, number: int, count: int) -> Gpu:

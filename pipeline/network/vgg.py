@@ -281,7 +281,7 @@ class DeviceFunctions:
 
     Attributes:
         network: Whose first segment takes canvas and geometry; at native size the canvas alone.
-        resize: Of the run; None at native size, where a batch is one image.
+        resize: Of the run; None at native size, where all images of a batch have one height and width.
         fills: Whether every step has as many rows as a whole batch, the last ones of no image: a device sees one shape, and its
             arithmetic is the same however many rows a batch has.
         warn: Told when a step is halved.
