@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import importlib
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +16,6 @@ from numpy.typing import NDArray
 from . import cli, signals
 from .errors import OptionError, StoreError
 from .records import OK
-from .storage import RemotePath
 
 if TYPE_CHECKING:
     from .config import ExportOptions
@@ -43,7 +40,8 @@ def export(options: ExportOptions) -> Path:
         StoreError: The run cannot be read, nothing is left of it, or the target cannot be written.
     """
     from .formatting import counted
-    from .store.reader import choose_layers, open_run
+    from .store.disk import replacing
+    from .store.reader import beside, choose_layers, open_run
 
     _require(options.format)
     with open_run(options.run) as run:
@@ -54,8 +52,10 @@ def export(options: ExportOptions) -> Path:
         if not len(rows):
             raise StoreError(f"{run.path}: all {len(run)} images failed, got none to write. Expected one. Use failed=nan.")
         table = {name: column[rows] for name, column in run.images.items()}
-        target = options.file or _usual_name(run.path, options.format)
-        with _replacing(target, options) as partial:
+        folder, name = beside(run.path)
+        target = options.file or folder / f"{name}{ENDS[options.format]}"
+        _require_free(target, options)
+        with replacing(target) as partial:
             WRITERS[options.format](partial, run, layers, rows, table)
     print(f"written: {target} ({counted(len(rows), 'row')} of {', '.join(layer.name for layer in layers)})", flush=True)
     return target
@@ -82,67 +82,22 @@ def _refuse(layer: Layer, options: ExportOptions) -> None:
             f"layers: {options.format} holds arrays of one shape, got {layer.name} of native size. Expected vectors, or maps of "
             f"one size. {how}"
         )
-    if options.format == "parquet" and len(_vector_shape(layer)) > 1:
+    if options.format == "parquet" and math.prod(layer.row_shape[:-1]) > 1:  # fc6 is (1, 1, c)
         raise OptionError(
             f"layers: parquet holds vectors, got {layer.name} with maps of {' x '.join(map(str, layer.row_shape))}. Expected a "
             f"vector an image. {how}, or use format=zarr."
         )
 
 
-def _vector_shape(layer: Layer) -> tuple[int, ...]:
-    """Return (d,) of a vector, or of a map of one position, as fc6 has; else (h, w, c)."""
-    shape = layer.row_shape or ()
-    return shape[-1:] if math.prod(shape[:-1]) == 1 else shape
-
-
-def _usual_name(path: Path, format: str) -> Path:
-    """Return the name of what is written of an index, or of one shard, beside the run."""
-    from .store.format import INDEX_NAME, SHARD_FOLDER
-
-    is_run = path.name == INDEX_NAME
-    folder = path.parent.parent if path.parent.name == SHARD_FOLDER else path.parent
-    name = f"{folder.name}{'' if is_run else f'-{path.stem}'}{ENDS[format]}"
-    here = Path() if isinstance(path, RemotePath) else folder.parent
-    return here.relative_to(Path.cwd()) / name if here.is_relative_to(Path.cwd()) else here / name
-
-
-@contextmanager
-def _replacing(target: Path, options: ExportOptions) -> Iterator[Path]:
-    """Give the name under which the target is written before it is whole.
-
-    Raises:
-        StoreError: It exists and is not to be replaced, or is none of this program's; the disk refuses.
-    """
-    from .store import disk
-
-    if target.exists():
-        if options.existing == "fail":
-            raise StoreError(f"{target}: it exists, got existing=fail. Expected nothing there. Use existing=replace or file=...")
-        names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-        is_ours = {"npy": TABLE in names, "parquet": target.is_file(), "zarr": "zarr.json" in names}
-        if not is_ours[options.format]:
-            raise StoreError(f"{target}: it is no export, got something else. Expected {options.format}. Use another file=...")
-    partial = disk.partial_path(target)
-    try:
-        _remove(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _remove(target)
-        partial.rename(target)
-    except OSError as error:
-        raise StoreError(
-            f"{target}: it cannot be written, got {error.strerror or error}. Expected space on the disk and a folder that may be "
-            "written. Choose another file=..."
-        ) from error
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _require_free(target: Path, options: ExportOptions) -> None:
+    """Refuse a target that exists and is not to be replaced, or is none of this program's."""
+    if not target.exists():
+        return
+    if options.existing == "fail":
+        raise StoreError(f"{target}: it exists, got existing=fail. Expected nothing there. Use existing=replace or file=...")
+    is_ours = {"npy": (target / TABLE).exists(), "parquet": target.is_file(), "zarr": (target / "zarr.json").exists()}
+    if not is_ours[options.format]:
+        raise StoreError(f"{target}: it is no export, got something else. Expected {options.format}. Use another file=...")
 
 
 def _blocks(run: Run, layers: Sequence[Layer], rows: Rows) -> tuple[int, Iterator[tuple[slice, dict[str, NDArray[Any]]]]]:

@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .config import PlotOptions
-from .errors import OptionError, StoreError, nearest, printable
-from .formatting import words_for_number, words_for_shape, words_for_share
+from .errors import OptionError, nearest, printable
+from .formatting import shortened, words_for_number, words_for_shape, words_for_share
+from .store.disk import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,23 +31,20 @@ INK, FAINT, FRAME = "#1a1a1a", "#666666", "#b0b0b0"
 # What is no finite number: a colour that the usual colour maps do not have; and the component that was asked for.
 NOT_FINITE, MARKED = "#ff00ff", "#d9480f"
 HEADING_POINTS, NAME_POINTS, TEXT_POINTS = 11.0, 9.0, 7.5
+TICKS: dict[str, Any] = {"length": 2, "pad": 2, "color": FRAME, "labelcolor": FAINT, "labelsize": TEXT_POINTS}
+# Width of a letter as a part of its size, of bold DejaVu Sans about.
+LETTER_WIDTH = 0.7
 # Inches from here on.
-HEADING_HEIGHT, NAME_HEIGHT, LINE_HEIGHT = 0.21, 0.17, 0.14
-MARGIN, GAP, BAR_GAP, BAR_STRIP, BAR_SPACE = 0.2, 0.25, 0.06, 0.09, 0.85
-# A lower colour bar has no space for two numbers.
-LEAST_BAR = 0.3
-# Side of the only map; of one of many layers, of one of many channels, at least. Smaller maps have no colour bars of their own.
+MARGIN, GAP, LINE_HEIGHT, SCALE_SPACE = 0.2, 0.25, 0.14, 0.85
+# Side of the only map; of one of many layers, of one of many channels, at least. Smaller maps have no scales of their own.
 LARGEST_SIDE, LEAST_LAYER_SIDE, LEAST_CHANNEL_SIDE, SMALL_SIDE = 4.2, 1.75, 1.15, 1.5
-# Height of the box for a map as a part of its width; a longer map is drawn narrower. Of charts alone, which are twice as wide.
+# Height of the axes of a map as a part of their width; a longer map is drawn narrower. Of charts alone.
 LEAST_ASPECT, GREATEST_ASPECT, CHART_ASPECT = 0.15, 1.5, 0.33
-# Width of a bar at most, of a bar with a number below it, of a chart at least; bars that are narrower stand without gaps.
-WIDEST_BAR, NUMBER_PITCH, LEAST_CHART, NARROW_BAR = 0.3, 0.16, 1.6, 0.03
+# Width of a bar at least, and of one with a number below it. A lower map has no space for both ends of a scale.
+BAR_WIDTH, NUMBER_WIDTH, LEAST_SCALE = 0.02, 0.16, 0.3
 INPUT_SIDE, LEAST_WIDTH = 2.6, 4.0
 # Source: the antigrain renderer refuses 65536; memory is 4 B a pixel, and Matplotlib holds several copies.
 LARGEST_SIDE_PX, LARGEST_PIXELS = 65000, 2**28
-
-# Left, top, width, height.
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +181,12 @@ def plan_layout(shapes: Sequence[tuple[int, ...]], is_mosaic: bool) -> Layout:
         is_mosaic: Whether they are channels of one layer.
     """
     aspects = [shape[0] / shape[1] for shape in shapes if not is_vector(shape)]
+    # Charts are twice as wide as maps.
     count, stretch = len(shapes), 1 if aspects else 2
     columns = min(count, math.ceil(math.sqrt(count * (1 if is_mosaic else 9 / 4)) / stretch))
     rows = math.ceil(count / columns)
     width = stretch * max(LEAST_CHANNEL_SIDE if is_mosaic else LEAST_LAYER_SIDE, LARGEST_SIDE / math.sqrt(count))
     height = width * (min(max(LEAST_ASPECT, *aspects), GREATEST_ASPECT) if aspects else CHART_ASPECT)
-    if not aspects:
-        width = min(width, max(LEAST_CHART, max(shape[-1] for shape in shapes) * WIDEST_BAR))
     return Layout(math.ceil(count / rows), rows, width, height, is_mosaic)
 
 
@@ -204,8 +201,6 @@ def plain_settings() -> Iterator[None]:
         matplotlib.rcdefaults()
         # Source: Matplotlib, "Reproducible output": names inside an SVG are random otherwise.
         matplotlib.rcParams["svg.hashsalt"] = "deep-feature-pipeline"
-        # Of vector files too, each map with its own pixels.
-        matplotlib.rcParams["image.composite_image"] = False
         matplotlib.rcParams["figure.max_open_warning"] = 0
         # Two dollar signs in a name would be read as mathematics.
         matplotlib.rcParams["text.parse_math"] = False
@@ -223,9 +218,7 @@ def draw(
     seen_lines: Sequence[str] = (),
     marked: int | None = None,
 ) -> Figure:
-    """Draw a sheet: one pair of axes in which a unit is an inch, as hundreds of axes would take Matplotlib a minute.
-
-    A cell of the grid is as large as a map, its words and its colour bar together.
+    """Draw a sheet: a grid of axes of one size, a map or a chart in each, with its name above and its numbers below.
 
     Args:
         lines: The image's key, and what else is to be known of all maps.
@@ -246,42 +239,47 @@ def draw(
             f"colormap: there is none of this name, got {name!r}. Expected one of: {nearest(name.lower(), colormaps)[:100]}. "
             f"Matplotlib's documentation shows them all."
         )
-    is_shared = options.scale == "shared"
-    has_bars = not is_shared and layout.width > SMALL_SIDE
-    captions = [_caption(one, layout.is_mosaic, marked) for one in maps]
-    cell_width = layout.width + (BAR_SPACE if has_bars else GAP)
-    cell_height = NAME_HEIGHT + layout.height + max(map(len, captions)) * LINE_HEIGHT + GAP
-    left, top = 0.0, HEADING_HEIGHT + LINE_HEIGHT * len(lines)
-    height = layout.rows * cell_height
-    if seen is not None:
-        left = INPUT_SIDE + GAP
-        seen_box = (0, top + NAME_HEIGHT, *_fitted(seen.shape, INPUT_SIDE, GREATEST_ASPECT * INPUT_SIDE))
-        height = max(height, NAME_HEIGHT + seen_box[3] + 3 * LINE_HEIGHT)
-    axes = _axes(max(left + layout.columns * cell_width + BAR_SPACE * is_shared, LEAST_WIDTH), top + height, options)
-    whole = axes.get_xlim()[1]
-    _text(axes, 0, 0, lines[0], whole, va="top", size=HEADING_POINTS, weight="bold")
-    for number, line in enumerate(lines[1:]):
-        _text(axes, 0, HEADING_HEIGHT + number * LINE_HEIGHT, line, whole, va="top", size=TEXT_POINTS, color=FAINT)
-    if seen is not None:
-        _image(axes, seen, seen_box)
-        _words(axes, seen_box, "input", seen_lines, INPUT_SIDE)
     colormap = colormaps[name].with_extremes(bad=NOT_FINITE)
-    has_pixels, common = any(one.values.ndim > 1 for one in maps), _ends(maps)
+    is_shared, common = options.scale == "shared", _ends(maps)
+    has_scales = not is_shared and layout.width > SMALL_SIDE
+    captions = [_caption(one, layout.is_mosaic, marked) for one in maps]
+    left, top = MARGIN + (INPUT_SIDE + GAP) * (seen is not None), MARGIN + LINE_HEIGHT * (len(lines) + 3)
+    gap_x, gap_y = SCALE_SPACE if has_scales else GAP, LINE_HEIGHT * (2 + max(map(len, captions))) + GAP
+    right = left + layout.columns * (layout.width + gap_x) - gap_x
+    bottom = top + layout.rows * (layout.height + gap_y) - gap_y
+    width, height = max(right + (SCALE_SPACE if has_scales or is_shared else GAP), LEAST_WIDTH), bottom + gap_y
+    if seen is not None:
+        height = max(height, top + INPUT_SIDE * min(seen.shape[0] / seen.shape[1], GREATEST_ASPECT) + 4 * LINE_HEIGHT)
+    figure = _figure(width, height, options)
+    for number, line in enumerate(lines):
+        look: dict[str, Any] = {"size": TEXT_POINTS, "color": FAINT} if number else {"size": HEADING_POINTS, "weight": "bold"}
+        place = MARGIN / width, 1 - (MARGIN + LINE_HEIGHT * (number + (number > 0) / 2)) / height
+        figure.text(*place, _fitted(line, width - 2 * MARGIN, look["size"]), va="top", **look)
+    if seen is not None:
+        size = INPUT_SIDE / width, GREATEST_ASPECT * INPUT_SIDE / height
+        axes = figure.add_axes((MARGIN / width, 1 - top / height - size[1], *size))
+        _words(axes, "input", seen_lines, INPUT_SIDE)
+        _show_pixels(axes, seen, INPUT_SIDE)
+    grid = figure.add_gridspec(
+        *(layout.rows, layout.columns),
+        **{"left": left / width, "right": right / width, "top": 1 - top / height, "bottom": 1 - bottom / height},
+        **{"wspace": gap_x / layout.width, "hspace": gap_y / layout.height},
+    )
     for number, (one, caption) in enumerate(zip(maps, captions, strict=True)):
-        row, column = divmod(number, layout.columns)
-        corner, is_chart = (left + column * cell_width, top + row * cell_height + NAME_HEIGHT), one.values.ndim == 1
-        ends = common if is_shared else _ends([one])
+        axes, is_chart = figure.add_subplot(grid[number]), one.values.ndim == 1
+        _words(axes, f"channel {one.channels[0]}" if layout.is_mosaic else one.layer, caption, layout.width + gap_x)
+        low, high = common if is_shared else _ends([one])
+        if low > high or (is_chart and low == high):
+            low, high = 0.0, 1.0
         if is_chart:
-            box = (*corner, min(layout.width, max(LEAST_CHART, len(one.values) * WIDEST_BAR)), layout.height)
-            _chart(axes, box, one, ends, marked)
+            _chart(axes, one, (low, high), marked, layout.width)
         else:
-            box = (*corner, *_fitted(one.shape, layout.width, layout.height))
-            low, high = ends if ends[0] <= ends[1] else (0.0, 1.0)
-            _image(axes, np.ma.masked_invalid(one.values.astype(np.float64)), box, cmap=colormap, vmin=low, vmax=high)
-        _words(axes, box, f"channel {one.channels[0]}" if layout.is_mosaic else one.layer, caption, cell_width - 0.05)
-        if has_bars or (is_shared and number == layout.columns - 1):
-            _scale(axes, box, ends, colormap if not is_chart or (is_shared and has_pixels) else None)
-    return axes.figure  # type: ignore[no-any-return]
+            # Of float32 the range of all that it holds would overflow.
+            _show_pixels(axes, one.values.astype(np.float64), layout.width, cmap=colormap, vmin=low, vmax=high)
+        if has_scales or (is_shared and number == layout.columns - 1):
+            is_coloured = not is_chart or (is_shared and any(other.values.ndim > 1 for other in maps))
+            _scale(axes, one, (low, high), colormap if is_coloured else None, layout)
+    return figure  # type: ignore[no-any-return]
 
 
 def _ends(maps: Sequence[FeatureMap]) -> tuple[float, float]:
@@ -290,113 +288,96 @@ def _ends(maps: Sequence[FeatureMap]) -> tuple[float, float]:
     return min([*zero, *(one.low for one in maps)]), max([*zero, *(one.high for one in maps)])
 
 
-def _axes(width: float, height: float, options: PlotOptions) -> Any:
-    """Return axes of a new figure that measure inches from the upper left corner."""
+def _figure(width: float, height: float, options: PlotOptions) -> Any:
     from matplotlib.figure import Figure
 
-    size = width + 2 * MARGIN, height + 2 * MARGIN
-    width_px, height_px = (round(side * options.dpi) for side in size)
+    width_px, height_px = round(width * options.dpi), round(height * options.dpi)
     if max(width_px, height_px) > LARGEST_SIDE_PX or width_px * height_px > LARGEST_PIXELS:
         raise OptionError(
             f"dpi: the picture would be too large, got {width_px} x {height_px} px with {options.dpi}. Expected at most "
             f"{LARGEST_PIXELS} px in all. Choose a smaller dpi, or fewer channels or layers."
         )
-    figure = _window() if options.show else Figure()
-    figure.set(size_inches=size, dpi=options.dpi)
-    axes = figure.add_axes((MARGIN / size[0], MARGIN / size[1], width / size[0], height / size[1]))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    return axes
+    if not options.show:
+        return Figure((width, height), options.dpi)
+    from matplotlib import pyplot
+
+    figure: Any = pyplot.figure(figsize=(width, height), dpi=options.dpi)
+    if figure.canvas.required_interactive_framework is None:
+        pyplot.close(figure)
+        raise OptionError(
+            "show: no window can be opened here, got no display or no window toolkit. Expected a display, and a toolkit as "
+            "tkinter or PyQt. Leave show out and open the file that is written."
+        )
+    return figure
 
 
-def _text(axes: Any, left: float, top: float, words: str, width: float, **look: Any) -> None:
-    """Write a line; one that is longer than its space loses its middle, as both ends of a path tell something."""
-    whole = printable(words)
-    text, kept = axes.text(left, top, whole, **{"color": INK, **look}), len(whole)
-    while (excess := text.get_window_extent().width / (width * axes.figure.dpi)) > 1 and kept > 2:
-        kept = min(kept - 1, int(kept / excess))
-        text.set_text(f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}")
+def _fitted(words: str, width: float, points: float) -> str:
+    """Return a line; one that is longer than its space loses its middle, as both ends of a path tell something."""
+    return shortened(printable(words), int(width * 72 / (points * LETTER_WIDTH)))
 
 
-def _words(axes: Any, box: Box, name: str, lines: Sequence[str], width: float) -> None:
-    """Write a name above a box, and lines of text below it; the first may be empty, where something else stands."""
-    left, top, _, height = box
-    _text(axes, left, top - 0.05, name, width, size=NAME_POINTS, weight="bold")
-    below, text = top + height + 0.04 + LINE_HEIGHT * lines.count(""), "\n".join(filter(None, lines))
-    axes.text(left, below, text, va="top", size=TEXT_POINTS, color=INK, linespacing=1.35)
+def _words(axes: Any, name: str, lines: Sequence[str], width: float) -> None:
+    """Write a name above axes, and lines of text below them and their ticks."""
+    axes.set_title(_fitted(name, width, NAME_POINTS), loc="left", size=NAME_POINTS, weight="bold", color=INK, pad=4)
+    axes.set_xlabel("\n".join(lines), loc="left", size=TEXT_POINTS, color=INK, labelpad=3)
+    axes.tick_params(**TICKS)
+    axes.spines[:].set(edgecolor=FRAME, linewidth=0.6)
 
 
-def _image(axes: Any, pixels: NDArray[Any], box: Box, **look: Any) -> None:
-    """Show a map (h', w') or a picture (h, w, 3) in a box."""
-    from matplotlib.patches import Rectangle
-
-    left, top, width, height = box
+def _show_pixels(axes: Any, pixels: NDArray[Any], width: float, **look: Any) -> None:
+    """Show a map (h', w') or a picture (h, w, 3) in the upper left of axes, its proportions kept."""
     # Matplotlib would smooth slightly enlarged maps, and show values that are not there.
     how = "antialiased" if pixels.shape[1] > width * axes.figure.dpi else "nearest"
-    axes.imshow(pixels, interpolation=how, extent=(left, left + width, top + height, top), aspect="auto", **look)
-    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=FRAME, linewidth=0.6))
+    axes.imshow(pixels, interpolation=how, **look)
+    axes.set(anchor="NW", xticks=[], yticks=[])
 
 
-def _chart(axes: Any, box: Box, one: FeatureMap, ends: tuple[float, float], marked: int | None) -> None:
-    """Draw components as bars from zero; where there are more than pixels, a bar from the least to the greatest of some."""
-    left, top, width, height = box
+def _chart(axes: Any, one: FeatureMap, ends: tuple[float, float], marked: int | None, width: float) -> None:
+    """Draw components as bars from zero; where there are very many, a bar from the least to the greatest of some."""
     count = len(one.values)
-    step, lows, highs = group_components(one.values, math.ceil(width * axes.figure.dpi))
-    low, high = ends if ends[0] < ends[1] else (0.0, 1.0)
+    step, lows, highs = group_components(one.values, math.ceil(width / BAR_WIDTH))
     is_bad = np.zeros(len(lows), bool)
     is_bad[np.flatnonzero(~np.isfinite(one.values)) // step] = True
     colors = np.where(is_bad, NOT_FINITE, INK)
-    whole_width, whole_height = axes.get_xlim()[1], axes.get_ylim()[0]
-    corner = left / whole_width, 1 - (top + height) / whole_height
-    chart = axes.inset_axes((*corner, width / whole_width, height / whole_height))
-    if marked is not None and marked in one.channels:
-        place = one.channels.index(marked) // step
-        colors[place] = MARKED
-        chart.axvline(place * step + (step - 1) / 2, color=MARKED, linewidth=0.8, zorder=0)
-    # Narrow ones overlap a little: between them there would be shades of the ground.
-    points = 72 * width / count * (0.8 if width / count > NARROW_BAR else 1.8 * step)
+    lows, highs = np.where(is_bad, ends[0], lows), np.where(is_bad, ends[1], highs)
     places = np.arange(len(lows)) * step + (step - 1) / 2
-    bars = np.where(is_bad, low, lows), np.where(is_bad, high, highs)
-    chart.vlines(places, *bars, colors=colors, linewidths=points, snap=False)
-    chart.axhline(0, color=FRAME, linewidth=0.6)
-    chart.set(xlim=(-0.5, count - 0.5), ylim=(low, high), yticks=[])
+    if marked is not None and marked in one.channels:
+        bar = one.channels.index(marked) // step
+        colors[bar] = MARKED
+        axes.axvline(places[bar], color=MARKED, linewidth=0.8, zorder=0)
+    axes.bar(places, highs - lows, step * (0.8 if width / count > 2 * BAR_WIDTH else 1), lows, color=colors)
+    axes.axhline(0, color=FRAME, linewidth=0.6)
+    axes.set(xlim=(-0.5, count - 0.5), ylim=ends, yticks=[])
     if isinstance(one.channels, range):
-        chart.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     else:
         # Every bar has its number, or so many that they can be told apart.
-        numbered = range(0, count, math.ceil(NUMBER_PITCH * count / width))
-        chart.set_xticks(numbered, [str(one.channels[place]) for place in numbered], rotation=90)
-    chart.tick_params(length=2, pad=2, color=FRAME, labelcolor=FAINT, labelsize=TEXT_POINTS)
-    for spine in chart.spines.values():
-        spine.set(edgecolor=FRAME, linewidth=0.6)
+        numbered = range(0, count, math.ceil(NUMBER_WIDTH * count / width))
+        axes.set_xticks(numbered, [str(one.channels[place]) for place in numbered], rotation=90)
 
 
-def _scale(axes: Any, box: Box, ends: tuple[float, float], colormap: Any) -> None:
-    """Write the ends of a scale beside a box, with its colours but for a chart, if there are two and space for both."""
-    left, top, width, height = box
-    if ends[0] < ends[1] and height >= LEAST_BAR:
-        left += width + BAR_GAP
-        if colormap is not None:
-            _image(axes, np.linspace(1, 0, 256)[:, None], (left, top, BAR_STRIP, height), cmap=colormap)
-            left += BAR_STRIP + 0.05
-        for value, place, align in ((ends[1], top, "top"), (ends[0], top + height, "bottom")):
-            axes.text(left, place, words_for_number(value, 3), va=align, size=TEXT_POINTS, color=FAINT)
+def _scale(axes: Any, one: FeatureMap, ends: tuple[float, float], colormap: Any, layout: Layout) -> None:
+    """Write the ends of a scale beside axes, with its colours if there are any; where there are two ends, and space for both."""
+    from matplotlib.cm import ScalarMappable
 
-
-def _fitted(shape: Sequence[int], width: float, height: float) -> tuple[float, float]:
-    """Return (width, height) of a picture of this shape inside this box, its proportions kept."""
-    scale = min(width / shape[1], height / shape[0])
-    return shape[1] * scale, shape[0] * scale
+    height = layout.height if one.values.ndim == 1 else min(layout.height, layout.width * one.shape[0] / one.shape[1])
+    if ends[0] == ends[1] or height < LEAST_SCALE:
+        return
+    places = ends
+    if colormap is not None:
+        strip, places = axes.inset_axes((1 + 0.06 / layout.width, 0, 0.09 / layout.width, 1)), (0, 1)
+        axes.figure.colorbar(ScalarMappable(cmap=colormap), strip).outline.set(edgecolor=FRAME, linewidth=0.6)
+        strip.tick_params(**TICKS)
+        axes = strip
+    axes.yaxis.tick_right()
+    axes.set_yticks(places, [words_for_number(value, 3) for value in ends])
 
 
 def _caption(one: FeatureMap, is_mosaic: bool, marked: int | None) -> list[str]:
     lines = [] if is_mosaic else [words_for_shape(one.shape)]
-    if one.values.ndim == 1:
-        # Below the numbers of the components; those of chosen ones are turned.
-        lines[:0] = [""] if isinstance(one.channels, range) else ["", "", ""]
-        if marked is not None and marked in one.channels:
-            lines.append(f"component {marked}: {words_for_number(one.values[one.channels.index(marked)])}")
-    elif one.rows_read < one.shape[0]:
+    if one.values.ndim == 1 and marked is not None and marked in one.channels:
+        lines.append(f"component {marked}: {words_for_number(one.values[one.channels.index(marked)])}")
+    if one.rows_read < one.shape[0]:
         lines.append(f"{one.rows_read} rows read")
     if one.low > one.high:
         return [*lines, "no finite value"]
@@ -412,47 +393,14 @@ def save(picture: Figure | Image.Image, path: Path) -> tuple[int, int]:
         StoreError: It cannot be written.
     """
     kind = path.suffix[1:].lower()
-    # No time of writing, no version: equal pictures are equal bytes.
-    empty = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Date", "Creator")}[kind]
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         if isinstance(picture, Image.Image):
             picture.save(partial, kind)
-        else:
-            picture.savefig(partial, format=kind, dpi=picture.dpi, metadata=dict.fromkeys(empty))
-        partial.replace(path)
-        return picture.size if isinstance(picture, Image.Image) else picture.canvas.get_width_height()
-    except OSError as error:
-        raise StoreError(
-            f"{path}: the picture cannot be written, got {(error.strerror or str(error)).lower()}. Expected a place for a file. "
-            f"Choose another with file=..."
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def _window() -> Any:
-    """Return a figure that will be shown.
-
-    Raises:
-        OptionError: No window can be opened.
-    """
-    from matplotlib import pyplot
-
-    reason = "no display or no window toolkit"
-    try:
-        figure: Any = pyplot.figure()
-        if figure.canvas.required_interactive_framework is not None:
-            return figure
-        pyplot.close(figure)
-    except Exception as error:  # A display that does not answer, a toolkit that is half there: each raises its own.
-        reason = printable(str(error), 200)
-    raise OptionError(
-        f"show: no window can be opened here, got {reason}. Expected a display, and a toolkit as tkinter or PyQt. "
-        f"Leave show out and open the file that is written."
-    )
+            return picture.size
+        # No time of writing, no version: equal pictures are equal bytes.
+        empty = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Date", "Creator")}[kind]
+        picture.savefig(partial, format=kind, dpi=picture.dpi, metadata=dict.fromkeys(empty))
+        return picture.canvas.get_width_height()
 
 
 def show_windows() -> None:

@@ -49,6 +49,12 @@ def words_for_seconds(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
 
+def shortened(text: str, longest: int) -> str:
+    """Return a text; one of more characters loses its middle, as both ends of a path tell something."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[len(text) - half :]}"
+
+
 def counted(count: int, noun: str) -> str:
     """Return ``1 image``, ``2 images``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -27,9 +27,8 @@ from .images.resize import ResizeSpec, dct_reduction, resize_on_host
 from .images.tar import COLUMN, find_in_tar
 from .machine import usable_cores
 from .records import OK, ImageRecord
-from .storage import RemotePath, is_address
-from .store import format
-from .store.reader import Layer, Run, choose_layers, open_run
+from .storage import is_address
+from .store.reader import Layer, Run, beside, choose_layers, open_run
 
 # Layers up to this size are read whole.
 WHOLE_BYTES = 64 << 20
@@ -104,7 +103,7 @@ def _sheets(
     weights = str(run.attributes.get("weights", "weights unknown")).partition("; conv1_1 says")[0]
     weights = "untrained (random weights)" if weights.startswith("random") else weights
     network = run.attributes.get("network", "network unknown")
-    lines = str(run.images["key"][row]), f"row {row} of {_place_and_name(run.path)[1]} · {network}, {weights}"
+    lines = str(run.images["key"][row]), f"row {row} of {beside(run.path)[1]} · {network}, {weights}"
     size_px = int(run.images["height"][row]), int(run.images["width"][row])
     seen_lines = [f"{words_for_shape(size_px)} px"]
     if seen is not None and seen.shape[:2] != size_px:
@@ -174,24 +173,9 @@ def _read(layer: Layer, row: int, channels: Sequence[int], layout: Layout, optio
     return make_maps(layer.name, layer.bands(row, every), shape, channels, side, options.most_active)
 
 
-def _place_and_name(path: Path) -> tuple[Path, str]:
-    """Return the folder in which a run lies, and its name; where one shard was opened, that of the shard too."""
-    path = path.resolve()
-    if path.name == format.INDEX_NAME:
-        return path.parent.parent, path.parent.name
-    if path.parent.name == format.SHARD_FOLDER:
-        return path.parent.parent.parent, f"{path.parent.parent.name} {path.stem}"
-    return path.parent, path.stem
-
-
 def _picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
     """Return what names the file of a sheet, from its row and the word for its layers: beside the run unless asked otherwise."""
-    (folder, run_name), here, pattern = _place_and_name(run.path), Path.cwd(), options.file or DEFAULT_NAME
-    if options.file is not None or isinstance(folder, RemotePath):
-        folder = Path()
-    elif folder.is_relative_to(here):
-        # As a person would type it.
-        folder = folder.relative_to(here)
+    (folder, run_name), pattern = beside(run.path), options.file or DEFAULT_NAME
     names = {row: _file_name(str(run.images["key"][row])) for row in rows}
     if len(set(names.values())) < len(names):
         names = {row: f"{row}-{name}" for row, name in names.items()}
@@ -205,18 +189,16 @@ def _picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: 
 
     def path_of(row: int, word: str) -> Path:
         parts = {"{run}": _file_name(run_name), "{image}": names[row], "{layer}": _file_name(word)}
-        return folder / re.sub(r"\{(?:run|image|layer)\}", lambda mark: parts[mark[0]], pattern)
+        name = re.sub(r"\{(?:run|image|layer)\}", lambda mark: parts[mark[0]], pattern)
+        return Path(name) if options.file else folder / name
 
     return path_of
 
 
 def _file_name(text: str) -> str:
-    """Return a text that every system takes as a part of a file's name; both ends of a long path, as both tell something."""
+    """Return a text that every system takes as a part of a file's name; of a long path the end."""
     name = re.sub(r"[^\w.+=@~-]+", "-", text).strip("-.") or "image"
-    encoded, half = name.encode("utf-8", "replace"), LONGEST_PART_BYTES // 2
-    if len(encoded) <= LONGEST_PART_BYTES:
-        return name
-    return "..".join(end.decode("utf-8", "ignore") for end in (encoded[:half], encoded[-half:]))
+    return name.encode("utf-8", "replace")[-LONGEST_PART_BYTES:].decode("utf-8", "ignore")
 
 
 def _input(run: Run, row: int, options: PlotOptions) -> Any:

@@ -52,7 +52,7 @@ def render(path: Path, maps: Sequence[FeatureMap], **options: Any) -> list[NDArr
     with figures.plain_settings():
         figures.save(figure, path / "sheet.png")
     image = np.asarray(Image.open(path / "sheet.png").convert("RGB"))
-    boxes = [shown.get_window_extent().extents for shown in figure.axes[0].images if shown.get_array().shape[:2] != (256, 1)]
+    boxes = [shown.get_window_extent().extents for axes in figure.axes for shown in axes.images]
     # Without the frame's line.
     return [
         image[math.ceil(len(image) - top) + 1 : int(len(image) - bottom) - 1, math.ceil(left) + 1 : int(right) - 1]
@@ -61,7 +61,8 @@ def render(path: Path, maps: Sequence[FeatureMap], **options: Any) -> list[NDArr
 
 
 def words_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+    """Gives every text that is to be seen."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
 
 
 def colour(values: Any, low: float, high: float, colormap: str = HOT) -> NDArray[np.uint8]:
@@ -168,10 +169,9 @@ def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:
         drawn = render(tmp_path, maps, mosaic=True, scale="shared")
         low, high = min(order), max(order)
         np.testing.assert_array_equal([each[5, 5] for each in drawn], colour([*order], low, high))
-        figure = draw(maps, mosaic=True)
-        names = [text for text in figure.axes[0].texts if text.get_text().startswith("channel")]
-        assert [text.get_text() for text in names] == [f"channel {number}" for number in order]
-        places = [(text.get_position()[1], text.get_position()[0]) for text in names]
+        axes = draw(maps, mosaic=True).axes
+        assert [each.get_title("left") for each in axes] == [f"channel {number}" for number in order]
+        places = [(-each.get_position().y1, each.get_position().x0) for each in axes]
         assert places == sorted(places)
 
 
@@ -202,12 +202,10 @@ def test_what_is_constant_or_no_number_is_drawn_and_said(tmp_path: Path) -> None
         assert (drawn[0] == (10, 0, 0)).all()
         assert (drawn[1] == MAGENTA).all()
         np.testing.assert_array_equal(cells(drawn[2], 2, 2), [[MAGENTA, colour(1, 0, 1)], [MAGENTA, colour(0, 0, 1)]])
-    figure = draw(maps)
-    words = " ".join(words_of(figure))
-    for said in ("all 0\n100 % zeros", "no finite value", "0 to 1\n25.0 % zeros\n2 not finite"):
-        assert said in words
-    # One colour bar.
-    assert len(figure.axes[0].images) == 4
+    axes = draw(maps).axes
+    said = [each.get_xlabel().partition("\n")[2] for each in axes]
+    assert said == ["all 0\n100 % zeros", "no finite value", "0 to 1\n25.0 % zeros\n2 not finite"]
+    assert [len(each.child_axes) for each in axes] == [0, 1, 1]
     render(tmp_path, maps_of(nothing), scale="shared")
 
 
@@ -218,23 +216,28 @@ def test_any_range_is_drawn(ends: tuple[float, float], tmp_path: Path) -> None:
     assert high.tolist() == colour(1, 0, 1).tolist()
 
 
-def bars_of(chart: Any) -> tuple[list[list[float]], list[str]]:
-    """Gives (place, lower end, upper end) of each bar, and its colour."""
-    (lines,) = chart.collections
-    ends = [[float(start[0]), float(start[1]), float(stop[1])] for start, stop in lines.get_segments()]
-    return ends, [matplotlib.colors.to_hex(color) for color in lines.get_colors()]
+def bars_of(chart: Any) -> list[tuple[float, float, float, str]]:
+    """Gives the middle, the lower end, the upper end and the colour of each bar."""
+    return [
+        (
+            bar.get_x() + bar.get_width() / 2,
+            bar.get_y(),
+            bar.get_y() + bar.get_height(),
+            matplotlib.colors.to_hex(bar.get_facecolor()),
+        )
+        for bar in chart.patches
+    ]
 
 
 def test_bars_are_as_high_as_their_values_are_and_what_is_not_finite_or_asked_for_has_its_colour() -> None:
-    figure = draw(maps_of(np.array([4, -2, 0, 1, np.nan], np.float32), "fc6"), marked=3)
-    (chart,) = figure.axes[0].child_axes
-    ends, colors = bars_of(chart)
-    assert ends == [[0, 0, 4], [1, -2, 0], [2, 0, 0], [3, 0, 1], [4, -2, 4]]
-    assert colors == [figures.INK] * 3 + [figures.MARKED, figures.NOT_FINITE]
-    for said in ("fc6", "5 components\ncomponent 3: 1\n−2 to 4\n20.0 % zeros\n1 not finite"):
-        assert any(said in words for words in words_of(figure)), said
-    (active,) = draw(maps_of(np.arange(9, dtype=np.float32), most_active=3)).axes[0].child_axes
-    assert bars_of(active)[0] == [[0, 0, 8], [1, 0, 7], [2, 0, 6]]
+    (chart,) = draw(maps_of(np.array([4, -2, 0, 1, np.nan], np.float32), "fc6"), marked=3).axes
+    ends = [(0, 0, 4), (1, -2, 0), (2, 0, 0), (3, 0, 1), (4, -2, 4)]
+    colors = [figures.INK] * 3 + [figures.MARKED, figures.NOT_FINITE]
+    assert bars_of(chart) == [(*each, color) for each, color in zip(ends, colors, strict=True)]
+    assert chart.get_title("left") == "fc6"
+    assert chart.get_xlabel() == "5 components\ncomponent 3: 1\n−2 to 4\n20.0 % zeros\n1 not finite"
+    (active,) = draw(maps_of(np.arange(9, dtype=np.float32), most_active=3)).axes
+    assert [bar[:3] for bar in bars_of(active)] == [(0, 0, 8), (1, 0, 7), (2, 0, 6)]
     assert [label.get_text() for label in active.get_xticklabels()] == ["8", "7", "6"]
 
 
@@ -243,23 +246,20 @@ def test_of_very_many_components_a_peak_and_what_is_not_finite_are_seen(tmp_path
     values[[70_000, 20_000]] = 1, np.inf
     figure = draw(maps_of(values))
     with figures.plain_settings():
-        width, _ = figures.save(figure, tmp_path / "sheet.png")
+        figures.save(figure, tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
-    box = figure.axes[0].child_axes[0].get_window_extent()
+    box = figure.axes[0].get_window_extent()
     line = pixels[len(pixels) - int(box.y0 + 0.5 * box.height), int(box.x0) + 2 : int(box.x1) - 2]
     for shown, place in ((line.max(axis=1) < 100, 0.7), (line[:, 1] < 100, 0.2)):
-        assert np.flatnonzero(shown) / len(line) == pytest.approx(place, abs=0.005) or place == 0.2
-    assert width > len(line) > 500
+        assert np.flatnonzero(shown)[0] / len(line) == pytest.approx(place, abs=0.005)
 
 
 def test_maps_and_vectors_share_a_sheet_and_a_scale() -> None:
     maps = maps_of(np.ones((8, 8, 1), np.float32) * 10) + maps_of(np.array([1, -2], np.float32), "x.avg")
     for scale, ends in (("own", (-2, 1)), ("shared", (-2, 10))):
-        axes = draw(maps, scale=scale).axes[0]
-        (chart,) = axes.child_axes
+        shown, chart = draw(maps, scale=scale).axes
         assert chart.get_ylim() == ends
-        shown = [image for image in axes.images if image.get_array().shape == (8, 8)]
-        assert [image.get_clim() for image in shown] == [(-2, 10) if scale == "shared" else (10, 10)]
+        assert shown.images[0].get_clim() == (ends if scale == "shared" else (10, 10))
 
 
 @pytest.mark.parametrize(
@@ -269,10 +269,10 @@ def test_maps_and_vectors_share_a_sheet_and_a_scale() -> None:
         ((7, 300), 1, "shared", False),
         ((300, 7), 5, "shared", True),
         ((1440, 2560), 7, "own", True),
-        ((28, 28), 36, "own", False),
-        ((1440, 2560), 36, "shared", True),
-        *(((count,), 1, scale, False) for count, scale in ((1, "own"), (5, "shared"), (100_000, "own"))),
-        *(((512,), count, "own", False) for count in (5, 36)),
+        ((28, 28), 12, "own", False),
+        ((100_000,), 1, "own", False),
+        ((5,), 2, "shared", False),
+        ((512,), 5, "own", False),
     ],
 )
 def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: int, scale: str, mosaic: bool) -> None:
@@ -284,11 +284,12 @@ def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: 
     seen = np.zeros((*(sides if len(sides) > 1 else (9, 9)), 3), np.uint8)[:99, :99]
     figure = draw([one] * count, mosaic, ("k" * 300, "row 0 of " + "n" * 300), seen, scale=scale)
     figure.draw_without_rendering()
-    texts = [*figure.axes[0].texts]
-    for chart in figure.axes[0].child_axes:
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    for axes in figure.axes:
         # Numbers beyond the ends are there, and not drawn.
-        numbered = zip(chart.get_xticks(), chart.get_xticklabels(), strict=True)
-        texts += [label for place, label in numbered if chart.get_xlim()[0] <= place <= chart.get_xlim()[1]]
+        numbered = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        unseen = [label for place, label in numbered if not axes.get_xlim()[0] <= place <= axes.get_xlim()[1]]
+        texts = [text for text in texts if text not in unseen]
     boxes = np.array([text.get_window_extent().extents for text in texts])
     assert len(boxes) > 5
     left, bottom, right, top = boxes.T
@@ -308,7 +309,11 @@ def test_names_in_any_script_are_drawn(tmp_path: Path, suffix: str) -> None:
     figure = draw(maps_of(ONES), lines=("$\\frac{1}{$ 猫 \U0001f431 $x$ \ud800 a\tb\x1b[1m.jpg", "$", "%s {layer}"))
     with figures.plain_settings():
         figures.save(figure, tmp_path / f"sheet{suffix}")
-    assert words_of(figure)[:3] == ["$\\frac{1}{$ 猫 \U0001f431 $x$ \\ud800 a\\tb\\x1b[1m.jpg", "$", "%s {layer}"]
+    assert [text.get_text() for text in figure.texts] == [
+        "$\\frac{1}{$ 猫 \U0001f431 $x$ \\ud800 a\\tb\\x1b[1m.jpg",
+        "$",
+        "%s {layer}",
+    ]
 
 
 def test_too_many_pixels_are_refused() -> None:
@@ -319,7 +324,7 @@ def test_too_many_pixels_are_refused() -> None:
 
 def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "sheet.png").mkdir()
-    with pytest.raises(StoreError, match=r"sheet.png: the picture cannot be written, got is a directory. Expected a place"):
+    with pytest.raises(StoreError, match=r"sheet.png: it cannot be written, got is a directory. Expected "):
         render(tmp_path, maps_of(ONES))
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 

@@ -150,7 +150,7 @@ def test_native_size_float16_and_added_parts_are_drawn(tmp_path: Path, monkeypat
         maps.draw_without_rendering()
         box = maps.axes[0].images[0].get_window_extent()
         assert box.height / box.width == pytest.approx(sizes[row][0] / sizes[row][1], abs=0.01)
-        assert len(bars.axes[0].child_axes[0].collections[0].get_segments()) == 3
+        assert len(bars.axes[0].patches) == 3
 
 
 def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,38 @@ def writing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) -> I
         raise
 
 
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give the name under which a file or folder that somebody has asked for is made; it takes the place of what is there.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    partial = partial_path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_tree(partial)
+        yield partial
+        if partial.is_dir():
+            _remove_tree(target)
+        partial.replace(target)
+    except OSError as error:
+        raise StoreError(
+            f"{target}: it cannot be written, got {(error.strerror or str(error)).lower()}. Expected space on the disk and a "
+            "folder that may be written. Choose another file=..."
+        ) from error
+    finally:
+        with suppress(OSError):
+            _remove_tree(partial)
+
+
+def _remove_tree(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def publish(path: Path, partial: Path | None = None) -> str:
     """Give ``<name>.partial`` its final name, once its bytes are on the disk.
 

@@ -101,6 +101,19 @@ def place_of(path: str | os.PathLike[str]) -> Path:
     return place_of(path_of("run", text)) if is_address(text) else Path(text)
 
 
+def beside(path: Path) -> tuple[Path, str]:
+    """Return where results of an opened file go, and how their names begin: beside the run, with its name and a shard's.
+
+    Of a run at an address it is the present folder. A folder below that is relative, as a person would type it.
+    """
+    is_shard = path.parent.name == format.SHARD_FOLDER
+    run = path.parent.parent if is_shard else path.parent if path.name == format.INDEX_NAME else path.with_suffix("")
+    folder = Path() if isinstance(path, RemotePath) else run.parent
+    if folder.is_relative_to(here := Path.cwd()):
+        folder = folder.relative_to(here)
+    return folder, f"{run.name}-{path.stem}" if is_shard else run.name
+
+
 def no_such_run(path: Path) -> StoreError:
     """Return the one-line error for a path that does not exist, with the names of the runs beside it."""
     runs = [name for name in _names_in(path.parent) if (path.parent / name / format.INDEX_NAME).exists()]
