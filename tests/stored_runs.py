@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, Reduction, RunSpec, digest_images
 from pipeline.sharding import Share
+from pipeline.store.digests import Digests
 from pipeline.store.index_file import build_index
-from pipeline.store.run_folder import open_folder
+from pipeline.store.run_folder import RunFolder, open_folder
 from pipeline.store.writer import Writer
 
 Shape = tuple[int, ...]
@@ -66,14 +68,20 @@ def make_statuses(spec: RunSpec, failed: Sequence[int] = ()) -> list[ImageStatus
 
 
 def make_values(spec: RunSpec, native: Mapping[int, tuple[int, int]] | None = None) -> dict[str, list[NDArray[np.float32]]]:
-    """Gives sparse activations of every image, layer -> row -> (h, w, c); ``native``: row -> map size where shapes are None."""
-    random = np.random.default_rng(7)
+    """Gives sparse activations that depend on layer and key alone, as a network's do: layer -> row -> (h, w, c).
+
+    Args:
+        spec: The run.
+        native: Row -> map size, where shapes are None; others are small.
+    """
     values: dict[str, list[NDArray[np.float32]]] = {}
     for feature in spec.features:
-        shapes = [feature.shape or (*(native or {})[i], feature.channels) for i in range(len(spec.manifest))]
-        values[feature.name] = [
-            np.maximum(random.standard_normal(shape), 0).astype(np.float16).astype(np.float32) for shape in shapes
-        ]
+        values[feature.name] = []
+        for row, key in enumerate(spec.manifest.keys):
+            seed = zlib.crc32(f"{feature.name} {key}".encode("utf-8", "backslashreplace"))
+            shape = feature.shape or (*(native or {}).get(row, (2 + seed % 5, 2 + seed % 7)), feature.channels)
+            drawn = np.random.default_rng(seed).standard_normal(shape)
+            values[feature.name].append(np.maximum(drawn, 0).astype(np.float16).astype(np.float32))
     return values
 
 
@@ -101,6 +109,35 @@ def put_rows(
             writer.put_statuses([statuses[row] for row in batch])
 
 
+def make_missing(
+    folder: RunFolder,
+    failed: Sequence[int] = (),
+    values: Mapping[str, list[NDArray[np.float32]]] | None = None,
+    *,
+    shards: int | None = None,
+    statuses: Mapping[int, ImageStatus] | None = None,
+    workers: int = 2,
+    digests: Digests | None = None,
+    **putting: Any,
+) -> dict[str, list[NDArray[np.float32]]]:
+    """Writes missing shards of an open folder, or so many; gives the activations. ``statuses``: row -> another one."""
+    folder.prepare()
+    made = dict(make_values(folder.spec) if values is None else values)
+    left = len(folder.missing) if shards is None else shards
+    for part, missing in folder.parts():
+        writer = Writer(folder.path, part, missing[:left], workers, digests=digests)
+        rows = [row for shard in missing[:left] for row in range(shard.first, shard.stop)]
+        try:
+            told = [(statuses or {}).get(status.index, status) for status in make_statuses(part, failed)]
+            put_rows(writer, rows, made, told, **putting)
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+        left -= len(missing[:left])
+    return made
+
+
 def write_run(
     folder: Path,
     spec: RunSpec,
@@ -108,23 +145,11 @@ def write_run(
     values: Mapping[str, list[NDArray[np.float32]]] | None = None,
     existing: str = "resume",
     index: bool = True,
-    statuses: Mapping[int, ImageStatus] | None = None,
-    **putting: Any,
+    **how: Any,
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """Writes what is missing of a run, index included; gives the activations of all its rows. ``statuses``: other ones."""
+    """Writes what is missing of a run, index included, by :func:`make_missing`."""
     with open_folder(folder, spec, existing) as run_folder:
-        run_folder.prepare()
-        made = dict(make_values(run_folder.spec) if values is None else values)
-        for part, missing in run_folder.parts():
-            writer = Writer(folder, part, missing, workers=2)
-            rows = [row for shard in missing for row in range(shard.first, shard.stop)]
-            try:
-                told = [(statuses or {}).get(status.index, status) for status in make_statuses(part, failed)]
-                put_rows(writer, rows, made, told, **putting)
-                writer.close()
-            except BaseException:
-                writer.abort()
-                raise
+        made = make_missing(run_folder, failed, values, **how)
         if index:
             build_index(folder, run_folder.spec)
     return made
@@ -135,13 +160,7 @@ def write_share(folder: Path, spec: RunSpec, share: Share, failed: Sequence[int]
     from pipeline.job import index_is_whole  # Late: it loads half of the program, and most processes that write runs need none.
 
     with open_folder(folder, spec, existing, share) as run_folder:
-        run_folder.prepare()
-        values = make_values(run_folder.spec)
-        for part, missing in run_folder.parts():
-            writer = Writer(folder, part, missing, workers=1, digests=run_folder.digests())
-            for shard in missing:
-                put_rows(writer, range(shard.first, shard.stop), values, make_statuses(part, failed))
-            writer.close()
+        make_missing(run_folder, failed, workers=1, digests=run_folder.digests())
         with run_folder.alone():
             if run_folder.lacking() or run_folder.is_extended():
                 return False

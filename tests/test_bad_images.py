@@ -28,8 +28,8 @@ from pipeline.images.resize import ResizeSpec, fit_canvas
 from pipeline.records import ImageStatus
 
 from .bad_images import EITHER, FAILED, NO_ROW, OK, Case, encode, make_corpus, picture, png
+from .processes import environment
 
-REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="names and special files as on Unix")
 
 REASON = re.compile(
@@ -77,7 +77,7 @@ def run(folder: Path, name: str, cwd: Path) -> tuple[str, int]:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error::ResourceWarning"},
+            env=environment(PYTHONWARNINGS="error::ResourceWarning"),
             stdout=said,
             stderr=subprocess.STDOUT,
         )

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,78 +17,10 @@ from pipeline import extract_features, open_run
 from pipeline.errors import DatasetError, OptionError, StoreError
 
 from .pages import Page
+from .processes import call, call_here, run_python
 
-REPOSITORY = Path(__file__).parent.parent
 QUICK = ["network.weights=random", "data.size=32"]
 WHOLE = ["network.weights=random", "data.size=[72,64]", "layers=[relu2_1,pool3]", "output.images_per_shard=16"]
-
-
-def command(*arguments: str, cwd: Path, module: str = "pipeline.run") -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "default"}
-
-
-def call(*arguments: str, cwd: Path, module: str = "pipeline.run") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments, cwd=cwd, module=module),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def call_here(*arguments: str, cwd: Path, module: str) -> subprocess.CompletedProcess[str]:
-    """Does as :func:`call` in this process, which has loaded the libraries already and keeps its own signals."""
-    before, said, errors, code = Path.cwd(), io.StringIO(), io.StringIO(), 0
-    os.chdir(cwd)
-    try:
-        with (
-            mock.patch("pipeline.signals.install"),
-            mock.patch("pipeline.signals.ignore"),
-            mock.patch.object(sys, "argv", [module, *arguments]),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(errors),
-        ):
-            importlib.import_module(module).main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    finally:
-        os.chdir(before)
-    return subprocess.CompletedProcess(arguments, code, said.getvalue(), errors.getvalue())
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Gives every dataset of a run, and the attributes that do not tell the time or the options of this machine."""
-    found: dict[str, Any] = {}
-    with h5py.File(folder / "features.h5") as file:
-
-        def visit(name: str, node: Any) -> None:
-            if isinstance(node, h5py.Dataset):
-                found[name] = node[()]
-            found[name + "@"] = {key: str(value) for key, value in node.attrs.items()}
-
-        file.visititems(visit)
-        found["@"] = {key: str(value) for key, value in file.attrs.items() if key not in ("created", "config")}
-    return found
-
-
-def assert_equal_runs(first: Path, second: Path) -> None:
-    one, other = contents(first), contents(second)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        if isinstance(value, np.ndarray):
-            assert value.dtype == other[name].dtype, name
-            if value.dtype.kind == "f":
-                value, other[name] = (array.view(f"u{array.itemsize}") for array in (value, other[name]))
-            np.testing.assert_array_equal(value, other[name], err_msg=name)
-        else:
-            assert value == other[name], name
 
 
 @pytest.fixture(scope="module")
@@ -204,35 +129,6 @@ def test_what_cannot_be_a_run_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
             extract_features(folder, "relu1_1", size=32, weights="random", quiet=True)
 
 
-@pytest.mark.slow
-def test_too_many_failures_stop_the_run_and_every_later_one(images: Path, tmp_path: Path) -> None:
-    arguments = [f"data.dir={images}", *QUICK, "data.max_failed_fraction=0.05", "batch_size=4", "output.images_per_shard=4"]
-    for _ in range(2):
-        result = call(*arguments, cwd=tmp_path)
-        assert result.returncode == 1
-        last = result.stderr.splitlines()[-1]
-        assert last.startswith("error: data.max_failed_fraction: too many images fail, got 2 of 33, e.g. '"), last
-        assert not list(tmp_path.glob("outputs/*/shards/*.partial"))
-    log = (tmp_path / "outputs/imgs-vgg19/run.log").read_text()
-    assert log.count("ERROR data.max_failed_fraction: too many images fail") == 2
-    assert "untrained" in log
-    assert "images: 33 under" in log
-    # What is finished stays, and a higher limit goes on with it.
-    result = call(*arguments, "data.max_failed_fraction=0.5", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    # All shards are there now; the lower limit still holds.
-    assert call(*arguments, cwd=tmp_path).returncode == 1
-
-
-@pytest.mark.slow
-def test_a_run_that_cannot_start_replaces_nothing(finished: tuple[Path, Any], images: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished[0].rglob("*") if path.name != ".lock"}
-    result = call(f"data.dir={images}", *WHOLE, "output.existing=replace", "runtime.device=gpu", cwd=images.parent)
-    assert result.returncode == 2
-    assert "runtime.device: TensorFlow sees no GPU here" in result.stderr.splitlines()[-1]
-    assert {path: path.stat().st_mtime_ns for path in finished[0].rglob("*") if path.name != ".lock"} == before
-
-
 # All in one process: each of its own would take a second or two.
 REFUSALS = """
 import contextlib, io, json, os, sys
@@ -270,8 +166,7 @@ WRONG = [
 
 
 def test_a_wrong_option_is_one_line_and_exit_code_2_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", REFUSALS, json.dumps([arguments for arguments, _ in WRONG])]
-    ended = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    ended = run_python(REFUSALS, json.dumps([arguments for arguments, _ in WRONG]), cwd=tmp_path)
     found, left, heavy = json.loads(ended.stdout)
     for (code, said), (arguments, message) in zip(found, WRONG, strict=True):
         assert code == 2, (arguments, said)
@@ -293,24 +188,6 @@ def test_help_names_every_option(tmp_path: Path) -> None:
     assert result.returncode == 0
     for key in known_keys():
         assert f"{key.rsplit('.', 1)[-1]}:" in result.stdout, key
-
-
-@pytest.mark.slow
-def test_weights_from_a_file_give_the_features_of_the_same_weights_drawn(
-    images: Path, tmp_path: Path, random_weights: Any
-) -> None:
-    from .matconvnet_writer import write_matconvnet
-
-    write_matconvnet(tmp_path / "file.mat", random_weights(), "new")
-    arguments = [f"data.dir={images / 'class 1'}", "data.size=32", "layers=[relu1_1,relu4_1]", f"output.dir={tmp_path}"]
-    for name, weights in (("drawn", "random"), ("read", str(tmp_path / "file.mat"))):
-        result = call(*arguments, f"network.weights={weights}", f"name={name}", cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-    assert "untrained" not in result.stderr
-    drawn, read = open_run(tmp_path / "drawn"), open_run(tmp_path / "read")
-    assert drawn.attributes["weights_sha256"] == read.attributes["weights_sha256"]
-    for layer in ("relu1_1", "relu4_1"):
-        np.testing.assert_array_equal(drawn[layer][:], read[layer][:])
 
 
 ODD_NAMES = ["2024_01", "1e3", "true", "ünï", "it's", 'q"uote', "a,b", "a=b", "${foo}", "[br]", "#x", "~x", "back\\", "null "]

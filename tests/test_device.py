@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,11 +34,11 @@ from pipeline.store import format
 from pipeline.store.format import DEVICE_ATTRIBUTES
 
 from .gpu_check import relative_error
+from .processes import REPOSITORY, call
 from .test_config import values
 from .test_device_functions import SETTINGS, features_of
 from .test_resize import noise, write_images
 
-REPOSITORY = Path(__file__).parent.parent
 CPU = Device("/CPU:0", "cpu", 8)
 
 
@@ -250,8 +249,7 @@ def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -
 
 @pytest.mark.slow
 def test_the_check_of_a_gpu_runs_without_one(tmp_path: Path) -> None:
-    call = [sys.executable, "-m", "tests.gpu_check", "--json", str(tmp_path / "found.json")]
-    done = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = call("--json", str(tmp_path / "found.json"), cwd=REPOSITORY, module="tests.gpu_check")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["lines"]
     assert [line["figure"] for line in lines if line["most"]] == pytest.approx([3e-6] * 3, abs=5e-6)

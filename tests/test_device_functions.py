@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from pipeline.plan import plan_run
 from pipeline.records import FeatureSpec
 
 from .conftest import MEAN_PIXEL
-from .test_command import environment
+from .processes import run_python
 from .test_config import values
 from .test_reductions import CHAINS
 from .test_resize import write_images
@@ -283,13 +281,7 @@ print(json.dumps({"worst": worst, "failed": int((plain.images["status"] == "fail
 def test_the_whole_job_on_a_device_of_its_own_gives_what_the_default_way_gives(options: dict[str, Any], tmp_path: Path) -> None:
     # At native size failed rows have no features at all.
     write_images(tmp_path / "images", with_bad=options["size"] is not None)
-    done = subprocess.run(
-        [sys.executable, "-c", ON_TWO_DEVICES, str(tmp_path / "images"), str(tmp_path / "out"), json.dumps(options)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(ON_TWO_DEVICES, tmp_path / "images", tmp_path / "out", json.dumps(options))
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failed"] == (0 if options["size"] is None else 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .killed_runs import assert_same_run, finished_shards, partial_files
-from .test_command import command, environment
+from .processes import command, finish
 from .test_kills import OPTIONS, SHARDS, images, undisturbed
 
 __all__ = ["images", "undisturbed"]  # fixtures
@@ -23,12 +23,12 @@ def call(
     images: Path, folder: Path, *more: str, limit_bytes: int | None = None, before: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command, with a limit to the size of files, or after a line of shell in a namespace of its own."""
-    program = command(f"data.dir={images}", *OPTIONS, *more, cwd=folder)
+    program = command(f"data.dir={images}", *OPTIONS, *more)
     if limit_bytes is not None:
         program = ["prlimit", f"--fsize={limit_bytes}", *program]
     if before:
         program = ["unshare", "--map-root-user", "--mount", "sh", "-ec", *before, "sh", *program]
-    return subprocess.run(program, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    return finish(program, folder)
 
 
 def assert_refused(ended: subprocess.CompletedProcess[str], words: str, run: Path) -> None:

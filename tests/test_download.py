@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,16 +110,6 @@ def test_a_download_that_goes_wrong_says_how_and_leaves_nothing(address: str, tm
     assert words in message
     assert f"to {tmp_path / 'weights' / 'some.h5'}, got" in message
     assert "Put that file there by hand, or run again with network.weights=random" in message
-
-
-def test_without_a_network_the_message_names_file_address_and_way_out(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    message = refusal(f"http://127.0.0.1:{port}", tmp_path / "weights" / "some.h5")
-    assert message.startswith(f"network.weights: cannot download http://127.0.0.1:{port}/vgg19/some.h5 to ")
-    assert ", got [Errno " in message
-    assert "network.weights=random" in message
 
 
 def test_a_folder_that_cannot_be_written_and_a_full_disk_are_named(

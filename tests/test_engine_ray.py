@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline import extract_features
 
 from .killed_runs import LISTENER, Moment, assert_same_run, partial_files
-from .test_command import call, command, environment
+from .processes import call, command, environment
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or find_spec("ray") is None, reason="clusters of Ray are for Linux and macOS; pip install ray"
@@ -96,7 +96,7 @@ class Running:
         if listener is not None:
             given["PYTHONPATH"] = f"{listener}{os.pathsep}{given['PYTHONPATH']}"
         self._process = subprocess.Popen(
-            command(f"data.dir={images}", *OPTIONS, *RAY, *options, cwd=folder),
+            command(f"data.dir={images}", *OPTIONS, *RAY, *options),
             cwd=folder,
             env=given,
             stderr=subprocess.PIPE,

@@ -15,8 +15,8 @@ import pytest
 from pipeline import open_run
 from pipeline.records import Reduction
 
+from .processes import call_here
 from .stored_runs import make_spec, write_native_run, write_run
-from .test_command import call, call_here
 
 ROWS, FAILED = 10, [3, 8]
 
@@ -27,12 +27,14 @@ def export(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return ended
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
+@pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with maps, a classifier's layer and a vector."""
     path = tmp_path_factory.mktemp("export") / "run"
     shapes = {"conv1_1": (5, 4, 3), "fc7": (1, 1, 6)}
-    spec = make_spec(ROWS, shapes, dtype=request.param, metadata={"weight é": tuple(f"{n}.5" for n in range(ROWS))})
+    spec = make_spec(
+        ROWS, shapes, dtype=getattr(request, "param", "float32"), metadata={"weight é": tuple(f"{n}.5" for n in range(ROWS))}
+    )
     vector = replace(spec.features[0], shape=(7,), reductions=(Reduction("avg"),))
     spec = replace(spec, features=(*spec.features, vector))
     random = np.random.default_rng(1)
@@ -47,7 +49,7 @@ def same(found: Any, expected: np.ndarray) -> bool:
     return is_same
 
 
-@pytest.mark.parametrize("failed", ["drop", "nan"])
+@pytest.mark.parametrize(("folder", "failed"), [("float32", "drop"), ("float16", "nan")], indirect=["folder"])
 def test_every_format_gives_back_rows_and_table(
     failed: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,10 +133,3 @@ def test_native_size_and_missing_packages_are_one_line(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "zarr", None)
     ended = export(f"run={native}", "format=zarr", cwd=tmp_path)
     assert "zarr needs the package zarr, got none. Expected version 3 or newer. Run `pip install 'deep-feature-" in ended.stderr
-
-
-def test_nothing_heavy_is_loaded_for_a_wrong_option(tmp_path: Path) -> None:
-    for module in ("pipeline.export", "pipeline.reduce"):
-        ended = call("run=x", "layres=[relu4_1]", cwd=tmp_path, module=module)
-        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-        assert "layres: there is no such option, got 'layres'. Expected one of: layers" in ended.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import open_run
 
-from .test_command import call, command, environment
+from .processes import call, command, environment, finish
 from .test_extend import pictures  # noqa: F401 (a fixture)
 from .test_store_extend import everything, stamps
 
@@ -105,7 +105,7 @@ def test_an_extension_killed_at_a_chosen_moment_ends_with_the_same_bits(
     arguments = [f"data.dir={images}", *ARGUMENTS, "output.existing=extend"]
     before = stamps(folder)
     killing = [sys.executable, "-c", KILLING, moment, name, *arguments]
-    killed = subprocess.run(killing, cwd=home, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    killed = finish(killing, home)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert_old_rows_can_be_read(folder, begun)
     result = call(*arguments[:-1], f"output.existing={existing}", cwd=home)
@@ -142,7 +142,7 @@ def test_an_extension_killed_again_and_again_at_random_ends_with_the_same_bits(
     arguments = [f"data.dir={images}", *ARGUMENTS, "output.existing=extend"]
     before = stamps(folder)
     for _ in range(4):
-        with subprocess.Popen(command(*arguments, cwd=home), cwd=home, env=environment(), stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command(*arguments), cwd=home, env=environment(), stderr=subprocess.DEVNULL) as process:
             wait_for_a_moment(process, folder, generator)
             process.kill()
         kills += process.returncode == -signal.SIGKILL
@@ -160,12 +160,10 @@ def test_an_extension_killed_again_and_again_at_random_ends_with_the_same_bits(
 def test_a_first_run_that_was_killed_is_finished_and_extended_in_one_go(images: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs/imgs-vgg19"
     killing = [sys.executable, "-c", KILLING, "after", "shard-00000-of-00003.h5", f"data.dir={images.parent / 'first/imgs'}"]
-    killed = subprocess.run([*killing, *ARGUMENTS], cwd=tmp_path, env=environment(), capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert finish([*killing, *ARGUMENTS], tmp_path).returncode == -signal.SIGKILL
     for moment, name in (("after", "shard-00001-of-00003.h5"), ("after", "shard-part001-00001-of-00004.h5")):
         killing = [sys.executable, "-c", KILLING, moment, name, f"data.dir={images}", *ARGUMENTS, "output.existing=extend"]
-        killed = subprocess.run(killing, cwd=tmp_path, env=environment(), capture_output=True, check=False)
-        assert killed.returncode == -signal.SIGKILL
+        assert finish(killing, tmp_path).returncode == -signal.SIGKILL
     result = call(f"data.dir={images}", *ARGUMENTS, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert everything(folder) == everything(whole)

@@ -97,14 +97,6 @@ def test_links_are_followed_and_never_lead_round_in_a_circle(tmp_path: Path) -> 
     assert manifest.file_bytes.tolist() == [13, 15, 13]
 
 
-def test_links_to_nothing_are_rows_without_bytes(tmp_path: Path) -> None:
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
-    manifest = list_folder(tmp_path)
-    assert manifest.keys == ("gone.jpg", "self.jpg")
-    assert manifest.file_bytes.tolist() == [0, 0]
-
-
 def test_the_order_does_not_depend_on_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "out/o.jpg", *(f"data/{folder}/{name}.jpg" for folder in "abc" for name in "xyz"))
     for name in "pqr":

@@ -18,11 +18,10 @@ from pipeline.sharding import Share
 from pipeline.store import verification
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import check_hdf5, verify_folder
-from pipeline.store.writer import Writer
 
 from .killed_runs import contents
-from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
-from .test_command import call_here
+from .processes import call_here
+from .stored_runs import make_missing, make_spec, write_run
 
 CONFIG = "data:\n  dir: imgs\n  max_failed_fraction: 0.25\n"
 
@@ -121,15 +120,12 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
     for share in (Share(1, 2), Share(2, 2)):
         caplog.clear()
         with open_folder(folder, spec, "resume", share) as run_folder:
-            run_folder.prepare()
-            writer = Writer(folder, spec, run_folder.missing, 1, digests=run_folder.digests())
-            rows = [row for shard in run_folder.missing for row in range(shard.first, shard.stop)]
-            put_rows(writer, rows, make_values(spec), make_statuses(spec, [3, 8, 9]))
-            writer.close()
-            made = Made("cpu", rows_now=len(rows), images_per_second=2.5)
+            make_missing(run_folder, [3, 8, 9], digests=run_folder.digests())
+            rows_now = sum(shard.rows for shard in run_folder.missing)
+            made = Made("cpu", rows_now=rows_now, images_per_second=2.5)
             reports[str(share)] = finish_share(run_folder, {}, made, Stopwatch(), [])
         own = SimpleNamespace(**json.loads((folder / f"report-{share.mark}.json").read_text()))
-        assert (own.rows, own.rows_now, own.part, own.index) == (len(rows), len(rows), str(share), "")
+        assert (own.rows, own.rows_now, own.part, own.index) == (rows_now, rows_now, str(share), "")
         assert own.failed == {"1/2": 3, "2/2": 0}[str(share)]
         if share.number == 1:
             assert caplog.messages[0].startswith("part       1/2; all of it is of this part alone\n")

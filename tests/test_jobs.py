@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from pipeline.config import nested
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
-from .test_command import REFUSALS, call, call_here, environment
+from .processes import call, call_here, run_python
+from .test_command import REFUSALS
 from .test_kills import OPTIONS, images
 
 __all__ = ["images"]  # a fixture
@@ -45,9 +44,8 @@ def test_what_ends_a_job_is_one_line_and_its_exit_code(tmp_path: Path) -> None:
         (["data.dri=x"], 2, "error: data.dri: there is no such option, got 'data.dri'."),
         (["hydra/launcher=nosuch"], 2, "error: hydra/launcher: there is none of this name, got 'nosuch'. Expected one of: basic"),
     ]
-    program = [sys.executable, "-c", REFUSALS, json.dumps([["-m", *arguments] for arguments, _, _ in cases])]
-    ended = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
-    found, left, _ = json.loads(ended.stdout)
+    arguments = json.dumps([["-m", *arguments] for arguments, _, _ in cases])
+    found, left, _ = json.loads(run_python(REFUSALS, arguments, cwd=tmp_path).stdout)
     for (code, said), (arguments, expected, message) in zip(found, cases, strict=True):
         # The first line, if there are two, is Hydra's own, which says which job it was.
         *before, last = said.splitlines()

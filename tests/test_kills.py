@@ -28,7 +28,7 @@ from .killed_runs import (
     temporary_folder,
     write_in_store,
 )
-from .test_command import command, environment
+from .processes import command, finish, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no signals to stop a process by")
 
@@ -210,12 +210,12 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
 @pytest.mark.slow
 def test_a_run_that_is_stopped_at_random_goes_on_to_the_same_bits(images: Path, undisturbed: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
-    arguments = command(f"data.dir={images}", *OPTIONS, cwd=tmp_path)
+    arguments = command(f"data.dir={images}", *OPTIONS)
     run, stopped = tmp_path / "outputs/run", 0
     seconds: list[tuple[str, float]] = []
     for number in range(12):
         sent = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
-        with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        with start(arguments, tmp_path) as process:
             before = finished_shards(run)
             unfinished = {path.stat().st_ino for path in run.rglob("*.partial")}
             # Not before the program is there to hear it: that it says its first line.
@@ -249,5 +249,5 @@ def test_a_run_that_is_stopped_at_random_goes_on_to_the_same_bits(images: Path, 
     assert max(took for _, took in seconds) < 15, seconds
     print(stopped, "of", len(seconds), "stopped:", seconds)
     assert stopped >= 6
-    assert subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, check=False).returncode == 0
+    assert finish(arguments, tmp_path).returncode == 0
     assert_same_run(run, undisturbed)

@@ -110,16 +110,11 @@ def test_a_column_is_numbers_where_every_text_is_written_as_one(texts: list[str]
         assert found.dtype == np.array(numbers).dtype
 
 
-@pytest.mark.parametrize("kind", ["csv", pytest.param("parquet", marks=pytest.mark.slow)])
-def test_a_list_of_numbers_is_numbers_from_the_file_to_the_batch(photographs: Path, tmp_path: Path, kind: str) -> None:
+def test_a_list_of_numbers_is_numbers_from_the_file_to_the_batch(photographs: Path, tmp_path: Path) -> None:
     paths = sorted(path for path in photographs.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
-    path = tmp_path / f"list.{kind}"
-    if kind == "csv":
-        lines = [f"{image},{label},{score}" for image, label, score in zip(paths, (2, 0, 1), (0.5, 1, 0.25), strict=True)]
-        path.write_text("\n".join(["path,label,score", *lines]))
-    else:
-        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        pq.write_table(pa.table({"path": [*map(str, paths)], "label": [2, 0, 1], "score": [0.5, 1, 0.25]}), path)
+    path = tmp_path / "list.csv"
+    lines = [f"{image},{label},{score}" for image, label, score in zip(paths, (2, 0, 1), (0.5, 1, 0.25), strict=True)]
+    path.write_text("\n".join(["path,label,score", *lines]))
     run = extract_features(path, ["relu1_1"], size=32, weights="random", output_dir=tmp_path / "outputs", quiet=True)
     (_, labels), *_ = run.batches("relu1_1", 3, label="label")
     (_, scores), *_ = run.batches("relu1_1", 3, label="score")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError
-from pipeline.images.lists import read_list, refuse_all_missing
+from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
 from pipeline.records import Manifest
 
@@ -167,22 +167,6 @@ def test_backslashes_are_understood_where_the_path_with_slashes_is_there(tmp_pat
     manifest, notes = noted(tmp_path, "a\\x.jpg 7\na\\y.jpg 8\n")
     assert (manifest.keys, manifest.labels) == (("a/x.jpg", "a/y.jpg"), ("7", "8"))
     assert len(notes) == 1
-
-
-def test_a_list_of_which_no_file_is_there_says_where_it_looked(tmp_path: Path) -> None:
-    touch(tmp_path, "data/a.jpg")
-    manifest = listed(tmp_path, "a.jpg\nb.jpg\n")
-    with pytest.raises(
-        DatasetError, match=r"data\.list: none of its 2 files was found, got '.*list\.txt' with paths such as"
-    ) as error:
-        refuse_all_missing(manifest, tmp_path / "list.txt")
-    assert f"'{tmp_path / 'a.jpg'}'. Expected absolute paths, or paths relative to {str(tmp_path)!r}. Set data.dir" in str(
-        error.value
-    )
-    # One that is there, even if it is empty, is enough.
-    (tmp_path / "b.jpg").touch()
-    refuse_all_missing(listed(tmp_path, "a.jpg\nb.jpg\n"), tmp_path / "list.txt")
-    refuse_all_missing(listed(tmp_path, "a.jpg\nb.jpg\n", base=tmp_path / "data"), tmp_path / "list.txt")
 
 
 def test_names_that_no_system_has_and_files_that_are_no_images_are_failed_rows(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import open_run
 
 from .killed_runs import partial_files
-from .test_command import command, environment
+from .processes import command, environment
 
 IMAGES = 20_000
 DIFFERENT = 300
@@ -49,7 +49,7 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_images(tmp_path: P
     with (
         (tmp_path / "said.txt").open("w") as said,
         subprocess.Popen(
-            command(*options, f"output.images_per_shard={ROWS_PER_SHARD}", "batch_size=32", cwd=tmp_path),
+            command(*options, f"output.images_per_shard={ROWS_PER_SHARD}", "batch_size=32"),
             cwd=tmp_path,
             env=environment(),
             stderr=said,

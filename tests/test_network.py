@@ -86,18 +86,6 @@ def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, backend: str, 
     assert max(errors.values()) < TOLERANCE, errors
 
 
-def test_biases_are_added(thin_weights: Any) -> None:
-    drawn = thin_weights()
-    biases = {name: np.linspace(-50, 50, bias.size, dtype=np.float32) for name, bias in drawn.biases.items()}
-    weights, image = replace(drawn, biases=biases), picture(16, 16)
-    expected = oracle.forward(image[0].astype(np.float64), weights.kernels, biases, until="relu2_1")
-    errors = differences(run(weights, ["conv1_1", "relu2_1"], image), expected)
-    assert max(errors.values()) < TOLERANCE, errors
-    # The mean colour is zero here, also at the borders: every position of conv1_1 is the bias.
-    flat = run(weights, ["conv1_1"], np.zeros((1, 8, 8, 3), np.float32))["conv1_1"]
-    np.testing.assert_array_equal(flat, np.broadcast_to(biases["conv1_1"], flat.shape))
-
-
 def test_kernels_are_used_as_stored(thin_weights: Any) -> None:
     """One bright pixel: what lies right of it shows the kernel's left column, what lies below it the upper row."""
     weights, image = thin_weights(), np.zeros((1, 9, 9, 3), np.float32)

@@ -23,8 +23,9 @@ from pipeline.store.run_folder import open_folder, preview_folder
 from pipeline.store.verification import check_hdf5, verify_folder
 
 from .killed_runs import ROOT, assert_same_run
+from .processes import start
 from .stored_runs import make_spec, write_run, write_share
-from .test_store_folder import ENVIRONMENT, files_in
+from .test_store_folder import files_in
 
 SHARE = (
     "import sys; from tests.stored_runs import *\n"
@@ -33,8 +34,7 @@ SHARE = (
 
 
 def start_share(folder: Path, share: str, program: str = SHARE) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", program, str(folder), share]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start([sys.executable, "-c", program, str(folder), share], ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_part_that_died_is_made_by_starting_it_again(tmp_path: Path, undivided
     die = (
         "import os, signal\nfrom pathlib import Path\nreplace = Path.replace\n"
         "def die(path, target):\n"
-        "    if '00005-of' in path.name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if '00007-of' in path.name: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return replace(path, target)\n"
         "Path.replace = die\n"
     )
@@ -91,9 +91,10 @@ def test_a_part_that_died_is_made_by_starting_it_again(tmp_path: Path, undivided
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
     left = files_in(folder)
+    # Two are finished at a time.
     assert left >= {".lock-2-of-2", "SHA256SUMS-2-of-2", "shards/shard-00001-of-00008.h5", "shards/shard-00003-of-00008.h5"}
-    (partial,) = (name for name in left if name.endswith(".partial") and "00005" in name)
-    assert re.fullmatch(r"shards/shard-00005-of-00008\.h5\.2-of-2-[0-9a-f]{8}\.partial", partial)
+    (partial,) = (name for name in left if name.endswith(".partial") and "00007" in name)
+    assert re.fullmatch(r"shards/shard-00007-of-00008\.h5\.2-of-2-[0-9a-f]{8}\.partial", partial)
     kept = (folder / "shards/shard-00001-of-00008.h5").stat().st_ino
     spec = make_spec(rows=30)
     # What is not of its share is nothing to a part, dead or alive.

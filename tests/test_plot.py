@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ from pipeline.records import ImageStatus
 from pipeline.store import format
 
 from .conftest import PHOTOGRAPHS
+from .processes import REPOSITORY, call, command, run_python, start
 from .stored_runs import make_spec, make_values, write_run
-from .test_command import REPOSITORY, call, call_here, environment
 from .test_seen import sha256_of
 
 MODULE = "pipeline.plot"
@@ -254,7 +252,7 @@ runpy.run_module("pipeline.plot", run_name="__main__")
 print("tensorflow" in sys.modules)
 """
     # A notebook's backend, which the programs that it starts inherit and may not have.
-    told = {**environment(), "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "error"}
+    told = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "error"}
     arguments = [
         f"run={folder}",
         "image=sky/rocket.jpg",
@@ -262,8 +260,7 @@ print("tensorflow" in sys.modules)
         "channels=active:2",
         "file={layer}.png",
     ]
-    command = [sys.executable, "-c", program, *arguments]
-    result = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True, check=False)
+    result = run_python(program, *arguments, cwd=tmp_path, **told)
     assert (result.stdout.splitlines()[-1], result.stderr) == ("False", "")
     for layer in ("conv1_1", "relu5_1.avg.l2"):
         path = next(tmp_path.glob(f"{layer}*.png"))
@@ -271,31 +268,10 @@ print("tensorflow" in sys.modules)
         assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
 
 
-def test_a_missing_run_and_a_wrong_option_are_one_line(tmp_path: Path) -> None:
-    result = call_here("run=x", "layer=pool2", cwd=tmp_path, module=MODULE)
-    assert (result.returncode, result.stderr) == (
-        2,
-        "error: layer: there is no such option, got 'layer'. Expected one of: layers. "
-        "Run `python -m pipeline.plot --help` for all.\n",
-    )
-    result = call_here("run=nothing", "channels=active:64", cwd=tmp_path, module=MODULE)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: nothing: there is no such run, got a path that does not exist. ")
-    assert len(result.stderr.splitlines()) == 1
-
-
 @pytest.mark.slow  # loads Matplotlib anew; other commands answer signals in the same way
 def test_an_interrupt_leaves_whole_pictures_and_no_half_ones(folder: Path, tmp_path: Path) -> None:
     arguments = (f"run={folder}", "images=[0,2,3]", "dpi=300", "input=false", "file={image}.png")
-    process = subprocess.Popen(
-        [sys.executable, "-m", MODULE, *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    with start(command(*arguments, module=MODULE), tmp_path) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)

@@ -18,7 +18,7 @@ from pipeline import extract_features
 from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults, known_keys
 from pipeline.store import format
 
-from .test_command import REPOSITORY, call, call_here
+from .processes import REPOSITORY, call, call_here
 from .test_reproduce import composed
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -21,15 +21,12 @@ from pipeline.job import write_reports
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
 from pipeline.report import CAUSES, EXAMPLES, Report, page_values
 from pipeline.store.digests import Digests
-from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
-from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
-from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip, write_companions
 from .pages import Page, make_report
-from .stored_runs import make_spec, make_values, put_rows, write_run
+from .stored_runs import make_spec, make_values, write_run
 
 ATTRIBUTES = {
     "network": "vgg19",
@@ -190,12 +187,7 @@ def test_a_full_disk_is_one_line(run: tuple[Path, RunSpec], monkeypatch: pytest.
 def test_failures_are_counted_by_cause_and_the_first_are_named(tmp_path: Path) -> None:
     spec = full_spec(60, shapes={"relu1_1": (1, 1, 3)}, images_per_shard=60)
     causes = [f"cause {row % 20}: of {row}" if row < 40 else "missing: file not found" for row in range(59)]
-    with open_folder(tmp_path, spec, "resume") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 1)
-        statuses = [ImageStatus(row, causes[row], 0, 0, 1, "") for row in range(59)] + [ImageStatus(59, "", 3, 3, 1, "ab")]
-        put_rows(writer, range(60), make_values(spec), statuses)
-        writer.close()
-        build_index(tmp_path, spec)
+    write_run(tmp_path, spec, statuses={row: ImageStatus(row, cause, 0, 0, 1, "") for row, cause in enumerate(causes)})
     report = report_of(tmp_path, spec, failed=59, causes=count_causes(causes))
     write_reports(tmp_path, spec, report, is_unchanged=False)
     text = page_of(tmp_path).text

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +17,7 @@ from pipeline.errors import ImageError
 from pipeline.plotting import input_picture
 
 from .conftest import MEAN_PIXEL, PHOTOGRAPHS
+from .processes import run_python
 
 
 def sha256_of(path: Path) -> str:
@@ -42,8 +41,7 @@ def test_a_resized_picture_is_the_one_pillow_makes_and_needs_no_tensorflow() -> 
     assert (seen.dtype, seen.shape) == (np.uint8, (64, 48, 3))
     assert np.abs(seen - expected).max() <= 1
     program = "import sys, pipeline.images.reading, pipeline.images.resize; print('tensorflow' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said == "False\n"
+    assert run_python(program).stdout == "False\n"
 
 
 def test_what_pads_is_the_mean_colour_and_native_size_is_the_file_itself() -> None:

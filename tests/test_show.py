@@ -24,8 +24,8 @@ from pipeline.store.run_summary import summarise_run
 
 from .damage import chunk_place, flip
 from .pages import make_report
+from .processes import call_here, run_python
 from .stored_runs import make_spec, make_values, write_run
-from .test_command import call_here, command, environment
 from .test_store_damage import change
 
 IDENTITY = {"network": "vgg19", "output.images_per_shard": "4", "data.size": "80x80"}
@@ -143,14 +143,7 @@ def test_all_of_it_is_had_as_json(folder: Path, copy: Path) -> None:
 
 def test_it_loads_no_tensorflow_and_serves_any_terminal(folder: Path) -> None:
     code = "import runpy, sys; runpy.run_module('pipeline.show', run_name='__main__'); print('tensorflow' in sys.modules)"
-    python = command(cwd=folder)[0]
-    done = subprocess.run(
-        [python, "-c", code, f"run={folder}"],
-        env={**environment(), "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python(code, f"run={folder}", PYTHONIOENCODING="ascii")
     assert done.stdout.endswith("False\n")
     assert "images     /data/imgs \\xe9\n" in done.stdout
 

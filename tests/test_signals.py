@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from .killed_runs import Moment, call_python, partial_files
-from .test_command import command, environment
+from .processes import command, run_python, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no signals to stop a process by")
 
@@ -56,9 +55,7 @@ def stop_waiting(
 ) -> tuple[int, str, float]:
     """Gives exit code, stderr and seconds of a child that is sent these signals, 0.1 s apart, at its work."""
     program = WAITING.format(work=work, answer=answer, grace=grace, before=before, advice=ADVICE)
-    with subprocess.Popen(
-        [sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start([sys.executable, "-c", program], Path.cwd()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         began = time.monotonic()
@@ -127,7 +124,7 @@ def test_loading_the_command_changes_no_signal() -> None:
         "import signal; before = [signal.getsignal(n) for n in (2, 15)]; import pipeline.run, pipeline.signals\n"
         "assert before == [signal.getsignal(n) for n in (2, 15)]"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment())
+    assert run_python(program).returncode == 0
 
 
 @pytest.mark.slow
@@ -139,9 +136,7 @@ def test_a_run_stops_within_seconds_while_it_computes_large_images(
     for number in range(3):
         Image.fromarray(np.full((64, 64, 3), 50 * number, np.uint8)).save(tmp_path / f"imgs/{number}.png")
     options = ["data.dir=imgs", "network.weights=random", "data.size=2048", "layers=[relu1_1,relu5_4]", "name=run"]
-    with subprocess.Popen(
-        command(*options, cwd=tmp_path), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start(command(*options), tmp_path) as process:
         partial = tmp_path / "outputs/run/shards"
         deadline = time.monotonic() + 120
         while not (partial.is_dir() and any(partial.iterdir())) and time.monotonic() < deadline:
@@ -180,9 +175,7 @@ def test_a_read_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
     for name in ("a", "b", "hang", "z"):
         Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / f"{name}.png")
     options = [f"data.dir={tmp_path}", "data.size=32", "layers=[relu1_1]", "network.weights=random", f"output.dir={tmp_path}/out"]
-    with subprocess.Popen(
-        [sys.executable, "-c", HANGING, *options], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start([sys.executable, "-c", HANGING, *options], tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "hanging\n"

@@ -1,39 +1,27 @@
-"""Addresses on the command line: told from paths, refused where nothing reaches them; attempts and their errors."""
+"""Addresses on the command line: told from paths, refused where nothing reaches them."""
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import storage
 from pipeline.config import check_options
 from pipeline.errors import OptionError
-from pipeline.storage import BLOCK_BYTES, RemotePath, StorageError, attempt, is_address, path_of
+from pipeline.storage import BLOCK_BYTES, RemotePath, is_address, path_of
 from pipeline.store.reader import open_run
 
 from .object_store import put_files
 from .stored_runs import make_spec, write_run
 from .test_config import values
 
-S3 = "s3://bucket/key"
-
 
 def given(**changes: Any) -> dict[str, Any]:
     return values(**{name.replace(".", "__"): value for name, value in changes.items()})
-
-
-@pytest.fixture(autouse=True)
-def without_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    slept: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", slept.append)
-    return slept
 
 
 @pytest.mark.parametrize(
@@ -116,68 +104,6 @@ def test_a_run_on_this_machine_needs_no_fsspec(tmp_path: Path, monkeypatch: pyte
     write_run(tmp_path, make_spec())
     with open_run(tmp_path) as run:
         assert run["conv1_1"][:].shape == (10, 5, 4, 3)
-
-
-# -- Requests that fail
-
-
-def failing(*errors: Exception) -> Callable[[], str]:
-    """Fails some times, then succeeds."""
-    left = list(errors)
-
-    def work() -> str:
-        if left:
-            raise left.pop(0)
-        return "done"
-
-    return work
-
-
-def _coded(kind: type[Exception], code: str, *arguments: Any) -> Exception:
-    error, cause = kind(*arguments), Exception(code)
-    cause.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
-    error.__cause__ = cause
-    return error
-
-
-def test_what_fails_for_a_while_is_tried_again_with_growing_pauses(without_waiting: list[float]) -> None:
-    busy = OSError(errno.EBUSY, "Please reduce your request rate.")
-    assert attempt(failing(busy, ConnectionResetError()), S3) == "done"
-    assert len(without_waiting) == 2
-    assert without_waiting == sorted(without_waiting)
-
-
-def test_what_keeps_failing_is_the_storage_s_fault_in_one_line(without_waiting: list[float]) -> None:
-    work = failing(*[OSError(errno.EBUSY, "Please reduce\nyour request rate.")] * 99)
-    with pytest.raises(StorageError) as caught:
-        attempt(work, S3)
-    assert len(without_waiting) == len(storage.PAUSES_SECONDS)
-    assert str(caught.value).startswith(
-        "s3://bucket/key: the storage refuses, got it does not answer as it should (Please reduce your request rate.). Expected "
-    )
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        (FileNotFoundError("x"), FileNotFoundError, "no such file or directory"),
-        (PermissionError("Access Denied"), PermissionError, "permission denied"),
-        (_coded(FileNotFoundError, "NoSuchBucket", "x"), StorageError, "x"),
-        (_coded(PermissionError, "ExpiredToken", "it expired"), StorageError, "it expired"),
-        (type("NoCredentialsError", (Exception,), {})("Unable to locate"), StorageError, "NoCredentialsError: Unable to locate"),
-        (OSError(errno.EINVAL, "bad request"), OSError, "bad request"),
-        (ImportError("Install gcsfs to access GCS"), StorageError, "ImportError: Install gcsfs to access GCS"),
-        (NotImplementedError("read only"), OSError, "NotImplementedError: read only"),
-    ],
-)
-def test_what_will_not_mend_is_not_tried_again(
-    error: Exception, kind: type[OSError], words: str, without_waiting: list[float]
-) -> None:
-    with pytest.raises(kind) as caught:
-        attempt(failing(error), S3)
-    assert type(caught.value) is kind
-    assert caught.value.strerror == words
-    assert not without_waiting
 
 
 def test_a_file_at_an_address_reads_as_the_file_would(monkeypatch: pytest.MonkeyPatch) -> None:

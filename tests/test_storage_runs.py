@@ -21,16 +21,14 @@ from pipeline.index import index_run
 from pipeline.sharding import Share
 from pipeline.storage import RemotePath, StorageError, prepare_scratch, scratch_for
 from pipeline.store import lock, verification
-from pipeline.store.index_file import build_index
 from pipeline.store.lock import RemoteLock
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder, preview_folder
 from pipeline.store.verification import check_hdf5, verify_folder
-from pipeline.store.writer import Writer
 
 from .killed_runs import assert_same_run
 from .object_store import clean_memory, copy_here, names_at, put_files, run_at
-from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
+from .stored_runs import make_spec, write_run, write_share
 from .test_index import CONFIG, spec_of
 
 ADDRESS = "memory://bucket/outputs/run"
@@ -176,20 +174,9 @@ def test_a_part_waits_for_one_that_settles_however_long_that_takes(
 
 
 def test_parts_of_a_run_at_one_address_have_scratch_and_digests_of_their_own(tmp_path: Path) -> None:
-    values = make_values(SPEC)
     for number in (1, 2):
         folder = run_at(ADDRESS, tmp_path / f"scratch{number}")
-        with open_folder(folder, SPEC, "resume", Share(number, 2)) as run_folder:
-            run_folder.prepare()
-            writer = Writer(folder, SPEC, run_folder.missing, workers=1, digests=run_folder.digests())
-            rows = [row for spec in run_folder.missing for row in range(spec.first, spec.stop)]
-            put_rows(writer, rows, values, make_statuses(SPEC, FAILED))
-            writer.close()
-            with run_folder.alone():
-                assert bool(run_folder.lacking()) == (number == 1)
-                if number == 2:
-                    run_folder.gather_digests()
-                    build_index(folder, SPEC)
+        assert write_share(folder, SPEC, Share(number, 2), FAILED) == (number == 2)
     assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
     assert not [name for name in names_at(ADDRESS) if "lock" in name]
 

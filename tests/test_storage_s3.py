@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
 from .object_store import ObjectStore, copy_here, names_at, object_store, put_files, run_at
+from .processes import REPOSITORY, call, command, start
 from .stored_runs import make_spec, write_run
-from .test_command import command, environment
 
 pytestmark = [
     # The server alone takes seconds to load; test_storage_runs asks the same of another kind of address.
@@ -117,15 +116,7 @@ def test_requests_that_fail_now_and_then_change_nothing(store: ObjectStore, tmp_
 def test_what_is_wrong_with_the_address_is_said_in_one_line_in_bounded_time(store: ObjectStore, tmp_path: Path) -> None:
     def said(*options: str, **variables: str) -> tuple[str, float]:
         began = time.monotonic()
-        found = subprocess.run(
-            command(*options, *OPTIONS, cwd=tmp_path),
-            cwd=tmp_path,
-            env={**environment(), **store.environment, **variables},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        found = call(*options, *OPTIONS, cwd=tmp_path, **store.environment, **variables)
         assert found.returncode == 1, found.stderr
         return found.stderr.splitlines()[-1], time.monotonic() - began
 
@@ -168,12 +159,9 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
         "import pipeline.storage as storage\nstorage.PART_BYTES, storage.PARTS_AT_ONCE = 5 << 20, 1\n"
     )
     options = [f"data.dir={images}", *OPTIONS, "layers=[relu1_1,relu1_2]", "data.size=224", "name=run", "output.compression=none"]
-    variables = {**environment(), **store.environment, "TMPDIR": str(tmp_path)}
-    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
+    variables = {**store.environment, "TMPDIR": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     store.fault = fault
-    with subprocess.Popen(
-        command(*options, "output.dir=s3://bucket/outputs", cwd=tmp_path), cwd=tmp_path, env=variables, stderr=subprocess.PIPE
-    ) as process:
+    with start(command(*options, "output.dir=s3://bucket/outputs"), tmp_path, **variables) as process:
         deadline = time.monotonic() + 120
         while not held and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
@@ -189,8 +177,7 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
     store.fault = lambda method, path: None
 
     def run(output: str) -> str:
-        line = command(*options, f"output.dir={output}", cwd=tmp_path)
-        found = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240, check=False)
+        found = call(*options, f"output.dir={output}", cwd=tmp_path, **variables)
         return found.stderr.splitlines()[-1] if found.returncode else ""
 
     assert f"`aws s3 rm {ADDRESS}/.lock`" in run("s3://bucket/outputs")
@@ -216,15 +203,13 @@ def test_a_bucket_that_vanishes_in_mid_run_stops_it_in_one_line(store: ObjectSto
 
     store.fault = fault
     (tmp_path / "sitecustomize.py").write_text("import pipeline.storage\npipeline.storage.PAUSES_SECONDS = (0.1, 0.1)\n")
-    variables = {**environment(), **store.environment}
-    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
+    variables = {**store.environment, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     options = [f"data.dir={IMAGES}", *OPTIONS, f"output.dir={tmp_path / 'outputs'}"]
-    call = {"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "timeout": 240, "check": False}
-    found = subprocess.run(command(*options, cwd=tmp_path), **call)  # type: ignore[call-overload]
+    found = call(*options, cwd=tmp_path, **variables)
     assert found.returncode == 1, found.stderr
     assert ": the storage refuses, got it does not answer as it should" in found.stderr.splitlines()[-1]
     store.fault = lambda method, path: None
-    found = subprocess.run(command(*options, cwd=tmp_path), **call)  # type: ignore[call-overload]
+    found = call(*options, cwd=tmp_path, **variables)
     assert found.returncode == 0, found.stderr
     with open_run(tmp_path / "outputs/imgs-vgg19") as run:
         assert set(run.images["status"]) == {"ok"}
@@ -232,21 +217,11 @@ def test_a_bucket_that_vanishes_in_mid_run_stops_it_in_one_line(store: ObjectSto
 
 def test_two_runs_that_start_together_at_one_address_are_one(store: ObjectStore, tmp_path: Path) -> None:
     images = images_here(tmp_path / "imgs", 6)
-    variables = [{**environment(), **store.environment, "TMPDIR": str(tmp_path / name)} for name in ("one", "two")]
+    options = [f"data.dir={images}", *OPTIONS, "name=run", "output.dir=s3://bucket/outputs"]
     processes = []
-    for each in variables:
-        Path(each["TMPDIR"]).mkdir()
-        options = [f"data.dir={images}", *OPTIONS, "name=run", "output.dir=s3://bucket/outputs"]
-        processes.append(
-            subprocess.Popen(
-                command(*options, cwd=tmp_path),
-                cwd=tmp_path,
-                env=each,
-                stderr=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-            )
-        )
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        processes.append(start(command(*options), tmp_path, **store.environment, TMPDIR=str(tmp_path / name)))
     said = [process.communicate(timeout=240)[1] for process in processes]
     codes = sorted(process.returncode for process in processes)
     assert codes in ([0, 0], [0, 1]), said

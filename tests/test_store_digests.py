@@ -19,8 +19,9 @@ from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
 from .damage import chunk_place, flip
+from .processes import run_python
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
-from .test_store_folder import run_python, stored_values
+from .test_store_folder import stored_values
 
 NAMES = [*(f"shards/shard-0000{n}-of-00003.h5" for n in range(3)), "features.h5", "manifest.jsonl.gz"]
 

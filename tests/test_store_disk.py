@@ -12,8 +12,9 @@ from pipeline.store import writer
 from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
+from .processes import run_python
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
-from .test_store_folder import files_in, run_python
+from .test_store_folder import files_in
 
 
 def test_a_folder_removed_under_the_run_is_one_line(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +13,17 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.records import ImageStatus, Manifest, RunSpec, digest_images
+from pipeline.records import RunSpec, digest_images
 from pipeline.store import format
 from pipeline.store.index_file import build_index
 from pipeline.store.manifest_file import read_manifest
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import RunFolder, open_folder
-from pipeline.store.writer import Writer
 
 from .killed_runs import contents
-from .stored_runs import make_spec, put_rows
+from .stored_runs import make_missing, make_spec, make_values
 
 SHAPES = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)}
 STEP = frozenset({"output.images_per_shard"})
@@ -60,44 +57,12 @@ def spec_of(
     return replace(spec, manifest=manifest, chosen=chosen)
 
 
-def values_of(spec: RunSpec) -> dict[str, list[NDArray[np.float32]]]:
-    """Gives activations that depend on the key and the layer alone, as a network's do."""
-    values: dict[str, list[NDArray[np.float32]]] = {}
-    for feature in spec.features:
-        values[feature.layer.name] = []
-        for key in spec.manifest.keys:
-            seed = zlib.crc32(f"{feature.layer.name} {key}".encode("utf-8", "backslashreplace"))
-            shape = feature.shape or (2 + seed % 5, 2 + seed % 7, feature.layer.channels)
-            values[feature.layer.name].append(np.random.default_rng(seed).random(shape, np.float32))
-    return values
-
-
-def statuses_of(manifest: Manifest, failed: str = "") -> list[ImageStatus]:
-    return [
-        ImageStatus(row, "missing: file not found", 0, 0, 0, "")
-        if key in failed
-        else ImageStatus(row, "", 30, 40, int(manifest.file_bytes[row]), f"{row:064x}")
-        for row, key in enumerate(manifest.keys)
-    ]
-
-
-def make(folder: RunFolder, failed: str = "", shards: int | None = None) -> None:
+def run(path: Path, spec: RunSpec, existing: str = "extend", failed: str = "", shards: int | None = None) -> RunFolder:
     """Makes what is missing, or so many shards of it and no index."""
-    folder.prepare()
-    left = len(folder.missing) if shards is None else shards
-    for part, missing in folder.parts():
-        writer = Writer(folder.path, part, missing[:left], workers=2)
-        rows = [row for shard in missing[:left] for row in range(shard.first, shard.stop)]
-        put_rows(writer, rows, values_of(part), statuses_of(part.manifest, failed))
-        writer.close()
-        left -= len(missing[:left])
-    if shards is None:
-        build_index(folder.path, folder.spec)
-
-
-def run(path: Path, spec: RunSpec, existing: str = "extend", **making: Any) -> RunFolder:
     with open_folder(path, spec, existing) as folder:
-        make(folder, **making)
+        make_missing(folder, [row for row, key in enumerate(folder.spec.manifest.keys) if key in failed], shards=shards)
+        if shards is None:
+            build_index(path, folder.spec)
     return folder
 
 
@@ -119,7 +84,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 def rows_are_those_of_their_keys(folder: Path, keys: str, failed: str = "") -> None:
     with open_run(folder) as opened:
         assert "".join(opened.images["key"]) == keys
-        expected = values_of(spec_of(keys, shapes={name: SHAPES[name] for name in opened.layers}))
+        expected = make_values(spec_of(keys, shapes={name: SHAPES[name] for name in opened.layers}))
         for layer in opened.layers:
             for row, key in enumerate(keys):
                 assert opened.row(key) == row
@@ -146,7 +111,7 @@ def test_new_images_become_rows_after_the_old_ones_whose_shards_stay_as_they_are
         assert index.attrs["part_stops"].tolist() == [3, 6]
         assert list(index.attrs["part_digests"]) == [spec_of("bdf").digest, folder.spec.digest]
         assert json.loads(index.attrs["identity"])["extends"] == f"3 rows, digest {spec_of('bdf').digest}"
-        expected = np.stack(values_of(spec_of("bdface"))["relu4_1"])
+        expected = np.stack(make_values(spec_of("bdface"))["relu4_1"])
         np.testing.assert_array_equal(index["features/relu4_1"][:], expected)
     with h5py.File(tmp_path / "shards/shard-part001-00000-of-00002.h5") as shard:
         assert shard.attrs["run_digest"] == folder.spec.digest
@@ -294,7 +259,7 @@ def test_images_of_native_size_are_appended_too(tmp_path: Path) -> None:
     shapes = {"relu4_1": None}
     run(tmp_path, spec_of("bdf", shapes=shapes), failed="d")
     run(tmp_path, spec_of("abcdef", shapes=shapes), failed="ce")
-    expected = values_of(spec_of("bdface", shapes=shapes))["relu4_1"]
+    expected = make_values(spec_of("bdface", shapes=shapes))["relu4_1"]
     with open_run(tmp_path) as opened, h5py.File(tmp_path / "features.h5") as index:
         assert list(index["features/relu4_1"]) == ["000000000", "000000002", "000000003"]
         for row in (0, 2, 3):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -14,9 +12,9 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.store.reader import open_run
 
+from .processes import run_python
 from .stored_runs import make_spec, make_values, write_run
 
-ROOT = Path(__file__).parent.parent
 SHAPES = {"small": (5, 4, 3), "large": (80, 80, 3)}
 
 
@@ -101,5 +99,5 @@ def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) ->
         "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
         "stop.set(); [thread.join() for thread in threads]\n"
     )
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, str(tmp_path)]
-    subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT)}, timeout=60)
+    ended = run_python(program, tmp_path, PYTHONWARNINGS="ignore::DeprecationWarning")
+    assert ended.returncode == 0, ended.stderr

@@ -17,8 +17,8 @@ from pipeline.cli import fail
 from pipeline.errors import PipelineError, printable
 
 from .bad_images import picture
+from .processes import command, environment, finish
 from .stored_runs import make_spec, write_run
-from .test_command import command, environment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names, languages and pipes as on Unix")
 
@@ -71,7 +71,7 @@ def test_a_run_is_the_same_in_every_language_home_and_order_of_hashing(tmp_path:
         if not surroundings["HOME"]:
             del surroundings["HOME"]
         name = f"output.dir={NOT_UTF8}" if number == 2 else "output.dir=out"
-        arguments = command(*options, name, f"name=run{number}", cwd=tmp_path)
+        arguments = command(*options, name, f"name=run{number}")
         ended = subprocess.run(arguments, cwd=tmp_path, env=surroundings, capture_output=True, check=False)
         assert ended.returncode == 0, ended.stderr
         folder = tmp_path / name.removeprefix("output.dir=") / f"run{number}"
@@ -101,7 +101,7 @@ def test_a_run_on_a_read_only_disk_is_verified_and_read(tmp_path: Path) -> None:
     """
     script = f"mount --bind run run; mount -o remount,bind,ro run; {sys.executable} -c {shlex.quote(program)}"
     arguments = ["unshare", "--map-root-user", "--mount", "sh", "-ec", script]
-    ended = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    ended = finish(arguments, tmp_path)
     if "unshare:" in ended.stderr or "mount:" in ended.stderr:
         pytest.skip(f"this system lets this user mount nothing: {ended.stderr}")
     numbers, refusal = ended.stdout.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -17,13 +18,14 @@ import pytest
 from PIL import Image
 
 from pipeline.config import tar_folder
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StoreError
 from pipeline.images import tar as tars
-from pipeline.images.folder import list_folder
 from pipeline.images.loader import ImageLoader
 from pipeline.images.reading import MAX_FILE_BYTES, read_image
-from pipeline.images.tar import find_in_tar, list_tars
+from pipeline.images.tar import list_tars
+from pipeline.job import refuse_changed_images
 from pipeline.records import Manifest, digest_images
+from pipeline.sharding import ShardSpec
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -87,22 +89,6 @@ def test_rows_come_in_the_order_of_the_files_and_of_their_members(tmp_path: Path
     assert manifest.digest == digest_images(manifest.keys, manifest.labels, manifest.file_bytes, manifest.metadata)
     sent = pickle.loads(pickle.dumps(manifest))
     assert contents(manifest) == contents(sent) == [png(3), png(4), png(1), b"2" * 5000]
-
-
-def test_a_tar_file_of_a_folder_gives_the_images_of_the_folder(tmp_path: Path, photographs: Path) -> None:
-    with tarfile.open(tmp_path / "p.tar", "w") as tar:
-        tar.add(photographs, "./", filter=lambda info: info if Path(info.name).suffix != ".txt" else None)
-    folder, packed = list_folder(photographs), listed(tmp_path / "p.tar")
-    place = {key: row for row, key in enumerate(packed.keys)}
-    order = np.array([place[key] for key in folder.keys])
-    assert len(order) == len(packed)
-    assert [packed.labels[row] for row in order] == list(folder.labels)
-    both = [ImageLoader(manifest, rows, batch_size=3, workers=2) for manifest, rows in ((folder, np.arange(7)), (packed, order))]
-    for ours, theirs in zip(*both, strict=True):
-        for here, there in zip(ours.statuses, theirs.statuses, strict=True):
-            assert (here.sha256, here.height_px, here.error) == (there.sha256, there.height_px, "")
-        for here, there in zip(map(ours.image, range(len(ours))), map(theirs.image, range(len(theirs))), strict=True):
-            np.testing.assert_array_equal(here, there)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -320,16 +306,18 @@ def test_a_tar_file_that_changes_after_it_was_listed_gives_failed_rows(tmp_path:
     assert errors(manifest) == ["not a regular file: a pipe"] * 2
 
 
-def test_one_image_is_found_again_in_its_tar_file(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {"x.png": b"a", "y.png": b"y"})
-    write_tar(tmp_path / "b.tar", {"x.png": b"b"})
-    manifest = listed(tmp_path)
-    for record in manifest:
-        tar = manifest.metadata["tar"][record.index]
-        again = find_in_tar(str(tmp_path / tar), record.key, tar)
-        assert (again.key, read_image(again)) == (record.key, read_image(record))
-    with pytest.raises(FileNotFoundError):
-        find_in_tar(str(tmp_path / "a.tar"), "z.png", "a.tar")
+def test_an_image_of_a_tar_file_that_was_written_since_is_read_again(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": png(0)})
+    shard, created, root, wrong = ShardSpec(0, 1, 0, 1), "2020-01-01T00:00:00+00:00", str(tmp_path), "0" * 64
+    new = listed(tmp_path / "a.tar")
+    refuse_changed_images(tmp_path, new, shard, [hashlib.sha256(png(0)).hexdigest()], created, root)
+    with pytest.raises(StoreError, match="an image has changed since its features were made, got another content of '0"):
+        refuse_changed_images(tmp_path, new, shard, [wrong], created, root)
+    os.utime(tmp_path / "a.tar", (5, 5))
+    old = listed(tmp_path / "a.tar")
+    refuse_changed_images(tmp_path, old, shard, [wrong], created, root)
+    with pytest.raises(StoreError, match="another content of '0"):
+        refuse_changed_images(tmp_path, old, shard, [wrong], created, "/elsewhere")
 
 
 def test_headers_are_found_without_reading_what_lies_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.images.reading import read_image
 from pipeline.images.tfds import find_set, list_set, sets_folder
 from pipeline.records import digest_images
 
+from .processes import run_python
 from .tiny_sets import IMAGES, tiny_png
 
 pytestmark = pytest.mark.usefixtures("tiny_set")
@@ -129,5 +129,4 @@ def test_a_wrong_name_is_answered_before_anything_is_loaded(tmp_path: Path) -> N
         "try: list_images(DataOptions(Path(sys.argv[1]), tfds='none'))\n"
         "except Exception as error: print(type(error).__name__, {'tensorflow', 'tensorflow_datasets'} & {*sys.modules})"
     )
-    said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True).stdout
-    assert said == "DatasetError set()\n"
+    assert run_python(program, tmp_path).stdout == "DatasetError set()\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from pipeline import open_run
 from pipeline.errors import OptionError, StoreError
 from pipeline.store.reader import Run
 
+from .processes import run_python
 from .stored_runs import NATIVE_SIZES, write_native_run
 from .test_training_batches import OK_ROWS, SHAPES, folder, run
 
@@ -30,8 +29,6 @@ needs_torch = pytest.mark.skipif(
 )
 # Python 3.12 and later warn of any fork in a process that has threads; the next lines are about just that.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
-ROOT = Path(__file__).parent.parent
 
 
 def rows_of(widths: Any) -> list[int]:
@@ -204,9 +201,9 @@ def test_without_pytorch_one_line_says_how_to_get_it(folder: Path) -> None:
         "except OptionError as error: print(error)\n"
         "assert 'tensorflow' not in sys.modules"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], check=True, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    ).stdout
+    ended = run_python(program, folder)
+    assert ended.returncode == 0, ended.stderr
+    said = ended.stdout
     assert said.startswith(
         "torch_dataset: PyTorch cannot be loaded, got import of torch halted; None in sys.modules. Expected it"
     )

@@ -19,8 +19,8 @@ from pipeline.store.verification import repair, verify_folder
 from pipeline.verify import verify as verify_run
 
 from .damage import chunk_place, flip, write_companions
+from .processes import call_here, command, start
 from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_run
-from .test_command import assert_equal_runs, call, call_here, command, environment
 from .test_store_folder import files_in, stored_values
 from .test_store_verification import SHARDS
 
@@ -98,14 +98,7 @@ def test_an_interrupt_ends_the_check_at_once_with_exit_code_130(copy: Path) -> N
     # A file without content of 64 GB: minutes of hashing.
     os.truncate(copy / "report.json", 64 << 30)
     (copy / ".lock").unlink()
-    process = subprocess.Popen(
-        command(f"run={copy}", "repair=true", cwd=copy, module=MODULE),
-        cwd=copy,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(command(f"run={copy}", "repair=true", module=MODULE), copy)
     deadline = time.monotonic() + 60
     while not (copy / ".lock").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -168,32 +161,6 @@ def test_repair_and_resume_mend_whatever_byte_has_changed(tmp_path: Path) -> Non
         write_companions(folder)
         assert verify_folder(folder, workers=1).count == 0, name
         assert stored_values(folder) == expected, name
-
-
-@pytest.mark.slow
-def test_the_real_command_remakes_what_repair_has_removed_bit_for_bit(photographs: Path, tmp_path: Path) -> None:
-    arguments = [f"data.dir={photographs}", "network.weights=random", "data.size=32", "layers=[relu1_1,relu2_1]"]
-    arguments += ["output.images_per_shard=2", "name=run"]
-    assert call(*arguments, cwd=tmp_path).returncode == 0
-    run, dice = tmp_path / "outputs/run", random.Random(1)
-    program = shutil.which("sha256sum")
-    if program:
-        subprocess.run([program, "--quiet", "-c", "SHA256SUMS"], cwd=run, check=True)
-    whole = Path(shutil.copytree(run, tmp_path / "whole"))
-    names = {line.split("  ")[1] for line in (run / "SHA256SUMS").read_text().splitlines()}
-    assert names == {
-        *(path.relative_to(run).as_posix() for path in run.rglob("*") if path.suffix in (".h5", ".gz", ".json", ".html", ".yaml"))
-    }
-    for _ in range(4):
-        damaged_at_random(run, dice)
-    (run / SHARDS[0].replace("00003", "00004")).unlink()
-    assert verify("run=outputs/run", cwd=tmp_path).returncode == 1
-    assert verify("run=outputs/run", "repair=true", cwd=tmp_path).returncode == 1
-    result = call(*arguments, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    result = verify("run=outputs/run", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout
-    assert_equal_runs(whole, run)
 
 
 def test_repair_is_refused_while_a_run_writes_the_folder(copy: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,11 +12,11 @@ from typing import Any
 import h5py
 import pytest
 
+from .processes import command, finish
 from .test_torch_weights import make_state, save_safetensors
 from .weight_files import keras_arrays, make_weights, save_mat, shrink_networks, write_keras_2
 from .weight_mutations import mutate
 
-REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time of a process are limited on Linux")
 
 # Seed -> how many mutations of it in the slow test.
@@ -77,16 +75,10 @@ class Outcome:
 def fuzz(seed: Path, count: int) -> Outcome:
     outcome, first = Outcome(), 0
     while first < count:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.weight_fuzzer", str(seed), str(first), str(count)],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},
-            capture_output=True,
-            timeout=1800,
-            check=False,
-        )
-        lines = done.stdout.decode().splitlines()
-        assert lines, done.stderr.decode()
+        words = command(str(seed), str(first), str(count), module="tests.weight_fuzzer")
+        done = finish(words, timeout_seconds=1800, OPENBLAS_NUM_THREADS="1")
+        lines = done.stdout.splitlines()
+        assert lines, done.stderr
         for line in lines:
             parts = line.split(" ", 3)
             if len(parts) > 2:

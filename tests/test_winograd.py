@@ -19,10 +19,9 @@ from pipeline.network.winograd.convolution import (
     Strip,
     prepare_convolution,
     prepare_direct_convolution,
-    transform_kernel,
 )
 from pipeline.network.winograd.engine import Segment, Workers
-from pipeline.network.winograd.kernels import compile_kernels, transform_matrices
+from pipeline.network.winograd.kernels import compile_kernels
 
 from . import oracle
 
@@ -60,23 +59,6 @@ def expect(image: NDArray[np.float32], weights: Any, relu: bool, pooling: Poolin
     values = oracle.convolve(image.astype(np.float64), *weights, 1)
     values = np.maximum(values, 0.0) if relu else values
     return oracle.pool(values, pooling.padding == "same", pooling.kind == "avg") if pooling else values
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_matrices_give_the_correlation_itself(seed: int) -> None:
-    output, kernel, data = transform_matrices()
-    values, taps = draw((6,), seed).astype(np.float64), draw((3,), seed + 9).astype(np.float64)
-    np.testing.assert_allclose(output @ ((kernel @ taps) * (data @ values)), np.correlate(values, taps), rtol=0, atol=1e-13)
-
-
-def test_a_kernel_is_transformed_in_float64_and_rounded_once() -> None:
-    kernel = draw((3, 3, 5, 7), 0)
-    matrix = transform_matrices()[1]
-    expected = np.einsum("ia,abcd,jb->ijcd", matrix, kernel.astype(np.float64), matrix)
-    transformed = transform_kernel(kernel)
-    assert transformed.shape == (36, 5, 7)
-    assert transformed.dtype == np.float32
-    np.testing.assert_allclose(transformed.reshape(6, 6, 5, 7), expected, rtol=6e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize(("channels", "relu"), [(3, True), (64, False), (128, True)])
