@@ -253,9 +253,9 @@ def _reduced(
             step = max(1, BLOCK_BYTES // (math.prod(layer.row_shape) * 4)) if layer.row_shape else 1
             for first in range(0, len(rows), step):
                 block = rows[first : first + step]
-                stored = layer.read(places[block], np.dtype(np.float32))
+                stored = np.asarray(layer.read(places[block]), np.float32)
                 for name, reducer in wanted:
-                    yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else np.asarray(stored))
+                    yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else stored)
 
 
 def _created(run: Run) -> list[str]:

@@ -214,7 +214,7 @@ def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, mon
     with pytest.raises(StoreError, match=r"^layer relu4_1: out of memory, got 10 rows of 768000 bytes together\. Expected"):
         run["relu4_1"][:]
     with pytest.raises(StoreError, match=r"layer relu4_1: out of memory, got 4 rows of 307200 bytes together\. Expected"):
-        next(iter(run.batches("relu4_1", 4, failed=True, dtype="float32")))
+        next(iter(run.batches("relu4_1", 4, failed=True)))
 
 
 def test_what_a_user_has_added_to_a_file_changes_nothing(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:

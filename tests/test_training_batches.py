@@ -128,7 +128,7 @@ def test_labels_may_be_numbers_or_given_values_and_a_subset_has_the_classes_of_a
 
 
 def test_images_of_native_size_come_as_lists(native: Run) -> None:
-    batches = native.batches("relu4_1", 2, label="width", shuffle=True, dtype="float32")
+    batches = native.batches("relu4_1", 2, label="width", shuffle=True)
     seen = []
     for images, widths in batches:
         assert isinstance(images, list)
@@ -140,37 +140,32 @@ def test_images_of_native_size_come_as_lists(native: Run) -> None:
 
 @pytest.mark.parametrize("layer", SHAPES)
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_parts_and_shares_tile_an_epoch(run: Run, layer: str, shuffle: bool) -> None:
-    whole = run.batches(layer, 5, label="width", shuffle=shuffle, seed=1)
-    parts = [rows_of(whole.read((4,), (number, 3)), run) for number in range(3)]
-    assert [*chain(*parts)] == rows_of(whole.read((4,)), run)
+def test_shares_tile_an_epoch(run: Run, layer: str, shuffle: bool) -> None:
     shares = [run.batches(layer, 5, label="width", shuffle=shuffle, seed=1, share=(rank, 3)) for rank in range(3)]
-    rows = [rows_of(share.read((4,)), run) for share in shares]
-    assert [len(share) for share in shares] == [len(list(share.read((0,)))) for share in shares]
+    rows = [rows_of(share, run) for share in shares]
+    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
     if shuffle:
         assert [len(of_rank) for of_rank in rows] == [12, 12, 12]
         assert len({*chain(*rows)}) == 36
     else:
         assert [*chain(*rows)] == OK_ROWS
-    many = [rows_of(whole.read((0,), (number, 50)), run) for number in range(50)]
-    assert sorted([*chain(*many)]) == OK_ROWS
 
 
 def test_rows_that_are_stored_together_are_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, make_spec(900, {"small": (8, 8, 4)}, images_per_shard=600))
     read_chunk, decoded = ShardLayer._chunk, []
 
-    def noted(self: Any, row: int, table: Any, number: int, *target: Any) -> Any:
-        decoded.append((self._shard.number, number))
-        return read_chunk(self, row, table, number, *target)
+    def noted(self: Any, row: int, position: int, *others: Any) -> Any:
+        decoded.append((self._shard.number, position))
+        return read_chunk(self, row, position, *others)
 
     monkeypatch.setattr(ShardLayer, "_chunk", noted)
+    monkeypatch.setattr(batches, "WINDOW_CHUNKS", 2)
     for shuffle in (True, False):
         run = open_run(tmp_path)
         assert run["small"].chunk_rows == 256
         decoded.clear()
-        batches = run.batches("small", 32, label="width", shuffle=shuffle, buffer_chunks=2)
-        rows = rows_of(batches, run)
+        rows = rows_of(run.batches("small", 32, label="width", shuffle=shuffle), run)
         assert sorted(rows) == list(range(900))
         assert set(Counter(decoded).values()) == {1}, decoded
         assert len(decoded) == 5
@@ -181,9 +176,9 @@ def test_an_epoch_is_read_ahead_by_two_batches_and_no_more_and_leaves_no_thread(
 ) -> None:
     read, begun = Examples.read, []
 
-    def noted(self: Any, places: Any, threads: Any) -> Any:
+    def noted(self: Any, places: Any) -> Any:
         begun.append(len(places))
-        return read(self, places, threads)
+        return read(self, places)
 
     monkeypatch.setattr(Examples, "read", noted)
     batches = iter(run.batches("large", 3))
@@ -204,7 +199,6 @@ def test_an_epoch_is_read_ahead_by_two_batches_and_no_more_and_leaves_no_thread(
         ({"label": "lable"}, "no such column, got 'lable'. Expected one of: label."),
         ({"label": [1, 2]}, "label: values of another number, got shape (2,). Expected 40, one a row of the run, or the name"),
         ({"where": FAILED}, "no rows are left, got 2 of 40 by where=, 2 of them failed. Expected at least one."),
-        ({"dtype": "int8"}, "dtype: cannot be given so, got 'int8'. Expected 'float32', or None for the dtype as stored."),
         ({"batch_size": 2.5}, "batch_size: out of range, got 2.5. Expected a whole number from 1 on."),
         ({"share": (2, 2)}, "share: out of range, got (2, 2). Expected (rank, ranks) with 0 <= rank < ranks."),
         ({"batch_size": 39, "drop_last": True}, "batch_size: no batch is left, got 39 for 38 of 38 rows (share 0 of 1)."),
@@ -226,7 +220,7 @@ def test_a_shuffled_order_has_every_row_once_and_every_chunk_in_one_window(rows:
         assert chunk_rows == 1
         return
     assert stops[-1] == rows
-    windows = [set(units[places[start:stop]].tolist()) for start, stop in pairwise([0, *stops.tolist()])]
+    windows = [set(units[places[start:stop]].tolist()) for start, stop in pairwise([0, *stops])]
     assert max(map(len, windows)) <= window
     assert sum(map(len, windows)) == len(set(units.tolist()))
 
@@ -241,8 +235,8 @@ def test_every_row_is_equally_likely_at_every_place() -> None:
 
 
 def test_a_whole_run_becomes_one_array(run: Run) -> None:
-    features, labels = run.to_numpy("large", label="label", dtype="float32")
-    np.testing.assert_array_equal(features, run["large"][OK_ROWS].astype(np.float32))
+    features, labels = run.to_numpy("large", label="label")
+    np.testing.assert_array_equal(features, run["large"][OK_ROWS])
     assert labels.tolist() == [row % 3 for row in OK_ROWS]
     both = run.to_numpy(["small", "large"], where=[4, 2])
     np.testing.assert_array_equal(both["small"], run["small"][[4, 2]])
@@ -255,15 +249,15 @@ def test_an_array_may_be_written_to_a_file_and_mapped(run: Run, tmp_path: Path, 
     assert isinstance(mapped, np.memmap)
     np.testing.assert_array_equal(mapped, run["large"][OK_ROWS])
     assert labels[0] == 300
-    named = run.to_numpy(["small"], out=str(tmp_path / "small.npy"), dtype="float32")
-    np.testing.assert_array_equal(named["small"], run["small"][OK_ROWS].astype(np.float32))
+    named = run.to_numpy(["small"], out=str(tmp_path / "small.npy"))
+    np.testing.assert_array_equal(named["small"], run["small"][OK_ROWS])
 
 
 def test_an_array_that_cannot_be_made_is_one_line(run: Run, native: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "available_bytes", lambda: 1_000_000)
-    line = r"features\.h5: does not fit into memory, got 0\.00292 GB for 38 rows\. Expected at most the 0\.001 GB that are free\."
+    line = r"features\.h5: does not fit into memory, got 0\.00146 GB for 38 rows\. Expected at most the 0\.001 GB that are free\."
     with pytest.raises(StoreError, match=line):
-        run.to_numpy("large", dtype="float32")
+        run.to_numpy("large")
     with pytest.raises(StoreError, match="images of differing shapes make no array, got native size"):
         native.to_numpy("relu4_1")
     with pytest.raises(OptionError, match=r"out: a file holds one layer, got 2: small, large\. Expected one\."):

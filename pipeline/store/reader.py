@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
+import functools
 import math
+import operator
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -25,16 +27,14 @@ from ..sharding import ShardSpec
 from ..storage import RemotePath, is_address, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, select_rows, to_numpy
 from . import format, tables
-from .damage import missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
+from .damage import damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
 from .image_table import ImageTable
-from .shard_reader import CHUNKS_AHEAD, Rows, ShardLayer, Shards, do_all
+from .shard_reader import ShardLayer
 from .statistics import LayerStatistics, read_statistics
 from .tables import Column
 
 # Keys compared for the nearest one in a message; all of a large run would take minutes.
 KEYS_COMPARED = 5000
-# Rows that an iteration reads at once where each is a chunk: what it holds besides the row that it gives.
-LARGEST_STEP = 8
 LAYER_HEADINGS = ("layer", "shape", "dtype", "channels", "stride")
 
 
@@ -125,6 +125,20 @@ def _names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
+# What several threads read: see :func:`_threads_and_lock`. More than cores, since an object store answers each request after some
+# 10 to 50 ms, and a disk reads several chunks at the same time.
+LEAST_THREADS = 16
+
+
+@functools.cache
+def _threads_and_lock(process: int) -> tuple[ThreadPoolExecutor, threading.Lock]:
+    """Return the threads that read rows in a process, and the lock of the one that asks HDF5 where chunks lie.
+
+    A forked process has none of its parent's threads, and must not wait for what they held.
+    """
+    return ThreadPoolExecutor(max(LEAST_THREADS, usable_cores()), "rows"), threading.Lock()
+
+
 class Layer(Shown):
     """One layer's activations of all images, indexed as a NumPy array along the first axis; read when asked for.
 
@@ -141,8 +155,11 @@ class Layer(Shown):
         chunk_rows: Rows that are stored together: reading one costs as much as reading all.
     """
 
-    def __init__(self, shards: Shards, name: str, node: h5py.Dataset | h5py.Group) -> None:
-        self._shards = shards
+    def __init__(self, run: Run, name: str, node: h5py.Dataset | h5py.Group) -> None:
+        self._run = run
+        # Of every shard that was ever read where its chunks lie, some 20 bytes a row: asking HDF5 costs more than reading a row,
+        # and a shuffled pass over a large run reads another shard for almost every row.
+        self._shards: dict[int, ShardLayer] = {}
         self.name = name
         self.dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
         self.channels = int(node.attrs["channels"])
@@ -161,7 +178,7 @@ class Layer(Shown):
         return len(self), *(self.row_shape or (None, None, self.channels))
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return len(self._run)
 
     def __getitem__(self, wanted: Any) -> Any:
         wanted, *rest = wanted if isinstance(wanted, tuple) else (wanted,)
@@ -173,7 +190,7 @@ class Layer(Shown):
 
     def __iter__(self) -> Iterator[NDArray[np.floating]]:
         # Some at a time, so that threads share the work and a chunk of several rows is decoded once.
-        step = max(self.chunk_rows, LARGEST_STEP if self._shards.are_remote else min(usable_cores(), LARGEST_STEP))
+        step = max(self.chunk_rows, ROWS_AT_ONCE)
         for first in range(0, len(self), step):
             yield from self[first : first + step]
 
@@ -182,7 +199,7 @@ class Layer(Shown):
             raise no_array(f"layer {self.name}")
         return np.asarray(self[:], dtype)
 
-    def shape_of(self, row: int) -> tuple[Any, ...]:
+    def shape_of(self, row: int) -> tuple[int, ...]:
         """Return (h, w, c), or (d,), of one image that is ok, at native size too; reads none of its values.
 
         Raises:
@@ -210,21 +227,37 @@ class Layer(Shown):
         shard, local = self._locate(row)
         return shard.bands(local, every)
 
-    def _locate(self, row: Any) -> tuple[ShardLayer, int]:
-        number, local = self._shards.locate(np.asarray(row))
-        return self._shards.layer(int(number), self.name), int(local)
+    def _locate(self, row: int) -> tuple[ShardLayer, int]:
+        number, local = self._run._locate(np.asarray(row))
+        return self._shard(int(number)), int(local)
+
+    def _shard(self, number: int) -> ShardLayer:
+        """Return the layer of a shard, which HDF5 is asked for once."""
+        if number not in self._shards:
+            with _threads_and_lock(os.getpid())[1]:
+                if number not in self._shards:
+                    self._shards[number] = self._open(number)
+        return self._shards[number]
+
+    def _open(self, number: int) -> ShardLayer:
+        spec = self._run.shards[number]
+        path = self._run._paths[number]
+        found = ShardLayer(path, self._run._digests[spec.part], spec, self.name)
+        if found.row_shape != self.row_shape:
+            got = f"{found.row_shape or 'native size'} where the run has {self.row_shape}"
+            raise damaged(path, f"layer {self.name}", got)
+        return found
 
     def chunk_starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the first row of the chunk that each row lies in, (n,): reading one of its rows costs as much as all."""
-        return rows - self._shards.locate(rows)[1] % self.chunk_rows
+        return rows - self._run._locate(rows)[1] % self.chunk_rows
 
-    def read(self, rows: NDArray[np.int64], dtype: np.dtype[np.floating] | None = None, threads: int | None = None) -> Any:
+    def read(self, rows: NDArray[np.int64], alone: bool = False) -> Any:
         """Read rows in any order, repeated or not, each chunk once, several at once.
 
         Args:
             rows: (n,) each in [0, N).
-            dtype: Of what is given, converted by the threads that decode; None: as stored.
-            threads: How many decode; None: as many as there are cores.
+            alone: Whether the calling thread decodes them all, for a process that has such as it beside it.
 
         Returns:
             (n, h, w, c); at native size a list of (h, w, c).
@@ -232,45 +265,40 @@ class Layer(Shown):
         Raises:
             StoreError: A shard is missing or damaged, or the rows do not fit into memory.
         """
-        dtype = self.dtype if dtype is None else dtype
-        found: Rows
+        found: Any
         try:
             if self.row_shape is None:
-                found = [np.full((1, 1, self.channels), np.nan, dtype) for _ in rows]
+                found = [np.full((1, 1, self.channels), np.nan, self.dtype) for _ in rows]
             else:
-                found = np.empty((len(rows), *self.row_shape), dtype)
+                found = np.empty((len(rows), *self.row_shape), self.dtype)
         except (MemoryError, ValueError) as error:
-            size_bytes = len(rows) * math.prod(self.row_shape or ()) * dtype.itemsize
+            size_bytes = len(rows) * math.prod(self.row_shape or ()) * self.dtype.itemsize
             raise StoreError(
                 f"layer {self.name}: out of memory, got {len(rows)} rows of {size_bytes} bytes together. Expected fewer. "
                 f"Read some rows at a time, for instance [0:100]."
             ) from error
         order = np.argsort(rows, kind="stable")
-        numbers, local = self._shards.locate(rows[order])
+        numbers, local = self._run._locate(rows[order])
         starts = np.flatnonzero(np.diff(self.chunk_starts(rows[order]), prepend=-1)).tolist()
-        pieces = [slice(*ends) for ends in itertools.pairwise([*starts, len(rows)])]
-        is_prefetched = hasattr(os, "posix_fadvise") and not self._shards.are_remote
 
-        def prefetch(wanted: Sequence[slice]) -> None:
-            for piece in wanted if is_prefetched else ():
-                with suppress(StoreError):  # what is wrong is said when it is read
-                    self._shards.layer(int(numbers[piece.start]), self.name).prefetch(int(local[piece.start]))
-
-        def read_piece(number: int) -> None:
-            prefetch(pieces[number + CHUNKS_AHEAD : number + CHUNKS_AHEAD + 1])
-            piece = pieces[number]
-            shard = int(numbers[piece.start])
-            arguments = local[piece].tolist(), found, order[piece].tolist(), self.row_shape
+        def read_chunk(start: int, stop: int) -> None:
+            number = int(numbers[start])
+            arguments = local[start:stop].tolist(), found, order[start:stop].tolist()
             try:
-                self._shards.layer(shard, self.name).read(*arguments)
+                self._shard(number).read(*arguments)
             except StoreError:
                 # The shard may have been made anew since it was opened: what is there now says whether anything is wrong.
-                self._shards.forget(shard, self.name)
-                self._shards.layer(shard, self.name).read(*arguments)
+                self._shards.pop(number, None)
+                refresh(self._run._paths[number])
+                self._shard(number).read(*arguments)
 
-        prefetch(pieces[:CHUNKS_AHEAD])
-        do_all(read_piece, len(pieces), threads, waits=self._shards.are_remote)
+        read = map if alone or len(starts) < 2 else _threads_and_lock(os.getpid())[0].map
+        for _ in read(read_chunk, starts, [*starts[1:], len(rows)]):
+            pass
         return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.getitem, (self._run, self.name)
 
     def __repr__(self) -> str:
         return f"<layer {self.name}: {self.shape} {self.dtype}>"
@@ -291,6 +319,7 @@ class Run(Shown):
     Attributes:
         path: The file that was opened: the index, or a shard.
         layers: Names of the layers, in network order.
+        shards: Which rows of the run lie in which shard; of a shard that was opened, it alone.
         images: The table: column -> (N,) array; text columns are object arrays of str.
         attributes: Attributes of the root: digests, config, network, versions.
     """
@@ -299,23 +328,25 @@ class Run(Shown):
         # Absolute: the run must still be found after a change of the working directory.
         self.path = path.absolute()
         with tables.open_file(path) as file:
-            digests, plan = tables.read_plan(file, path)
+            self._digests, plan = tables.read_plan(file, path)
             with reading(path, "the tree"):
                 self.attributes: dict[str, Any] = dict(file.attrs)
                 rows, columns = len(own_node(file["images"], "key")), tuple(file["images"])
-                self._shards = Shards(self._locate(plan), digests)
-                self.layers = tuple(tables.layer_names(file))
-                self._layers = {name: Layer(self._shards, name, file["features"][name]) for name in self.layers}
-                if rows != len(self._shards):
+                if self.attributes["file_kind"] == format.SHARD:
+                    plan = tuple(shard for shard in plan if shard.first == int(self.attributes["first_row"]))
+                    self._paths = [self.path]
+                else:
+                    self._paths = self._find_shards(plan)
+                self.shards = plan
+                if rows != sum(shard.rows for shard in plan):
                     raise ValueError(f"a table /images of {rows} rows")
+                # Each part ends with a shard of its own length: rows cannot be found by division.
+                self._firsts = np.array([shard.first - plan[0].first for shard in plan], np.int64)
+                self.layers = tuple(tables.layer_names(file))
+                self._layers = {name: Layer(self, name, file["features"][name]) for name in self.layers}
         self.images: Mapping[str, Column] = ImageTable(self.path, columns, rows)
 
-    def _locate(self, plan: tuple[ShardSpec, ...]) -> dict[ShardSpec, Path]:
-        if self.attributes["file_kind"] == format.SHARD:
-            found = {shard: self.path for shard in plan if shard.first == int(self.attributes["first_row"])}
-            if not found:
-                raise ValueError(f"a first row {self.attributes['first_row']} at which no shard begins")
-            return found
+    def _find_shards(self, plan: Sequence[ShardSpec]) -> list[Path]:
         require_own_shards(self.path.parent)
         folder = self.path.parent / format.SHARD_FOLDER
         present = {*_names_in(folder)}
@@ -323,7 +354,12 @@ class Run(Shown):
         if missing:
             # HDF5 would read a missing shard as NaN, as if all its images had failed.
             raise missing_file(folder / missing[0], "shard", f"{len(plan) - len(missing)} of {len(plan)} shards")
-        return {shard: folder / shard.file_name for shard in plan}
+        return [folder / shard.file_name for shard in plan]
+
+    def _locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the number of the shard that has each row, and the row's place in it."""
+        numbers = np.searchsorted(self._firsts, rows, side="right") - 1
+        return numbers, rows - self._firsts[numbers]
 
     @cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
@@ -335,13 +371,8 @@ class Run(Shown):
         with tables.open_file(self.path) as file:
             return read_statistics(file, self.path, self.layers)
 
-    @property
-    def shards(self) -> tuple[ShardSpec, ...]:
-        """Which rows of the run lie in which shard."""
-        return self._shards.specs
-
     def __len__(self) -> int:
-        return len(self._shards)
+        return self.shards[-1].stop - self.shards[0].first
 
     def __contains__(self, layer: object) -> bool:
         return layer in self._layers
@@ -387,10 +418,8 @@ class Run(Shown):
         label: Any = None,
         where: Any = None,
         failed: bool = False,
-        dtype: str | None = None,
         shuffle: bool = False,
         seed: int = 0,
-        buffer_chunks: int = 512,
         drop_last: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> Batches:
@@ -405,11 +434,9 @@ class Run(Shown):
                 the sorted ``classes``, int64, those made of digits sorted as numbers. None: labels are None.
             where: Which rows: a mask over all rows of the run, rows, or a slice. None: all.
             failed: Whether to keep failed images, whose features are NaN.
-            dtype: ``float32``, whatever is stored; None: as stored.
             shuffle: Whether rows come in a random order: a uniform permutation where a row is 64 KiB or more; else see
                 ``pipeline/training/batches.py``.
             seed: Of the order. The same seed gives the same epochs, on every machine.
-            buffer_chunks: Chunks that are mixed where rows are smaller than 64 KiB, about 256 KiB each.
             drop_last: Leave out a last batch that is not full.
             share: (rank, ranks): the part of one of several processes. Shuffled, all get the same number, and up to
                 ``ranks - 1`` rows are left out of an epoch, others each time; in order, nothing is left out.
@@ -418,10 +445,8 @@ class Run(Shown):
             StoreError: There is no such layer, column or row, or no row is left.
             OptionError: An option is out of range.
         """
-        examples = Examples(self, layers, label=label, where=where, failed=failed, dtype=dtype)
-        return Batches(
-            examples, batch_size, shuffle=shuffle, seed=seed, buffer_chunks=buffer_chunks, drop_last=drop_last, share=share
-        )
+        examples = Examples(self, layers, label=label, where=where, failed=failed)
+        return Batches(examples, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, share=share)
 
     def torch_dataset(
         self,
@@ -451,11 +476,10 @@ class Run(Shown):
             raise OptionError(
                 f"torch_dataset: PyTorch cannot be loaded, got {error}. Expected it in this environment. pip install torch"
             ) from error
-        _refuse_without_batches("drop_last", drop_last, batch_size)
         if batch_size is None and not shuffle:
             return torch_data.RowDataset(self.batches(layers, 1, **options).examples)
         share = torch_data.rank_and_ranks() if share is None else share
-        rows = ROWS_AT_ONCE if batch_size is None else batch_size
+        rows, drop_last = (ROWS_AT_ONCE, False) if batch_size is None else (batch_size, drop_last)
         batches = self.batches(layers, rows, shuffle=shuffle, drop_last=drop_last, share=share, **options)
         return torch_data.StreamDataset(batches, is_batched=batch_size is not None)
 
@@ -476,11 +500,9 @@ class Run(Shown):
         """
         from ..training.tf_data import as_dataset
 
-        _refuse_without_batches("drop_remainder", drop_remainder, batch_size)
         is_native = any(self[name].row_shape is None for name in ([layers] if isinstance(layers, str) else layers))
-        rows = ROWS_AT_ONCE if batch_size is None or is_native else batch_size
-        batches = self.batches(layers, rows, drop_last=drop_remainder and not is_native, **options)
-        return as_dataset(batches, batch_size, drop_remainder)
+        rows, drop_last = (ROWS_AT_ONCE, False) if batch_size is None or is_native else (batch_size, drop_remainder)
+        return as_dataset(self.batches(layers, rows, drop_last=drop_last, **options), batch_size, drop_remainder)
 
     def to_numpy(self, layers: str | Sequence[str], *, out: str | os.PathLike[str] | None = None, **options: Any) -> Any:
         """Return rows as one array, (n, h, w, c), or layer -> such; with a ``label`` (features, labels).
@@ -488,7 +510,7 @@ class Run(Shown):
         Args:
             layers: A name, or names.
             out: A ``.npy`` file of one layer to write to: what is given is mapped from it, and memory does not limit it.
-            **options: ``label``, ``where``, ``failed`` and ``dtype``, as in :meth:`batches`.
+            **options: ``label``, ``where`` and ``failed``, as in :meth:`batches`.
 
         Raises:
             StoreError: It does not fit into memory, with the bytes that it takes; and as in :meth:`batches`.
@@ -496,8 +518,9 @@ class Run(Shown):
         return to_numpy(Examples(self, layers, **options), out)
 
     def close(self) -> None:
-        """Close the shards; reading opens them again."""
-        self._shards.close()
+        """Forget where chunks lie in the shards; reading asks again."""
+        for layer in self._layers.values():
+            layer._shards.clear()
 
     def __enter__(self) -> Run:
         return self
@@ -511,8 +534,3 @@ class Run(Shown):
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         caption = f"run {str(self.path)!r}: {len(self)} images, {self.attributes['network']}, made {self.attributes['created']}"
         return caption, LAYER_HEADINGS, [layer._cells() for layer in self._layers.values()]
-
-
-def _refuse_without_batches(option: str, is_set: bool, batch_size: int | None) -> None:
-    if is_set and batch_size is None:
-        raise OptionError(f"{option}: there are no batches, got batch_size=None. Expected it with a batch_size. Give one.")

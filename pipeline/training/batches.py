@@ -7,11 +7,11 @@ sizes), the order of an epoch is a uniform random permutation of all rows, as ``
 is held back in a buffer.
 
 Smaller rows share a chunk, and reading one costs as much as reading all. Chunks are then permuted uniformly, and taken in windows
-of K (``buffer_chunks``); the rows of a window are permuted uniformly. Every row is still equally likely at every place of the
+of K (:data:`WINDOW_CHUNKS`); the rows of a window are permuted uniformly. Every row is still equally likely at every place of the
 epoch. What differs from a uniform permutation: the rows of one chunk, which are neighbours in the list of images and so mostly of
 one class, all come in the same window. Of a batch of B, the share of a class with frequency p has the variance
 ``p (1 - p) (1/B + 1/K)`` at most, in place of ``p (1 - p) / B``: its standard deviation is larger by the factor
-``sqrt(1 + B/K)``, 6 % for batches of 64 and the 512 chunks that are usual. A run of at most K chunks is permuted uniformly.
+``sqrt(1 + B/K)``, 6 % for batches of 64. A run of at most K chunks is permuted uniformly.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from ..records import OK
 # Layer -> (n, h, w, c), at native size a list of (h, w, c); and None -> (n,) or (n, ...) labels, where there are some.
 Columns = dict[str | None, Any]
 
+# Chunks of small rows that are mixed when rows are shuffled, about 256 KiB each.
+WINDOW_CHUNKS = 512
 # Batches that are read ahead; a window of chunks is large, and one ahead is enough.
 AHEAD = 2
 WINDOWS_AHEAD = 1
@@ -64,11 +66,10 @@ class Examples:
         labels: (n,) int64 for texts, else (n, ...) in their own dtype; None.
         is_native: Whether images have arrays of differing shapes.
         shapes: Layer -> (h, w, c) of a row; h and w are None at native size.
-        dtypes: Layer -> dtype of the values as they are given.
 
     Raises:
         StoreError: There is no such layer or column; the rows are none of the run's, or none are left.
-        OptionError: Another dtype or number of labels.
+        OptionError: There is no layer, or another number of labels.
     """
 
     def __init__(
@@ -79,17 +80,13 @@ class Examples:
         label: str | ArrayLike | None = None,
         where: Any = None,
         failed: bool = False,
-        dtype: str | None = None,
     ) -> None:
-        if dtype not in (None, "float32"):
-            raise OptionError(f"dtype: cannot be given so, got {dtype!r}. Expected 'float32', or None for the dtype as stored.")
         self.run = run
         self._is_single = isinstance(layers, str)
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         if not names:
             raise OptionError(f"layers: none is given, got {layers!r}. Expected one or more of: {', '.join(run.layers)}.")
         self.layers: dict[str, Any] = {name: run[name] for name in names}
-        self.dtypes = {name: np.dtype(dtype or layer.dtype) for name, layer in self.layers.items()}
         self.shapes: dict[str, tuple[int | None, ...]] = {name: layer.shape[1:] for name, layer in self.layers.items()}
         self.is_native = any(None in shape for shape in self.shapes.values())
         self.rows = _choose(run, where, failed)
@@ -112,12 +109,12 @@ class Examples:
         for place in range(_length(columns)):
             yield self.item({name: values[place] for name, values in columns.items()})
 
-    def read(self, places: NDArray[np.int64], threads: int | None = None) -> Columns:
+    def read(self, places: NDArray[np.int64], alone: bool = False) -> Columns:
         """Read some of the rows.
 
         Args:
             places: (m,) each in [0, n), in any order: of the rows chosen.
-            threads: How many decode; None: as many as there are cores.
+            alone: Whether the calling thread decodes them all.
 
         Returns:
             Layer -> values of m rows; None -> their labels, where there are some.
@@ -126,7 +123,7 @@ class Examples:
             StoreError: A shard is missing or damaged, or the rows do not fit into memory.
         """
         rows = self.rows[places]
-        columns: Columns = {name: layer.read(rows, self.dtypes[name], threads) for name, layer in self.layers.items()}
+        columns: Columns = {name: layer.read(rows, alone) for name, layer in self.layers.items()}
         return columns if self.labels is None else {**columns, None: self.labels[places]}
 
     def __repr__(self) -> str:
@@ -178,7 +175,7 @@ def _place_of_class(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if re.fullmatch("-?[0-9]{1,100}", name) else (1, 0, name)
 
 
-def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, int]) -> tuple[NDArray[np.int64], list[int] | None]:
     """Return a random order of rows, as the head of this file says.
 
     Args:
@@ -195,22 +192,16 @@ def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, ...]) -> t
     count = int(numbers.max()) + 1
     if count in (1, len(starts)) or count <= window:
         # Of one window, or every row for itself.
-        return random.permutation(len(starts)), None if count == len(starts) else np.array([len(starts)])
+        return random.permutation(len(starts)), None if count == len(starts) else [len(starts)]
     windows = random.permutation(count)[numbers] // window
-    return np.lexsort((random.random(len(starts)), windows)), np.cumsum(np.bincount(windows))
-
-
-def share_of(count: int, share: tuple[int, int]) -> tuple[int, int]:
-    """Return start and stop of what one of several takes, (rank, ranks)."""
-    rank, ranks = share
-    return rank * count // ranks, (rank + 1) * count // ranks
+    return np.lexsort((random.random(len(starts)), windows)), np.cumsum(np.bincount(windows)).tolist()
 
 
 class Batches:
     """The batches of one epoch after the other: each ``iter`` begins the next epoch, in another order if shuffled.
 
-    Memory: at most four batches, the one in use among them; where rows share chunks, besides at most three windows of
-    ``buffer_chunks`` chunks, about 256 KiB a chunk and layer.
+    Memory: at most four batches, the one in use among them; where rows share chunks, besides at most three windows,
+    each of 128 MiB a layer.
 
     Args:
         examples: What to read; the other arguments are those of ``run.batches``.
@@ -226,11 +217,10 @@ class Batches:
         *,
         shuffle: bool = False,
         seed: int = 0,
-        buffer_chunks: int = 512,
         drop_last: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("buffer_chunks", buffer_chunks, 1)):
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise OptionError(f"{name}: out of range, got {value!r}. Expected a whole number from {least} on.")
         rank, ranks = share
@@ -238,14 +228,13 @@ class Batches:
             raise OptionError(f"share: out of range, got {share!r}. Expected (rank, ranks) with 0 <= rank < ranks.")
         self.examples = examples
         self.batch_size = int(batch_size)
-        self.shuffle = shuffle
-        self.seed = int(seed)
         self.share = share
         self.epoch = 0
-        self._buffer_chunks = int(buffer_chunks)
+        self._shuffle = shuffle
+        self._seed = int(seed)
         # Shuffled, all ranks get the same number, and up to ranks - 1 rows are nobody's.
         count = len(examples) // ranks * ranks if shuffle else len(examples)
-        self._start, stop = share_of(count, share)
+        self._start, stop = rank * count // ranks, (rank + 1) * count // ranks
         self.rows = (stop - self._start) // self.batch_size * self.batch_size if drop_last else stop - self._start
         if not self.rows:
             raise OptionError(
@@ -265,39 +254,28 @@ class Batches:
 
     def next_epoch(self) -> Iterator[Columns]:
         """Begin the next epoch; yield its batches as columns."""
+        places, windows = self._order()
         self.epoch += 1
-        return self.read((self.epoch - 1,))
+        start, stop = self._start, self._start + self.rows
+        cuts = range(start, stop, self.batch_size) if windows is None else [cut for cut in windows if start < cut < stop]
+        pieces = [places[begin:end] for begin, end in itertools.pairwise([start, *cuts, stop]) if begin < end]
+        return self._rebatch(self._read_ahead(pieces, AHEAD if windows is None else WINDOWS_AHEAD))
 
-    def read(self, epoch: tuple[int, ...], part: tuple[int, int] = (0, 1), threads: int | None = None) -> Iterator[Columns]:
-        """Yield the batches of an epoch, or some of them.
-
-        Args:
-            epoch: Numbers of the epoch, >= 0.
-            part: (number, parts): a contiguous part of its batches. Parts tile the epoch.
-            threads: How many decode; None: as many as there are cores.
-        """
-        start, stop = (self._start + min(place * self.batch_size, self.rows) for place in share_of(len(self), part))
-        places, window_stops = self._order(epoch)
-        stops = range(start, stop, self.batch_size) if window_stops is None else window_stops.tolist()
-        cuts = [start, *(cut for cut in stops if start < cut < stop), stop]
-        pieces = [places[begin:end] for begin, end in itertools.pairwise(cuts) if begin < end]
-        return self._rebatch(self._read_ahead(pieces, threads, AHEAD if window_stops is None else WINDOWS_AHEAD))
-
-    def _order(self, epoch: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        """Return the places of the rows of an epoch, and where pieces of it end that are read as one."""
+    def _order(self) -> tuple[NDArray[np.int64], Sequence[int] | None]:
+        """Return the places of the rows of an epoch; and where those end that are best read as one, None: each is for itself."""
         layer = max(self.examples.layers.values(), key=lambda layer: layer.chunk_rows)
-        if self.shuffle:
-            return shuffled(layer.chunk_starts(self.examples.rows), self._buffer_chunks, (self.seed, *epoch))
-        count, step = len(self.examples), STRAIGHT_CHUNKS * layer.chunk_rows
-        return np.arange(count), None if layer.chunk_rows == 1 else np.append(np.arange(step, count, step), count)
+        if self._shuffle:
+            return shuffled(layer.chunk_starts(self.examples.rows), WINDOW_CHUNKS, (self._seed, self.epoch))
+        count = len(self.examples)
+        return np.arange(count), None if layer.chunk_rows == 1 else range(0, count, STRAIGHT_CHUNKS * layer.chunk_rows)
 
-    def _read_ahead(self, pieces: list[NDArray[np.int64]], threads: int | None, ahead: int) -> Iterator[Columns]:
+    def _read_ahead(self, pieces: list[NDArray[np.int64]], ahead: int) -> Iterator[Columns]:
         """Read pieces in order, some ahead, in a thread of its own."""
         waiting: deque[Future[Columns]] = deque()
         reader = ThreadPoolExecutor(1, "batches")
         try:
             for places in pieces:
-                waiting.append(reader.submit(self.examples.read, places, threads))
+                waiting.append(reader.submit(self.examples.read, places))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -324,7 +302,7 @@ class Batches:
             yield _join(held)
 
     def __repr__(self) -> str:
-        how = f"shuffled, seed {self.seed}" if self.shuffle else "in order"
+        how = f"shuffled, seed {self._seed}" if self._shuffle else "in order"
         share = f", share {self.share[0]} of {self.share[1]}" if self.share[1] > 1 else ""
         return f"<{len(self)} batches of {self.batch_size}, {how}{share}: {self.examples!r}>"
 
@@ -360,7 +338,7 @@ def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> A
     """
     if examples.is_native:
         raise no_array(str(examples.run.path))
-    row_bytes = sum(math.prod(layer.row_shape) * examples.dtypes[name].itemsize for name, layer in examples.layers.items())
+    row_bytes = sum(math.prod(layer.row_shape) * layer.dtype.itemsize for layer in examples.layers.values())
     needed, free = len(examples) * row_bytes, available_bytes()
     if out is not None:
         return examples.item(_to_file(examples, Path(out), row_bytes))
@@ -373,12 +351,12 @@ def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> A
 
 
 def _to_file(examples: Examples, path: Path, row_bytes: int) -> Columns:
-    if len(examples.shapes) != 1:
+    if len(examples.layers) != 1:
         raise OptionError(
-            f"out: a file holds one layer, got {len(examples.shapes)}: {', '.join(examples.shapes)}. Expected one. "
+            f"out: a file holds one layer, got {len(examples.layers)}: {', '.join(examples.layers)}. Expected one. "
             f"Call it once a layer."
         )
-    ((name, shape),) = examples.shapes.items()
+    ((name, layer),) = examples.layers.items()
     # A link stays one, as if its file had been written over.
     target = path.resolve()
     partial = target.with_name(target.name + ".partial")
@@ -387,8 +365,8 @@ def _to_file(examples: Examples, path: Path, row_bytes: int) -> Columns:
             raise OSError(errno.EINVAL, "something that is no regular file")
         # Written, not mapped: on a disk that is full, writing to a mapped file ends the process.
         with partial.open("wb") as file:
-            descr = np.lib.format.dtype_to_descr(examples.dtypes[name])
-            header = {"descr": descr, "fortran_order": False, "shape": (len(examples), *shape)}
+            descr = np.lib.format.dtype_to_descr(layer.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": (len(examples), *layer.row_shape)}
             np.lib.format.write_array_header_2_0(file, header)
             for columns in Batches(examples, max(1, STEP_BYTES // row_bytes)).next_epoch():
                 file.write(columns[name].data)

@@ -13,9 +13,6 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from ..errors import OptionError
 from .batches import Batches, Columns, Examples, select_rows
 
-# No epoch has been set.
-UNSET = -1
-
 
 class RowDataset(Dataset):
     """Rows by number. Worker processes, forked or spawned, persistent or not, open the run for themselves.
@@ -47,7 +44,7 @@ class RowDataset(Dataset):
         return list(self._examples.items(self._read(np.atleast_1d(select_rows(places, len(self), "dataset")))))
 
     def _read(self, places: NDArray[np.int64]) -> Columns:
-        return _tensors(self._examples.read(places, None if get_worker_info() is None else 1))
+        return _tensors(self._examples.read(places, alone=get_worker_info() is not None))
 
     def __repr__(self) -> str:
         return f"<dataset: {self._examples!r}>"
@@ -56,10 +53,7 @@ class RowDataset(Dataset):
 class StreamDataset(IterableDataset):
     """Rows or batches in the order of an epoch, decoded by all cores while the last batch is being used.
 
-    No worker processes are needed: ``DataLoader(dataset, batch_size=None)``. With some, each reads a part of the epoch in one
-    thread. Each ``iter`` is the next epoch. In worker processes the order comes from ``seed`` and the number given to
-    :meth:`set_epoch`; before that was called, from ``seed`` and from what the DataLoader draws for the epoch, so that
-    ``torch.manual_seed`` repeats it, as for any DataLoader that shuffles.
+    It needs no worker processes and refuses them: ``DataLoader(dataset, batch_size=None)``. Each ``iter`` is the next epoch.
 
     Attributes:
         classes: As of :class:`RowDataset`.
@@ -69,41 +63,27 @@ class StreamDataset(IterableDataset):
     def __init__(self, batches: Batches, is_batched: bool) -> None:
         self._batches = batches
         self._is_batched = is_batched
-        # In memory that workers share: persistent ones would never learn of another epoch.
-        self._set = torch.full((1,), UNSET, dtype=torch.int64).share_memory_()
-        self._begun = 0
         self.classes = batches.examples.classes
         self.rows = batches.examples.rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that begins next, in this process and in its workers."""
-        self._set[0] = epoch
+        """Set the epoch that begins next."""
         self._batches.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self._batches) if self._is_batched else self._batches.rows
 
     def __iter__(self) -> Iterator[Any]:
-        examples, worker = self._batches.examples, get_worker_info()
-        batches = self._batches.next_epoch() if worker is None else self._of_worker(worker)
-        for columns in map(_tensors, batches):
+        if (worker := get_worker_info()) is not None:
+            raise OptionError(
+                f"num_workers: a stream is read by one process, got {worker.num_workers}. Expected 0: all cores decode already. "
+                f"Leave it out, or make the dataset without shuffle and batch_size, which are then the DataLoader's."
+            )
+        for columns in map(_tensors, self._batches.next_epoch()):
             if self._is_batched:
-                yield examples.item(columns)
+                yield self._batches.examples.item(columns)
             else:
-                yield from examples.items(columns)
-
-    def _of_worker(self, worker: Any) -> Iterator[Columns]:
-        epoch: tuple[int, ...] = (int(self._set[0]),)
-        if epoch == (UNSET,):
-            if self._batches.shuffle and self._batches.share[1] > 1:
-                raise OptionError(
-                    "set_epoch: was not called, got worker processes of several ranks. Expected the same epoch on all ranks. "
-                    "Call dataset.set_epoch(epoch) before each epoch."
-                )
-            # The same number in all workers of an epoch; another one in each epoch, but for workers that persist.
-            epoch = (worker.seed - worker.id, self._begun)
-            self._begun += 1
-        return self._batches.read(epoch, (worker.id, worker.num_workers), threads=1)
+                yield from self._batches.examples.items(columns)
 
     def __repr__(self) -> str:
         return f"<dataset: {self._batches!r}>"
