@@ -152,7 +152,7 @@ def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> Weights | Ke
 
 
 def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> AbstractContextManager[bytes]:
-    return with_transforms(options.reduction.pca, run_folder, partial(compute_sample, options, run_folder.spec, weights))
+    return with_transforms(options.reduction, run_folder, partial(compute_sample, options, run_folder.spec, weights))
 
 
 def _try_again(run_folder: RunFolder) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, reduction_parameters, to_yaml
+from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, parameters_of_results, to_yaml
 from .network.architectures import CLASSIFIER_BLOCK, TENSORFLOW, WINOGRAD, layer_table, output_shapes
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
@@ -111,7 +111,7 @@ def plan_reduced_run(
     Raises:
         OptionError: Reductions do not fit together, or to what they are of.
     """
-    features = reduce_stored(wanted, reduction_parameters(options.reduction), len(source.manifest))
+    features = reduce_stored(wanted, parameters_of_results(options.reduction), len(source.manifest))
     there = {name: text for name, text in source.options.items() if not name.startswith("reduction.")}
     if is_exact:
         network, size = there["network"], there["data.size"]
@@ -172,12 +172,8 @@ def _pooling_identity(
 def _reduction_identity(options: Options | ReduceOptions, features: Sequence[FeatureSpec]) -> dict[str, str]:
     """Return what the results of reductions depend on; a density of ``auto`` follows from the layer."""
     used = {reduction.name: reduction.parameters for feature in features for reduction in feature.reductions}
-    fit = (
-        {"reduction.pca.fit": digest_of(transforms_file(options.reduction.pca.fit))}
-        if "pca" in used and options.reduction.pca.fit
-        else {}
-    )
-    return fit | {
+    fit = options.reduction["pca"]["fit"] if "pca" in used else None
+    return ({"reduction.pca.fit": digest_of(transforms_file(fit))} if fit else {}) | {
         f"reduction.{name}.{key}": str(value if key != "density" else options.given["reduction.srp.density"])
         for name, parameters in sorted(used.items())
         for key, value in parameters.items()

@@ -75,7 +75,7 @@ def reduce_run(options: ReduceOptions) -> Report:
         target.make_again([shard for shard, rows in target.unread.items() if good[[*rows]].any()])
         say_plan(target)
         sample = partial(_take_sample, run, places, bases)
-        with with_transforms(options.reduction.pca, target, sample) as transforms:
+        with with_transforms(options.reduction, target, sample) as transforms:
             target.prepare()
             if transforms:
                 write_transforms(target, transforms)

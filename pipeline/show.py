@@ -61,7 +61,7 @@ def overview(path: Path) -> dict[str, Any]:
         "attributes": {name: _plain(value) for name, value in attributes.items() if name not in ("config", "identity")},
         "options": options,
         "differing_options": differing_options(options),
-        "command": command_again(options, folder, str(attributes.get("data_root", ""))) if options else "",
+        "command": command_again(options, folder) if options else "",
         "report": report,
     }
 

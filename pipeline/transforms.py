@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from .config import Options, PcaOptions
+from .config import Options, Parameters
 from .errors import OptionError, StoreError
 from .extract import close_unless_running, extract, make_stages
 from .network.host_reductions import fit_pca, sample_places
@@ -46,13 +47,13 @@ _ARRAYS = ("mean", "components", "explained_variance")
 
 
 @contextmanager
-def with_transforms(options: PcaOptions, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[bytes]:
+def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[bytes]:
     """Give the run the transforms that it lacks: those of its folder, else fitted now, or another run's.
 
     Of processes that make parts of a run one fits, and the others wait for it.
 
     Args:
-        options: Of the run.
+        reduction: Parameters of the run.
         run_folder: Opened.
         take_sample: Computes what is to be transformed, of a sample of the images.
 
@@ -76,7 +77,7 @@ def with_transforms(options: PcaOptions, run_folder: RunFolder, take_sample: Tak
             content = read_file(path)
             is_there = _read(content, path)[1] == first.digest
         if not is_there:
-            found = other_transforms(options, wanted) or _fit(options, wanted, first.stop, take_sample)
+            found = other_transforms(reduction["pca"], wanted) or _fit(reduction["pca"], wanted, first.stop, take_sample)
             content = _written(found, first.digest)
         digest = hashlib.sha256(content).hexdigest()
         for shard in sorted(run_folder.finished, key=lambda shard: shard.first)[:1]:
@@ -106,19 +107,19 @@ def _alone(run_folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def other_transforms(options: PcaOptions, wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
+def other_transforms(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
     """Return the transforms of the run that ``reduction.pca.fit`` names; none if it names none.
 
     Args:
-        options: Of the run.
+        pca: Its parameters.
         wanted: Name of a transform -> what it is applied to.
 
     Raises:
         OptionError: There is no such transform, of this length and with as many components.
     """
-    if options.fit is None:
+    path, count, found = pca["fit"], pca["n_components"], {}
+    if path is None:
         return {}
-    path, count, found = options.fit, options.n_components, {}
     there = _read(read_file(transforms_file(path)), path)[0]
     for name in wanted:
         transform = there.get(name)
@@ -163,18 +164,18 @@ def compute_sample(
     return sample.rows
 
 
-def _fit(pca: PcaOptions, wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
-    places = sample_places(rows, pca.fit_images, pca.seed)
+def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
+    places = sample_places(rows, pca["fit_images"], pca["seed"])
     _log.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
     given = {feature.name: feature for feature in wanted.values()}
     sample = take_sample(sorted(given.values(), key=lambda feature: feature.layer.network_index), places)
     found = {}
     for name, feature in wanted.items():
         values = np.concatenate(sample.get(feature.name) or [np.zeros((0, 1), np.float32)])
-        require_sample(pca.n_components, len(values), " of the sample that are ok")
-        found[name] = fit_pca(values, pca.n_components)
+        require_sample(pca["n_components"], len(values), " of the sample that are ok")
+        found[name] = fit_pca(values, pca["n_components"])
         share = found[name].explained_variance.sum() / values.var(axis=0, ddof=1, dtype=np.float64).sum()
-        _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca.n_components, 100 * share)
+        _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca["n_components"], 100 * share)
     return found
 
 

@@ -150,6 +150,10 @@ print(json.dumps([found, os.listdir(), heavy]))
 WRONG = [
     (["data.dir=x", "batchsize=3"], "batchsize: there is no such option, got 'batchsize'. Expected one of: batch_size"),
     (["data.dir=x", "+extra=3"], "extra: there is no such option"),
+    (
+        ["data.dir=x", "runtime.convolution=direct"],
+        "runtime.convolution: there is no such option, got ",
+    ),
     (["data.dir=x", "resize=crop"], "resize: there is no such option, got 'resize'. Expected one of: data.resize"),
     (["data.dir=x", "runtime.backend=winograd", "runtime.device=gpu"], "runtime.backend: this one computes on a CPU, got"),
     (["data.dir=x", "network=vgg18"], "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16"),
@@ -182,11 +186,11 @@ def test_an_option_of_another_command_is_none_of_this_one(tmp_path: Path) -> Non
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:
-    from pipeline.config import known_keys
+    from pipeline.config import defaults
 
     result = call_here("--help", cwd=tmp_path, module="pipeline.run")
     assert result.returncode == 0
-    for key in known_keys():
+    for key in defaults():
         assert f"{key.rsplit('.', 1)[-1]}:" in result.stdout, key
 
 
