@@ -633,6 +633,18 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False))
 
 
+def parse_config(text: str) -> dict[str, Any]:
+    """Return the options of a run from their YAML, nested; none if it is not that of a run."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    is_one = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in ("data", "network", "output"))
+    return config if is_one else {}
+
+
 def check_value(key: str, value: Any, kind: type = Options, module: str = "pipeline.run") -> Any:
     """Return the checked value of an option, given by its full name; arguments as of :func:`check`.
 

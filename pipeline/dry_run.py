@@ -10,12 +10,11 @@ from contextlib import ExitStack
 import numpy as np
 
 from .config import Options
-from .errors import DatasetError
 from .extract import Stages, close_unless_running, extract, rows_of
 from .formatting import count_causes, words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
-from .progress import Stopwatch, refuse_failures, say_size
+from .progress import Stopwatch, refuse_failed_run, say_size
 from .records import ImageStatus
 from .store import disk
 from .store.run_folder import RunFolder
@@ -73,12 +72,7 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     else:
         _log.warning("sample: no image of it can be used, so nothing can be said of the rest")
     if count == len(rows) == len(spec.manifest):
-        if len(errors) == count:
-            raise DatasetError(
-                f"{spec.manifest.root}: all {count} images failed, got e.g. {errors[0]!r}. Expected at least one that can be "
-                f"read. Check the images."
-            )
-        refuse_failures(len(errors), count, options.data.max_failed_fraction, next(iter(errors), ""))
+        refuse_failed_run(spec.manifest.root, errors, count, options.data.max_failed_fraction)
 
 
 def free_bytes(run_folder: RunFolder) -> int:
