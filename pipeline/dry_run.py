@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import numpy as np
 
 from .config import Options
-from .extract import Stages, close_unless_running, extract, rows_of
+from .extract import Stages, extract, rows_of
 from .formatting import count_causes, words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
 from .progress import Stopwatch, refuse_failed_run, say_size
-from .records import ImageStatus
 from .store import disk
 from .store.run_folder import RunFolder
 from .store.writer import DryWriter
@@ -42,15 +40,13 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
     trial, began = DryWriter(spec, options.runtime.workers or usable_cores()), time.monotonic()
     ends: list[tuple[int, float]] = []
-
-    def done(statuses: Sequence[ImageStatus], values: int) -> None:
-        ends.append((len(statuses), time.monotonic()))
-
     with ExitStack() as stack:
         stack.callback(trial.abort)
-        batches = iter(stages.load(spec.manifest, sample))
-        stack.callback(close_unless_running, batches)
-        extract(batches, stages, trial, Stopwatch(), done)
+        for batch, layers in stack.enter_context(closing(extract(spec.manifest, sample, stages, Stopwatch()))):
+            trial.put_statuses(batch.statuses)
+            for features in layers:
+                trial.put_features(features)
+            ends.append((len(batch), time.monotonic()))
         trial.close()
     before, began = ends[0] if len(ends) > 1 else (0, began)
     rate = (count - before) / (time.monotonic() - began)

@@ -10,7 +10,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .config import Options, Parameters
 from .errors import OptionError, StoreError
-from .extract import close_unless_running, extract, make_stages
+from .extract import extract, make_stages
 from .network.host_reductions import fit_pca, sample_places
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
@@ -29,7 +29,7 @@ from .network.reductions import prefixes, require_sample
 from .plan import transforms_file
 from .progress import LOGGER as _log
 from .progress import Stopwatch
-from .records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, Transform
+from .records import FeatureSpec, RunSpec, Transform
 from .signals import leaving_at_once
 from .storage import RemotePath
 from .store import disk, format
@@ -135,33 +135,18 @@ def other_transforms(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec]) 
     return found
 
 
-class _Sample:
-    """Takes what a writer takes, and keeps the rows of each feature."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[NDArray[np.float32]]] = {}
-
-    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
-        """Take nothing: of images that failed there are no rows."""
-
-    def put_features(self, features: FeatureBatch) -> None:
-        """Keep rows."""
-        self.rows.setdefault(features.layer, []).append(features.values.reshape(len(features.values), -1).astype(np.float32))
-
-
 def compute_sample(
     options: Options, spec: RunSpec, weights: Weights | KerasWeights, features: Sequence[FeatureSpec], places: NDArray[np.int64]
 ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
     """Extract features of some images of a run; see :data:`TakeSample`."""
     with leaving_at_once():
         stages = make_stages(options, replace(spec, features=tuple(features), dtype="float32"), weights)
-    sample = _Sample()
-    batches = iter(stages.load(spec.manifest, places))
-    try:
-        extract(batches, replace(stages, overflow_fails_row=False), sample, Stopwatch(), lambda statuses, values: None)
-    finally:
-        close_unless_running(batches)
-    return sample.rows
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    with closing(extract(spec.manifest, places, replace(stages, overflow_fails_row=False), Stopwatch())) as batches:
+        for _, layers in batches:
+            for one in layers:
+                found.setdefault(one.layer, []).append(one.values.reshape(len(one.values), -1).astype(np.float32))
+    return found
 
 
 def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
