@@ -28,7 +28,7 @@ class ImageRecord:
 
     Attributes:
         index: Row in the run, from 0.
-        key: The name a person reads: path relative to the data folder, ``/`` on every system. Unique in a run.
+        key: Path relative to the data folder, ``/`` on every system. Unique in a run.
         path: Where the file is, for this machine.
         label: First folder of the key, or the list's ``label`` column; ``""`` if none.
         file_bytes: Size of the file when it was listed; 0 where it could not be found.

@@ -27,10 +27,6 @@ class ShardSpec:
     stop: int
     part: int = 0
 
-    def __post_init__(self) -> None:
-        assert 0 <= self.number < self.count, self
-        assert 0 <= self.first < self.stop, self
-
     @property
     def file_name(self) -> str:
         """``shard-00000-of-00012.h5``; of an added part ``shard-part001-00000-of-00003.h5``, which sorts after all before."""
@@ -73,9 +69,6 @@ class Share:
 
     number: int
     count: int
-
-    def __post_init__(self) -> None:
-        assert 1 <= self.number <= self.count, self
 
     @classmethod
     def of_text(cls, text: str) -> Share | None:
