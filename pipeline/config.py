@@ -175,19 +175,9 @@ def _cluster(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
-    """Which images, and how they are brought to size.
+    """Which images, and how they are brought to size."""
 
-    Attributes:
-        dir: Folder of images; beside a list what its paths are relative to, beside a set where sets are kept.
-        list: Text, CSV or Parquet file of paths.
-        tar: Tar files: paths, patterns, ranges, folders.
-        tfds: Set of TensorFlow Datasets: ``name``, ``name/config``, ``name:1.0.0``.
-        split: Of the set.
-        size: (height, width) in px, or None for native size; ``auto`` until it stands in :class:`Options`.
-        label: ``folder``, ``parent``, or the name of a column.
-    """
-
-    dir: Path | None = path(None, "data.dir")
+    dir: Path | None = path(None, "data.dir")  # beside a list what its paths are relative to, beside a set where sets are kept
     list: Path | None = path(None, "data.list")
     tar: tuple[str, ...] | None = option(
         None,
@@ -196,6 +186,7 @@ class DataOptions:
     )
     tfds: str | None = option(None, "a set's name: name, name/config or name:1.0.0", _matching(_TFDS_NAME))
     split: str | None = option(None, "a whole split, e.g. train, test or validation", _matching(_SPLIT))
+    # (height, width) in px, or None for native size; `auto` until it stands in Options.
     size: Any = option(AUTO, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size", _size)
     resize: str = choice("squash", "squash", "crop", "pad")
     interpolation: str = choice("bilinear", "nearest", "bilinear", "bicubic", "lanczos")
@@ -221,12 +212,7 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """Which network, with which weights; a group of files in ``conf/network``.
-
-    Attributes:
-        model: Of ``keras``: a name of ``keras.applications`` or the path of a ``.keras`` file.
-        preprocess: Likewise, a key of :data:`~pipeline.network.keras_models.MODES` or ``auto``.
-    """
+    """Which network, with which weights; a group of files in ``conf/network``. Model and preprocessing are of ``keras``."""
 
     name: str = choice("vgg19", *sorted(NETWORKS), KERAS)
     model: str | None = option(None, "a model", lambda value: keras_models.check_model(_text(value)))
@@ -539,20 +525,15 @@ def _channels(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PlotOptions:
-    """All options of ``python -m pipeline.plot``; ``conf/plot.yaml`` says what they mean.
-
-    Attributes:
-        images: Keys and rows, negative ones from the end, that of ``image`` too; none: the first image that is ok.
-        channels: Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
-        file: Path with ``{run}``, ``{image}``, ``{layer}`` to be replaced; None: the usual one.
-        most_active: The mosaic has so many channels, the most active ones of each layer; None: not chosen so.
-    """
+    """All options of ``python -m pipeline.plot``; ``conf/plot.yaml`` says what they mean."""
 
     run: Path = path(None, "run")
     image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image)
+    # Keys and rows, negative ones from the end, that of `image` too; none: the first image that is ok.
     images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     channel: int = whole(0, 0, MOST_CHANNELS)
+    # Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
     channels: range | tuple[int, ...] | None = option(
         None, "a number of channels, a list of different ones as [0,5,9], or active:64", _channels
     )
@@ -565,7 +546,7 @@ class PlotOptions:
     file: str | None = option(None, "the name of a picture", lambda value: os.path.expanduser(_text(value)))
     dpi: int = whole(100, 20, 1200)
     show: bool = switch(False)
-    most_active: int | None = field(default=None, init=False)
+    most_active: int | None = field(default=None, init=False)  # channels of a mosaic, the most active of each layer
 
     def __post_init__(self) -> None:
         if isinstance(self.channels, str):

@@ -45,21 +45,13 @@ Done = Callable[[Sequence[ImageStatus], int], None]
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What the loop is handed.
-
-    Attributes:
-        device: Where the network runs.
-        load: (manifest, indices (n,) int64) -> a loader of these rows; iterate over it for batches.
-        compute: Batch -> features of its good images, one layer after the other, computed when asked for.
-        overflow_fails_row: Whether an image with a value that float16 cannot hold fails, or the writer is to refuse it.
-        memory_fails_row: Whether an image that is too large for the device fails: at native size on a GPU.
-    """
+    """What the loop is handed."""
 
     device: Device
-    load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]
-    compute: Callable[[Batch], Iterable[FeatureBatch]]
-    overflow_fails_row: bool = False
-    memory_fails_row: bool = False
+    load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]  # the rows with these indices, in batches
+    compute: Callable[[Batch], Iterable[FeatureBatch]]  # of its good images, one layer after the other, when asked for
+    overflow_fails_row: bool = False  # an image with a value that float16 cannot hold fails; else the writer refuses it
+    memory_fails_row: bool = False  # an image that is too large for the device fails: at native size on a GPU
 
 
 def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, watch: Stopwatch, done: Done) -> None:

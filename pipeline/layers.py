@@ -27,23 +27,14 @@ HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """One layer of a network, for an input size.
-
-    Attributes:
-        name: Of the layer.
-        layer: As the network's table gives it.
-        shape: (h, w, c) or (d,) of the output; None where the input is too small.
-        row_bytes: Of one image's activations as stored, before compression; 0 without a shape.
-        gflop: Floating-point operations of one image up to and with this layer, in 1e9; NaN where unknown.
-        is_chosen: Whether it is among the layers that were asked for.
-    """
+    """One layer of a network, for an input size."""
 
     name: str
     layer: LayerSpec
-    shape: tuple[int, ...] | None
-    row_bytes: int
-    gflop: float
-    is_chosen: bool
+    shape: tuple[int, ...] | None  # (h, w, c) or (d,) of the output; None where the input is too small
+    row_bytes: int  # of one image's activations as stored, before compression; 0 without a shape
+    gflop: float  # floating-point operations of one image up to and with this layer, in 1e9; NaN where unknown
+    is_chosen: bool  # among the layers that were asked for
 
     def cells(self) -> tuple[str, ...]:
         """Return what stands under :data:`HEADINGS`."""

@@ -11,21 +11,13 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap.
+    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap."""
 
-    Attributes:
-        number: From 0, in its part.
-        count: How many shards the part has.
-        first: Index of its first row.
-        stop: Index after its last row.
-        part: 0 for the images that the run began with, then one for each extension.
-    """
-
-    number: int
-    count: int
-    first: int
-    stop: int
-    part: int = 0
+    number: int  # from 0, in its part
+    count: int  # of the shards of the part
+    first: int  # index of its first row
+    stop: int  # index after its last row
+    part: int = 0  # 0 for the images that the run began with, then one for each extension
 
     @property
     def file_name(self) -> str:
@@ -60,15 +52,10 @@ _SHARE = re.compile(r"([0-9]{1,7})(?:/|-of-)([0-9]{1,7})")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one of several processes makes of a run: every ``count``-th shard, finished or not. Written ``3/8``.
+    """What one of several processes makes of a run: every ``count``-th shard, finished or not. Written ``3/8``."""
 
-    Attributes:
-        number: From 1.
-        count: Of processes that the run is divided among.
-    """
-
-    number: int
-    count: int
+    number: int  # from 1
+    count: int  # of the processes that the run is divided among
 
     @classmethod
     def of_text(cls, text: str) -> Share | None:
@@ -90,7 +77,7 @@ class Share:
 
 
 class Part(NamedTuple):
-    """Rows that were planned together. ``digest``: of the run that ends with it; ``stop``: index after its last row."""
+    """Rows that were planned together."""
 
-    digest: str
-    stop: int
+    digest: str  # of the run that ends with it
+    stop: int  # index after its last row

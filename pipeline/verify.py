@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import cli, signals
 from .errors import StoreError, printable
-from .formatting import words_for_bytes
+from .formatting import counted, words_for_bytes
 from .machine import usable_cores
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ WHEN_STOPPED = "the run folder holds what it held, but for damaged files that re
 
 def verify(folder: Path, repair: bool) -> None:
     """Check a run, print what is wrong with it, and remove that if asked to.
-
-    Args:
-        folder: A run folder, or the ``features.h5`` in it.
-        repair: Whether damaged files are removed.
 
     Raises:
         StoreError: The run is not whole, or not as it was written, or not all of it can be read.
@@ -44,14 +40,13 @@ def verify(folder: Path, repair: bool) -> None:
     with ExitStack() as stack:
         if repair:
             stack.callback(take_lock(folder).release)
-        bar = stack.enter_context(tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False))
+        with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
 
-        def advance(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes)
+            def advance(done_bytes: int, total_bytes: int) -> None:
+                bar.total = total_bytes
+                bar.update(done_bytes)
 
-        result = verify_folder(folder, usable_cores(), advance)
-        bar.close()
+            result = verify_folder(folder, usable_cores(), advance)
         lines = [str(error) for findings in result.findings.values() for error in findings][:LINES]
         lines += [f"... and {result.count - len(lines)} more"] * (result.count > len(lines))
         print(*map(printable, lines), summary(result), sep="\n", flush=True)
@@ -71,22 +66,17 @@ def verify(folder: Path, repair: bool) -> None:
                 print(f"removed: {name}")
             print(f"next: {again}", flush=True)
             advice = "What could be removed has been;"
-        raise StoreError(
-            f"{folder}: the run is not whole and unchanged, got {_counted(result.count)}. Expected none. {advice} {again}"
-        )
+        got = counted(result.count, "finding")
+        raise StoreError(f"{folder}: the run is not whole and unchanged, got {got}. Expected none. {advice} {again}")
 
 
 def summary(result: VerifyResult) -> str:
     """Return the last line: what was checked, and what came of it."""
-    outcome = _counted(result.count) if result.count else "whole and unchanged"
     return (
         f"checked: {result.files} files ({words_for_bytes(result.file_bytes)}), {result.rows} rows ({result.failed} failed), "
-        f"{len(result.layers)} layers ({', '.join(result.layers)}), {words_for_bytes(result.row_bytes)} of features: {outcome}"
+        f"{len(result.layers)} layers ({', '.join(result.layers)}), {words_for_bytes(result.row_bytes)} of features: "
+        f"{counted(result.count, 'finding') if result.count else 'whole and unchanged'}"
     )
-
-
-def _counted(findings: int) -> str:
-    return "1 finding" if findings == 1 else f"{findings} findings"
 
 
 def _verify(options: VerifyOptions) -> None:
