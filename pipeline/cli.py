@@ -123,14 +123,7 @@ def configuration_folder() -> str:
 
 
 def wrong_override(error: BaseException, arguments: Sequence[str], kind: type, module: str) -> OptionError:
-    """Return what Hydra or OmegaConf says of the command line as an error of the usual form.
-
-    Args:
-        error: As raised.
-        arguments: The command line.
-        kind: Class of the options that exist.
-        module: Whose command line it is.
-    """
+    """Return what Hydra or OmegaConf says of a module's command line as an error of the usual form."""
     from . import config
 
     known = {name for key in config.defaults(kind) for name in (key, GROUP_NAMES.get(key))}

@@ -23,12 +23,7 @@ SAMPLE_BATCHES = 4
 
 
 def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
-    """Run a sample, and say what came of it.
-
-    Args:
-        options: Of the run.
-        run_folder: As :func:`~pipeline.store.run_folder.preview_folder` gives it, with something to make.
-        stages: Of the run.
+    """Run a sample of what is missing, and say what came of it.
 
     Raises:
         DatasetError: The sample is all there is, and too much of it fails.

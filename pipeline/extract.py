@@ -55,18 +55,12 @@ class Stages:
 
 
 def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, watch: Stopwatch, done: Done) -> None:
-    """Make shards of one part. All are finished when this returns; those of which all has come, when it raises.
+    """Make shards of one part of a run, whose images are read as one sequence, and close their writer.
 
-    Args:
-        writer: Of these shards. It is closed.
-        part: The run up to the part.
-        shards: In order; their images are read as one sequence.
-        stages: Of the run.
-        watch: Gets the seconds of each stage.
-        done: See :data:`Done`.
+    All are finished when this returns; those of which all has come, when it raises. No partial file is left behind.
 
     Raises:
-        PipelineError: A value cannot be stored, the disk refuses. No partial file is left behind.
+        PipelineError: A value cannot be stored, the disk refuses.
     """
     try:
         # Reading stops before what is unfinished is dropped.
@@ -97,13 +91,7 @@ def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
 def extract(
     manifest: Manifest, rows: NDArray[np.int64], stages: Stages, watch: Stopwatch
 ) -> Generator[tuple[Batch, Iterator[FeatureBatch]], None, None]:
-    """Run images through the stages; to be closed.
-
-    Args:
-        manifest: The images.
-        rows: (n,) of them, in order.
-        stages: Of the run.
-        watch: Gets the seconds of reading and computing.
+    """Run these rows, (n,), through the stages; to be closed.
 
     Yields:
         A batch, with a status for each of its images, and the features of those that did not fail, computed when asked for.
@@ -134,12 +122,7 @@ def _results(batches: Iterator[Batch], stages: Stages, watch: Stopwatch) -> Iter
 
 
 def fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, Sequence[FeatureBatch]]:
-    """Fail the images of which a layer has a finite value that float16 cannot hold, and leave their features out.
-
-    Args:
-        batch: As it was loaded.
-        layers: All layers of its good images.
-    """
+    """Fail the images of which a layer has a finite value that float16 cannot hold, and leave their features out."""
     errors: dict[int, str] = {}
     for features in layers:
         for index, values in zip(features.indices.tolist(), features.values, strict=True):

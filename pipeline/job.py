@@ -55,10 +55,6 @@ UNTRAINED = (
 def run(options: Options, *, quiet: bool = False) -> Report | None:
     """Do a whole run; of a dry one, say what it would make and take, and return None.
 
-    Args:
-        options: Checked.
-        quiet: Whether only warnings go to the terminal.
-
     Raises:
         PipelineError: What stopped it; finished shards are kept.
     """
@@ -277,16 +273,9 @@ def refuse_changed_images(
 ) -> None:
     """Read again the images of a finished shard that may have changed since, and refuse to go on where one has.
 
-    An image may have changed if it was written after the shard, or if the shard was made from a folder elsewhere. Where the
-    clock has been set back since, nobody can say what was written after it.
-
-    Args:
-        path: The run folder, for the message.
-        manifest: The rows.
-        shard: Which of them the shard holds.
-        sha256: (rows of the shard) of the files as they were read, hex; ``""`` where they could not be.
-        created: When the shard was finished, ISO 8601.
-        root: Data folder that it was made from.
+    Those that were written after the shard was ``created`` (ISO 8601), or all if it was made from another folder, ``root``;
+    where the clock has been set back since, nobody can say what was written after it. ``sha256``: of the files as they were
+    read, hex; "" where they could not be.
 
     Raises:
         StoreError: An image has another content than the features were made from.
@@ -314,11 +303,7 @@ def refuse_changed_images(
 
 
 def finish_share(run_folder: RunFolder, made: Made, watch: Stopwatch) -> Report:
-    """End the run if all shards are there, those of other processes too; else say how many are not.
-
-    Raises:
-        PipelineError: As of :func:`finish_run`.
-    """
+    """End the run as :func:`finish_run` if all shards are there, those of other processes too; else say how many are not."""
     path, spec, share = run_folder.path, run_folder.spec, run_folder.share
     assert share is not None
     errors: list[str] = []
@@ -342,14 +327,7 @@ def finish_share(run_folder: RunFolder, made: Made, watch: Stopwatch) -> Report:
 
 
 def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part: str = "") -> Report:
-    """Write the index and the reports of a run all of whose shards are there; say what was done.
-
-    Args:
-        path: The run folder, held.
-        spec: The run.
-        made: By this process.
-        watch: Of this process.
-        part: Of this process, ``3/8``.
+    """Write the index and the reports of a run all of whose shards are there; say what was done, by this ``part`` of it or alone.
 
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
@@ -421,12 +399,8 @@ def _report(
 def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bool) -> None:
     """Write ``report.json`` and ``report.html`` of a finished run.
 
-    Args:
-        path: The run folder.
-        spec: The run.
-        report: Of what was just done.
-        is_unchanged: Whether that was nothing, neither shards nor index. What the run took when it did something is worth more
-            than that: then a report that is there stays, and the page says what is in it.
+    What the run took when it did something is worth more than that nothing was left to do: then (``is_unchanged``) a report
+    that is there stays, and the page says what is in it.
 
     Raises:
         StoreError: The disk refuses; a shard is damaged.
@@ -455,11 +429,7 @@ def _stored_report(path: Path) -> Report | None:
 
 
 def write_text(path: Path, text: str, publish: Callable[[Path], object] | None = None) -> None:
-    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise.
-
-    Raises:
-        StoreError: The disk refuses.
-    """
+    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise."""
     with disk.writing(path) as partial:
         # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")

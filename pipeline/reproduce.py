@@ -19,11 +19,7 @@ _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 
 
 def differing_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are not as they are by default, in the order of the defaults; unknown ones of another version last.
-
-    Args:
-        config: Nested, as stored with a run.
-    """
+    """Return the stored options that are not as they are by default, in the order of the defaults; unknown ones last."""
     usual, given = defaults() | (defaults(ReduceOptions) if "run" in config else {}), flat(config)
     names = [name for name in usual if name in given] + [name for name in given if name not in usual]
     return {name: given[name] for name in names if name not in usual or given[name] != usual[name]}
@@ -45,7 +41,7 @@ def _grammar(value: Any) -> str:
 
 
 def command_again(config: Mapping[str, Any], folder: Path) -> str:
-    """Return the command for a shell; ``config``: nested, as stored with the run; ``folder``: where the run is now."""
+    """Return the command for a shell that makes the run with these stored options in the folder where it is now."""
     options = {name: value for name, value in differing_options(config).items() if name not in ("output.dir", "name")}
     # "." has no name of its own.
     folder = folder if folder.name not in ("", "..") else folder.resolve()
