@@ -22,7 +22,7 @@ from .network import keras_models
 from .network.architectures import NETWORKS, WINOGRAD, VggTable
 from .network.keras_models import KERAS, KerasTable
 from .network.known_weights import expected_padding, files_for
-from .network.reductions import require_known, resolve_features
+from .network.reductions import resolve_features
 from .records import FeatureSpec
 from .sharding import Share
 from .storage import RemotePath, expanded, is_address, path_of, scratch_for
@@ -67,13 +67,9 @@ T = TypeVar("T")
 
 
 def option(default: Any, rule: str, check: Callable[[Any], Any], **metadata: Any) -> Any:
-    """Declare an option.
+    """Declare an option; ``default``: as a user would write it, where it is None, that is right too; ``rule``: in words.
 
-    Args:
-        default: As a user would write it; where it is None, that is right too.
-        rule: What is right, in words.
-        check: Plain value -> checked one; raises ValueError or TypeError for a wrong one.
-        **metadata: Further ones of the field.
+    ``check`` makes a checked value of a plain one, or raises ValueError or TypeError.
     """
 
     def checked(value: Any) -> Any:
@@ -134,6 +130,10 @@ def _text(value: Any) -> str:
 
 def _texts(value: Sequence[Any]) -> tuple[str, ...]:
     return right(tuple(value), value and all(isinstance(text, str) and text and "\0" not in text for text in value))
+
+
+def _local(value: Any) -> Path:
+    return expanded(right(_text(value), not is_address(str(value))))
 
 
 def _fraction(value: Any) -> float:
@@ -260,11 +260,7 @@ class FolderOptions:
     """
 
     dir: Path = path("outputs", "output.dir")
-    scratch: Path | None = option(
-        None,
-        "a folder of this machine: files are made there before they are sent",
-        lambda value: expanded(right(text := _text(value), not is_address(text))),
-    )
+    scratch: Path | None = option(None, "a folder of this machine: files are made there before they are sent", _local)
     compression: str = choice("gzip", "gzip", "none")
     images_per_shard: int | None = whole(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
@@ -438,18 +434,16 @@ class IndexOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyOptions:
+class VerifyOptions(IndexOptions):
     """All options of ``python -m pipeline.verify``."""
 
-    run: Path = path(None, "run")
     repair: bool = switch(False)
 
 
 @dataclass(frozen=True, slots=True)
-class ShowOptions:
+class ShowOptions(IndexOptions):
     """All options of ``python -m pipeline.show``."""
 
-    run: Path = path(None, "run")
     json: bool = switch(False)
 
 
@@ -471,10 +465,6 @@ class ReduceOptions:
                 "layers: no reduction is named, got null. Expected e.g. layers=[relu4_1:avg], or reduce=[avg] for all that are "
                 "stored. Run `python -m pipeline.reduce --help` for all."
             )
-        for word in (*(self.layers or ()), *(f":{chain}" for chain in self.reduce)):
-            layer, *steps = word.split(":")
-            for step in steps:
-                require_known(step, layer or "all")
         if not self.name:
             folder = self.run.parent if self.run.suffix == ".h5" else self.run
             object.__setattr__(self, "name", f"{folder.name or folder.resolve().name}-reduced")
@@ -498,9 +488,7 @@ class ExportOptions:
     format: str = choice("npy", "npy", "parquet", "zarr")
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     failed: str = option("drop", "drop or nan", _failed)
-    file: Path | None = option(
-        None, "a path on this machine", lambda value: expanded(right(text := _text(value), not is_address(text)))
-    )
+    file: Path | None = option(None, "a path on this machine", _local)
     existing: str = choice("fail", "fail", "replace")
 
 
@@ -653,12 +641,7 @@ def unknown_key(key: str, kind: type, module: str) -> OptionError:
 
 
 def check(kind: type[T], values: Mapping[str, Any], module: str = "pipeline.run") -> T:
-    """Return the options of a command, checked.
-
-    Args:
-        kind: Class of the options.
-        values: Plain, nested as the groups of options are; of what is not there the default is taken.
-        module: Whose options they are, and whose ``--help`` lists them.
+    """Return the options of the command ``module``, checked; ``values``: plain and nested, those that are not by default.
 
     Raises:
         OptionError: The first value that is wrong, what was expected, and where to look; two options exclude each other; no layer
@@ -700,11 +683,7 @@ def _absolute(key: str, value: Any) -> Any:
 
 
 def tar_folder(tars: Sequence[str]) -> str:
-    """Return the absolute folder that all these tar files are below, whichever files there are: what no pattern is part of.
-
-    Args:
-        tars: As of :attr:`DataOptions.tar`.
-    """
+    """Return the absolute folder that all of ``data.tar`` is below, whichever files there are: what no pattern is part of."""
 
     def folder_of(name: str) -> str:
         match = _PATTERN.search(name)
@@ -714,5 +693,5 @@ def tar_folder(tars: Sequence[str]) -> str:
 
 
 def names_a_folder(name: str) -> bool:
-    """Tell whether one of :attr:`DataOptions.tar` is a folder; by its name alone, so that it is the same from everywhere."""
+    """Tell whether one of ``data.tar`` is a folder; by its name alone, so that it is the same from everywhere."""
     return not _PATTERN.search(name) and TAR_SUFFIX not in os.path.basename(os.path.normpath(name)).lower()

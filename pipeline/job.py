@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, fields, replace
 from datetime import datetime
@@ -46,6 +46,7 @@ from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_fo
 from .transforms import compute_sample, with_transforms, write_transforms
 
 REPORT, PAGE = "report.json", "report.html"
+MOST_FAILED = "data.max_failed_fraction"
 UNTRAINED = (
     "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
     "(downloads Keras' file once) or network.weights=FILE.mat"
@@ -227,7 +228,7 @@ def make_missing(run_folder: RunFolder, engine: Engine | None, errors: Sequence[
         return Made()
     rows, began = count_rows(run_folder.missing), time.monotonic()
     before = count_rows(run_folder.own) - rows
-    with Progress(path, spec, rows, before, errors, _max_failed_fraction(_options(spec))) as progress:
+    with Progress(path, spec, rows, before, errors, _options(spec).get(MOST_FAILED, 1.0)) as progress:
         made = engine(progress, watch)
     made.rows_now, made.rows_added = rows, count_rows(shard for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)
@@ -237,11 +238,6 @@ def make_missing(run_folder: RunFolder, engine: Engine | None, errors: Sequence[
 def _options(spec: RunSpec) -> dict[str, Any]:
     """Return the options that are stored with a run, by their full names."""
     return flat(parse_config(str(spec.attributes.get("config", ""))))
-
-
-def _max_failed_fraction(options: Mapping[str, Any]) -> float:
-    fraction = options.get("data.max_failed_fraction")
-    return fraction if isinstance(fraction, (int, float)) else 1.0
 
 
 def _check_finished(run_folder: RunFolder) -> list[str]:
@@ -343,7 +339,7 @@ def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part:
     report = _report(path, spec, made, watch, len(spec.manifest), errors, part, is_indexed=True)
     write_reports(path, spec, report, is_unchanged=is_indexed)
     _log.info("%s", report.summary())
-    refuse_failed_run(spec.manifest.root, errors, report.rows, _max_failed_fraction(report.options))
+    refuse_failed_run(spec.manifest.root, errors, report.rows, report.options.get(MOST_FAILED, 1.0))
     return report
 
 
