@@ -35,11 +35,7 @@ class Terminated(BaseException):
 
 
 def install(advice: str) -> None:
-    """Make signals end the process at once, with a line; those that the parent process ignores stay ignored.
-
-    Args:
-        advice: What a stop leaves behind, and what to do.
-    """
+    """Make signals end the process at once, with a line that ends in advice; those that the parent ignores stay ignored."""
     global _advice, _terminal
     _advice = advice
     for number in WORDS:
