@@ -32,7 +32,6 @@ AUTO = "auto"
 LARGEST_SIDE_PX = 8192
 # Of VGG networks. Source: Simonyan & Zisserman, section 2.1.
 DEFAULT_SIZE_PX = (224, 224)
-NO_MODEL = "network.model: no model is named, got null. Expected one. Set e.g. network.model=ResNet50, or to a .keras file."
 # A larger batch is one too: it is only what is read ahead.
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
@@ -413,7 +412,7 @@ def _conflicts(options: Options) -> Iterator[str]:
         yield f"network.weights: there are none such of {network.name}, got {network.weights}. Expected {expected}."
     if is_keras:
         if network.model is None:
-            yield NO_MODEL
+            yield "network.model: no model is named, got null. Expected a name or a .keras file, e.g. network.model=ResNet50."
         for key, value in ("backend", WINOGRAD), ("precision", "bfloat16"):
             if getattr(runtime, key) == value:
                 yield f"runtime.{key}: of VGG networks alone, got {value} with network=keras. Expected another. Leave it out."

@@ -271,7 +271,7 @@ class RunSpec:
 
     def shards(self) -> tuple[ShardSpec, ...]:
         """Return the shards of all parts, a function of their numbers of rows and ``images_per_shard`` alone."""
-        return plan_shards([*(part.stop for part in self.before), len(self.manifest)], self.images_per_shard)
+        return plan_shards((*(part.stop for part in self.before), len(self.manifest)), self.images_per_shard)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,14 +30,10 @@ class ShardSpec:
         return self.stop - self.first
 
 
-def plan_shards(stops: Sequence[int], step: int) -> tuple[ShardSpec, ...]:
-    """Return the shards of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
-    return _plan_shards(tuple(stops), step)
-
-
 # Asked for again and again; a million shards take seconds and some hundred MB.
 @lru_cache(maxsize=2)
-def _plan_shards(stops: tuple[int, ...], step: int) -> tuple[ShardSpec, ...]:
+def plan_shards(stops: tuple[int, ...], step: int) -> tuple[ShardSpec, ...]:
+    """Return the shards of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
     shards: list[ShardSpec] = []
     for part, (start, stop) in enumerate(zip((0, *stops), stops, strict=False)):
         count = -(-(stop - start) // step)

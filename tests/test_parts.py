@@ -46,7 +46,7 @@ def undivided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
 def test_shares_tile_the_shards_of_every_part_of_a_run(count: int) -> None:
-    shards = plan_shards([30, 45, 46], 4)
+    shards = plan_shards((30, 45, 46), 4)
     shares = [[shard for shard in shards if Share(number, count).has(shard.number)] for number in range(1, count + 1)]
     assert sorted((shard for share in shares for shard in share), key=lambda shard: (shard.part, shard.number)) == list(shards)
     assert {shard.part for shard in shares[0]} == {0, 1, 2}

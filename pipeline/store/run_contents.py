@@ -77,7 +77,7 @@ class RunContents:
         """Shards of all :attr:`parts`, in order."""
         if not self.planned:
             return ()
-        return plan_shards([part.stop for part in self.parts], int(self.planned[-1].identity["output.images_per_shard"]))
+        return plan_shards(tuple(part.stop for part in self.parts), int(self.planned[-1].identity["output.images_per_shard"]))
 
 
 def read_run_contents(folder: Path, images: bool = True) -> RunContents:

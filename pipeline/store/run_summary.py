@@ -92,7 +92,7 @@ def _summarise_folder(folder: Path) -> dict[str, Any]:
         raise refusal or damage.missing_file(manifest, "manifest", "no such file")
     identity = parse_identity(str(head.attributes["identity"])) if head else contents.planned[-1].identity
     parts = max(head.parts if head else (), contents.parts, key=len)
-    plan = plan_shards([part.stop for part in parts], int(identity["output.images_per_shard"]))
+    plan = plan_shards(tuple(part.stop for part in parts), int(identity["output.images_per_shard"]))
     files = {shard: folder / format.shard_path(shard.file_name) for shard in plan if shard.file_name in there}
     return _summarise(folder, head, plan, files, identity, damaged)
 

@@ -186,7 +186,7 @@ def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[Shard
         StoreError: They are damaged.
     """
     parts = read_parts(file, path)
-    shards = plan_shards([part.stop for part in parts], int(file.attrs["images_per_shard"]))
+    shards = plan_shards(tuple(part.stop for part in parts), int(file.attrs["images_per_shard"]))
     return tuple(part.digest for part in parts), shards
 
 
