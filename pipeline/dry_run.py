@@ -68,5 +68,7 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
 
 def free_bytes(run_folder: RunFolder) -> int:
     """Return what the disk has for a run: what is free, and what the run will replace."""
-    replaced = sum(path.stat().st_size for path in run_folder.replaced) if disk.holds_all(run_folder.path) else 0
+    # At an address the disk has only what is being made.
+    is_here = disk.scratch_of(run_folder.path) == run_folder.path
+    replaced = sum(path.stat().st_size for path in run_folder.replaced) if is_here else 0
     return disk.free_bytes(run_folder.path) + replaced

@@ -30,7 +30,7 @@ def index_run(folder: Path) -> Report:
     from .store import format
     from .store.digests import Digests
     from .store.index_file import read_run_spec
-    from .store.lock import take_lock
+    from .store.lock import Hold
     from .store.run_folder import gather_digests
     from .store.verification import require_run
 
@@ -38,11 +38,11 @@ def index_run(folder: Path) -> Report:
     require_run(folder, images=False)  # for its refusals
     watch = Stopwatch()
     with log_to_terminal() as kept_lines:
-        hold = take_lock(folder)
+        hold = Hold(folder)
         try:
             spec = read_run_spec(folder)
             LOGGER.info("shards: all %d are there, %d rows", len(spec.shards()), len(spec.manifest))
-            with log_to_file(folder / format.log_name(), kept_lines):
+            with log_to_file(folder / format.LOG_NAME, kept_lines):
                 gather_digests(folder, spec)
                 if not Digests(folder).agrees("config.yaml"):
                     write_text(folder / "config.yaml", str(spec.attributes["config"]))

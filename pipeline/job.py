@@ -42,10 +42,10 @@ from .store.damage import UnreadableError, read_file
 from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
-from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
+from .store.run_folder import RunFolder, open_folder
 from .transforms import compute_sample, with_transforms, write_transforms
 
-REPORT, PAGE = "report.json", "report.html"
+REPORT, PAGE = format.REPORT_NAME, "report.html"
 MOST_FAILED = "data.max_failed_fraction"
 UNTRAINED = (
     "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
@@ -80,8 +80,9 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         with watch.stage("start"):
             weights = _load_weights(options, options.table().resolve(words))
         planned = plan_run(options, manifest, weights)
-        opening = preview_folder if options.dry_run else open_folder
-        with opening(options.folder, planned, options.output.existing, options.part) as run_folder, ExitStack() as stack:
+        with ExitStack() as stack:
+            opened = open_folder(options.folder, planned, options.output.existing, options.part, preview=options.dry_run)
+            run_folder = stack.enter_context(opened)
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
             if options.part is None:
                 _try_again(run_folder)
@@ -98,7 +99,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
                 run_folder.prepare()
                 if transforms:
                     write_transforms(run_folder, transforms)
-            log = run_folder.path / format.log_name(options.part.mark if options.part else "")
+            log = run_folder.path / format.marked(format.LOG_NAME, options.part.mark if options.part else "")
             stack.enter_context(log_to_file(log, kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
             made = make_missing(run_folder, engine, _check_finished(run_folder), watch)
@@ -191,12 +192,14 @@ def say_plan(run_folder: RunFolder) -> None:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
     if not rows:
         return
-    all_bytes, free, place = expected_bytes(spec, missing), free_bytes(run_folder), disk.scratch_of(run_folder.path)
+    is_native = any(feature.shape is None for feature in spec.features)
+    all_bytes = None if is_native else rows * format.row_bytes(spec.features, spec.dtype)
+    free, place = free_bytes(run_folder), disk.scratch_of(run_folder.path)
     size = "a size that depends on the images" if all_bytes is None else f"{words_for_bytes(all_bytes)} before compression"
     shards = counted(len(missing), "shard")
     _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, words_for_bytes(free))
     # Of a run at an address this machine's disk has only what is being made.
-    is_here = disk.holds_all(run_folder.path)
+    is_here = place == run_folder.path
     if is_here and spec.compression == "none" and all_bytes is not None and all_bytes > free:
         raise StoreError(
             f"{place}: the features do not fit, got {words_for_bytes(free)} free for {words_for_bytes(all_bytes)}. Expected "
@@ -307,7 +310,7 @@ def finish_share(run_folder: RunFolder, made: Made, watch: Stopwatch) -> Report:
         with open_run(path / format.shard_path(shard.file_name)) as found:
             errors += [error for error in found.images["error"] if error]
     report = _report(path, spec, made, watch, count_rows(run_folder.own), errors, part=str(share))
-    own = path / format.report_name(share.mark)
+    own = path / format.marked(REPORT, share.mark)
     if made.rows_now or not own.exists():
         # It has no line in SHA256SUMS. Where nothing was made, what it took when something was is worth more.
         write_text(own, report.json(), disk.publish)
@@ -426,10 +429,8 @@ def _stored_report(path: Path) -> Report | None:
 
 def write_text(path: Path, text: str, publish: Callable[[Path], object] | None = None) -> None:
     """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise."""
-    with disk.writing(path) as partial:
-        # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        (publish or Digests(path.parent).publish)(path)
+    # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
+    disk.write_file(path, text.encode("utf-8", "backslashreplace"), publish or Digests(path.parent).publish)
 
 
 def count_rows(shards: Iterable[ShardSpec]) -> int:

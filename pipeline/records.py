@@ -256,7 +256,7 @@ class RunSpec:
         """All that can change a number: the options, the images of the last part, and the run that it extends."""
         identity = {**self.options, "images": f"{len(self.manifest) - self.first_row} rows, digest {self.manifest.digest}"}
         if self.before:
-            identity["extends"] = f"{self.first_row} rows, digest {self.before[-1].digest}"
+            identity["extends"] = str(self.before[-1])
         return identity
 
     @property

@@ -77,7 +77,7 @@ def reduce_run(options: ReduceOptions) -> Report:
             target.prepare()
             if transforms:
                 write_transforms(target, transforms)
-        stack.enter_context(log_to_file(target.path / format.log_name(), kept_lines))
+        stack.enter_context(log_to_file(target.path / format.LOG_NAME, kept_lines))
         stack.enter_context(signals.clearing(target.drop_partial_files))
         engine = partial(_make_shards, run, places, bases, target) if target.missing else None
         try:

@@ -76,3 +76,6 @@ class Part(NamedTuple):
 
     digest: str  # of the run that ends with it
     stop: int  # index after its last row
+
+    def __str__(self) -> str:
+        return f"{self.stop} rows, digest {self.digest}"

@@ -188,6 +188,5 @@ def write_transforms(run_folder: RunFolder, content: bytes) -> None:
         StoreError: The disk refuses.
     """
     path = run_folder.path / format.TRANSFORMS_NAME
-    with run_folder.alone(), disk.writing(path) as partial:
-        partial.write_bytes(content)
-        Digests(path.parent).publish(path)
+    with run_folder.alone():
+        disk.write_file(path, content, Digests(path.parent).publish)

@@ -30,7 +30,7 @@ def verify(folder: Path, repair: bool) -> None:
     from tqdm import tqdm
 
     from .store import format
-    from .store.lock import take_lock
+    from .store.lock import Hold
     from .store.verification import repair as remove_damaged
     from .store.verification import require_run, verify_folder
 
@@ -39,7 +39,7 @@ def verify(folder: Path, repair: bool) -> None:
     require_run(folder, images=False)  # for its refusals
     with ExitStack() as stack:
         if repair:
-            stack.callback(take_lock(folder).release)
+            stack.callback(Hold(folder).release)
         with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
 
             def advance(done_bytes: int, total_bytes: int) -> None:

@@ -19,7 +19,7 @@ from pipeline.job import index_is_whole
 from pipeline.sharding import Share, plan_shards
 from pipeline.store import lock, tables, verification
 from pipeline.store.digests import Digests
-from pipeline.store.run_folder import open_folder, preview_folder
+from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import check_hdf5, verify_folder
 
 from .killed_runs import ROOT, assert_same_run
@@ -160,9 +160,9 @@ def test_who_may_not_be_beside_whom_is_refused_in_one_line(
     monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.2)
     end = held(tmp_path, first)
     before = files_in(tmp_path)
-    for opening in (open_folder, preview_folder):
+    for preview in (False, True):
         with pytest.raises(LockedError) as raised:
-            opening(tmp_path, make_spec(rows=30), "resume", second)
+            open_folder(tmp_path, make_spec(rows=30), "resume", second, preview=preview)
         assert str(raised.value).startswith(f"{tmp_path}: {said} ")
         assert "\n" not in str(raised.value)
     assert files_in(tmp_path) == before

@@ -14,9 +14,8 @@ import h5py
 from ..sharding import Part, ShardSpec, plan_shards
 from . import damage, format, tables
 from .damage import own_node
-from .manifest_file import parse_identity
 from .reader import no_such_run, open_run
-from .run_contents import finished_shards, read_run_contents
+from .run_contents import finished_shards, parse_identity, read_run_contents
 
 # Shards that are asked for the sizes of their layers, spread over the run: at native size that takes 0.1 ms an image.
 SHARDS_ASKED = 16
