@@ -58,14 +58,9 @@ def write_error(path: Path, error: BaseException) -> StoreError:
 
 
 def partial_path(path: Path, mark: str = "") -> Path:
-    """Return the name under which a file is written before it is whole.
+    """Return the name under which a file is written before it is whole; of one at an address, a path in the scratch folder.
 
-    Args:
-        path: The final name.
-        mark: Of the process that writes it, where another might write the same file: letters, digits and dashes.
-
-    Returns:
-        Of a file at an address a path in the scratch folder.
+    ``mark``: of the process that writes it, where another might write the same file: letters, digits and dashes.
     """
     return scratch_of(path).with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
 

@@ -124,11 +124,7 @@ def _select(images: Manifest, rows: NDArray[np.int64]) -> Manifest:
 
 
 def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: bool, begun: bool) -> RunPlan:
-    """Plan the run on from these parts; ``begun``: whether the last one has shards.
-
-    Raises:
-        StoreError: The options or the images are others.
-    """
+    """Plan the run on from these parts; ``begun``: whether the last one has shards."""
     there = parts[-1].identity
     spec = _with_choices(spec, there)
     if len(parts) == 1 and spec.identity == there:
@@ -171,13 +167,8 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
 def _changes(run: Manifest, now: Manifest, rows: NDArray[np.int64], stops: Sequence[int]) -> list[str]:
     """Return what is said of images that are others now, ``2 changed ('b': bytes 99, before 1234, ...)``, and of their order.
 
-    Columns that only one of both has are not compared.
-
-    Args:
-        run: The images of the run.
-        now: Those that are there.
-        rows: (N,) for each of ``now`` its row in the run, -1 where it has none.
-        stops: Index after the last row of each part of the run.
+    Columns that only one of both has are not compared. ``rows``: (N,) for each of ``now`` its row in the run, -1 where it has
+    none; ``stops``: index after the last row of each part of the run.
     """
     columns: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
         "bytes": (run.file_bytes.tolist(), now.file_bytes.tolist()),

@@ -231,25 +231,22 @@ def chunk_shape(shape: tuple[int, ...], itemsize_bytes: int) -> tuple[int, ...]:
     """
     row_bytes = math.prod(shape) * itemsize_bytes
     if row_bytes > LARGEST_CHUNK_BYTES:
-        return (1, *_bands(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES))
+        return (1, *band_shape(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES))
     if row_bytes >= SINGLE_ROW_BYTES:
         return 1, *shape
     return 1 << (SEVERAL_ROWS_BYTES // row_bytes).bit_length() - 1, *shape
 
 
-def band_shape(shape: tuple[int, ...], itemsize_bytes: int) -> tuple[int, ...]:
+def band_shape(shape: tuple[int, ...], itemsize_bytes: int, band_bytes: int | None = None) -> tuple[int, ...]:
     """Return the chunk of ``/features/<layer>/<row>``, native size: whole map rows, about 1 MiB of them and at least one.
 
     Args:
         shape: (h, w, c) of the image's activations.
         itemsize_bytes: Of a stored value.
+        band_bytes: In place of 1 MiB.
     """
-    return _bands(shape, itemsize_bytes, BAND_BYTES)
-
-
-def _bands(shape: tuple[int, ...], itemsize_bytes: int, band_bytes: int) -> tuple[int, ...]:
     height, *rest = shape
-    return min(height, max(1, band_bytes // (math.prod(rest) * itemsize_bytes))), *rest
+    return min(height, max(1, (band_bytes or BAND_BYTES) // (math.prod(rest) * itemsize_bytes))), *rest
 
 
 def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:

@@ -37,13 +37,6 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
 
     It names the shards by paths relative to itself, so it opens from any working directory and after the folder has moved.
 
-    Args:
-        folder: The run's folder.
-        spec: The run.
-
-    Returns:
-        Its path.
-
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
     """
@@ -69,11 +62,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
 def _read_shards(
     folder: Path, spec: RunSpec
 ) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics], dict[str, str]]:
-    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name; their devices.
-
-    Raises:
-        StoreError: A shard is missing, damaged or of another run.
-    """
+    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name; their devices."""
     require_own_shards(folder)
     shards, digests = spec.shards(), [part.digest for part in spec.parts]
     names = (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS, *format.column_names(spec.manifest.metadata).values())

@@ -180,12 +180,9 @@ def finished_shards(files: Sequence[str]) -> list[str]:
 
 
 def partial_files(files: Sequence[str], share: Share | None, alone: bool = True) -> list[str]:
-    """Return the files that are not whole, by their names.
+    """Return the files that are not whole, by their names: those of a share, or all there are.
 
-    Args:
-        files: As of :func:`list_files`.
-        share: Whose shards and report; None: all there are.
-        alone: Whether nobody else opens the folder or writes its index now. Else only what is of the share.
+    ``alone``: whether nobody else opens the folder or writes its index now, so that these files are among them.
     """
 
     def is_own(name: str) -> bool:
@@ -242,9 +239,7 @@ def write_manifest(path: Path, number: int, manifest: PartManifest) -> None:
 def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
     """Return what :func:`write_manifest` has written; None if it is not there or not as it was written.
 
-    Args:
-        path: Of the file.
-        images: Whether all is read and compared with its digest, or the first line alone.
+    ``images``: whether all is read and compared with its digest, or the first line alone.
 
     Raises:
         UnreadableError: The system does not let us read it.

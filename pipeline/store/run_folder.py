@@ -37,7 +37,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         share: What of it this process makes, beside others that hold the folder too; None: all of it, alone.
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
-        missing: The others, in order: those to make.
         unread: Of finished shards the rows whose images were missing or could not be read.
         replaced: Files of an earlier run that :meth:`prepare` will remove; none of a share.
         added: Rows of the part that is new.
@@ -62,7 +61,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._plan, self._hold = plan, hold
         self._again: frozenset[ShardSpec] = frozenset()
         self.finished = frozenset(finished)
-        self.missing = tuple(shard for shard in self.own if shard not in self.finished)
+
+    @property
+    def missing(self) -> tuple[ShardSpec, ...]:
+        """The others of its own, in order: those to make."""
+        return tuple(shard for shard in self.own if shard not in self.finished)
 
     def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
         """Yield the run up to each part of which shards are missing, and these shards."""
@@ -92,7 +95,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""
         self._again = frozenset(shards)
         self.finished -= self._again
-        self.missing = tuple(shard for shard in self.own if shard not in self.finished)
 
     def prepare(self) -> None:
         """Remove what is to be replaced, and write the manifest of each part that has none, or a damaged one.
@@ -216,10 +218,8 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
 def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) -> None:
     """Take the digests of all processes into ``SHA256SUMS``, and add those that a kill has left out.
 
-    Args:
-        folder: The run folder, locked; all shards are there, and the manifests as they were written.
-        spec: The run.
-        living: Shares that other processes make, or have made just now.
+    The folder is locked, all shards are there, and the manifests as they were written. ``living``: shares that other processes
+    make, or have made just now.
 
     Raises:
         StoreError: A shard without a digest is damaged; the disk refuses.
@@ -234,11 +234,7 @@ def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) 
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """Refuse links, folders and pipes under names of a run, which would be followed or waited for; and a folder that is no run's.
-
-    Raises:
-        StoreError: There is such a thing; or files that the run would write over, and no sign that this program has made them.
-    """
+    """Refuse links, folders and pipes under names of a run, which would be followed or waited for, and somebody else's folder."""
     files, special = list_files(folder)
     if special:
         path = folder / special[0]
@@ -264,10 +260,6 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
 
     Beside other processes that each make a share, no more is looked at, and removed, than the own share: even where locks do
     not tell who lives, nobody loses what he is at.
-
-    Raises:
-        StoreError: As of :func:`open_folder`.
-        OSError: The folder cannot be listed.
     """
     contents = read_run_contents(folder)
     results = [name for name in contents.files if name.startswith((format.SHARD_FOLDER, format.INDEX_NAME))]
@@ -339,11 +331,7 @@ def _other_images(folder: Path, hold: Hold) -> LockedError:
 
 
 def _parts_of_index(path: Path, digests: Sequence[str]) -> int:
-    """Return how many parts of the run, which have these digests, an index has.
-
-    Raises:
-        StoreError: It is damaged, of another run, in use, or the system does not let us read it.
-    """
+    """Return how many parts of the run, which have these digests, an index has."""
     with reading(path, "the root"), tables.open_file(path) as file:
         digest = str(file.attrs["run_digest"])
     if digest not in digests:
@@ -352,11 +340,7 @@ def _parts_of_index(path: Path, digests: Sequence[str]) -> int:
 
 
 def _unread_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> tuple[int, ...]:
-    """Return the rows of a shard whose images were missing or could not be read.
-
-    Raises:
-        StoreError: It is damaged, of another run or of other rows, in use, or the system does not let us read it.
-    """
+    """Return the rows of a shard whose images were missing or could not be read."""
     with reading(path, "the tree"), tables.open_file(path) as file:
         tables.check_shard(file, path, digest, shard)
         for feature in spec.features:

@@ -51,11 +51,6 @@ class Piece:
     values: NDArray[np.float32]
     chunk: Shape
 
-    @property
-    def offset(self) -> Shape:
-        """Where the chunk begins in its dataset."""
-        return self.first_row, self.band * self.chunk[1], *(0 for _ in self.chunk[2:])
-
 
 class Cutter:
     """Cuts the rows of one layer in one shard into chunks of this shape: several rows, one row, or a band of one."""
@@ -225,7 +220,8 @@ class OpenShard:
 
     def write(self, dataset: h5py.Dataset, piece: Piece, data: bytes | NDArray[np.uint8]) -> None:
         """Write the bytes of a chunk; threads may do that at the same time."""
-        offset = piece.offset[-dataset.id.rank :]
+        # Without an axis of images at native size.
+        offset = (piece.first_row, piece.band * piece.chunk[1], *(0 for _ in piece.chunk[2:]))[-dataset.id.rank :]
         with self._writing():
             with phil:
                 place = self._bytes.locate(data, lambda: dataset.id.write_direct_chunk(offset, data))

@@ -54,11 +54,6 @@ _log = logging.getLogger(__name__)
 def read_column(file: h5py.File, path: Path, name: str) -> Column:
     """Return one column of ``/images``: numbers, or an object array of str.
 
-    Args:
-        file: Open shard or index.
-        path: Of the file, for messages.
-        name: One that is there.
-
     Raises:
         StoreError: It is damaged.
     """
@@ -93,9 +88,6 @@ def column_checksum(values: Column) -> int:
 
 def open_file(path: Path) -> h5py.File:
     """Open a shard or an index for reading; what is taken of its groups, :func:`~pipeline.store.damage.own_node` looks at.
-
-    Args:
-        path: Of the file.
 
     Raises:
         StoreError: It is missing, a link, cannot be read, is damaged, leads out of itself, is not of this program or of a later
@@ -228,9 +220,6 @@ def layer_names(file: h5py.File) -> list[str]:
 
 def as_numbers(texts: Sequence[str]) -> NDArray[np.int64] | NDArray[np.float64] | None:
     """Return a column of texts as numbers, if all of them are.
-
-    Args:
-        texts: (N,) values.
 
     Returns:
         (N,) int64 where all are whole; (N,) float64 where all are numbers, ``nan``, ``inf`` or empty, which becomes NaN; None
