@@ -44,7 +44,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     spec = replace(spec, attributes={**spec.attributes, **devices})
     path = folder / format.INDEX_NAME
     # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
         group = file.create_group("features")
         for feature in spec.features:
             if feature.shape is None:
