@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import cli, signals
 from .errors import StoreError, printable
-from .formatting import counted, words_for_bytes
+from .formatting import words_for_bytes
 from .machine import usable_cores
 
 if TYPE_CHECKING:
@@ -24,13 +24,17 @@ WHEN_STOPPED = "the run folder holds what it held, but for damaged files that re
 def verify(folder: Path, repair: bool) -> None:
     """Check a run, print what is wrong with it, and remove that if asked to.
 
+    Args:
+        folder: A run folder, or the ``features.h5`` in it.
+        repair: Whether damaged files are removed.
+
     Raises:
         StoreError: The run is not whole, or not as it was written, or not all of it can be read.
     """
     from tqdm import tqdm
 
     from .store import format
-    from .store.lock import Hold
+    from .store.lock import take_lock
     from .store.verification import repair as remove_damaged
     from .store.verification import require_run, verify_folder
 
@@ -39,14 +43,15 @@ def verify(folder: Path, repair: bool) -> None:
     require_run(folder, images=False)  # for its refusals
     with ExitStack() as stack:
         if repair:
-            stack.callback(Hold(folder).release)
-        with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
+            stack.callback(take_lock(folder).release)
+        bar = stack.enter_context(tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False))
 
-            def advance(done_bytes: int, total_bytes: int) -> None:
-                bar.total = total_bytes
-                bar.update(done_bytes)
+        def advance(done_bytes: int, total_bytes: int) -> None:
+            bar.total = total_bytes
+            bar.update(done_bytes)
 
-            result = verify_folder(folder, usable_cores(), advance)
+        result = verify_folder(folder, usable_cores(), advance)
+        bar.close()
         lines = [str(error) for findings in result.findings.values() for error in findings][:LINES]
         lines += [f"... and {result.count - len(lines)} more"] * (result.count > len(lines))
         print(*map(printable, lines), summary(result), sep="\n", flush=True)
@@ -66,17 +71,22 @@ def verify(folder: Path, repair: bool) -> None:
                 print(f"removed: {name}")
             print(f"next: {again}", flush=True)
             advice = "What could be removed has been;"
-        got = counted(result.count, "finding")
-        raise StoreError(f"{folder}: the run is not whole and unchanged, got {got}. Expected none. {advice} {again}")
+        raise StoreError(
+            f"{folder}: the run is not whole and unchanged, got {_counted(result.count)}. Expected none. {advice} {again}"
+        )
 
 
 def summary(result: VerifyResult) -> str:
     """Return the last line: what was checked, and what came of it."""
+    outcome = _counted(result.count) if result.count else "whole and unchanged"
     return (
         f"checked: {result.files} files ({words_for_bytes(result.file_bytes)}), {result.rows} rows ({result.failed} failed), "
-        f"{len(result.layers)} layers ({', '.join(result.layers)}), {words_for_bytes(result.row_bytes)} of features: "
-        f"{counted(result.count, 'finding') if result.count else 'whole and unchanged'}"
+        f"{len(result.layers)} layers ({', '.join(result.layers)}), {words_for_bytes(result.row_bytes)} of features: {outcome}"
     )
+
+
+def _counted(findings: int) -> str:
+    return "1 finding" if findings == 1 else f"{findings} findings"
 
 
 def _verify(options: VerifyOptions) -> None:

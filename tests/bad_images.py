@@ -45,6 +45,17 @@ KINDS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("QOI", ".qoi", "RGB", {}),
     ("SGI", ".sgi", "RGB", {}),
     ("TGA", ".tga", "RGB", {"compression": "tga_rle"}),
+    ("TGA", ".tga", "RGB", {}),
+    ("GIF", ".gif", "P", {"interlace": 0}),
+    ("BMP", ".bmp", "P", {}),
+    ("PPM", ".ppm", "1", {}),
+    ("TIFF", ".tif", "1", {"compression": "group4"}),
+    *(
+        ("TIFF", ".tif", "RGB", {"strip_size": 600, **({"compression": name} if name else {})})
+        for name in ("", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    ),
+    ("JPEG2000", ".jp2", "RGB", {"no_jp2": True}),
+    ("JPEG2000", ".jp2", "RGB", {"tile_size": (16, 16)}),
 )
 
 

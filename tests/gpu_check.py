@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import open_run
 
 from .benchmarks.machine import describe_machine
 from .benchmarks.photographs import make_differing, make_photographs
 from .benchmarks.sides import run_ours
+from .oracle import relative_error
 
 FIVE = "relu1_1,relu2_1,relu3_1,relu4_1,relu5_1"
 # Largest relative error (norm) of any layer that is allowed, against the CPU's float32.
@@ -140,12 +139,6 @@ def worst_layer(found: Path, expected: Path) -> tuple[str, float]:
     }
     layer = max(errors, key=lambda name: errors[name])
     return layer, errors[layer]
-
-
-def relative_error(found: Any, expected: Any) -> float:
-    """Gives the norm of the difference over that of what is expected."""
-    expected = np.asarray(expected, np.float64)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def where_time_went(report: dict[str, Any]) -> str:

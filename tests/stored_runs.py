@@ -14,6 +14,7 @@ from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, 
 from pipeline.sharding import Share
 from pipeline.store.digests import Digests
 from pipeline.store.index_file import build_index
+from pipeline.store.reader import open_run
 from pipeline.store.run_folder import RunFolder, open_folder
 from pipeline.store.writer import Writer
 
@@ -157,15 +158,15 @@ def write_run(
 
 def write_share(folder: Path, spec: RunSpec, share: Share, failed: Sequence[int] = (), existing: str = "resume") -> bool:
     """Makes a share of a run, as one of several processes; tells whether it has written the index."""
-    from pipeline.job import index_is_whole  # Late: it loads half of the program, and most processes that write runs need none.
-
     with open_folder(folder, spec, existing, share) as run_folder:
         make_missing(run_folder, failed, workers=1, digests=run_folder.digests())
         with run_folder.alone():
             if run_folder.lacking() or run_folder.is_extended():
                 return False
             run_folder.gather_digests()
-            if not index_is_whole(folder, run_folder.spec):
+            # As pipeline.job does, which takes a second to load.
+            index = folder / "features.h5"
+            if not index.exists() or open_run(index).attributes["run_digest"] != run_folder.spec.digest:
                 build_index(folder, run_folder.spec)
             return True
 

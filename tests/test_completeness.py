@@ -6,8 +6,6 @@ import io
 import struct
 import time
 import zlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,54 +15,17 @@ from PIL import Image
 from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image
 
-from .bad_images import encode, error_of, picture, png_of, tiff
+from .bad_images import encode, error_of, picture, png_of, tiff, whole_files
 
 ENDS_EARLY = "truncated: the file ends early, or was never written to the end: "
 LIBTIFF = "corrupt: the data are damaged, or not all there"
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
-# Format, mode, options: what Pillow can write.
-WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("JPEG", "RGB", {}),
-    ("JPEG", "CMYK", {"progressive": True}),
-    ("JPEG", "L", {"restart_marker_rows": 1}),
-    ("PNG", "RGB", {}),
-    ("PNG", "P", {}),
-    ("GIF", "P", {}),
-    ("GIF", "P", {"interlace": 0}),
-    ("BMP", "RGB", {}),
-    ("BMP", "P", {}),
-    ("DIB", "L", {}),
-    ("TIFF", "RGB", {}),
-    ("TIFF", "RGB", {"strip_size": 600}),
-    ("TIFF", "RGB", {"strip_size": 600, "compression": "tiff_lzw"}),
-    ("TIFF", "RGB", {"strip_size": 600, "compression": "tiff_adobe_deflate"}),
-    ("TIFF", "RGB", {"strip_size": 600, "compression": "packbits"}),
-    ("TIFF", "RGB", {"strip_size": 600, "compression": "jpeg"}),
-    ("TIFF", "1", {"compression": "group4"}),
-    ("WEBP", "RGB", {}),
-    ("WEBP", "RGBA", {"lossless": True}),
-    ("AVIF", "RGB", {}),
-    ("JPEG2000", "RGB", {}),
-    ("JPEG2000", "RGB", {"no_jp2": True}),
-    ("JPEG2000", "RGB", {"tile_size": (16, 16)}),
-    ("PPM", "RGB", {}),
-    ("PPM", "1", {}),
-    ("QOI", "RGB", {}),
-    ("SGI", "RGB", {}),
-    ("TGA", "RGB", {}),
-    ("TGA", "RGB", {"compression": "tga_rle"}),
-)
 
-
-def whole_files() -> Iterator[tuple[str, bytes]]:
-    for file_format, mode, options in WRITTEN:
-        yield f"{file_format} {mode} {options}", encode(picture(3), file_format, mode, **options)
-    yield "plain PPM", b"P3 4 4 9 " + b"7 " * 48
-    yield "PFM", b"Pf 4 4 -1.0\n" + np.full(16, 0.5, "<f4").tobytes()
-
-
-WHOLE = dict(whole_files())
+WHOLE = {name: content for name, _, content in whole_files()} | {
+    "plain PPM": b"P3 4 4 9 " + b"7 " * 48,
+    "PFM": b"Pf 4 4 -1.0\n" + np.full(16, 0.5, "<f4").tobytes(),
+}
 
 
 @pytest.mark.parametrize("cuts", [20, pytest.param(2**30, marks=pytest.mark.slow)])

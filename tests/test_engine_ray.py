@@ -150,6 +150,7 @@ def assert_whole(run: Path, undisturbed: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.slow  # a cluster takes longer to start than all other tests; tasks have tests of their own in test_engine_tasks
 def test_a_cluster_of_its_own_makes_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = tmp_path / "imgs"
     some.mkdir()

@@ -29,9 +29,6 @@ from pipeline.verify import verify
 from .damage import chunk_place, flip
 from .stored_runs import write_run
 from .test_index import spec_of
-from .test_store_verification import here
-
-__all__ = ["here"]  # a fixture
 
 SHARD, INDEX, LISTING = "shards/shard-00001-of-00008.h5", "features.h5", "manifest.jsonl.gz"
 

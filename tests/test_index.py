@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +15,14 @@ from pipeline.job import finish_share
 from pipeline.progress import Made, Stopwatch
 from pipeline.records import RunSpec
 from pipeline.sharding import Share
-from pipeline.store import verification
 from pipeline.store.run_folder import open_folder
-from pipeline.store.verification import check_hdf5, verify_folder
+from pipeline.store.verification import verify_folder
 
 from .killed_runs import contents
 from .processes import call_here
 from .stored_runs import make_missing, make_spec, write_run
+
+pytestmark = pytest.mark.usefixtures("here")
 
 CONFIG = "data:\n  dir: imgs\n  max_failed_fraction: 0.25\n"
 
@@ -39,12 +39,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     write_run(folder, spec_of(), failed=[3, 8])
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards without a digest are read by processes of their own, of which other tests know."""
-    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_hdf5(path))
 
 
 @pytest.fixture
@@ -124,7 +118,7 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
             make_missing(run_folder, [3, 8, 9], digests=run_folder.digests())
             rows_now = sum(shard.rows for shard in run_folder.missing)
             made = Made("cpu", rows_now=rows_now, images_per_second=2.5)
-            reports[str(share)] = finish_share(run_folder, made, Stopwatch())
+            reports[str(share)] = finish_share(run_folder, {}, made, Stopwatch(), [])
         own = SimpleNamespace(**json.loads((folder / f"report-{share.mark}.json").read_text()))
         assert (own.rows, own.rows_now, own.part, own.index) == (rows_now, rows_now, str(share), "")
         assert own.failed == {"1/2": 3, "2/2": 0}[str(share)]
@@ -138,12 +132,11 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
     assert (run.rows, run.failed, run.rows_now, run.part) == (30, 3, 14, "2/2")
     assert "2/2" in (folder / "report.html").read_text()
     # Too many failures are told of all rows.
-    spec = replace(spec, attributes={**spec.attributes, "config": CONFIG.replace("0.25", "0.05")})
     with (
         open_folder(folder, spec, "resume", Share(1, 2)) as run_folder,
         pytest.raises(DatasetError, match="too many images fail, got 3 of 30"),
     ):
-        finish_share(run_folder, Made(), Stopwatch())
+        finish_share(run_folder, {"data.max_failed_fraction": 0.05}, Made(), Stopwatch(), [])
 
 
 def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:

@@ -123,13 +123,6 @@ def test_a_file_of_the_other_network_is_refused_by_its_name(tmp_path: Path) -> N
     assert "is a vgg19 file, got its 16 convolutions" in refusal(path, "vgg16")
 
 
-def test_a_missing_layer_is_named(tmp_path: Path) -> None:
-    arrays = keras_arrays(make_weights())
-    del arrays["block2_conv1"]
-    write_keras_2(tmp_path / "weights.h5", arrays)
-    assert "lacks layer conv2_1, got layers conv1_1, conv1_2, conv2_2" in refusal(tmp_path / "weights.h5")
-
-
 def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     with h5py.File(path, "w") as file:

@@ -76,38 +76,28 @@ def test_batch_size_and_workers_change_no_row(tmp_path: Path, batch_size: int, w
         np.testing.assert_array_equal(one, two)
 
 
-def test_every_way_to_fail_is_a_status_without_pixels(tmp_path: Path) -> None:
+def test_what_is_no_image_is_a_status_without_pixels(tmp_path: Path) -> None:
     Image.fromarray(photograph(1)).save(tmp_path / "good.png")
-    data = (tmp_path / "good.png").read_bytes()
-    for name, content in {"empty.jpg": b"", "page.jpg": b"<html>none</html>", "cut.png": data[: len(data) // 2]}.items():
-        (tmp_path / name).write_bytes(content)
+    (tmp_path / "page.jpg").write_bytes(b"<html>none</html>")
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
-    for name, target in {"dangling.jpg": "nowhere", "loop.jpg": "loop.jpg", "device.jpg": "/dev/null"}.items():
-        (tmp_path / name).symlink_to(target)
+    (tmp_path / "device.jpg").symlink_to("/dev/null")
     expected = {
-        "empty.jpg": "empty: the file has no bytes",
         "page.jpg": "not an image: begins with b'<html>no'",
         "good.png": "",
-        "cut.png": "truncated: image file is truncated",
         "folder.jpg": "not a regular file: a folder",
         "pipe.jpg": "not a regular file: a pipe",
-        "dangling.jpg": "missing: file not found",
-        "loop.jpg": "unreadable: too many levels of symbolic links",
         "device.jpg": "not a regular file: a device or socket",
-        "good.png/x.jpg": "missing: file not found",
     }
     (tmp_path / "list.txt").write_text("\n".join(expected))
     (batch,) = load(read_list(tmp_path / "list.txt"), batch_size=16)
     assert {key: status.error for key, status in zip(expected, batch.statuses, strict=True)} == expected
-    assert batch.good.tolist() == [2]
-    for row, status in enumerate(batch.statuses):
-        if status.error:
-            assert (status.word, status.height_px, status.width_px, batch.sizes_px[row].tolist()) == ("failed", 0, 0, [0, 0])
-            assert not batch.images[row].any()
-    assert batch.statuses[1].sha256 == hashlib.sha256(b"<html>none</html>").hexdigest()
-    assert (batch.statuses[4].file_bytes, batch.statuses[4].sha256) == (0, "")
-    np.testing.assert_array_equal(batch.image(2), photograph(1))
+    for row in (0, 2, 3, 4):
+        status = batch.statuses[row]
+        assert (status.word, status.height_px, status.width_px, batch.sizes_px[row].tolist()) == ("failed", 0, 0, [0, 0])
+        assert not batch.images[row].any()
+    assert batch.statuses[0].sha256 == hashlib.sha256(b"<html>none</html>").hexdigest()
+    np.testing.assert_array_equal(batch.image(1), photograph(1))
 
 
 def test_prepared_images_lie_in_the_canvas_and_the_status_keeps_the_full_size(tmp_path: Path) -> None:

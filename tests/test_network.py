@@ -2,18 +2,31 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.errors import ImageError, OptionError
-from pipeline.network.architectures import resolve_layers
-from pipeline.network.device import check_native_size, choose_device, gpu_memory, image_bytes, plan_batches
+from pipeline.network.architectures import plan_features, resolve_layers
+from pipeline.network.device import (
+    TOLERANCES,
+    check_native_size,
+    choose_device,
+    gpu_memory,
+    image_bytes,
+    plan_batches,
+    set_precision,
+)
+from pipeline.network.vgg import Network
+from pipeline.network.winograd import prepare_segments
 
 from . import oracle
-from .networks import build
+from .conftest import MEAN_PIXEL
 
 TOLERANCE = 1e-5
 
@@ -212,3 +225,66 @@ def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reaso
         check_native_size(np.zeros((200, 192, 3), np.uint8), **settings)
     with pytest.raises(ImageError, match="too large for memory: 2000 x 1000 px need 2 GB at native size, 1 GB may be used"):
         check_native_size(np.zeros((2000, 1000, 3), np.uint8), **settings)
+
+
+def build(
+    weights: Any, words: list[str], size_px: Any, *, backend: str = "tensorflow", pooling: str = "max", kernel_order: str = "hwio"
+) -> Network:
+    wanted, settings = resolve_layers(weights.network, words), {"pooling": pooling, "kernel_order": kernel_order}
+    parts = prepare_segments(weights, wanted, threads=2, **settings) if backend == "winograd" else None
+    features = plan_features(weights.network, wanted, size_px, weights.pool_padding)
+    return Network(weights, features, device="/CPU:0", size_px=size_px, parts=parts, **settings)
+
+
+# -- Precisions of a GPU
+
+
+LAYERS = ["relu1_1", "relu3_1", "relu4_1", "relu5_4"]
+# Of a float32's 23 bits TensorFloat-32 keeps 10. Source: NVIDIA A100 whitepaper, "TensorFloat-32".
+DROPPED_BITS = 13
+
+
+def shorten(values: tf.Tensor) -> tf.Tensor:
+    """Rounds to TensorFloat-32, to nearest."""
+    bits = tf.bitcast(values, tf.int32) + (1 << (DROPPED_BITS - 1))
+    return tf.bitcast(tf.bitwise.bitwise_and(bits, -(1 << DROPPED_BITS)), tf.float32)
+
+
+def errors_of(image: np.ndarray, weights: Any, expected: dict[str, Any], precision: str) -> dict[str, float]:
+    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": None}
+    network = Network(
+        weights, plan_features("vgg19", resolve_layers("vgg19", LAYERS), None, "same"), precision=precision, **settings
+    )
+    found = {name: np.asarray(values)[0] for name, values in network(image[None].astype(np.float32))}
+    assert all(values.dtype == np.float32 for values in found.values())
+    return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("side", [32, pytest.param(224, marks=pytest.mark.slow)])
+def test_each_precision_keeps_its_tolerance(
+    side: int, photographs: Path, thin_weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = thin_weights()
+    with Image.open(photographs / "animals/chelsea.jpg") as picture:
+        image = np.asarray(picture.convert("RGB").resize((side, side)), np.float64) - MEAN_PIXEL
+    expected = oracle.forward(image, weights.kernels, weights.biases, until="relu5_4")
+    errors = {"bfloat16": errors_of(image, weights, expected, "bfloat16")}
+
+    def with_short_factors(values: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -> tf.Tensor:
+        return convolve(shorten(values), shorten(kernel), stride, padding)
+
+    errors["float32"] = errors_of(image, weights, expected, "float32")
+    convolve = tf.nn.conv2d
+    monkeypatch.setattr(tf.nn, "conv2d", with_short_factors)
+    errors["tf32"] = errors_of(image, weights, expected, "tf32")
+    print({name: f"{max(found.values()):.1e}" for name, found in errors.items()})
+    for precision, found in errors.items():
+        assert max(found.values()) < TOLERANCES[precision], (precision, found)
+    # Each is a different arithmetic, or the option would do nothing.
+    assert errors["float32"]["relu5_4"] * 20 < errors["tf32"]["relu5_4"] < errors["bfloat16"]["relu5_4"] / 2
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_what_only_a_gpu_does_is_refused_where_there_is_none(precision: str) -> None:
+    with pytest.raises(OptionError, match=rf"runtime.precision: .* sees no GPU here, got {precision}. Expected float32"):
+        set_precision(precision, "cpu")

@@ -17,10 +17,10 @@ from filelock import FileLock
 from pipeline.errors import LockedError, StoreError
 from pipeline.job import index_is_whole
 from pipeline.sharding import Share, plan_shards
-from pipeline.store import lock, tables, verification
+from pipeline.store import lock, tables
 from pipeline.store.digests import Digests
-from pipeline.store.run_folder import open_folder
-from pipeline.store.verification import check_hdf5, verify_folder
+from pipeline.store.run_folder import open_folder, preview_folder
+from pipeline.store.verification import verify_folder
 
 from .killed_runs import ROOT, assert_same_run
 from .processes import start
@@ -46,7 +46,7 @@ def undivided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
 def test_shares_tile_the_shards_of_every_part_of_a_run(count: int) -> None:
-    shards = plan_shards((30, 45, 46), 4)
+    shards = plan_shards([30, 45, 46], 4)
     shares = [[shard for shard in shards if Share(number, count).has(shard.number)] for number in range(1, count + 1)]
     assert sorted((shard for share in shares for shard in share), key=lambda shard: (shard.part, shard.number)) == list(shards)
     assert {shard.part for shard in shares[0]} == {0, 1, 2}
@@ -114,10 +114,8 @@ def test_a_whole_run_goes_on_where_parts_have_stopped(tmp_path: Path, undivided:
     assert_same_run(tmp_path, undivided)
 
 
-def test_a_shard_that_another_part_left_without_a_digest_is_checked_by_the_last(
-    tmp_path: Path, undivided: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verification, "check_in_child", lambda path, *_: check_hdf5(path))
+@pytest.mark.usefixtures("here")
+def test_a_shard_that_another_part_left_without_a_digest_is_checked_by_the_last(tmp_path: Path, undivided: Path) -> None:
     spec = make_spec(rows=30)
     write_share(tmp_path, spec, Share(2, 2), failed=[3, 8])
     (tmp_path / "SHA256SUMS").write_text("")
@@ -160,9 +158,9 @@ def test_who_may_not_be_beside_whom_is_refused_in_one_line(
     monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.2)
     end = held(tmp_path, first)
     before = files_in(tmp_path)
-    for preview in (False, True):
+    for opening in (open_folder, preview_folder):
         with pytest.raises(LockedError) as raised:
-            open_folder(tmp_path, make_spec(rows=30), "resume", second, preview=preview)
+            opening(tmp_path, make_spec(rows=30), "resume", second)
         assert str(raised.value).startswith(f"{tmp_path}: {said} ")
         assert "\n" not in str(raised.value)
     assert files_in(tmp_path) == before

@@ -15,7 +15,7 @@ from pipeline.images.resize import ResizeSpec
 
 from . import oracle
 from .conftest import MEAN_PIXEL
-from .networks import build
+from .test_network import build
 from .test_resize import expected, noise, on_host
 
 SPEC = ResizeSpec((224, 224), "squash", "bilinear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline import extract_features
-from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults
+from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults, known_keys
 from pipeline.store import format
 
 from .processes import REPOSITORY, call, call_here
@@ -107,7 +108,7 @@ def rows_of(section: str) -> dict[str, str]:
 @pytest.mark.parametrize(("section", "kind"), [("Options", Options), ("Looking at it", PlotOptions)])
 def test_the_tables_of_options_have_every_option_with_its_default_and_choices(section: str, kind: type) -> None:
     rows = rows_of(section)
-    assert set(rows) == {key.removesuffix(".name") for key in defaults(kind)}
+    assert set(rows) == {key.removesuffix(".name") for key in known_keys(kind)}
     for key, default in defaults(kind).items():
         name = key.removesuffix(".name")
         cells = [cell.strip() for cell in rows[name].split("|")]
@@ -120,7 +121,7 @@ def test_the_tables_of_options_have_every_option_with_its_default_and_choices(se
 
 
 def test_every_option_of_verify_is_named() -> None:
-    for key in defaults(VerifyOptions):
+    for key in known_keys(VerifyOptions):
         assert f"pipeline.verify run=outputs/samples {key}=" in README or key == "run"
 
 
@@ -197,3 +198,16 @@ def test_the_samples_are_credited() -> None:
     assert len(pictures) >= 5
     for path in pictures:
         assert f"`{path.parent.name}/{path.name}`" in credits
+
+
+@pytest.mark.slow  # loads TensorFlow twice, Keras, and PyTorch where it is installed
+def test_a_linear_probe_on_features_tells_stripes_from_dots(tmp_path: Path) -> None:
+    result = call(str(tmp_path), cwd=REPOSITORY, module="tests.examples.linear_probe")
+    assert result.returncode == 0, result.stderr
+    accuracy = dict(re.findall(r"^(tf\.data|PyTorch): accuracy (\d\.\d\d) on 40 pictures", result.stdout, flags=re.MULTILINE))
+    # Half is chance; 0.8 of 40 would be that by chance once in ten thousand times.
+    assert float(accuracy["tf.data"]) >= 0.8, result.stdout
+    if importlib.util.find_spec("torch"):
+        assert float(accuracy["PyTorch"]) >= 0.8, result.stdout
+    else:
+        assert "PyTorch: not installed (pip install torch)" in result.stdout

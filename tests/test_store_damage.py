@@ -19,17 +19,12 @@ from pipeline.store.reader import open_run
 
 from .damage import chunk_place, flip
 from .stored_runs import make_spec, write_run
-from .test_store_reader import folder, values
+from .test_store_reader import copy, folder, values
 
-__all__ = ["folder", "values"]  # fixtures
+__all__ = ["copy", "folder", "values"]  # fixtures
 
 SHARD, INDEX = "shards/shard-00001-of-00003.h5", "features.h5"
 LAYER = "features/relu4_1"
-
-
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 def change(path: Path, edit: Callable[[h5py.File], object]) -> None:

@@ -15,8 +15,8 @@ from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 
 from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_native_run, write_run
-from .test_store_damage import change, copy
-from .test_store_reader import folder, values
+from .test_store_damage import change
+from .test_store_reader import copy, folder, values
 
 __all__ = ["copy", "folder", "values"]  # fixtures
 
@@ -85,9 +85,6 @@ def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path
     with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: cannot be read, got No such file or directory"):
         build_index(tmp_path, spec)
     path.write_bytes(whole)
-    change(path, lambda file: file.attrs.update({"run_digest": "f" * 64}))
-    with pytest.raises(StoreError, match=r"'run_digest' of the root is damaged, got ffffffffffff, which is not that of the id"):
-        build_index(tmp_path, spec)
     other = make_spec(identity={"seed": "2"})
     change(
         path, lambda file: file.attrs.update({"run_digest": other.digest, "identity": json.dumps(other.identity, sort_keys=True)})
@@ -96,12 +93,9 @@ def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path
         StoreError, match=rf"a file of another run, got run digest {other.digest[:12]}\. Expected " + spec.digest[:12]
     ):
         build_index(tmp_path, spec)
-    path.write_bytes((tmp_path / "shards/shard-00000-of-00003.h5").read_bytes())
-    with pytest.raises(StoreError, match=r"not the shard that its name says, got rows 0 to 3\. Expected 4 to 7"):
-        build_index(tmp_path, spec)
     path.write_bytes(whole)
     change(path, lambda file: file["images"].__delitem__("label"))
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: column 'label' of /images is damaged"):
+    with pytest.raises(StoreError, match=r"column 'label' is missing in some shards, got it in 2\. Expected it in all 3"):
         build_index(tmp_path, spec)
     path.write_bytes(whole)
     change(path, lambda file: file["checksums"].__delitem__("conv1_1"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,13 +16,16 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.store.reader import open_run
 
+from .processes import run_python
 from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_native_run, write_run
+
+METADATA = {"author": tuple("abcdefghij"), "width": tuple("0123456789")}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "imgs-vgg19"
-    write_run(path, make_spec(metadata={"author": tuple("abcdefghij"), "width": tuple("0123456789")}), failed=[3])
+    write_run(path, make_spec(metadata=METADATA), failed=[3])
     return path
 
 
@@ -36,6 +41,11 @@ def values() -> dict[str, NDArray[np.float32]]:
     for of_layer in stacked.values():
         of_layer[3] = np.nan
     return stacked
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 def test_a_run_opens_by_its_folder_its_index_or_a_shard(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
@@ -184,3 +194,77 @@ def test_threads_share_a_run_and_no_shard_stays_open(folder: Path, values: dict[
         list(pool.map(read, range(4)))
     files = Path("/proc/self/fd")
     assert not (files.exists() and any(folder in file.resolve().parents for file in files.iterdir()))
+
+
+# -- Chunks read by position
+
+
+def test_rows_are_read_without_hdf5_once_their_places_are_known(
+    copy: Path, values: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(copy)
+    for layer in run.layers:
+        np.testing.assert_array_equal(run[layer][:], values[layer])
+    monkeypatch.setattr(h5py, "File", lambda *_, **__: pytest.fail("HDF5 was opened again"))
+    for layer in run.layers:
+        np.testing.assert_array_equal(np.stack(list(run[layer])), values[layer])
+        np.testing.assert_array_equal(run[layer][[9, 0, 4, 4, 3]], values[layer][[9, 0, 4, 4, 3]])
+
+
+@pytest.mark.parametrize("chunk", [(3, 5, 4, 3), (1, 3, 4, 3), None])
+def test_chunks_that_another_program_has_cut_are_read_too(
+    copy: Path, values: dict[str, NDArray[np.float32]], chunk: tuple[int, ...] | None
+) -> None:
+    with h5py.File(copy / "shards/shard-00001-of-00003.h5", "r+") as file:
+        old = file["features/conv1_1"]
+        stored, attributes, filters = old[:], dict(old.attrs), old.compression
+        del file["features/conv1_1"]
+        new = file["features"].create_dataset("conv1_1", data=stored, chunks=chunk, compression=filters if chunk else None)
+        new.attrs.update(attributes)
+    run = open_run(copy)
+    np.testing.assert_array_equal(run["conv1_1"][:], values["conv1_1"])
+    np.testing.assert_array_equal(np.stack([run["conv1_1"][row] for row in range(10)]), values["conv1_1"])
+
+
+def test_a_layer_of_another_shape_than_the_index_says_is_damaged(tmp_path: Path) -> None:
+    shape = (4, 80, 80, 2)
+    write_run(tmp_path, make_spec(compression="none"))
+    with h5py.File(tmp_path / "shards/shard-00001-of-00003.h5", "r+") as file:
+        stored, attributes = file["features/relu4_1"][:], dict(file["features/relu4_1"].attrs)
+        del file["features/relu4_1"]
+        data = stored.reshape(4, -1)[:, : np.prod(shape[1:])].reshape(shape)
+        new = file["features"].create_dataset("relu4_1", data=data, chunks=(1, *shape[1:]))
+        new.attrs.update(attributes)
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer relu4_1 is damaged, got \(.* where the run has"):
+        open_run(tmp_path)["relu4_1"][:]
+
+
+def test_a_shard_that_is_made_anew_is_read_as_it_is_now(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:
+    run = open_run(copy)
+    for layer in run.layers:
+        np.testing.assert_array_equal(run[layer][:], values[layer])
+    (copy / "shards/shard-00001-of-00003.h5").unlink()
+    write_run(copy, make_spec(metadata=METADATA, compression="none"), failed=[3])
+    np.testing.assert_array_equal(run["relu4_1"][:], values["relu4_1"])
+    run.close()
+    for layer in run.layers:
+        np.testing.assert_array_equal(run[layer][:], values[layer])
+
+
+def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) -> None:
+    write_run(tmp_path, make_spec())
+    program = (
+        "import os, sys, threading, numpy as np; from pipeline.store.reader import open_run\n"
+        "run = open_run(sys.argv[1]); expected = run['relu4_1'][:].sum(); stop = threading.Event()\n"
+        "def read():\n"
+        "    while not stop.is_set(): run['relu4_1'][:]; run.close()\n"
+        "threads = [threading.Thread(target=read) for _ in range(3)]\n"
+        "[thread.start() for thread in threads]\n"
+        "for _ in range(10):\n"
+        "    child = os.fork()\n"
+        "    if child == 0: os._exit(int(run['relu4_1'][:].sum() != expected))\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "stop.set(); [thread.join() for thread in threads]\n"
+    )
+    ended = run_python(program, tmp_path, PYTHONWARNINGS="ignore::DeprecationWarning")
+    assert ended.returncode == 0, ended.stderr

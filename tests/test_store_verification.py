@@ -17,12 +17,13 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import codec, verification
 from pipeline.store.damage import UnsureError
-from pipeline.store.verification import MOST_FINDINGS, FileCheck, VerifyResult, check_hdf5, check_in_child, repair, verify_folder
+from pipeline.store.verification import MOST_FINDINGS, VerifyResult, check_in_child, repair, verify_folder
 
 from .damage import accept, chunk_place, flip, place_of, write_companions
 from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_run
-from .test_store_damage import change, copy
+from .test_store_damage import change
 from .test_store_folder import files_in
+from .test_store_reader import copy
 
 __all__ = ["copy"]  # a fixture
 
@@ -47,16 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(path, make_spec(metadata={"author": tuple("abcdefghij")}), failed=[3])
     write_companions(path)
     return path
-
-
-def check_here(path: Path, stop: threading.Event | None = None, timeout_seconds: float = 0.0) -> FileCheck:
-    """Checks in this process, which is quicker, and right where nothing can crash."""
-    return check_hdf5(path, stop)
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.verification.check_in_child", check_here)
 
 
 @pytest.mark.parametrize(

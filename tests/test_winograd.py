@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -20,10 +22,11 @@ from pipeline.network.winograd.convolution import (
     prepare_convolution,
     prepare_direct_convolution,
 )
-from pipeline.network.winograd.engine import Segment, Workers
+from pipeline.network.winograd.engine import MemoryPool, Segment, Workers
 from pipeline.network.winograd.kernels import compile_kernels
 
 from . import oracle
+from .processes import run_python
 
 ONE_LAYER = 3e-6
 CHANNELS = (64, 128)
@@ -203,3 +206,46 @@ def test_an_interrupted_image_leaves_no_work_behind(workers: Workers) -> None:
         Segment([Interrupted()], workers)(draw((1, 9, 9, 64), 0))
     workers.pool.submit(int).result()
     assert len(started) < 10
+
+
+def test_memory_comes_back_when_the_last_view_is_gone() -> None:
+    source = MemoryPool()
+    array = source.take(100, 10)
+    array[...] = 7.0
+    address, view = array.ctypes.data, array[3:, ::2]
+    del array
+    gc.collect()
+    other = source.take(100, 10)
+    other[...] = 3.0
+    assert other.ctypes.data != address
+    assert np.all(view == 7.0)
+    del view
+    gc.collect()
+    assert source.take(100, 10).ctypes.data == address
+
+
+FORKED = """
+import os, threading
+from pipeline.network.winograd.codegen import host_processor
+from pipeline.network.winograd.kernels import compile_kernels
+
+begun = threading.Event()
+
+def work():
+    begun.set()
+    compile_kernels(host_processor(), (64,))
+
+threading.Thread(target=work).start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    compile_kernels(host_processor(), (64,))
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.slow  # the program compiles in one thread, and seldom where it is forked
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_is_forked_while_a_thread_compiles_can_compile() -> None:
+    assert run_python(FORKED, PYTHONWARNINGS="ignore").stdout == "0\n"
