@@ -79,10 +79,7 @@ def verify(folder: Path, repair: bool) -> None:
 def summary(result: VerifyResult) -> str:
     """Return the last line: what was checked, and what came of it."""
     outcome = _counted(result.count) if result.count else "whole and unchanged"
-    return (
-        f"checked: {result.files} files ({words_for_bytes(result.file_bytes)}), {result.rows} rows ({result.failed} failed), "
-        f"{len(result.layers)} layers ({', '.join(result.layers)}), {words_for_bytes(result.row_bytes)} of features: {outcome}"
-    )
+    return f"checked: {result.files} files ({words_for_bytes(result.file_bytes)}), {result.rows} rows: {outcome}"
 
 
 def _counted(findings: int) -> str:

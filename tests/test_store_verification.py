@@ -65,10 +65,7 @@ def test_a_whole_run_is_whole_wherever_it_lies(tmp_path: Path, options: dict[str
     monkeypatch.chdir(tmp_path)
     result = verify_folder(Path("moved"), workers=2)
     assert lines(result) == {}
-    assert (result.count, result.rows, result.failed) == (0, len(spec.manifest), 1)
-    assert result.layers == tuple(feature.layer.name for feature in spec.features)
-    assert result.files == len(spec.shards()) + 4
-    assert result.row_bytes > 0
+    assert (result.count, result.rows, result.files) == (0, len(spec.manifest), len(spec.shards()) + 4)
     assert {path: path.stat().st_mtime_ns for path in moved.rglob("*")} == before
 
 

@@ -175,14 +175,15 @@ class ShardLayer:
         if len(sums) == len(tops) and codec.join_checksums(sums) != self._checksums[row]:
             raise self._damaged(range(row, row + 1), "another checksum")
 
-    def examine(self) -> Iterator[int | StoreError]:
-        """Yield the bytes of the values of each row that is ok, or what is wrong; once for rows that share a damaged chunk."""
+    def examine(self) -> Iterator[StoreError | None]:
+        """Yield what is wrong with each row that is ok, None if nothing; once for rows that share a damaged chunk."""
         for _, rows in itertools.groupby(np.flatnonzero(~self._failed).tolist(), self._group):
             chunk = None
             for row in rows:
                 try:
                     chunk = self._decode(row) if chunk is None else chunk
-                    yield self._checked(row, chunk).nbytes
+                    self._checked(row, chunk)
+                    yield None
                 except StoreError as error:
                     yield error
                     if chunk is None:

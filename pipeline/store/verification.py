@@ -21,7 +21,6 @@ from pathlib import Path
 from threading import Event
 
 from ..errors import StoreError
-from ..records import FAILED
 from ..sharding import Part, ShardSpec
 from ..storage import local_copy
 from . import damage, disk, format, tables
@@ -29,7 +28,7 @@ from .damage import DamagedError, ForeignError, UnreadableError, UnsureError, re
 from .digests import OWN, Digests
 from .manifest_file import parse_identity
 from .reader import no_such_run
-from .run_contents import RunContents, part_number, read_run_contents
+from .run_contents import RunContents, finished_shards, part_number, read_run_contents
 from .shard_reader import ShardLayer
 
 # A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
@@ -48,22 +47,11 @@ class FileCheck:
             not read after :data:`MOST_FINDINGS`.
         digest: SHA-256, hex; "" where it could not be read.
         parts: Of the run, up to the file's own; none where the file does not tell.
-        layers: Of the run.
-        failed: Failed rows of a shard.
-        row_bytes: Bytes of values that were read and held to their checksums.
     """
 
     findings: list[StoreError] = field(default_factory=list)
     digest: str = ""
     parts: tuple[Part, ...] = ()
-    layers: tuple[str, ...] = ()
-    failed: int = 0
-    row_bytes: int = 0
-
-    def add(self, error: StoreError) -> None:
-        """Add a finding."""
-        # Without the frames that it was raised in, and the rows that these hold.
-        self.findings.append(type(error)(str(error)))
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -71,7 +59,37 @@ class FileCheck:
         try:
             yield
         except StoreError as error:
-            self.add(error)
+            self.findings.append(error)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What came of a run folder: its files held to their digests, to the plan and to each other.
+
+    Attributes:
+        folder: The run folder.
+        findings: Path from the run folder -> what is wrong; the files in order, :data:`~pipeline.store.format.DIGESTS_NAME` last.
+        damaged: Shards and index that are to be removed and made again.
+        unread: Files that are in use or could not be read, of which nothing is known.
+        wrong_lines: Names whose lines in ``SHA256SUMS`` are not true of the files.
+        files: How many were checked.
+        file_bytes: Size of them all.
+        rows: Of the run; 0 where no file tells.
+    """
+
+    folder: Path
+    findings: Mapping[str, list[StoreError]]
+    damaged: list[str]
+    unread: list[str]
+    wrong_lines: list[str]
+    files: int
+    file_bytes: int
+    rows: int
+
+    @property
+    def count(self) -> int:
+        """How many findings there are; none: the run is whole and unchanged."""
+        return sum(map(len, self.findings.values()))
 
 
 def verify_folder(
@@ -109,7 +127,7 @@ def verify_folder(
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return VerifyResult(folder, digests, checks, contents, total_bytes)
+    return _compare(folder, digests, checks, contents, total_bytes)
 
 
 def require_run(folder: Path, images: bool = True) -> RunContents:
@@ -128,7 +146,7 @@ def require_run(folder: Path, images: bool = True) -> RunContents:
         if not folder.is_dir():
             raise damage.no_run(folder, "a file, a pipe or a device")
         contents = read_run_contents(folder, images)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise damage.unreadable(folder, error) from error
     if not any(name.endswith(".h5") for name in (*contents.files, *contents.special)):
         raise damage.no_run(folder)
@@ -150,9 +168,9 @@ def _check_file(
             check.findings = [type(error)(str(error).replace(str(here), str(path))) for error in check.findings]
             check.digest = digest
     except OSError as error:
-        check.add(damage.unreadable(path, error))
+        check.findings.append(damage.unreadable(path, error))
     except StoreError as error:
-        check.add(error)
+        check.findings.append(error)
     return check
 
 
@@ -166,28 +184,23 @@ def check_hdf5(path: Path, stop: Event | None = None) -> FileCheck:
     check = FileCheck()
     with check.noting(), damage.reading(path, "the HDF5 file"), tables.open_file(path) as file:
         check.parts = tables.read_parts(file, path)
-        check.layers = tuple(parse_identity(str(file.attrs["identity"]))["layers"].split(","))
-        columns = {}
         for name in sorted({*file["images"], *format.TEXT_COLUMNS, *format.NUMBER_COLUMNS}):
             with check.noting():
-                columns[name] = tables.read_column(file, path, name)
-        if path.name == format.INDEX_NAME or "status" not in columns:
+                tables.read_column(file, path, name)
+        if path.name == format.INDEX_NAME:
             return check
-        check.failed = int((columns["status"] == FAILED).sum())
         digests, plan = tables.read_plan(file, path)
         shard = next((shard for shard in plan if (shard.file_name, shard.part) == (path.name, len(digests) - 1)), None)
         if shard is None:
             raise damage.extra_file(path, plan[-1].file_name, len(plan))
         tables.check_shard(file, path, digests[-1], shard)
-        for layer in check.layers:
+        for layer in parse_identity(str(file.attrs["identity"]))["layers"].split(","):
             with check.noting():
-                for row in ShardLayer(path, digests[-1], shard, layer).examine():
+                for error in ShardLayer(path, digests[-1], shard, layer).examine():
                     if (stop and stop.is_set()) or len(check.findings) >= MOST_FINDINGS:
                         return check
-                    if isinstance(row, int):
-                        check.row_bytes += row
-                    else:
-                        check.add(row)
+                    if error is not None:
+                        check.findings.append(error)
     return check
 
 
@@ -224,137 +237,85 @@ def check_in_child(path: Path, stop: Event | None = None, timeout_seconds: float
     return FileCheck([UnsureError(str(damage.damaged(path, "the HDF5 file", got)))])
 
 
-class VerifyResult:
-    """What came of a run folder: its files held to their digests, to the plan and to each other.
+def _compare(
+    folder: Path, digests: Digests, checks: Mapping[str, FileCheck], contents: RunContents, file_bytes: int
+) -> VerifyResult:
+    """Hold the files to the plan, the manifests and ``SHA256SUMS``, besides what each has told of itself."""
+    by_name, known = digests.by_name, contents.parts
+    findings = {name: [*check.findings] for name, check in checks.items()}
 
-    Args:
-        folder: The run folder.
-        digests: What its files should be.
-        checks: Path from the run folder -> what came of the file; all files there are.
-        contents: Of the folder.
-        file_bytes: Size of all files.
+    def add(name: str, error: StoreError) -> None:
+        findings.setdefault(name, []).append(error)
 
-    Attributes:
-        folder: The run folder.
-        findings: Path from the run folder -> what is wrong; the files in order, :data:`~pipeline.store.format.DIGESTS_NAME` last.
-        damaged: Shards and index that are to be removed and made again.
-        unread: Files that are in use or could not be read, of which nothing is known.
-        wrong_lines: Names whose lines in ``SHA256SUMS`` are not true of the files.
-        files: How many were checked.
-        file_bytes: As given.
-        rows: Of the run; 0 where no file tells.
-        failed: Rows of images that have failed, in the shards that could be read.
-        layers: Names of the layers.
-        row_bytes: Bytes of features that were decoded and held to their checksums.
-    """
+    plan = [format.shard_path(shard.file_name) for shard in contents.plan]
+    missing = [name for name in plan if name not in checks]
+    for name in missing:
+        there = f"{len(plan) - len(missing)} of {len(plan)} shards"
+        add(name, damage.missing_file(folder / name, "shard", there))
+    for name, check in checks.items():
+        is_other = any(part != of_run for part, of_run in zip(check.parts, known, strict=False))
+        if is_other and not check.findings:
+            add(name, damage.of_another_run(folder / name, check.parts[-1].digest, known[-1].digest))
+    # The first manifest that does not go on from those before it.
+    name = format.manifest_name(len(contents.planned))
+    if name not in checks and contents.lost:
+        add(name, damage.missing_file(folder / name, "manifest", "no such file"))
+    elif name in checks and not findings[name]:
+        got = "one of another run" if contents.manifests[name] else "none that agrees with its own digest"
+        add(name, damage.damaged(folder / name, "the manifest", got))
 
-    def __init__(
-        self, folder: Path, digests: Digests, checks: Mapping[str, FileCheck], contents: RunContents, file_bytes: int
-    ) -> None:
-        self.folder, self.file_bytes, self.files = folder, file_bytes, len(checks)
-        self._digests, self._checks, self._contents = digests, checks, contents
-        # Those that are not there too.
-        self._found = {**checks}
-        read = {name: check.digest for name, check in checks.items() if check.digest}
-        self._changed = {name for name, digest in read.items() if digest != digests.by_name.get(name, digest)}
-        self._absent = [name for name in digests.by_name if name not in checks and not (folder / name).exists()]
-        self._plan = [format.shard_path(shard.file_name) for shard in contents.plan]
-        self._compare_with_plan()
-        self._compare_manifests()
-        self._compare_with_lines()
-        self.wrong_lines = (*self._absent, *self._changed)
-        self.damaged = self._find_damaged()
-        self._compare_index()
-        last = [*format.DIGESTED_NAMES, format.DIGESTS_NAME]
-        names = sorted(name for name, check in self._found.items() if check.findings)
-        names.sort(key=lambda name: last.index(name) if name in last else -1)
-        self.findings = {name: self._found[name].findings for name in names}
-        self.unread = [name for name in names if self._is_unread(name)]
-        parts = [*contents.parts, *(part for check in checks.values() for part in check.parts)]
-        self.rows = max((part.stop for part in parts), default=0)
-        self.failed = sum(check.failed for check in checks.values())
-        self.layers = next((check.layers for check in checks.values() if check.layers), ())
-        self.row_bytes = sum(check.row_bytes for check in checks.values())
+    changed = [name for name, check in checks.items() if check.digest and check.digest != by_name.get(name, check.digest)]
+    absent = [name for name in by_name if name not in checks and not (folder / name).exists()]
+    for name in changed:
+        if not findings[name]:
+            got = f"SHA-256 {checks[name].digest[:12]} in place of {by_name[name][:12]}"
+            add(name, damage.damaged(folder / name, "the file", got))
+    for number, text in digests.unreadable:
+        add(format.DIGESTS_NAME, damage.wrong_digests(digests.path, f"line {number} is damaged, got {text[:120]!r}"))
+    for name in absent:
+        if name not in findings and name != format.INDEX_NAME:
+            add(name, damage.missing_file(folder / name, "file", f"a line in {format.DIGESTS_NAME} and no file"))
+    for name in checks:
+        if name not in by_name:
+            happened = f"there is no line for {name}, got a file that nobody can say to be unchanged"
+            add(format.DIGESTS_NAME, damage.wrong_digests(digests.path, happened))
 
-    @property
-    def count(self) -> int:
-        """How many findings there are; none: the run is whole and unchanged."""
-        return sum(map(len, self.findings.values()))
+    damaged = []
+    for name in checks:
+        kinds = {type(error) for error in findings[name]}
+        if name.endswith(".h5") and ForeignError not in kinds and (name in changed or DamagedError in kinds):
+            damaged.append(name)
+    index, shards = checks.get(format.INDEX_NAME), finished_shards([*checks])
+    # While it is there, a reader takes all rows that it has for whole.
+    without = [part_number(Path(name).name) for name in (*damaged, *missing)]
+    if index and not findings[format.INDEX_NAME] and any(part < len(index.parts) for part in without):
+        damaged.append(format.INDEX_NAME)
+    # An index over some rows may be right for those: it stays.
+    count = len(plan) or format.planned_shards(shards)
+    if index is None:
+        add(format.INDEX_NAME, damage.unfinished(folder, len(shards), count))
+    elif 0 < len(index.parts) < len(known) and index.parts == known[: len(index.parts)]:
+        rows = f"{format.INDEX_NAME} over the first {index.parts[-1].stop} of {known[-1].stop} rows"
+        add(format.INDEX_NAME, damage.unfinished(folder, len(shards), count, rows))
 
-    def _add(self, name: str, error: StoreError) -> None:
-        self._found.setdefault(name, FileCheck()).findings.append(error)
+    def is_unread(name: str) -> bool:
+        # Of a file that has changed enough is known if no more than memory was wanting.
+        kinds = {type(error) for error in findings[name]}
+        return UnreadableError in kinds or (UnsureError in kinds and name not in changed)
 
-    def _compare_with_plan(self) -> None:
-        plan, known = {*self._plan}, self._contents.parts
-        there = f"{len(plan & self._checks.keys())} of {len(plan)} shards"
-        for name in self._plan:
-            if name not in self._checks:
-                self._add(name, damage.missing_file(self.folder / name, "shard", there))
-        for name, check in self._checks.items():
-            path, number = self.folder / name, part_number(Path(name).name)
-            others = [part for part, of_run in zip(check.parts, known, strict=False) if part != of_run]
-            # Of a part whose manifest is lost nobody knows the shards.
-            if name.startswith(format.SHARD_FOLDER) and number < len(known) and name not in plan:
-                self._add(name, damage.extra_file(path, self._plan[0], len(plan)))
-            elif others and not check.findings:
-                self._add(name, damage.of_another_run(path, check.parts[-1].digest, known[-1].digest))
-
-    def _compare_manifests(self) -> None:
-        # All before it are as they should be.
-        name = format.manifest_name(len(self._contents.planned))
-        if name not in self._checks:
-            if self._contents.lost:
-                self._add(name, damage.missing_file(self.folder / name, "manifest", "no such file"))
-        elif not self._checks[name].findings:
-            got = "one of another run" if self._contents.manifests[name] else "none that agrees with its own digest"
-            self._add(name, damage.damaged(self.folder / name, "the manifest", got))
-
-    def _compare_with_lines(self) -> None:
-        path, by_name = self._digests.path, self._digests.by_name
-        for name in self._changed:
-            if not self._checks[name].findings:
-                got = f"SHA-256 {self._checks[name].digest[:12]} in place of {by_name[name][:12]}"
-                self._add(name, damage.damaged(self.folder / name, "the file", got))
-        for number, text in self._digests.unreadable:
-            self._add(format.DIGESTS_NAME, damage.wrong_digests(path, f"line {number} is damaged, got {text[:120]!r}"))
-        for name in self._absent:
-            if name not in self._found and name != format.INDEX_NAME:
-                self._add(name, damage.missing_file(self.folder / name, "file", f"a line in {format.DIGESTS_NAME} and no file"))
-        for name in self._checks:
-            if name not in by_name:
-                happened = f"there is no line for {name}, got a file that nobody can say to be unchanged"
-                self._add(format.DIGESTS_NAME, damage.wrong_digests(path, happened))
-
-    def _compare_index(self) -> None:
-        """Say so where there is no index, or not of all rows. It may be right for those that it has: no reason to remove it."""
-        shards = [Path(name).name for name in self._checks if name.startswith(format.SHARD_FOLDER)]
-        count = len(self._plan) or format.planned_shards(shards)
-        index, known = self._checks.get(format.INDEX_NAME), self._contents.parts
-        if index is None:
-            self._add(format.INDEX_NAME, damage.unfinished(self.folder, len(shards), count))
-        elif 0 < len(index.parts) < len(known) and index.parts == known[: len(index.parts)]:
-            rows = f"{format.INDEX_NAME} over the first {index.parts[-1].stop} of {known[-1].stop} rows"
-            self._add(format.INDEX_NAME, damage.unfinished(self.folder, len(shards), count, rows))
-
-    def _is_unread(self, name: str) -> bool:
-        """Tell whether nothing is known of a file; of one that has changed, it is if no more than memory was wanting."""
-        known = UnsureError if name in self._changed else ()
-        return any(isinstance(error, UnreadableError) and not isinstance(error, known) for error in self._found[name].findings)
-
-    def _find_damaged(self) -> list[str]:
-        """Return what must be made again: damaged shards, and the index if it is damaged or has rows of what is not there."""
-        found = []
-        for name, check in self._checks.items():
-            kinds = {type(error) for error in check.findings}
-            if name.endswith(".h5") and ForeignError not in kinds and (name in self._changed or DamagedError in kinds):
-                found.append(name)
-        index = self._checks.get(format.INDEX_NAME)
-        gone = [*found, *(name for name in self._plan if name not in self._checks)]
-        parts = [part_number(Path(name).name) for name in gone if name.startswith(format.SHARD_FOLDER)]
-        # While it is there, a reader takes all rows that it has for whole.
-        if index and not index.findings and parts and min(parts) < len(index.parts):
-            found.append(format.INDEX_NAME)
-        return found
+    last = [*format.DIGESTED_NAMES, format.DIGESTS_NAME]
+    names = sorted(sorted(filter(findings.get, findings)), key=lambda name: last.index(name) if name in last else -1)
+    parts = [*known, *(part for check in checks.values() for part in check.parts)]
+    return VerifyResult(
+        folder=folder,
+        findings={name: findings[name] for name in names},
+        damaged=damaged,
+        unread=[name for name in names if is_unread(name)],
+        wrong_lines=[*absent, *changed],
+        files=len(checks),
+        file_bytes=file_bytes,
+        rows=max((part.stop for part in parts), default=0),
+    )
 
 
 def repair(result: VerifyResult) -> list[str]:
