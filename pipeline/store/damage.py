@@ -1,7 +1,7 @@
 """Errors of files of a run: damaged, missing, of another run, in use, or not readable; and what may be read of a run folder.
 
 Only bytes that were read and are wrong are damage, and only damage is removed and made again: everything that opens a finished
-shard, the index, a manifest or ``SHA256SUMS`` asks :func:`why_not_read` first.
+shard, the index, a manifest or ``SHA256SUMS`` asks :func:`damaged` which it is.
 
 This program makes no links in a run folder; what one leads to is somebody else's, anywhere on this machine: links are refused.
 HDF5 would follow them, read arrays whose values lie in other files, and allocate whatever a header declares.
@@ -68,7 +68,7 @@ class UnsureError(UnreadableError):
     """A finished file could not be read for want of memory, which a damaged length causes too: only its digest can tell."""
 
 
-def system_errno(error: BaseException) -> int:
+def system_errno(error: object) -> int:
     """Return the system's error number behind an error, 0 where there is none.
 
     h5py sets ``errno`` on an OSError alone. In a KeyError or RuntimeError of the same cause, and where HDF5 cannot close or flush
@@ -80,20 +80,17 @@ def system_errno(error: BaseException) -> int:
     return int(found[1]) if found else 0
 
 
-def why_not_read(path: Path, part: str, error: BaseException) -> UnreadableError | None:
-    """Return the one-line error for a read that another program or the system prevented.
+def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableError:
+    """Return the one-line error for a file that is not as it was written, or that another program or the system keeps from us.
 
     Args:
-        path: Of the file, for the message.
-        part: Of the file that was being read, likewise: ``the HDF5 file``; empty: all of it.
-        error: What h5py, HDF5 or the system raised.
-
-    Returns:
-        None where bytes were read and are wrong: h5py gives no error number for those.
+        path: Of the file.
+        part: What of it was read: ``the HDF5 file``; empty: all of it.
+        got: What was found there, or what h5py, HDF5 or the system raised. For bytes that are wrong h5py gives no error number.
     """
-    if isinstance(error, StorageError):
-        return UnreadableError(str(error))
-    number, words = system_errno(error), str(error)
+    if isinstance(got, StorageError):
+        return UnreadableError(str(got))
+    number, words = system_errno(got), " ".join(str(got).split())
     unread = f"{printable(part, 1000)} cannot be read".lstrip()
     if number == errno.EAGAIN or (number == errno.EACCES and _LOCKED in words):
         what = (
@@ -108,43 +105,20 @@ def why_not_read(path: Path, part: str, error: BaseException) -> UnreadableError
         remedy = _REMEDIES.get(number, "Check the disk or the network")
         got = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
         what = f"{unread}, got {got}. Expected a file that can be read. {remedy}"
-    elif isinstance(error, MemoryError):
+    elif isinstance(got, MemoryError):
         what = f"{unread}, got MemoryError. Expected enough memory. {_REMEDIES[errno.ENOMEM]}"
     else:
-        return None
-    kind = UnsureError if isinstance(error, MemoryError) else UnreadableError
+        return DamagedError(
+            f"{path}: {printable(part, 1000)} is damaged, got {printable(words, 200) or type(got).__name__}. Expected the bytes "
+            f"that were written. Remove this file and run the extraction again: only what is missing is made again."
+        )
+    kind = UnsureError if isinstance(got, MemoryError) else UnreadableError
     return kind(f"{path}: {what}, then run the command again. It is kept as it is.")
-
-
-def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableError:
-    """Return the one-line error for a file that is not as it was written, or could not be read.
-
-    Args:
-        path: Of the file.
-        part: What of it.
-        got: What was found there, or what was raised while it was read.
-    """
-    if isinstance(got, BaseException) and (unread := why_not_read(path, part, got)):
-        return unread
-    words = printable(" ".join(str(got).split()), 200) or type(got).__name__
-    return DamagedError(
-        f"{path}: {printable(part, 1000)} is damaged, got {words}. Expected the bytes that were "
-        f"written. Remove this file and run the extraction again: only what is missing is made again."
-    )
 
 
 @contextmanager
 def reading(path: Path, part: str) -> Iterator[None]:
-    """Turn what h5py raises in the block into what it means.
-
-    Args:
-        path: Of the file that is read, for the message.
-        part: Of it, likewise.
-
-    Raises:
-        DamagedError: Its bytes are wrong.
-        UnreadableError: It is in use, or the system does not let us read it.
-    """
+    """Raise, for what h5py raises in the block, what :func:`damaged` says of the file and its part."""
     try:
         yield
     except StoreError:
@@ -194,14 +168,12 @@ def no_run(folder: Path, got: str = f"no {format.INDEX_NAME}") -> StoreError:
     )
 
 
-def unreadable(path: Path, error: OSError | ValueError) -> StoreError:
+def unreadable(path: Path, error: OSError) -> StoreError:
     """Return the one-line error for a file that is missing, or that the system or the storage does not let us read."""
-    if isinstance(error, StorageError):
-        return UnreadableError(str(error))
-    if getattr(error, "errno", None) not in _MISSING and (unread := why_not_read(path, "", error)):
-        return unread
+    if isinstance(error, StorageError) or error.errno not in _MISSING:
+        return damaged(path, "", error)
     return StoreError(
-        f"{path}: cannot be read, got {getattr(error, 'strerror', None) or error}. Expected a file of a finished run. "
+        f"{path}: cannot be read, got {error.strerror}. Expected a file of a finished run. "
         f"Put it back, or run the extraction again: only what is missing is made again."
     )
 
@@ -222,7 +194,7 @@ def require_file(path: Path) -> None:
     """
     try:
         mode = path.lstat().st_mode
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise unreadable(path, error) from error
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}

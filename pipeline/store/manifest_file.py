@@ -21,7 +21,7 @@ from ..errors import StoreError
 from ..records import Manifest, digest_identity, digest_images
 from ..sharding import Part
 from . import disk, format
-from .damage import HDF5_READ_ERRORS, UnreadableError, UnsureError, require_file, why_not_read
+from .damage import HDF5_READ_ERRORS, UnreadableError, UnsureError, damaged, require_file
 from .digests import Digests
 
 # A line of so many rows is some megabytes: a manifest of millions never lies in memory twice.
@@ -128,9 +128,9 @@ def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
     except _READ_ERRORS as error:
         if isinstance(error, FileNotFoundError):
             return None
-        unread = error if isinstance(error, UnreadableError) else why_not_read(path, "the manifest", error)
+        unread = error if isinstance(error, UnreadableError) else damaged(path, "the manifest", error)
         # One that unpacks to more than the memory holds is as likely a damaged one.
-        if unread is not None and not isinstance(unread, UnsureError):
+        if isinstance(unread, UnreadableError) and not isinstance(unread, UnsureError):
             raise unread from error
         return None
 
