@@ -199,19 +199,6 @@ def test_a_folder_of_shards_behind_a_link_is_not_followed_and_what_the_caller_na
             open_run(path)
 
 
-def test_rows_that_do_not_fit_into_memory_say_how_to_read_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = open_run(folder)
-
-    def refuse(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("pipeline.store.reader.np.empty", refuse)
-    with pytest.raises(StoreError, match=r"^layer relu4_1: out of memory, got 10 rows of 768000 bytes together\. Expected"):
-        run["relu4_1"][:]
-    with pytest.raises(StoreError, match=r"layer relu4_1: out of memory, got 4 rows of 307200 bytes together\. Expected"):
-        next(iter(run.batches("relu4_1", 4, failed=True)))
-
-
 def test_what_a_user_has_added_to_a_file_changes_nothing(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:
     def add(file: h5py.File) -> None:
         file["checksums"].attrs["mine"] = "x"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import math
 import operator
 import os
 import re
@@ -35,7 +34,6 @@ from .tables import Column
 
 # Keys compared for the nearest one in a message; all of a large run would take minutes.
 KEYS_COMPARED = 5000
-LAYER_HEADINGS = ("layer", "shape", "dtype", "channels", "stride")
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -50,10 +48,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     path = place_of(path)
     try:
         is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:  # a name too long, or with a NUL byte
+    except OSError as error:  # a name too long, a folder that is another user's
         raise unreadable(path, error) from error
     if is_folder:
-        require_own_shards(path)
         index = path / format.INDEX_NAME
         if not index.exists():
             shards = [name for name in _names_in(path / format.SHARD_FOLDER) if format.SHARD_NAME.fullmatch(name)]
@@ -139,7 +136,7 @@ def _threads_and_lock(process: int) -> tuple[ThreadPoolExecutor, threading.Lock]
     return ThreadPoolExecutor(max(LEAST_THREADS, usable_cores()), "rows"), threading.Lock()
 
 
-class Layer(Shown):
+class Layer:
     """One layer's activations of all images, indexed as a NumPy array along the first axis; read when asked for.
 
     ``layer[17]`` is one image, (h, w, c); ``layer[3:9]``, ``layer[mask]`` and ``layer[[4, 2]]`` are (n, h, w, c), or at native
@@ -236,17 +233,13 @@ class Layer(Shown):
         if number not in self._shards:
             with _threads_and_lock(os.getpid())[1]:
                 if number not in self._shards:
-                    self._shards[number] = self._open(number)
+                    spec, path = self._run.shards[number], self._run._paths[number]
+                    found = ShardLayer(path, self._run._digests[spec.part], spec, self.name)
+                    if found.row_shape != self.row_shape:
+                        got = f"{found.row_shape or 'native size'} where the run has {self.row_shape}"
+                        raise damaged(path, f"layer {self.name}", got)
+                    self._shards[number] = found
         return self._shards[number]
-
-    def _open(self, number: int) -> ShardLayer:
-        spec = self._run.shards[number]
-        path = self._run._paths[number]
-        found = ShardLayer(path, self._run._digests[spec.part], spec, self.name)
-        if found.row_shape != self.row_shape:
-            got = f"{found.row_shape or 'native size'} where the run has {self.row_shape}"
-            raise damaged(path, f"layer {self.name}", got)
-        return found
 
     def chunk_starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the first row of the chunk that each row lies in, (n,): reading one of its rows costs as much as all."""
@@ -263,20 +256,14 @@ class Layer(Shown):
             (n, h, w, c); at native size a list of (h, w, c).
 
         Raises:
-            StoreError: A shard is missing or damaged, or the rows do not fit into memory.
+            StoreError: A shard is missing or damaged.
+            MemoryError: The rows do not fit into memory; NumPy says how large they are.
         """
         found: Any
-        try:
-            if self.row_shape is None:
-                found = [np.full((1, 1, self.channels), np.nan, self.dtype) for _ in rows]
-            else:
-                found = np.empty((len(rows), *self.row_shape), self.dtype)
-        except (MemoryError, ValueError) as error:
-            size_bytes = len(rows) * math.prod(self.row_shape or ()) * self.dtype.itemsize
-            raise StoreError(
-                f"layer {self.name}: out of memory, got {len(rows)} rows of {size_bytes} bytes together. Expected fewer. "
-                f"Read some rows at a time, for instance [0:100]."
-            ) from error
+        if self.row_shape is None:
+            found = [np.full((1, 1, self.channels), np.nan, self.dtype) for _ in rows]
+        else:
+            found = np.empty((len(rows), *self.row_shape), self.dtype)
         order = np.argsort(rows, kind="stable")
         numbers, local = self._run._locate(rows[order])
         starts = np.flatnonzero(np.diff(self.chunk_starts(rows[order]), prepend=-1)).tolist()
@@ -302,9 +289,6 @@ class Layer(Shown):
 
     def __repr__(self) -> str:
         return f"<layer {self.name}: {self.shape} {self.dtype}>"
-
-    def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
-        return f"layer {self.name}", LAYER_HEADINGS, [self._cells()]
 
     def _cells(self) -> list[str]:
         shape = " x ".join("native" if side is None else str(side) for side in self.shape)
@@ -533,4 +517,4 @@ class Run(Shown):
 
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         caption = f"run {str(self.path)!r}: {len(self)} images, {self.attributes['network']}, made {self.attributes['created']}"
-        return caption, LAYER_HEADINGS, [layer._cells() for layer in self._layers.values()]
+        return caption, ("layer", "shape", "dtype", "channels", "stride"), [layer._cells() for layer in self._layers.values()]

@@ -120,15 +120,11 @@ class Examples:
             Layer -> values of m rows; None -> their labels, where there are some.
 
         Raises:
-            StoreError: A shard is missing or damaged, or the rows do not fit into memory.
+            StoreError: A shard is missing or damaged.
         """
         rows = self.rows[places]
         columns: Columns = {name: layer.read(rows, alone) for name, layer in self.layers.items()}
         return columns if self.labels is None else {**columns, None: self.labels[places]}
-
-    def __repr__(self) -> str:
-        classes = "" if self.classes is None else f", {len(self.classes)} classes"
-        return f"{len(self)} rows of {', '.join(self.layers)}{classes}, of {str(self.run.path)!r}"
 
 
 def _length(columns: Columns) -> int:
@@ -301,11 +297,6 @@ class Batches:
         if held:
             yield _join(held)
 
-    def __repr__(self) -> str:
-        how = f"shuffled, seed {self._seed}" if self._shuffle else "in order"
-        share = f", share {self.share[0]} of {self.share[1]}" if self.share[1] > 1 else ""
-        return f"<{len(self)} batches of {self.batch_size}, {how}{share}: {self.examples!r}>"
-
 
 def _join(parts: list[Columns]) -> Columns:
     if len(parts) == 1:
@@ -404,21 +395,16 @@ def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
         StoreError: It is out of range, of another length or of another type.
     """
     if isinstance(wanted, slice):
-        return np.arange(rows, dtype=np.int64)[wanted]
+        return np.arange(*wanted.indices(rows), dtype=np.int64)
     array = np.asarray(wanted)
-    if array.size == 0 and array.ndim == 1:
-        array = np.zeros(0, np.int64)
-    if array.dtype == bool and array.ndim == 1:
-        if len(array) != rows:
-            raise StoreError(
-                f"{where}: a mask of another length, got {len(array)} values. Expected {rows}, one a row. "
-                f"Make it from a column of run.images."
-            )
-        return np.flatnonzero(array).astype(np.int64)
-    if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1:
+    if array.dtype == bool and array.shape == (rows,):
+        return np.flatnonzero(array)
+    if array.shape == (0,):
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
         raise StoreError(
-            f"{where}: cannot be indexed so, got {wanted!r}. Expected a row, a slice, a mask or a list of rows. "
-            f"The row of a key is run.row(key)."
+            f"{where}: cannot be indexed so, got {repr(wanted)[:60]}. Expected a row, a slice, a mask of {rows} booleans or a list "
+            f"of rows. The row of a key is run.row(key)."
         )
     indices = array.astype(np.int64)
     wrong = indices[(indices < -rows) | (indices >= rows)]

@@ -46,9 +46,6 @@ class RowDataset(Dataset):
     def _read(self, places: NDArray[np.int64]) -> Columns:
         return _tensors(self._examples.read(places, alone=get_worker_info() is not None))
 
-    def __repr__(self) -> str:
-        return f"<dataset: {self._examples!r}>"
-
 
 class StreamDataset(IterableDataset):
     """Rows or batches in the order of an epoch, decoded by all cores while the last batch is being used.
@@ -84,9 +81,6 @@ class StreamDataset(IterableDataset):
                 yield self._batches.examples.item(columns)
             else:
                 yield from self._batches.examples.items(columns)
-
-    def __repr__(self) -> str:
-        return f"<dataset: {self._batches!r}>"
 
 
 def rank_and_ranks() -> tuple[int, int]:
