@@ -114,7 +114,12 @@ def _write_npy(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table:
     """Write ``<layer>.npy`` of each layer, (n, h, w, c) or (n, d), and the table beside them."""
     path.mkdir()
     for layer in layers:
-        run.to_numpy(layer.name, out=path / f"{layer.name}.npy", where=rows, failed=True)
+        shape = (len(rows), *(layer.row_shape or ()))
+        with (path / f"{layer.name}.npy").open("wb") as array:
+            descr = np.lib.format.dtype_to_descr(layer.dtype)
+            np.lib.format.write_array_header_2_0(array, {"descr": descr, "fortran_order": False, "shape": shape})
+            for _, values in _blocks(run, [layer], rows)[1]:
+                array.write(values[layer.name].data)
     with (path / TABLE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
@@ -242,39 +241,10 @@ def test_a_whole_run_becomes_one_array(run: Run) -> None:
     np.testing.assert_array_equal(both["small"], run["small"][[4, 2]])
 
 
-def test_an_array_may_be_written_to_a_file_and_mapped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "STEP_BYTES", 100_000)
-    monkeypatch.setattr(batches, "available_bytes", lambda: 0)
-    mapped, labels = run.to_numpy("large", label="height", out=tmp_path / "large.npy")
-    assert isinstance(mapped, np.memmap)
-    np.testing.assert_array_equal(mapped, run["large"][OK_ROWS])
-    assert labels[0] == 300
-    named = run.to_numpy(["small"], out=str(tmp_path / "small.npy"))
-    np.testing.assert_array_equal(named["small"], run["small"][OK_ROWS])
-
-
-def test_an_array_that_cannot_be_made_is_one_line(run: Run, native: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_that_cannot_be_made_is_one_line(run: Run, native: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "available_bytes", lambda: 1_000_000)
     line = r"features\.h5: does not fit into memory, got 0\.00146 GB for 38 rows\. Expected at most the 0\.001 GB that are free\."
     with pytest.raises(StoreError, match=line):
         run.to_numpy("large")
     with pytest.raises(StoreError, match="images of differing shapes make no array, got native size"):
         native.to_numpy("relu4_1")
-    with pytest.raises(OptionError, match=r"out: a file holds one layer, got 2: small, large\. Expected one\."):
-        run.to_numpy(["small", "large"], out=tmp_path / "both.npy")
-    line = r"missing/large\.npy: cannot be written, got No such file or directory\. Expected 0\.\d+ GB of free disk"
-    with pytest.raises(StoreError, match=line):
-        run.to_numpy("large", out=tmp_path / "missing/large.npy")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_full_disk_is_one_line_and_keeps_what_was_there_and_no_device_is_replaced(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "a.npy").write_bytes(b"mine")
-    (tmp_path / "a.npy.partial").symlink_to("/dev/full")
-    with pytest.raises(StoreError, match=r"a\.npy: cannot be written, got No space left on device\."):
-        run.to_numpy("large", out=tmp_path / "a.npy")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npy", b"mine")]
-    (tmp_path / "device.npy").symlink_to(os.devnull)
-    with pytest.raises(StoreError, match=r"device\.npy: cannot be written, got something that is no regular file\."):
-        run.to_numpy("large", out=tmp_path / "device.npy")
-    assert (tmp_path / "device.npy").is_symlink()

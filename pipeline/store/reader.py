@@ -488,18 +488,15 @@ class Run(Shown):
         rows, drop_last = (ROWS_AT_ONCE, False) if batch_size is None or is_native else (batch_size, drop_remainder)
         return as_dataset(self.batches(layers, rows, drop_last=drop_last, **options), batch_size, drop_remainder)
 
-    def to_numpy(self, layers: str | Sequence[str], *, out: str | os.PathLike[str] | None = None, **options: Any) -> Any:
+    def to_numpy(self, layers: str | Sequence[str], **options: Any) -> Any:
         """Return rows as one array, (n, h, w, c), or layer -> such; with a ``label`` (features, labels).
 
-        Args:
-            layers: A name, or names.
-            out: A ``.npy`` file of one layer to write to: what is given is mapped from it, and memory does not limit it.
-            **options: ``label``, ``where`` and ``failed``, as in :meth:`batches`.
+        The ``options`` are ``label``, ``where`` and ``failed`` of :meth:`batches`.
 
         Raises:
             StoreError: It does not fit into memory, with the bytes that it takes; and as in :meth:`batches`.
         """
-        return to_numpy(Examples(self, layers, **options), out)
+        return to_numpy(Examples(self, layers, **options))
 
     def close(self) -> None:
         """Forget where chunks lie in the shards; reading asks again."""

@@ -16,16 +16,12 @@ one class, all come in the same window. Of a batch of B, the share of a class wi
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import math
-import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,8 +43,6 @@ WINDOWS_AHEAD = 1
 STRAIGHT_CHUNKS = 16
 # Rows that are read at once where they are given one by one.
 ROWS_AT_ONCE = 8
-# Of a batch on its way to a .npy file.
-STEP_BYTES = 32 << 20
 
 
 class Examples:
@@ -313,67 +307,22 @@ def no_array(where: str) -> StoreError:
     )
 
 
-def to_numpy(examples: Examples, out: str | os.PathLike[str] | None = None) -> Any:
-    """Read all rows as one array, and labels where there are some.
-
-    Args:
-        examples: Of one shape.
-        out: A ``.npy`` file of one layer to write to; what is given is mapped from it, read-only, and memory does not limit it.
-            A file of that name is replaced once all is written (beside it, as ``.partial``), and kept where that fails.
-
-    Returns:
-        (n, h, w, c), or layer -> such; with labels (features, labels).
+def to_numpy(examples: Examples) -> Any:
+    """Return all rows as one array, (n, h, w, c), or layer -> such; with labels (features, labels).
 
     Raises:
-        StoreError: It does not fit into memory; images have differing shapes; the file cannot be written.
+        StoreError: It does not fit into memory; images have differing shapes.
     """
     if examples.is_native:
         raise no_array(str(examples.run.path))
     row_bytes = sum(math.prod(layer.row_shape) * layer.dtype.itemsize for layer in examples.layers.values())
     needed, free = len(examples) * row_bytes, available_bytes()
-    if out is not None:
-        return examples.item(_to_file(examples, Path(out), row_bytes))
     if free is not None and needed > free:
         raise StoreError(
             f"{examples.run.path}: does not fit into memory, got {needed / 1e9:.3g} GB for {len(examples)} rows. "
-            f"Expected at most the {free / 1e9:.3g} GB that are free. Read batches, choose rows, or give out='features.npy'."
+            f"Expected at most the {free / 1e9:.3g} GB that are free. Read batches, choose rows, or use pipeline.export."
         )
     return examples.item(examples.read(np.arange(len(examples))))
-
-
-def _to_file(examples: Examples, path: Path, row_bytes: int) -> Columns:
-    if len(examples.layers) != 1:
-        raise OptionError(
-            f"out: a file holds one layer, got {len(examples.layers)}: {', '.join(examples.layers)}. Expected one. "
-            f"Call it once a layer."
-        )
-    ((name, layer),) = examples.layers.items()
-    # A link stays one, as if its file had been written over.
-    target = path.resolve()
-    partial = target.with_name(target.name + ".partial")
-    try:
-        if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "something that is no regular file")
-        # Written, not mapped: on a disk that is full, writing to a mapped file ends the process.
-        with partial.open("wb") as file:
-            descr = np.lib.format.dtype_to_descr(layer.dtype)
-            header = {"descr": descr, "fortran_order": False, "shape": (len(examples), *layer.row_shape)}
-            np.lib.format.write_array_header_2_0(file, header)
-            for columns in Batches(examples, max(1, STEP_BYTES // row_bytes)).next_epoch():
-                file.write(columns[name].data)
-        # Only now: an earlier array may still be mapped from a file of this name, and what stands there is whole.
-        partial.replace(target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError) and not isinstance(error, StoreError):
-            raise StoreError(
-                f"{path}: cannot be written, got {error.strerror or error}. Expected {len(examples) * row_bytes / 1e9:.3g} GB "
-                f"of free disk and a folder that may be written to."
-            ) from error
-        raise
-    mapped: Columns = {name: np.load(path, mmap_mode="r", allow_pickle=False)}
-    return mapped if examples.labels is None else {**mapped, None: examples.labels}
 
 
 class RowError(StoreError, IndexError):
@@ -403,8 +352,8 @@ def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
         return np.zeros(0, np.int64)
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise StoreError(
-            f"{where}: cannot be indexed so, got {repr(wanted)[:60]}. Expected a row, a slice, a mask of {rows} booleans or a list "
-            f"of rows. The row of a key is run.row(key)."
+            f"{where}: cannot be indexed so, got {repr(wanted)[:60]}. Expected a row, a slice, a mask of {rows} booleans or a "
+            f"list of rows. The row of a key is run.row(key)."
         )
     indices = array.astype(np.int64)
     wrong = indices[(indices < -rows) | (indices >= rows)]

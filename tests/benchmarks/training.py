@@ -57,7 +57,7 @@ def write_map(run: str, path: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """A side that measures nothing: writes the rows of a run as one array."""
     from pipeline import open_run
 
-    open_run(run).to_numpy(LAYER, out=path)
+    np.save(path, open_run(run).to_numpy(LAYER))
     return {}, lambda: None
 
 
