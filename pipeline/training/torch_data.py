@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import OptionError
@@ -18,7 +17,6 @@ class RowDataset(Dataset):
     """Rows by number. Worker processes, forked or spawned, persistent or not, open the run for themselves.
 
     ``dataset[7]`` is ``features``, or ``(features, label)``; features are a tensor (h, w, c), or layer -> tensor.
-    ``dataset[[3, 1, 4]]``, a slice or a mask is a batch, decoded by all cores: tensors (n, h, w, c); at native size lists.
     In a worker process one thread decodes: its siblings are the others.
 
     Attributes:
@@ -35,16 +33,14 @@ class RowDataset(Dataset):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, index: Any) -> Any:
-        places = select_rows(index, len(self), "dataset")
-        return self.__getitems__([places])[0] if isinstance(places, int) else self._examples.item(self._read(places))
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, places: list[int]) -> list[Any]:
         """Return several items, each chunk decoded once; a DataLoader calls it."""
-        return list(self._examples.items(self._read(np.atleast_1d(select_rows(places, len(self), "dataset")))))
-
-    def _read(self, places: NDArray[np.int64]) -> Columns:
-        return _tensors(self._examples.read(places, alone=get_worker_info() is not None))
+        wanted = np.atleast_1d(select_rows(places, len(self), "dataset"))
+        columns = self._examples.read(wanted, alone=get_worker_info() is not None)
+        return list(self._examples.items(_tensors(columns)))
 
 
 class StreamDataset(IterableDataset):
