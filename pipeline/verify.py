@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import cli, signals
 from .errors import StoreError, printable
-from .formatting import words_for_bytes
+from .formatting import counted, words_for_bytes
 from .machine import usable_cores
 
 if TYPE_CHECKING:
@@ -63,27 +63,22 @@ def verify(folder: Path, repair: bool) -> None:
                 f"{folder}: not all of the run could be read, got {len(result.unread)} file(s) in use or unreadable: {names}. "
                 f"Expected none. Nothing was removed. Do what is said of them above, then verify again."
             )
-        again = f"run the extraction again (python -m pipeline.run with the options in {folder}/config.yaml): it makes what is "
-        again += "missing."
+        again = f"run the extraction again (python -m pipeline.run with the options in {folder}/config.yaml): "
+        again += "it makes what is missing."
         advice = "Verify with repair=true, or remove what is named, then"
         if repair:
             for name in remove_damaged(result):
                 print(f"removed: {name}")
             print(f"next: {again}", flush=True)
             advice = "What could be removed has been;"
-        raise StoreError(
-            f"{folder}: the run is not whole and unchanged, got {_counted(result.count)}. Expected none. {advice} {again}"
-        )
+        found = counted(result.count, "finding")
+        raise StoreError(f"{folder}: the run is not whole and unchanged, got {found}. Expected none. {advice} {again}")
 
 
 def summary(result: VerifyResult) -> str:
     """Return the last line: what was checked, and what came of it."""
-    outcome = _counted(result.count) if result.count else "whole and unchanged"
+    outcome = counted(result.count, "finding") if result.count else "whole and unchanged"
     return f"checked: {result.files} files ({words_for_bytes(result.file_bytes)}), {result.rows} rows: {outcome}"
-
-
-def _counted(findings: int) -> str:
-    return "1 finding" if findings == 1 else f"{findings} findings"
 
 
 def _verify(options: VerifyOptions) -> None:
