@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import os
 import re
 import signal
@@ -62,34 +61,32 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = literal_arguments(sys.argv[1:])
     is_several = "--multirun" in arguments
-    swept = _swept(arguments) if is_several else {}
+    swept = _swept(arguments) if is_several else []
     kind = getattr(config, options or "Options")
-    failure: list[Exception] = []
+    alone: list[Any] = []
 
-    def job(composed: Any) -> None:
+    def do(composed: Any) -> None:
         """Do the work of one job; of several, each may be in another process."""
         try:
             values: Any = OmegaConf.to_container(composed, resolve=True)
-            checked = config.check(kind, values, module) if options else values
-            if swept and values.get("name", "") is None:
-                checked = replace(checked, name=checked.name + sweep_suffix(values, swept))
-            work(checked)
-        except Exception as error:
-            said = wrong_override(error, arguments, kind, module) if isinstance(error, OmegaConfBaseException) else error
-            if is_several:
-                if not isinstance(said, PipelineError):
-                    traceback.print_exc()
-                raise said from None
-            # Of what is raised Hydra prints lines of its own.
-            failure.append(said)
+        except OmegaConfBaseException as error:
+            raise wrong_override(error, arguments, kind, module) from None
+        checked = config.check(kind, values, module) if options else values
+        if swept and values.get("name", "") is None:
+            checked = replace(checked, name=checked.name + sweep_suffix(values, swept, checked.name))
+        work(checked)
+
+    def job(composed: Any) -> None:
+        # Hydra would print lines of its own about what is raised here: a job that is alone is done after it.
+        (do if is_several else alone.append)(composed)
 
     try:
         sys.argv[1:] = arguments
         with signals.clearing(_end_joblib):
             hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=config_name or module[9:])(job)()
+        for composed in alone:
+            do(composed)
         sys.stdout.flush()
-        if failure:
-            raise failure[0]
     except PipelineError as error:
         fail(error)
     except (KeyboardInterrupt, signals.Terminated) as error:
@@ -98,13 +95,18 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
         # The reader of the pipe, `head` for instance, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if failure:
-            traceback.print_exc()
-            sys.exit(1)
-        if is_several and not isinstance(error, (HydraException, OmegaConfBaseException)):
-            fail(lost_job(error))
-        # Before the job has begun it is the command line that is wrong.
-        fail(wrong_override(error, arguments, kind, module))
+        if alone:
+            raise
+        if not is_several or isinstance(error, (HydraException, OmegaConfBaseException)):
+            fail(wrong_override(error, arguments, kind, module))
+        traceback.print_exc()
+        fail(
+            PipelineError(
+                f"multirun: a job has ended without a result, got {printable(f'{type(error).__name__}: {error}', 300)}. Expected "
+                "one of each. See its own output, where the launcher keeps it, then run the same command again: finished shards "
+                "are kept."
+            )
+        )
     signals.ignore()
 
 
@@ -114,15 +116,6 @@ def fail(error: PipelineError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def lost_job(error: BaseException) -> PipelineError:
-    """Return the one line for a job whose process has ended without a result, or by a mistake of the program's own."""
-    got = printable(f"{type(error).__name__}: {error}", 300)
-    return PipelineError(
-        f"multirun: a job has ended without a result, got {got}. Expected one of each. See its own output, where the launcher "
-        "keeps it, then run the same command again: finished shards are kept."
-    )
-
-
 def configuration_folder() -> str:
     """Return the folder of YAML files: inside an installed package, or beside it in a checkout."""
     inside = Path(__file__).parent / "conf"
@@ -130,17 +123,10 @@ def configuration_folder() -> str:
 
 
 def wrong_override(error: BaseException, arguments: Sequence[str], kind: type, module: str) -> OptionError:
-    """Return what Hydra or OmegaConf says of the command line as an error of the usual form.
-
-    Args:
-        error: As raised.
-        arguments: The command line.
-        kind: Class of the options that exist.
-        module: Whose command line it is.
-    """
+    """Return what Hydra or OmegaConf says of a module's command line as an error of the usual form."""
     from . import config
 
-    known = {name for key in config.known_keys(kind) for name in (key, GROUP_NAMES.get(key))}
+    known = {name for key in config.defaults(kind) for name in (key, GROUP_NAMES.get(key))}
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+~")
         if "=" in argument and key not in known and not key.startswith(("-", "hydra")):
@@ -204,41 +190,36 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _swept(arguments: Sequence[str]) -> dict[str, list[Any]]:
-    """Return option -> the values that jobs have of it, in the order of the command line."""
+def _swept(arguments: Sequence[str]) -> list[str]:
+    """Return the options of which jobs have different values, in the order of the command line."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     with suppress(HydraException):  # which Hydra will say itself
         overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-        swept = [override for override in overrides if override.is_sweep_override()]
-        return {
-            each.key_or_group: [getattr(value, "text", value) for value in each.sweep_iterator()]
-            if each.key_or_group in SOURCES
-            else []
-            for each in swept
-        }
-    return {}
+        return [override.key_or_group for override in overrides if override.is_sweep_override()]
+    return []
 
 
-def sweep_suffix(values: Mapping[str, Any], swept: Mapping[str, Sequence[Any]]) -> str:
+def sweep_suffix(values: Mapping[str, Any], swept: Sequence[str], name: str) -> str:
     """Return what tells the run of one job of a sweep from the others': ``-layers=relu4_1-size=64``.
 
-    Each option that is swept, by its last word, and its value; but for the network, with whose name that of the run ends, and for
-    parts, which make one run. Of images that are called the same, the part of the path that differs.
+    Each option that is swept, by its last word, and its value; but for the network and plain folders, with which the name of the
+    run begins, and for parts, which make one run.
 
     Args:
         values: Nested options of the job.
-        swept: Option -> the values of all jobs, for images.
+        swept: Options of which jobs have different values.
+        name: Of the run without this.
     """
     from .config import flat
 
     suffix, given = "", flat(values)
-    for key, others in swept.items():
+    for key in swept:
         value = given.get(f"{key}.name" if key in GROUP_NAMES.values() else key)
         text = "+".join(map(str, value)) if isinstance(value, list) else "null" if value is None else str(value)
         if key in SOURCES:
-            text = _difference(key, value, others)
+            text = "" if name.startswith(f"{text}-") else text.replace("/", "+")
         if key in _NOT_IN_NAMES or key.startswith("hydra") or not text:
             continue
         plain = re.sub(r"[^\w.+-]", "-", text)[:80]
@@ -246,26 +227,6 @@ def sweep_suffix(values: Mapping[str, Any], swept: Mapping[str, Sequence[Any]]) 
         plain += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" * (plain != text)
         suffix += f"-{key.rsplit('.', 1)[-1]}={plain}"
     return suffix
-
-
-def _difference(key: str, value: Any, others: Sequence[Any]) -> str:
-    """Return the part of a path that tells it from others of the same name: ``a`` of a/imgs beside b/imgs."""
-    from .config import DataOptions, check_value
-
-    def name(path: Any) -> str:
-        with suppress(OptionError):
-            return DataOptions(**{key.removeprefix("data."): check_value(key, path)}).name
-        return ""  # the job of which this is says what is wrong
-
-    own = Path(str(value)).absolute().parts
-    alike = [own, *(Path(str(path)).absolute().parts for path in others if name(path) == name(value))]
-    first = _count_alike(alike)
-    return "+".join(own[first : len(own) - _count_alike([parts[first:][::-1] for parts in alike])])
-
-
-def _count_alike(paths: Sequence[Sequence[str]]) -> int:
-    """Return how many of the first parts are the same in all paths."""
-    return sum(1 for _ in itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False)))
 
 
 def _end_joblib() -> None:

@@ -13,16 +13,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from .errors import OptionError, nearest
 from .network import keras_models
 from .network.architectures import NETWORKS, WINOGRAD, VggTable
 from .network.keras_models import KERAS, KerasTable
 from .network.known_weights import expected_padding, files_for
-from .network.reductions import require_known, resolve_features
+from .network.reductions import resolve_features
 from .records import FeatureSpec
 from .sharding import Share
 from .storage import RemotePath, expanded, is_address, path_of, scratch_for
@@ -32,7 +32,6 @@ AUTO = "auto"
 LARGEST_SIDE_PX = 8192
 # Of VGG networks. Source: Simonyan & Zisserman, section 2.1.
 DEFAULT_SIZE_PX = (224, 224)
-NO_MODEL = "network.model: no model is named, got null. Expected one. Set e.g. network.model=ResNet50, or to a .keras file."
 # A larger batch is one too: it is only what is read ahead.
 LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
@@ -53,8 +52,10 @@ _TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 _SPLIT = re.compile(r"[\w.-]+")
 # What makes the path of a tar file a pattern or a range.
 _PATTERN = re.compile(r"[*?\[{]")
-# Options of earlier versions, in full and by their last word, and what replaces them.
-REPLACED = dict.fromkeys(("runtime.convolution", "convolution"), "runtime.backend, which replaces it")
+# Options of earlier versions, by their last word, and what replaces them.
+REPLACED = {"convolution": "runtime.backend, which replaces it"}
+# Of what a run is made from.
+_READ_PATHS = ("data.dir", "data.list", "data.tar", "network.model", "network.weights", "reduction.pca.fit")
 
 # Of options that several commands have.
 _NAME_RULE = "the name of one folder, without / \\ or :"
@@ -65,13 +66,9 @@ T = TypeVar("T")
 
 
 def option(default: Any, rule: str, check: Callable[[Any], Any], **metadata: Any) -> Any:
-    """Declare an option.
+    """Declare an option; ``default``: as a user would write it, where it is None, that is right too; ``rule``: in words.
 
-    Args:
-        default: As a user would write it; where it is None, that is right too.
-        rule: What is right, in words.
-        check: Plain value -> checked one; raises ValueError or TypeError for a wrong one.
-        **metadata: Further ones of the field.
+    ``check`` makes a checked value of a plain one, or raises ValueError or TypeError.
     """
 
     def checked(value: Any) -> Any:
@@ -134,6 +131,10 @@ def _texts(value: Sequence[Any]) -> tuple[str, ...]:
     return right(tuple(value), value and all(isinstance(text, str) and text and "\0" not in text for text in value))
 
 
+def _local(value: Any) -> Path:
+    return expanded(right(_text(value), not is_address(str(value))))
+
+
 def _fraction(value: Any) -> float:
     return float(right(value, not isinstance(value, bool) and 0 <= value <= 1))
 
@@ -173,19 +174,9 @@ def _cluster(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
-    """Which images, and how they are brought to size.
+    """Which images, and how they are brought to size."""
 
-    Attributes:
-        dir: Folder of images; beside a list what its paths are relative to, beside a set where sets are kept.
-        list: Text, CSV or Parquet file of paths.
-        tar: Tar files: paths, patterns, ranges, folders.
-        tfds: Set of TensorFlow Datasets: ``name``, ``name/config``, ``name:1.0.0``.
-        split: Of the set.
-        size: (height, width) in px, or None for native size; ``auto`` until it stands in :class:`Options`.
-        label: ``folder``, ``parent``, or the name of a column.
-    """
-
-    dir: Path | None = path(None, "data.dir")
+    dir: Path | None = path(None, "data.dir")  # beside a list what its paths are relative to, beside a set where sets are kept
     list: Path | None = path(None, "data.list")
     tar: tuple[str, ...] | None = option(
         None,
@@ -194,6 +185,7 @@ class DataOptions:
     )
     tfds: str | None = option(None, "a set's name: name, name/config or name:1.0.0", _matching(_TFDS_NAME))
     split: str | None = option(None, "a whole split, e.g. train, test or validation", _matching(_SPLIT))
+    # (height, width) in px, or None for native size; `auto` until it stands in Options.
     size: Any = option(AUTO, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size", _size)
     resize: str = choice("squash", "squash", "crop", "pad")
     interpolation: str = choice("bilinear", "nearest", "bilinear", "bicubic", "lanczos")
@@ -219,12 +211,7 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """Which network, with which weights; a group of files in ``conf/network``.
-
-    Attributes:
-        model: Of ``keras``: a name of ``keras.applications`` or the path of a ``.keras`` file.
-        preprocess: Likewise, a key of :data:`~pipeline.network.keras_models.MODES` or ``auto``.
-    """
+    """Which network, with which weights; a group of files in ``conf/network``. Model and preprocessing are of ``keras``."""
 
     name: str = choice("vgg19", *sorted(NETWORKS), KERAS)
     model: str | None = option(None, "a model", lambda value: keras_models.check_model(_text(value)))
@@ -236,91 +223,32 @@ class NetworkOptions:
     seed: int = whole(0, 0, LARGEST_SEED)
 
 
-@dataclass(frozen=True, slots=True)
-class GemOptions:
-    """Of the reduction ``gem``."""
-
-    p: float = number(3.0, 0, 100)
-    eps: float = number(1e-6, 0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class RmacOptions:
-    """Of the reduction ``rmac``."""
-
-    levels: int = whole(3, 1, 10)
-
-
-@dataclass(frozen=True, slots=True)
-class GridOptions:
-    """Of the reduction ``grid``."""
-
-    side: int = whole(2, 1, 64)
-
-
-@dataclass(frozen=True, slots=True)
-class GramOptions:
-    """Of the reduction ``gram``."""
-
-    form: str = choice("triangle", "triangle", "full")
+_MATRIX = {"n_components": whole(AUTO, 1, MOST_COMPONENTS), "eps": number(0.1, 0, 0.99), "seed": whole(0, 0, LARGEST_SEED)}
+# Reduction -> its parameters, one value for all of a run. Their meanings: the README and pipeline/network/reductions.py.
+REDUCTIONS: dict[str, dict[str, Any]] = {
+    "gem": {"p": number(3.0, 0, 100), "eps": number(1e-6, 0, 1)},
+    "rmac": {"levels": whole(3, 1, 10)},
+    "grid": {"side": whole(2, 1, 64)},
+    "gram": {"form": choice("triangle", "triangle", "full")},
+    "units": {"n_components": whole(5000, 1, MOST_COMPONENTS), "seed": whole(0, 0, LARGEST_SEED)},
+    "srp": {**_MATRIX, "density": number(AUTO, 0, 1)},
+    "gaussian": _MATRIX,
+    "pca": {
+        "n_components": whole(256, 1, MOST_COMPONENTS),
+        "whiten": switch(False),
+        "fit_images": whole(2048, 2, 2**31),
+        "fit": path(None, "reduction.pca.fit"),
+        "seed": whole(0, 0, LARGEST_SEED),
+    },
+}
+# Reduction -> parameter -> value.
+Parameters: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class UnitsOptions:
-    """Of the reduction ``units``."""
-
-    n_components: int = whole(5000, 1, MOST_COMPONENTS)
-    seed: int = whole(0, 0, LARGEST_SEED)
-
-
-@dataclass(frozen=True, slots=True)
-class GaussianOptions:
-    """Of the reduction ``gaussian``; ``n_components`` None: as many as keep distances to a factor of 1 - eps to 1 + eps."""
-
-    n_components: int | None = whole(AUTO, 1, MOST_COMPONENTS)
-    eps: float = number(0.1, 0, 0.99)
-    seed: int = whole(0, 0, LARGEST_SEED)
-
-
-@dataclass(frozen=True, slots=True)
-class SrpOptions(GaussianOptions):
-    """Of the reduction ``srp``; ``density`` None: 1 / sqrt(length of what it takes)."""
-
-    density: float | None = number(AUTO, 0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class PcaOptions:
-    """Of the reduction ``pca``; ``fit`` None: fitted to ``fit_images`` images of the run, else the run that has been fitted."""
-
-    n_components: int = whole(256, 1, MOST_COMPONENTS)
-    whiten: bool = switch(False)
-    fit_images: int = whole(2048, 2, 2**31)
-    fit: Path | None = path(None, "reduction.pca.fit")
-    seed: int = whole(0, 0, LARGEST_SEED)
-
-
-@dataclass(frozen=True, slots=True)
-class ReductionOptions:
-    """How reductions are done, one value for all layers of a run. See :mod:`pipeline.network.reductions`."""
-
-    gem: GemOptions = field(default_factory=GemOptions)
-    rmac: RmacOptions = field(default_factory=RmacOptions)
-    grid: GridOptions = field(default_factory=GridOptions)
-    gram: GramOptions = field(default_factory=GramOptions)
-    units: UnitsOptions = field(default_factory=UnitsOptions)
-    srp: SrpOptions = field(default_factory=SrpOptions)
-    gaussian: GaussianOptions = field(default_factory=GaussianOptions)
-    pca: PcaOptions = field(default_factory=PcaOptions)
-
-
-def reduction_parameters(options: ReductionOptions) -> dict[str, dict[str, Any]]:
-    """Return reduction -> all that its result depends on."""
-    parameters = asdict(options)
-    if parameters["pca"].pop("fit"):
-        # Another run's transform is known by its content alone.
-        del parameters["pca"]["fit_images"], parameters["pca"]["seed"]
-    return parameters
+def parameters_of_results(reduction: Parameters) -> Parameters:
+    """Return the parameters that results depend on: another run's transform is known by its content alone."""
+    others = ("fit", "fit_images", "seed") if reduction["pca"]["fit"] else ("fit",)
+    return {**reduction, "pca": {key: value for key, value in reduction["pca"].items() if key not in others}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,11 +259,7 @@ class FolderOptions:
     """
 
     dir: Path = path("outputs", "output.dir")
-    scratch: Path | None = option(
-        None,
-        "a folder of this machine: files are made there before they are sent",
-        lambda value: expanded(right(text := _text(value), not is_address(text))),
-    )
+    scratch: Path | None = option(None, "a folder of this machine: files are made there before they are sent", _local)
     compression: str = choice("gzip", "gzip", "none")
     images_per_shard: int | None = whole(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
@@ -397,7 +321,7 @@ class Options:
         ["relu4_1"], "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]", _layers
     )
     reduce: tuple[str, ...] = option([], _REDUCE_RULE, _chain)
-    reduction: ReductionOptions = field(default_factory=ReductionOptions)
+    reduction: Parameters = field(default_factory=dict)
     batch_size: int | None = whole(AUTO, 1, LARGEST_BATCH)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -437,7 +361,7 @@ class Options:
 
     def features(self, pool_padding: str = AUTO, rows: int | None = None) -> tuple[FeatureSpec, ...]:
         """Return what is to be stored; see :meth:`table` and :func:`~pipeline.network.reductions.resolve_features`."""
-        words = self.layers, self.reduce, reduction_parameters(self.reduction)
+        words = self.layers, self.reduce, parameters_of_results(self.reduction)
         return resolve_features(self.table(pool_padding), *words, size_px=self.data.size, rows=rows)
 
     @property
@@ -477,18 +401,21 @@ def _conflicts(options: Options) -> Iterator[str]:
         yield f"part: engine={engine.name} divides the run itself, got part={part}. Expected null, or engine=local."
     if engine.name != "local" and isinstance(output.dir, RemotePath):
         yield f"output.dir: workers of engine={engine.name} write files, got {str(output.dir)!r}. Expected a folder they share."
-    network = options.network
-    if network.name == KERAS:
-        yield from _keras_conflicts(network, runtime)
-    elif (network.model, network.preprocess) != (None, AUTO):
-        key, value = ("model", network.model) if network.model else ("preprocess", network.preprocess)
-        yield f"network.{key}: of networks of Keras alone, got {value} with network={network.name}. Expected network=keras."
-    elif network.weights in WEIGHTS and not files_for(network.name, False, network.weights):
-        known = sorted(name for name in NETWORKS if files_for(name, False, network.weights))
-        yield (
-            f"network.weights: there are none such of {network.name}, got {network.weights}. Expected torchvision, random "
-            f"or a file. Or set network={' or '.join(known)}."
-        )
+    network, is_keras = options.network, options.network.name == KERAS
+    for key in ("pooling", "pool_padding", "kernel_order") if is_keras else ("model", "preprocess"):
+        if (value := getattr(network, key)) != getattr(NetworkOptions(), key):
+            which = "VGG networks" if is_keras else "networks of Keras"
+            yield f"network.{key}: of {which} alone, got {value} with network={network.name}. Leave it out."
+    sources = [word for word in WEIGHTS if (word in keras_models.SOURCES if is_keras else files_for(network.name, False, word))]
+    if network.weights in WEIGHTS and network.weights not in sources:
+        expected = f"one of: {', '.join(sources)}, or a file"
+        yield f"network.weights: there are none such of {network.name}, got {network.weights}. Expected {expected}."
+    if is_keras:
+        if network.model is None:
+            yield "network.model: no model is named, got null. Expected a name or a .keras file, e.g. network.model=ResNet50."
+        for key, value in ("backend", WINOGRAD), ("precision", "bfloat16"):
+            if getattr(runtime, key) == value:
+                yield f"runtime.{key}: of VGG networks alone, got {value} with network=keras. Expected another. Leave it out."
     if runtime.backend == WINOGRAD and runtime.device == "gpu":
         yield "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow."
     if runtime.device == "cpu" and runtime.precision != "float32":
@@ -496,21 +423,6 @@ def _conflicts(options: Options) -> Iterator[str]:
     if engine.gpus_per_worker is not None and runtime.device == ("cpu" if engine.gpus_per_worker else "gpu"):
         got = f"{engine.gpus_per_worker:g} with runtime.device={runtime.device}"
         yield f"engine.gpus_per_worker: not the device of the workers, got {got}. Expected one of the two. Leave the other out."
-
-
-def _keras_conflicts(network: NetworkOptions, runtime: RuntimeOptions) -> Iterator[str]:
-    usual = NetworkOptions()
-    if network.model is None:
-        yield NO_MODEL
-    if network.weights in WEIGHTS and network.weights not in keras_models.SOURCES:
-        yield f"network.weights: of VGG networks alone, got {network.weights}. Expected imagenet, random or a file."
-    for key in ("pooling", "pool_padding", "kernel_order"):
-        if (value := getattr(network, key)) != getattr(usual, key):
-            yield f"network.{key}: of VGG networks alone, got {value} with network=keras. Leave it out."
-    if runtime.backend == WINOGRAD:
-        yield "runtime.backend: of VGG networks alone, got winograd with network=keras. Expected auto or tensorflow."
-    if runtime.precision == "bfloat16":
-        yield "runtime.precision: of VGG networks alone, got bfloat16 with network=keras. Expected float32 or tf32."
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,18 +433,16 @@ class IndexOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyOptions:
+class VerifyOptions(IndexOptions):
     """All options of ``python -m pipeline.verify``."""
 
-    run: Path = path(None, "run")
     repair: bool = switch(False)
 
 
 @dataclass(frozen=True, slots=True)
-class ShowOptions:
+class ShowOptions(IndexOptions):
     """All options of ``python -m pipeline.show``."""
 
-    run: Path = path(None, "run")
     json: bool = switch(False)
 
 
@@ -543,7 +453,7 @@ class ReduceOptions:
     run: Path = path(None, "run")
     layers: tuple[str, ...] | None = option(None, "a list of stored layers, e.g. layers=[relu4_1:avg,relu5_1:gem:l2]", _layers)
     reduce: tuple[str, ...] = option([], _REDUCE_RULE, _chain)
-    reduction: ReductionOptions = field(default_factory=ReductionOptions)
+    reduction: Parameters = field(default_factory=dict)
     output: FolderOptions = field(default_factory=FolderOptions)
     name: str = option(None, _NAME_RULE, _name)
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -554,10 +464,6 @@ class ReduceOptions:
                 "layers: no reduction is named, got null. Expected e.g. layers=[relu4_1:avg], or reduce=[avg] for all that are "
                 "stored. Run `python -m pipeline.reduce --help` for all."
             )
-        for word in (*(self.layers or ()), *(f":{chain}" for chain in self.reduce)):
-            layer, *steps = word.split(":")
-            for step in steps:
-                require_known(step, layer or "all")
         if not self.name:
             folder = self.run.parent if self.run.suffix == ".h5" else self.run
             object.__setattr__(self, "name", f"{folder.name or folder.resolve().name}-reduced")
@@ -581,9 +487,7 @@ class ExportOptions:
     format: str = choice("npy", "npy", "parquet", "zarr")
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     failed: str = option("drop", "drop or nan", _failed)
-    file: Path | None = option(
-        None, "a path on this machine", lambda value: expanded(right(text := _text(value), not is_address(text)))
-    )
+    file: Path | None = option(None, "a path on this machine", _local)
     existing: str = choice("fail", "fail", "replace")
 
 
@@ -608,20 +512,15 @@ def _channels(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PlotOptions:
-    """All options of ``python -m pipeline.plot``; ``conf/plot.yaml`` says what they mean.
-
-    Attributes:
-        images: Keys and rows, negative ones from the end, that of ``image`` too; none: the first image that is ok.
-        channels: Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
-        file: Path with ``{run}``, ``{image}``, ``{layer}`` to be replaced; None: the usual one.
-        most_active: The mosaic has so many channels, the most active ones of each layer; None: not chosen so.
-    """
+    """All options of ``python -m pipeline.plot``; ``conf/plot.yaml`` says what they mean."""
 
     run: Path = path(None, "run")
     image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image)
+    # Keys and rows, negative ones from the end, that of `image` too; none: the first image that is ok.
     images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     channel: int = whole(0, 0, MOST_CHANNELS)
+    # Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
     channels: range | tuple[int, ...] | None = option(
         None, "a number of channels, a list of different ones as [0,5,9], or active:64", _channels
     )
@@ -634,7 +533,7 @@ class PlotOptions:
     file: str | None = option(None, "the name of a picture", lambda value: os.path.expanduser(_text(value)))
     dpi: int = whole(100, 20, 1200)
     show: bool = switch(False)
-    most_active: int | None = field(default=None, init=False)
+    most_active: int | None = field(default=None, init=False)  # channels of a mosaic, the most active of each layer
 
     def __post_init__(self) -> None:
         if isinstance(self.channels, str):
@@ -660,19 +559,16 @@ def _options(kind: Any, prefix: str = "") -> dict[str, Mapping[str, Any]]:
     for each in fields(kind):
         if "check" in each.metadata:
             found[prefix + each.name] = each.metadata
+        elif each.name == "reduction":
+            found |= {f"reduction.{name}.{key}": of.metadata for name, keys in REDUCTIONS.items() for key, of in keys.items()}
         elif is_dataclass(each.default_factory):
-            found |= _options(each.default_factory, f"{prefix}{each.name}.")
+            found |= _options(each.default_factory, f"{each.name}.")
     return found
 
 
 def defaults(kind: type = Options) -> dict[str, Any]:
-    """Return option name -> default as a user would write it."""
+    """Return the full name of each option, ``data.dir``, ``layers`` ..., -> default as a user would write it."""
     return {key: metadata["default"] for key, metadata in _options(kind).items()}
-
-
-def known_keys(kind: type = Options) -> list[str]:
-    """Return all option names: ``data.dir``, ``layers``, ``batch_size`` ..."""
-    return list(_options(kind))
 
 
 CHOICES: dict[str, tuple[str, ...]] = {key: of["choices"] for key, of in _options(Options).items() if "choices" in of}
@@ -705,14 +601,20 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False))
 
 
-def check_value(key: str, value: Any, kind: type = Options, module: str = "pipeline.run") -> Any:
-    """Return the checked value of one option.
+def parse_config(text: str) -> dict[str, Any]:
+    """Return the options of a run from their YAML, nested; none if it is not that of a run."""
+    import yaml
 
-    Args:
-        key: Full name.
-        value: Plain.
-        kind: Class of the option.
-        module: Whose ``--help`` lists it.
+    try:
+        config = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    is_one = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in ("data", "network", "output"))
+    return config if is_one else {}
+
+
+def check_value(key: str, value: Any, kind: type = Options, module: str = "pipeline.run") -> Any:
+    """Return the checked value of an option, given by its full name; arguments as of :func:`check`.
 
     Raises:
         OptionError: It is not a right one.
@@ -726,38 +628,41 @@ def check_value(key: str, value: Any, kind: type = Options, module: str = "pipel
         ) from None
 
 
-def unknown_key(key: str, kind: type = Options, module: str = "pipeline.run") -> OptionError:
-    """Return the error for an option that does not exist; arguments as of :func:`check_value`."""
-    # "resize" alone means data.resize; "dta.size" is near data.size as a whole.
-    by_last_word = {known.rsplit(".", 1)[-1]: known for known in reversed(known_keys(kind))}
-    near = REPLACED.get(key) or by_last_word.get(key) or nearest(key, known_keys(kind))
+def unknown_key(key: str, kind: type, module: str) -> OptionError:
+    """Return the error for an option that does not exist; arguments as of :func:`check`."""
+    last = key.rpartition(".")[2]
+    # "resize" alone means data.resize.
+    by_last_word = {known.rpartition(".")[2]: known for known in reversed(defaults(kind))}
+    near = REPLACED.get(last) or by_last_word.get(last) or nearest(key, defaults(kind))
     return OptionError(
         f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m {module} --help` for all."
     )
 
 
-def check(kind: type[T], values: Mapping[str, Any], module: str) -> T:
-    """Return the options of a command, checked.
-
-    Args:
-        kind: Class of the options.
-        values: Plain, nested as the groups of options are; of what is not there the default is taken.
-        module: Whose options they are.
+def check(kind: type[T], values: Mapping[str, Any], module: str = "pipeline.run") -> T:
+    """Return the options of the command ``module``, checked; ``values``: plain and nested, those that are not by default.
 
     Raises:
         OptionError: The first value that is wrong, what was expected, and where to look; two options exclude each other; no layer
             is meant, or the size is too small for one.
     """
-    given = defaults(kind) | flat(values)
-    if wrong := next((key for key in given if key not in defaults(kind)), None):
+    usual = defaults(kind)
+    given = usual | flat(values)
+    if wrong := next((key for key in given if key not in usual), None):
         raise unknown_key(wrong, kind, module)
     if "run" in given and given["run"] is None:
         raise OptionError(
             f"run: no run was named, got None. Expected a run folder. Run e.g. `python -m {module} run=outputs/imgs-vgg19`."
         )
     checked = nested({key: check_value(key, value, kind, module) for key, value in given.items()})
-    made: T = _made(kind, {**checked, "given": given} if kind in (Options, ReduceOptions) else checked)
-    return made
+    if kind in (Options, ReduceOptions):
+        checked["given"] = {key: _absolute(key, value) for key, value in given.items()}
+    return cast("T", _made(kind, checked))
+
+
+def check_options(values: Mapping[str, Any]) -> Options:
+    """Return the options of an extraction, checked as by :func:`check`."""
+    return check(Options, values)
 
 
 def _made(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -766,17 +671,18 @@ def _made(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{name: _made(groups[name], value) if name in groups else value for name, value in values.items()})
 
 
-def check_options(values: Mapping[str, Any]) -> Options:
-    """Return the options of an extraction, checked as by :func:`check`."""
-    return check(Options, values, "pipeline.run")
+def _absolute(key: str, value: Any) -> Any:
+    """Return the value of an option as it is stored: paths that are read are right in any folder."""
+    if isinstance(value, list):
+        return [_absolute(key, each) for each in value]
+    if value is None or key not in _READ_PATHS or is_address(str(value)):
+        return value
+    is_word = key.startswith("network.") and value in (*WEIGHTS, *keras_models.MODELS)
+    return value if is_word else os.path.abspath(os.path.expanduser(str(value)))
 
 
 def tar_folder(tars: Sequence[str]) -> str:
-    """Return the absolute folder that all these tar files are below, whichever files there are: what no pattern is part of.
-
-    Args:
-        tars: As of :attr:`DataOptions.tar`.
-    """
+    """Return the absolute folder that all of ``data.tar`` is below, whichever files there are: what no pattern is part of."""
 
     def folder_of(name: str) -> str:
         match = _PATTERN.search(name)
@@ -786,5 +692,5 @@ def tar_folder(tars: Sequence[str]) -> str:
 
 
 def names_a_folder(name: str) -> bool:
-    """Tell whether one of :attr:`DataOptions.tar` is a folder; by its name alone, so that it is the same from everywhere."""
+    """Tell whether one of ``data.tar`` is a folder; by its name alone, so that it is the same from everywhere."""
     return not _PATTERN.search(name) and TAR_SUFFIX not in os.path.basename(os.path.normpath(name)).lower()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import numpy as np
 
 from .config import Options
-from .errors import DatasetError
-from .extract import Stages, close_unless_running, extract, rows_of
+from .extract import Stages, extract, rows_of
 from .formatting import count_causes, words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
-from .progress import Stopwatch, refuse_failures, say_size
-from .records import ImageStatus
+from .progress import Stopwatch, refuse_failed_run, say_size
 from .store import disk
 from .store.run_folder import RunFolder
 from .store.writer import DryWriter
@@ -26,12 +23,7 @@ SAMPLE_BATCHES = 4
 
 
 def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
-    """Run a sample, and say what came of it.
-
-    Args:
-        options: Of the run.
-        run_folder: As :func:`~pipeline.store.run_folder.preview_folder` gives it, with something to make.
-        stages: Of the run.
+    """Run a sample of what is missing, and say what came of it.
 
     Raises:
         DatasetError: The sample is all there is, and too much of it fails.
@@ -43,15 +35,13 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
     trial, began = DryWriter(spec, options.runtime.workers or usable_cores()), time.monotonic()
     ends: list[tuple[int, float]] = []
-
-    def done(statuses: Sequence[ImageStatus], values: int) -> None:
-        ends.append((len(statuses), time.monotonic()))
-
     with ExitStack() as stack:
         stack.callback(trial.abort)
-        batches = iter(stages.load(spec.manifest, sample))
-        stack.callback(close_unless_running, batches)
-        extract(batches, stages, trial, Stopwatch(), done)
+        for batch, layers in stack.enter_context(closing(extract(spec.manifest, sample, stages, Stopwatch()))):
+            trial.put_statuses(batch.statuses)
+            for features in layers:
+                trial.put_features(features)
+            ends.append((len(batch), time.monotonic()))
         trial.close()
     before, began = ends[0] if len(ends) > 1 else (0, began)
     rate = (count - before) / (time.monotonic() - began)
@@ -73,15 +63,12 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     else:
         _log.warning("sample: no image of it can be used, so nothing can be said of the rest")
     if count == len(rows) == len(spec.manifest):
-        if len(errors) == count:
-            raise DatasetError(
-                f"{spec.manifest.root}: all {count} images failed, got e.g. {errors[0]!r}. Expected at least one that can be "
-                f"read. Check the images."
-            )
-        refuse_failures(len(errors), count, options.data.max_failed_fraction, next(iter(errors), ""))
+        refuse_failed_run(spec.manifest.root, errors, count, options.data.max_failed_fraction)
 
 
 def free_bytes(run_folder: RunFolder) -> int:
     """Return what the disk has for a run: what is free, and what the run will replace."""
-    replaced = sum(path.stat().st_size for path in run_folder.replaced) if disk.holds_all(run_folder.path) else 0
+    # At an address the disk has only what is being made.
+    is_here = disk.scratch_of(run_folder.path) == run_folder.path
+    replaced = sum(path.stat().st_size for path in run_folder.replaced) if is_here else 0
     return disk.free_bytes(run_folder.path) + replaced

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 
 
 class PipelineError(Exception):
-    """An error with a line for the user; leaves the program with exit code 1."""
+    """An error with a line for the user."""
 
     exit_code = 1
 
 
 class OptionError(PipelineError):
-    """A wrong option: an unknown key, an unknown value, a wrong type, options that exclude each other. Exit code 2."""
+    """A wrong option: an unknown key, an unknown value, a wrong type, options that exclude each other."""
 
     exit_code = 2
 
@@ -56,26 +56,11 @@ class LockedError(StoreError):
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Return the beginning of a text that may hold anything: on one line, and nothing that a terminal would obey.
-
-    Args:
-        text: Any.
-        most: Characters of it to give; None: all.
-    """
+    """Return a text, or so many characters of it, on one line, and nothing that a terminal would obey."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[:most])
 
 
-def nearest(wrong: str, known: Iterable[str], limit: int = 3) -> str:
-    """Return the known names nearest to a wrong one, as words for the middle of a message.
-
-    Args:
-        wrong: What was given.
-        known: All valid names.
-        limit: How many to name at most.
-
-    Returns:
-        ``"relu4_1, relu4_2"``; all known names, comma-separated, where none is near.
-    """
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """Return the known names nearest to a wrong one, ``"relu4_1, relu4_2"``, three at most; all where none is near."""
     names = list(known)
-    close = difflib.get_close_matches(wrong, names, n=limit, cutoff=0.6)
-    return ", ".join(close or names)
+    return ", ".join(difflib.get_close_matches(wrong, names) or names)

@@ -8,10 +8,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,57 +43,44 @@ Item = TypeVar("Item")
 Done = Callable[[Sequence[ImageStatus], int], None]
 
 
-class Sink(Protocol):
-    """What the loop hands statuses and features to: a writer, or what only looks at them."""
-
-    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
-        """Take what became of some images, each once."""
-
-    def put_features(self, features: FeatureBatch) -> None:
-        """Take one feature of some images that are ok."""
-
-
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What the loop is handed, but for the sink.
-
-    Attributes:
-        device: Where the network runs.
-        load: (manifest, indices (n,) int64) -> a loader of these rows; iterate over it for batches.
-        compute: Batch -> features of its good images, one layer after the other, computed when asked for.
-        overflow_fails_row: Whether an image with a value that float16 cannot hold fails, or the writer is to refuse it.
-        memory_fails_row: Whether an image that is too large for the device fails: at native size on a GPU.
-    """
+    """What the loop is handed."""
 
     device: Device
-    load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]
-    compute: Callable[[Batch], Iterable[FeatureBatch]]
-    overflow_fails_row: bool = False
-    memory_fails_row: bool = False
+    load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]  # the rows with these indices, in batches
+    compute: Callable[[Batch], Iterable[FeatureBatch]]  # of its good images, one layer after the other, when asked for
+    overflow_fails_row: bool = False  # an image with a value that float16 cannot hold fails; else the writer refuses it
+    memory_fails_row: bool = False  # an image that is too large for the device fails: at native size on a GPU
 
 
 def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, watch: Stopwatch, done: Done) -> None:
-    """Make shards of one part. All are finished when this returns; those of which all has come, when it raises.
+    """Make shards of one part of a run, whose images are read as one sequence, and close their writer.
 
-    Args:
-        writer: Of these shards. It is closed.
-        part: The run up to the part.
-        shards: In order; their images are read as one sequence.
-        stages: Of the run.
-        watch: Gets the seconds of each stage.
-        done: See :data:`Done`.
+    All are finished when this returns; those of which all has come, when it raises. No partial file is left behind.
 
     Raises:
-        PipelineError: A value cannot be stored, the disk refuses. No partial file is left behind.
+        PipelineError: A value cannot be stored, the disk refuses.
     """
-    with ExitStack() as stack:
-        # Last in, first out: reading stops before what is unfinished is dropped.
-        stack.push(lambda kind, error, trace: writer.abort() if kind else None)
-        batches = iter(stages.load(part.manifest, rows_of(shards)))
-        stack.callback(close_unless_running, batches)
-        extract(batches, stages, writer, watch, done)
+    try:
+        # Reading stops before what is unfinished is dropped.
+        with closing(extract(part.manifest, rows_of(shards), stages, watch)) as batches:
+            for batch, layers in batches:
+                values = 0
+                with watch.stage("store"):
+                    writer.put_statuses(batch.statuses)
+                for features in layers:
+                    values += features.values.size
+                    with watch.stage("store"):
+                        writer.put_features(features)
+                    # A large layer must not wait in memory for the next one to be computed.
+                    del features
+                done(batch.statuses, values)
         with watch.stage("finish"):
             writer.close()
+    except BaseException:
+        writer.abort()
+        raise
 
 
 def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
@@ -101,17 +88,23 @@ def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(shard.first, shard.stop) for shard in shards])
 
 
-def extract(batches: Iterator[Batch], stages: Stages, sink: Sink, watch: Stopwatch, done: Done) -> None:
-    """Run every batch through the stages. Every image gets one status; one that did not fail gets features of each layer.
+def extract(
+    manifest: Manifest, rows: NDArray[np.int64], stages: Stages, watch: Stopwatch
+) -> Generator[tuple[Batch, Iterator[FeatureBatch]], None, None]:
+    """Run these rows, (n,), through the stages; to be closed.
 
-    Args:
-        batches: From the loader, in the order of the manifest.
-        stages: Compute the features.
-        sink: Takes statuses and features.
-        watch: Gets the seconds of each stage.
-        done: See :data:`Done`.
+    Yields:
+        A batch, with a status for each of its images, and the features of those that did not fail, computed when asked for.
     """
-    for batch, layers in _computed(watch.over(in_thread(batches), "read"), stages, watch):
+    loading = iter(stages.load(manifest, rows))
+    try:
+        yield from _results(in_thread(loading), stages, watch)
+    finally:
+        close_unless_running(loading)
+
+
+def _results(batches: Iterator[Batch], stages: Stages, watch: Stopwatch) -> Iterator[tuple[Batch, Iterator[FeatureBatch]]]:
+    for batch, layers in _computed(watch.over(batches, "read"), stages, watch):
         # A row of a layer cannot be taken back once it has been handed over: all layers of the batch come first.
         if stages.memory_fails_row:
             try:
@@ -119,31 +112,17 @@ def extract(batches: Iterator[Batch], stages: Stages, sink: Sink, watch: Stopwat
             except DeviceMemoryError as error:
                 if len(batch) > 1:
                     # Only those fail that do not fit alone.
-                    extract(iter(batch.rows()), stages, sink, watch, done)
+                    yield from _results(iter(batch.rows()), stages, watch)
                     continue
                 words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
                 batch, layers = replace(batch, statuses=tuple(replace(status, error=words) for status in batch.statuses)), []
         if stages.overflow_fails_row:
             batch, layers = fail_overflow(batch, [*watch.over(layers, "network")])
-        values = 0
-        with watch.stage("store"):
-            sink.put_statuses(batch.statuses)
-        for features in watch.over(layers, "network"):
-            values += features.values.size
-            with watch.stage("store"):
-                sink.put_features(features)
-            # A large layer must not wait in memory for the next one to be computed.
-            del features
-        done(batch.statuses, values)
+        yield batch, watch.over(layers, "network")
 
 
 def fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, Sequence[FeatureBatch]]:
-    """Fail the images of which a layer has a finite value that float16 cannot hold, and leave their features out.
-
-    Args:
-        batch: As it was loaded.
-        layers: All layers of its good images.
-    """
+    """Fail the images of which a layer has a finite value that float16 cannot hold, and leave their features out."""
     errors: dict[int, str] = {}
     for features in layers:
         for index, values in zip(features.indices.tolist(), features.values, strict=True):
@@ -283,22 +262,13 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     else:
         compute = DeviceFunctions(network, resize, fills=device.kind == "gpu", warn=_log.warning)
     bytes_a_pixel = FLOAT_BYTES * sum(feature.layer.channels / feature.layer.stride_px**2 for feature in spec.features)
-    # What the loader's workers do to each decoded image, and how far a JPEG may be reduced while it is decoded.
-    prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
-    ratio_for: Callable[[int, int], int] | None = None
-    if resize is None:
-        prepare = check_native
-    else:
-        prepare = partial(
-            resize_on_host,
-            spec=resize,
-            mean_pixel=mean_pixel.astype(np.float32),
-            scale_pixel=None if scale_pixel is None else scale_pixel.astype(np.float32),
-        )
-        if not by_winograd:
-            prepare = partial(fit_canvas, spec=resize)
-        if data.decode == "fast":
-            ratio_for = partial(dct_reduction, spec=resize)
+    # What the loader's workers do to each decoded image.
+    prepare: Callable[[NDArray[np.uint8]], NDArray[Any]] = check_native
+    if resize and by_winograd:
+        scale = None if scale_pixel is None else scale_pixel.astype(np.float32)
+        prepare = partial(resize_on_host, spec=resize, mean_pixel=mean_pixel.astype(np.float32), scale_pixel=scale)
+    elif resize:
+        prepare = partial(fit_canvas, spec=resize)
 
     def load(manifest: Manifest, indices: NDArray[np.int64]) -> ImageLoader:
         return ImageLoader(
@@ -309,7 +279,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
             workers=threads,
             prepare=prepare,
             size_px=size_px if by_winograd else None,
-            ratio_for=ratio_for,
+            ratio_for=partial(dct_reduction, spec=resize) if resize and data.decode == "fast" else None,
         )
 
     say_device(device, options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .cli import GROUP_NAMES
-from .config import REPLACED, TAR_SUFFIX, check_options, known_keys, nested
+from .config import TAR_SUFFIX, check_options, defaults, nested
 from .errors import OptionError, nearest
 from .network import load_undisturbed
 
@@ -51,8 +51,7 @@ def extract_features(
     The same options, checks, files and bits as ``python -m pipeline.run``. An option is named by its last word (``size`` is
     ``data.size``), or in full: ``**{"data.size": 256}``; ``output.dir`` is ``output_dir``, ``engine.address`` and
     ``engine.workers`` are ``engine_address`` and ``engine_workers``, ``reduction.gem.p`` is ``gem_p``.
-    Where all is there already, nothing is computed. Calls may follow each other with other weights, sizes or devices. After
-    Ctrl-C (``KeyboardInterrupt``) finished shards are kept, and the same call goes on.
+    Where all is there already, nothing is computed. After Ctrl-C finished shards are kept, and the same call goes on.
 
     Args:
         dir: Folder of images, walked recursively; a file of paths (``.txt``, ``.csv``, ``.tsv``, ``.parquet``); a tar file,
@@ -67,9 +66,8 @@ def extract_features(
     Raises:
         OptionError: An option is wrong; at once, before anything is loaded or written.
         PipelineError: What else stopped it, in one line; finished shards are kept.
-        KeyboardInterrupt: Likewise.
     """
-    known = [name for name in known_keys() if name not in _OF_THE_COMMAND]
+    known = [name for name in defaults() if name not in _OF_THE_COMMAND]
     # Of options with the same last word the first has it alone; by its full name there is each.
     full_names = {_short_name(name): name for name in reversed(known)}
     full_names |= {name: name for name in known}
@@ -78,7 +76,7 @@ def extract_features(
         given[_option_of(_plain(dir))] = dir
     for word, value in options.items():
         if word not in full_names:
-            near = REPLACED.get(word) or nearest(word.rpartition(".")[2], full_names)
+            near = nearest(word.rpartition(".")[2], full_names)
             raise OptionError(
                 f"{word}: there is no such option, got {word!r}. Expected one of: {near}. See help(pipeline.extract_features)."
             )

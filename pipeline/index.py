@@ -24,15 +24,13 @@ def index_run(folder: Path) -> Report:
         StoreError: There is no run, or shards are missing or damaged.
         DatasetError: All images have failed, or more than the run's options allow.
     """
-    from .config import flat
     from .job import finish_run, write_text
     from .progress import LOGGER, Made, Stopwatch, log_to_file, log_to_terminal
-    from .show import parse_config
     from .storage import refresh
     from .store import format
     from .store.digests import Digests
     from .store.index_file import read_run_spec
-    from .store.lock import take_lock
+    from .store.lock import Hold
     from .store.run_folder import gather_digests
     from .store.verification import require_run
 
@@ -40,16 +38,15 @@ def index_run(folder: Path) -> Report:
     require_run(folder, images=False)  # for its refusals
     watch = Stopwatch()
     with log_to_terminal() as kept_lines:
-        hold = take_lock(folder)
+        hold = Hold(folder)
         try:
             spec = read_run_spec(folder)
             LOGGER.info("shards: all %d are there, %d rows", len(spec.shards()), len(spec.manifest))
-            with log_to_file(folder / format.log_name(), kept_lines):
-                text = str(spec.attributes["config"])
+            with log_to_file(folder / format.LOG_NAME, kept_lines):
                 gather_digests(folder, spec)
                 if not Digests(folder).agrees("config.yaml"):
-                    write_text(folder / "config.yaml", text)
-                return finish_run(folder, spec, flat(parse_config(text)), Made(), watch)
+                    write_text(folder / "config.yaml", str(spec.attributes["config"]))
+                return finish_run(folder, spec, Made(), watch)
         finally:
             hold.release()
 

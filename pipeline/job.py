@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, fields, replace
 from datetime import datetime
@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .config import AUTO, Options
+from .config import AUTO, Options, flat, parse_config
 from .dry_run import free_bytes, run_sample
 from .engines import Engine, open_local
-from .errors import DatasetError, ImageError, StoreError
+from .errors import ImageError, StoreError
 from .extract import make_stages
 from .formatting import count_causes, counted, words_for_bytes
 from .image_list import list_images
@@ -31,8 +31,8 @@ from .network.reductions import split_word
 from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
-from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
-from .records import ImageRecord, LayerSpec, Manifest, RunSpec
+from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failed_run
+from .records import LayerSpec, Manifest, RunSpec
 from .report import Report, page_values, render
 from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
@@ -42,10 +42,11 @@ from .store.damage import UnreadableError, read_file
 from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
-from .store.run_folder import RunFolder, expected_bytes, open_folder, preview_folder
+from .store.run_folder import RunFolder, open_folder
 from .transforms import compute_sample, with_transforms, write_transforms
 
-REPORT, PAGE = "report.json", "report.html"
+REPORT, PAGE = format.REPORT_NAME, "report.html"
+MOST_FAILED = "data.max_failed_fraction"
 UNTRAINED = (
     "weights: random, so these features are untrained and mean nothing. For trained ones use network.weights=imagenet "
     "(downloads Keras' file once) or network.weights=FILE.mat"
@@ -54,10 +55,6 @@ UNTRAINED = (
 
 def run(options: Options, *, quiet: bool = False) -> Report | None:
     """Do a whole run; of a dry one, say what it would make and take, and return None.
-
-    Args:
-        options: Checked.
-        quiet: Whether only warnings go to the terminal.
 
     Raises:
         PipelineError: What stopped it; finished shards are kept.
@@ -83,10 +80,10 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         with watch.stage("start"):
             weights = _load_weights(options, options.table().resolve(words))
         planned = plan_run(options, manifest, weights)
-        opening = preview_folder if options.dry_run else open_folder
-        with opening(options.folder, planned, options.output.existing, options.part) as run_folder, ExitStack() as stack:
+        with ExitStack() as stack:
+            opened = open_folder(options.folder, planned, options.output.existing, options.part, preview=options.dry_run)
+            run_folder = stack.enter_context(opened)
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
-            path = run_folder.path
             if options.part is None:
                 _try_again(run_folder)
             say_plan(run_folder)
@@ -95,23 +92,20 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
                 return None
             engine = None
             with _with_transforms(options, run_folder, weights) as transforms:
-                spec = run_folder.spec
                 if run_folder.missing:
                     with watch.stage("start"):
-                        engine = stack.enter_context(open_engine(options, spec, weights, run_folder))
+                        engine = stack.enter_context(open_engine(options, run_folder.spec, weights, run_folder))
                 # From here on nothing but the disk can refuse the run.
                 run_folder.prepare()
                 if transforms:
                     write_transforms(run_folder, transforms)
-            stack.enter_context(log_to_file(path / format.log_name(options.part.mark if options.part else ""), kept_lines))
+            log = run_folder.path / format.marked(format.LOG_NAME, options.part.mark if options.part else "")
+            stack.enter_context(log_to_file(log, kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
-            errors = _check_finished(run_folder)
-            made = make_missing(run_folder, engine, errors, watch, options.data.max_failed_fraction)
-            # The options of the run, whoever has made which part of it.
-            given = {**options.given, "part": None}
+            made = make_missing(run_folder, engine, _check_finished(run_folder), watch)
             if options.part is not None:
-                return finish_share(run_folder, given, made, watch, errors)
-            return finish_run(path, spec, given, made, watch)
+                return finish_share(run_folder, made, watch)
+            return finish_run(run_folder.path, run_folder.spec, made, watch)
 
 
 def _claim_gpu(options: Options) -> None:
@@ -128,54 +122,46 @@ def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> Weights | Ke
     if network.weights == "random":
         _log.info(UNTRAINED)
     if network.model is not None:
+        model = network.model, network.weights, network.preprocess
         with leaving_at_once():
-            return load_keras(
-                *(network.model, network.weights, network.preprocess),
-                size_px=options.data.size,
-                layers=layers,
-                seed=network.seed,
-                log=_log.info,
-            )
+            return load_keras(*model, size_px=options.data.size, layers=layers, seed=network.seed, log=_log.info)
     weights = load_weights(
-        options.network.name,
-        options.network.weights,
-        seed=options.network.seed,
+        *(network.name, network.weights),
+        seed=network.seed,
         classifier=layers[-1].block == CLASSIFIER_BLOCK,
         progress=can_draw(),
         log=_log.info,
     )
-    if options.network.pool_padding != AUTO:
-        weights = replace(weights, pool_padding=options.network.pool_padding)
-    if options.network.weights != "random":
+    if network.weights != "random":
         _log.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)
-    return weights
+    return weights if network.pool_padding == AUTO else replace(weights, pool_padding=network.pool_padding)
 
 
 def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> AbstractContextManager[bytes]:
-    return with_transforms(options.reduction.pca, run_folder, partial(compute_sample, options, run_folder.spec, weights))
+    return with_transforms(options.reduction, run_folder, partial(compute_sample, options, run_folder.spec, weights))
 
 
 def _try_again(run_folder: RunFolder) -> None:
     """Have the finished shards made again that lack a local image which can be read now."""
     manifest = run_folder.spec.manifest
-    found = {shard: [row for row in rows if _is_readable(manifest[row])] for shard, rows in run_folder.unread.items()}
-    if again := {shard: rows for shard, rows in found.items() if rows}:
-        rows = [row for rows in again.values() for row in rows]
+
+    def is_readable(row: int) -> bool:
+        try:
+            # To ask a storage for each image that it has lost may take hours.
+            return manifest[row].source is None and bool(read_image(manifest[row]))
+        except (OSError, ImageError):
+            return False
+
+    found = {shard: readable for shard, rows in run_folder.unread.items() if (readable := list(filter(is_readable, rows)))}
+    if found:
+        rows = [row for rows in found.values() for row in rows]
         _log.info(
             "resume: %s could not be read before and can be now, e.g. %r; %s made again",
             counted(len(rows), "image"),
             manifest.keys[rows[0]],
-            counted(len(again), "shard"),
+            counted(len(found), "shard"),
         )
-        run_folder.make_again(again)
-
-
-def _is_readable(record: ImageRecord) -> bool:
-    try:
-        # To ask a storage for each image that it has lost may take hours.
-        return record.source is None and bool(read_image(record))
-    except (OSError, ImageError):
-        return False
+        run_folder.make_again(found)
 
 
 def say_plan(run_folder: RunFolder) -> None:
@@ -206,13 +192,14 @@ def say_plan(run_folder: RunFolder) -> None:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
     if not rows:
         return
-    all_bytes, free, place = expected_bytes(spec, missing), free_bytes(run_folder), disk.scratch_of(run_folder.path)
+    is_native = any(feature.shape is None for feature in spec.features)
+    all_bytes = None if is_native else rows * format.row_bytes(spec.features, spec.dtype)
+    free, place = free_bytes(run_folder), disk.scratch_of(run_folder.path)
     size = "a size that depends on the images" if all_bytes is None else f"{words_for_bytes(all_bytes)} before compression"
-    # Of a run at an address this machine's disk has only what is being made.
-    is_here = disk.holds_all(run_folder.path)
-    where = f"under {place}" if is_here else f"to {run_folder.path}, made in {place}"
     shards = counted(len(missing), "shard")
-    _log.info("output: %d images, %s, in %s %s; %s free", rows, size, shards, where, words_for_bytes(free))
+    _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, words_for_bytes(free))
+    # Of a run at an address this machine's disk has only what is being made.
+    is_here = place == run_folder.path
     if is_here and spec.compression == "none" and all_bytes is not None and all_bytes > free:
         raise StoreError(
             f"{place}: the features do not fit, got {words_for_bytes(free)} free for {words_for_bytes(all_bytes)}. Expected "
@@ -233,9 +220,7 @@ def _dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWe
     _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
-def make_missing(
-    run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch, max_failed_fraction: float
-) -> Made:
+def make_missing(run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch) -> Made:
     """Write ``config.yaml``, and have an engine make the missing shards; ``errors``: why rows of the finished ones failed."""
     path, spec = run_folder.path, run_folder.spec
     with run_folder.alone():
@@ -246,11 +231,16 @@ def make_missing(
         return Made()
     rows, began = count_rows(run_folder.missing), time.monotonic()
     before = count_rows(run_folder.own) - rows
-    with Progress(path, spec, rows, before, errors, max_failed_fraction) as progress:
+    with Progress(path, spec, rows, before, errors, _options(spec).get(MOST_FAILED, 1.0)) as progress:
         made = engine(progress, watch)
     made.rows_now, made.rows_added = rows, count_rows(shard for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)
     return made
+
+
+def _options(spec: RunSpec) -> dict[str, Any]:
+    """Return the options that are stored with a run, by their full names."""
+    return flat(parse_config(str(spec.attributes.get("config", ""))))
 
 
 def _check_finished(run_folder: RunFolder) -> list[str]:
@@ -282,16 +272,9 @@ def refuse_changed_images(
 ) -> None:
     """Read again the images of a finished shard that may have changed since, and refuse to go on where one has.
 
-    An image may have changed if it was written after the shard, or if the shard was made from a folder elsewhere. Where the
-    clock has been set back since, nobody can say what was written after it.
-
-    Args:
-        path: The run folder, for the message.
-        manifest: The rows.
-        shard: Which of them the shard holds.
-        sha256: (rows of the shard) of the files as they were read, hex; ``""`` where they could not be.
-        created: When the shard was finished, ISO 8601.
-        root: Data folder that it was made from.
+    Those that were written after the shard was ``created`` (ISO 8601), or all if it was made from another folder, ``root``;
+    where the clock has been set back since, nobody can say what was written after it. ``sha256``: of the files as they were
+    read, hex; "" where they could not be.
 
     Raises:
         StoreError: An image has another content than the features were made from.
@@ -318,23 +301,16 @@ def refuse_changed_images(
             )
 
 
-def finish_share(
-    run_folder: RunFolder, options: Mapping[str, Any], made: Made, watch: Stopwatch, errors: Sequence[str]
-) -> Report:
-    """End the run if all shards are there, those of other processes too; else say how many are not.
-
-    Raises:
-        PipelineError: As of :func:`finish_run`.
-    """
+def finish_share(run_folder: RunFolder, made: Made, watch: Stopwatch) -> Report:
+    """End the run as :func:`finish_run` if all shards are there, those of other processes too; else say how many are not."""
     path, spec, share = run_folder.path, run_folder.spec, run_folder.share
     assert share is not None
-    # From the shards, whoever has made them: the loop here, or workers elsewhere.
-    errors = [*errors]
-    for shard in run_folder.missing:
+    errors: list[str] = []
+    for shard in run_folder.own:
         with open_run(path / format.shard_path(shard.file_name)) as found:
             errors += [error for error in found.images["error"] if error]
-    report = _report(path, spec, options, made, watch, count_rows(run_folder.own), errors, part=str(share))
-    own = path / format.report_name(share.mark)
+    report = _report(path, spec, made, watch, count_rows(run_folder.own), errors, part=str(share))
+    own = path / format.marked(REPORT, share.mark)
     if made.rows_now or not own.exists():
         # It has no line in SHA256SUMS. Where nothing was made, what it took when something was is worth more.
         write_text(own, report.json(), disk.publish)
@@ -342,23 +318,15 @@ def finish_share(
         lacking = run_folder.lacking()
         if not lacking and not run_folder.is_extended():
             run_folder.gather_digests()
-            return finish_run(path, spec, options, made, watch, part=str(share))
+            return finish_run(path, spec, made, watch, part=str(share))
     _log.info("%s", report.summary())
     is_left = f"{len(lacking)} of {len(spec.shards())} shards are not there yet"
     _log.info("index: %s; the part that finishes last writes it", is_left if lacking else "the run has been extended meanwhile")
     return report
 
 
-def finish_run(path: Path, spec: RunSpec, options: Mapping[str, Any], made: Made, watch: Stopwatch, *, part: str = "") -> Report:
-    """Write the index and the reports of a run all of whose shards are there; say what was done.
-
-    Args:
-        path: The run folder, held.
-        spec: The run.
-        options: As they were given, name -> value.
-        made: By this process.
-        watch: Of this process.
-        part: Of this process, ``3/8``.
+def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part: str = "") -> Report:
+    """Write the index and the reports of a run all of whose shards are there; say what was done, by this ``part`` of it or alone.
 
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
@@ -371,16 +339,10 @@ def finish_run(path: Path, spec: RunSpec, options: Mapping[str, Any], made: Made
             build_index(path, spec)
         with open_run(path) as run:
             errors = [error for error in run.images["error"] if error]
-    report = _report(path, spec, options, made, watch, len(spec.manifest), errors, part, is_indexed=True)
+    report = _report(path, spec, made, watch, len(spec.manifest), errors, part, is_indexed=True)
     write_reports(path, spec, report, is_unchanged=is_indexed)
     _log.info("%s", report.summary())
-    if report.failed == report.rows:
-        raise DatasetError(
-            f"{spec.manifest.root}: all {report.rows} images failed, got e.g. {errors[0]!r}. Expected at least one that "
-            f"can be read. See /images/error in {report.index}."
-        )
-    fraction = options.get("data.max_failed_fraction")
-    refuse_failures(report.failed, report.rows, fraction if isinstance(fraction, (int, float)) else 1.0, next(iter(errors), ""))
+    refuse_failed_run(spec.manifest.root, errors, report.rows, report.options.get(MOST_FAILED, 1.0))
     return report
 
 
@@ -405,12 +367,11 @@ def index_is_whole(path: Path, spec: RunSpec) -> bool:
 def _report(
     path: Path,
     spec: RunSpec,
-    options: Mapping[str, Any],
     made: Made,
     watch: Stopwatch,
     rows: int,
     errors: Sequence[str],
-    part: str = "",
+    part: str,
     *,
     is_indexed: bool = False,
 ) -> Report:
@@ -429,7 +390,7 @@ def _report(
         skipped=spec.manifest.skipped,
         seconds_by_stage=watch.seconds(),
         versions=versions(),
-        options=options,
+        options=_options(spec),
         part=part,
     )
 
@@ -437,12 +398,8 @@ def _report(
 def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bool) -> None:
     """Write ``report.json`` and ``report.html`` of a finished run.
 
-    Args:
-        path: The run folder.
-        spec: The run.
-        report: Of what was just done.
-        is_unchanged: Whether that was nothing, neither shards nor index. What the run took when it did something is worth more
-            than that: then a report that is there stays, and the page says what is in it.
+    What the run took when it did something is worth more than that nothing was left to do: then (``is_unchanged``) a report
+    that is there stays, and the page says what is in it.
 
     Raises:
         StoreError: The disk refuses; a shard is damaged.
@@ -471,15 +428,9 @@ def _stored_report(path: Path) -> Report | None:
 
 
 def write_text(path: Path, text: str, publish: Callable[[Path], object] | None = None) -> None:
-    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise.
-
-    Raises:
-        StoreError: The disk refuses.
-    """
-    with disk.writing(path) as partial:
-        # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        (publish or Digests(path.parent).publish)(path)
+    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise."""
+    # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
+    disk.write_file(path, text.encode("utf-8", "backslashreplace"), publish or Digests(path.parent).publish)
 
 
 def count_rows(shards: Iterable[ShardSpec]) -> int:

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import cli
-from .config import AUTO, DEFAULT_SIZE_PX, NO_MODEL, check_value, defaults
+from .config import AUTO, check_options, check_value, defaults
 from .errors import OptionError, nearest
 from .formatting import Shown, text_table, words_for_bytes
+from .network.architectures import VggTable, multiply_adds, output_shapes
 from .network.architectures import layer_table as network_layers
-from .network.architectures import multiply_adds, output_shapes, resolve_layers
-from .network.keras_models import KERAS, KerasTable, default_size, model_name
-from .network.known_weights import expected_padding
+from .network.keras_models import KerasTable, model_name
 from .network.reductions import split_word
 from .records import LayerSpec
 
@@ -28,23 +27,14 @@ HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """One layer of a network, for an input size.
-
-    Attributes:
-        name: Of the layer.
-        layer: As the network's table gives it.
-        shape: (h, w, c) or (d,) of the output; None where the input is too small.
-        row_bytes: Of one image's activations as stored, before compression; 0 without a shape.
-        gflop: Floating-point operations of one image up to and with this layer, in 1e9; NaN where unknown.
-        is_chosen: Whether it is among the layers that were asked for.
-    """
+    """One layer of a network, for an input size."""
 
     name: str
     layer: LayerSpec
-    shape: tuple[int, ...] | None
-    row_bytes: int
-    gflop: float
-    is_chosen: bool
+    shape: tuple[int, ...] | None  # (h, w, c) or (d,) of the output; None where the input is too small
+    row_bytes: int  # of one image's activations as stored, before compression; 0 without a shape
+    gflop: float  # floating-point operations of one image up to and with this layer, in 1e9; NaN where unknown
+    is_chosen: bool  # among the layers that were asked for
 
     def cells(self) -> tuple[str, ...]:
         """Return what stands under :data:`HEADINGS`."""
@@ -83,30 +73,6 @@ class LayerTable(Shown, Sequence[LayerRow]):
         return f"{caption}\n{text_table(headings, rows, 3)}"
 
 
-def _vgg_rows(network: str, size_px: tuple[int, int], pool_padding: str, dtype: str, words: Sequence[str]) -> list[LayerRow]:
-    shapes = output_shapes(network, size_px, pool_padding)
-    chosen = resolve_layers(network, words)
-    rows: list[LayerRow] = []
-    multiplications = 0
-    for layer in network_layers(network):
-        shape = shapes.get(layer.name)
-        multiplications += multiply_adds(layer, shape) if shape else 0
-        # Two operations a multiply-add, as the literature counts them.
-        size, gflop = (math.prod(shape) * np.dtype(dtype).itemsize, 2e-9 * multiplications) if shape else (0, math.nan)
-        rows.append(LayerRow(layer.name, layer, shape, size, gflop, layer in chosen))
-    return rows
-
-
-def _keras_rows(model: str, size_px: tuple[int, int], dtype: str, words: Sequence[str]) -> list[LayerRow]:
-    table = KerasTable(model, size_px)
-    chosen, itemsize = table.resolve(words), np.dtype(dtype).itemsize
-    tapped = [each for each in table.layers().values() if each.is_storable]
-    return [
-        LayerRow(layer.name, layer, shape, math.prod(shape or ()) * itemsize, math.nan, layer in chosen)
-        for layer, shape in ((each.layer, each.shape) for each in tapped)
-    ]
-
-
 def layer_table(
     network: str = "vgg19",
     size: int | str | Sequence[int] = AUTO,
@@ -131,31 +97,36 @@ def layer_table(
     Raises:
         OptionError: One of them is wrong.
     """
-    size_px = check_value("data.size", list(size) if isinstance(size, tuple) else size)
+    of_network = {"name": network, "pool_padding": pool_padding, "weights": weights, "model": model}
+    data = {"dir": ".", "size": list(size) if isinstance(size, tuple) else size}
+    # Of the layers that are marked the input may be too small.
+    values = {"data": data, "network": of_network, "output": {"dtype": dtype}, "layers": ["conv1_1"]}
+    options, words = check_options(values), check_value("layers", layers)
+    size_px, table = options.data.size, options.table()
     if size_px is None:
         raise OptionError(
             "data.size: shapes depend on the image at native size, got null. Expected the size of an image. "
             "Set e.g. data.size=[1440,2560]."
         )
-    network, dtype = check_value("network.name", network), check_value("output.dtype", dtype)
-    words = [split_word(word) for word in check_value("layers", layers)]
-    if network == KERAS:
-        model = check_value("network.model", model)
-        if model is None:
-            raise OptionError(NO_MODEL)
-        size_px = default_size(model) if size_px == AUTO else size_px
+    caption = f"input {size_px[0]} x {size_px[1]} px, {dtype}"
+    shapes: list[tuple[LayerSpec, tuple[int, ...] | None]]
+    if isinstance(table, KerasTable):
+        caption = f"{model_name(table.model)}, {caption}"
+        shapes = [(each.layer, each.shape) for each in table.layers().values() if each.is_storable]
         # What the option is by default is a layer of VGG's.
-        words = [] if words == defaults()["layers"] else words
-        return LayerTable(
-            f"{model_name(model)}, input {size_px[0]} x {size_px[1]} px, {dtype}", _keras_rows(model, size_px, dtype, words)
-        )
-    size_px = DEFAULT_SIZE_PX if size_px == AUTO else size_px
-    padding = check_value("network.pool_padding", pool_padding)
-    padding = expected_padding(network, weights) if padding == AUTO else padding
-    return LayerTable(
-        f"{network}, input {size_px[0]} x {size_px[1]} px, {dtype}, pool_padding {padding}",
-        _vgg_rows(network, size_px, padding, dtype, words),
-    )
+        words = () if list(words) == defaults()["layers"] else words
+    else:
+        caption = f"{network}, {caption}, pool_padding {table.pool_padding}"
+        fitting = output_shapes(network, size_px, table.pool_padding)
+        shapes = [(layer, fitting.get(layer.name)) for layer in network_layers(network)]
+    chosen, itemsize = table.resolve([split_word(word) for word in words]) if words else (), np.dtype(dtype).itemsize
+    rows, multiplications = list[LayerRow](), 0
+    for layer, shape in shapes:
+        multiplications += multiply_adds(layer, shape) if shape else 0
+        # Two operations a multiply-add, as the literature counts them. Of other networks the kernels are not known.
+        gflop = 2e-9 * multiplications if shape and isinstance(table, VggTable) else math.nan
+        rows.append(LayerRow(layer.name, layer, shape, math.prod(shape) * itemsize if shape else 0, gflop, layer in chosen))
+    return LayerTable(caption, rows)
 
 
 def _print(values: Mapping[str, Any]) -> None:

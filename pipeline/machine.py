@@ -13,10 +13,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 def usable_cores() -> int:
     """Return the cores this process may use: a container or a scheduler may allow fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int:

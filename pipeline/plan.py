@@ -10,13 +10,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, reduction_parameters, to_yaml
+from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, parameters_of_results, to_yaml
 from .network.architectures import CLASSIFIER_BLOCK, TENSORFLOW, WINOGRAD, layer_table, output_shapes
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
@@ -36,17 +35,12 @@ LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "pillow", "simplej
 
 
 def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeights) -> RunSpec:
-    """Plan a run.
-
-    Args:
-        options: The user's.
-        manifest: The rows.
-        weights: Their content is part of the run's identity.
+    """Plan a run of these images; the content of the weights is part of its identity.
 
     Raises:
         OptionError: The input is too small for a layer, a reduction has more components than values.
     """
-    data, network, output = options.data, options.network, options.output
+    data, network = options.data, options.network
     if isinstance(weights, KerasWeights):
         features = options.features(rows=len(manifest))
         of_network, words, backend, is_bgr = weights.identity, weights.source, TENSORFLOW, weights.is_bgr
@@ -57,16 +51,12 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeigh
         words = weights.source if network.weights == "random" else f"{weights.source}; conv1_1 says: {weights.recognised}"
         # Winograd's algorithm is the fastest on a CPU at every size. A GPU always uses TensorFlow, within the same tolerance.
         backend, is_bgr = WINOGRAD, False
-    images_per_shard = output.images_per_shard or _images_per_shard(features, output.dtype, manifest)
     identity = {
         "network": network.name,
         "network.weights": weights.sha256,
         **of_network,
-        "layers": ",".join(feature.name for feature in features),
-        **_reduction_identity(options, features),
         "data.size": "native" if data.size is None else f"{data.size[0]}x{data.size[1]}",
-        "output.dtype": output.dtype,
-        "output.images_per_shard": str(images_per_shard),
+        "output.dtype": options.output.dtype,
         "format_version": str(format.FORMAT_VERSION),
         "runtime.backend": backend if options.runtime.backend == AUTO else options.runtime.backend,
         "runtime.precision": options.runtime.precision,
@@ -84,15 +74,13 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeigh
         "weights": words,
         "weights_sha256": weights.sha256,
         "preprocess": _preprocess_words(data) + ", over scale_pixel" * (weights.scale_pixel is not None) + ", BGR" * is_bgr,
-        "compression": output.compression,
         "data_root": manifest.root,
         **({"data_source": manifest.source.kind} if manifest.source else {}),
         "mean_pixel": weights.mean_pixel,
         **({} if weights.scale_pixel is None else {"scale_pixel": weights.scale_pixel}),
         **{f"version_{name}": text for name, text in versions().items()},
     }
-    chosen = _chosen(options.given, identity)
-    return RunSpec(manifest, features, output.dtype, output.compression, images_per_shard, identity, attributes, chosen)
+    return _planned(options, manifest, features, options.output.dtype, identity, attributes)
 
 
 def plan_reduced_run(
@@ -111,48 +99,53 @@ def plan_reduced_run(
     Raises:
         OptionError: Reductions do not fit together, or to what they are of.
     """
-    features = reduce_stored(wanted, reduction_parameters(options.reduction), len(source.manifest))
-    there = {name: text for name, text in source.options.items() if not name.startswith("reduction.")}
+    features = reduce_stored(wanted, parameters_of_results(options.reduction), len(source.manifest))
+    identity = {name: text for name, text in source.options.items() if not name.startswith("reduction.")}
     if is_exact:
-        network, size = there["network"], there["data.size"]
+        network, size = identity["network"], identity["data.size"]
         height, _, width = size.partition("x")
         size_px = None if size == "native" else (int(height), int(width))
-        pooling, padding = there.pop("network.pooling", ""), there.pop("network.pool_padding", "same")
-        there |= _pooling_identity(network, size_px, features[-1].layer, pooling, padding)
+        pooling, padding = identity.pop("network.pooling", ""), identity.pop("network.pool_padding", "same")
+        identity |= _pooling_identity(network, size_px, features[-1].layer, pooling, padding)
         deepest = [layer_table(network)[of[-1].layer.network_index] for of in (source.features, features)]
         is_exact = len({layer.block == CLASSIFIER_BLOCK for layer in deepest}) == 1
     images = source.manifest
     manifest = replace(images, digest=digest_images(images.keys, images.labels, images.file_bytes, images.metadata))
-    images_per_shard = options.output.images_per_shard or _images_per_shard(features, source.dtype, manifest)
-    identity = {
-        **there,
-        "layers": ",".join(feature.name for feature in features),
-        **_reduction_identity(options, features),
-        "output.images_per_shard": str(images_per_shard),
-        **({} if is_exact else {"reduced from": source.digest}),
-    }
     words = [":".join([feature.layer.name, *(step.name for step in feature.reductions)]) for feature in features]
     config = flat(yaml.safe_load(str(source.attributes["config"]))) | {**options.given, "layers": words, "reduce": []}
     if is_exact:
         # An extraction makes it again.
         del config["run"]
     else:
+        identity["reduced from"] = source.digest
         config |= {"run": str(options.run.absolute()), "layers": [":".join([stored.name, *chain]) for stored, chain in wanted]}
     attributes = {name: value for name, value in source.attributes.items() if name != "transforms_sha256"}
-    attributes |= {"config": to_yaml(nested(config)), "compression": options.output.compression}
-    chosen = _chosen(options.given, identity)
-    return RunSpec(manifest, features, source.dtype, options.output.compression, images_per_shard, identity, attributes, chosen)
+    return _planned(options, manifest, features, source.dtype, identity, {**attributes, "config": to_yaml(nested(config))})
 
 
-def _chosen(given: Mapping[str, Any], identity: Mapping[str, str]) -> frozenset[str]:
-    """Return which options of an identity the program has chosen itself."""
+def _planned(
+    options: Options | ReduceOptions,
+    manifest: Manifest,
+    features: tuple[FeatureSpec, ...],
+    dtype: str,
+    identity: Mapping[str, str],
+    attributes: Mapping[str, str | NDArray[np.float64]],
+) -> RunSpec:
+    """Return a run, with the shards and reductions in its identity, and which options the program has chosen itself."""
+    compression, images_per_shard = options.output.compression, options.output.images_per_shard
+    if images_per_shard is None:
+        row_bytes, chunk_rows = _row_bytes(features, dtype, manifest), format.largest_chunk_rows(features, dtype)
+        images_per_shard = format.plan_images_per_shard(row_bytes, len(manifest), chunk_rows)
+    identity = {
+        **identity,
+        "layers": ",".join(feature.name for feature in features),
+        **_reduction_identity(options, features),
+        "output.images_per_shard": str(images_per_shard),
+    }
     names = ["output.images_per_shard", "runtime.backend", *(name for name in identity if name.endswith(".n_components"))]
-    return frozenset(name for name in names if given.get(name, "") in (None, AUTO))
-
-
-def _images_per_shard(features: Sequence[FeatureSpec], dtype: str, manifest: Manifest) -> int:
-    row_bytes, chunk_rows = _row_bytes(features, dtype, manifest), format.largest_chunk_rows(features, dtype)
-    return format.plan_images_per_shard(row_bytes, len(manifest), chunk_rows)
+    chosen = frozenset(name for name in names if options.given.get(name, "") in (None, AUTO))
+    attributes = {**attributes, "compression": compression}
+    return RunSpec(manifest, features, dtype, compression, images_per_shard, identity, attributes, chosen)
 
 
 def _pooling_identity(
@@ -172,12 +165,8 @@ def _pooling_identity(
 def _reduction_identity(options: Options | ReduceOptions, features: Sequence[FeatureSpec]) -> dict[str, str]:
     """Return what the results of reductions depend on; a density of ``auto`` follows from the layer."""
     used = {reduction.name: reduction.parameters for feature in features for reduction in feature.reductions}
-    fit = (
-        {"reduction.pca.fit": digest_of(transforms_file(options.reduction.pca.fit))}
-        if "pca" in used and options.reduction.pca.fit
-        else {}
-    )
-    return fit | {
+    fit = options.reduction["pca"]["fit"] if "pca" in used else None
+    return ({"reduction.pca.fit": digest_of(transforms_file(fit))} if fit else {}) | {
         f"reduction.{name}.{key}": str(value if key != "density" else options.given["reduction.srp.density"])
         for name, parameters in sorted(used.items())
         for key, value in parameters.items()

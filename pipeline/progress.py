@@ -318,3 +318,16 @@ def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example:
             f"at most a share of {max_failed_fraction:g}. Raise data.max_failed_fraction to go on, or "
             "mend the images and start again with output.existing=replace."
         )
+
+
+def refuse_failed_run(root: str, errors: Sequence[str], rows: int, max_failed_fraction: float) -> None:
+    """Refuse a run at its end; ``root``: of its images; ``errors``: of those that failed.
+
+    Raises:
+        DatasetError: All of so many rows have failed, or more than the allowed share.
+    """
+    if len(errors) == rows:
+        raise DatasetError(
+            f"{root}: all {rows} images failed, got e.g. {errors[0]!r}. Expected at least one that can be read. Check the images."
+        )
+    refuse_failures(len(errors), rows, max_failed_fraction, next(iter(errors), ""))

@@ -50,10 +50,8 @@ def reduce_run(options: ReduceOptions) -> Report:
             raise OptionError(f"name: that of the run itself, got {options.name!r}. Expected another. Choose another name.")
         wanted = _wanted(run.layers, options)
         # Not before: a wrong layer is answered at once.
-        from .config import flat
         from .job import finish_run, make_missing, say_plan
         from .plan import plan_reduced_run
-        from .show import parse_config
         from .store.index_file import read_run_spec
         from .store.run_folder import open_folder
         from .transforms import with_transforms, write_transforms
@@ -75,19 +73,18 @@ def reduce_run(options: ReduceOptions) -> Report:
         target.make_again([shard for shard, rows in target.unread.items() if good[[*rows]].any()])
         say_plan(target)
         sample = partial(_take_sample, run, places, bases)
-        with with_transforms(options.reduction.pca, target, sample) as transforms:
+        with with_transforms(options.reduction, target, sample) as transforms:
             target.prepare()
             if transforms:
                 write_transforms(target, transforms)
-        stack.enter_context(log_to_file(target.path / format.log_name(), kept_lines))
+        stack.enter_context(log_to_file(target.path / format.LOG_NAME, kept_lines))
         stack.enter_context(signals.clearing(target.drop_partial_files))
-        given = flat(parse_config(str(planned.attributes["config"])))
         engine = partial(_make_shards, run, places, bases, target) if target.missing else None
         try:
-            made = make_missing(target, engine, [], watch, float(given.get("data.max_failed_fraction", 1.0)))
+            made = make_missing(target, engine, [], watch)
         except NetworkError as error:
             raise NetworkError(f"{str(error).partition(' Use ')[0]} Extract it with output.dtype=float32.") from error
-        return finish_run(target.path, target.spec, given, made, watch)
+        return finish_run(target.path, target.spec, made, watch)
 
 
 def _wanted(stored: Sequence[str], options: ReduceOptions) -> list[tuple[str, tuple[str, ...]]]:

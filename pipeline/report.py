@@ -168,7 +168,7 @@ def page_values(report: Report, run: Run, manifest: Manifest) -> dict[str, Any]:
         "causes": Counter(report.causes).most_common(CAUSES),
         "failures": [(run.images["key"][row], run.images["error"][row]) for row in failed],
         # All of it is printable, and to be copied.
-        "command": Markup.escape(command_again(config, folder, str(attributes["data_root"]))) if config else "",
+        "command": Markup.escape(command_again(config, folder)) if config else "",
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,25 +10,13 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap.
+    """Which rows of the run one shard file holds. Shards tile the manifest in order, without gap or overlap."""
 
-    Attributes:
-        number: From 0, in its part.
-        count: How many shards the part has.
-        first: Index of its first row.
-        stop: Index after its last row.
-        part: 0 for the images that the run began with, then one for each extension.
-    """
-
-    number: int
-    count: int
-    first: int
-    stop: int
-    part: int = 0
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.number < self.count, self
-        assert 0 <= self.first < self.stop, self
+    number: int  # from 0, in its part
+    count: int  # of the shards of the part
+    first: int  # index of its first row
+    stop: int  # index after its last row
+    part: int = 0  # 0 for the images that the run began with, then one for each extension
 
     @property
     def file_name(self) -> str:
@@ -43,14 +30,10 @@ class ShardSpec:
         return self.stop - self.first
 
 
-def plan_shards(stops: Sequence[int], step: int) -> tuple[ShardSpec, ...]:
-    """Return the shards of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
-    return _plan_shards(tuple(stops), step)
-
-
 # Asked for again and again; a million shards take seconds and some hundred MB.
 @lru_cache(maxsize=2)
-def _plan_shards(stops: tuple[int, ...], step: int) -> tuple[ShardSpec, ...]:
+def plan_shards(stops: tuple[int, ...], step: int) -> tuple[ShardSpec, ...]:
+    """Return the shards of parts that end before these rows, ``step`` rows a shard; each part begins a shard of its own."""
     shards: list[ShardSpec] = []
     for part, (start, stop) in enumerate(zip((0, *stops), stops, strict=False)):
         count = -(-(stop - start) // step)
@@ -64,18 +47,10 @@ _SHARE = re.compile(r"([0-9]{1,7})(?:/|-of-)([0-9]{1,7})")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one of several processes makes of a run: every ``count``-th shard, finished or not. Written ``3/8``.
+    """What one of several processes makes of a run: every ``count``-th shard, finished or not. Written ``3/8``."""
 
-    Attributes:
-        number: From 1.
-        count: Of processes that the run is divided among.
-    """
-
-    number: int
-    count: int
-
-    def __post_init__(self) -> None:
-        assert 1 <= self.number <= self.count, self
+    number: int  # from 1
+    count: int  # of the processes that the run is divided among
 
     @classmethod
     def of_text(cls, text: str) -> Share | None:
@@ -97,7 +72,10 @@ class Share:
 
 
 class Part(NamedTuple):
-    """Rows that were planned together. ``digest``: of the run that ends with it; ``stop``: index after its last row."""
+    """Rows that were planned together."""
 
-    digest: str
-    stop: int
+    digest: str  # of the run that ends with it
+    stop: int  # index after its last row
+
+    def __str__(self) -> str:
+        return f"{self.stop} rows, digest {self.digest}"

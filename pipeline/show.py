@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli
+from .config import parse_config
 from .errors import StoreError, printable
 from .formatting import count_causes, text_table, words_for_bytes
 from .reproduce import argument, command_again, differing_options
@@ -61,7 +62,7 @@ def overview(path: Path) -> dict[str, Any]:
         "attributes": {name: _plain(value) for name, value in attributes.items() if name not in ("config", "identity")},
         "options": options,
         "differing_options": differing_options(options),
-        "command": command_again(options, folder, str(attributes.get("data_root", ""))) if options else "",
+        "command": command_again(options, folder) if options else "",
         "report": report,
     }
 
@@ -74,18 +75,6 @@ def _read_text(path: Path) -> str:
         return read_file(path).decode()
     except (StoreError, ValueError):
         return ""
-
-
-def parse_config(text: str) -> dict[str, Any]:
-    """Return the options of a run from their YAML, nested; none if it is not that of a run."""
-    import yaml
-
-    try:
-        config = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    is_one = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in ("data", "network", "output"))
-    return config if is_one else {}
 
 
 def _plain(value: Any) -> Any:

@@ -13,50 +13,37 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-# Source: POSIX shells report death by signal n as 128 + n.
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# Source of the exit codes: POSIX shells report death by signal n as 128 + n.
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # What dropping the open shard and finishing complete ones may take. One step of the network over a huge image, or a disk that
 # does not answer, can take longer, and Python's main thread hears nothing before it returns; then the process ends as it is,
 # which loses no more than SIGKILL. Half of what `docker stop` waits before it kills.
 GRACE_SECONDS = 5.0
 
+# Signals belong to the process, and so does this: whether they raise, what is said, where, and what is called before the end.
+_raises = False
+_advice = ""
+_terminal = 2
+_clear: Callable[[], None] | None = None
+
 
 class Terminated(BaseException):
     """SIGTERM: what is unfinished is dropped as for Ctrl-C, with an exit code of its own."""
 
 
-@dataclass(slots=True)
-class _State:
-    """Signals belong to the process, and so does this."""
-
-    raises: bool = False
-    said: bool = False
-    terminal: int = 2
-    advice: str = ""
-    clear: Callable[[], None] | None = None
-
-
-_state = _State()
-
-
 def install(advice: str) -> None:
-    """Make signals end the process at once, with a line; those that the parent process ignores stay ignored.
-
-    Args:
-        advice: What a stop leaves behind, and what to do.
-    """
-    _state.advice = advice
+    """Make signals end the process at once, with a line that ends in advice; those that the parent ignores stay ignored."""
+    global _advice, _terminal
+    _advice = advice
     for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _answer)
     # Of its own: loading TensorFlow sends the usual one elsewhere for a while.
     with suppress(OSError):
-        _state.terminal = os.dup(2)
+        _terminal = os.dup(2)
 
 
 def raise_in_main_thread() -> None:
@@ -64,9 +51,10 @@ def raise_in_main_thread() -> None:
 
     Does nothing unless :func:`install` has been called: a program that runs a job from Python answers its own signals.
     """
-    if _state.raises or not any(signal.getsignal(number) is _answer for number in WORDS):
+    global _raises
+    if _raises or not any(signal.getsignal(number) is _answer for number in WORDS):
         return
-    _state.raises = True
+    _raises = True
     # Python's handlers wait until the main thread comes back from what it computes; the thread that reads these bytes does not.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -77,21 +65,23 @@ def raise_in_main_thread() -> None:
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
     """Make signals end the process at once inside the block, for imports: libraries take what is raised there for their fault."""
-    before, _state.raises = _state.raises, False
+    global _raises
+    before, _raises = _raises, False
     try:
         yield
     finally:
-        _state.raises = before
+        _raises = before
 
 
 @contextmanager
 def clearing(clear: Callable[[], None]) -> Iterator[None]:
     """Call something if the process is ended inside the block without the block's own end; what it raises is lost."""
-    before, _state.clear = _state.clear, clear
+    global _clear
+    before, _clear = _clear, clear
     try:
         yield
     finally:
-        _state.clear = before
+        _clear = before
 
 
 @contextmanager
@@ -113,13 +103,10 @@ def ignore() -> None:
 
 
 def stop(error: BaseException) -> NoReturn:
-    """Say that a signal has stopped the run, and end the process at once with its exit code.
+    """Say that a signal, by what it raised, has stopped the run, and end the process at once with its exit code.
 
     Everything has been closed by then. Python would clear TensorFlow away object by object, which takes a second, on a busy
     machine ten.
-
-    Args:
-        error: What the signal raised.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -130,8 +117,8 @@ def stop(error: BaseException) -> NoReturn:
 def _answer(number: int, frame: FrameType | None) -> None:
     # Impatient people press twice, and a shell may pass on what the terminal has sent already.
     ignore()
-    if not _state.raises:
-        _end(signal.Signals(number))
+    if not _raises:
+        _end(number)
     # It may come into the middle of a library's making an object, which then cannot be cleared away: h5py says so at length.
     sys.unraisablehook = lambda _: None
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
@@ -142,16 +129,14 @@ def _watch(reader: int) -> None:
     while (number := os.read(reader, 1)[0]) not in WORDS:
         pass
     time.sleep(GRACE_SECONDS)
-    _end(signal.Signals(number))
+    _end(number)
 
 
-def _end(number: signal.Signals) -> NoReturn:
+def _end(number: int) -> NoReturn:
     with suppress(Exception):
-        if _state.clear is not None:
-            _state.clear()
-    if not _state.said:
-        _state.said = True
-        # Not by print, which may wait for a lock of the thread that was stopped.
-        with suppress(OSError):
-            os.write(_state.terminal, f"{WORDS[number]}: {_state.advice}\n".encode())
-    os._exit(EXIT_CODES[number])
+        if _clear is not None:
+            _clear()
+    # Not by print, which may wait for a lock of the thread that was stopped.
+    with suppress(OSError):
+        os.write(_terminal, f"{WORDS[signal.Signals(number)]}: {_advice}\n".encode())
+    os._exit(128 + number)

@@ -10,17 +10,18 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from .config import Options, PcaOptions
+from .config import Options, Parameters
 from .errors import OptionError, StoreError
-from .extract import close_unless_running, extract, make_stages
+from .extract import extract, make_stages
 from .network.host_reductions import fit_pca, sample_places
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
@@ -28,7 +29,7 @@ from .network.reductions import prefixes, require_sample
 from .plan import transforms_file
 from .progress import LOGGER as _log
 from .progress import Stopwatch
-from .records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec, Transform
+from .records import FeatureSpec, RunSpec, Transform
 from .signals import leaving_at_once
 from .storage import RemotePath
 from .store import disk, format
@@ -46,13 +47,13 @@ _ARRAYS = ("mean", "components", "explained_variance")
 
 
 @contextmanager
-def with_transforms(options: PcaOptions, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[bytes]:
+def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[bytes]:
     """Give the run the transforms that it lacks: those of its folder, else fitted now, or another run's.
 
     Of processes that make parts of a run one fits, and the others wait for it.
 
     Args:
-        options: Of the run.
+        reduction: Parameters of the run.
         run_folder: Opened.
         take_sample: Computes what is to be transformed, of a sample of the images.
 
@@ -76,7 +77,7 @@ def with_transforms(options: PcaOptions, run_folder: RunFolder, take_sample: Tak
             content = read_file(path)
             is_there = _read(content, path)[1] == first.digest
         if not is_there:
-            found = other_transforms(options, wanted) or _fit(options, wanted, first.stop, take_sample)
+            found = other_transforms(reduction["pca"], wanted) or _fit(reduction["pca"], wanted, first.stop, take_sample)
             content = _written(found, first.digest)
         digest = hashlib.sha256(content).hexdigest()
         for shard in sorted(run_folder.finished, key=lambda shard: shard.first)[:1]:
@@ -106,19 +107,19 @@ def _alone(run_folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def other_transforms(options: PcaOptions, wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
+def other_transforms(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
     """Return the transforms of the run that ``reduction.pca.fit`` names; none if it names none.
 
     Args:
-        options: Of the run.
+        pca: Its parameters.
         wanted: Name of a transform -> what it is applied to.
 
     Raises:
         OptionError: There is no such transform, of this length and with as many components.
     """
-    if options.fit is None:
+    path, count, found = pca["fit"], pca["n_components"], {}
+    if path is None:
         return {}
-    path, count, found = options.fit, options.n_components, {}
     there = _read(read_file(transforms_file(path)), path)[0]
     for name in wanted:
         transform = there.get(name)
@@ -134,47 +135,32 @@ def other_transforms(options: PcaOptions, wanted: Mapping[str, FeatureSpec]) -> 
     return found
 
 
-class _Sample:
-    """Takes what a writer takes, and keeps the rows of each feature."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[NDArray[np.float32]]] = {}
-
-    def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
-        """Take nothing: of images that failed there are no rows."""
-
-    def put_features(self, features: FeatureBatch) -> None:
-        """Keep rows."""
-        self.rows.setdefault(features.layer, []).append(features.values.reshape(len(features.values), -1).astype(np.float32))
-
-
 def compute_sample(
     options: Options, spec: RunSpec, weights: Weights | KerasWeights, features: Sequence[FeatureSpec], places: NDArray[np.int64]
 ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
     """Extract features of some images of a run; see :data:`TakeSample`."""
     with leaving_at_once():
         stages = make_stages(options, replace(spec, features=tuple(features), dtype="float32"), weights)
-    sample = _Sample()
-    batches = iter(stages.load(spec.manifest, places))
-    try:
-        extract(batches, replace(stages, overflow_fails_row=False), sample, Stopwatch(), lambda statuses, values: None)
-    finally:
-        close_unless_running(batches)
-    return sample.rows
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    with closing(extract(spec.manifest, places, replace(stages, overflow_fails_row=False), Stopwatch())) as batches:
+        for _, layers in batches:
+            for one in layers:
+                found.setdefault(one.layer, []).append(one.values.reshape(len(one.values), -1).astype(np.float32))
+    return found
 
 
-def _fit(pca: PcaOptions, wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
-    places = sample_places(rows, pca.fit_images, pca.seed)
+def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
+    places = sample_places(rows, pca["fit_images"], pca["seed"])
     _log.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
     given = {feature.name: feature for feature in wanted.values()}
     sample = take_sample(sorted(given.values(), key=lambda feature: feature.layer.network_index), places)
     found = {}
     for name, feature in wanted.items():
         values = np.concatenate(sample.get(feature.name) or [np.zeros((0, 1), np.float32)])
-        require_sample(pca.n_components, len(values), " of the sample that are ok")
-        found[name] = fit_pca(values, pca.n_components)
+        require_sample(pca["n_components"], len(values), " of the sample that are ok")
+        found[name] = fit_pca(values, pca["n_components"])
         share = found[name].explained_variance.sum() / values.var(axis=0, ddof=1, dtype=np.float64).sum()
-        _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca.n_components, 100 * share)
+        _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca["n_components"], 100 * share)
     return found
 
 
@@ -202,6 +188,5 @@ def write_transforms(run_folder: RunFolder, content: bytes) -> None:
         StoreError: The disk refuses.
     """
     path = run_folder.path / format.TRANSFORMS_NAME
-    with run_folder.alone(), disk.writing(path) as partial:
-        partial.write_bytes(content)
-        Digests(path.parent).publish(path)
+    with run_folder.alone():
+        disk.write_file(path, content, Digests(path.parent).publish)

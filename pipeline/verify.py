@@ -24,17 +24,13 @@ WHEN_STOPPED = "the run folder holds what it held, but for damaged files that re
 def verify(folder: Path, repair: bool) -> None:
     """Check a run, print what is wrong with it, and remove that if asked to.
 
-    Args:
-        folder: A run folder, or the ``features.h5`` in it.
-        repair: Whether damaged files are removed.
-
     Raises:
         StoreError: The run is not whole, or not as it was written, or not all of it can be read.
     """
     from tqdm import tqdm
 
     from .store import format
-    from .store.lock import take_lock
+    from .store.lock import Hold
     from .store.verification import repair as remove_damaged
     from .store.verification import require_run, verify_folder
 
@@ -43,15 +39,14 @@ def verify(folder: Path, repair: bool) -> None:
     require_run(folder, images=False)  # for its refusals
     with ExitStack() as stack:
         if repair:
-            stack.callback(take_lock(folder).release)
-        bar = stack.enter_context(tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False))
+            stack.callback(Hold(folder).release)
+        with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
 
-        def advance(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes)
+            def advance(done_bytes: int, total_bytes: int) -> None:
+                bar.total = total_bytes
+                bar.update(done_bytes)
 
-        result = verify_folder(folder, usable_cores(), advance)
-        bar.close()
+            result = verify_folder(folder, usable_cores(), advance)
         lines = [str(error) for findings in result.findings.values() for error in findings][:LINES]
         lines += [f"... and {result.count - len(lines)} more"] * (result.count > len(lines))
         print(*map(printable, lines), summary(result), sep="\n", flush=True)

@@ -178,11 +178,11 @@ def test_an_option_of_another_command_is_none_of_this_one(tmp_path: Path) -> Non
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:
-    from pipeline.config import known_keys
+    from pipeline.config import defaults
 
     result = call_here("--help", cwd=tmp_path, module="pipeline.run")
     assert result.returncode == 0
-    for key in known_keys():
+    for key in defaults():
         assert f"{key.rsplit('.', 1)[-1]}:" in result.stdout, key
 
 

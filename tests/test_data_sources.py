@@ -13,14 +13,14 @@ import pytest
 
 from pipeline import extract_features
 from pipeline.cli import literal_arguments
-from pipeline.config import check_value, defaults, nested, tar_folder
+from pipeline.config import check_value
 from pipeline.errors import ImageError, OptionError, StoreError
 from pipeline.from_python import _option_of
 from pipeline.images.reading import read_image
 from pipeline.plotting import find_image, image_place, input_picture
 from pipeline.store.reader import Run
 
-from .test_reproduce import again, composed
+from .test_reproduce import composed
 
 
 def pack(path: Path, photographs: Path, names: list[str]) -> None:
@@ -122,19 +122,3 @@ def test_tar_files_are_taken_as_typed_and_a_range_that_the_shell_has_spread_is_o
         (["data.tar=s-0.tar", "data.size=32", "data.tar=s,1.tar"], ["s-0.tar", "s,1.tar"]),
     ):
         assert composed(arguments)["data"]["tar"] == expected, literal_arguments(arguments)
-
-
-def test_the_command_finds_tar_files_and_sets_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "there").mkdir()
-    for tar in ("s/*.tar", ["s/x-{0..3}.tar", "s/t/y.tar"], str(tmp_path / "s/a.tar")):
-        monkeypatch.chdir(tmp_path)
-        texts = [tar] if isinstance(tar, str) else tar
-        root = tar_folder(texts)
-        config = nested(defaults() | {"data.tar": tar})
-        assert again(config, tmp_path / "run", root)["data"]["tar"] == tar
-        monkeypatch.chdir(tmp_path / "there")
-        found = again(config, tmp_path / "run", root)["data"]["tar"]
-        assert found == (str(tmp_path / tar) if isinstance(tar, str) else [str(tmp_path / name) for name in tar])
-    config = nested(defaults() | {"data.tfds": "mnist", "data.split": "test", "data.dir": "sets"})
-    data = again(config, tmp_path / "run", str(tmp_path / "sets"))["data"]
-    assert (data["tfds"], data["split"], data["dir"]) == ("mnist", "test", str(tmp_path / "sets"))

@@ -110,7 +110,7 @@ def test_of_the_rows_that_gpus_compute_in_tasks_95_percent_are_asked_for(layers:
     rows = format.plan_images_per_shard(format.row_bytes(features, "float32"), 10_000, 1)
     chosen = replace(CPU, kind="gpu", batch_size=batch_size, gpu=Gpu("", 0, 1, 0, 0, "", ""))
     computed = 0
-    for task in plan_tasks(plan_shards([10_000], rows), slots, batch_size):
+    for task in plan_tasks(plan_shards((10_000,), rows), slots, batch_size):
         asked = sum(shard.rows for shard in task)
         step = chosen.step_rows(asked)
         assert step <= batch_size

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import AUTO, CHOICES, check_options, known_keys
+from pipeline.config import AUTO, CHOICES, check_options, defaults
 from pipeline.image_list import list_images
 from pipeline.images.folder import list_folder
 from pipeline.network.keras_models import KERAS
@@ -129,7 +129,7 @@ def digest(
 
 def test_every_option_says_whether_it_can_change_a_number() -> None:
     assert not set(CHANGES_A_NUMBER) & set(CHANGES_NONE)
-    assert sorted([*CHANGES_A_NUMBER, *CHANGES_NONE, *OF_KERAS]) == sorted(known_keys())
+    assert sorted([*CHANGES_A_NUMBER, *CHANGES_NONE, *OF_KERAS]) == sorted(defaults())
 
 
 # Of a set the program of TensorFlow Datasets makes the images, which takes seconds.

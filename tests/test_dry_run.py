@@ -18,8 +18,8 @@ from pipeline.job import run as run_all
 from pipeline.progress import Progress, log_to_terminal
 from pipeline.records import FeatureBatch, ImageStatus
 from pipeline.store import disk
-from pipeline.store.lock import take_lock
-from pipeline.store.run_folder import preview_folder
+from pipeline.store.lock import Hold
+from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import DryWriter, Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
@@ -172,17 +172,17 @@ def test_a_run_in_which_all_fail_is_refused(images: Path, capsys: pytest.Capture
 def test_a_folder_that_is_written_or_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, spec = tmp_path / "run", make_spec()
     folder.mkdir()
-    lock = take_lock(folder)
+    lock = Hold(folder)
     with pytest.raises(LockedError, match="another run writes this folder"):
-        preview_folder(folder, spec, "resume")
+        open_folder(folder, spec, "resume", preview=True)
     lock.release()
-    preview_folder(folder, spec, "resume").close()
+    open_folder(folder, spec, "resume", preview=True).close()
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="a part of the path is a file, not a folder, got ENOTDIR"):
-        preview_folder(tmp_path / "file/run", spec, "resume")
+        open_folder(tmp_path / "file/run", spec, "resume", preview=True)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(StoreError, match="permission is denied, got EACCES"):
-        preview_folder(tmp_path / "new", spec, "resume")
+        open_folder(tmp_path / "new", spec, "resume", preview=True)
     assert not (tmp_path / "new").exists()
 
 

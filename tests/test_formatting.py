@@ -63,7 +63,7 @@ def test_no_name_means_anything_to_a_browser_or_a_terminal(tmp_path: Path) -> No
 
 def test_a_long_table_is_not_read_to_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, make_spec(10))
-    monkeypatch.setattr("pipeline.store.image_table.LARGEST_READ", 9)
+    monkeypatch.setattr("pipeline.store.tables.LARGEST_READ", 9)
     images = open_run(tmp_path).images
     assert repr(images) == "<table of 10 images: key, label, status, error, height, width, bytes, sha256>"
     assert Cells(images._repr_html_()).cells == []

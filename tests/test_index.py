@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,7 +119,7 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
             make_missing(run_folder, [3, 8, 9], digests=run_folder.digests())
             rows_now = sum(shard.rows for shard in run_folder.missing)
             made = Made("cpu", rows_now=rows_now, images_per_second=2.5)
-            reports[str(share)] = finish_share(run_folder, {}, made, Stopwatch(), [])
+            reports[str(share)] = finish_share(run_folder, made, Stopwatch())
         own = SimpleNamespace(**json.loads((folder / f"report-{share.mark}.json").read_text()))
         assert (own.rows, own.rows_now, own.part, own.index) == (rows_now, rows_now, str(share), "")
         assert own.failed == {"1/2": 3, "2/2": 0}[str(share)]
@@ -132,11 +133,12 @@ def test_each_part_reports_its_own_and_the_last_one_the_run(tmp_path: Path, capl
     assert (run.rows, run.failed, run.rows_now, run.part) == (30, 3, 14, "2/2")
     assert "2/2" in (folder / "report.html").read_text()
     # Too many failures are told of all rows.
+    spec = replace(spec, attributes={**spec.attributes, "config": CONFIG.replace("0.25", "0.05")})
     with (
         open_folder(folder, spec, "resume", Share(1, 2)) as run_folder,
         pytest.raises(DatasetError, match="too many images fail, got 3 of 30"),
     ):
-        finish_share(run_folder, {"data.max_failed_fraction": 0.05}, Made(), Stopwatch(), [])
+        finish_share(run_folder, Made(), Stopwatch())
 
 
 def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
         ({"model": "x.keras"}, "got 'x.keras'. Expected a .keras file that exists"),
         ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),
         ({"pooling": "avg"}, "network.pooling: of VGG networks alone"),
-        ({"weights": "torchvision"}, "network.weights: of VGG networks alone"),
+        ({"weights": "torchvision"}, "network.weights: there are none such of keras, got torchvision"),
         ({"layers": "smal"}, "layers: there is none such in tiny, got 'smal'. Expected maps or vectors, e.g. small."),
         ({"layers": "sequence"}, "layers: its output has 2 axes an image in tiny, got 'sequence'"),
         ({"layers": "hidden"}, "layers: it is inside of the model inside in tiny, got 'hidden'"),

@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from pipeline import Run, extract_features, open_run
-from pipeline.store.image_table import as_numbers
+from pipeline.store.tables import as_numbers
 
 from .stored_runs import make_spec, write_run
 

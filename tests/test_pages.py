@@ -39,7 +39,7 @@ ATTRIBUTES = ("data_root", "weights", "weights_sha256", "preprocess", "compressi
 
 def statistics_of(values: NDArray[np.float32]) -> LayerStatistics:
     tally = Tally(values.shape[-1])
-    tally.add(values)
+    tally.add(values[None])
     return tally.statistics(1)
 
 

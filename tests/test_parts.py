@@ -19,7 +19,7 @@ from pipeline.job import index_is_whole
 from pipeline.sharding import Share, plan_shards
 from pipeline.store import lock, tables
 from pipeline.store.digests import Digests
-from pipeline.store.run_folder import open_folder, preview_folder
+from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import ROOT, assert_same_run
@@ -46,7 +46,7 @@ def undivided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
 def test_shares_tile_the_shards_of_every_part_of_a_run(count: int) -> None:
-    shards = plan_shards([30, 45, 46], 4)
+    shards = plan_shards((30, 45, 46), 4)
     shares = [[shard for shard in shards if Share(number, count).has(shard.number)] for number in range(1, count + 1)]
     assert sorted((shard for share in shares for shard in share), key=lambda shard: (shard.part, shard.number)) == list(shards)
     assert {shard.part for shard in shares[0]} == {0, 1, 2}
@@ -158,9 +158,9 @@ def test_who_may_not_be_beside_whom_is_refused_in_one_line(
     monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.2)
     end = held(tmp_path, first)
     before = files_in(tmp_path)
-    for opening in (open_folder, preview_folder):
+    for preview in (False, True):
         with pytest.raises(LockedError) as raised:
-            opening(tmp_path, make_spec(rows=30), "resume", second)
+            open_folder(tmp_path, make_spec(rows=30), "resume", second, preview=preview)
         assert str(raised.value).startswith(f"{tmp_path}: {said} ")
         assert "\n" not in str(raised.value)
     assert files_in(tmp_path) == before

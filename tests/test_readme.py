@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline import extract_features
-from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults, known_keys
+from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults
 from pipeline.store import format
 
 from .processes import REPOSITORY, call, call_here
@@ -108,7 +108,7 @@ def rows_of(section: str) -> dict[str, str]:
 @pytest.mark.parametrize(("section", "kind"), [("Options", Options), ("Looking at it", PlotOptions)])
 def test_the_tables_of_options_have_every_option_with_its_default_and_choices(section: str, kind: type) -> None:
     rows = rows_of(section)
-    assert set(rows) == {key.removesuffix(".name") for key in known_keys(kind)}
+    assert set(rows) == {key.removesuffix(".name") for key in defaults(kind)}
     for key, default in defaults(kind).items():
         name = key.removesuffix(".name")
         cells = [cell.strip() for cell in rows[name].split("|")]
@@ -121,7 +121,7 @@ def test_the_tables_of_options_have_every_option_with_its_default_and_choices(se
 
 
 def test_every_option_of_verify_is_named() -> None:
-    for key in known_keys(VerifyOptions):
+    for key in defaults(VerifyOptions):
         assert f"pipeline.verify run=outputs/samples {key}=" in README or key == "run"
 
 

@@ -109,7 +109,7 @@ def test_a_finished_run_has_both_and_verify_knows_them(run: tuple[Path, RunSpec]
         "rate12.50 images/s on the cpu",
         "stored250 B, 25% of raw",
         "What helps: faster disk, more runtime.workers, output.dtype=float16",
-        "python -m pipeline.run 'data.dir=/data/<i>' 'layers=[conv1_1,relu4_1]' output.dir=",
+        "python -m pipeline.run 'data.dir=imgs <1>' 'layers=[conv1_1,relu4_1]' output.dir=",
         "2 truncated after 17 bytes",
         "folder2/image é2.jpg truncated after 17 bytes",
         "folder2/image é5.jpg",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.cli import configuration_folder, literal_arguments
-from pipeline.config import defaults, nested, to_yaml
+from pipeline.config import check_options, defaults, nested, to_yaml
 from pipeline.reproduce import command_again, differing_options
 
 from .test_command import ODD_NAMES
@@ -47,8 +47,8 @@ def shell_words(command: str) -> list[str]:
     return done.stdout.decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
-def again(config: dict[str, Any], folder: Path, root: str) -> dict[str, Any]:
-    python, _, module, *arguments = shell_words(command_again(config, folder, root))
+def again(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    python, _, module, *arguments = shell_words(command_again(config, folder))
     assert (python, module) == ("python", "pipeline.run")
     return composed(arguments)
 
@@ -62,9 +62,9 @@ def test_hard_names_come_back_as_they_were(tmp_path: Path) -> None:
     for folder, weights, name in TRIPLES:
         config = nested(defaults())
         config["data"]["dir"], config["network"]["weights"] = f"/data/{folder}", weights
-        command = command_again(config, tmp_path / "outputs" / name, f"/data/{folder}")
+        command = command_again(config, tmp_path / "outputs" / name)
         assert command.isprintable()
-        found = again(config, tmp_path / "outputs" / name, f"/data/{folder}")
+        found = again(config, tmp_path / "outputs" / name)
         assert (found["data"]["dir"], found["network"]["weights"], found["name"]) == (f"/data/{folder}", weights, name)
         assert found["output"]["dir"] == str(tmp_path / "outputs")
 
@@ -83,7 +83,7 @@ def test_options_come_back_as_they_were(arguments: list[str], tmp_path: Path, mo
     config = composed(["data.dir=imgs", *arguments])
     # As long as it lies where the command would put it, nothing but the options is in the command.
     name = f"imgs-{config['network']['name']}"
-    command = command_again(config, Path("outputs", name), str(tmp_path / "imgs"))
+    command = command_again(config, Path("outputs", name))
     assert "name=" not in command
     assert "output.dir" not in command
     assert composed(shell_words(command)[3:]) == config
@@ -107,28 +107,27 @@ def test_only_options_that_differ_are_named() -> None:
 
 def test_going_on_neither_discards_nor_refuses_what_is_there(tmp_path: Path) -> None:
     for existing, is_named in (("replace", False), ("fail", False), ("extend", True)):
-        config = nested(defaults() | {"data.dir": "/imgs", "output.existing": existing})
-        assert ("output.existing" in command_again(config, tmp_path / "x", "/imgs")) == is_named
+        config = composed(["data.dir=/imgs", f"output.existing={existing}"])
+        assert ("output.existing" in command_again(config, tmp_path / "x")) == is_named
 
 
-def test_images_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_read_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = Path("/runs/mine")
-    by_folder = nested(defaults() | {"data.dir": "imgs"})
-    assert " data.dir=imgs " in command_again(by_folder, run, str(tmp_path / "imgs"))
-    assert " data.dir=/far/imgs " in command_again(by_folder, run, "/far/imgs")
-    assert " 'data.dir=~/imgs' " in command_again(
-        nested(defaults() | {"data.dir": "~/imgs"}), run, str(Path("~/imgs").expanduser())
-    )
-    by_list = nested(defaults() | {"data.list": "lists/birds.csv"})
-    assert " data.list=lists/birds.csv " in command_again(by_list, run, str(tmp_path / "lists"))
-    assert " data.list=/far/birds.csv " in command_again(by_list, run, "/far")
-    both = nested(defaults() | {"data.list": "birds.csv", "data.dir": "imgs"})
-    assert " data.dir=/far data.list=birds.csv " in command_again(both, run, "/far")
+    Path("w.mat").write_bytes(b"")
+    for given, expected in (
+        ({"data.dir": "imgs"}, {"data.dir": f"{tmp_path}/imgs"}),
+        ({"data.dir": "~/imgs"}, {"data.dir": str(Path("~/imgs").expanduser())}),
+        ({"data.dir": "memory://b/imgs", "data.list": "l/birds.csv"}, {"data.dir": "memory://b/imgs"}),
+        ({"data.tar": ["s/x-{0..3}.tar", "/s/*.tar"]}, {"data.tar": [f"{tmp_path}/s/x-{{0..3}}.tar", "/s/*.tar"]}),
+        ({"data.dir": "random", "network.weights": "random"}, {"data.dir": f"{tmp_path}/random", "network.weights": "random"}),
+        ({"data.dir": "imgs", "network.weights": "w.mat"}, {"network.weights": f"{tmp_path}/w.mat"}),
+    ):
+        stored = check_options(nested(given)).given
+        assert {key: stored[key] for key in expected} == expected
+        found = again(nested(stored), Path("/runs/mine"))
+        assert found == nested({**stored, "output.dir": "/runs", "name": "mine"})
     # The present folder has a name all the same.
-    assert command_again(by_folder, Path(), "").endswith(f" output.dir={tmp_path.parent} name={tmp_path.name}")
-    # A run without a shard does not tell.
-    assert " data.dir=imgs " in command_again(by_folder, run, "")
+    assert command_again(nested(stored), Path()).endswith(f" output.dir={tmp_path.parent} name={tmp_path.name}")
 
 
 @pytest.mark.parametrize("name", ["run", "layers", "verify", "index", "show", "plot"])

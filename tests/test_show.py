@@ -113,7 +113,7 @@ def test_a_run_is_a_screenful(folder: Path) -> None:
         "options    data.size=80 network.weights=random",
         "versions   numpy 2.0",
         "rate       10 rows in 2.0 s, 12.35 images/s on the cpu",
-        "command    python -m pipeline.run 'data.dir=/data/imgs é' data.size=80 'layers=[conv1_1,relu4_1]' "
+        "command    python -m pipeline.run 'data.dir=imgs é' data.size=80 'layers=[conv1_1,relu4_1]' "
         "network.weights=random 'name=ünï'\"'\"'s 2024_01'",
     ]
 

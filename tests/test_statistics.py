@@ -92,7 +92,7 @@ def assert_equal(found: LayerStatistics, expected: LayerStatistics, exactly: boo
 def statistics_of(rows: list[NDArray[np.float32]]) -> LayerStatistics:
     tally = Tally(rows[0].shape[-1])
     for row in rows:
-        assert tally.add(row)
+        assert tally.add(row[None])
     return tally.statistics(len(rows))
 
 
@@ -227,9 +227,9 @@ def test_vectors_at_once_have_the_statistics_of_one_after_the_other() -> None:
     values = np.random.default_rng(0).normal(size=(20, 700)).astype(np.float32)
     values[values < 0.1] = 0
     single, together = Tally(700), Tally(700)
-    assert all(single.add(row) for row in values)
-    assert together.add_vectors(values)
+    assert all(single.add(row[None]) for row in values)
+    assert together.add(values)
     expected, found = astuple(single.statistics(20)), astuple(together.statistics(20))
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     values[7, 3] = np.inf
-    assert not together.add_vectors(values)
+    assert not together.add(values)

@@ -21,9 +21,9 @@ from pipeline.index import index_run
 from pipeline.sharding import Share
 from pipeline.storage import RemotePath, StorageError, prepare_scratch, scratch_for
 from pipeline.store import lock
-from pipeline.store.lock import RemoteLock
+from pipeline.store.lock import Lock
 from pipeline.store.reader import open_run
-from pipeline.store.run_folder import open_folder, preview_folder
+from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
@@ -115,7 +115,7 @@ def test_looking_before_running_changes_nothing(folder: RemotePath, memory: Any,
     write_run(folder, SPEC, FAILED, index=False)
     memory.rm_file(f"/bucket/outputs/run/{shard(5)}")
     before = dict(memory.store)
-    with preview_folder(folder, SPEC, "resume") as looked:
+    with open_folder(folder, SPEC, "resume", preview=True) as looked:
         assert [missing.number for missing in looked.missing] == [5]
     assert memory.store == before
     assert not (tmp_path / "scratch").exists()
@@ -131,13 +131,13 @@ def test_two_runs_at_one_address_are_refused_wherever_they_are_made(tmp_path: Pa
             with pytest.raises(LockedError, match=rf"^{ADDRESS}: another run writes this folder, got a lock held by "):
                 open_folder(again, SPEC, "resume")
         with pytest.raises(LockedError, match="another run writes this folder"):
-            preview_folder(there, SPEC, "resume")
+            open_folder(there, SPEC, "resume", preview=True)
     open_folder(there, SPEC, "resume").close()
     assert names_at(ADDRESS) == []
 
 
 def test_a_lock_of_a_process_that_was_killed_is_named_with_how_to_remove_it(folder: RemotePath) -> None:
-    killed = RemoteLock(folder / ".lock")
+    killed = Lock(folder / ".lock")
     assert killed.take() == ""
     with pytest.raises(LockedError) as caught:
         open_folder(folder, SPEC, "resume")

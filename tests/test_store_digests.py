@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.sharding import Share
 from pipeline.store import disk
 from pipeline.store.digests import Digests
 from pipeline.store.disk import file_digest
@@ -147,7 +148,7 @@ def test_lines_of_writers_are_folded_in_and_the_files_of_the_living_stay(tmp_pat
     living.add(NAMES[0], "1" * 64)
     Digests(tmp_path, "2-of-2").add(NAMES[1], "2" * 64)
     (tmp_path / "SHA256SUMS-2-of-2.partial").write_text("of a kill")
-    Digests(tmp_path).fold(living=["1-of-2"])
+    Digests(tmp_path).fold([Share(1, 2)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "SHA256SUMS-1-of-2"]
     living.add(NAMES[2], "3" * 64)
     Digests(tmp_path).fold()

@@ -18,8 +18,8 @@ from pipeline.records import FeatureBatch, RunSpec
 from pipeline.store import shard
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder
-from pipeline.store.shard import RawFile, ShardFile
-from pipeline.store.writer import MOST_FINISHERS, OpenShard, Writer
+from pipeline.store.shard import OpenShard, RawFile
+from pipeline.store.writer import MOST_FINISHERS, Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 
@@ -113,15 +113,15 @@ def test_native_size_stores_one_dataset_an_image(tmp_path: Path, compression: st
 
 def test_putting_waits_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(rows=4, shapes={"relu4_1": (80, 80, 3)})
-    gate, encode = threading.Event(), Writer._encode
+    gate, encode = threading.Event(), OpenShard.encode
     waiting: list[int] = []
 
-    def slow(self: Writer, *arguments: Any) -> Any:
-        waiting.append(self._bytes_waiting)
+    def slow(self: OpenShard, *arguments: Any) -> Any:
+        waiting.append(writer._bytes_waiting)
         gate.wait(10)
         return encode(self, *arguments)
 
-    monkeypatch.setattr(Writer, "_encode", slow)
+    monkeypatch.setattr(OpenShard, "encode", slow)
     with open_folder(tmp_path, spec, "fail") as folder:
         writer = Writer(tmp_path, spec, folder.missing, 4, waiting_bytes=2 * 76_800)
         putting = threading.Thread(target=put_rows, args=(writer, range(4), make_values(spec), make_statuses(spec), 4))
@@ -136,13 +136,13 @@ def test_putting_waits_until_there_is_room(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish, goes_on = ShardFile.finish, threading.Event()
+    finish, goes_on = OpenShard.finish, threading.Event()
 
     def slow(*arguments: Any) -> None:
         assert goes_on.wait(30)
         finish(*arguments)
 
-    monkeypatch.setattr(ShardFile, "finish", slow)
+    monkeypatch.setattr(OpenShard, "finish", slow)
     spec = make_spec(rows=12, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
     most = 2 * MOST_FINISHERS
     with open_folder(tmp_path, spec, "fail") as folder:
@@ -206,14 +206,14 @@ def test_an_error_in_the_background_is_raised_at_the_next_put(tmp_path: Path) ->
 
 def test_running_out_of_memory_is_one_line_and_other_shards_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(rows=10)
-    encode = Writer._encode
+    encode = OpenShard.encode
 
-    def exhausted(self: Writer, shard: OpenShard, *arguments: Any) -> Any:
-        if shard.shard.number == 1:
+    def exhausted(self: OpenShard, *arguments: Any) -> Any:
+        if self.shard.number == 1:
             raise MemoryError
-        return encode(self, shard, *arguments)
+        return encode(self, *arguments)
 
-    monkeypatch.setattr(Writer, "_encode", exhausted)
+    monkeypatch.setattr(OpenShard, "encode", exhausted)
     with open_folder(tmp_path, spec, "fail") as folder:
         writer = Writer(tmp_path, spec, folder.missing, 2)
         put_rows(writer, range(4), make_values(spec), make_statuses(spec))
@@ -244,6 +244,7 @@ def test_an_interrupt_while_a_file_is_made_leaves_no_partial_file(tmp_path: Path
     """Ctrl-C may come after the file is there and before the writer knows of it."""
 
     def interrupted(*arguments: Any) -> Any:
+        OpenShard(*arguments)
         raise KeyboardInterrupt
 
     spec = make_spec(rows=6)

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import LockedError
 from pipeline.formatting import words_for_bytes
-from pipeline.store.lock import take_lock
+from pipeline.store.lock import Hold
 from pipeline.store.verification import repair, verify_folder
 from pipeline.verify import verify as verify_run
 
@@ -163,7 +163,7 @@ def test_repair_and_resume_mend_whatever_byte_has_changed(tmp_path: Path) -> Non
 
 def test_repair_is_refused_while_a_run_writes_the_folder(copy: Path) -> None:
     flip(copy / SHARDS[1], 3)
-    hold = take_lock(copy)
+    hold = Hold(copy)
     with pytest.raises(LockedError, match="another run writes this folder"):
         verify_run(copy, repair=True)
     hold.release()

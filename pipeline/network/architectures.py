@@ -239,7 +239,7 @@ def plan_features(
     return tuple(FeatureSpec(layer, shapes[layer.name]) for layer in layers)
 
 
-def multiply_adds(layer: LayerSpec, shape: tuple[int, int, int]) -> int:
+def multiply_adds(layer: LayerSpec, shape: tuple[int, ...]) -> int:
     """Return the multiply-adds of a direct evaluation of this layer for one image; 0 for layers without kernels."""
     if layer.kernel_shape is None:
         return 0

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from ..sharding import Share
 from ..storage import RemotePath
 from . import damage, disk, format
 from .damage import require_file
@@ -19,15 +20,8 @@ from .damage import require_file
 # backslash or a newline would be escaped; none of ours has one. Where a newline was lost, a digest lies within the name.
 _LINE = re.compile(r"([0-9a-f]{64})  ((?:(?![0-9a-f]{64}  )[^\\\x00-\x1f])+)")
 # Paths from the run folder of all files that get a line.
-OWN = re.compile(
-    "|".join(
-        [
-            format.shard_path(format.SHARD_NAME.pattern),
-            format.MANIFEST_NAME.pattern,
-            *map(re.escape, format.DIGESTED_NAMES),
-        ]
-    )
-)
+_PATTERNS = format.shard_path(format.SHARD_NAME.pattern), format.MANIFEST_NAME.pattern
+OWN = re.compile("|".join([*_PATTERNS, *map(re.escape, format.DIGESTED_NAMES)]))
 
 
 class Digests:
@@ -35,9 +29,7 @@ class Digests:
 
     Where several processes write a folder, each adds its lines to a file of its own, ``SHA256SUMS-<writer>``: not every file
     system of several machines appends in one piece. Whoever holds the folder's lock reads these too, and folds them into
-    ``SHA256SUMS``.
-
-    Promise: a name of which two files say different things counts as having no line. It gets one once the file has been checked.
+    ``SHA256SUMS``. A name of which two files say different things counts as having no line, until the file has been checked.
 
     Args:
         folder: The run folder.
@@ -48,20 +40,21 @@ class Digests:
 
     Attributes:
         path: Of the file that lines are added to.
-        writer: As given: letters, digits and dashes.
         by_name: Path from the run folder -> SHA-256, hex.
         unreadable: (number from 1, text) of lines that are none: torn, damaged, or of a file that has one already.
     """
 
     def __init__(self, folder: Path, writer: str = "") -> None:
-        self.path = folder / format.digests_name(writer)
+        self.path = folder / format.marked(format.DIGESTS_NAME, writer)
         self.writer = writer
         self._folder = folder
         self._adding = threading.Lock()
         self.by_name, self.unreadable = _read(self.path)
         # Lines in the file that are not true of it any more: the next change writes all of it anew.
         self._is_stale = bool(self.unreadable)
-        self._of_writers = {name: folder / format.digests_name(name) for name in ([] if writer else _writers(folder))}
+        self._of_writers = {
+            name: folder / format.marked(format.DIGESTS_NAME, name) for name in ([] if writer else _writers(folder))
+        }
         disputed: set[str] = set()
         for path in self._of_writers.values():
             # Lines that are none are those of a kill: the shard is checked, and gets its line.
@@ -74,10 +67,6 @@ class Digests:
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
         """Give a file its final name as :func:`disk.publish` does, and add its line.
-
-        Args:
-            path: The final name.
-            partial: Where the file is now, if not at ``<name>.partial``.
 
         Raises:
             OSError: The disk refuses the file.
@@ -122,11 +111,7 @@ class Digests:
             self._rewrite()
 
     def drop_missing(self, besides: Collection[str] = ()) -> None:
-        """Remove the lines of files of the store that are not there, and those that are none.
-
-        Args:
-            besides: Paths from the run folder of files whose lines are removed too.
-        """
+        """Remove the lines of files of the store that are not there, or among ``besides``, and those that are none."""
         shards = self._folder / format.SHARD_FOLDER
         # Listed, as asking the system for each of a million files takes minutes.
         try:
@@ -135,19 +120,16 @@ class Digests:
             raise disk.write_error(self._folder, error) from error
         self.drop([name for name in self.by_name if OWN.fullmatch(name) and name not in there.difference(besides)])
 
-    def fold(self, living: Collection[str] = ()) -> None:
-        """Take the lines of writers into ``SHA256SUMS``, and remove the files of those that are done or dead.
-
-        Args:
-            living: Writers that may still add lines to theirs.
-        """
-        done = [path for writer, path in self._of_writers.items() if writer not in living]
+    def fold(self, living: Collection[Share] = ()) -> None:
+        """Take the lines of writers into ``SHA256SUMS``, and remove the files of those that make none of these shares now."""
+        marks = {share.mark for share in living}
+        done = [path for writer, path in self._of_writers.items() if writer not in marks]
         if not done:
             return
         # First: a kill in between leaves lines twice, which say the same.
         self._rewrite()
-        disk.remove_all([*done, *map(disk.partial_path, done)])
-        self._of_writers = {writer: path for writer, path in self._of_writers.items() if writer in living}
+        disk.remove(*done, *map(disk.partial_path, done))
+        self._of_writers = {writer: path for writer, path in self._of_writers.items() if writer in marks}
 
     def agrees(self, name: str) -> bool:
         """Tell whether a file has a line, is there, and is as its line says.
@@ -159,9 +141,8 @@ class Digests:
         return name in self.by_name and path.is_file() and digest_of(path) == self.by_name[name]
 
     def _rewrite(self) -> None:
-        with disk.writing(self.path) as partial:
-            partial.write_bytes(b"".join(_line(name, digest) for name, digest in self.by_name.items()))
-            disk.publish(self.path)
+        lines = b"".join(_line(name, digest) for name, digest in self.by_name.items())
+        disk.write_file(self.path, lines, disk.publish)
         self.unreadable.clear()
         self._is_stale = False
 

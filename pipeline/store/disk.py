@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,9 +17,6 @@ from ..errors import StoreError
 from ..storage import RemotePath, StorageError
 from .damage import system_errno
 from .format import PARTIAL_SUFFIX
-
-# Of a run at an address: shards that are whole and being uploaded, besides two that are being made.
-SHARDS_FINISHING = 4
 
 REMOVED_AT_ONCE = 16
 
@@ -61,36 +58,27 @@ def write_error(path: Path, error: BaseException) -> StoreError:
 
 
 def partial_path(path: Path, mark: str = "") -> Path:
-    """Return the name under which a file is written before it is whole.
+    """Return the name under which a file is written before it is whole; of one at an address, a path in the scratch folder.
 
-    Args:
-        path: The final name.
-        mark: Of the process that writes it, where another might write the same file: letters, digits and dashes.
-
-    Returns:
-        Of a file at an address a path in the scratch folder.
+    ``mark``: of the process that writes it, where another might write the same file: letters, digits and dashes.
     """
     return scratch_of(path).with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
 
 
-@contextmanager
-def writing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
-    """Give the partial name of a file that the block writes and publishes; remove what is there if the block fails.
-
-    Args:
-        path: The final name.
-        refusals: What is raised where the disk refuses; of HDF5 :data:`HDF5_ERRORS`.
+def write_file(path: Path, content: bytes, publish: Callable[[Path], object]) -> None:
+    """Write a file, whole or not at all; ``publish`` gives it its name, as :func:`publish` does.
 
     Raises:
         StoreError: The disk refuses.
     """
     partial = partial_path(path)
     try:
-        yield partial
+        partial.write_bytes(content)
+        publish(path)
     except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             partial.unlink()
-        if isinstance(error, refusals):
+        if isinstance(error, OSError):
             raise write_error(path, error) from error
         raise
 
@@ -128,19 +116,14 @@ def _remove_tree(path: Path) -> None:
 
 
 def publish(path: Path, partial: Path | None = None) -> str:
-    """Give ``<name>.partial`` its final name, once its bytes are on the disk.
+    """Give ``<name>.partial`` its final name, once its bytes are on the disk, and return its SHA-256, hex.
 
     The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
-    cut sees a whole file.
-
-    To an address the file is uploaded, and has its name there once all of it has come.
+    cut sees a whole file. To an address the file is uploaded, and has its name there once all of it has come.
 
     Args:
         path: The final name.
         partial: Where the file is now, if not there.
-
-    Returns:
-        Its SHA-256, hex.
 
     Raises:
         OSError: The disk refuses.
@@ -181,19 +164,15 @@ def make_folder(folder: Path) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Find out whether files could be made in a folder, or the folder itself, without making any.
+    """Refuse a folder in which no files could be made, as far as anybody can tell without making any.
 
     Raises:
-        StoreError: They could not, as far as anybody can tell beforehand.
+        StoreError: It is such a folder.
     """
-    # Whether an object could be made at an address, only making one could tell.
     folder = scratch_of(folder)
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir():
-        raise write_error(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
-    if not os.access(place, os.W_OK | os.X_OK):
-        is_read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
-        number = errno.EROFS if is_read_only else errno.EACCES
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EACCES if place.is_dir() else errno.ENOTDIR
         raise write_error(folder, OSError(number, os.strerror(number)))
 
 
@@ -213,51 +192,29 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-def remove(path: Path) -> None:
-    """Remove a file if it is there.
-
-    Raises:
-        StoreError: The disk refuses.
-    """
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def remove_all(paths: Sequence[Path]) -> None:
+def remove(*paths: Path) -> None:
     """Remove files if they are there, the first one before all others.
 
     Raises:
         StoreError: The disk refuses.
     """
+
+    def unlink(path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
+
     for path in paths[:1]:
-        remove(path)
+        unlink(path)
     # Several at a time: at an address each takes as long as the way there and back.
     with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
-        list(pool.map(remove, paths[1:]))
-
-
-def most_finishing(folder: Path, finishers: int) -> int:
-    """Return how many shards of which all has come may be unfinished.
-
-    Those of an address must not fill up scratch. Here each has a file open, and the system allows some hundred.
-
-    Args:
-        folder: The run folder.
-        finishers: Shards that are finished at the same time; as many may wait for it.
-    """
-    return SHARDS_FINISHING if isinstance(folder, RemotePath) else 2 * finishers
+        list(pool.map(unlink, paths[1:]))
 
 
 def scratch_of(folder: Path) -> Path:
     """Return where files are made: in the folder, or in the scratch folder of one at an address."""
     return folder.scratch if isinstance(folder, RemotePath) else folder
-
-
-def holds_all(folder: Path) -> bool:
-    """Tell whether all of a run comes to lie on the disk of :func:`free_bytes`, and not only what is being made."""
-    return not isinstance(folder, RemotePath)
 
 
 def free_bytes(folder: Path) -> int:
@@ -269,11 +226,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def file_digest(path: Path, stop: threading.Event | None = None) -> str:
-    """Return the SHA-256 of a file, in hex.
-
-    Args:
-        path: Of the file.
-        stop: Once set, reading stops and the digest means nothing.
+    """Return the SHA-256 of a file, in hex; once ``stop`` is set, reading stops and the digest means nothing.
 
     Raises:
         OSError: The file cannot be read.

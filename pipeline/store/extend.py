@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..records import Manifest, RunSpec, digest_images
-from . import format, tables
-from .damage import DamagedError, reading
-from .manifest_file import PartManifest, images_words, join_images, parse_identity
-from .run_contents import RunContents, part_number
+from ..records import Manifest, RunSpec
+from . import format
+from .run_contents import PartManifest, RunContents, join_images, make_images
 
 # Images that a message names of each kind, and characters of a key, label or column.
 NAMED, LONGEST_QUOTE = 3, 300
@@ -92,57 +90,41 @@ def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> RunPlan:
 
 
 def _known_parts(spec: RunSpec, contents: RunContents) -> list[PartManifest]:
-    """Return the manifests of all parts; one that is lost is made of the images that no other has, if its shards are of these.
+    """Return the manifests of all parts; one that is lost is made of the images now that no other has.
 
-    Raises:
-        StoreError: They are not.
+    Whether these were its images, the digests in its shards tell, and the manifest of the next part.
     """
-    parts, now = list(contents.planned), spec.manifest
-    others = {key for manifest in contents.manifests.values() if manifest and manifest.images for key in manifest.images.keys}
-    for number in range(len(parts), contents.begun):
-        name = format.manifest_name(number)
-        manifest = contents.manifests.get(name)
-        if manifest is None:
-            identity = _identity_of_shard(contents, number)
-            images = _select(now, np.array([row for row, key in enumerate(now.keys) if key not in others], np.int64))
-            if identity.get("images") == images_words(images):
-                manifest = PartManifest(identity, parts[-1].part.stop if parts else 0, _NONE, images)
+    parts, now = list[PartManifest](), spec.manifest
+    there = [manifest for manifest in contents.manifests.values() if manifest]
+    others = {key for manifest in there if manifest.images for key in manifest.images.keys}
+    rows = np.array([row for row, key in enumerate(now.keys) if key not in others], np.int64)
+    for number in range(max(contents.begun, len(contents.planned))):
+        manifest = contents.manifests.get(format.manifest_name(number))
+        if manifest is None and len(rows):
+            images = _select(now, rows)
+            options = {name: value for name, value in there[0].identity.items() if name != "extends"} if there else spec.options
+            extends = {"extends": str(parts[-1].part)} if parts else {}
+            identity = {**options, "images": f"{len(images)} rows, digest {images.digest}", **extends}
+            manifest = PartManifest(identity, parts[-1].part.stop if parts else 0, _NONE, images)
         if manifest is None or not manifest.follows(parts):
             raise StoreError(
-                f"{contents.path}: {name} is missing, damaged or of another run, so the images of the run are not known, got "
-                f"{len(now)} images now that are not those of its shards. Expected these. "
+                f"{contents.path}: {contents.lost} is missing, damaged or of another run, so the images of the run are not "
+                f"known, got {len(now)} images now that are not those of its shards. Expected these. "
                 f"Put the file back, or {_REPLACE[0].lower()}{_REPLACE[1:]}"
             )
         parts.append(manifest)
     return parts
 
 
-def _identity_of_shard(contents: RunContents, part: int) -> Mapping[str, str]:
-    """Return the identity that a shard of a part has; none where all of them are damaged."""
-    for name in sorted(name for name in contents.shards if part_number(name) == part):
-        path = contents.path / format.shard_path(name)
-        try:
-            with reading(path, "the root"), tables.open_file(path) as file:
-                return parse_identity(str(file.attrs["identity"]))
-        except DamagedError:
-            continue
-    return {}
-
-
 def _select(images: Manifest, rows: NDArray[np.int64]) -> Manifest:
     """Return some rows of a manifest, without what reads them."""
     keys, labels = (tuple(column[row] for row in rows.tolist()) for column in (images.keys, images.labels))
     metadata = {name: tuple(values[row] for row in rows.tolist()) for name, values in images.metadata.items()}
-    sizes = images.file_bytes[rows]
-    return Manifest("", keys, labels, sizes, {}, metadata, {}, digest_images(keys, labels, sizes, metadata))
+    return make_images(keys, labels, images.file_bytes[rows], metadata)
 
 
 def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: bool, begun: bool) -> RunPlan:
-    """Plan the run on from these parts; ``begun``: whether the last one has shards.
-
-    Raises:
-        StoreError: The options or the images are others.
-    """
+    """Plan the run on from these parts; ``begun``: whether the last one has shards."""
     there = parts[-1].identity
     spec = _with_choices(spec, there)
     if len(parts) == 1 and spec.identity == there:
@@ -185,13 +167,8 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
 def _changes(run: Manifest, now: Manifest, rows: NDArray[np.int64], stops: Sequence[int]) -> list[str]:
     """Return what is said of images that are others now, ``2 changed ('b': bytes 99, before 1234, ...)``, and of their order.
 
-    Columns that only one of both has are not compared.
-
-    Args:
-        run: The images of the run.
-        now: Those that are there.
-        rows: (N,) for each of ``now`` its row in the run, -1 where it has none.
-        stops: Index after the last row of each part of the run.
+    Columns that only one of both has are not compared. ``rows``: (N,) for each of ``now`` its row in the run, -1 where it has
+    none; ``stops``: index after the last row of each part of the run.
     """
     columns: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
         "bytes": (run.file_bytes.tolist(), now.file_bytes.tolist()),

@@ -102,6 +102,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from pathlib import PurePath
 
 from ..records import FeatureSpec
 
@@ -117,11 +118,12 @@ DEVICE_ATTRIBUTES = ("device", "precision", "gpu", "gpu_memory_bytes", "cuda", "
 DIGESTS_NAME = "SHA256SUMS"
 # Written beside the data.
 TRANSFORMS_NAME = "transforms.npz"
-COMPANION_NAMES = ("config.yaml", "report.json", "report.html", "run.log", TRANSFORMS_NAME, DIGESTS_NAME)
+LOG_NAME, REPORT_NAME = "run.log", "report.json"
+COMPANION_NAMES = ("config.yaml", REPORT_NAME, "report.html", LOG_NAME, TRANSFORMS_NAME, DIGESTS_NAME)
 # Of a process that writes the folder beside others.
 WRITER_DIGESTS_NAME = re.compile(rf"{DIGESTS_NAME}-([0-9a-z][0-9a-z-]*)")
 # What has a line in DIGESTS_NAME besides shards and manifests: all of it but the log, which grows with every run.
-DIGESTED_NAMES = (INDEX_NAME, TRANSFORMS_NAME, "config.yaml", "report.json", "report.html")
+DIGESTED_NAMES = (INDEX_NAME, TRANSFORMS_NAME, "config.yaml", REPORT_NAME, "report.html")
 MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
 MANIFEST_FORMAT = f"{FORMAT}-manifest"
 # More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.
@@ -132,8 +134,7 @@ PART_LOCK_NAME = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+-of-\d+)")
 # What it says of itself.
 PART_COMPANION_NAME = re.compile(r"run-(\d+-of-\d+)\.log|report-(\d+-of-\d+)\.json")
 PARTIAL_SUFFIX = ".partial"
-SHARD_NAME = re.compile(r"shard-(?:part(\d{3})-)?\d{5,}-of-(\d{5,})\.h5")
-_SHARD_NUMBER = re.compile(r"(\d{5,})-of-\d{5,}\.h5")
+SHARD_NAME = re.compile(r"shard-(?:part(\d{3})-)?(\d{5,})-of-(\d{5,})\.h5")
 # The name that a shard is to have, and the mark of its writer, if it has one.
 PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.escape(PARTIAL_SUFFIX)}")
 
@@ -190,24 +191,10 @@ def shard_path(file_name: str) -> str:
     return f"{SHARD_FOLDER}/{file_name}"
 
 
-def digests_name(writer: str = "") -> str:
-    """Return the name of the file with a writer's digests, or of the run's."""
-    return f"{DIGESTS_NAME}-{writer}" if writer else DIGESTS_NAME
-
-
-def part_lock_name(mark: str) -> str:
-    """Return the name of the lock of a process that makes a share of the shards."""
-    return f"{LOCK_NAME}-{mark}"
-
-
-def log_name(mark: str = "") -> str:
-    """Return the name of the log of such a process, or of a whole run."""
-    return f"run-{mark}.log" if mark else "run.log"
-
-
-def report_name(mark: str = "") -> str:
-    """Return the name of the report of such a process, or of the run."""
-    return f"report-{mark}.json" if mark else "report.json"
+def marked(name: str, mark: str) -> str:
+    """Return the name of a file that each of several processes has, ``run-3-of-8.log``; without a mark, of the whole run."""
+    path = PurePath(name)
+    return f"{path.stem}-{mark}{path.suffix}" if mark else name
 
 
 def manifest_name(part: int) -> str:
@@ -217,15 +204,15 @@ def manifest_name(part: int) -> str:
 
 def shard_number(name: str) -> int:
     """Return the number, in its part, of a shard from its name, whole or partial."""
-    found = _SHARD_NUMBER.search(name)
+    found = SHARD_NAME.search(name)
     assert found is not None, name
-    return int(found[1])
+    return int(found[2])
 
 
 def planned_shards(names: Iterable[str]) -> int:
     """Return how many shards the parts have of which these are the names of shards."""
     found = [name for text in names if (name := SHARD_NAME.fullmatch(text))]
-    return sum({name[1]: int(name[2]) for name in found}.values())
+    return sum({name[1]: int(name[3]) for name in found}.values())
 
 
 def native_name(index: int) -> str:
@@ -244,25 +231,22 @@ def chunk_shape(shape: tuple[int, ...], itemsize_bytes: int) -> tuple[int, ...]:
     """
     row_bytes = math.prod(shape) * itemsize_bytes
     if row_bytes > LARGEST_CHUNK_BYTES:
-        return (1, *_bands(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES))
+        return (1, *band_shape(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES))
     if row_bytes >= SINGLE_ROW_BYTES:
         return 1, *shape
     return 1 << (SEVERAL_ROWS_BYTES // row_bytes).bit_length() - 1, *shape
 
 
-def band_shape(shape: tuple[int, ...], itemsize_bytes: int) -> tuple[int, ...]:
+def band_shape(shape: tuple[int, ...], itemsize_bytes: int, band_bytes: int | None = None) -> tuple[int, ...]:
     """Return the chunk of ``/features/<layer>/<row>``, native size: whole map rows, about 1 MiB of them and at least one.
 
     Args:
         shape: (h, w, c) of the image's activations.
         itemsize_bytes: Of a stored value.
+        band_bytes: In place of 1 MiB.
     """
-    return _bands(shape, itemsize_bytes, BAND_BYTES)
-
-
-def _bands(shape: tuple[int, ...], itemsize_bytes: int, band_bytes: int) -> tuple[int, ...]:
     height, *rest = shape
-    return min(height, max(1, band_bytes // (math.prod(rest) * itemsize_bytes))), *rest
+    return min(height, max(1, (band_bytes or BAND_BYTES) // (math.prod(rest) * itemsize_bytes))), *rest
 
 
 def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:

@@ -18,8 +18,7 @@ from ..storage import read_ahead
 from . import damage, disk, format, tables
 from .damage import require_own_shards
 from .digests import Digests
-from .manifest_file import join_images
-from .run_contents import read_run_contents
+from .run_contents import join_images, read_run_contents
 from .shard import write_layer, write_tables
 from .statistics import LayerStatistics, join_statistics, read_statistics
 from .tables import Column
@@ -38,48 +37,36 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
 
     It names the shards by paths relative to itself, so it opens from any working directory and after the folder has moved.
 
-    Args:
-        folder: The run's folder.
-        spec: The run.
-
-    Returns:
-        Its path.
-
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
     """
     columns, checksums, statistics, devices = _read_shards(folder, spec)
     spec = replace(spec, attributes={**spec.attributes, **devices})
     path = folder / format.INDEX_NAME
-    with disk.writing(path, disk.HDF5_ERRORS) as partial:
-        # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
-        with h5py.File(partial, "w", driver="core", backing_store=False) as file:
-            group = file.create_group("features")
-            for feature in spec.features:
-                if feature.shape is None:
-                    node = _link_images(group, feature.name, spec, columns["status"])
-                else:
-                    node = _map_shards(group, feature, spec)
-                write_layer(node, feature, spec.dtype)
-            write_tables(file, spec, format.INDEX, 0, columns, checksums, statistics)
-            file.flush()
-            content = file.id.get_file_image()
-        partial.write_bytes(content)
-        Digests(folder).publish(path)
+    # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
+    with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
+        group = file.create_group("features")
+        for feature in spec.features:
+            if feature.shape is None:
+                node = _link_images(group, feature.name, spec, columns["status"])
+            else:
+                node = _map_shards(group, feature, spec)
+            write_layer(node, feature, spec.dtype)
+        write_tables(file, spec, format.INDEX, 0, columns, checksums, statistics)
+        file.flush()
+        content = file.id.get_file_image()
+    disk.write_file(path, content, Digests(folder).publish)
     return path
 
 
 def _read_shards(
     folder: Path, spec: RunSpec
 ) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics], dict[str, str]]:
-    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name; their devices.
-
-    Raises:
-        StoreError: A shard is missing, damaged or of another run.
-    """
+    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name; their devices."""
     require_own_shards(folder)
     shards, digests = spec.shards(), [part.digest for part in spec.parts]
-    columns: dict[str, list[Column]] = {}
+    names = (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS, *format.column_names(spec.manifest.metadata).values())
+    columns: dict[str, list[Column]] = {name: [] for name in names}
     checksums: dict[str, list[NDArray[np.uint32]]] = {feature.name: [] for feature in spec.features}
     statistics: dict[str, LayerStatistics] = {}
     devices: dict[str, dict[str, None]] = {}
@@ -90,20 +77,14 @@ def _read_shards(
             for name in format.DEVICE_ATTRIBUTES:
                 if name in file.attrs:
                     devices.setdefault(name, {})[str(file.attrs[name])] = None
-            for name in file["images"]:
-                columns.setdefault(name, []).append(tables.read_column(file, path, name))
+            for name, of_shards in columns.items():
+                of_shards.append(tables.read_column(file, path, name))
             for layer, parts in checksums.items():
                 parts.append(tables.read_checksums(file, path, layer))
             # One by one, so that those of thousands of shards do not lie in memory.
             for layer, found in read_statistics(file, path, checksums).items():
                 statistics[layer] = join_statistics([statistics[layer], found]) if layer in statistics else found
-    for name, of_shards in columns.items():
-        if len(of_shards) != len(shards):
-            raise StoreError(
-                f"{folder}: column {name!r} is missing in some shards, got it in {len(of_shards)}. Expected it in all "
-                f"{len(shards)}. Use output.existing=replace to make them all again."
-            )
-    joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    joined: dict[str, Any] = {name: np.concatenate(of_shards) for name, of_shards in columns.items()}
     arrays = {layer: np.concatenate(parts) for layer, parts in checksums.items()}
     return joined, arrays, statistics, {name: "; ".join(sorted(found)) for name, found in devices.items()}
 

@@ -45,34 +45,37 @@ _REMOVING = {"s3": "aws s3 rm", "gs": "gcloud storage rm"}
 _log = logging.getLogger(__name__)
 
 
-class LocalLock:
-    """A lock on the disks of this machine; always free where the file system has no locks, which is said once a folder.
-
-    Args:
-        path: Of the lock file.
-    """
+class Lock:
+    """A lock: a file, or at an address an object that one process alone can make. Free where a file system has no locks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_taken = False
-        self._lock = FileLock(path, timeout=0)
+        self._file = None if isinstance(path, RemotePath) else FileLock(path, timeout=0)
 
     def take(self) -> str:
-        """Take it.
-
-        Returns:
-            Who has it instead; "" if this process has it now.
+        """Take it, and return "", or return who has it instead; of an object, which outlives a kill, also how to remove it.
 
         Raises:
-            OSError: The disk refuses.
+            StoreError: Something else than a file is in its place.
+            OSError: The disk or the storage refuses.
         """
+        holder = self._make_object(self.path) if isinstance(self.path, RemotePath) else self._lock_file()
+        self.is_taken = not holder
+        return holder
+
+    def _lock_file(self) -> str:
+        # Another process may remove its own just now. Behind a link, the lock would empty whatever that leads to.
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            require_file(self.path)
+        assert self._file is not None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._lock.acquire()
-            if isinstance(self._lock, SoftFileLock):
+                self._file.acquire()
+            if isinstance(self._file, SoftFileLock):
                 # A file that a kill would leave behind is no lock.
-                self._lock.release()
+                self._file.release()
                 raise OSError(errno.ENOSYS, "no locks")
         except Timeout:
             return "a live process"
@@ -80,13 +83,31 @@ class LocalLock:
             if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
                 raise
             _say_no_locks(self.path.parent)
-        self.is_taken = True
+        return ""
+
+    def _make_object(self, path: RemotePath) -> str:
+        # To the microsecond: no two are alike.
+        now = datetime.now(timezone.utc).isoformat()
+        own = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+        if not path.create(own.encode()):
+            found = ""
+            with suppress(FileNotFoundError):
+                found = path.read_bytes().decode("utf-8", "replace")
+            # A request that was answered too late finds what it has made itself.
+            if found != own:
+                remove = f"{_REMOVING.get(path.protocol, 'removing the object')} {path}"
+                return f"{found[:300]} (if that process is there no more, remove its lock: `{remove}`)"
+        refresh(path)
         return ""
 
     def release(self) -> None:
-        """Let go of it, if this process has it."""
+        """Let go of it, if this process has it; never raises for what the storage does."""
+        if self._file is not None:
+            self._file.release()
+        elif self.is_taken:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
         self.is_taken = False
-        self._lock.release()
 
 
 @functools.cache
@@ -94,97 +115,95 @@ def _say_no_locks(folder: Path) -> None:
     _log.warning("%s: this file system has no locks; see to it that no second run writes the folder", folder)
 
 
-class RemoteLock:
-    """A lock at an address: an object that one process alone can make. That of a killed process stays until it is removed.
+class Hold:
+    """What this process holds of a run folder, from the beginning until it is released or the process ends.
 
     Args:
-        path: Of the object.
-    """
+        folder: The run folder.
+        share: That this process makes beside others; ``.lock`` is then to be given up soon, by :meth:`let_others`. None: the
+            whole folder.
 
-    def __init__(self, path: RemotePath) -> None:
-        self.path = path
-        self.is_taken = False
-
-    def take(self) -> str:
-        """Take it; as :meth:`LocalLock.take`, but who has it may have been killed, and how to remove the lock is said too."""
-        # To the microsecond: no two are alike.
-        now = datetime.now(timezone.utc).isoformat()
-        own = f"process {os.getpid()} on {socket.gethostname()} since {now}"
-        if not self.path.create(own.encode()):
-            found = ""
-            with suppress(FileNotFoundError):
-                found = self.path.read_bytes().decode("utf-8", "replace")
-            # A request that was answered too late finds what it has made itself.
-            if found != own:
-                remove = f"{_REMOVING.get(self.path.protocol, 'removing the object')} {self.path}"
-                return f"{found[:300]} (if that process is there no more, remove its lock: `{remove}`)"
-        self.is_taken = True
-        refresh(self.path)
-        return ""
-
-    def release(self) -> None:
-        """Let go of it, if this process has it; never raises for what the storage does."""
-        if self.is_taken:
-            self.is_taken = False
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)
-
-
-class Hold:
-    """What a process holds of a run folder, until it is released or the process ends. Made by :func:`take_lock`.
+    Raises:
+        LockedError: A live process has the folder, or a part of the run that excludes this one.
+        StoreError: The disk refuses, or something else than a file is in the lock's place.
 
     Attributes:
-        share: Of the process; None: it has the whole folder.
-        living: Shares that other processes made when the lock was taken last.
+        living: Shares that other processes made when ``.lock`` was taken last.
     """
 
-    def __init__(self, folder: Path, share: Share | None) -> None:
-        self.share = share
+    def __init__(self, folder: Path, share: Share | None = None) -> None:
         self.living: frozenset[Share] = frozenset()
-        self._folder = folder
-        self._lock = _lock(folder / format.LOCK_NAME)
-        self._own: LocalLock | RemoteLock | None = None
+        self._folder, self._share = folder, share
+        self._lock = Lock(folder / format.LOCK_NAME)
+        self._own = Lock(folder / format.marked(format.LOCK_NAME, share.mark)) if share else None
         self._has_scratch = False
-
-    def take(self) -> None:
-        """Take ``.lock``, find out who else lives, and take the lock of the own share.
-
-        Raises:
-            LockedError: Somebody lives who must not.
-            StoreError: The disk or the storage refuses.
-        """
         try:
-            if holder := _wait_for(self._lock, self._folder) if self.share else self._lock.take():
-                raise _refused(self._folder, "another run writes this folder", f"a lock held by {holder}", "one run at a time")
-            others = [share for share in _part_locks(self._folder) if self._own is None or share != self.share]
+            self._take()
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self) -> None:
+        """Take ``.lock``, find out who else lives, and take the lock of the own share."""
+        try:
+            if holder := self._wait() if self._share else self._lock.take():
+                raise self._refused("another run writes this folder", f"a lock held by {holder}", "one run at a time")
+            is_own = self._own is not None and self._own.is_taken
+            others = [share for share in self._part_locks() if not (is_own and share == self._share)]
             holders = {share: holder for share in others if (holder := self._holder_of(share))}
             self.living = frozenset(holders)
             for other, holder in holders.items():
-                if self.share is None or other.count != self.share.count or other == self.share:
-                    expected = f"another part of {other.count}" if self.share else "no other process"
-                    raise _refused(self._folder, "a part of the run is being made", f"part {other} held by {holder}", expected)
-            if self.share is not None and self._own is None:
-                self._own = _lock(self._folder / format.part_lock_name(self.share.mark))
+                if self._share is None or other.count != self._share.count or other == self._share:
+                    expected = f"another part of {other.count}" if self._share else "no other process"
+                    raise self._refused("a part of the run is being made", f"part {other} held by {holder}", expected)
+            if self._own is not None and not is_own:
                 # Nobody has it: for that, one has to have `.lock`.
                 self._own.take()
             if not self._has_scratch:
                 prepare_scratch(self._folder)
                 self._has_scratch = True
         except OSError as error:
-            raise disk.write_error(self._folder / format.LOCK_NAME, error) from error
+            raise disk.write_error(self._lock.path, error) from error
+
+    def _wait(self) -> str:
+        """Take ``.lock``, waiting as long as another part may have it; return who has it where no part lives."""
+        looked, is_said = time.monotonic(), False
+        while holder := self._lock.take():
+            if time.monotonic() - looked > NOBODY_SECONDS:
+                # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
+                refresh(self._folder)
+                if not self._part_locks():
+                    return holder
+                if not is_said:
+                    _log.info("%s: waiting for another part, which opens the folder or writes the index", self._folder)
+                looked, is_said = time.monotonic(), True
+            time.sleep(random.uniform(*_POLL_SECONDS))
+        return ""
+
+    def _part_locks(self) -> list[Share]:
+        """Return the shares of which there are locks, held or not."""
+        found = (format.PART_LOCK_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        shares = (share for name in found if name and (share := Share.of_text(name[1])))
+        return sorted(shares, key=lambda share: (share.count, share.number))
 
     def _holder_of(self, share: Share) -> str:
         """Return who has the lock of a share; "" for nobody, and then it is removed."""
-        lock = _lock(self._folder / format.part_lock_name(share.mark))
+        lock = Lock(self._folder / format.marked(format.LOCK_NAME, share.mark))
         if holder := lock.take():
             return holder
         lock.release()
         disk.remove(lock.path)
         return ""
 
+    def _refused(self, happened: str, got: str, expected: str) -> LockedError:
+        return LockedError(
+            f"{self._folder}: {happened}, got {got}. Expected {expected}. Wait for it or stop it, or choose another folder with "
+            "name=..."
+        )
+
     def let_others(self) -> None:
         """Let the other parts open the folder; does nothing for a whole run."""
-        if self.share is not None:
+        if self._share is not None:
             self._lock.release()
 
     @contextmanager
@@ -199,7 +218,7 @@ class Hold:
             yield
             return
         try:
-            self.take()
+            self._take()
             yield
         finally:
             self._lock.release()
@@ -208,69 +227,9 @@ class Hold:
         """Let go of all."""
         if self._has_scratch:
             remove_scratch(self._folder)
-        if self._own is not None:
+        if self._own is not None and self._own.is_taken:
             # First, since nobody may lock what is gone; should another process find it before, it is one that is dead.
             with suppress(OSError):
                 self._own.path.unlink(missing_ok=True)
             self._own.release()
-            self._own = None
         self._lock.release()
-
-
-def take_lock(folder: Path, share: Share | None = None) -> Hold:
-    """Take the lock, for this process and until it is released or the process ends.
-
-    Args:
-        folder: The run folder.
-        share: That this process makes beside others; ``.lock`` is then to be given up soon, by :meth:`Hold.let_others`.
-
-    Raises:
-        LockedError: A live process has it, or has a part of the run that excludes this one.
-        StoreError: The disk refuses, or something else than a file is in the lock's place.
-    """
-    hold = Hold(folder, share)
-    try:
-        hold.take()
-    except BaseException:
-        hold.release()
-        raise
-    return hold
-
-
-def _part_locks(folder: Path) -> list[Share]:
-    """Return the shares of which there are locks, held or not."""
-    found = (format.PART_LOCK_NAME.fullmatch(path.name) for path in folder.iterdir())
-    shares = (share for name in found if name and (share := Share.of_text(name[1])))
-    return sorted(shares, key=lambda share: (share.count, share.number))
-
-
-def _lock(path: Path) -> LocalLock | RemoteLock:
-    if isinstance(path, RemotePath):
-        return RemoteLock(path)
-    # Another process may remove its own just now.
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        # Behind a link, the lock would empty whatever that leads to.
-        require_file(path)
-    return LocalLock(path)
-
-
-def _wait_for(lock: LocalLock | RemoteLock, folder: Path) -> str:
-    """Take a lock, waiting as long as another part may have it; return who has it where none lives, "" once it is taken."""
-    looked, is_said = time.monotonic(), False
-    while holder := lock.take():
-        if time.monotonic() - looked > NOBODY_SECONDS:
-            # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
-            refresh(folder)
-            if not _part_locks(folder):
-                return holder
-            if not is_said:
-                _log.info("%s: waiting for another part, which opens the folder or writes the index", folder)
-            looked, is_said = time.monotonic(), True
-        time.sleep(random.uniform(*_POLL_SECONDS))
-    return ""
-
-
-def _refused(folder: Path, happened: str, got: str, expected: str) -> LockedError:
-    return LockedError(
-        f"{folder}: {happened}, got {got}. Expected {expected}. Wait for it or stop it, or choose another folder with name=..."
-    )

@@ -27,10 +27,9 @@ from ..storage import RemotePath, is_address, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, select_rows, to_numpy
 from . import format, tables
 from .damage import damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
-from .image_table import ImageTable
 from .shard_reader import ShardLayer
 from .statistics import LayerStatistics, read_statistics
-from .tables import Column
+from .tables import Column, ImageTable
 
 # Keys compared for the nearest one in a message; all of a large run would take minutes.
 KEYS_COMPARED = 5000

@@ -1,12 +1,18 @@
-"""What lies in a run folder, in one record: its files, manifests, parts, shards planned and present. Nothing is changed.
+"""What lies in a run folder, in one record: its files, manifests, parts, shards planned and present.
 
-Everything that needs to know what a run consists of asks here: resume, extend, replace, verify, repair, index and show.
+Everything that needs to know what a run consists of asks here: resume, extend, replace, verify, repair, index and show. The
+manifests are the plan: parts, rows and shards of a run follow from them alone. ``manifest.jsonl.gz`` is written before the first
+shard of its part, then only read; what is in it: :mod:`pipeline.store.format`.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,17 +20,56 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+from ..records import Manifest, digest_identity, digest_images
 from ..sharding import Part, ShardSpec, Share, plan_shards
 from ..storage import RemotePath
-from . import format
-from .damage import UnreadableError, require_own_shards
-from .manifest_file import PartManifest, read_manifest
+from . import disk, format
+from .damage import HDF5_READ_ERRORS, UnreadableError, UnsureError, damaged, require_file, require_own_shards
+from .digests import Digests
 
+# A line of a manifest of so many rows is some megabytes: one of millions never lies in memory twice.
+ROWS_A_LINE = 1 << 15
+# The fastest of zlib's: higher ones take several times as long for a tenth less.
+LEVEL = 1
+
+# What bytes that are not as they were written raise in gzip, JSON and here.
+_READ_ERRORS = (*HDF5_READ_ERRORS, EOFError, zlib.error, StoreError)
+_IMAGES = re.compile(r"(\d{1,10}) rows, digest [0-9a-f]{64}")
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.
 _NAMES = (*map(re.escape, (*format.COMPANION_NAMES, format.INDEX_NAME)), format.MANIFEST_NAME.pattern)
 _NAMES_OF_PARTS = (format.PART_COMPANION_NAME.pattern, format.WRITER_DIGESTS_NAME.pattern)
 _IN_FOLDER = re.compile(f"(?:{'|'.join([*_NAMES, *_NAMES_OF_PARTS])})(?:{re.escape(format.PARTIAL_SUFFIX)})?")
 _IN_SHARDS = re.compile(f"{format.SHARD_NAME.pattern}|{format.PARTIAL_SHARD_NAME.pattern}")
+
+
+@dataclass(frozen=True, slots=True)
+class PartManifest:
+    """What a part of a run is planned for.
+
+    Attributes:
+        identity: Of the run with this part, option -> value.
+        first_row: Of the part, in the run.
+        gone: (g,) int64, rows of the run before the part whose images were no longer there when it was planned.
+        images: Of this part alone: row 0 is the part's first. None where only the first line was read.
+    """
+
+    identity: Mapping[str, str]
+    first_row: int
+    gone: NDArray[np.int64]
+    images: Manifest | None = None
+
+    @property
+    def part(self) -> Part:
+        """Digest of the run with this part, and the row after its last."""
+        return Part(digest_identity(self.identity), self.first_row + _rows_of(self.identity))
+
+    def follows(self, before: Sequence[PartManifest]) -> bool:
+        """Tell whether this is the part that comes after these."""
+        return self.identity.get("extends") == (str(before[-1].part) if before else None)
 
 
 @dataclass(frozen=True)
@@ -77,15 +122,11 @@ class RunContents:
         """Shards of all :attr:`parts`, in order."""
         if not self.planned:
             return ()
-        return plan_shards([part.stop for part in self.parts], int(self.planned[-1].identity["output.images_per_shard"]))
+        return plan_shards(tuple(part.stop for part in self.parts), int(self.planned[-1].identity["output.images_per_shard"]))
 
 
 def read_run_contents(folder: Path, images: bool = True) -> RunContents:
-    """Read what a run folder holds.
-
-    Args:
-        folder: A folder.
-        images: Whether the manifests are read and checked whole, or their first lines alone.
+    """Read what a run folder holds; ``images``: whether manifests are read and checked whole, or their first lines alone.
 
     Raises:
         StoreError: A link in place of the folder of shards leads out of it.
@@ -138,18 +179,10 @@ def finished_shards(files: Sequence[str]) -> list[str]:
     return [name for name in names if format.SHARD_NAME.fullmatch(name)]
 
 
-def shard_names(folder: Path) -> list[str]:
-    """Return the names of the finished shards of a run folder, in order."""
-    return finished_shards(list_files(folder)[0])
-
-
 def partial_files(files: Sequence[str], share: Share | None, alone: bool = True) -> list[str]:
-    """Return the files that are not whole, by their names.
+    """Return the files that are not whole, by their names: those of a share, or all there are.
 
-    Args:
-        files: As of :func:`list_files`.
-        share: Whose shards and report; None: all there are.
-        alone: Whether nobody else opens the folder or writes its index now. Else only what is of the share.
+    ``alone``: whether nobody else opens the folder or writes its index now, so that these files are among them.
     """
 
     def is_own(name: str) -> bool:
@@ -158,7 +191,7 @@ def partial_files(files: Sequence[str], share: Share | None, alone: bool = True)
         whole = name.removesuffix(format.PARTIAL_SUFFIX)
         if whole == format.INDEX_NAME or format.MANIFEST_NAME.fullmatch(whole):
             return alone
-        return share is None or whole == format.report_name(share.mark)
+        return share is None or whole == format.marked(format.REPORT_NAME, share.mark)
 
     return [name for name in files if name.endswith(format.PARTIAL_SUFFIX) and is_own(name)]
 
@@ -167,3 +200,120 @@ def part_number(name: str) -> int:
     """Return the part that the name of a shard or a manifest says."""
     found = re.match(r"(?:shard|manifest)-part(\d{3})", name)
     return int(found[1]) if found else 0
+
+
+def write_manifest(path: Path, number: int, manifest: PartManifest) -> None:
+    """Write the manifest of a part, with its images, and its line in ``SHA256SUMS``; ``number``: of the part, from 0.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    images = manifest.images
+    assert images is not None
+    header = {
+        "format": format.MANIFEST_FORMAT,
+        "format_version": format.FORMAT_VERSION,
+        "part": number,
+        "first_row": manifest.first_row,
+        "rows": len(images),
+        "identity": dict(sorted(manifest.identity.items())),
+        "gone": manifest.gone.tolist(),
+    }
+    content = io.BytesIO()
+    # Neither a name nor a time in it: the same images make the same file.
+    with gzip.GzipFile("", "wb", LEVEL, content, mtime=0) as file:
+        # With escapes for what is not ASCII: UTF-8 has none for half a surrogate pair.
+        file.write(json.dumps(header).encode() + b"\n")
+        for first in range(0, len(images), ROWS_A_LINE):
+            rows = slice(first, first + ROWS_A_LINE)
+            line = {
+                "key": images.keys[rows],
+                "bytes": images.file_bytes[rows].tolist(),
+                "label": images.labels[rows],
+                "columns": {name: values[rows] for name, values in images.metadata.items()},
+            }
+            file.write(json.dumps(line).encode() + b"\n")
+    disk.write_file(path, content.getvalue(), Digests(path.parent).publish)
+
+
+def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
+    """Return what :func:`write_manifest` has written; None if it is not there or not as it was written.
+
+    ``images``: whether all is read and compared with its digest, or the first line alone.
+
+    Raises:
+        UnreadableError: The system does not let us read it.
+    """
+    try:
+        require_file(path)
+        with path.open("rb") as raw, gzip.open(raw) as file:
+            header = json.loads(file.readline())
+            if (header["format"], header["format_version"]) != (format.MANIFEST_FORMAT, format.FORMAT_VERSION):
+                return None
+            identity, first_row, gone = parse_identity(header["identity"]), int(header["first_row"]), header["gone"]
+            found = _join_lines([json.loads(line) for line in file]) if images else None
+        # The digest is in the run's, which is in every shard: a manifest that agrees with it is the right one.
+        is_whole = found is None or identity["images"] == f"{len(found)} rows, digest {found.digest}"
+        is_whole &= 0 <= first_row < format.MOST_ROWS
+        return PartManifest(identity, first_row, np.array(gone, np.int64), found) if is_whole else None
+    except FileNotFoundError:
+        return None
+    except _READ_ERRORS as error:
+        unread = error if isinstance(error, UnreadableError) else damaged(path, "the manifest", error)
+        # One that unpacks to more than the memory holds is as likely a damaged one.
+        if isinstance(unread, UnreadableError) and not isinstance(unread, UnsureError):
+            raise unread from error
+        return None
+
+
+def _join_lines(lines: list[dict[str, Any]]) -> Manifest:
+    keys, labels, sizes = ([value for line in lines for value in line[name]] for name in ("key", "label", "bytes"))
+    columns = {name: tuple(value for line in lines for value in line["columns"][name]) for name in lines[0]["columns"]}
+    return make_images(tuple(keys), tuple(labels), np.array(sizes, np.int64), columns)
+
+
+def make_images(
+    keys: Sequence[str], labels: Sequence[str], file_bytes: NDArray[np.int64], metadata: Mapping[str, Sequence[str]]
+) -> Manifest:
+    """Return the images of a part, without what reads them."""
+    return Manifest("", keys, labels, file_bytes, {}, metadata, {}, digest_images(keys, labels, file_bytes, metadata))
+
+
+def join_images(parts: Sequence[PartManifest]) -> Manifest:
+    """Return the images of all parts, one after the other; the digest is that of the last part's."""
+    images = [part.images for part in parts if part.images]
+    return Manifest(
+        root="",
+        keys=tuple(key for part in images for key in part.keys),
+        labels=tuple(label for part in images for label in part.labels),
+        file_bytes=np.concatenate([part.file_bytes for part in images]),
+        paths={},
+        metadata={name: tuple(value for part in images for value in part.metadata[name]) for name in images[0].metadata},
+        skipped={},
+        digest=images[-1].digest,
+    )
+
+
+def parse_identity(found: Any) -> Mapping[str, str]:
+    """Return the identity of a run from its JSON, or from what was read of that.
+
+    Raises:
+        ValueError: It is none that this program writes; also KeyError and RecursionError.
+    """
+    found = json.loads(found) if isinstance(found, str) else found
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("an identity that no run has")
+    rows, step = _rows_of(found), int(found["output.images_per_shard"])
+    if not {"layers", "output.dtype"} <= found.keys() or not 1 <= step <= format.MOST_SHARD_ROWS:
+        raise ValueError("an identity without layers, dtype or shards")
+    if not 1 <= rows <= format.MOST_ROWS or -(-rows // step) > format.MOST_SHARDS:
+        raise ValueError(f"{rows} rows, {step} a shard")
+    return found
+
+
+def _rows_of(identity: Mapping[str, str]) -> int:
+    """Return the rows of the part that an identity is of; raises ValueError where it does not say."""
+    found = _IMAGES.fullmatch(identity.get("images", ""))
+    if not found:
+        raise ValueError("an identity without images")
+    return int(found[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,8 @@ from . import disk, format, tables
 from .damage import DamagedError, extra_file, of_another_run, own_node, reading, unreadable
 from .digests import Digests, digest_of
 from .extend import RunPlan, plan_new_run, plan_parts
-from .lock import Hold, take_lock
-from .manifest_file import read_manifest, write_manifest
-from .run_contents import list_files, partial_files, read_run_contents, shard_names
+from .lock import Hold
+from .run_contents import finished_shards, list_files, partial_files, read_manifest, read_run_contents, write_manifest
 from .verification import complete_digests
 
 _log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         share: What of it this process makes, beside others that hold the folder too; None: all of it, alone.
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
-        missing: The others, in order: those to make.
         unread: Of finished shards the rows whose images were missing or could not be read.
         replaced: Files of an earlier run that :meth:`prepare` will remove; none of a share.
         added: Rows of the part that is new.
@@ -63,7 +61,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._plan, self._hold = plan, hold
         self._again: frozenset[ShardSpec] = frozenset()
         self.finished = frozenset(finished)
-        self.missing = tuple(shard for shard in self.own if shard not in self.finished)
+
+    @property
+    def missing(self) -> tuple[ShardSpec, ...]:
+        """The others of its own, in order: those to make."""
+        return tuple(shard for shard in self.own if shard not in self.finished)
 
     def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
         """Yield the run up to each part of which shards are missing, and these shards."""
@@ -93,7 +95,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""
         self._again = frozenset(shards)
         self.finished -= self._again
-        self.missing = tuple(shard for shard in self.own if shard not in self.finished)
 
     def prepare(self) -> None:
         """Remove what is to be replaced, and write the manifest of each part that has none, or a damaged one.
@@ -104,17 +105,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             StoreError: The disk refuses; another process has begun another run meanwhile.
         """
         assert self._hold is not None
-        with self._hold.alone():
+        with self.alone():
             paths = [self.path / format.manifest_name(part) for part in range(len(self._plan.parts))]
             for path, part in zip(paths, self._plan.parts, strict=True) if self.share else ():
                 # What was there when the folder was opened is gone: this is what another process has written since.
                 manifest = read_manifest(path, images=False)
                 if manifest is not None and manifest.identity != part.identity:
-                    raise _other_images(self.path, self._hold.living)
+                    raise _other_images(self.path, self._hold)
             if self._again:
                 # Its tables are those of the shards as they are. While it is there, a reader takes the run for whole.
                 disk.remove(self.path / format.INDEX_NAME)
-            disk.remove_all(self.replaced)
+            disk.remove(*self.replaced)
             # A kill must leave no line that is not true of a shard: none of one that is made again.
             digests = Digests(self.path)
             digests.drop_missing({format.shard_path(shard.file_name) for shard in self._again})
@@ -131,7 +132,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         with suppress(OSError):
             # A change of its own makes an NFS client ask for what others have changed.
             os.utime(self.path / format.SHARD_FOLDER)
-        there = {*shard_names(self.path)}
+        there = {*finished_shards(list_files(self.path)[0])}
         return [shard for shard in self.spec.shards() if shard.file_name not in there]
 
     def gather_digests(self) -> None:
@@ -158,7 +159,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.close()
 
 
-def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None = None) -> RunFolder:
+def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None = None, *, preview: bool = False) -> RunFolder:
     """Make a run folder, or open one to go on where a run has stopped.
 
     Args:
@@ -170,6 +171,8 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
             that holds results.
         share: What of the run this process makes; others may open the folder for other shares at any time. Not with
             ``replace`` and ``fail``, which would mean what the others have made.
+        preview: Whether nothing is changed and no lock is held after this. Shards without a digest then count as finished: to
+            find out takes as long as reading them.
 
     Raises:
         LockedError: A live process writes the folder, or makes the same share, or one of another division.
@@ -185,63 +188,43 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
     try:
         refresh(folder)
         _refuse_foreign_files(folder)
-        disk.make_folder(folder / format.SHARD_FOLDER)
+        if not preview:
+            disk.make_folder(folder / format.SHARD_FOLDER)
+        else:
+            disk.refuse_unwritable(folder)
+            if (folder / format.LOCK_NAME).exists():
+                Hold(folder, share).release()
     except OSError as error:
         raise disk.write_error(folder, error) from error
-    hold = take_lock(folder, share)
+    hold = None if preview else Hold(folder, share)
     try:
         run_folder = _find_finished(folder, hold, spec, existing, share)
-        if share is not None and run_folder.replaced:
+        if hold and share and run_folder.replaced:
             # Manifests that no shard is of. At once: the next one to open the folder would think that their part lives.
-            disk.remove_all(run_folder.replaced)
+            disk.remove(*run_folder.replaced)
             Digests(folder).drop_missing()
             run_folder.replaced = ()
-        hold.let_others()
+        if hold:
+            hold.let_others()
         return run_folder
-    except BaseException:
-        hold.release()
+    except BaseException as error:
+        if hold:
+            hold.release()
+        if isinstance(error, OSError):
+            raise unreadable(Path(error.filename or folder), error) from error
         raise
 
 
-def preview_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None = None) -> RunFolder:
-    """Return what :func:`open_folder` would, and refuse what it would refuse, but change nothing and hold no lock.
-
-    Shards without a digest count as finished: what :func:`open_folder` would find in them takes as long as reading them.
-
-    Raises:
-        LockedError: As there.
-        StoreError: As there.
-    """
-    try:
-        refresh(folder)
-        _refuse_foreign_files(folder)
-        disk.refuse_unwritable(folder)
-        if (folder / format.LOCK_NAME).exists():
-            take_lock(folder, share).release()
-        return _find_finished(folder, None, spec, existing, share)
-    except OSError as error:
-        raise unreadable(folder, error) from error
-
-
-def expected_bytes(spec: RunSpec, shards: tuple[ShardSpec, ...]) -> int | None:
-    """Return the size of these shards' activations before compression; None at native size, where nobody knows it."""
-    if any(feature.shape is None for feature in spec.features):
-        return None
-    return sum(shard.rows for shard in shards) * format.row_bytes(spec.features, spec.dtype)
-
-
-def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) -> None:
+def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) -> None:
     """Take the digests of all processes into ``SHA256SUMS``, and add those that a kill has left out.
 
-    Args:
-        folder: The run folder, locked; all shards are there, and the manifests as they were written.
-        spec: The run.
-        living: Shares that other processes make, or have made just now.
+    The folder is locked, all shards are there, and the manifests as they were written. ``living``: shares that other processes
+    make, or have made just now.
 
     Raises:
         StoreError: A shard without a digest is damaged; the disk refuses.
     """
-    Digests(folder).fold([share.mark for share in living])
+    Digests(folder).fold(living)
     for error in complete_digests(folder, spec.shards()).values():
         raise error
     digests = Digests(folder)
@@ -251,11 +234,7 @@ def gather_digests(folder: Path, spec: RunSpec, living: Iterable[Share] = ()) ->
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """Refuse links, folders and pipes under names of a run, which would be followed or waited for; and a folder that is no run's.
-
-    Raises:
-        StoreError: There is such a thing; or files that the run would write over, and no sign that this program has made them.
-    """
+    """Refuse links, folders and pipes under names of a run, which would be followed or waited for, and somebody else's folder."""
     files, special = list_files(folder)
     if special:
         path = folder / special[0]
@@ -279,66 +258,53 @@ def _foreign_file(path: Path, what: str) -> StoreError:
 def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
     """Say what is kept, replaced and made in a folder; where it is held, remove what is useless.
 
-    Raises:
-        StoreError: As of :func:`open_folder`.
-    """
-    try:
-        files = list_files(folder)[0]
-        results = [name for name in files if name.startswith((format.SHARD_FOLDER, format.INDEX_NAME))]
-        if existing == FAIL and results:
-            raise StoreError(
-                f"{folder}: the folder holds results, got {len(results)} files, e.g. {results[0]}. Expected none, since "
-                f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
-            )
-        if existing == REPLACE:
-            for name in results:
-                if name.endswith(".h5") and tables.is_foreign(folder / name):
-                    raise _foreign_file(folder / name, "a file of another program")
-            # The index first: while it is there, a reader takes the run for whole.
-            replaced = [folder / name for name in sorted(files, key=lambda name: name != format.INDEX_NAME)]
-            return RunFolder(folder, plan_new_run(spec), hold, share, {}, replaced)
-        return _keep_finished(folder, hold, spec, existing == EXTEND, share)
-    except OSError as error:
-        raise unreadable(Path(error.filename or folder), error) from error
-
-
-def _keep_finished(folder: Path, hold: Hold | None, spec: RunSpec, extend: bool, share: Share | None) -> RunFolder:
-    """Keep the finished shards of the run.
-
     Beside other processes that each make a share, no more is looked at, and removed, than the own share: even where locks do
     not tell who lives, nobody loses what he is at.
     """
-    living = hold.living if hold else frozenset()
-    if hold:
-        Digests(folder).fold([share.mark for share in living])
     contents = read_run_contents(folder)
+    results = [name for name in contents.files if name.startswith((format.SHARD_FOLDER, format.INDEX_NAME))]
+    if existing == FAIL and results:
+        raise StoreError(
+            f"{folder}: the folder holds results, got {len(results)} files, e.g. {results[0]}. Expected none, since "
+            f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
+        )
+    if existing == REPLACE:
+        for name in results:
+            if name.endswith(".h5") and tables.is_foreign(folder / name):
+                raise _foreign_file(folder / name, "a file of another program")
+        # The index first: while it is there, a reader takes the run for whole.
+        replaced = [folder / name for name in sorted(contents.files, key=lambda name: name != format.INDEX_NAME)]
+        return RunFolder(folder, plan_new_run(spec), hold, share, {}, replaced)
+    if hold:
+        Digests(folder).fold(hold.living)
     for error in contents.unreadable.values():
         raise error
-    plan = plan_parts(spec, contents, extend)
+    plan = plan_parts(spec, contents, existing == EXTEND)
     digests = [part.digest for part in plan.spec.parts]
     shards = {shard.file_name: shard for shard in plan.spec.shards()}
     useless = {folder / name: "unfinished" for name in partial_files(contents.files, share)}
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
     found: dict[ShardSpec, tuple[int, ...]] = {}
     for path in read_ahead(folder / format.shard_path(name) for name in own):
-        shard = shards.get(path.name)
-        if shard is None:
+        if path.name not in shards:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
             raise extra_file(path, next(iter(shards)), len(shards))
-        rows = _unread_rows(path, plan.spec, digests[shard.part], shard)
-        if rows is None:
-            useless[path] = "damaged"
-        else:
-            found[shard] = rows
-    index = folder / format.INDEX_NAME
-    parts_indexed = _parts_of_index(index, digests) if format.INDEX_NAME in contents.files else 0
-    if hold:
-        useless |= {path: f"damaged: {error}" for path, error in complete_digests(folder, found).items()}
-    found = {shard: rows for shard, rows in found.items() if folder / format.shard_path(shard.file_name) not in useless}
-    there = {*contents.shards}.difference(own).union(shard.file_name for shard in found)
-    if parts_indexed is None:
+        shard = shards[path.name]
+        useless[path] = "damaged"
+        with suppress(DamagedError):
+            found[shard] = _unread_rows(path, plan.spec, digests[shard.part], shard)
+            del useless[path]
+    index, parts_indexed = folder / format.INDEX_NAME, 0
+    if format.INDEX_NAME in contents.files:
         useless[index] = "damaged"
-    elif any(shard.part < parts_indexed and name not in there for name, shard in shards.items()):
+        with suppress(DamagedError):
+            parts_indexed = _parts_of_index(index, digests)
+            del useless[index]
+    for path, damage in (complete_digests(folder, found) if hold else {}).items():
+        useless[path] = f"damaged: {damage}"
+        del found[shards[path.name]]
+    there = {*contents.shards}.difference(own).union(shard.file_name for shard in found)
+    if any(shard.part < parts_indexed and name not in there for name, shard in shards.items()):
         useless[index] = "an index of shards that are to be made again"
     for path, reason in useless.items():
         _log.warning("%s: %s, since it is %s", path, "removed" if hold else "to be removed", reason)
@@ -349,45 +315,35 @@ def _keep_finished(folder: Path, hold: Hold | None, spec: RunSpec, extend: bool,
     replaced = [folder / name for name in contents.manifests if name not in kept]
     if hold:
         Digests(folder).drop_missing()
+        if replaced and hold.living:
+            raise _other_images(folder, hold)
     else:
         replaced += useless
-    if replaced and living:
-        raise _other_images(folder, living)
     return RunFolder(folder, plan, hold, share, found, replaced)
 
 
-def _other_images(folder: Path, living: Collection[Share]) -> LockedError:
-    beside = min(living, key=lambda share: share.number) if living else "another"
+def _other_images(folder: Path, hold: Hold) -> LockedError:
+    beside = min(hold.living, key=lambda share: share.number) if hold.living else "another"
     return LockedError(
         f"{folder}: other parts make a run of other images or options, got part {beside} of it. Expected all parts with the "
         f"same images and options. Wait for them, then run the parts again with output.existing=extend."
     )
 
 
-def _parts_of_index(path: Path, digests: Sequence[str]) -> int | None:
-    """Return how many parts of the run, which have these digests, an index has; None where it is damaged.
-
-    Raises:
-        StoreError: It is of another run, in use, or the system does not let us read it.
-    """
-    with suppress(DamagedError), reading(path, "the root"), tables.open_file(path) as file:
+def _parts_of_index(path: Path, digests: Sequence[str]) -> int:
+    """Return how many parts of the run, which have these digests, an index has."""
+    with reading(path, "the root"), tables.open_file(path) as file:
         digest = str(file.attrs["run_digest"])
-        if digest not in digests:
-            raise of_another_run(path, digest, digests[-1])
-        return digests.index(digest) + 1
-    return None
+    if digest not in digests:
+        raise of_another_run(path, digest, digests[-1])
+    return digests.index(digest) + 1
 
 
-def _unread_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> tuple[int, ...] | None:
-    """Return the rows of a shard whose images were missing or could not be read; None where the file is damaged.
-
-    Raises:
-        StoreError: It is of another run or of other rows, in use, or the system does not let us read it.
-    """
-    with suppress(DamagedError), reading(path, "the tree"), tables.open_file(path) as file:
+def _unread_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> tuple[int, ...]:
+    """Return the rows of a shard whose images were missing or could not be read."""
+    with reading(path, "the tree"), tables.open_file(path) as file:
         tables.check_shard(file, path, digest, shard)
         for feature in spec.features:
             own_node(file["features"], feature.name)
         errors = tables.read_column(file, path, "error").tolist()
-        return tuple(row for row, error in enumerate(errors, shard.first) if error.startswith(_MAY_PASS))
-    return None
+    return tuple(row for row, error in enumerate(errors, shard.first) if error.startswith(_MAY_PASS))

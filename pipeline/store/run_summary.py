@@ -14,9 +14,8 @@ import h5py
 from ..sharding import Part, ShardSpec, plan_shards
 from . import damage, format, tables
 from .damage import own_node
-from .manifest_file import parse_identity
 from .reader import no_such_run, open_run
-from .run_contents import finished_shards, read_run_contents
+from .run_contents import finished_shards, parse_identity, read_run_contents
 
 # Shards that are asked for the sizes of their layers, spread over the run: at native size that takes 0.1 ms an image.
 SHARDS_ASKED = 16
@@ -92,7 +91,7 @@ def _summarise_folder(folder: Path) -> dict[str, Any]:
         raise refusal or damage.missing_file(manifest, "manifest", "no such file")
     identity = parse_identity(str(head.attributes["identity"])) if head else contents.planned[-1].identity
     parts = max(head.parts if head else (), contents.parts, key=len)
-    plan = plan_shards([part.stop for part in parts], int(identity["output.images_per_shard"]))
+    plan = plan_shards(tuple(part.stop for part in parts), int(identity["output.images_per_shard"]))
     files = {shard: folder / format.shard_path(shard.file_name) for shard in plan if shard.file_name in there}
     return _summarise(folder, head, plan, files, identity, damaged)
 

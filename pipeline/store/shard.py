@@ -7,6 +7,8 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,81 @@ import numpy as np
 from h5py._objects import phil
 from numpy.typing import NDArray
 
-from ..errors import StoreError
-from ..records import FeatureSpec, ImageStatus, RunSpec
+from ..errors import NetworkError, StoreError
+from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec
 from ..sharding import ShardSpec
 from . import codec, disk, format, tables
-from .cutter import Shape
 from .digests import Digests
-from .statistics import LayerStatistics, write_statistics
+from .statistics import LayerStatistics, Tally, write_statistics
+
+# (rows, h, w, c) or (rows, d).
+Shape = tuple[int, ...]
 
 
-class ShardFile:
-    """An open ``.partial`` file with the datasets of its layers, empty.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a layer that become one chunk.
+
+    Attributes:
+        rows: Rows in the shard that it holds values of, ascending.
+        first_row: Row in the shard of its first row, present or not.
+        band: Which band of its row it is; 0 for whole rows.
+        values: (r, h, w, c) or (r, d), float32: r rows from ``first_row`` on, NaN where absent. The last band of a row may be
+            lower than the chunk.
+        chunk: Shape of the chunk.
+    """
+
+    rows: tuple[int, ...]
+    first_row: int
+    band: int
+    values: NDArray[np.float32]
+    chunk: Shape
+
+
+class Cutter:
+    """Cuts the rows of one layer in one shard into chunks of this shape: several rows, one row, or a band of one."""
+
+    def __init__(self, chunk: Shape) -> None:
+        self._chunk = chunk
+        self._rows: list[int] = []
+        self._values: NDArray[np.float32] | None = None
+
+    def put(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> Iterator[Piece]:
+        """Return the pieces that are complete.
+
+        A piece of one row refers to ``values``, which must stay as they are until it is written; small rows are copied.
+
+        Args:
+            rows: (n,) rows in the shard, ascending, after all that were put before; failed ones are never put.
+            values: (n, h, w, c) or (n, d).
+        """
+        if self._chunk[0] == 1:
+            for row, value in zip(rows.tolist(), values, strict=True):
+                for band, start in enumerate(range(0, len(value), self._chunk[1])):
+                    yield Piece((row,), row, band, value[None, start : start + self._chunk[1]], self._chunk)
+            return
+        numbers = rows // self._chunk[0]
+        for number in np.unique(numbers).tolist():
+            first_row = number * self._chunk[0]
+            if self._rows and self._rows[0] < first_row:
+                yield from self.flush()
+            if self._values is None:
+                self._values = np.full(self._chunk, np.nan, np.float32)
+            among = numbers == number
+            self._values[rows[among] - first_row] = values[among]
+            self._rows += rows[among].tolist()
+
+    def flush(self) -> Iterator[Piece]:
+        """Return the piece that is begun, if any: no more of its rows will come."""
+        if self._values is not None:
+            first_row = self._rows[0] // self._chunk[0] * self._chunk[0]
+            piece = Piece(tuple(self._rows), first_row, 0, self._values, self._chunk)
+            self._rows, self._values = [], None
+            yield piece
+
+
+class OpenShard:
+    """A shard while it is made: an open ``.partial`` file with the datasets of its layers, and what has come of its rows.
 
     Args:
         folder: The run's folder; ``shards`` in it must exist.
@@ -38,16 +104,32 @@ class ShardFile:
         mark: Of this writer, where another process might write the same shard.
 
     Raises:
-        StoreError: The disk refuses; here and in every method.
+        StoreError: The disk refuses; here and in every method that writes.
+
+    Attributes:
+        shard: As given.
+        tasks: That encode and write its pieces.
+        broken: Some of it could not be encoded or written; it is to be dropped.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, shard: ShardSpec, mark: str = "") -> None:
-        self.path = folder / format.SHARD_FOLDER / shard.file_name
+        self.shard = shard
+        self.tasks: list[Future[None]] = []
+        self.broken = False
+        self._path = folder / format.SHARD_FOLDER / shard.file_name
+        self._partial = disk.partial_path(self._path, mark)
         self._spec = spec
-        self._shard = shard
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
-        self._partial = disk.partial_path(self.path, mark)
+        # By row in the shard.
+        self._statuses: dict[int, ImageStatus] = {}
+        self._rows_ok = 0
+        # The others by layer: how many rows have come, and where those of a fixed shape are cut.
+        self._rows_put = {feature.name: 0 for feature in spec.features}
+        self._cutters: dict[str, Cutter] = {}
+        self._tallies = {feature.name: Tally(feature.channels) for feature in spec.features}
         self._nodes: dict[str, h5py.Dataset | h5py.Group] = {}
+        # (layer, row) -> band -> (CRC-32, bytes): threads finish the bands of a row in any order.
+        self._checksums: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
         self._bytes: Any = None
         self._file: Any = None
         try:
@@ -57,7 +139,15 @@ class ShardFile:
                 self._bytes.hide_refusals()
                 group = self._file.create_group("features")
                 for feature in spec.features:
-                    self._nodes[feature.name] = self._create_layer(group, feature)
+                    if feature.shape is None:
+                        node = group.create_group(feature.name)
+                    else:
+                        rows, *row = format.chunk_shape(feature.shape, self._dtype.itemsize)
+                        chunk = (min(rows, shard.rows), *row)
+                        node = self._create_dataset(group, feature.name, (shard.rows, *feature.shape), chunk)
+                        self._cutters[feature.name] = Cutter(chunk)
+                    write_layer(node, feature, spec.dtype)
+                    self._nodes[feature.name] = node
         except BaseException:
             self.drop()
             raise
@@ -69,76 +159,90 @@ class ShardFile:
         except disk.HDF5_ERRORS as error:
             raise disk.write_error(self._partial, error) from error
 
-    def _create_layer(self, group: h5py.Group, feature: FeatureSpec) -> h5py.Dataset | h5py.Group:
-        name = feature.name
-        if feature.shape is None:
-            node = group.create_group(name)
-        else:
-            node = self._create_dataset(group, name, (self._shard.rows, *feature.shape), self.chunk(feature.shape))
-        write_layer(node, feature, self._spec.dtype)
-        return node
-
-    def _create_dataset(self, group: h5py.Group, name: str, shape: tuple[int, ...], chunk: tuple[int, ...]) -> h5py.Dataset:
+    def _create_dataset(self, group: h5py.Group, name: str, shape: Shape, chunk: Shape) -> h5py.Dataset:
         filters = {"compression": "gzip", "compression_opts": codec.STORED_LEVEL} if self._spec.compression == "gzip" else {}
         return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
 
-    def chunk(self, shape: tuple[int, ...]) -> Shape:
-        """Return the chunk of a layer whose rows have this shape; it is never longer than the shard."""
-        chunk = format.chunk_shape(shape, self._dtype.itemsize)
-        return (min(chunk[0], self._shard.rows), *chunk[1:])
+    def add_status(self, status: ImageStatus) -> None:
+        """Note what became of an image."""
+        row = status.index - self.shard.first
+        assert row not in self._statuses, f"two statuses for row {status.index}"
+        self._statuses[row] = status
+        self._rows_ok += not status.error
 
-    def add_native(self, layer: str, row: int, shape: tuple[int, int, int]) -> tuple[h5py.Dataset, Shape]:
-        """Make the dataset of one image at native size.
+    @property
+    def complete(self) -> bool:
+        """Whether every row has a status, and every row that is ok has come of every layer."""
+        return len(self._statuses) == self.shard.rows and all(rows == self._rows_ok for rows in self._rows_put.values())
 
-        Returns:
-            The dataset, and its chunk with an axis of length 1 before it.
+    def cut(self, features: FeatureBatch) -> Iterator[tuple[h5py.Dataset, Piece]]:
+        """Return the pieces that are complete with these rows, and which dataset each is of."""
+        layer, rows, node = features.layer, features.indices - self.shard.first, self._nodes[features.layer]
+        if layer in self._cutters:
+            yield from ((node, piece) for piece in self._cutters[layer].put(rows, features.values))
+        else:
+            # At native size a dataset an image, without an axis of images.
+            shape = features.values.shape[1:]
+            chunk = format.band_shape(shape, self._dtype.itemsize)
+            for number, row in enumerate(features.indices.tolist()):
+                with self._writing():
+                    dataset = self._create_dataset(node, format.native_name(row), shape, chunk)
+                some = slice(number, number + 1)
+                yield from ((dataset, piece) for piece in Cutter((1, *chunk)).put(rows[some], features.values[some]))
+        self._rows_put[layer] += len(rows)
+
+    def flush(self) -> Iterator[tuple[str, h5py.Dataset, Piece]]:
+        """Return the pieces that are begun: layer, dataset, piece."""
+        for layer, cutter in self._cutters.items():
+            yield from ((layer, self._nodes[layer], piece) for piece in cutter.flush())
+
+    def encode(self, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
+        """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row.
+
+        Raises:
+            NetworkError: A value cannot be stored.
         """
-        chunk = format.band_shape(shape, self._dtype.itemsize)
+        stored = codec.converted(piece.values, self._dtype)
+        rows = [row - piece.first_row for row in piece.rows]
+        there = stored if len(rows) == len(stored) else stored[rows]
+        if not self._tallies[layer].add(there.astype(np.float32, copy=False)):
+            wrong = next(row for row in rows if not np.isfinite(stored[row]).all())
+            raise value_error(self._spec, self.shard.first + piece.first_row + wrong, layer, piece.values[wrong])
+        for row, values in zip(piece.rows, there, strict=True):
+            self._checksums.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
+        raw_bytes = stored.nbytes
+        if stored.shape != piece.chunk:
+            # HDF5 stores the chunk at the edge of a dataset in full.
+            whole = np.full(piece.chunk, np.nan, self._dtype)
+            whole[:, : stored.shape[1]] = stored
+            stored = whole
+        return codec.encode(stored, self._spec.compression), raw_bytes
+
+    def write(self, dataset: h5py.Dataset, piece: Piece, data: bytes | NDArray[np.uint8]) -> None:
+        """Write the bytes of a chunk; threads may do that at the same time."""
+        # Without an axis of images at native size.
+        offset = (piece.first_row, piece.band * piece.chunk[1], *(0 for _ in piece.chunk[2:]))[-dataset.id.rank :]
         with self._writing():
-            name = format.native_name(self._shard.first + row)
-            return self._create_dataset(self._nodes[layer], name, shape, chunk), (1, *chunk)
-
-    def dataset(self, layer: str) -> h5py.Dataset:
-        """Return the dataset of a layer of fixed shape."""
-        return self._nodes[layer]
-
-    def locate(self, dataset: h5py.Dataset, offset: Shape, data: bytes | NDArray[np.uint8]) -> int | None:
-        """Return where a ready chunk is to be written by :meth:`write`; None where it has been. One thread at a time."""
-        with self._writing(), phil:
-            # A dataset of native size has no axis of images.
-            place: int | None = self._bytes.locate(data, lambda: dataset.id.write_direct_chunk(offset[-dataset.id.rank :], data))
-            return place
-
-    def write(self, place: int | None, data: bytes | NDArray[np.uint8]) -> None:
-        """Write a ready chunk to the place that it has got; threads may do that at the same time."""
-        with self._writing():
+            with phil:
+                place = self._bytes.locate(data, lambda: dataset.id.write_direct_chunk(offset, data))
             if place is not None:
                 self._bytes.write_at(data, place)
             self._bytes.check()
 
-    def finish(
-        self,
-        statuses: Sequence[ImageStatus],
-        checksums: Mapping[str, NDArray[np.uint32]],
-        statistics: Mapping[str, LayerStatistics],
-        digests: Digests,
-    ) -> None:
-        """Add the tables, close the file, and give it its final name and its digest once it is on the disk.
-
-        Args:
-            statuses: One for each row, in order.
-            checksums: Layer -> (rows,), 0 for failed rows.
-            statistics: Layer -> those of its rows.
-            digests: Gives the file its final name.
-        """
+    def finish(self, digests: Digests) -> None:
+        """Add the tables, close the file, and give it its final name and its digest once it is on the disk."""
+        checksums = {layer: np.zeros(self.shard.rows, np.uint32) for layer in self._nodes}
+        for (layer, row), bands in self._checksums.items():
+            checksums[layer][row] = codec.join_checksums([bands[band] for band in sorted(bands)])
+        statistics = {layer: tally.statistics(self._rows_ok) for layer, tally in self._tallies.items()}
+        columns = _image_columns(self._spec, self.shard, [self._statuses[row] for row in range(self.shard.rows)])
         try:
             with self._writing():
-                columns = image_columns(self._spec, self._shard, statuses)
-                write_tables(self._file, self._spec, format.SHARD, self._shard.first, columns, checksums, statistics)
+                write_tables(self._file, self._spec, format.SHARD, self.shard.first, columns, checksums, statistics)
                 self._file.close()
                 self._bytes.check()
                 self._bytes.close()
-                digests.publish(self.path, self._partial)
+                digests.publish(self._path, self._partial)
         except StoreError:
             self.drop()
             raise
@@ -151,6 +255,43 @@ class ShardFile:
                     file.close()
         with contextlib.suppress(OSError):
             self._partial.unlink(missing_ok=True)
+
+
+def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
+    """Return the one line for a row with a value that cannot be stored."""
+    got = codec.first_unstorable(values, spec.dtype)
+    where = f"{spec.manifest.keys[index]}: layer {layer}"
+    # What a device has made float16 is infinite.
+    if np.isfinite(got) or (values.dtype == np.float16 and np.isinf(got)):
+        return NetworkError(
+            f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
+            f"Use output.dtype=float32, or output.overflow=row, which fails that image alone."
+        )
+    return NetworkError(
+        f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
+    )
+
+
+def _image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, tables.Column]:
+    """Return the columns of a shard's ``/images``; ``statuses``: one for each of its rows, in order."""
+    rows, manifest = slice(shard.first, shard.stop), spec.manifest
+    columns: dict[str, tables.Column] = {
+        "key": _texts(manifest.keys[rows]),
+        "status": _texts([status.word for status in statuses]),
+        "error": _texts([status.error for status in statuses]),
+        "label": _texts(manifest.labels[rows]),
+        "height": np.array([status.height_px for status in statuses], np.int32),
+        "width": np.array([status.width_px for status in statuses], np.int32),
+        "bytes": np.array([status.file_bytes for status in statuses], np.int64),
+        "sha256": _texts([status.sha256 for status in statuses]),
+    }
+    for name, stored in format.column_names(manifest.metadata).items():
+        columns[stored] = _texts(manifest.metadata[name][rows])
+    return columns
+
+
+def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
+    return np.array([*map(format.plain_text, texts), None], object)[:-1]  # the None keeps NumPy from guessing a dtype
 
 
 def write_tables(
@@ -173,24 +314,16 @@ def write_tables(
         checksums: Layer -> (rows,), 0 for failed rows.
         statistics: Layer -> those of its rows.
     """
-    write_columns(file, columns)
+    group = file.create_group("images")
+    for name, column in columns.items():
+        dtype = format.NUMBER_COLUMNS.get(name, h5py.string_dtype("utf-8"))
+        # The reader holds it to this checksum.
+        group.create_dataset(name, data=column, dtype=dtype).attrs["crc32"] = np.uint32(tables.column_checksum(column))
     group = file.create_group("checksums")
     for layer, values in checksums.items():
         group.create_dataset(layer, data=values, dtype="<u4")
     write_statistics(file, statistics)
-    write_dimensions(file, spec, len(columns["key"]))
-    write_root(file, spec, kind, first_row)
-
-
-def write_root(file: h5py.File, spec: RunSpec, kind: str, first_row: int) -> None:
-    """Write the attributes of the root.
-
-    Args:
-        file: Open for writing.
-        spec: The run.
-        kind: ``shard`` or ``index``.
-        first_row: Row in the run of the file's first row.
-    """
+    _write_dimensions(file, spec, len(columns["key"]))
     attributes: dict[str, Any] = {
         **{name: value if isinstance(value, np.ndarray) else format.plain_text(value) for name, value in spec.attributes.items()},
         "format": format.FORMAT,
@@ -225,14 +358,8 @@ def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: st
     node.attrs.update(attributes)
 
 
-def write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
-    """Write the dimensions as scales at the root, and attach them to all arrays, which are there.
-
-    Args:
-        file: Open for writing.
-        spec: The run.
-        rows: Of the file.
-    """
+def _write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
+    """Write the dimensions as scales at the root, and attach them to all arrays, which are there."""
     image = _make_scale(file, format.IMAGE_DIMENSION, rows)
     for node in (*file["images"].values(), *file["checksums"].values()):
         node.dims[0].attach_scale(image)
@@ -253,43 +380,6 @@ def _make_scale(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     scale = file.create_dataset(name, (size,), ">f4")
     scale.make_scale(format.DIMENSION_TITLE.format(size))
     return scale
-
-
-def image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, tables.Column]:
-    """Return the columns of a shard's ``/images``.
-
-    Args:
-        spec: The run.
-        shard: Which rows.
-        statuses: One for each of these rows, in order.
-    """
-    rows, manifest = slice(shard.first, shard.stop), spec.manifest
-    columns: dict[str, tables.Column] = {
-        "key": _texts(manifest.keys[rows]),
-        "status": _texts([status.word for status in statuses]),
-        "error": _texts([status.error for status in statuses]),
-        "label": _texts(manifest.labels[rows]),
-        "height": np.array([status.height_px for status in statuses], np.int32),
-        "width": np.array([status.width_px for status in statuses], np.int32),
-        "bytes": np.array([status.file_bytes for status in statuses], np.int64),
-        "sha256": _texts([status.sha256 for status in statuses]),
-    }
-    for name, stored in format.column_names(manifest.metadata).items():
-        columns[stored] = _texts(manifest.metadata[name][rows])
-    return columns
-
-
-def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
-    return np.array([*map(format.plain_text, texts), None], object)[:-1]  # the None keeps NumPy from guessing a dtype
-
-
-def write_columns(file: h5py.File, columns: Mapping[str, tables.Column]) -> None:
-    """Write ``/images``, each column with the checksum that :func:`.tables.read_column` holds it to."""
-    group = file.create_group("images")
-    for name, values in columns.items():
-        dtype = format.NUMBER_COLUMNS.get(name, h5py.string_dtype("utf-8"))
-        dataset = group.create_dataset(name, data=values, dtype=dtype)
-        dataset.attrs["crc32"] = np.uint32(tables.column_checksum(values))
 
 
 class RawFile(io.FileIO):
@@ -332,11 +422,7 @@ class RawFile(io.FileIO):
             raise self._refusal
 
     def locate(self, data: bytes | NDArray[np.uint8], store: Callable[[], Any]) -> int | None:
-        """Have HDF5 find a place for a chunk. One thread at a time.
-
-        Args:
-            data: The chunk.
-            store: Gives it to HDF5.
+        """Have HDF5 find a place for a chunk, which ``store`` gives to it. One thread at a time.
 
         Returns:
             Where :meth:`write_at` is to write it; None where HDF5 has written it already.

@@ -160,17 +160,22 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _sums(flat: NDArray[np.float32]) -> tuple[int, float, float]:
-    """Return how many values are not zero, their sum, and the sum of their squares."""
-    nonzero, total, squares = 0, 0.0, 0.0
-    for first in range(0, len(flat), BLOCK_VALUES):
-        block = flat[first : first + BLOCK_VALUES]
-        nonzero += int(np.count_nonzero(np.not_equal(block, 0, out=_scratch.is_nonzero[: len(block)])))
-        doubles = _scratch.doubles[: len(block)]
-        doubles[:] = block
-        total += float(doubles.sum())
-        squares += float(np.square(doubles, out=doubles).sum())
-    return nonzero, total, squares
+def _sums(rows: NDArray[np.float32]) -> tuple[int, list[float], list[float]]:
+    """Return how many values of (r, n) are not zero, and of each row their sum and the sum of their squares."""
+    nonzero, totals, squares = 0, np.zeros(len(rows)), np.zeros(len(rows))
+    rows_at_once = max(1, BLOCK_VALUES // rows.shape[1])
+    for start in range(0, len(rows), rows_at_once):
+        some = slice(start, start + rows_at_once)
+        for first in range(0, rows.shape[1], BLOCK_VALUES):
+            block = rows[some, first : first + BLOCK_VALUES]
+            is_nonzero, doubles = (
+                memory[: block.size].reshape(block.shape) for memory in (_scratch.is_nonzero, _scratch.doubles)
+            )
+            nonzero += int(np.count_nonzero(np.not_equal(block, 0, out=is_nonzero)))
+            doubles[:] = block
+            totals[some] += doubles.sum(axis=1)
+            squares[some] += np.square(doubles, out=doubles).sum(axis=1)
+    return nonzero, totals.tolist(), squares.tolist()
 
 
 def _bins_of_exponents() -> NDArray[np.int64]:
@@ -195,11 +200,7 @@ def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 class Tally:
-    """Statistics of one layer in one shard, gathered by threads in any order.
-
-    Args:
-        channels: Of the layer.
-    """
+    """Statistics of one layer in one shard, of so many channels, gathered by threads in any order."""
 
     def __init__(self, channels: int) -> None:
         self._lock = threading.Lock()
@@ -211,58 +212,34 @@ class Tally:
         self._maximum = np.full(channels, -np.inf, np.float32)
         self._histogram = np.zeros(BINS, np.int64)
 
-    def add(self, values: NDArray[np.float32]) -> bool:
-        """Add the values of a row, or of a band of one; tell whether all are finite, and add nothing otherwise.
+    def add(self, rows: NDArray[np.float32]) -> bool:
+        """Add the values of some rows, or of a band of one; tell whether all are finite, and add nothing otherwise.
 
         Args:
-            values: (..., c) float32, C order, not empty.
+            rows: (r, ..., c) float32, C order, not empty.
         """
-        positions = values.reshape(-1, values.shape[-1])
+        positions = rows.reshape(len(rows), -1, rows.shape[-1])
         # Infinite values of both signs have no sum.
         with np.errstate(invalid="ignore"):
-            nonzero, total, squares = _sums(values.reshape(-1))
-            # No float32 is so large that the sum of squares would not be finite.
-            if not math.isfinite(squares):
-                return False
-        minimum, maximum = positions.min(axis=0), positions.max(axis=0)
-        histogram = _histogram(positions[min(HISTOGRAM_FIRST, len(positions) // 2) :: HISTOGRAM_STEP])
+            nonzero, totals, squares = _sums(rows.reshape(len(rows), -1))
+        # No float32 is so large that the sum of squares would not be finite.
+        if not all(map(math.isfinite, squares)):
+            return False
+        each = rows.reshape(-1, rows.shape[-1])
+        minimum, maximum = each.min(axis=0), each.max(axis=0)
+        histogram = _histogram(positions[:, min(HISTOGRAM_FIRST, positions.shape[1] // 2) :: HISTOGRAM_STEP])
         with self._lock:
-            self._values += values.size
-            self._zeros += values.size - nonzero
-            self._sums.append(total)
-            self._squares.append(squares)
+            self._values += rows.size
+            self._zeros += rows.size - nonzero
+            self._sums += totals
+            self._squares += squares
             np.minimum(self._minimum, minimum, out=self._minimum)
             np.maximum(self._maximum, maximum, out=self._maximum)
             self._histogram += histogram
         return True
 
-    def add_vectors(self, values: NDArray[np.float32]) -> bool:
-        """Add several rows that are vectors, as :meth:`add` would one after the other, in a fraction of the time.
-
-        Args:
-            values: (r, d) float32, d at most :data:`BLOCK_VALUES`.
-        """
-        doubles = values.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            totals, squares = doubles.sum(axis=1).tolist(), np.square(doubles).sum(axis=1).tolist()
-        if not all(map(math.isfinite, squares)):
-            return False
-        with self._lock:
-            self._values += values.size
-            self._zeros += values.size - int(np.count_nonzero(values))
-            self._sums += totals
-            self._squares += squares
-            np.minimum(self._minimum, values.min(axis=0), out=self._minimum)
-            np.maximum(self._maximum, values.max(axis=0), out=self._maximum)
-            self._histogram += _histogram(values)
-        return True
-
     def statistics(self, rows: int) -> LayerStatistics:
-        """Return the statistics, all rows having come.
-
-        Args:
-            rows: How many these were.
-        """
+        """Return the statistics, all rows having come; ``rows``: how many these were."""
         return LayerStatistics(
             rows,
             self._values,
@@ -277,12 +254,7 @@ class Tally:
 
 
 def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics]) -> None:
-    """Write ``/statistics``.
-
-    Args:
-        file: Open for writing.
-        statistics: Layer -> statistics of the file's rows.
-    """
+    """Write ``/statistics``, those of a file's rows by layer."""
     group = file.create_group("statistics")
     for layer, of_layer in statistics.items():
         node = group.create_group(layer)

@@ -26,9 +26,8 @@ from ..storage import local_copy
 from . import damage, disk, format, tables
 from .damage import DamagedError, ForeignError, UnreadableError, UnsureError, require_file
 from .digests import OWN, Digests
-from .manifest_file import parse_identity
 from .reader import no_such_run
-from .run_contents import RunContents, finished_shards, part_number, read_run_contents
+from .run_contents import RunContents, finished_shards, parse_identity, part_number, read_run_contents
 from .shard_reader import ShardLayer
 
 # A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -15,81 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NetworkError, StoreError
-from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec
+from ..errors import StoreError
+from ..records import FeatureBatch, ImageStatus, RunSpec
 from ..sharding import ShardSpec
+from ..storage import RemotePath
 from . import codec, disk, format
-from .cutter import Cutter, Piece
 from .digests import Digests
-from .shard import ShardFile
-from .statistics import LayerStatistics, Tally
+from .shard import OpenShard, Piece, value_error
 
 # What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
 # first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
 WAITING_ROWS = 256
 LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
 
-# Shards that are hashed, synced and named at the same time; as many wait for it, at most, in the system's cache.
+# Shards that are hashed, synced and named at the same time; as many wait for it, at most, in the system's cache, each with a
+# file open. Of a run at an address, shards that are whole and being uploaded: they must not fill up scratch.
 MOST_FINISHERS = 4
-
-
-class OpenShard:
-    """A shard while it is made: its file, and what has come of its rows.
-
-    Args:
-        file: Open.
-        shard: Which rows.
-        features: The layers.
-
-    Attributes:
-        rows_put: Layer -> how many rows have come.
-        cutters: Layer -> where its rows are cut, for layers of fixed shape.
-        parts: (layer, row) -> band -> (CRC-32, bytes). Threads finish the bands of a row in any order.
-        tallies: Layer -> what has been gathered of its values.
-        tasks: That encode and write its pieces.
-        broken: Some of it could not be encoded or written; it is to be dropped.
-    """
-
-    def __init__(self, file: ShardFile, shard: ShardSpec, features: Sequence[FeatureSpec]) -> None:
-        self.file = file
-        self.shard = shard
-        self.rows_put = {feature.name: 0 for feature in features}
-        self.cutters = {feature.name: Cutter(file.chunk(feature.shape)) for feature in features if feature.shape is not None}
-        self.parts: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
-        self.tallies = {feature.name: Tally(feature.channels) for feature in features}
-        self.tasks: list[Future[None]] = []
-        self.broken = False
-        self._statuses: list[ImageStatus | None] = [None] * shard.rows
-        self._statuses_missing = shard.rows
-        self._rows_ok = 0
-
-    def add_status(self, status: ImageStatus) -> None:
-        """Note what became of an image."""
-        row = status.index - self.shard.first
-        assert self._statuses[row] is None, f"two statuses for row {status.index}"
-        self._statuses[row] = status
-        self._statuses_missing -= 1
-        self._rows_ok += not status.error
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row has a status, and every row that is ok has come of every layer."""
-        return not self._statuses_missing and all(rows == self._rows_ok for rows in self.rows_put.values())
-
-    def statuses(self) -> list[ImageStatus]:
-        """Return the statuses that have come, in order."""
-        return [status for status in self._statuses if status]
-
-    def statistics(self) -> dict[str, LayerStatistics]:
-        """Return layer -> statistics of its rows."""
-        return {layer: tally.statistics(self._rows_ok) for layer, tally in self.tallies.items()}
-
-    def checksums(self) -> dict[str, NDArray[np.uint32]]:
-        """Return layer -> (rows,) CRC-32 of each row; 0 for failed ones."""
-        values = {layer: np.zeros(self.shard.rows, np.uint32) for layer in self.rows_put}
-        for (layer, row), bands in self.parts.items():
-            values[layer][row] = codec.join_checksums([bands[band] for band in sorted(bands)])
-        return values
+REMOTE_FINISHING = 4
 
 
 class Writer:
@@ -135,22 +77,20 @@ class Writer:
         # it, and either is the whole one.
         self._mark = f"{self._digests.writer}-{secrets.token_hex(4)}" if self._digests.writer else ""
         self._spec = spec
-        self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
-        self._shapes = {feature.name: feature.shape for feature in spec.features}
         self._unfinished = {shard.number: shard for shard in shards}
         self._to_make = dict(self._unfinished)
         self._open: dict[int, OpenShard] = {}
-        row_bytes = format.row_bytes(spec.features, "float32") if all(self._shapes.values()) else WAITING_BYTES
+        is_native = any(feature.shape is None for feature in spec.features)
+        row_bytes = WAITING_BYTES if is_native else format.row_bytes(spec.features, "float32")
         chosen = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, WAITING_ROWS * row_bytes))
         self._waiting_bytes = chosen if waiting_bytes is None else waiting_bytes
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._bytes_waiting = 0
         self._finishing: list[Future[None]] = []
-        self._most_finishing = disk.most_finishing(folder, MOST_FINISHERS)
+        self._most_finishing = REMOTE_FINISHING if isinstance(folder, RemotePath) else 2 * MOST_FINISHERS
         self._error: BaseException | None = None
         # Of the counters, and of the shards that are open.
         self._lock = threading.Lock()
-        self._locating = threading.Lock()
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next; several, since
         # each hashes its shard on one core. With one worker they are finished in order.
@@ -180,81 +120,47 @@ class Writer:
             shard, among = self._shard(number), numbers == number
             # A slice, since a mask would copy.
             first, count = int(among.argmax()), int(among.sum())
-            rows = features.indices[first : first + count] - shard.shard.first
-            self._put_rows(shard, features.layer, rows, features.values[first : first + count])
-            shard.rows_put[features.layer] += count
+            some = slice(first, first + count)
+            batch = FeatureBatch(features.layer, features.indices[some], features.values[some])
+            for dataset, piece in shard.cut(batch):
+                self._submit(shard, features.layer, dataset, piece)
             self._finish_if_complete(shard)
-
-    def _put_rows(self, shard: OpenShard, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        assert values.shape[1:] == self._shapes[layer] or self._shapes[layer] is None, f"{layer} has shape {values.shape}"
-        if layer in shard.cutters:
-            self._submit(shard, layer, shard.cutters[layer].put(rows, values), shard.file.dataset(layer))
-            return
-        for number, row in enumerate(rows.tolist()):
-            dataset, chunk = shard.file.add_native(layer, row, values.shape[1:])
-            self._submit(shard, layer, Cutter(chunk).put(rows[number : number + 1], values[number : number + 1]), dataset)
 
     def _shard(self, number: int) -> OpenShard:
         if number not in self._open:
             while len(self._finishing) >= self._most_finishing:
                 self._finishing = [*wait(self._finishing, return_when=FIRST_COMPLETED).not_done]
             self.check()
-            shard = self._to_make.pop(number)
-            self._open[number] = OpenShard(ShardFile(self._folder, self._spec, shard, self._mark), shard, self._spec.features)
+            self._open[number] = OpenShard(self._folder, self._spec, self._to_make.pop(number), self._mark)
         return self._open[number]
 
-    def _submit(self, shard: OpenShard, layer: str, pieces: Iterable[Piece], dataset: Any) -> None:
-        """Have pieces of one dataset stored."""
-        for piece in pieces:
-            while self._waiting and self._bytes_waiting + piece.values.nbytes > self._waiting_bytes:
-                wait([self._waiting[0][0]])
-                self._bytes_waiting -= self._waiting.popleft()[1]
-            self.check()
-            task = self._encoders.submit(self._guarded, shard, self._store, layer, piece, dataset)
-            shard.tasks.append(task)
-            self._waiting.append((task, piece.values.nbytes))
-            self._bytes_waiting += piece.values.nbytes
+    def _submit(self, shard: OpenShard, layer: str, dataset: Any, piece: Piece) -> None:
+        """Have a piece stored; wait while too much is waiting."""
+        while self._waiting and self._bytes_waiting + piece.values.nbytes > self._waiting_bytes:
+            wait([self._waiting[0][0]])
+            self._bytes_waiting -= self._waiting.popleft()[1]
+        self.check()
+        task = self._encoders.submit(self._guarded, shard, self._store, layer, dataset, piece)
+        shard.tasks.append(task)
+        self._waiting.append((task, piece.values.nbytes))
+        self._bytes_waiting += piece.values.nbytes
 
-    def _store(self, shard: OpenShard, layer: str, piece: Piece, dataset: Any) -> None:
-        started = time.perf_counter()
-        data, raw_bytes = self._encode(shard, layer, piece)
-        encode_seconds = time.perf_counter() - started
-        # HDF5 lets one thread in at a time. Waiting for it is nobody's work, so the clock starts after.
-        with self._locating:
-            started = time.perf_counter()
-            position = shard.file.locate(dataset, piece.offset, data)
-        shard.file.write(position, data)
-        write_seconds = time.perf_counter() - started
+    def _store(self, shard: OpenShard, layer: str, dataset: Any, piece: Piece) -> None:
+        began = time.perf_counter()
+        data, raw_bytes = shard.encode(layer, piece)
+        encoded = time.perf_counter()
+        shard.write(dataset, piece, data)
         with self._lock:
             self.bytes_raw += raw_bytes
             self.bytes_stored += len(data)
-            self.encode_seconds += encode_seconds
-            self.write_seconds += write_seconds
-
-    def _encode(self, shard: OpenShard, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
-        """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row."""
-        stored = codec.converted(piece.values, self._dtype)
-        tally, are_counted = shard.tallies[layer], False
-        if stored.ndim == 2 and piece.chunk[0] > 1:
-            are_counted = tally.add_vectors(stored[np.array(piece.rows) - piece.first_row].astype(np.float32, copy=False))
-        for row in piece.rows:
-            values = stored[row - piece.first_row]
-            if not are_counted and not tally.add(values.astype(np.float32, copy=False)):
-                raise value_error(self._spec, shard.shard.first + row, layer, piece.row_values(row))
-            shard.parts.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
-        raw_bytes = stored.nbytes
-        if stored.shape != piece.chunk:
-            # HDF5 stores the chunk at the edge of a dataset in full.
-            whole = np.full(piece.chunk, np.nan, self._dtype)
-            whole[:, : stored.shape[1]] = stored
-            stored = whole
-        return codec.encode(stored, self._spec.compression), raw_bytes
+            self.encode_seconds += encoded - began
+            self.write_seconds += time.perf_counter() - encoded
 
     def _finish_if_complete(self, shard: OpenShard) -> None:
         if not shard.complete:
             return
-        for layer, cutter in shard.cutters.items():
-            self._submit(shard, layer, cutter.flush(), shard.file.dataset(layer))
+        for piece in shard.flush():
+            self._submit(shard, *piece)
         self._finishing.append(self._finishers.submit(self._guarded, shard, self._finish))
 
     def _finish(self, shard: OpenShard) -> None:
@@ -262,7 +168,7 @@ class Writer:
         if shard.broken:
             return
         started = time.perf_counter()
-        shard.file.finish(shard.statuses(), shard.checksums(), shard.statistics(), self._digests)
+        shard.finish(self._digests)
         with self._lock:
             self.write_seconds += time.perf_counter() - started
             self.shards_done += 1
@@ -312,7 +218,7 @@ class Writer:
         self._encoders.shutdown(wait=True)
         self._finishers.shutdown(wait=True)
         for shard in self._open.values():
-            shard.file.drop()
+            shard.drop()
         self._open.clear()
         # Ctrl-C comes anywhere, also after a file has been made and before anybody knows of it.
         for spec in self._unfinished.values():
@@ -322,10 +228,6 @@ class Writer:
 
 class DryWriter:
     """Takes what a writer takes, encodes every row by itself, counts, and keeps nothing.
-
-    Args:
-        spec: The run.
-        workers: Threads that encode.
 
     Attributes:
         statuses: Of the images that were put.
@@ -338,10 +240,8 @@ class DryWriter:
         self.raw_bytes = {feature.name: 0 for feature in spec.features}
         self.stored_bytes = dict(self.raw_bytes)
         self._spec = spec
-        self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
-        self._encoding: list[Future[None]] = []
-        self._lock = threading.Lock()
+        self._encoding: list[tuple[str, Future[tuple[int, int]]]] = []
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
         """Take what became of some images."""
@@ -354,21 +254,21 @@ class DryWriter:
             NetworkError: A value cannot be stored.
         """
         self._wait()
-        rows = zip(features.indices.tolist(), features.values, strict=True)
-        self._encoding = [self._encoders.submit(self._encode, features.layer, index, values) for index, values in rows]
+        for row in zip(features.indices.tolist(), features.values, strict=True):
+            self._encoding.append((features.layer, self._encoders.submit(self._encode, features.layer, *row)))
 
-    def _encode(self, layer: str, index: int, values: NDArray[np.float32]) -> None:
-        stored = codec.converted(values, self._dtype)
+    def _encode(self, layer: str, index: int, values: NDArray[np.float32]) -> tuple[int, int]:
+        stored = codec.converted(values, np.dtype(format.STORED_DTYPES[self._spec.dtype]))
         if not np.isfinite(stored).all():
             raise value_error(self._spec, index, layer, values)
-        encoded = codec.encode(stored, self._spec.compression)
-        with self._lock:
-            self.raw_bytes[layer] += stored.nbytes
-            self.stored_bytes[layer] += len(encoded)
+        return stored.nbytes, len(codec.encode(stored, self._spec.compression))
 
     def _wait(self) -> None:
-        for task in self._encoding:
-            task.result()
+        for layer, task in self._encoding:
+            raw_bytes, stored_bytes = task.result()
+            self.raw_bytes[layer] += raw_bytes
+            self.stored_bytes[layer] += stored_bytes
+        self._encoding.clear()
 
     def close(self) -> None:
         """Wait until all is encoded.
@@ -382,18 +282,3 @@ class DryWriter:
     def abort(self) -> None:
         """Encode no more."""
         self._encoders.shutdown(cancel_futures=True)
-
-
-def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
-    """Return the one line for a row with a value that cannot be stored."""
-    got = codec.first_unstorable(values, spec.dtype)
-    where = f"{spec.manifest.keys[index]}: layer {layer}"
-    # What a device has made float16 is infinite.
-    if np.isfinite(got) or (values.dtype == np.float16 and np.isinf(got)):
-        return NetworkError(
-            f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
-            f"Use output.dtype=float32, or output.overflow=row, which fails that image alone."
-        )
-    return NetworkError(
-        f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
-    )
