@@ -169,8 +169,7 @@ def refuse_unwritable(folder: Path) -> None:
     Raises:
         StoreError: It is such a folder.
     """
-    folder = scratch_of(folder)
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    place = _nearest(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         number = errno.EACCES if place.is_dir() else errno.ENOTDIR
         raise write_error(folder, OSError(number, os.strerror(number)))
@@ -219,10 +218,13 @@ def scratch_of(folder: Path) -> Path:
 
 def free_bytes(folder: Path) -> int:
     """Return the free space of the disk that holds this folder, or that will once it is made; at an address that of scratch."""
-    folder = scratch_of(folder)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder in which this one is made, or its scratch folder: itself, or the nearest above that is there."""
+    folder = scratch_of(folder).absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def file_digest(path: Path, stop: threading.Event | None = None) -> str:

@@ -52,7 +52,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
             else:
                 node = _map_shards(group, feature, spec)
             write_layer(node, feature, spec.dtype)
-        write_tables(file, spec, format.INDEX, 0, columns, checksums, statistics)
+        write_tables(file, spec, None, columns, checksums, statistics)
         file.flush()
         content = file.id.get_file_image()
     disk.write_file(path, content, Digests(folder).publish)
@@ -121,8 +121,7 @@ def read_run_spec(folder: Path) -> RunSpec:
     if not contents.shards:
         raise damage.no_run(folder)
     if contents.lost:
-        lost = damage.missing_file(folder / contents.lost, "manifest", "shards of its part")
-        raise next(iter(contents.unreadable.values()), lost)
+        raise damage.missing_file(folder / contents.lost, "manifest", "shards of its part")
     missing = [shard.file_name for shard in contents.plan if shard.file_name not in contents.shards]
     if missing:
         names = ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)

@@ -80,14 +80,12 @@ class RunContents:
         path: The folder.
         files: As of :func:`list_files`; likewise ``special``.
         manifests: File name -> what it says, None for one that is damaged; in the order of the parts.
-        unreadable: File name -> why the system does not let us read that manifest.
     """
 
     path: Path
     files: Sequence[str]
     special: Sequence[str]
     manifests: Mapping[str, PartManifest | None]
-    unreadable: Mapping[str, UnreadableError]
 
     @cached_property
     def shards(self) -> frozenset[str]:
@@ -129,19 +127,13 @@ def read_run_contents(folder: Path, images: bool = True) -> RunContents:
     """Read what a run folder holds; ``images``: whether manifests are read and checked whole, or their first lines alone.
 
     Raises:
-        StoreError: A link in place of the folder of shards leads out of it.
+        StoreError: A link in place of the folder of shards leads out of it; the system does not let us read a manifest.
         OSError: The folder cannot be listed.
     """
     require_own_shards(folder)
     files, special = list_files(folder)
-    manifests: dict[str, PartManifest | None] = {}
-    unreadable: dict[str, UnreadableError] = {}
-    for name in sorted(filter(format.MANIFEST_NAME.fullmatch, files), key=part_number):
-        try:
-            manifests[name] = read_manifest(folder / name, images)
-        except UnreadableError as error:
-            manifests[name], unreadable[name] = None, error
-    return RunContents(folder, files, special, manifests, unreadable)
+    names = sorted(filter(format.MANIFEST_NAME.fullmatch, files), key=part_number)
+    return RunContents(folder, files, special, {name: read_manifest(folder / name, images) for name in names})
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,13 +77,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         return Digests(self.path, self.share.mark if self.share else "")
 
     def alone(self) -> AbstractContextManager[None]:
-        """Keep other processes from opening the folder, or from writing its index, during the block.
+        """Keep other processes from opening the folder, or from writing its index, during the block; not in a preview.
 
         Raises:
             LockedError: One of them does not let go.
         """
-        assert self._hold is not None
-        return self._hold.alone()
+        return self._hold.alone() if self._hold else nullcontext()
 
     def give_transforms(self, transforms: Mapping[str, Transform], digest: str) -> None:
         """Add fitted transforms to the run, and the SHA-256 of their file to what is stored with it."""
@@ -277,8 +276,6 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         return RunFolder(folder, plan_new_run(spec), hold, share, {}, replaced)
     if hold:
         Digests(folder).fold(hold.living)
-    for error in contents.unreadable.values():
-        raise error
     plan = plan_parts(spec, contents, existing == EXTEND)
     digests = [part.digest for part in plan.spec.parts]
     shards = {shard.file_name: shard for shard in plan.spec.shards()}

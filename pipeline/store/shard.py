@@ -238,7 +238,7 @@ class OpenShard:
         columns = _image_columns(self._spec, self.shard, [self._statuses[row] for row in range(self.shard.rows)])
         try:
             with self._writing():
-                write_tables(self._file, self._spec, format.SHARD, self.shard.first, columns, checksums, statistics)
+                write_tables(self._file, self._spec, self.shard, columns, checksums, statistics)
                 self._file.close()
                 self._bytes.check()
                 self._bytes.close()
@@ -297,8 +297,7 @@ def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
 def write_tables(
     file: h5py.File,
     spec: RunSpec,
-    kind: str,
-    first_row: int,
+    shard: ShardSpec | None,
     columns: Mapping[str, tables.Column],
     checksums: Mapping[str, NDArray[np.uint32]],
     statistics: Mapping[str, LayerStatistics],
@@ -308,8 +307,7 @@ def write_tables(
     Args:
         file: Open for writing.
         spec: The run.
-        kind: ``shard`` or ``index``.
-        first_row: Row in the run of the file's first row.
+        shard: Which rows the file holds; None: all, of the index.
         columns: Of ``/images``, name -> (rows,).
         checksums: Layer -> (rows,), 0 for failed rows.
         statistics: Layer -> those of its rows.
@@ -328,11 +326,11 @@ def write_tables(
         **{name: value if isinstance(value, np.ndarray) else format.plain_text(value) for name, value in spec.attributes.items()},
         "format": format.FORMAT,
         "format_version": np.int64(format.FORMAT_VERSION),
-        "file_kind": kind,
+        "file_kind": format.SHARD if shard else format.INDEX,
         "run_digest": spec.digest,
         "identity": json.dumps(dict(spec.identity), sort_keys=True),
         "manifest_digest": spec.manifest.digest,
-        "first_row": np.int64(first_row),
+        "first_row": np.int64(shard.first if shard else 0),
         "rows": np.int64(len(spec.manifest)),
         "images_per_shard": np.int64(spec.images_per_shard),
         "created": spec.attributes.get("created") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
