@@ -25,7 +25,7 @@ from pipeline.engines.ray import plan_tasks
 from pipeline.errors import DeviceMemoryError
 from pipeline.extract import say_device
 from pipeline.network import device
-from pipeline.network.architectures import plan_features, resolve_layers
+from pipeline.network.architectures import VggTable
 from pipeline.network.vgg import DeviceFunctions, Network, Segment
 from pipeline.progress import LOGGER
 from pipeline.records import Batch, Device, Gpu, ImageStatus
@@ -106,7 +106,7 @@ def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_its_reaso
 @pytest.mark.parametrize(("layers", "batch_size"), [(["relu4_1"], 128), (["relu?_1"], 128), (["relu4_1"], 32)])
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_of_the_rows_that_gpus_compute_in_tasks_95_percent_are_asked_for(layers: list[str], batch_size: int, slots: int) -> None:
-    features = plan_features("vgg19", resolve_layers("vgg19", layers), (224, 224), "same")
+    features = VggTable("vgg19", "same").plan(VggTable("vgg19").resolve(layers), (224, 224))
     rows = format.plan_images_per_shard(format.row_bytes(features, "float32"), 10_000, 1)
     chosen = replace(CPU, kind="gpu", batch_size=batch_size, gpu=Gpu("", 0, 1, 0, 0, "", ""))
     computed = 0

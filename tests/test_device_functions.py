@@ -20,7 +20,7 @@ from pipeline.config import check_options
 from pipeline.extract import make_stages
 from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
-from pipeline.network.architectures import plan_features, resolve_layers
+from pipeline.network.architectures import VggTable
 from pipeline.network.device import HOST, set_precision
 from pipeline.network.device_reductions import prepare_on_device
 from pipeline.network.vgg import Network, first_step
@@ -60,7 +60,7 @@ def variants() -> list[Any]:
 
 
 def features_of(name: str, words: list[str], spec: ResizeSpec | None, padding: str = "same") -> tuple[FeatureSpec, ...]:
-    return plan_features(name, resolve_layers(name, words), spec.size_px if spec else None, padding)
+    return VggTable(name, padding).plan(VggTable(name).resolve(words), spec.size_px if spec else None)
 
 
 def graphs_of(network: Network) -> list[tf.Graph]:

@@ -6,18 +6,17 @@ import pytest
 
 from pipeline.errors import OptionError
 from pipeline.network.architectures import (
+    VggTable,
     foreign_names,
     layer_table,
     multiply_adds,
     output_shapes,
-    plan_features,
-    resolve_layers,
     smallest_side_px,
 )
 
 
 def names(network: str, *words: str) -> list[str]:
-    return [layer.name for layer in resolve_layers(network, words)]
+    return [layer.name for layer in VggTable(network).resolve(words)]
 
 
 def test_vgg19_has_the_43_layers_of_its_file_in_order() -> None:
@@ -96,16 +95,16 @@ def test_sets_of_layers_have_names_where_a_network_has_all_of_them() -> None:
 @pytest.mark.parametrize("word", ["block4_conv5", "block6_pool", "features.37"])
 def test_names_that_keras_and_torchvision_do_not_have_are_unknown(word: str) -> None:
     with pytest.raises(OptionError, match="layers: no layer of vgg19 matches"):
-        resolve_layers("vgg19", [word])
+        VggTable("vgg19").resolve([word])
 
 
 def test_an_unknown_layer_names_the_nearest_ones() -> None:
     with pytest.raises(OptionError, match=r"layers: no layer of vgg16 matches, got 'relu4_4'. Expected one of: .*relu4_3"):
-        resolve_layers("vgg16", ["relu4_4"])
+        VggTable("vgg16").resolve(["relu4_4"])
     with pytest.raises(OptionError, match=r"got 'zz\*'. Expected a name as conv1_1"):
-        resolve_layers("vgg19", ["zz*"])
+        VggTable("vgg19").resolve(["zz*"])
     with pytest.raises(OptionError, match="the list is empty"):
-        resolve_layers("vgg19", [])
+        VggTable("vgg19").resolve([])
 
 
 def test_odd_sides_are_rounded_as_the_padding_says() -> None:
@@ -116,12 +115,12 @@ def test_odd_sides_are_rounded_as_the_padding_says() -> None:
 
 
 def test_a_layer_that_does_not_fit_the_input_says_what_would() -> None:
-    layers = resolve_layers("vgg19", ["fc6"])
+    layers = VggTable("vgg19").resolve(["fc6"])
     assert smallest_side_px("vgg19", layers[0], "same") == 193
     assert smallest_side_px("vgg19", layers[0], "valid") == 224
-    assert plan_features("vgg19", layers, (224, 256), "same")[0].shape == (1, 2, 4096)
+    assert VggTable("vgg19", "same").plan(layers, (224, 256))[0].shape == (1, 2, 4096)
     with pytest.raises(OptionError, match=r"too small for layer fc6, got 128 x 128 px. Expected sides of at least 193 px"):
-        plan_features("vgg19", layers, (128, 128), "same")
+        VggTable("vgg19", "same").plan(layers, (128, 128))
 
 
 def test_the_cost_to_relu4_1_is_the_published_one() -> None:

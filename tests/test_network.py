@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ImageError, OptionError
-from pipeline.network.architectures import plan_features, resolve_layers
+from pipeline.network.architectures import VggTable
 from pipeline.network.device import (
     TOLERANCES,
     check_native_size,
@@ -217,7 +217,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:
 
 
 def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reason() -> None:
-    (fc6,) = resolve_layers("vgg19", ["fc6"])
+    (fc6,) = VggTable("vgg19").resolve(["fc6"])
     settings: Any = {"network": "vgg19", "layer": fc6, "pool_padding": "same", "memory_bytes": 10**9}
     image = np.zeros((200, 193, 3), np.uint8)
     assert check_native_size(image, **settings) is image
@@ -230,9 +230,9 @@ def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reaso
 def build(
     weights: Any, words: list[str], size_px: Any, *, backend: str = "tensorflow", pooling: str = "max", kernel_order: str = "hwio"
 ) -> Network:
-    wanted, settings = resolve_layers(weights.network, words), {"pooling": pooling, "kernel_order": kernel_order}
+    wanted, settings = VggTable(weights.network).resolve(words), {"pooling": pooling, "kernel_order": kernel_order}
     parts = prepare_segments(weights, wanted, threads=2, **settings) if backend == "winograd" else None
-    features = plan_features(weights.network, wanted, size_px, weights.pool_padding)
+    features = VggTable(weights.network, weights.pool_padding).plan(wanted, size_px)
     return Network(weights, features, device="/CPU:0", size_px=size_px, parts=parts, **settings)
 
 
@@ -253,7 +253,7 @@ def shorten(values: tf.Tensor) -> tf.Tensor:
 def errors_of(image: np.ndarray, weights: Any, expected: dict[str, Any], precision: str) -> dict[str, float]:
     settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": None}
     network = Network(
-        weights, plan_features("vgg19", resolve_layers("vgg19", LAYERS), None, "same"), precision=precision, **settings
+        weights, VggTable("vgg19", "same").plan(VggTable("vgg19").resolve(LAYERS), None), precision=precision, **settings
     )
     found = {name: np.asarray(values)[0] for name, values in network(image[None].astype(np.float32))}
     assert all(values.dtype == np.float32 for values in found.values())

@@ -207,7 +207,7 @@ def test_both_ways_of_naming_and_all_precisions_give_the_same_arrays(tmp_path: P
             save_safetensors(tmp_path / name, written)
             found.append(read(tmp_path / name, network, classifier))
         assert (found[0].pool_padding, found[0].network) == ("valid", network)
-        assert list(found[0].kernels) == list(known_weights.wanted_layers(network, classifier).shapes)
+        assert list(found[0].kernels) == list(known_weights.Wanted(network, classifier).shapes)
         for name, kernel in found[0].kernels.items():
             np.testing.assert_array_equal(kernel, found[1].kernels[name])
             np.testing.assert_array_equal(found[0].biases[name], found[1].biases[name])
@@ -376,7 +376,7 @@ def test_options_know_which_networks_have_which_weights() -> None:
     assert check(name="vgg19_bn", weights="torchvision").folder.name.endswith("-vgg19_bn")
     with pytest.raises(OptionError, match=r"too small for layer fc6, got 200 x 200 px. Expected sides of at least 224 px"):
         check_options(values(data__dir=".", data__size=200, layers="fc6", network__name="vgg13"))
-    assert random_weights(known_weights.wanted_layers("vgg11", False), 0).scale_pixel is None
+    assert random_weights(known_weights.Wanted("vgg11", False), 0).scale_pixel is None
 
 
 # Against PyTorch itself, where it is installed.

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError
-from pipeline.network.architectures import resolve_layers
+from pipeline.network.architectures import VggTable
 from pipeline.network.winograd import prepare_segments
 from pipeline.network.winograd.codegen import Processor, host_processor
 from pipeline.network.winograd.convolution import (
@@ -128,7 +128,7 @@ def test_no_layer_depends_on_the_batch_or_the_threads(
     network: str, pooling: str, padding: str, words: list[str], thin_weights: Any
 ) -> None:
     weights = replace(thin_weights(network), pool_padding=padding)
-    wanted = resolve_layers(network, words)
+    wanted = VggTable(network).resolve(words)
     images = 60 * draw((7, 37, 34, 3), 0)
 
     def features(segments: dict[str, Segment], step: int) -> dict[str, NDArray[np.float32]]:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import WeightsError
 from pipeline.network import architectures, known_weights
-from pipeline.network.known_weights import Weights, files_for, wanted_layers
+from pipeline.network.known_weights import Wanted, Weights, files_for
 from pipeline.network.weights import content_digest, load_weights, random_weights, read_file
 
 from .matconvnet_writer import write_matconvnet
@@ -33,7 +33,7 @@ def shrink_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_weights(network: str = "vgg19", classifier: bool = True, **changes: Any) -> Weights:
     """Gives random weights whose biases are 0, 1, 2 ..., so that an exchanged one shows."""
-    plain = random_weights(wanted_layers(network, classifier), seed=1)
+    plain = random_weights(Wanted(network, classifier), seed=1)
     biases = {name: np.arange(bias.size, dtype=np.float32) for name, bias in plain.biases.items()}
     return replace(plain, biases=biases, **changes)
 
@@ -77,7 +77,7 @@ def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(path: Path, network: str = "vgg19", classifier: bool = False) -> Weights:
-    return read_file(path, wanted_layers(network, classifier))
+    return read_file(path, Wanted(network, classifier))
 
 
 def refusal(path: Path, network: str = "vgg19", classifier: bool = False) -> str:

@@ -16,7 +16,7 @@ import h5py  # noqa: F401 (loaded before memory is limited)
 import pytest
 
 from pipeline.errors import WeightsError
-from pipeline.network.known_weights import Wanted, wanted_layers
+from pipeline.network.known_weights import Wanted
 from pipeline.network.weights import read_file
 
 from .weight_files import shrink_networks
@@ -32,7 +32,7 @@ def main(seed: Path, first: int, stop: int) -> None:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    kind, content, wanted = seed.suffix[1:], seed.read_bytes(), wanted_layers("vgg19", False)
+    kind, content, wanted = seed.suffix[1:], seed.read_bytes(), Wanted("vgg19", False)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, stop):
             # A new name each time: HDF5 takes a name that it has open for the same file.

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import OptionError, nearest
 from ..records import FeatureSpec, LayerSpec
@@ -62,95 +63,98 @@ KERAS_CLASSIFIER = {"fc1": "relu6", "fc2": "relu7", "predictions": "prob"}
 TORCHVISION_CLASSIFIER = {0: "fc6", 1: "relu6", 3: "fc7", 4: "relu7", 6: "fc8"}
 
 
+def layer_table(network: str) -> tuple[LayerSpec, ...]:
+    """Return all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files; as many with ``_bn``."""
+    rows: list[tuple[Any, ...]] = []
+    channels = 3
+    for block, (count, width) in enumerate(zip(NETWORKS[network], BLOCK_CHANNELS, strict=True), start=1):
+        stride = 2 ** (block - 1)
+        for position in range(1, count + 1):
+            rows.append((f"conv{block}_{position}", "conv", block, (3, 3, channels, width), width, stride))
+            rows.append((f"relu{block}_{position}", "relu", block, None, width, stride))
+            channels = width
+        rows.append((f"pool{block}", "pool", block, None, width, stride * 2))
+    for number, side, width in ((6, FC6_SIDE, FC_CHANNELS), (7, 1, FC_CHANNELS), (8, 1, CLASSES)):
+        rows.append((f"fc{number}", "fc", CLASSIFIER_BLOCK, (side, side, channels, width), width, 32))
+        rows.append((f"relu{number}", "relu", CLASSIFIER_BLOCK, None, width, 32))
+        channels = width
+    rows[-1] = ("prob", "softmax", CLASSIFIER_BLOCK, None, CLASSES, 32)
+    return tuple(LayerSpec(name, kind, index, *rest) for index, (name, kind, *rest) in enumerate(rows))
+
+
 @dataclass(frozen=True, slots=True)
 class VggTable:
     """The layers of a VGG network.
 
     Attributes:
         network: Name in :data:`NETWORKS`.
-        pool_padding: ``same`` or ``valid``.
+        pool_padding: As of :func:`output_shapes`.
     """
 
     network: str
-    pool_padding: str
+    pool_padding: str = "same"
 
     def resolve(self, words: Sequence[str]) -> tuple[LayerSpec, ...]:
-        """Return the layers that a user's words mean, see :func:`resolve_layers`."""
-        return resolve_layers(self.network, words)
+        """Return the layers that a user's words mean, in network order, each once.
+
+        Args:
+            words: Names (``relu4_1``), shell patterns (``relu?_1``), blocks (``block3``, its pooling included), :data:`PRESETS`
+                or ``all``: every layer from conv1_1 to the last ReLU of the convolutional part (36 for vgg19). ``*`` takes the
+                classifier too. Keras' and torchvision's names as in :func:`foreign_names`.
+
+        Raises:
+            OptionError: A word means no layer; the nearest names are given.
+        """
+        table = layer_table(self.network)
+        names = [layer.name for layer in table]
+        if not words:
+            raise OptionError("layers: the list is empty. Expected at least one layer name, e.g. layers=[relu4_1].")
+        chosen: set[str] = set()
+        for word in words:
+            word = SYNONYMS.get(word.strip(), word.strip())
+            if word == "all":
+                matched = [layer.name for layer in table if layer.block < CLASSIFIER_BLOCK and layer.name != "pool5"]
+            elif re.fullmatch(r"block\d+", word):
+                matched = [layer.name for layer in table if layer.block == int(word[5:]) < CLASSIFIER_BLOCK]
+            elif word in PRESETS:
+                matched = list(PRESETS[word])
+                if missing := [name for name in matched if name not in names]:
+                    has_all = [name for name in NETWORKS if set(matched) <= {layer.name for layer in layer_table(name)}]
+                    raise OptionError(
+                        f"layers: {self.network} has no {', '.join(missing)}, got {word!r}, which is {', '.join(matched)}. "
+                        f"Expected one of the networks {', '.join(has_all)}. Set e.g. network={has_all[0]}."
+                    )
+            else:
+                matched = fnmatch.filter(names, word) or list(foreign_names(self.network, [word]).values())
+            if not matched:
+                known = [*names, *(f"block{n}" for n in range(1, 6)), *PRESETS, "all"]
+                near = nearest(word, known)
+                rule = "a name as conv1_1, relu4_1, pool3, fc7, a pattern as relu?_1, block1 to block5, lpips, style, or all"
+                raise OptionError(
+                    f"layers: no layer of {self.network} matches, got {word!r}. "
+                    f"Expected {rule if near == ', '.join(known) else f'one of: {near}'}. "
+                    f"Run `python -m pipeline.layers network={self.network}` for the whole table."
+                )
+            chosen.update(matched)
+        return tuple(layer for layer in table if layer.name in chosen)
 
     def plan(self, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None) -> tuple[FeatureSpec, ...]:
-        """Return the layers with the shape of a row of each, see :func:`plan_features`."""
-        return plan_features(self.network, layers, size_px, self.pool_padding)
+        """Return the layers with the shape of a row of each; no shapes at native size.
 
-
-def layer_table(network: str) -> tuple[LayerSpec, ...]:
-    """Return all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files; as many with ``_bn``."""
-    layers: list[LayerSpec] = []
-
-    def add(name: str, kind: str, block: int, kernel: tuple[int, int, int, int] | None, channels: int, stride: int) -> None:
-        layers.append(LayerSpec(name, kind, len(layers), block, kernel, channels, stride))
-
-    channels = 3
-    for block, (count, width) in enumerate(zip(NETWORKS[network], BLOCK_CHANNELS, strict=True), start=1):
-        stride = 2 ** (block - 1)
-        for position in range(1, count + 1):
-            add(f"conv{block}_{position}", "conv", block, (3, 3, channels, width), width, stride)
-            add(f"relu{block}_{position}", "relu", block, None, width, stride)
-            channels = width
-        add(f"pool{block}", "pool", block, None, width, stride * 2)
-    add("fc6", "fc", CLASSIFIER_BLOCK, (FC6_SIDE, FC6_SIDE, channels, FC_CHANNELS), FC_CHANNELS, 32)
-    add("relu6", "relu", CLASSIFIER_BLOCK, None, FC_CHANNELS, 32)
-    add("fc7", "fc", CLASSIFIER_BLOCK, (1, 1, FC_CHANNELS, FC_CHANNELS), FC_CHANNELS, 32)
-    add("relu7", "relu", CLASSIFIER_BLOCK, None, FC_CHANNELS, 32)
-    add("fc8", "fc", CLASSIFIER_BLOCK, (1, 1, FC_CHANNELS, CLASSES), CLASSES, 32)
-    add("prob", "softmax", CLASSIFIER_BLOCK, None, CLASSES, 32)
-    return tuple(layers)
-
-
-def resolve_layers(network: str, words: Sequence[str]) -> tuple[LayerSpec, ...]:
-    """Return the layers that a user's words mean, in network order, each once.
-
-    Args:
-        network: Name in :data:`NETWORKS`.
-        words: Names (``relu4_1``), shell patterns (``relu?_1``), blocks (``block3``, its pooling included), :data:`PRESETS` or
-            ``all``: every layer from conv1_1 to the last ReLU of the convolutional part (36 for vgg19). ``*`` takes the
-            classifier too. Keras' and torchvision's names as in :func:`foreign_names`.
-
-    Raises:
-        OptionError: A word means no layer; the nearest names are given.
-    """
-    table = layer_table(network)
-    names = [layer.name for layer in table]
-    if not words:
-        raise OptionError("layers: the list is empty. Expected at least one layer name, e.g. layers=[relu4_1].")
-    chosen: set[str] = set()
-    for word in words:
-        word = SYNONYMS.get(word.strip(), word.strip())
-        if word == "all":
-            matched = [layer.name for layer in table if layer.block < CLASSIFIER_BLOCK and layer.name != "pool5"]
-        elif re.fullmatch(r"block\d+", word):
-            matched = [layer.name for layer in table if layer.block == int(word[5:]) < CLASSIFIER_BLOCK]
-        elif word in PRESETS:
-            matched = list(PRESETS[word])
-            if missing := [name for name in matched if name not in names]:
-                has_all = [name for name in NETWORKS if set(matched) <= {layer.name for layer in layer_table(name)}]
+        Raises:
+            OptionError: The input is too small for a layer.
+        """
+        if size_px is None:
+            return tuple(FeatureSpec(layer, None) for layer in layers)
+        shapes = output_shapes(self.network, size_px, self.pool_padding)
+        for layer in layers:
+            if layer.name not in shapes:
                 raise OptionError(
-                    f"layers: {network} has no {', '.join(missing)}, got {word!r}, which is {', '.join(matched)}. Expected one "
-                    f"of the networks {', '.join(has_all)}. Set e.g. network={has_all[0]}."
+                    f"data.size: too small for layer {layer.name}, got {size_px[0]} x {size_px[1]} px. Expected sides of at "
+                    f"least {smallest_side_px(self.network, layer, self.pool_padding)} px. Choose a larger data.size or an "
+                    "earlier layer."
                 )
-        else:
-            matched = fnmatch.filter(names, word) or list(foreign_names(network, [word]).values())
-        if not matched:
-            known = [*names, *(f"block{n}" for n in range(1, 6)), *PRESETS, "all"]
-            near = nearest(word, known)
-            rule = "a name as conv1_1, relu4_1, pool3, fc7, a pattern as relu?_1, block1 to block5, lpips, style, or all"
-            raise OptionError(
-                f"layers: no layer of {network} matches, got {word!r}. "
-                f"Expected {rule if near == ', '.join(known) else f'one of: {near}'}. "
-                f"Run `python -m pipeline.layers network={network}` for the whole table."
-            )
-        chosen.update(matched)
-    return tuple(layer for layer in table if layer.name in chosen)
+        return tuple(FeatureSpec(layer, shapes[layer.name]) for layer in layers)
 
 
 def foreign_names(network: str, words: Sequence[str]) -> dict[str, str]:
@@ -217,26 +221,6 @@ def smallest_side_px(network: str, layer: LayerSpec, pool_padding: str) -> int:
     while layer.name not in output_shapes(network, (side, side), pool_padding):
         side += 1
     return side
-
-
-def plan_features(
-    network: str, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None, pool_padding: str
-) -> tuple[FeatureSpec, ...]:
-    """Return the layers with the shape of a row of each; no shapes at native size.
-
-    Raises:
-        OptionError: The input is too small for a layer.
-    """
-    if size_px is None:
-        return tuple(FeatureSpec(layer, None) for layer in layers)
-    shapes = output_shapes(network, size_px, pool_padding)
-    for layer in layers:
-        if layer.name not in shapes:
-            raise OptionError(
-                f"data.size: too small for layer {layer.name}, got {size_px[0]} x {size_px[1]} px. Expected sides of at least "
-                f"{smallest_side_px(network, layer, pool_padding)} px. Choose a larger data.size or an earlier layer."
-            )
-    return tuple(FeatureSpec(layer, shapes[layer.name]) for layer in layers)
 
 
 def multiply_adds(layer: LayerSpec, shape: tuple[int, ...]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .architectures import MEAN_PIXEL_RGB, NETWORKS
-from .known_weights import Wanted, Weights, WrongFileError, wanted_layers
+from .known_weights import Wanted, Weights, WrongFileError
 
 # Names of nested groups -> the datasets in the innermost one.
 Groups = dict[tuple[str, ...], list[Any]]
@@ -75,7 +75,7 @@ def _layer_names(groups: Groups) -> dict[tuple[str, ...], str]:
     if len({group[:-2] for _, _, group in ordered}) == 1 and dense in (0, len(_CLASSIFIER)):
         for network in NETWORKS:
             # The classifier's layers come last in both.
-            names = wanted_layers(network, classifier=dense > 0).shapes
+            names = Wanted(network, classifier=dense > 0).shapes
             if len(names) == len(ordered):
                 return {group: name for name, (_, _, group) in zip(names, ordered, strict=True)}
     # Else by the attribute in which newer Keras 3 keeps the names. HDF5 1.14 crashes or never ends on some damaged attributes.

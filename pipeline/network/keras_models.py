@@ -28,6 +28,7 @@ from ..errors import OptionError, PipelineError, WeightsError, nearest, printabl
 from ..records import FeatureSpec, LayerSpec
 from . import load_tensorflow, load_undisturbed
 from .architectures import MEAN_PIXEL_RGB
+from .known_weights import digest_arrays
 from .torch_weights import MEAN_PIXEL, SCALE_PIXEL
 
 # What ``network`` is called.
@@ -412,7 +413,7 @@ def load_keras(
         None if scale is None else np.array(scale, np.float64),
         is_bgr=preprocess == "caffe",
         source=words,
-        sha256=_digest(arrays),
+        sha256=digest_arrays(arrays),
         identity={"network.model": _graph_digest(text) if is_file(model) else model, "network.preprocess": preprocess},
     )
 
@@ -465,12 +466,3 @@ def _random(arrays: Sequence[tuple[str, NDArray[Any]]], seed: int) -> list[tuple
 def _graph_digest(text: str) -> str:
     """Return what a graph is known by; Keras numbers objects that are shared anew each time that it saves one."""
     return "graph " + hashlib.sha256(re.sub(r', "shared_object_id": \d+', "", text).encode()).hexdigest()
-
-
-def _digest(arrays: Sequence[tuple[str, NDArray[Any]]]) -> str:
-    digest = hashlib.sha256()
-    for name, values in arrays:
-        stored = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-        digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
-        digest.update(stored.data)
-    return digest.hexdigest()

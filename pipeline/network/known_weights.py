@@ -8,9 +8,11 @@ PyTorch files: ``torchvision/models/vgg.py``.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +99,17 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
     KnownFile("vgg16", "matconvnet", True, *_MAT16),
     KnownFile("vgg16", "keras", False, f"vgg16/vgg16{_KERAS}_notop.h5", 58_889_256, "6d6bbae143d832006294945121d1f1fc"),
     KnownFile("vgg16", "keras", True, f"vgg16/vgg16{_KERAS}.h5", 553_467_096, "64373286793e3c8b2b4e3219cbf3544b"),
-    KnownFile("vgg19", "torchvision", True, "vgg19-dcbb9e9d.pth", 574_673_361, "dcbb9e9d"),
     *(
-        KnownFile(network, "torchvision", True, f"{network}-{digest}.pth", None, digest)
-        for network, digest in (
-            ("vgg11", "8a719046"),
-            ("vgg13", "19584684"),
-            ("vgg16", "397923af"),
-            ("vgg11_bn", "6002323d"),
-            ("vgg13_bn", "abd245e5"),
-            ("vgg16_bn", "6c64b313"),
-            ("vgg19_bn", "c79401a0"),
+        KnownFile(network, "torchvision", True, f"{network}-{digest}.pth", size_bytes, digest)
+        for network, size_bytes, digest in (
+            ("vgg19", 574_673_361, "dcbb9e9d"),
+            ("vgg11", None, "8a719046"),
+            ("vgg13", None, "19584684"),
+            ("vgg16", None, "397923af"),
+            ("vgg11_bn", None, "6002323d"),
+            ("vgg13_bn", None, "abd245e5"),
+            ("vgg16_bn", None, "6c64b313"),
+            ("vgg19_bn", None, "c79401a0"),
         )
     ),
 )
@@ -167,19 +169,26 @@ class Weights:
     scale_pixel: NDArray[np.float64] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wanted:
     """Which layers a reader shall look for. Whatever else is in the file is left alone.
 
     Attributes:
         network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        shapes: Layer -> (height, width, channels in, channels out) of its kernel, in network order.
         classifier: Whether fc6, fc7 and fc8 are among them.
     """
 
     network: str
-    shapes: Mapping[str, tuple[int, int, int, int]]
     classifier: bool
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Layer -> (height, width, channels in, channels out) of its kernel, in network order."""
+        return {
+            layer.name: layer.kernel_shape
+            for layer in layer_table(self.network)
+            if layer.kernel_shape is not None and (self.classifier or layer.block < CLASSIFIER_BLOCK)
+        }
 
     def refusal(self, path: Path, what: str, got: str, remedy: str = "") -> WeightsError:
         """Return the error for a file that cannot be used: what it is, and which file is meant."""
@@ -202,7 +211,7 @@ class Wanted:
         """
         convolutions = {name for name in found if name.startswith("conv")}
         for other in (name for name in NETWORKS if name.endswith(NORMALISED) == normalised):
-            if other != self.network and convolutions == set(wanted_layers(other, False).shapes):
+            if other != self.network and convolutions == set(Wanted(other, False).shapes):
                 remedy = f"Give one of these, or set network={other}."
                 raise WrongFileError(f"is a {other} file", f"its {len(convolutions)} convolutions", remedy)
         if missing := [name for name in self.shapes if name not in found]:
@@ -242,14 +251,13 @@ class Wanted:
         return accepted[0], accepted[1]
 
 
-def wanted_layers(network: str, classifier: bool) -> Wanted:
-    """Return what to look for: the convolutions of a network, and fc6, fc7, fc8 where the classifier is asked for."""
-    shapes = {
-        layer.name: layer.kernel_shape
-        for layer in layer_table(network)
-        if layer.kernel_shape is not None and (classifier or layer.block < CLASSIFIER_BLOCK)
-    }
-    return Wanted(network, shapes, classifier)
+def digest_arrays(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """Return SHA-256, hex, of arrays, their names and types, whichever file they came from."""
+    digest = hashlib.sha256()
+    for name, values in arrays:
+        digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
+        digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
 
 
 # Words -> the kernel of conv1_1 to output channel 0, [row, column] of one input colour; which of R, G, B that is if it takes RGB.

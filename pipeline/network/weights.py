@@ -6,9 +6,7 @@ name or path -> local copy, cache of Keras or PyTorch, or download -> reader (Ma
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
-import json
 import math
 import os
 import secrets
@@ -21,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import OptionError, WeightsError, nearest
+from ..errors import WeightsError, nearest
 from .architectures import MEAN_PIXEL_RGB
 from .keras_h5 import read_keras
-from .known_weights import KnownFile, Wanted, Weights, WrongFileError, files_for, recognise_training, wanted_layers
+from .known_weights import KnownFile, Wanted, Weights, WrongFileError, digest_arrays, files_for, recognise_training
 from .matconvnet import read_matconvnet
 from .torch_weights import import_torch, read_safetensors, read_torch
 
@@ -81,17 +79,16 @@ def load_weights(
             ``matconvnet``: the ``.mat`` in ``folder``, else downloaded; ``torchvision``: torchvision's or timm's file in
             ``folder`` or PyTorch's cache, else torchvision's is downloaded, and so by ``imagenet`` where there is no other;
             ``random``: He normal; else the path of a file.
-        seed: Of the random weights; at least 0.
+        seed: Of the random weights.
         classifier: Whether fc6, fc7 and fc8 are needed.
         progress: Whether downloads show a bar.
         log: Takes lines for the user: where weights come from, and warnings.
         folder: Where published files are looked for and downloaded to.
 
     Raises:
-        OptionError: A negative seed.
         WeightsError: There is no such file, it cannot be downloaded, or it cannot be used.
     """
-    wanted = wanted_layers(network, classifier)
+    wanted = Wanted(network, classifier)
     if source == "random":
         return random_weights(wanted, seed)
     path = _published_file(wanted, source, folder, progress, log) if source in SOURCES else _given_file(wanted, source)
@@ -109,12 +106,7 @@ def random_weights(wanted: Wanted, seed: int) -> Weights:
     """Return untrained weights: He normal kernels, no biases. The convolutions do not depend on whether the classifier is wanted.
 
     Source: He et al., "Delving Deep into Rectifiers", arXiv 1502.01852, equation 10: standard deviation sqrt(2 / fan in).
-
-    Raises:
-        OptionError: A negative seed.
     """
-    if seed < 0:
-        raise OptionError(f"seed: negative, got {seed}. Expected an integer of at least 0. Choose another seed.")
     generator = np.random.Generator(np.random.PCG64(seed))
     kernels = {}
     # In network order, one stream for all: the classifier's draws come last and change nothing before them.
@@ -133,15 +125,10 @@ def _identified(weights: Weights, source: str) -> Weights:
 
 def content_digest(weights: Weights) -> str:
     """Return SHA-256, hex, of the arrays, whichever file they came from."""
-    digest = hashlib.sha256()
-    for name, kernel in weights.kernels.items():
-        for kind, values in (("kernel", kernel), ("bias", weights.biases[name])):
-            digest.update(json.dumps([name, kind, list(values.shape)]).encode())
-            digest.update(np.ascontiguousarray(values, dtype="<f4").data)
-    for colours in (weights.mean_pixel, weights.scale_pixel):
-        if colours is not None:
-            digest.update(np.ascontiguousarray(colours, dtype="<f8").data)
-    return digest.hexdigest()
+    colours = {"mean": weights.mean_pixel, "scale": weights.scale_pixel}
+    biases = {f"{name} bias": values for name, values in weights.biases.items()}
+    arrays = {**weights.kernels, **biases, **colours}
+    return digest_arrays((name, values) for name, values in arrays.items() if values is not None)
 
 
 def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, log: Callable[[str], None]) -> Path:

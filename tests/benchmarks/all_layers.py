@@ -73,7 +73,7 @@ def evaluate_as_the_reference_does(photograph: Path) -> None:
     import tensorflow as tf
     from PIL import Image
 
-    from pipeline.network.architectures import layer_table, resolve_layers
+    from pipeline.network.architectures import VggTable, layer_table
 
     from .rivals import seeded_weights
 
@@ -82,7 +82,7 @@ def evaluate_as_the_reference_does(photograph: Path) -> None:
     with tf.Graph().as_default():
         images = tf.compat.v1.placeholder(tf.float32, (1, WIDE_PX[1], WIDE_PX[0], 3))
         tensors, values = {}, images
-        for layer in table[: resolve_layers("vgg19", ["all"])[-1].network_index + 1]:
+        for layer in table[: VggTable("vgg19").resolve(["all"])[-1].network_index + 1]:
             if layer.kind == "conv":
                 values = tf.nn.conv2d(values, tf.constant(weights.kernels[layer.name]), 1, "SAME")
                 values = tf.nn.bias_add(values, weights.biases[layer.name])

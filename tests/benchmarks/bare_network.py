@@ -85,10 +85,10 @@ def ours(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any
         layers: Wanted.
         features: File for those of the first images.
     """
-    from pipeline.network.architectures import resolve_layers
+    from pipeline.network.architectures import VggTable
     from pipeline.network.winograd import prepare_segments
 
-    parts = prepare_segments(seeded_weights(), resolve_layers("vgg19", layers), threads=usable_cores(), **SETTINGS)
+    parts = prepare_segments(seeded_weights(), VggTable("vgg19").resolve(layers), threads=usable_cores(), **SETTINGS)
     network = _network(layers, parts)
     images = np.load(path)
 
@@ -122,10 +122,10 @@ def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, A
 
 
 def _network(layers: Sequence[str], parts: Any) -> Any:
-    from pipeline.network.architectures import plan_features, resolve_layers
+    from pipeline.network.architectures import VggTable
     from pipeline.network.vgg import Network
 
-    wanted = plan_features("vgg19", resolve_layers("vgg19", layers), (SIDE_PX, SIDE_PX), "same")
+    wanted = VggTable("vgg19", "same").plan(VggTable("vgg19").resolve(layers), (SIDE_PX, SIDE_PX))
     return Network(seeded_weights(), wanted, device="/CPU:0", size_px=(SIDE_PX, SIDE_PX), parts=parts, **SETTINGS)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.network.architectures import CLASSIFIER_BLOCK, layer_table, resolve_layers
+from pipeline.network.architectures import CLASSIFIER_BLOCK, VggTable, layer_table
 from pipeline.network.known_weights import Weights
 from pipeline.network.weights import load_weights
 
@@ -89,7 +89,7 @@ def write_onnx_model(weights: Weights, layers: Sequence[str], path: Path) -> Pat
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    wanted = resolve_layers("vgg19", layers)
+    wanted = VggTable("vgg19").resolve(layers)
     nodes, constants, source = [], [], "images"
     for layer in layer_table("vgg19")[: wanted[-1].network_index + 1]:
         assert layer.block < CLASSIFIER_BLOCK

@@ -26,12 +26,12 @@ BATCH = 8
 
 def activations(path: str, inputs: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """A side that measures nothing: writes relu4_1 of photographs, (n, 28, 28, 512) float32."""
-    from pipeline.network.architectures import resolve_layers
+    from pipeline.network.architectures import VggTable
     from pipeline.network.winograd import prepare_segments
 
     from .rivals import seeded_weights
 
-    wanted = resolve_layers("vgg19", [LAYER])
+    wanted = VggTable("vgg19").resolve([LAYER])
     parts = prepare_segments(seeded_weights(), wanted, pooling="max", kernel_order="hwio", threads=usable_cores())
     np.save(path, np.asarray(parts[LAYER](np.load(inputs))))
     return {}, lambda: None
