@@ -112,7 +112,7 @@ def layer_table(
     shapes: list[tuple[LayerSpec, tuple[int, ...] | None]]
     if isinstance(table, KerasTable):
         caption = f"{model_name(table.model)}, {caption}"
-        shapes = [(each.layer, each.shape) for each in table.layers().values() if each.is_storable]
+        shapes = [(each.layer, each.shape) for each in table.layers().values()]
         # What the option is by default is a layer of VGG's.
         words = () if list(words) == defaults()["layers"] else words
     else:

@@ -84,6 +84,10 @@ class Geometry(NamedTuple):
         """Whether the vertical pass comes first. Source: Pillow 13, where rows shrink by far more pixels than columns."""
         return self.height > self.scaled_height and self.height - self.scaled_height > 2 * (self.width - self.scaled_width)
 
+    def seen(self, axis: int, spec: ResizeSpec) -> range:
+        """Return the positions along an axis of the scaled image that the result shows."""
+        return range(max(0, self[4 + axis]), min(self[2 + axis], self[4 + axis] + spec.size_px[axis]))
+
 
 # What a failed row has in place of one: nothing of it is seen.
 NO_IMAGE = Geometry(0, 0, 0, 0, 0, 0)
@@ -140,11 +144,6 @@ def fit_canvas(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     return pixels
 
 
-def _visible(scaled: int, offset: int, target: int) -> tuple[int, int]:
-    """Return the first and the last but one of the scaled positions that the result shows."""
-    return max(0, offset), min(scaled, offset + target)
-
-
 def _pick_nearest(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     """Return the pixels that Pillow picks: it is asked which, by resizing their numbers along each axis."""
     place = place_image(*pixels.shape[:2], spec)
@@ -152,7 +151,8 @@ def _pick_nearest(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     def picked(axis: int) -> NDArray[np.int32]:
         numbers = Image.fromarray(np.arange(place[axis], dtype=np.int32)[None])
         scaled: NDArray[np.int32] = np.asarray(numbers.resize((place[2 + axis], 1), Image.Resampling.NEAREST))[0]
-        return scaled[slice(*_visible(len(scaled), place[4 + axis], spec.size_px[axis]))]
+        seen = place.seen(axis, spec)
+        return scaled[seen.start : seen.stop]
 
     return pixels[picked(0)[:, None], picked(1)]
 
@@ -162,7 +162,8 @@ def _resize_by_pillow(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     place = place_image(*pixels.shape[:2], spec)
     for axis in (0, 1) if place.rows_first else (1, 0):
         scaled = place[2 + axis]
-        first, stop = _visible(scaled, place[4 + axis], spec.size_px[axis])
+        seen = place.seen(axis, spec)
+        first, stop = seen.start, seen.stop
         # Lines along the axis, one after the other, some at a time.
         lines = pixels if axis else pixels.swapaxes(0, 1)
         count, source = lines.shape[:2]
@@ -205,45 +206,44 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pi
     is_clipped = spec.interpolation in ("bicubic", "lanczos")
     # What is never cut off may be weighted in either order.
     for axis in (0, 1) if place.rows_first or not is_clipped else (1, 0):
-        source, scaled, offset, target = place[axis], place[2 + axis], place[4 + axis], spec.size_px[axis]
-        if (source, scaled, offset) == (target, target, 0):
+        source, scaled, seen = place[axis], place[2 + axis], place.seen(axis, spec)
+        if scaled == source == len(seen):
             continue
-        matrix = axis_matrix(source, scaled, offset, target, spec.interpolation, COLOURS if axis else 1)
+        matrix = axis_matrix(source, scaled, seen, spec.interpolation, COLOURS if axis else 1)
         # A sparse product adds up whole rows of its right factor, so what is resampled must be that one's first axis.
         product = matrix @ (np.ascontiguousarray(values.T) if axis else values)
         if is_clipped:
             np.clip(product, 0.0, 255.0, out=product)
         values = np.ascontiguousarray(product.T) if axis else product
+    height, width = len(values), values.shape[1] // COLOURS
     values -= np.tile(mean_pixel, width)
     if scale_pixel is not None:
         values /= np.tile(scale_pixel, width)
-    result = values.reshape(height, width, COLOURS)
-    if place.top < 0 or place.left < 0:
-        rows, columns = (np.arange(side) for side in spec.size_px)
-        result[(rows + place.top < 0) | (rows + place.top >= place.scaled_height)] = 0.0
-        result[:, (columns + place.left < 0) | (columns + place.left >= place.scaled_width)] = 0.0
-    return result
+    if (height, width) == spec.size_px:
+        return values.reshape(height, width, COLOURS)
+    padded = np.zeros((*spec.size_px, COLOURS), np.float32)
+    top, left = max(0, -place.top), max(0, -place.left)
+    padded[top : top + height, left : left + width] = values.reshape(height, width, COLOURS)
+    return padded
 
 
 @functools.lru_cache(256)
-def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolation: str, interleaved: int = 1) -> Any:
+def axis_matrix(source: int, scaled: int, seen: range, interpolation: str, interleaved: int = 1) -> Any:
     """Return the weights that turn the pixels of one axis into the result's, in float64 as Pillow's, then rounded to float32.
 
     Args:
         source: Length of the image along the axis, px.
         scaled: Length it is scaled to.
-        offset: Position in the scaled image of the result's first pixel.
-        target: Length of the result.
+        seen: Positions in the scaled image that the result shows.
         interpolation: The filter; ``nearest`` has been picked already, and is not scaled any more.
         interleaved: Values of each pixel that lie one after the other along the axis.
 
     Returns:
-        ``scipy.sparse.csr_array`` (target * interleaved, source * interleaved): rows of the image sum to 1, of padding are empty.
+        ``scipy.sparse.csr_array`` (len(seen) * interleaved, source * interleaved), of rows that sum to 1.
     """
-    first, stop = _visible(scaled, offset, target)
     scale = source / scaled
     widened = max(1.0, scale)
-    centers = (np.arange(first, stop) + 0.5) * scale
+    centers = (np.array(seen) + 0.5) * scale
     support = SUPPORT[interpolation] * widened
     # Source: Pillow, Resample.c, precompute_coeffs.
     low = np.maximum(0, (centers - support + 0.5).astype(np.int64))
@@ -251,14 +251,12 @@ def axis_matrix(source: int, scaled: int, offset: int, target: int, interpolatio
     taps = low[:, None] + np.arange(int((high - low).max()))
     weights = np.where(taps < high[:, None], _weigh(interpolation, (taps + 0.5 - centers[:, None]) / widened, np), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    # As many entries in each row that shows the image, some of them zero: the matrix is made without sorting any.
+    # As many entries in each row, some of them zero: the matrix is made without sorting any.
     positions = np.minimum(taps, source - 1)[:, None, :] * interleaved + np.arange(interleaved)[:, None]
     entries = np.repeat(weights.astype(np.float32), interleaved, axis=0)
-    counts = np.zeros(target * interleaved, np.int32)
-    counts[(first - offset) * interleaved : (stop - offset) * interleaved] = taps.shape[1]
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    starts = np.arange(0, entries.size + 1, taps.shape[1], dtype=np.int32)
     parts = entries.ravel(), positions.ravel().astype(np.int32), starts
-    return sparse.csr_array(parts, shape=(target * interleaved, source * interleaved))
+    return sparse.csr_array(parts, shape=(len(entries), source * interleaved))
 
 
 def _weigh(interpolation: str, x: Any, library: Any) -> Any:

@@ -100,28 +100,6 @@ class KerasWeights:
     identity: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Tapped:
-    """A layer of a graph.
-
-    Attributes:
-        layer: The layer; ``kind`` is the name of its class.
-        rank: Of an image's output: 3 of a map, 1 of a vector. Others cannot be stored.
-        shape: (h, w, c) or (d,); None of a map at native size.
-        inside: Name of the nested model that it is in, of which the output alone can be stored; "": none.
-    """
-
-    layer: LayerSpec
-    rank: int
-    shape: tuple[int, ...] | None
-    inside: str = ""
-
-    @property
-    def is_storable(self) -> bool:
-        """Whether the output is a map or a vector."""
-        return self.rank in (1, 3) and not self.inside
-
-
 def is_file(model: str) -> bool:
     """Tell whether a model is a file, and not a name of :data:`MODELS`."""
     return model.endswith(SUFFIX)
@@ -164,8 +142,8 @@ class KerasTable:
     model: str
     size_px: tuple[int, int] | None
 
-    def layers(self) -> dict[str, Tapped]:
-        """Return name -> layer, in the order of the graph, those of maps and of vectors alone."""
+    def layers(self) -> dict[str, FeatureSpec]:
+        """Return name -> layer and shape, in the order of the graph, of maps and of vectors alone; ``kind`` names its class."""
         found = Path(self.model).stat() if is_file(self.model) else None
         return _tapped(self.model, self.size_px, found and (found.st_mtime_ns, found.st_size))
 
@@ -173,38 +151,33 @@ class KerasTable:
         """Return the layers that a user's words mean, in the order of the graph, each once.
 
         Raises:
-            OptionError: A word means no layer, or one whose output is neither a map nor a vector; the model cannot be built.
+            OptionError: A word means no layer of a map or a vector; the model cannot be built.
         """
         layers = self.layers()
-        known = [name for name, tapped in layers.items() if tapped.is_storable]
         chosen: set[str] = set()
         for word in (word.strip() for word in words):
-            matched = known if word == "all" else fnmatch.filter(known, word)
+            matched = list(layers) if word == "all" else fnmatch.filter(layers, word)
             if not matched:
-                what = "there is none such"
-                if word in layers:
-                    inside, rank = layers[word].inside, layers[word].rank
-                    what = f"it is inside of the model {inside}" if inside else f"its output has {rank} axes an image"
                 raise OptionError(
-                    f"layers: {what} in {model_name(self.model)}, got {word!r}. Expected maps or vectors, e.g. "
-                    f"{', '.join(nearest(word, known).split(', ')[:NAMED])}. "
+                    f"layers: no map or vector of {model_name(self.model)} matches, got {word!r}. Expected e.g. "
+                    f"{', '.join(nearest(word, layers).split(', ')[:NAMED])}. "
                     f"Run `python -m pipeline.layers network=keras network.model={self.model}` for the whole table."
                 )
             chosen.update(matched)
-        return tuple(layers[name].layer for name in known if name in chosen)
+        return tuple(feature.layer for name, feature in layers.items() if name in chosen)
 
     def plan(self, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None) -> tuple[FeatureSpec, ...]:
         """Return the layers with the shape of a row of each; of maps none at native size."""
         table = self.layers()
-        return tuple(FeatureSpec(layer, table[layer.name].shape) for layer in layers)
+        return tuple(table[layer.name] for layer in layers)
 
 
 @functools.lru_cache(8)
-def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> dict[str, Tapped]:
+def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> dict[str, FeatureSpec]:
     # At native size layers are those for images of the default size, without the classifier, which takes one size.
     height, width = size_px or default_size(model)
 
-    def build() -> dict[str, Tapped]:
+    def build() -> dict[str, FeatureSpec]:
         import keras
 
         # Without values of the variables, which would be gigabytes of some.
@@ -215,20 +188,18 @@ def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> 
                 graph = _application(model, (height, width), classifier=size_px is not None, weights=None)
         found = {}
         for index, layer in enumerate(graph.layers):
-            if isinstance(layer, keras.layers.InputLayer):
-                continue
             try:
-                shape = tuple(getattr(layer.output, "shape", ()))[1:]
-            except (AttributeError, ValueError):  # a layer that is used twice has no one output
-                shape = ()
+                shape = tuple(layer.output.shape)[1:]
+            except (AttributeError, ValueError):  # of several outputs, or used twice
+                continue
+            if isinstance(layer, keras.layers.InputLayer) or len(shape) not in (1, 3):
+                continue
             kernel = getattr(layer, "kernel", None)
             kernel_shape = tuple(kernel.shape) if kernel is not None and len(kernel.shape) == 4 else None
             # Sides of convolutions without padding are a little shorter than those of the input over the stride.
             stride = 2 ** round(math.log2(height / shape[0])) if len(shape) == 3 and shape[0] else height
-            spec = LayerSpec(layer.name, type(layer).__name__, index, 0, kernel_shape, shape[-1] if shape else 0, stride)
-            found[layer.name] = Tapped(spec, len(shape), None if size_px is None and len(shape) == 3 else shape)
-            for inner in getattr(layer, "layers", ()):
-                found.setdefault(inner.name, Tapped(spec, 0, None, layer.name))
+            spec = LayerSpec(layer.name, type(layer).__name__, index, 0, kernel_shape, shape[-1], stride)
+            found[layer.name] = FeatureSpec(spec, None if size_px is None and len(shape) == 3 else shape)
         return found
 
     what = f"network.model: {model} cannot be built for images of {height} x {width} px"
@@ -406,10 +377,7 @@ def load_keras(
         arrays = _random(arrays, seed)
     mean, scale = MODES[preprocess]
     return KerasWeights(
-        KERAS,
-        text,
-        arrays,
-        np.array(mean, np.float64),
+        *(KERAS, text, arrays, np.array(mean, np.float64)),
         None if scale is None else np.array(scale, np.float64),
         is_bgr=preprocess == "caffe",
         source=words,
@@ -418,11 +386,11 @@ def load_keras(
     )
 
 
-def _classifier_index(table: Mapping[str, Tapped]) -> int:
+def _classifier_index(table: Mapping[str, FeatureSpec]) -> int:
     """Return where the classifier of a model of ``keras.applications`` begins: the last global mean, or flattening."""
-    kinds = [tapped.layer.kind for tapped in table.values()]
+    kinds = [feature.layer.kind for feature in table.values()]
     first = next((kind for kind in ("GlobalAveragePooling2D", "Flatten") if kind in kinds), "")
-    return max((tapped.layer.network_index for tapped in table.values() if tapped.layer.kind == first), default=len(kinds))
+    return max((feature.layer.network_index for feature in table.values() if feature.layer.kind == first), default=10**9)
 
 
 def _cache() -> Path:
