@@ -27,7 +27,6 @@ from .network import load_tensorflow
 from .network.architectures import CLASSIFIER_BLOCK, foreign_names
 from .network.keras_models import KERAS, KerasWeights, load_keras
 from .network.known_weights import Weights
-from .network.reductions import split_word
 from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
@@ -67,7 +66,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
 
             require_ray()
             open_engine = open_ray
-        words = [split_word(word) for word in options.layers]
+        words = [word.partition(":")[0] for word in options.layers]
         if options.network.name == KERAS:
             with watch.stage("start"), leaving_at_once():
                 _claim_gpu(options)

@@ -19,7 +19,6 @@ from .formatting import Shown, text_table, words_for_bytes
 from .network.architectures import VggTable, multiply_adds, output_shapes
 from .network.architectures import layer_table as network_layers
 from .network.keras_models import KerasTable, model_name
-from .network.reductions import split_word
 from .records import LayerSpec
 
 HEADINGS = ("", "layer", "kernel", "output", "stride", "an image", "GFLOP")
@@ -119,7 +118,7 @@ def layer_table(
         caption = f"{network}, {caption}, pool_padding {table.pool_padding}"
         fitting = output_shapes(network, size_px, table.pool_padding)
         shapes = [(layer, fitting.get(layer.name)) for layer in network_layers(network)]
-    chosen, itemsize = table.resolve([split_word(word) for word in words]) if words else (), np.dtype(dtype).itemsize
+    chosen, itemsize = table.resolve([word.partition(":")[0] for word in words]) if words else (), np.dtype(dtype).itemsize
     rows, multiplications = list[LayerRow](), 0
     for layer, shape in shapes:
         multiplications += multiply_adds(layer, shape) if shape else 0

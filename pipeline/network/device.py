@@ -19,7 +19,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ..errors import DeviceMemoryError, ImageError, OptionError, printable
-from ..images.resize import CANVAS_SIDE_PX
+from ..images.resize import CANVAS_SIDE_PX, COLOURS
 from ..machine import available_bytes
 from ..records import Device, Gpu, LayerSpec
 from .architectures import TENSORFLOW, output_shapes, smallest_side_px
@@ -51,7 +51,6 @@ LARGEST_CHANNELS = 64
 # A convolution reads one layer, makes another, and a third waits to be written; cuDNN or the encoder needs some more.
 LAYERS_IN_MEMORY = 4
 FLOAT_BYTES = 4
-COLOURS = 3
 # The canvas of a batch as uint8, as float32, in planes, and once more resized along one axis.
 CANVAS_BYTES = CANVAS_SIDE_PX**2 * COLOURS * (1 + 3 * FLOAT_BYTES)
 GPU_BYTES_WHERE_NOBODY_TELLS = 6 << 30
@@ -85,7 +84,7 @@ def choose_device(
     Args:
         requested: ``auto``, ``cpu`` or ``gpu``.
         batch_size: The user's, or None for the device's own.
-        size_px: Size of all images, or None at native size.
+        size_px: (height, width) of all images, or None at native size.
         backend: What a CPU uses, ``tensorflow`` or ``winograd``.
         threads: Of the network on a CPU.
         row_bytes: Of all features of one image, as they are stored.
@@ -113,7 +112,10 @@ def choose_device(
             return Device(HOST, "cpu", batch_size or min(most, _rows_on_cpu(size_px)))
         # At native size the CPU's own engine computes the layers of one image by all threads.
         return Device(HOST, "cpu", (batch_size or most) if backend == TENSORFLOW else 1)
-    gpu = _describe(gpus[0], place, count)
+    details, build = tf.config.experimental.get_device_details(gpus[0]), tf.sysconfig.get_build_info()
+    memory = gpu_memory(int(gpus[0].name.rpartition(":")[2])) or (GPU_BYTES_WHERE_NOBODY_TELLS, 0)
+    versions = str(build.get("cuda_version", "?")), str(build.get("cudnn_version", "?"))
+    gpu = Gpu(str(details.get("device_name", "GPU")), place, count, *memory, *versions)
     if size_px is None:
         return Device("/GPU:0", "gpu", batch_size or GPU_BATCH, gpu=gpu)
     device_bytes, host_bytes = image_bytes(size_px, row_bytes)
@@ -123,30 +125,31 @@ def choose_device(
 
 
 def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
-    """Let TensorFlow see the one GPU that this process takes, if any. To be called before anything is computed.
+    """Let TensorFlow see the one GPU that this process takes, if any, and no other, whose memory it would reserve.
 
-    Args:
-        requested: As of :func:`choose_device`.
-        number: Likewise.
-
-    Returns:
-        That GPU alone, or none; which of the machine's GPUs it is; how many there are.
+    To be called before anything is computed. Returns that GPU alone, or none; which of the machine's GPUs it is; how many there
+    are. The arguments are those of :func:`choose_device`.
     """
     gpus = tf.config.list_physical_devices("GPU") if requested != "cpu" else []
     place, count = number % max(1, len(gpus)), len(gpus)
-    gpus = _shown(gpus[place : place + 1], requested)
+    gpus = gpus[place : place + 1]
+    try:
+        tf.config.set_visible_devices(gpus, "GPU")
+    except RuntimeError:
+        # A process decides once, with its first run. A CPU can be used in any case.
+        gpus = [gpu for gpu in gpus if gpu in tf.config.get_visible_devices("GPU")]
+        if requested == "gpu" and not gpus:
+            raise OptionError(
+                "runtime.device: an earlier run of this process uses the CPU, got gpu. Expected the device of the first run, or "
+                "cpu. Start Python anew."
+            ) from None
     if gpus:
         tf.config.experimental.set_memory_growth(gpus[0], True)
     return gpus, place, count
 
 
 def image_bytes(size_px: tuple[int, int], row_bytes: int) -> tuple[int, int]:
-    """Return what an image of a batch takes at most, on the GPU and on the host.
-
-    Args:
-        size_px: (height, width) of the input.
-        row_bytes: Of all features of one image, as they are stored.
-    """
+    """Return the bytes that an image of a batch takes at most, on the GPU and on the host, with its features as stored."""
     pixels = size_px[0] * size_px[1]
     # The canvas is gone when the network runs.
     network = pixels * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
@@ -192,39 +195,13 @@ def _free_bytes(gpu: Gpu) -> tuple[int, int]:
     return gpu.free_bytes, available_bytes() or MEMORY_WHERE_NOBODY_TELLS_BYTES
 
 
-def _describe(gpu: Any, number: int, count: int) -> Gpu:
-    details, build = tf.config.experimental.get_device_details(gpu), tf.sysconfig.get_build_info()
-    found = gpu_memory(int(gpu.name.rpartition(":")[2]))
-    free_bytes, total_bytes = found or (GPU_BYTES_WHERE_NOBODY_TELLS, 0)
-    versions = str(build.get("cuda_version", "?")), str(build.get("cudnn_version", "?"))
-    return Gpu(str(details.get("device_name", "GPU")), number, count, free_bytes, total_bytes, *versions)
-
-
-def _shown(gpus: list[Any], requested: str) -> list[Any]:
-    """Let TensorFlow see these GPUs and no others, whose memory it would reserve; return those that it sees."""
-    try:
-        tf.config.set_visible_devices(gpus, "GPU")
-    except RuntimeError:
-        # A process decides once, with its first run. A CPU can be used in any case.
-        gpus = [gpu for gpu in gpus if gpu in tf.config.get_visible_devices("GPU")]
-        if requested == "gpu" and not gpus:
-            raise OptionError(
-                "runtime.device: an earlier run of this process uses the CPU, got gpu. Expected the device of the first run, or "
-                "cpu. Start Python anew."
-            ) from None
-    return gpus
-
-
 # Once a process: what TensorFlow has taken since is still its own.
 @functools.cache
 def gpu_memory(number: int) -> tuple[int, int] | None:
     """Return the free and the whole memory of a GPU in bytes; None where the driver does not tell.
 
     By the driver's own functions, which see what TensorFlow sees: ``CUDA_VISIBLE_DEVICES``, and of a GPU that is divided (MIG)
-    this process's instance.
-
-    Args:
-        number: CUDA's, among those that this process may see.
+    this process's instance. ``number`` is CUDA's, among those that this process may see.
     """
     device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     try:
@@ -266,12 +243,8 @@ def why_no_gpu() -> str:
 def set_precision(precision: str, kind: str) -> None:
     """Tell TensorFlow, for the whole process, whether a GPU may use TensorFloat-32: 10 bits of each factor.
 
-    Args:
-        precision: One of :data:`TOLERANCES`.
-        kind: Of the device, ``cpu`` or ``gpu``.
-
     Raises:
-        OptionError: The device is a CPU and another precision than float32 is asked for.
+        OptionError: The device's kind is ``cpu`` and another precision than float32 is asked for.
     """
     if kind == "cpu" and precision != FLOAT32:
         raise OptionError(
@@ -284,40 +257,33 @@ def set_precision(precision: str, kind: str) -> None:
 def check_native_size(
     pixels: NDArray[np.uint8], network: str, layer: LayerSpec, pool_padding: str, memory_bytes: int
 ) -> NDArray[np.uint8]:
-    """Return an image, (h, w, 3) uint8, that the network can take at its own size.
-
-    Args:
-        pixels: The image.
-        network: Its name.
-        layer: The deepest that is stored.
-        pool_padding: ``same`` or ``valid``.
-        memory_bytes: What may be used for one image.
+    """Return an image, (h, w, 3) uint8, that the network can take at its own size; ``layer`` is the deepest that is stored.
 
     Raises:
-        ImageError: It is too small for the layer, or its layers do not fit into memory.
+        ImageError: It is too small for the layer, or its layers do not fit into so much memory.
     """
     height, width = pixels.shape[:2]
     shapes = output_shapes(network, (height, width), pool_padding)
     if layer.name not in shapes:
         smallest = smallest_side_px(network, layer, pool_padding)
         raise ImageError(f"too small: {height} x {width} px, layer {layer.name} needs sides of {smallest} px")
-    needed = max(math.prod(shape) for shape in shapes.values()) * FLOAT_BYTES * LAYERS_IN_MEMORY
+    refuse_too_large(height, width, max(math.prod(shape) for shape in shapes.values()), memory_bytes)
+    return pixels
+
+
+def refuse_too_large(height: int, width: int, largest_layer: int, memory_bytes: int) -> None:
+    """Refuse an image, by an ``ImageError``, whose layers do not fit into memory; the largest has so many values."""
+    needed = largest_layer * FLOAT_BYTES * LAYERS_IN_MEMORY
     if needed > memory_bytes:
         raise ImageError(
             f"too large for memory: {height} x {width} px need {needed / 1e9:.0f} GB at native size, "
             f"{memory_bytes / 1e9:.0f} GB may be used; set data.size"
         )
-    return pixels
 
 
 @contextmanager
 def memory_errors(layer: str, inputs: Sequence[Any]) -> Iterator[None]:
-    """Raise as :class:`~pipeline.errors.DeviceMemoryError` what TensorFlow raises where the device's memory does not suffice.
-
-    Args:
-        layer: That was to be computed.
-        inputs: Of its function.
-    """
+    """Raise as ``DeviceMemoryError`` what TensorFlow raises where the device's memory does not suffice for a layer."""
     try:
         yield
     except tf.errors.OpError as error:

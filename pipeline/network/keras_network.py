@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError, WeightsError
 from ..records import FeatureSpec, Transform
 from . import host_reductions
-from .device import FLOAT_BYTES, HOST, LARGEST_CHANNELS, LAYERS_IN_MEMORY, memory_errors
+from .device import HOST, LARGEST_CHANNELS, memory_errors, refuse_too_large
 from .device_reductions import prepare_on_device
 from .keras_models import COLOURS, REMEDY, KerasWeights, graph_of, in_fresh_thread
 
@@ -45,26 +45,25 @@ class KerasNetwork:
         threads: int,
         transforms: Mapping[str, Transform],
     ) -> None:
-        self._wanted, self._device, self._is_native, self._dtype = wanted, device, size_px is None, dtype
+        self._wanted, self._device, self._is_native = wanted, device, size_px is None
         self._reducing = ThreadPoolExecutor(threads, "reduce")
         names = list(dict.fromkeys(feature.layer.name for feature in wanted))
         self._tapped, constants = in_fresh_thread(
             lambda: _build(weights, names, size_px or (None, None)),
             lambda words: WeightsError(f"network.model: cannot be built, got: {words}. Expected a graph of Keras'. {REMEDY}"),
         )
-        places = [names.index(feature.layer.name) for feature in wanted]
-        shapes = [tuple(output.shape)[1:] for output in self._tapped.outputs]
-        # At native size every image has another shape: a reduction on the device would be traced for each.
-        self._on_host = [
-            host_reductions.prepare(feature, None if len(shapes[place]) == 3 else shapes[place], transforms)
-            if self._is_native and feature.reductions
-            else None
-            for feature, place in zip(wanted, places, strict=True)
-        ]
-        reducers = [
-            prepare_on_device(feature, shapes[place], transforms) if not self._is_native else tf.identity
-            for feature, place in zip(wanted, places, strict=True)
-        ]
+        outputs: list[tuple[int, Any]] = []
+        self._on_host = []
+        for feature in wanted:
+            place, on_device, on_host = names.index(feature.layer.name), tf.identity, None
+            shape = tuple(self._tapped.outputs[place].shape)[1:]
+            if not self._is_native:
+                on_device = prepare_on_device(feature, shape, transforms)
+            elif feature.reductions:
+                # Every image has another shape there: a reduction on the device would be traced for each.
+                on_host = host_reductions.prepare(feature, None if len(shape) == 3 else shape, transforms)
+            outputs.append((place, on_device))
+            self._on_host.append(on_host)
 
         @functools.lru_cache(4096)
         def refuses(height: int, width: int) -> bool:
@@ -84,10 +83,9 @@ class KerasNetwork:
                 [tf.constant(constants[id(variable)]) for variable in variables]
                 for variables in (self._tapped.trainable_variables, self._tapped.non_trainable_variables)
             )
-            outputs, _ = self._tapped.stateless_call(trainable, fixed, images, training=False)
-            outputs = tf.nest.flatten(outputs)  # of one output Keras makes no list
-            given = [tf.cast(outputs[place], tf.float32) for place in places]
-            given = [tf.cast(reducer(values), dtype) for reducer, values in zip(reducers, given, strict=True)]
+            found, _ = self._tapped.stateless_call(trainable, fixed, images, training=False)
+            found = tf.nest.flatten(found)  # of one output Keras makes no list
+            given = [tf.cast(reducer(tf.cast(found[place], tf.float32)), dtype) for place, reducer in outputs]
             # As of the VGG networks: through memory that is pinned.
             with tf.device(HOST):
                 return [tf.identity(values) for values in given]
@@ -96,9 +94,6 @@ class KerasNetwork:
 
     def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
         """Return (name, values (n, h, w, c) or (n, d) in the dtype) of each wanted feature, in the host's memory.
-
-        Args:
-            *inputs: What the first step takes.
 
         Raises:
             DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
@@ -119,12 +114,7 @@ class KerasNetwork:
         height, width = pixels.shape[:2]
         if self._refuses(height, width):
             raise ImageError(f"too small: {height} x {width} px, for layers of the network")
-        needed = height * width * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
-        if needed > memory_bytes:
-            raise ImageError(
-                f"too large for memory: {height} x {width} px need {needed / 1e9:.0f} GB at native size, "
-                f"{memory_bytes / 1e9:.0f} GB may be used; set data.size"
-            )
+        refuse_too_large(height, width, height * width * LARGEST_CHANNELS, memory_bytes)
         return pixels
 
 

@@ -137,11 +137,6 @@ def prefixes(features: Sequence[FeatureSpec]) -> dict[str, FeatureSpec]:
     return found
 
 
-def split_word(word: str) -> str:
-    """Return the name of a layer, pattern or block of a word that may have reductions."""
-    return word.partition(":")[0]
-
-
 def require_known(name: str, word: str) -> None:
     """Refuse a reduction that there is not; ``word``: what it is of.
 

@@ -39,11 +39,9 @@ Layers = Callable[..., Iterable[tuple[str, Any]]]
 
 
 class Segment(NamedTuple):
-    """Layers up to the next one that is wanted.
+    """Layers up to the next one that is wanted: a function of inputs, and what is wanted of the last layer.
 
-    Attributes:
-        function: Inputs -> the last layer's activations, which the next segment takes, or None; and the values of the features.
-        features: What is wanted of the layer: its activations, vectors made of them.
+    The function gives the last layer's activations, which the next segment takes, or None; and the values of the features.
     """
 
     function: Function
@@ -51,12 +49,7 @@ class Segment(NamedTuple):
 
 
 class FirstStep(NamedTuple):
-    """What is done before the first layer, in the same function.
-
-    Attributes:
-        function: Inputs -> (n, H, W, 3) float32, mean removed.
-        signature: Of the inputs.
-    """
+    """What is done before the first layer, in the same function: inputs -> (n, H, W, 3) float32, mean removed."""
 
     function: Callable[..., tf.Tensor]
     signature: Sequence[tf.TensorSpec]
@@ -118,10 +111,7 @@ class Network:
     def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
         """Return (name, values (n, h, w, c) or (n, d) in the dtype) of each wanted feature, computed when asked for.
 
-        The values are in the host's memory.
-
-        Args:
-            *inputs: The images, or what the first step takes.
+        The values are in the host's memory; the inputs are images, or what the first step takes.
 
         Raises:
             DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
@@ -343,11 +333,8 @@ def infer_on_host(
 ) -> Iterator[FeatureBatch]:
     """Run the network's own CPU engine on images that the loader has brought to size; yield the features of the good rows.
 
-    Args:
-        batch: Of the loader.
-        network: On the CPU.
-        mean_pixel: (3,), R, G, B in 0..255: to be subtracted at native size. None: the loader has done so.
-        scale_pixel: (3,), what is divided by then; None: nothing.
+    At native size the mean colour, (3,), is subtracted here, and divided by the scale if there is one; else the loader has done
+    so, and it is None.
 
     Raises:
         NetworkError: There is too little memory.
@@ -379,13 +366,7 @@ def _one_behind(layers: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 def first_step(
     resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None = None
 ) -> FirstStep:
-    """Return what a device does to a canvas before the first layer: resize and standardise.
-
-    Args:
-        resize: Of the run; None at native size, where nothing is resized.
-        mean_pixel: As of :func:`~pipeline.images.resize.standardise`.
-        scale_pixel: Likewise.
-    """
+    """Return what a device does to a canvas before the first layer: resize, but at native size, and standardise."""
     canvas = tf.TensorSpec((None, None, None, 3), tf.uint8)
     if resize is None:
         return FirstStep(lambda images: standardise(tf.cast(images, tf.float32), mean_pixel, scale_pixel), [canvas])
