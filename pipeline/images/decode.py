@@ -85,14 +85,13 @@ def decode_image(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode one image as the module's docstring says.
 
-    Without ``ratio_for`` the pixels are those of Pillow, bit for bit. JPEGs that simplejpeg refuses for what it takes amiss are
-    put to Pillow, unless a part of them is missing.
+    JPEGs that simplejpeg refuses for what it takes amiss are put to Pillow, unless a part of them is missing.
 
     Args:
         data: The whole file.
         ratio_for: (height, width) in px after orientation -> 1, 2, 4 or 8, by which a JPEG's sides are divided (rounding up)
             while it is decoded, by libjpeg-turbo. Other formats, CMYK JPEGs and JPEGs that only Pillow accepts keep their size.
-            None: exact.
+            None: exact, Pillow's pixels bit for bit.
         admit: Told how many pixels the header promises before any of them takes memory; may wait.
 
     Returns:

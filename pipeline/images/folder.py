@@ -121,7 +121,11 @@ def _walk(root: str, skipped: Counter[str], unreadable: list[str], runs: dict[st
             continue
         for entry in entries:
             name = entry.name
-            if _is_folder(entry):
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # A link that leads round in a circle, or where this user may not go: a file that cannot be read.
+                is_folder = False
+            if is_folder:
                 if reason := "hidden folder" if name.startswith(".") else "system folder" if name in SYSTEM_FOLDERS else "":
                     skipped[reason] += 1
                 elif entry.is_symlink():
@@ -134,13 +138,6 @@ def _walk(root: str, skipped: Counter[str], unreadable: list[str], runs: dict[st
                 skipped["special file"] += 1
             else:
                 yield prefix + name, size
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that leads round in a circle, or where this user may not go: a file that cannot be read.
-        return False
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:

@@ -52,10 +52,8 @@ class ImageLoader:
 
     One batch waits, one is being filled, and each worker holds one image more, as large as ``prepare`` leaves it. While it is
     decoded, a worker may hold one at full size, and all those above :data:`LARGE_PIXELS` together no more than one image may
-    have, :data:`~pipeline.images.decode.MAX_PIXELS`.
-
-    Errors in the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, ``out of memory``, or
-    one of :func:`~pipeline.images.decode.decode_image`'s.
+    have, :data:`~pipeline.images.decode.MAX_PIXELS`. Errors in the statuses begin with a stable word: ``missing``,
+    ``unreadable``, ``not a regular file``, or one of :func:`~pipeline.images.decode.decode_image`'s.
 
     Attributes:
         manifest: The rows of the run.
@@ -82,7 +80,7 @@ class ImageLoader:
     dataset: tf.data.Dataset = field(init=False)
 
     def __post_init__(self) -> None:
-        self._pixels = _PixelSemaphore(MAX_PIXELS)
+        self._pixels = _PixelSemaphore()
         self._error: BaseException | None = None
         with tf.device(_CPU):
             self.dataset = self._make()
@@ -150,11 +148,10 @@ class ImageLoader:
 
     def _element(self, found: Any) -> dict[str, tf.Tensor]:
         shapes = {"image": (*(self.size_px or (None, None)), 3), "numbers": (6,), "texts": (2,)}
-        element = dict(zip(shapes, found, strict=True))
-        for name, shape in shapes.items():
+        for tensor, shape in zip(found, shapes.values(), strict=True):
             # Known beforehand: tf.ensure_shape would be an operation more for each image.
-            element[name].set_shape(shape)
-        return element
+            tensor.set_shape(shape)
+        return dict(zip(shapes, found, strict=True))
 
     # -- What is done to each row, in tf.data's threads ------------------------------------------------------------------------
 
@@ -212,8 +209,8 @@ def _join_equal_sizes(batches: Iterable[Batch], most_rows: Callable[[int, int], 
 class _PixelSemaphore:
     """Bounds the pixels of large images that are decoded at the same time; no image has more than all."""
 
-    def __init__(self, pixels: int) -> None:
-        self._free = pixels
+    def __init__(self) -> None:
+        self._free = MAX_PIXELS
         self._changed = threading.Condition()
 
     @contextmanager

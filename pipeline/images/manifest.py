@@ -33,16 +33,9 @@ def make_manifest(
     skipped: Mapping[str, int] | None = None,
     source: ImageSource | None = None,
 ) -> Manifest:
-    """Return the manifest of images that have been listed.
+    """Return the manifest of images that have been listed, with their digest; arguments are its attributes.
 
-    Args:
-        root: Folder that keys are relative to.
-        keys: (N) unique names that can be stored, in the order of the run.
-        file_bytes: (N) sizes, 0 where a file was not found.
-        columns: Name -> (N) texts. ``label`` is the label; where there is none, the first folder of the key is.
-        paths: Row -> path, of images that are not at ``root/key``.
-        skipped: Why files were passed over -> how many.
-        source: What reads the images, in this order, if they are no local files.
+    Of the columns, name -> (N) texts, ``label`` is the label; where there is none, the first folder of the key is.
     """
     metadata = {name: tuple(map(valid_text, values)) for name, values in columns.items()}
     labels = metadata.pop("label", None) or tuple(first_folders(keys))

@@ -37,6 +37,7 @@ def read_image(record: ImageRecord) -> bytes:
     Raises:
         ImageError: It cannot be used: no regular file, larger than :data:`MAX_FILE_BYTES`, or changed while it is read.
         OSError: It is missing or cannot be read.
+        DatasetError: The storage refuses everything, or does not answer: no fault of the image.
     """
     return read_file(record.path) if record.source is None else record.source.read(record)
 
@@ -65,12 +66,7 @@ def read_file(path: str) -> bytes:
 
 
 def open_regular(path: str, buffer_bytes: int = -1) -> BinaryIO:
-    """Open a regular file; ``buffer_bytes`` as of ``open``.
-
-    Raises:
-        ImageError: It is not a regular file.
-        OSError: It is missing or cannot be opened.
-    """
+    """Open a regular file, ``buffer_bytes`` as of ``open``; raises as :func:`read_image` does."""
     # Opening a device can have effects, so these are refused before.
     info = os.stat(path)  # noqa: PTH116 (thousands a second; a Path takes longer to make than to ask)
     if not stat.S_ISREG(info.st_mode):
@@ -102,7 +98,7 @@ class FileSlices:
     slices: NDArray[np.int64]
 
     def read(self, record: ImageRecord) -> bytes:
-        """Read one image whole; see :class:`~pipeline.records.ImageSource`."""
+        """Read one image whole, as :func:`read_image`."""
         number, offset, size_bytes = self._slice(record)
         refuse_too_large(size_bytes)
         # Opened for each image, as files of a folder are: nothing to share among threads and processes.
@@ -116,7 +112,7 @@ class FileSlices:
         return data
 
     def modified_seconds(self, record: ImageRecord) -> float:
-        """Return when the file of an image was written; see :class:`~pipeline.records.ImageSource`."""
+        """Return when the file of an image was written, in seconds since 1970."""
         return os.stat(self.paths[self._slice(record)[0]]).st_mtime  # noqa: PTH116
 
     def _slice(self, record: ImageRecord) -> list[int]:
@@ -143,11 +139,7 @@ class RemoteImages:
     reads_at_once: ClassVar[int] = READS_AT_ONCE
 
     def read(self, record: ImageRecord) -> bytes:
-        """Read one image whole; see :class:`~pipeline.records.ImageSource`.
-
-        Raises:
-            DatasetError: The storage refuses everything, or does not answer: no fault of the image.
-        """
+        """Read one image whole, as :func:`read_image`."""
         if not is_address(record.path):
             return read_file(record.path)
         refuse_too_large(record.file_bytes)
@@ -166,7 +158,7 @@ class RemoteImages:
         return data
 
     def modified_seconds(self, record: ImageRecord) -> float:
-        """Return when an image was last written, as it was listed; see :class:`~pipeline.records.ImageSource`."""
+        """Return when an image was last written, in seconds since 1970; infinity where nobody can say."""
         return (float(self.written[record.place]) if record.place >= 0 else 0.0) or float("inf")
 
 

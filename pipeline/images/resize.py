@@ -129,13 +129,8 @@ def dct_reduction(height: int, width: int, spec: ResizeSpec) -> int:
 def fit_canvas(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     """Return what a batch holds of an image: itself, or its final pixels where it is too large or the filter is ``nearest``.
 
-    Args:
-        pixels: (h, w, 3) RGB.
-        spec: Of the run.
-
-    Returns:
-        (h', w', 3) RGB, sides at most :data:`CANVAS_SIDE_PX` or those of the result, which :func:`place_image` neither scales nor
-        moves.
+    (h, w, 3) RGB become (h', w', 3), sides at most :data:`CANVAS_SIDE_PX` or those of the result, which :func:`place_image`
+    neither scales nor moves.
     """
     if spec.interpolation == "nearest":
         return _pick_nearest(pixels, spec)
@@ -187,13 +182,7 @@ def _resize_by_pillow(pixels: Pixels, spec: ResizeSpec) -> Pixels:
 
 
 def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pixel: Array | None = None) -> Array:
-    """Resize one image, as :func:`fit_canvas` leaves it, and standardise it.
-
-    Args:
-        pixels: (h, w, 3) RGB, as decoded.
-        spec: Of the run.
-        mean_pixel: As of :func:`standardise`, float32.
-        scale_pixel: Likewise.
+    """Resize one image, (h, w, 3) RGB as decoded, and standardise it, as :func:`standardise` but with float32 colours.
 
     Returns:
         (H, W, 3) RGB, zero where the image is padded.
@@ -279,10 +268,7 @@ def _weigh(interpolation: str, x: Any, library: Any) -> Any:
 def standardise(images: Any, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None) -> Any:
     """Subtract the mean colour from images, and divide by the scale where there is one.
 
-    Args:
-        images: (..., 3) RGB in 0..255, float32, of NumPy or TensorFlow.
-        mean_pixel: (3,) R, G, B in 0..255.
-        scale_pixel: (3,) likewise; None: nothing is divided.
+    Images are (..., 3) RGB in 0..255, float32, of NumPy or TensorFlow; mean and scale (3,) R, G, B in 0..255.
     """
     images = images - mean_pixel.astype(np.float32)
     return images if scale_pixel is None else images / scale_pixel.astype(np.float32)
@@ -303,8 +289,8 @@ def resize_batch(
         canvas: (B, h, w, 3) uint8 RGB; image i fills the top left corner of row i.
         geometry: (B, 6) float64, the :class:`Geometry` of each; :data:`NO_IMAGE` gives a row of zeros.
         spec: Of the run.
-        mean_pixel: As of :func:`standardise`.
-        scale_pixel: Likewise.
+        mean_pixel: As of :func:`standardise`, as the next.
+        scale_pixel: None: nothing is divided.
 
     Returns:
         (B, H, W, 3) float32, zero where an image is padded.

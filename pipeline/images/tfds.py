@@ -37,11 +37,7 @@ def sets_folder(given: Path | None) -> Path:
 
 
 def find_set(name: str, folder: Path) -> Path:
-    """Find a prepared set; load nothing.
-
-    Args:
-        name: ``name``, ``name/config``, either with ``:1.0.0`` after it. Without a version the newest is meant.
-        folder: Of all sets.
+    """Find a prepared set in the folder of all; load nothing. ``name`` or ``name/config``, the newest without ``:1.0.0``.
 
     Raises:
         DatasetError: It is not there, or has several configurations, and none was named.

@@ -25,11 +25,7 @@ _NOT_LAYERS = ("optimizer", "optimizer_weights")
 
 
 def read_keras(path: Path, wanted: Wanted) -> Weights:
-    """Read the wanted layers of a Keras file; others are not read.
-
-    Args:
-        path: An HDF5 file: weights alone (``save_weights``) or a whole model (``save("x.h5")``).
-        wanted: Which layers, of which shapes.
+    """Read the wanted layers of a Keras file, of weights alone or a whole model; others are not read.
 
     Raises:
         WrongFileError: The file is of another kind or network, lacks a layer, or keeps data outside itself.

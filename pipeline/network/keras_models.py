@@ -75,17 +75,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class KerasWeights:
-    """A network of Keras with its weights, apart from any device; attributes of the same names as of :class:`Weights`.
+    """A network of Keras with its weights, apart from any device; what :class:`.Weights` has too is the same here.
 
     Attributes:
         network: :data:`KERAS`.
         graph: As JSON, with the names of all layers.
         arrays: Names and values of all variables, in Keras' order.
-        mean_pixel: (3,) float64, R, G, B in 0..255.
-        scale_pixel: (3,) float64: what is divided by after the mean is subtracted; None: nothing is.
-        is_bgr: Whether the network takes B, G, R after that.
-        source: Words for where the weights come from.
-        sha256: Digest, hex, of the arrays and their names.
+        is_bgr: Whether the network takes B, G, R after mean and scale.
         identity: What else the numbers depend on, option -> value.
     """
 
@@ -211,7 +207,7 @@ def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> 
 
 
 def in_fresh_thread(build: Callable[[], T], refusal: Callable[[str], PipelineError]) -> T:
-    """Call a function in a thread of its own, with Keras loaded, and return what it returns.
+    """Return what a function returns in a thread of its own, with Keras loaded.
 
     Raises:
         OptionError: Keras is set up for another library or another order of axes.
@@ -324,9 +320,9 @@ def load_keras(
         model: As :func:`check_model` returns it.
         source: ``imagenet``: those that Keras has published, from its cache or downloaded, and of a file its own; ``random``: He
             normal; else the path of a file that Keras has saved for this model.
+        preprocess: One of :data:`MODES`, or ``auto``: the model's own; of a file, ``none``.
         size_px: (height, width) of the images; None at native size.
         layers: That are wanted.
-        preprocess: One of :data:`MODES`, or ``auto``: the model's own; of a file, ``none``.
         seed: Of the random weights.
         log: Takes lines for the user.
 

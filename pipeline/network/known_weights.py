@@ -34,15 +34,15 @@ _LONGEST_QUOTE = 500
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """One published file.
+    """One published file; ``size_bytes`` and ``digest`` are of the file that is served now.
 
     Attributes:
         network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        family: ``keras``, ``matconvnet`` or ``torchvision``: a key of :data:`BASE_URLS`.
+        family: A key of :data:`BASE_URLS`.
         classifier: Whether fc6, fc7 and fc8 are in it.
         path: Below the family's base address; ends in the file's name.
-        size_bytes: Of the file that is served now; None where no source gives it.
-        digest: Of the file that is served now, hex: MD5; of torchvision's the first digits of SHA-256, which names end in.
+        size_bytes: None where no source gives it.
+        digest: Hex: MD5; of torchvision's the first digits of SHA-256, which names end in.
     """
 
     network: str
@@ -118,11 +118,8 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
 def files_for(network: str, classifier: bool, source: str = "") -> list[KnownFile]:
     """Return the published files that hold all that is wanted, in the order in which copies are looked for.
 
-    Args:
-        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        classifier: Whether the classifier is wanted.
-        source: ``matconvnet`` or ``torchvision``: those alone; ``imagenet``: those of the original training, where there are
-            any; else all.
+    ``source``: ``matconvnet`` or ``torchvision``, those alone; ``imagenet``, those of the original training, where there are any;
+    else all.
     """
     found = [known for known in KNOWN_FILES if known.network == network and (known.classifier or not classifier)]
     if source in BASE_URLS:
@@ -200,14 +197,10 @@ class Wanted:
         return WeightsError(f"network.weights: {where} {what}, got {got}. Expected weights of {self.network}: {meant}. {remedy}")
 
     def check_names(self, found: Collection[str], normalised: bool = False) -> None:
-        """Check that a file is of this network and lacks no layer.
-
-        Args:
-            found: MatConvNet names of the layers with kernels in the file.
-            normalised: Whether batch normalisation follows each convolution.
+        """Check that a file is of this network and lacks no layer, by the names of its layers with kernels.
 
         Raises:
-            WrongFileError: The file is of another network, lacks the classifier or another layer.
+            WrongFileError: It is of another network, with or without normalisation, or lacks the classifier or another layer.
         """
         convolutions = {name for name in found if name.startswith("conv")}
         for other in (name for name in NETWORKS if name.endswith(NORMALISED) == normalised):
@@ -224,10 +217,10 @@ class Wanted:
         """Return the kernel and the bias of a layer, contiguous float32. Shapes are checked before any data are read.
 
         Args:
-            layer: MatConvNet name.
+            layer: Its name.
             kernel: Array or HDF5 dataset, (height, width, channels in, channels out) but for trailing axes of length one; of a
                 fully connected layer also (height * width * channels in, channels out).
-            bias: Array or HDF5 dataset of (channels out) numbers.
+            bias: Likewise, of (channels out) numbers.
 
         Raises:
             WrongFileError: Other shapes, no floating-point numbers, or NaN or infinite values, also by conversion to float32.
@@ -287,11 +280,10 @@ def recognise_training(kernel: NDArray[Any]) -> str:
     """Return which training conv1_1 comes from, and in which order its axes and colours are.
 
     Args:
-        kernel: (3, 3, 3, channels) kernel of conv1_1, as it would be used: [row, column, R G B, channel].
+        kernel: (3, 3, 3, channels) as it would be used: [row, column, R G B, channel].
 
     Returns:
-        ``"VGG-19 of Simonyan & Zisserman (Caffe), RGB, HWIO"``; with ``BGR`` or ``WHIO`` where the kernel is not in the order in
-        which it would be used; ``not known`` for any other training.
+        ``"VGG-19 of Simonyan & Zisserman (Caffe), RGB, HWIO"``; ``BGR`` or ``WHIO`` where it is not in that order; ``not known``.
     """
     for words, (plane, position) in _FINGERPRINTS.items():
         for colours, index in (("RGB", position), ("BGR", 2 - position)):

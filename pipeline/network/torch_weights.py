@@ -38,11 +38,6 @@ _EPSILON = 1e-5
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def timm_address(network: str) -> str:
-    """Return where timm's copy of torchvision's weights is served: a file of safetensors."""
-    return f"https://huggingface.co/timm/{network}.tv_in1k/resolve/main/model.safetensors"
-
-
 def import_torch(network: str) -> Any:
     """Return PyTorch.
 
@@ -52,8 +47,9 @@ def import_torch(network: str) -> Any:
     try:
         import torch
     except ImportError as error:
-        remedy = f"Install it (`pip install torch`), or give the same weights as safetensors: {timm_address(network)}"
-        raise WrongFileError("is read with PyTorch", f"no PyTorch here ({error})", f"{remedy}.") from error
+        copy = f"https://huggingface.co/timm/{network}.tv_in1k/resolve/main/model.safetensors"
+        remedy = f"Install it (`pip install torch`), or give the same weights as safetensors: {copy}."
+        raise WrongFileError("is read with PyTorch", f"no PyTorch here ({error})", remedy) from error
     return torch
 
 
@@ -106,14 +102,12 @@ def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
         raise WrongFileError(
             "has no weights of a VGG as torchvision or timm name them", ", ".join([*tensors][:6]) or "no tensors"
         )
-    fields = {network: _fields(network) for network in NETWORKS}
-    network = next(
-        (name for name in NETWORKS if convolutions == {weight for weight, *_ in fields[name].values()}), wanted.network
-    )
-    of_layer = fields[network]
-    of_layer |= {
-        name: [f"{prefix}.weight", f"{prefix}.bias"] for prefix, name in _CLASSIFIER.items() if f"{prefix}.weight" in tensors
-    }
+    networks = (name for name in NETWORKS if convolutions == {weight for weight, *_ in _fields(name).values()})
+    network = next(networks, wanted.network)
+    of_layer = _fields(network)
+    for prefix, name in _CLASSIFIER.items():
+        if f"{prefix}.weight" in tensors:
+            of_layer[name] = [f"{prefix}.weight", f"{prefix}.bias"]
     is_normalised = network.endswith(NORMALISED)
     wanted.check_names({name for name, parts in of_layer.items() if tensors.keys() >= {*parts}}, is_normalised)
     kernels, biases = {}, {}
@@ -165,15 +159,10 @@ def fold_normalisation(
     mean: NDArray[Any],
     variance: NDArray[Any],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return kernel and bias of a convolution that gives what batch normalisation makes of another's values, in float64.
+    """Return kernel and bias, float64, of a convolution that gives what batch normalisation makes of another's values.
 
-    Args:
-        kernel: (channels out, channels in, height, width) of that convolution.
-        bias: (channels out,), as all the following.
-        factor: Of the normalised values.
-        summand: Likewise.
-        mean: Of the training images, subtracted.
-        variance: Likewise, divided by.
+    The kernel is (channels out, channels in, height, width), all else (channels out,). The mean and variance are those of the
+    training images.
     """
     with np.errstate(all="ignore"):  # What is not finite is refused when it has become a kernel.
         scale = factor.astype(np.float64) / np.sqrt(variance.astype(np.float64) + _EPSILON)

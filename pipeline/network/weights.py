@@ -75,10 +75,8 @@ def load_weights(
 
     Args:
         network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        source: ``imagenet``: a published file of any format in ``folder`` or Keras' cache, else Keras' file is downloaded;
-            ``matconvnet``: the ``.mat`` in ``folder``, else downloaded; ``torchvision``: torchvision's or timm's file in
-            ``folder`` or PyTorch's cache, else torchvision's is downloaded, and so by ``imagenet`` where there is no other;
-            ``random``: He normal; else the path of a file.
+        source: ``imagenet``, ``matconvnet``, ``torchvision``: a published file, see :func:`.files_for`, in ``folder`` or in the
+            cache of Keras or PyTorch, else downloaded; ``random``: He normal; else the path of a file.
         seed: Of the random weights.
         classifier: Whether fc6, fc7 and fc8 are needed.
         progress: Whether downloads show a bar.
@@ -124,7 +122,7 @@ def _identified(weights: Weights, source: str) -> Weights:
 
 
 def content_digest(weights: Weights) -> str:
-    """Return SHA-256, hex, of the arrays, whichever file they came from."""
+    """Return :func:`.digest_arrays` of all of them."""
     colours = {"mean": weights.mean_pixel, "scale": weights.scale_pixel}
     biases = {f"{name} bias": values for name, values in weights.biases.items()}
     arrays = {**weights.kernels, **biases, **colours}
@@ -221,7 +219,7 @@ def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_sec
     """Download a published file. The final name appears only when the content is whole, checked and on the disk.
 
     Args:
-        known: Which file; its checksum is checked.
+        known: Which file.
         target: Where to put it; the folder is made. An existing file is replaced.
         progress: Whether to show a bar on stderr.
         timeout_seconds: How long to wait for the server to answer, and for each further piece.
@@ -233,7 +231,7 @@ def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_sec
     from tqdm import tqdm
 
     request = urllib.request.Request(known.address, headers={"User-Agent": "deep-feature-pipeline"})
-    # Not mkstemp: its files are readable by their owner alone. Several processes may be at it.
+    # Not mkstemp: its files are readable by their owner alone. Several processes may download at a time.
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
