@@ -92,11 +92,8 @@ def encode(image: Image.Image, file_format: str, mode: str = "RGB", **options: A
 def whole_files() -> Iterator[tuple[str, str, bytes]]:
     """Gives (name, extension, content) of one good file of each kind."""
     for number, (file_format, extension, mode, options) in enumerate(KINDS):
-        yield (
-            f"{number:02}-{file_format.lower()}-{mode.lower()}",
-            extension,
-            encode(picture(number), file_format, mode, **options),
-        )
+        name = f"{number:02}-{file_format.lower()}-{mode.lower()}"
+        yield name, extension, encode(picture(number), file_format, mode, **options)
 
 
 def write(folder: Path, key: str, content: bytes) -> None:
@@ -106,33 +103,19 @@ def write(folder: Path, key: str, content: bytes) -> None:
 
 
 def make_corpus(folder: Path, cuts: int, flips: int) -> list[Case]:
-    """Fills a folder.
-
-    Args:
-        folder: Where to.
-        cuts: How often each kind of file is cut short.
-        flips: How often some of its bits are turned over.
-
-    Returns:
-        What is in it.
-    """
+    """Fills a folder, gives what is in it; each kind of file is cut short, and some of its bits turned over, so often."""
     cases: list[Case] = []
-    for part in (_good, _cut, _flipped, _wrong_contents, _bombs, _exif, _links_and_special_files, _odd_names):
-        cases += part(folder) if part not in (_cut, _flipped) else part(folder, cuts if part is _cut else flips)  # type: ignore[operator]
-    return cases
+    for part in (_good, _wrong_contents, _bombs, _exif, _links_and_special_files, _odd_names):
+        cases += part(folder)
+    return [*cases, *_cut(folder, cuts), *_flipped(folder, flips)]
 
 
 def _good(folder: Path) -> Iterator[Case]:
     for name, extension, content in whole_files():
         write(folder, f"good/{name}{extension}", content)
         yield Case(f"good/{name}{extension}", OK)
-    for name, size_px in {
-        "dot": (1, 1),
-        "line": (1, 3000),
-        "column": (3000, 1),
-        "long": (1, 60_000),
-        "high": (60_000, 1),
-    }.items():
+    sizes = {"dot": (1, 1), "line": (1, 3000), "column": (3000, 1), "long": (1, 60_000), "high": (60_000, 1)}
+    for name, size_px in sizes.items():
         write(folder, f"good/{name}.png", encode(picture(1, *size_px), "PNG"))
         yield Case(f"good/{name}.png", OK)
     # The extension chooses the files, not their readers.
@@ -183,8 +166,7 @@ def png(width: int, height: int, colour: int, rows: int, *chunks: tuple[bytes, b
     deflate = zlib.compressobj(9)
     data = b"".join(deflate.compress(bytes(row_bytes)) for _ in range(rows)) + deflate.flush()
     header = struct.pack(">IIBBBBB", width, height, 1 if colour in (0, 3) else 8, colour, 0, 0, 0)
-    parts = ((b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b""))
-    return png_of(*parts)
+    return png_of((b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b""))
 
 
 def png_of(*parts: tuple[bytes, bytes]) -> bytes:
@@ -268,11 +250,8 @@ def _exif(folder: Path) -> Iterator[Case]:
         exif[ORIENTATION] = value
         write(folder, f"exif/orientation-{value}.jpg", encode(picture(3), "JPEG", exif=exif))
         yield Case(f"exif/orientation-{value}.jpg", OK)
-    endless = (
-        b"MM\0*\0\0\0\x08"
-        + struct.pack(">H", 5000)
-        + b"".join(struct.pack(">HHII", 1000 + tag, 1, 60_000, 0) for tag in range(5000))
-    )
+    endless = b"MM\0*\0\0\0\x08" + struct.pack(">H", 5000)
+    endless += b"".join(struct.pack(">HHII", 1000 + tag, 1, 60_000, 0) for tag in range(5000))
     for name, block in {
         "torn": b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01",
         "rubbish": b"Exif\0\0rubbish",

@@ -45,11 +45,9 @@ def variants() -> list[Any]:
     found = []
     for filter_ in ("nearest", "bilinear", "bicubic", "lanczos"):
         for mode in ("squash", "crop", "pad"):
-            name = f"{mode} {filter_}"
+            name, spec = f"{mode} {filter_}", ResizeSpec((64, 64), mode, filter_)
             marks = () if name in quick else pytest.mark.slow
-            found.append(
-                pytest.param(ResizeSpec((64, 64), mode, filter_), "vgg19", "max", "same", "float32", id=name, marks=marks)
-            )
+            found.append(pytest.param(spec, "vgg19", "max", "same", "float32", id=name, marks=marks))
     odd = ResizeSpec((65, 33), "squash", "bilinear")
     return [
         *found,
@@ -94,17 +92,9 @@ def test_every_operation_has_a_kernel_for_gpus_and_none_waits_for_the_host(
     spec: ResizeSpec | None, name: str, pooling: str, padding: str, precision: str, thin_weights: Any
 ) -> None:
     weights = replace(thin_weights(name), pool_padding=padding)
-    network = Network(
-        weights,
-        features_of(name, ["relu1_1", "pool2", "relu3_1"], spec, padding),
-        pooling=pooling,
-        kernel_order="hwio",
-        device="/CPU:0",
-        size_px=spec.size_px if spec else None,
-        precision=precision,
-        dtype="float16" if precision == "bfloat16" else "float32",
-        first=first_step(spec, MEAN_PIXEL),
-    )
+    settings: dict[str, Any] = {**SETTINGS, "pooling": pooling, "size_px": spec.size_px if spec else None, "precision": precision}
+    settings |= {"dtype": "float16" if precision == "bfloat16" else "float32", "first": first_step(spec, MEAN_PIXEL)}
+    network = Network(weights, features_of(name, ["relu1_1", "pool2", "relu3_1"], spec, padding), **settings)
     graphs = graphs_of(network)
     assert len(graphs) == 3
     inputs = [tensor.shape.as_list() for tensor in graphs[0].inputs[: len(first_step(spec, MEAN_PIXEL).signature)]]

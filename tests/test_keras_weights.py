@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,7 @@ def write_keras_3(path: Path, arrays: Arrays, names: bool = True) -> None:
                 group.attrs["name"] = name
 
 
-def write_early_keras_3(path: Path, arrays: Arrays) -> None:
-    write_keras_3(path, arrays, names=False)
-
-
+write_early_keras_3 = partial(write_keras_3, names=False)
 WRITERS = [write_keras_1, write_keras_2, write_keras_2_model, write_keras_3, write_early_keras_3]
 
 

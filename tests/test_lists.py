@@ -13,12 +13,7 @@ from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
 from pipeline.records import Manifest
 
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"x" * len(name))
+from .test_folder import touch
 
 
 def listed(tmp_path: Path, text: str | bytes, name: str = "list.txt", base: Path | None = None) -> Manifest:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import threading
 import time
 from pathlib import Path
@@ -76,27 +75,27 @@ def test_batch_size_and_workers_change_no_row(tmp_path: Path, batch_size: int, w
         np.testing.assert_array_equal(one, two)
 
 
-def test_what_is_no_image_is_a_status_without_pixels(tmp_path: Path) -> None:
+def test_a_failed_row_has_its_reason_and_no_pixels(tmp_path: Path) -> None:
     Image.fromarray(photograph(1)).save(tmp_path / "good.png")
     (tmp_path / "page.jpg").write_bytes(b"<html>none</html>")
     (tmp_path / "folder.jpg").mkdir()
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "device.jpg").symlink_to("/dev/null")
     expected = {
         "page.jpg": "not an image: begins with b'<html>no'",
         "good.png": "",
         "folder.jpg": "not a regular file: a folder",
-        "pipe.jpg": "not a regular file: a pipe",
-        "device.jpg": "not a regular file: a device or socket",
+        "/dev/null": "not a regular file: a device or socket",
+        "good.png/x.jpg": "missing: file not found",
     }
     (tmp_path / "list.txt").write_text("\n".join(expected))
     (batch,) = load(read_list(tmp_path / "list.txt"), batch_size=16)
     assert {key: status.error for key, status in zip(expected, batch.statuses, strict=True)} == expected
+    assert batch.good.tolist() == [1]
     for row in (0, 2, 3, 4):
         status = batch.statuses[row]
         assert (status.word, status.height_px, status.width_px, batch.sizes_px[row].tolist()) == ("failed", 0, 0, [0, 0])
         assert not batch.images[row].any()
     assert batch.statuses[0].sha256 == hashlib.sha256(b"<html>none</html>").hexdigest()
+    assert (batch.statuses[2].file_bytes, batch.statuses[2].sha256) == (0, "")
     np.testing.assert_array_equal(batch.image(1), photograph(1))
 
 

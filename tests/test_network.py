@@ -77,23 +77,12 @@ def test_winograd_agrees_with_the_oracle_in_every_layer(thin_weights: Any) -> No
 
 @pytest.mark.parametrize(
     ("pooling", "padding", "backend"),
-    [
-        ("max", "same", "tensorflow"),
-        ("avg", "valid", "tensorflow"),
-        ("avg", "same", "winograd"),
-        ("max", "valid", "winograd"),
-    ],
+    [("max", "same", "tensorflow"), ("avg", "valid", "tensorflow"), ("avg", "same", "winograd"), ("max", "valid", "winograd")],
 )
 def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, backend: str, thin_weights: Any) -> None:
     weights, image = replace(thin_weights(), pool_padding=padding), picture(19, 17)
-    expected = oracle.forward(
-        image[0].astype(np.float64),
-        weights.kernels,
-        weights.biases,
-        round_up=padding == "same",
-        mean=pooling == "avg",
-        until="pool4",
-    )
+    options: Any = {"round_up": padding == "same", "mean": pooling == "avg", "until": "pool4"}
+    expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, **options)
     found = run(weights, ["pool1", "pool2", "pool3", "pool4"], image, pooling=pooling, backend=backend)
     errors = differences(found, expected)
     assert max(errors.values()) < TOLERANCE, errors

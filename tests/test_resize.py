@@ -33,22 +33,8 @@ Resized = Callable[[Sequence[NDArray[np.uint8] | None], ResizeSpec], NDArray[np.
 EXACT, ROUNDED = 0.01, 1.15
 
 # Up and down, one pixel, strips, hard at the border of the canvas, sides of 8000 px.
-SIZES = [
-    (1, 1),
-    (1, 300),
-    (300, 1),
-    (37, 53),
-    (64, 48),
-    (375, 500),
-    (500, 250),
-    (224, 448),
-    (1024, 1023),
-    (1024, 1025),
-    (1100, 1300),
-    (2400, 500),
-    (8000, 8),
-    (9, 8000),
-]
+SIZES = [(1, 1), (1, 300), (300, 1), (37, 53), (64, 48), (375, 500), (500, 250), (224, 448)]
+SIZES += [(1024, 1023), (1024, 1025), (1100, 1300), (2400, 500), (8000, 8), (9, 8000)]
 FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
 QUICK = {("squash", "bilinear"), ("crop", "lanczos"), ("pad", "nearest")}
 
