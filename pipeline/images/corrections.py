@@ -133,13 +133,8 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
         if values is not None and tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
             with np.errstate(invalid="ignore"):  # What is no number is refused later.
                 return Image.fromarray((65535 if is_deep else 1) - values)
-    elif image.format == "JPEG2000" and image.mode not in ("P", "PA", "I;16"):
-        bits = _j2k_components(data)[0][0]
-        if bits < 8:
-            most = 2**bits - 1
-            return image.point([round((value >> (8 - bits)) * 255 / most) for value in range(256)] * len(image.getbands()))
-        if bits > 8:
-            return _unwrapped(image, data)
+    elif image.format == "JPEG2000" and image.mode not in ("P", "PA", "I;16") and _j2k_components(data)[0][0] > 8:
+        return _unwrapped(image, data)
     return image
 
 
@@ -265,6 +260,8 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
         return f"JPEG 2000 in colour space {space}"
     if len(bits) > 1 or any(part[1:] != (1, 1) for part in components):
         return "JPEG 2000 with fewer samples or other bits of some components"
+    if min(bits) < 8:
+        return f"JPEG 2000 of {min(bits)} bits"
     if (b"pclr" in head and not has_palette) or (bits != {8} and (space == _J2K_SYCC or has_palette)):
         return "JPEG 2000 of other than 8 bits with a palette or in YCbCr, or with a palette of greys"
     if channels >= 0 and not has_palette:

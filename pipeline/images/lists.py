@@ -170,8 +170,8 @@ def _as_written_elsewhere(
         if any(is_there(path) for path, _ in meant.values()):
             words = " and ".join(["\\ as /"] * how[0] + ["the last word as the label"] * how[1])
             log(f"data.list: {words} in {len(meant)} lines, whose files are there then, e.g. {quoted_names([written[odd[0]]])}")
-            entries = [meant.get(row, (line, "")) for row, line in enumerate(written)]
-            return [path for path, _ in entries], [label for _, label in entries]
+            paths, labels = zip(*(meant.get(row, (line, "")) for row, line in enumerate(written)), strict=True)
+            return list(paths), list(labels)
     return written, []
 
 

@@ -247,15 +247,12 @@ def graph_of(text: str, size_px: tuple[int | None, int | None]) -> Any:
     import keras
 
     config = json.loads(text)
-    for side, (taken, given) in enumerate(zip(_input_shape(config), size_px, strict=False), start=1):
-        if given is not None and taken not in (None, given):
-            raise ValueError(f"it takes images of {taken} px along axis {side}")
+    stored = _input_shape(config)
+    if any(given and own not in (None, given) for own, given in zip(stored, size_px, strict=True)):
+        raise ValueError(f"it takes images of {stored[0]} x {stored[1]} px")
     layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "InputLayer")
-    layer["config"]["batch_shape"][1:3] = [own or given for own, given in zip(_input_shape(config), size_px, strict=False)]
-    graph = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    if len(graph.inputs) != 1:
-        raise ValueError(f"it has {len(graph.inputs)} inputs")
-    return graph
+    layer["config"]["batch_shape"][1:3] = [own or given for own, given in zip(stored, size_px, strict=True)]
+    return keras.saving.deserialize_keras_object(config, safe_mode=True)
 
 
 def _input_shape(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -263,8 +260,7 @@ def _input_shape(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     shapes = [layer["config"]["batch_shape"] for layer in config["config"]["layers"] if layer["class_name"] == "InputLayer"]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != COLOURS:
         raise ValueError(f"its inputs are {shapes}, and not one of RGB images")
-    height, width = shapes[0][1:3]
-    return height, width
+    return shapes[0][1], shapes[0][2]
 
 
 def _stored_graph(model: str) -> str:
@@ -363,10 +359,9 @@ def load_keras(
                     return build(True)
             return text, [(variable.path, np.asarray(variable)) for variable in network.weights]
 
-    words = {
-        "imagenet": f"the weights in {name}{SUFFIX}" if is_file(model) else f"Keras' weights of {name} (ImageNet)",
-        "random": f"random (He normal, seed {seed})",
-    }.get(source, f"{Path(source).name} for {name}")
+    published = f"the weights in {name}{SUFFIX}" if is_file(model) else f"Keras' weights of {name} (ImageNet)"
+    known = {"imagenet": published, "random": f"random (He normal, seed {seed})"}
+    words = known.get(source, f"{Path(source).name} for {name}")
     log(f"weights: {words}")
     text, arrays = in_fresh_thread(lambda: build(needs_classifier), functools.partial(_refusal, model, source))
     if source == "random":
