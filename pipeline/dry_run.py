@@ -10,10 +10,10 @@ import numpy as np
 
 from .config import Options
 from .extract import Stages, extract, rows_of
-from .formatting import count_causes, words_for_seconds
+from .formatting import count_causes, words_for_bytes, words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
-from .progress import Stopwatch, refuse_failed_run, say_size
+from .progress import Stopwatch, refuse_failed_run
 from .store import disk
 from .store.run_folder import RunFolder
 from .store.writer import DryWriter
@@ -55,7 +55,7 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
             for layer, of_layer in trial.raw_bytes.items():
                 _log.info("sample: %s is stored in %.0f%% of its bytes", layer, 100 * trial.stored_bytes[layer] / of_layer)
         share = len(rows) / len(trial.statuses)
-        say_size(run_folder.path, raw * share, stored * share, free_bytes(run_folder))
+        _say_size(run_folder, raw * share, stored * share)
         _log.info(
             "estimate: about %s for %d images, at %.2f images/s on the %s; the disk's own time is not in it",
             *(words_for_seconds(math.ceil(len(rows) / rate)), len(rows), rate, stages.device.kind),
@@ -64,6 +64,20 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
         _log.warning("sample: no image of it can be used, so nothing can be said of the rest")
     if count == len(rows) == len(spec.manifest):
         refuse_failed_run(spec.manifest.root, errors, count, options.data.max_failed_fraction)
+
+
+def _say_size(run_folder: RunFolder, raw_bytes: float, stored_bytes: float) -> None:
+    """Say what a run will take on the disk, and warn if the disk has less."""
+    free, total = words_for_bytes(free_bytes(run_folder)), words_for_bytes(stored_bytes)
+    if stored_bytes < raw_bytes:
+        total += f" after compression, {stored_bytes / raw_bytes:.0%} of {words_for_bytes(raw_bytes)}"
+    _log.info("estimate: about %s; %s free", total, free)
+    if stored_bytes > free_bytes(run_folder):
+        _log.warning(
+            "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
+            "Free some space, use output.dtype=float16, or another disk with output.dir=...",
+            *(run_folder.path, free, words_for_bytes(stored_bytes)),
+        )
 
 
 def free_bytes(run_folder: RunFolder) -> int:

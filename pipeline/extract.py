@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# Told of every batch when its features have been handed over, with how many numbers they are; may raise to stop.
-Done = Callable[[Sequence[ImageStatus], int], None]
+# Told of every batch when its features have been handed over; may raise to stop.
+Done = Callable[[Sequence[ImageStatus]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +66,14 @@ def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stag
         # Reading stops before what is unfinished is dropped.
         with closing(extract(part.manifest, rows_of(shards), stages, watch)) as batches:
             for batch, layers in batches:
-                values = 0
                 with watch.stage("store"):
                     writer.put_statuses(batch.statuses)
                 for features in layers:
-                    values += features.values.size
                     with watch.stage("store"):
                         writer.put_features(features)
                     # A large layer must not wait in memory for the next one to be computed.
                     del features
-                done(batch.statuses, values)
+                done(batch.statuses)
         with watch.stage("finish"):
             writer.close()
     except BaseException:

@@ -230,7 +230,7 @@ def make_missing(run_folder: RunFolder, engine: Engine | None, errors: Sequence[
         return Made()
     rows, began = count_rows(run_folder.missing), time.monotonic()
     before = count_rows(run_folder.own) - rows
-    with Progress(path, spec, rows, before, errors, _options(spec).get(MOST_FAILED, 1.0)) as progress:
+    with Progress(spec, rows, before, errors, _options(spec).get(MOST_FAILED, 1.0)) as progress:
         made = engine(progress, watch)
     made.rows_now, made.rows_added = rows, count_rows(shard for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)

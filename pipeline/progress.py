@@ -1,8 +1,7 @@
-"""What a run says and measures while it goes on: seconds by stage, log lines, a bar, failed images, the size it will have."""
+"""What a run says and measures while it goes on: seconds by stage, log lines, a bar, failed images."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 import time
@@ -24,9 +23,9 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm
 
 from .errors import DatasetError, PipelineError
-from .formatting import words_for_bytes, words_for_seconds
+from .formatting import words_for_seconds
 from .records import ImageStatus, RunSpec
-from .store import disk, format
+from .store import disk
 
 Item = TypeVar("Item")
 
@@ -49,9 +48,6 @@ LINE_EVERY_SECONDS = 30.0
 FAILURES_SAID = 20
 # Characters of a key in a line: a list may have a name of megabytes.
 LONGEST_KEY = 300
-# Of the activations handed over so far, how many must have been encoded for their ratio to be that of all; and what part of
-# the run must be left for its size to be worth an estimate.
-ENCODED_ENOUGH, MUCH_LEFT = 0.5, 0.2
 
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
@@ -83,10 +79,11 @@ class Stopwatch:
         iterator = iter(items)
         while True:
             with self.stage(name):
-                found = list(itertools.islice(iterator, 1))
-            if not found:
-                return
-            yield found.pop()
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
 
     def divide(self, name: str, shares: Mapping[str, float]) -> None:
         """Give the time of one stage to others, in proportion: it was spent waiting for workers that were at these."""
@@ -186,16 +183,14 @@ def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
 @contextmanager
 def _attached(handler: logging.Handler) -> Iterator[None]:
     before = LOGGER.level, LOGGER.propagate
-    LOGGER.setLevel(logging.INFO)
     # A program that runs a job from Python may have handlers of its own at the root; lines must not come twice.
-    LOGGER.propagate = False
+    LOGGER.level, LOGGER.propagate = logging.INFO, False
     LOGGER.addHandler(handler)
     try:
         yield
     finally:
         LOGGER.removeHandler(handler)
-        LOGGER.setLevel(before[0])
-        LOGGER.propagate = before[1]
+        LOGGER.level, LOGGER.propagate = before
         with suppress(OSError):
             handler.close()
 
@@ -204,7 +199,6 @@ class Progress:
     """Counts rows as they are done: by a bar on a terminal, by a line every half minute elsewhere.
 
     Args:
-        folder: The run folder.
         spec: The run.
         rows: To be made by this process.
         rows_before: Finished by an earlier run.
@@ -213,20 +207,12 @@ class Progress:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        spec: RunSpec,
-        rows: int,
-        rows_before: int = 0,
-        errors_before: Sequence[str] = (),
-        max_failed_fraction: float = 1.0,
+        self, spec: RunSpec, rows: int, rows_before: int = 0, errors_before: Sequence[str] = (), max_failed_fraction: float = 1.0
     ) -> None:
-        self._folder, self._spec, self._fraction = folder, spec, max_failed_fraction
-        self._rows, self._rows_before, self._failed_before = rows, rows_before, len(errors_before)
-        self._example = next(iter(errors_before), "")
-        self._done = self._failed = self._bytes = 0
-        # Nothing to find out: it has been said before the first image.
-        self._is_size_said = spec.compression == "none" and all(feature.shape for feature in spec.features)
+        self._keys, self._fraction = spec.manifest.keys, max_failed_fraction
+        self._rows, self._rows_before, self._done = rows, rows_before, 0
+        self._failed, self._example = len(errors_before), next(iter(errors_before), "")
+        self._failures_said = 0
         self._began = self._last_line = time.monotonic()
         self._draws = can_draw()
         # Lines go above the bar. Without one tqdm would let through what is to be kept quiet.
@@ -234,45 +220,32 @@ class Progress:
         settings = {"unit": "img", "disable": not self._draws, "dynamic_ncols": True, "smoothing": 0.05}
         self._bar = tqdm(total=rows_before + rows, initial=rows_before, **settings)
 
-    def count(self, statuses: Sequence[ImageStatus], values: int, bytes_raw: int, bytes_stored: int) -> None:
+    def count(self, statuses: Sequence[ImageStatus]) -> None:
         """Count rows that are done.
-
-        Args:
-            statuses: Of these rows.
-            values: Of their activations, how many numbers.
-            bytes_raw: Activations that have been encoded so far, of all rows, before compression.
-            bytes_stored: The same, after.
 
         Raises:
             DatasetError: More than the allowed share of images has failed.
         """
         self._done += len(statuses)
-        self._bytes += values * format.ITEMSIZE_BYTES[self._spec.dtype]
         for status in filter(lambda status: status.error, statuses):
             self._failed, self._example = self._failed + 1, status.error
-            if self._failed <= FAILURES_SAID:
-                LOGGER.warning("failed: %r: %s", self._spec.manifest.keys[status.index][:LONGEST_KEY], status.error)
-            elif self._failed == FAILURES_SAID + 1:
+            self._failures_said += 1
+            if self._failures_said <= FAILURES_SAID:
+                LOGGER.warning("failed: %r: %s", self._keys[status.index][:LONGEST_KEY], status.error)
+            elif self._failures_said == FAILURES_SAID + 1:
                 LOGGER.warning("failed: further ones are only counted here; all reasons are in /images/error")
-        failed = self._failed_before + self._failed
-        self._bar.set_postfix({"failed": failed}, refresh=False)
+        self._bar.set_postfix({"failed": self._failed}, refresh=False)
         self._bar.update(len(statuses))
-        refuse_failures(failed, len(self._spec.manifest), self._fraction, self._example)
+        refuse_failures(self._failed, len(self._keys), self._fraction, self._example)
         now = time.monotonic()
         if not self._draws and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             rate = self._done / (now - self._began)
             LOGGER.info(
                 "%d of %d images, %d failed, %.2f images/s, %s left",
-                *(self._rows_before + self._done, self._rows_before + self._rows, failed, rate),
+                *(self._rows_before + self._done, self._rows_before + self._rows, self._failed, rate),
                 words_for_seconds((self._rows - self._done) / rate),
             )
-        # Once, from the first features that have been encoded.
-        if not self._is_size_said and bytes_raw and bytes_raw >= ENCODED_ENOUGH * self._bytes:
-            self._is_size_said = True
-            if self._rows - self._done >= MUCH_LEFT * self._rows:
-                raw = self._bytes / self._done * self._rows
-                say_size(self._folder, raw, raw * bytes_stored / bytes_raw, disk.free_bytes(self._folder), bytes_stored)
 
     def __enter__(self) -> Progress:
         self._redirected.__enter__()
@@ -281,28 +254,6 @@ class Progress:
     def __exit__(self, *error: Any) -> None:
         self._redirected.__exit__(*error)
         self._bar.close()
-
-
-def say_size(folder: Path, raw_bytes: float, stored_bytes: float, free_bytes: float, bytes_there: float = 0) -> None:
-    """Say what a run will take on the disk, and warn if the disk has less.
-
-    Args:
-        folder: The run folder.
-        raw_bytes: Of its activations.
-        stored_bytes: The same, after compression.
-        free_bytes: Of the disk.
-        bytes_there: Of these, stored already.
-    """
-    total = words_for_bytes(stored_bytes)
-    if stored_bytes < raw_bytes:
-        total += f" after compression, {stored_bytes / raw_bytes:.0%} of {words_for_bytes(raw_bytes)}"
-    LOGGER.info("estimate: about %s; %s free", total, words_for_bytes(free_bytes))
-    if stored_bytes - bytes_there > free_bytes:
-        LOGGER.warning(
-            "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
-            "Free some space, use output.dtype=float16, or another disk with output.dir=...",
-            *(folder, words_for_bytes(free_bytes), words_for_bytes(stored_bytes - bytes_there)),
-        )
 
 
 def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example: str) -> None:

@@ -127,16 +127,6 @@ def _other_numbers(source: RunSpec) -> list[str]:
     ]
 
 
-def _base_of(feature: FeatureSpec, bases: Sequence[FeatureSpec]) -> FeatureSpec:
-    """Return what a feature is made of: of its layer, what is stored with the most of its reductions."""
-    fitting = [
-        base
-        for base in bases
-        if base.layer.name == feature.layer.name and base.reductions == feature.reductions[: len(base.reductions)]
-    ]
-    return max(fitting, key=lambda base: len(base.reductions))
-
-
 def _find_rows(source: RunSpec, target: RunFolder) -> NDArray[np.int64]:
     """Return (N,) the row in the run of each image of the new one, which may have grown in another order.
 
@@ -154,12 +144,7 @@ def _find_rows(source: RunSpec, target: RunFolder) -> NDArray[np.int64]:
 
 
 def _make_shards(
-    run: Run,
-    places: NDArray[np.int64],
-    bases: Sequence[FeatureSpec],
-    target: RunFolder,
-    progress: Progress,
-    watch: Stopwatch,
+    run: Run, places: NDArray[np.int64], bases: Sequence[FeatureSpec], target: RunFolder, progress: Progress, watch: Stopwatch
 ) -> Made:
     """Make the missing shards: an engine, see :mod:`pipeline.engines`.
 
@@ -173,11 +158,14 @@ def _make_shards(
     """
     from .machine import usable_cores
     from .progress import Made
+    from .store import format
+    from .store.reader import open_run
     from .store.writer import Writer
 
     columns = [run.images[name] for name in ("error", "height", "width", "bytes", "sha256")]
     # By this time it is told which images have changed since they were read: no later than the features were made.
-    created = min(_created(run))
+    shards = [run.path.parent / format.shard_path(shard.file_name) for shard in run.shards]
+    created = min(str(open_run(path).attributes["created"]) for path in shards)
     reducers = _prepare(target.spec.features, bases, target.spec.transforms)
     made = Made("cpu")
     for part, missing in target.parts():
@@ -185,17 +173,16 @@ def _make_shards(
         writer = Writer(target.path, part, missing, usable_cores(), digests=target.digests())
         try:
             for shard in missing:
-                rows, values = np.arange(shard.first, shard.stop), 0
+                rows = np.arange(shard.first, shard.stop)
                 told = zip(rows.tolist(), *(column[places[rows]].tolist() for column in columns), strict=True)
                 statuses = [ImageStatus(*of_image) for of_image in told]
                 with watch.stage("store"):
                     writer.put_statuses(statuses)
                 rows = rows[[not status.error for status in statuses]]
                 for batch in watch.over(_reduced(run, places, rows, reducers), "reduce"):
-                    values += batch.values.size
                     with watch.stage("store"):
                         writer.put_features(batch)
-                progress.count(statuses, values, made.bytes_raw + writer.bytes_raw, made.bytes_stored + writer.bytes_stored)
+                progress.count(statuses)
             with watch.stage("finish"):
                 writer.close()
         except BaseException:
@@ -206,11 +193,7 @@ def _make_shards(
 
 
 def _take_sample(
-    run: Run,
-    places: NDArray[np.int64],
-    bases: Sequence[FeatureSpec],
-    features: Sequence[FeatureSpec],
-    rows: NDArray[np.int64],
+    run: Run, places: NDArray[np.int64], bases: Sequence[FeatureSpec], features: Sequence[FeatureSpec], rows: NDArray[np.int64]
 ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
     """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.transforms.TakeSample`."""
     found: dict[str, list[NDArray[np.float32]]] = {}
@@ -223,17 +206,20 @@ def _take_sample(
 def _prepare(
     features: Sequence[FeatureSpec], bases: Sequence[FeatureSpec], transforms: Mapping[str, Transform]
 ) -> dict[str, list[tuple[str, Reducer | None]]]:
-    """Return what is read -> the features that are made of it, and how; None: as it is."""
+    """Return what is read -> the features that are made of it, and how; None: as it is.
+
+    A feature is made of what is stored of its layer with the most of its reductions.
+    """
     from .network.host_reductions import prepare
 
     found: dict[str, list[tuple[str, Reducer | None]]] = {}
     for feature in features:
-        base = _base_of(feature, bases)
+        of_layer = [base for base in bases if base.layer.name == feature.layer.name]
+        fitting = [base for base in of_layer if base.reductions == feature.reductions[: len(base.reductions)]]
+        base = max(fitting, key=lambda base: len(base.reductions))
         done = len(base.reductions)
-        is_same = done == len(feature.reductions)
-        found.setdefault(base.name, []).append(
-            (feature.name, None if is_same else prepare(feature, base.shape, transforms, done))
-        )
+        reducer = prepare(feature, base.shape, transforms, done) if done < len(feature.reductions) else None
+        found.setdefault(base.name, []).append((feature.name, reducer))
     return found
 
 
@@ -253,18 +239,6 @@ def _reduced(
                 stored = np.asarray(layer.read(places[block]), np.float32)
                 for name, reducer in wanted:
                     yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else stored)
-
-
-def _created(run: Run) -> list[str]:
-    """Return when each shard was finished."""
-    from .store.format import SHARD_FOLDER
-    from .store.reader import open_run
-
-    found = []
-    for shard in run.shards:
-        with open_run(run.path.parent / SHARD_FOLDER / shard.file_name) as one:
-            found.append(str(one.attributes["created"]))
-    return found
 
 
 def _reduce(options: ReduceOptions) -> None:

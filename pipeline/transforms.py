@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from .config import Options, Parameters
@@ -31,7 +30,6 @@ from .progress import LOGGER as _log
 from .progress import Stopwatch
 from .records import FeatureSpec, RunSpec, Transform
 from .signals import leaving_at_once
-from .storage import RemotePath
 from .store import disk, format
 from .store.damage import read_file
 from .store.digests import Digests
@@ -41,7 +39,6 @@ from .store.run_folder import RunFolder
 # Given features and rows of the run, ascending, returns the feature's name -> pieces (m, d) float32 of the rows that are ok.
 TakeSample = Callable[[Sequence[FeatureSpec], NDArray[np.int64]], Mapping[str, Sequence[NDArray[np.float32]]]]
 
-_LOCK_NAME = f"{format.LOCK_NAME}-fit"
 _FITTED_FOR = "fitted_for"
 _ARRAYS = ("mean", "components", "explained_variance")
 
@@ -69,7 +66,7 @@ def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: T
     if not wanted:
         yield b""
         return
-    with _alone(run_folder):
+    with run_folder.alone():
         # Not to rows that an extension has added: the first part's transform is the run's.
         first = spec.parts[0]
         content, is_there = b"", Digests(run_folder.path).agrees(path.name)
@@ -89,22 +86,6 @@ def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: T
                     )
         run_folder.give_transforms(_read(content, path)[0], digest)
         yield b"" if is_there else content
-
-
-@contextmanager
-def _alone(run_folder: RunFolder) -> Iterator[None]:
-    """Let the other parts of the run wait; where there are no locks, and at an address, each fits for itself."""
-    if run_folder.share is None or isinstance(run_folder.path, RemotePath):
-        yield
-        return
-    lock = FileLock(run_folder.path / _LOCK_NAME)
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError):
-        yield
-        return
-    with lock:
-        yield
 
 
 def other_transforms(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:

@@ -52,7 +52,7 @@ def make(folder: Path, shards: Sequence[ShardSpec], stages: Any) -> list[int]:
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     told: list[int] = []
     writer = Writer(folder, SPEC, shards, 2)
-    make_shards(writer, SPEC, shards, stages, Stopwatch(), lambda batch, _: told.extend(status.index for status in batch))
+    make_shards(writer, SPEC, shards, stages, Stopwatch(), lambda batch: told.extend(status.index for status in batch))
     assert writer.shards_done == len(shards)
     return told
 
@@ -92,7 +92,7 @@ def test_what_fails_anywhere_is_raised_and_leaves_nothing(what: str, tmp_path: P
             raise NetworkError("the GPU is gone")
         return (replace(found, values=found.values * (np.nan if what == "value" else 1)) for found in compute(batch))
 
-    def done(statuses: Any, values: int) -> None:
+    def done(statuses: Any) -> None:
         if what == "told":
             raise KeyboardInterrupt("told")
 

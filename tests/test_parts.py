@@ -186,7 +186,9 @@ def test_parts_wait_for_each_other_and_say_so(
 
     threading.Thread(target=release).start()
     held(tmp_path, Share(2, 2))()
-    assert caplog.messages == [f"{tmp_path}: waiting for another part, which opens the folder or writes the index"]
+    assert caplog.messages == [
+        f"{tmp_path}: waiting for another part, which opens the folder, fits a transform or writes the index"
+    ]
     end()
 
 

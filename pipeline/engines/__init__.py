@@ -5,7 +5,7 @@ An engine is a function that opens it for a run, a context manager; what it yiel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeAlias
@@ -16,7 +16,7 @@ from ..machine import usable_cores
 from ..network.keras_models import KerasWeights
 from ..network.known_weights import Weights
 from ..progress import Made, Progress, Stopwatch
-from ..records import ImageStatus, RunSpec
+from ..records import RunSpec
 from ..signals import leaving_at_once
 from ..store.run_folder import RunFolder
 from ..store.writer import Writer
@@ -42,11 +42,7 @@ def open_local(options: Options, spec: RunSpec, weights: Weights | KerasWeights,
         for part, missing in run_folder.parts():
             part = replace(part, attributes={**part.attributes, **made_on})
             writer = Writer(run_folder.path, part, missing, threads, digests=run_folder.digests())
-
-            def done(statuses: Sequence[ImageStatus], values: int, writer: Writer = writer) -> None:
-                progress.count(statuses, values, made.bytes_raw + writer.bytes_raw, made.bytes_stored + writer.bytes_stored)
-
-            make_shards(writer, part, missing, stages, watch, done)
+            make_shards(writer, part, missing, stages, watch, progress.count)
             made.add(writer)
         return made
 

@@ -89,7 +89,7 @@ class Job:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a task has made of some rows: their statuses, the number of their activations, the digests of its shards.
+    """What a task has made of some rows: their statuses, the digests of its shards.
 
     Attributes:
         worker: (host, process).
@@ -103,7 +103,6 @@ class Outcome:
     device: Device
     made: Made
     statuses: tuple[ImageStatus, ...] = ()
-    values: int = 0
     digests: dict[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     is_repeated: bool = False
@@ -225,9 +224,8 @@ def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
         outcome.is_repeated = True
     part, threads, watch = job.parts[shards[0].part], job.options.runtime.workers or 1, Stopwatch()
 
-    def done(statuses: Sequence[ImageStatus], values: int) -> None:
+    def done(statuses: Sequence[ImageStatus]) -> None:
         outcome.statuses += tuple(statuses)
-        outcome.values += values
 
     part = replace(part, attributes={**part.attributes, **stages.device.attributes(job.options.runtime.precision)})
     digests = RemoteDigests(Path(job.folder), name)
@@ -295,7 +293,7 @@ def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Pro
                 made.peak_memory_bytes = max(made.peak_memory_bytes, outcome.made.peak_memory_bytes)
                 for name, digest in outcome.digests.items():
                     digests.add(name, digest)
-                progress.count(outcome.statuses, outcome.values, made.bytes_raw, made.bytes_stored)
+                progress.count(outcome.statuses)
     finally:
         watch.divide("network", seconds)
     hosts = {host for host, _ in workers}

@@ -1,8 +1,9 @@
 """The locks of a run folder: who may change what lies in it.
 
 A whole run holds ``.lock`` as long as it lives. Of several processes that make a run together, each its share of the shards,
-each holds ``.lock-3-of-8`` as long as it lives, and ``.lock`` only while it opens the folder or writes the index; the others
-wait for that. So whoever has ``.lock`` can tell who lives, and is alone in changing what is not of one share.
+each holds ``.lock-3-of-8`` as long as it lives, and ``.lock`` only while it opens the folder, fits the transforms of ``pca``
+or writes the index; the others wait for that. So whoever has ``.lock`` can tell who lives, and is alone in changing what is
+not of one share.
 
 At an address a lock is an object, which a kill leaves behind. The system's locks end with their holder, however it ends. On
 another machine too, as far as the file system tells its clients of them: NFS does, Lustre does if it is mounted with
@@ -175,7 +176,9 @@ class Hold:
                 if not self._part_locks():
                     return holder
                 if not is_said:
-                    _log.info("%s: waiting for another part, which opens the folder or writes the index", self._folder)
+                    _log.info(
+                        "%s: waiting for another part, which opens the folder, fits a transform or writes the index", self._folder
+                    )
                 looked, is_said = time.monotonic(), True
             time.sleep(random.uniform(*_POLL_SECONDS))
         return ""
