@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from html import escape
+from typing import Any
 
 from .errors import printable
 
@@ -53,6 +54,12 @@ def shortened(text: str, longest: int) -> str:
     """Return a text; one of more characters loses its middle, as both ends of a path tell something."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}…{text[len(text) - half :]}"
+
+
+def words_for_device(attributes: Mapping[str, Any]) -> str:
+    """Return what the attributes of a file say of the device that made it: ``gpu, NVIDIA H200, tf32``; "" if nothing."""
+    names = {"device": "", "gpu": "", "precision": "", "batch_size": "batch ", "cuda": "CUDA ", "cudnn": "cuDNN "}
+    return ", ".join(f"{word}{attributes[name]}" for name, word in names.items() if name in attributes)
 
 
 def counted(count: int, noun: str) -> str:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from .config import nested
 from .errors import ImageError, StoreError, printable
-from .figures import FeatureMap, group_components, is_vector, make_maps
-from .formatting import words_for_bytes, words_for_number, words_for_shape, words_for_share
+from .figures import FeatureMap, is_vector, make_maps
+from .formatting import shortened, words_for_bytes, words_for_device, words_for_number, words_for_shape, words_for_share
 from .images.reading import thumbnail
 from .progress import STAGES, Made
 from .records import OK, Manifest
@@ -38,11 +38,8 @@ ROWS, LAYERS, ACTIVE_CHANNELS = 6, 4, 2
 PICTURE_PX, MAP_PX = 224, 112
 # A row that takes more memory is not worth reading for a picture the size of a stamp.
 LARGEST_ROW_BYTES = 64 << 20
-# Bars of a histogram on each side of zero; of a vector.
-BARS, VECTOR_BARS = 16, 128
-# Source: Matplotlib's viridis (CC0), every 64th colour. The last of a palette is for what is not finite.
-VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
-NOT_FINITE, LEVELS = (128, 128, 128), 255
+# Bars of a histogram on each side of zero.
+BARS = 16
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,8 +172,8 @@ def page_values(report: Report, run: Run, manifest: Manifest) -> dict[str, Any]:
 def render(values: Mapping[str, Any]) -> str:
     """Return the page as HTML; the same values, as of :func:`page_values`, give the same text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
-    filters = {"number": words_for_number, "share": words_for_share, "by": words_for_shape, "histogram": histogram}
-    environment.filters |= filters
+    words = {"number": words_for_number, "share": words_for_share, "by": words_for_shape, "device": words_for_device}
+    environment.filters |= words | {"histogram": histogram}
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     return template.render(values, histogram_step=HISTOGRAM_STEP, stages=STAGES)
 
@@ -188,9 +185,7 @@ def shown(value: Any) -> Any:
     """
     if isinstance(value, Markup):
         return value
-    text = str(value)
-    half = LONGEST_TEXT // 2
-    return printable(text if len(text) <= LONGEST_TEXT else f"{text[:half]} … {text[-half:]}")
+    return printable(shortened(str(value), LONGEST_TEXT))
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -210,7 +205,7 @@ def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> di
     for layer in layers:
         maps, note = [], ""
         try:
-            maps = [(one, vector_bars(one) if one.values.ndim == 1 else coloured(one)) for one in sample_maps(run[layer], row)]
+            maps = [(one, map_picture(one)) for one in sample_maps(run[layer], row)]
         except StoreError as error:
             note = str(error)
         found["layers"].append({"name": layer, "maps": maps, "note": note})
@@ -218,7 +213,7 @@ def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> di
 
 
 def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
-    """Return channel 0 and the most active channels of an image; of a vector all components in one.
+    """Return channel 0 and the most active channels of an image; of a vector all components in one, of which there is no picture.
 
     Raises:
         StoreError: The row is damaged, or too large to be read for this.
@@ -234,22 +229,13 @@ def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
     return sorted(maps, key=lambda one: one.channels != [0])[: 1 + ACTIVE_CHANNELS]
 
 
-def vector_bars(one: FeatureMap) -> list[tuple[float, float]]:
-    """Return where bars of a vector's components begin and end, from 0, its least value or zero, to 1, its greatest or zero."""
-    _, lows, highs = group_components(one.values, VECTOR_BARS)
-    low, reach = lows.min(), highs.max() - lows.min() or 1.0
-    return [*zip(((lows - low) / reach).tolist(), ((highs - low) / reach).tolist(), strict=True)]
-
-
-def coloured(one: FeatureMap) -> Markup:
-    """Return a map as the address of a PNG: its least value dark, its largest bright, grey where there is no finite value."""
-    finite = np.where(np.isfinite(one.values), one.values.astype(np.float64), one.low)
-    levels = np.interp(finite, (one.low, one.high), (0, LEVELS - 1)) if one.low < one.high else np.zeros(finite.shape)
-    picture = Image.fromarray(np.where(np.isfinite(one.values), np.rint(levels), LEVELS).astype(np.uint8))
-    at = np.linspace(0, len(VIRIDIS) - 1, LEVELS)
-    colours = np.stack([np.interp(at, range(len(VIRIDIS)), part) for part in VIRIDIS.T], axis=1)
-    picture.putpalette([*np.rint(colours).astype(int).ravel().tolist(), *NOT_FINITE])
-    return _address(picture, "PNG", optimize=True)
+def map_picture(one: FeatureMap) -> Markup:
+    """Return a map as the address of a PNG, its least value black, its largest white; of a vector nothing."""
+    if one.values.ndim == 1:
+        return Markup("")
+    values = np.where(np.isfinite(one.values), one.values.astype(np.float64), one.low)
+    grey = np.interp(values, (one.low, one.high), (0, 255)) if one.low < one.high else np.zeros(values.shape)
+    return _address(Image.fromarray(np.rint(grey).astype(np.uint8)), "PNG", optimize=True)
 
 
 def _address(picture: Image.Image, kind: str, **options: Any) -> Markup:
@@ -259,8 +245,8 @@ def _address(picture: Image.Image, kind: str, **options: Any) -> Markup:
     return Markup(f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}")
 
 
-def histogram(statistics: LayerStatistics) -> tuple[list[tuple[float, float]], list[str]] | None:
-    """Return where bars begin and end, 0 to 1, and the labels below them, of the sampled values that are not zero.
+def histogram(statistics: LayerStatistics) -> tuple[list[float], list[str]] | None:
+    """Return the heights of bars, 0 to 1, and the labels below them, of the sampled values that are not zero.
 
     A bar a power of two, from zero outwards; what is too small for the bars is in those next to zero. None without such values.
     """
@@ -276,4 +262,4 @@ def histogram(statistics: LayerStatistics) -> tuple[list[tuple[float, float]], l
     labels = ["0", middle, end]
     if negative.any():
         counts, labels = np.concatenate([below[::-1], counts]), [f"−{end}", "0", end]
-    return [(0.0, height) for height in (counts / counts.max()).tolist()], labels
+    return (counts / counts.max()).tolist(), labels

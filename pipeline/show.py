@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from . import cli
 from .config import parse_config
 from .errors import StoreError, printable
-from .formatting import count_causes, text_table, words_for_bytes
-from .reproduce import argument, command_again, differing_options
+from .formatting import count_causes, text_table, words_for_bytes, words_for_device
+from .reproduce import command_again, differing_options
 
 if TYPE_CHECKING:
     from .config import ShowOptions
@@ -21,17 +21,6 @@ if TYPE_CHECKING:
 # Causes of failure and damaged files that are named.
 NAMED = 10
 LABEL_WIDTH = 11
-# Options that every run has another value of, or that another line tells.
-_NOT_SHOWN = ("data.dir", "data.list", "data.tar", "data.tfds", "data.split", "layers", "name", "output.dir", "output.existing")
-_IDENTITY_WORDS = {
-    "network.model": "{}",
-    "network.preprocess": "preprocessing {}",
-    "network.pooling": "{} pooling",
-    "network.pool_padding": "padding {}",
-    "network.kernel_order": "kernels {}",
-    "runtime.backend": "backend {}",
-    "runtime.precision": "{} products",
-}
 
 
 def overview(path: Path) -> dict[str, Any]:
@@ -120,8 +109,9 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if damaged := found["unreadable"]:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         yield "damaged", f"{', '.join(damaged[:NAMED])}{more}; say python -m pipeline.verify run=... for all that is wrong"
-    words = [text.format(identity[name]) for name, text in _IDENTITY_WORDS.items() if name in identity]
-    yield "network", ", ".join([identity.get("network", str(attributes.get("network", ""))), *words])
+    shown = [name for name in identity if name.startswith(("network.", "runtime.")) and name != "network.weights"]
+    settings = [f"{name.partition('.')[2]}={identity[name]}" for name in shown]
+    yield "network", " ".join([identity.get("network", str(attributes.get("network", ""))), *settings])
     if source := identity.get("reduced from"):
         yield "reduced", f"from the stored features of run {source[:16]}..., not by an extraction"
     if "weights" in attributes:
@@ -134,12 +124,11 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         colours = [attributes[name] for name in ("mean_pixel", "scale_pixel") if name in attributes]
         values = "; ".join(", ".join(f"{value:g}" for value in colour) for colour in colours)
         yield "input", f"{attributes['preprocess']} ({values})"
-    if found["options"]:
-        differing = [argument(name, value) for name, value in found["differing_options"].items() if name not in _NOT_SHOWN]
-        yield "options", " ".join(differing) or "all others as by default"
     versions = [f"{name.removeprefix('version_')} {text}" for name, text in attributes.items() if name.startswith("version_")]
     if versions:
         yield "versions", ", ".join(versions)
+    if device := words_for_device(attributes):
+        yield "device", device
     if report.get("rows_now"):
         rate = f"{report['images_per_second']:.2f} images/s on the {report['device']}"
         yield "rate", f"{report['rows_now']} rows in {report['seconds']:.1f} s, {rate}"

@@ -214,7 +214,8 @@ def test_samples_are_spread_and_show_the_most_active_channels(tmp_path: Path, dt
     np.testing.assert_array_equal(maps[1].values, run["relu1_1"][1][..., 1])
     assert (maps[1].low, maps[1].high) == (run["relu1_1"][1][..., 1].min(), run["relu1_1"][1][..., 1].max())
     for layer in others:
-        ((vector, _),) = layer["maps"]
+        ((vector, picture),) = layer["maps"]
+        assert not picture
         assert vector.values.tolist() == run["fc6.l2"][1].tolist()
 
 

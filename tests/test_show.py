@@ -48,6 +48,7 @@ def spec_with_options(rows: int = 10, **changes: Any) -> RunSpec:
         "preprocess": "RGB 0..255, minus mean_pixel",
         "data_root": "/data/imgs é",
         "version_numpy": "2.0",
+        **{"device": "gpu", "gpu": "NVIDIA H200", "precision": "tf32"},
     }
     return replace(spec, attributes=attributes)
 
@@ -110,8 +111,8 @@ def test_a_run_is_a_screenful(folder: Path) -> None:
         f"           SHA-256 {'ab' * 32}",
         "images     /data/imgs é",
         "input      RGB 0..255, minus mean_pixel (123.68, 116.779, 103.939)",
-        "options    data.size=80 network.weights=random",
         "versions   numpy 2.0",
+        "device     gpu, NVIDIA H200, tf32",
         "rate       10 rows in 2.0 s, 12.35 images/s on the cpu",
         "command    python -m pipeline.run 'data.dir=imgs é' data.size=80 'layers=[conv1_1,relu4_1]' "
         "network.weights=random 'name=ünï'\"'\"'s 2024_01'",
@@ -131,6 +132,7 @@ def test_all_of_it_is_had_as_json(folder: Path, copy: Path) -> None:
     assert found["differing_options"]["data.size"] == 80
     assert found["command"].startswith("python -m pipeline.run ")
     assert found["attributes"]["mean_pixel"] == [123.68, 116.779, 103.939]
+    assert (found["attributes"]["gpu"], found["attributes"]["precision"]) == ("NVIDIA H200", "tf32")
     assert found["report"]["images_per_second"] == 12.345
 
     def add(file: h5py.File) -> None:
