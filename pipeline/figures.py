@@ -102,7 +102,7 @@ def make_maps(
     side: int = 1,
     most_active: int | None = None,
 ) -> list[FeatureMap]:
-    """Return the maps of some channels, holding one band and the reduced maps at a time; of a vector one map of all of them.
+    """Return the maps of some channels; of a vector one map of all of them.
 
     Args:
         layer: Its name.
@@ -112,55 +112,35 @@ def make_maps(
         side: Of the squares over which means are taken.
         most_active: Of the channels only so many, those with the greatest mean of what is above 0, in this order.
     """
-    if is_vector(shape):
-        ((_, values),) = bands
-        chosen = values.reshape(1, 1, -1)[:, :, np.asarray(channels, np.int64)].astype(np.float32)
-        if most_active is not None:
-            places = _most_active(_numbers(chosen)[-1], most_active)
-            channels, chosen = [channels[place] for place in places], chosen[:, :, places]
-        # Of all components together.
-        low, high, zeros, not_finite, _ = (of.item() for of in _numbers(chosen.reshape(1, -1, 1)))
-        return [FeatureMap(layer, shape, channels, chosen.reshape(-1), low, high, zeros / chosen.size, not_finite, shape[0])]
-    height, width, _ = shape
-    wanted, lefts = np.asarray(channels, np.int64), np.arange(0, width, side)
-    rows_read = np.zeros(-(-height // side), np.int64)
-    sums = np.zeros((len(rows_read), len(lefts), len(wanted)), np.float32)
-    of_bands = []
-    with np.errstate(invalid="ignore", over="ignore"):
-        for first, band in bands:
-            values = band[:, :, wanted].astype(np.float32, copy=False)
-            squares, tops, counts = np.unique((first + np.arange(len(values))) // side, return_index=True, return_counts=True)
-            rows_read[squares] += counts
-            sums[squares] += np.add.reduceat(np.add.reduceat(values, lefts, axis=1), tops, axis=0)
-            of_bands.append(_numbers(values))
-        sums /= (rows_read[:, None] * np.minimum(side, width - lefts))[:, :, None].astype(np.float32)
-    lows, highs, *counted = (np.stack(parts) for parts in zip(*of_bands, strict=True))
-    zeros, not_finite, activity = (parts.sum(axis=0) for parts in counted)
-    rows, channel_maps = int(rows_read.sum()), np.ascontiguousarray(sums.transpose(2, 0, 1))
-    low, high = lows.min(axis=0).tolist(), highs.max(axis=0).tolist()
-    shares = (zeros / (rows * width)).tolist()
-    shown: Sequence[int] = range(len(wanted)) if most_active is None else _most_active(activity, most_active)
-    return [
-        FeatureMap(layer, shape, [channels[at]], channel_maps[at], low[at], high[at], shares[at], int(not_finite[at]), rows)
-        for at in shown
+    wanted = np.asarray(channels, np.int64)
+    # Held are these channels alone, not all of a band.
+    pieces = [
+        (first + np.arange(len(band)), band.reshape(-1, math.prod(shape[1:-1]), shape[-1])[:, :, wanted]) for first, band in bands
     ]
+    rows, values = np.concatenate([rows for rows, _ in pieces]), np.concatenate([values for _, values in pieces])
+    values = values.astype(np.float32, copy=False)
+    if most_active is not None:
+        activity = np.where(np.isfinite(values) & (values > 0), values, 0).sum((0, 1), np.float64)
+        places = np.argsort(-activity, kind="stable")[:most_active].tolist()
+        channels, values = [channels[place] for place in places], values[:, :, places]
+    if is_vector(shape):
+        return [_feature_map(layer, shape, channels, values.reshape(-1), values.reshape(-1))]
+    lefts = np.arange(0, shape[1], side)
+    _, tops, heights = np.unique(rows // side, return_index=True, return_counts=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = np.add.reduceat(np.add.reduceat(values, lefts, axis=1), tops, axis=0)
+        means = (sums / np.outer(heights, np.minimum(side, shape[1] - lefts))[:, :, None]).astype(np.float32)
+    return [_feature_map(layer, shape, [channel], values[:, :, at], means[:, :, at]) for at, channel in enumerate(channels)]
 
 
-def _numbers(values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
-    """Return of each channel of (h, w, c) least and greatest finite value, zeros, values not finite, sum of what is above 0."""
-    finite, axes = np.isfinite(values), (0, 1)
-    return (
-        np.where(finite, values, np.inf).min(axes),
-        np.where(finite, values, -np.inf).max(axes),
-        np.count_nonzero(values == 0, axes),
-        np.count_nonzero(~finite, axes),
-        np.where(finite & (values > 0), values, 0).sum(axes, np.float64),
+def _feature_map(
+    layer: str, shape: tuple[int, ...], channels: Sequence[int], values: NDArray[np.float32], drawn: NDArray[np.float32]
+) -> FeatureMap:
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+    return FeatureMap(
+        *(layer, shape, channels, drawn, low, high), float(np.mean(values == 0)), values.size - finite.size, len(values)
     )
-
-
-def _most_active(activity: NDArray[np.float64], count: int) -> list[int]:
-    """Return the places of the greatest, of equals the first."""
-    return np.argsort(-activity, kind="stable")[:count].tolist()  # type: ignore[no-any-return]
 
 
 def group_components(values: NDArray[np.floating], most: int) -> tuple[int, NDArray[np.floating], NDArray[np.floating]]:
@@ -377,7 +357,7 @@ def _caption(one: FeatureMap, is_mosaic: bool, marked: int | None) -> list[str]:
     lines = [] if is_mosaic else [words_for_shape(one.shape)]
     if one.values.ndim == 1 and marked is not None and marked in one.channels:
         lines.append(f"component {marked}: {words_for_number(one.values[one.channels.index(marked)])}")
-    if one.rows_read < one.shape[0]:
+    if one.values.ndim > 1 and one.rows_read < one.shape[0]:
         lines.append(f"{one.rows_read} rows read")
     if one.low > one.high:
         return [*lines, "no finite value"]

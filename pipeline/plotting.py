@@ -7,7 +7,6 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from .images.decode import decode_image
 from .images.reading import RemoteImages, read_again, words_for
 from .images.resize import ResizeSpec, dct_reduction, resize_on_host
 from .images.tar import COLUMN, find_in_tar
-from .machine import usable_cores
 from .records import OK, ImageRecord
 from .storage import is_address
 from .store.reader import Layer, Run, beside, choose_layers, open_run
@@ -110,10 +108,6 @@ def _sheets(
         seen_lines.append(f"seen as {words_for_shape(seen.shape[:2])} px")
     scale = ", one scale for all" if options.scale == "shared" else ""
     shapes = {layer: run[layer].shape_of(row) for layer in layers}
-
-    def read(wanted: tuple[str, Sequence[int]]) -> list[FeatureMap]:
-        return _read(run[wanted[0]], row, wanted[1], layout, options)
-
     for word, line, chosen in _choose_channels(shapes, options):
         of_maps: list[tuple[int, ...]] = []
         for layer, channels in chosen.items():
@@ -121,8 +115,7 @@ def _sheets(
             count = len(channels[: options.most_active])
             of_maps += [(count,)] if is_vector(shapes[layer]) else [shapes[layer]] * count
         layout = figures.plan_layout(of_maps, is_mosaic=options.channels is not None and not is_vector(of_maps[0]))
-        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
-            maps = [one for of_layer in pool.map(read, chosen.items()) for one in of_layer]
+        maps = [one for layer, channels in chosen.items() for one in _read(run[layer], row, channels, layout, options)]
         said = (*lines, line + scale)
         yield word, len(maps), figures.draw(said, maps, layout, options, seen, seen_lines, options.channel or None)
 
@@ -139,38 +132,32 @@ def _choose_channels(
                 f"{max(channels)}. Expected 0 to {shape[-1] - 1}. Choose another, or other layers."
             )
     if options.channels is None:
-        vectors = [layer for layer, shape in shapes.items() if is_vector(shape)]
-        said = ["all components of vectors"] * bool(vectors)
-        if len(vectors) < len(shapes):
-            said.insert(0, f"channel {options.channel}{' of each layer' if len(shapes) - len(vectors) > 1 else ''}")
         word = "-".join(shapes) if len(shapes) <= NAMED_LAYERS else f"{len(shapes)}-layers"
         word += f"-channel-{options.channel}" if options.channel else ""
-        yield word, ", ".join(said), {layer: range(shapes[layer][-1]) if layer in vectors else channels for layer in shapes}
+        of_layers = {layer: range(shape[-1]) if is_vector(shape) else channels for layer, shape in shapes.items()}
+        yield word, f"channel {options.channel}", of_layers
         return
     for layer, shape in shapes.items():
-        count, noun, shown = shape[-1], "component" if is_vector(shape) else "channel", channels
+        shown = channels
         if options.most_active is not None:
-            shown, most = range(count), min(count, options.most_active)
-            word, line = f"{most}-most-active", f"the {most} most active of {count} {noun}s, the most active first"
+            shown, word = range(shape[-1]), f"{min(shape[-1], options.most_active)}-most-active"
         elif isinstance(channels, range):
-            shown = channels[:count]
-            word, line = f"first-{len(shown)}-channels", f"the first {len(shown)} of {counted(count, noun)}"
+            shown = channels[: shape[-1]]
+            word = f"first-{len(shown)}-channels"
         else:
             word = "-".join(["channels", *map(str, channels)])
-            line = f"{counted(len(channels), f'chosen {noun}')} of {count}"
-        yield f"{layer}-{word}", f"{layer}, {words_for_shape(shape)}: {line}", {layer: shown}
+        yield f"{layer}-{word}", f"{layer}, {words_for_shape(shape)}: {word.replace('-', ' ')}", {layer: shown}
 
 
 def _read(layer: Layer, row: int, channels: Sequence[int], layout: Layout, options: PlotOptions) -> list[FeatureMap]:
     """Return the maps of some channels of one image, from as much of it as will be seen."""
     shape = layer.shape_of(row)
-    if is_vector(shape):
-        return make_maps(layer.name, [(0, layer[row])], shape, channels, most_active=options.most_active)
     side = layout.reduction(shape, options.dpi)
     is_large = math.prod(shape) * layer.dtype.itemsize > WHOLE_BYTES
     # Two rows of each square on which a mean is drawn: what is between them changes a shade.
     every = -(-side // 2) if is_large and not options.exact else 1
-    return make_maps(layer.name, layer.bands(row, every), shape, channels, side, options.most_active)
+    bands = [(0, layer[row])] if is_vector(shape) else layer.bands(row, every)
+    return make_maps(layer.name, bands, shape, channels, side, options.most_active)
 
 
 def _picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:

@@ -221,11 +221,8 @@ def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
     shape = layer.shape_of(row)
     if (size_bytes := math.prod(shape) * 4) > LARGEST_ROW_BYTES:
         raise StoreError(f"{words_for_bytes(size_bytes)} an image, too much to be read for this page")
-    channels = range(shape[-1])
-    if is_vector(shape):
-        return make_maps(layer.name, [(0, layer[row])], shape, channels)
-    side = -(-max(shape[:2]) // MAP_PX)
-    maps = make_maps(layer.name, [(0, layer[row])], shape, channels, side, most_active=shape[2])
+    side, most_active = -(-max(shape[:2]) // MAP_PX), None if is_vector(shape) else shape[-1]
+    maps = make_maps(layer.name, [(0, layer[row])], shape, range(shape[-1]), side, most_active)
     return sorted(maps, key=lambda one: one.channels != [0])[: 1 + ACTIVE_CHANNELS]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline import layer_table, open_run
 from pipeline.errors import OptionError
+from pipeline.formatting import words_for_bytes, words_for_number, words_for_seconds, words_for_share
 
 from .damage import flip
 from .stored_runs import make_spec, write_run
@@ -125,3 +127,14 @@ def test_a_wrong_table_is_refused(arguments: dict[str, Any], message: str) -> No
 def test_a_layer_that_a_table_lacks_is_named() -> None:
     with pytest.raises(OptionError, match=re.escape("no such layer, got 'relu4_4'. Expected one of: relu4_3")):
         layer_table("vgg16")["relu4_4"]
+
+
+def test_numbers_are_short_and_shares_are_no_rounder_than_true() -> None:
+    assert [words_for_number(value) for value in (0.0, -3.25, 12.3456, 65504.4, 6.5e7, 1e-7, math.inf)] == [
+        *("0", "−3.25", "12.35", "65504", "6.5e+07", "1e−07", "–"),
+    ]
+    assert [words_for_share(value) for value in (0.0, 1e-9, 0.012, 0.5, 0.99999, 1.0, math.nan)] == [
+        *("0 %", "<0.1 %", "1.2 %", "50.0 %", ">99.9 %", "100 %", "–"),
+    ]
+    assert [words_for_bytes(count) for count in (999, 1234, 22.5e12)] == ["999 B", "1.2 kB", "22.5 TB"]
+    assert [words_for_seconds(seconds) for seconds in (4.9, 200, 26400)] == ["0:00:04", "0:03:20", "7:20:00"]

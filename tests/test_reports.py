@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import report as report_module
 from pipeline.config import defaults
 from pipeline.errors import ImageError, StoreError
+from pipeline.figures import make_maps
 from pipeline.formatting import count_causes
 from pipeline.job import write_reports
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
-from pipeline.report import CAUSES, EXAMPLES, Report, page_values
+from pipeline.report import CAUSES, EXAMPLES, Report, histogram, map_picture, page_values, render, sample_maps, shown
 from pipeline.store.digests import Digests
 from pipeline.store.reader import open_run
+from pipeline.store.statistics import LayerStatistics, Tally
 from pipeline.store.verification import verify_folder
 
 from .damage import chunk_place, flip, write_companions
@@ -36,6 +42,7 @@ ATTRIBUTES = {
     "compression": "gzip",
     "data_root": "/data/<i>",
     "mean_pixel": np.array([123.68, 116.779, 103.939]),
+    **{"device": "gpu", "gpu": "NVIDIA H200", "precision": "tf32", "cuda": "12.5"},
 }
 
 
@@ -118,6 +125,10 @@ def test_a_finished_run_has_both_and_verify_knows_them(run: tuple[Path, RunSpec]
         "/data/<i>",
         "123.680, 116.779, 103.939",
         "float32, compression gzip",
+        "devicegpu, NVIDIA H200, tf32, CUDA 12.5",
+        "80 × 80 × 3",
+        "dead channels0 of 3",
+        "of all layers channel 0",
     ):
         assert text in found.text, text
     assert "Untrained" not in found.text
@@ -276,3 +287,139 @@ def test_a_small_picture_of_another_file_is_refused(
         small_picture()
     with pytest.raises(ImageError, match="missing: file not found"):
         reading.thumbnail(ImageRecord(0, "nothing", str(tmp_path / "nothing"), "", 0), "", 100)
+
+
+# -- That no text of a user is taken for the page's own --------------------------------------------------------------------
+
+EVIL = (
+    "<script>alert(1)</script>",
+    '"><img src=http://evil.example/x onerror=alert(1)>',
+    "' onload='alert(1)",
+    "</title></style><b>",
+    "a\nb\r\tc\x00\x1b[31m",
+    "rtl\u202egpj.exe \u2066 \ufeff",
+    "half \ud83d a pair",
+    "&lt;b&gt; &amp;amp;",
+    "]]><!-- -->",
+    "https://example.org/a.jpg",
+)
+
+
+def replaced(value: Any, text: str) -> Any:
+    """Gives the values of a page with another text for each ``plain``."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return value.replace("plain", text)
+    if isinstance(value, Mapping):
+        return {replaced(name, text): replaced(of, text) for name, of in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(replaced(each, text) for each in value)
+    return value
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the page of a run says whose texts are all ``plain``."""
+    folder, names = tmp_path_factory.mktemp("plain") / "plain", [name for name in ATTRIBUTES if name != "mean_pixel"]
+    spec = make_spec(4, {"relu1_1": (7, 7, 6)}, keys=[f"plain/{number}" for number in range(4)])
+    spec = replace(spec, attributes={**ATTRIBUTES, **dict.fromkeys(names, "plain")})
+    write_run(folder, spec, statuses={1: ImageStatus(1, "plain: it is plain", 0, 0, 1, "")})
+    told = report_of(folder, spec, causes={"plain": 1}, skipped={"plain": 2}, versions={"plain": "plain"}, weights="plain")
+    return page_values(told, open_run(folder), spec.manifest)
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_no_text_of_a_user_gets_out_of_its_place(text: str, values: dict[str, Any]) -> None:
+    attacks = replaced({name: value for name, value in values.items() if name != "attributes"}, text)
+    attacks["attributes"] = {
+        name: text if isinstance(value, str) and value == "plain" else value for name, value in values["attributes"].items()
+    }
+    report = values["report"]
+    attacks["report"] = replace(report, skipped={text: 2}, versions={text: text}, weights=text, causes={text: 1})
+    harmless, attacked = (Page(render(given).encode("utf-8").decode("utf-8")) for given in (values, attacks))
+    assert attacked.wrong == harmless.wrong == []
+    assert [name for name, _ in attacked.elements] == [name for name, _ in harmless.elements]
+    assert [set(of) for _, of in attacked.elements] == [set(of) for _, of in harmless.elements]
+    hidden = {chr(code) for code in (*range(9), *range(11, 32), 0x202E, 0x2066, 0xFEFF)}
+    assert not hidden & set(attacked.text)
+    (policy,) = [of["content"] for of in attacked.of("meta") if of.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def test_what_cannot_be_seen_is_spelt_out_and_long_names_lose_their_middle(values: dict[str, Any]) -> None:
+    for text, expected in (("a\nb", "a\\nb"), ("x\u202ey", "x\\u202ey"), ("\ud83d", "\\ud83d"), ("日本 é", "日本 é")):
+        assert shown(text) == expected
+    assert len(shown("n" * 100_000)) == 301
+    long = "<&\"'>" * 2000
+    text = render({**values, "causes": [(long, 80_000)] * 12, "failures": [(long, long)] * 24})
+    assert len(text.encode()) < 600_000
+    assert "80,000" in Page(text).text
+
+
+def test_a_run_of_failed_images_alone_has_a_page(values: dict[str, Any]) -> None:
+    layers = [{"name": "relu1_1", "shape": (7, 7, 6), "channels": 6, "statistics": Tally(6).statistics(0)}]
+    found = Page(render({**values, "samples": [], "layers": layers}))
+    assert found.wrong == []
+    assert "Samples" not in found.text
+    assert "Histograms" not in found.text
+
+
+# -- Pictures and bars ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_is_dark_where_least_and_bright_where_most() -> None:
+    for values, expected in (([[0, 5], [10, np.nan]], [[0, 128], [255, 0]]), ([[3, 3]], [[0, 0]])):
+        (one,) = make_maps("x", [(0, np.array(values, np.float32)[:, :, None])], (*np.shape(values), 1), [0])
+        kind, _, data = str(map_picture(one)).partition(",")
+        assert kind == "data:image/png;base64"
+        assert np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).tolist() == expected
+
+
+class FakeLayer:
+    """A layer of which one row is there."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.name, self.values = "conv1_1", values
+
+    def shape_of(self, row: int) -> tuple[int, ...]:
+        return self.values.shape
+
+    def __getitem__(self, row: int) -> NDArray[np.float32]:
+        return self.values
+
+
+def test_samples_are_channel_0_and_the_most_active_ones_and_small() -> None:
+    # Before the ReLU: of the first the mean is least, of what is above 0 it is greatest.
+    halves = np.repeat([[3.0], [-9.0]], 2, axis=1)
+    values = np.stack([np.zeros((2, 2)), np.full((2, 2), 0.5), halves, np.full((2, 2), 0.4)], axis=2).astype(np.float32)
+    assert [one.channels for one in sample_maps(FakeLayer(values), 0)] == [[0], [2], [1]]  # type: ignore[arg-type]
+    large = np.arange(240 * 113, dtype=np.float32).reshape(240, 113, 1)
+    (one,) = sample_maps(FakeLayer(large), 0)  # type: ignore[arg-type]
+    assert one.values.shape == (80, 38)
+    assert one.values[0, 0] == large[:3, :3].mean()
+    assert (one.low, one.high) == (0, 240 * 113 - 1)
+    for shape in ((1, 1, 1000), (1000,)):
+        (vector,) = sample_maps(FakeLayer(np.arange(1000, dtype=np.float32).reshape(shape)), 0)  # type: ignore[arg-type]
+        assert vector.values.tolist() == list(range(1000))
+
+
+def statistics_of(values: NDArray[np.float32]) -> LayerStatistics:
+    tally = Tally(values.shape[-1])
+    tally.add(values)
+    return tally.statistics(1)
+
+
+def test_a_histogram_has_a_bar_for_each_power_of_two() -> None:
+    values = np.array([[1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 40.0, 0.0]], np.float32)
+    bars, labels = histogram(statistics_of(values)) or ([], [])
+    assert bars == [0.0] * 10 + [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert labels == ["0", "0.25", "64"]
+    both, labels = histogram(statistics_of(np.concatenate([values, -values], axis=1))) or ([], [])
+    assert both == bars[::-1] + bars
+    assert labels == ["−64", "0", "64"]
+    # What is smaller than the bars reach is in the one next to zero.
+    bars, _ = histogram(statistics_of(np.array([[1e-9, 1e-8, 1000.0]], np.float32))) or ([], [])
+    assert bars == [1.0] + [0.0] * 14 + [0.5]
+    for value in (1e-18, 3e38, -3e38, 5.0):
+        bars, _ = histogram(statistics_of(np.full((3, 2), value, np.float32))) or ([], [])
+        assert sum(bars) == 1.0
+    assert histogram(statistics_of(np.full((3, 2), 1e-30, np.float32))) is None
