@@ -143,16 +143,6 @@ def _feature_map(
     )
 
 
-def group_components(values: NDArray[np.floating], most: int) -> tuple[int, NDArray[np.floating], NDArray[np.floating]]:
-    """Return how many neighbours make a group, and of each of at most ``most`` groups the least and the greatest finite value.
-
-    Zero is always among them: they are where bars of the components begin and end.
-    """
-    step = math.ceil(len(values) / most)
-    finite, firsts = np.where(np.isfinite(values), values, 0), np.arange(0, len(values), step)
-    return step, np.minimum.reduceat(finite, firsts).clip(max=0), np.maximum.reduceat(finite, firsts).clip(min=0)
-
-
 def plan_layout(shapes: Sequence[tuple[int, ...]], is_mosaic: bool) -> Layout:
     """Return the grid for so many maps: of layers about twice as wide as high, 9 by 4 for 36; of channels a square.
 
@@ -314,13 +304,13 @@ def _show_pixels(axes: Any, pixels: NDArray[Any], width: float, **look: Any) -> 
 
 def _chart(axes: Any, one: FeatureMap, ends: tuple[float, float], marked: int | None, width: float) -> None:
     """Draw components as bars from zero; where there are very many, a bar from the least to the greatest of some."""
-    count = len(one.values)
-    step, lows, highs = group_components(one.values, math.ceil(width / BAR_WIDTH))
-    is_bad = np.zeros(len(lows), bool)
-    is_bad[np.flatnonzero(~np.isfinite(one.values)) // step] = True
-    colors = np.where(is_bad, NOT_FINITE, INK)
-    lows, highs = np.where(is_bad, ends[0], lows), np.where(is_bad, ends[1], highs)
-    places = np.arange(len(lows)) * step + (step - 1) / 2
+    count, is_finite = len(one.values), np.isfinite(one.values)
+    step = math.ceil(count * BAR_WIDTH / width)
+    finite, firsts = np.where(is_finite, one.values, 0), np.arange(0, count, step)
+    lows, highs = np.minimum.reduceat(finite, firsts).clip(max=0), np.maximum.reduceat(finite, firsts).clip(min=0)
+    is_bad = np.logical_or.reduceat(~is_finite, firsts)
+    lows[is_bad], highs[is_bad] = ends
+    colors, places = np.where(is_bad, NOT_FINITE, INK), firsts + (step - 1) / 2
     if marked is not None and marked in one.channels:
         bar = one.channels.index(marked) // step
         colors[bar] = MARKED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 
 from .config import DataOptions, tar_folder
@@ -12,6 +13,8 @@ from .network import load_tensorflow
 from .progress import LOGGER as _log
 from .records import Manifest, digest_images
 from .storage import RemotePath
+
+_warn = partial(_log.warning, "images: %s")
 
 
 def list_images(source: DataOptions) -> Manifest:
@@ -85,7 +88,3 @@ def with_labels(manifest: Manifest, label: str) -> Manifest:
         )
     digest = digest_images(manifest.keys, labels, manifest.file_bytes, manifest.metadata)
     return replace(manifest, labels=labels, digest=digest)
-
-
-def _warn(line: str) -> None:
-    _log.warning("images: %s", line)

@@ -149,7 +149,9 @@ def page_values(report: Report, run: Run, manifest: Manifest) -> dict[str, Any]:
     attributes, folder, config = run.attributes, place_of(report.folder), nested(report.options)
     is_good = run.images["status"] == OK
     good, failed = np.flatnonzero(is_good), np.flatnonzero(~is_good)[:EXAMPLES]
-    layers = [run.layers[place] for place in spread(len(run.layers), LAYERS)]
+    # Of a vector there is nothing to see; at native size there is no shape, and all are maps.
+    maps = [name for name in run.layers if not is_vector(run[name].row_shape or (2, 2))]
+    layers = [maps[place] for place in spread(len(maps), LAYERS)]
     return {
         "name": folder.name,
         "report": report,
@@ -213,7 +215,7 @@ def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> di
 
 
 def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
-    """Return channel 0 and the most active channels of an image; of a vector all components in one, of which there is no picture.
+    """Return channel 0 and the most active channels of an image.
 
     Raises:
         StoreError: The row is damaged, or too large to be read for this.
@@ -221,15 +223,12 @@ def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
     shape = layer.shape_of(row)
     if (size_bytes := math.prod(shape) * 4) > LARGEST_ROW_BYTES:
         raise StoreError(f"{words_for_bytes(size_bytes)} an image, too much to be read for this page")
-    side, most_active = -(-max(shape[:2]) // MAP_PX), None if is_vector(shape) else shape[-1]
-    maps = make_maps(layer.name, [(0, layer[row])], shape, range(shape[-1]), side, most_active)
+    maps = make_maps(layer.name, [(0, layer[row])], shape, range(shape[-1]), -(-max(shape[:2]) // MAP_PX), shape[-1])
     return sorted(maps, key=lambda one: one.channels != [0])[: 1 + ACTIVE_CHANNELS]
 
 
 def map_picture(one: FeatureMap) -> Markup:
-    """Return a map as the address of a PNG, its least value black, its largest white; of a vector nothing."""
-    if one.values.ndim == 1:
-        return Markup("")
+    """Return a map as the address of a PNG, its least value black, its largest white."""
     values = np.where(np.isfinite(one.values), one.values.astype(np.float64), one.low)
     grey = np.interp(values, (one.low, one.high), (0, 255)) if one.low < one.high else np.zeros(values.shape)
     return _address(Image.fromarray(np.rint(grey).astype(np.uint8)), "PNG", optimize=True)

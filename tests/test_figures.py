@@ -21,7 +21,7 @@ from pipeline import figures
 from pipeline.config import PICTURE_SUFFIXES as SUFFIXES
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
-from pipeline.figures import FeatureMap, group_components, make_maps, plan_layout
+from pipeline.figures import FeatureMap, make_maps, plan_layout
 
 HOT = "hot"
 MAGENTA = (255, 0, 255)
@@ -123,19 +123,6 @@ def test_a_vector_is_one_map_of_the_components_that_are_chosen(shape: tuple[int,
     assert ([*some.channels], some.values.tolist()) == ([4, 1], [7, -3])
     (active,) = maps_of(values.reshape(shape), most_active=3)
     assert ([*active.channels], active.values.tolist()) == ([4, 0, 1], [7, 2, -3])
-
-
-def test_neighbouring_components_are_drawn_by_the_least_and_the_greatest_of_them() -> None:
-    values = np.array([1, -2, np.nan, 4, 5, 3, 0], np.float32)
-    for most, step, lows, highs in ((7, 1, [0, -2, 0, 0, 0, 0, 0], [1, 0, 0, 4, 5, 3, 0]), (3, 3, [-2, 0, 0], [1, 5, 0])):
-        found = group_components(values, most)
-        assert (found[0], found[1].tolist(), found[2].tolist()) == (step, lows, highs)
-
-
-def test_an_unknown_colour_map_names_the_nearest() -> None:
-    for name, near in (("viridi", "viridis"), ("Magma", "magma"), ("GRAY", "gray"), ("no such map", "magma")):
-        with pytest.raises(OptionError, match=rf"^colormap: there is none of this name, got '{name}'. Expected one of: {near}"):
-            draw(maps_of(ONES), colormap=name)
 
 
 @pytest.mark.parametrize("sides", [(14, 25), (40, 12)])
