@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import writer
+from pipeline.storage import StorageError
+from pipeline.store import disk, writer
 from pipeline.store.run_folder import open_folder
 from pipeline.store.writer import Writer
 
@@ -132,3 +133,9 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
     assert max(renamed[shard] for shard in shards) < renamed["features.h5"]
     # After that there is only its line among the checksums.
     assert renamed["features.h5"] == len(synced) - 2
+
+
+def test_a_storage_that_does_not_answer_is_not_taken_for_the_disk_that_is_written(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"s3://b/x: the storage refuses"), disk.replacing(tmp_path / "run.npy"):
+        raise StorageError(5, "no answer", "s3://b/x")
+    assert not [*tmp_path.iterdir()]

@@ -170,10 +170,10 @@ def no_run(folder: Path, got: str = f"no {format.INDEX_NAME}") -> StoreError:
 
 def unreadable(path: Path, error: OSError) -> StoreError:
     """Return the one-line error for a file that is missing, or that the system or the storage does not let us read."""
-    if isinstance(error, StorageError) or error.errno not in _MISSING:
+    if isinstance(error, StorageError) or (error.errno and error.errno not in _MISSING):
         return damaged(path, "", error)
     return StoreError(
-        f"{path}: cannot be read, got {error.strerror}. Expected a file of a finished run. "
+        f"{path}: cannot be read, got {error.strerror or error}. Expected a file of a finished run. "
         f"Put it back, or run the extraction again: only what is missing is made again."
     )
 

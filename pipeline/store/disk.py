@@ -98,6 +98,9 @@ def replacing(target: Path) -> Iterator[Path]:
         if partial.is_dir():
             _remove_tree(target)
         partial.replace(target)
+    except StorageError:
+        # Of the run that is read.
+        raise
     except OSError as error:
         raise StoreError(
             f"{target}: it cannot be written, got {(error.strerror or str(error)).lower()}. Expected space on the disk and a "
