@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 from .errors import OptionError, nearest
 from .network import keras_models
@@ -549,21 +549,25 @@ class PlotOptions:
             raise OptionError(
                 f"file: not the name of a {what}, got {self.file!r}. Expected one that ends in {', '.join(suffixes)}."
             )
-        if self.input == "only" and self.show:
-            raise OptionError("show: the input alone is not shown, got input=only. Expected maps. Leave one of them out.")
 
 
-def _options(kind: Any, prefix: str = "") -> dict[str, Mapping[str, Any]]:
+def _options(kind: Any) -> dict[str, Mapping[str, Any]]:
     """Return the full name of each option -> its metadata, in order."""
     found: dict[str, Mapping[str, Any]] = {}
+    groups = _groups(kind)
     for each in fields(kind):
         if "check" in each.metadata:
-            found[prefix + each.name] = each.metadata
+            found[each.name] = each.metadata
         elif each.name == "reduction":
             found |= {f"reduction.{name}.{key}": of.metadata for name, keys in REDUCTIONS.items() for key, of in keys.items()}
-        elif is_dataclass(each.default_factory):
-            found |= _options(each.default_factory, f"{each.name}.")
+        elif each.name in groups:
+            found |= {f"{each.name}.{key}": metadata for key, metadata in _options(groups[each.name]).items()}
     return found
+
+
+def _groups(kind: Any) -> dict[str, Any]:
+    """Return the name of each group of options -> its class."""
+    return {each.name: each.default_factory for each in fields(kind) if is_dataclass(each.default_factory)}
 
 
 def defaults(kind: type = Options) -> dict[str, Any]:
@@ -609,8 +613,7 @@ def parse_config(text: str) -> dict[str, Any]:
         config = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError):
         return {}
-    is_one = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in ("data", "network", "output"))
-    return config if is_one else {}
+    return config if isinstance(config, dict) else {}
 
 
 def check_value(key: str, value: Any, kind: type = Options, module: str = "pipeline.run") -> Any:
@@ -657,18 +660,13 @@ def check(kind: type[T], values: Mapping[str, Any], module: str = "pipeline.run"
     checked = nested({key: check_value(key, value, kind, module) for key, value in given.items()})
     if kind in (Options, ReduceOptions):
         checked["given"] = {key: _absolute(key, value) for key, value in given.items()}
-    return cast("T", _made(kind, checked))
+    groups = _groups(kind)
+    return kind(**{name: groups[name](**value) if name in groups else value for name, value in checked.items()})
 
 
 def check_options(values: Mapping[str, Any]) -> Options:
     """Return the options of an extraction, checked as by :func:`check`."""
     return check(Options, values)
-
-
-def _made(kind: Any, values: Mapping[str, Any]) -> Any:
-    """Return options with those of their groups."""
-    groups = {each.name: each.default_factory for each in fields(kind) if is_dataclass(each.default_factory)}
-    return kind(**{name: _made(groups[name], value) if name in groups else value for name, value in values.items()})
 
 
 def _absolute(key: str, value: Any) -> Any:

@@ -69,8 +69,7 @@ def extract_features(
     """
     known = [name for name in defaults() if name not in _OF_THE_COMMAND]
     # Of options with the same last word the first has it alone; by its full name there is each.
-    full_names = {_short_name(name): name for name in reversed(known)}
-    full_names |= {name: name for name in known}
+    full_names = {_short_name(name): name for name in reversed(known)} | {name: name for name in known}
     given: dict[str, Any] = {"layers": layers}
     if dir is not None:
         given[_option_of(_plain(dir))] = dir

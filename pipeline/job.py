@@ -183,10 +183,8 @@ def say_plan(run_folder: RunFolder) -> None:
     if run_folder.added:
         _log.info("extend: %s after the %d of the run", counted(run_folder.added, "new image"), spec.first_row)
     if len(gone := run_folder.removed):
-        lost = sum(int(((gone >= shard.first) & (gone < shard.stop)).sum()) for shard in missing)
         words = f"{counted(len(gone), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(gone[0])]!r}"
-        fails = f", {lost} not finished will fail" if lost else ""
-        _log.warning("extend: %s: %s kept%s", words, counted(len(gone) - lost, "finished row"), fails)
+        _log.warning("extend: %s: finished rows are kept, others will fail", words)
     if run_folder.finished:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
     if not rows:

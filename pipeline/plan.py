@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,11 +183,9 @@ def versions() -> dict[str, str]:
     """Return the version of Python, of this program and of the libraries that may show in the results."""
     found = {"python": platform.python_version()}
     for name in ("deep-feature-pipeline", *LIBRARIES):
-        try:
+        # The program may run from a checkout; TensorFlow may be installed as tensorflow-cpu.
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name.replace("-", "_")] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            # The program may run from a checkout; TensorFlow may be installed as tensorflow-cpu.
-            continue
     return found
 
 

@@ -118,7 +118,7 @@ def test_an_image_changed_since_is_named_and_one_gone_is_counted(
     report = extract(existing="extend")
     assert (report.rows, report.rows_added, report.failed) == (4, 1, 0)
     log = (tmp_path / "outputs/run/run.log").read_text()
-    assert "extend: 1 image of the run no longer there, e.g. 'd.png': 1 finished row kept\n" in log
+    assert "extend: 1 image of the run no longer there, e.g. 'd.png': finished rows are kept, others will fail\n" in log
     with pytest.raises(
         StoreError, match=r"the folder holds a run with other options, got output\.dtype 'float16' \(in the folder 'floa"
     ):

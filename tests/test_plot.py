@@ -172,7 +172,6 @@ def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monk
 
 WRONG = [
     ({"run": None}, "run: no run was named, got None. Expected a run folder. Run e.g. `python -m pipeline.plot run="),
-    ({"input": "only", "show": True}, "show: the input alone is not shown, got input=only. "),
     ({"channel": 3, "channels": 9}, "channel: of no use beside channels, got 3. "),
     ({"channels": 0}, "channels: not a valid value, got 0. Expected a number of channels, a list of different ones as [0,5,9], "),
     ({"channels": [1, 1]}, "channels: not a valid value, got [1, 1]. Expected a number of channels, a list of different ones "),
