@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -95,18 +94,10 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
         # The reader of the pipe, `head` for instance, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if alone:
+        # Before a job has begun it is the command line that is wrong; in one it is the program, or what launched it.
+        if alone or (is_several and not isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
-        if not is_several or isinstance(error, (HydraException, OmegaConfBaseException)):
-            fail(wrong_override(error, arguments, kind, module))
-        traceback.print_exc()
-        fail(
-            PipelineError(
-                f"multirun: a job has ended without a result, got {printable(f'{type(error).__name__}: {error}', 300)}. Expected "
-                "one of each. See its own output, where the launcher keeps it, then run the same command again: finished shards "
-                "are kept."
-            )
-        )
+        fail(wrong_override(error, arguments, kind, module))
     signals.ignore()
 
 
@@ -205,12 +196,7 @@ def sweep_suffix(values: Mapping[str, Any], swept: Sequence[str], name: str) -> 
     """Return what tells the run of one job of a sweep from the others': ``-layers=relu4_1-size=64``.
 
     Each option that is swept, by its last word, and its value; but for the network and plain folders, with which the name of the
-    run begins, and for parts, which make one run.
-
-    Args:
-        values: Nested options of the job.
-        swept: Options of which jobs have different values.
-        name: Of the run without this.
+    run without this begins, and for parts, which make one run. ``values``: nested options of the job.
     """
     from .config import flat
 

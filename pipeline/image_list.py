@@ -20,9 +20,6 @@ _warn = partial(_log.warning, "images: %s")
 def list_images(source: DataOptions) -> Manifest:
     """List the images, and say how many there are.
 
-    Args:
-        source: Where they are, and what labels they get.
-
     Raises:
         DatasetError: They cannot be listed, or there are none.
         OptionError: There is no such column.
@@ -62,11 +59,7 @@ def _listed(source: DataOptions) -> Manifest:
 
 
 def with_labels(manifest: Manifest, label: str) -> Manifest:
-    """Return the images with other labels.
-
-    Args:
-        manifest: With the labels of its source, else the first folders: those of ``folder``.
-        label: ``folder``; ``parent``: the last folder of each key; or a column.
+    """Return the images with the labels of their source (``folder``), of the last folder of each key (``parent``) or of a column.
 
     Raises:
         OptionError: There is no such column.

@@ -15,7 +15,7 @@ from pipeline.config import nested
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
-from .processes import call, call_here, run_python
+from .processes import call, run_python
 from .test_command import REFUSALS
 from .test_kills import OPTIONS, images
 
@@ -91,15 +91,6 @@ def test_the_name_of_a_job_tells_what_is_swept() -> None:
 )
 def test_images_of_one_name_are_told_apart_by_their_paths(key: str, paths: list[str], expected: list[str]) -> None:
     assert suffixes([{key: path} for path in paths], f"{key}={','.join(paths)}") == expected
-
-
-def test_a_mistake_of_the_program_s_own_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.show.overview", lambda path: 1 / 0)
-    ended = call_here("-m", "run=a,b", cwd=tmp_path, module="pipeline.show")
-    assert (ended.returncode, "Traceback" in ended.stderr) == (1, True)
-    assert ended.stderr.splitlines()[-1].startswith(
-        "error: multirun: a job has ended without a result, got ZeroDivisionError: division by zero. Expected one of each. See "
-    )
 
 
 @pytest.mark.slow
