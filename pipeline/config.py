@@ -635,8 +635,10 @@ def unknown_key(key: str, kind: type, module: str) -> OptionError:
     """Return the error for an option that does not exist; arguments as of :func:`check`."""
     last = key.rpartition(".")[2]
     # "resize" alone means data.resize.
-    by_last_word = {known.rpartition(".")[2]: known for known in reversed(defaults(kind))}
-    near = REPLACED.get(last) or by_last_word.get(last) or nearest(key, defaults(kind))
+    by_last_word: dict[str, str] = {}
+    for known in defaults(kind):
+        by_last_word.setdefault(known.rpartition(".")[2], known)
+    near = REPLACED.get(last) or ", ".join(by_last_word[word] for word in nearest(last, by_last_word).split(", "))
     return OptionError(
         f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m {module} --help` for all."
     )
