@@ -23,6 +23,7 @@ from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import usable_cores
 from .network import load_tensorflow
 from .network.architectures import WINOGRAD
+from .network.host_reductions import summed_layers
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
 from .network.winograd import prepare_segments
@@ -198,6 +199,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
             pooling=options.network.pooling,
             kernel_order=options.network.kernel_order,
             threads=threads,
+            summed=summed_layers(spec.features),
         )
     if options.data.size is None:
         # cuDNN would try its algorithms for each new size, seconds an image. Read when TensorFlow is loaded.

@@ -135,6 +135,26 @@ def test_no_bit_depends_on_batches_threads_parts_or_a_second_run(
     assert same(whole, again, whole.layers)
 
 
+@pytest.mark.parametrize("size", [[36, 52], None])
+def test_averages_made_while_a_layer_is_computed_are_those_of_its_stored_map(
+    size: Any, folder: Path, thin_weights: Callable[..., Any], tmp_path: Path
+) -> None:
+    chains = {
+        "conv1_1": "avg",
+        "relu1_1": "avg:l2",
+        "relu1_2": "avg",
+        "pool1": "avg",
+        "conv2_1": "avg:gaussian",
+        "relu2_2": "avg",
+    }
+    words = [*(f"{layer}:{chain}" for layer, chain in chains.items()), "relu3_1:avg"]
+    settings = SETTINGS | {"size": size, "gaussian_n_components": 7}
+    alone = extract_features(folder, words, **settings, output_dir=tmp_path / "a")
+    beside = extract_features(folder, [*words, *chains], **settings, output_dir=tmp_path / "b")
+    assert alone.layers == tuple(layer for layer in beside.layers if "." in layer)
+    assert same(alone, beside, alone.layers)
+
+
 def test_native_size_gives_vectors_of_one_length(folder: Path, thin_weights: Callable[..., Any], tmp_path: Path) -> None:
     chains = ["avg", "rmac", "grid", "gram", "gem:l2"]
     words = ["relu3_1", *(f"relu3_1:{chain}" for chain in chains)]

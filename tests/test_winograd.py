@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError
 from pipeline.network.architectures import VggTable
+from pipeline.network.host_reductions import sum_rows
 from pipeline.network.winograd import prepare_segments
 from pipeline.network.winograd.codegen import Processor, host_processor
 from pipeline.network.winograd.convolution import (
@@ -149,6 +150,29 @@ def test_no_layer_depends_on_the_batch_or_the_threads(
             np.testing.assert_array_equal(rows, expected[name], err_msg=name)
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_sums_of_the_rows_of_layers_on_the_way_are_those_of_the_maps(padding: str, thin_weights: Any) -> None:
+    weights = replace(thin_weights("vgg19"), pool_padding=padding)
+    wanted = VggTable("vgg19").resolve([f"block{number}" for number in range(1, 6)])
+    settings: dict[str, Any] = {"pooling": "max", "kernel_order": "hwio", "threads": 2}
+    for images in (60 * draw((5, 37, 34, 3), 0), 60 * draw((1, 75, 64, 3), 0)):
+        *on_the_way, last = [layer.name for layer in wanted]
+        # Half of them, then all: whether ReLUs are added up apart from their convolutions must not matter.
+        for summed in (on_the_way[::2], on_the_way):
+            segments = prepare_segments(weights, wanted[-1:], **settings, summed=summed)
+            assert list(segments) == [last]
+            found = segments[last](images)
+            found.wait()
+            values: Any = images
+            for name, segment in prepare_segments(weights, wanted, **settings).items():
+                values = segment(values)
+                if name in summed:
+                    maps, sums = np.asarray(values), found.sums[name]
+                    assert found.positions[name] == maps.shape[1] * maps.shape[2]
+                    np.testing.assert_array_equal(sums[:, : maps.shape[1]], [sum_rows(one) for one in maps], err_msg=name)
+                    assert not sums[:, maps.shape[1] :].any()
+
+
 def test_a_segment_goes_on_where_the_one_before_it_is_still_computing(workers: Workers) -> None:
     images = draw((9, 40, 40, 64), 0)
     first, second = convolution(64, 64)[0], convolution(64, 128, relu=True)[0]
@@ -197,7 +221,7 @@ def test_an_interrupted_image_leaves_no_work_behind(workers: Workers) -> None:
         def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
             return [Strip(first, 1) for first in range(50)]
 
-        def run(self, workspace: Any, images: Any, outputs: Any, strip: Strip) -> None:
+        def run(self, workspace: Any, images: Any, strip: Strip) -> None:
             started.append(strip)
             time.sleep(0.02)
             raise KeyboardInterrupt

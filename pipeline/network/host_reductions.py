@@ -1,6 +1,6 @@
 """The reductions of :mod:`.reductions` on a CPU, an image at a time. NumPy and SciPy only.
 
-Everything here depends on one image alone: sums go over blocks of fixed size in an order that neither batch nor threads change.
+Everything here depends on one image alone: sums go over the positions in an order that neither batch nor threads change.
 Matrices are made of the raw 64-bit integers of NumPy's ``Philox`` bit generator, Philox4x64-10, whose stream is the same on every
 machine and in every version (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), with key (seed, stream).
 """
@@ -8,7 +8,7 @@ machine and in every version (Salmon et al. 2011, "Parallel random numbers: as e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -30,8 +30,6 @@ Reducer = Callable[[Array], Array]
 
 # Of the key of each generator.
 STREAMS = {"units": 1, "srp": 2, "gaussian": 3, "pca": 4}
-# Positions that are added in single precision before sums go on in double precision.
-BLOCK_POSITIONS = 64
 RMAC_EPS = 1e-6
 # Share of a region that should overlap with its neighbour, and how many regions lie along the longer side. Source: R-MAC's code.
 RMAC_OVERLAP, RMAC_STEPS = 0.4, range(2, 8)
@@ -87,6 +85,12 @@ def gaussian_matrix(length: int, n_components: int, seed: int) -> Array:
 # -- One image at a time -------------------------------------------------------------------------------------------------------
 
 
+def summed_layers(features: Sequence[FeatureSpec]) -> set[str]:
+    """Return the names of the layers of which only averages are wanted; of the last one the map is computed anyway."""
+    others = [feature.layer.name for feature in features if not feature.reductions or feature.reductions[0].name != "avg"]
+    return {feature.layer.name for feature in features} - {*others, features[-1].layer.name}
+
+
 def prepare(
     feature: FeatureSpec,
     map_shape: tuple[int, ...] | None,
@@ -127,9 +131,9 @@ def _step(reduction: Reduction, length: int, transform: Transform | None) -> Red
         matrix: Any = projection(reduction, length)
         return lambda values: np.asarray(matrix @ values.reshape(-1))
     steps: dict[str, Reducer] = {
-        "avg": lambda values: _mean(values).astype(np.float32),
+        "avg": _mean,
         "max": _maximum,
-        "catavgmax": lambda values: np.concatenate([_mean(values).astype(np.float32), _maximum(values)]),
+        "catavgmax": lambda values: np.concatenate([_mean(values), _maximum(values)]),
         "gem": lambda values: _generalized_mean(values, of["p"], of["eps"]),
         "rmac": lambda values: _regional_maxima(values, of["levels"]),
         "grid": lambda values: _grid(values, of["side"]),
@@ -176,13 +180,20 @@ def fit_pca(sample: Array, n_components: int) -> Transform:
     return Transform(mean.astype(np.float32), components.astype(np.float32), singular**2 / (len(sample) - 1))
 
 
-def _mean(values: Array) -> NDArray[np.float64]:
-    """Return the mean of each channel, (c,) float64."""
-    flat = values.reshape(-1, values.shape[-1])
-    whole = len(flat) // BLOCK_POSITIONS * BLOCK_POSITIONS
-    blocks = flat[:whole].reshape(-1, BLOCK_POSITIONS, flat.shape[1]).sum(axis=1)
-    total: NDArray[np.float64] = blocks.sum(axis=0, dtype=np.float64) + flat[whole:].sum(axis=0, dtype=np.float64)
-    return total / len(flat)
+def sum_rows(values: Array) -> Array:
+    """Add up each row of a map from left to right, in single precision: (h, w, c) -> (h, c)."""
+    result: Array = np.add.reduce(values, axis=1, initial=np.float32(0))
+    return result
+
+
+def mean_of_sums(sums: Array, positions: int) -> Array:
+    """Return the mean of each channel, (c,), of the sums of a map's rows, (h, c), and its number of positions."""
+    mean: Array = (sums.sum(axis=0, dtype=np.float64) / positions).astype(np.float32)
+    return mean
+
+
+def _mean(values: Array) -> Array:
+    return mean_of_sums(sum_rows(values), math.prod(values.shape[:2]))
 
 
 def _maximum(values: Array) -> Array:
@@ -192,10 +203,10 @@ def _maximum(values: Array) -> Array:
 
 def _generalized_mean(values: Array, p: float, eps: float) -> Array:
     # Over the maximum of each channel: powers of large values would leave single precision.
-    clipped = np.maximum(values.reshape(-1, values.shape[-1]), np.float32(eps))
-    largest = clipped.max(axis=0)
+    clipped = np.maximum(values, np.float32(eps))
+    largest = _maximum(clipped)
     clipped /= largest
-    mean: Array = (largest * _mean(np.power(clipped, np.float32(p), out=clipped)) ** (1 / p)).astype(np.float32)
+    mean: Array = largest * _mean(np.power(clipped, np.float32(p), out=clipped)) ** np.float32(1 / p)
     return mean
 
 

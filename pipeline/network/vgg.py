@@ -39,11 +39,12 @@ Layers = Callable[..., Iterable[tuple[str, Any]]]
 
 
 class Segment(NamedTuple):
-    """Layers up to the next one that is wanted: a function of inputs, and what is wanted of the last layer.
+    """Layers up to the next one whose activations are needed as a whole: its name, a function of inputs, and what is wanted.
 
     The function gives the last layer's activations, which the next segment takes, or None; and the values of the features.
     """
 
+    name: str
     function: Function
     features: Sequence[FeatureSpec]
 
@@ -93,20 +94,26 @@ class Network:
     segments: list[Segment] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        network, size_px = self.weights.network, self.size_px
+        network, size_px, parts = self.weights.network, self.size_px, self.parts or {}
         shapes = output_shapes(network, size_px, self.weights.pool_padding) if size_px else {}
-        table = layer_table(network)
         input_shape: tuple[int | None, ...] = (*(size_px or (None, None)), 3)
-        done = 0
+        layers: list[LayerSpec] = []
         self._computed = tf.bfloat16 if self.precision == BFLOAT else tf.float32
         self._reducing, self._reduces_on_host = ThreadPoolExecutor(self.threads, "reduce"), False
+        wanted = {feature.layer.name for feature in self.wanted}
         with tf.device(self.device):
-            for layer, group in itertools.groupby(self.wanted, lambda feature: feature.layer):
-                features, layers = tuple(group), table[done : layer.network_index + 1]
-                function = self._segment(layers, input_shape, features, shapes.get(layer.name))
-                self.segments.append(Segment(function, features))
-                input_shape = shapes.get(layer.name, (None, None, layer.channels))
-                done = layer.network_index + 1
+            for layer in layer_table(network)[: self.wanted[-1].layer.network_index + 1]:
+                layers.append(layer)
+                if layer.name not in (wanted if self.parts is None or layer.block >= CLASSIFIER_BLOCK else parts):
+                    continue
+                features = [feature for feature in self.wanted if feature.layer in layers]
+                shape = shapes.get(layer.name)
+                if layer.name in parts:
+                    function = self._engine(parts[layer.name], features, layer, shapes)
+                else:
+                    function = self._segment(layers, input_shape, features, shape)
+                self.segments.append(Segment(layer.name, function, features))
+                input_shape, layers = shape or (None, None, layer.channels), []
 
     def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
         """Return (name, values (n, h, w, c) or (n, d) in the dtype) of each wanted feature, computed when asked for.
@@ -119,7 +126,7 @@ class Network:
         values = inputs
         with host_reductions.one_blas_thread() if self._reduces_on_host else nullcontext():
             for segment in self.segments:
-                with memory_errors(segment.features[0].layer.name, values), tf.device(self.device):
+                with memory_errors(segment.name, values), tf.device(self.device):
                     kept, given = segment.function(*values)
                 values = (kept,)
                 del kept
@@ -141,38 +148,57 @@ class Network:
             reducers = [prepare_on_device(feature, shape or (), self.transforms) for feature in features]
             return self._graph(layers, input_shape, reducers, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
         # At native size every image has another shape: a reduction on the device would be traced for each.
-        on_host = [
-            host_reductions.prepare(feature, shape, self.transforms) if feature.reductions else None for feature in features
-        ]
-        self._reduces_on_host |= any(on_host)
-        if self.parts is not None and layers[-1].block < CLASSIFIER_BLOCK:
-            return _reduced_meanwhile(self.parts[layers[-1].name], features, on_host)
-        part = self._graph(layers, input_shape, [tf.identity]) if self.parts is None else self._on_host(layers, input_shape)
+        on_host = self._reducers(features, {layers[-1].name: shape} if shape else {})
+        graph = self._graph(layers, input_shape, [tf.identity])
 
         def segment(*inputs: Any) -> tuple[Any, list[Any]]:
-            kept, (activations,) = part(*inputs)
-            found = np.asarray(activations)
+            if self.parts is None:
+                kept, (found,) = graph(*inputs)
+                found = np.asarray(found)
+            else:
+                # The classifier on a CPU: its matrices are read once an image, which is all the work, and TensorFlow does that as
+                # fast. One by one: its sums depend on the number of images.
+                maps = np.asarray(inputs[0])
+                kept = found = np.concatenate([graph(maps[place : place + 1])[0] for place in range(len(maps))])
             return kept, [
                 host_reductions.reduce_rows(reducer, found, self._reducing) if reducer else found for reducer in on_host
             ]
 
         return segment
 
-    def _on_host(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...]) -> Function:
-        """Return a function of layers that :attr:`parts` may have and of the classifier: images -> activations, twice."""
-        assert self.parts is not None
-        classifier = [layer for layer in layers if layer.block >= CLASSIFIER_BLOCK]
-        maps = layers[: len(layers) - len(classifier)]
-        part = self.parts[maps[-1].name] if maps else None
-        # The classifier's matrices are used once an image: reading them is all the work, and TensorFlow does it as fast.
-        channels = input_shape[2] if part is None else maps[-1].channels
-        graph = self._graph(classifier, (None, None, channels), [tf.identity])
+    def _reducers(self, features: Sequence[FeatureSpec], shapes: Mapping[str, Any]) -> list[Reducer | None]:
+        reducers = [
+            host_reductions.prepare(feature, shapes.get(feature.layer.name), self.transforms) if feature.reductions else None
+            for feature in features
+        ]
+        self._reduces_on_host |= any(reducers)
+        return reducers
 
-        def segment(values: Any) -> tuple[Any, list[Any]]:
-            values = np.asarray(values if part is None else part(values))
-            # One by one: TensorFlow's sums depend on the number of images.
-            values = np.concatenate([graph(values[place : place + 1])[0] for place in range(len(values))])
-            return values, [values]
+    def _engine(self, part: Function, features: Sequence[FeatureSpec], end: LayerSpec, shapes: Mapping[str, Any]) -> Function:
+        """Return a function of layers of the CPU's engine, whose threads reduce each image as soon as they have computed it.
+
+        Of the layers before the end nothing but averages is wanted.
+        """
+        averages = [feature for feature in features if feature.layer != end]
+        following = [host_reductions.prepare(feature, (feature.layer.channels,), self.transforms, 1) for feature in averages]
+        of_end = features[len(averages) :]
+        reducers = self._reducers(of_end, shapes)
+        self._reduces_on_host |= bool(averages)
+
+        def segment(images: Any) -> tuple[Any, list[Any]]:
+            vectors = [
+                np.empty((images.shape[0], feature.channels), np.float32) if reducer else None
+                for feature, reducer in zip(of_end, reducers, strict=True)
+            ]
+
+            def done(row: int, values: NDArray[np.float32]) -> None:
+                for reducer, vector in zip(reducers, vectors, strict=True):
+                    if reducer is not None and vector is not None:
+                        vector[row] = reducer(values)
+
+            kept = part(images, done if any(reducers) else None)
+            means = [_Means(kept, feature.layer.name, reducer) for feature, reducer in zip(averages, following, strict=True)]
+            return kept, [*means, *(kept if vector is None else Pending(vector, kept.groups) for vector in vectors)]
 
         return segment
 
@@ -229,24 +255,23 @@ class Network:
         return pool(values, POOL_SIDE, POOL_STRIDE, self.weights.pool_padding.upper())
 
 
-def _reduced_meanwhile(part: Function, features: Sequence[FeatureSpec], reducers: Sequence[Reducer | None]) -> Function:
-    """Return a function of layers of the CPU's engine, whose threads reduce each image as soon as they have computed it."""
+class _Means(NamedTuple):
+    """Vectors that begin with the means of a layer that is being computed; ``numpy.asarray`` waits for them.
 
-    def segment(images: Any) -> tuple[Any, list[Any]]:
-        vectors = [
-            np.empty((images.shape[0], feature.channels), np.float32) if reducer else None
-            for feature, reducer in zip(features, reducers, strict=True)
-        ]
+    Attributes:
+        source: Has the sums.
+        layer: Its name.
+        reducer: What follows the mean.
+    """
 
-        def done(row: int, values: NDArray[np.float32]) -> None:
-            for reducer, vector in zip(reducers, vectors, strict=True):
-                if reducer is not None and vector is not None:
-                    vector[row] = reducer(values)
+    source: Pending
+    layer: str
+    reducer: Reducer
 
-        kept = part(images, done if any(reducers) else None)
-        return kept, [kept if vector is None else Pending(vector, kept.groups) for vector in vectors]
-
-    return segment
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        self.source.wait()
+        positions = self.source.positions[self.layer]
+        return np.stack([self.reducer(host_reductions.mean_of_sums(sums, positions)) for sums in self.source.sums[self.layer]])
 
 
 def _fully_connected(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..architectures import POOL_STRIDE, pooled_side
+from ..host_reductions import sum_rows
 from .codegen import FLOAT_BYTES, MachineCode, Processor
-from .kernels import COLOURS, KERNEL_SIDE, PLANES, TILE, transform_matrices
+from .kernels import COLOURS, KERNEL_SIDE, NO_FLOOR, PLANES, TILE, transform_matrices
 
 Array = NDArray[np.float32]
 
 CACHE_LINE_BYTES = 64
-NO_FLOOR = float("-inf")
 
 # Tiles of a strip times its channels, in and out: transformed tiles are made, multiplied and summed while in the cache ...
 STRIP_SIZE = 16_000
@@ -41,6 +41,26 @@ class Strip(NamedTuple):
     def of(self, image: Array, stride: int = 1) -> Array:
         """Return the strip's rows of a map whose rows are so many of the strip's."""
         return image[self.first * TILE // stride : (self.first + self.rows) * TILE // stride]
+
+
+class Image(NamedTuple):
+    """What an operation does with an image.
+
+    Attributes:
+        source: (h, w, c).
+        output: As :meth:`Operation.output_shape` says.
+        sums: Layer -> (h', c) float32, zero: gets the sums of the rows of what is computed of it, as by
+            :func:`~pipeline.network.host_reductions.sum_rows`. The height is rounded up to a multiple of 4.
+    """
+
+    source: Array
+    output: Array
+    sums: Mapping[str, Array]
+
+    def add(self, layer: str, first: int, rows: Array) -> None:
+        """Put the sums of some rows of a layer, from the first on, where they belong, if anybody wants them."""
+        if layer in self.sums:
+            self.sums[layer][first : first + len(rows)] = sum_rows(rows)
 
 
 class Workspace(threading.local):
@@ -65,22 +85,25 @@ class Workspace(threading.local):
 class Operation(ABC):
     """One pass over a map; each strip can be computed by itself."""
 
+    @abstractmethod
+    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
+        """Return the layers that are computed and their (h, w, c), given that of the input; the output comes last."""
+
     def output_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
         """Return (h, w, c) of the output."""
-        return height, width, channels
+        return [*self.shapes(height, width, channels).values()][-1]
 
     def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
         """Cut maps of this size, of which so many are computed together."""
         return cut(height, width, SMALLEST_STRIP_TILES)
 
     @abstractmethod
-    def run(self, workspace: Workspace, images: Sequence[Array], outputs: Sequence[Array], strip: Strip) -> None:
+    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
         """Compute a strip of every image.
 
         Args:
             workspace: The kernels, and memory for what is between them.
-            images: (h, w, c) each.
-            outputs: As :meth:`output_shape` says, for each; the rows of this strip are written.
+            images: Of one size; the rows of this strip are written to their outputs.
             strip: From :meth:`strips`.
         """
 
@@ -92,33 +115,49 @@ class Pooling(Operation):
     Attributes:
         kind: ``max`` or ``avg``.
         padding: ``same`` or ``valid``.
+        layer: Its name.
     """
 
     kind: str
     padding: str
+    layer: str = ""
 
-    def output_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Return (h, w, c) of the output."""
-        return pooled_side(height, self.padding), pooled_side(width, self.padding), channels
+    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
+        """Return the layer and its (h, w, c)."""
+        return {self.layer: (pooled_side(height, self.padding), pooled_side(width, self.padding), channels)}
 
-    def run(self, workspace: Workspace, images: Sequence[Array], outputs: Sequence[Array], strip: Strip) -> None:
+    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
         """Pool a strip of every image."""
-        for image, output in zip(images, outputs, strict=True):
-            self.pool(workspace, strip.of(image), strip.of(output, POOL_STRIDE))
+        for image in images:
+            self.pool(workspace, strip.of(image.source), image, strip)
 
-    def pool(self, workspace: Workspace, image: Array, output: Array) -> None:
-        """Pool an image, or some rows of it that begin at an even one."""
-        height, width, channels = image.shape
-        workspace.code[f"pool_{self.kind}"](image.ctypes.data, height, width, channels, *output.shape[:2], output.ctypes.data)
+    def pool(self, workspace: Workspace, rows: Array, image: Image, strip: Strip) -> None:
+        """Pool a strip of an image, whose rows are given."""
+        height, width, channels = rows.shape
+        target = strip.of(image.output, POOL_STRIDE)
+        workspace.code[f"pool_{self.kind}"](rows.ctypes.data, height, width, channels, *target.shape[:2], target.ctypes.data)
+        image.add(self.layer, strip.first * TILE // POOL_STRIDE, target)
 
 
+@dataclass(frozen=True, slots=True)
 class ReLU(Operation):
-    """A ReLU by itself, where what is before it is stored too."""
+    """A ReLU by itself, where what is before it is stored too.
 
-    def run(self, workspace: Workspace, images: Sequence[Array], outputs: Sequence[Array], strip: Strip) -> None:
+    Attributes:
+        layer: Its name.
+    """
+
+    layer: str = ""
+
+    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
+        """Return the layer and its (h, w, c)."""
+        return {self.layer: (height, width, channels)}
+
+    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
         """Rectify a strip of every image."""
-        for image, output in zip(images, outputs, strict=True):
-            np.maximum(strip.of(image), 0.0, out=strip.of(output))
+        for image in images:
+            rectify(strip.of(image.source), strip.of(image.output))
+            image.add(self.layer, strip.first * TILE, strip.of(image.output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,35 +168,45 @@ class DirectConvolution(Operation):
         kernel: As the code reads it: (1, cout / block, 27, block).
         bias: (cout,) float32.
         relu: Whether a ReLU follows.
+        layers: Names of the convolution and of the ReLU.
     """
 
     kernel: Array
     bias: Array
     relu: bool
+    layers: tuple[str, str] = ("", "")
 
-    def output_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Return (h, w, c) of the output."""
-        return height, width, len(self.bias)
+    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
+        """Return the layers and their (h, w, c)."""
+        return dict.fromkeys(self.layers, (height, width, len(self.bias)))
 
-    def run(self, workspace: Workspace, images: Sequence[Array], outputs: Sequence[Array], strip: Strip) -> None:
+    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
         """Convolve a strip of every image."""
-        for image, output in zip(images, outputs, strict=True):
-            self.convolve(workspace, image, strip.of(output), strip.first * TILE)
+        for image in images:
+            self.convolve(workspace, image, strip.of(image.output), strip, strip.first * TILE)
 
-    def convolve(self, workspace: Workspace, image: Array, target: Array, first: int) -> None:
-        """Compute some rows of the output, from the first on, as many as the target has."""
-        height, width, _ = image.shape
+    def convolve(self, workspace: Workspace, image: Image, target: Array, strip: Strip, first: int) -> None:
+        """Compute rows of the output, from the first on, as many as the target has: a strip, and maybe a row on each side."""
+        height, width, _ = image.source.shape
         rows = len(target)
         padded = workspace.take("padded", rows + 2, width + 2, COLOURS)
         padded[:, 0] = padded[:, -1] = 0.0
         above, below = max(first - 1, 0), min(first + rows + 1, height)
         padded[: above - first + 1] = 0.0
         padded[below - first + 1 :] = 0.0
-        padded[above - first + 1 : below - first + 1, 1:-1] = image[above:below]
+        padded[above - first + 1 : below - first + 1, 1:-1] = image.source[above:below]
+        # What is added up before the ReLU is rectified in a step of its own.
+        is_apart = self.relu and self.layers[0] in image.sums
         workspace.code["convolve_colours"](
-            *(padded.ctypes.data, width + 2, self.kernel.ctypes.data, self.bias.ctypes.data, _floor(self.relu)),
+            *(padded.ctypes.data, width + 2, self.kernel.ctypes.data, self.bias.ctypes.data, _floor(self.relu and not is_apart)),
             *(rows, width, len(self.bias), target.ctypes.data),
         )
+        start = strip.first * TILE
+        of_strip = target[start - first : start - first + strip.rows * TILE]
+        image.add(self.layers[0], start, of_strip)
+        if is_apart:
+            rectify(target, target)
+        image.add(self.layers[1], start, of_strip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +220,7 @@ class WinogradConvolution(Operation):
         pooling: What follows that, if anything.
         before: The direct convolution before it, if that is done in the same pass: its output is larger than any other and never
             leaves the cache then.
+        layers: Names of the convolution and of the ReLU.
     """
 
     kernel: Array
@@ -178,42 +228,51 @@ class WinogradConvolution(Operation):
     relu: bool
     pooling: Pooling | None
     before: DirectConvolution | None
+    layers: tuple[str, str] = ("", "")
 
-    def output_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Return (h, w, c) of the output."""
+    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
+        """Return the layers and their (h, w, c), the output's last."""
+        found = self.before.shapes(height, width, channels) if self.before else {}
         shape = height, width, len(self.bias)
-        return self.pooling.output_shape(*shape) if self.pooling else shape
+        return found | dict.fromkeys(self.layers, shape) | (self.pooling.shapes(*shape) if self.pooling else {})
 
     def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
         """Cut into as many tiles as the cache takes; maps smaller than that are not cut."""
         tiles = STRIP_SIZE // (self._channels + len(self.bias))
         return cut(height, width, max(SMALLEST_STRIP_TILES, tiles) // images)
 
-    def run(self, workspace: Workspace, images: Sequence[Array], outputs: Sequence[Array], strip: Strip) -> None:
+    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
         """Convolve, rectify and pool a strip of every image."""
-        height, width, _ = images[0].shape
-        targets = [strip.of(output) for output in outputs]
+        height, width, _ = images[0].source.shape
+        targets = [strip.of(image.output) for image in images]
         if self.pooling:
-            targets = list(workspace.take("strip", len(images), len(strip.of(images[0])), width, len(self.bias)))
-        sources = [image.ctypes.data for image in images]
+            targets = list(workspace.take("strip", len(images), len(strip.of(images[0].source)), width, len(self.bias)))
+        sources = [image.source.ctypes.data for image in images]
         if self.before:
             # The strip and a row on each side of it; the address is where the first row of the image would be.
             first, stop = max(strip.first * TILE - 1, 0), min((strip.first + strip.rows) * TILE + 1, height)
             before = workspace.take("before", len(images), stop - first, width, self._channels)
             for image, rows_before in zip(images, before, strict=True):
-                self.before.convolve(workspace, image, rows_before, first)
+                self.before.convolve(workspace, image, rows_before, strip, first)
             sources = [rows_before.ctypes.data - first * rows_before[0].nbytes for rows_before in before]
-        self._convolve(workspace, sources, height, width, targets, strip)
+        self._convolve(workspace, sources, height, width, targets, [image.sums for image in images], strip)
         if self.pooling:
-            for target, output in zip(targets, outputs, strict=True):
-                self.pooling.pool(workspace, target, strip.of(output, POOL_STRIDE))
+            for image, target in zip(images, targets, strict=True):
+                self.pooling.pool(workspace, target, image, strip)
 
     @property
     def _channels(self) -> int:
         return int(self.kernel.shape[2])
 
     def _convolve(
-        self, workspace: Workspace, sources: Sequence[int], height: int, width: int, targets: Sequence[Array], strip: Strip
+        self,
+        workspace: Workspace,
+        sources: Sequence[int],
+        height: int,
+        width: int,
+        targets: Sequence[Array],
+        sums: Sequence[Mapping[str, Array]],
+        strip: Strip,
     ) -> None:
         """Convolve images that begin at these addresses."""
         channels, code = self._channels, workspace.code
@@ -234,12 +293,16 @@ class WinogradConvolution(Operation):
             *(data, data_plane, self.kernel.ctypes.data, products, products_plane),
             *(len(sources) * tiles, count),
         )
-        for index, target in enumerate(targets):
+        is_summed = any(layer in sums[0] for layer in self.layers)
+        unused = workspace.take("unused", strip.rows * TILE, count)
+        for index, (target, of_image) in enumerate(zip(targets, sums, strict=True)):
             start = products + index * tiles * count * FLOAT_BYTES
-            code["transform_output"](
+            both = [strip.of(of_image[layer]) if layer in of_image else unused for layer in self.layers]
+            code["transform_output_summed" if is_summed else "transform_output"](
                 *(start, products_plane, self.bias.ctypes.data, _floor(self.relu)),
                 *(height, width, count, strip.first, strip.rows, columns),
                 *(target.ctypes.data, scratch),
+                *([one.ctypes.data for one in both] if is_summed else ()),
             )
 
 
@@ -251,6 +314,7 @@ def prepare_convolution(
     relu: bool,
     pooling: Pooling | None = None,
     before: DirectConvolution | None = None,
+    layers: tuple[str, str] = ("", ""),
 ) -> WinogradConvolution:
     """Prepare a convolution by Winograd's algorithm.
 
@@ -261,6 +325,7 @@ def prepare_convolution(
         relu: Whether a ReLU follows.
         pooling: What follows that, if anything.
         before: The direct convolution before it, if it is to be done in the same pass.
+        layers: Names of the convolution and of the ReLU.
     """
     channels, count = kernel.shape[2:]
     block = processor.lanes * processor.columns
@@ -268,10 +333,12 @@ def prepare_convolution(
     for first in range(0, channels, CHANNELS_AT_ONCE):
         part = slice(first, first + CHANNELS_AT_ONCE)
         packed[:, :, part] = _pack(transform_kernel(kernel[:, :, part]), block)
-    return WinogradConvolution(packed, _copy(bias), relu, pooling, before)
+    return WinogradConvolution(packed, _copy(bias), relu, pooling, before, layers)
 
 
-def prepare_direct_convolution(kernel: Array, bias: Array, processor: Processor, *, relu: bool) -> DirectConvolution:
+def prepare_direct_convolution(
+    kernel: Array, bias: Array, processor: Processor, *, relu: bool, layers: tuple[str, str] = ("", "")
+) -> DirectConvolution:
     """Prepare the convolution of an image's channels.
 
     Args:
@@ -279,9 +346,10 @@ def prepare_direct_convolution(kernel: Array, bias: Array, processor: Processor,
         bias: (cout,) float32.
         processor: Whose code will read it.
         relu: Whether a ReLU follows.
+        layers: Names of the convolution and of the ReLU.
     """
     packed = _pack(kernel.reshape(1, KERNEL_SIDE**2 * COLOURS, len(bias)), processor.lanes * processor.columns)
-    return DirectConvolution(_copy(packed), _copy(bias), relu)
+    return DirectConvolution(_copy(packed), _copy(bias), relu, layers)
 
 
 def transform_kernel(kernel: Array) -> Array:
@@ -296,6 +364,12 @@ def transform_kernel(kernel: Array) -> Array:
     _, matrix, _ = transform_matrices()
     flat = np.kron(matrix, matrix) @ kernel.reshape(KERNEL_SIDE**2, -1).astype(np.float64)
     return flat.astype(np.float32).reshape(PLANES, *kernel.shape[2:])
+
+
+def rectify(values: Array, output: Array) -> None:
+    """Write what is above zero of a map, and zero elsewhere, to an array that may be the same."""
+    # A row of zeros: with a single number NumPy takes three times as long.
+    np.maximum(values, np.zeros(values.shape[1:], np.float32), out=output)
 
 
 def cut(height: int, width: int, tiles: int) -> list[Strip]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from .convolution import (
     CACHE_LINE_BYTES,
     Array,
     DirectConvolution,
+    Image,
     Operation,
     Pooling,
     ReLU,
@@ -33,7 +36,7 @@ from .convolution import (
     prepare_convolution,
     prepare_direct_convolution,
 )
-from .kernels import COLOURS, compile_kernels
+from .kernels import COLOURS, TILE, compile_kernels
 
 if TYPE_CHECKING:
     from ..known_weights import Weights
@@ -110,12 +113,23 @@ class Pending:
         values: float32 (n, h, w, c), not to be read before :meth:`wait`.
         shape: Of the values.
         groups: For each group of the images: where it is, and what is done when it is.
+        sums: Of layers on the way that were asked for: (n, h', c) float32, sums of the rows of each map as by
+            :func:`~pipeline.network.host_reductions.sum_rows`, zero where h' is above its height.
+        positions: How many each of these maps has.
     """
 
-    def __init__(self, values: Array, groups: Sequence[tuple[slice, Future[None]]] = ()) -> None:
+    def __init__(
+        self,
+        values: Array,
+        groups: Sequence[tuple[slice, Future[None]]] = (),
+        sums: Mapping[str, Array] = MappingProxyType({}),
+        positions: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.values = values
         self.shape = values.shape
         self.groups = groups
+        self.sums = sums
+        self.positions = positions
 
     def wait(self) -> Array:
         """Return the activations once they are there.
@@ -155,11 +169,13 @@ class Segment:
     Args:
         operations: At least one.
         workers: Who does them.
+        summed: Layers of which the sums of rows are wanted, if they are computed here.
     """
 
-    def __init__(self, operations: Sequence[Operation], workers: Workers) -> None:
+    def __init__(self, operations: Sequence[Operation], workers: Workers, summed: Collection[str] = ()) -> None:
         self._operations = tuple(operations)
         self._workers = workers
+        self._summed = summed
 
     def __call__(self, images: Any, done: Done | None = None) -> Pending:
         """Start the computation.
@@ -174,18 +190,23 @@ class Segment:
         given = images if isinstance(images, Pending) else Pending(np.ascontiguousarray(np.asarray(images), np.float32))
         count, height, width, channels = given.shape
         shapes = self._shapes(height, width, channels)
+        sums, positions = {}, {}
+        for operation, shape in zip(self._operations, shapes[:-1], strict=True):
+            for layer, (rows, columns, depth) in operation.shapes(*shape).items():
+                if layer in self._summed:
+                    sums[layer] = np.zeros((count, -(-rows // TILE) * TILE, depth), np.float32)
+                    positions[layer] = rows * columns
         try:
             if count < self._workers.count or self._own_bytes(shapes) > SIDE_BY_SIDE_BYTES:
-                return Pending(self._strip_by_strip(given.wait(), shapes, done))
+                return Pending(self._strip_by_strip(given.wait(), shapes, sums, done), (), sums, positions)
             values = self._workers.memory.take(count, *shapes[-1])
         except MemoryError as error:
             raise _out_of_memory((count, *shapes[-1])) from error
         groups: Sequence[tuple[slice, Future[None] | None]] = given.groups
         groups = groups or [(group, None) for group in _groups(count, self._workers.count)]
         submit = self._workers.pool.submit
-        return Pending(
-            values, [(group, submit(self._run_group, before, given.values, values, group, done)) for group, before in groups]
-        )
+        futures = [(group, submit(self._run_group, before, given.values, values, group, sums, done)) for group, before in groups]
+        return Pending(values, futures, sums, positions)
 
     def _shapes(self, height: int, width: int, channels: int) -> list[tuple[int, int, int]]:
         """Return the shape of the input and of what each operation makes of the one before."""
@@ -198,15 +219,17 @@ class Segment:
         inner = [math.prod(shape) for shape in shapes[1:-1]]
         return 2 * max(inner, default=0) * FLOAT_BYTES * self._workers.count
 
-    def _strip_by_strip(self, images: Array, shapes: Sequence[tuple[int, int, int]], done: Done | None) -> Array:
+    def _strip_by_strip(
+        self, images: Array, shapes: Sequence[tuple[int, int, int]], sums: Mapping[str, Array], done: Done | None
+    ) -> Array:
         """Compute all images, all threads at one operation on one image."""
         workers = self._workers
         values = images
         for operation, shape in zip(self._operations, shapes[1:], strict=True):
             outputs = workers.memory.take(len(images), *shape)
-            for image, output in zip(values, outputs, strict=True):
-                strips = operation.strips(image.shape[0], image.shape[1])
-                futures = [workers.pool.submit(operation.run, workers.workspace, [image], [output], strip) for strip in strips]
+            for step in _steps(values, outputs, sums):
+                strips = operation.strips(*step.source.shape[:2])
+                futures = [workers.pool.submit(operation.run, workers.workspace, [step], strip) for strip in strips]
                 try:
                     for future in futures:
                         future.result()
@@ -221,7 +244,15 @@ class Segment:
                 done(row, output)
         return values
 
-    def _run_group(self, before: Future[None] | None, given: Array, values: Array, group: slice, done: Done | None) -> None:
+    def _run_group(
+        self,
+        before: Future[None] | None,
+        given: Array,
+        values: Array,
+        group: slice,
+        sums: Mapping[str, Array],
+        done: Done | None,
+    ) -> None:
         """Compute some images in this thread: large maps one by one, small ones together."""
         if before is not None:
             before.result()
@@ -234,31 +265,46 @@ class Segment:
             between = self._workers.workspace.take("between", len(images), *shapes[split])
         else:
             between = outputs if split else images
-        is_alone = split == len(alone)
-        for row, (image, output) in enumerate(zip(images, between, strict=True), group.start):
-            self._run(self._operations[:split], [image], [output])
-            if done and is_alone:
-                done(row, output)
-        self._run(self._operations[split:], list(between), list(outputs))
-        if done and not is_alone:
+        sums = {layer: of_all[group] for layer, of_all in sums.items()}
+        for step in _steps(images, between, sums):
+            self._run(self._operations[:split], [step])
+        self._run(self._operations[split:], _steps(between, outputs, sums))
+        if done:
             for row, output in enumerate(outputs, group.start):
                 done(row, output)
 
-    def _run(self, operations: Sequence[Operation], images: Sequence[Array], outputs: Sequence[Array]) -> None:
-        workers = self._workers
+    def _run(self, operations: Sequence[Operation], images: Sequence[Image]) -> None:
+        workspace, steps = self._workers.workspace, images
         for index, operation in enumerate(operations):
-            targets = outputs
+            height, width, channels = steps[0].source.shape
             if index < len(operations) - 1:
                 # The maps before and after an operation, in turns.
-                shape = operation.output_shape(*images[0].shape)
-                targets = list(workers.workspace.take(f"map {index % 2}", len(images), *shape))
-            for strip in operation.strips(images[0].shape[0], images[0].shape[1], len(images)):
-                operation.run(workers.workspace, images, targets, strip)
-            images = targets
+                shape = operation.output_shape(height, width, channels)
+                outputs = workspace.take(f"map {index % 2}", len(images), *shape)
+                steps = [step._replace(output=output) for step, output in zip(steps, outputs, strict=True)]
+            else:
+                steps = [step._replace(output=image.output) for step, image in zip(steps, images, strict=True)]
+            for strip in operation.strips(height, width, len(images)):
+                operation.run(workspace, steps, strip)
+            steps = [step._replace(source=step.output) for step in steps]
+
+
+def _steps(images: Array, outputs: Array, sums: Mapping[str, Array]) -> list[Image]:
+    """Return what to do with each image of a batch."""
+    return [
+        Image(image, output, {layer: of_all[row] for layer, of_all in sums.items()})
+        for row, (image, output) in enumerate(zip(images, outputs, strict=True))
+    ]
 
 
 def prepare_segments(
-    weights: Weights, wanted: Sequence[LayerSpec], *, pooling: str, kernel_order: str, threads: int
+    weights: Weights,
+    wanted: Sequence[LayerSpec],
+    *,
+    pooling: str,
+    kernel_order: str,
+    threads: int,
+    summed: Collection[str] = (),
 ) -> dict[str, Segment]:
     """Prepare the layers wanted, those of the classifier excepted. Needs no TensorFlow, so it can be done while that is loaded.
 
@@ -271,6 +317,7 @@ def prepare_segments(
         pooling: ``max`` or ``avg``.
         kernel_order: ``hwio``, or ``whio``: first two axes of the kernels swapped.
         threads: That will compute.
+        summed: Names of those wanted of which the sums of rows are enough, :attr:`Pending.sums`: they end no segment.
 
     Returns:
         Name of a wanted layer -> the segment from the one before, or from the image, to it; and ``pool5`` to the classifier.
@@ -280,28 +327,34 @@ def prepare_segments(
     channels = {layer.kernel_shape[2] for layer in maps if layer.kernel_shape} - {COLOURS}
     processor = host_processor()
     workers = Workers(compile_kernels(processor, tuple(sorted(channels))), threads)
-    pooled = Pooling(pooling, weights.pool_padding)
 
     def stored(layer: LayerSpec) -> tuple[Array, Array, Processor]:
         kernel = weights.kernels[layer.name]
         return kernel if kernel_order == "hwio" else kernel.transpose(1, 0, 2, 3), weights.biases[layer.name], processor
 
     def prepare_direct(step: _Step) -> DirectConvolution:
-        return prepare_direct_convolution(*stored(step.layer), relu=step.relu)
+        return prepare_direct_convolution(*stored(step.layer), relu=step.relu is not None, layers=names(step))
+
+    def names(step: _Step) -> tuple[str, str]:
+        return step.layer.name, step.relu.name if step.relu else ""
+
+    def pooled(layer: LayerSpec) -> Pooling:
+        return Pooling(pooling, weights.pool_padding, layer.name)
 
     def prepare(step: _Step) -> Operation:
         if step.layer.kind != "conv":
-            return ReLU() if step.layer.kind == "relu" else pooled
+            return ReLU(step.layer.name) if step.layer.kind == "relu" else pooled(step.layer)
         if _takes_colours(step.layer):
             return prepare_direct(step)
         return prepare_convolution(
             *stored(step.layer),
-            relu=step.relu,
-            pooling=pooled if step.pool else None,
+            relu=step.relu is not None,
+            pooling=pooled(step.pool) if step.pool else None,
             before=prepare_direct(step.before) if step.before else None,
+            layers=names(step),
         )
 
-    ends = {layer.name for layer in wanted} | {maps[-1].name}
+    ends = {layer.name for layer in wanted} - {*summed} | {maps[-1].name}
     steps: dict[str, list[_Step]] = {}
     start = 0
     for stop, layer in enumerate(maps, start=1):
@@ -309,30 +362,31 @@ def prepare_segments(
             steps[layer.name] = _plan(maps[start:stop])
             start = stop
     prepared = workers.pool.map(prepare, itertools.chain.from_iterable(steps.values()))
-    return {name: Segment(list(itertools.islice(prepared, len(of_one))), workers) for name, of_one in steps.items()}
+    return {name: Segment(list(itertools.islice(prepared, len(of_one))), workers, summed) for name, of_one in steps.items()}
 
 
 class _Step(NamedTuple):
-    """Layers that are computed in one pass: the first, whether ReLU and pooling follow, and the step taken in before it."""
+    """Layers that are computed in one pass: the first, the ReLU and the pooling that follow, and the step taken in before it."""
 
     layer: LayerSpec
-    relu: bool
-    pool: bool
+    relu: LayerSpec | None
+    pool: LayerSpec | None
     before: _Step | None
 
 
 def _plan(layers: Sequence[LayerSpec]) -> list[_Step]:
     steps: list[_Step] = []
-    kinds = [layer.kind for layer in layers]
-    index = 0
-    while index < len(layers):
-        layer = layers[index]
-        convolved = layer.kind == "conv"
-        relu = convolved and kinds[index + 1 : index + 2] == ["relu"]
-        pool = relu and not _takes_colours(layer) and kinds[index + 2 : index + 3] == ["pool"]
-        before = steps.pop() if convolved and steps and _takes_colours(steps[-1].layer) else None
+    rest = deque(layers)
+
+    def following(kind: str) -> LayerSpec | None:
+        return rest.popleft() if rest and rest[0].kind == kind else None
+
+    while rest:
+        layer = rest.popleft()
+        before = steps.pop() if layer.kind == "conv" and steps and _takes_colours(steps[-1].layer) else None
+        relu = following("relu") if layer.kind == "conv" else None
+        pool = following("pool") if relu and not _takes_colours(layer) else None
         steps.append(_Step(layer, relu, pool, before))
-        index += 1 + relu + pool
     return steps
 
 

@@ -37,6 +37,8 @@ PLANES = SIDE**2
 # Deep Neural Networks", arXiv 1803.10986.
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 
+NO_FLOOR = float("-inf")
+
 # Channels of an image: too few for Winograd's algorithm to save anything.
 COLOURS = 3
 # Steps of a sum written out one after the other: fewer jumps. All numbers of channels are multiples of it.
@@ -77,7 +79,9 @@ def compile_kernels(processor: Processor, channels: tuple[int, ...]) -> MachineC
     """
     module = ir.Module()
     _add_transform_input(module, processor)
-    _add_transform_output(module, processor)
+    tile = _add_tile_output(module, processor)
+    _add_transform_output(module, processor, tile, tile)
+    _add_transform_output(module, processor, tile, _add_tile_output(module, processor, summed=True), summed=True)
     _add_convolve_colours(module, processor)
     _add_pool(module, processor, "max")
     _add_pool(module, processor, "avg")
@@ -175,22 +179,26 @@ def _add_tile_input(module: Any, processor: Processor) -> Any:
     return code.function
 
 
-def _add_transform_output(module: Any, processor: Processor) -> None:
+def _add_transform_output(module: Any, processor: Processor, tile: Any, whole_tile: Any, *, summed: bool = False) -> None:
     """Transform 36 planes of products into tiles of 4 x 4 outputs, plus bias, at least floor; drop what is outside the image.
 
     Arguments: products, floats a plane, bias, floor; height, width, channels; first row of tiles, rows of tiles, tiles a row;
-    output, from the first of these rows on; scratch (16, channels).
+    output, from the first of these rows on; scratch (16, channels). If summed also sums before and after floor is applied,
+    (4 tile rows, channels) each, to which every output is added, those of a row from left to right.
     """
-    tile = _add_tile_output(module, processor)
-    arguments = [POINTER, INTEGER, POINTER, FLOAT, *[INTEGER] * 6, POINTER, POINTER]
-    code = Code(module, "transform_output", arguments, processor.lanes)
-    products, plane, bias, floor, height, width, channels, first, tile_rows, tile_columns, output, scratch = code.function.args
-    builder = code.builder
+    name = "transform_output_summed" if summed else "transform_output"
+    arguments = [POINTER, INTEGER, POINTER, FLOAT, *[INTEGER] * 6, POINTER, POINTER, *[POINTER] * (2 if summed else 0)]
+    code = Code(module, name, arguments, processor.lanes)
+    products, plane, bias, floor, height, width, channels, first, tile_rows, tile_columns, output, scratch, *sums = (
+        code.function.args
+    )
+    builder, lowest = code.builder, code.broadcast(code.function.args[3])
     line = builder.mul(width, channels)
     with code.loop(0, tile_rows) as row, code.loop(0, tile_columns) as column:
         source = code.at(products, builder.mul(builder.add(builder.mul(row, tile_columns), column), channels))
         top, left = builder.mul(row, integer(TILE)), builder.mul(column, integer(TILE))
         target = code.at(output, builder.add(builder.mul(top, line), builder.mul(left, channels)))
+        row_sums = [code.at(start, builder.mul(top, channels)) for start in sums]
         rows_left = builder.sub(height, builder.mul(builder.add(first, row), integer(TILE)))
         columns_left = builder.sub(width, left)
         whole = code.all_of(
@@ -198,25 +206,35 @@ def _add_transform_output(module: Any, processor: Processor) -> None:
         )
         with builder.if_else(whole) as (within, across):
             with within:
-                builder.call(tile, [source, plane, bias, floor, channels, target, line])
+                builder.call(whole_tile, [source, plane, bias, floor, channels, target, line, *row_sums])
             with across:
                 row_floats = builder.mul(channels, integer(TILE))
-                builder.call(tile, [source, plane, bias, floor, channels, scratch, row_floats])
+                builder.call(tile, [source, plane, bias, FLOAT(NO_FLOOR), channels, scratch, row_floats])
                 stop_down, stop_right = code.smaller(rows_left, integer(TILE)), code.smaller(columns_left, integer(TILE))
-                with code.loop(0, stop_down) as down, code.loop(0, builder.mul(stop_right, channels), code.lanes) as offset:
+                with (
+                    code.loop(0, stop_down) as down,
+                    code.loop(0, stop_right) as right,
+                    code.loop(0, channels, code.lanes) as channel,
+                ):
+                    offset = builder.add(builder.mul(right, channels), channel)
                     value = code.load(scratch, builder.add(builder.mul(down, row_floats), offset))
-                    code.store(value, target, builder.add(builder.mul(down, line), offset))
+                    result = code.maximum(value, lowest)
+                    code.store(result, target, builder.add(builder.mul(down, line), offset))
+                    place = builder.add(builder.mul(down, channels), channel)
+                    for start, addend in zip(row_sums, (value, result), strict=False):
+                        code.store(builder.fadd(code.load(start, place), addend), start, place)
     builder.ret_void()
 
 
-def _add_tile_output(module: Any, processor: Processor) -> Any:
+def _add_tile_output(module: Any, processor: Processor, *, summed: bool = False) -> Any:
     """Compute A @ products @ A^T + bias, at least floor, for a vector of channels at a time.
 
-    Arguments: products, floats a plane, bias, floor, channels; 4 x 4 outputs, floats a line.
+    Arguments: products, floats a plane, bias, floor, channels; 4 x 4 outputs, floats a line; if summed the sums of the four rows
+    before and after floor is applied, (4, channels) each.
     """
-    arguments = [POINTER, INTEGER, POINTER, FLOAT, INTEGER, POINTER, INTEGER]
-    code = Code(module, "tile_output", arguments, processor.lanes, internal=True)
-    source, plane, bias, floor, channels, output, line = code.function.args
+    arguments = [POINTER, INTEGER, POINTER, FLOAT, INTEGER, POINTER, INTEGER, *[POINTER] * (2 if summed else 0)]
+    code = Code(module, "tile_output_summed" if summed else "tile_output", arguments, processor.lanes, internal=True)
+    source, plane, bias, floor, channels, output, line, *sums = code.function.args
     builder = code.builder
     matrix, _, _ = transform_matrices()
     lowest = code.broadcast(floor)
@@ -228,10 +246,16 @@ def _add_tile_output(module: Any, processor: Processor) -> Any:
             columns.append(_weighted_sums(code, matrix, values))
         added = code.load(bias, channel)
         for down in range(TILE):
-            for right, value in enumerate(_weighted_sums(code, matrix, [column[down] for column in columns])):
-                result = code.maximum(builder.fadd(value, added), lowest)
+            places = [code.at(start, builder.add(channel, builder.mul(channels, integer(down)))) for start in sums]
+            totals = [code.load(place) for place in places]
+            for right, product in enumerate(_weighted_sums(code, matrix, [column[down] for column in columns])):
+                value = builder.fadd(product, added)
+                result = code.maximum(value, lowest)
                 index = builder.add(builder.mul(line, integer(down)), builder.mul(channels, integer(right)))
                 code.store(result, output, builder.add(channel, index))
+                totals = [builder.fadd(total, one) for total, one in zip(totals, (value, result), strict=False)]
+            for total, place in zip(totals, places, strict=True):
+                code.store(total, place)
     builder.ret_void()
     return code.function
 
