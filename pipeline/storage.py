@@ -7,7 +7,6 @@ are read where they are, in blocks. fsspec is loaded with the first address that
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import random
 import re
@@ -18,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from itertools import islice
@@ -28,8 +28,9 @@ from .errors import OptionError, StoreError
 
 # Of two letters or more before the colon: C:// is a drive of Windows.
 _FORM = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+_S3 = ("s3", "s3a")
 # Protocol -> the extra of this program that installs its package.
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_EXTRAS = {**dict.fromkeys(_S3, "s3"), "gs": "gcs", "gcs": "gcs"}
 
 # Between attempts, each shortened or lengthened by chance. Those of botocore, s3fs and gcsfs come before.
 PAUSES_SECONDS = (0.5, 2.0)
@@ -39,7 +40,7 @@ CONNECTIONS = 64
 PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
 # Where an object appears under its name only once all of it has come. Elsewhere it is written under another name first.
 # Source: Amazon S3 user guide, "Amazon S3 data consistency model"; Google Cloud Storage, "Consistency"; Azure, Put Block List.
-_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+_OBJECT_STORES = (*_EXTRAS, "az", "abfs", "abfss")
 
 # What HDF5 reads of a shard before its chunks lies at its beginning and at its end.
 BLOCK_BYTES, BLOCKS_KEPT = 1 << 18, 32
@@ -52,29 +53,21 @@ _OF_ALL_FILES = re.compile(
     "Account|AccessKey|AllAccessDisabled|Credentials|ImportError|InvalidBucketName|ModuleNotFound|NoSuchBucket|Profile|Refresh"
     "|Signature|TimeTooSkewed|Token"
 )
-# Kinds of errors that will not pass; fsspec gives no number of them, or another one. The last are wrong use of fsspec.
-_NUMBERS: dict[type[Exception], int] = {
+# Kinds of errors of one file, which will not pass; fsspec gives no number of them, or another one. EINVAL is also what s3fs makes
+# of a bad request. The last are wrong use of fsspec.
+_OF_ONE_FILE: dict[type[Exception], int] = {
     **{FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST},
     **dict.fromkeys((IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError), errno.EINVAL),
     NotImplementedError: errno.EINVAL,
 }
-# Numbers that mean one file. EINVAL is what s3fs makes of a bad request.
-_OF_ONE_FILE = (*_NUMBERS.values(), errno.ENOSYS, errno.ENOSPC, errno.EROFS, errno.EFBIG)
-# What a web server answers. fsspec calls missing whatever it is told no size of, also by a server that does not answer.
-_WEB_ERRORS = {404: FileNotFoundError(), 410: FileNotFoundError(), 401: PermissionError(), 403: PermissionError()}
-_WEB_PASSING = (408, 429)
+# What a web server answers where there is no such file, and where it may have it later.
+_WEB_MISSING, _WEB_PASSING = (404, 410), (408, 429)
 
 Result = TypeVar("Result")
 
 
 class StorageError(StoreError, OSError):
-    """The storage at an address does not do what it should, after all attempts: not one file's fault.
-
-    Args:
-        number: As of an ``OSError``.
-        words: What has happened.
-        where: The address.
-    """
+    """The storage at an address does not do what it should, after all attempts: not one file's fault. Made as an ``OSError``."""
 
     def __str__(self) -> str:
         return (
@@ -113,28 +106,20 @@ def path_of(key: str, text: str) -> Path:
     """
     path = to_address(text) if is_address(text) else expanded(text)
     if isinstance(path, RemotePath):
-        if lacking := _lacking(path.protocol):
+        try:
+            from fsspec import get_filesystem_class
+
+            get_filesystem_class(path.protocol)
+        except (ImportError, ValueError) as error:
             extra = _EXTRAS.get(path.protocol)
             remedy = f" Run `pip install 'deep-feature-pipeline[{extra}]'`." if extra else ""
             raise OptionError(
-                f"{key}: nothing reads such an address here ({lacking}), got {text!r}. Expected a path, or e.g. s3:// with the "
+                f"{key}: nothing reads such an address here ({error}), got {text!r}. Expected a path, or e.g. s3:// with the "
                 f"package that adds it to fsspec.{remedy}"
-            )
-        if not str(path).partition("://")[2]:
+            ) from None
+        if path.text.endswith("://"):
             raise OptionError(f"{key}: names no bucket or folder, got {text!r}. Expected e.g. {path}bucket/folder. Complete it.")
     return path
-
-
-def _lacking(protocol: str) -> str:
-    """Return what is missing to read addresses of a protocol; "" for nothing. Loads no package of it: that takes a second."""
-    if importlib.util.find_spec("fsspec") is None:
-        return "fsspec is not installed"
-    from fsspec.registry import known_implementations, registry
-
-    known = known_implementations.get(protocol, {"class": "", "err": "an unknown protocol"})
-    package = known["class"].partition(".")[0]
-    is_there = protocol in registry or (package and importlib.util.find_spec(package) is not None)
-    return "" if is_there else known.get("err", f"Install {package}")
 
 
 def to_address(text: str) -> Path:
@@ -142,9 +127,6 @@ def to_address(text: str) -> Path:
     protocol, _, rest = text.partition("://")
     protocol = protocol.lower()
     return Path(rest or "/") if protocol in ("file", "local") else RemotePath(f"{protocol}://{rest.rstrip('/')}")
-
-
-# -- Requests
 
 
 def attempt(work: Callable[[], Result], where: str) -> Result:
@@ -161,41 +143,40 @@ def attempt(work: Callable[[], Result], where: str) -> Result:
         StorageError: The storage as a whole is gone, refuses all, or does not answer after the last attempt.
         OSError: It refuses this file.
     """
-    pauses = iter(PAUSES_SECONDS)
-    while True:
+    for pause in (*PAUSES_SECONDS, None):
         try:
             return work()
         except Exception as error:
             found = _explained(error, where)
-            pause = next(pauses, None) if isinstance(found, StorageError) and found.errno == errno.EIO else None
-            if pause is None:
+            if pause is None or found.errno != errno.EIO:
                 raise found from error
         time.sleep(pause * random.uniform(0.75, 1.25))
+    raise AssertionError
 
 
 def _explained(error: BaseException, where: str) -> OSError:
-    """Return what a failed request means; EIO of the storage if another attempt may help."""
+    """Return what a failed request means; EIO where another attempt may help."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     if is_web(where):
-        status = getattr(causes[-1], "status", 0)
-        error = _WEB_ERRORS.get(status, causes[-1])
-        if error is causes[-1] and 400 <= status < 500 and status not in _WEB_PASSING:
-            error = OSError(errno.EINVAL, f"the server answers {status}")
+        # fsspec calls missing whatever it is told no size of, also by a server that does not answer.
+        error = causes[-1]
+        status = getattr(error, "status", 0)
+        if 400 <= status < 500 and status not in _WEB_PASSING:
+            error = FileNotFoundError() if status in _WEB_MISSING else OSError(errno.EINVAL, f"the server answers {status}")
     answers = [answer for answer in (getattr(cause, "response", None) for cause in causes) if isinstance(answer, dict)]
     names = [type(cause).__name__ for cause in causes] + [str(answer.get("Error", {}).get("Code")) for answer in answers]
     words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
     if not words or not isinstance(error, OSError):
         words = f"{type(error).__name__}: {words}"
-    if any(map(_OF_ALL_FILES.search, names)):
+    if _OF_ALL_FILES.search(" ".join(names)):
         return StorageError(errno.EACCES, words, where)
-    number = next((number for kind, number in _NUMBERS.items() if isinstance(error, kind)), getattr(error, "errno", None))
-    if number in (errno.ENOENT, errno.EACCES, errno.EEXIST):
-        return OSError(number, os.strerror(number).lower(), where)
-    if number in _OF_ONE_FILE:
-        return OSError(number, words, where)
-    return StorageError(errno.EIO, f"it does not answer as it should ({words})", where)
+    number = next((number for kind, number in _OF_ONE_FILE.items() if isinstance(error, kind)), getattr(error, "errno", 0) or 0)
+    # The last request of an upload was answered too late and made again: the file may not be there.
+    if number not in _OF_ONE_FILE.values() or "NoSuchUpload" in names:
+        return StorageError(errno.EIO, f"it does not answer as it should ({words})", where)
+    return OSError(number, words if number == errno.EINVAL else os.strerror(number).lower(), where)
 
 
 def file_system(where: str) -> tuple[Any, str]:
@@ -205,7 +186,7 @@ def file_system(where: str) -> tuple[Any, str]:
     protocol = where.partition("://")[0]
     kind = fsspec.get_filesystem_class(protocol)
     options = kind._get_kwargs_from_urls(where)
-    if protocol in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get(protocol, {}):
+    if protocol in _S3 and "config_kwargs" not in fsspec.config.conf.get(protocol, {}):
         options["config_kwargs"] = {"max_pool_connections": CONNECTIONS, "retries": {"max_attempts": 2}}
     system = kind(**options)
     if not system.async_impl:
@@ -222,9 +203,8 @@ def _make_parent(system: Any, path: str) -> None:
 
 def _modified_seconds(info: dict[str, Any]) -> float:
     """Return when a file was written last; 0 where nobody says."""
-    times = (info.get(key) for key in ("LastModified", "last_modified", "mtime", "created"))
-    value = next((time for time in times if isinstance(time, (datetime, float, int))), 0.0)
-    return value.timestamp() if isinstance(value, datetime) else float(value)
+    value = next(filter(None, map(info.get, ("LastModified", "last_modified", "mtime", "created"))), 0.0)
+    return value.timestamp() if isinstance(value, datetime) else float(value) if isinstance(value, (int, float)) else 0.0
 
 
 if TYPE_CHECKING:
@@ -234,74 +214,78 @@ else:
     _Base = object
 
 
+@dataclass(frozen=True)
 class RemotePath(_Base):
-    """A file or folder at an address, with what a run folder asks of a path.
+    """A file or folder at an address, with what a run folder asks of a path. Requests raise as :func:`attempt` does.
 
-    Args:
+    Attributes:
         text: The address, without a slash at its end.
-        scratch: Where on this machine this file, or what lies in this folder, is made before it is uploaded; None: in a folder
-            of this user's in the system's folder for temporary files, always the same.
+        local: Where on this machine this file, or what lies in this folder, is made before it is uploaded; None: as
+            :func:`scratch_for` says.
     """
 
-    def __init__(self, text: str, scratch: Path | None = None) -> None:
-        self._text = text
-        self._scratch = scratch
-        self._ahead: Any = None
+    text: str
+    local: Path | None = field(default=None, compare=False)
+    # Opened by read_ahead.
+    _ahead: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
 
     # -- Its name
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def protocol(self) -> str:
-        return self._text.partition("://")[0]
+        return self.text.partition("://")[0]
 
     @property
     def name(self) -> str:
-        return self._text.rpartition("/")[2]
+        return self.text.rpartition("/")[2]
 
     @property
     def stem(self) -> str:
         return PurePosixPath(self.name).stem
 
     @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
     def parent(self) -> RemotePath:
-        above = self._text.rpartition("/")[0]
-        return self if above.endswith("/") else RemotePath(above, self._scratch and self._scratch.parent)
+        above = self.text.rpartition("/")[0]
+        return self if above.endswith("/") else RemotePath(above, self.local and self.local.parent)
 
     def __truediv__(self, name: Any) -> RemotePath:
-        return RemotePath(f"{self._text}/{name}", self.scratch / name)
+        return RemotePath(f"{self.text}/{name}", self.scratch / name)
 
     def absolute(self) -> RemotePath:
         return self
 
+    def resolve(self, strict: bool = False) -> RemotePath:
+        return self
+
     def relative_to(self, *others: Any, **how: Any) -> Any:
-        return PurePosixPath(self._text).relative_to(str(others[0]))
+        return PurePosixPath(self.text).relative_to(str(others[0]))
 
-    def __str__(self) -> str:
-        return self._text
+    @property
+    def scratch(self) -> Path:
+        """Where this file is made before it is uploaded."""
+        return self.local or scratch_for(self.text)
 
-    __repr__ = __str__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePath) and self._text == str(other)
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __lt__(self, other: Any) -> bool:
-        return self._text < str(other)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RemotePath, (self._text, self._scratch)
+    def __fspath__(self) -> str:
+        """Return the file in scratch, for a log, which is added to there; what is at the address is its beginning."""
+        if not self.scratch.exists() and self.is_file():
+            self.download(self.scratch)
+        return str(self.scratch)
 
     # -- What is there
 
     def _ask(self, work: Callable[[Any, str], Result]) -> Result:
-        """Do what is done with fsspec's file system and the path in it; see :func:`attempt`."""
-        return attempt(lambda: work(*file_system(self._text)), self._text)
+        """Do what is done with fsspec's file system and the path in it."""
+        return attempt(lambda: work(*file_system(self.text)), self.text)
 
     def _info(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._ask(lambda system, path: system.info(path))
-        return found
+        return self._ask(lambda system, path: dict(system.info(path)))
 
     def _type(self) -> str:
         try:
@@ -341,12 +325,7 @@ class RemotePath(_Base):
         return (self / name for name in sorted(names))
 
     def find_files(self) -> Iterator[tuple[str, int, float]]:
-        """Yield all files below, in no particular order: name from here, bytes, seconds when written.
-
-        Raises:
-            FileNotFoundError: There is no such folder, as far as the storage has folders.
-            OSError: As :func:`attempt`.
-        """
+        """Yield all files below, in no particular order: name from here, bytes, seconds when written."""
 
         def find(system: Any, path: str) -> tuple[dict[str, Any], str]:
             system.invalidate_cache()
@@ -363,22 +342,17 @@ class RemotePath(_Base):
     # -- Reading
 
     def pread(self, size: int, position: int) -> bytes:
-        """Return so many bytes from a position, fewer where the file ends before, by one request.
-
-        Raises:
-            OSError: As :func:`attempt`.
-        """
-        data: bytes = self._ask(lambda system, path: system.cat_file(path, start=position, end=position + size))
+        """Return so many bytes from a position, fewer where the file ends before, by one request."""
+        data = self._ask(lambda system, path: bytes(system.cat_file(path, start=position, end=position + size)))
         if len(data) > size:
-            raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", self._text)
+            raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", self.text)
         return data
 
     def read_bytes(self) -> bytes:
-        data: bytes = self._ask(lambda system, path: system.cat_file(path))
-        return data
+        return self._ask(lambda system, path: bytes(system.cat_file(path)))
 
     def open(self, mode: str = "rb", *how: Any, **named: Any) -> IO[Any]:  # type: ignore[override]
-        assert mode == "rb", f"{self}: opened by {mode!r}; files are written by upload"
+        assert mode == "rb", "files are written by upload"
         return self._open(STREAM_BYTES, "readahead")  # type: ignore[no-any-return]
 
     def _open(self, block_bytes: int, cache: str, **options: Any) -> Any:
@@ -392,43 +366,25 @@ class RemotePath(_Base):
                 size = min(end, self.size) - start
                 data = source.pread(size, start)
                 if len(data) < size:
-                    raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", str(source))
+                    raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", source.text)
                 return data
 
         size = int(self._info().get("size") or 0)
-        return BlockFile(None, self._text, "rb", block_bytes, cache_type=cache, cache_options=options, size=size)
+        return BlockFile(None, self.text, "rb", block_bytes, cache_type=cache, cache_options=options, size=size)
 
     def ranges(self) -> Any:
         """Open the file for HDF5; what :func:`read_ahead` has fetched is used once."""
-        file, self._ahead = self._ahead, None
-        return file or self._open(BLOCK_BYTES, "blockcache", maxblocks=BLOCKS_KEPT)
-
-    def fetch_ends(self) -> None:
-        """Fetch what HDF5 asks for first; where that fails, whoever opens the file tries again and says what is wrong."""
-        with suppress(OSError):
-            file = self.ranges()
-            for place in (0, max(0, file.size - BLOCK_BYTES)):
-                file.seek(place)
-                file.read(BLOCK_BYTES)
-            self._ahead = file
+        return self._ahead.pop() if self._ahead else self._open(BLOCK_BYTES, "blockcache", maxblocks=BLOCKS_KEPT)
 
     def download(self, local: Path) -> None:
-        """Copy the file to this machine.
-
-        Raises:
-            OSError: The disk refuses; and as :func:`attempt`.
-        """
+        """Copy the file to this machine."""
         self._ask(lambda system, path: system.get_file(path, str(local)))
 
     # -- Writing
 
     def upload(self, local: Path) -> None:
-        """Write a file of this machine here, whole or not at all.
-
-        Raises:
-            OSError: As :func:`attempt`.
-        """
-        how = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE} if self.protocol in ("s3", "s3a") else {}
+        """Write a file of this machine here, whole or not at all."""
+        how = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE} if self.protocol in _S3 else {}
 
         def work(system: Any, path: str) -> None:
             _make_parent(system, path)
@@ -443,9 +399,6 @@ class RemotePath(_Base):
         """Write a small file unless it is there, and tell whether it was not. Of two who try at once one succeeds.
 
         S3 (since 2024) and Google Cloud Storage promise that; of others fsspec's implementation decides.
-
-        Raises:
-            OSError: As :func:`attempt`.
         """
 
         def work(system: Any, path: str) -> None:
@@ -465,54 +418,31 @@ class RemotePath(_Base):
             if not missing_ok:
                 raise
 
-    # -- The scratch folder
-
-    @property
-    def scratch(self) -> Path:
-        """Where this file is made before it is uploaded."""
-        return self._scratch or scratch_for(self._text)
-
-    def __fspath__(self) -> str:
-        """Return the file in scratch, for a log, which is added to there; what is at the address is its beginning."""
-        local = self.scratch
-        if not local.exists() and self.is_file():
-            self.download(local)
-        return str(local)
-
 
 def scratch_for(address: str, above: Path | None = None, mark: str = "") -> Path:
     """Return the scratch folder of an address, always the same, so that what a killed run has left there is removed.
 
     Args:
         address: Of the run folder.
-        above: Folder that it lies in; None: one of this user's in the system's folder for temporary files.
+        above: Folder that it lies in; None: the system's for temporary files.
         mark: Of one of several processes that write the run folder.
     """
-    digest = sha256(address.encode()).hexdigest()[:16]
-    return (above or _own_folder()) / "-".join(filter(None, (address.rpartition("/")[2][:80], digest, mark)))
-
-
-def _own_folder() -> Path:
-    return Path(tempfile.gettempdir(), f"deep-feature-pipeline-{getattr(os, 'getuid', lambda: 'user')()}")
+    user, digest = getattr(os, "getuid", lambda: "user")(), sha256(address.encode()).hexdigest()[:16]
+    parts = ("deep-feature-pipeline", user, address.rpartition("/")[2][:80], digest, mark)
+    return (above or Path(tempfile.gettempdir())) / "-".join(str(part) for part in parts if part != "")
 
 
 def prepare_scratch(folder: Path) -> None:
     """Make the scratch folder of a run folder at an address, empty; called by whoever has its lock.
 
     Raises:
-        OSError: The disk refuses, or somebody else has made the folder of this user's, or may write it.
+        OSError: The disk refuses, or there is one that this user may not remove: the folder for temporary files is everybody's.
     """
-    if not isinstance(folder, RemotePath):
-        return
-    own = _own_folder()
-    if own in folder.scratch.parents:
-        own.mkdir(parents=True, exist_ok=True, mode=0o700)
-        info = own.lstat()
-        # The folder for temporary files is everybody's.
-        if os.name == "posix" and (info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) != 0o700 or own.is_symlink()):
-            raise PermissionError(errno.EPERM, "a folder that others have made or may write", str(own))
-    shutil.rmtree(folder.scratch, ignore_errors=True)
-    (folder.scratch / "shards").mkdir(parents=True)
+    if isinstance(folder, RemotePath):
+        shutil.rmtree(folder.scratch, ignore_errors=True)
+        folder.scratch.parent.mkdir(parents=True, exist_ok=True)
+        folder.scratch.mkdir(mode=0o700)
+        (folder.scratch / "shards").mkdir()
 
 
 def remove_scratch(folder: Path) -> None:
@@ -535,8 +465,19 @@ def read_ahead(paths: Iterable[Path]) -> Iterator[Path]:
     left = iter(paths)
     with ThreadPoolExecutor(FILES_AHEAD, "ahead") as pool:
         while some := list(islice(left, FILES_AHEAD)):
-            list(pool.map(RemotePath.fetch_ends, (path for path in some if isinstance(path, RemotePath))))
+            list(pool.map(_fetch_ends, some))
             yield from some
+
+
+def _fetch_ends(path: Path) -> None:
+    # Where that fails, whoever opens the file tries again and says what is wrong.
+    with suppress(OSError):
+        if isinstance(path, RemotePath):
+            file = path.ranges()
+            for place in (0, max(0, file.size - BLOCK_BYTES)):
+                file.seek(place)
+                file.read(BLOCK_BYTES)
+            path._ahead.append(file)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import sys
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import storage
 from pipeline.config import check_options
 from pipeline.errors import OptionError
-from pipeline.storage import BLOCK_BYTES, RemotePath, is_address, path_of
+from pipeline.storage import BLOCK_BYTES, RemotePath, attempt, is_address, path_of
 from pipeline.store.reader import open_run
 
 from .object_store import put_files
@@ -64,7 +64,7 @@ def test_options_take_addresses_and_name_the_run_after_them(tmp_path: Path) -> N
         (
             "data.dir",
             "s4://b/imgs",
-            r"^data\.dir: nothing reads such an address here \(an unknown protocol\), got 's4://b/imgs'",
+            r"^data\.dir: nothing reads such an address here \(Protocol not known: s4\), got 's4://b/imgs'",
         ),
         (
             "output.dir",
@@ -85,14 +85,13 @@ def test_options_take_addresses_and_name_the_run_after_them(tmp_path: Path) -> N
 def test_an_address_that_nothing_reaches_is_refused_at_once(
     option: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gcsfs" else find(name))
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(OptionError, match=words):
         check_options(given(**{"data.dir": {"data.tar": None, "data.tfds": "memory://sets"}.get(option, "imgs"), option: value}))
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(
         OptionError, match=r"^run: nothing reads such an address here .*`pip install 'deep-feature-pipeline\[s3\]'"
     ):
@@ -106,6 +105,20 @@ def test_a_run_on_this_machine_needs_no_fsspec(tmp_path: Path, monkeypatch: pyte
         assert run["conv1_1"][:].shape == (10, 5, 4, 3)
 
 
+def test_an_upload_whose_end_was_answered_too_late_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSES_SECONDS", (0, 0))
+    late = type("NoSuchUpload", (FileNotFoundError,), {})
+    answers = iter([late(), late(), "done"])
+
+    def work() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert attempt(work, "s3://bucket/key") == "done"
+
+
 def test_a_file_at_an_address_reads_as_the_file_would(monkeypatch: pytest.MonkeyPatch) -> None:
     path, data = RemotePath("memory://bucket/file"), bytes(range(256)) * 8192
     put_files("memory://bucket", {"file": data})
@@ -116,7 +129,7 @@ def test_a_file_at_an_address_reads_as_the_file_would(monkeypatch: pytest.Monkey
         return pread(self, size, position)
 
     monkeypatch.setattr(RemotePath, "pread", noting)
-    path.fetch_ends()
+    assert list(storage.read_ahead([path])) == [path]
     assert asked == [(BLOCK_BYTES, 0), (BLOCK_BYTES, len(data) - BLOCK_BYTES)]
     file = path.ranges()
     for start, count in ((0, 10), (BLOCK_BYTES - 3, 6), (5, 9), (len(data) - 4, 99), (len(data) + 5, 1)):

@@ -304,7 +304,7 @@ def test_only_an_image_that_a_web_server_does_not_have_is_missing(web: str, tmp_
     Answers.busy = 2
     errors = errors_of(manifest)
     assert [error.partition(" (")[0] for error in errors] == [
-        *("", "", "", "missing: file not found", "missing: file not found", "unreadable: permission denied"),
+        *("", "", "", "missing: file not found", "missing: file not found", "unreadable: the server answers 403"),
         *("unreadable: it does not answer as it should", "unreadable: the server answers 400"),
         "unreadable: it does not answer as it should",
     ]

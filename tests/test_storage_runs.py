@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import storage
+from pipeline import extract_features, storage
 from pipeline.errors import LockedError, StoreError
 from pipeline.index import index_run
 from pipeline.sharding import Share
@@ -26,9 +26,11 @@ from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 
+from .bad_images import picture
 from .killed_runs import assert_same_run
 from .object_store import clean_memory, copy_here, names_at, put_files, run_at
 from .stored_runs import make_spec, write_run, write_share
+from .test_command import call_here
 from .test_index import CONFIG, spec_of
 
 ADDRESS = "memory://bucket/outputs/run"
@@ -276,21 +278,64 @@ def test_what_is_no_run_at_an_address_is_said_so(folder: RemotePath) -> None:
         open_run(ADDRESS)
 
 
+def test_every_command_takes_a_run_at_an_address(tmp_path: Path, thin_weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        picture(number).resize((80 - 9 * number, 60)).save(tmp_path / f"images/{number}.jpg")
+    (tmp_path / "images/broken.jpg").write_bytes(b"no image")
+    options: dict[str, Any] = {"weights": "random", "size": 36, "images_per_shard": 2, "name": "run", "quiet": True}
+    for where in ("memory://bucket/outputs", str(tmp_path / "local")):
+        extract_features(tmp_path / "images", ["relu1_1", "relu2_1"], output_dir=where, **options)
+
+    def said(module: str, *arguments: str) -> str:
+        ended = call_here(f"run={ADDRESS}", *arguments, cwd=tmp_path, module=f"pipeline.{module}")
+        assert "Traceback" not in ended.stderr
+        # Errors are one line.
+        assert ended.returncode == 0 or ended.stderr.count("\n") == 1, ended.stderr
+        return ended.stdout + ended.stderr
+
+    assert said("export") == "written: run-npy (3 rows of relu1_1, relu2_1)\n"
+    with open_run(tmp_path / "local/run") as run:
+        assert np.load(tmp_path / "run-npy/relu2_1.npy").tobytes() == run["relu2_1"][run.images["status"] == "ok"].tobytes()
+    assert "file: not a valid value, got 'memory://bucket/x'. Expected a path on this machine" in said(
+        "export", "file=memory://bucket/x"
+    )
+    # Here, and beside the run; of its index too.
+    for arguments, place in (
+        ([], "outputs/run-reduced"),
+        (["output.dir=memory://bucket/outputs"], f"{ADDRESS}-reduced"),
+        ([f"run={ADDRESS}/features.h5", "name=again"], "outputs/again"),
+        (["layers=[relu1_1:avg:pca]", "reduction.pca.n_components=2", "name=fitted"], "outputs/fitted"),
+    ):
+        assert f"results    {place}/features.h5" in said("reduce", "reduce=[avg]", *arguments)
+    (tmp_path / "outputs/run-reduced/.lock").unlink(missing_ok=True)
+    assert_same_run(copy_here(f"{ADDRESS}-reduced", tmp_path / "copy"), tmp_path / "outputs/run-reduced", but=["@config"])
+    assert "name: that of the run itself, got 'run'" in said(
+        "reduce", "reduce=[avg]", "output.dir=memory://bucket/outputs", "name=run"
+    )
+    assert "there is no such run" in said("reduce", "reduce=[avg]", f"run={ADDRESS}-none")
+    assert "whole and unchanged" in said("verify", f"run={ADDRESS}-reduced")
+    assert "name=run-reduced" in said("show", f"run={ADDRESS}-reduced")
+    assert said("plot").startswith("written: ")
+    assert [*tmp_path.glob("run-*.png")]
+
+
 # -- The scratch folder
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner here")
-def test_a_folder_for_scratch_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_for_scratch_that_somebody_else_has_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    home = scratch_for(ADDRESS)
-    prepare_scratch(RemotePath(ADDRESS))
-    assert home.parent.parent == tmp_path
-    assert home.parent.stat().st_mode & 0o777 == 0o700
-    home.parent.chmod(0o720)
-    with pytest.raises(StoreError, match="permission is denied"):
+    scratch = scratch_for(ADDRESS)
+    assert scratch.parent == tmp_path
+    (tmp_path / "elsewhere").mkdir()
+    scratch.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="a part of the path is a file, not a folder"):
         write_run(RemotePath(ADDRESS), SPEC)
-    # Of one that the user has named, what lies above may be anybody's.
-    prepare_scratch(run_at(ADDRESS, scratch_for(ADDRESS, tmp_path / "named")))
+    scratch.unlink()
+    scratch.mkdir()
+    prepare_scratch(RemotePath(ADDRESS))
+    assert scratch.stat().st_mode & 0o777 == 0o700
 
 
 def test_what_a_killed_process_left_in_scratch_is_not_taken_for_anything(folder: RemotePath, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
     variables = {**store.environment, "TMPDIR": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     store.fault = fault
     with start(command(*options, "output.dir=s3://bucket/outputs"), tmp_path, **variables) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not held and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
         assert held, process.communicate()
@@ -187,7 +187,7 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
     (local / ".lock").unlink(missing_ok=True)
     assert_same_run(copy_here(ADDRESS, tmp_path / "copy"), local, but=["@config"])
     assert verify_folder(tmp_path / "copy", 2).count == 0
-    assert not list(tmp_path.glob("deep-feature-pipeline-*/*"))
+    assert not list(tmp_path.glob("deep-feature-pipeline-*"))
 
 
 def test_a_bucket_that_vanishes_in_mid_run_stops_it_in_one_line(store: ObjectStore, tmp_path: Path) -> None:
