@@ -17,7 +17,7 @@ from typing import Any
 from .config import AUTO, Options, flat, parse_config
 from .dry_run import free_bytes, run_sample
 from .engines import Engine, open_local
-from .errors import ImageError, StoreError
+from .errors import ImageError, StoreError, system_errors_in_one_line
 from .extract import make_stages
 from .formatting import count_causes, counted, words_for_bytes
 from .image_list import list_images
@@ -59,7 +59,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         PipelineError: What stopped it; finished shards are kept.
     """
     watch = Stopwatch()
-    with log_to_terminal(quiet) as kept_lines:
+    with log_to_terminal(quiet) as kept_lines, system_errors_in_one_line():
         open_engine = open_local
         if options.engine.name == "ray":
             from .engines.ray import open_ray, require_ray
@@ -403,7 +403,9 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
     """
     digests = Digests(path)
     stored = _stored_report(path) if is_unchanged and digests.agrees(REPORT) else None
-    if stored is None:
+    # A power cut after the index leaves the report of the run as it was before it was extended, or images could be read again.
+    if stored is None or (stored.run_digest, stored.failed) != (report.run_digest, report.failed):
+        stored = None
         # The page first: a kill in between must leave none of another state of the run.
         digests.drop([PAGE])
         disk.remove(path / PAGE)

@@ -5,6 +5,7 @@ How shards follow from that, and the digest, are in :class:`pipeline.records.Run
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
@@ -179,7 +180,8 @@ def transforms_file(where: Path) -> Path:
     return where / format.TRANSFORMS_NAME if where.is_dir() else where
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     """Return the version of Python, of this program and of the libraries that may show in the results."""
     found = {"python": platform.python_version()}
     for name in ("deep-feature-pipeline", *LIBRARIES):

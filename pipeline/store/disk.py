@@ -95,9 +95,12 @@ def replacing(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_tree(partial)
         yield partial
+        for path in (partial, *partial.rglob("*")):
+            sync(path)
         if partial.is_dir():
             _remove_tree(target)
         partial.replace(target)
+        sync(target.parent)
     except StorageError:
         # Of the run that is read.
         raise
@@ -134,7 +137,7 @@ def publish(path: Path, partial: Path | None = None) -> str:
     partial = partial or partial_path(path)
     # The bytes are hashed as they lie in the system's cache, just written, while the disk is told to take them.
     with ThreadPoolExecutor(1, "flush") as pool:
-        flushed = pool.submit(_flush, partial)
+        flushed = pool.submit(sync, partial)
         digest = file_digest(partial)
         # A disk refuses only once: a later sync of the same bytes could find nothing wrong.
         flushed.result()
@@ -147,7 +150,15 @@ def publish(path: Path, partial: Path | None = None) -> str:
     return digest
 
 
-def _flush(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk take the bytes of a file, or the names in a folder.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    if path.is_dir():
+        sync_folder(path)
+        return
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -180,7 +191,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the system can."""
-    if os.name != "posix":  # Windows opens no folders and orders its own metadata.
+    if os.name != "posix" or isinstance(folder, RemotePath):  # Windows opens no folders and orders its own metadata.
         return
     try:
         handle = os.open(folder, os.O_RDONLY)

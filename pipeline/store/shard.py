@@ -458,7 +458,7 @@ class RawFile(io.FileIO):
         try:
             # The system may take a part only, up to a limit for instance.
             while rest and self._refusal is None:
-                rest = rest[super().write(rest) :]
+                rest = rest[os.write(self.fileno(), rest) :]
         except BaseException as error:
             self._refusal = error
         return size_bytes
@@ -466,7 +466,7 @@ class RawFile(io.FileIO):
     def _truncate(self, size: int | None = None) -> int:
         try:
             if self._refusal is None:
-                super().truncate(size)
+                os.ftruncate(self.fileno(), self.tell() if size is None else size)
         except BaseException as error:
             self._refusal = error
         return size or 0

@@ -338,10 +338,12 @@ def repair(result: VerifyResult) -> list[str]:
     lines = [name for name in digests.by_name if name in {*result.damaged, *result.wrong_lines}]
     removed = [*result.damaged, *(f"{format.DIGESTS_NAME}: line {number}" for number, _ in digests.unreadable)]
     removed += [f"{format.DIGESTS_NAME}: {name}" for name in lines]
-    # First: a kill in between leaves lines missing, never wrong ones.
-    digests.drop(lines)
     for name in sorted(result.damaged, key=lambda name: name != format.INDEX_NAME):
         disk.remove(result.folder / name)
+    # A power cut must not bring back a damaged file without the line that accuses it.
+    for folder in {(result.folder / name).parent for name in result.damaged}:
+        disk.sync_folder(folder)
+    digests.drop(lines)
     return removed
 
 
