@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import signals
-from .errors import OptionError, PipelineError, nearest, printable
+from .errors import OptionError, PipelineError, nearest, printable, system_errors_in_one_line
 
 # Options of the images: what a run is called by default.
 SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
@@ -73,7 +73,8 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
         checked = config.check(kind, values, module) if options else values
         if swept and values.get("name", "") is None:
             checked = replace(checked, name=checked.name + sweep_suffix(values, swept, checked.name))
-        work(checked)
+        with system_errors_in_one_line():
+            work(checked)
 
     def job(composed: Any) -> None:
         # Hydra would print lines of its own about what is raised here: a job that is alone is done after it.

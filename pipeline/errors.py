@@ -8,7 +8,9 @@ A bad *image* is not an error: it is a row whose :class:`~pipeline.records.Image
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PipelineError(Exception):
@@ -53,6 +55,21 @@ class EngineError(PipelineError):
 
 class LockedError(StoreError):
     """Another live process is writing the same run folder."""
+
+
+@contextmanager
+def system_errors_in_one_line() -> Iterator[None]:
+    """Turn what the system refuses in the block, where nobody has foreseen it, into one line; but for a pipe that is closed."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        got = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        raise PipelineError(
+            f"{error.filename or 'system'}: {error.strerror or error}, got {got}. Expected a system that answers. Check the "
+            "disk, the network and the limits, then run the same command again: what is finished is kept."
+        ) from error
 
 
 def printable(text: str, most: int | None = None) -> str:

@@ -104,7 +104,9 @@ class Lock:
     def release(self) -> None:
         """Let go of it, if this process has it; never raises for what the storage does."""
         if self._file is not None:
-            self._file.release()
+            # The end of the process lets go of what the system does not take back now.
+            with suppress(OSError):
+                self._file.release()
         elif self.is_taken:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)

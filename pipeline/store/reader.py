@@ -46,16 +46,21 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     path = place_of(path)
     try:
-        is_folder, exists = path.is_dir(), path.exists()
-    except OSError as error:  # a name too long, a folder that is another user's
+        file = _file_of(path)
+    except OSError as error:  # also a name too long, a folder that is another user's
         raise unreadable(path, error) from error
-    if is_folder:
+    return Run(file)
+
+
+def _file_of(path: Path) -> Path:
+    """Return the index or the shard that a path means."""
+    if path.is_dir():
         index = path / format.INDEX_NAME
         if not index.exists():
             shards = [name for name in _names_in(path / format.SHARD_FOLDER) if format.SHARD_NAME.fullmatch(name)]
             raise unfinished(path, len(shards), format.planned_shards(shards)) if shards else no_run(path)
-        return Run(index)
-    if not exists:
+        return index
+    if not path.exists():
         raise no_such_run(path)
     if path.is_symlink():
         # What the caller has named is followed; what lies in a run folder is not.
@@ -63,7 +68,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     own_name = path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name)
     if path.is_file() and not own_name and (isinstance(path, RemotePath) or not h5py.is_hdf5(path)):
         raise StoreError(f"{path}: not a run, got a file that is no HDF5. Expected a run folder, its features.h5 or a shard.")
-    return Run(path)
+    return path
 
 
 def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
