@@ -245,11 +245,11 @@ def test_published_weights_are_taken_from_keras_cache_or_as_a_file(images: Path,
 @pytest.mark.parametrize(
     ("model", "side", "layers"),
     [
-        ("MobileNetV2", 64, ["block_2_add"]),
+        ("VGG16", 32, ["block2_pool"]),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
-                ("MobileNetV2", 64, ["block_13_expand_relu", "out_relu", "predictions"]),
+                ("MobileNetV2", 64, ["block_2_add", "block_13_expand_relu", "out_relu", "predictions"]),
                 ("ResNet50", 64, ["conv2_block3_out", "conv4_block6_out", "avg_pool"]),
                 ("EfficientNetB0", 65, ["stem_activation", "block6a_expand_activation", "top_activation"]),
                 ("DenseNet121", 64, ["conv1_relu", "conv5_block16_concat", "relu"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,4 +285,128 @@ def test_a_second_run_is_refused_while_the_first_lives_and_needs_no_tidying_when
         _, said = third.communicate(timeout=120)
     assert third.returncode == 0, said
     assert finished_shards(run).items() >= kept.items()
+    assert_same_run(run, undisturbed)
+
+
+# -- Disks that refuse: one line, exit code 1, nothing unfinished left, and the same bits once there is room
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts of Linux")
+
+
+def on_disk(
+    images: Path, folder: Path, *more: str, limit_bytes: int | None = None, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command, with a limit to the size of files, or after a line of shell in a namespace of its own."""
+    program = command(f"data.dir={images}", *OPTIONS, *more)
+    if limit_bytes is not None:
+        program = ["prlimit", f"--fsize={limit_bytes}", *program]
+    if before:
+        program = ["unshare", "--map-root-user", "--mount", "sh", "-ec", *before, "sh", *program]
+    return finish(program, folder)
+
+
+def assert_refused(ended: subprocess.CompletedProcess[str], words: str, run: Path) -> None:
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 1, ended.stderr
+    assert [line for line in lines if line.startswith("error:")] == lines[-1:], ended.stderr
+    assert words in lines[-1]
+    assert "Traceback" not in ended.stderr
+    assert "ignored" not in ended.stderr
+    assert partial_files(run) == []
+
+
+def can_mount() -> bool:
+    """Whether this user may mount in a namespace of its own, as most systems let everybody."""
+    try:
+        return subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="this system lets this user mount nothing, not even for itself")
+
+
+@linux
+@pytest.mark.slow
+def test_files_that_may_not_grow_stop_the_run_and_more_room_lets_it_go_on(
+    images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "outputs/run"
+    sizes = [path.stat().st_size for path in sorted((undisturbed / "shards").iterdir())]
+    # The manifest, options, shards, index and report are written in this order; each limit lets one more through.
+    list_bytes, config_bytes = ((undisturbed / name).stat().st_size for name in ("manifest.jsonl.gz", "config.yaml"))
+    assert_refused(on_disk(images, tmp_path, limit_bytes=list_bytes - 1), "manifest.jsonl.gz: the file would be larger than", run)
+    if config_bytes > list_bytes:
+        assert_refused(on_disk(images, tmp_path, limit_bytes=config_bytes - 1), "config.yaml: the file would be larger than", run)
+    assert finished_shards(run) == {}
+    limit_bytes = max(sizes[:5])
+    assert max(sizes[8:]) > limit_bytes
+    ended = on_disk(images, tmp_path, limit_bytes=limit_bytes)
+    assert_refused(ended, ".h5.partial: the file would be larger than this system allows, got EFBIG. Expected ", run)
+    kept = finished_shards(run)
+    assert 0 < len(kept) < SHARDS
+    assert on_disk(images, tmp_path).returncode == 0
+    # The line of a report that is gone is taken out before it is written again, in a file that has a line for each shard.
+    for name, limit_bytes, refused in (
+        ("features.h5", (run / "features.h5").stat().st_size - 1, "features.h5: the file would be larger than"),
+        ("report.json", 500, "SHA256SUMS: the file would be larger than"),
+    ):
+        digests = (run / "SHA256SUMS").read_bytes()
+        (run / name).unlink()
+        assert_refused(on_disk(images, tmp_path, limit_bytes=limit_bytes), refused, run)
+        assert not (run / name).exists()
+        assert name == "features.h5" or (run / "SHA256SUMS").read_bytes() == digests
+        assert on_disk(images, tmp_path).returncode == 0
+    assert finished_shards(run).items() >= kept.items()
+    assert_same_run(run, undisturbed)
+
+
+@linux
+@pytest.mark.slow
+@needs_mounts
+def test_a_full_disk_stops_the_run_and_more_room_lets_it_go_on(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # The disk lives as long as the shell; what is on it is copied away.
+    script = """
+        mount -t tmpfs -o size=2m none disk
+        "$@" output.dir=disk && exit 9
+        [ $? = 1 ] || exit 8
+        cp -a disk/run stopped
+        mount -o remount,size=100m disk
+        "$@" output.dir=disk
+        cp -a disk/run finished
+    """
+    ended = on_disk(images, tmp_path, before=[script])
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    line = next(line for line in ended.stderr.splitlines() if line.startswith("error:"))
+    assert ".h5.partial: the disk is full, got ENOSPC. Expected a folder that can be written. Free some space, then run" in line
+    assert partial_files(tmp_path / "stopped") == []
+    stopped, finished = (
+        {path.name: path.stat().st_mtime_ns for path in (tmp_path / name / "shards").iterdir()}
+        for name in ("stopped", "finished")
+    )
+    assert 0 < len(stopped) < SHARDS
+    assert finished.items() >= stopped.items()
+    # The folder's name is one of the options that are stored.
+    for name in ("config.yaml", "run.log"):
+        shutil.copy(undisturbed / name, tmp_path / "finished" / name)
+    assert_same_run(tmp_path / "finished", undisturbed, but=["@config"])
+
+
+@linux
+@pytest.mark.slow
+@needs_mounts
+def test_a_folder_that_becomes_read_only_is_refused_and_left_as_it_is(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "outputs/run")
+    run = tmp_path / "outputs/run"
+    (run / "features.h5").unlink()
+    (run / "shards/shard-00007-of-00020.h5").unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    ended = on_disk(images, tmp_path, before=['mount --bind outputs outputs; mount -o remount,bind,ro outputs; exec "$@"'])
+    assert_refused(ended, "the file system is read-only, got EROFS. Expected a folder that can be written. Choose another", run)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert on_disk(images, tmp_path).returncode == 0
     assert_same_run(run, undisturbed)
