@@ -23,6 +23,7 @@ from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
 from .network.reductions import reduce_stored
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec, digest_images
+from .sharding import plan_images_per_shard
 from .store import format
 from .store.digests import digest_of
 
@@ -137,7 +138,7 @@ def _planned(
     compression, images_per_shard = options.output.compression, options.output.images_per_shard
     if images_per_shard is None:
         row_bytes, chunk_rows = _row_bytes(features, dtype, manifest), format.largest_chunk_rows(features, dtype)
-        images_per_shard = format.plan_images_per_shard(row_bytes, len(manifest), chunk_rows)
+        images_per_shard = plan_images_per_shard(row_bytes, len(manifest), chunk_rows)
     identity = {
         **identity,
         "layers": ",".join(feature.name for feature in features),

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+SHARD_BYTES = 256 << 20
+# A shard is what a killed run loses. Small rows would make it an hour's work, so rows are limited too.
+SHARD_ROWS = 4096
+LARGEST_SHARD_COUNT = 2000
+
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
@@ -28,6 +33,23 @@ class ShardSpec:
     def rows(self) -> int:
         """How many rows it holds."""
         return self.stop - self.first
+
+
+def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:
+    """Return the rows of a shard: about 256 MiB, at most 4096 rows; more of both where there would be over 2000 shards.
+
+    A function of its arguments alone: the same run is cut alike on every machine.
+
+    Args:
+        row_bytes: Bytes of one image's activations over all layers, uncompressed; at native size an estimate.
+        rows: Of the run. Fewer rows than a shard holds do not make it smaller: the run may be extended.
+        chunk_rows: The largest number of rows that a chunk of any layer holds; shards end where chunks do.
+    """
+    step = min(max(1, SHARD_BYTES // max(1, row_bytes)), SHARD_ROWS)
+    step = max(step, -(-rows // LARGEST_SHARD_COUNT))
+    if step > chunk_rows:
+        step = -(-step // chunk_rows) * chunk_rows
+    return step
 
 
 # Asked for again and again; a million shards take seconds and some hundred MB.

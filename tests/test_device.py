@@ -29,7 +29,7 @@ from pipeline.network.architectures import VggTable
 from pipeline.network.vgg import DeviceFunctions, Network, Segment
 from pipeline.progress import LOGGER
 from pipeline.records import Batch, Device, Gpu, ImageStatus
-from pipeline.sharding import plan_shards
+from pipeline.sharding import plan_images_per_shard, plan_shards
 from pipeline.store import format
 from pipeline.store.format import DEVICE_ATTRIBUTES
 
@@ -101,7 +101,7 @@ def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_its_reaso
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_of_the_rows_that_gpus_compute_in_tasks_95_percent_are_asked_for(layers: list[str], batch_size: int, slots: int) -> None:
     features = VggTable("vgg19", "same").plan(VggTable("vgg19").resolve(layers), (224, 224))
-    rows = format.plan_images_per_shard(format.row_bytes(features, "float32"), 10_000, 1)
+    rows = plan_images_per_shard(format.row_bytes(features, "float32"), 10_000, 1)
     chosen = replace(CPU, kind="gpu", batch_size=batch_size, gpu=Gpu("", 0, 1, 0, 0, "", ""))
     computed = 0
     for task in plan_tasks(plan_shards((10_000,), rows), slots, batch_size):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pipeline import sharding
 from pipeline.store import codec, format
 
 from .stored_runs import make_spec
@@ -60,12 +61,12 @@ def test_bands_are_whole_map_rows_of_about_a_mebibyte(shape: tuple[int, int, int
     ids=["256 MiB", "small rows", "few rows, which may become many", "huge rows"],
 )
 def test_a_shard_holds_about_256_mib_and_at_most_4096_images(row_bytes: int, rows: int, chunk_rows: int, step: int) -> None:
-    assert format.plan_images_per_shard(row_bytes, rows, chunk_rows) == step
+    assert sharding.plan_images_per_shard(row_bytes, rows, chunk_rows) == step
 
 
 @given(row_bytes=st.integers(1, 1 << 30), rows=st.integers(1, 20_000_000), chunk_rows=st.sampled_from([1, 2, 16, 1024]))
 def test_there_are_never_thousands_of_shards_and_they_end_where_chunks_do(row_bytes: int, rows: int, chunk_rows: int) -> None:
-    step = format.plan_images_per_shard(row_bytes, rows, chunk_rows)
+    step = sharding.plan_images_per_shard(row_bytes, rows, chunk_rows)
     assert step >= 1
     assert -(-rows // step) <= 2000
     assert step % chunk_rows == 0 or step < chunk_rows

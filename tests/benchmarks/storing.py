@@ -40,7 +40,7 @@ def activations(path: str, inputs: str) -> tuple[dict[str, Any], Callable[[], No
 def ours(path: str, folder: str, compression: str) -> tuple[dict[str, Any], Callable[[], list[float]]]:
     """The program's writer with all cores, from the first row put to the last shard synced and named."""
     from pipeline.records import FeatureBatch, ImageStatus
-    from pipeline.store.format import plan_images_per_shard
+    from pipeline.sharding import plan_images_per_shard
     from pipeline.store.run_folder import open_folder
     from pipeline.store.writer import Writer
     from tests.stored_runs import make_spec
