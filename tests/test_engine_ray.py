@@ -163,7 +163,6 @@ def test_a_cluster_of_its_own_makes_the_same_run(tmp_path: Path, monkeypatch: py
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert sum(line.startswith("engine: workers: 1, on the cpu, threads each: ") for line in lines) == 1
-    assert sum(line == "engine: 4 tasks, by processes: 1, on nodes: 1" for line in lines) == 1
     assert sum(line.startswith("failed: ") for line in lines) == 2
     assert any(line.startswith("rows       4 (2 ok, 2 failed)") for line in lines)
     # Nothing of Ray's own.
@@ -183,7 +182,6 @@ def test_what_a_killed_worker_was_at_is_made_again(tmp_path: Path, images: Path,
         running.wait_for_shards(shards)
         running.kill_a_worker()
     assert running.end() == 0, running.said
-    assert "engine: a worker died over shards/shard-000" in running.said
     assert_whole(tmp_path / "outputs/run", undisturbed)
 
 
@@ -209,11 +207,11 @@ def test_a_node_that_comes_gets_tasks(tmp_path: Path, images: Path, undisturbed:
     cluster.add()
     try:
         running.wait_for_shards(15)
+        assert len(workers()) == 2
     finally:
         os.kill(first, signal.SIGCONT)
     assert running.end() == 0, running.said
     assert "engine: workers: 1, " in running.said
-    assert " tasks, by processes: 2, on nodes: 1" in running.said
     assert_whole(tmp_path / "outputs/run", undisturbed)
 
 

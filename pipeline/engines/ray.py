@@ -10,11 +10,8 @@ import itertools
 import logging
 import math
 import os
-import pickle
 import secrets
 import socket
-import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -46,13 +43,8 @@ RETRIES = 2
 # Device steps that a task should have, so that its first and its last, partly empty one are few among them; and tasks that every
 # worker should get nevertheless, so that all end at about the same time.
 TASK_STEPS, TASKS_A_WORKER = 20, 4
-PORT_SECONDS = 5.0
-# Without any node that could run a task.
-NO_NODE_SECONDS = 60.0
-# For cancelled tasks to end; less than signals.GRACE_SECONDS.
-CANCEL_SECONDS = 2.0
-# Of a cluster of this run alone, besides what the run puts there. Source: Ray refuses less than 75 MiB.
-OBJECT_STORE_BYTES = 128 << 20
+# To find out that nobody listens at an address: Ray would try for minutes. Without any node that could run a task.
+PORT_SECONDS, NO_NODE_SECONDS = 5.0, 60
 LONGEST_TEXT = 240
 _SETTINGS = {
     # It would tell its makers of each cluster.
@@ -89,31 +81,25 @@ class Job:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a task has made of some rows: their statuses, the digests of its shards.
+    """What a task has made.
 
     Attributes:
-        worker: (host, process).
         device: Of the worker.
+        made: Bytes and seconds.
+        statuses: Of its rows.
         digests: Path from the run folder -> SHA-256, hex.
         seconds: By stage.
-        is_repeated: Whether an attempt before it died.
     """
 
-    worker: tuple[str, int]
     device: Device
     made: Made
-    statuses: tuple[ImageStatus, ...] = ()
+    statuses: list[ImageStatus] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    is_repeated: bool = False
 
 
 def require_ray() -> None:
-    """Check, without loading anything, that Ray is installed.
-
-    Raises:
-        OptionError: It is not.
-    """
+    """Raise ``OptionError`` where Ray is not installed; loads nothing."""
     if importlib.util.find_spec("ray") is None:
         raise OptionError(
             "engine: Ray is not installed here, got ray. Expected the `ray` extra, or engine=local. Install it with "
@@ -122,13 +108,7 @@ def require_ray() -> None:
 
 
 def plan_resources(nodes: Nodes, engine: EngineOptions, device: str) -> tuple[float, float]:
-    """Return the cores and the share of a GPU that each task takes.
-
-    Args:
-        nodes: Those of the cluster.
-        engine: The options.
-        device: ``runtime.device``.
-    """
+    """Return the cores and the share of a GPU that each task takes; ``device`` is ``runtime.device``."""
     gpus = engine.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if device == "gpu" or (device != "cpu" and any(has >= 1 for _, has in nodes)) else 0.0
@@ -146,10 +126,10 @@ def count_slots(nodes: Nodes, cpus: float, gpus: float) -> int:
 
 
 def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list[Shards]:
-    """Divide shards into tasks, each of one part.
+    """Divide shards, in order, into tasks, each of one part.
 
     Args:
-        shards: To make, in order.
+        shards: To make.
         slots: Tasks that run at a time.
         batch_size: Rows of a device step.
     """
@@ -159,7 +139,9 @@ def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list
     return [tuple(part[first : first + size]) for part in parts for first in range(0, len(part), size)]
 
 
-# In a worker process: the GPU that it has, the job and its network. Kept from one task to the next.
+# -- In a worker process -------------------------------------------------------------------------------------------------------
+
+# The GPU that it has, the job and its network. Kept from one task to the next.
 _prepared: tuple[str | None, Job, Stages] | None = None
 
 
@@ -188,15 +170,13 @@ def make_task(job: Sequence[Any], name: str, shards: Shards) -> Outcome:
 
 
 def _prepare(job: Job) -> Stages:
-    """Look for what the driver sees, and make the network."""
+    """Look for what the driver sees, without which all images of this node would fail or differ; make the network."""
     node, part, found = f"engine: node {socket.gethostname()}", next(iter(job.parts.values())), versions()
     what = "" if Path(job.folder, format.LOCK_NAME).exists() else "run folder"
-    if not what and job.image and not _can_read(job.image):
-        what = "images"
-    if what:
+    if what or (job.image and not _can_read(job.image)):
         raise EngineError(
-            f"{node} does not see the {what}, got nothing under the path that it has on the driver's machine. Expected storage "
-            "that all nodes share. Use another folder, or nodes that have it."
+            f"{node} does not see the {what or 'images'}, got nothing under the path that it has on the driver's machine. "
+            "Expected storage that all nodes share. Use another folder, or nodes that have it."
         )
     wanted = {name: part.attributes.get(f"version_{name}", text) for name, text in found.items()}
     if other := [f"{name} {found[name]} (there {wanted[name]})" for name in found if found[name] != wanted[name]]:
@@ -208,34 +188,27 @@ def _prepare(job: Job) -> Stages:
 
 
 def _can_read(image: ImageRecord) -> bool:
-    with suppress(ImageError):
-        read_again(image)
-        return True
-    return False
+    try:
+        return bool(read_again(image))
+    except ImageError:
+        return False
 
 
 def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
-    """Make shards, having removed what an attempt that died has left."""
-    outcome = Outcome((socket.gethostname(), os.getpid()), stages.device, Made(stages.device.kind))
-    if not shards:
-        return outcome
-    for path in Path(job.folder, format.SHARD_FOLDER).glob(f"*.{name}-*{format.PARTIAL_SUFFIX}"):
-        path.unlink(missing_ok=True)
-        outcome.is_repeated = True
-    part, threads, watch = job.parts[shards[0].part], job.options.runtime.workers or 1, Stopwatch()
-
-    def done(statuses: Sequence[ImageStatus]) -> None:
-        outcome.statuses += tuple(statuses)
-
-    part = replace(part, attributes={**part.attributes, **stages.device.attributes(job.options.runtime.precision)})
-    digests = RemoteDigests(Path(job.folder), name)
-    writer = Writer(Path(job.folder), part, shards, threads, digests=digests)
-    make_shards(writer, part, shards, stages, watch, done)
-    outcome.digests = digests.by_name
-    outcome.made.add(writer)
-    outcome.made.peak_memory_bytes = peak_memory_bytes()
-    outcome.seconds = watch.seconds()
+    outcome = Outcome(stages.device, Made(stages.device.kind))
+    if shards:
+        folder, part, runtime, watch = Path(job.folder), job.parts[shards[0].part], job.options.runtime, Stopwatch()
+        part = replace(part, attributes={**part.attributes, **stages.device.attributes(runtime.precision)})
+        digests = RemoteDigests(folder, name)
+        writer = Writer(folder, part, shards, runtime.workers or 1, digests=digests)
+        make_shards(writer, part, shards, stages, watch, outcome.statuses.extend)
+        outcome.made.add(writer)
+        outcome.made.peak_memory_bytes = peak_memory_bytes()
+        outcome.digests, outcome.seconds = digests.by_name, watch.seconds()
     return outcome
+
+
+# -- In the driver -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -255,39 +228,36 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights | KerasWeights, r
     sized = (spec.manifest[int(row)] for row in spec.manifest.file_bytes.nonzero()[0][:100])
     parts = {missing[0].part: part for part, missing in run_folder.parts()}
     job = Job(options, parts, weights, str(run_folder.path.absolute()), next(filter(_can_read, sized), None))
-    with leaving_at_once(), warnings.catch_warnings():
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        warnings.simplefilter("ignore")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with leaving_at_once():
         import ray
-    with _connected(ray, options.engine.address, job):
-        tasks = Tasks(ray, job)
-        try:
+    try:
+        with _connected(ray, options.engine.address):
+            tasks = Tasks(ray, job)
             # Have networks made; go on when the first worker is ready.
             first = next(tasks.run([()] * tasks.slots))
             runtime = tasks.job.options.runtime
             say_device(first.device, options)
             _log.info("engine: workers: %d, on the %s, threads each: %d", tasks.slots, runtime.device, runtime.workers)
             yield lambda progress, watch: _make_all(tasks, first, run_folder, progress, watch)
-        except BaseException as error:
-            tasks.cancel()
-            run_folder.drop_partial_files()
-            if isinstance(error, (ray.exceptions.RayError, ConnectionError)):
-                raise EngineError(
-                    f"engine: the Ray cluster does not answer any more, got {type(error).__name__}: {_one_line(error)}. Expected "
-                    "its head to live as long as the run. Run the command again: finished shards are kept."
-                ) from error
-            raise
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise EngineError(
+            f"engine: the Ray cluster does not answer any more, got {type(error).__name__}: {_one_line(error)}. Expected its "
+            "head to live as long as the run. Run the command again: finished shards are kept."
+        ) from error
+    finally:
+        # Of attempts that died, and of those that have ended with the connection.
+        run_folder.drop_partial_files()
 
 
 def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Progress, watch: Stopwatch) -> Made:
     """Make the missing shards by tasks; ``first`` is that of the worker which was ready first."""
-    made, seconds, workers = Made(first.made.device), Counter[str](), {first.worker}
+    made, seconds = first.made, Counter[str]()
     planned, digests = plan_tasks(run_folder.missing, tasks.slots, first.device.batch_size), run_folder.digests()
     try:
         with watch.stage("network"):
             for outcome in tasks.run(planned):
-                workers.add(outcome.worker)
                 seconds.update(outcome.seconds)
                 made.add(outcome.made)
                 made.peak_memory_bytes = max(made.peak_memory_bytes, outcome.made.peak_memory_bytes)
@@ -296,26 +266,20 @@ def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Pro
                 progress.count(outcome.statuses)
     finally:
         watch.divide("network", seconds)
-    hosts = {host for host, _ in workers}
-    _log.info("engine: %d tasks, by processes: %d, on nodes: %d", len(planned), len(workers), len(hosts))
     return made
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None, job: Job) -> Iterator[None]:
+def _connected(ray: Any, address: str | None) -> Iterator[None]:
     """Connect to a cluster; one of this machine for this run alone is started, and ended."""
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        # Twice: there is a moment in which the job is put together.
-        size = OBJECT_STORE_BYTES + 2 * len(pickle.dumps(job))
-        settings |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": size}
+        settings |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
     try:
         if address not in (None, AUTO):
-            # Ray would try for minutes.
             host, _, port = str(address).removeprefix("ray://").rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), PORT_SECONDS).close()
-        with kept_handlers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with kept_handlers():
             ray.init(**settings)
     except Exception as error:
         what = (getattr(error, "strerror", None) or "").lower() or _one_line(error).split(". ")[0]
@@ -346,12 +310,9 @@ class Tasks:
     def __init__(self, ray: Any, job: Job) -> None:
         self._ray = ray
         runtime, engine = job.options.runtime, job.options.engine
-        nodes = self._nodes()
-        self._cpus, self._gpus = plan_resources(nodes, engine, runtime.device)
+        self._cpus, self._gpus = plan_resources(self._nodes(), engine, runtime.device)
         self._most = engine.workers or math.inf
-        # To a cluster of this run alone none will be added.
-        self._patience_seconds = NO_NODE_SECONDS if engine.address else 0.0
-        self.slots = max(1, int(min(self._most, count_slots(nodes, self._cpus, self._gpus))))
+        self.slots = max(1, int(min(self._most, self._count_slots())))
         # Not the options' auto: a task that has no GPU must not take one, and one that has must not do without.
         device, threads = "gpu" if self._gpus else "cpu", runtime.workers or max(1, int(self._cpus))
         self.job = replace(job, options=replace(job.options, runtime=replace(runtime, device=device, workers=threads)))
@@ -367,16 +328,20 @@ class Tasks:
         Raises:
             PipelineError: A task has raised, or died too often; there are no nodes.
         """
-        waiting, had_node = deque(tasks), time.monotonic()
+        waiting, seconds = deque(tasks), 0
         while waiting or self._running:
             while waiting and len(self._running) < self._most:
                 shards = waiting.popleft()
                 name = f"{self._token}-{shards[0].number if shards else 'start'}"
                 self._running[self._task.remote(self._reference, name, shards)] = shards
-            done, _ = self._ray.wait(list(self._running), timeout=1.0)
-            if done or count_slots(self._nodes(), self._cpus, self._gpus):
-                had_node = time.monotonic()
-            elif time.monotonic() - had_node > self._patience_seconds:
+            try:
+                done, _ = self._ray.wait(list(self._running), timeout=1.0)
+            except SystemError as error:
+                # Ray 2.60 returns a result although a signal's handler has raised, which Python takes for a fault.
+                raise error.__cause__ or error from None
+            seconds = 0 if done or self._count_slots() else seconds + 1
+            # To a cluster of this run alone none will be added.
+            if seconds > (NO_NODE_SECONDS if self.job.options.engine.address else 0):
                 raise EngineError(
                     f"engine: no node can run a task, got none with {self._cpus:g} cores and {self._gpus:g} GPUs. Expected one. "
                     "Add it, or ask for less by engine.cpus_per_worker and engine.gpus_per_worker; finished shards are kept."
@@ -384,19 +349,10 @@ class Tasks:
             for future in done:
                 yield self._outcome(future, self._running.pop(future))
 
-    def cancel(self) -> None:
-        """End what is running."""
-        # Of any kind: there is another error to be told, and nothing else to be done about this one.
-        with suppress(Exception):
-            for future in self._running:
-                self._ray.cancel(future, force=True)
-            if self._running:
-                self._ray.wait(list(self._running), num_returns=len(self._running), timeout=CANCEL_SECONDS)
-
     def _outcome(self, future: Any, shards: Shards) -> Outcome:
         errors = self._ray.exceptions
         try:
-            found: Outcome = self._ray.get(future)
+            return self._ray.get(future)  # type: ignore[no-any-return]  # Ray is not loaded
         except errors.RayTaskError as error:
             if isinstance(error.cause, PipelineError):
                 raise error.cause from None
@@ -406,9 +362,6 @@ class Tasks:
             raise RuntimeError(str(error)) from None
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             raise self._died(shards, _one_line(error)) from error
-        if found.is_repeated:
-            _log.warning("engine: a worker died over %s; another has made it", ", ".join(found.digests))
-        return found
 
     def _died(self, shards: Shards, cause: str) -> EngineError:
         """Return the error of a task that died too often: it names those of its shards that no attempt has finished."""
@@ -427,6 +380,9 @@ class Tasks:
     def _nodes(self) -> Nodes:
         found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return [(node["CPU"], node.get("GPU", 0.0)) for node in found if node.get("CPU")]
+
+    def _count_slots(self) -> int:
+        return count_slots(self._nodes(), self._cpus, self._gpus)
 
 
 def _one_line(error: Exception) -> str:
