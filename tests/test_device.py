@@ -229,7 +229,7 @@ def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -
 
     features = features_of("vgg19", ["relu1_1"], None)
     network = Network(thin_weights(), features, **SETTINGS, size_px=None)
-    network.segments = [Segment(refuse, features)]
+    network.segments = [Segment("relu1_1", refuse, features)]
     batch = Batch(
         tuple(ImageStatus(row, "", 8, 8, 1, "") for row in range(4)), np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 2), 8)
     )

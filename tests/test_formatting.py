@@ -81,7 +81,7 @@ def test_a_damaged_table_can_be_looked_at_too(tmp_path: Path) -> None:
     assert "is damaged" in second
 
 
-def test_runs_and_layers_have_a_form_for_notebooks(tmp_path: Path) -> None:
+def test_runs_have_a_form_for_notebooks(tmp_path: Path) -> None:
     write_run(tmp_path / "a<b", make_spec(10))
     run = open_run(tmp_path / "a<b")
     html = Cells(run._repr_html_())
@@ -91,7 +91,6 @@ def test_runs_and_layers_have_a_form_for_notebooks(tmp_path: Path) -> None:
         *("relu4_1", "10 x 80 x 80 x 3", "float32", "3", "8 px"),
     ]
     assert "a&lt;b" in run._repr_html_()
-    assert Cells(run["relu4_1"]._repr_html_()).cells[5:] == html.cells[10:]
 
 
 def test_the_table_of_a_network_is_had_from_python() -> None:
