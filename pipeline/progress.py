@@ -184,13 +184,16 @@ def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
 def _attached(handler: logging.Handler) -> Iterator[None]:
     before = LOGGER.level, LOGGER.propagate
     # A program that runs a job from Python may have handlers of its own at the root; lines must not come twice.
-    LOGGER.level, LOGGER.propagate = logging.INFO, False
+    # By its method: a logger remembers which levels it lets through.
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
     LOGGER.addHandler(handler)
     try:
         yield
     finally:
         LOGGER.removeHandler(handler)
-        LOGGER.level, LOGGER.propagate = before
+        LOGGER.setLevel(before[0])
+        LOGGER.propagate = before[1]
         with suppress(OSError):
             handler.close()
 

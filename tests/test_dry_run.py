@@ -15,7 +15,7 @@ from pipeline import extract_features
 from pipeline.config import check_options
 from pipeline.errors import DatasetError, LockedError, NetworkError, OptionError, StoreError
 from pipeline.job import run as run_all
-from pipeline.progress import Progress, log_to_terminal
+from pipeline.progress import LOGGER, Progress, log_to_terminal
 from pipeline.records import FeatureBatch, ImageStatus
 from pipeline.store import disk
 from pipeline.store.lock import Hold
@@ -66,6 +66,8 @@ def extract(folder: Path, **options: Any) -> Any:
 
 def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "bad.jpg").write_text("no image")
+    # A line that nobody asked for must not make the logger drop those of the run.
+    LOGGER.info("nothing")
     dry_run(images)
     lines = capsys.readouterr().err.splitlines()
     assert lines[2:4] == [
