@@ -49,6 +49,9 @@ FAILURES_SAID = 20
 # Characters of a key in a line: a list may have a name of megabytes.
 LONGEST_KEY = 300
 
+# The log's level and propagation before each handler that is attached now. The first are restored when none is: two threads may
+# run a job each.
+_before: list[tuple[int, bool]] = []
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
@@ -182,18 +185,20 @@ def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
 
 @contextmanager
 def _attached(handler: logging.Handler) -> Iterator[None]:
-    before = LOGGER.level, LOGGER.propagate
-    # A program that runs a job from Python may have handlers of its own at the root; lines must not come twice.
+    _before.append((LOGGER.level, LOGGER.propagate))
     # By its method: a logger remembers which levels it lets through.
     LOGGER.setLevel(logging.INFO)
+    # A program that runs a job from Python may have handlers of its own at the root; lines must not come twice.
     LOGGER.propagate = False
     LOGGER.addHandler(handler)
     try:
         yield
     finally:
         LOGGER.removeHandler(handler)
-        LOGGER.setLevel(before[0])
-        LOGGER.propagate = before[1]
+        level, propagates = _before.pop()
+        if not _before:
+            LOGGER.setLevel(level)
+            LOGGER.propagate = propagates
         with suppress(OSError):
             handler.close()
 

@@ -87,6 +87,16 @@ def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.Ca
     assert not list(Path().iterdir())
 
 
+def test_the_log_is_as_it_was_after_jobs_that_overlap() -> None:
+    before = LOGGER.level, LOGGER.propagate
+    first, second = log_to_terminal(), log_to_terminal()
+    first.__enter__()
+    second.__enter__()
+    for job in (first, second):
+        job.__exit__(None, None, None)
+    assert (LOGGER.level, LOGGER.propagate) == before
+
+
 def test_the_estimate_is_what_the_run_takes_then(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(images)
     (said,) = re.findall(r"estimate: about (.* kB) after compression", capsys.readouterr().err)
