@@ -321,7 +321,8 @@ class Trials:
     def assert_finished(self) -> None:
         """Make sure that the end is that of an undisturbed run."""
         found = read_tree(self.runs)
-        assert found.keys() == self._expected.keys()
+        # Where the system has refused a lock there may be none.
+        assert {name for name in found if ".lock" not in name} == {name for name in self._expected if ".lock" not in name}
         for name, content in found.items():
             expected = self._expected[name]
             if name.endswith(".h5"):
@@ -396,8 +397,9 @@ def test_a_run_goes_on_to_the_same_bits_after_a_power_cut(tmp_path: Path, name: 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_run_goes_on_to_the_same_bits_after_any_power_cut(tmp_path: Path, name: str) -> None:
     trials = Trials(Place(tmp_path), name, seed=1)
-    cut_again_and_again(trials, 400, 180, kinds_first=True)
-    assert len(trials.seen) >= 380
+    cut_again_and_again(trials, 420, 200, kinds_first=True)
+    # 3,000 in all; an index is written in few operations.
+    assert len(trials.seen) >= (250 if name == "index" else 400)
 
 
 def refusals(trials: Trials) -> list[tuple[str, int, int]]:
