@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..architectures import POOL_STRIDE, pooled_side
-from ..host_reductions import sum_rows
 from .codegen import FLOAT_BYTES, MachineCode, Processor
 from .kernels import COLOURS, KERNEL_SIDE, NO_FLOOR, PLANES, TILE, transform_matrices
 
@@ -57,10 +56,10 @@ class Image(NamedTuple):
     output: Array
     sums: Mapping[str, Array]
 
-    def add(self, layer: str, first: int, rows: Array) -> None:
+    def put(self, layer: str, first: int, sums: Array) -> None:
         """Put the sums of some rows of a layer, from the first on, where they belong, if anybody wants them."""
         if layer in self.sums:
-            self.sums[layer][first : first + len(rows)] = sum_rows(rows)
+            self.sums[layer][first : first + len(sums)] = sums
 
 
 class Workspace(threading.local):
@@ -80,6 +79,14 @@ class Workspace(threading.local):
         if name not in self._arrays or self._arrays[name].size < count:
             self._arrays[name] = _empty(count)
         return self._arrays[name][:count].reshape(shape)
+
+    def rectify(self, values: Array, output: Array, floor: float = 0.0) -> Array:
+        """Write values, at least floor, to an array that may be the same; return the sums of their rows, before and after."""
+        rows, columns, channels = values.shape
+        sums = self.take("row sums", 2, rows, channels)
+        places = output.ctypes.data, sums[0].ctypes.data, sums[1].ctypes.data
+        self.code["rectify"](values.ctypes.data, floor, rows, columns, channels, *places)
+        return sums
 
 
 class Operation(ABC):
@@ -136,7 +143,8 @@ class Pooling(Operation):
         height, width, channels = rows.shape
         target = strip.of(image.output, POOL_STRIDE)
         workspace.code[f"pool_{self.kind}"](rows.ctypes.data, height, width, channels, *target.shape[:2], target.ctypes.data)
-        image.add(self.layer, strip.first * TILE // POOL_STRIDE, target)
+        if self.layer in image.sums:
+            image.put(self.layer, strip.first * TILE // POOL_STRIDE, workspace.rectify(target, target, NO_FLOOR)[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +164,7 @@ class ReLU(Operation):
     def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
         """Rectify a strip of every image."""
         for image in images:
-            rectify(strip.of(image.source), strip.of(image.output))
-            image.add(self.layer, strip.first * TILE, strip.of(image.output))
+            image.put(self.layer, strip.first * TILE, workspace.rectify(strip.of(image.source), strip.of(image.output))[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +202,17 @@ class DirectConvolution(Operation):
         padded[: above - first + 1] = 0.0
         padded[below - first + 1 :] = 0.0
         padded[above - first + 1 : below - first + 1, 1:-1] = image.source[above:below]
+        floor = _floor(self.relu)
         # What is added up before the ReLU is rectified in a step of its own.
-        is_apart = self.relu and self.layers[0] in image.sums
+        is_summed = any(layer in image.sums for layer in self.layers)
         workspace.code["convolve_colours"](
-            *(padded.ctypes.data, width + 2, self.kernel.ctypes.data, self.bias.ctypes.data, _floor(self.relu and not is_apart)),
+            *(padded.ctypes.data, width + 2, self.kernel.ctypes.data, self.bias.ctypes.data, NO_FLOOR if is_summed else floor),
             *(rows, width, len(self.bias), target.ctypes.data),
         )
-        start = strip.first * TILE
-        of_strip = target[start - first : start - first + strip.rows * TILE]
-        image.add(self.layers[0], start, of_strip)
-        if is_apart:
-            rectify(target, target)
-        image.add(self.layers[1], start, of_strip)
+        if is_summed:
+            start = strip.first * TILE
+            for layer, sums in zip(self.layers, workspace.rectify(target, target, floor), strict=True):
+                image.put(layer, start, sums[start - first : start - first + strip.rows * TILE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,12 +370,6 @@ def transform_kernel(kernel: Array) -> Array:
     _, matrix, _ = transform_matrices()
     flat = np.kron(matrix, matrix) @ kernel.reshape(KERNEL_SIDE**2, -1).astype(np.float64)
     return flat.astype(np.float32).reshape(PLANES, *kernel.shape[2:])
-
-
-def rectify(values: Array, output: Array) -> None:
-    """Write what is above zero of a map, and zero elsewhere, to an array that may be the same."""
-    # A row of zeros: with a single number NumPy takes three times as long.
-    np.maximum(values, np.zeros(values.shape[1:], np.float32), out=output)
 
 
 def cut(height: int, width: int, tiles: int) -> list[Strip]:

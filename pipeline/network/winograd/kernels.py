@@ -83,6 +83,7 @@ def compile_kernels(processor: Processor, channels: tuple[int, ...]) -> MachineC
     _add_transform_output(module, processor, tile, tile)
     _add_transform_output(module, processor, tile, _add_tile_output(module, processor, summed=True), summed=True)
     _add_convolve_colours(module, processor)
+    _add_rectify(module, processor)
     _add_pool(module, processor, "max")
     _add_pool(module, processor, "avg")
     for inner in channels:
@@ -403,6 +404,29 @@ def _add_colour_block(module: Any, processor: Processor, pixels: int) -> Any:
             code.store(code.maximum(value, lowest), target, column * processor.lanes)
     builder.ret_void()
     return code.function
+
+
+def _add_rectify(module: Any, processor: Processor) -> None:
+    """Write values, at least floor, to a map that may be the same, and add up its rows from left to right.
+
+    Arguments: values, floor; rows, columns, channels; output; sums before and after floor is applied, (rows, channels) each.
+    """
+    code = Code(module, "rectify", [POINTER, FLOAT, *[INTEGER] * 3, *[POINTER] * 3], processor.lanes)
+    values, floor, rows, columns, channels, output, *sums = code.function.args
+    builder, lowest = code.builder, code.broadcast(floor)
+    with code.loop(0, rows) as row, code.loop(0, channels, code.lanes) as channel:
+        start = builder.add(builder.mul(row, builder.mul(columns, channels)), channel)
+
+        def step(column: Any, totals: list[Any], start: Any = start) -> list[Any]:
+            place = builder.add(start, builder.mul(column, channels))
+            value = code.load(values, place)
+            result = code.maximum(value, lowest)
+            code.store(result, output, place)
+            return [builder.fadd(total, one) for total, one in zip(totals, (value, result), strict=True)]
+
+        for total, target in zip(code.accumulate(columns, 1, [code.constant(0.0)] * 2, step), sums, strict=True):
+            code.store(total, target, builder.add(builder.mul(row, channels), channel))
+    builder.ret_void()
 
 
 def _add_pool(module: Any, processor: Processor, kind: str) -> None:
