@@ -396,6 +396,13 @@ def test_what_a_small_png_holds_beyond_its_pixels_is_not_inflated() -> None:
     began = time.monotonic()
     assert not decode_image(data)[0].any()
     assert time.monotonic() - began < 3
+def test_a_png_whose_pixels_are_not_those_of_its_checksum_is_corrupt() -> None:
+    data = encode(picture(3, 200, 300), "PNG")
+    for size in range(2000, len(data) - 50, len(data) // 9):
+        # As a power cut leaves it: of its full size, but never written to the end.
+        assert error_of(data[:size] + bytes(len(data) - size)).startswith("corrupt: the checksum of its pixels from byte ")
+
+
 
 
 def test_a_tiff_without_some_of_its_strips_fails() -> None:

@@ -114,6 +114,9 @@ def test_a_file_of_which_a_part_is_missing_before_its_end_fails(file: tuple[str,
 def test_half_a_file_with_an_end_is_not_a_picture(mode: str, options: dict[str, Any]) -> None:
     data = jpeg(picture(120, 160, 1, "waves").convert(mode), **options)
     assert error_of(data[: len(data) // 2] + END).split(":")[0] in ("truncated", "corrupt")
+    # As a power cut leaves it: of its full size, or longer, but never written to the end.
+    for zeros in (len(data) - len(data) // 2, 9 * len(data)):
+        assert error_of(data[: len(data) // 2] + bytes(zeros)).split(":")[0] in ("truncated", "corrupt")
     # As a camera's file, which Pillow opens.
     exif = Image.Exif()
     exif[0x0112] = 6

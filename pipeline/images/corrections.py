@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image, ImagePalette
 from PIL import TiffImagePlugin as tiff
 
+from ..errors import ImageError
+
 # What readers say of a whole file that they have no code for, not of a damaged one.
 UNSUPPORTED = re.compile(
     r"(?i)unsupported|not (yet )?supported|unknown (raw|pixel|data)|unrecognized image mode|cannot handle|unable to determine"
@@ -159,11 +161,14 @@ def missing_parts(image: Image.Image, data: bytes) -> str:
 def without_metadata(data: bytes) -> bytes:
     """Return a PNG without what no pixel depends on: Pillow refuses a picture whose texts or colour profile are long or damaged.
 
-    What is no PNG, or a damaged one, is returned as it is, for the reader to refuse.
+    What is no PNG, or has damaged headers, is returned as it is, for the reader to refuse.
+
+    Raises:
+        ImageError: Its pixels are not what was written, by their checksums, which Pillow does not look at.
     """
     if not data.startswith(_PNG_SIGNATURE):
         return data
-    kept = [_PNG_SIGNATURE]
+    kept, view = [_PNG_SIGNATURE], memoryview(data)
     for kind, start, stop in _png_chunks(data):
         # Source: PNG specification (W3C), 5.4: a small first letter marks what a reader may pass over.
         is_needed = not kind[:1].islower() or kind in _PNG_NEEDED or stop > len(data)
@@ -175,6 +180,9 @@ def without_metadata(data: bytes) -> bytes:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield kind, place and end of each chunk of a PNG; the last may end behind the file. What is no chunk is the last."""
     place = len(_PNG_SIGNATURE)
+        body, checksum = view[start + 4 : stop - 4], view[stop - 4 : stop]
+        if kind == b"IDAT" and stop <= len(data) and zlib.crc32(body) != int.from_bytes(checksum, "big"):
+            raise ImageError(f"corrupt: the checksum of its pixels from byte {start} on is wrong")
     while place < len(data):
         size, kind = struct.unpack_from(">I4s", data, place) if place + 8 <= len(data) else (0, b"")
         stop = place + 12 + size if kind.isalpha() else len(data)

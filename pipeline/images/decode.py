@@ -62,6 +62,8 @@ _UNREADABLE_FRAMES = {**_HIERARCHICAL, 0xF7: "JPEG-LS"}
 # As much as libjpeg reads ahead of what it decodes. Source: libjpeg-turbo, jdhuff.c, a buffer of 64 bits.
 _READ_AHEAD = bytes(8)
 # What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
+# What it says where there is no end: then nobody knows what else is missing, and zeros in its stead are decoded as grey.
+_NO_END = "Premature end of JPEG file"
 # Source: libjpeg-turbo, jerror.h, JWRN_*.
 _CORRUPT = "Corrupt JPEG data: "
 _HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])")
@@ -154,9 +156,9 @@ def _decode_by_libjpeg(data: bytes, components: int, height: int, width: int) ->
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError as error:
         text = str(error)
-        if text.startswith(_CORRUPT) and not _HARMLESS.search(text):
+        if text == _NO_END or (text.startswith(_CORRUPT) and not _HARMLESS.search(text)):
             # Pillow would fill in what is missing or wrong without a word.
-            word = "truncated" if "premature end" in text else "corrupt"
+            word = "truncated" if "remature end" in text else "corrupt"
             raise ImageError(f"{word}: {text.removeprefix(_CORRUPT)}") from None
         return None
     if pixels.shape[:2] != (height, width):
