@@ -257,10 +257,18 @@ def test_a_bitmap_or_targa_that_is_not_read_is_called_unsupported() -> None:
     masks = struct.pack("<III", 0x3FF00000, 0xFFC00, 0x3FF)
     bitmap = b"BM" + struct.pack("<IHHI", 66 + WIDTH * HEIGHT * 4, 0, 0, 66) + header + masks + bytes(WIDTH * HEIGHT * 4)
     assert error_of(bitmap) == "unsupported: Unsupported BMP bitfields layout"
+    assert not decode_image(targa[:17] + b"\x20" + targa[18:])[0].any()
     targa = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, WIDTH, HEIGHT, 16, 0x21) + bytes(WIDTH * HEIGHT * 2)
     assert error_of(targa) == "unsupported: TGA of 16 bits with one of transparency"
     palette = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 256, 24, 0, 0, WIDTH, HEIGHT, 16, 0x20) + bytes(768 + WIDTH * HEIGHT * 2)
     assert error_of(palette) == "unsupported: TGA of type 1 and 16 bits"
+
+def test_what_a_targa_does_not_call_opacity_is_none() -> None:
+    colours = np.dstack([BYTES[..., 2::-1], BYTES[..., 3] * 0])
+    for descriptor, expected in ((0x20, BYTES[..., :3]), (0x28, np.full((HEIGHT, WIDTH, 3), 255))):
+        header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, WIDTH, HEIGHT, 32, descriptor)
+        assert_shows(header + colours.tobytes(), expected, 0)
+
 
 
 @pytest.mark.parametrize(

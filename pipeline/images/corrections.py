@@ -61,6 +61,8 @@ tiff.READ_LIBTIFF = True
 _WHITE_IS_ZERO, _INKS, _SEPARATE_PLANES, _JPEG_IN_TIFF = 0, 5, 2, 7
 _INK_SET = 332
 _END_OF_JPEG = b"\xff\xd9"
+# Source: Truevision TGA specification, image descriptor: its lower four bits are how many of a pixel's are opacity.
+_TGA_DESCRIPTOR = 17
 # Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
 _TAIL_BYTES = 1024
 
@@ -107,7 +109,7 @@ def refused_kind(image: Image.Image, data: bytes) -> str:
         return _refused_tiff(image)
     if image.format == "JPEG2000":
         return _refused_jpeg2000(image, data)
-    if image.format == "TGA" and image.mode == "RGBA" and data[16] == 16:
+    if image.format == "TGA" and image.mode == "RGBA" and data[16] == 16 and data[_TGA_DESCRIPTOR] & 15:
         # Some take it for opacity, some for transparency.
         return "TGA of 16 bits with one of transparency"
     if image.format == "TGA" and not image.tile:  # type: ignore[attr-defined]
@@ -138,6 +140,9 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
     elif image.format == "JPEG2000" and image.mode not in ("P", "PA", "I;16") and _j2k_components(data)[0][0] > 8:
         return _unwrapped(image, data)
     return image
+    elif image.format == "TGA" and image.mode == "RGBA" and not data[_TGA_DESCRIPTOR] & 15:
+        # None of its bits are opacity, whatever is in them: most often zeros, which would leave white alone.
+        return image.convert("RGB")
 
 
 def missing_parts(image: Image.Image, data: bytes) -> str:
