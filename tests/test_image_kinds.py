@@ -300,6 +300,10 @@ def test_rare_codings_of_jpeg_are_read_or_called_unsupported(name: str, text: st
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"II\xbc\x01 \0\0\0", "JPEG XR"),
         (b"v/1\x01\x02\0\0\0", "OpenEXR"),
+        (b"\0\0\1\0\1\0", "icon (ICO)"),
+        (b"\x0a\5\1\x08", "PCX"),
+        (b"P7\nWIDTH 5", "PAM"),
+        (b"PF\n5 5\n-1.0\n", "PFM in colour"),
         (b"8BPS\0\1", "Photoshop document"),
     ],
 )

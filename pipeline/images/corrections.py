@@ -36,6 +36,10 @@ _SIGNATURES = {
     b"#?RADIANCE": "Radiance HDR",
     b"DDS ": "DDS",
     b"8BPS": "Photoshop document",
+    b"\0\0\1\0": "icon (ICO)",
+    b"\x0a\5\1": "PCX",
+    b"P7\n": "PAM",
+    b"PF\n": "PFM in colour",
 }
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1", b"avci", b"avcs"})
 
