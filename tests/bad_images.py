@@ -176,7 +176,7 @@ def png_of(*parts: tuple[bytes, bytes]) -> bytes:
 
 
 TIFF_TAGS = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "fill": 266, "samples": 277}
-TIFF_TAGS |= {"rows": 278, "planar": 284, "colours": 320, "tile_width": 322, "tile_height": 323, "inks": 332, "extra": 338}
+TIFF_TAGS |= {"rows": 278, "planar": 284, "colours": 320, "tile_width": 322, "tile_height": 323, "extra": 338}
 TIFF_TAGS |= {"format": 339, "subsampling": 530}
 
 

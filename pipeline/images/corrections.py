@@ -61,12 +61,11 @@ _PNG_BITS, _PNG_COLOUR = 24, 25
 
 # Pillow's own reader of uncompressed TIFF takes planes of 16 bits for planes of 8, and strips that are not there for black.
 tiff.READ_LIBTIFF = True
-# Source: TIFF 6.0: values of photometric interpretation, planar configuration and compression.
-_WHITE_IS_ZERO, _INKS, _SEPARATE_PLANES, _JPEG_IN_TIFF = 0, 5, 2, 7
-_INK_SET = 332
-_END_OF_JPEG = b"\xff\xd9"
 # Source: Truevision TGA specification, image descriptor: its lower four bits are how many of a pixel's are opacity.
 _TGA_DESCRIPTOR = 17
+# Source: TIFF 6.0: values of photometric interpretation, planar configuration and compression.
+_WHITE_IS_ZERO, _SEPARATE_PLANES, _JPEG_IN_TIFF = 0, 2, 7
+_END_OF_JPEG = b"\xff\xd9"
 # Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
 _TAIL_BYTES = 1024
 
@@ -141,12 +140,12 @@ def corrected(image: Image.Image, data: bytes) -> Image.Image:
         if values is not None and tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
             with np.errstate(invalid="ignore"):  # What is no number is refused later.
                 return Image.fromarray((65535 if is_deep else 1) - values)
-    elif image.format == "JPEG2000" and image.mode not in ("P", "PA", "I;16") and _j2k_components(data)[0][0] > 8:
-        return _unwrapped(image, data)
-    return image
     elif image.format == "TGA" and image.mode == "RGBA" and not data[_TGA_DESCRIPTOR] & 15:
         # None of its bits are opacity, whatever is in them: most often zeros, which would leave white alone.
         return image.convert("RGB")
+    elif image.format == "JPEG2000" and image.mode not in ("P", "PA", "I;16") and _j2k_components(data)[0][0] > 8:
+        return _unwrapped(image, data)
+    return image
 
 
 def missing_parts(image: Image.Image, data: bytes) -> str:
@@ -181,6 +180,9 @@ def without_metadata(data: bytes) -> bytes:
     for kind, start, stop in _png_chunks(data):
         # Source: PNG specification (W3C), 5.4: a small first letter marks what a reader may pass over.
         is_needed = not kind[:1].islower() or kind in _PNG_NEEDED or stop > len(data)
+        body, checksum = view[start + 4 : stop - 4], view[stop - 4 : stop]
+        if kind == b"IDAT" and stop <= len(data) and zlib.crc32(body) != int.from_bytes(checksum, "big"):
+            raise ImageError(f"corrupt: the checksum of its pixels from byte {start} on is wrong")
         if is_needed or (data.startswith(_PNG_ORIENTATION, start + 8) and stop - start <= _LONGEST_TEXT_BYTES):
             kept.append(data[start:stop])
     return b"".join(kept)
@@ -189,9 +191,6 @@ def without_metadata(data: bytes) -> bytes:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield kind, place and end of each chunk of a PNG; the last may end behind the file. What is no chunk is the last."""
     place = len(_PNG_SIGNATURE)
-        body, checksum = view[start + 4 : stop - 4], view[stop - 4 : stop]
-        if kind == b"IDAT" and stop <= len(data) and zlib.crc32(body) != int.from_bytes(checksum, "big"):
-            raise ImageError(f"corrupt: the checksum of its pixels from byte {start} on is wrong")
     while place < len(data):
         size, kind = struct.unpack_from(">I4s", data, place) if place + 8 <= len(data) else (0, b"")
         stop = place + 12 + size if kind.isalpha() else len(data)
@@ -230,8 +229,6 @@ def _refused_tiff(image: tiff.TiffImageFile) -> str:
         return "TIFF compressed by WebP"
     if bits == (8,) and tags.get(tiff.SAMPLEFORMAT) == (2,):
         return "TIFF of signed 8-bit samples"
-    if tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == _INKS and tags.get(_INK_SET) == 2:
-        return "TIFF of inks other than CMYK"
     is_usual = image.mode in ("RGB", "RGBA", "CMYK") and len(bits) <= 4 and 1 not in tags.get(tiff.EXTRASAMPLES, ())
     if tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES and len(bits) > 1 and not is_usual:
         return f"TIFF of {len(bits)} separate planes in mode {image.mode}"

@@ -54,18 +54,16 @@ _STRIP_PIXELS = 2**23
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _SEGMENT = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd9])(..)", re.DOTALL)
-_SCAN, _APP1, _BASELINE = 0xDA, 0xE1, (0xC0, 0xC1)
+_SCAN, _APP1, _JPEG_LS, _BASELINE = 0xDA, 0xE1, 0xF7, (0xC0, 0xC1)
 # Where the frame header stands: tables C4, CC and C8 are not among them; F7 is JPEG-LS (ITU T.87).
-_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-_HIERARCHICAL = dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF), "hierarchical JPEG, or lossless with arithmetic coding")
-_UNREADABLE_FRAMES = {**_HIERARCHICAL, 0xF7: "JPEG-LS"}
+_FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC})
 # As much as libjpeg reads ahead of what it decodes. Source: libjpeg-turbo, jdhuff.c, a buffer of 64 bits.
 _READ_AHEAD = bytes(8)
 # What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
-# What it says where there is no end: then nobody knows what else is missing, and zeros in its stead are decoded as grey.
-_NO_END = "Premature end of JPEG file"
 # Source: libjpeg-turbo, jerror.h, JWRN_*.
 _CORRUPT = "Corrupt JPEG data: "
+# What it says where there is no end: then nobody knows what else is missing, and zeros in its stead are decoded as grey.
+_NO_END = "Premature end of JPEG file"
 _HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])")
 
 # Pillow warns about what a status row says better, or what changes no pixel (a torn EXIF block). A filter for the whole process:
@@ -133,8 +131,8 @@ def _decode_jpeg(
     height, width, components = struct.unpack_from(">xHHB", data, frame)
     if not 0 < height * width <= MAX_PIXELS:
         return None
-    if coding in _UNREADABLE_FRAMES:
-        raise ImageError(f"unsupported: {_UNREADABLE_FRAMES[coding]}")
+    if coding == _JPEG_LS:
+        raise ImageError("unsupported: JPEG-LS")
     scan = segment.end()  # Behind the length of its segment.
     orientation = _orientation(_open(data)) if has_app1 else 1
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
