@@ -48,7 +48,7 @@ def reduce_run(options: ReduceOptions) -> Report:
             raise StoreError(f"{run.path}: not a whole run, got a shard. Expected a run folder. Name the folder of its run.")
         if options.folder.absolute() == run.path.parent:
             raise OptionError(f"name: that of the run itself, got {options.name!r}. Expected another. Choose another name.")
-        wanted = _wanted(run.layers, options)
+        wanted = _wanted({name: run[name].layer for name in run.layers}, options)
         # Not before: a wrong layer is answered at once.
         from .job import finish_run, make_missing, say_plan
         from .plan import plan_reduced_run
@@ -87,10 +87,11 @@ def reduce_run(options: ReduceOptions) -> Report:
         return finish_run(target.path, target.spec, made, watch)
 
 
-def _wanted(stored: Sequence[str], options: ReduceOptions) -> list[tuple[str, tuple[str, ...]]]:
+def _wanted(stored: Mapping[str, str], options: ReduceOptions) -> list[tuple[str, tuple[str, ...]]]:
     """Return the names of what is stored that is wanted, each with a chain of reductions or none.
 
-    A word means what is stored unreduced if it can: ``all``, ``relu5*``; else a vector, from which a chain may go on.
+    A word means what is stored unreduced if it can: ``all``, ``relu5*``; else a vector, from which a chain may go on. Layers of
+    Keras may have dots in their names: ``stored`` has what is stored -> the layer that it is of.
 
     Raises:
         OptionError: A word means nothing that is stored, or components that belong to the run.
@@ -98,7 +99,7 @@ def _wanted(stored: Sequence[str], options: ReduceOptions) -> list[tuple[str, tu
     from .store.reader import choose_layers
 
     default = tuple(step for word in options.reduce for step in word.split(":"))
-    unreduced = [name for name in stored if "." not in name]
+    unreduced = [name for name, layer in stored.items() if name == layer]
     found: list[tuple[str, tuple[str, ...]]] = []
     for word in options.layers or ["all"]:
         name, *chain = word.split(":")
@@ -107,7 +108,7 @@ def _wanted(stored: Sequence[str], options: ReduceOptions) -> list[tuple[str, tu
             bases = choose_layers(unreduced, [name])
         found += [(base, tuple(chain) or default) for base in bases or choose_layers(stored, [name])]
     for base, _ in found:
-        if "pca" in base.split("."):
+        if "pca" in base.removeprefix(stored[base]).split("."):
             raise OptionError(
                 f"layers: its components were fitted for the run that has it, got {base}. Expected what it is of. Extract it."
             )

@@ -21,6 +21,7 @@ from pipeline.config import check_options
 from pipeline.errors import OptionError, PipelineError, WeightsError
 from pipeline.network.keras_models import MODELS, KerasTable, check_model, load_keras
 
+from .processes import call_here
 from .test_config import values
 
 SIDE = 64
@@ -47,10 +48,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A functional model in a file, with a layer of every kind that is stored and of one that is not."""
     keras.utils.set_random_seed(1)
     taken = keras.Input((None, None, 3), name="picture")
-    found = keras.layers.Rescaling(1 / 255)(taken)
+    found = keras.layers.Rescaling(1 / 255, name="small.avg")(taken)
     found = keras.layers.Conv2D(8, 3, padding="same", name="first")(found)
     found = keras.layers.BatchNormalization()(found)
-    found = keras.layers.ReLU(name="active")(found)
+    found = keras.layers.ReLU(name="active.pca")(found)
     found = keras.layers.MaxPooling2D(name="small")(found)
     sequence = keras.layers.Reshape((-1, 8), name="sequence")(found)
     inner = keras.Sequential([keras.Input((None, None, 8)), keras.layers.Conv2D(4, 1, name="hidden")], name="inside")
@@ -74,12 +75,12 @@ def extract(images: Path, model: str | Path, layers: list[str], output: Path, **
 
 
 def test_a_file_gives_what_keras_predicts_and_goes_on_as_other_runs_do(images: Path, tiny: Path, tmp_path: Path) -> None:
-    words = ["small", "inside:avg", "active:grid", "mean", "classes:l2"]
+    words = ["small", "inside:avg", "active.pca:grid", "mean", "classes:l2"]
     run = extract(images, tiny, words, tmp_path, size=SIDE, images_per_shard=2)
     network = keras.saving.load_model(tiny, compile=False)
-    outputs = [network.get_layer(name).output for name in ("active", "small", "inside", "mean", "classes")]
+    outputs = [network.get_layer(name).output for name in ("active.pca", "small", "inside", "mean", "classes")]
     active, small, inside, mean, classes = keras.Model(network.inputs, outputs).predict(pixels(images), verbose=0)
-    assert run.layers == ("active.grid", "small", "inside.avg", "mean", "classes.l2")
+    assert run.layers == ("active.pca.grid", "small", "inside.avg", "mean", "classes.l2")
     assert run["small"].shape == (3, SIDE // 2, SIDE // 2, 8)
     halves = active.reshape(3, 2, SIDE // 2, 2, SIDE // 2, 8).mean((2, 4)).reshape(3, -1)
     normalized = classes / np.linalg.norm(classes, axis=1, keepdims=True)
@@ -110,6 +111,17 @@ def test_a_file_at_native_size_takes_images_of_any(images: Path, tiny: Path, tmp
     assert relative_error(run["small"][1], small[0]) < 1e-5
     assert relative_error(run["mean"][1], mean[0]) < 1e-5
     assert run["small.gem"][1].shape == (8,)
+
+
+def test_dots_in_names_are_not_taken_for_reductions(images: Path, tiny: Path, tmp_path: Path) -> None:
+    extract(images, tiny, ["small.avg", "active.pca", "small"], tmp_path / "outputs", size=SIDE)
+    for words, said in (
+        (["layers=[active.pca,*]", "reduce=[max]"], ""),
+        (["layers=[small.avg,small:avg]"], "layers: the network has a layer of the name of a reduction, got small.avg twice"),
+    ):
+        ended = call_here("run=outputs/run", "name=reduced", *words, cwd=tmp_path, module="pipeline.reduce")
+        assert said in ended.stderr
+    assert open_run(tmp_path / "outputs/reduced").layers == ("small.avg.max", "active.pca.max", "small.max")
 
 
 def test_names_that_keras_makes_up_are_the_same_whatever_was_built_before(tiny: Path, tmp_path: Path) -> None:
@@ -145,7 +157,7 @@ def test_random_weights_are_seeded_and_do_not_disturb_other_draws(tiny: Path) ->
 def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
     table = layer_table("keras", model=str(tiny), size=SIDE, layers="small")
     assert [row.name for row in table] == [
-        *("rescaling", "first", "batch_normalization", "active", "small", "inside", "mean", "classes")
+        *("small.avg", "first", "batch_normalization", "active.pca", "small", "inside", "mean", "classes")
     ]
     assert (table["small"].shape, table["small"].row_bytes, table["small"].is_chosen) == ((32, 32, 8), 32768, True)
     assert table["classes"].shape == (5,)
@@ -162,7 +174,7 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
         ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),
         ({"pooling": "avg"}, "network.pooling: of VGG networks alone"),
         ({"weights": "torchvision"}, "network.weights: there are none such of keras, got torchvision"),
-        ({"layers": "smal"}, "layers: no map or vector of tiny matches, got 'smal'. Expected e.g. small."),
+        ({"layers": "smal"}, "layers: no map or vector of tiny matches, got 'smal'. Expected e.g. small, small.avg."),
         ({"layers": "sequence"}, "layers: no map or vector of tiny matches, got 'sequence'"),
         ({"layers": "hidden"}, "layers: no map or vector of tiny matches, got 'hidden'"),
         ({"layers": "mean:avg"}, "layers: avg takes a map and mean is a vector"),

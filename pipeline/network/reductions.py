@@ -27,7 +27,7 @@ They are computed by :mod:`.host_reductions` on a CPU and by :mod:`.device_reduc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +77,7 @@ def resolve_features(
         for layer in table.resolve([name] if word else []):
             chains.setdefault(layer, set()).add(tuple(steps) or default)
     planned = table.plan(sorted(chains, key=lambda layer: layer.network_index), size_px)
-    return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
+    return _distinct(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
 
 
 def reduce_stored(
@@ -105,7 +105,18 @@ def reduce_stored(
                     )
         feature = _reduced(stored, chain, parameters, rows)
         found[feature.layer.network_index, tuple(step.name for step in feature.reductions)] = feature
-    return tuple(found[place] for place in sorted(found))
+    return _distinct(found[place] for place in sorted(found))
+
+
+def _distinct(features: Iterable[FeatureSpec]) -> tuple[FeatureSpec, ...]:
+    by_name: dict[str, FeatureSpec] = {}
+    for feature in features:
+        if by_name.setdefault(feature.name, feature) is not feature:
+            raise OptionError(
+                f"layers: the network has a layer of the name of a reduction, got {feature.name} twice. Expected one of them. "
+                "Name them in runs of their own."
+            )
+    return tuple(by_name.values())
 
 
 def require_sample(n_components: int, images: int, which: str) -> None:

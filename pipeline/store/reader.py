@@ -8,7 +8,7 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +71,7 @@ def _file_of(path: Path) -> Path:
     return path
 
 
-def choose_layers(stored: Sequence[str], words: Sequence[str]) -> list[str]:
+def choose_layers(stored: Collection[str], words: Sequence[str]) -> list[str]:
     """Return the stored layers that names, patterns, blocks or ``all`` mean, in network order."""
     chosen: set[str] = set()
     for word in words:
@@ -148,7 +148,8 @@ class Layer:
     layer an image is a vector, (d,), and several are (n, d), at native size too.
 
     Attributes:
-        name: Of the layer.
+        name: Of what is stored.
+        layer: Of the network, that it is of: ``name`` but for reductions.
         dtype: Of the stored values.
         channels: Channels of the layer.
         stride_px: Input pixels between neighbouring positions.
@@ -161,7 +162,7 @@ class Layer:
         # Of every shard that was ever read where its chunks lie, some 20 bytes a row: asking HDF5 costs more than reading a row,
         # and a shuffled pass over a large run reads another shard for almost every row.
         self._shards: dict[int, ShardLayer] = {}
-        self.name = name
+        self.name, self.layer = name, str(node.attrs.get("layer", name))
         self.dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
         self.channels = int(node.attrs["channels"])
         self.stride_px = int(node.attrs["stride_px"])
