@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import numpy as np
 
 from .photographs import WIDE_PX, make_photographs
 from .rows import Bench, Line, interleave, row
-from .sides import REPOSITORY, Finished, environment, run_ours
+from .sides import Finished, run_ours, run_program
 
 LEFT_OUT = "the reference takes about ten minutes and was left out: --only reference or --slow measures it"
 NOTE = "ours stores all features, gzip; the reference script evaluates the network anew for each layer and stores nothing"
@@ -56,16 +53,7 @@ def measure_reference(bench: Bench) -> Iterator[Line]:
     """One turn: the rival alone takes about ten minutes."""
     photograph = make_photographs(bench.folder / "wide", 1, WIDE_PX) / "000000.jpg"
     ours = _ours(bench)
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.all_layers", str(photograph)], cwd=REPOSITORY, env=environment()
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"the reference script ended with exit code {process.returncode}")
-    peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    yield from _lines([ours], [Finished(time.perf_counter() - began, peak_bytes, {})], f"{NOTE}; one turn")
+    yield from _lines([ours], [run_program("tests.benchmarks.all_layers", photograph)], f"{NOTE}; one turn")
 
 
 def evaluate_as_the_reference_does(photograph: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,10 +20,12 @@ from .rivals import (
     BATCHES,
     SIDE_PX,
     best_batch,
+    mnn_call,
+    ncnn_call,
     onnx_session,
     relative_difference,
     seeded_weights,
-    torch_model,
+    write_ncnn_model,
     write_onnx_model,
 )
 from .rows import Bench, Line, interleave, missing, row
@@ -30,7 +34,7 @@ from .sides import Side, usable_cores
 LAYERS = (("relu4_1",), ("relu5_4",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"))
 
 # A turn takes a second or more; a multiple of every batch size that is tried.
-IMAGES = 16
+IMAGES = 32
 
 # Images whose features are compared.
 COMPARED = 2
@@ -40,7 +44,8 @@ LARGEST_DIFFERENCE = 1e-3
 RIVALS = {
     "TensorFlow, direct convolutions": ("direct", ()),
     "ONNX Runtime": ("onnx", ("onnx", "onnxruntime")),
-    "PyTorch": ("torch", ("torch", "torchvision")),
+    "ncnn": ("ncnn", ("ncnn",)),
+    "MNN": ("mnn", ("MNN", "onnx")),
 }
 
 
@@ -48,7 +53,9 @@ SETTINGS = {"pooling": "max", "kernel_order": "hwio"}
 # What the program chooses on two cores.
 OWN_BATCH = 8
 # What TensorFlow's own convolutions must be overtaken by; others by anything.
-GOALS = {"direct": 1.7}
+GOALS = {"direct": 1.7, "ncnn": 1.3, "mnn": 1.3}
+# Share of the rate of the program's own batches that others must reach, and of ncnn's with one image at a time.
+OTHER_BATCHES, BATCH_GOAL, ALONE_GOAL = (1, 2, 32), 0.85, 0.9
 
 
 def make_inputs(folder: Path) -> Path:
@@ -77,13 +84,14 @@ def inputs(photographs: str, path: str) -> tuple[dict[str, Any], Callable[[], No
     return {}, lambda: None
 
 
-def ours(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
+def ours(path: str, layers: Sequence[str], features: str, batch: int = OWN_BATCH) -> tuple[dict[str, Any], Callable[[], float]]:
     """This program's network, the next batch asked for before the last is waited for, as its loop does.
 
     Args:
         path: The images, (n, 224, 224, 3) float32.
         layers: Wanted.
         features: File for those of the first images.
+        batch: Images a call.
     """
     from pipeline.network.architectures import VggTable
     from pipeline.network.winograd import prepare_segments
@@ -94,8 +102,8 @@ def ours(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any
 
     def in_turn() -> None:
         waiting: list[Any] = []
-        for first in range(0, len(images), OWN_BATCH):
-            following = [values for _, values in network(images[first : first + OWN_BATCH])]
+        for first in range(0, len(images), batch):
+            following = [values for _, values in network(images[first : first + batch])]
             for values in waiting:
                 np.asarray(values)
             waiting = following
@@ -105,7 +113,7 @@ def ours(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any
     np.savez(features, **{name: np.asarray(values) for name, values in network(images[:COMPARED])})
     # As many maps wait here as in a turn: the first time, the system must find the memory for them.
     in_turn()
-    return {"batch": OWN_BATCH}, _timed(in_turn, len(images))
+    return {"batch": batch}, _timed(in_turn, len(images))
 
 
 def direct(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
@@ -144,28 +152,30 @@ def onnx(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any
     return {"batch": batch}, _timed(lambda: _all(call, images, batch), len(images))
 
 
-def torch(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
-    """PyTorch, the better of its two memory formats, all cores, nothing kept for gradients."""
-    import torch
+def ncnn(path: str, layers: Sequence[str], features: str, alone: bool = False) -> tuple[dict[str, Any], Callable[[], float]]:
+    """ncnn, the better of one image at a time on all cores, and an image on each; ``alone``: one at a time."""
+    images, cores = _channels_first(path), usable_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        write_ncnn_model(seeded_weights(), layers, Path(folder))
+        calls = {at_once: ncnn_call(Path(folder), layers, cores // at_once) for at_once in ({1} if alone else {1, cores})}
+    turns: dict[int, Callable[[], float]] = {}
+    for at_once, call in calls.items():
+        found = [call(image) for image in images[:COMPARED]]
+        pool = ThreadPoolExecutor(at_once)
+        turns[at_once] = _timed(lambda call=call, pool=pool: deque(pool.map(call, images), maxlen=0), len(images))
+    _save_channels_first(features, layers, [np.stack(of_layer) for of_layer in zip(*found, strict=True)])
+    at_once = max(turns, key=lambda at_once: turns[at_once]())
+    return {"images at a time": at_once}, turns[at_once]
 
-    torch.set_num_threads(usable_cores())
+
+def mnn(path: str, layers: Sequence[str], features: str) -> tuple[dict[str, Any], Callable[[], float]]:
+    """MNN, all cores within an operation; less exact than any other."""
     images = _channels_first(path)
-    turns: dict[str, tuple[Callable[[Any], object], Any]] = {}
-    for memory in (torch.contiguous_format, torch.channels_last):
-        model = torch_model(seeded_weights(), layers).to(memory_format=memory)
-
-        def call(some: Any, model: Any = model) -> Any:
-            with torch.inference_mode():
-                return model(some)
-
-        turns[str(memory).removeprefix("torch.")] = call, torch.from_numpy(images).contiguous(memory_format=memory)
-    found = call(torch.from_numpy(images[:COMPARED]))
-    _save_channels_first(features, layers, [found[name].contiguous().numpy() for name in layers])
-    rates = {memory: _timed(lambda turn=turn: _all(*turn, batch=4), len(images))() for memory, turn in turns.items()}
-    memory = max(rates, key=lambda memory: rates[memory])
-    call, prepared = turns[memory]
-    batch = best_batch(call, prepared)
-    return {"batch": batch, "memory format": memory}, _timed(lambda: _all(call, prepared, batch), len(images))
+    with tempfile.TemporaryDirectory() as folder:
+        call = mnn_call(seeded_weights(), layers, Path(folder), usable_cores())
+    _save_channels_first(features, layers, call(images[:COMPARED]))
+    batch = best_batch(call, images)
+    return {"batch": batch}, _timed(lambda: _all(call, images, batch), len(images))
 
 
 @row("network", "the network alone, 224 px, images a second")
@@ -194,6 +204,26 @@ def measure(bench: Bench) -> Iterator[Line]:
             facts = ", ".join(f"{key} {value}" for key, value in sides[name].facts.items())
             notes = f"ours: batch {sides['ours'].facts['batch']}; {name}: {facts}, features differ by {difference:.1e}"
             yield Line(what, "images/s", figures["ours"], figures[name], goal=GOALS.get(function, 1.0), notes=notes)
+
+
+@row("batches", "the network alone, relu4_1, other numbers of images a call against the program's own, images a second")
+def measure_batches(bench: Bench) -> Iterator[Line]:
+    """Ours at each number of images; and one image at a time against ncnn."""
+    arguments = {"path": str(make_inputs(bench.folder)), "layers": ["relu4_1"], "features": str(bench.folder / "batches.npz")}
+    with ExitStack() as stack:
+        sides = {
+            batch: stack.enter_context(Side("bare_network:ours", batch=batch, **arguments))
+            for batch in (OWN_BATCH, *OTHER_BATCHES)
+        }
+        turns = {str(batch): side.turn for batch, side in sides.items()}
+        if not (absent := missing(("ncnn",))):
+            turns["ncnn"] = stack.enter_context(Side("bare_network:ncnn", alone=True, **arguments)).turn
+        figures = interleave(turns, bench.turns)
+    for batch in OTHER_BATCHES:
+        line = f"network alone, relu4_1, {batch} a call: ours, {OWN_BATCH} a call"
+        yield Line(line, "images/s", figures[str(batch)], figures[str(OWN_BATCH)], goal=BATCH_GOAL)
+    line = "network alone, relu4_1, one image at a time: ncnn"
+    yield Line(line, "images/s", figures["1"], figures.get("ncnn", ()), goal=ALONE_GOAL, notes=absent)
 
 
 def _timed(work: Callable[[], object], images: int) -> Callable[[], float]:

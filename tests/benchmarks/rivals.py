@@ -1,7 +1,9 @@
-"""The same network with the same weights in other programs: Keras, PyTorch, ONNX; and what all sides share."""
+"""The same network with the same weights in other programs: Keras, ncnn, MNN, ONNX; and what all sides share."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,15 +14,18 @@ from numpy.typing import NDArray
 
 from pipeline.network.architectures import CLASSIFIER_BLOCK, VggTable, layer_table
 from pipeline.network.known_weights import Weights
-from pipeline.network.weights import load_weights
 
 SIDE_PX = 224
+# Of every side's weights, R, G, B.
+MEAN_PIXEL = (123.68, 116.779, 103.939)
 # Numbers of images a call to choose from: one, some, many.
 BATCHES = (1, 4, 16)
 
 
 def seeded_weights() -> Weights:
     """Gives the weights of every side: VGG-19, He normal, seed 0."""
+    from pipeline.network.weights import load_weights
+
     return load_weights("vgg19", "random", seed=0, classifier=False, progress=False, log=lambda line: None)
 
 
@@ -67,21 +72,73 @@ def keras_model(weights: Weights, layer: str) -> Any:
     return keras.Model(whole.input, whole.get_layer(f"block{block}_conv{position}").output)
 
 
-def torch_model(weights: Weights, layers: Sequence[str]) -> Any:
-    """Gives torchvision's ``vgg19`` with ``create_feature_extractor``: R, G, B minus the mean, NCHW -> {layer: NCHW}."""
-    import torch
-    import torchvision
-    from torchvision.models.feature_extraction import create_feature_extractor
+def write_ncnn_model(weights: Weights, layers: Sequence[str], folder: Path) -> None:
+    """Writes ``vgg19.param`` and ``vgg19.bin``: blob ``images`` (3, 224, 224), a blob a layer wanted, cut at the deepest.
 
-    whole = torchvision.models.vgg19(weights=None)
-    # torchvision counts convolutions, ReLUs and poolings as the MatConvNet file does.
-    table = {layer.name: layer.network_index for layer in layer_table("vgg19")}
-    state = {}
-    for name, kernel in weights.kernels.items():
-        state[f"{table[name]}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
-        state[f"{table[name]}.bias"] = torch.from_numpy(weights.biases[name].copy())
-    whole.features.load_state_dict(state)
-    return create_feature_extractor(whole.eval(), {f"features.{table[name]}": name for name in layers})
+    Source: ncnn's wiki, "param and model file structure" and "operators".
+    """
+    wanted = VggTable("vgg19").resolve(layers)
+    lines, arrays, source = ["Input images 0 1 images"], [], "images"
+    rest = list(layer_table("vgg19")[: wanted[-1].network_index + 1])
+    while rest:
+        layer = rest.pop(0)
+        if layer.kind == "conv":
+            kernel = weights.kernels[layer.name].transpose(3, 2, 0, 1)
+            # A tag of four zero bytes: float32 as it is.
+            arrays += [np.zeros(1, np.float32), np.ascontiguousarray(kernel), weights.biases[layer.name]]
+            words = f"0={len(kernel)} 1=3 4=1 5=1 6={kernel.size}"
+            if layer not in wanted and rest and rest[0].kind == "relu":
+                layer, words = rest.pop(0), f"{words} 9=1"
+            lines.append(f"Convolution {layer.name} 1 1 {source} {layer.name} {words}")
+        elif layer.kind == "relu":
+            lines.append(f"ReLU {layer.name} 1 1 {source} {layer.name}")
+        else:
+            lines.append(f"Pooling {layer.name} 1 1 {source} {layer.name} 0=0 1=2 2=2")
+        source = layer.name
+    (folder / "vgg19.param").write_text("\n".join(["7767517", f"{len(lines)} {len(lines)}", *lines, ""]))
+    (folder / "vgg19.bin").write_bytes(b"".join(array.astype("<f4").tobytes() for array in arrays))
+
+
+def ncnn_call(folder: Path, layers: Sequence[str], threads: int) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Gives what computes (3, 224, 224) -> a layer (c, h, w) each, by Winograd F(4, 3) in float32 on so many threads."""
+    import ncnn
+
+    network = ncnn.Net()
+    # F(6, 3) has a larger error and was no faster.
+    network.opt.use_winograd63_convolution = False
+    for kind in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(network.opt, f"use_{kind}", False)
+    network.opt.num_threads = threads
+    network.load_param(str(folder / "vgg19.param"))
+    network.load_model(str(folder / "vgg19.bin"))
+
+    def call(image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        extractor = network.create_extractor()
+        # Neither copies: the image must live as long as the extractor, what it gives is copied.
+        image = np.ascontiguousarray(image)
+        extractor.input("images", ncnn.Mat(image))
+        return [np.array(extractor.extract(layer)[1]) for layer in layers]
+
+    return call
+
+
+def mnn_call(
+    weights: Weights, layers: Sequence[str], folder: Path, threads: int
+) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Gives what computes (n, 3, 224, 224) -> a layer (n, c, h, w) each, in MNN's high precision; converted from ONNX."""
+    import MNN
+
+    model, converted = write_onnx_model(weights, layers, folder / "vgg19.onnx"), str(folder / "vgg19.mnn")
+    command = [Path(sys.executable).with_name("mnnconvert"), "-f", "ONNX", "--modelFile", model, "--MNNModel", converted]
+    subprocess.run([*command, "--bizCode", "none"], check=True, stdout=sys.stderr)
+    runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
+    network = MNN.nn.load_module_from_file(converted, ["images"], list(layers), runtime_manager=runtime)
+
+    def call(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        found = network.forward([MNN.expr.const(images, list(images.shape), MNN.expr.NCHW)])
+        return [MNN.expr.convert(values, MNN.expr.NCHW).read() for values in found]
+
+    return call
 
 
 def write_onnx_model(weights: Weights, layers: Sequence[str], path: Path) -> Path:

@@ -8,14 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What to type for what a rival needs. `pip install -e '.[bench]'` brings the first two.
-INSTALL = {
-    "onnx": "pip install onnx",
-    "onnxruntime": "pip install onnxruntime",
-    "torch": "pip install torch",
-    "torchvision": "pip install torchvision",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -99,9 +91,7 @@ def row(
 def missing(modules: Sequence[str]) -> str:
     """Gives "" where all these packages are installed, else which are not and how to install them."""
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    if not absent:
-        return ""
-    return "not installed: " + ", ".join(absent) + " (" + " && ".join(INSTALL[name] for name in absent) + ")"
+    return f"not installed: {', '.join(absent)} (pip install {' '.join(absent)})" if absent else ""
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:

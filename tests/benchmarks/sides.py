@@ -111,6 +111,26 @@ class Finished(NamedTuple):
     report: dict[str, Any]
 
 
+def run_program(module: str, *arguments: str | Path, repository: Path = REPOSITORY) -> Finished:
+    """Runs ``python -m module``, start to exit; its report is empty.
+
+    Raises:
+        RuntimeError: It ends with another exit code than 0.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with tempfile.TemporaryFile() as said:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=repository, env=environment(repository), stdout=said, stderr=said)
+        # wait4 tells this child's own peak; getrusage would tell the largest of all children.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{command} ended with exit code {process.returncode}:\n{said.read().decode(errors='replace')}")
+    return Finished(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), {})
+
+
 def run_ours(output: Path, *overrides: str, repository: Path = REPOSITORY) -> Finished:
     """Runs ``python -m pipeline.run`` with seeded random weights, start to exit.
 
@@ -122,26 +142,9 @@ def run_ours(output: Path, *overrides: str, repository: Path = REPOSITORY) -> Fi
     Raises:
         RuntimeError: It ends with another exit code than 0.
     """
-    arguments = [f"output.dir={output.parent}", f"name={output.name}", "network.weights=random", *overrides]
-    with tempfile.TemporaryFile() as said:
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.run", *arguments],
-            cwd=repository,
-            env=environment(repository),
-            stdout=said,
-            stderr=said,
-        )
-        # wait4 tells this child's own peak; getrusage would tell the largest of all children.
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{arguments} ended with exit code {process.returncode}:\n{said.read().decode(errors='replace')}")
-    report = output / "report.json"
-    content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-    return Finished(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), content)
+    options = [f"output.dir={output.parent}", f"name={output.name}", "network.weights=random", *overrides]
+    finished, report = run_program("pipeline.run", *options, repository=repository), output / "report.json"
+    return finished._replace(report=json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {})
 
 
 def _serve(function: str) -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
 from .photographs import make_photographs
-from .rivals import relative_difference
+from .rivals import relative_difference, seeded_weights, write_ncnn_model
 from .rows import Bench, Line, interleave, missing, row
-from .sides import Side, run_ours
+from .sides import Finished, Side, run_ours, run_program
 
 LAYER = "relu4_1"
 
-# What a script must be overtaken by, by its module; others by anything.
-GOALS = {"keras_script": 2.5, "onnx_script": 2.0}
+# What the script is overtaken by: in the steady state Keras' one; start to exit ncnn's, of few images and of many.
+KERAS_GOAL, FEW_GOAL, MANY_GOAL, MANY = 2.5, 1.0, 1.15, 1000
 
 # Images whose features are compared.
 COMPARED = 4
@@ -27,77 +26,46 @@ COMPARED = 4
 ROUNDED_DIFFERENCE = 1e-2
 
 
-class Script(NamedTuple):
-    """A rival.
-
-    Attributes:
-        module: Below ``scripts``.
-        needs: Packages.
-        axes: Of its features, as a transposition to (n, h, w, c).
-        resizes_alike: Whether its resizing is antialiased as ours.
-        arguments: Further ones.
-    """
-
-    module: str
-    needs: tuple[str, ...]
-    axes: tuple[int, ...]
-    resizes_alike: bool
-    arguments: dict[str, Any]
+def write_model(folder: str, layer: str) -> tuple[dict[str, Any], Callable[[], None]]:
+    """A side that measures nothing: writes the weights in ncnn's format."""
+    Path(folder).mkdir()
+    write_ncnn_model(seeded_weights(), [layer], Path(folder))
+    return {}, lambda: None
 
 
-CHANNELS_FIRST = (0, 2, 3, 1)
-SCRIPTS = {
-    "Keras script, gzip": Script("keras_script", (), (0, 1, 2, 3), False, {}),
-    "torchvision script, uncompressed": Script("torchvision_script", ("torch", "torchvision"), CHANNELS_FIRST, True, {}),
-    "ONNX Runtime script, gzip": Script(
-        "onnx_script", ("onnx", "onnxruntime"), CHANNELS_FIRST, True, {"compression": "gzip", "level": 4}
-    ),
-    "ONNX Runtime script, uncompressed": Script(
-        "onnx_script", ("onnx", "onnxruntime"), CHANNELS_FIRST, True, {"compression": None}
-    ),
-}
-
-
-def ours_a_second(bench: Bench, photographs: Path) -> Callable[[], float]:
-    """Gives what runs the command into a new folder and tells its images a second.
-
-    That is its own report's figure: from the first batch asked for to the last shard finished, synced to the disk, so what
-    happens before the first image is read is not in it; the first calls of everything are.
-    """
-    output = bench.folder / "ours"
-
-    def turn() -> float:
-        shutil.rmtree(output, ignore_errors=True)
-        return float(run_ours(output, f"data.dir={photographs}", f"layers=[{LAYER}]").report["images_per_second"])
-
-    return turn
-
-
-@row("whole-job", "relu4_1 of 500 x 375 px JPEGs at 224 px into HDF5, images a second in the steady state")
+@row(
+    "whole-job",
+    "relu4_1 of 500 x 375 px JPEGs at 224 px into HDF5: images a second in the steady state, seconds from start to exit",
+)
 def measure(bench: Bench) -> Iterator[Line]:
-    """Ours, gzip, against each script."""
-    photographs = make_photographs(bench.folder / "photographs", bench.images)
-    absent = {name: missing(script.needs) for name, script in SCRIPTS.items()}
-    sides: dict[str, Callable[[], float]] = {"ours": ours_a_second(bench, photographs)}
-    batches: dict[str, int] = {}
-    files = {name: bench.folder / f"rival {number}.h5" for number, name in enumerate(SCRIPTS)}
-    with ExitStack() as stack:
-        for name, script in SCRIPTS.items():
-            if not absent[name]:
-                arguments = {"photographs": str(photographs), "output": str(files[name]), "layer": LAYER, **script.arguments}
-                side = stack.enter_context(Side(f"scripts.{script.module}:prepare", **arguments))
-                batches[name] = side.facts["batch"]
-                sides[name] = lambda side=side: bench.images / side.turn()
+    """Ours, gzip, against a script with Keras, gzip, and one with ncnn, uncompressed."""
+    photographs, model = make_photographs(bench.folder / "photographs", bench.images), bench.folder / "ncnn"
+    output, keras, ncnn = bench.folder / "ours", bench.folder / "keras.h5", bench.folder / "ncnn.h5"
+    finished: list[Finished] = []
+
+    def ours() -> float:
+        shutil.rmtree(output, ignore_errors=True)
+        finished.append(run_ours(output, f"data.dir={photographs}", f"layers=[{LAYER}]"))
+        return finished[-1].seconds
+
+    def script() -> float:
+        return run_program("tests.benchmarks.scripts.ncnn_script", model, photographs, ncnn, LAYER).seconds
+
+    absent = missing(("ncnn",))
+    with Side("scripts.keras_script:prepare", photographs=str(photographs), output=str(keras), layer=LAYER) as side:
+        sides = {"ours": ours, "Keras": lambda: bench.images / side.turn()}
+        if not absent:
+            Side("whole_job:write_model", folder=str(model), layer=LAYER).close()
+            sides["ncnn"] = script
         figures = interleave(sides, bench.turns)
-    for name, script in SCRIPTS.items():
-        what = f"whole job: {name}"
-        if absent[name]:
-            yield Line(what, notes=absent[name])
-            continue
-        notes = (
-            f"{name}: batch {batches[name]}, start-up and a first pass not counted; {_compare(files[name], bench.folder, script)}"
-        )
-        yield Line(what, "images/s", figures["ours"], figures[name], goal=GOALS.get(script.module, 1.0), notes=notes)
+        batch = side.facts["batch"]
+    # That is its own report's figure: from the first batch asked for to the last shard finished, synced to the disk.
+    rates = [float(run.report["images_per_second"]) for run in finished]
+    notes = f"Keras: batch {batch}, start-up and a first pass not counted; {_compare(keras, output, (0, 1, 2, 3), False)}"
+    yield Line("whole job: Keras script, gzip", "images/s", rates, figures["Keras"], goal=KERAS_GOAL, notes=notes)
+    notes = absent or f"ours: gzip, hashes, statistics; ncnn: {_compare(ncnn, output, (0, 2, 3, 1), True)}"
+    what, goal = f"{bench.images} JPEGs start to exit: ncnn script, uncompressed", MANY_GOAL if bench.images >= MANY else FEW_GOAL
+    yield Line(what, "s", figures["ours"], figures.get("ncnn", ()), False, goal, notes)
 
 
 @row("reductions", "what is kept of a layer against the layer itself: images a second in the steady state, bytes an image")
@@ -120,17 +88,17 @@ def measure_reductions(bench: Bench) -> Iterator[Line]:
         yield Line(f"{reduced}: {whole}", "images/s", figures[reduced], figures[whole], goal=goal, notes=notes)
 
 
-def _compare(file: Path, folder: Path, script: Script) -> str:
-    """Gives words for how far a rival's features are from ours.
+def _compare(file: Path, output: Path, axes: tuple[int, ...], resizes_alike: bool) -> str:
+    """Gives words for how far a rival's features are from ours, its axes transposed to (n, h, w, c).
 
     Raises:
         RuntimeError: They are another network's.
     """
-    with h5py.File(file) as theirs, h5py.File(folder / "ours" / "features.h5") as ours:
+    with h5py.File(file) as theirs, h5py.File(output / "features.h5") as ours:
         found, expected = theirs["features"][:COMPARED], ours[f"features/{LAYER}"][:COMPARED]
-    difference = relative_difference(np.ascontiguousarray(found.transpose(script.axes)), expected)
-    if not script.resizes_alike:
+    difference = relative_difference(np.ascontiguousarray(found.transpose(axes)), expected)
+    if not resizes_alike:
         return f"resizes without antialiasing, so its features differ by {difference:.1e}"
     if not difference <= ROUNDED_DIFFERENCE:
-        raise RuntimeError(f"{script.module}: another network, got features that differ by {difference:.1e}")
+        raise RuntimeError(f"{file.name}: another network, got features that differ by {difference:.1e}")
     return f"rounds pixels to whole grey levels, so its features differ by {difference:.1e}"
