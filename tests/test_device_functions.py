@@ -235,6 +235,8 @@ def on_the_second(*arguments, **others):
 def filled(network, resize, fills, warn):
     def on_first(*inputs):
         ran.append(len(inputs[0]))
+        # Or Python would be locked while they are uploaded.
+        assert all(one.backing_device.endswith("CPU:0") for one in inputs)
         for name, values in network(*inputs):
             assert isinstance(values, np.ndarray) or values.backing_device.endswith("CPU:0")
             yield name, values

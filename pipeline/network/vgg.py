@@ -339,15 +339,18 @@ class DeviceFunctions:
         good = batch.good[(batch.good >= first) & (batch.good < stop)]
         if not len(good):
             return
-        canvas = batch.images[first:stop]
-        inputs: tuple[NDArray[Any], ...] = (canvas,)
+        inputs: list[NDArray[Any]] = [batch.images[first:stop]]
         if self.resize is not None:
-            missing = size - len(canvas) if self.fills else 0
-            geometry = [place_image(int(height), int(width), self.resize) for height, width in batch.sizes_px[first:stop]]
-            if missing:
-                canvas = np.concatenate([canvas, np.zeros((missing, *canvas.shape[1:]), np.uint8)])
-            inputs = canvas, np.array(geometry + [NO_IMAGE] * missing, np.float64)
-        for name, values in self.network(*inputs):
+            geometry = [place_image(height, width, self.resize) for height, width in batch.sizes_px[first:stop].tolist()]
+            if self.fills and (missing := size - len(geometry)):
+                inputs[0] = np.pad(inputs[0], ((0, missing), (0, 0), (0, 0), (0, 0)))
+                geometry += [NO_IMAGE] * missing
+            inputs.append(np.array(geometry, np.float64))
+        # TensorFlow's threads upload what is on the host when a function is called. Tensors made on a GPU are uploaded one after
+        # the other, each when all that is queued there is done, and hold Python's lock until then (TensorFlow 2.21).
+        with tf.device(HOST):
+            arguments = [tf.constant(values) for values in inputs]
+        for name, values in self.network(*arguments):
             found = np.asarray(values)
             yield FeatureBatch(name, batch.indices[good], found if len(good) == len(found) else found[good - first])
             del values, found
