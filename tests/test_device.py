@@ -9,6 +9,9 @@ import os
 import re
 import shutil
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,6 +226,11 @@ def test_at_native_size_a_step_holds_what_fits_as_at_that_size(monkeypatch: pyte
     assert [device.native_rows(CPU, 32.0, *size_px) for size_px in ((224, 224), (1000, 1000), (3000, 4000))] == [8, 3, 1]
 
 
+def small_batch(rows: int) -> Batch:
+    statuses = tuple(ImageStatus(row, "", 8, 8, 1, "") for row in range(rows))
+    return Batch(statuses, np.zeros((rows, 8, 8, 3), np.uint8), np.full((rows, 2), 8))
+
+
 def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -> None:
     def refuse(*inputs: Any) -> Any:
         raise FULL[1]
@@ -230,15 +238,31 @@ def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -
     features = features_of("vgg19", ["relu1_1"], None)
     network = Network(thin_weights(), features, **SETTINGS, size_px=None)
     network.segments = [Segment("relu1_1", refuse, features)]
-    batch = Batch(
-        tuple(ImageStatus(row, "", 8, 8, 1, "") for row in range(4)), np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 2), 8)
-    )
     said: list[str] = []
     with pytest.raises(
         DeviceMemoryError, match=r"^relu1_1: the device is out of memory \(No algorithm worked!.*\), got an input of 1 x 8"
     ):
-        list(DeviceFunctions(network, None, warn=said.append)(batch))
+        list(DeviceFunctions(network, None, warn=said.append)(small_batch(4)))
     assert len(said) == 2
+
+
+def test_a_gpu_computes_the_first_step_of_a_size_alone() -> None:
+    seen, running, all_at_once = set(), threading.Semaphore(1), threading.Barrier(3, timeout=60)
+
+    def network(images: Any) -> Any:
+        if len(images) in seen:
+            all_at_once.wait()
+        else:
+            assert running.acquire(blocking=False)
+            time.sleep(0.05)
+            running.release()
+        yield "relu1_1", np.zeros((len(images), 1))
+
+    compute = DeviceFunctions(network, None, fills=True)
+    for size in (4, 4, 2):
+        with ThreadPoolExecutor(3) as pool:
+            assert len(list(pool.map(lambda batch: list(compute(batch)), [small_batch(size)] * 3))) == 3
+        seen.add(size)
 
 
 @pytest.mark.slow

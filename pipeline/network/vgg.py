@@ -9,6 +9,7 @@ Nothing is computed past the deepest layer wanted, and nothing twice.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -308,6 +309,8 @@ class DeviceFunctions:
     fills: bool = False
     warn: Callable[[str], object] = print
     most_rows: int = LARGEST_STEP
+    _tuned: set[int] = field(default_factory=set, init=False)
+    _tuning: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __call__(self, batch: Batch) -> Iterator[FeatureBatch]:
         """Yield the features of the good rows: of each layer in ascending order.
@@ -324,7 +327,13 @@ class DeviceFunctions:
                 waiting.extendleft((start, min(start + size, stop), given) for start in reversed(range(first, stop, size)))
                 continue
             try:
-                for features in itertools.islice(self._step(batch, first, stop, size), given, None):
+                found: Iterable[FeatureBatch] = self._step(batch, first, stop, size)
+                if self.fills and size not in self._tuned:
+                    # A GPU's first step of a size times cuDNN's algorithms, which steps beside it would disturb.
+                    with self._tuning:
+                        found = [*found]
+                    self._tuned.add(size)
+                for features in itertools.islice(found, given, None):
                     yield features
                     given += 1
                     del features
