@@ -136,15 +136,15 @@ def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
     try:
         tf.config.set_visible_devices(gpus, "GPU")
     except RuntimeError:
-        # A process decides once, with its first run. A CPU can be used in any case.
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        # A process decides once, with its first use of TensorFlow. A CPU can be used in any case.
         gpus = [gpu for gpu in gpus if gpu in tf.config.get_visible_devices("GPU")]
         if requested == "gpu" and not gpus:
             raise OptionError(
                 "runtime.device: an earlier run of this process uses the CPU, got gpu. Expected the device of the first run, or "
                 "cpu. Start Python anew."
             ) from None
-    if gpus:
-        tf.config.experimental.set_memory_growth(gpus[0], True)
     return gpus, place, count
 
 
