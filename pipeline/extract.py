@@ -202,7 +202,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
             summed=summed_layers(spec.features),
         )
     if options.data.size is None:
-        # cuDNN would try its algorithms for each new size, seconds an image. Read when TensorFlow is loaded.
+        # cuDNN would try its algorithms for each new size, seconds an image.
         os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
     load_tensorflow()
     from .images.loader import ImageLoader

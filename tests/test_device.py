@@ -72,7 +72,7 @@ def test_each_part_takes_a_gpu_of_its_own_and_says_which(
         say_device(found, options)
     said = caplog.messages
     assert said[0].startswith(f"device: GPU {taken} of 2, NVIDIA H100, 75.2 GB free of 85.9 GB; tf32; CUDA 12.")
-    assert said[1] == "device: batches of 128, 3 at a time: up to 20.3 GB there, 1.8 GB here"
+    assert said[1] == "device: batches of 128, 3 at a time: up to 20.3 GB there, 2.4 GB here"
     assert len(said) == (3 if number == 0 else 2)
     if number == 0:
         assert said[2] == "device: the others are not used. Use engine=ray, or 2 processes, each with its part=k/2."
@@ -82,6 +82,15 @@ def test_each_part_takes_a_gpu_of_its_own_and_says_which(
     expected = {"device": "gpu", "precision": "tf32", "gpu": "NVIDIA H100"}
     assert attributes == expected | {"gpu_memory_bytes": str(80 << 30), "batch_size": "128"}
     assert {*found.attributes("tf32")} == {*DEVICE_ATTRIBUTES}
+
+
+def test_a_gpu_that_the_process_uses_already_is_taken_as_it_is(two_gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", refuse)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: two_gpus)
+    assert device.claim_gpu("gpu", 1) == (two_gpus, 1, 2)
 
 
 def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +148,10 @@ def test_make_installs_cuda_where_there_is_a_driver_and_every_version_of_it_is_p
 # -- Out of memory -------------------------------------------------------------------------------------------------------------
 
 
-# As TensorFlow says it, and as it says that cuDNN has no memory to try its algorithms.
-FULL = [tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")]
+# As TensorFlow says it, as it says that cuDNN has no memory to try its algorithms, and that a copy has none for its result.
+FULL: list[Any] = [tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")]
 FULL.append(tf.errors.NotFoundError(None, None, "No algorithm worked!  Error messages:\n  CUDNN_STATUS_ALLOC_FAILED"))
+FULL.append(tf.errors.InternalError(None, None, "Dst tensor is not initialized."))
 
 
 @pytest.mark.parametrize("segment", [0, 1])
@@ -231,19 +241,24 @@ def small_batch(rows: int) -> Batch:
     return Batch(statuses, np.zeros((rows, 8, 8, 3), np.uint8), np.full((rows, 2), 8))
 
 
-def test_what_does_not_fit_image_by_image_is_said_in_a_line(thin_weights: Any) -> None:
+@pytest.mark.parametrize("full", FULL)
+def test_what_does_not_fit_image_by_image_is_said_in_a_line(
+    full: Any, thin_weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*inputs: Any) -> Any:
-        raise FULL[1]
+        raise full
 
     features = features_of("vgg19", ["relu1_1"], None)
     network = Network(thin_weights(), features, **SETTINGS, size_px=None)
     network.segments = [Segment("relu1_1", refuse, features)]
     said: list[str] = []
-    with pytest.raises(
-        DeviceMemoryError, match=r"^relu1_1: the device is out of memory \(No algorithm worked!.*\), got an input of 1 x 8"
-    ):
+    words = rf"the device is out of memory \({re.escape(full.message.splitlines()[0])}\), got"
+    with pytest.raises(DeviceMemoryError, match=f"^relu1_1: {words} an input of 1 x 8"):
         list(DeviceFunctions(network, None, warn=said.append)(small_batch(4)))
     assert len(said) == 2
+    monkeypatch.setattr(tf, "cast", refuse)
+    with pytest.raises(DeviceMemoryError, match=f"^network: {words} the weights"):
+        Network(thin_weights(), features, **SETTINGS, size_px=None)
 
 
 def test_a_gpu_computes_the_first_step_of_a_size_alone() -> None:

@@ -32,7 +32,7 @@ TENSOR_FLOAT = "tf32"
 BFLOAT = "bfloat16"
 
 # Largest relative error (norm) of a layer up to relu5_4, against float64. Of a photograph at 224 px with random weights, on a CPU
-# (tests/test_precision.py): 6e-7, 1.2e-3 with factors rounded to 10 bits before each product, 9.0e-3 with bfloat16 kept.
+# (tests/test_network.py): 6e-7, 1.2e-3 with factors rounded to 10 bits before each product, 9.0e-3 with bfloat16 kept.
 # Trained weights cancel more, so there is a margin.
 TOLERANCES = {FLOAT32: 1e-5, TENSOR_FLOAT: 1e-2, BFLOAT: 5e-2}
 
@@ -58,7 +58,8 @@ DRIVER = Path("/proc/driver/nvidia/version")
 REASON_SECONDS = 60
 # Where cuDNN has no memory to try its algorithms TensorFlow says "not found", "unknown" or "internal".
 # Source: tensorflow/tensorflow issues 45068 and 60713.
-MEMORY_WORDS = ("No algorithm worked", "ALLOC_FAILED", "RESOURCE_EXHAUSTED", "out of memory")
+# A copy between host and GPU finds its destination "not initialized".
+MEMORY_WORDS = ("No algorithm worked", "ALLOC_FAILED", "RESOURCE_EXHAUSTED", "out of memory", "Dst tensor is not initialized")
 LONGEST_TEXT = 120
 # Words of TensorFlow's log that tell why it sees no GPU.
 REASONS = ("cuda", "cuinit", "dlopen", "gpu librar")
@@ -120,8 +121,8 @@ def choose_device(
         return Device("/GPU:0", "gpu", batch_size or GPU_BATCH, gpu=gpu)
     device_bytes, host_bytes = image_bytes(size_px, row_bytes)
     batch_size, in_flight = plan_batches((device_bytes, host_bytes), _free_bytes(gpu), batch_size)
-    images = batch_size * in_flight
-    return Device("/GPU:0", "gpu", batch_size, in_flight, gpu, images * device_bytes, images * host_bytes)
+    device_bytes, host_bytes = batch_size * in_flight * device_bytes, batch_size * (in_flight + 1) * host_bytes
+    return Device("/GPU:0", "gpu", batch_size, in_flight, gpu, device_bytes, host_bytes)
 
 
 def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
@@ -135,9 +136,9 @@ def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
     gpus = gpus[place : place + 1]
     try:
         tf.config.set_visible_devices(gpus, "GPU")
-    except RuntimeError:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError:
         # A process decides once, with its first use of TensorFlow. A CPU can be used in any case.
         gpus = [gpu for gpu in gpus if gpu in tf.config.get_visible_devices("GPU")]
         if requested == "gpu" and not gpus:
@@ -282,18 +283,18 @@ def refuse_too_large(height: int, width: int, largest_layer: int, memory_bytes: 
 
 
 @contextmanager
-def memory_errors(layer: str, inputs: Sequence[Any]) -> Iterator[None]:
-    """Raise as ``DeviceMemoryError`` what TensorFlow raises where the device's memory does not suffice for a layer."""
+def memory_errors(layer: str, inputs: Sequence[Any] = ()) -> Iterator[None]:
+    """Raise as ``DeviceMemoryError`` what TensorFlow raises where the device's memory does not suffice for a layer or weights."""
     try:
         yield
     except tf.errors.OpError as error:
         text = str(error.message) or "out of memory"
         if not (isinstance(error, tf.errors.ResourceExhaustedError) or any(word in text for word in MEMORY_WORDS)):
             raise
-        shape, words = " x ".join(map(str, inputs[0].shape)), printable(text.splitlines()[0], LONGEST_TEXT)
+        got = f"an input of {' x '.join(map(str, inputs[0].shape))}" if inputs else "the weights"
         raise DeviceMemoryError(
-            f"{layer}: the device is out of memory ({words}), got an input of {shape}. "
-            "Expected memory for it. Lower batch_size or data.size, or use runtime.device=cpu."
+            f"{layer}: the device is out of memory ({printable(text.splitlines()[0], LONGEST_TEXT)}), got {got}. "
+            "Expected memory for that. Lower batch_size or data.size, or use runtime.device=cpu."
         ) from error
 
 

@@ -102,7 +102,7 @@ class Network:
         self._computed = tf.bfloat16 if self.precision == BFLOAT else tf.float32
         self._reducing, self._reduces_on_host = ThreadPoolExecutor(self.threads, "reduce"), False
         wanted = {feature.layer.name for feature in self.wanted}
-        with tf.device(self.device):
+        with memory_errors("network"), tf.device(self.device):
             for layer in layer_table(network)[: self.wanted[-1].layer.network_index + 1]:
                 layers.append(layer)
                 if layer.name not in (wanted if self.parts is None or layer.block >= CLASSIFIER_BLOCK else parts):
