@@ -82,6 +82,7 @@ def test_values_become_text_and_what_has_none_is_left_out_and_said(tmp_path: Pat
         "view": pa.array(["x", "y"], pa.string_view()),
         "bytes": [b"x", b"y"],
         "list": [[1], [2]],
+        "uuid": pa.array([bytes(16), None], pa.uuid()),
         "image": [{"bytes": b"x", "path": "y"}] * 2,
         "odd\x01": ["q", ""],
     }
@@ -99,7 +100,7 @@ def test_values_become_text_and_what_has_none_is_left_out_and_said(tmp_path: Pat
         "view": ("x", "y"),
         "odd\\x01": ("q", ""),
     }
-    assert lines == ["3 columns of the list have no text and are left out: 'bytes', 'list', 'image'"]
+    assert lines == ["4 columns of the list have no text and are left out: 'bytes', 'list', 'uuid' and 1 others"]
 
 
 def test_a_column_that_is_named_as_a_field_of_another_is_told_from_it(tmp_path: Path) -> None:

@@ -249,7 +249,9 @@ def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> Columns:
     try:
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
-            kept = [field.name for field in schema if not pa.types.is_nested(field.type) and "binary" not in str(field.type)]
+            # What lies in the file, of types that stand for others, as uuid.
+            types = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}
+            kept = [name for name, kind in types.items() if not pa.types.is_nested(kind) and "binary" not in str(kind)]
             if left_out := [name for name in schema.names if name not in kept]:
                 log(f"{len(left_out)} columns of the list have no text and are left out: {quoted_names(left_out)}")
             table = file.read(kept)
