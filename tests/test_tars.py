@@ -188,6 +188,16 @@ def end_of(path: Path) -> int:
         return tar.offset
 
 
+def test_what_stands_behind_the_end_of_a_tar_file_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.png": b"x"})
+    (tmp_path / "c.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    for name in ("a", "c"):
+        assert list_tars([str(tmp_path / f"{name}.tar")], str(tmp_path), notes.append).keys == ("a.png",)
+    assert notes == ["'c.tar' goes on behind its end, as if it was joined by cat: nothing behind byte 1024 is read"]
+
+
 def test_links_and_what_is_no_file_are_passed_over(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add(tar, "0.png", b"zero")

@@ -191,11 +191,13 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
         what = "it is no tar file" if offset < 0 else f"it is damaged or cut off after byte {offset}"
         raise ValueError(f"{what} ({error})" if end else "it is empty") from error
     # tarfile takes whatever is no header for the end, and the end of the file as well.
-    rest = _read(file, offset, tarfile.BLOCKSIZE)
+    rest = _read(file, offset, tarfile.RECORDSIZE + tarfile.BLOCKSIZE)
     if not rest:
         log(f"{tar_name!r} lacks the mark that ends a tar file, and may have been cut off")
-    elif len(rest) < tarfile.BLOCKSIZE or any(rest):
+    elif len(rest) < tarfile.BLOCKSIZE or any(rest[: tarfile.BLOCKSIZE]):
         raise ValueError(f"it is damaged or cut off: there is no whole header where one should be, at byte {offset}")
+    elif any(rest):
+        log(f"{tar_name!r} goes on behind its end, as if it was joined by cat: nothing behind byte {offset} is read")
 
 
 def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
