@@ -141,21 +141,22 @@ def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights |
 
 
 def _try_again(run_folder: RunFolder) -> None:
-    """Have the finished shards made again that lack a local image which can be read now."""
+    """Have the finished shards made again that lack a local image whose file has come, can be read or is another one now."""
     manifest = run_folder.spec.manifest
 
-    def is_readable(row: int) -> bool:
+    def is_mended(row: int, sha256: str) -> bool:
         try:
             # To ask a storage for each image that it has lost may take hours.
-            return manifest[row].source is None and bool(read_image(manifest[row]))
+            return manifest[row].source is None and hashlib.sha256(read_image(manifest[row])).hexdigest() != sha256
         except (OSError, ImageError):
             return False
 
-    found = {shard: readable for shard, rows in run_folder.unread.items() if (readable := list(filter(is_readable, rows)))}
+    found = {shard: [row for row, read in rows.items() if is_mended(row, read)] for shard, rows in run_folder.failed.items()}
+    found = {shard: rows for shard, rows in found.items() if rows}
     if found:
         rows = [row for rows in found.values() for row in rows]
         _log.info(
-            "resume: %s could not be read before and can be now, e.g. %r; %s made again",
+            "resume: %s failed before, and can be read now or changed, e.g. %r; %s made again",
             counted(len(rows), "image"),
             manifest.keys[rows[0]],
             counted(len(found), "shard"),

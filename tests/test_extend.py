@@ -146,7 +146,8 @@ def test_a_list_of_images_is_extended_with_its_columns(
 
 
 @pytest.mark.parametrize(
-    ("kind", "existing"), [("unreadable", "resume"), pytest.param("missing", "extend", marks=pytest.mark.slow)]
+    ("kind", "existing"),
+    [("unreadable", "resume"), ("truncated", "resume"), pytest.param("missing", "extend", marks=pytest.mark.slow)],
 )
 def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
     kind: str,
@@ -164,12 +165,15 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
         listing = tmp_path / "list.txt"
         listing.write_text("".join(f"imgs/{letter}.png\n" for letter in "abcd"))
         settings = {"data__dir": None, "data__list": str(listing)}
-    else:
+    elif kind == "unreadable":
         (images / "c.png").symlink_to("c.png")
+    else:
+        pictures(images, "c")
+        (images / "c.png").write_bytes((images / "c.png").read_bytes()[:60])
     assert extract(**settings).failed == 2
     with open_run(run) as opened:
         assert opened.images["error"][2].startswith(f"{kind}: ")
-    # Neither can be read yet.
+    # Neither can be used yet.
     assert extract(existing=existing, **settings).rows_now == 0
 
     (images / "c.png").unlink(missing_ok=True)
@@ -187,7 +191,7 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
 
     report = extract(existing=existing, **settings)
     assert (report.rows, report.rows_now, report.failed) == (4, 2, 1)
-    assert "can be now, e.g. " in (run / "run.log").read_text()
+    assert "can be read now or changed, e.g. " in (run / "run.log").read_text()
     assert (first.stat().st_ino, first.read_bytes()) == untouched
     assert verify_folder(run, 1).count == 0
     assert extract(existing=existing, **settings).rows_now == 0

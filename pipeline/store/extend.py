@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..records import Manifest, RunSpec
-from . import format
+from ..sharding import ShardSpec, plan_shards
+from . import format, tables
+from .damage import DamagedError
 from .run_contents import PartManifest, RunContents, join_images, make_images
 
 # Images that a message names of each kind, and characters of a key, label or column.
@@ -136,7 +139,8 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
     added, removed = np.flatnonzero(rows < 0), np.setdiff1d(np.arange(len(run)), rows)
     # What was not there any more when the last part was planned need not be there now.
     newly_removed = np.setdiff1d(removed, parts[-1].gone)
-    refused = _changes(run, now, rows, [part.part.stop for part in parts])
+    stops = tuple(part.part.stop for part in parts)
+    refused = _changes(run, _as_read(folder, run, now, rows, plan_shards(stops, spec.images_per_shard)), rows, stops)
     if refused:
         remedy = _REPLACE
     elif len(newly_removed):
@@ -162,6 +166,24 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
             f"images. {remedy}"
         )
     return _extend(folder, spec, parts, rows, removed)
+
+
+def _as_read(folder: Path, run: Manifest, now: Manifest, rows: NDArray[np.int64], shards: Sequence[ShardSpec]) -> Manifest:
+    """Return the images now with the sizes of the run where that is no change: the image failed, or was read with its new size.
+
+    So a file that was damaged can be mended. ``rows``: as of :func:`_changes`.
+    """
+    sizes = now.file_bytes.copy()
+    others = np.flatnonzero((rows >= 0) & (run.file_bytes[rows] != sizes))
+    for shard in shards:
+        path, mine = folder / format.shard_path(shard.file_name), others[np.isin(rows[others], range(shard.first, shard.stop))]
+        if not len(mine) or not path.exists():
+            continue
+        with suppress(DamagedError), tables.open_file(path) as file:
+            errors, read = (tables.read_column(file, path, name)[rows[mine] - shard.first] for name in ("error", "bytes"))
+            mine = mine[(errors != "") | (read == sizes[mine])]
+            sizes[mine] = run.file_bytes[rows[mine]]
+    return replace(now, file_bytes=sizes)
 
 
 def _changes(run: Manifest, now: Manifest, rows: NDArray[np.int64], stops: Sequence[int]) -> list[str]:

@@ -24,8 +24,6 @@ from .verification import complete_digests
 _log = logging.getLogger(__name__)
 
 REPLACE, FAIL, EXTEND = "replace", "fail", "extend"
-# How the errors of images begin that failed for a reason that may pass. See :mod:`pipeline.images.loader`.
-_MAY_PASS = ("missing", "unreadable")
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
@@ -37,7 +35,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         share: What of it this process makes, beside others that hold the folder too; None: all of it, alone.
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
-        unread: Of finished shards the rows whose images were missing or could not be read.
+        failed: Of finished shards the rows that failed, row -> SHA-256 of its file as read, hex; "" where it could not be.
         replaced: Files of an earlier run that :meth:`prepare` will remove; none of a share.
         added: Rows of the part that is new.
         removed: (r,) int64, rows of the run whose images are no longer there.
@@ -49,15 +47,15 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         plan: RunPlan,
         hold: Hold | None,
         share: Share | None,
-        finished: Mapping[ShardSpec, tuple[int, ...]],
+        finished: Mapping[ShardSpec, Mapping[int, str]],
         replaced: Sequence[Path],
     ) -> None:
-        """Take what was found in the folder; ``finished``: shard -> its unread rows."""
+        """Take what was found in the folder; ``finished``: shard -> its failed rows."""
         self.path, self.share, self.spec = path, share, plan.spec
         self.added, self.removed = plan.added, plan.removed
         self.replaced = tuple(replaced)
         self.own = tuple(shard for shard in plan.spec.shards() if share is None or share.has(shard.number))
-        self.unread = {shard: rows for shard, rows in finished.items() if rows}
+        self.failed = {shard: rows for shard, rows in finished.items() if rows}
         self._plan, self._hold = plan, hold
         self._again: frozenset[ShardSpec] = frozenset()
         self.finished = frozenset(finished)
@@ -281,7 +279,7 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
     shards = {shard.file_name: shard for shard in plan.spec.shards()}
     useless = {folder / name: "unfinished" for name in partial_files(contents.files, share)}
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
-    found: dict[ShardSpec, tuple[int, ...]] = {}
+    found: dict[ShardSpec, dict[int, str]] = {}
     for path in read_ahead(folder / format.shard_path(name) for name in own):
         if path.name not in shards:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
@@ -289,7 +287,7 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         shard = shards[path.name]
         useless[path] = "damaged"
         with suppress(DamagedError):
-            found[shard] = _unread_rows(path, plan.spec, digests[shard.part], shard)
+            found[shard] = _failed_rows(path, plan.spec, digests[shard.part], shard)
             del useless[path]
     index, parts_indexed = folder / format.INDEX_NAME, 0
     if format.INDEX_NAME in contents.files:
@@ -336,11 +334,11 @@ def _parts_of_index(path: Path, digests: Sequence[str]) -> int:
     return digests.index(digest) + 1
 
 
-def _unread_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> tuple[int, ...]:
-    """Return the rows of a shard whose images were missing or could not be read."""
+def _failed_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> dict[int, str]:
+    """Return the rows of a shard that failed, with the SHA-256 of their files."""
     with reading(path, "the tree"), tables.open_file(path) as file:
         tables.check_shard(file, path, digest, shard)
         for feature in spec.features:
             own_node(file["features"], feature.name)
-        errors = tables.read_column(file, path, "error").tolist()
-    return tuple(row for row, error in enumerate(errors, shard.first) if error.startswith(_MAY_PASS))
+        errors, sha256 = (tables.read_column(file, path, name).tolist() for name in ("error", "sha256"))
+    return {row: read for row, error, read in zip(range(shard.first, shard.stop), errors, sha256, strict=True) if error}
