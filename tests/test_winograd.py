@@ -218,7 +218,7 @@ def test_an_interrupted_image_leaves_no_work_behind(workers: Workers) -> None:
     started: list[Strip] = []
 
     class Interrupted(ReLU):
-        def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
+        def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
             return [Strip(first, 1) for first in range(50)]
 
         def run(self, workspace: Any, images: Any, strip: Strip) -> None:

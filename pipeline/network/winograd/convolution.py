@@ -5,6 +5,7 @@ All images of a call have one size; arrays are float32 (h, w, c), C order.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -100,9 +101,9 @@ class Operation(ABC):
         """Return (h, w, c) of the output."""
         return [*self.shapes(height, width, channels).values()][-1]
 
-    def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
-        """Cut maps of this size, of which so many are computed together."""
-        return cut(height, width, SMALLEST_STRIP_TILES)
+    def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
+        """Cut maps of this size, of which so many are computed together; into a multiple of so many strips."""
+        return cut(height, width, SMALLEST_STRIP_TILES, least)
 
     @abstractmethod
     def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
@@ -242,10 +243,10 @@ class WinogradConvolution(Operation):
         shape = height, width, len(self.bias)
         return found | dict.fromkeys(self.layers, shape) | (self.pooling.shapes(*shape) if self.pooling else {})
 
-    def strips(self, height: int, width: int, images: int = 1) -> list[Strip]:
-        """Cut into as many tiles as the cache takes; maps smaller than that are not cut."""
+    def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
+        """Cut into as many tiles as the cache takes; maps smaller than that are not cut for its sake."""
         tiles = STRIP_SIZE // (self._channels + len(self.bias))
-        return cut(height, width, max(SMALLEST_STRIP_TILES, tiles) // images)
+        return cut(height, width, max(SMALLEST_STRIP_TILES, tiles) // images, least)
 
     def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
         """Convolve, rectify and pool a strip of every image."""
@@ -372,11 +373,13 @@ def transform_kernel(kernel: Array) -> Array:
     return flat.astype(np.float32).reshape(PLANES, *kernel.shape[2:])
 
 
-def cut(height: int, width: int, tiles: int) -> list[Strip]:
-    """Cut a map into strips of about so many tiles."""
+def cut(height: int, width: int, tiles: int, least: int) -> list[Strip]:
+    """Cut a map into nearly equal strips of at most about so many tiles, a multiple of ``least`` of them if it has the rows."""
     rows = -(-height // TILE)
-    step = max(1, tiles // -(-width // TILE))
-    return [Strip(first, min(step, rows - first)) for first in range(0, rows, step)]
+    count = -(-rows // max(1, tiles // -(-width // TILE)))
+    count = min(rows, -(-count // least) * least)
+    bounds = [rows * number // count for number in range(count + 1)]
+    return [Strip(first, stop - first) for first, stop in itertools.pairwise(bounds)]
 
 
 def aligned(piece: NDArray[np.uint8], *shape: int) -> Array:

@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +31,7 @@ from .convolution import (
     Operation,
     Pooling,
     ReLU,
+    Strip,
     Workspace,
     aligned,
     prepare_convolution,
@@ -225,18 +226,21 @@ class Segment:
         """Compute all images, all threads at one operation on one image."""
         workers = self._workers
         values = images
-        for operation, shape in zip(self._operations, shapes[1:], strict=True):
+        for operation, (height, width, _), shape in zip(self._operations, shapes[:-1], shapes[1:], strict=True):
             outputs = workers.memory.take(len(images), *shape)
             for step in _steps(values, outputs, sums):
-                strips = operation.strips(*step.source.shape[:2])
-                futures = [workers.pool.submit(operation.run, workers.workspace, [step], strip) for strip in strips]
+                strips = iter(operation.strips(height, width, least=workers.count))
+
+                def work(operation: Operation = operation, step: Image = step, strips: Iterator[Strip] = strips) -> None:
+                    for strip in strips:
+                        operation.run(workers.workspace, [step], strip)
+
                 try:
-                    for future in futures:
+                    for future in [workers.pool.submit(work) for _ in range(workers.count)]:
                         future.result()
                 except BaseException:
                     # Ctrl-C must not wait for the rest of a large image.
-                    for future in futures:
-                        future.cancel()
+                    deque(strips, 0)
                     raise
             values = outputs
         if done:
