@@ -633,12 +633,11 @@ def check_value(key: str, value: Any, kind: type = Options, module: str = "pipel
 
 def unknown_key(key: str, kind: type, module: str) -> OptionError:
     """Return the error for an option that does not exist; arguments as of :func:`check`."""
-    last = key.rpartition(".")[2]
     # "resize" alone means data.resize.
-    by_last_word: dict[str, str] = {}
-    for known in defaults(kind):
-        by_last_word.setdefault(known.rpartition(".")[2], known)
-    near = REPLACED.get(last) or ", ".join(by_last_word[word] for word in nearest(last, by_last_word).split(", "))
+    *_, last = key.split(".")
+    last_words = {name: name.rpartition(".")[2] for name in defaults(kind)}
+    words = nearest(last, {*last_words.values()}).split(", ")
+    near = REPLACED.get(last) or nearest(key, [name for name, word in last_words.items() if word in words])
     return OptionError(
         f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m {module} --help` for all."
     )

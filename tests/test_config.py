@@ -137,6 +137,10 @@ def test_a_wrong_value_names_the_rule(key: str, rule: str, wrong: tuple[Any, ...
             "engine: workers are those of a cluster, got options of them with engine=local. Expected ",
         ),
         ({"data__sise": 3}, "data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"),
+        (
+            {"reduction__gem__q": 3},
+            "reduction.gem.q: there is no such option, got 'reduction.gem.q'. Expected one of: reduction.gem.p",
+        ),
     ],
 )
 def test_options_that_exclude_each_other_have_a_message(changes: dict[str, Any], message: str) -> None:
