@@ -127,7 +127,8 @@ class VggTable:
             else:
                 matched = fnmatch.filter(names, word) or list(foreign_names(self.network, [word]).values())
             if not matched:
-                known = [*names, *(f"block{n}" for n in range(1, 6)), *PRESETS, "all"]
+                others = foreign_names(self.network, ["block*_*", "features.*", "classifier.*"])
+                known = [*names, *others, *(f"block{n}" for n in range(1, 6)), *PRESETS, "all"]
                 near = nearest(word, known)
                 rule = "a name as conv1_1, relu4_1, pool3, fc7, a pattern as relu?_1, block1 to block5, lpips, style, or all"
                 raise OptionError(
