@@ -129,10 +129,9 @@ def wrong_override(error: BaseException, arguments: Sequence[str], kind: type, m
     said = str(error)
     if found := re.search(r"Could not find '(.+)/([^/']+)'", said):
         names = re.findall(r"^\s+(\w+)$", said, re.MULTILINE)
-        return OptionError(
-            f"{found[1]}: there is none of this name, got {found[2]!r}. Expected one of: {nearest(found[2], names)}. "
-            "Launchers of jobs come with `pip install 'deep-feature-pipeline[launchers]'`."
-        )
+        install = " Launchers of jobs come with `pip install 'deep-feature-pipeline[launchers]'`." * ("/" in found[1])
+        near = nearest(found[2], names)
+        return OptionError(f"{found[1]}: there is none of this name, got {found[2]!r}. Expected one of: {near}.{install}")
     first_line = " ".join(said.split("\n")[0].split()).rstrip(".")
     return OptionError(
         f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes inside quotes, "

@@ -150,7 +150,10 @@ print(json.dumps([found, os.listdir(), heavy]))
 WRONG = [
     (["data.dir=x", "batchsize=3"], "batchsize: there is no such option, got 'batchsize'. Expected one of: batch_size"),
     (["data.dir=x", "+extra=3"], "extra: there is no such option"),
-    (["data.dir=x", "network=vgg18"], "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16"),
+    (
+        ["data.dir=x", "network=vgg18"],
+        "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16, vgg13.\n",
+    ),
     (["data.dir=x", "batch_size=${nosuch}"], "command line: Interpolation key 'nosuch' not found"),
     (["data.dir=x", "data=3"], "data: there is no such option"),
     (["data.dir=x", "batch_size=1,2"], "command line: "),
