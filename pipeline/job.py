@@ -77,7 +77,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         with watch.stage("list"):
             manifest = list_images(options.data)
         with watch.stage("start"):
-            weights = _load_weights(options, options.table().resolve(words))
+            weights = _load_weights(options, [feature.layer for feature in options.features(rows=len(manifest))])
         planned = plan_run(options, manifest, weights)
         with ExitStack() as stack:
             opened = open_folder(options.folder, planned, options.output.existing, options.part, preview=options.dry_run)
