@@ -116,7 +116,7 @@ def test_requests_that_fail_now_and_then_change_nothing(store: ObjectStore, tmp_
 def test_what_is_wrong_with_the_address_is_said_in_one_line_in_bounded_time(store: ObjectStore, tmp_path: Path) -> None:
     def said(*options: str, **variables: str) -> tuple[str, float]:
         began = time.monotonic()
-        found = call(*options, *OPTIONS, cwd=tmp_path, **store.environment, **variables)
+        found = call(*options, *OPTIONS, cwd=tmp_path, **{**store.environment, **variables})
         assert found.returncode == 1, found.stderr
         return found.stderr.splitlines()[-1], time.monotonic() - began
 
