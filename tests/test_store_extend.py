@@ -308,6 +308,17 @@ def test_a_shard_of_another_extension_is_refused_and_kept(tmp_path: Path) -> Non
         assert stamps(tmp_path / "one") == before
 
 
+def test_another_size_of_an_image_that_failed_or_is_gone_for_now_is_no_change(tmp_path: Path) -> None:
+    run(tmp_path, spec_of("abcd"), failed="b")
+    (tmp_path / format.shard_path("shard-00001-of-00002.h5")).unlink()
+    for sizes in ({"b": 99}, {"b": 0}, {"a": 0}):
+        with open_folder(tmp_path, spec_of("abcd", sizes=sizes), "resume") as folder:
+            assert [[*rows] for rows in folder.failed.values()] == [[1]]
+    for sizes in ({"a": 99}, {"c": 99}, {"c": 0}):
+        with pytest.raises(StoreError, match="got 1 changed"):
+            open_folder(tmp_path, spec_of("abcd", sizes=sizes), "resume")
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_manifest_is_written_again_for_the_same_images_and_else_refused(tmp_path: Path, lost: int) -> None:
     run(tmp_path, spec_of("bd"))

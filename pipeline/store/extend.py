@@ -169,9 +169,10 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
 
 
 def _as_read(folder: Path, run: Manifest, now: Manifest, rows: NDArray[np.int64], shards: Sequence[ShardSpec]) -> Manifest:
-    """Return the images now with the sizes of the run where that is no change: the image failed, or was read with its new size.
+    """Return the images now with the sizes of the run where that is no change of what is stored.
 
-    So a file that was damaged can be mended. ``rows``: as of :func:`_changes`.
+    The image failed, so that its file may be mended; was read with its new size; or has none, since nothing is found there now.
+    ``rows``: as of :func:`_changes`.
     """
     sizes = now.file_bytes.copy()
     others = np.flatnonzero((rows >= 0) & (run.file_bytes[rows] != sizes))
@@ -181,7 +182,7 @@ def _as_read(folder: Path, run: Manifest, now: Manifest, rows: NDArray[np.int64]
             continue
         with suppress(DamagedError), tables.open_file(path) as file:
             errors, read = (tables.read_column(file, path, name)[rows[mine] - shard.first] for name in ("error", "bytes"))
-            mine = mine[(errors != "") | (read == sizes[mine])]
+            mine = mine[(errors != "") | (read == sizes[mine]) | (sizes[mine] == 0)]
             sizes[mine] = run.file_bytes[rows[mine]]
     return replace(now, file_bytes=sizes)
 
