@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -207,14 +208,17 @@ class FeatureSpec:
         """Length of the last axis."""
         return self.shape[-1] if self.shape else self.layer.channels
 
-    def with_components(self, counts: Mapping[str, int]) -> FeatureSpec:
-        """Return the feature with other numbers of components, reduction -> number."""
-        steps = [
-            replace(step, parameters={**step.parameters, "n_components": counts[step.name]}) if step.name in counts else step
-            for step in self.reductions
-        ]
-        lengths = [int(step.parameters["n_components"]) for step in steps if "n_components" in step.parameters]
-        return replace(self, reductions=tuple(steps), shape=(lengths[-1],) if lengths else self.shape)
+    def with_components(self, counts: Mapping[str, int], has_auto_density: bool) -> FeatureSpec:
+        """Return the feature with other numbers of components, reduction -> number, and densities of ``auto`` that follow."""
+        steps, length = [], 0
+        for step in self.reductions:
+            parameters = dict(step.parameters)
+            if has_auto_density and "density" in parameters and length:
+                parameters["density"] = 1 / math.sqrt(length)
+            if "n_components" in parameters:
+                parameters["n_components"] = length = counts.get(step.name, int(parameters["n_components"]))
+            steps.append(replace(step, parameters=parameters))
+        return replace(self, reductions=tuple(steps), shape=(length,) if length else self.shape)
 
 
 @dataclass(frozen=True, slots=True)

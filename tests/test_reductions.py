@@ -178,13 +178,16 @@ def test_automatic_components_stay_as_they_were_when_a_run_grows(
     images.mkdir()
     for path in sorted(folder.iterdir())[:2]:
         (images / path.name).write_bytes(path.read_bytes())
-    first = extract_features(images, "relu3_1:srp", **settings)
+    first = extract_features(images, ["relu3_1:srp", "relu3_1:srp:srp"], **settings)
     assert first["relu3_1.srp"].shape == (2, johnson_lindenstrauss(2, 0.9))
     values = first["relu3_1.srp"][:]
     for path in folder.iterdir():
         (images / path.name).write_bytes(path.read_bytes())
-    grown = extract_features(images, "relu3_1:srp", **settings, existing="extend")
+    grown = extract_features(images, ["relu3_1:srp", "relu3_1:srp:srp"], **settings, existing="extend")
     assert grown["relu3_1.srp"].shape == (5, johnson_lindenstrauss(2, 0.9))
+    # And so does the density that follows from them.
+    matrix = host_reductions.sparse_matrix(17, 17, 17**-0.5, 0)
+    np.testing.assert_allclose(grown["relu3_1.srp.srp"][4], matrix @ grown["relu3_1.srp"][4], rtol=1e-4)
     assert np.array_equal(grown["relu3_1.srp"][:2], values)
     with pytest.raises(StoreError, match=r"reduction\.srp\.seed"):
         extract_features(images, "relu3_1:srp", **settings, srp_seed=1)

@@ -254,11 +254,12 @@ def _with_choices(spec: RunSpec, there: Mapping[str, str]) -> RunSpec:
     """Return the run with what the program chose itself as it was chosen for the run that is there."""
     kept = {name: there[name] for name in spec.chosen if name in there}
     counts = {name.split(".")[1]: int(text) for name, text in kept.items() if name.endswith(".n_components")}
+    has_auto_density = spec.options.get("reduction.srp.density") == "auto"
     return replace(
         spec,
         options={**spec.options, **kept},
         images_per_shard=int({**spec.options, **kept}["output.images_per_shard"]),
-        features=tuple(feature.with_components(counts) for feature in spec.features),
+        features=tuple(feature.with_components(counts, has_auto_density) for feature in spec.features),
     )
 
 
