@@ -56,6 +56,10 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
 
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # It was closed by what started this: a file would get its number, and what libraries print.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As stderr does by itself: a name need not be such as this terminal's encoding has.
         sys.stdout.reconfigure(errors="backslashreplace")
