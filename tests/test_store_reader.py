@@ -67,7 +67,7 @@ def test_a_run_opens_by_its_folder_its_index_or_a_shard(folder: Path, values: di
     [
         *(0, -10, np.int64(4), slice(None), slice(2, 9, 3), slice(None, None, -1), slice(5, 5), [1, 8, 1, 3], [-1, 0], []),
         *(np.array([7, 2], np.uint8), np.arange(10) % 3 == 1, [True] * 5 + [False] * 5),
-        *((4, slice(1, 3)), (slice(3, 6), 0, 1), ([5, 2], slice(None), slice(None), 2)),
+        *((4, slice(1, 3)), (slice(3, 6), 0, 1), ([5, 2], slice(None), slice(None), 2), (), ...),
     ],
     ids=repr,
 )

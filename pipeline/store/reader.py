@@ -183,7 +183,9 @@ class Layer:
         return len(self._run)
 
     def __getitem__(self, wanted: Any) -> Any:
-        wanted, *rest = wanted if isinstance(wanted, tuple) else (wanted,)
+        # As all of a dataset of h5py is read.
+        is_all = wanted is ... or (isinstance(wanted, tuple) and not wanted)
+        wanted, *rest = (slice(None),) if is_all else wanted if isinstance(wanted, tuple) else (wanted,)
         rows = select_rows(wanted, len(self), f"layer {self.name}")
         if isinstance(rows, int):
             return self.read(np.array([rows]))[0][tuple(rest)]
