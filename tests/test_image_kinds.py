@@ -141,13 +141,13 @@ def test_kinds_of_tiff_that_are_not_read_are_called_unsupported(parts: list[byte
     assert error_of(tiff(parts, **tags)) == f"unsupported: {kind}"
 
 
-def jpeg_2000(code_stream: bytes, bits: int, boxes: bytes, colours: int = 16) -> bytes:
+def jpeg_2000(code_stream: bytes, bits: int, boxes: bytes) -> bytes:
     def box(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I4s", 8 + len(body), kind) + body
 
     count = code_stream[41]
     header = box(b"ihdr", struct.pack(">IIHBBBB", HEIGHT, WIDTH, count, bits - 1, 7, 0, 0))
-    header += box(b"colr", b"\1\0\0" + struct.pack(">I", colours)) + boxes
+    header += box(b"colr", b"\1\0\0" + struct.pack(">I", 16)) + boxes
     signature = b"\0\0\0\x0cjP  \r\n\x87\n" + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
     return signature + box(b"jp2h", header) + box(b"jp2c", code_stream)
 
@@ -173,11 +173,6 @@ def test_kinds_of_jpeg_2000_that_are_not_read_are_called_unsupported() -> None:
     assert text == "unsupported: JPEG 2000 with channels in another order or of another meaning"
     usual = b"".join(struct.pack(">3H", number, 0, number + 1) for number in range(3))
     assert_shows(jpeg_2000(stream, 8, b"\0\0\0\x1ccdef\0\x03" + usual), BYTES[..., :3], 0)
-    assert error_of(jpeg_2000(stream, 8, b"", colours=14)) == "unsupported: JPEG 2000 in colour space 14"
-    palette = struct.pack(">I4sHB", 8 + 3 + 1 + 256, b"pclr", 256, 1) + b"\7" + bytes(range(256))
-    indices = encode(image, "JPEG2000", "L", no_jp2=True)
-    text = error_of(jpeg_2000(indices, 8, palette, colours=17))
-    assert text == "unsupported: JPEG 2000 of other than 8 bits with a palette or in YCbCr, or with a palette of greys"
 
 
 def scanlines(values: NDArray[Any], bits: int) -> bytes:

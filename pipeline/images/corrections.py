@@ -69,11 +69,9 @@ _END_OF_JPEG = b"\xff\xd9"
 # Where the end of a strip's JPEG is looked for: what a program may have put behind it, so that the next one begins evenly.
 _TAIL_BYTES = 1024
 
-# Source: ITU T.800, annex A: start of the code stream and size, with bits and steps of the components; its end; annex I: colour
-# spaces.
+# Source: ITU T.800, annex A: start of the code stream and size, with bits and steps of the components; its end.
 _J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _J2K_COMPONENTS = 40
-_J2K_COLOURS, _J2K_SYCC = (0, 12, 15, 16, 17, 18), 18
 
 
 def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
@@ -268,16 +266,11 @@ def _refused_jpeg2000(image: Image.Image, data: bytes) -> str:
     if not components:
         return ""
     head, bits, has_palette = data[: data.find(_J2K_START)], {part[0] for part in components}, image.mode in ("P", "PA")
-    colour, channels = head.find(b"colr\1"), head.find(b"cdef")
-    space = struct.unpack_from(">I", head, colour + 7)[0] if colour >= 0 else 16
-    if space not in _J2K_COLOURS:
-        return f"JPEG 2000 in colour space {space}"
+    channels = head.find(b"cdef")
     if len(bits) > 1 or any(part[1:] != (1, 1) for part in components):
         return "JPEG 2000 with fewer samples or other bits of some components"
     if min(bits) < 8:
         return f"JPEG 2000 of {min(bits)} bits"
-    if (b"pclr" in head and not has_palette) or (bits != {8} and (space == _J2K_SYCC or has_palette)):
-        return "JPEG 2000 of other than 8 bits with a palette or in YCbCr, or with a palette of greys"
     if channels >= 0 and not has_palette:
         colours = len(components) - (len(components) in (2, 4) and image.mode != "CMYK")
         usual = [(number, 0, number + 1) for number in range(colours)] + [(colours, 1, 0)] * (colours < len(components))
