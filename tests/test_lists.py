@@ -132,12 +132,12 @@ def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_lines_of_caffe_are_a_path_and_a_label_and_that_is_said(tmp_path: Path) -> None:
-    touch(tmp_path, "a/x.jpg", "a/y z.jpg", "plain 3.png")
-    manifest, notes = noted(tmp_path, "a/x.jpg 0\na/y z.jpg\t12\na/gone.jpg 1\nplain 3.png\n")
-    assert manifest.keys == ("a/x.jpg", "a/y z.jpg", "a/gone.jpg", "plain 3.png")
-    assert manifest.labels == ("0", "12", "1", "")
-    assert manifest.file_bytes.tolist() == [7, 9, 0, 11]
-    assert notes == ["data.list: the last word as the label in 3 lines, whose files are there then, e.g. 'a/x.jpg 0'"]
+    touch(tmp_path, "a/x.jpg", "a/y z.jpg", "plain 3.png", "c,d.jpg", "s.jpg")
+    manifest, notes = noted(tmp_path, "a/x.jpg 0\na/y z.jpg\t12\na/gone.jpg 1\nplain 3.png\nc,d.jpg, 7\n s.jpg \n")
+    assert manifest.keys == ("a/x.jpg", "a/y z.jpg", "a/gone.jpg", "plain 3.png", "c,d.jpg", "s.jpg")
+    assert manifest.labels == ("0", "12", "1", "", "7", "")
+    assert manifest.file_bytes.tolist() == [7, 9, 0, 11, 7, 5]
+    assert notes == ["data.list: the last word as the label in 5 lines, whose files are there then, e.g. 'a/x.jpg 0'"]
 
 
 def test_lines_whose_files_are_there_are_taken_as_they_stand(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names
 from .reading import READS_AT_ONCE, RemoteImages
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
-# A line of Caffe's: a path with an extension, and a word or number.
-_LABELLED = re.compile(r"(\S.*\.\w+)[ \t]+(\S+)")
+# A line of Caffe's: a path with an extension, and a word or number; or blanks that nobody sees.
+_LABELLED = re.compile(r"\s*(\S.*\.\w+)(?:[\s,;]+(\S*))?")
 _DELIMITERS = (",", "\t", ";")
 # Of a list in a bucket: so many images are asked for one by one; where there are more, the folder that they share is listed.
 _ASKED_ONE_BY_ONE = 200
@@ -160,7 +160,7 @@ def _as_written_elsewhere(
     def reread(line: str, has_slashes: bool, has_label: bool) -> tuple[str, str]:
         match = _LABELLED.fullmatch(line) if has_label else None
         path, label = match.groups() if match else (line, "")
-        return path.replace("\\", "/") if has_slashes else path, label
+        return path.replace("\\", "/") if has_slashes else path, label or ""
 
     # Those that can be meant otherwise; of all others nothing is asked.
     odd = [row for row, line in enumerate(written) if reread(line, True, has_labels)[0] != line and not is_there(line)]
