@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.special import ndtri
 
 Array = NDArray[np.float64]
 
@@ -94,6 +99,109 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: st
     return np.stack(channels, axis=-1)
 
 
+def by_pillow(pixels: NDArray[np.uint8], height: int, width: int, interpolation: str) -> Array:
+    """Gives Pillow's own bytes."""
+    return np.asarray(Image.fromarray(pixels).resize((width, height), PILLOW_FILTERS[interpolation]), np.float64)
+
+
 def relative_error(found: NDArray[np.floating], expected: Array) -> float:
     """Gives the norm of the difference over the norm of what is expected."""
     return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+# -- Reductions -----------------------------------------------------------------------------------------------------------------
+
+
+def reduce(name: str, values: Array, rows: int = 0, **options: Any) -> Array:
+    """Gives a vector of a map (h, w, c) or a vector; ``rows``: of the run, ``options``: of this reduction."""
+    if name in MATRICES:
+        return MATRICES[name](values.ravel(), rows, **options)
+    return REDUCTIONS[name](values, **options)
+
+
+def generalized_mean(values: Array, p: float = 3.0, eps: float = 1e-6) -> Array:
+    return (np.maximum(values, eps) ** p).mean((0, 1)) ** (1 / p)
+
+
+def grid(values: Array, side: int = 2) -> Array:
+    """Averages cells. Of torch's AdaptiveAvgPool2d: start floor(i h / k), end ceil((i + 1) h / k)."""
+    rows, columns = ([(i * n // side, math.ceil((i + 1) * n / side)) for i in range(side)] for n in values.shape[:2])
+    return np.concatenate([values[a:b, c:d].mean((0, 1)) for a, b in rows for c, d in columns])
+
+
+def gram(values: Array, form: str = "triangle") -> Array:
+    products = np.einsum("hwi,hwj->ij", values, values) / math.prod(values.shape[:2])
+    return products.ravel() if form == "full" else products[np.triu_indices(len(products))]
+
+
+def regional_maxima(values: Array, levels: int = 3) -> Array:
+    """As cirtorch.layers.functional.rmac, line by line."""
+    height, width, _ = values.shape
+    least = min(width, height)
+    step = (max(height, width) - least) / (np.array([2, 3, 4, 5, 6, 7]) - 1)
+    number = int(np.argmin(np.abs((least**2 - least * step) / least**2 - 0.4)))
+    more_wide, more_high = (number + 1 if height < width else 0), (number + 1 if height > width else 0)
+    found = values.max((0, 1))
+    found = found / (np.linalg.norm(found) + 1e-6)
+    for level in range(1, levels + 1):
+        side = math.floor(2 * least / (level + 1))
+        half = math.floor(side / 2 - 1)
+        across = 0 if level + more_wide == 1 else (width - side) / (level + more_wide - 1)
+        down = 0 if level + more_high == 1 else (height - side) / (level + more_high - 1)
+        lefts = np.floor(half + np.arange(level + more_wide) * across) - half
+        tops = np.floor(half + np.arange(level + more_high) * down) - half
+        for top in tops.astype(int):
+            for left in lefts.astype(int):
+                if side:
+                    region = values[top : top + side, left : left + side].max((0, 1))
+                    found = found + region / (np.linalg.norm(region) + 1e-6)
+    return found
+
+
+def some_units(values: Array, rows: int, n_components: int = 5000, seed: int = 0) -> Array:
+    return values[np.sort(np.argsort(np.random.Philox(key=[seed, 1]).random_raw(values.size), kind="stable")[:n_components])]
+
+
+def components(rows: int, eps: float) -> int:
+    """Gives scikit-learn's johnson_lindenstrauss_min_dim."""
+    return int(4 * np.log(max(2, rows)) / (eps**2 / 2 - eps**3 / 3))
+
+
+def sparse_projection(
+    values: Array, rows: int, n_components: Any = "auto", eps: float = 0.1, density: Any = "auto", seed: int = 0
+) -> Array:
+    """As the docstring of pipeline.network.host_reductions.sparse_matrix defines it, an entry at a time."""
+    count, length = components(rows, eps) if n_components == "auto" else n_components, values.size
+    strips = min(length, max(1, round(length * (length**-0.5 if density == "auto" else density))))
+    raw = np.random.Philox(key=[seed, 2]).random_raw(count * strips).tolist()
+    found = np.zeros(count)
+    for place, number in enumerate(raw):
+        row, strip = divmod(place, strips)
+        first, stop = strip * length // strips, (strip + 1) * length // strips
+        found[row] += values[first + ((number >> 32) * (stop - first) >> 32)] * (-1 if number & 1 else 1)
+    return found / math.sqrt(strips / length * count)
+
+
+def gaussian_projection(values: Array, rows: int, n_components: Any = "auto", eps: float = 0.1, seed: int = 0) -> Array:
+    """As the docstring of pipeline.network.host_reductions.gaussian_matrix defines it."""
+    count = components(rows, eps) if n_components == "auto" else n_components
+    upper = np.random.Philox(key=[seed, 3]).random_raw(count * values.size) >> np.uint64(11)
+    entries = np.round(ndtri((upper.astype(np.float64) + 0.5) / 2**53) * 4096) / 4096
+    return entries.reshape(count, -1) @ values / math.sqrt(count)
+
+
+REDUCTIONS: dict[str, Callable[..., Array]] = {
+    "avg": lambda values: values.mean((0, 1)),
+    "max": lambda values: values.max((0, 1)),
+    "catavgmax": lambda values: np.concatenate([values.mean((0, 1)), values.max((0, 1))]),
+    "gem": generalized_mean,
+    "rmac": regional_maxima,
+    "grid": grid,
+    "gram": gram,
+    "l2": lambda values: values.ravel() / (np.linalg.norm(values) or 1.0),
+}
+MATRICES: dict[str, Callable[..., Array]] = {
+    "units": some_units,
+    "srp": sparse_projection,
+    "gaussian": gaussian_projection,
+}

@@ -100,17 +100,6 @@ def test_kernels_are_used_as_stored(thin_weights: Any) -> None:
     np.testing.assert_allclose(swapped[4, 5], kernel[0, 1, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "winograd"])
-def test_native_size_takes_any_size_with_the_same_network(backend: str, thin_weights: Any) -> None:
-    weights = thin_weights()
-    network = build(weights, ["pool2"], None, backend=backend)
-    for height, width in [(17, 31), (40, 8), (1, 1)]:
-        image = picture(height, width)
-        found = {name: np.asarray(values) for name, values in network(image)}
-        expected = oracle.forward(image[0].astype(np.float64), weights.kernels, weights.biases, until="pool2")
-        assert max(differences(found, expected).values()) < TOLERANCE
-
-
 @pytest.mark.slow
 def test_the_classifier_agrees_with_the_oracle(random_weights: Any) -> None:
     weights, image = random_weights("vgg19", classifier=True), picture(224, 224)

@@ -19,6 +19,8 @@ from pipeline.network.architectures import VggTable
 from pipeline.network.reductions import johnson_lindenstrauss, resolve_features
 from pipeline.store.verification import verify_folder
 
+from .oracle import reduce
+
 CHAINS = [
     *("avg", "max", "catavgmax", "gem", "rmac", "grid", "gram", "units", "srp", "gaussian"),
     *("avg:l2", "grid:units", "gem:gaussian:l2", "catavgmax:srp"),
@@ -27,62 +29,12 @@ SETTINGS: dict[str, Any] = {"weights": "random", "quiet": True, "size": [36, 52]
 COUNTS = {f"{name}_n_components": 50 for name in ("units", "srp", "gaussian")}
 
 
-def oracle(chain: str, values: np.ndarray, **options: Any) -> np.ndarray:
-    """What a chain makes of a map (h, w, c), slowly and in double precision; matrices are the program's."""
+def oracle(chain: str, values: np.ndarray) -> np.ndarray:
+    """What a chain makes of a map (h, w, c), slowly and in double precision."""
     values = values.astype(np.float64)
     for name in chain.split(":"):
-        values = one_step(name, values, **options)
+        values = reduce(name, values, **({"n_components": 50} if f"{name}_n_components" in COUNTS else {}))
     return values
-
-
-def one_step(name: str, values: np.ndarray, p: float = 3.0, eps: float = 1e-6, levels: int = 3, side: int = 2) -> np.ndarray:
-    if name == "l2":
-        return values / np.linalg.norm(values)
-    if name == "units":
-        return values.reshape(-1)[host_reductions.unit_places(values.size, 50, 0)]
-    if name == "srp":
-        return host_reductions.sparse_matrix(values.size, 50, values.size**-0.5, 0).astype(np.float64) @ values.reshape(-1)
-    if name == "gaussian":
-        return host_reductions.gaussian_matrix(values.size, 50, 0).astype(np.float64) @ values.reshape(-1)
-    height, width, channels = values.shape
-    mean, maximum = values.mean((0, 1)), values.max((0, 1))
-    if name == "gem":
-        return (np.maximum(values, eps) ** p).mean((0, 1)) ** (1 / p)
-    if name == "rmac":
-        return regional_maxima(values, levels)
-    if name == "grid":
-        # Of torch's AdaptiveAvgPool2d: start floor(i h / k), end ceil((i + 1) h / k).
-        cells = [(math.floor(i * n / side), math.ceil((i + 1) * n / side)) for n in (height, width) for i in range(side)]
-        rows, columns = cells[:side], cells[side:]
-        return np.concatenate([values[a:b, c:d].mean((0, 1)) for a, b in rows for c, d in columns])
-    if name == "gram":
-        products = np.einsum("hwi,hwj->ij", values, values) / (height * width)
-        return products[np.triu_indices(channels)]
-    return {"avg": mean, "max": maximum, "catavgmax": np.concatenate([mean, maximum])}[name]
-
-
-def regional_maxima(values: np.ndarray, levels: int) -> np.ndarray:
-    """As cirtorch.layers.functional.rmac, line by line."""
-    height, width, _ = values.shape
-    least = min(width, height)
-    step = (max(height, width) - least) / (np.array([2, 3, 4, 5, 6, 7]) - 1)
-    number = int(np.argmin(np.abs((least**2 - least * step) / least**2 - 0.4)))
-    more_wide, more_high = (number + 1 if height < width else 0), (number + 1 if height > width else 0)
-    found = values.max((0, 1))
-    found = found / (np.linalg.norm(found) + 1e-6)
-    for level in range(1, levels + 1):
-        side = math.floor(2 * least / (level + 1))
-        half = math.floor(side / 2 - 1)
-        across = 0 if level + more_wide == 1 else (width - side) / (level + more_wide - 1)
-        down = 0 if level + more_high == 1 else (height - side) / (level + more_high - 1)
-        lefts = np.floor(half + np.arange(level + more_wide) * across) - half
-        tops = np.floor(half + np.arange(level + more_high) * down) - half
-        for top in tops.astype(int):
-            for left in lefts.astype(int):
-                if side:
-                    region = values[top : top + side, left : left + side].max((0, 1))
-                    found = found + region / (np.linalg.norm(region) + 1e-6)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -153,21 +105,6 @@ def test_averages_made_while_a_layer_is_computed_are_those_of_its_stored_map(
     beside = extract_features(folder, [*words, *chains], **settings, output_dir=tmp_path / "b")
     assert alone.layers == tuple(layer for layer in beside.layers if "." in layer)
     assert same(alone, beside, alone.layers)
-
-
-def test_native_size_gives_vectors_of_one_length(folder: Path, thin_weights: Callable[..., Any], tmp_path: Path) -> None:
-    chains = ["avg", "rmac", "grid", "gram", "gem:l2"]
-    words = ["relu3_1", *(f"relu3_1:{chain}" for chain in chains)]
-    settings = SETTINGS | {"size": None}
-    for backend in ("winograd", "tensorflow"):
-        run = extract_features(folder, words, **settings, output_dir=tmp_path / backend, backend=backend)
-        assert run["relu3_1"].shape == (5, None, None, 128)
-        for chain in chains:
-            expected = oracle(chain, run["relu3_1"][0])
-            found = run[f"relu3_1.{chain.replace(':', '.')}"]
-            assert found.shape == (5, len(expected))
-            assert np.linalg.norm(found[0] - expected) <= 1e-5 * np.linalg.norm(expected), chain
-        assert verify_folder(run.path.parent, 2).count == 0
 
 
 def test_automatic_components_stay_as_they_were_when_a_run_grows(

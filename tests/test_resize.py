@@ -25,6 +25,7 @@ from pipeline.records import Batch, ImageStatus
 
 from . import oracle
 from .conftest import MEAN_PIXEL
+from .plain_script import to_size
 
 Resized = Callable[[Sequence[NDArray[np.uint8] | None], ResizeSpec], NDArray[np.float32]]
 
@@ -110,31 +111,7 @@ def resized(request: pytest.FixtureRequest) -> Resized:
 def expected(
     image: NDArray[np.uint8], spec: ResizeSpec, resize: Callable[..., NDArray[np.float64]] = oracle.resize
 ) -> NDArray[np.float64]:
-    (target_height, target_width), (height, width) = spec.size_px, image.shape[:2]
-    if spec.mode == "squash":
-        return resize(image, target_height, target_width, spec.interpolation) - MEAN_PIXEL
-    if spec.mode == "crop":
-        scale = max(target_height / height, target_width / width)
-        whole = (
-            (target_height, max(target_width, target_height * width // height))
-            if scale == target_height / height
-            else (max(target_height, target_width * height // width), target_width)
-        )
-        top, left = round((whole[0] - target_height) / 2), round((whole[1] - target_width) / 2)
-        scaled = resize(image, *whole, spec.interpolation)
-        return scaled[top : top + target_height, left : left + target_width] - MEAN_PIXEL
-    scale = min(target_height / height, target_width / width)
-    inner = max(1, round(height * scale)), max(1, round(width * scale))
-    result = np.zeros((target_height, target_width, 3))
-    top, left = (target_height - inner[0]) // 2, (target_width - inner[1]) // 2
-    result[top : top + inner[0], left : left + inner[1]] = resize(image, *inner, spec.interpolation) - MEAN_PIXEL
-    return result
-
-
-def by_pillow(image: NDArray[np.uint8], height: int, width: int, interpolation: str) -> NDArray[np.float64]:
-    """Pillow's own bytes."""
-    picture = Image.fromarray(image).resize((width, height), oracle.PILLOW_FILTERS[interpolation])
-    return np.asarray(picture, np.float64)
+    return np.nan_to_num(to_size(image, [*spec.size_px], spec.mode, spec.interpolation, resize) - MEAN_PIXEL)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +133,12 @@ def test_images_of_the_canvas_are_resized_as_in_double_precision_and_larger_ones
             if max(place.scaled_height, place.scaled_width) > LONGEST_SCALED_PX:
                 continue  # which a test of its own has
             if max(image.shape[:2]) > CANVAS_SIDE_PX or interpolation == "nearest":
-                error = np.abs(found - expected(image, spec, by_pillow)).max()
+                error = np.abs(found - expected(image, spec, oracle.by_pillow)).max()
                 assert error <= 1e-4, (make.__name__, image.shape, error)
             else:
                 error = np.abs(found - expected(image, spec)).max()
                 assert error <= EXACT, (make.__name__, image.shape, error)
-                assert np.abs(found - expected(image, spec, by_pillow)).max() <= ROUNDED, (make.__name__, image.shape)
+                assert np.abs(found - expected(image, spec, oracle.by_pillow)).max() <= ROUNDED, (make.__name__, image.shape)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
@@ -177,7 +154,7 @@ def test_a_large_image_is_pillows_bit_for_bit() -> None:
         for size in ((1025, 300), (3000, 2000), (20, 5000)):
             image = stripes(*size)
             found = fit_canvas(image, ResizeSpec((64, 56), "squash", interpolation))
-            np.testing.assert_array_equal(found, by_pillow(image, 64, 56, interpolation))
+            np.testing.assert_array_equal(found, oracle.by_pillow(image, 64, 56, interpolation))
             assert place_image(*found.shape[:2], ResizeSpec((64, 56), "squash", interpolation))[:2] == (64, 56)
     image = noise(CANVAS_SIDE_PX, 30)
     assert fit_canvas(image, ResizeSpec((64, 56), "squash", "bicubic")) is image
