@@ -406,6 +406,16 @@ def first_step(
     """Return what a device does to a canvas before the first layer: resize, but at native size, and standardise."""
     canvas = tf.TensorSpec((None, None, None, 3), tf.uint8)
     if resize is None:
-        return FirstStep(lambda images: standardise(tf.cast(images, tf.float32), mean_pixel, scale_pixel), [canvas])
+        return FirstStep(lambda images: standardise(tf.cast(_pinned(images), tf.float32), mean_pixel, scale_pixel), [canvas])
     geometry = tf.TensorSpec((None, len(NO_IMAGE)), tf.float64)
-    return FirstStep(lambda images, places: resize_batch(images, places, resize, mean_pixel, scale_pixel), [canvas, geometry])
+
+    def resized(images: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+        return resize_batch(_pinned(images), places, resize, mean_pixel, scale_pixel)
+
+    return FirstStep(resized, [canvas, geometry])
+
+
+def _pinned(values: tf.Tensor) -> tf.Tensor:
+    """Copy what will be uploaded into memory that TensorFlow pins: no other is copied to a GPU while that computes."""
+    with tf.device(HOST):
+        return tf.raw_ops.DeepCopy(x=values)
