@@ -59,6 +59,15 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return shown
 
 
+@pytest.mark.parametrize(
+    ("free", "batch_size", "expected"),
+    [(1100, None, (128, 5)), (800, None, (128, 3)), (16, None, (3, 3)), (1, None, (1, 1)), (16, 6, (6, 1))],
+)
+def test_as_many_batches_are_in_flight_as_fit(free: int, batch_size: int | None, expected: tuple[int, int]) -> None:
+    assert device.plan_batches((1, 1), (free, free + 9), batch_size) == expected
+    assert device.plan_batches((1, 1), (free + 9, free), batch_size) == expected
+
+
 @pytest.mark.parametrize(("number", "taken"), [(0, 0), (1, 1), (2, 0), (5, 1)])
 def test_each_part_takes_a_gpu_of_its_own_and_says_which(
     number: int, taken: int, two_gpus: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -66,13 +75,13 @@ def test_each_part_takes_a_gpu_of_its_own_and_says_which(
     monkeypatch.setattr(LOGGER, "propagate", True)
     found = device.choose_device("auto", None, (224, 224), "winograd", 2, row_bytes=1_605_632, number=number)
     assert [gpu.name for gpu in two_gpus] == [f"/physical_device:GPU:{taken}"]
-    assert (found.name, found.kind, found.batch_size, found.in_flight) == ("/GPU:0", "gpu", 128, 3)
+    assert (found.name, found.kind, found.batch_size, found.in_flight) == ("/GPU:0", "gpu", 128, 5)
     options = check_options(values(data__dir="x", part=None if number == 0 else f"{number + 1}/8", runtime__precision="tf32"))
     with caplog.at_level("INFO", "pipeline"):
         say_device(found, options)
     said = caplog.messages
     assert said[0].startswith(f"device: GPU {taken} of 2, NVIDIA H100, 75.2 GB free of 85.9 GB; tf32; CUDA 12.")
-    assert said[1] == "device: batches of 128, 3 at a time: up to 20.3 GB there, 2.4 GB here"
+    assert said[1] == "device: batches of 128, 5 at a time: up to 33.9 GB there, 8.5 GB here"
     assert len(said) == (3 if number == 0 else 2)
     if number == 0:
         assert said[2] == "device: the others are not used. Use engine=ray, or 2 processes, each with its part=k/2."

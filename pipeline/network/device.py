@@ -43,10 +43,13 @@ LARGEST_CPU_BATCH = 64
 
 # Images of a step on a GPU, at most: more would only wait longer to be read.
 GPU_BATCH = 128
-# On a GPU: one batch is uploaded while another is computed and a third is fetched.
-BATCHES_IN_FLIGHT = 3
+# On a GPU: one batch is uploaded while another is computed and a third is fetched. TensorFlow begins an upload when all is done
+# that was queued before; two batches more, where they fit, ask for it early enough. Source: 2.21, GPUUtil::CopyCPUTensorToGPU.
+BATCHES_IN_FLIGHT, MOST_IN_FLIGHT = 3, 5
 # Of the memory that is free, on the GPU and on the host, batches may take so much: kernels need some, and the encoder.
 USABLE_SHARE = 0.75
+# Of an image on the host: as read, as TensorFlow's argument, and in pinned memory.
+COPIES_ON_HOST = 3
 LARGEST_CHANNELS = 64
 # A convolution reads one layer, makes another, and a third waits to be written; cuDNN or the encoder needs some more.
 LAYERS_IN_MEMORY = 4
@@ -55,7 +58,7 @@ FLOAT_BYTES = 4
 CANVAS_BYTES = CANVAS_SIDE_PX**2 * COLOURS * (1 + 3 * FLOAT_BYTES)
 GPU_BYTES_WHERE_NOBODY_TELLS = 6 << 30
 DRIVER = Path("/proc/driver/nvidia/version")
-REASON_SECONDS = 60
+REASON_SECONDS = 120
 # Where cuDNN has no memory to try its algorithms TensorFlow says "not found", "unknown" or "internal".
 # Source: tensorflow/tensorflow issues 45068 and 60713.
 # A copy between host and GPU finds its destination "not initialized".
@@ -154,7 +157,7 @@ def image_bytes(size_px: tuple[int, int], row_bytes: int) -> tuple[int, int]:
     pixels = size_px[0] * size_px[1]
     # The canvas is gone when the network runs.
     network = pixels * LARGEST_CHANNELS * FLOAT_BYTES * LAYERS_IN_MEMORY
-    return max(CANVAS_BYTES, network) + row_bytes, max(CANVAS_SIDE_PX**2, pixels) * COLOURS + row_bytes
+    return max(CANVAS_BYTES, network) + row_bytes, COPIES_ON_HOST * max(CANVAS_SIDE_PX**2, pixels) * COLOURS + row_bytes
 
 
 def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batch_size: int | None) -> tuple[int, int]:
@@ -168,7 +171,7 @@ def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batc
     # On the host there is one more: the batch that is being stored.
     fitting = int(min(USABLE_SHARE * free / taken for free, taken in zip(free_bytes, image_bytes, strict=True)))
     batch_size = batch_size or max(1, min(GPU_BATCH, fitting // (BATCHES_IN_FLIGHT + 1)))
-    return batch_size, max(1, min(BATCHES_IN_FLIGHT, fitting // batch_size - 1))
+    return batch_size, max(1, min(MOST_IN_FLIGHT, fitting // batch_size - 1))
 
 
 def native_rows(device: Device, bytes_a_pixel: float, height: int, width: int) -> int:

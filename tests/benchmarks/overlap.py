@@ -28,19 +28,26 @@ STAGES = ("upload", "network", "download")
 
 
 class FixedTimes:
-    """Stands in for the device functions: each stage takes one batch at a time, so many seconds, and computes nothing."""
+    """Stands in for the device functions: three queues, as TensorFlow's of a GPU, whose jobs take so many seconds each."""
 
     def __init__(self, seconds: Sequence[float]) -> None:
-        self._stages = [(threading.Lock(), of_stage) for of_stage in seconds]
+        self._seconds, self._ends, self._lock = seconds, [0.0] * len(STAGES), threading.Lock()
         self._values = np.random.default_rng(0).random((BATCH, *SHAPE), np.float32)
+
+    def _queue(self, stage: int, after: float = 0.0) -> float:
+        """Gives when what is queued now will be done: after the one before it, and after a time."""
+        with self._lock:
+            # Source: TensorFlow 2.21, GPUUtil::CopyCPUTensorToGPU: an upload waits for all steps that are queued by then.
+            after = self._ends[1] if stage == 0 else after
+            self._ends[stage] = max(time.monotonic(), self._ends[stage], after) + self._seconds[stage]
+            return self._ends[stage]
 
     def __call__(self, batch: Any) -> Iterator[Any]:
         """Yields features of the good rows."""
         from pipeline.records import FeatureBatch
 
-        for lock, seconds in self._stages:
-            with lock:
-                time.sleep(seconds)
+        time.sleep(self._queue(0) - time.monotonic())
+        time.sleep(self._queue(2, after=self._queue(1)) - time.monotonic())
         yield FeatureBatch("relu4_1", batch.indices[batch.good], self._values[: len(batch.good)])
 
 
@@ -48,6 +55,7 @@ def job(photographs: str, output: str, seconds: Sequence[float]) -> tuple[dict[s
     """The whole job in this process; a turn gives the seconds from the first batch asked for to the last shard finished."""
     import pipeline.engines
     from pipeline import extract_features
+    from pipeline.network.device import MOST_IN_FLIGHT
     from pipeline.records import Gpu
 
     make_stages = pipeline.engines.make_stages
@@ -55,7 +63,8 @@ def job(photographs: str, output: str, seconds: Sequence[float]) -> tuple[dict[s
     def on_a_fake_gpu(*arguments: Any) -> Any:
         stages = make_stages(*arguments)
         gpu = Gpu("none", 0, 1, 0, 0, "", "")
-        return replace(stages, device=replace(stages.device, kind="gpu", gpu=gpu, in_flight=3), compute=FixedTimes(seconds))
+        device = replace(stages.device, kind="gpu", gpu=gpu, in_flight=MOST_IN_FLIGHT)
+        return replace(stages, device=device, compute=FixedTimes(seconds))
 
     pipeline.engines.make_stages = on_a_fake_gpu
 
