@@ -21,7 +21,6 @@ from pipeline.config import check_options
 from pipeline.extract import make_stages
 from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
-from pipeline.network import vgg
 from pipeline.network.architectures import VggTable
 from pipeline.network.device import HOST, set_precision
 from pipeline.network.device_reductions import prepare_on_device
@@ -191,7 +190,7 @@ def test_convolution_bias_and_relu_are_one_kernel_on_a_gpu(
 
 @pytest.mark.parametrize("filter_", ["bilinear", "lanczos"])
 def test_resize_and_network_lower_for_a_gpu(filter_: str, thin_weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vgg, "_pinned", lambda values: values)
+    monkeypatch.setattr(tf.raw_ops, "DeepCopy", lambda x: x)
     spec = ResizeSpec((32, 48), "crop", filter_)
     features = features_of("vgg19", ["pool1"], spec)
     network = Network(thin_weights(), features, **SETTINGS, size_px=spec.size_px, first=first_step(spec, MEAN_PIXEL))

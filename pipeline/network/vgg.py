@@ -9,6 +9,7 @@ Nothing is computed past the deepest layer wanted, and nothing twice.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,8 +34,6 @@ from .known_weights import Weights
 from .winograd import Pending
 
 Function = Callable[..., Any]
-# More rows than any batch has.
-LARGEST_STEP = 2**31
 # Inputs -> (name, values) of one feature after the other, computed when asked for: see :class:`Network`.
 Layers = Callable[..., Iterable[tuple[str, Any]]]
 
@@ -308,7 +307,7 @@ class DeviceFunctions:
     resize: ResizeSpec | None
     fills: bool = False
     warn: Callable[[str], object] = print
-    most_rows: int = LARGEST_STEP
+    most_rows: int = sys.maxsize
     _tuned: set[int] = field(default_factory=set, init=False)
     _tuning: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -404,18 +403,16 @@ def first_step(
     resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None = None
 ) -> FirstStep:
     """Return what a device does to a canvas before the first layer: resize, but at native size, and standardise."""
-    canvas = tf.TensorSpec((None, None, None, 3), tf.uint8)
-    if resize is None:
-        return FirstStep(lambda images: standardise(tf.cast(_pinned(images), tf.float32), mean_pixel, scale_pixel), [canvas])
-    geometry = tf.TensorSpec((None, len(NO_IMAGE)), tf.float64)
+    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8)]
+    if resize:
+        signature.append(tf.TensorSpec((None, len(NO_IMAGE)), tf.float64))
 
-    def resized(images: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-        return resize_batch(_pinned(images), places, resize, mean_pixel, scale_pixel)
+    def standardised(canvas: tf.Tensor, geometry: Any = None) -> tf.Tensor:
+        # What an operation of the host makes for a GPU lies in pinned memory: no other is copied while the GPU computes.
+        with tf.device(HOST):
+            canvas = tf.raw_ops.DeepCopy(x=canvas)
+        if resize:
+            return resize_batch(canvas, geometry, resize, mean_pixel, scale_pixel)
+        return standardise(tf.cast(canvas, tf.float32), mean_pixel, scale_pixel)
 
-    return FirstStep(resized, [canvas, geometry])
-
-
-def _pinned(values: tf.Tensor) -> tf.Tensor:
-    """Copy what will be uploaded into memory that TensorFlow pins: no other is copied to a GPU while that computes."""
-    with tf.device(HOST):
-        return tf.raw_ops.DeepCopy(x=values)
+    return FirstStep(standardised, signature)
