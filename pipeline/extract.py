@@ -20,7 +20,7 @@ from .config import Options
 from .errors import DeviceMemoryError
 from .formatting import words_for_bytes
 from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
-from .machine import usable_cores
+from .machine import total_bytes, usable_cores
 from .network import load_tensorflow
 from .network.architectures import WINOGRAD
 from .network.host_reductions import summed_layers
@@ -207,11 +207,11 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     load_tensorflow()
     from .images.loader import ImageLoader
     from .network.device import (
+        BYTES_WHERE_NOBODY_TELLS,
         FLOAT_BYTES,
         USABLE_SHARE,
         check_native_size,
         choose_device,
-        machine_bytes,
         native_rows,
         set_precision,
     )
@@ -229,7 +229,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     set_precision(options.runtime.precision, device.kind)
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
     by_winograd = preparing is not None and device.kind == "cpu"
-    memory_bytes = int((device.gpu.free_bytes if device.gpu else machine_bytes()) * USABLE_SHARE)
+    memory_bytes = int((device.gpu.free_bytes if device.gpu else total_bytes() or BYTES_WHERE_NOBODY_TELLS) * USABLE_SHARE)
     common: dict[str, Any] = {"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms}
     network: Network | KerasNetwork
     if isinstance(weights, KerasWeights):

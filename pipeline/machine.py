@@ -29,11 +29,20 @@ def peak_memory_bytes() -> int:
 
 def available_bytes() -> int | None:
     """Return the memory that is free or can be freed, and that this process may take; None where the system does not tell."""
-    limits = [_free_in_group(folder) for folder in _groups()]
-    # Source: proc(5).
-    found = _read(_MEMORY).partition("MemAvailable:")[2].split()
-    limits.append(int(found[0]) * 1024 if found else None)
+    limits = [_memory("MemAvailable"), *(_free_in_group(folder) for folder in _groups())]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def total_bytes() -> int | None:
+    """Return the memory of the machine, or what a container or a scheduler allows of it; None where the system does not tell."""
+    limits = [int(text) for folder in _groups() if (text := _read(folder / "memory.max").strip()).isdigit()]
+    return min(filter(None, [_memory("MemTotal"), *limits]), default=None)
+
+
+def _memory(name: str) -> int | None:
+    # Source: proc(5): in kB.
+    found = _read(_MEMORY).partition(f"{name}:")[2].split()
+    return int(found[0]) * 1024 if found else None
 
 
 def _groups() -> list[Path]:

@@ -30,8 +30,9 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_free_is_what_the_system_says(system: Path) -> None:
     assert machine.available_bytes() == 500 * 1024
+    assert machine.total_bytes() == 900 * 1024
     (system / "meminfo").unlink()
-    assert machine.available_bytes() is None
+    assert machine.available_bytes() is machine.total_bytes() is None
 
 
 def test_no_more_is_free_than_the_group_of_the_process_and_those_around_it_allow(system: Path) -> None:
@@ -41,6 +42,7 @@ def test_no_more_is_free_than_the_group_of_the_process_and_those_around_it_allow
     assert machine.available_bytes() == 500 * 1024
     write_group(job, "400000", 310_000)
     assert machine.available_bytes() == 90_000
+    assert machine.total_bytes() == 400_000
     write_group(job, "400000", 500_000)
     assert machine.available_bytes() == 0
     # Files that were read may be forgotten again.

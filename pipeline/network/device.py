@@ -68,8 +68,7 @@ LONGEST_TEXT = 120
 REASONS = ("cuda", "cuinit", "dlopen", "gpu librar")
 REFERENCE_PIXELS = 224 * 224
 
-MEMORY_WHERE_NOBODY_TELLS_BYTES = 16 << 30
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+BYTES_WHERE_NOBODY_TELLS = 16 << 30
 
 
 def choose_device(
@@ -196,7 +195,7 @@ def _rows_on_cpu(size_px: tuple[int, int]) -> int:
 
 
 def _free_bytes(gpu: Gpu) -> tuple[int, int]:
-    return gpu.free_bytes, available_bytes() or MEMORY_WHERE_NOBODY_TELLS_BYTES
+    return gpu.free_bytes, available_bytes() or BYTES_WHERE_NOBODY_TELLS
 
 
 # Once a process: what TensorFlow has taken since is still its own.
@@ -299,16 +298,3 @@ def memory_errors(layer: str, inputs: Sequence[Any] = ()) -> Iterator[None]:
             f"{layer}: the device is out of memory ({printable(text.splitlines()[0], LONGEST_TEXT)}), got {got}. "
             "Expected memory for that. Lower batch_size or data.size, or use runtime.device=cpu."
         ) from error
-
-
-def machine_bytes() -> int:
-    """Return the memory of the machine, or of the container."""
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return MEMORY_WHERE_NOBODY_TELLS_BYTES
-    try:
-        # Source: Linux, Documentation/admin-guide/cgroup-v2.rst: the limit of this container, or the word "max".
-        return min(physical, int(CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):
-        return physical
