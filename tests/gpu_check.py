@@ -1,6 +1,6 @@
 """``make gpu-check``: a GPU's numbers against the CPU's, and images a second of each part of the road. Small where there is none.
 
-Every line is a whole run of ``python -m pipeline.run`` in a process of its own, so that it is what users get. Without a GPU the
+Every line is of runs of ``python -m pipeline.run`` in a process of their own, so that it is what users get. Without a GPU the
 device functions run on the CPU, in float32, on few small images: that shows that the check works, and nothing of a GPU.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from pipeline import open_run
 
 from .benchmarks.machine import describe_machine
 from .benchmarks.photographs import make_differing, make_photographs
-from .benchmarks.sides import run_ours
+from .benchmarks.sides import run_ours, run_program
 from .oracle import relative_error
 
 FIVE = "relu1_1,relu2_1,relu3_1,relu4_1,relu5_1"
@@ -96,13 +97,15 @@ class Check:
 
     def rates(self) -> Iterator[Line]:
         """Yields images a second of whole jobs that differ in one part of the road."""
-        images = make_photographs(self.folder / "photographs", 256 if self.has_gpu else 8)
-        if self.has_gpu:
+        originals = make_photographs(self.folder / "photographs", 256 if self.has_gpu else 4)
+        few, many = self.folder / "few", self.folder / "many"
+        for folder, copies in (few, 4 if self.has_gpu else 1), (many, 32 if self.has_gpu else 8):
+            folder.mkdir()
             # The same bytes by other names: reading and decoding take as long, making them does not.
-            for path in [*images.iterdir()]:
-                for number in range(15):
-                    os.link(path, images / f"{path.stem}-{number:02d}.jpg")
-        common = [f"data.dir={images}", f"data.size={self.side}", "output.existing=replace", *self.device]
+            for path in originals.iterdir():
+                for number in range(copies):
+                    os.link(path, folder / f"{path.stem}-{number:02d}.jpg")
+        common = [f"data.size={self.side}", *self.device]
         jobs: list[tuple[str, list[str]]] = []
         for precision in self.precisions:
             # What is reduced on the device leaves nothing to fetch, encode or write: reading, resizing and the network.
@@ -114,19 +117,32 @@ class Check:
         jobs.append((f"five layers, {fast}, float16, none", [f"runtime.precision={fast}", f"layers=[{FIVE}]"]))
         jobs[-1][1].extend(["output.dtype=float16", "output.compression=none"])
         for what, options in jobs:
-            report = run_ours(self.folder / "rate", *common, *options).report
-            yield Line(what, report["images_per_second"], "images/s", notes=where_time_went(report))
-        yield self.two_processes(common, fast)
+            yield self.rate(what, [f"data.dir={few},{many}", *common, *options])
+        yield self.two_processes([f"data.dir={many}", *common], fast)
+
+    def rate(self, what: str, options: list[str]) -> Line:
+        """Gives the rate without start and first step: more images in the time that they take more, in one process."""
+        output = self.folder / "rate"
+        run_program("pipeline.run", "-m", f"output.dir={output}", "network.weights=random", *options)
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob("*/report.json")]
+        shutil.rmtree(output)
+        few, many = sorted(reports, key=lambda report: report["rows"])
+        seconds = [report["rows"] / report["images_per_second"] for report in (few, many)]
+        rate = (many["rows"] - few["rows"]) / (seconds[1] - seconds[0])
+        return Line(what, rate, "images/s", notes=where_time_went(many))
 
     def two_processes(self, common: list[str], precision: str) -> Line:
         """Gives the rate of two processes on one GPU, each its part of a run."""
-        common = [option for option in common if not option.startswith("output.existing")]
         options = [*common, f"runtime.precision={precision}", f"output.images_per_shard={128 if self.has_gpu else 4}"]
+        output = self.folder / "two"
         with ThreadPoolExecutor(2) as pool:
-            parts = [pool.submit(run_ours, self.folder / "two", *options, f"part={number}/2") for number in (1, 2)]
-            seconds = max(part.result().seconds for part in parts)
-        rows = len(open_run(self.folder / "two"))
-        return Line(f"relu4_1, {precision}, gzip, two processes", rows / seconds, "images/s", notes="with their start")
+            list(pool.map(lambda number: run_ours(output, *options, f"part={number}/2"), (1, 2)))
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob("report-*.json")]
+        assert len(reports) == 2
+        rate = sum(report["images_per_second"] for report in reports)
+        return Line(
+            f"relu4_1, {precision}, gzip, two processes", rate, "images/s", notes="the sum of both, with their first steps"
+        )
 
 
 def worst_layer(found: Path, expected: Path) -> tuple[str, float]:
@@ -178,6 +194,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description="Check a GPU's numbers and time its stages.")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu-check.json"), help="where the table goes as JSON")
     given = parser.parse_args()
+    # One GPU, the first: of two processes each would take its own.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     # In a process that ends: the runs are to find the GPU's memory free.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         has_gpu, device = pool.submit(describe_device).result()
