@@ -231,10 +231,10 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     by_winograd = preparing is not None and device.kind == "cpu"
     memory_bytes = int((device.gpu.free_bytes if device.gpu else total_bytes() or BYTES_WHERE_NOBODY_TELLS) * USABLE_SHARE)
     common: dict[str, Any] = {"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms}
+    common["first"] = None if by_winograd else first_step(resize, mean_pixel, scale_pixel)
     network: Network | KerasNetwork
     if isinstance(weights, KerasWeights):
-        first = first_step(resize, mean_pixel, scale_pixel)
-        network = KerasNetwork(weights, spec.features, dtype=spec.dtype, first=first, **common)
+        network = KerasNetwork(weights, spec.features, dtype=spec.dtype, **common)
         check_native = partial(network.check_native_size, memory_bytes=memory_bytes)
     else:
         network = Network(
@@ -246,7 +246,6 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
             dtype="float32" if by_winograd else spec.dtype,
             # On a GPU TensorFlow computes.
             parts=preparing.result() if preparing is not None and by_winograd else None,
-            first=None if by_winograd else first_step(resize, mean_pixel, scale_pixel),
             **common,
         )
         check_native = partial(

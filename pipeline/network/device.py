@@ -174,13 +174,9 @@ def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batc
 
 
 def native_rows(device: Device, bytes_a_pixel: float, height: int, width: int) -> int:
-    """Return how many images of one size a step takes at native size: what fits in the same way as at a fixed size, or a batch.
+    """Return how many images of one size in px a step takes at native size: what fits as at a fixed size, or a batch.
 
-    Args:
-        device: Of the run.
-        bytes_a_pixel: Of all layers that leave the device, for each pixel of an image.
-        height: Of the images, in px.
-        width: Likewise.
+    ``bytes_a_pixel``: of all layers that leave the device, for each pixel of an image.
     """
     if device.gpu is None:
         fitting = _rows_on_cpu((height, width))

@@ -111,14 +111,8 @@ def _regional_maxima(values: tf.Tensor, shape: tuple[int, ...], levels: int) -> 
 
 
 def _grid(values: tf.Tensor, shape: tuple[int, ...], side: int) -> tf.Tensor:
-    return tf.concat(
-        [
-            _mean(values[:, top:bottom, left:right])
-            for top, bottom in cells(shape[0], side)
-            for left, right in cells(shape[1], side)
-        ],
-        1,
-    )
+    rows, columns = (cells(length, side) for length in shape[:2])
+    return tf.concat([_mean(values[:, top:bottom, left:right]) for top, bottom in rows for left, right in columns], 1)
 
 
 def _gram(values: tf.Tensor, shape: tuple[int, ...], form: str) -> tf.Tensor:
