@@ -220,15 +220,6 @@ def test_the_engine_of_the_cpu_gets_the_good_images_alone() -> None:
     assert not list(infer_on_host(nothing, doubled, None))
 
 
-def test_native_size_only_removes_the_mean() -> None:
-    image = noise(5, 7, 1)
-    (features, _) = infer_on_host(batch_of([image]), doubled, MEAN_PIXEL)
-    assert features.values.dtype == np.float32
-    np.testing.assert_allclose(features.values[0], image - MEAN_PIXEL, atol=1e-4)
-    step = first_step(None, MEAN_PIXEL)
-    np.testing.assert_array_equal(np.asarray(step.function(image[None])), features.values)
-
-
 def test_a_scale_divides_what_the_mean_has_left_and_padding_stays_zero() -> None:
     image, scale = noise(30, 21, 1), np.array([58.395, 57.12, 57.375])
     spec = ResizeSpec((16, 16), "pad", "bilinear")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.network import architectures, known_weights, weights
+from pipeline.network import known_weights, weights
 from pipeline.network.known_weights import KnownFile, Wanted, recognise_training
 from pipeline.network.weights import random_weights
 
@@ -26,33 +26,6 @@ from .weight_files import MAT, NOTOP, WHOLE, Loader, save_keras, save_mat, shrin
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
     shrink_networks(monkeypatch)
     return Loader(tmp_path, monkeypatch)
-
-
-def test_random_weights_are_he_normal_and_without_biases() -> None:
-    loaded = random_weights(Wanted("vgg19", classifier=False), seed=7)
-    assert len(loaded.kernels) == len(loaded.biases) == 16
-    assert (
-        sum(kernel.size for kernel in loaded.kernels.values()) + sum(bias.size for bias in loaded.biases.values()) == 20_024_384
-    )
-    for name, kernel in loaded.kernels.items():
-        assert kernel.dtype == loaded.biases[name].dtype == np.float32
-        assert not loaded.biases[name].any()
-        deviation = float(np.sqrt(2 / (9 * kernel.shape[2])))
-        assert kernel.std() == pytest.approx(deviation, rel=0.05 if name == "conv1_1" else 0.01)
-        assert abs(kernel.mean()) < 0.1 * deviation
-    assert loaded.mean_pixel.dtype == np.float64
-    assert tuple(loaded.mean_pixel) == architectures.MEAN_PIXEL_RGB
-    assert (loaded.network, loaded.pool_padding, loaded.recognised) == ("vgg19", "same", "not known")
-    assert loaded.source == "random (He normal, seed 7)"
-
-
-def test_random_convolutions_do_not_depend_on_the_classifier(load: Loader) -> None:
-    without, with_classifier, other = load("random"), load("random", classifier=True), load("random", seed=1)
-    assert list(with_classifier.kernels)[-3:] == ["fc6", "fc7", "fc8"]
-    for name, kernel in without.kernels.items():
-        np.testing.assert_array_equal(kernel, with_classifier.kernels[name])
-    assert (without.kernels["conv1_1"] != other.kernels["conv1_1"]).all()
-    assert len({without.sha256, with_classifier.sha256, other.sha256}) == 3
 
 
 def test_the_digest_is_that_of_the_numbers_whatever_the_file(load: Loader, tmp_path: Path) -> None:
