@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -58,6 +60,9 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
     Raises:
         PipelineError: What stopped it; finished shards are kept.
     """
+    if "tensorflow" in sys.modules:
+        # An earlier run of this process: its network, gigabytes, and TensorFlow's functions of it keep one another.
+        gc.collect()
     watch = Stopwatch()
     with log_to_terminal(quiet) as kept_lines, system_errors_in_one_line():
         open_engine = open_local

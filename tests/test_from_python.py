@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,16 @@ def test_after_ctrl_c_the_process_goes_on_and_the_run_too(photographs: Path) -> 
     for name in ("early", "late"):
         assert_same_file(Path("outputs/whole/features.h5"), Path("outputs", name, "features.h5"), ["@config"])
     assert len(open_run("outputs/whole")) == 40
+
+
+def test_a_run_frees_the_network_of_the_one_before(photographs: Path, tmp_path: Path, thin_weights: Callable[..., Any]) -> None:
+    from pipeline.network.vgg import Network
+
+    gc.disable()
+    try:
+        for name in "abc":
+            options = {"size": 32, "weights": "random", "quiet": True, "backend": "tensorflow", "output_dir": tmp_path}
+            extract_features(photographs, "relu1_1", **options, name=name)
+        assert sum(type(each) is Network for each in gc.get_objects()) == 1
+    finally:
+        gc.enable()
