@@ -344,30 +344,51 @@ def test_options_know_which_networks_have_which_weights() -> None:
 # Against PyTorch itself, where it is installed.
 
 
-@pytest.mark.parametrize("network", ["vgg11_bn", "vgg16"])
-@pytest.mark.parametrize("in_zip", [True, False])
-def test_files_and_numbers_are_those_of_torchvision(tmp_path: Path, network: str, in_zip: bool) -> None:
+@pytest.mark.parametrize(
+    ("network", "form"),
+    [
+        ("vgg11_bn", "zip"),
+        ("vgg16", "pickle"),
+        *(
+            pytest.param(network, "safetensors", marks=pytest.mark.slow)
+            for network in ("vgg11", "vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn")
+        ),
+    ],
+)
+def test_files_and_numbers_are_those_of_torchvision(tmp_path: Path, network: str, form: str) -> None:
     torch = pytest.importorskip("torch")
     models = pytest.importorskip("torchvision.models")
+    from torchvision.transforms._presets import ImageClassification
+
     torch.manual_seed(0)
     model = models.get_model(network, weights=None).eval()
-    path = tmp_path / "model.pth"
-    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=in_zip)
-    assert file_format(path) == TORCH
-    pixels = np.random.default_rng(1).integers(0, 256, (224, 224, 3), np.uint8)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.running_mean, -1, 1), (module.running_var, 0.2, 2)):
+                torch.nn.init.uniform_(tensor, low, high)
+    path = tmp_path / "model"
+    if form == "safetensors":
+        save_safetensors(path, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    else:
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
+    assert file_format(path) == (SAFETENSORS if form == "safetensors" else TORCH)
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (224, 224, 3), np.uint8))
     (tmp_path / "images").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "images/a.png")
-    places = {name: place for name, place in torchvision_places(network).items() if "conv" not in name}
-    now = torch.from_numpy(((pixels / 255 - MEAN) / DEVIATION).transpose(2, 0, 1)[None].astype(np.float32))
+    picture.save(tmp_path / "images/a.png")
+    modules = {name: model.features[place] for name, place in torchvision_places(network).items()}
+    modules |= {name: model.classifier[place] for place, name in architectures.TORCHVISION_CLASSIFIER.items()}
+    expected: State = {}
+    for name, module in modules.items():
+        # Copied at once: the ReLUs compute in place.
+        module.register_forward_hook(lambda _, given, found, name=name: expected.update({name: found[0].numpy().copy()}))
     with torch.no_grad():
-        expected = {"fc8": model(now)[0].numpy()[None, None]}
-        for place, layer in enumerate(model.features):
-            now = layer(now)
-            expected |= {name: now[0].numpy().transpose(1, 2, 0).copy() for name, at in places.items() if at == place}
+        model(ImageClassification(crop_size=224, resize_size=224)(picture)[None])
     with extract_features(
         tmp_path / "images", [*expected], network=network, weights=path, output_dir=tmp_path, quiet=True
     ) as run:
-        for name, right in expected.items():
+        assert [*run.layers] == [*expected]
+        for name, values in expected.items():
+            right = values.transpose(1, 2, 0) if values.ndim == 3 else values[None, None]
             assert oracle.relative_error(run[name][0], right.astype(np.float64)) < 1e-5, name
 
 
