@@ -6,7 +6,6 @@ listens to signals: in an import Ctrl-C is a traceback otherwise.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import os
@@ -105,8 +104,6 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
             raise
         fail(wrong_override(error, arguments, kind, module))
     signals.ignore()
-    # At its end Python looks for garbage among TensorFlow's objects once more, which takes a second.
-    gc.freeze()
 
 
 def fail(error: PipelineError) -> NoReturn:

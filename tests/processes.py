@@ -51,7 +51,6 @@ def call_here(*arguments: str, cwd: Path, module: str) -> subprocess.CompletedPr
         with (
             mock.patch("pipeline.signals.install"),
             mock.patch("pipeline.signals.ignore"),
-            mock.patch("gc.freeze"),
             mock.patch.object(sys, "argv", [module, *arguments]),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(errors),
