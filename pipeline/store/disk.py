@@ -65,7 +65,7 @@ def partial_path(path: Path, mark: str = "") -> Path:
     return scratch_of(path).with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
 
 
-def write_file(path: Path, content: bytes, publish: Callable[[Path], object]) -> None:
+def write_file(path: Path, content: bytes | memoryview, publish: Callable[[Path], object]) -> None:
     """Write a file, whole or not at all; ``publish`` gives it its name, as :func:`publish` does.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -44,7 +45,8 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     spec = replace(spec, attributes={**spec.attributes, **devices})
     path = folder / format.INDEX_NAME
     # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
-    with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         group = file.create_group("features")
         for feature in spec.features:
             if feature.shape is None:
@@ -53,9 +55,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
                 node = _map_shards(group, feature, spec)
             write_layer(node, feature, spec.dtype)
         write_tables(file, spec, None, columns, checksums, statistics)
-        file.flush()
-        content = file.id.get_file_image()
-    disk.write_file(path, content, Digests(folder).publish)
+    disk.write_file(path, content.getbuffer(), Digests(folder).publish)
     return path
 
 

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,9 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
     with reading(path, f"column {name!r} of /images"):
         dataset = own_node(file["images"], name)
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
+        if name in ("label", "status", "error"):
+            # The same few texts: each is in memory once.
+            values = np.array([*map(sys.intern, values)], object)
         if (got := column_checksum(values)) != int(dataset.attrs["crc32"]):
             raise ValueError(f"checksum {got:08x}")
     return values
