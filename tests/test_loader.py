@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ImageError
+from pipeline.images import loader
 from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
-from pipeline.images.loader import ImageLoader
-from pipeline.records import Batch, Manifest
+from pipeline.images.loader import LOCAL_READS, ImageLoader
+from pipeline.images.reading import read_image
+from pipeline.records import Batch, ImageRecord, Manifest
 
 
 def photograph(number: int, height: int = 40, width: int = 50) -> NDArray[np.uint8]:
@@ -192,6 +194,23 @@ def test_closing_early_stops_the_workers_and_frees_their_images(tmp_path: Path) 
     assert len(decoded) == stopped_at < 100
 
 
+def test_more_local_files_are_read_at_once_than_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_read, cores = threading.Barrier(LOCAL_READS), threading.Semaphore(2)
+
+    def read(record: ImageRecord) -> bytes:
+        all_read.wait(60)
+        return read_image(record)
+
+    def prepare(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        assert cores.acquire(blocking=False)
+        time.sleep(0.05)
+        cores.release()
+        return image
+
+    monkeypatch.setattr(loader, "read_image", read)
+    assert sum(map(len, load(folder_of(tmp_path, LOCAL_READS), workers=2, prepare=prepare))) == LOCAL_READS
+
+
 def test_what_is_decoded_ahead_of_the_consumer_is_bounded(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 30)
     lock, decoded = threading.Lock(), [0]
@@ -205,5 +224,5 @@ def test_what_is_decoded_ahead_of_the_consumer_is_bounded(tmp_path: Path) -> Non
     for batch in ImageLoader(manifest, np.tile(np.arange(30), 4), batch_size=batch_size, workers=workers, prepare=count):
         taken += len(batch)
         time.sleep(0.01)
-        assert decoded[0] - taken <= 2 * workers + 2 * batch_size
+        assert decoded[0] - taken <= 2 * LOCAL_READS + 2 * batch_size
     assert taken == decoded[0] == 120

@@ -37,6 +37,8 @@ from .reading import read_image, words_for
 # tf.data bounds how many images it holds, not how large they are. Above this number of pixels they share MAX_PIXELS among them:
 # each thread may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
+# Local files that are read at the same time, at least, by whatever decodes them: one on another machine takes some 10 to 100 ms.
+LOCAL_READS = 8
 
 Pixels = NDArray[np.uint8]
 Function = Callable[..., Any]
@@ -50,16 +52,16 @@ _plain = tf.autograph.experimental.do_not_convert
 class ImageLoader:
     """Reads, hashes and decodes rows, in their order, ahead of whoever iterates over it.
 
-    One batch waits, one is being filled, and each worker holds one image more, as large as ``prepare`` leaves it. While it is
-    decoded, a worker may hold one at full size, and all those above :data:`LARGE_PIXELS` together no more than one image may
-    have, :data:`~pipeline.images.decode.MAX_PIXELS`. Errors in the statuses begin with a stable word: ``missing``,
+    One batch waits, one is being filled, and each thread that reads holds a file more, or what ``prepare`` leaves of its image.
+    Each worker may hold one at full size, and all those above :data:`LARGE_PIXELS` together no more than one image may have,
+    :data:`~pipeline.images.decode.MAX_PIXELS`. Errors in the statuses begin with a stable word: ``missing``,
     ``unreadable``, ``not a regular file``, or one of :func:`~pipeline.images.decode.decode_image`'s.
 
     Attributes:
         manifest: The rows of the run.
         indices: (N,) int64, which of them to load.
         batch_size: Rows a batch; the last may have fewer. None: native size, a batch's images have one height and width.
-        workers: Images decoded at the same time. From a source that answers slowly (``reads_at_once``) more are read.
+        workers: Images decoded at the same time. More are read: of a source ``reads_at_once``, else :data:`LOCAL_READS`.
         prepare: (h, w, 3) uint8 RGB -> what the batch holds of it, in the worker; may raise ``ImageError``. It must bound the
             sides, since a batch's canvas is as large as the largest.
         size_px: (H, W) where ``prepare`` gives (H, W, 3) float32. None: it gives (h', w', 3) uint8.
@@ -80,20 +82,22 @@ class ImageLoader:
     dataset: tf.data.Dataset = field(init=False)
 
     def __post_init__(self) -> None:
-        self._pixels = _PixelSemaphore()
+        self._pixels = _PixelSemaphore(self.workers)
         self._error: BaseException | None = None
         with tf.device(_CPU):
             self.dataset = self._make()
 
     def _make(self) -> tf.data.Dataset:
         reads = int(getattr(self.manifest.source, "reads_at_once", 0))
+        # At native size no more images than there are workers may fit into memory.
+        calls = self.workers if reads or self.batch_size is None else max(self.workers, LOCAL_READS)
         dataset = tf.data.Dataset.from_tensor_slices(np.asarray(self.indices, np.int64))
         types = tf.float32 if self.size_px else tf.uint8, tf.int64, tf.string
         if reads:
             dataset = self._map(dataset, self._read, (tf.int64, tf.string, tf.string), reads)
-            images = self._map(dataset, self._decode, types, self.workers, self._element)
+            images = self._map(dataset, self._decode, types, calls, self._element)
         else:
-            images = self._map(dataset, lambda row: self._decode(*self._read(row)), types, self.workers, self._element)
+            images = self._map(dataset, lambda row: self._decode(*self._read(row)), types, calls, self._element)
         if self.batch_size is None:
             # No copy: the image may be as large as the memory allows.
             batches = images.map(_plain(lambda element: {name: value[None] for name, value in element.items()}))
@@ -102,7 +106,7 @@ class ImageLoader:
         options = tf.data.Options()
         # No thread that looks for something to tune: the numbers above are meant. Those that read mostly wait.
         options.autotune.enabled = False
-        options.threading.private_threadpool_size = self.workers + reads
+        options.threading.private_threadpool_size = calls + reads
         return batches.prefetch(1).with_options(options)
 
     def __iter__(self) -> Generator[Batch, None, None]:
@@ -207,15 +211,15 @@ def _join_equal_sizes(batches: Iterable[Batch], most_rows: Callable[[int, int], 
 
 
 class _PixelSemaphore:
-    """Bounds the pixels of large images that are decoded at the same time; no image has more than all."""
+    """Bounds how many images are decoded at the same time, and the pixels of large ones; no image has more than all."""
 
-    def __init__(self) -> None:
-        self._free = MAX_PIXELS
+    def __init__(self, images: int) -> None:
+        self._images, self._free = images, MAX_PIXELS
         self._changed = threading.Condition()
 
     @contextmanager
     def for_one_image(self) -> Iterator[Callable[[int], None]]:
-        """Give what waits until an image of so many pixels fits in; they count until this ends."""
+        """Wait for others to end; give what waits until an image of so many pixels fits in; they count until this ends."""
         taken = 0
 
         def admit(pixels: int) -> None:
@@ -226,9 +230,12 @@ class _PixelSemaphore:
                     self._free -= pixels
                     taken = pixels
 
+        with self._changed:
+            self._changed.wait_for(lambda: self._images)
+            self._images -= 1
         try:
             yield admit
         finally:
             with self._changed:
-                self._free += taken
+                self._images, self._free = self._images + 1, self._free + taken
                 self._changed.notify_all()
