@@ -9,11 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -173,11 +174,15 @@ def page_values(report: Report, run: Run, manifest: Manifest) -> dict[str, Any]:
 
 def render(values: Mapping[str, Any]) -> str:
     """Return the page as HTML; the same values, as of :func:`page_values`, give the same text."""
+    return _template().render(values, histogram_step=HISTOGRAM_STEP, stages=STAGES)
+
+
+@cache
+def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
     words = {"number": words_for_number, "share": words_for_share, "by": words_for_shape, "device": words_for_device}
     environment.filters |= words | {"histogram": histogram}
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(values, histogram_step=HISTOGRAM_STEP, stages=STAGES)
+    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
 
 
 def shown(value: Any) -> Any:
