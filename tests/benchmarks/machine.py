@@ -12,7 +12,7 @@ from .sides import REPOSITORY, usable_cores
 
 PROGRAMS = (
     *("tensorflow", "keras", "numpy", "h5py", "pillow", "isal", "llvmlite"),
-    *("onnxruntime", "onnx", "torch", "torchvision"),
+    *("ncnn", "MNN", "onnxruntime", "onnx"),
 )
 
 
