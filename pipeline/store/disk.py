@@ -26,17 +26,18 @@ HASH_BYTES = 1 << 20
 # What h5py raises when HDF5 fails: by the part of HDF5 that gave up, not by the cause.
 HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError)
 
+_ELSEWHERE = "choose another folder with output.dir=... or name=..."
 # errno -> (what happened, what to do).
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", "Free some space"),
     errno.EDQUOT: ("the disk quota is used up", "Free some space or raise the quota"),
     errno.EFBIG: ("the file would be larger than this system allows", "Raise the limit or lower output.images_per_shard"),
-    errno.EROFS: ("the file system is read-only", "Choose another folder with output.dir=... or name=..."),
-    errno.EACCES: ("permission is denied", "Change the permissions or choose another folder with output.dir=... or name=..."),
-    errno.EPERM: ("permission is denied", "Change the permissions or choose another folder with output.dir=... or name=..."),
+    errno.EROFS: ("the file system is read-only", _ELSEWHERE.capitalize()),
+    errno.EACCES: ("permission is denied", f"Change the permissions or {_ELSEWHERE}"),
+    errno.EPERM: ("permission is denied", f"Change the permissions or {_ELSEWHERE}"),
     errno.ENOENT: ("the folder has been removed", "Leave the folder alone while the run lives"),
-    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder with output.dir=... or name=..."),
-    errno.EEXIST: ("a part of the path is a file, not a folder", "Choose another folder with output.dir=... or name=..."),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", _ELSEWHERE.capitalize()),
+    errno.EEXIST: ("a part of the path is a file, not a folder", _ELSEWHERE.capitalize()),
     errno.EMFILE: ("too many files are open", "Lower batch_size or raise the limit (ulimit -n)"),
     errno.EIO: ("the disk failed", "Check the disk"),
 }
