@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack, closing
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 
 import numpy as np
 
@@ -14,9 +15,10 @@ from .formatting import count_causes, words_for_bytes, words_for_seconds
 from .machine import usable_cores
 from .progress import LOGGER as _log
 from .progress import Stopwatch, refuse_failed_run
+from .records import ImageStatus
 from .store import disk
 from .store.run_folder import RunFolder
-from .store.writer import DryWriter
+from .store.shard import encoded_bytes
 
 # Batches of the sample. The first finds its memory and makes its code, so the time is taken of the others, if there are any.
 SAMPLE_BATCHES = 4
@@ -33,28 +35,40 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     # At native size few images share a step.
     count = min(len(rows), SAMPLE_BATCHES * (stages.device.batch_size if options.data.size else 1))
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
-    trial, began = DryWriter(spec, options.runtime.workers or usable_cores()), time.monotonic()
+    statuses: list[ImageStatus] = []
     ends: list[tuple[int, float]] = []
-    with ExitStack() as stack:
-        stack.callback(trial.abort)
-        for batch, layers in stack.enter_context(closing(extract(spec.manifest, sample, stages, Stopwatch()))):
-            trial.put_statuses(batch.statuses)
+    # Layer -> of each row, how many bytes it has before compression and after.
+    encoded: dict[str, list[Future[tuple[int, int]]]] = {feature.name: [] for feature in spec.features}
+    latest: list[Future[tuple[int, int]]] = []
+    began = time.monotonic()
+    with (
+        ThreadPoolExecutor(options.runtime.workers or usable_cores(), "encode") as encoders,
+        closing(extract(spec.manifest, sample, stages, Stopwatch())) as batches,
+    ):
+        for batch, layers in batches:
+            statuses += batch.statuses
             for features in layers:
-                trial.put_features(features)
+                # No more than one layer waits in memory.
+                wait(latest)
+                rows_of_layer = zip(features.indices.tolist(), features.values, strict=True)
+                latest = [encoders.submit(encoded_bytes, spec, features.layer, *row) for row in rows_of_layer]
+                encoded[features.layer] += latest
             ends.append((len(batch), time.monotonic()))
-        trial.close()
+    sizes = {
+        layer: np.array([task.result() for task in tasks]).reshape(-1, 2).sum(0).tolist() for layer, tasks in encoded.items()
+    }
     before, began = ends[0] if len(ends) > 1 else (0, began)
     rate = (count - before) / (time.monotonic() - began)
-    errors = [status.error for status in trial.statuses if status.error]
+    errors = [status.error for status in statuses if status.error]
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(count_causes(errors).items()))
     which = f"all {count} images" if count == len(rows) else f"{count} of {len(rows)} images, spread evenly"
     _log.info("sample: %s; %d failed%s", which, len(errors), f": {causes}" if causes else "")
-    raw, stored = sum(trial.raw_bytes.values()), sum(trial.stored_bytes.values())
+    raw, stored = (sum(column) for column in zip(*sizes.values(), strict=True))
     if raw:
         if spec.compression != "none":
-            for layer, of_layer in trial.raw_bytes.items():
-                _log.info("sample: %s is stored in %.0f%% of its bytes", layer, 100 * trial.stored_bytes[layer] / of_layer)
-        share = len(rows) / len(trial.statuses)
+            for layer, (raw_bytes, stored_bytes) in sizes.items():
+                _log.info("sample: %s is stored in %.0f%% of its bytes", layer, 100 * stored_bytes / raw_bytes)
+        share = len(rows) / len(statuses)
         _say_size(run_folder, raw * share, stored * share)
         _log.info(
             "estimate: about %s for %d images, at %.2f images/s on the %s; the disk's own time is not in it",

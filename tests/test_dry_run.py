@@ -16,11 +16,12 @@ from pipeline.config import check_options
 from pipeline.errors import DatasetError, LockedError, NetworkError, OptionError, StoreError
 from pipeline.job import run as run_all
 from pipeline.progress import LOGGER, Progress, log_to_terminal
-from pipeline.records import FeatureBatch, ImageStatus
+from pipeline.records import ImageStatus
 from pipeline.store import disk
 from pipeline.store.lock import Hold
 from pipeline.store.run_folder import open_folder
-from pipeline.store.writer import DryWriter, Writer
+from pipeline.store.shard import encoded_bytes
+from pipeline.store.writer import Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 from .test_config import values
@@ -199,26 +200,17 @@ def test_a_folder_that_is_written_or_cannot_be_is_refused(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("dtype", "compression"), [("float32", "gzip"), ("float16", "none")])
-def test_a_dry_writer_counts_the_bytes_that_the_writer_stores(dtype: str, compression: str, tmp_path: Path) -> None:
+def test_a_dry_run_counts_the_bytes_that_the_writer_stores(dtype: str, compression: str, tmp_path: Path) -> None:
     spec = make_spec(8, {"relu4_1": (200, 80, 3)}, dtype=dtype, compression=compression)
     features = make_values(spec)
-    dry = DryWriter(spec, 2)
-    put_rows(dry, range(8), features, make_statuses(spec, [3]))  # type: ignore[arg-type]
-    dry.close()
     write_run(tmp_path, spec)
     writer = Writer(tmp_path, spec, spec.shards(), 2)
     put_rows(writer, range(8), features, make_statuses(spec, [3]))
     writer.close()
-    assert dry.raw_bytes == {"relu4_1": writer.bytes_raw}
-    assert dry.stored_bytes == {"relu4_1": writer.bytes_stored}
-    assert [status.index for status in dry.statuses] == list(range(8))
-
-
-def test_a_dry_writer_says_what_cannot_be_stored() -> None:
-    dry = DryWriter(make_spec(4, {"relu4_1": (1, 1, 3)}, dtype="float16"), 1)
-    dry.put_features(FeatureBatch("relu4_1", np.array([2]), np.full((1, 1, 1, 3), 1e6, np.float32)))
-    with pytest.raises(NetworkError, match=r"image é2\.jpg: layer relu4_1 has a value that float16 cannot hold, got 1e"):
-        dry.close()
+    counted = [encoded_bytes(spec, "relu4_1", row, features["relu4_1"][row]) for row in range(8) if row != 3]
+    assert (sum(raw for raw, _ in counted), sum(stored for _, stored in counted)) == (writer.bytes_raw, writer.bytes_stored)
+    with pytest.raises(NetworkError, match=r"image é2\.jpg: layer relu4_1 has a value that is not finite, got inf"):
+        encoded_bytes(spec, "relu4_1", 2, np.full((200, 80, 3), np.inf, np.float32))
 
 
 def test_without_a_terminal_a_line_says_from_time_to_time_how_far_it_is(

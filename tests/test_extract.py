@@ -53,7 +53,7 @@ def make(folder: Path, shards: Sequence[ShardSpec], stages: Any) -> list[int]:
     told: list[int] = []
     writer = Writer(folder, SPEC, shards, 2)
     make_shards(writer, SPEC, shards, stages, Stopwatch(), lambda batch: told.extend(status.index for status in batch))
-    assert writer.shards_done == len(shards)
+    assert all((folder / "shards" / shard.file_name).exists() for shard in shards)
     return told
 
 

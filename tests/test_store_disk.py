@@ -116,7 +116,7 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
         renamed[Path(target).name] = len(synced)
 
     # One shard after the other: what another thread syncs meanwhile would be between.
-    monkeypatch.setattr(writer, "MOST_FINISHERS", 1)
+    monkeypatch.setattr(writer, "MOST_FINISHING", 1)
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "replace", note_replace)
     # Path.replace asks for it by name before Python 3.11 and at each call from then on.

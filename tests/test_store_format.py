@@ -100,7 +100,3 @@ def test_a_damaged_or_short_chunk_is_an_error() -> None:
     data[-1] ^= 1
     with pytest.raises(codec.DecodeError):
         codec.decode(bytes(data), (999,), np.dtype("<f4"), True)
-
-
-def test_what_a_device_could_not_make_float16_is_found_without_a_warning() -> None:
-    assert codec.first_unstorable(np.array([1, np.inf], np.float16), "float16") == np.inf

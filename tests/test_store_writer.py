@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError, StoreError
 from pipeline.records import FeatureBatch, RunSpec
-from pipeline.store import shard
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder
-from pipeline.store.shard import OpenShard, RawFile
-from pipeline.store.writer import MOST_FINISHERS, Writer
+from pipeline.store.shard import OpenShard, ShardFile
+from pipeline.store.writer import MOST_FINISHING, Writer
 
 from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
 
@@ -122,8 +122,10 @@ def test_putting_waits_until_there_is_room(tmp_path: Path, monkeypatch: pytest.M
         return encode(self, *arguments)
 
     monkeypatch.setattr(OpenShard, "encode", slow)
+    monkeypatch.setattr("pipeline.store.writer.LEAST_WAITING_BYTES", 2 * 76_800)
+    monkeypatch.setattr("pipeline.store.writer.WAITING_BYTES", 2 * 76_800)
     with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 4, waiting_bytes=2 * 76_800)
+        writer = Writer(tmp_path, spec, folder.missing, 4)
         putting = threading.Thread(target=put_rows, args=(writer, range(4), make_values(spec), make_statuses(spec), 4))
         putting.start()
         putting.join(0.3)
@@ -144,7 +146,6 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(OpenShard, "finish", slow)
     spec = make_spec(rows=12, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
-    most = 2 * MOST_FINISHERS
     with open_folder(tmp_path, spec, "fail") as folder:
         writer = Writer(tmp_path, spec, folder.missing, 2)
         putting = threading.Thread(
@@ -153,7 +154,7 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
         putting.start()
         putting.join(0.5)
         assert putting.is_alive()
-        assert len(names_in(tmp_path)) == most
+        assert len(names_in(tmp_path)) == MOST_FINISHING
         goes_on.set()
         putting.join(30)
         writer.close()
@@ -193,9 +194,9 @@ def test_an_error_in_the_background_is_raised_at_the_next_put(tmp_path: Path) ->
     values = make_values(spec)
     values["relu4_1"][1][0] = np.nan
     with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 1, waiting_bytes=1)
+        writer = Writer(tmp_path, spec, folder.missing, 1)
         with pytest.raises(NetworkError):
-            put_rows(writer, range(8), values, make_statuses(spec))
+            fill_and_close(writer, spec, range(8), values)
         with pytest.raises(NetworkError):
             writer.put_statuses([])
         with pytest.raises(NetworkError):
@@ -218,14 +219,14 @@ def test_running_out_of_memory_is_one_line_and_other_shards_are_kept(tmp_path: P
         writer = Writer(tmp_path, spec, folder.missing, 2)
         put_rows(writer, range(4), make_values(spec), make_statuses(spec))
         with pytest.raises(StoreError, match=r"out of memory while encoding, got 134217728 bytes allowed to wait\."):
-            fill_and_close(writer, spec, range(4, 10))
+            fill_and_close(writer, spec, range(4, 10), make_values(spec))
         writer.abort()
     assert "shard-00000-of-00003.h5" in names_in(tmp_path)
     assert not any("00001" in name or "partial" in name for name in names_in(tmp_path))
 
 
-def fill_and_close(writer: Writer, spec: RunSpec, rows: range) -> None:
-    put_rows(writer, rows, make_values(spec), make_statuses(spec))
+def fill_and_close(writer: Writer, spec: RunSpec, rows: range, values: dict[str, list[NDArray[np.float32]]]) -> None:
+    put_rows(writer, rows, values, make_statuses(spec))
     writer.close()
 
 
@@ -258,72 +259,43 @@ def test_an_interrupt_while_a_file_is_made_leaves_no_partial_file(tmp_path: Path
     assert names_in(tmp_path) == []
 
 
-# -- Chunks that are written beside HDF5
+# -- The file of a shard: chunks on the disk, all else in memory
 
 
 CHUNKS = np.random.default_rng(0).integers(0, 256, (7, 5000), np.uint8)
 
 
-def write(path: Path, compression: str | None, beside: bool) -> list[int | None]:
-    """Writes a file of several chunks; gives where they were located, last first."""
-    places: list[int | None] = []
-    with RawFile(path) as file:
-        with h5py.File(file, "w") as h5:
-            file.hide_refusals()
-            dataset = h5.create_dataset("x", CHUNKS.shape, np.uint8, chunks=(1, 5000), compression=compression)
-            waiting: list[tuple[Any, int]] = []
-            for row, chunk in enumerate(CHUNKS):
-                data: bytes | NDArray[np.uint8] = chunk if compression is None else bytes(chunk[: 100 * row + 7])
-                if beside:
-                    place = file.locate(data, lambda row=row, data=data: dataset.id.write_direct_chunk((row, 0), data))
-                    places.append(place)
-                    if place is not None:
-                        waiting.append((data, place))
-                else:
-                    dataset.id.write_direct_chunk((row, 0), data)
-                # Metadata lie between the chunks.
-                h5.create_dataset(f"y{row}", data=np.arange(row + 1))
-            for data, place in waiting[::-1]:
-                file.write_at(data, place)
-        file.check()
-    return places
-
-
+@pytest.mark.parametrize("has_pwrite", [True, False])
 @pytest.mark.parametrize("compression", [None, "gzip"])
-def test_chunks_written_beside_hdf5_make_the_same_file(tmp_path: Path, compression: str | None) -> None:
-    places = write(tmp_path / "beside", compression, beside=True)
-    assert None not in places
-    assert write(tmp_path / "through", compression, beside=False) == []
-    assert (tmp_path / "beside").read_bytes() == (tmp_path / "through").read_bytes()
-    if compression is None:
-        with h5py.File(tmp_path / "beside") as h5:
-            np.testing.assert_array_equal(h5["x"], CHUNKS)
-
-
-def test_where_the_system_cannot_write_at_a_place_hdf5_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "through", None, beside=False)
-    monkeypatch.delattr(shard.os, "pwrite", raising=False)
-    assert write(tmp_path / "beside", None, beside=True) == [None] * len(CHUNKS)
-    assert (tmp_path / "beside").read_bytes() == (tmp_path / "through").read_bytes()
-
-
-def test_what_the_disk_refuses_is_said_afterwards_and_nothing_is_written_any_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_chunks_written_beside_hdf5_make_the_file_that_hdf5_makes(
+    tmp_path: Path, compression: str | None, has_pwrite: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    if not has_pwrite:
+        monkeypatch.delattr(os, "pwrite")
 
-    with RawFile(tmp_path / "file") as file, h5py.File(file, "w") as h5:
-        file.hide_refusals()
-        dataset = h5.create_dataset("x", CHUNKS.shape, np.uint8, chunks=(1, 5000))
-        place = file.locate(CHUNKS[0], lambda: dataset.id.write_direct_chunk((0, 0), CHUNKS[0]))
-        assert place is not None
-        monkeypatch.setattr(shard.os, "pwrite", refuse)
-        file.write_at(CHUNKS[0], place)
-        monkeypatch.undo()
-        for _ in range(2):
-            with pytest.raises(OSError, match="No space"):
-                file.check()
-            file.write_at(CHUNKS[0], place)
-        h5.close()
-    assert CHUNKS[0].tobytes() not in (tmp_path / "file").read_bytes()
+    def make(file: Any, write_chunk: Callable[..., object]) -> None:
+        with h5py.File(file, "w") as hdf5:
+            dataset = hdf5.create_dataset("x", CHUNKS.shape, np.uint8, chunks=(1, 5000), compression=compression)
+            for row, chunk in enumerate(CHUNKS):
+                write_chunk(dataset, (row, 0), chunk if compression is None else bytes(chunk[: 100 * row + 7]))
+                # Metadata lie between the chunks.
+                hdf5.create_dataset(f"y{row}", data=np.arange(row + 1))
+
+    with ShardFile((tmp_path / "beside").open("wb", buffering=0)) as file:
+        make(file, file.write_chunk)
+        assert len(file._chunks) == len(CHUNKS)
+        file.write_rest()
+    with (tmp_path / "through").open("w+b") as through:
+        make(through, lambda dataset, offset, data: dataset.id.write_direct_chunk(offset, data))
+    assert (tmp_path / "beside").read_bytes() == (tmp_path / "through").read_bytes()
+
+
+def test_hdf5_reads_back_what_it_has_written_on_a_disk_that_refuses(tmp_path: Path) -> None:
+    """Else it would follow references to texts that are not there, and the process would die of it, sooner or later."""
+    names = [f"image {number}.jpg" for number in range(100)]
+    with ShardFile(Path("/dev/full").open("wb", buffering=0)) as file, h5py.File(file, "w") as hdf5:
+        hdf5.create_dataset("key", data=np.array(names, object), dtype=h5py.string_dtype())
+        hdf5.flush()
+        assert hdf5["key"].asstr()[:].tolist() == names
+        with pytest.raises(OSError, match="No space left"):
+            file.write_rest()

@@ -32,14 +32,6 @@ def converted(values: NDArray[np.float32], dtype: np.dtype[np.floating]) -> NDAr
         return np.ascontiguousarray(values.astype(dtype, copy=False))
 
 
-def first_unstorable(values: NDArray[np.floating], dtype: str) -> float:
-    """Return the first value, in C order, that is not finite or would not be in this dtype; there must be one."""
-    flat = values.reshape(-1)
-    # Not Python's number: NumPy would make it a float16 beside values of a device, and warn that it is infinite then.
-    limit = np.float32(FLOAT16_LIMIT if dtype == "float16" else np.inf)
-    return float(flat[~(np.abs(flat) < limit)][0])
-
-
 def checksum(values: NDArray[np.floating]) -> int:
     """Return the CRC-32 of the values' bytes, little-endian in C order."""
     return int(isal_zlib.crc32(_bytes(values)))

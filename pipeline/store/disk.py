@@ -23,9 +23,6 @@ REMOVED_AT_ONCE = 16
 # hashlib releases the interpreter's lock for buffers above 2 KiB: threads hash at the same time.
 HASH_BYTES = 1 << 20
 
-# What h5py raises when HDF5 fails: by the part of HDF5 that gave up, not by the cause.
-HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError)
-
 _ELSEWHERE = "choose another folder with output.dir=... or name=..."
 # errno -> (what happened, what to do).
 _CAUSES = {
@@ -44,7 +41,7 @@ _CAUSES = {
 
 
 def write_error(path: Path, error: BaseException) -> StoreError:
-    """Return the one line for a write that the disk, or HDF5 on top of it, refused; or the storage at an address."""
+    """Return the one line for a write that the disk refused, or the storage at an address."""
     if isinstance(error, StorageError):
         return error
     if isinstance(path, RemotePath) and not (isinstance(error, OSError) and str(error.filename or "").startswith(str(path))):

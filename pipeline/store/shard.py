@@ -6,12 +6,15 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -21,12 +24,15 @@ import numpy as np
 from h5py._objects import phil
 from numpy.typing import NDArray
 
-from ..errors import NetworkError, StoreError
-from ..records import FeatureBatch, FeatureSpec, ImageStatus, RunSpec
+from ..errors import NetworkError
+from ..records import FeatureSpec, ImageStatus, RunSpec
 from ..sharding import ShardSpec
 from . import codec, disk, format, tables
 from .digests import Digests
 from .statistics import LayerStatistics, Tally, write_statistics
+
+# What HDF5 keeps between chunks lies in blocks of 2 KiB; its tables at the end are in one piece.
+PAGE_BYTES = 4096
 
 # (rows, h, w, c) or (rows, d).
 Shape = tuple[int, ...]
@@ -34,64 +40,63 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a layer that become one chunk.
+    """Values that become one chunk: rows of a layer, or a band of one row.
 
     Attributes:
+        layer: Name of what is stored.
+        dataset: That the chunk is of.
+        chunk: Its shape, with an axis of images at native size too.
         rows: Rows in the shard that it holds values of, ascending.
         first_row: Row in the shard of its first row, present or not.
-        band: Which band of its row it is; 0 for whole rows.
+        top: First map row of the band; 0 for whole rows.
         values: (r, h, w, c) or (r, d), float32: r rows from ``first_row`` on, NaN where absent. The last band of a row may be
             lower than the chunk.
-        chunk: Shape of the chunk.
     """
 
+    layer: str
+    dataset: h5py.Dataset
+    chunk: Shape
     rows: tuple[int, ...]
     first_row: int
-    band: int
+    top: int
     values: NDArray[np.float32]
-    chunk: Shape
 
 
 class Cutter:
     """Cuts the rows of one layer in one shard into chunks of this shape: several rows, one row, or a band of one."""
 
-    def __init__(self, chunk: Shape) -> None:
+    def __init__(self, layer: str, dataset: h5py.Dataset, chunk: Shape) -> None:
+        self._target = layer, dataset, chunk
         self._chunk = chunk
         self._rows: list[int] = []
-        self._values: NDArray[np.float32] | None = None
+        self._values = np.empty(0, np.float32)
 
-    def put(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> Iterator[Piece]:
+    def put(self, row: int, values: NDArray[np.float32]) -> Iterator[Piece]:
         """Return the pieces that are complete.
 
         A piece of one row refers to ``values``, which must stay as they are until it is written; small rows are copied.
 
         Args:
-            rows: (n,) rows in the shard, ascending, after all that were put before; failed ones are never put.
-            values: (n, h, w, c) or (n, d).
+            row: In the shard, after all that were put before; failed ones are never put.
+            values: (h, w, c) or (d,).
         """
-        if self._chunk[0] == 1:
-            for row, value in zip(rows.tolist(), values, strict=True):
-                for band, start in enumerate(range(0, len(value), self._chunk[1])):
-                    yield Piece((row,), row, band, value[None, start : start + self._chunk[1]], self._chunk)
+        at_once, height, *_ = self._chunk
+        if at_once == 1:
+            for top in range(0, len(values), height):
+                yield Piece(*self._target, (row,), row, top, values[None, top : top + height])
             return
-        numbers = rows // self._chunk[0]
-        for number in np.unique(numbers).tolist():
-            first_row = number * self._chunk[0]
-            if self._rows and self._rows[0] < first_row:
-                yield from self.flush()
-            if self._values is None:
-                self._values = np.full(self._chunk, np.nan, np.float32)
-            among = numbers == number
-            self._values[rows[among] - first_row] = values[among]
-            self._rows += rows[among].tolist()
+        if self._rows and row // at_once != self._rows[0] // at_once:
+            yield from self.flush()
+        if not self._rows:
+            self._values = np.full(self._chunk, np.nan, np.float32)
+        self._values[row % at_once] = values
+        self._rows.append(row)
 
     def flush(self) -> Iterator[Piece]:
         """Return the piece that is begun, if any: no more of its rows will come."""
-        if self._values is not None:
-            first_row = self._rows[0] // self._chunk[0] * self._chunk[0]
-            piece = Piece(tuple(self._rows), first_row, 0, self._values, self._chunk)
-            self._rows, self._values = [], None
-            yield piece
+        if self._rows:
+            yield Piece(*self._target, tuple(self._rows), self._rows[0] - self._rows[0] % self._chunk[0], 0, self._values)
+            self._rows = []
 
 
 class OpenShard:
@@ -123,40 +128,34 @@ class OpenShard:
         # By row in the shard.
         self._statuses: dict[int, ImageStatus] = {}
         self._rows_ok = 0
-        # The others by layer: how many rows have come, and where those of a fixed shape are cut.
-        self._rows_put = {feature.name: 0 for feature in spec.features}
+        # Of all layers together.
+        self._rows_put = 0
+        # Of layers of fixed shape.
         self._cutters: dict[str, Cutter] = {}
         self._tallies = {feature.name: Tally(feature.channels) for feature in spec.features}
         self._nodes: dict[str, h5py.Dataset | h5py.Group] = {}
-        # (layer, row) -> band -> (CRC-32, bytes): threads finish the bands of a row in any order.
+        # (layer, row) -> first map row of a band -> (CRC-32, bytes): threads finish the bands of a row in any order.
         self._checksums: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
-        self._bytes: Any = None
-        self._file: Any = None
-        try:
-            with self._writing():
-                self._bytes = RawFile(self._partial)
-                self._file = h5py.File(self._bytes, "w")
-                self._bytes.hide_refusals()
-                group = self._file.create_group("features")
-                for feature in spec.features:
-                    if feature.shape is None:
-                        node = group.create_group(feature.name)
-                    else:
-                        rows, *row = format.chunk_shape(feature.shape, self._dtype.itemsize)
-                        chunk = (min(rows, shard.rows), *row)
-                        node = self._create_dataset(group, feature.name, (shard.rows, *feature.shape), chunk)
-                        self._cutters[feature.name] = Cutter(chunk)
-                    write_layer(node, feature, spec.dtype)
-                    self._nodes[feature.name] = node
-        except BaseException:
-            self.drop()
-            raise
+        with self._writing():
+            self._file = ShardFile(self._partial.open("wb", buffering=0))
+        self._hdf5 = h5py.File(self._file, "w")
+        group = self._hdf5.create_group("features")
+        for feature in spec.features:
+            if feature.shape is None:
+                node = group.create_group(feature.name)
+            else:
+                rows, *row = format.chunk_shape(feature.shape, self._dtype.itemsize)
+                chunk = (min(rows, shard.rows), *row)
+                node = self._create_dataset(group, feature.name, (shard.rows, *feature.shape), chunk)
+                self._cutters[feature.name] = Cutter(feature.name, node, chunk)
+            write_layer(node, feature, spec.dtype)
+            self._nodes[feature.name] = node
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except disk.HDF5_ERRORS as error:
+        except OSError as error:
             raise disk.write_error(self._partial, error) from error
 
     def _create_dataset(self, group: h5py.Group, name: str, shape: Shape, chunk: Shape) -> h5py.Dataset:
@@ -173,30 +172,25 @@ class OpenShard:
     @property
     def complete(self) -> bool:
         """Whether every row has a status, and every row that is ok has come of every layer."""
-        return len(self._statuses) == self.shard.rows and all(rows == self._rows_ok for rows in self._rows_put.values())
+        return len(self._statuses) == self.shard.rows and self._rows_put == self._rows_ok * len(self._nodes)
 
-    def cut(self, features: FeatureBatch) -> Iterator[tuple[h5py.Dataset, Piece]]:
-        """Return the pieces that are complete with these rows, and which dataset each is of."""
-        layer, rows, node = features.layer, features.indices - self.shard.first, self._nodes[features.layer]
-        if layer in self._cutters:
-            yield from ((node, piece) for piece in self._cutters[layer].put(rows, features.values))
-        else:
+    def cut(self, layer: str, index: int, values: NDArray[np.float32]) -> Iterator[Piece]:
+        """Return the pieces that are complete with this row of the run."""
+        cutter = self._cutters.get(layer)
+        if cutter is None:
             # At native size a dataset an image, without an axis of images.
-            shape = features.values.shape[1:]
-            chunk = format.band_shape(shape, self._dtype.itemsize)
-            for number, row in enumerate(features.indices.tolist()):
-                with self._writing():
-                    dataset = self._create_dataset(node, format.native_name(row), shape, chunk)
-                some = slice(number, number + 1)
-                yield from ((dataset, piece) for piece in Cutter((1, *chunk)).put(rows[some], features.values[some]))
-        self._rows_put[layer] += len(rows)
+            chunk = format.band_shape(values.shape, self._dtype.itemsize)
+            dataset = self._create_dataset(self._nodes[layer], format.native_name(index), values.shape, chunk)
+            cutter = Cutter(layer, dataset, (1, *chunk))
+        self._rows_put += 1
+        return cutter.put(index - self.shard.first, values)
 
-    def flush(self) -> Iterator[tuple[str, h5py.Dataset, Piece]]:
-        """Return the pieces that are begun: layer, dataset, piece."""
-        for layer, cutter in self._cutters.items():
-            yield from ((layer, self._nodes[layer], piece) for piece in cutter.flush())
+    def flush(self) -> Iterator[Piece]:
+        """Return the pieces that are begun."""
+        for cutter in self._cutters.values():
+            yield from cutter.flush()
 
-    def encode(self, layer: str, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
+    def encode(self, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
         """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row.
 
         Raises:
@@ -205,11 +199,12 @@ class OpenShard:
         stored = codec.converted(piece.values, self._dtype)
         rows = [row - piece.first_row for row in piece.rows]
         there = stored if len(rows) == len(stored) else stored[rows]
-        if not self._tallies[layer].add(there.astype(np.float32, copy=False)):
-            wrong = next(row for row in rows if not np.isfinite(stored[row]).all())
-            raise value_error(self._spec, self.shard.first + piece.first_row + wrong, layer, piece.values[wrong])
+        if not self._tallies[piece.layer].add(there.astype(np.float32, copy=False)):
+            row = next(row for row in rows if not np.isfinite(stored[row]).all())
+            index = self.shard.first + piece.first_row + row
+            raise _value_error(self._spec, index, piece.layer, piece.values[row], stored[row])
         for row, values in zip(piece.rows, there, strict=True):
-            self._checksums.setdefault((layer, row), {})[piece.band] = codec.checksum(values), values.nbytes
+            self._checksums.setdefault((piece.layer, row), {})[piece.top] = codec.checksum(values), values.nbytes
         raw_bytes = stored.nbytes
         if stored.shape != piece.chunk:
             # HDF5 stores the chunk at the edge of a dataset in full.
@@ -218,48 +213,53 @@ class OpenShard:
             stored = whole
         return codec.encode(stored, self._spec.compression), raw_bytes
 
-    def write(self, dataset: h5py.Dataset, piece: Piece, data: bytes | NDArray[np.uint8]) -> None:
+    def write(self, piece: Piece, data: bytes | NDArray[np.uint8]) -> None:
         """Write the bytes of a chunk; threads may do that at the same time."""
         # Without an axis of images at native size.
-        offset = (piece.first_row, piece.band * piece.chunk[1], *(0 for _ in piece.chunk[2:]))[-dataset.id.rank :]
+        offset = (piece.first_row, piece.top, *(0 for _ in piece.chunk[2:]))[-piece.dataset.id.rank :]
         with self._writing():
-            with phil:
-                place = self._bytes.locate(data, lambda: dataset.id.write_direct_chunk(offset, data))
-            if place is not None:
-                self._bytes.write_at(data, place)
-            self._bytes.check()
+            self._file.write_chunk(piece.dataset, offset, data)
 
     def finish(self, digests: Digests) -> None:
         """Add the tables, close the file, and give it its final name and its digest once it is on the disk."""
         checksums = {layer: np.zeros(self.shard.rows, np.uint32) for layer in self._nodes}
         for (layer, row), bands in self._checksums.items():
-            checksums[layer][row] = codec.join_checksums([bands[band] for band in sorted(bands)])
+            checksums[layer][row] = codec.join_checksums([bands[top] for top in sorted(bands)])
         statistics = {layer: tally.statistics(self._rows_ok) for layer, tally in self._tallies.items()}
         columns = _image_columns(self._spec, self.shard, [self._statuses[row] for row in range(self.shard.rows)])
-        try:
-            with self._writing():
-                write_tables(self._file, self._spec, self.shard, columns, checksums, statistics)
-                self._file.close()
-                self._bytes.check()
-                self._bytes.close()
-                digests.publish(self._path, self._partial)
-        except StoreError:
-            self.drop()
-            raise
+        write_tables(self._hdf5, self._spec, self.shard, columns, checksums, statistics)
+        self._hdf5.close()
+        with self._writing():
+            self._file.write_rest()
+            self._file.close()
+            digests.publish(self._path, self._partial)
 
     def drop(self) -> None:
-        """Remove the file, whatever state it is in; never raises."""
-        for file in (self._file, self._bytes):
-            with contextlib.suppress(*disk.HDF5_ERRORS):
-                if file is not None:
-                    file.close()
+        """Remove the file, whatever state it is in."""
+        self._hdf5.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         with contextlib.suppress(OSError):
             self._partial.unlink(missing_ok=True)
 
 
-def value_error(spec: RunSpec, index: int, layer: str, values: NDArray[np.float32]) -> NetworkError:
+def encoded_bytes(spec: RunSpec, layer: str, index: int, values: NDArray[np.float32]) -> tuple[int, int]:
+    """Return how many bytes the activations of one image are before compression and after, stored by themselves.
+
+    Raises:
+        NetworkError: A value cannot be stored.
+    """
+    stored = codec.converted(values, np.dtype(format.STORED_DTYPES[spec.dtype]))
+    if not np.isfinite(stored).all():
+        raise _value_error(spec, index, layer, values, stored)
+    return stored.nbytes, len(codec.encode(stored, spec.compression))
+
+
+def _value_error(
+    spec: RunSpec, index: int, layer: str, values: NDArray[np.float32], stored: NDArray[np.floating]
+) -> NetworkError:
     """Return the one line for a row with a value that cannot be stored."""
-    got = codec.first_unstorable(values, spec.dtype)
+    got = values[~np.isfinite(stored)][0]
     where = f"{spec.manifest.keys[index]}: layer {layer}"
     # What a device has made float16 is infinite.
     if np.isfinite(got) or (values.dtype == np.float16 and np.isinf(got)):
@@ -291,7 +291,7 @@ def _image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStat
 
 
 def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
-    return np.array([*map(format.plain_text, texts), None], object)[:-1]  # the None keeps NumPy from guessing a dtype
+    return np.array([*map(format.plain_text, texts)], object)
 
 
 def write_tables(
@@ -362,15 +362,13 @@ def _write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
     for node in (*file["images"].values(), *file["checksums"].values()):
         node.dims[0].attach_scale(image)
     for feature in spec.features:
-        if feature.shape is None:
-            continue
-        name, sizes = feature.name, feature.shape
-        names = (f"{axis}_{name}" for axis in format.AXES[len(sizes)][1:])
-        scales = [_make_scale(file, scale, size) for scale, size in zip(names, sizes, strict=True)]
-        for dimension, scale in zip(file["features"][name].dims, (image, *scales), strict=True):
-            dimension.attach_scale(scale)
-        for statistic in ("channel_minimum", "channel_maximum"):
-            file["statistics"][name][statistic].dims[0].attach_scale(scales[-1])
+        if feature.shape is not None:
+            sizes = zip(format.AXES[len(feature.shape)][1:], feature.shape, strict=True)
+            scales = [_make_scale(file, f"{axis}_{feature.name}", size) for axis, size in sizes]
+            for dimension, scale in zip(file["features"][feature.name].dims, (image, *scales), strict=True):
+                dimension.attach_scale(scale)
+            for statistic in ("channel_minimum", "channel_maximum"):
+                file["statistics"][feature.name][statistic].dims[0].attach_scale(scales[-1])
 
 
 def _make_scale(file: h5py.File, name: str, size: int) -> h5py.Dataset:
@@ -380,96 +378,112 @@ def _make_scale(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     return scale
 
 
-class RawFile(io.FileIO):
-    """A new file that HDF5 writes through, and that never tells HDF5 that the disk refuses.
+class ShardFile(io.RawIOBase):
+    """The file of a shard as HDF5 sees it: in memory until it is complete, but for the chunks, which go to the disk as they come.
 
-    HDF5 does not survive that: what it could not write it cannot forget, so closing fails, and the process dies of a segmentation
-    fault when the file's objects are cleared away. Here the first refusal is kept for whoever writes the shard, and all that HDF5
-    writes after it goes nowhere; the file is dropped anyway.
+    So HDF5 never meets a disk that refuses. It does not survive that: what it could not write it cannot forget, so closing
+    fails, and the process dies when the file's objects are cleared away; and where it finds other bytes than it has written, or
+    none, it follows references that are not there. What it keeps besides chunks is small.
 
     Args:
-        path: Emptied if it is there.
-
-    Raises:
-        OSError: It cannot be made.
+        disk: Empty and open for writing, without a buffer. Closed with this.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self._refusal: BaseException | None = None
-        # Bytes that are not to be written yet: where they are in memory, how many; and where HDF5 wants them in the file.
+    def __init__(self, disk: IO[bytes]) -> None:
+        self._disk = disk
+        self._pages: defaultdict[int, bytearray] = defaultdict(partial(bytearray, PAGE_BYTES))
+        self._place = self._size_bytes = 0
+        # First byte and the one after the last of the chunks on the disk; and where the one that is awaited is in memory.
+        self._chunks: list[tuple[int, int]] = []
         self._awaited: tuple[int, int] | None = None
-        self._place: int | None = None
+        self._seeking = threading.Lock()
 
-    def hide_refusals(self) -> None:
-        """Hide from HDF5 what the disk refuses from now on.
-
-        Not from the start: HDF5 makes a file in the main thread, which calls no Python of ours in the meantime this way, so no
-        Ctrl-C can come into the middle of that. A file that cannot be made is an error that HDF5 survives.
-        """
-        self.write = self._write  # type: ignore[method-assign]
-        self.truncate = self._truncate  # type: ignore[method-assign]
-
-    def check(self) -> None:
-        """Raise what has been hidden.
+    def write_chunk(self, dataset: h5py.Dataset, offset: Shape, data: bytes | NDArray[np.uint8]) -> None:
+        """Write the bytes of a chunk; threads may do that at the same time.
 
         Raises:
-            OSError: The disk has refused a write.
+            OSError: The disk refuses.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        with phil:
+            count, self._awaited = len(self._chunks), _whereabouts(data)
+            try:
+                dataset.id.write_direct_chunk(offset, data)
+            finally:
+                self._awaited = None
+            places = self._chunks[count:]
+        # HDF5 hands a ready chunk through from where it is, and need not wait until it is written.
+        for place, _ in places:
+            self._write_at(data, place)
 
-    def locate(self, data: bytes | NDArray[np.uint8], store: Callable[[], Any]) -> int | None:
-        """Have HDF5 find a place for a chunk, which ``store`` gives to it. One thread at a time.
+    def write_rest(self) -> None:
+        """Write what lies between the chunks, HDF5 having closed the file.
 
-        Returns:
-            Where :meth:`write_at` is to write it; None where HDF5 has written it already.
+        Raises:
+            OSError: The disk refuses.
         """
-        # HDF5 hands a ready chunk through from where it is.
-        self._awaited = _whereabouts(data) if hasattr(os, "pwrite") else None
-        self._place = None
-        try:
-            store()
-        finally:
-            self._awaited = None
+        end = 0
+        for start, stop in [*sorted(self._chunks), (self._size_bytes, self._size_bytes)]:
+            self.seek(end)
+            self._write_at(self.read(start - end) or b"", end)
+            end = stop
+
+    def _write_at(self, data: bytes | NDArray[np.uint8], place: int) -> None:
+        rest = memoryview(data)  # type: ignore[arg-type]
+        while rest:
+            # The system may take a part only, up to a limit for instance.
+            if hasattr(os, "pwrite"):
+                count = os.pwrite(self._disk.fileno(), rest, place)
+            else:
+                with self._seeking:
+                    self._disk.seek(place)
+                    count = self._disk.write(rest)
+            rest, place = rest[count:], place + count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place: HDF5 asks for the start or the end."""
+        self._place = offset + (self._size_bytes if whence == os.SEEK_END else 0)
         return self._place
 
-    def write_at(self, data: bytes | NDArray[np.uint8], place: int) -> None:
-        """Write a chunk to its place, while other threads are in HDF5 or write others; what is refused, :meth:`check` says."""
-        rest = memoryview(data)  # type: ignore[arg-type]
-        try:
-            while rest and self._refusal is None:
-                count = os.pwrite(self.fileno(), rest, place)
-                rest, place = rest[count:], place + count
-        except BaseException as error:
-            self._refusal = error
+    def tell(self) -> int:
+        """Return the present place."""
+        return self._place
 
-    def __del__(self) -> None:
-        # Ctrl-C can take a file away from its writer before anybody knows of it; no reason for a warning.
-        with contextlib.suppress(OSError):
-            self.close()
-
-    def _write(self, data: Any) -> int:
-        rest = memoryview(data)
-        size_bytes = len(rest)
-        if self._awaited is not None and _whereabouts(rest) == self._awaited:
-            self._place = self.tell()
-            return size_bytes
-        try:
-            # The system may take a part only, up to a limit for instance.
-            while rest and self._refusal is None:
-                rest = rest[os.write(self.fileno(), rest) :]
-        except BaseException as error:
-            self._refusal = error
+    def write(self, data: Any) -> int:
+        """Keep bytes in memory, or the place of the chunk that is awaited."""
+        size_bytes = len(data)
+        if self._awaited is not None and _whereabouts(data) == self._awaited:
+            self._chunks.append((self._place, self._place + size_bytes))
+            self._place += size_bytes
+        else:
+            for page, inside, part in self._parts(size_bytes):
+                page[inside] = memoryview(data)[part]
+        self._size_bytes = max(self._size_bytes, self._place)
         return size_bytes
 
-    def _truncate(self, size: int | None = None) -> int:
-        try:
-            if self._refusal is None:
-                os.ftruncate(self.fileno(), self.tell() if size is None else size)
-        except BaseException as error:
-            self._refusal = error
-        return size or 0
+    def readinto(self, buffer: Any) -> int:
+        """Give bytes back from memory; zeros where there are none."""
+        for page, inside, part in self._parts(len(buffer)):
+            memoryview(buffer)[part] = page[inside]
+        return len(buffer)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set how long the file will be."""
+        self._size_bytes = self._place if size is None else size
+        return self._size_bytes
+
+    def close(self) -> None:
+        """Close the file on the disk too."""
+        self._disk.close()
+        super().close()
+
+    def _parts(self, size_bytes: int) -> Iterator[tuple[bytearray, slice, slice]]:
+        """Yield pages from the present place on, the part of each, and which of the bytes these are; go on behind them."""
+        done = 0
+        while done < size_bytes:
+            number, start = divmod(self._place, PAGE_BYTES)
+            count = min(size_bytes - done, PAGE_BYTES - start)
+            yield self._pages[number], slice(start, start + count), slice(done, done + count)
+            done, self._place = done + count, self._place + count
 
 
 def _whereabouts(data: Any) -> tuple[int, int]:
