@@ -149,7 +149,7 @@ NATIVE_AXES = AXES[3][1:]
 STORED_DTYPES = {"float32": "<f4", "float16": "<f2"}
 ITEMSIZE_BYTES = {"float32": 4, "float16": 2}
 
-# Of a layer, name -> type in the file; in the order of the fields of LayerStatistics.
+# Of a layer, name -> type in the file; the fields of LayerStatistics.
 STATISTICS = {
     "rows": "<i8",
     "values": "<i8",

@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5s, h5t
 from numpy.typing import NDArray
 
 from . import format
-from .damage import HDF5_READ_ERRORS, damaged, own_node
+from .damage import own_node, reading
 
 # Bins are powers of two: known before the data, exact, and the same for every layer. 127 of each sign, from 2^-62 on.
 OCTAVES = 127
@@ -40,7 +39,7 @@ HISTOGRAM_FIRST = 10
 BLOCK_VALUES = 1 << 15
 
 # Source: IEEE 754, binary32: a sign, 8 bits of exponent with a bias of 127, 23 of fraction.
-_FRACTION_BITS, _EXPONENTS, _BIAS = 23, 256, 127
+FRACTION_BITS, EXPONENTS, BIAS = 23, 256, 127
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,54 +148,26 @@ def _exact_sum(terms: Iterable[float]) -> NDArray[np.float64]:
     return np.array([total, math.fsum([*known, -total])])
 
 
-class _Scratch(threading.local):
-    """Memory of a thread: fresh memory for each row would take a third of the time."""
-
-    def __init__(self) -> None:
-        self.doubles = np.empty(BLOCK_VALUES, np.float64)
-        self.is_nonzero = np.empty(BLOCK_VALUES, np.bool_)
-
-
-_scratch = _Scratch()
-
-
-def _sums(rows: NDArray[np.float32]) -> tuple[int, list[float], list[float]]:
-    """Return how many values of (r, n) are not zero, and of each row their sum and the sum of their squares."""
-    nonzero, totals, squares = 0, np.zeros(len(rows)), np.zeros(len(rows))
-    rows_at_once = max(1, BLOCK_VALUES // rows.shape[1])
-    for start in range(0, len(rows), rows_at_once):
-        some = slice(start, start + rows_at_once)
-        for first in range(0, rows.shape[1], BLOCK_VALUES):
-            block = rows[some, first : first + BLOCK_VALUES]
-            is_nonzero, doubles = (
-                memory[: block.size].reshape(block.shape) for memory in (_scratch.is_nonzero, _scratch.doubles)
-            )
-            nonzero += int(np.count_nonzero(np.not_equal(block, 0, out=is_nonzero)))
-            doubles[:] = block
-            totals[some] += doubles.sum(axis=1)
-            squares[some] += np.square(doubles, out=doubles).sum(axis=1)
-    return nonzero, totals.tolist(), squares.tolist()
-
-
-def _bins_of_exponents() -> NDArray[np.int64]:
-    """Return the bin of each sign and exponent as they are stored, (512,) int64; zeros are among the tiny values."""
-    octaves = np.minimum(np.arange(_EXPONENTS) - (_BIAS + SMALLEST_EXPONENT), OCTAVES - 1)
-    signed = [np.where(octaves < 0, TINY, place) for place in (TINY + 1 + octaves, ZEROS - 1 - octaves)]
-    return np.concatenate(signed)
-
-
-_BINS_OF_EXPONENTS = _bins_of_exponents()
+def _sums(rows: NDArray[np.float32]) -> tuple[list[float], list[float]]:
+    """Return of each row of (r, n) the sum of its values and the sum of their squares."""
+    totals, squares = np.zeros(len(rows)), np.zeros(len(rows))
+    for first in range(0, rows.shape[1], BLOCK_VALUES):
+        block = rows[:, first : first + BLOCK_VALUES].astype(np.float64)
+        totals += block.sum(axis=1)
+        squares += np.square(block, out=block).sum(axis=1)
+    return totals.tolist(), squares.tolist()
 
 
 def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return how many values lie in each bin, (BINS,) int64."""
-    exponents = np.right_shift(values.view(np.uint32), _FRACTION_BITS, dtype=np.intp)
-    counts = np.bincount(exponents.reshape(-1), minlength=2 * _EXPONENTS)
-    histogram = np.zeros(BINS, np.int64)
-    np.add.at(histogram, _BINS_OF_EXPONENTS, counts)
-    histogram[ZEROS] = values.size - np.count_nonzero(values != 0)
-    histogram[TINY] -= histogram[ZEROS]
-    return histogram
+    exponents = np.right_shift(values.view(np.uint32), FRACTION_BITS, dtype=np.intp)
+    # (sign, exponent); zeros are among the smallest.
+    counts = np.bincount(exponents.reshape(-1), minlength=2 * EXPONENTS).reshape(2, EXPONENTS)
+    tiny, octaves = np.split(counts, [BIAS + SMALLEST_EXPONENT], axis=1)
+    octaves[:, OCTAVES - 1] += octaves[:, OCTAVES:].sum(axis=1)
+    positive, negative = octaves[:, :OCTAVES]
+    zeros = values.size - np.count_nonzero(values)
+    return np.concatenate([negative[::-1], [zeros, tiny.sum() - zeros], positive])
 
 
 class Tally:
@@ -221,16 +192,16 @@ class Tally:
         positions = rows.reshape(len(rows), -1, rows.shape[-1])
         # Infinite values of both signs have no sum.
         with np.errstate(invalid="ignore"):
-            nonzero, totals, squares = _sums(rows.reshape(len(rows), -1))
+            totals, squares = _sums(rows.reshape(len(rows), -1))
         # No float32 is so large that the sum of squares would not be finite.
         if not all(map(math.isfinite, squares)):
             return False
         each = rows.reshape(-1, rows.shape[-1])
-        minimum, maximum = each.min(axis=0), each.max(axis=0)
+        minimum, maximum, zeros = each.min(axis=0), each.max(axis=0), rows.size - int(np.count_nonzero(rows))
         histogram = _histogram(positions[:, min(HISTOGRAM_FIRST, positions.shape[1] // 2) :: HISTOGRAM_STEP])
         with self._lock:
             self._values += rows.size
-            self._zeros += rows.size - nonzero
+            self._zeros += zeros
             self._sums += totals
             self._squares += squares
             np.minimum(self._minimum, minimum, out=self._minimum)
@@ -258,11 +229,8 @@ def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics])
     group = file.create_group("statistics")
     for layer, of_layer in statistics.items():
         node = group.create_group(layer)
-        for (name, dtype), value in zip(format.STATISTICS.items(), astuple(of_layer), strict=True):
-            array = np.asarray(value, dtype)
-            # By h5py's lower half, which takes a third of the time: there are eight of these a layer.
-            space = h5s.create_simple(array.shape) if array.ndim else h5s.create(h5s.SCALAR)
-            h5d.create(node.id, name.encode(), h5t.py_create(array.dtype), space).write(h5s.ALL, h5s.ALL, array)
+        for name, dtype in format.STATISTICS.items():
+            node.create_dataset(name, data=getattr(of_layer, name), dtype=dtype)
     group.attrs["histogram_step"] = np.int64(HISTOGRAM_STEP)
 
 
@@ -274,11 +242,8 @@ def read_statistics(file: h5py.File, path: Path, layers: Iterable[str]) -> dict[
     """
     found = {}
     for layer in layers:
-        try:
+        with reading(path, f"/statistics/{layer}"):
             group = own_node(own_node(file, "statistics"), layer)
-            arrays = (np.asarray(own_node(group, name)[()], dtype) for name, dtype in format.STATISTICS.items())
-            values: list[Any] = [array if array.ndim else array.item() for array in arrays]
-            found[layer] = LayerStatistics(*values)
-        except HDF5_READ_ERRORS as error:
-            raise damaged(path, f"/statistics/{layer}", error) from error
+            values: dict[str, Any] = {name: own_node(group, name)[()].astype(dtype) for name, dtype in format.STATISTICS.items()}
+            found[layer] = LayerStatistics(**values)
     return found
