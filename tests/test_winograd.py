@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -15,19 +14,11 @@ from pipeline.network.architectures import VggTable
 from pipeline.network.host_reductions import sum_rows
 from pipeline.network.winograd import prepare_segments
 from pipeline.network.winograd.codegen import Processor, host_processor
-from pipeline.network.winograd.convolution import (
-    Operation,
-    Pooling,
-    ReLU,
-    Strip,
-    prepare_convolution,
-    prepare_direct_convolution,
-)
+from pipeline.network.winograd.convolution import Convolution, Pass, Pooling, Strip, prepare_convolution
 from pipeline.network.winograd.engine import MemoryPool, Segment, Workers
 from pipeline.network.winograd.kernels import compile_kernels
 
 from . import oracle
-from .processes import run_python
 
 ONE_LAYER = 3e-6
 CHANNELS = (64, 128)
@@ -51,12 +42,17 @@ def workers() -> Workers:
     return Workers(compile_kernels(host_processor(), CHANNELS), 2)
 
 
-def convolution(cin: int, cout: int, *, relu: bool = False, pooling: Pooling | None = None) -> tuple[Operation, Any]:
-    """Gives an operation and what the oracle needs to do the same."""
-    kernel, bias = draw((3, 3, cin, cout), 1), draw((cout,), 2)
-    if cin == 3:
-        return prepare_direct_convolution(kernel, bias, host_processor(), relu=relu), (kernel, bias)
-    return prepare_convolution(kernel, bias, host_processor(), relu=relu, pooling=pooling), (kernel, bias)
+def convolution(
+    cin: int, cout: int, *, relu: bool = False, processor: Processor | None = None, seed: int = 1
+) -> tuple[Convolution, Any]:
+    """Gives a convolution and what the oracle needs to do the same."""
+    kernel, bias = draw((3, 3, cin, cout), seed), draw((cout,), 2)
+    return prepare_convolution(kernel, bias, processor or host_processor(), "conv", *["relu"] * relu), (kernel, bias)
+
+
+def one_pass(cin: int, cout: int, *, relu: bool = False, pooling: Pooling | None = None) -> tuple[Pass, Any]:
+    prepared, weights = convolution(cin, cout, relu=relu)
+    return Pass(**{"direct" if cin == 3 else "winograd": prepared}, pooling=pooling), weights
 
 
 def expect(image: NDArray[np.float32], weights: Any, relu: bool, pooling: Pooling | None) -> NDArray[np.float64]:
@@ -69,7 +65,7 @@ def expect(image: NDArray[np.float32], weights: Any, relu: bool, pooling: Poolin
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (13, 29)])
 def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool, channels: int, workers: Workers) -> None:
     images = draw((2, *size, channels), 0)
-    operation, weights = convolution(channels, 64, relu=relu)
+    operation, weights = one_pass(channels, 64, relu=relu)
     found = Segment([operation], workers)(images).wait()
     assert found.shape == (2, *size, 64)
     assert found.dtype == np.float32
@@ -81,10 +77,10 @@ def test_every_size_agrees_with_the_oracle(size: tuple[int, int], relu: bool, ch
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("size", [(9, 7), (70, 31)])
 def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], padding: str, kind: str, workers: Workers) -> None:
-    images, pooling = draw((2, *size, 64), 0), Pooling(kind, padding)
-    operation, weights = convolution(64, 64, relu=True, pooling=pooling)
+    images, pooling = draw((2, *size, 64), 0), Pooling(kind, padding, "pool")
+    operation, weights = one_pass(64, 64, relu=True, pooling=pooling)
     together = Segment([operation], workers)(images).wait()
-    apart = Segment([convolution(64, 64)[0], ReLU(), pooling], workers)(images).wait()
+    apart = Segment([one_pass(64, 64)[0], Pass(relu="relu"), Pass(pooling=pooling)], workers)(images).wait()
     np.testing.assert_array_equal(together, apart)
     for row, image in zip(together, images, strict=True):
         assert oracle.relative_error(row, expect(image, weights, True, pooling)) < ONE_LAYER
@@ -94,7 +90,7 @@ def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], pad
 @pytest.mark.parametrize("channels", [3, 64])
 def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Workers) -> None:
     image = draw((1, *size, channels), 0)
-    operation, weights = convolution(channels, 64)
+    operation, weights = one_pass(channels, 64)
     assert len(operation.strips(*size)) > 1
     found = Segment([operation], workers)(image).wait()[0]
     difference = np.abs(found - expect(image[0], weights, False, None))
@@ -105,16 +101,12 @@ def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Wor
 def test_code_for_older_processors_computes_the_same(name: str) -> None:
     processor = OLDER[name]
     workers = Workers(compile_kernels(processor, (64,)), 1)
-    kernels = {3: draw((3, 3, 3, 64), 1), 64: draw((3, 3, 64, 128), 3)}
-    bias, image = draw((128,), 2), draw((1, 30, 45, 3), 0)
-    operations = [
-        prepare_direct_convolution(kernels[3], bias[:64], processor, relu=True),
-        prepare_convolution(kernels[64], bias, processor, relu=True, pooling=Pooling("max", "same")),
-    ]
-    found = Segment(operations, workers)(image).wait()[0]
-    between = expect(image[0], (kernels[3], bias[:64]), True, None)
-    values = np.maximum(oracle.convolve(between, kernels[64], bias, 1), 0.0)
-    assert oracle.relative_error(found, oracle.pool(values, True)) < ONE_LAYER
+    first, of_first = convolution(3, 64, relu=True, processor=processor)
+    second, of_second = convolution(64, 128, relu=True, processor=processor, seed=3)
+    image, pooling = draw((1, 30, 45, 3), 0), Pooling("max", "same", "pool")
+    found = Segment([Pass(direct=first), Pass(winograd=second, pooling=pooling)], workers)(image).wait()[0]
+    expected = expect(expect(image[0], of_first, True, None), of_second, True, pooling)
+    assert oracle.relative_error(found, expected) < ONE_LAYER
 
 
 @pytest.mark.parametrize(
@@ -175,7 +167,7 @@ def test_sums_of_the_rows_of_layers_on_the_way_are_those_of_the_maps(padding: st
 
 def test_a_segment_goes_on_where_the_one_before_it_is_still_computing(workers: Workers) -> None:
     images = draw((9, 40, 40, 64), 0)
-    first, second = convolution(64, 64)[0], convolution(64, 128, relu=True)[0]
+    first, second = one_pass(64, 64)[0], one_pass(64, 128, relu=True)[0]
     together = Segment([first, second], workers)(images).wait()
     waiting = Segment([first], workers)(images)
     np.testing.assert_array_equal(np.asarray(Segment([second], workers)(waiting)), together)
@@ -184,22 +176,21 @@ def test_a_segment_goes_on_where_the_one_before_it_is_still_computing(workers: W
 def test_not_a_number_stays_one(workers: Workers) -> None:
     image = np.zeros((1, 8, 8, 64), np.float32)
     image[0, 2, 2, 5] = np.nan
-    found = Segment([convolution(64, 64, relu=True)[0]], workers)(image).wait()
+    found = Segment([one_pass(64, 64, relu=True)[0]], workers)(image).wait()
     assert np.isnan(found[0, 2, 2]).all()
 
 
 @pytest.mark.parametrize("size", [(5, 3), (90, 61)])
 def test_the_first_convolution_in_the_same_pass_is_the_one_before(size: tuple[int, int], workers: Workers) -> None:
-    images, bias = draw((3, *size, 3), 0), draw((64,), 2)
-    before = prepare_direct_convolution(draw((3, 3, 3, 64), 1), bias, host_processor(), relu=True)
-    factors = draw((3, 3, 64, 64), 3), bias, host_processor()
-    apart = Segment([before, prepare_convolution(*factors, relu=True)], workers)(images).wait()
-    together = Segment([prepare_convolution(*factors, relu=True, before=before)], workers)(images).wait()
+    images = draw((3, *size, 3), 0)
+    first, second = convolution(3, 64, relu=True)[0], convolution(64, 64, relu=True, seed=3)[0]
+    apart = Segment([Pass(direct=first), Pass(winograd=second)], workers)(images).wait()
+    together = Segment([Pass(direct=first, winograd=second)], workers)(images).wait()
     np.testing.assert_array_equal(together, apart)
 
 
 def test_too_little_memory_is_an_error_that_says_what_to_do(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    segment, images = Segment([convolution(64, 64)[0]], workers), draw((4, 9, 9, 64), 0)
+    segment, images = Segment([one_pass(64, 64)[0]], workers), draw((4, 9, 9, 64), 0)
 
     def refuse(*shape: int) -> None:
         raise MemoryError
@@ -217,17 +208,17 @@ def test_too_little_memory_is_an_error_that_says_what_to_do(workers: Workers, mo
 def test_an_interrupted_image_leaves_no_work_behind(workers: Workers) -> None:
     started: list[Strip] = []
 
-    class Interrupted(ReLU):
+    class Interrupted(Pass):
         def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
             return [Strip(first, 1) for first in range(50)]
 
-        def run(self, workspace: Any, images: Any, strip: Strip) -> None:
+        def run(self, workspace: Any, maps: Any, strip: Strip) -> None:
             started.append(strip)
             time.sleep(0.02)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Segment([Interrupted()], workers)(draw((1, 9, 9, 64), 0))
+        Segment([Interrupted(relu="relu")], workers)(draw((1, 9, 9, 64), 0))
     workers.pool.submit(int).result()
     assert len(started) < 10
 
@@ -246,30 +237,3 @@ def test_memory_comes_back_when_the_last_view_is_gone() -> None:
     del view
     gc.collect()
     assert source.take(100, 10).ctypes.data == address
-
-
-FORKED = """
-import os, threading
-from pipeline.network.winograd.codegen import host_processor
-from pipeline.network.winograd.kernels import compile_kernels
-
-begun = threading.Event()
-
-def work():
-    begun.set()
-    compile_kernels(host_processor(), (64,))
-
-threading.Thread(target=work).start()
-begun.wait()
-child = os.fork()
-if child == 0:
-    compile_kernels(host_processor(), (64,))
-    os._exit(0)
-print(os.waitpid(child, 0)[1])
-"""
-
-
-@pytest.mark.slow  # the program compiles in one thread, and seldom where it is forked
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_process_that_is_forked_while_a_thread_compiles_can_compile() -> None:
-    assert run_python(FORKED, PYTHONWARNINGS="ignore").stdout == "0\n"

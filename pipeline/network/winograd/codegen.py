@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,37 +23,24 @@ FLOAT_BYTES = 4
 _CTYPES: dict[Any, Any] = {FLOAT: ctypes.c_float, INTEGER: ctypes.c_int64, POINTER: ctypes.c_void_p}
 
 # LLVM's types are global to the process, without a lock of their own: two threads that compile at once crash.
-COMPILING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    # A child that is forked while another thread compiles would wait for this lock for ever.
-    os.register_at_fork(before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release)
+COMPILING = threading.Lock()
 
 
 class Processor(NamedTuple):
-    """What decides the shape of the code.
+    """What decides the shape of the code."""
 
-    Attributes:
-        name: LLVM's name of the processor.
-        features: LLVM's list of what it can do, ``+avx2,-avx512f``.
-        lanes: Floats of a vector register.
-        rows: Rows of a block of a matrix product whose sums stay in registers.
-        columns: Vectors of a row of that block.
-    """
-
-    name: str
-    features: str
-    lanes: int
-    rows: int
-    columns: int
+    name: str  # LLVM's
+    features: str  # LLVM's list of what it can do, ``+avx2,-avx512f``
+    lanes: int  # floats of a vector register
+    rows: int  # of a block of a matrix product whose sums stay in registers
+    columns: int  # vectors of a row of that block
 
 
 @functools.cache
 def host_processor() -> Processor:
     """Return the processor at hand, with blocks whose sums, a row of factors and one factor more fill its registers."""
-    # The lock: a child forked while another thread asks would find LLVM's own lock taken for ever.
-    with COMPILING:
-        found = llvm.get_host_cpu_features()
-        name, features = llvm.get_host_cpu_name(), found.flatten()
+    found = llvm.get_host_cpu_features()
+    name, features = llvm.get_host_cpu_name(), found.flatten()
     if found.get("avx512f"):  # 32 registers of 16
         return Processor(name, features, 16, 14, 2)
     if found.get("avx"):  # 16 registers of 8
@@ -105,9 +91,8 @@ class Code:
         """Return a vector with this float in all lanes."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         single = self.builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-        return self.builder.shuffle_vector(
-            single, undefined, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        )
+        first = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(single, undefined, first)
 
     def constant(self, value: float) -> Any:
         """Return a vector with this number in all lanes."""
@@ -127,6 +112,11 @@ class Code:
     def smaller(self, left: Any, right: Any) -> Any:
         """Return the smaller of two integers."""
         return self.builder.select(self.builder.icmp_signed("<", left, right), left, right)
+
+    def end(self) -> Any:
+        """Return from the function; return it, to be called by others."""
+        self.builder.ret_void()
+        return self.function
 
     def all_of(self, *conditions: Any) -> Any:
         """Return whether all conditions hold."""

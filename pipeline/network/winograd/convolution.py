@@ -1,14 +1,13 @@
-"""Operations on a strip of a map in one thread: convolution with what comes before and after it, ReLU, pooling.
+"""Passes over a strip of a map in one thread: convolution with what comes before and after it, ReLU, pooling.
 
-All images of a call have one size; arrays are float32 (h, w, c), C order.
+All images of a call have one size; arrays are float32, C order, channels last.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,29 +37,34 @@ class Strip(NamedTuple):
     first: int
     rows: int
 
-    def of(self, image: Array, stride: int = 1) -> Array:
-        """Return the strip's rows of a map whose rows are so many of the strip's."""
-        return image[self.first * TILE // stride : (self.first + self.rows) * TILE // stride]
+    def of(self, maps: Array, stride: int = 1) -> Array:
+        """Return the strip's rows of maps, (n, h, ...), whose rows are so many of the strip's."""
+        return maps[:, self.first * TILE // stride : (self.first + self.rows) * TILE // stride]
 
 
-class Image(NamedTuple):
-    """What an operation does with an image.
+class Maps(NamedTuple):
+    """What a pass is given of some images, and where it writes.
 
     Attributes:
-        source: (h, w, c).
-        output: As :meth:`Operation.output_shape` says.
-        sums: Layer -> (h', c) float32, zero: gets the sums of the rows of what is computed of it, as by
+        sources: (n, h, w, c).
+        outputs: As :meth:`Pass.shapes` says.
+        sums: Layer -> (n, h', c), zero: gets the sums of the rows of what is computed of it, as by
             :func:`~pipeline.network.host_reductions.sum_rows`. The height is rounded up to a multiple of 4.
     """
 
-    source: Array
-    output: Array
+    sources: Array
+    outputs: Array
     sums: Mapping[str, Array]
 
-    def put(self, layer: str, first: int, sums: Array) -> None:
+    def of(self, images: slice) -> Maps:
+        """Return those of some of the images."""
+        sums = {layer: of_all[images] for layer, of_all in self.sums.items()}
+        return Maps(self.sources[images], self.outputs[images], sums)
+
+    def put(self, layer: str, image: int, first: int, sums: Array) -> None:
         """Put the sums of some rows of a layer, from the first on, where they belong, if anybody wants them."""
         if layer in self.sums:
-            self.sums[layer][first : first + len(sums)] = sums
+            self.sums[layer][image, first : first + len(sums)] = sums
 
 
 class Workspace(threading.local):
@@ -90,296 +94,198 @@ class Workspace(threading.local):
         return sums
 
 
-class Operation(ABC):
-    """One pass over a map; each strip can be computed by itself."""
-
-    @abstractmethod
-    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
-        """Return the layers that are computed and their (h, w, c), given that of the input; the output comes last."""
-
-    def output_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Return (h, w, c) of the output."""
-        return [*self.shapes(height, width, channels).values()][-1]
-
-    def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
-        """Cut maps of this size, of which so many are computed together; into a multiple of so many strips."""
-        return cut(height, width, SMALLEST_STRIP_TILES, least)
-
-    @abstractmethod
-    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
-        """Compute a strip of every image.
-
-        Args:
-            workspace: The kernels, and memory for what is between them.
-            images: Of one size; the rows of this strip are written to their outputs.
-            strip: From :meth:`strips`.
-        """
-
-
 @dataclass(frozen=True, slots=True)
-class Pooling(Operation):
-    """2 x 2 pooling with stride 2.
+class Convolution:
+    """A 3 x 3 convolution with its bias, and the ReLU behind it."""
 
-    Attributes:
-        kind: ``max`` or ``avg``.
-        padding: ``same`` or ``valid``.
-        layer: Its name.
-    """
+    # As the code reads it: transformed, (36, cout / block, cin, block); if it is direct (1, cout / block, 27, block).
+    kernel: Array
+    bias: Array  # (cout,)
+    layers: tuple[str, ...]  # names of the convolution and, if it follows, of the ReLU
+
+    @property
+    def floor(self) -> float:
+        """What values are at least."""
+        return 0.0 if len(self.layers) > 1 else NO_FLOOR
+
+
+class Pooling(NamedTuple):
+    """2 x 2 pooling with stride 2: ``max`` or ``avg``, ``same`` or ``valid``, and the layer's name."""
 
     kind: str
     padding: str
-    layer: str = ""
-
-    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
-        """Return the layer and its (h, w, c)."""
-        return {self.layer: (pooled_side(height, self.padding), pooled_side(width, self.padding), channels)}
-
-    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
-        """Pool a strip of every image."""
-        for image in images:
-            self.pool(workspace, strip.of(image.source), image, strip)
-
-    def pool(self, workspace: Workspace, rows: Array, image: Image, strip: Strip) -> None:
-        """Pool a strip of an image, whose rows are given."""
-        height, width, channels = rows.shape
-        target = strip.of(image.output, POOL_STRIDE)
-        workspace.code[f"pool_{self.kind}"](rows.ctypes.data, height, width, channels, *target.shape[:2], target.ctypes.data)
-        if self.layer in image.sums:
-            image.put(self.layer, strip.first * TILE // POOL_STRIDE, workspace.rectify(target, target, NO_FLOOR)[1])
+    layer: str
 
 
 @dataclass(frozen=True, slots=True)
-class ReLU(Operation):
-    """A ReLU by itself, where what is before it is stored too.
+class Pass:
+    """Layers that are computed in one pass over a map, strip by strip, in this order; each may be missing.
 
     Attributes:
-        layer: Its name.
+        direct: The convolution of an image's three channels: with another behind it, its output, which is larger than any other,
+            never leaves the cache.
+        winograd: A convolution by Winograd's algorithm.
+        relu: Name of a ReLU by itself, where what is before it is stored too.
+        pooling: What follows.
     """
 
-    layer: str = ""
+    direct: Convolution | None = None
+    winograd: Convolution | None = None
+    relu: str = ""
+    pooling: Pooling | None = None
 
     def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
-        """Return the layer and its (h, w, c)."""
-        return {self.layer: (height, width, channels)}
-
-    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
-        """Rectify a strip of every image."""
-        for image in images:
-            image.put(self.layer, strip.first * TILE, workspace.rectify(strip.of(image.source), strip.of(image.output))[1])
-
-
-@dataclass(frozen=True, slots=True)
-class DirectConvolution(Operation):
-    """The 3 x 3 convolution of an image's three channels, with its bias.
-
-    Attributes:
-        kernel: As the code reads it: (1, cout / block, 27, block).
-        bias: (cout,) float32.
-        relu: Whether a ReLU follows.
-        layers: Names of the convolution and of the ReLU.
-    """
-
-    kernel: Array
-    bias: Array
-    relu: bool
-    layers: tuple[str, str] = ("", "")
-
-    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
-        """Return the layers and their (h, w, c)."""
-        return dict.fromkeys(self.layers, (height, width, len(self.bias)))
-
-    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
-        """Convolve a strip of every image."""
-        for image in images:
-            self.convolve(workspace, image, strip.of(image.output), strip, strip.first * TILE)
-
-    def convolve(self, workspace: Workspace, image: Image, target: Array, strip: Strip, first: int) -> None:
-        """Compute rows of the output, from the first on, as many as the target has: a strip, and maybe a row on each side."""
-        height, width, _ = image.source.shape
-        rows = len(target)
-        padded = workspace.take("padded", rows + 2, width + 2, COLOURS)
-        padded[:, 0] = padded[:, -1] = 0.0
-        above, below = max(first - 1, 0), min(first + rows + 1, height)
-        padded[: above - first + 1] = 0.0
-        padded[below - first + 1 :] = 0.0
-        padded[above - first + 1 : below - first + 1, 1:-1] = image.source[above:below]
-        floor = _floor(self.relu)
-        # What is added up before the ReLU is rectified in a step of its own.
-        is_summed = any(layer in image.sums for layer in self.layers)
-        workspace.code["convolve_colours"](
-            *(padded.ctypes.data, width + 2, self.kernel.ctypes.data, self.bias.ctypes.data, NO_FLOOR if is_summed else floor),
-            *(rows, width, len(self.bias), target.ctypes.data),
-        )
-        if is_summed:
-            start = strip.first * TILE
-            for layer, sums in zip(self.layers, workspace.rectify(target, target, floor), strict=True):
-                image.put(layer, start, sums[start - first : start - first + strip.rows * TILE])
-
-
-@dataclass(frozen=True, slots=True)
-class WinogradConvolution(Operation):
-    """A 3 x 3 convolution by Winograd's algorithm, with its bias.
-
-    Attributes:
-        kernel: As the code reads it: (36, cout / block, cin, block).
-        bias: (cout,) float32.
-        relu: Whether a ReLU follows.
-        pooling: What follows that, if anything.
-        before: The direct convolution before it, if that is done in the same pass: its output is larger than any other and never
-            leaves the cache then.
-        layers: Names of the convolution and of the ReLU.
-    """
-
-    kernel: Array
-    bias: Array
-    relu: bool
-    pooling: Pooling | None
-    before: DirectConvolution | None
-    layers: tuple[str, str] = ("", "")
-
-    def shapes(self, height: int, width: int, channels: int) -> dict[str, tuple[int, int, int]]:
-        """Return the layers and their (h, w, c), the output's last."""
-        found = self.before.shapes(height, width, channels) if self.before else {}
-        shape = height, width, len(self.bias)
-        return found | dict.fromkeys(self.layers, shape) | (self.pooling.shapes(*shape) if self.pooling else {})
+        """Return the layers that are computed and their (h, w, c), given that of the input; the output comes last."""
+        found: dict[str, tuple[int, int, int]] = {}
+        for convolution in filter(None, (self.direct, self.winograd)):
+            channels = len(convolution.bias)
+            found |= dict.fromkeys(convolution.layers, (height, width, channels))
+        if self.relu:
+            found[self.relu] = height, width, channels
+        if self.pooling:
+            sides = pooled_side(height, self.pooling.padding), pooled_side(width, self.pooling.padding)
+            found[self.pooling.layer] = *sides, channels
+        return found
 
     def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
-        """Cut into as many tiles as the cache takes; maps smaller than that are not cut for its sake."""
-        tiles = STRIP_SIZE // (self._channels + len(self.bias))
-        return cut(height, width, max(SMALLEST_STRIP_TILES, tiles) // images, least)
+        """Cut maps, of which so many are computed together, into nearly equal strips of as many tiles as the cache takes.
 
-    def run(self, workspace: Workspace, images: Sequence[Image], strip: Strip) -> None:
-        """Convolve, rectify and pool a strip of every image."""
-        height, width, _ = images[0].source.shape
-        targets = [strip.of(image.output) for image in images]
+        There is a multiple of ``least`` of them, if the maps have the rows.
+        """
+        tiles = SMALLEST_STRIP_TILES
+        if self.winograd:
+            tiles = max(tiles, STRIP_SIZE // (self.winograd.kernel.shape[2] + len(self.winograd.bias))) // images
+        rows = -(-height // TILE)
+        count = -(-rows // max(1, tiles // -(-width // TILE)))
+        count = min(rows, -(-count // least) * least)
+        bounds = [rows * number // count for number in range(count + 1)]
+        return [Strip(first, stop - first) for first, stop in itertools.pairwise(bounds)]
+
+    def run(self, workspace: Workspace, maps: Maps, strip: Strip) -> None:
+        """Compute the rows of a strip of every image.
+
+        Args:
+            workspace: The kernels, and memory for what is between them.
+            maps: Of images of one size.
+            strip: From :meth:`strips`.
+        """
+        sources, targets = strip.of(maps.sources), strip.of(maps.outputs)
+        last = self.winograd or self.direct
         if self.pooling:
-            targets = list(workspace.take("strip", len(images), len(strip.of(images[0].source)), width, len(self.bias)))
-        sources = [image.source.ctypes.data for image in images]
-        if self.before:
+            targets = sources
+            if last or self.relu:
+                targets = workspace.take("strip", *sources.shape[:3], len(last.bias) if last else sources.shape[3])
+        if self.winograd:
+            self._convolve(self.winograd, workspace, maps, targets, strip)
+        elif self.direct:
+            for image, target in enumerate(targets):
+                _convolve_colours(self.direct, workspace, maps, image, target, strip, strip.first * TILE)
+        elif self.relu:
+            for image, (source, target) in enumerate(zip(sources, targets, strict=True)):
+                maps.put(self.relu, image, strip.first * TILE, workspace.rectify(source, target)[1])
+        if self.pooling:
+            code, layer = workspace.code[f"pool_{self.pooling.kind}"], self.pooling.layer
+            for image, (rows, target) in enumerate(zip(targets, strip.of(maps.outputs, POOL_STRIDE), strict=True)):
+                code(rows.ctypes.data, *rows.shape, *target.shape[:2], target.ctypes.data)
+                if layer in maps.sums:
+                    maps.put(layer, image, strip.first * TILE // POOL_STRIDE, workspace.rectify(target, target, NO_FLOOR)[1])
+
+    def _convolve(self, convolution: Convolution, workspace: Workspace, maps: Maps, targets: Array, strip: Strip) -> None:
+        """Compute a strip of every image by Winograd's algorithm, the direct convolution before it included."""
+        images, height, width, _ = maps.sources.shape
+        channels, count, code = convolution.kernel.shape[2], len(convolution.bias), workspace.code
+        sources = [source.ctypes.data for source in maps.sources]
+        if self.direct:
             # The strip and a row on each side of it; the address is where the first row of the image would be.
             first, stop = max(strip.first * TILE - 1, 0), min((strip.first + strip.rows) * TILE + 1, height)
-            before = workspace.take("before", len(images), stop - first, width, self._channels)
-            for image, rows_before in zip(images, before, strict=True):
-                self.before.convolve(workspace, image, rows_before, strip, first)
-            sources = [rows_before.ctypes.data - first * rows_before[0].nbytes for rows_before in before]
-        self._convolve(workspace, sources, height, width, targets, [image.sums for image in images], strip)
-        if self.pooling:
-            for image, target in zip(images, targets, strict=True):
-                self.pooling.pool(workspace, target, image, strip)
-
-    @property
-    def _channels(self) -> int:
-        return int(self.kernel.shape[2])
-
-    def _convolve(
-        self,
-        workspace: Workspace,
-        sources: Sequence[int],
-        height: int,
-        width: int,
-        targets: Sequence[Array],
-        sums: Sequence[Mapping[str, Array]],
-        strip: Strip,
-    ) -> None:
-        """Convolve images that begin at these addresses."""
-        channels, code = self._channels, workspace.code
-        columns, count = -(-width // TILE), len(self.bias)
+            before = workspace.take("before", images, stop - first, width, channels)
+            for image, rows in enumerate(before):
+                _convolve_colours(self.direct, workspace, maps, image, rows, strip, first)
+            sources = [rows.ctypes.data - first * rows[0].nbytes for rows in before]
+        columns = -(-width // TILE)
         tiles = strip.rows * columns
         # Planes a multiple of 4096 bytes apart would fall into the same few lines of the cache.
-        data_plane, products_plane = (len(sources) * tiles * size + CACHE_LINE_BYTES // FLOAT_BYTES for size in (channels, count))
+        data_plane, products_plane = (images * tiles * size + CACHE_LINE_BYTES // FLOAT_BYTES for size in (channels, count))
         data = workspace.take("data", PLANES, data_plane).ctypes.data
         products = workspace.take("products", PLANES, products_plane).ctypes.data
         scratch = workspace.take("tile", PLANES, max(channels, count)).ctypes.data
-        for index, source in enumerate(sources):
-            start = data + index * tiles * channels * FLOAT_BYTES
+        for image, source in enumerate(sources):
+            start = data + image * tiles * channels * FLOAT_BYTES
             code["transform_input"](
                 *(source, height, width, channels, strip.first, strip.rows, columns),
                 *(start, data_plane, scratch),
             )
         code[f"multiply_{channels}"](
-            *(data, data_plane, self.kernel.ctypes.data, products, products_plane),
-            *(len(sources) * tiles, count),
+            *(data, data_plane, convolution.kernel.ctypes.data, products, products_plane),
+            *(images * tiles, count),
         )
-        is_summed = any(layer in sums[0] for layer in self.layers)
-        unused = workspace.take("unused", strip.rows * TILE, count)
-        for index, (target, of_image) in enumerate(zip(targets, sums, strict=True)):
-            start = products + index * tiles * count * FLOAT_BYTES
-            both = [strip.of(of_image[layer]) if layer in of_image else unused for layer in self.layers]
-            code["transform_output_summed" if is_summed else "transform_output"](
-                *(start, products_plane, self.bias.ctypes.data, _floor(self.relu)),
+        is_summed = any(layer in maps.sums for layer in convolution.layers)
+        transform = code["transform_output_summed" if is_summed else "transform_output"]
+        unused = workspace.take("unused", 1, strip.rows * TILE, count)
+        for image, target in enumerate(targets):
+            start = products + image * tiles * count * FLOAT_BYTES
+            sums = []
+            if is_summed:
+                wanted = (maps.sums.get(layer) for layer in (*convolution.layers, "")[:2])
+                sums = [unused[0] if of_all is None else strip.of(of_all)[image] for of_all in wanted]
+            transform(
+                *(start, products_plane, convolution.bias.ctypes.data, convolution.floor),
                 *(height, width, count, strip.first, strip.rows, columns),
-                *(target.ctypes.data, scratch),
-                *([one.ctypes.data for one in both] if is_summed else ()),
+                *(target.ctypes.data, scratch, *(of_rows.ctypes.data for of_rows in sums)),
             )
 
 
-def prepare_convolution(
-    kernel: Array,
-    bias: Array,
-    processor: Processor,
-    *,
-    relu: bool,
-    pooling: Pooling | None = None,
-    before: DirectConvolution | None = None,
-    layers: tuple[str, str] = ("", ""),
-) -> WinogradConvolution:
-    """Prepare a convolution by Winograd's algorithm.
+def _convolve_colours(
+    convolution: Convolution, workspace: Workspace, maps: Maps, image: int, target: Array, strip: Strip, first: int
+) -> None:
+    """Compute rows of an image, from the first on, as many as the target has: a strip, and maybe a row on each side."""
+    source, floor = maps.sources[image], convolution.floor
+    height, width, _ = source.shape
+    rows = len(target)
+    padded = workspace.take("padded", rows + 2, width + 2, COLOURS)
+    padded[:, 0] = padded[:, -1] = 0.0
+    above, below = max(first - 1, 0), min(first + rows + 1, height)
+    padded[: above - first + 1] = 0.0
+    padded[below - first + 1 :] = 0.0
+    padded[above - first + 1 : below - first + 1, 1:-1] = source[above:below]
+    # What is added up before the ReLU is rectified in a step of its own.
+    is_summed = any(layer in maps.sums for layer in convolution.layers)
+    workspace.code["convolve_colours"](
+        *(padded.ctypes.data, width + 2, convolution.kernel.ctypes.data, convolution.bias.ctypes.data),
+        *(NO_FLOOR if is_summed else floor, rows, width, len(convolution.bias), target.ctypes.data),
+    )
+    if is_summed:
+        start = strip.first * TILE
+        for layer, sums in zip(convolution.layers, workspace.rectify(target, target, floor), strict=False):
+            maps.put(layer, image, start, sums[start - first : start - first + strip.rows * TILE])
+
+
+def prepare_convolution(kernel: Array, bias: Array, processor: Processor, *layers: str) -> Convolution:
+    """Prepare a convolution: direct of an image's three channels, else by Winograd's algorithm.
 
     Args:
         kernel: (3, 3, cin, cout) float32, as ``tf.nn.conv2d`` takes it.
         bias: (cout,) float32.
         processor: Whose code will read it.
-        relu: Whether a ReLU follows.
-        pooling: What follows that, if anything.
-        before: The direct convolution before it, if it is to be done in the same pass.
-        layers: Names of the convolution and of the ReLU.
+        layers: As of :class:`Convolution`.
     """
     channels, count = kernel.shape[2:]
     block = processor.lanes * processor.columns
-    packed = _empty(PLANES, count // block, channels, block)
-    for first in range(0, channels, CHANNELS_AT_ONCE):
-        part = slice(first, first + CHANNELS_AT_ONCE)
-        packed[:, :, part] = _pack(transform_kernel(kernel[:, :, part]), block)
-    return WinogradConvolution(packed, _copy(bias), relu, pooling, before, layers)
+    if channels == COLOURS:
+        packed = _copy(_pack(kernel.reshape(1, KERNEL_SIDE**2 * COLOURS, count), block))
+    else:
+        packed = _empty(PLANES, count // block, channels, block)
+        for first in range(0, channels, CHANNELS_AT_ONCE):
+            part = slice(first, first + CHANNELS_AT_ONCE)
+            packed[:, :, part] = _pack(_transform_kernel(kernel[:, :, part]), block)
+    return Convolution(packed, _copy(bias), layers)
 
 
-def prepare_direct_convolution(
-    kernel: Array, bias: Array, processor: Processor, *, relu: bool, layers: tuple[str, str] = ("", "")
-) -> DirectConvolution:
-    """Prepare the convolution of an image's channels.
-
-    Args:
-        kernel: (3, 3, 3, cout) float32.
-        bias: (cout,) float32.
-        processor: Whose code will read it.
-        relu: Whether a ReLU follows.
-        layers: Names of the convolution and of the ReLU.
-    """
-    packed = _pack(kernel.reshape(1, KERNEL_SIDE**2 * COLOURS, len(bias)), processor.lanes * processor.columns)
-    return DirectConvolution(_copy(packed), _copy(bias), relu, layers)
-
-
-def transform_kernel(kernel: Array) -> Array:
-    """Return a kernel in the transformed space, computed in float64 and rounded once.
-
-    Args:
-        kernel: (3, 3, cin, cout), as ``tf.nn.conv2d`` takes it.
-
-    Returns:
-        (36, cin, cout) float32: four times the bytes.
-    """
+def _transform_kernel(kernel: Array) -> Array:
+    """Return a kernel (3, 3, cin, cout) in the transformed space, (36, cin, cout), computed in float64 and rounded once."""
     _, matrix, _ = transform_matrices()
     flat = np.kron(matrix, matrix) @ kernel.reshape(KERNEL_SIDE**2, -1).astype(np.float64)
     return flat.astype(np.float32).reshape(PLANES, *kernel.shape[2:])
-
-
-def cut(height: int, width: int, tiles: int, least: int) -> list[Strip]:
-    """Cut a map into nearly equal strips of at most about so many tiles, a multiple of ``least`` of them if it has the rows."""
-    rows = -(-height // TILE)
-    count = -(-rows // max(1, tiles // -(-width // TILE)))
-    count = min(rows, -(-count // least) * least)
-    bounds = [rows * number // count for number in range(count + 1)]
-    return [Strip(first, stop - first) for first, stop in itertools.pairwise(bounds)]
 
 
 def aligned(piece: NDArray[np.uint8], *shape: int) -> Array:
@@ -402,7 +308,3 @@ def _pack(matrices: Array, block: int) -> Array:
     """Return matrices (n, inner, columns) as the products read them: (n, columns / block, inner, block)."""
     count, inner, columns = matrices.shape
     return matrices.reshape(count, inner, columns // block, block).transpose(0, 2, 1, 3)
-
-
-def _floor(relu: bool) -> float:
-    return 0.0 if relu else NO_FLOOR

@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +23,17 @@ from numpy.typing import NDArray
 from ...errors import NetworkError
 from ...records import LayerSpec
 from ..architectures import CLASSIFIER_BLOCK, layer_table
-from .codegen import FLOAT_BYTES, MachineCode, Processor, host_processor
+from .codegen import FLOAT_BYTES, MachineCode, host_processor
 from .convolution import (
     CACHE_LINE_BYTES,
     Array,
-    DirectConvolution,
-    Image,
-    Operation,
+    Maps,
+    Pass,
     Pooling,
-    ReLU,
     Strip,
     Workspace,
     aligned,
     prepare_convolution,
-    prepare_direct_convolution,
 )
 from .kernels import COLOURS, TILE, compile_kernels
 
@@ -52,8 +50,6 @@ SIDE_BY_SIDE_BYTES = 2 << 30
 KEPT_BYTES = 1 << 30
 # A larger piece is not used for a small array.
 LARGEST_WASTE = 1.25
-
-
 # Row of the batch, its activations (h, w, c).
 Done = Callable[[int, Array], None]
 
@@ -75,62 +71,45 @@ class MemoryPool:
         Raises:
             MemoryError: The system has no more.
         """
-        piece = self._find(int(np.prod(shape)) * FLOAT_BYTES + CACHE_LINE_BYTES)
-        return aligned(np.asarray(_PooledBuffer(piece, self)), *shape)
+        count_bytes = int(np.prod(shape)) * FLOAT_BYTES + CACHE_LINE_BYTES
+        with self._lock:
+            fitting = [piece for piece in self._free if count_bytes <= piece.size <= count_bytes * LARGEST_WASTE]
+            best = min(fitting, key=len, default=None)
+            self._free = [piece for piece in self._free if piece is not best]
+        piece = np.empty(count_bytes, np.uint8) if best is None else best
+        # What all views are of: NumPy looks no further than the buffer that it was made from.
+        owner = np.frombuffer(piece.data, np.uint8)
+        weakref.finalize(owner, self._give_back, piece).atexit = False
+        return aligned(owner, *shape)
 
-    def give_back(self, piece: NDArray[np.uint8]) -> None:
-        """Keep a piece for the next array."""
+    def _give_back(self, piece: NDArray[np.uint8]) -> None:
         with self._lock:
             self._free.append(piece)
             while sum(piece.size for piece in self._free) > KEPT_BYTES:
                 del self._free[0]
 
-    def _find(self, count_bytes: int) -> NDArray[np.uint8]:
-        with self._lock:
-            fitting = [piece for piece in self._free if count_bytes <= piece.size <= count_bytes * LARGEST_WASTE]
-            if fitting:
-                best = min(fitting, key=len)
-                self._free = [piece for piece in self._free if piece is not best]
-                return best
-        return np.empty(count_bytes, np.uint8)
 
-
-class _PooledBuffer:
-    """The base of an array; gives the memory back when it is collected."""
-
-    def __init__(self, piece: NDArray[np.uint8], pool: MemoryPool) -> None:
-        self._piece = piece
-        self._pool = pool
-        self.__array_interface__: dict[str, Any] = piece.__array_interface__
-
-    def __del__(self) -> None:
-        self._pool.give_back(self._piece)
-
-
+@dataclass(frozen=True, eq=False)
 class Pending:
     """Activations that are being computed; ``numpy.asarray`` waits for them.
 
     Attributes:
         values: float32 (n, h, w, c), not to be read before :meth:`wait`.
-        shape: Of the values.
         groups: For each group of the images: where it is, and what is done when it is.
         sums: Of layers on the way that were asked for: (n, h', c) float32, sums of the rows of each map as by
             :func:`~pipeline.network.host_reductions.sum_rows`, zero where h' is above its height.
         positions: How many each of these maps has.
     """
 
-    def __init__(
-        self,
-        values: Array,
-        groups: Sequence[tuple[slice, Future[None]]] = (),
-        sums: Mapping[str, Array] = MappingProxyType({}),
-        positions: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
-        self.values = values
-        self.shape = values.shape
-        self.groups = groups
-        self.sums = sums
-        self.positions = positions
+    values: Array
+    groups: Sequence[tuple[slice, Future[None]]] = ()
+    sums: Mapping[str, Array] = field(default_factory=dict)
+    positions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        return self.values.shape
 
     def wait(self) -> Array:
         """Return the activations once they are there.
@@ -150,12 +129,7 @@ class Pending:
 
 
 class Workers:
-    """The threads, their memory and their code, shared by all segments of a network.
-
-    Args:
-        code: The kernels, for all numbers of channels that occur.
-        count: Threads.
-    """
+    """The threads, their memory and their code, the kernels for all numbers of channels; shared by all segments of a network."""
 
     def __init__(self, code: MachineCode, count: int) -> None:
         self.count = count
@@ -164,19 +138,13 @@ class Workers:
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="network")
 
 
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """Some operations one after the other.
+    """Some passes one after the other, at least one."""
 
-    Args:
-        operations: At least one.
-        workers: Who does them.
-        summed: Layers of which the sums of rows are wanted, if they are computed here.
-    """
-
-    def __init__(self, operations: Sequence[Operation], workers: Workers, summed: Collection[str] = ()) -> None:
-        self._operations = tuple(operations)
-        self._workers = workers
-        self._summed = summed
+    passes: Sequence[Pass]
+    workers: Workers
+    summed: Collection[str] = ()  # layers of which the sums of rows are wanted, if they are computed here
 
     def __call__(self, images: Any, done: Done | None = None) -> Pending:
         """Start the computation.
@@ -189,51 +157,40 @@ class Segment:
             NetworkError: There is too little memory.
         """
         given = images if isinstance(images, Pending) else Pending(np.ascontiguousarray(np.asarray(images), np.float32))
-        count, height, width, channels = given.shape
-        shapes = self._shapes(height, width, channels)
-        sums, positions = {}, {}
-        for operation, shape in zip(self._operations, shapes[:-1], strict=True):
-            for layer, (rows, columns, depth) in operation.shapes(*shape).items():
-                if layer in self._summed:
-                    sums[layer] = np.zeros((count, -(-rows // TILE) * TILE, depth), np.float32)
-                    positions[layer] = rows * columns
+        count, workers = len(given.values), self.workers
+        shapes, sums, positions = [given.shape[1:]], {}, {}
+        for one in self.passes:
+            layers = one.shapes(*shapes[-1])
+            shapes.append([*layers.values()][-1])
+            for layer in layers.keys() & self.summed:
+                rows, columns, channels = layers[layer]
+                sums[layer] = np.zeros((count, -(-rows // TILE) * TILE, channels), np.float32)
+                positions[layer] = rows * columns
+        own_bytes = 2 * max(map(math.prod, shapes[1:-1]), default=0) * FLOAT_BYTES * workers.count
         try:
-            if count < self._workers.count or self._own_bytes(shapes) > SIDE_BY_SIDE_BYTES:
+            if count < workers.count or own_bytes > SIDE_BY_SIDE_BYTES:
                 return Pending(self._strip_by_strip(given.wait(), shapes, sums, done), (), sums, positions)
-            values = self._workers.memory.take(count, *shapes[-1])
+            maps = Maps(given.values, workers.memory.take(count, *shapes[-1]), sums)
         except MemoryError as error:
             raise _out_of_memory((count, *shapes[-1])) from error
         groups: Sequence[tuple[slice, Future[None] | None]] = given.groups
-        groups = groups or [(group, None) for group in _groups(count, self._workers.count)]
-        submit = self._workers.pool.submit
-        futures = [(group, submit(self._run_group, before, given.values, values, group, sums, done)) for group, before in groups]
-        return Pending(values, futures, sums, positions)
-
-    def _shapes(self, height: int, width: int, channels: int) -> list[tuple[int, int, int]]:
-        """Return the shape of the input and of what each operation makes of the one before."""
-        shapes = [(height, width, channels)]
-        for operation in self._operations:
-            shapes.append(operation.output_shape(*shapes[-1]))
-        return shapes
-
-    def _own_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
-        inner = [math.prod(shape) for shape in shapes[1:-1]]
-        return 2 * max(inner, default=0) * FLOAT_BYTES * self._workers.count
+        groups = groups or [(group, None) for group in _groups(count, workers.count)]
+        futures = [(group, workers.pool.submit(self._run_group, before, maps, shapes, group, done)) for group, before in groups]
+        return Pending(maps.outputs, futures, sums, positions)
 
     def _strip_by_strip(
-        self, images: Array, shapes: Sequence[tuple[int, int, int]], sums: Mapping[str, Array], done: Done | None
+        self, images: Array, shapes: Sequence[Sequence[int]], sums: Mapping[str, Array], done: Done | None
     ) -> Array:
-        """Compute all images, all threads at one operation on one image."""
-        workers = self._workers
-        values = images
-        for operation, (height, width, _), shape in zip(self._operations, shapes[:-1], shapes[1:], strict=True):
-            outputs = workers.memory.take(len(images), *shape)
-            for step in _steps(values, outputs, sums):
-                strips = iter(operation.strips(height, width, least=workers.count))
+        """Compute all images, all threads at one pass over one image."""
+        workers = self.workers
+        for one, (height, width, _), shape in zip(self.passes, shapes[:-1], shapes[1:], strict=True):
+            maps = Maps(images, workers.memory.take(len(images), *shape), sums)
+            for image in range(len(images)):
+                step, strips = maps.of(slice(image, image + 1)), iter(one.strips(height, width, least=workers.count))
 
-                def work(operation: Operation = operation, step: Image = step, strips: Iterator[Strip] = strips) -> None:
+                def work(one: Pass = one, step: Maps = step, strips: Iterator[Strip] = strips) -> None:
                     for strip in strips:
-                        operation.run(workers.workspace, [step], strip)
+                        one.run(workers.workspace, step, strip)
 
                 try:
                     for future in [workers.pool.submit(work) for _ in range(workers.count)]:
@@ -242,63 +199,46 @@ class Segment:
                     # Ctrl-C must not wait for the rest of a large image.
                     deque(strips, 0)
                     raise
-            values = outputs
+            images = maps.outputs
         if done:
-            for row, output in enumerate(values):
-                done(row, output)
-        return values
+            for row, values in enumerate(images):
+                done(row, values)
+        return images
 
     def _run_group(
-        self,
-        before: Future[None] | None,
-        given: Array,
-        values: Array,
-        group: slice,
-        sums: Mapping[str, Array],
-        done: Done | None,
+        self, before: Future[None] | None, batch: Maps, shapes: Sequence[Sequence[int]], group: slice, done: Done | None
     ) -> None:
         """Compute some images in this thread: large maps one by one, small ones together."""
         if before is not None:
             before.result()
-        images, outputs = given[group], values[group]
-        shapes = self._shapes(*images.shape[1:])
-        inputs = zip(self._operations, shapes[:-1], strict=True)
-        alone = [len(operation.strips(shape[0], shape[1], len(images))) > 1 for operation, shape in inputs]
-        split = alone.index(False) if False in alone else len(alone)
-        if 0 < split < len(alone):
-            between = self._workers.workspace.take("between", len(images), *shapes[split])
-        else:
-            between = outputs if split else images
-        sums = {layer: of_all[group] for layer, of_all in sums.items()}
-        for step in _steps(images, between, sums):
-            self._run(self._operations[:split], [step])
-        self._run(self._operations[split:], _steps(between, outputs, sums))
+        maps = batch.of(group)
+        images, passes = len(maps.sources), self.passes
+        inputs = zip(passes, shapes[:-1], strict=True)
+        alone = [len(one.strips(height, width, images)) > 1 for one, (height, width, _) in inputs]
+        split = [*alone, False].index(False)
+        between = maps.sources
+        if split:
+            is_all = split == len(passes)
+            between = maps.outputs if is_all else self.workers.workspace.take("between", images, *shapes[split])
+            for image in range(images):
+                self._run(passes[:split], maps._replace(outputs=between).of(slice(image, image + 1)))
+        self._run(passes[split:], maps._replace(sources=between))
         if done:
-            for row, output in enumerate(outputs, group.start):
+            for row, output in enumerate(maps.outputs, group.start):
                 done(row, output)
 
-    def _run(self, operations: Sequence[Operation], images: Sequence[Image]) -> None:
-        workspace, steps = self._workers.workspace, images
-        for index, operation in enumerate(operations):
-            height, width, channels = steps[0].source.shape
-            if index < len(operations) - 1:
-                # The maps before and after an operation, in turns.
-                shape = operation.output_shape(height, width, channels)
-                outputs = workspace.take(f"map {index % 2}", len(images), *shape)
-                steps = [step._replace(output=output) for step, output in zip(steps, outputs, strict=True)]
-            else:
-                steps = [step._replace(output=image.output) for step, image in zip(steps, images, strict=True)]
-            for strip in operation.strips(height, width, len(images)):
-                operation.run(workspace, steps, strip)
-            steps = [step._replace(source=step.output) for step in steps]
-
-
-def _steps(images: Array, outputs: Array, sums: Mapping[str, Array]) -> list[Image]:
-    """Return what to do with each image of a batch."""
-    return [
-        Image(image, output, {layer: of_all[row] for layer, of_all in sums.items()})
-        for row, (image, output) in enumerate(zip(images, outputs, strict=True))
-    ]
+    def _run(self, passes: Sequence[Pass], maps: Maps) -> None:
+        workspace, sources = self.workers.workspace, maps.sources
+        for index, one in enumerate(passes, start=1):
+            images, height, width, channels = sources.shape
+            outputs = maps.outputs
+            if index < len(passes):
+                # The maps before and after a pass, in turns.
+                outputs = workspace.take(f"map {index % 2}", images, *[*one.shapes(height, width, channels).values()][-1])
+            step = Maps(sources, outputs, maps.sums)
+            for strip in one.strips(height, width, images):
+                one.run(workspace, step, strip)
+            sources = outputs
 
 
 def prepare_segments(
@@ -332,66 +272,42 @@ def prepare_segments(
     processor = host_processor()
     workers = Workers(compile_kernels(processor, tuple(sorted(channels))), threads)
 
-    def stored(layer: LayerSpec) -> tuple[Array, Array, Processor]:
-        kernel = weights.kernels[layer.name]
-        return kernel if kernel_order == "hwio" else kernel.transpose(1, 0, 2, 3), weights.biases[layer.name], processor
-
-    def prepare_direct(step: _Step) -> DirectConvolution:
-        return prepare_direct_convolution(*stored(step.layer), relu=step.relu is not None, layers=names(step))
-
-    def names(step: _Step) -> tuple[str, str]:
-        return step.layer.name, step.relu.name if step.relu else ""
-
-    def pooled(layer: LayerSpec) -> Pooling:
-        return Pooling(pooling, weights.pool_padding, layer.name)
-
-    def prepare(step: _Step) -> Operation:
-        if step.layer.kind != "conv":
-            return ReLU(step.layer.name) if step.layer.kind == "relu" else pooled(step.layer)
-        if _takes_colours(step.layer):
-            return prepare_direct(step)
-        return prepare_convolution(
-            *stored(step.layer),
-            relu=step.relu is not None,
-            pooling=pooled(step.pool) if step.pool else None,
-            before=prepare_direct(step.before) if step.before else None,
-            layers=names(step),
-        )
+    def prepare(layers: Sequence[LayerSpec]) -> Pass:
+        found: dict[str, Any] = {}
+        for place, layer in enumerate(layers):
+            names = [following.name for following in layers[place : place + 2] if following.kind != "pool"]
+            if layer.kind == "conv":
+                kernel = weights.kernels[layer.name]
+                kernel = kernel if kernel_order == "hwio" else kernel.transpose(1, 0, 2, 3)
+                prepared = prepare_convolution(kernel, weights.biases[layer.name], processor, *names)
+                found["direct" if _takes_colours(layer) else "winograd"] = prepared
+            elif layer.kind == "pool":
+                found["pooling"] = Pooling(pooling, weights.pool_padding, layer.name)
+            elif place == 0:
+                found["relu"] = layer.name
+        return Pass(**found)
 
     ends = {layer.name for layer in wanted} - {*summed} | {maps[-1].name}
-    steps: dict[str, list[_Step]] = {}
+    passes: dict[str, list[list[LayerSpec]]] = {}
     start = 0
     for stop, layer in enumerate(maps, start=1):
         if layer.name in ends:
-            steps[layer.name] = _plan(maps[start:stop])
+            passes[layer.name] = _passes(maps[start:stop])
             start = stop
-    prepared = workers.pool.map(prepare, itertools.chain.from_iterable(steps.values()))
-    return {name: Segment(list(itertools.islice(prepared, len(of_one))), workers, summed) for name, of_one in steps.items()}
+    prepared = workers.pool.map(prepare, itertools.chain.from_iterable(passes.values()))
+    return {name: Segment([*itertools.islice(prepared, len(of_one))], workers, summed) for name, of_one in passes.items()}
 
 
-class _Step(NamedTuple):
-    """Layers that are computed in one pass: the first, the ReLU and the pooling that follow, and the step taken in before it."""
-
-    layer: LayerSpec
-    relu: LayerSpec | None
-    pool: LayerSpec | None
-    before: _Step | None
-
-
-def _plan(layers: Sequence[LayerSpec]) -> list[_Step]:
-    steps: list[_Step] = []
-    rest = deque(layers)
-
-    def following(kind: str) -> LayerSpec | None:
-        return rest.popleft() if rest and rest[0].kind == kind else None
-
-    while rest:
-        layer = rest.popleft()
-        before = steps.pop() if layer.kind == "conv" and steps and _takes_colours(steps[-1].layer) else None
-        relu = following("relu") if layer.kind == "conv" else None
-        pool = following("pool") if relu and not _takes_colours(layer) else None
-        steps.append(_Step(layer, relu, pool, before))
-    return steps
+def _passes(layers: Sequence[LayerSpec]) -> list[list[LayerSpec]]:
+    """Divide layers: ReLU and pooling go with what is before them, a convolution with the one of an image's channels."""
+    passes: list[list[LayerSpec]] = []
+    for layer in layers:
+        kinds = [before.kind for before in passes[-1]] if passes else []
+        if (kinds and layer.kind != "conv") or (kinds == ["conv", "relu"] and _takes_colours(passes[-1][0])):
+            passes[-1].append(layer)
+        else:
+            passes.append([layer])
+    return passes
 
 
 def _takes_colours(layer: LayerSpec) -> bool:

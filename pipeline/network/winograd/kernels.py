@@ -129,8 +129,7 @@ def _add_transform_input(module: Any, processor: Processor) -> None:
         source = code.at(image, builder.add(builder.mul(top, line), builder.mul(left, channels)))
         output = code.at(data, builder.mul(builder.add(builder.mul(row, tile_columns), column), channels))
         inside = code.all_of(
-            builder.icmp_signed(">=", top, integer(0)),
-            builder.icmp_signed(">=", left, integer(0)),
+            *(builder.icmp_signed(">=", first_of, integer(0)) for first_of in (top, left)),
             builder.icmp_signed("<=", builder.add(top, integer(SIDE)), height),
             builder.icmp_signed("<=", builder.add(left, integer(SIDE)), width),
         )
@@ -140,10 +139,8 @@ def _add_transform_input(module: Any, processor: Processor) -> None:
             with across:
                 with code.loop(0, SIDE) as down, code.loop(0, SIDE) as right:
                     y, x = builder.add(top, down), builder.add(left, right)
-                    there = code.all_of(
-                        builder.icmp_unsigned("<", y, height),  # below zero is large
-                        builder.icmp_unsigned("<", x, width),
-                    )
+                    # Below zero is large.
+                    there = code.all_of(builder.icmp_unsigned("<", y, height), builder.icmp_unsigned("<", x, width))
                     pixel = code.at(image, builder.add(builder.mul(y, line), builder.mul(x, channels)))
                     target = code.at(scratch, builder.mul(builder.add(builder.mul(down, integer(SIDE)), right), channels))
                     with builder.if_else(there) as (copied, empty):
@@ -152,7 +149,7 @@ def _add_transform_input(module: Any, processor: Processor) -> None:
                         with empty, code.loop(0, channels, code.lanes) as channel:
                             code.store(code.constant(0.0), target, channel)
                 builder.call(tile, [scratch, builder.mul(channels, integer(SIDE)), channels, output, plane])
-    builder.ret_void()
+    code.end()
 
 
 def _add_tile_input(module: Any, processor: Processor) -> Any:
@@ -176,8 +173,7 @@ def _add_tile_input(module: Any, processor: Processor) -> Any:
         for down in range(SIDE):
             for right, value in enumerate(_weighted_sums(code, matrix, [column[down] for column in columns])):
                 code.store(value, output, builder.add(channel, builder.mul(plane, integer(down * SIDE + right))))
-    builder.ret_void()
-    return code.function
+    return code.end()
 
 
 def _add_transform_output(module: Any, processor: Processor, tile: Any, whole_tile: Any, *, summed: bool = False) -> None:
@@ -190,10 +186,8 @@ def _add_transform_output(module: Any, processor: Processor, tile: Any, whole_ti
     name = "transform_output_summed" if summed else "transform_output"
     arguments = [POINTER, INTEGER, POINTER, FLOAT, *[INTEGER] * 6, POINTER, POINTER, *[POINTER] * (2 if summed else 0)]
     code = Code(module, name, arguments, processor.lanes)
-    products, plane, bias, floor, height, width, channels, first, tile_rows, tile_columns, output, scratch, *sums = (
-        code.function.args
-    )
-    builder, lowest = code.builder, code.broadcast(code.function.args[3])
+    products, plane, bias, floor, height, width, channels, first, tile_rows, tile_columns, output, *rest = code.function.args
+    builder, lowest, (scratch, *sums) = code.builder, code.broadcast(floor), rest
     line = builder.mul(width, channels)
     with code.loop(0, tile_rows) as row, code.loop(0, tile_columns) as column:
         source = code.at(products, builder.mul(builder.add(builder.mul(row, tile_columns), column), channels))
@@ -202,21 +196,15 @@ def _add_transform_output(module: Any, processor: Processor, tile: Any, whole_ti
         row_sums = [code.at(start, builder.mul(top, channels)) for start in sums]
         rows_left = builder.sub(height, builder.mul(builder.add(first, row), integer(TILE)))
         columns_left = builder.sub(width, left)
-        whole = code.all_of(
-            builder.icmp_signed(">=", rows_left, integer(TILE)), builder.icmp_signed(">=", columns_left, integer(TILE))
-        )
+        whole = code.all_of(*(builder.icmp_signed(">=", left_over, integer(TILE)) for left_over in (rows_left, columns_left)))
         with builder.if_else(whole) as (within, across):
             with within:
                 builder.call(whole_tile, [source, plane, bias, floor, channels, target, line, *row_sums])
             with across:
                 row_floats = builder.mul(channels, integer(TILE))
                 builder.call(tile, [source, plane, bias, FLOAT(NO_FLOOR), channels, scratch, row_floats])
-                stop_down, stop_right = code.smaller(rows_left, integer(TILE)), code.smaller(columns_left, integer(TILE))
-                with (
-                    code.loop(0, stop_down) as down,
-                    code.loop(0, stop_right) as right,
-                    code.loop(0, channels, code.lanes) as channel,
-                ):
+                lines, pixels = code.smaller(rows_left, integer(TILE)), code.smaller(columns_left, integer(TILE))
+                with code.loop(0, lines) as down, code.loop(0, pixels) as right, code.loop(0, channels, code.lanes) as channel:
                     offset = builder.add(builder.mul(right, channels), channel)
                     value = code.load(scratch, builder.add(builder.mul(down, row_floats), offset))
                     result = code.maximum(value, lowest)
@@ -224,7 +212,7 @@ def _add_transform_output(module: Any, processor: Processor, tile: Any, whole_ti
                     place = builder.add(builder.mul(down, channels), channel)
                     for start, addend in zip(row_sums, (value, result), strict=False):
                         code.store(builder.fadd(code.load(start, place), addend), start, place)
-    builder.ret_void()
+    code.end()
 
 
 def _add_tile_output(module: Any, processor: Processor, *, summed: bool = False) -> Any:
@@ -257,8 +245,7 @@ def _add_tile_output(module: Any, processor: Processor, *, summed: bool = False)
                 totals = [builder.fadd(total, one) for total, one in zip(totals, (value, result), strict=False)]
             for total, place in zip(totals, places, strict=True):
                 code.store(total, place)
-    builder.ret_void()
-    return code.function
+    return code.end()
 
 
 def _add_multiply(module: Any, processor: Processor, inner: int) -> None:
@@ -285,7 +272,7 @@ def _add_multiply(module: Any, processor: Processor, inner: int) -> None:
             right = code.at(plane_kernel, builder.mul(column, integer(inner)))
             output = code.at(plane_products, column)
 
-            def block(function: Any, row: Any, right: Any = right, output: Any = output, left: Any = left) -> None:
+            def block(function: Any, row: Any) -> None:
                 source, target = code.at(left, builder.mul(row, integer(inner))), code.at(output, builder.mul(row, columns))
                 builder.call(function, [source, right, target, columns])
 
@@ -304,7 +291,7 @@ def _add_multiply(module: Any, processor: Processor, inner: int) -> None:
                     with single, code.loop(0, rows) as row:
                         block(blocks[0][1], row)
                 smaller = size
-    builder.ret_void()
+    code.end()
 
 
 def _add_block_product(module: Any, processor: Processor, inner: int, rows: int) -> Any:
@@ -326,8 +313,7 @@ def _add_block_product(module: Any, processor: Processor, inner: int, rows: int)
         line = code.at(output, builder.mul(stride, integer(row)))
         for column in range(columns):
             code.store(sums[row * columns + column], line, column * processor.lanes)
-    builder.ret_void()
-    return code.function
+    return code.end()
 
 
 def _add_products(code: Code, columns: int, left: Any, right: Any, sums: list[Any], *, terms: int, stride: int) -> list[Any]:
@@ -359,15 +345,9 @@ def _add_convolve_colours(module: Any, processor: Processor) -> None:
         with code.loop(0, channels, width) as channel:
             part = code.at(kernel, builder.mul(channel, integer(KERNEL_SIDE**2 * COLOURS)))
 
-            def block(
-                function: Any,
-                pixel: Any,
-                part: Any = part,
-                channel: Any = channel,
-                row: tuple[Any, Any] = (row_image, row_output),
-            ) -> None:
-                source = code.at(row[0], builder.mul(pixel, integer(COLOURS)))
-                target = code.at(row[1], builder.add(builder.mul(pixel, channels), channel))
+            def block(function: Any, pixel: Any) -> None:
+                source = code.at(row_image, builder.mul(pixel, integer(COLOURS)))
+                target = code.at(row_output, builder.add(builder.mul(pixel, channels), channel))
                 builder.call(function, [source, line, part, code.at(bias, channel), floor, target, channels])
 
             with builder.if_else(builder.icmp_signed(">=", last, integer(0))) as (wide, narrow):
@@ -376,7 +356,7 @@ def _add_convolve_colours(module: Any, processor: Processor) -> None:
                     block(many, code.smaller(pixel, last))
                 with narrow, code.loop(0, columns) as pixel:
                     block(one, pixel)
-    builder.ret_void()
+    code.end()
 
 
 def _add_colour_block(module: Any, processor: Processor, pixels: int) -> Any:
@@ -402,8 +382,7 @@ def _add_colour_block(module: Any, processor: Processor, pixels: int) -> Any:
         for column in range(columns):
             value = builder.fadd(sums[pixel * columns + column], code.load(bias, column * processor.lanes))
             code.store(code.maximum(value, lowest), target, column * processor.lanes)
-    builder.ret_void()
-    return code.function
+    return code.end()
 
 
 def _add_rectify(module: Any, processor: Processor) -> None:
@@ -417,7 +396,7 @@ def _add_rectify(module: Any, processor: Processor) -> None:
     with code.loop(0, rows) as row, code.loop(0, channels, code.lanes) as channel:
         start = builder.add(builder.mul(row, builder.mul(columns, channels)), channel)
 
-        def step(column: Any, totals: list[Any], start: Any = start) -> list[Any]:
+        def step(column: Any, totals: list[Any]) -> list[Any]:
             place = builder.add(start, builder.mul(column, channels))
             value = code.load(values, place)
             result = code.maximum(value, lowest)
@@ -426,7 +405,7 @@ def _add_rectify(module: Any, processor: Processor) -> None:
 
         for total, target in zip(code.accumulate(columns, 1, [code.constant(0.0)] * 2, step), sums, strict=True):
             code.store(total, target, builder.add(builder.mul(row, channels), channel))
-    builder.ret_void()
+    code.end()
 
 
 def _add_pool(module: Any, processor: Processor, kind: str) -> None:
@@ -455,4 +434,4 @@ def _add_pool(module: Any, processor: Processor, kind: str) -> None:
                 pairs = builder.fadd(values[0], values[1]), builder.fadd(values[2], values[3])
                 result = builder.fmul(builder.fadd(*pairs), code.constant(0.25))
             code.store(result, target, channel)
-    builder.ret_void()
+    code.end()
