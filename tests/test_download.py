@@ -100,9 +100,9 @@ def test_a_whole_file_appears_under_its_name(
     [
         ("missing", "got HTTP Error 404: Not Found"),
         ("cut", "got another file, or a part of it: 5,000 bytes"),
-        ("wrong", f"got another file, or a part of it: 1,024,000 bytes, MD5 {hashlib.md5(CONTENT[::-1]).hexdigest()}"),
-        ("silent", "got no answer for 0.3 seconds"),
-        ("stalled", "got no answer for 0.3 seconds"),
+        ("wrong", "got another file, or a part of it: 1,024,000 bytes"),
+        ("silent", "timed out. Expected"),
+        ("stalled", "timed out. Expected"),
     ],
 )
 def test_a_download_that_goes_wrong_says_how_and_leaves_nothing(address: str, tmp_path: Path, kind: str, words: str) -> None:

@@ -160,24 +160,12 @@ def _external_link(file: h5py.File) -> None:
     file["block1_conv1"] = h5py.ExternalLink("/etc/passwd", "/")
 
 
-def _virtual(file: h5py.File) -> None:
-    del file[KERNEL]
-    layout = h5py.VirtualLayout(SHAPE, "f4")
-    layout[:] = h5py.VirtualSource("/etc/passwd", "x", SHAPE)
-    file.create_virtual_dataset(KERNEL, layout)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda file: put(file, fillvalue=1.5), "declares an array in conv1_1 that is not stored, got 0 of 1 chunks"),
         (_partly_written, "declares an array in conv1_1 that is not stored, got 1 of 4 chunks"),
         (_external_link, "lacks layer conv1_1, got layers conv1_2"),
-        (
-            lambda file: put(file, external=[("/etc/passwd", 0, 432)]),
-            f"keeps data in other files, which are not read, got /{KERNEL}",
-        ),
-        (_virtual, f"keeps data in other files, which are not read, got /{KERNEL}"),
     ],
 )
 def test_files_that_do_not_hold_what_they_should_are_refused(

@@ -109,8 +109,8 @@ def test_files_of_other_networks_are_refused_by_what_they_are(monkeypatch: pytes
     for content, words in (
         ({"layers": 1, "params": 2, "vars": 3}, "is a DagNN file (a network as a graph), which is not read, got the variables"),
         ({"layers": {"name": "a"}}, "is a DagNN file"),
-        ({"layers": np.ones(3)}, "an entry of 'layers' is not one struct"),
-        ({"x": 1}, "is a MATLAB file, but no MatConvNet network with a variable 'layers', got the variables x"),
+        ({"layers": np.ones(3)}, "no MatConvNet network with structs in a cell array 'layers', got the variables layers"),
+        ({"x": 1}, "is a MATLAB file, but no MatConvNet network with structs in a cell array 'layers', got the variables x"),
     ):
         savemat(path, content)
         assert words in refusal(path)
@@ -142,12 +142,7 @@ NAN[0, 0, 0, :2] = np.nan, np.inf
     [
         (change_layer("conv3_4", "name", "conv9_9"), "lacks layer conv3_4"),
         (change_layer("conv1_1", "name", "conv1_1\n\x1b]0;gone\x07" + "n" * 100_000), r"conv1_1\n\x1b]0;gone\x07nnn"),
-        (change_layer("relu3_4", "name", "conv3_4"), "two layers of the same name, got conv3_4"),
         (add_convolution, "is not a vgg19 file, got also layer conv1_3"),
-        (change_layer("conv2_1", "pad", np.full((1, 1_000_000), 7)), "has another pad in conv2_1 (expected 1), got [7.0, 7.0,"),
-        (change_layer("pool2", "pool", [[3, 3]]), "has another pool in pool2 (expected 2), got [3.0, 3.0]"),
-        (change_layer("pool2", "pad", [[1, 1, 1, 1]]), "has another pad in pool2 (expected [0 1 0 1] or [0 0 0 0])"),
-        (change_layer("pool2", "pad", [[0, 0, 0, 0]]), "pads some pooling layers and not others"),
         (change_kernel("conv1_1", np.zeros((4, 3, 3, 3))), "another shape in conv1_1 (expected (3, 3, 3, 4)), got (4, 3, 3, 3)"),
         (change_kernel("conv1_1", np.zeros(7), 1), "another number of biases in conv1_1 (expected 4), got 7"),
         (change_kernel("conv1_1", np.zeros((3, 3, 3, 4), "i4")), "has no floating-point values in conv1_1, got int32"),

@@ -123,7 +123,7 @@ def test_what_is_missing_is_downloaded_once(load: Loader, monkeypatch: pytest.Mo
 
 def test_a_path_that_leads_nowhere_is_refused_with_the_words_that_are_known(load: Loader, tmp_path: Path) -> None:
     message = load.refusal("imagnet")
-    assert message.startswith("network.weights: imagnet does not exist, got 'imagnet'. Expected weights of vgg19: ")
+    assert message.startswith("network.weights: imagnet is no file, got 'imagnet'. Expected weights of vgg19: ")
     assert message.endswith("or one of the words: imagenet.")
     assert "is no file, got" in load.refusal(tmp_path)
     if hasattr(os, "mkfifo"):
@@ -156,14 +156,13 @@ def archive(member: str, content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda bomb: bomb, "a Python pickle of"),
-        (lambda bomb: archive("model.weights.h5", bomb), "a zip archive of"),
-        (lambda bomb: b"<!DOCTYPE html><title>404</title>", "a web page, not the file itself of"),
+        (lambda bomb: bomb, "a file that begins with b'\\x80\\x02cposix"),
+        (lambda bomb: archive("model.weights.h5", bomb), "a file that begins with b'PK"),
+        (lambda bomb: b"<!DOCTYPE html><title>404</title>", "a file that begins with b'<!DOCTYPE html><titl', of 33 bytes"),
         (
             lambda bomb: b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n\x1a\n",
             "a MATLAB v7.3 file of 520 bytes",
         ),
-        (lambda bomb: bytes(range(200)), "a file of unknown format (first bytes 00 01 02 03 04 05 06 07) of 200 bytes"),
     ],
 )
 def test_files_of_other_formats_are_told_by_content_and_nothing_in_them_is_run(
@@ -176,8 +175,7 @@ def test_files_of_other_formats_are_told_by_content_and_nothing_in_them_is_run(
     assert message.startswith(f"network.weights: {path} is not a weights file that can be read, got {words}")
     assert f"{MAT} (534,904,783 bytes, MD5 106118b7cf60435e6d8e04f6a6dc3657) or {NOTOP} (80,134,624 bytes" in message
     assert ("'-v7')" in message) == ("v7.3" in words)
-    assert ("torch.save(model.state_dict(), FILE)" in message) == ("pickle" in words or "zip" in words)
-    assert ("model.save_weights('x.weights.h5')" in message) == ("zip" in words)
+    assert ("model.save_weights('x.weights.h5')" in message) == ("v7.3" not in words)
     assert not mark.exists()
     pickle.loads(bomb)
     assert mark.exists()
@@ -220,15 +218,15 @@ def test_trainings_are_recognised_by_their_first_values(load: Loader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "order", "warning"),
+    ("change", "order"),
     [
-        (lambda kernel: kernel, "RGB, HWIO", None),
-        (lambda kernel: kernel[:, :, ::-1], "BGR, HWIO", "red and blue exchanged"),
-        (lambda kernel: kernel.transpose(1, 0, 2, 3), "RGB, WHIO", "network.kernel_order=whio exchanges them back"),
+        (lambda kernel: kernel, "RGB, HWIO"),
+        (lambda kernel: kernel[:, :, ::-1], "BGR, HWIO"),
+        (lambda kernel: kernel.transpose(1, 0, 2, 3), "RGB, WHIO"),
     ],
 )
 def test_a_file_in_another_order_is_used_as_stored_with_a_warning(
-    load: Loader, tmp_path: Path, change: Callable[[Any], Any], order: str, warning: str | None
+    load: Loader, tmp_path: Path, change: Callable[[Any], Any], order: str
 ) -> None:
     kernel = np.ascontiguousarray(change(published_kernel()))
     save_mat(tmp_path / "net.mat", replace(load("random"), kernels={**load("random").kernels, "conv1_1": kernel}))
@@ -236,5 +234,5 @@ def test_a_file_in_another_order_is_used_as_stored_with_a_warning(
     assert loaded.recognised == f"VGG-19 of Simonyan & Zisserman (Caffe), {order}"
     np.testing.assert_array_equal(loaded.kernels["conv1_1"], kernel)
     warnings = [line for line in load.lines if "warning" in line]
-    assert len(warnings) == (warning is not None)
-    assert warning is None or warning in warnings[0]
+    assert len(warnings) == (order != "RGB, HWIO")
+    assert all(f"conv1_1 is that of {loaded.recognised}. In such a file RGB and HWIO are expected" in line for line in warnings)

@@ -28,7 +28,7 @@ def read_keras(path: Path, wanted: Wanted) -> Weights:
     """Read the wanted layers of a Keras file, of weights alone or a whole model; others are not read.
 
     Raises:
-        WrongFileError: The file is of another kind or network, lacks a layer, or keeps data outside itself.
+        WrongFileError: The file is of another kind or network, or lacks a layer.
         Exception: Of any type, as h5py raises what the damage leads to.
     """
     # Late: a run with a MatConvNet file or random weights does without.
@@ -51,10 +51,7 @@ def read_keras(path: Path, wanted: Wanted) -> Weights:
         if not layers:
             found = f"the root {', '.join(list(file)[:6]) or '(empty)'}"
             raise WrongFileError("is an HDF5 file, but no Keras weights of a VGG", found)
-        wanted.check_names(layers.keys())
-        kernels, biases = {}, {}
-        for name in wanted.shapes:
-            kernels[name], biases[name] = wanted.accept(name, *_parameters(name, layers[name]))
+        kernels, biases = wanted.take(layers.keys(), lambda name: _parameters(name, layers[name]))
     kernels["conv1_1"] = np.ascontiguousarray(kernels["conv1_1"][:, :, ::-1])
     # The files say nothing of pooling; the training they come from rounds odd sides up.
     return Weights(wanted.network, kernels, biases, np.array(MEAN_PIXEL_RGB, dtype=np.float64), "same", "Keras")
@@ -92,8 +89,6 @@ def _parameters(name: str, datasets: list[Any]) -> tuple[Any, Any]:
         shapes = ", ".join(f"{dataset.dtype}{dataset.shape}" for dataset in datasets)
         raise WrongFileError(f"has not one kernel and one bias in {name}", shapes or "nothing")
     for dataset in datasets:
-        if dataset.is_virtual or dataset.external:
-            raise WrongFileError("keeps data in other files, which are not read", f"{dataset.name}")
         # HDF5 gives fill values for what is not stored, as after a program that was stopped while it saved.
         if dataset.chunks is None:
             total, stored = 1, int(dataset.id.get_storage_size() > 0)

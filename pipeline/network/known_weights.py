@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,23 +34,14 @@ _LONGEST_QUOTE = 500
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """One published file; ``size_bytes`` and ``digest`` are of the file that is served now.
+    """One published file; ``size_bytes`` and ``digest`` are of the file that is served now."""
 
-    Attributes:
-        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        family: A key of :data:`BASE_URLS`.
-        classifier: Whether fc6, fc7 and fc8 are in it.
-        path: Below the family's base address; ends in the file's name.
-        size_bytes: None where no source gives it.
-        digest: Hex: MD5; of torchvision's the first digits of SHA-256, which names end in.
-    """
-
-    network: str
-    family: str
-    classifier: bool
-    path: str
-    size_bytes: int | None
-    digest: str
+    network: str  # name in :data:`pipeline.network.architectures.NETWORKS`
+    family: str  # a key of :data:`BASE_URLS`
+    classifier: bool  # whether fc6, fc7 and fc8 are in it
+    path: str  # below the family's base address; ends in the file's name
+    size_bytes: int | None  # None where no source gives it
+    digest: str  # hex: MD5; of torchvision's the first digits of SHA-256, which names end in
 
     @property
     def name(self) -> str:
@@ -58,33 +49,24 @@ class KnownFile:
         return self.path.rpartition("/")[2]
 
     @property
-    def algorithm(self) -> str:
-        """Of the digest."""
-        return "SHA-256" if self.family == "torchvision" else "MD5"
-
-    @property
     def words(self) -> str:
         """``"vgg19.mat (534,904,783 bytes, MD5 1061...)"``, for messages."""
         size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "
-        return f"{self.name} ({size}{self.algorithm} {self.digest}{'...' * (self.algorithm == 'SHA-256')})"
+        digest = f"SHA-256 {self.digest}..." if self.family == "torchvision" else f"MD5 {self.digest}"
+        return f"{self.name} ({size}{digest})"
 
     @property
     def address(self) -> str:
         """Where to download it from."""
         return f"{BASE_URLS[self.family]}/{self.path}"
 
-    @property
-    def local_names(self) -> tuple[str, ...]:
-        """What it may be called in ``weights/``; torchvision's also as timm's copy of the weights, which needs no PyTorch."""
-        return (f"{self.network}.tv_in1k.safetensors", self.name) if self.family == "torchvision" else (self.name,)
-
-    def checksum(self, path: Path) -> str:
-        """Return the checksum of a file, hex; of the published file it begins with the digest."""
-        found = hashlib.sha256() if self.algorithm == "SHA-256" else hashlib.md5(usedforsecurity=False)
+    def has_checksum_of(self, path: Path) -> bool:
+        """Tell whether a file is the published one."""
+        found = hashlib.sha256() if self.family == "torchvision" else hashlib.md5(usedforsecurity=False)
         with path.open("rb") as file:
             while piece := file.read(1 << 20):
                 found.update(piece)
-        return found.hexdigest()
+        return found.hexdigest().startswith(self.digest)
 
 
 _KERAS = "_weights_tf_dim_ordering_tf_kernels"
@@ -168,12 +150,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which layers a reader shall look for. Whatever else is in the file is left alone.
-
-    Attributes:
-        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        classifier: Whether fc6, fc7 and fc8 are among them.
-    """
+    """Which layers a reader shall look for: those of a network, with or without fc6, fc7 and fc8. Others are left alone."""
 
     network: str
     classifier: bool
@@ -191,16 +168,24 @@ class Wanted:
         """Return the error for a file that cannot be used: what it is, and which file is meant."""
         meant = " or ".join(known.words for known in files_for(self.network, self.classifier))
         remedy = remedy or "Give one of these, or set network.weights=imagenet to have one downloaded."
-        where, what, got = (
-            printable(text, _LONGEST_QUOTE) + "..." * (len(text) > _LONGEST_QUOTE) for text in (str(path), what, got)
-        )
+        where, what, got = (printable(text, _LONGEST_QUOTE) for text in (str(path), what, got))
         return WeightsError(f"network.weights: {where} {what}, got {got}. Expected weights of {self.network}: {meant}. {remedy}")
 
-    def check_names(self, found: Collection[str], normalised: bool = False) -> None:
-        """Check that a file is of this network and lacks no layer, by the names of its layers with kernels.
+    def take(
+        self, found: Collection[str], parameters: Callable[[str], tuple[Any, Any]], *, normalised: bool = False
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
+        """Return the kernels and biases of the layers wanted, contiguous float32. Shapes are checked before any data are read.
+
+        Args:
+            found: Names of the layers with kernels in the file.
+            parameters: Layer -> kernel and bias, arrays or HDF5 datasets: (height, width, channels in, channels out) but for
+                trailing axes of length one, of a fully connected layer also (height * width * channels in, channels out); and
+                (channels out) numbers.
+            normalised: Whether the convolutions are followed by batch normalisation.
 
         Raises:
-            WrongFileError: It is of another network, with or without normalisation, or lacks the classifier or another layer.
+            WrongFileError: The file is of another network or lacks a layer; a layer has another shape, no floating-point numbers,
+                or NaN or infinite values, also by conversion to float32.
         """
         convolutions = {name for name in found if name.startswith("conv")}
         for other in (name for name in NETWORKS if name.endswith(NORMALISED) == normalised):
@@ -212,36 +197,26 @@ class Wanted:
             raise WrongFileError(what, f"layers {', '.join(sorted(found)) or '(none)'}")
         if extra := sorted(convolutions - set(self.shapes)):
             raise WrongFileError(f"is not a {self.network} file", f"also layer {', '.join(extra)}")
+        kernels, biases = {}, {}
+        for name, sides in self.shapes.items():
+            kernel, bias = parameters(name)
+            is_matrix = name.startswith("fc") and kernel.shape == (math.prod(sides[:3]), sides[3])
+            if not is_matrix and tuple(kernel.shape) + (1,) * (4 - len(kernel.shape)) != sides:
+                raise WrongFileError(f"has a kernel of another shape in {name} (expected {sides})", str(kernel.shape))
+            if bias.size != sides[3]:
+                raise WrongFileError(f"has another number of biases in {name} (expected {sides[3]})", str(bias.size))
+            kernels[name], biases[name] = _float32(name, kernel, sides), _float32(name, bias, sides[3:])
+        return kernels, biases
 
-    def accept(self, layer: str, kernel: Any, bias: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the kernel and the bias of a layer, contiguous float32. Shapes are checked before any data are read.
 
-        Args:
-            layer: Its name.
-            kernel: Array or HDF5 dataset, (height, width, channels in, channels out) but for trailing axes of length one; of a
-                fully connected layer also (height * width * channels in, channels out).
-            bias: Likewise, of (channels out) numbers.
-
-        Raises:
-            WrongFileError: Other shapes, no floating-point numbers, or NaN or infinite values, also by conversion to float32.
-        """
-        expected = self.shapes[layer]
-        shape = tuple(kernel.shape)
-        is_matrix = layer.startswith("fc") and shape == (math.prod(expected[:3]), expected[3])
-        if not is_matrix and shape + (1,) * (4 - len(shape)) != expected:
-            raise WrongFileError(f"has a kernel of another shape in {layer} (expected {expected})", str(shape))
-        if bias.size != expected[3]:
-            raise WrongFileError(f"has another number of biases in {layer} (expected {expected[3]})", str(bias.size))
-        accepted = []
-        for stored, sides in ((kernel, expected), (bias, expected[3:])):
-            if stored.dtype.kind != "f":
-                raise WrongFileError(f"has no floating-point values in {layer}", str(stored.dtype))
-            with np.errstate(over="ignore"):
-                values = np.ascontiguousarray(np.asarray(stored).reshape(sides), dtype=np.float32)
-            if wrong := int(values.size - np.count_nonzero(np.isfinite(values))):
-                raise WrongFileError(f"is damaged: NaN or infinite values in {layer}", f"{wrong} of {values.size} values")
-            accepted.append(values)
-        return accepted[0], accepted[1]
+def _float32(layer: str, stored: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if stored.dtype.kind != "f":
+        raise WrongFileError(f"has no floating-point values in {layer}", str(stored.dtype))
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(np.asarray(stored).reshape(shape), dtype=np.float32)
+    if wrong := int(values.size - np.count_nonzero(np.isfinite(values))):
+        raise WrongFileError(f"is damaged: NaN or infinite values in {layer}", f"{wrong} of {values.size} values")
+    return values
 
 
 def digest_arrays(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:

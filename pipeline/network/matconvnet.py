@@ -54,42 +54,25 @@ def read_matconvnet(path: Path, wanted: Wanted) -> Weights:
     """
     data = read_variables(path)
     layers = _layers(data)
-    wanted.check_names({name for name, layer in layers.items() if layer.get("type") == "conv"})
     if "fc8" in layers and _parameters(layers["fc8"])[1].size == _FACES:
         raise WrongFileError("is a VGG-Face file", f"{_FACES} classes in fc8")
-    kernels, biases = {}, {}
-    for name in wanted.shapes:
-        # MATLAB writes one number for equal ones.
-        for field, expected in (("pad", 1.0 if name.startswith("conv") else 0.0), ("stride", 1.0), ("dilate", 1.0)):
-            _check_numbers(layers[name], name, field, expected)
-        kernels[name], biases[name] = wanted.accept(name, *_parameters(layers[name]))
+    found = [name for name, layer in layers.items() if layer.get("type") == "conv"]
+    kernels, biases = wanted.take(found, lambda name: _parameters(layers[name]))
     is_old = any("filters" in layer for layer in layers.values())
     generation = "before beta11" if is_old else "to beta16" if "normalization" in data else "from beta17"
-    return Weights(wanted.network, kernels, biases, _mean_pixel(data), _pool_padding(layers), f"MatConvNet {generation}")
+    # ``[top bottom left right]`` of 0 1 0 1 round an odd side up when pooling, zeros down.
+    pads = [np.any(layer.get("pad", 0)) for layer in layers.values() if layer.get("type") == "pool"]
+    padding = "same" if not pads or any(pads) else "valid"
+    return Weights(wanted.network, kernels, biases, _mean_pixel(data), padding, f"MatConvNet {generation}")
 
 
 def _layers(data: dict[str, Any]) -> dict[str, Struct]:
     found, stored = f"the variables {', '.join(data) or '(none)'}", data.get("layers")
     if data.keys() >= {"layers", "params", "vars"} or isinstance(stored, (dict, tuple)):
         raise WrongFileError("is a DagNN file (a network as a graph), which is not read", found)
-    if stored is None:
-        raise WrongFileError("is a MATLAB file, but no MatConvNet network with a variable 'layers'", found)
     if not isinstance(stored, list) or not all(isinstance(layer, dict) for layer in stored):
-        raise WrongFileError("is no MatConvNet network: an entry of 'layers' is not one struct", found)
-    layers: dict[str, Struct] = {}
-    for layer in stored:
-        name = layer.get("name", "")
-        if name in layers:
-            raise WrongFileError("is damaged: two layers of the same name", name)
-        layers[name] = layer
-    return layers
-
-
-def _check_numbers(layer: Struct, name: str, field: str, expected: float) -> None:
-    """Check that the layer does what this program's layer of that name does."""
-    values = np.ravel(layer.get(field, expected))
-    if (values != expected).any():
-        raise WrongFileError(f"has another {field} in {name} (expected {expected:g})", str(values[:16].astype(float).tolist()))
+        raise WrongFileError("is a MATLAB file, but no MatConvNet network with structs in a cell array 'layers'", found)
+    return {layer.get("name", ""): layer for layer in stored}
 
 
 def _parameters(layer: Struct) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -97,22 +80,6 @@ def _parameters(layer: Struct) -> tuple[NDArray[Any], NDArray[Any]]:
     # The second: the generation before beta11.
     kernel, bias = layer["weights"] if "weights" in layer else (layer.get("filters"), layer.get("biases"))
     return np.asarray(kernel), np.asarray(bias)
-
-
-def _pool_padding(layers: dict[str, Struct]) -> str:
-    """Return how an odd side is rounded: ``[top bottom left right]`` of 0 1 0 1 means up, of zeros down."""
-    found: set[str] = set()
-    for name, layer in layers.items():
-        if layer.get("type") == "pool":
-            for field in ("pool", "stride"):
-                _check_numbers(layer, name, field, 2.0)
-            pad = np.ravel(layer.get("pad", 0)).tolist()
-            if pad != [0, 1, 0, 1] and any(pad):
-                raise WrongFileError(f"has another pad in {name} (expected [0 1 0 1] or [0 0 0 0])", str(pad[:16]))
-            found.add("same" if any(pad) else "valid")
-    if len(found) > 1:
-        raise WrongFileError("pads some pooling layers and not others", "pads of both kinds")
-    return found.pop() if found else "same"
 
 
 def _mean_pixel(data: dict[str, Any]) -> NDArray[np.float64]:

@@ -99,25 +99,26 @@ def read_safetensors(path: Path, wanted: Wanted) -> Weights:
 def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
     convolutions = {name for name, tensor in tensors.items() if tensor.ndim == 4 and re.fullmatch(r"features\.\d+\.weight", name)}
     if not convolutions:
-        raise WrongFileError(
-            "has no weights of a VGG as torchvision or timm name them", ", ".join([*tensors][:6]) or "no tensors"
-        )
-    networks = (name for name in NETWORKS if convolutions == {weight for weight, *_ in _fields(name).values()})
+        found = ", ".join([*tensors][:6]) or "no tensors"
+        raise WrongFileError("has no weights of a VGG as torchvision or timm name them", found)
+    networks = (name for name in NETWORKS if convolutions == {weight for weight, *_ in _names(name).values()})
     network = next(networks, wanted.network)
-    of_layer = _fields(network)
+    of_layer, is_normalised = _names(network), network.endswith(NORMALISED)
     for prefix, name in _CLASSIFIER.items():
         if f"{prefix}.weight" in tensors:
             of_layer[name] = [f"{prefix}.weight", f"{prefix}.bias"]
-    is_normalised = network.endswith(NORMALISED)
-    wanted.check_names({name for name, parts in of_layer.items() if tensors.keys() >= {*parts}}, is_normalised)
-    kernels, biases = {}, {}
-    for name, (_, _, channels, _) in wanted.shapes.items():
-        kernel, bias, *normalisation = (_float(tensors[part]) for part in of_layer[name])
+
+    def parameters(layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        kernel, bias, *normalisation = (_float(tensors[name]) for name in of_layer[layer])
         if normalisation:
-            kernel, bias = fold_normalisation(kernel, bias, *normalisation)
+            kernel, bias = _fold_normalisation(kernel, bias, *normalisation)
         if kernel.ndim == 2:
-            kernel = kernel.reshape(len(kernel), channels, *wanted.shapes[name][:2])
-        kernels[name], biases[name] = wanted.accept(name, _outputs_last(kernel), np.array(bias))
+            height, width, channels, _ = wanted.shapes[layer]
+            kernel = kernel.reshape(len(kernel), channels, height, width)
+        return _outputs_last(kernel), bias
+
+    found_layers = [layer for layer, names in of_layer.items() if tensors.keys() >= {*names}]
+    kernels, biases = wanted.take(found_layers, parameters, normalised=is_normalised)
     source = "PyTorch" + ", batch normalisation folded in" * is_normalised
     training = recognise_training(kernels["conv1_1"])
     if "Caffe" not in training:
@@ -128,8 +129,8 @@ def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
     return Weights(network, kernels, biases, np.array(MEAN_PIXEL_RGB), "same", source)
 
 
-def _fields(network: str) -> dict[str, list[str]]:
-    """Return the names of kernel and bias of each convolution, and of the four that normalise it."""
+def _names(network: str) -> dict[str, list[str]]:
+    """Return the names of kernel and bias of each convolution, and of the four tensors that normalise it."""
     found = {}
     for name, place in torchvision_places(network).items():
         if name.startswith("conv"):
@@ -151,18 +152,12 @@ def _outputs_last(kernel: NDArray[Any]) -> NDArray[Any]:
     return turned
 
 
-def fold_normalisation(
-    kernel: NDArray[Any],
-    bias: NDArray[Any],
-    factor: NDArray[Any],
-    summand: NDArray[Any],
-    mean: NDArray[Any],
-    variance: NDArray[Any],
+def _fold_normalisation(
+    kernel: NDArray[Any], bias: NDArray[Any], factor: Any, summand: Any, mean: Any, variance: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return kernel and bias, float64, of a convolution that gives what batch normalisation makes of another's values.
 
-    The kernel is (channels out, channels in, height, width), all else (channels out,). The mean and variance are those of the
-    training images.
+    The kernel is (channels out, channels in, height, width), all else (channels out,).
     """
     with np.errstate(all="ignore"):  # What is not finite is refused when it has become a kernel.
         scale = factor.astype(np.float64) / np.sqrt(variance.astype(np.float64) + _EPSILON)

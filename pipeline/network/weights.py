@@ -33,38 +33,23 @@ FOLDER = Path("weights")
 
 TIMEOUT_SECONDS = 30.0
 
-MAT5 = "a MATLAB 5 file"
-HDF5 = "an HDF5 file"
-TORCH = "a PyTorch file"
-SAFETENSORS = "a file of safetensors"
-READERS = {MAT5: read_matconvnet, HDF5: read_keras, TORCH: read_torch, SAFETENSORS: read_safetensors}
+# Kind of file, by its content -> its reader.
+READERS = {
+    "a MATLAB 5 file": read_matconvnet,
+    "an HDF5 file": read_keras,
+    "a PyTorch file": read_torch,
+    "a file of safetensors": read_safetensors,
+}
+MAT5, HDF5, TORCH, SAFETENSORS = READERS
 _MAT73 = "a MATLAB v7.3 file"
-_ZIP, _PICKLE = "a zip archive", "a Python pickle"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Files of torch.save before 1.6. Source: MAGIC_NUMBER in torch/serialization.py, pickled.
+_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 # Source: huggingface/safetensors, README: the longest header.
 _LONGEST_HEADER = 100_000_000
-# Beginning of the file -> what it is.
-_BEGINNINGS = {
-    # Files of torch.save before 1.6. Source: MAGIC_NUMBER in torch/serialization.py, pickled.
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19": TORCH,
-    b"PK": _ZIP,
-    b"\x80": _PICKLE,
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
-    b"<": "a web page, not the file itself",
-}
-_TORCH_REMEDY = "Of PyTorch, what torch.save(model.state_dict(), FILE) writes is read."
-_REMEDIES = {
-    _MAT73: "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet.",
-    _ZIP: f"If it is a .keras file, save it again in Keras with model.save_weights('x.weights.h5'). {_TORCH_REMEDY}",
-    _PICKLE: _TORCH_REMEDY,
-}
-# Part of what conv1_1 is recognised as -> what that does to the features.
-_EFFECTS = {
-    ", BGR": "the network gets RGB, so its features will be those of images with red and blue exchanged",
-    ", WHIO": "rows and columns of its kernels are exchanged; network.kernel_order=whio exchanges them back",
-}
-_OTHER_INPUT = (
-    "it was trained on RGB in 0..1 less a mean, over a deviation, which such a file does not get; give it as torchvision does"
+_SAVE_MAT = "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet."
+_SAVE_ANY = (
+    "Of Keras, what model.save_weights('x.weights.h5') writes is read, of PyTorch what torch.save(model.state_dict(), FILE) does."
 )
 
 
@@ -93,10 +78,13 @@ def load_weights(
     log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
     weights = read_file(path, wanted)
     weights = _identified(weights, f"{path.name} ({weights.source})")
-    effects = _EFFECTS if weights.scale_pixel is not None else _EFFECTS | {"torchvision": _OTHER_INPUT}
-    for words, effect in effects.items():
-        if words in weights.recognised:
-            log(f"weights: warning: {path}: conv1_1 is that of {weights.recognised}; {effect}")
+    found = weights.recognised
+    # Of torchvision's training only its own files are given what it was trained on: RGB in 0..1 less a mean, over a deviation.
+    if ", BGR" in found or ", WHIO" in found or ("torchvision" in found and weights.scale_pixel is None):
+        log(
+            f"weights: warning: {path}: conv1_1 is that of {found}. In such a file RGB and HWIO are expected, of the training of "
+            "Simonyan & Zisserman; its features will be others. network.kernel_order=whio exchanges the axes of the kernels"
+        )
     return weights
 
 
@@ -123,16 +111,19 @@ def _identified(weights: Weights, source: str) -> Weights:
 
 def content_digest(weights: Weights) -> str:
     """Return :func:`.digest_arrays` of all of them."""
-    colours = {"mean": weights.mean_pixel, "scale": weights.scale_pixel}
     biases = {f"{name} bias": values for name, values in weights.biases.items()}
-    arrays = {**weights.kernels, **biases, **colours}
+    arrays = {**weights.kernels, **biases, "mean": weights.mean_pixel, "scale": weights.scale_pixel}
     return digest_arrays((name, values) for name, values in arrays.items() if values is not None)
 
 
 def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, log: Callable[[str], None]) -> Path:
     """Return a published file: from the folder, from the cache of Keras or PyTorch, or downloaded to the folder."""
     files = files_for(wanted.network, wanted.classifier, source)
-    for path in (folder / name for known in files for name in known.local_names):
+    names = [known.name for known in files]
+    if files[0].family == "torchvision":
+        # timm's copy of the weights, which needs no PyTorch.
+        names.insert(0, f"{wanted.network}.tv_in1k.safetensors")
+    for path in (folder / name for name in names):
         if path.is_file():
             return path
     # Sources: keras/src/backend/config.py, keras_home(); torch/hub.py, get_dir() and load_state_dict_from_url().
@@ -143,11 +134,10 @@ def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, l
     }
     for known in files:
         path = caches.get(known.family, folder).expanduser() / known.name
-        if path.is_file():
-            # Keras downloads under the final name, so a download of its that was stopped looks like a file.
-            with contextlib.suppress(OSError):
-                if known.checksum(path).startswith(known.digest):
-                    return path
+        # Keras downloads under the final name, so a download of its that was stopped looks like a file.
+        with contextlib.suppress(OSError):
+            if known.has_checksum_of(path):
+                return path
             log(f"weights: {path} is passed over, since it is not the published {known.words}")
     # The smallest: Keras' files are without and with the classifier.
     known = next(known for known in files if source == "matconvnet" or known.family != "matconvnet")
@@ -162,14 +152,11 @@ def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, l
 
 
 def _given_file(wanted: Wanted, source: str) -> Path:
-    path = Path(source)
-    with contextlib.suppress(OSError, RuntimeError):  # A folder on the way that may not be searched; a user without a home.
-        path = path.expanduser()
-        if path.is_file():
-            return path
-    what = "is no file" if os.path.lexists(path) else "does not exist"
-    remedy = f"Give the path of one of these, or one of the words: {nearest(source, SOURCES)}."
-    raise wanted.refusal(path, what, repr(source), remedy)
+    path = os.path.expanduser(source)  # noqa: PTH111 (of a user without a home it raises nothing)
+    if not os.path.isfile(path):  # noqa: PTH113 (nor this, of a folder on the way that may not be searched)
+        remedy = f"Give the path of one of these, or one of the words: {nearest(source, SOURCES)}."
+        raise wanted.refusal(Path(path), "is no file", repr(source), remedy)
+    return Path(path)
 
 
 def file_format(path: Path) -> str:
@@ -179,8 +166,8 @@ def file_format(path: Path) -> str:
     # The length of a JSON object, and that.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER:
         return SAFETENSORS
-    # The first member of the archive that torch.save writes.
-    if start.startswith(b"PK") and b"/data.pkl" in start[:1024]:
+    # The second is the first member of the archive that torch.save writes.
+    if start.startswith(_TORCH_MAGIC) or (start.startswith(b"PK") and b"/data.pkl" in start[:1024]):
         return TORCH
     is_hdf5 = any(start[at : at + 8] == _HDF5_SIGNATURE for at in (0, 512, 1024, 2048))
     if start.startswith(b"MATLAB 7.3") or (is_hdf5 and start[126:128] in (b"IM", b"MI")):
@@ -190,8 +177,7 @@ def file_format(path: Path) -> str:
     # Source: MAT-File Format, version 5 header: bytes 124..127 are the version, 0x0100, and "MI" in the writer's byte order.
     if start[124:128] in (b"\x00\x01IM", b"\x01\x00MI"):
         return MAT5
-    known = (words for beginning, words in _BEGINNINGS.items() if start.startswith(beginning))
-    return next(known, f"a file of unknown format (first bytes {start[:8].hex(' ')})")
+    return f"a file that begins with {start[:20]!r},"
 
 
 def read_file(path: Path, wanted: Wanted) -> Weights:
@@ -212,7 +198,7 @@ def read_file(path: Path, wanted: Wanted) -> Weights:
             raise wanted.refusal(path, "cannot be read", str(error)) from error
         got = f"{path.stat().st_size:,} bytes: {' '.join(str(error).split()) or type(error).__name__}"
         raise wanted.refusal(path, f"is {found}, but truncated or damaged", got) from error
-    raise wanted.refusal(path, "is not a weights file that can be read", size, _REMEDIES.get(found, ""))
+    raise wanted.refusal(path, "is not a weights file that can be read", size, _SAVE_MAT if found == _MAT73 else _SAVE_ANY)
 
 
 def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -240,17 +226,15 @@ def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_sec
                 shutil.copyfileobj(response, out)
             file.flush()
             os.fsync(file.fileno())
-        if not (checksum := known.checksum(partial)).startswith(known.digest):
-            raise ValueError(f"another file, or a part of it: {partial.stat().st_size:,} bytes, {known.algorithm} {checksum}")
+        if not known.has_checksum_of(partial):
+            raise ValueError(f"another file, or a part of it: {partial.stat().st_size:,} bytes")
         partial.replace(target)
     except (OSError, http.client.HTTPException, ValueError) as error:  # The last: an address or a header that is none.
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        cause = error.reason if type(error) is urllib.error.URLError else error
-        reason = f"no answer for {timeout_seconds:g} seconds" if isinstance(cause, TimeoutError) else " ".join(str(cause).split())
         raise WeightsError(
-            f"network.weights: cannot download {known.address} to {target}, got {reason}. Expected {known.words}. Put that file "
-            "there by hand, or run again with network.weights=random for seeded untrained weights."
+            f"network.weights: cannot download {known.address} to {target}, got {' '.join(str(error).split())}. Expected "
+            f"{known.words}. Put that file there by hand, or run again with network.weights=random for seeded untrained weights."
         ) from error
     finally:
         with contextlib.suppress(OSError):
