@@ -12,7 +12,6 @@ import numpy as np
 from .config import Options
 from .extract import Stages, extract, rows_of
 from .formatting import count_causes, words_for_bytes, words_for_seconds
-from .machine import usable_cores
 from .progress import LOGGER as _log
 from .progress import Stopwatch, refuse_failed_run
 from .records import ImageStatus
@@ -42,7 +41,7 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     latest: list[Future[tuple[int, int]]] = []
     began = time.monotonic()
     with (
-        ThreadPoolExecutor(options.runtime.workers or usable_cores(), "encode") as encoders,
+        ThreadPoolExecutor(stages.threads, "encode") as encoders,
         closing(extract(spec.manifest, sample, stages, Stopwatch())) as batches,
     ):
         for batch, layers in batches:

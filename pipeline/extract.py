@@ -6,11 +6,12 @@ import inspect
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from .progress import Stopwatch
 from .records import Batch, Device, FeatureBatch, ImageStatus, Manifest, RunSpec
 from .sharding import ShardSpec
 from .store.codec import FLOAT16_LIMIT
+from .store.digests import Digests
 from .store.format import row_bytes
 from .store.writer import Writer
 
@@ -51,18 +53,24 @@ class Stages:
     device: Device
     load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]  # the rows with these indices, in batches
     compute: Callable[[Batch], Iterable[FeatureBatch]]  # of its good images, one layer after the other, when asked for
+    threads: int  # that encode
+    attributes: Mapping[str, str]  # what a file says of the device that it was made on
     overflow_fails_row: bool = False  # an image with a value that float16 cannot hold fails; else the writer refuses it
     memory_fails_row: bool = False  # an image that is too large for the device fails: at native size on a GPU
 
 
-def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, watch: Stopwatch, done: Done) -> None:
-    """Make shards of one part of a run, whose images are read as one sequence, and close their writer.
+def make_shards(
+    folder: Path, part: RunSpec, shards: Sequence[ShardSpec], stages: Stages, digests: Digests, watch: Stopwatch, done: Done
+) -> Writer:
+    """Make shards of one part of a run, whose images are read as one sequence; return their writer, which has counted them.
 
     All are finished when this returns; those of which all has come, when it raises. No partial file is left behind.
 
     Raises:
         PipelineError: A value cannot be stored, the disk refuses.
     """
+    part = replace(part, attributes={**part.attributes, **stages.attributes})
+    writer = Writer(folder, part, shards, stages.threads, digests=digests)
     try:
         # Reading stops before what is unfinished is dropped.
         with closing(extract(part.manifest, rows_of(shards), stages, watch)) as batches:
@@ -80,6 +88,7 @@ def make_shards(writer: Writer, part: RunSpec, shards: Sequence[ShardSpec], stag
     except BaseException:
         writer.abort()
         raise
+    return writer
 
 
 def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
@@ -99,7 +108,9 @@ def extract(
     try:
         yield from _results(in_thread(loading), stages, watch)
     finally:
-        close_unless_running(loading)
+        # After Ctrl-C a thread that nobody waits for any more may still be in it.
+        if inspect.getgeneratorstate(loading) != inspect.GEN_RUNNING:
+            loading.close()
 
 
 def _results(batches: Iterator[Batch], stages: Stages, watch: Stopwatch) -> Iterator[tuple[Batch, Iterator[FeatureBatch]]]:
@@ -114,7 +125,7 @@ def _results(batches: Iterator[Batch], stages: Stages, watch: Stopwatch) -> Iter
                     yield from _results(iter(batch.rows()), stages, watch)
                     continue
                 words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
-                batch, layers = replace(batch, statuses=tuple(replace(status, error=words) for status in batch.statuses)), []
+                batch, layers = replace(batch, statuses=(replace(batch.statuses[0], error=words),)), []
         if stages.overflow_fails_row:
             batch, layers = fail_overflow(batch, [*watch.over(layers, "network")])
         yield batch, watch.over(layers, "network")
@@ -174,12 +185,6 @@ def in_thread(items: Iterator[Item]) -> Generator[Item, None, None]:
     finally:
         # Without waiting: a disk that does not answer may have it.
         pool.shutdown(wait=False)
-
-
-def close_unless_running(items: Generator[Item, None, None]) -> None:
-    """Close a generator, unless a thread that nobody waits for any more is still in it: after Ctrl-C."""
-    if inspect.getgeneratorstate(items) != inspect.GEN_RUNNING:
-        items.close()
 
 
 def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights) -> Stages:
@@ -283,7 +288,9 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
 
     say_device(device, options)
     overflow_fails_row = options.output.dtype == "float16" and options.output.overflow == "row"
-    return Stages(device, load, compute, overflow_fails_row, memory_fails_row=device.kind == "gpu" and size_px is None)
+    memory_fails_row = device.kind == "gpu" and size_px is None
+    attributes = device.attributes(options.runtime.precision)
+    return Stages(device, load, compute, threads, attributes, overflow_fails_row, memory_fails_row)
 
 
 def say_device(device: Device, options: Options) -> None:

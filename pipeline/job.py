@@ -98,7 +98,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             with _with_transforms(options, run_folder, weights) as transforms:
                 if run_folder.missing:
                     with watch.stage("start"):
-                        engine = stack.enter_context(open_engine(options, run_folder.spec, weights, run_folder))
+                        engine = stack.enter_context(open_engine(options, weights, run_folder))
                 # From here on nothing but the disk can refuse the run.
                 run_folder.prepare()
                 if transforms:

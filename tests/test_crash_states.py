@@ -64,7 +64,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE, errn
 
 
 @contextmanager
-def stand_in(options: Options, spec: RunSpec, weights: Any, run_folder: RunFolder) -> Iterator[Callable[..., Made]]:
+def stand_in(options: Options, weights: Any, run_folder: RunFolder) -> Iterator[Callable[..., Made]]:
     """Makes shards of seeded numbers in place of a network's; images of which nothing is there fail."""
 
     def make(progress: Progress, watch: Stopwatch) -> Made:

@@ -7,20 +7,19 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.errors import DeviceMemoryError, NetworkError, StoreError
-from pipeline.extract import make_shards
+from pipeline.extract import Stages, make_shards
 from pipeline.progress import Stopwatch
-from pipeline.records import Batch, Device, FeatureBatch
+from pipeline.records import Batch, Device, FeatureBatch, ImageStatus, RunSpec
 from pipeline.sharding import ShardSpec
 from pipeline.store import disk
+from pipeline.store.digests import Digests
 from pipeline.store.reader import open_run
-from pipeline.store.writer import Writer
 
 from .killed_runs import contents
 from .stored_runs import make_spec, make_statuses
@@ -28,7 +27,7 @@ from .stored_runs import make_spec, make_statuses
 SPEC = make_spec(rows=22, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=4)
 
 
-def fake_stages(fails_at: int | None = None) -> Any:
+def fake_stages(fails_at: int | None = None) -> Stages:
     """Stages whose features of row i are all i, three rows a batch."""
     statuses = make_statuses(SPEC)
 
@@ -44,15 +43,18 @@ def fake_stages(fails_at: int | None = None) -> Any:
         values = np.broadcast_to(rows[:, None, None, None], (len(rows), 5, 4, 3)).astype(np.float32)
         yield FeatureBatch("conv1_1", rows, values)
 
-    device = Device("/CPU:0", "cpu", 3)
-    return SimpleNamespace(device=device, load=load, compute=compute, overflow_fails_row=False, memory_fails_row=False)
+    return Stages(Device("/CPU:0", "cpu", 3), load, compute, 2, {})
 
 
-def make(folder: Path, shards: Sequence[ShardSpec], stages: Any) -> list[int]:
+def make(folder: Path, shards: Sequence[ShardSpec], stages: Stages, spec: RunSpec = SPEC) -> list[int]:
+    """Makes shards, and gives the rows that were told when they were done."""
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     told: list[int] = []
-    writer = Writer(folder, SPEC, shards, 2)
-    make_shards(writer, SPEC, shards, stages, Stopwatch(), lambda batch: told.extend(status.index for status in batch))
+
+    def done(statuses: Sequence[ImageStatus]) -> None:
+        told.extend(status.index for status in statuses)
+
+    make_shards(folder, spec, shards, stages, Digests(folder), Stopwatch(), done)
     assert all((folder / "shards" / shard.file_name).exists() for shard in shards)
     return told
 
@@ -79,10 +81,19 @@ def test_what_fails_leaves_whole_shards_alone(tmp_path: Path, fails_at: int) -> 
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == names
 
 
-@pytest.mark.parametrize("what", ["value", "disk", "network", "told"])
-def test_what_fails_anywhere_is_raised_and_leaves_nothing(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("value", NetworkError, "not finite, got nan"),
+        ("disk", StoreError, "the disk is full, got ENOSPC"),
+        ("network", NetworkError, "the GPU is gone"),
+        ("told", KeyboardInterrupt, "^told$"),
+    ],
+)
+def test_what_fails_anywhere_is_raised_and_leaves_nothing(
+    what: str, kind: type[BaseException], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stages = fake_stages()
-    compute = stages.compute
 
     def refuse(path: Path, partial: Path | None = None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -90,7 +101,7 @@ def test_what_fails_anywhere_is_raised_and_leaves_nothing(what: str, tmp_path: P
     def failing_compute(batch: Batch) -> Iterator[FeatureBatch]:
         if what == "network":
             raise NetworkError("the GPU is gone")
-        return (replace(found, values=found.values * (np.nan if what == "value" else 1)) for found in compute(batch))
+        return (replace(found, values=found.values * (np.nan if what == "value" else 1)) for found in stages.compute(batch))
 
     def done(statuses: Any) -> None:
         if what == "told":
@@ -98,40 +109,29 @@ def test_what_fails_anywhere_is_raised_and_leaves_nothing(what: str, tmp_path: P
 
     if what == "disk":
         monkeypatch.setattr(disk, "publish", refuse)
-    stages.compute = failing_compute
     (tmp_path / "shards").mkdir()
-    shards = SPEC.shards()[:1]
-    kind, message = {
-        "value": (NetworkError, "not finite, got nan"),
-        "disk": (StoreError, "the disk is full, got ENOSPC"),
-        "network": (NetworkError, "the GPU is gone"),
-        "told": (KeyboardInterrupt, "^told$"),
-    }[what]
+    failing = replace(stages, compute=failing_compute)
     with pytest.raises(kind, match=message):
-        make_shards(Writer(tmp_path, SPEC, shards, 2), SPEC, shards, stages, Stopwatch(), done)
+        make_shards(tmp_path, SPEC, SPEC.shards()[:1], failing, Digests(tmp_path), Stopwatch(), done)
     assert not list((tmp_path / "shards").iterdir())
 
 
 def test_an_image_whose_values_float16_cannot_hold_fails_in_every_layer(tmp_path: Path) -> None:
     spec = make_spec(6, {"conv1_1": (5, 4, 3), "relu4_1": (5, 4, 3)}, dtype="float16", images_per_shard=6)
     stages, shard = fake_stages(), spec.shards()[0]
-    compute = stages.compute
 
     def both(batch: Batch) -> Iterator[FeatureBatch]:
-        for found in compute(batch):
+        for found in stages.compute(batch):
             yield found
             scaled = found.values * 1.0
             scaled[found.indices == 4, 2, 1, 0] = -70_000
             yield FeatureBatch("relu4_1", found.indices, scaled)
 
-    stages.compute = both
-    (tmp_path / "shards").mkdir()
     with pytest.raises(
         NetworkError, match=r"layer relu4_1 has a value that float16 cannot hold, got -70000\..*output\.overflow=row"
     ):
-        make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, Stopwatch(), lambda *_: None)
-    stages.overflow_fails_row = True
-    make_shards(Writer(tmp_path, spec, [shard], 2), spec, [shard], stages, Stopwatch(), lambda *_: None)
+        make(tmp_path, [shard], replace(stages, compute=both), spec)
+    make(tmp_path, [shard], replace(stages, compute=both, overflow_fails_row=True), spec)
     run = open_run(tmp_path / "shards" / shard.file_name)
     assert run.images["error"].tolist() == [""] * 4 + ["overflow: relu4_1 has a value of -70000, float16 holds up to 65504", ""]
     for layer in run.layers:
@@ -140,8 +140,7 @@ def test_an_image_whose_values_float16_cannot_hold_fails_in_every_layer(tmp_path
 
 
 def test_a_device_has_as_many_batches_at_a_time_as_fit_and_gives_them_in_order(tmp_path: Path) -> None:
-    stages = fake_stages()
-    compute, lock, all_at_once = stages.compute, threading.Lock(), threading.Barrier(3, timeout=60)
+    stages, lock, all_at_once = fake_stages(), threading.Lock(), threading.Barrier(3, timeout=60)
     running = most = 0
 
     def slow(batch: Batch) -> Iterator[FeatureBatch]:
@@ -154,29 +153,26 @@ def test_a_device_has_as_many_batches_at_a_time_as_fit_and_gives_them_in_order(t
             all_at_once.wait()
         with lock:
             running -= 1
-        return compute(batch)
+        return stages.compute(batch)
 
-    stages.compute, stages.device = slow, replace(stages.device, in_flight=3)
-    assert make(tmp_path, SPEC.shards(), stages) == list(range(22))
+    at_once = replace(stages, compute=slow, device=replace(stages.device, in_flight=3))
+    assert make(tmp_path, SPEC.shards(), at_once) == list(range(22))
     assert most == 3
 
 
 def test_an_image_that_the_device_cannot_hold_fails_in_every_layer(tmp_path: Path) -> None:
     stages, shard = fake_stages(), SPEC.shards()[0]
-    compute = stages.compute
 
     def refuse(batch: Batch) -> Iterator[FeatureBatch]:
-        yield from compute(batch)
+        yield from stages.compute(batch)
         if 1 in batch.indices:
             raise DeviceMemoryError(
                 "relu1_2: the device is out of memory, got an input of 1 x 9 x 9 x 3. Expected memory for it."
             )
 
-    stages.compute = refuse
     with pytest.raises(NetworkError, match="out of memory"):
-        make(tmp_path, [shard], stages)
-    stages.memory_fails_row = True
-    make(tmp_path, [shard], stages)
+        make(tmp_path, [shard], replace(stages, compute=refuse))
+    make(tmp_path, [shard], replace(stages, compute=refuse, memory_fails_row=True))
     run = open_run(tmp_path / "shards" / shard.file_name)
     assert run.images["error"][1].startswith("too large for the memory of the GPU: relu1_2: the device is out of memory")
     # Of those in a step with it none fails.

@@ -35,7 +35,6 @@ from ..signals import kept_handlers, leaving_at_once
 from ..store import format
 from ..store.digests import RemoteDigests
 from ..store.run_folder import RunFolder
-from ..store.writer import Writer
 from . import Engine
 
 # A task that dies is run again so often.
@@ -75,7 +74,7 @@ class Job:
     options: Options
     parts: Mapping[int, RunSpec]
     weights: Weights | KerasWeights
-    folder: str
+    folder: Path
     image: ImageRecord | None
 
 
@@ -166,20 +165,27 @@ def make_task(job: Sequence[Any], name: str, shards: Shards) -> Outcome:
     elif _prepared[0] != gpu:
         # TensorFlow keeps its GPU as long as the process lives. Ray runs the task again, in another one.
         os._exit(0)
-    return _make(_prepared[1], _prepared[2], name, shards)
+    _, given, stages = _prepared
+    outcome = Outcome(stages.device, Made(stages.device.kind))
+    if shards:
+        watch, digests, part = Stopwatch(), RemoteDigests(given.folder, name), given.parts[shards[0].part]
+        outcome.made.add(make_shards(given.folder, part, shards, stages, digests, watch, outcome.statuses.extend))
+        outcome.made.peak_memory_bytes = peak_memory_bytes()
+        outcome.digests, outcome.seconds = digests.by_name, watch.seconds()
+    return outcome
 
 
 def _prepare(job: Job) -> Stages:
     """Look for what the driver sees, without which all images of this node would fail or differ; make the network."""
-    node, part, found = f"engine: node {socket.gethostname()}", next(iter(job.parts.values())), versions()
-    what = "" if Path(job.folder, format.LOCK_NAME).exists() else "run folder"
-    if what or (job.image and not _can_read(job.image)):
+    node, part = f"engine: node {socket.gethostname()}", next(iter(job.parts.values()))
+    has_folder = (job.folder / format.LOCK_NAME).exists()
+    if not has_folder or (job.image and not _can_read(job.image)):
         raise EngineError(
-            f"{node} does not see the {what or 'images'}, got nothing under the path that it has on the driver's machine. "
-            "Expected storage that all nodes share. Use another folder, or nodes that have it."
+            f"{node} does not see the {'images' if has_folder else 'run folder'}, got nothing under the path that it has on the "
+            "driver's machine. Expected storage that all nodes share. Use another folder, or nodes that have it."
         )
-    wanted = {name: part.attributes.get(f"version_{name}", text) for name, text in found.items()}
-    if other := [f"{name} {found[name]} (there {wanted[name]})" for name in found if found[name] != wanted[name]]:
+    there = {name: str(part.attributes.get(f"version_{name}", text)) for name, text in versions().items()}
+    if other := [f"{name} {text} (there {there[name]})" for name, text in versions().items() if text != there[name]]:
         raise EngineError(f"{node} has other libraries than the driver's machine, got {', '.join(other)}. Expected the same.")
     # On a CPU TensorFlow's own convolutions would take all cores from the workers beside this one.
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
@@ -194,30 +200,15 @@ def _can_read(image: ImageRecord) -> bool:
         return False
 
 
-def _make(job: Job, stages: Stages, name: str, shards: Shards) -> Outcome:
-    outcome = Outcome(stages.device, Made(stages.device.kind))
-    if shards:
-        folder, part, runtime, watch = Path(job.folder), job.parts[shards[0].part], job.options.runtime, Stopwatch()
-        part = replace(part, attributes={**part.attributes, **stages.device.attributes(runtime.precision)})
-        digests = RemoteDigests(folder, name)
-        writer = Writer(folder, part, shards, runtime.workers or 1, digests=digests)
-        make_shards(writer, part, shards, stages, watch, outcome.statuses.extend)
-        outcome.made.add(writer)
-        outcome.made.peak_memory_bytes = peak_memory_bytes()
-        outcome.digests, outcome.seconds = digests.by_name, watch.seconds()
-    return outcome
-
-
 # -- In the driver -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def open_ray(options: Options, spec: RunSpec, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
+def open_ray(options: Options, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
     """Connect to a cluster, have a first worker ready, and yield what makes the missing shards.
 
     Args:
         options: Of the run.
-        spec: The run with all its parts.
         weights: Of the network.
         run_folder: Held by this process, on storage that all nodes share.
 
@@ -225,53 +216,54 @@ def open_ray(options: Options, spec: RunSpec, weights: Weights | KerasWeights, r
         OptionError: A node does not have the device.
         EngineError: No cluster answers, no node can run a task, or one does not see what this process sees.
     """
-    sized = (spec.manifest[int(row)] for row in spec.manifest.file_bytes.nonzero()[0][:100])
+    manifest = run_folder.spec.manifest
+    some = (manifest[int(row)] for row in manifest.file_bytes.nonzero()[0][:100])
     parts = {missing[0].part: part for part, missing in run_folder.parts()}
-    job = Job(options, parts, weights, str(run_folder.path.absolute()), next(filter(_can_read, sized), None))
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+    job = Job(options, parts, weights, run_folder.path.absolute(), next(filter(_can_read, some), None))
+    os.environ |= {**_SETTINGS, **os.environ}
     with leaving_at_once():
         import ray
+    connect(ray, options.engine.address)
     try:
-        with _connected(ray, options.engine.address):
-            tasks = Tasks(ray, job)
-            # Have networks made; go on when the first worker is ready.
-            first = next(tasks.run([()] * tasks.slots))
-            runtime = tasks.job.options.runtime
-            say_device(first.device, options)
-            _log.info("engine: workers: %d, on the %s, threads each: %d", tasks.slots, runtime.device, runtime.workers)
-            yield lambda progress, watch: _make_all(tasks, first, run_folder, progress, watch)
+        tasks = Tasks(ray, job)
+        # Have networks made; go on when the first worker is ready.
+        first = next(tasks.run([()] * tasks.slots))
+        runtime = tasks.job.options.runtime
+        say_device(first.device, options)
+        _log.info("engine: workers: %d, on the %s, threads each: %d", tasks.slots, runtime.device, runtime.workers)
+
+        def make(progress: Progress, watch: Stopwatch) -> Made:
+            made, seconds, digests = first.made, Counter[str](), run_folder.digests()
+            with watch.stage("network"):
+                for outcome in tasks.run(plan_tasks(run_folder.missing, tasks.slots, first.device.batch_size)):
+                    seconds.update(outcome.seconds)
+                    made.add(outcome.made)
+                    made.peak_memory_bytes = max(made.peak_memory_bytes, outcome.made.peak_memory_bytes)
+                    for name, digest in outcome.digests.items():
+                        digests.add(name, digest)
+                    progress.count(outcome.statuses)
+            watch.divide("network", seconds)
+            return made
+
+        yield make
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise EngineError(
             f"engine: the Ray cluster does not answer any more, got {type(error).__name__}: {_one_line(error)}. Expected its "
             "head to live as long as the run. Run the command again: finished shards are kept."
         ) from error
     finally:
+        with suppress(Exception):
+            ray.shutdown()
         # Of attempts that died, and of those that have ended with the connection.
         run_folder.drop_partial_files()
 
 
-def _make_all(tasks: Tasks, first: Outcome, run_folder: RunFolder, progress: Progress, watch: Stopwatch) -> Made:
-    """Make the missing shards by tasks; ``first`` is that of the worker which was ready first."""
-    made, seconds = first.made, Counter[str]()
-    planned, digests = plan_tasks(run_folder.missing, tasks.slots, first.device.batch_size), run_folder.digests()
-    try:
-        with watch.stage("network"):
-            for outcome in tasks.run(planned):
-                seconds.update(outcome.seconds)
-                made.add(outcome.made)
-                made.peak_memory_bytes = max(made.peak_memory_bytes, outcome.made.peak_memory_bytes)
-                for name, digest in outcome.digests.items():
-                    digests.add(name, digest)
-                progress.count(outcome.statuses)
-    finally:
-        watch.divide("network", seconds)
-    return made
+def connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster; without an address one of this machine is started, for as long as the connection.
 
-
-@contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Connect to a cluster; one of this machine for this run alone is started, and ended."""
+    Raises:
+        EngineError: None answers, or can be started.
+    """
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         settings |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
@@ -282,17 +274,11 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         with kept_handlers():
             ray.init(**settings)
     except Exception as error:
-        what = (getattr(error, "strerror", None) or "").lower() or _one_line(error).split(". ")[0]
         where, done = ("engine", "started") if address is None else (f"engine.address={address}", "reached")
         raise EngineError(
-            f"{where}: no Ray cluster can be {done}, got: {what}. Expected one of the same version of Ray and Python. Start it "
-            "with `ray start --head`, which says more, or use engine=local."
+            f"{where}: no Ray cluster can be {done}, got: {_one_line(error)}. Expected one of the same version of Ray and "
+            "Python. Start it with `ray start --head`, which says more, or use engine=local."
         ) from error
-    try:
-        yield
-    finally:
-        with suppress(Exception):
-            ray.shutdown()
 
 
 class Tasks:
@@ -312,7 +298,7 @@ class Tasks:
         runtime, engine = job.options.runtime, job.options.engine
         self._cpus, self._gpus = plan_resources(self._nodes(), engine, runtime.device)
         self._most = engine.workers or math.inf
-        self.slots = max(1, int(min(self._most, self._count_slots())))
+        self.slots = max(1, int(min(self._most, count_slots(self._nodes(), self._cpus, self._gpus))))
         # Not the options' auto: a task that has no GPU must not take one, and one that has must not do without.
         device, threads = "gpu" if self._gpus else "cpu", runtime.workers or max(1, int(self._cpus))
         self.job = replace(job, options=replace(job.options, runtime=replace(runtime, device=device, workers=threads)))
@@ -339,7 +325,7 @@ class Tasks:
             except SystemError as error:
                 # Ray 2.60 returns a result although a signal's handler has raised, which Python takes for a fault.
                 raise error.__cause__ or error from None
-            seconds = 0 if done or self._count_slots() else seconds + 1
+            seconds = 0 if done or count_slots(self._nodes(), self._cpus, self._gpus) else seconds + 1
             # To a cluster of this run alone none will be added.
             if seconds > (NO_NODE_SECONDS if self.job.options.engine.address else 0):
                 raise EngineError(
@@ -354,35 +340,25 @@ class Tasks:
         try:
             return self._ray.get(future)  # type: ignore[no-any-return]  # Ray is not loaded
         except errors.RayTaskError as error:
-            if isinstance(error.cause, PipelineError):
-                raise error.cause from None
-            if "failed to import on the worker" in str(error):
-                got = str(error).splitlines()[-1]
-                raise EngineError(f"engine: a node cannot load this program, got {got}. Expected it on all nodes.") from None
-            raise RuntimeError(str(error)) from None
+            # What the task has raised, or a fault of this program.
+            raise error.cause if isinstance(error.cause, PipelineError) else RuntimeError(str(error)) from None
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
-            raise self._died(shards, _one_line(error)) from error
-
-    def _died(self, shards: Shards, cause: str) -> EngineError:
-        """Return the error of a task that died too often: it names those of its shards that no attempt has finished."""
-        unfinished = [shard for shard in shards if not Path(self.job.folder, format.shard_path(shard.file_name)).exists()]
-        names = []
-        for shard in unfinished or shards:
-            keys = self.job.parts[shard.part].manifest.keys
-            first, last = (printable(keys[row], LONGEST_TEXT) for row in (shard.first, shard.stop - 1))
-            names.append(f"{format.shard_path(shard.file_name)} (images {first!r} to {last!r})")
-        what = f"{', '.join(names)} could not be made" if shards else "no worker can be started"
-        return EngineError(
-            f"engine: {what}, got {RETRIES + 1} workers that died over it, the last since {cause}. Expected one that lives. Look "
-            f"at {'these images and at ' if shards else ''}the memory of the nodes; finished shards are kept."
-        )
+            # Of its shards those that no attempt has finished.
+            names = []
+            for shard in shards:
+                name, keys = format.shard_path(shard.file_name), self.job.parts[shard.part].manifest.keys
+                if not (self.job.folder / name).exists():
+                    first, last = (printable(keys[row], LONGEST_TEXT) for row in (shard.first, shard.stop - 1))
+                    names.append(f"{name} (images {first!r} to {last!r})")
+            raise EngineError(
+                f"engine: {', '.join(names) or 'a network'} could not be made, got {RETRIES + 1} workers that died over it, the "
+                f"last since {_one_line(error)}. Expected one that lives. Look at {'these images and at ' if names else ''}the "
+                "memory of the nodes; finished shards are kept."
+            ) from error
 
     def _nodes(self) -> Nodes:
         found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return [(node["CPU"], node.get("GPU", 0.0)) for node in found if node.get("CPU")]
-
-    def _count_slots(self) -> int:
-        return count_slots(self._nodes(), self._cpus, self._gpus)
 
 
 def _one_line(error: Exception) -> str:
