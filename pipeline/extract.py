@@ -193,86 +193,63 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     Raises:
         OptionError: The device asked for is not there.
     """
-    backend, threads = spec.identity["runtime.backend"], options.runtime.workers or usable_cores()
-    preparing = None
-    # While TensorFlow is loaded.
-    background = ThreadPoolExecutor(1)
-    if backend == WINOGRAD and options.runtime.device != "gpu" and isinstance(weights, Weights):
-        preparing = background.submit(
-            prepare_segments,
-            *(weights, list(dict.fromkeys(feature.layer for feature in spec.features))),
-            pooling=options.network.pooling,
-            kernel_order=options.network.kernel_order,
-            threads=threads,
-            summed=summed_layers(spec.features),
-        )
-    if options.data.size is None:
+    data, network, runtime, size_px = options.data, options.network, options.runtime, options.data.size
+    backend, threads = spec.identity["runtime.backend"], runtime.workers or usable_cores()
+    if size_px is None:
         # cuDNN would try its algorithms for each new size, seconds an image.
         os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
+    how: dict[str, Any] = {"pooling": network.pooling, "kernel_order": network.kernel_order}
+    preparing: Future[Any] | None = None
+    if backend == WINOGRAD and runtime.device != "gpu":
+        assert isinstance(weights, Weights)
+        layers = list(dict.fromkeys(feature.layer for feature in spec.features))
+        # While TensorFlow is loaded.
+        preparing = ThreadPoolExecutor(1).submit(
+            prepare_segments, weights, layers, threads=threads, summed=summed_layers(spec.features), **how
+        )
     load_tensorflow()
     from .images.loader import ImageLoader
-    from .network.device import (
-        BYTES_WHERE_NOBODY_TELLS,
-        FLOAT_BYTES,
-        USABLE_SHARE,
-        check_native_size,
-        choose_device,
-        native_rows,
-        set_precision,
-    )
+    from .network.device import BYTES_WHERE_NOBODY_TELLS, FLOAT_BYTES, USABLE_SHARE, choose_device, native_rows, set_precision
     from .network.keras_network import KerasNetwork
     from .network.vgg import DeviceFunctions, Network, first_step, infer_on_host
 
-    data, size_px = options.data, options.data.size
-    mean_pixel, scale_pixel = weights.mean_pixel, weights.scale_pixel
     device = choose_device(
-        *(options.runtime.device, options.batch_size, size_px, backend, threads),
+        *(runtime.device, options.batch_size, size_px, backend, threads),
         row_bytes=row_bytes(spec.features, spec.dtype) if size_px else 0,
         number=options.part.number - 1 if options.part else 0,
         warn=_log.warning,
     )
-    set_precision(options.runtime.precision, device.kind)
+    set_precision(runtime.precision, device.kind)
+    # On a GPU TensorFlow computes.
+    parts = preparing.result() if preparing and device.kind == "cpu" else None
+    by_winograd = parts is not None
+    mean, scale = weights.mean_pixel, weights.scale_pixel
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
-    by_winograd = preparing is not None and device.kind == "cpu"
-    memory_bytes = int((device.gpu.free_bytes if device.gpu else total_bytes() or BYTES_WHERE_NOBODY_TELLS) * USABLE_SHARE)
-    common: dict[str, Any] = {"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms}
-    common["first"] = None if by_winograd else first_step(resize, mean_pixel, scale_pixel)
-    network: Network | KerasNetwork
+    common: dict[str, Any] = {
+        **{"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms},
+        **{"dtype": "float32" if by_winograd else spec.dtype, "first": None if by_winograd else first_step(resize, mean, scale)},
+    }
+    layers_of: Network | KerasNetwork
     if isinstance(weights, KerasWeights):
-        network = KerasNetwork(weights, spec.features, dtype=spec.dtype, **common)
-        check_native = partial(network.check_native_size, memory_bytes=memory_bytes)
+        layers_of = KerasNetwork(weights, spec.features, **common)
     else:
-        network = Network(
-            weights,
-            spec.features,
-            pooling=options.network.pooling,
-            kernel_order=options.network.kernel_order,
-            precision=options.runtime.precision,
-            dtype="float32" if by_winograd else spec.dtype,
-            # On a GPU TensorFlow computes.
-            parts=preparing.result() if preparing is not None and by_winograd else None,
-            **common,
-        )
-        check_native = partial(
-            check_native_size,
-            network=options.network.name,
-            layer=spec.features[-1].layer,
-            pool_padding=weights.pool_padding,
-            memory_bytes=memory_bytes,
-        )
+        layers_of = Network(weights, spec.features, precision=runtime.precision, parts=parts, **how, **common)
     compute: Callable[[Batch], Iterable[FeatureBatch]]
     if by_winograd:
-        compute = partial(infer_on_host, network=network, mean_pixel=None if resize else mean_pixel, scale_pixel=scale_pixel)
+        compute = partial(infer_on_host, network=layers_of, mean_pixel=None if resize else mean, scale_pixel=scale)
     else:
-        compute = DeviceFunctions(network, resize, fills=device.kind == "gpu", warn=_log.warning)
-    bytes_a_pixel = FLOAT_BYTES * sum(feature.layer.channels / feature.layer.stride_px**2 for feature in spec.features)
+        compute = DeviceFunctions(layers_of, resize, fills=device.kind == "gpu", warn=_log.warning)
     # What the loader's workers do to each decoded image.
-    prepare: Callable[[NDArray[np.uint8]], NDArray[Any]] = check_native
-    if resize and by_winograd:
-        scale = None if scale_pixel is None else scale_pixel.astype(np.float32)
-        prepare = partial(resize_on_host, spec=resize, mean_pixel=mean_pixel.astype(np.float32), scale_pixel=scale)
-    elif resize:
+    prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
+    if resize is None:
+        memory_bytes = device.gpu.free_bytes if device.gpu else total_bytes() or BYTES_WHERE_NOBODY_TELLS
+        prepare = partial(layers_of.check_native_size, memory_bytes=int(memory_bytes * USABLE_SHARE))
+    elif by_winograd:
+        scale32 = None if scale is None else scale.astype(np.float32)
+        prepare = partial(resize_on_host, spec=resize, mean_pixel=mean.astype(np.float32), scale_pixel=scale32)
+    else:
         prepare = partial(fit_canvas, spec=resize)
+    bytes_a_pixel = FLOAT_BYTES * sum(feature.layer.channels / feature.layer.stride_px**2 for feature in spec.features)
 
     def load(manifest: Manifest, indices: NDArray[np.int64]) -> ImageLoader:
         return ImageLoader(
@@ -287,10 +264,11 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
         )
 
     say_device(device, options)
-    overflow_fails_row = options.output.dtype == "float16" and options.output.overflow == "row"
-    memory_fails_row = device.kind == "gpu" and size_px is None
-    attributes = device.attributes(options.runtime.precision)
-    return Stages(device, load, compute, threads, attributes, overflow_fails_row, memory_fails_row)
+    return Stages(
+        *(device, load, compute, threads, device.attributes(runtime.precision)),
+        overflow_fails_row=options.output.dtype == "float16" and options.output.overflow == "row",
+        memory_fails_row=device.kind == "gpu" and resize is None,
+    )
 
 
 def say_device(device: Device, options: Options) -> None:

@@ -53,13 +53,8 @@ _OF_ALL_FILES = re.compile(
     "Account|AccessKey|AllAccessDisabled|Credentials|ImportError|InvalidBucketName|ModuleNotFound|NoSuchBucket|Profile|Refresh"
     "|Signature|TimeTooSkewed|Token"
 )
-# Kinds of errors of one file, which will not pass; fsspec gives no number of them, or another one. EINVAL is also what s3fs makes
-# of a bad request. The last are wrong use of fsspec.
-_OF_ONE_FILE: dict[type[Exception], int] = {
-    **{FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST},
-    **dict.fromkeys((IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError), errno.EINVAL),
-    NotImplementedError: errno.EINVAL,
-}
+# Kinds of errors of one file, which will not pass.
+_OF_ONE_FILE = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
 # What a web server answers where there is no such file, and where it may have it later.
 _WEB_MISSING, _WEB_PASSING = (404, 410), (408, 429)
 
@@ -143,15 +138,15 @@ def attempt(work: Callable[[], Result], where: str) -> Result:
         StorageError: The storage as a whole is gone, refuses all, or does not answer after the last attempt.
         OSError: It refuses this file.
     """
-    for pause in (*PAUSES_SECONDS, None):
+    pauses = iter(PAUSES_SECONDS)
+    while True:
         try:
             return work()
         except Exception as error:
             found = _explained(error, where)
-            if pause is None or found.errno != errno.EIO:
+            if found.errno != errno.EIO or (pause := next(pauses, None)) is None:
                 raise found from error
         time.sleep(pause * random.uniform(0.75, 1.25))
-    raise AssertionError
 
 
 def _explained(error: BaseException, where: str) -> OSError:
@@ -162,9 +157,12 @@ def _explained(error: BaseException, where: str) -> OSError:
     if is_web(where):
         # fsspec calls missing whatever it is told no size of, also by a server that does not answer.
         error = causes[-1]
-        status = getattr(error, "status", 0)
-        if 400 <= status < 500 and status not in _WEB_PASSING:
-            error = FileNotFoundError() if status in _WEB_MISSING else OSError(errno.EINVAL, f"the server answers {status}")
+    number = next((number for kind, number in _OF_ONE_FILE.items() if isinstance(error, kind)), 0)
+    status = getattr(error, "status", 0)
+    if status in _WEB_MISSING:
+        number = errno.ENOENT
+    elif 400 <= status < 500 and status not in _WEB_PASSING:
+        return OSError(errno.EINVAL, f"the server answers {status}", where)
     answers = [answer for answer in (getattr(cause, "response", None) for cause in causes) if isinstance(answer, dict)]
     names = [type(cause).__name__ for cause in causes] + [str(answer.get("Error", {}).get("Code")) for answer in answers]
     words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
@@ -172,11 +170,10 @@ def _explained(error: BaseException, where: str) -> OSError:
         words = f"{type(error).__name__}: {words}"
     if _OF_ALL_FILES.search(" ".join(names)):
         return StorageError(errno.EACCES, words, where)
-    number = next((number for kind, number in _OF_ONE_FILE.items() if isinstance(error, kind)), getattr(error, "errno", 0) or 0)
     # The last request of an upload was answered too late and made again: the file may not be there.
-    if number not in _OF_ONE_FILE.values() or "NoSuchUpload" in names:
+    if not number or "NoSuchUpload" in names:
         return StorageError(errno.EIO, f"it does not answer as it should ({words})", where)
-    return OSError(number, words if number == errno.EINVAL else os.strerror(number).lower(), where)
+    return OSError(number, os.strerror(number).lower(), where)
 
 
 def file_system(where: str) -> tuple[Any, str]:

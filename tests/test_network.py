@@ -15,7 +15,6 @@ from pipeline.errors import ImageError, OptionError
 from pipeline.network.architectures import VggTable
 from pipeline.network.device import (
     TOLERANCES,
-    check_native_size,
     choose_device,
     gpu_memory,
     image_bytes,
@@ -194,15 +193,14 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:
         choose_device("gpu", None, (224, 224), "winograd", 2)
 
 
-def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reason() -> None:
-    (fc6,) = VggTable("vgg19").resolve(["fc6"])
-    settings: Any = {"network": "vgg19", "layer": fc6, "pool_padding": "same", "memory_bytes": 10**9}
-    image = np.zeros((200, 193, 3), np.uint8)
-    assert check_native_size(image, **settings) is image
-    with pytest.raises(ImageError, match="too small: 200 x 192 px, layer fc6 needs sides of 193 px"):
-        check_native_size(np.zeros((200, 192, 3), np.uint8), **settings)
+def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reason(thin_weights: Any) -> None:
+    network = build(replace(thin_weights(), pool_padding="valid"), ["pool5"], None)
+    image = np.zeros((200, 32, 3), np.uint8)
+    assert network.check_native_size(image, 10**9) is image
+    with pytest.raises(ImageError, match="too small: 200 x 31 px, layer pool5 needs sides of 32 px"):
+        network.check_native_size(image[:, 1:], 10**9)
     with pytest.raises(ImageError, match="too large for memory: 2000 x 1000 px need 2 GB at native size, 1 GB may be used"):
-        check_native_size(np.zeros((2000, 1000, 3), np.uint8), **settings)
+        network.check_native_size(np.zeros((2000, 1000, 3), np.uint8), 10**9)
 
 
 def build(

@@ -42,8 +42,8 @@ RETRIES = 2
 # Device steps that a task should have, so that its first and its last, partly empty one are few among them; and tasks that every
 # worker should get nevertheless, so that all end at about the same time.
 TASK_STEPS, TASKS_A_WORKER = 20, 4
-# To find out that nobody listens at an address: Ray would try for minutes. Without any node that could run a task.
-PORT_SECONDS, NO_NODE_SECONDS = 5.0, 60
+# To find out that nobody listens at an address: Ray would try for minutes.
+PORT_SECONDS = 5.0
 LONGEST_TEXT = 240
 _SETTINGS = {
     # It would tell its makers of each cluster.
@@ -290,31 +290,39 @@ class Tasks:
 
     Attributes:
         job: With the device and the threads of a task.
-        slots: Tasks that can run at a time, at least 1.
+        slots: Tasks that can run at a time.
+
+    Raises:
+        EngineError: No node can run any.
     """
 
     def __init__(self, ray: Any, job: Job) -> None:
-        self._ray = ray
         runtime, engine = job.options.runtime, job.options.engine
-        self._cpus, self._gpus = plan_resources(self._nodes(), engine, runtime.device)
-        self._most = engine.workers or math.inf
-        self.slots = max(1, int(min(self._most, count_slots(self._nodes(), self._cpus, self._gpus))))
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [(has["CPU"], has.get("GPU", 0.0)) for has in resources if has.get("CPU")]
+        cpus, gpus = plan_resources(nodes, engine, runtime.device)
+        self._ray, self._most = ray, engine.workers or math.inf
+        self.slots = int(min(self._most, count_slots(nodes, cpus, gpus)))
+        if not self.slots:
+            raise EngineError(
+                f"engine: no node can run a task, got none with {cpus:g} cores and {gpus:g} GPUs. Expected one. Add it, or ask "
+                "for less by engine.cpus_per_worker and engine.gpus_per_worker."
+            )
         # Not the options' auto: a task that has no GPU must not take one, and one that has must not do without.
-        device, threads = "gpu" if self._gpus else "cpu", runtime.workers or max(1, int(self._cpus))
+        device, threads = "gpu" if gpus else "cpu", runtime.workers or max(1, int(cpus))
         self.job = replace(job, options=replace(job.options, runtime=replace(runtime, device=device, workers=threads)))
         self._reference, self._token = [ray.put(self.job)], secrets.token_hex(4)
         # With a GPU Ray's default is a new process a task.
-        settings = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": RETRIES, "max_calls": 0}
-        self._task = ray.remote(**settings)(make_task)
+        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(make_task)
         self._running: dict[Any, Shards] = {}
 
     def run(self, tasks: Iterable[Shards]) -> Iterator[Outcome]:
-        """Run tasks, and yield what each has made when it is finished.
+        """Run tasks, and yield what each has made when it is finished; where all nodes have gone, wait for new ones.
 
         Raises:
-            PipelineError: A task has raised, or died too often; there are no nodes.
+            PipelineError: A task has raised, or died too often.
         """
-        waiting, seconds = deque(tasks), 0
+        waiting = deque(tasks)
         while waiting or self._running:
             while waiting and len(self._running) < self._most:
                 shards = waiting.popleft()
@@ -325,13 +333,6 @@ class Tasks:
             except SystemError as error:
                 # Ray 2.60 returns a result although a signal's handler has raised, which Python takes for a fault.
                 raise error.__cause__ or error from None
-            seconds = 0 if done or count_slots(self._nodes(), self._cpus, self._gpus) else seconds + 1
-            # To a cluster of this run alone none will be added.
-            if seconds > (NO_NODE_SECONDS if self.job.options.engine.address else 0):
-                raise EngineError(
-                    f"engine: no node can run a task, got none with {self._cpus:g} cores and {self._gpus:g} GPUs. Expected one. "
-                    "Add it, or ask for less by engine.cpus_per_worker and engine.gpus_per_worker; finished shards are kept."
-                )
             for future in done:
                 yield self._outcome(future, self._running.pop(future))
 
@@ -355,10 +356,6 @@ class Tasks:
                 f"last since {_one_line(error)}. Expected one that lives. Look at {'these images and at ' if names else ''}the "
                 "memory of the nodes; finished shards are kept."
             ) from error
-
-    def _nodes(self) -> Nodes:
-        found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        return [(node["CPU"], node.get("GPU", 0.0)) for node in found if node.get("CPU")]
 
 
 def _one_line(error: Exception) -> str:

@@ -14,15 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from ..errors import DeviceMemoryError, ImageError, OptionError, printable
 from ..images.resize import CANVAS_SIDE_PX, COLOURS
 from ..machine import available_bytes
-from ..records import Device, Gpu, LayerSpec
-from .architectures import TENSORFLOW, output_shapes, smallest_side_px
+from ..records import Device, Gpu
+from .architectures import TENSORFLOW
 
 # TensorFlow's name of the host.
 HOST = "/CPU:0"
@@ -251,23 +249,6 @@ def set_precision(precision: str, kind: str) -> None:
             "or a GPU. Leave it out, or install the `gpu` extra (tensorflow[and-cuda])."
         )
     tf.config.experimental.enable_tensor_float_32_execution(precision == TENSOR_FLOAT)
-
-
-def check_native_size(
-    pixels: NDArray[np.uint8], network: str, layer: LayerSpec, pool_padding: str, memory_bytes: int
-) -> NDArray[np.uint8]:
-    """Return an image, (h, w, 3) uint8, that the network can take at its own size; ``layer`` is the deepest that is stored.
-
-    Raises:
-        ImageError: It is too small for the layer, or its layers do not fit into so much memory.
-    """
-    height, width = pixels.shape[:2]
-    shapes = output_shapes(network, (height, width), pool_padding)
-    if layer.name not in shapes:
-        smallest = smallest_side_px(network, layer, pool_padding)
-        raise ImageError(f"too small: {height} x {width} px, layer {layer.name} needs sides of {smallest} px")
-    refuse_too_large(height, width, max(math.prod(shape) for shape in shapes.values()), memory_bytes)
-    return pixels
 
 
 def refuse_too_large(height: int, width: int, largest_layer: int, memory_bytes: int) -> None:

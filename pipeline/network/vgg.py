@@ -9,6 +9,7 @@ Nothing is computed past the deepest layer wanted, and nothing twice.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import threading
 from collections import deque
@@ -22,12 +23,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ..errors import DeviceMemoryError
+from ..errors import DeviceMemoryError, ImageError
 from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch, standardise
 from ..records import Batch, FeatureBatch, FeatureSpec, LayerSpec, Transform
 from . import host_reductions
-from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes
-from .device import BFLOAT, FLOAT32, HOST, memory_errors
+from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes, smallest_side_px
+from .device import BFLOAT, FLOAT32, HOST, memory_errors, refuse_too_large
 from .device_reductions import prepare_on_device
 from .host_reductions import Reducer
 from .known_weights import Weights
@@ -135,6 +136,21 @@ class Network:
                     given = [np.asarray(one) for one in given]
                 yield from zip((feature.name for feature in segment.features), given, strict=True)
                 del given
+
+    def check_native_size(self, pixels: NDArray[np.uint8], memory_bytes: int) -> NDArray[np.uint8]:
+        """Return an image, (h, w, 3) uint8, that the network can take at its own size.
+
+        Raises:
+            ImageError: It is too small for the deepest layer, or its layers do not fit into so much memory.
+        """
+        height, width = pixels.shape[:2]
+        network, padding, layer = self.weights.network, self.weights.pool_padding, self.wanted[-1].layer
+        shapes = output_shapes(network, (height, width), padding)
+        if layer.name not in shapes:
+            smallest = smallest_side_px(network, layer, padding)
+            raise ImageError(f"too small: {height} x {width} px, layer {layer.name} needs sides of {smallest} px")
+        refuse_too_large(height, width, max(math.prod(shape) for shape in shapes.values()), memory_bytes)
+        return pixels
 
     def _segment(
         self,
