@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from .benchmarks.__main__ import main
-from .benchmarks.rows import ROWS, Line, interleave
-from .benchmarks.sides import Side
-from .benchmarks.table import format_table
+from .benchmarks.__main__ import ROWS, main
+from .benchmarks.sides import interleave, measure_sides
+from .benchmarks.table import Line, format_table
 
 
 def fake_side(figure: float) -> tuple[dict[str, Any], Any]:
-    """A side that counts its turns up from a figure, and talks where it should not."""
+    """A side that counts its turns up from a figure."""
     turns = iter(range(1000))
-
-    def turn() -> float:
-        print("a library says something")
-        return figure + next(turns)
-
-    return {"figure": figure}, turn
+    return {"figure": figure}, lambda: figure + next(turns)
 
 
 def test_sides_are_measured_in_turns_and_the_ratio_is_the_median_of_the_turns_own() -> None:
     called = []
 
-    def side(name: str, figures: Iterator[float]) -> float:
+    def turn(name: str, figures: list[float]) -> float:
         called.append(name)
-        return next(figures)
+        return figures.pop(0)
 
-    ours, rival = iter([10.0, 4.0, 9.0]), iter([5.0, 4.0, 3.0])
-    figures = interleave({"ours": lambda: side("ours", ours), "rival": lambda: side("rival", rival)}, 3)
+    figures = interleave({"ours": partial(turn, "ours", [10.0, 4.0, 9.0]), "rival": partial(turn, "rival", [5.0, 4.0, 3.0])}, 3)
     assert called == ["ours", "rival", "rival", "ours", "ours", "rival"]
     assert figures == {"ours": [10.0, 4.0, 9.0], "rival": [5.0, 4.0, 3.0]}
     assert Line("a rate", "1/s", figures["ours"], figures["rival"]).ratio == 2.0
@@ -40,10 +33,10 @@ def test_sides_are_measured_in_turns_and_the_ratio_is_the_median_of_the_turns_ow
     assert Line("no rival", "s", figures["ours"]).ratio is None
 
 
-def test_a_side_runs_in_a_process_of_its_own_and_what_libraries_print_is_no_figure() -> None:
-    with Side(".test_benchmarks:fake_side", figure=2.5) as side:
-        assert side.facts == {"figure": 2.5}
-        assert [side.turn(), side.turn()] == [2.5, 3.5]
+def test_each_side_is_prepared_once_in_a_process_of_its_own() -> None:
+    figures, facts = measure_sides({"one": partial(fake_side, 2.5), "two": partial(fake_side, 0.0)}, 2)
+    assert figures == {"one": [2.5, 3.5], "two": [0.0, 1.0]}
+    assert facts == {"one": {"figure": 2.5}, "two": {"figure": 0.0}}
 
 
 def test_the_table_says_whether_a_goal_is_reached() -> None:

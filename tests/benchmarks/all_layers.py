@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,50 +9,26 @@ from pathlib import Path
 import numpy as np
 
 from .photographs import WIDE_PX, make_photographs
-from .rows import Bench, Line, interleave, row
-from .sides import Finished, run_ours, run_program
+from .sides import run_ours, run_program
+from .table import Bench, Line
 
-LEFT_OUT = "the reference takes about ten minutes and was left out: --only reference or --slow measures it"
-NOTE = "ours stores all features, gzip; the reference script evaluates the network anew for each layer and stores nothing"
-
-
-def _ours(bench: Bench) -> Finished:
-    photographs = make_photographs(bench.folder / "wide", 1, WIDE_PX)
-    output = bench.folder / "all layers"
-    finished = run_ours(output, f"data.dir={photographs}", "layers=all", "data.size=null")
-    # Some gigabytes each.
-    shutil.rmtree(output)
-    return finished
+NOTE = (
+    "ours stores all features, gzip; the reference script evaluates the network anew for each layer and stores nothing; one turn"
+)
 
 
-def _lines(ours: list[Finished], rival: list[Finished], notes: str) -> Iterator[Line]:
-    what = "all 36 layers of one 2560 x 1440 px photograph"
-    seconds = [run.seconds for run in ours], [run.seconds for run in rival]
-    memory = [run.peak_bytes / 1e9 for run in ours], [run.peak_bytes / 1e9 for run in rival]
-    goal = 1.0 if rival else None
-    yield Line(f"{what}, start to exit: reference script", "s", *seconds, more_is_better=False, goal=goal, notes=notes)
-    yield Line(f"{what}, peak memory: reference script", "GB", *memory, more_is_better=False, goal=goal, notes=notes)
-
-
-@row("all-layers", "all 36 layers of one 2560 x 1440 px photograph, stored: seconds and peak memory")
 def measure(bench: Bench) -> Iterator[Line]:
-    """Ours alone."""
-    runs: list[Finished] = []
+    """All 36 layers of one 2560 x 1440 px photograph, stored, against the reference script: seconds and peak memory.
 
-    def turn() -> float:
-        runs.append(_ours(bench))
-        return runs[-1].seconds
-
-    interleave({"ours": turn}, bench.turns)
-    yield from _lines(runs, [], LEFT_OUT)
-
-
-@row("reference", "the same against the reference script, one turn of each", asked_for_only=True)
-def measure_reference(bench: Bench) -> Iterator[Line]:
-    """One turn: the rival alone takes about ten minutes."""
-    photograph = make_photographs(bench.folder / "wide", 1, WIDE_PX) / "000000.jpg"
-    ours = _ours(bench)
-    yield from _lines([ours], [run_program("tests.benchmarks.all_layers", photograph)], f"{NOTE}; one turn")
+    One turn: the rival alone takes about ten minutes.
+    """
+    photographs = make_photographs(bench.folder / "wide", 1, WIDE_PX)
+    ours = run_ours(bench.folder / "all layers", f"data.dir={photographs}", "layers=all", "data.size=null")
+    rival = run_program("tests.benchmarks.all_layers", photographs / "000000.jpg")
+    what, settings = "all 36 layers of one 2560 x 1440 px photograph", {"more_is_better": False, "goal": 1.0, "notes": NOTE}
+    yield Line(f"{what}, start to exit: reference script", "s", [ours.seconds], [rival.seconds], **settings)
+    memory = [ours.peak_bytes / 1e9], [rival.peak_bytes / 1e9]
+    yield Line(f"{what}, peak memory: reference script", "GB", *memory, **settings)
 
 
 def evaluate_as_the_reference_does(photograph: Path) -> None:

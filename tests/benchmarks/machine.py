@@ -8,7 +8,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-from .sides import REPOSITORY, usable_cores
+from pipeline.machine import usable_cores
+
+from .sides import REPOSITORY
 
 PROGRAMS = (
     *("tensorflow", "keras", "numpy", "h5py", "pillow", "isal", "llvmlite"),

@@ -1,19 +1,26 @@
-"""The same network with the same weights in other programs: Keras, ncnn, MNN, ONNX; and what all sides share."""
+"""The same network with the same weights in other programs: Keras, ncnn, MNN, ONNX Runtime; and what all sides share."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.network.architectures import CLASSIFIER_BLOCK, VggTable, layer_table
+from pipeline.machine import usable_cores
+from pipeline.network.architectures import VggTable, layer_table
 from pipeline.network.known_weights import Weights
+
+Array = NDArray[np.float32]
+# (n, 3, 224, 224), standardised -> a layer each, (n, c, h, w) or n of (c, h, w).
+Call = Callable[[Array], Sequence[Any]]
 
 SIDE_PX = 224
 # Of every side's weights, R, G, B.
@@ -29,16 +36,8 @@ def seeded_weights() -> Weights:
     return load_weights("vgg19", "random", seed=0, classifier=False, progress=False, log=lambda line: None)
 
 
-def best_batch(
-    call: Callable[[NDArray[np.float32]], object], images: NDArray[np.float32], batches: Sequence[int] = BATCHES
-) -> int:
-    """Gives the number of images a call at which most images a second are done.
-
-    Args:
-        call: Computes a batch.
-        images: (n, ...) float32, n at least the largest batch.
-        batches: Those to try.
-    """
+def best_batch(call: Callable[[Array], object], images: Array, batches: Iterable[int] = BATCHES) -> int:
+    """Gives the number of images a call at which most images a second are done; ``images``: at least the largest batch."""
     rates: dict[int, float] = {}
     for batch in batches:
         call(images[:batch])
@@ -50,7 +49,7 @@ def best_batch(
     return max(rates, key=lambda batch: rates[batch])
 
 
-def relative_difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+def relative_difference(values: Array, reference: Array) -> float:
     """Gives the norm of the difference over the norm of the reference."""
     assert values.shape == reference.shape, (values.shape, reference.shape)
     return float(np.linalg.norm((values - reference).ravel()) / np.linalg.norm(reference.ravel()))
@@ -64,7 +63,7 @@ def keras_model(weights: Weights, layer: str) -> Any:
     import keras
 
     whole = keras.applications.VGG19(weights=None, include_top=False, input_shape=(SIDE_PX, SIDE_PX, 3))
-    arrays: list[NDArray[np.float32]] = []
+    arrays: list[Array] = []
     for name, kernel in weights.kernels.items():
         arrays += [kernel[:, :, ::-1] if name == "conv1_1" else kernel, weights.biases[name]]
     whole.set_weights(arrays)
@@ -72,12 +71,27 @@ def keras_model(weights: Weights, layer: str) -> Any:
     return keras.Model(whole.input, whole.get_layer(f"block{block}_conv{position}").output)
 
 
-def write_ncnn_model(weights: Weights, layers: Sequence[str], folder: Path) -> None:
+def ncnn(layers: Sequence[str]) -> Call:
+    """One image at a time on all cores, or of several an image on each."""
+    cores = usable_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        write_ncnn_model(layers, Path(folder))
+        alone, on_each = (ncnn_call(Path(folder), layers, threads) for threads in (cores, 1))
+    pool = ThreadPoolExecutor(cores)
+
+    def call(images: Array) -> list[Any]:
+        found = [alone(images[0])] if len(images) == 1 else pool.map(on_each, images)
+        return list(zip(*found, strict=True))
+
+    return call
+
+
+def write_ncnn_model(layers: Sequence[str], folder: Path) -> None:
     """Writes ``vgg19.param`` and ``vgg19.bin``: blob ``images`` (3, 224, 224), a blob a layer wanted, cut at the deepest.
 
     Source: ncnn's wiki, "param and model file structure" and "operators".
     """
-    wanted = VggTable("vgg19").resolve(layers)
+    weights, wanted = seeded_weights(), VggTable("vgg19").resolve(layers)
     lines, arrays, source = ["Input images 0 1 images"], [], "images"
     rest = list(layer_table("vgg19")[: wanted[-1].network_index + 1])
     while rest:
@@ -95,11 +109,12 @@ def write_ncnn_model(weights: Weights, layers: Sequence[str], folder: Path) -> N
         else:
             lines.append(f"Pooling {layer.name} 1 1 {source} {layer.name} 0=0 1=2 2=2")
         source = layer.name
+    folder.mkdir(exist_ok=True)
     (folder / "vgg19.param").write_text("\n".join(["7767517", f"{len(lines)} {len(lines)}", *lines, ""]))
     (folder / "vgg19.bin").write_bytes(b"".join(array.astype("<f4").tobytes() for array in arrays))
 
 
-def ncnn_call(folder: Path, layers: Sequence[str], threads: int) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def ncnn_call(folder: Path, layers: Sequence[str], threads: int) -> Callable[[Array], list[Array]]:
     """Gives what computes (3, 224, 224) -> a layer (c, h, w) each, by Winograd F(4, 3) in float32 on so many threads."""
     import ncnn
 
@@ -112,7 +127,7 @@ def ncnn_call(folder: Path, layers: Sequence[str], threads: int) -> Callable[[ND
     network.load_param(str(folder / "vgg19.param"))
     network.load_model(str(folder / "vgg19.bin"))
 
-    def call(image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def call(image: Array) -> list[Array]:
         extractor = network.create_extractor()
         # Neither copies: the image must live as long as the extractor, what it gives is copied.
         image = np.ascontiguousarray(image)
@@ -122,34 +137,45 @@ def ncnn_call(folder: Path, layers: Sequence[str], threads: int) -> Callable[[ND
     return call
 
 
-def mnn_call(
-    weights: Weights, layers: Sequence[str], folder: Path, threads: int
-) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    """Gives what computes (n, 3, 224, 224) -> a layer (n, c, h, w) each, in MNN's high precision; converted from ONNX."""
+def mnn(layers: Sequence[str]) -> Call:
+    """MNN's high precision, all cores within an operation; converted from ONNX. Less exact than any other."""
     import MNN
 
-    model, converted = write_onnx_model(weights, layers, folder / "vgg19.onnx"), str(folder / "vgg19.mnn")
-    command = [Path(sys.executable).with_name("mnnconvert"), "-f", "ONNX", "--modelFile", model, "--MNNModel", converted]
-    subprocess.run([*command, "--bizCode", "none"], check=True, stdout=sys.stderr)
-    runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
-    network = MNN.nn.load_module_from_file(converted, ["images"], list(layers), runtime_manager=runtime)
+    with tempfile.TemporaryDirectory() as folder:
+        model, converted = write_onnx_model(layers, Path(folder, "vgg19.onnx")), str(Path(folder, "vgg19.mnn"))
+        command = [Path(sys.executable).with_name("mnnconvert"), "-f", "ONNX", "--modelFile", model, "--MNNModel", converted]
+        subprocess.run([*command, "--bizCode", "none"], check=True, stdout=sys.stderr)
+        settings = ({"backend": "CPU", "precision": "high", "numThread": usable_cores()},)
+        runtime = MNN.nn.create_runtime_manager(settings)
+        network = MNN.nn.load_module_from_file(converted, ["images"], list(layers), runtime_manager=runtime)
 
-    def call(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def call(images: Array) -> list[Array]:
         found = network.forward([MNN.expr.const(images, list(images.shape), MNN.expr.NCHW)])
         return [MNN.expr.convert(values, MNN.expr.NCHW).read() for values in found]
 
     return call
 
 
-def write_onnx_model(weights: Weights, layers: Sequence[str], path: Path) -> Path:
+def onnx_runtime(layers: Sequence[str]) -> Call:
+    """ONNX Runtime on its CPU provider, all cores within an operation."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(write_onnx_model(layers, Path(folder, "vgg19.onnx")))
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})  # type: ignore[no-any-return]
+
+
+def write_onnx_model(layers: Sequence[str], path: Path) -> Path:
     """Writes the network as an ONNX file: input ``images`` (n, 3, 224, 224), one output a layer, cut at the deepest."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    wanted = VggTable("vgg19").resolve(layers)
+    weights, wanted = seeded_weights(), VggTable("vgg19").resolve(layers)
     nodes, constants, source = [], [], "images"
     for layer in layer_table("vgg19")[: wanted[-1].network_index + 1]:
-        assert layer.block < CLASSIFIER_BLOCK
         if layer.kind == "conv":
             kernel = np.ascontiguousarray(weights.kernels[layer.name].transpose(3, 2, 0, 1))
             constants.append(numpy_helper.from_array(kernel, f"{layer.name}.kernel"))
@@ -161,23 +187,12 @@ def write_onnx_model(weights: Weights, layers: Sequence[str], path: Path) -> Pat
         else:
             nodes.append(helper.make_node("MaxPool", [source], [layer.name], kernel_shape=[2, 2], strides=[2, 2]))
         source = layer.name
-    graph = helper.make_graph(
-        nodes,
-        "vgg19",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, SIDE_PX, SIDE_PX])],
-        [helper.make_tensor_value_info(layer.name, TensorProto.FLOAT, ["n", layer.channels, None, None]) for layer in wanted],
-        constants,
-    )
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, SIDE_PX, SIDE_PX])]
+    outputs = [
+        helper.make_tensor_value_info(layer.name, TensorProto.FLOAT, ["n", layer.channels, None, None]) for layer in wanted
+    ]
+    graph = helper.make_graph(nodes, "vgg19", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     return path
-
-
-def onnx_session(path: Path, cores: int) -> Any:
-    """Gives a session on the CPU with so many threads within an operation."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,100 +1,86 @@
-"""Sides in processes of their own: each is prepared once, then measured once a turn and idle between.
-
-As a program (``python -m tests.benchmarks.sides module:function``) it is the inside of such a process. The function is handed
-the arguments, prepares everything that is not to be measured, and gives (facts, turn): what the caller should know, and what
-measures one turn.
-"""
+"""The sides of a comparison, in processes of their own: functions that are measured in turns, and whole commands."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
+Figure = TypeVar("Figure")
 Turn = Callable[[], Any]
+# Makes everything ready that is not to be measured; gives facts, what the caller should know, and what measures one turn.
+Prepare = Callable[[], tuple[dict[str, Any], Turn]]
+
+# Of the side whose process this is.
+_turn: Turn
 
 
-def usable_cores() -> int:
-    """Gives the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@contextmanager
+def side(prepare: Prepare) -> Iterator[tuple[dict[str, Any], Turn]]:
+    """Gives the facts of a side and what measures one turn of it, in a process that is idle between two turns."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield pool.submit(_begin, prepare).result(), lambda: pool.submit(_measure).result()
 
 
-def environment(repository: Path = REPOSITORY) -> dict[str, str]:
-    """Gives what every process is started with: a checkout first, and TensorFlow silent."""
-    return {**os.environ, "PYTHONPATH": str(repository), "TF_CPP_MIN_LOG_LEVEL": "3"}
+def _begin(prepare: Prepare) -> dict[str, Any]:
+    global _turn
+    facts, _turn = prepare()
+    return facts
 
 
-class Side:
-    """A process that measures one side.
+def _measure() -> Any:
+    return _turn()
+
+
+def in_process(function: Callable[..., object], *arguments: Any) -> None:
+    """Calls a function in a process of its own, which ends with it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(function, *arguments).result()
+
+
+def interleave(turns_of: Mapping[str, Callable[[], Figure]], turns: int) -> dict[str, list[Figure]]:
+    """Measures every side once a turn, so that a slow minute falls on all of them; forwards and backwards (A B C C B A ...).
+
+    Else one side would always come after another that leaves caches full, or memory that a virtual machine has to ask for again.
 
     Args:
-        function: ``module:function`` below ``tests.benchmarks``.
-        repository: Of another checkout; this one.
-        arguments: Of the function, as JSON can carry them.
+        turns_of: Name -> what measures it once.
+        turns: At least 1.
 
-    Attributes:
-        facts: What the function had to say when it was ready.
+    Returns:
+        Name -> one figure a turn.
     """
+    figures: dict[str, list[Figure]] = {name: [] for name in turns_of}
+    for turn in range(turns):
+        for name in reversed(turns_of) if turn % 2 else turns_of:
+            figures[name].append(turns_of[name]())
+    return figures
 
-    def __init__(self, function: str, repository: Path = REPOSITORY, **arguments: Any) -> None:
-        self._function = function
-        # What it says on its standard error, kept for the case that it ends.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.sides", function],
-            cwd=repository,
-            env=environment(repository),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
-        self.facts: dict[str, Any] = self._ask(arguments)
 
-    def turn(self) -> Any:
-        """Measures one turn."""
-        return self._ask({})
+def measure_sides(sides: Mapping[str, Prepare], turns: int) -> tuple[dict[str, list[Any]], dict[str, dict[str, Any]]]:
+    """Measures sides in turns, each in a process of its own; gives their figures and their facts by name."""
+    with ExitStack() as stack:
+        ready = {name: stack.enter_context(side(prepare)) for name, prepare in sides.items()}
+        figures = interleave({name: turn for name, (_, turn) in ready.items()}, turns)
+    return figures, {name: facts for name, (facts, _) in ready.items()}
 
-    def close(self) -> None:
-        """Ends the process."""
-        if self._process.stdin and not self._process.stdin.closed:
-            self._process.stdin.close()
-        self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._said.close()
 
-    def __enter__(self) -> Side:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def _ask(self, question: Mapping[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self._said.seek(0)
-            last = self._said.read().decode(errors="replace")[-3000:]
-            self.close()
-            raise RuntimeError(f"{self._function} ended with exit code {self._process.returncode}:\n{last}")
-        return json.loads(answer)
+def missing(modules: Sequence[str]) -> str:
+    """Gives "" where all these packages are installed, else which are not and how to install them."""
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)} (pip install {' '.join(absent)})" if absent else ""
 
 
 class Finished(NamedTuple):
@@ -112,15 +98,17 @@ class Finished(NamedTuple):
 
 
 def run_program(module: str, *arguments: str | Path, repository: Path = REPOSITORY) -> Finished:
-    """Runs ``python -m module``, start to exit; its report is empty.
+    """Runs ``python -m module`` of a checkout, start to exit; its report is empty.
 
     Raises:
         RuntimeError: It ends with another exit code than 0.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
-        process = subprocess.Popen(command, cwd=repository, env=environment(repository), stdout=said, stderr=said)
+        process = subprocess.Popen(command, cwd=repository, env=environment, stdout=said, stderr=said)
         # wait4 tells this child's own peak; getrusage would tell the largest of all children.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
@@ -145,19 +133,3 @@ def run_ours(output: Path, *overrides: str, repository: Path = REPOSITORY) -> Fi
     options = [f"output.dir={output.parent}", f"name={output.name}", "network.weights=random", *overrides]
     finished, report = run_program("pipeline.run", *options, repository=repository), output / "report.json"
     return finished._replace(report=json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {})
-
-
-def _serve(function: str) -> None:
-    """Answers questions on standard input until it ends. What libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    module, _, name = function.partition(":")
-    prepare = getattr(importlib.import_module(f".{module}", "tests.benchmarks"), name)
-    facts, turn = prepare(**json.loads(sys.stdin.readline()))
-    print(json.dumps(facts), file=answers, flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(turn()), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])

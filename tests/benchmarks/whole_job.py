@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from .photographs import make_photographs
-from .rivals import relative_difference, seeded_weights, write_ncnn_model
-from .rows import Bench, Line, interleave, missing, row
-from .sides import Finished, Side, run_ours, run_program
+from .rivals import relative_difference, write_ncnn_model
+from .scripts import keras_script
+from .sides import Finished, in_process, interleave, missing, run_ours, run_program, side
+from .table import Bench, Line
 
 LAYER = "relu4_1"
 
@@ -26,19 +27,11 @@ COMPARED = 4
 ROUNDED_DIFFERENCE = 1e-2
 
 
-def write_model(folder: str, layer: str) -> tuple[dict[str, Any], Callable[[], None]]:
-    """A side that measures nothing: writes the weights in ncnn's format."""
-    Path(folder).mkdir()
-    write_ncnn_model(seeded_weights(), [layer], Path(folder))
-    return {}, lambda: None
-
-
-@row(
-    "whole-job",
-    "relu4_1 of 500 x 375 px JPEGs at 224 px into HDF5: images a second in the steady state, seconds from start to exit",
-)
 def measure(bench: Bench) -> Iterator[Line]:
-    """Ours, gzip, against a script with Keras, gzip, and one with ncnn, uncompressed."""
+    """500 x 375 px JPEGs to relu4_1 in HDF5: images a second in the steady state, seconds from start to exit.
+
+    Ours, gzip, against a script with Keras, gzip, and one with ncnn, uncompressed.
+    """
     photographs, model = make_photographs(bench.folder / "photographs", bench.images), bench.folder / "ncnn"
     output, keras, ncnn = bench.folder / "ours", bench.folder / "keras.h5", bench.folder / "ncnn.h5"
     finished: list[Finished] = []
@@ -52,25 +45,28 @@ def measure(bench: Bench) -> Iterator[Line]:
         return run_program("tests.benchmarks.scripts.ncnn_script", model, photographs, ncnn, LAYER).seconds
 
     absent = missing(("ncnn",))
-    with Side("scripts.keras_script:prepare", photographs=str(photographs), output=str(keras), layer=LAYER) as side:
-        sides = {"ours": ours, "Keras": lambda: bench.images / side.turn()}
+    with side(partial(keras_script.prepare, photographs, keras, LAYER)) as (facts, keras_seconds):
+        sides = {"ours": ours, "Keras": lambda: bench.images / float(keras_seconds())}
         if not absent:
-            Side("whole_job:write_model", folder=str(model), layer=LAYER).close()
+            in_process(write_ncnn_model, [LAYER], model)
             sides["ncnn"] = script
         figures = interleave(sides, bench.turns)
-        batch = side.facts["batch"]
     # That is its own report's figure: from the first batch asked for to the last shard finished, synced to the disk.
     rates = [float(run.report["images_per_second"]) for run in finished]
-    notes = f"Keras: batch {batch}, start-up and a first pass not counted; {_compare(keras, output, (0, 1, 2, 3), False)}"
+    notes = (
+        f"Keras: batch {facts['batch']}, start-up and a first pass not counted; {_compare(keras, output, (0, 1, 2, 3), False)}"
+    )
     yield Line("whole job: Keras script, gzip", "images/s", rates, figures["Keras"], goal=KERAS_GOAL, notes=notes)
     notes = absent or f"ours: gzip, hashes, statistics; ncnn: {_compare(ncnn, output, (0, 2, 3, 1), True)}"
     what, goal = f"{bench.images} JPEGs start to exit: ncnn script, uncompressed", MANY_GOAL if bench.images >= MANY else FEW_GOAL
     yield Line(what, "s", figures["ours"], figures.get("ncnn", ()), False, goal, notes)
 
 
-@row("reductions", "what is kept of a layer against the layer itself: images a second in the steady state, bytes an image")
 def measure_reductions(bench: Bench) -> Iterator[Line]:
-    """The mean of relu4_1 against its maps; the means of all 36 layers against relu5_4 alone."""
+    """What is kept of a layer against the layer itself: images a second in the steady state, bytes an image.
+
+    The mean of relu4_1 against its maps; the means of all 36 layers against relu5_4 alone.
+    """
     photographs = make_photographs(bench.folder / "photographs", bench.images)
     output, stored_bytes = bench.folder / "reduced", {}
 
@@ -82,7 +78,7 @@ def measure_reductions(bench: Bench) -> Iterator[Line]:
 
     pairs = {"relu4_1:avg": ("relu4_1", 1.0), "all:avg": ("relu5_4", 1 / 1.1)}
     words = dict.fromkeys(word for reduced, (whole, _) in pairs.items() for word in (reduced, whole))
-    figures = interleave({word: lambda word=word: turn(word) for word in words}, bench.turns)
+    figures = interleave({word: partial(turn, word) for word in words}, bench.turns)
     for reduced, (whole, goal) in pairs.items():
         notes = f"stored: {stored_bytes[reduced]:,.0f} against {stored_bytes[whole]:,.0f} bytes an image"
         yield Line(f"{reduced}: {whole}", "images/s", figures[reduced], figures[whole], goal=goal, notes=notes)

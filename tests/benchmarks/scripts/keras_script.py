@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
-import tensorflow as tf
 
 from ..rivals import SIDE_PX, best_batch, keras_model, seeded_weights
 
 
-def prepare(photographs: str, output: str, layer: str) -> tuple[dict[str, Any], Callable[[], float]]:
+def prepare(photographs: Path, output: Path, layer: str) -> tuple[dict[str, Any], Callable[[], float]]:
     """Gives what is timed, and the batch size.
 
     Args:
@@ -22,6 +20,9 @@ def prepare(photographs: str, output: str, layer: str) -> tuple[dict[str, Any], 
         output: HDF5 file to write; its dataset ``features`` has the files in the order of their names.
         layer: ``reluN_M``.
     """
+    import keras
+    import tensorflow as tf
+
     tf.get_logger().setLevel("ERROR")
     model = keras_model(seeded_weights(), layer)
     images = keras.random.uniform((16, SIDE_PX, SIDE_PX, 3), 0, 255).numpy()
@@ -34,7 +35,7 @@ def prepare(photographs: str, output: str, layer: str) -> tuple[dict[str, Any], 
         )
         dataset = dataset.map(keras.applications.vgg19.preprocess_input, num_parallel_calls=tf.data.AUTOTUNE)
         features = model.predict(dataset.prefetch(tf.data.AUTOTUNE), verbose=0)
-        with h5py.File(Path(output), "w") as file:
+        with h5py.File(output, "w") as file:
             file.create_dataset("features", data=features, chunks=(1, *features.shape[1:]), compression="gzip")
         return time.perf_counter() - began
 

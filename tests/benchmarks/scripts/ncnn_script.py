@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.machine import usable_cores
+
 from ..rivals import MEAN_PIXEL, SIDE_PX, ncnn_call
-from ..sides import usable_cores
 
 
 def main(model: str, photographs: str, output: str, layer: str) -> None:
