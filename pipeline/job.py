@@ -34,7 +34,7 @@ from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failed_run
 from .records import LayerSpec, Manifest, RunSpec
-from .report import Report, page_values, render
+from .report import Report, render_page
 from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
@@ -420,7 +420,7 @@ def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bo
         return
     report = stored or report
     with open_run(path) as run:
-        write_text(path / PAGE, render(page_values(report, run, spec.manifest)))
+        write_text(path / PAGE, render_page(report, run, spec.manifest))
 
 
 def _stored_report(path: Path) -> Report | None:

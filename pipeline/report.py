@@ -16,31 +16,29 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 
 from .config import nested
 from .errors import ImageError, StoreError, printable
-from .figures import FeatureMap, is_vector, make_maps
-from .formatting import shortened, words_for_bytes, words_for_device, words_for_number, words_for_shape, words_for_share
+from .formatting import counted, shortened, words_for_bytes, words_for_device, words_for_number, words_for_shape, words_for_share
 from .images.reading import thumbnail
 from .progress import STAGES, Made
-from .records import OK, Manifest
+from .records import OK, ImageRecord, Manifest
 from .reproduce import command_again
-from .store.reader import Layer, Run, place_of
-from .store.statistics import HISTOGRAM_STEP, OCTAVES, SMALLEST_EXPONENT, TINY, LayerStatistics
+from .store.reader import Run, place_of
+from .store.statistics import LayerStatistics
 
 # Of failures, and failed images; a run may have a million, each with a cause of its own.
 CAUSES, EXAMPLES = 12, 24
 # More of a name or of an error says nothing more.
 LONGEST_TEXT = 300
 JPEG_QUALITY = 80
-# Sample images, layers and active channels of them; sides of their pictures. All together at most a megabyte.
-ROWS, LAYERS, ACTIVE_CHANNELS = 6, 4, 2
+# Sample images, and layers of them; sides of their pictures. All together at most a megabyte.
+ROWS, LAYERS = 6, 4
 PICTURE_PX, MAP_PX = 224, 112
 # A row that takes more memory is not worth reading for a picture the size of a stamp.
 LARGEST_ROW_BYTES = 64 << 20
-# Bars of a histogram on each side of zero.
-BARS = 16
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,49 +137,50 @@ class Report(Made):
         return "\n".join(lines)
 
 
-def page_values(report: Report, run: Run, manifest: Manifest) -> dict[str, Any]:
-    """Return what the page says of a run.
+def render_page(report: Report, run: Run, manifest: Manifest) -> str:
+    """Return the page of a run as HTML; the same run and report give the same text.
 
     Args:
         report: Of what was done when the run did something.
         run: All of it.
         manifest: Its rows; where the images are.
     """
-    attributes, folder, config = run.attributes, place_of(report.folder), nested(report.options)
+    of, folder, config = run.attributes, place_of(report.folder), nested(report.options)
     is_good = run.images["status"] == OK
     good, failed = np.flatnonzero(is_good), np.flatnonzero(~is_good)[:EXAMPLES]
     # Of a vector there is nothing to see; at native size there is no shape, and all are maps.
-    maps = [name for name in run.layers if not is_vector(run[name].row_shape or (2, 2))]
-    layers = [maps[place] for place in spread(len(maps), LAYERS)]
-    return {
-        "name": folder.name,
-        "report": report,
-        "attributes": attributes,
-        "dtype": run[run.layers[0]].dtype,
-        "shards": len(run.shards),
-        "samples": [_sample(run, manifest, int(good[place]), layers) for place in spread(len(good), ROWS)],
-        "sampled_layers": layers,
-        "layers": [
-            {"name": name, "shape": report.layers.get(name), "channels": run[name].channels, "statistics": run.statistics[name]}
-            for name in run.layers
-        ],
-        "causes": Counter(report.causes).most_common(CAUSES),
-        "failures": [(run.images["key"][row], run.images["error"][row]) for row in failed],
-        # All of it is printable, and to be copied.
-        "command": Markup.escape(command_again(config, folder)) if config else "",
+    maps = spread([name for name in run.layers if math.prod((run[name].row_shape or (2, 2, 1))[:-1]) > 1], LAYERS)
+    colours = {"mean colour": of.get("mean_pixel"), "divided by": of.get("scale_pixel")}
+    about = {
+        "images from": of["data_root"],
+        "weights": report.weights,
+        "SHA-256 of weights": of["weights_sha256"],
+        "device": words_for_device(of),
+        "input": of["preprocess"],
+        **{title: ", ".join(f"{value:.3f}" for value in colour) for title, colour in colours.items() if colour is not None},
+        "values": f"{run[run.layers[0]].dtype}, compression {of['compression']}, in {counted(len(run.shards), 'shard')}",
+        "run digest": of["run_digest"],
+        "written": of["created"],
+        "versions": ", ".join(f"{library} {version}" for library, version in report.versions.items()),
     }
-
-
-def render(values: Mapping[str, Any]) -> str:
-    """Return the page as HTML; the same values, as of :func:`page_values`, give the same text."""
-    return _template().render(values, histogram_step=HISTOGRAM_STEP, stages=STAGES)
+    return _template().render(
+        name=folder.name,
+        report=report,
+        is_untrained=str(of["weights"]).startswith("random"),
+        stages=[(name, *STAGES[name].partition(": ")[::2], seconds) for name, seconds in report.seconds_by_stage.items()],
+        samples=[_sample(run, manifest[row], maps) for row in spread(good.tolist(), ROWS)],
+        layers=[_layer_cells(name, report.layers.get(name), run[name].channels, run.statistics[name]) for name in run.layers],
+        causes=Counter(report.causes).most_common(CAUSES),
+        failures=[(run.images["key"][row], run.images["error"][row]) for row in failed],
+        about=about,
+        # All of it is printable, and to be copied.
+        command=Markup.escape(command_again(config, folder)) if config else "",
+    )
 
 
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
-    words = {"number": words_for_number, "share": words_for_share, "by": words_for_shape, "device": words_for_device}
-    environment.filters |= words | {"histogram": histogram}
     return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
 
 
@@ -190,53 +189,53 @@ def shown(value: Any) -> Any:
 
     What the template made itself stays as it is.
     """
-    if isinstance(value, Markup):
-        return value
-    return printable(shortened(str(value), LONGEST_TEXT))
+    return value if isinstance(value, Markup) else printable(shortened(str(value), LONGEST_TEXT))
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """Return so many whole numbers below a count, from the first to the last, alike for the same arguments."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, wanted)).tolist()})
+def spread(items: Sequence[Any], wanted: int) -> list[Any]:
+    """Return so many items, from the first to the last, alike for the same arguments."""
+    places = np.linspace(0, len(items) - 1, min(len(items), wanted)).round().astype(int)
+    return [items[place] for place in places.tolist()]
 
 
-def _sample(run: Run, manifest: Manifest, row: int, layers: Sequence[str]) -> dict[str, Any]:
-    """Return an image of the run and some of its feature maps; ``note`` says why there is no picture, or there are no maps."""
-    columns = {name: run.images[name][row] for name in ("key", "label", "height", "width")}
-    found: dict[str, Any] = {"row": row, **columns, "photo": None, "note": "", "layers": []}
+def _layer_cells(name: str, shape: tuple[int, ...] | None, channels: int, of: LayerStatistics) -> list[str]:
+    """Return name, output, range, mean and deviation, share of zeros, and dead channels of a layer."""
+    cells = [name, words_for_shape(shape) if shape else f"native size × {channels}"]
+    if not of.rows:
+        return cells + ["–"] * 4
+    low, high, mean, deviation = map(words_for_number, (of.minimum, of.maximum, of.mean, of.standard_deviation))
+    return [*cells, f"{low} to {high}", f"{mean} ± {deviation}", words_for_share(of.zero_share), str(len(of.dead_channels))]
+
+
+def _sample(run: Run, record: ImageRecord, layers: Sequence[str]) -> dict[str, Any]:
+    """Return an image of the run and a feature map of each of some layers: (caption, picture or "")."""
+    row = record.index
+    photo, note, maps = "", "", list[tuple[str, str]]()
     try:
-        pixels = thumbnail(manifest[row], str(run.images["sha256"][row]), PICTURE_PX)
-        found["photo"] = _address(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY)
+        pixels = thumbnail(record, str(run.images["sha256"][row]), PICTURE_PX)
+        photo = _address(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY)
     except ImageError as error:
-        found["note"] = f"no picture: {error}"
-    for layer in layers:
-        maps, note = [], ""
+        note = f"no picture: {error}"
+    for name in layers:
         try:
-            maps = [(one, map_picture(one)) for one in sample_maps(run[layer], row)]
+            if (size_bytes := math.prod(run[name].shape_of(row)) * 4) > LARGEST_ROW_BYTES:
+                raise StoreError(f"{words_for_bytes(size_bytes)} an image, too much to be read for this page")
+            channel, picture = most_active_map(run[name][row])
+            maps.append((f"{name}, channel {channel}", picture))
         except StoreError as error:
-            note = str(error)
-        found["layers"].append({"name": layer, "maps": maps, "note": note})
-    return found
+            maps.append((f"{name}: {error}", ""))
+    columns = {name: run.images[name][row] for name in ("key", "label", "height", "width")}
+    return {**columns, "row": row, "photo": photo, "note": note, "maps": maps}
 
 
-def sample_maps(layer: Layer, row: int) -> list[FeatureMap]:
-    """Return channel 0 and the most active channels of an image.
-
-    Raises:
-        StoreError: The row is damaged, or too large to be read for this.
-    """
-    shape = layer.shape_of(row)
-    if (size_bytes := math.prod(shape) * 4) > LARGEST_ROW_BYTES:
-        raise StoreError(f"{words_for_bytes(size_bytes)} an image, too much to be read for this page")
-    maps = make_maps(layer.name, [(0, layer[row])], shape, range(shape[-1]), -(-max(shape[:2]) // MAP_PX), shape[-1])
-    return sorted(maps, key=lambda one: one.channels != [0])[: 1 + ACTIVE_CHANNELS]
-
-
-def map_picture(one: FeatureMap) -> Markup:
-    """Return a map as the address of a PNG, its least value black, its largest white."""
-    values = np.where(np.isfinite(one.values), one.values.astype(np.float64), one.low)
-    grey = np.interp(values, (one.low, one.high), (0, 255)) if one.low < one.high else np.zeros(values.shape)
-    return _address(Image.fromarray(np.rint(grey).astype(np.uint8)), "PNG", optimize=True)
+def most_active_map(values: NDArray[np.floating]) -> tuple[int, Markup]:
+    """Return the channel with the greatest mean of what is above 0, and it as a PNG: its least value black, its largest white."""
+    channel = int(np.maximum(values, 0).sum((0, 1), np.float64).argmax())
+    one = values[:, :, channel].astype(np.float64)
+    grey = np.rint(255 * (one - one.min()) / (np.ptp(one) or 1.0)).astype(np.uint8)
+    picture = Image.fromarray(grey)
+    picture.thumbnail((MAP_PX, MAP_PX), Image.Resampling.BOX)
+    return channel, _address(picture, "PNG", optimize=True)
 
 
 def _address(picture: Image.Image, kind: str, **options: Any) -> Markup:
@@ -244,23 +243,3 @@ def _address(picture: Image.Image, kind: str, **options: Any) -> Markup:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return Markup(f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}")
-
-
-def histogram(statistics: LayerStatistics) -> tuple[list[float], list[str]] | None:
-    """Return the heights of bars, 0 to 1, and the labels below them, of the sampled values that are not zero.
-
-    A bar a power of two, from zero outwards; what is too small for the bars is in those next to zero. None without such values.
-    """
-    # [k]: magnitudes from 2^(k - 62) on.
-    positive, negative = statistics.histogram[TINY + 1 :], statistics.histogram[:OCTAVES][::-1]
-    octaves = np.flatnonzero(positive + negative)
-    if not len(octaves):
-        return None
-    stop = int(octaves[-1]) + 1
-    first = max(0, stop - BARS)
-    below, counts = (np.append(side[: first + 1].sum(), side[first + 1 : stop]) for side in (negative, positive))
-    middle, end = (words_for_number(2.0 ** (exponent + SMALLEST_EXPONENT)) for exponent in ((first + stop) // 2, stop))
-    labels = ["0", middle, end]
-    if negative.any():
-        counts, labels = np.concatenate([below[::-1], counts]), [f"−{end}", "0", end]
-    return (counts / counts.max()).tolist(), labels

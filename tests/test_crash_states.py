@@ -112,8 +112,7 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(job, "open_local", stand_in)
     monkeypatch.setattr(job, "plan_run", plan)
-    monkeypatch.setattr(job, "page_values", lambda *_: {})
-    monkeypatch.setattr(job, "render", lambda _: "<!doctype html>")
+    monkeypatch.setattr(job, "render_page", lambda *_: "<!doctype html>")
     # A process for each file that has no digest yet.
     monkeypatch.setattr(verification, "check_in_child", lambda path, *_: verification.check_hdf5(path))
 
