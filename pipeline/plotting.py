@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from PIL import Image
 from . import figures
 from .config import PlotOptions
 from .errors import DatasetError, ImageError, OptionError, StoreError
-from .figures import FeatureMap, Layout, is_vector, make_maps
-from .formatting import counted, words_for_shape
+from .figures import FeatureMap, map_width
+from .formatting import counted, words_for_number, words_for_shape, words_for_share
 from .images.decode import decode_image
 from .images.reading import RemoteImages, read_again, words_for
 from .images.resize import ResizeSpec, dct_reduction, resize_on_host
@@ -35,6 +35,8 @@ NAMED_LAYERS = 3
 DEFAULT_NAME = "{run}-{image}-{layer}.png"
 # Source: ext4, NTFS and APFS take names of 255 bytes; there are three such parts, and a suffix while one is being written.
 LONGEST_PART_BYTES = 75
+# The kind of source that is tar files.
+TAR = "tar"
 
 
 def draw_plots(options: PlotOptions) -> None:
@@ -50,14 +52,37 @@ def draw_plots(options: PlotOptions) -> None:
         rows = _choose_rows(run, options.images)
         path_of = _picture_paths(run, options, rows, layers)
         for row in rows:
-            seen = _input(run, row, options)
-            if options.input == "only":
-                _save(Image.fromarray(seen), path_of(row, "input"))
-                continue
-            for word, maps, figure in _sheets(run, row, layers, options, seen):
-                _save(figure, path_of(row, word), f", {counted(maps, 'map')}")
+            _draw_image(run, row, layers, options, path_of)
         if options.show:
             figures.show_windows()
+
+
+def _draw_image(run: Run, row: int, layers: Sequence[str], options: PlotOptions, path_of: Callable[[int, str], Path]) -> None:
+    seen: Any = None
+    size_px = int(run.images["height"][row]), int(run.images["width"][row])
+    try:
+        seen = input_picture(run, row) if options.input is not False else None
+    except ImageError as error:
+        problem = StoreError(
+            f"{image_place(run, row)!r}: the input cannot be shown, got {error}. Expected the file that was extracted. "
+            "Put it back, or use input=false."
+        )
+        if options.input == "only":
+            raise problem from error
+        print(f"drawn without input: {problem}", file=sys.stderr)
+    if options.input == "only":
+        _save(Image.fromarray(seen), path_of(row, "input"))
+        return
+    seen_lines = [f"{words_for_shape(size_px)} px"]
+    if seen is not None and seen.shape[:2] != size_px:
+        seen_lines.append(f"seen as {words_for_shape(seen.shape[:2])} px")
+    weights = str(run.attributes.get("weights", "")).partition("; conv1_1 says")[0]
+    weights = "untrained (random weights)" if weights.startswith("random") else weights
+    about = f"row {row} of {beside(run.path)[1]} · {run.attributes['network']}, {weights}"
+    scale = ", one scale for all" if options.scale == "shared" else ""
+    for word, line, maps in _sheets(run, row, layers, options):
+        figure = figures.draw((str(run.images["key"][row]), about, line + scale), maps, options, seen, seen_lines)
+        _save(figure, path_of(row, word), f", {counted(len(maps), 'map')}")
 
 
 def _save(picture: Any, path: Path, what: str = "") -> None:
@@ -68,96 +93,121 @@ def _save(picture: Any, path: Path, what: str = "") -> None:
 def _choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
     """Return the rows of these images, each once; of none the first that is ok."""
     good = np.flatnonzero(run.images["status"] == OK)
-    rows = list(dict.fromkeys(_row_of(run, image) for image in images)) or [*good[:1].tolist(), 0][:1]
-    for row in rows:
-        if row not in good:
-            near = f"as row {good[np.abs(good - row).argmin()]}" if len(good) else "but all failed"
-            raise StoreError(
-                f"{run.path}: row {row} ({str(run.images['key'][row])!r}) failed and has no features, got "
-                f"{str(run.images['error'][row])!r}. Expected an image that is ok, {near}. Choose another with image=..."
-            )
-    return rows
-
-
-def _row_of(run: Run, image: int | str) -> int:
-    keys = run.images["key"]  # damage to it is no wrong option
-    if isinstance(image, str):
+    rows = []
+    for image in images or good[:1].tolist() or [0]:
         try:
-            return run.row(image)
+            rows.append(run.row(image) if isinstance(image, str) else range(len(run))[image])
         except StoreError as error:
             raise OptionError(f"image: {error}") from error
-    if not -len(run) <= image < len(run):
-        raise OptionError(
-            f"image: no such row, got {image}. Expected {-len(run)} to {len(run) - 1}, or a key as {str(keys[0])[:200]!r}. "
-            f"Rows are counted from 0."
-        )
-    return image % len(run)
+        except IndexError:
+            raise OptionError(
+                f"image: no such row, got {image}. Expected {-len(run)} to {len(run) - 1}, or a key. Rows are counted from 0."
+            ) from None
+        if rows[-1] not in good:
+            near = f"as row {good[np.abs(good - rows[-1]).argmin()]}" if len(good) else "but all failed"
+            raise StoreError(
+                f"{run.path}: row {rows[-1]} ({str(run.images['key'][rows[-1]])!r}) failed and has no features, got "
+                f"{str(run.images['error'][rows[-1]])!r}. Expected an image that is ok, {near}. Choose another with image=..."
+            )
+    return list(dict.fromkeys(rows))
 
 
-def _sheets(
-    run: Run, row: int, layers: Sequence[str], options: PlotOptions, seen: NDArray[np.uint8] | None
-) -> Iterator[tuple[str, int, Any]]:
-    """Yield for each sheet of an image the word for its file name, how many maps are on it, and the figure."""
-    weights = str(run.attributes.get("weights", "weights unknown")).partition("; conv1_1 says")[0]
-    weights = "untrained (random weights)" if weights.startswith("random") else weights
-    network = run.attributes.get("network", "network unknown")
-    lines = str(run.images["key"][row]), f"row {row} of {beside(run.path)[1]} · {network}, {weights}"
-    size_px = int(run.images["height"][row]), int(run.images["width"][row])
-    seen_lines = [f"{words_for_shape(size_px)} px"]
-    if seen is not None and seen.shape[:2] != size_px:
-        seen_lines.append(f"seen as {words_for_shape(seen.shape[:2])} px")
-    scale = ", one scale for all" if options.scale == "shared" else ""
-    shapes = {layer: run[layer].shape_of(row) for layer in layers}
-    for word, line, chosen in _choose_channels(shapes, options):
-        of_maps: list[tuple[int, ...]] = []
-        for layer, channels in chosen.items():
-            # Of a vector all components are one chart.
-            count = len(channels[: options.most_active])
-            of_maps += [(count,)] if is_vector(shapes[layer]) else [shapes[layer]] * count
-        layout = figures.plan_layout(of_maps, is_mosaic=options.channels is not None and not is_vector(of_maps[0]))
-        maps = [one for layer, channels in chosen.items() for one in _read(run[layer], row, channels, layout, options)]
-        said = (*lines, line + scale)
-        yield word, len(maps), figures.draw(said, maps, layout, options, seen, seen_lines, options.channel or None)
-
-
-def _choose_channels(
-    shapes: Mapping[str, tuple[int, ...]], options: PlotOptions
-) -> Iterator[tuple[str, str, Mapping[str, Sequence[int]]]]:
-    """Yield for each sheet the word for its file name, what is to be said of its channels, and layer -> channels."""
-    channels = [options.channel] if options.channels is None else options.channels
-    for layer, shape in shapes.items():
+def _sheets(run: Run, row: int, layers: Sequence[str], options: PlotOptions) -> Iterator[tuple[str, str, list[FeatureMap]]]:
+    """Yield for each sheet of an image the word for its file's name, what is to be said of its channels, and its maps."""
+    shapes = {name: run[name].shape_of(row) for name in layers}
+    channels = (options.channel,) if options.channels is None else options.channels
+    for name, shape in shapes.items():
         if not isinstance(channels, range) and max(channels) >= shape[-1]:
             raise OptionError(
-                f"{'channel' if options.channels is None else 'channels'}: layer {layer} has no such channel, got "
+                f"{'channel' if options.channels is None else 'channels'}: layer {name} has no such channel, got "
                 f"{max(channels)}. Expected 0 to {shape[-1] - 1}. Choose another, or other layers."
             )
     if options.channels is None:
-        word = "-".join(shapes) if len(shapes) <= NAMED_LAYERS else f"{len(shapes)}-layers"
+        word = "-".join(layers) if len(layers) <= NAMED_LAYERS else f"{len(layers)}-layers"
         word += f"-channel-{options.channel}" if options.channel else ""
-        of_layers = {layer: range(shape[-1]) if is_vector(shape) else channels for layer, shape in shapes.items()}
-        yield word, f"channel {options.channel}", of_layers
+        maps = [one for name in layers for one in read_maps(run[name], row, channels, len(layers), options)]
+        yield word, f"channel {options.channel}", maps
         return
-    for layer, shape in shapes.items():
-        shown = channels
-        if options.most_active is not None:
-            shown, word = range(shape[-1]), f"{min(shape[-1], options.most_active)}-most-active"
-        elif isinstance(channels, range):
-            shown = channels[: shape[-1]]
-            word = f"first-{len(shown)}-channels"
-        else:
-            word = "-".join(["channels", *map(str, channels)])
-        yield f"{layer}-{word}", f"{layer}, {words_for_shape(shape)}: {word.replace('-', ' ')}", {layer: shown}
+    for name, shape in shapes.items():
+        # A range may have more channels than the layer.
+        chosen = range(shape[-1]) if options.most_active else channels[: shape[-1]]
+        count = min(len(chosen), options.most_active or len(chosen))
+        word = f"first-{count}-channels" if isinstance(chosen, range) else "-".join(["channels", *map(str, chosen)])
+        word = f"{count}-most-active" if options.most_active else word
+        maps = read_maps(run[name], row, chosen, count, options)
+        yield f"{name}-{word}", f"{name}, {words_for_shape(shape)}: {word.replace('-', ' ')}", maps
 
 
-def _read(layer: Layer, row: int, channels: Sequence[int], layout: Layout, options: PlotOptions) -> list[FeatureMap]:
-    """Return the maps of some channels of one image, from as much of it as will be seen."""
-    shape = layer.shape_of(row)
-    side = layout.reduction(shape, options.dpi)
-    is_large = math.prod(shape) * layer.dtype.itemsize > WHOLE_BYTES
-    # Two rows of each square on which a mean is drawn: what is between them changes a shade.
-    every = -(-side // 2) if is_large and not options.exact else 1
-    bands = [(0, layer[row])] if is_vector(shape) else layer.bands(row, every)
-    return make_maps(layer.name, bands, shape, channels, side, options.most_active)
+def read_maps(layer: Layer, row: int, channels: Sequence[int], count: int, options: PlotOptions) -> list[FeatureMap]:
+    """Return the maps of some channels of one image, from as much of it as will be seen; of a vector one map of all of them.
+
+    What is said of a map (range, zeros) is counted over all of its values that are read; what is drawn are means over squares.
+
+    Args:
+        layer: Of the run.
+        row: The image, which is ok.
+        channels: Which, in the order in which they are wanted; of a vector without ``options.channels`` all are.
+        count: Maps on the sheet.
+        options: Whether to take the most active of the channels, whether to read all.
+    """
+    shape, is_mosaic = layer.shape_of(row), options.channels is not None
+    is_vector, side, lines = math.prod(shape[:-1]) == 1, 1, [words_for_shape(shape)]
+    if is_vector:
+        channels = channels if is_mosaic else range(shape[-1])
+        values = layer[row].reshape(1, 1, -1)[:, :, channels].astype(np.float32)
+    else:
+        # Of the squares over which means are taken, so that nobody would see more.
+        side = max(1, shape[1] // math.ceil(map_width(count) * options.dpi))
+        is_whole = options.exact or math.prod(shape) * layer.dtype.itemsize <= WHOLE_BYTES
+        # Else two rows of each square: what is between them changes a shade.
+        bands = layer.bands(row, 1 if is_whole else -(-side // 2))
+        # These channels alone are held, not all of a band.
+        pieces = [(first + np.arange(len(band)), band[:, :, channels].astype(np.float32)) for first, band in bands]
+        rows, values = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        lines = ([] if is_mosaic else lines) + [f"{len(rows)} rows read"] * (len(rows) < shape[0])
+    if options.most_active:
+        activity = np.where(np.isfinite(values) & (values > 0), values, 0).sum((0, 1), np.float64)
+        places = np.argsort(-activity, kind="stable")[: options.most_active].tolist()
+        channels, values = [channels[place] for place in places], values[:, :, places]
+    if is_vector:
+        vector = values.reshape(-1)
+        lines += [f"component {options.channel}: {words_for_number(vector[options.channel])}"] if options.channel else []
+        return [_feature_map(layer.name, lines, vector, vector, channels)]
+    drawn = square_means(rows, values, side)
+    names = [f"channel {channel}" if is_mosaic else layer.name for channel in channels]
+    return [
+        _feature_map(name, lines, values[:, :, at], drawn[:, :, at], [channel])
+        for at, (name, channel) in enumerate(zip(names, channels, strict=True))
+    ]
+
+
+def square_means(rows: NDArray[np.int64], values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return the means of maps over squares, of the rows of them that are there.
+
+    Args:
+        rows: (r,) ascending, at least one in each ``side`` of them.
+        values: (r, w, c).
+        side: Of the squares; those on the right and at the bottom may be smaller.
+    """
+    lefts = np.arange(0, values.shape[1], side)
+    _, tops, heights = np.unique(rows // side, return_index=True, return_counts=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = np.add.reduceat(np.add.reduceat(values, lefts, axis=1), tops, axis=0)
+        areas = np.outer(heights, np.minimum(side, values.shape[1] - lefts))
+        return (sums / areas[:, :, None]).astype(np.float32)
+
+
+def _feature_map(
+    name: str, lines: Sequence[str], values: NDArray[np.float32], drawn: NDArray[np.float32], channels: Sequence[int]
+) -> FeatureMap:
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+    said = ["no finite value"]
+    if len(finite):
+        ends = words_for_number(low), words_for_number(high)
+        said = [f"all {ends[0]}" if low == high else " to ".join(ends), f"{words_for_share(np.mean(values == 0))} zeros"]
+        said += [f"{values.size - finite.size} not finite"] * (finite.size < values.size)
+    return FeatureMap(name, [*lines, *said], drawn, channels, low, high)
 
 
 def _picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
@@ -188,20 +238,6 @@ def _file_name(text: str) -> str:
     return name.encode("utf-8", "replace")[-LONGEST_PART_BYTES:].decode("utf-8", "ignore")
 
 
-def _input(run: Run, row: int, options: PlotOptions) -> Any:
-    """Return the picture that the network saw; None, and why on stderr, where it cannot be had and is not all that is wanted."""
-    try:
-        return input_picture(run, row) if options.input is not False else None
-    except ImageError as error:
-        where = image_place(run, row)
-        if options.input == "only":
-            raise StoreError(
-                f"{where!r}: the input cannot be shown, got {error}. Expected the file that was extracted. Put it back."
-            ) from error
-        print(f"input: {where!r}: {error}; drawn without it", file=sys.stderr)
-        return None
-
-
 def input_picture(run: Run, row: int) -> NDArray[np.uint8]:
     """Return the picture that the network saw of a row, (H, W, 3) uint8 RGB, made again from the image's file.
 
@@ -225,25 +261,26 @@ def find_image(run: Run, row: int) -> ImageRecord:
     Raises:
         ImageError: It cannot be found, for the reason given.
     """
-    key, place = str(run.images["key"][row]), image_place(run, row)
-    kind = str(run.attributes.get("data_source", ""))
+    key, place, kind = str(run.images["key"][row]), image_place(run, row), run.attributes.get("data_source", "")
     if kind == RemoteImages.kind:
         return ImageRecord(row, key, place, "", int(run.images["bytes"][row]), RemoteImages(np.zeros(0)))
-    if kind not in ("", "tar"):
+    if kind == TAR:
+        try:
+            return find_in_tar(place.removesuffix(f"/{key}"), key, str(run.images[COLUMN][row]))
+        except DatasetError as error:
+            raise ImageError(f"unreadable: {error}") from error
+        except OSError as error:
+            raise ImageError(words_for(error)) from error
+    if kind:
         raise ImageError(f"not looked for: the images were in {kind}")
-    if kind != "tar" or COLUMN not in run.images:
-        return ImageRecord(row, key, place, "", 0)
-    try:
-        return find_in_tar(place.removesuffix(f"/{key}"), key, str(run.images[COLUMN][row]))
-    except DatasetError as error:
-        raise ImageError(f"unreadable: {error}") from error
-    except OSError as error:
-        raise ImageError(words_for(error)) from error
+    return ImageRecord(row, key, place, "", 0)
 
 
 def image_place(run: Run, row: int) -> str:
     """Return the path or address of the image of a row; of one in a tar file, that of the tar file and the key after it."""
     root, key = str(run.attributes.get("data_root", "")), str(run.images["key"][row])
-    tar = str(run.images[COLUMN][row]) if run.attributes.get("data_source") == "tar" and COLUMN in run.images else ""
-    # What lay outside the folder of a list has all of its address, or its path, as key.
-    return key if is_address(key) or key.startswith("/") else "/".join(filter(None, (root, tar, key)))
+    if is_address(key) or key.startswith("/"):
+        # What lay outside the folder of a list has all of its address, or its path, as key.
+        return key
+    tar = [str(run.images[COLUMN][row])] if run.attributes.get("data_source") == TAR else []
+    return "/".join([root, *tar, key])

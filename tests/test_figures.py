@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,42 @@ from pipeline import figures
 from pipeline.config import PICTURE_SUFFIXES as SUFFIXES
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
-from pipeline.figures import FeatureMap, make_maps, plan_layout
+from pipeline.figures import FeatureMap
+from pipeline.plotting import read_maps, square_means
 
-HOT = "hot"
 MAGENTA = (255, 0, 255)
 ONES = np.ones((2, 2, 1), np.float32)
 
 
-def maps_of(values: NDArray[np.floating], layer: str = "relu1_1", **options: Any) -> list[FeatureMap]:
-    return make_maps(layer, [(0, values)], values.shape, range(values.shape[-1]), options.pop("side", 1), **options)
+class Stored:
+    """A layer of which one image is there."""
+
+    def __init__(self, name: str, values: NDArray[np.floating]) -> None:
+        self.name, self.dtype, self.values = name, values.dtype, values
+
+    def shape_of(self, row: int) -> tuple[int, ...]:
+        return self.values.shape
+
+    def __getitem__(self, row: int) -> NDArray[np.floating]:
+        return self.values
+
+    def bands(self, row: int, every: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        return ((first, self.values[first : first + 3]) for first in range(0, len(self.values), 3))
 
 
-def draw(
-    maps: Sequence[FeatureMap],
-    mosaic: bool = False,
-    lines: Sequence[str] = ("a/b.jpg", "row 0"),
-    seen: Any = None,
-    marked: int | None = None,
-    **options: Any,
-) -> Figure:
-    given = {**defaults(PlotOptions), "run": "x", "colormap": HOT, **options}
-    layout = plan_layout([one.shape for one in maps], mosaic)
+def options_of(**values: Any) -> PlotOptions:
+    return check(PlotOptions, {**defaults(PlotOptions), "run": "x", "colormap": "hot", **values}, "pipeline.plot")
+
+
+def maps_of(values: NDArray[np.floating], name: str = "relu1_1", chosen: Sequence[int] = (), **options: Any) -> list[FeatureMap]:
+    """Gives all channels of an image, or the chosen ones, each with the name of the layer unless it is one of a mosaic."""
+    channels = chosen or range(values.shape[-1])
+    return read_maps(Stored(name, values), 0, channels, len(channels), options_of(**options))  # type: ignore[arg-type]
+
+
+def draw(maps: Sequence[FeatureMap], lines: Sequence[str] = ("a/b.jpg", "row 0"), seen: Any = None, **options: Any) -> Figure:
     with figures.plain_settings():
-        return figures.draw(lines, maps, layout, check(PlotOptions, given, "pipeline.plot"), seen, ("a" * 40, "b"), marked)
+        return figures.draw(lines, maps, options_of(**options), seen, ("a" * 40, "b"))
 
 
 def render(path: Path, maps: Sequence[FeatureMap], **options: Any) -> list[NDArray[np.uint8]]:
@@ -65,7 +78,7 @@ def words_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
 
 
-def colour(values: Any, low: float, high: float, colormap: str = HOT) -> NDArray[np.uint8]:
+def colour(values: Any, low: float, high: float, colormap: str = "hot") -> NDArray[np.uint8]:
     scaled = (np.asarray(values, np.float64) - low) / ((high - low) or 1.0)
     return np.asarray(matplotlib.colormaps[colormap](scaled, bytes=True))[..., :3]
 
@@ -79,49 +92,40 @@ def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uin
     return picture[np.ix_(y, x)]
 
 
-@given(st.integers(2, 12), st.integers(1, 12), st.integers(1, 20), st.integers(1, 6))
-def test_means_and_numbers_are_those_of_an_obvious_computation_however_an_image_is_cut_in_bands(
-    height: int, width: int, side: int, band: int
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 20), st.sets(st.integers(0, 11)))
+def test_means_are_those_of_an_obvious_computation_over_the_rows_that_are_there(
+    height: int, width: int, side: int, missing: set[int]
 ) -> None:
-    values = np.random.default_rng(height * 13 + width).integers(-3, 4, (height, width, 4)).astype(np.float16)
-    bands = [(first, values[first : first + band]) for first in range(0, height, band)]
-    maps = make_maps("x", bands, values.shape, [2, 0], side)
-    assert [one.channels[0] for one in maps] == [2, 0]
-    for one in maps:
-        channel = values[:, :, one.channels[0]].astype(np.float64)
-        expected = [[channel[y : y + side, x : x + side].mean() for x in range(0, width, side)] for y in range(0, height, side)]
-        assert one.values.dtype == np.float32
-        np.testing.assert_allclose(one.values, expected, atol=1e-6)
-        assert (one.low, one.high) == (channel.min(), channel.max())
-        assert one.zeros == pytest.approx(np.mean(channel == 0))
-        assert (one.not_finite, one.rows_read, one.shape, one.layer) == (0, height, values.shape, "x")
+    values = np.random.default_rng(height * 13 + width).integers(-3, 4, (height, width, 2)).astype(np.float32)
+    rows = [row for row in range(height) if row % side == 0 or row not in missing]
+    found = square_means(np.array(rows), values[rows], side)
+    squares = [[row for row in rows if row // side == square] for square in range(-(-height // side))]
+    expected = [[values[of, x : x + side].mean(axis=(0, 1)) for x in range(0, width, side)] for of in squares]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_of_a_part_of_the_rows_the_numbers_are_those_of_that_part() -> None:
-    values = np.arange(8 * 4, dtype=np.float32).reshape(8, 4, 1)
-    (one,) = make_maps("x", [(row, values[row : row + 1]) for row in (0, 2, 4, 7)], (8, 4, 1), [0], 4)
-    np.testing.assert_allclose(one.values, [[values[[0, 2]].mean()], [values[[4, 7]].mean()]])
-    assert (one.rows_read, one.low, one.high, one.zeros) == (4, 0.0, 31.0, 1 / 16)
-
-
-def test_the_most_active_channels_come_first_and_of_equals_the_first() -> None:
-    values = np.zeros((3, 3, 6), np.float32)
+def test_channels_come_as_wanted_and_the_most_active_ones_first() -> None:
+    values = np.zeros((7, 3, 6), np.float16)
     values[0, 0] = [1, 5, -9, 5, np.nan, 7]
-    with np.errstate(invalid="ignore"):
-        assert [one.channels[0] for one in maps_of(values, most_active=5)] == [5, 1, 3, 0, 2]
-        assert [one.channels[0] for one in maps_of(values, most_active=99)] == [5, 1, 3, 0, 2, 4]
+    assert [one.name for one in maps_of(values, chosen=[2, 0], channels=[2, 0])] == ["channel 2", "channel 0"]
+    for one in maps_of(values):
+        np.testing.assert_array_equal(one.values, values[:, :, one.channels[0]].astype(np.float32))
+        assert one.values.dtype == np.float32
+    assert [one.channels[0] for one in maps_of(values, channels="active:5")] == [5, 1, 3, 0, 2]
+    assert [one.channels[0] for one in maps_of(values, channels="active:99")] == [5, 1, 3, 0, 2, 4]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 5), (5,)])
 def test_a_vector_is_one_map_of_the_components_that_are_chosen(shape: tuple[int, ...]) -> None:
     values = np.array([2, -3, 0, np.nan, 7], np.float16)
-    (one,) = maps_of(values.reshape(shape))
+    (one,) = maps_of(values.reshape(shape), channel=4)
     np.testing.assert_array_equal(one.values, values.astype(np.float32))
-    assert (one.values.dtype, one.shape, [*one.channels]) == (np.float32, shape, [0, 1, 2, 3, 4])
-    assert (one.low, one.high, one.zeros, one.not_finite) == (-3, 7, 1 / 5, 1)
-    (some,) = make_maps("x", [(0, values.reshape(shape))], shape, [4, 1])
+    assert (one.values.dtype, [*one.channels], one.low, one.high) == (np.float32, [0, 1, 2, 3, 4], -3, 7)
+    assert [*one.lines[1:]] == ["component 4: 7", "−3 to 7", "20.0 % zeros", "1 not finite"]
+    (some,) = maps_of(values.reshape(shape), chosen=[4, 1], channels=[4, 1])
     assert ([*some.channels], some.values.tolist()) == ([4, 1], [7, -3])
-    (active,) = maps_of(values.reshape(shape), most_active=3)
+    (active,) = maps_of(values.reshape(shape), channels="active:3")
     assert ([*active.channels], active.values.tolist()) == ([4, 0, 1], [7, 2, -3])
 
 
@@ -141,40 +145,37 @@ def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
     values = np.kron(np.array([[0, 1], [2, 3]], np.float32), np.ones((360, 640), np.float32))[:, :, None]
     # A single value that is far above: it makes the range, and vanishes in the means.
     values[300, 300] = 30
-    side = plan_layout([values.shape] * 4, is_mosaic=False).reduction(values.shape, 100)
-    drawn = render(tmp_path, maps_of(values, side=side) * 4)
-    assert side == 6
-    assert len(drawn) == 4
-    np.testing.assert_allclose(drawn[0].shape[:2], (117, 208), atol=2)
-    np.testing.assert_allclose(cells(drawn[0], 2, 2).astype(int), colour([[0, 1], [2, 3]], 0, 30), atol=2)
+    (drawn,) = render(tmp_path, maps_of(values))
+    np.testing.assert_allclose(drawn.shape[:2], (235, 418), atol=2)
+    np.testing.assert_allclose(cells(drawn, 2, 2).astype(int), colour([[0, 1], [2, 3]], 0, 30), atol=2)
 
 
 def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:
     values = np.ones((4, 4, 5), np.float32) * np.arange(5, dtype=np.float32)
-    for order in (range(5), [3, 0, 4]):
-        maps = make_maps("x", [(0, values)], values.shape, order, 1)
-        drawn = render(tmp_path, maps, mosaic=True, scale="shared")
+    for order in ([0, 1, 2, 3, 4], [3, 0, 4]):
+        maps = maps_of(values, chosen=order, channels=order)
+        drawn = render(tmp_path, maps, scale="shared")
         low, high = min(order), max(order)
         np.testing.assert_array_equal([each[5, 5] for each in drawn], colour([*order], low, high))
-        axes = draw(maps, mosaic=True).axes
+        axes = draw(maps).axes
         assert [each.get_title("left") for each in axes] == [f"channel {number}" for number in order]
         places = [(-each.get_position().y1, each.get_position().x0) for each in axes]
         assert places == sorted(places)
 
 
-def test_own_scales_show_what_a_common_one_hides_and_colour_bars_tell_their_ends(tmp_path: Path) -> None:
+def test_own_scales_show_what_a_common_one_hides_and_its_bar_tells_its_ends(tmp_path: Path) -> None:
     values = np.stack([np.array([[0, 1], [1, 0]]), np.array([[-4, 100], [0, 0]])], axis=2).astype(np.float32)
     for scale, ends in (("own", [(0, 1), (-4, 100)]), ("shared", [(-4, 100)] * 2)):
         first, second = render(tmp_path, maps_of(values), scale=scale)
         np.testing.assert_array_equal(cells(first, 2, 2), colour(values[..., 0], *ends[0]))
         np.testing.assert_array_equal(cells(second, 2, 2), colour(values[..., 1], *ends[1]))
         words = words_of(draw(maps_of(values), scale=scale))
-        assert (words.count("1"), words.count("100"), words.count("−4")) == ((1, 1, 1) if scale == "own" else (0, 1, 1))
+        assert (words.count("1"), words.count("100"), words.count("−4")) == ((0, 0, 0) if scale == "own" else (0, 1, 1))
 
 
 def test_the_input_stands_beside_pixel_for_pixel(tmp_path: Path) -> None:
     seen = np.random.default_rng(2).integers(0, 256, (13, 20, 3), np.uint8)
-    drawn = render(tmp_path, maps_of(np.ones((3, 3, 4), np.float32)), mosaic=True, seen=seen)
+    drawn = render(tmp_path, maps_of(np.ones((3, 3, 4), np.float32)), seen=seen)
     np.testing.assert_array_equal(cells(drawn[0], 13, 20), seen)
 
 
@@ -182,8 +183,7 @@ def test_what_is_constant_or_no_number_is_drawn_and_said(tmp_path: Path) -> None
     constant, nothing = np.zeros((5, 5, 1), np.float32), np.full((5, 5, 1), np.nan, np.float32)
     mixed = np.array([[np.nan, 1.0], [np.inf, 0.0]], np.float32)[:, :, None]
     maps = maps_of(constant) + maps_of(nothing) + maps_of(mixed)
-    assert [(one.low, one.high, one.not_finite) for one in (maps[0], maps[2])] == [(0, 0, 0), (0, 1, 2)]
-    assert (maps[1].low, maps[1].high) == (math.inf, -math.inf)
+    assert [(one.low, one.high) for one in maps] == [(0, 0), (math.inf, -math.inf), (0, 1)]
     for scale in ("own", "shared"):
         drawn = render(tmp_path, maps, scale=scale)
         assert (drawn[0] == (10, 0, 0)).all()
@@ -192,7 +192,6 @@ def test_what_is_constant_or_no_number_is_drawn_and_said(tmp_path: Path) -> None
     axes = draw(maps).axes
     said = [each.get_xlabel().partition("\n")[2] for each in axes]
     assert said == ["all 0\n100 % zeros", "no finite value", "0 to 1\n25.0 % zeros\n2 not finite"]
-    assert [len(each.child_axes) for each in axes] == [0, 1, 1]
     render(tmp_path, maps_of(nothing), scale="shared")
 
 
@@ -203,28 +202,18 @@ def test_any_range_is_drawn(ends: tuple[float, float], tmp_path: Path) -> None:
     assert high.tolist() == colour(1, 0, 1).tolist()
 
 
-def bars_of(chart: Any) -> list[tuple[float, float, float, str]]:
-    """Gives the middle, the lower end, the upper end and the colour of each bar."""
-    return [
-        (
-            bar.get_x() + bar.get_width() / 2,
-            bar.get_y(),
-            bar.get_y() + bar.get_height(),
-            matplotlib.colors.to_hex(bar.get_facecolor()),
-        )
-        for bar in chart.patches
-    ]
-
-
 def test_bars_are_as_high_as_their_values_are_and_what_is_not_finite_or_asked_for_has_its_colour() -> None:
-    (chart,) = draw(maps_of(np.array([4, -2, 0, 1, np.nan], np.float32), "fc6"), marked=3).axes
-    ends = [(0, 0, 4), (1, -2, 0), (2, 0, 0), (3, 0, 1), (4, -2, 4)]
-    colors = [figures.INK] * 3 + [figures.MARKED, figures.NOT_FINITE]
-    assert bars_of(chart) == [(*each, color) for each, color in zip(ends, colors, strict=True)]
+    maps = maps_of(np.array([4, -2, 0, 1, np.nan], np.float32), "fc6", channel=3)
+    (chart,) = draw(maps, channel=3).axes
+    finite, bad = ([segment.tolist() for segment in lines.get_segments()] for lines in chart.collections)
+    assert finite == [[[place, 0], [place, value]] for place, value in enumerate((4, -2, 0, 1))]
+    assert bad == [[[4, -2], [4, 4]]]
+    assert [matplotlib.colors.to_hex(lines.get_color()) for lines in chart.collections] == [figures.INK, figures.NOT_FINITE]
+    assert (chart.lines[0].get_xdata()[0], chart.lines[0].get_color()) == (3, figures.MARKED)
     assert chart.get_title("left") == "fc6"
     assert chart.get_xlabel() == "5 components\ncomponent 3: 1\n−2 to 4\n20.0 % zeros\n1 not finite"
-    (active,) = draw(maps_of(np.arange(9, dtype=np.float32), most_active=3)).axes
-    assert [bar[:3] for bar in bars_of(active)] == [(0, 0, 8), (1, 0, 7), (2, 0, 6)]
+    (active,) = draw(maps_of(np.arange(9, dtype=np.float32), channels="active:3")).axes
+    assert [segment[1].tolist() for segment in active.collections[0].get_segments()] == [[0, 8], [1, 7], [2, 6]]
     assert [label.get_text() for label in active.get_xticklabels()] == ["8", "7", "6"]
 
 
@@ -244,32 +233,29 @@ def test_of_very_many_components_a_peak_and_what_is_not_finite_are_seen(tmp_path
 def test_maps_and_vectors_share_a_sheet_and_a_scale() -> None:
     maps = maps_of(np.ones((8, 8, 1), np.float32) * 10) + maps_of(np.array([1, -2], np.float32), "x.avg")
     for scale, ends in (("own", (-2, 1)), ("shared", (-2, 10))):
-        shown, chart = draw(maps, scale=scale).axes
+        shown, chart = draw(maps, scale=scale).axes[:2]
         assert chart.get_ylim() == ends
         assert shown.images[0].get_clim() == (ends if scale == "shared" else (10, 10))
 
 
 @pytest.mark.parametrize(
-    ("sides", "count", "scale", "mosaic"),
+    ("sides", "count", "scale"),
     [
-        ((28, 28), 1, "own", False),
-        ((7, 300), 1, "shared", False),
-        ((300, 7), 5, "shared", True),
-        ((1440, 2560), 7, "own", True),
-        ((28, 28), 12, "own", False),
-        ((100_000,), 1, "own", False),
-        ((5,), 2, "shared", False),
-        ((512,), 5, "own", False),
+        ((28, 28), 1, "own"),
+        ((7, 300), 1, "shared"),
+        ((300, 7), 5, "shared"),
+        ((28, 28), 12, "own"),
+        ((100_000,), 1, "own"),
+        ((5,), 2, "shared"),
+        ((512,), 5, "own"),
     ],
 )
-def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: int, scale: str, mosaic: bool) -> None:
-    numbers: Any = -1.234e-5, 6.55e4, 0.123, 17, sides[0]
-    if len(sides) == 1:
-        one = FeatureMap("relu4_1.units.srp.pca.l2.l2", sides, range(sides[0]), np.ones(sides[0], np.float32), *numbers)
-    else:
-        one = FeatureMap("relu4_1", (*sides, 512), [0], np.eye(7, 9, dtype=np.float32), *numbers)
+def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: int, scale: str) -> None:
+    lines = "1440 × 2560 × 64", "−1.234e−05 to 65504", "12.3 % zeros", "17 not finite"
+    values = np.ones(sides, np.float32)
+    one = FeatureMap("relu4_1.units.srp.pca.l2.l2", lines, values, range(sides[0]), -1.234e-5, 6.55e4)
     seen = np.zeros((*(sides if len(sides) > 1 else (9, 9)), 3), np.uint8)[:99, :99]
-    figure = draw([one] * count, mosaic, ("k" * 300, "row 0 of " + "n" * 300), seen, scale=scale)
+    figure = draw([one] * count, ("k" * 300, "row 0 of " + "n" * 300), seen, scale=scale)
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     for axes in figure.axes:
@@ -293,18 +279,18 @@ def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_names_in_any_script_are_drawn(tmp_path: Path, suffix: str) -> None:
-    figure = draw(maps_of(ONES), lines=("$\\frac{1}{$ 猫 \U0001f431 $x$ \ud800 a\tb\x1b[1m.jpg", "$", "%s {layer}"))
+    figure = draw(maps_of(ONES), lines=("$\\frac{1}{$ 猫 \U0001f431 $x$ \ud800 a\tb.jpg", "$", "%s {layer}"))
     with figures.plain_settings():
         figures.save(figure, tmp_path / f"sheet{suffix}")
     assert [text.get_text() for text in figure.texts] == [
-        "$\\frac{1}{$ 猫 \U0001f431 $x$ \\ud800 a\\tb\\x1b[1m.jpg",
+        "$\\frac{1}{$ 猫 \U0001f431 $x$ \\ud800 a\\tb.jpg",
         "$",
         "%s {layer}",
     ]
 
 
 def test_too_many_pixels_are_refused() -> None:
-    for count, dpi in ((36, 1200), (9000, 100)):
+    for count, dpi in ((64, 1200), (9000, 100)):
         with pytest.raises(OptionError, match=r"^dpi: the picture would be too large, got .* px with"):
             draw(maps_of(ONES) * count, dpi=dpi)
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
+from pipeline.formatting import words_for_number
 from pipeline.plotting import draw_plots
 from pipeline.records import ImageStatus
 from pipeline.store import format
@@ -106,7 +107,10 @@ def test_images_layers_and_channels_are_chosen(written: Callable[..., Any]) -> N
 
 def test_an_input_that_is_gone_or_another_now_is_said_and_left_out(written: Callable[..., Any]) -> None:
     _, said = written(image="gone/猫.jpg", layers="pool2")
-    assert said == f"input: {str(PHOTOGRAPHS / 'gone/猫.jpg')!r}: missing: file not found; drawn without it\n"
+    where = repr(str(PHOTOGRAPHS / "gone/猫.jpg"))
+    assert said.startswith(
+        f"drawn without input: {where}: the input cannot be shown, got missing: file not found. Expected the f"
+    )
     with pytest.raises(
         StoreError, match=r"gone/猫.jpg': the input cannot be shown, got missing: file not found. Expected the file"
     ):
@@ -148,7 +152,7 @@ def test_native_size_float16_and_added_parts_are_drawn(tmp_path: Path, monkeypat
         maps.draw_without_rendering()
         box = maps.axes[0].images[0].get_window_extent()
         assert box.height / box.width == pytest.approx(sizes[row][0] / sizes[row][1], abs=0.01)
-        assert len(bars.axes[0].patches) == 3
+        assert len(bars.axes[0].collections[0].get_segments()) == 3
 
 
 def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +168,9 @@ def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monk
     part, whole = (maps[0] for maps in drawn)
     channel = values["relu1_1"][0][:, :, 0]
     # 4.2 x 5.6 inches of 20 px: squares of 4, two rows of each.
-    assert (part.rows_read, whole.rows_read) == (241, 480)
-    assert whole.zeros == pytest.approx(np.mean(channel == 0))
+    assert part.lines[1] == "241 rows read"
+    assert whole.lines[1] == f"{words_for_number(channel.min())} to {words_for_number(channel.max())}"
     assert part.high == max(channel[::2].max(), channel[-1].max())
-    assert abs(part.zeros - whole.zeros) < 0.02
 
 
 WRONG = [
@@ -181,7 +184,7 @@ WRONG = [
         {"image": "sky/rockt.jpg"},
         "image: {run}/features.h5: no such image, got 'sky/rockt.jpg'. Expected a key such as: sky/rocket",
     ),
-    ({"image": "6"}, "image: no such row, got 6. Expected -6 to 5, or a key as 'sky/rocket.jpg'. Rows are counted from 0."),
+    ({"image": "6"}, "image: no such row, got 6. Expected -6 to 5, or a key. Rows are counted from 0."),
     ({"layers": "relu1_2"}, "layers: not stored in this run, got 'relu1_2'. Expected one of: relu1_1. Leave it out for all"),
     (
         {"layers": "block3"},
