@@ -37,7 +37,8 @@ def export(options: ExportOptions) -> Path:
 
     Raises:
         OptionError: A layer is not stored, or not such as the format holds; a package is missing.
-        StoreError: The run cannot be read, nothing is left of it, or the target cannot be written.
+        StoreError: The run cannot be read, or nothing is left of it.
+        OSError: The target cannot be written.
     """
     from .formatting import counted
     from .store.disk import replacing

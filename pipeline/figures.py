@@ -238,7 +238,7 @@ def save(picture: Figure | Image.Image, path: Path) -> tuple[int, int]:
     """Write the file in the format of its suffix; it has its name only once it is whole. Return its width and height in pixels.
 
     Raises:
-        StoreError: It cannot be written.
+        OSError: It cannot be written.
     """
     kind = path.suffix[1:].lower()
     with replacing(path) as partial:

@@ -84,7 +84,7 @@ def test_what_fails_leaves_whole_shards_alone(tmp_path: Path, fails_at: int) -> 
 @pytest.mark.parametrize(
     ("what", "kind", "message"),
     [
-        ("value", NetworkError, "not finite, got nan"),
+        ("value", NetworkError, "float32 cannot hold, got nan"),
         ("disk", StoreError, "the disk is full, got ENOSPC"),
         ("network", NetworkError, "the GPU is gone"),
         ("told", KeyboardInterrupt, "^told$"),

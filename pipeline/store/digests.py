@@ -88,16 +88,14 @@ class Digests:
             # Nothing can be added to a file at an address.
             self._rewrite()
         elif not known:
-            try:
+            with disk.writing(self.path):
                 is_new = not self.path.exists()
                 with self.path.open("ab") as file:
                     file.write(_line(name, digest))
                     file.flush()
                     os.fsync(file.fileno())
                 if is_new:
-                    disk.sync_folder(self._folder)
-            except OSError as error:
-                raise disk.write_error(self.path, error) from error
+                    disk.sync(self._folder)
 
     def drop(self, names: Iterable[str]) -> None:
         """Remove the lines of these files, and those that are none; the others stay on the disk throughout.
@@ -114,10 +112,8 @@ class Digests:
         """Remove the lines of files of the store that are not there, or among ``besides``, and those that are none."""
         shards = self._folder / format.SHARD_FOLDER
         # Listed, as asking the system for each of a million files takes minutes.
-        try:
+        with disk.writing(self._folder):
             there = {path.relative_to(self._folder).as_posix() for folder in (self._folder, shards) for path in folder.iterdir()}
-        except OSError as error:
-            raise disk.write_error(self._folder, error) from error
         self.drop([name for name in self.by_name if OWN.fullmatch(name) and name not in there.difference(besides)])
 
     def fold(self, living: Collection[Share] = ()) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..storage import RemotePath, StorageError
-from .damage import system_errno
 from .format import PARTIAL_SUFFIX
 
 REMOVED_AT_ONCE = 16
@@ -25,7 +24,7 @@ HASH_BYTES = 1 << 20
 
 _ELSEWHERE = "choose another folder with output.dir=... or name=..."
 # errno -> (what happened, what to do).
-_CAUSES = {
+_CAUSES: dict[int | None, tuple[str, str]] = {
     errno.ENOSPC: ("the disk is full", "Free some space"),
     errno.EDQUOT: ("the disk quota is used up", "Free some space or raise the quota"),
     errno.EFBIG: ("the file would be larger than this system allows", "Raise the limit or lower output.images_per_shard"),
@@ -40,19 +39,27 @@ _CAUSES = {
 }
 
 
-def write_error(path: Path, error: BaseException) -> StoreError:
+def write_error(path: Path, error: OSError) -> StoreError:
     """Return the one line for a write that the disk refused, or the storage at an address."""
     if isinstance(error, StorageError):
         return error
-    if isinstance(path, RemotePath) and not (isinstance(error, OSError) and str(error.filename or "").startswith(str(path))):
+    if isinstance(path, RemotePath) and not str(error.filename or "").startswith(str(path)):
         path = path.scratch
-    number = system_errno(error)
-    happened, remedy = _CAUSES.get(number, ("it cannot be written", "Check the disk and the folder"))
-    got = errno.errorcode.get(number) or " ".join(str(error).split())[:200]
+    happened, remedy = _CAUSES.get(error.errno, ("it cannot be written", "Check the disk and the folder"))
+    got = errno.errorcode.get(error.errno or 0) or " ".join(str(error).split())[:200]
     return StoreError(
         f"{path}: {happened}, got {got}. Expected a folder that can be written. "
         f"{remedy}, then run again with output.existing=resume: finished shards are kept."
     )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise, for what the disk or the storage refuses in the block, what :func:`write_error` says of a path."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def partial_path(path: Path, mark: str = "") -> Path:
@@ -71,13 +78,12 @@ def write_file(path: Path, content: bytes | memoryview, publish: Callable[[Path]
     """
     partial = partial_path(path)
     try:
-        partial.write_bytes(content)
-        publish(path)
-    except BaseException as error:  # Ctrl-C too
+        with writing(path):
+            partial.write_bytes(content)
+            publish(path)
+    except BaseException:  # Ctrl-C too
         with suppress(OSError):
             partial.unlink()
-        if isinstance(error, OSError):
-            raise write_error(path, error) from error
         raise
 
 
@@ -86,12 +92,12 @@ def replacing(target: Path) -> Iterator[Path]:
     """Give the name under which a file or folder that somebody has asked for is made; it takes the place of what is there.
 
     Raises:
-        StoreError: The disk refuses.
+        OSError: The disk refuses.
     """
     partial = partial_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_tree(partial)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_tree(partial)
         yield partial
         for path in (partial, *partial.rglob("*")):
             sync(path)
@@ -99,14 +105,6 @@ def replacing(target: Path) -> Iterator[Path]:
             _remove_tree(target)
         partial.replace(target)
         sync(target.parent)
-    except StorageError:
-        # Of the run that is read.
-        raise
-    except OSError as error:
-        raise StoreError(
-            f"{target}: it cannot be written, got {(error.strerror or str(error)).lower()}. Expected space on the disk and a "
-            "folder that may be written. Choose another file=..."
-        ) from error
     finally:
         with suppress(OSError):
             _remove_tree(partial)
@@ -144,21 +142,30 @@ def publish(path: Path, partial: Path | None = None) -> str:
         partial.unlink()
     else:
         partial.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     return digest
 
 
 def sync(path: Path) -> None:
-    """Have the disk take the bytes of a file, or the names in a folder.
+    """Have the disk take the bytes of a file, or the names in a folder, where the system can.
 
     Raises:
         OSError: The disk refuses.
     """
-    if path.is_dir():
-        sync_folder(path)
+    is_folder = not isinstance(path, RemotePath) and path.is_dir()
+    # At an address nothing is to be synced; Windows opens no folders and orders its own metadata.
+    if isinstance(path, RemotePath) or (is_folder and os.name != "posix"):
         return
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    try:
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        # Source: fsync(2): file systems that cannot sync a folder say so with EINVAL; the files in it have been synced.
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+            raise
 
 
 def make_folder(folder: Path) -> None:
@@ -172,7 +179,7 @@ def make_folder(folder: Path) -> None:
         return
     for path in reversed([folder, *itertools.takewhile(lambda path: not path.exists(), folder.parents)]):
         path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -187,22 +194,6 @@ def refuse_unwritable(folder: Path) -> None:
         raise write_error(folder, OSError(number, os.strerror(number)))
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
-    if os.name != "posix" or isinstance(folder, RemotePath):  # Windows opens no folders and orders its own metadata.
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        # Source: fsync(2): file systems that cannot sync a folder say so with EINVAL; the file itself has been synced.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
-            raise
-
-
 def remove(*paths: Path) -> None:
     """Remove files if they are there, the first one before all others.
 
@@ -211,10 +202,8 @@ def remove(*paths: Path) -> None:
     """
 
     def unlink(path: Path) -> None:
-        try:
+        with writing(path):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise write_error(path, error) from error
 
     for path in paths[:1]:
         unlink(path)

@@ -118,6 +118,11 @@ def _say_no_locks(folder: Path) -> None:
     _log.warning("%s: this file system has no locks; see to it that no second run writes the folder", folder)
 
 
+@functools.cache
+def _say_waiting(folder: Path) -> None:
+    _log.info("%s: waiting for another part, which opens the folder, fits a transform or writes the index", folder)
+
+
 class Hold:
     """What this process holds of a run folder, from the beginning until it is released or the process ends.
 
@@ -148,7 +153,7 @@ class Hold:
 
     def _take(self) -> None:
         """Take ``.lock``, find out who else lives, and take the lock of the own share."""
-        try:
+        with disk.writing(self._lock.path):
             if holder := self._wait() if self._share else self._lock.take():
                 raise self._refused("another run writes this folder", f"a lock held by {holder}", "one run at a time")
             is_own = self._own is not None and self._own.is_taken
@@ -165,23 +170,18 @@ class Hold:
             if not self._has_scratch:
                 prepare_scratch(self._folder)
                 self._has_scratch = True
-        except OSError as error:
-            raise disk.write_error(self._lock.path, error) from error
 
     def _wait(self) -> str:
         """Take ``.lock``, waiting as long as another part may have it; return who has it where no part lives."""
-        looked, is_said = time.monotonic(), False
+        looked = time.monotonic()
         while holder := self._lock.take():
             if time.monotonic() - looked > NOBODY_SECONDS:
                 # Of an address, what is known is from before the wait: the part that has it has taken its own lock since.
                 refresh(self._folder)
                 if not self._part_locks():
                     return holder
-                if not is_said:
-                    _log.info(
-                        "%s: waiting for another part, which opens the folder, fits a transform or writes the index", self._folder
-                    )
-                looked, is_said = time.monotonic(), True
+                _say_waiting(self._folder)
+                looked = time.monotonic()
             time.sleep(random.uniform(*_POLL_SECONDS))
         return ""
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -43,64 +42,117 @@ class Piece:
     """Values that become one chunk: rows of a layer, or a band of one row.
 
     Attributes:
-        layer: Name of what is stored.
-        dataset: That the chunk is of.
-        chunk: Its shape, with an axis of images at native size too.
+        layer: That it is of.
+        dataset: That the chunk is of; at native size an image's own, without an axis of images.
         rows: Rows in the shard that it holds values of, ascending.
-        first_row: Row in the shard of its first row, present or not.
         top: First map row of the band; 0 for whole rows.
-        values: (r, h, w, c) or (r, d), float32: r rows from ``first_row`` on, NaN where absent. The last band of a row may be
-            lower than the chunk.
+        values: (r, h, w, c) or (r, d), float32: as many rows as a chunk has, NaN where absent; row i of the shard is i modulo r.
+            The last band of a row may be lower than the chunk.
     """
 
-    layer: str
+    layer: OpenLayer
     dataset: h5py.Dataset
-    chunk: Shape
     rows: tuple[int, ...]
-    first_row: int
     top: int
     values: NDArray[np.float32]
 
+    @property
+    def offset(self) -> Shape:
+        """Where the chunk lies in the dataset."""
+        first_row = self.rows[0] - self.rows[0] % len(self.values)
+        return (first_row, self.top, *(0 for _ in self.values.shape[2:]))[-self.dataset.ndim :]
 
-class Cutter:
-    """Cuts the rows of one layer in one shard into chunks of this shape: several rows, one row, or a band of one."""
 
-    def __init__(self, layer: str, dataset: h5py.Dataset, chunk: Shape) -> None:
-        self._target = layer, dataset, chunk
-        self._chunk = chunk
+class OpenLayer:
+    """One layer of a shard while it is made: its rows are cut into chunks, and these encoded."""
+
+    def __init__(self, group: h5py.Group, spec: RunSpec, feature: FeatureSpec, shard: ShardSpec) -> None:
+        self._spec, self._shard, self._name = spec, shard, feature.name
+        self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
+        self._tally = Tally(feature.channels)
+        # Row in the shard -> first map row of a band -> (CRC-32, bytes): threads finish the bands of a row in any order.
+        self._checksums: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
+        # Rows of the chunk that is begun, where it holds several.
         self._rows: list[int] = []
         self._values = np.empty(0, np.float32)
+        # Empty at native size.
+        self._chunk: Shape = ()
+        if feature.shape is None:
+            self._node = group.create_group(feature.name)
+        else:
+            rows, *row = format.chunk_shape(feature.shape, self._dtype.itemsize)
+            self._chunk = (min(rows, shard.rows), *row)
+            self._node = self._create_dataset(group, feature.name, (shard.rows, *feature.shape), self._chunk)
+        write_layer(self._node, feature, spec.dtype)
 
-    def put(self, row: int, values: NDArray[np.float32]) -> Iterator[Piece]:
+    def _create_dataset(self, group: h5py.Group, name: str, shape: Shape, chunk: Shape) -> h5py.Dataset:
+        filters = {"compression": "gzip", "compression_opts": codec.STORED_LEVEL} if self._spec.compression == "gzip" else {}
+        return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
+
+    def put(self, index: int, values: NDArray[np.float32]) -> Iterator[Piece]:
         """Return the pieces that are complete.
 
         A piece of one row refers to ``values``, which must stay as they are until it is written; small rows are copied.
 
         Args:
-            row: In the shard, after all that were put before; failed ones are never put.
+            index: Row of the run, after all that were put before; failed ones are never put.
             values: (h, w, c) or (d,).
         """
-        at_once, height, *_ = self._chunk
-        if at_once == 1:
-            for top in range(0, len(values), height):
-                yield Piece(*self._target, (row,), row, top, values[None, top : top + height])
+        row, dataset, chunk = index - self._shard.first, self._node, self._chunk
+        if not chunk:
+            band = format.band_shape(values.shape, self._dtype.itemsize)
+            dataset, chunk = self._create_dataset(self._node, format.native_name(index), values.shape, band), (1, *band)
+        if chunk[0] == 1:
+            for top in range(0, len(values), chunk[1]):
+                yield Piece(self, dataset, (row,), top, values[None, top : top + chunk[1]])
             return
-        if self._rows and row // at_once != self._rows[0] // at_once:
+        if self._rows and row // chunk[0] != self._rows[0] // chunk[0]:
             yield from self.flush()
         if not self._rows:
-            self._values = np.full(self._chunk, np.nan, np.float32)
-        self._values[row % at_once] = values
+            self._values = np.full(chunk, np.nan, np.float32)
+        self._values[row % chunk[0]] = values
         self._rows.append(row)
 
     def flush(self) -> Iterator[Piece]:
         """Return the piece that is begun, if any: no more of its rows will come."""
         if self._rows:
-            yield Piece(*self._target, tuple(self._rows), self._rows[0] - self._rows[0] % self._chunk[0], 0, self._values)
+            yield Piece(self, self._node, tuple(self._rows), 0, self._values)
             self._rows = []
+
+    def encode(self, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
+        """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row.
+
+        Raises:
+            NetworkError: A value cannot be stored.
+        """
+        stored = codec.converted(piece.values, self._dtype)
+        places = [row % len(stored) for row in piece.rows]
+        there = stored if len(places) == len(stored) else stored[places]
+        if not self._tally.add(there.astype(np.float32, copy=False)):
+            number = next(number for number, values in enumerate(there) if not np.isfinite(values).all())
+            index = self._shard.first + piece.rows[number]
+            raise _value_error(self._spec, index, self._name, piece.values[places[number]], there[number])
+        for row, values in zip(piece.rows, there, strict=True):
+            self._checksums[row][piece.top] = codec.checksum(values), values.nbytes
+        raw_bytes = stored.nbytes
+        chunk = (len(stored), *piece.dataset.chunks[1 - stored.ndim :])
+        if stored.shape != chunk:
+            # HDF5 stores the chunk at the edge of a dataset in full.
+            whole = np.full(chunk, np.nan, self._dtype)
+            whole[:, : stored.shape[1]] = stored
+            stored = whole
+        return codec.encode(stored, self._spec.compression), raw_bytes
+
+    def finish(self, rows_ok: int) -> tuple[NDArray[np.uint32], LayerStatistics]:
+        """Return the checksums of all rows, and their statistics, all pieces being encoded."""
+        checksums = np.zeros(self._shard.rows, np.uint32)
+        for row, bands in self._checksums.items():
+            checksums[row] = codec.join_checksums([bands[top] for top in sorted(bands)])
+        return checksums, self._tally.statistics(rows_ok)
 
 
 class OpenShard:
-    """A shard while it is made: an open ``.partial`` file with the datasets of its layers, and what has come of its rows.
+    """A shard while it is made: an open ``.partial`` file with its layers, and what has come of its rows.
 
     Args:
         folder: The run's folder; ``shards`` in it must exist.
@@ -114,53 +166,22 @@ class OpenShard:
     Attributes:
         shard: As given.
         tasks: That encode and write its pieces.
-        broken: Some of it could not be encoded or written; it is to be dropped.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, shard: ShardSpec, mark: str = "") -> None:
         self.shard = shard
         self.tasks: list[Future[None]] = []
-        self.broken = False
+        self._spec = spec
         self._path = folder / format.SHARD_FOLDER / shard.file_name
         self._partial = disk.partial_path(self._path, mark)
-        self._spec = spec
-        self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
-        # By row in the shard.
+        # By row in the shard; how many of them are ok; and how many rows have come, of all layers together.
         self._statuses: dict[int, ImageStatus] = {}
-        self._rows_ok = 0
-        # Of all layers together.
-        self._rows_put = 0
-        # Of layers of fixed shape.
-        self._cutters: dict[str, Cutter] = {}
-        self._tallies = {feature.name: Tally(feature.channels) for feature in spec.features}
-        self._nodes: dict[str, h5py.Dataset | h5py.Group] = {}
-        # (layer, row) -> first map row of a band -> (CRC-32, bytes): threads finish the bands of a row in any order.
-        self._checksums: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
-        with self._writing():
+        self._rows_ok = self._rows_put = 0
+        with disk.writing(self._partial):
             self._file = ShardFile(self._partial.open("wb", buffering=0))
         self._hdf5 = h5py.File(self._file, "w")
         group = self._hdf5.create_group("features")
-        for feature in spec.features:
-            if feature.shape is None:
-                node = group.create_group(feature.name)
-            else:
-                rows, *row = format.chunk_shape(feature.shape, self._dtype.itemsize)
-                chunk = (min(rows, shard.rows), *row)
-                node = self._create_dataset(group, feature.name, (shard.rows, *feature.shape), chunk)
-                self._cutters[feature.name] = Cutter(feature.name, node, chunk)
-            write_layer(node, feature, spec.dtype)
-            self._nodes[feature.name] = node
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise disk.write_error(self._partial, error) from error
-
-    def _create_dataset(self, group: h5py.Group, name: str, shape: Shape, chunk: Shape) -> h5py.Dataset:
-        filters = {"compression": "gzip", "compression_opts": codec.STORED_LEVEL} if self._spec.compression == "gzip" else {}
-        return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
+        self._layers = {feature.name: OpenLayer(group, spec, feature, shard) for feature in spec.features}
 
     def add_status(self, status: ImageStatus) -> None:
         """Note what became of an image."""
@@ -172,64 +193,32 @@ class OpenShard:
     @property
     def complete(self) -> bool:
         """Whether every row has a status, and every row that is ok has come of every layer."""
-        return len(self._statuses) == self.shard.rows and self._rows_put == self._rows_ok * len(self._nodes)
+        return len(self._statuses) == self.shard.rows and self._rows_put == self._rows_ok * len(self._layers)
 
     def cut(self, layer: str, index: int, values: NDArray[np.float32]) -> Iterator[Piece]:
-        """Return the pieces that are complete with this row of the run."""
-        cutter = self._cutters.get(layer)
-        if cutter is None:
-            # At native size a dataset an image, without an axis of images.
-            chunk = format.band_shape(values.shape, self._dtype.itemsize)
-            dataset = self._create_dataset(self._nodes[layer], format.native_name(index), values.shape, chunk)
-            cutter = Cutter(layer, dataset, (1, *chunk))
+        """Return the pieces that are complete with these values of a row of the run."""
         self._rows_put += 1
-        return cutter.put(index - self.shard.first, values)
+        return self._layers[layer].put(index, values)
 
     def flush(self) -> Iterator[Piece]:
         """Return the pieces that are begun."""
-        for cutter in self._cutters.values():
-            yield from cutter.flush()
-
-    def encode(self, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
-        """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row.
-
-        Raises:
-            NetworkError: A value cannot be stored.
-        """
-        stored = codec.converted(piece.values, self._dtype)
-        rows = [row - piece.first_row for row in piece.rows]
-        there = stored if len(rows) == len(stored) else stored[rows]
-        if not self._tallies[piece.layer].add(there.astype(np.float32, copy=False)):
-            row = next(row for row in rows if not np.isfinite(stored[row]).all())
-            index = self.shard.first + piece.first_row + row
-            raise _value_error(self._spec, index, piece.layer, piece.values[row], stored[row])
-        for row, values in zip(piece.rows, there, strict=True):
-            self._checksums.setdefault((piece.layer, row), {})[piece.top] = codec.checksum(values), values.nbytes
-        raw_bytes = stored.nbytes
-        if stored.shape != piece.chunk:
-            # HDF5 stores the chunk at the edge of a dataset in full.
-            whole = np.full(piece.chunk, np.nan, self._dtype)
-            whole[:, : stored.shape[1]] = stored
-            stored = whole
-        return codec.encode(stored, self._spec.compression), raw_bytes
+        for layer in self._layers.values():
+            yield from layer.flush()
 
     def write(self, piece: Piece, data: bytes | NDArray[np.uint8]) -> None:
         """Write the bytes of a chunk; threads may do that at the same time."""
-        # Without an axis of images at native size.
-        offset = (piece.first_row, piece.top, *(0 for _ in piece.chunk[2:]))[-piece.dataset.id.rank :]
-        with self._writing():
-            self._file.write_chunk(piece.dataset, offset, data)
+        with disk.writing(self._partial):
+            self._file.write_chunk(piece.dataset, piece.offset, data)
 
     def finish(self, digests: Digests) -> None:
         """Add the tables, close the file, and give it its final name and its digest once it is on the disk."""
-        checksums = {layer: np.zeros(self.shard.rows, np.uint32) for layer in self._nodes}
-        for (layer, row), bands in self._checksums.items():
-            checksums[layer][row] = codec.join_checksums([bands[top] for top in sorted(bands)])
-        statistics = {layer: tally.statistics(self._rows_ok) for layer, tally in self._tallies.items()}
+        found = {name: layer.finish(self._rows_ok) for name, layer in self._layers.items()}
+        checksums = {name: of_rows for name, (of_rows, _) in found.items()}
+        statistics = {name: of_layer for name, (_, of_layer) in found.items()}
         columns = _image_columns(self._spec, self.shard, [self._statuses[row] for row in range(self.shard.rows)])
         write_tables(self._hdf5, self._spec, self.shard, columns, checksums, statistics)
         self._hdf5.close()
-        with self._writing():
+        with disk.writing(self._partial):
             self._file.write_rest()
             self._file.close()
             digests.publish(self._path, self._partial)
@@ -259,17 +248,13 @@ def _value_error(
     spec: RunSpec, index: int, layer: str, values: NDArray[np.float32], stored: NDArray[np.floating]
 ) -> NetworkError:
     """Return the one line for a row with a value that cannot be stored."""
-    got = values[~np.isfinite(stored)][0]
-    where = f"{spec.manifest.keys[index]}: layer {layer}"
+    got, expected, remedy = values[~np.isfinite(stored)][0], "finite numbers", "Check network.weights and the image"
     # What a device has made float16 is infinite.
-    if np.isfinite(got) or (values.dtype == np.float16 and np.isinf(got)):
-        return NetworkError(
-            f"{where} has a value that float16 cannot hold, got {got:g}. Expected values from -65504 to 65504. "
-            f"Use output.dtype=float32, or output.overflow=row, which fails that image alone."
-        )
-    return NetworkError(
-        f"{where} has a value that is not finite, got {got:g}. Expected finite numbers. Check network.weights and the image."
-    )
+    if spec.dtype == "float16" and not np.isnan(got):
+        expected = "values from -65504 to 65504"
+        remedy = "Use output.dtype=float32, or output.overflow=row, which fails that image alone"
+    where = f"{spec.manifest.keys[index]}: layer {layer}"
+    return NetworkError(f"{where} has a value that {spec.dtype} cannot hold, got {got:g}. Expected {expected}. {remedy}.")
 
 
 def _image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, tables.Column]:
@@ -396,7 +381,6 @@ class ShardFile(io.RawIOBase):
         # First byte and the one after the last of the chunks on the disk; and where the one that is awaited is in memory.
         self._chunks: list[tuple[int, int]] = []
         self._awaited: tuple[int, int] | None = None
-        self._seeking = threading.Lock()
 
     def write_chunk(self, dataset: h5py.Dataset, offset: Shape, data: bytes | NDArray[np.uint8]) -> None:
         """Write the bytes of a chunk; threads may do that at the same time.
@@ -434,18 +418,14 @@ class ShardFile(io.RawIOBase):
             if hasattr(os, "pwrite"):
                 count = os.pwrite(self._disk.fileno(), rest, place)
             else:
-                with self._seeking:
+                with phil:
                     self._disk.seek(place)
                     count = self._disk.write(rest)
             rest, place = rest[count:], place + count
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place: HDF5 asks for the start or the end."""
-        self._place = offset + (self._size_bytes if whence == os.SEEK_END else 0)
-        return self._place
-
-    def tell(self) -> int:
-        """Return the present place."""
+        """Go to a place."""
+        self._place = offset + (0, self._place, self._size_bytes)[whence]
         return self._place
 
     def write(self, data: Any) -> int:

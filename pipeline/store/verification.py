@@ -342,7 +342,7 @@ def repair(result: VerifyResult) -> list[str]:
         disk.remove(result.folder / name)
     # A power cut must not bring back a damaged file without the line that accuses it.
     for folder in {(result.folder / name).parent for name in result.damaged}:
-        disk.sync_folder(folder)
+        disk.sync(folder)
     digests.drop(lines)
     return removed
 

@@ -6,11 +6,10 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec
@@ -120,14 +119,15 @@ class Writer:
             wait([self._waiting[0][0]])
             self._bytes_waiting -= self._waiting.popleft()[1]
         self.check()
-        task = self._encoders.submit(self._guarded, shard, self._store, piece)
+        task = self._encoders.submit(self._store, shard, piece)
+        task.add_done_callback(self._note_error)
         shard.tasks.append(task)
         self._waiting.append((task, piece.values.nbytes))
         self._bytes_waiting += piece.values.nbytes
 
     def _store(self, shard: OpenShard, piece: Piece) -> None:
         began = time.perf_counter()
-        data, raw_bytes = shard.encode(piece)
+        data, raw_bytes = piece.layer.encode(piece)
         encoded = time.perf_counter()
         shard.write(piece, data)
         with self._lock:
@@ -140,36 +140,32 @@ class Writer:
         if shard.complete:
             for piece in shard.flush():
                 self._submit(shard, piece)
-            self._finishing.append(self._finishers.submit(self._guarded, shard, self._finish))
+            task = self._finishers.submit(self._finish, shard)
+            task.add_done_callback(self._note_error)
+            self._finishing.append(task)
 
     def _finish(self, shard: OpenShard) -> None:
-        wait(shard.tasks)
-        if shard.broken:
-            return
+        for task in shard.tasks:
+            task.result()
         began = time.perf_counter()
         shard.finish(self._digests)
         with self._lock:
             self.write_seconds += time.perf_counter() - began
             del self._open[shard.shard.number]
 
-    def _guarded(self, shard: OpenShard, work: Callable[..., None], *arguments: Any) -> None:
-        """Do background work on a shard, unless some of it has failed; keep the first error for the next call of the loop.
+    def _note_error(self, task: Future[None]) -> None:
+        """Keep the first error of the background for the next call of the loop.
 
         Other shards go on: one of which all has come can still be finished and kept.
         """
-        if shard.broken:
-            return
-        try:
-            work(shard, *arguments)
-        except BaseException as error:
-            shard.broken = True
-            if isinstance(error, MemoryError):
-                error = StoreError(
-                    f"{self._folder}: out of memory while encoding, got {self._most_waiting_bytes} bytes allowed to wait. "
-                    f"Expected memory for them. Lower batch_size or data.size, then run again with output.existing=resume: "
-                    "finished shards are kept."
-                )
-            self._error = self._error or error
+        error = task.exception()
+        if isinstance(error, MemoryError):
+            error = StoreError(
+                f"{self._folder}: out of memory while encoding, got {self._most_waiting_bytes} bytes allowed to wait. "
+                f"Expected memory for them. Lower batch_size or data.size, then run again with output.existing=resume: "
+                "finished shards are kept."
+            )
+        self._error = self._error or error
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did."""
@@ -183,18 +179,18 @@ class Writer:
             PipelineError: What went wrong in the background; partial files are removed, finished shards kept.
         """
         try:
-            assert not self._to_make, f"nothing came for shards {sorted(self._to_make)}"
-            with self._lock:
-                assert all(shard.complete for shard in self._open.values())
-            wait(self._finishing)
+            self._encoders.shutdown()
+            self._finishers.shutdown()
             self.check()
+            assert not self._to_make, f"nothing came for shards {sorted(self._to_make)}"
+            assert not self._open, f"rows are missing of shards {sorted(self._open)}"
         finally:
             self.abort()
 
     def abort(self) -> None:
         """Drop what is unfinished, leaving no partial file behind; shards of which all has come are finished first."""
-        self._encoders.shutdown(wait=True)
-        self._finishers.shutdown(wait=True)
+        self._encoders.shutdown()
+        self._finishers.shutdown()
         for shard in self._open.values():
             shard.drop()
         self._open.clear()
