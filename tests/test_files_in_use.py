@@ -186,7 +186,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, name: str, by: str) -> 
     ("number", "name", "by"),
     [
         (errno.ENOMEM, SHARD, "h5py"),
-        (errno.EIO, INDEX, "Python"),
+        (errno.EIO, INDEX, "h5py"),
         (errno.EIO, LISTING, "Python"),
         (errno.ESTALE, "SHA256SUMS", "Python"),
     ],

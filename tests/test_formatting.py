@@ -40,13 +40,13 @@ class Cells(HTMLParser):
             self.cells[-1] += data
 
 
-def test_the_table_of_images_shows_both_ends_and_why_images_failed(tmp_path: Path) -> None:
+def test_the_table_of_images_shows_the_first_and_why_images_failed(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec(30), failed=[2])
     images = open_run(tmp_path).images
     lines = repr(images).splitlines()
     assert lines[0] == "<table of 30 images: key, label, status, error, height, width, bytes, sha256>"
-    assert lines[1].split() == ["row", "key", "label", "status", "error", "height", "width", "bytes", "sha256"]
-    assert [line.split()[0] for line in lines[2:]] == ["0", "1", "2", "3", "4", "...", "25", "26", "27", "28", "29"]
+    assert lines[1].split() == ["row", "key", "label", "status", "error", "height", "width", "bytes"]
+    assert [line.split()[0] for line in lines[2:]] == [str(row) for row in range(10)]
     assert "failed  truncated after 17 bytes" in lines[4]
     assert Cells(images._repr_html_()).cells.count("truncated after 17 bytes") == 1
 

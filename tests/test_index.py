@@ -67,13 +67,8 @@ def test_the_index_from_shards_alone_is_the_one_that_the_run_writes(shards_only:
 def test_missing_shards_and_manifests_are_named(shards_only: Path) -> None:
     for number in (1, 2, 5, 6):
         (shards_only / f"shards/shard-0000{number}-of-00008.h5").unlink()
-    said = (
-        f"{shards_only}: shards are missing, got 4 of 8, without shard-00001-of-00008.h5, shard-00002-of-00008.h5, "
-        "shard-00005-of-00008.h5, .... Expected all. "
-    )
-    with pytest.raises(StoreError) as raised:
+    with pytest.raises(StoreError, match=r"shard-00001-of-00008\.h5: the shard is missing, got 4 of 8 shards\. Expected all"):
         index_run(shards_only)
-    assert str(raised.value) == said + "Run the extraction again, which makes them and then the index."
     (shards_only / "manifest.jsonl.gz").unlink()
     with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the manifest is missing"):
         index_run(shards_only)
@@ -150,5 +145,5 @@ def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:
     index_run(tmp_path)
     assert contents(tmp_path / "features.h5") == before
     (tmp_path / "shards/shard-part001-00001-of-00004.h5").unlink()
-    with pytest.raises(StoreError, match=r"got 6 of 7, without shard-part001-00001-of-00004\.h5\. Expected all\. Run the"):
+    with pytest.raises(StoreError, match=r"shard-part001-00001-of-00004\.h5: the shard is missing, got 6 of 7 shards"):
         index_run(tmp_path)

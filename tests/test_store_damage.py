@@ -122,14 +122,12 @@ def test_a_damaged_table_is_named(copy: Path) -> None:
 def test_files_of_other_programs_and_later_versions_are_refused(copy: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(StoreError, match=r"other.h5: not a file of this program, got format None\. Expected 'deep-feature-pipe"):
+    with pytest.raises(StoreError, match=r"other.h5: not a file that this version of the program writes, got format None"):
         open_run(tmp_path / "other.h5")
-    change(copy / "features.h5", lambda file: file.attrs.update({"format_version": 4}))
-    with pytest.raises(StoreError, match=r"features.h5: written by a later version of this program, got format version 4\."):
-        open_run(copy)
-    change(copy / "features.h5", lambda file: file.attrs.update({"format_version": 2}))
-    with pytest.raises(StoreError, match=r"features.h5: written by an earlier version of this program, got format version 2\."):
-        open_run(copy)
+    for version in (4, 2):
+        change(copy / "features.h5", lambda file, version=version: file.attrs.update(format_version=version))  # type: ignore[misc]
+        with pytest.raises(StoreError, match=rf"features.h5: not a file .* got format .*, version {version}\."):
+            open_run(copy)
     index = copy / "features.h5"
     index.write_bytes(index.read_bytes()[:5000])
     with pytest.raises(StoreError, match=r"features.h5: the HDF5 file is damaged, got .* Expected the bytes that were written"):

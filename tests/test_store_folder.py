@@ -151,7 +151,7 @@ def test_a_file_of_another_program_is_not_replaced(tmp_path: Path, name: str) ->
     before = (tmp_path / name).read_bytes()
     with pytest.raises(StoreError, match=r"not a file that this program has written, got a file of another program\. Expected"):
         open_folder(tmp_path, make_spec(), "replace")
-    with pytest.raises(StoreError, match="not a file of this program, got format None"):
+    with pytest.raises(StoreError, match="not a file that this version of the program writes, got format None"):
         open_folder(tmp_path, make_spec(), "resume")
     assert (tmp_path / name).read_bytes() == before
 

@@ -77,29 +77,15 @@ def decode(
         DecodeError: The stream is damaged.
         ValueError: It has another length.
     """
-    length_bytes = math.prod(shape) * dtype.itemsize
-    raw = inflate(data, length_bytes) if deflated else data
+    raw = data
+    if deflated:
+        length_bytes = math.prod(shape) * dtype.itemsize
+        stream = isal_zlib.decompressobj()
+        # Memory for no more than one byte too many, whatever the stream holds.
+        raw = stream.decompress(data, length_bytes + 1)
+        if not stream.eof or len(raw) != length_bytes:
+            raise ValueError(f"a stream of {'more' if len(raw) > length_bytes else 'fewer'} than {length_bytes} bytes")
     return np.frombuffer(raw, dtype).reshape(shape)
-
-
-def inflate(data: bytes | NDArray[np.uint8], length_bytes: int, spare_bytes: int = 0) -> bytes:
-    """Return the content of a zlib stream that must hold so many bytes; take memory for no more, whatever it holds.
-
-    Args:
-        data: The stream.
-        length_bytes: That it must hold at least.
-        spare_bytes: That it may hold besides.
-
-    Raises:
-        DecodeError: It is damaged.
-        ValueError: It holds fewer bytes, or more.
-    """
-    stream = isal_zlib.decompressobj()
-    raw: bytes = stream.decompress(data, length_bytes + spare_bytes + 1)
-    if not stream.eof or not length_bytes <= len(raw) <= length_bytes + spare_bytes:
-        how = "more" if len(raw) > length_bytes else "fewer"
-        raise ValueError(f"a stream of {how} than {length_bytes} bytes")
-    return raw
 
 
 def _bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:

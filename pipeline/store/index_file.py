@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreError
 from ..records import OK, FeatureSpec, LayerSpec, Reduction, RunSpec
 from ..storage import read_ahead
 from . import damage, disk, format, tables
@@ -24,8 +24,6 @@ from .shard import write_layer, write_tables
 from .statistics import LayerStatistics, join_statistics, read_statistics
 from .tables import Column
 
-# Missing shards that are named.
-NAMED = 3
 # Attributes of the root that are written for each file, by :func:`pipeline.store.shard.write_root`.
 _OF_THE_FILE = {
     *("format", "format_version", "file_kind", "run_digest", "identity", "manifest_digest", "first_row", "rows", "created"),
@@ -41,42 +39,18 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
     """
-    columns, checksums, statistics, devices = _read_shards(folder, spec)
-    spec = replace(spec, attributes={**spec.attributes, **devices})
-    path = folder / format.INDEX_NAME
-    # In memory: a disk that refuses is more than HDF5 survives, see RawFile; and the tables are in memory already.
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        group = file.create_group("features")
-        for feature in spec.features:
-            if feature.shape is None:
-                node = _link_images(group, feature.name, spec, columns["status"])
-            else:
-                node = _map_shards(group, feature, spec)
-            write_layer(node, feature, spec.dtype)
-        write_tables(file, spec, None, columns, checksums, statistics)
-    disk.write_file(path, content.getbuffer(), Digests(folder).publish)
-    return path
-
-
-def _read_shards(
-    folder: Path, spec: RunSpec
-) -> tuple[dict[str, Column], dict[str, NDArray[np.uint32]], dict[str, LayerStatistics], dict[str, str]]:
-    """Return what all shards hold besides features, rows in order: columns, checksums and statistics by name; their devices."""
     require_own_shards(folder)
-    shards, digests = spec.shards(), [part.digest for part in spec.parts]
     names = (*format.TEXT_COLUMNS, *format.NUMBER_COLUMNS, *format.column_names(spec.manifest.metadata).values())
     columns: dict[str, list[Column]] = {name: [] for name in names}
     checksums: dict[str, list[NDArray[np.uint32]]] = {feature.name: [] for feature in spec.features}
     statistics: dict[str, LayerStatistics] = {}
-    devices: dict[str, dict[str, None]] = {}
-    paths = read_ahead(folder / format.shard_path(shard.file_name) for shard in shards)
-    for shard, path in zip(shards, paths, strict=True):
+    devices: defaultdict[str, set[str]] = defaultdict(set)
+    paths = read_ahead(folder / format.shard_path(shard.file_name) for shard in spec.shards())
+    for shard, path in zip(spec.shards(), paths, strict=True):
         with tables.open_file(path) as file, damage.reading(path, "a table"):
-            tables.check_shard(file, path, digests[shard.part], shard)
-            for name in format.DEVICE_ATTRIBUTES:
-                if name in file.attrs:
-                    devices.setdefault(name, {})[str(file.attrs[name])] = None
+            tables.check_shard(file, path, spec.parts[shard.part].digest, shard)
+            for name in file.attrs.keys() & format.DEVICE_ATTRIBUTES:
+                devices[name].add(str(file.attrs[name]))
             for name, of_shards in columns.items():
                 of_shards.append(tables.read_column(file, path, name))
             for layer, parts in checksums.items():
@@ -86,7 +60,22 @@ def _read_shards(
                 statistics[layer] = join_statistics([statistics[layer], found]) if layer in statistics else found
     joined: dict[str, Any] = {name: np.concatenate(of_shards) for name, of_shards in columns.items()}
     arrays = {layer: np.concatenate(parts) for layer, parts in checksums.items()}
-    return joined, arrays, statistics, {name: "; ".join(sorted(found)) for name, found in devices.items()}
+    of_devices = {name: "; ".join(sorted(found)) for name, found in devices.items()}
+    spec = replace(spec, attributes={**spec.attributes, **of_devices})
+    # In memory: a disk that refuses is more than HDF5 survives, see ShardFile; and the tables are in memory already.
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        group = file.create_group("features")
+        for feature in spec.features:
+            if feature.shape is None:
+                node = _link_images(group, feature.name, spec, joined["status"])
+            else:
+                node = _map_shards(group, feature, spec)
+            write_layer(node, feature, spec.dtype)
+        write_tables(file, spec, None, joined, arrays, statistics)
+    path = folder / format.INDEX_NAME
+    disk.write_file(path, content.getbuffer(), Digests(folder).publish)
+    return path
 
 
 def _map_shards(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.Dataset:
@@ -124,11 +113,8 @@ def read_run_spec(folder: Path) -> RunSpec:
         raise damage.missing_file(folder / contents.lost, "manifest", "shards of its part")
     missing = [shard.file_name for shard in contents.plan if shard.file_name not in contents.shards]
     if missing:
-        names = ", ".join(missing[:NAMED]) + ", ..." * (len(missing) > NAMED)
-        raise StoreError(
-            f"{folder}: shards are missing, got {len(contents.plan) - len(missing)} of {len(contents.plan)}, without {names}. "
-            f"Expected all. Run the extraction again, which makes them and then the index."
-        )
+        got = f"{len(contents.plan) - len(missing)} of {len(contents.plan)} shards"
+        raise damage.missing_file(folder / format.shard_path(missing[0]), "shard", got)
     path, identity = folder / format.shard_path(contents.plan[-1].file_name), contents.planned[-1].identity
     with damage.reading(path, "the root"), tables.open_file(path) as file:
         tables.check_shard(file, path, contents.parts[-1].digest, contents.plan[-1])

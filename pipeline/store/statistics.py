@@ -68,16 +68,6 @@ class LayerStatistics:
     histogram: NDArray[np.int64]
 
     @property
-    def sum(self) -> float:
-        """Sum of all values."""
-        return float(self.exact_sum[0])
-
-    @property
-    def sum_of_squares(self) -> float:
-        """Sum of the squares of all values."""
-        return float(self.exact_sum_of_squares[0])
-
-    @property
     def minimum(self) -> float:
         """The smallest value; inf without rows."""
         return float(self.channel_minimum.min())
@@ -90,7 +80,7 @@ class LayerStatistics:
     @property
     def mean(self) -> float:
         """Mean of all values; NaN without rows."""
-        return self.sum / self.values if self.rows else math.nan
+        return float(self.exact_sum[0] / self.values) if self.rows else math.nan
 
     @property
     def standard_deviation(self) -> float:
@@ -98,7 +88,7 @@ class LayerStatistics:
         if not self.rows:
             return math.nan
         # Below zero by rounding, where all values are alike.
-        return math.sqrt(max(0.0, self.sum_of_squares / self.values - self.mean**2))
+        return math.sqrt(max(0.0, self.exact_sum_of_squares[0] / self.values - self.mean**2))
 
     @property
     def zero_share(self) -> float:

@@ -6,13 +6,13 @@ Files hold what a list says of its images as text. In an :class:`ImageTable` a c
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from ..storage import RemotePath
 from . import format
 from .damage import (
     NO_LOCKS,
+    DamagedError,
     ForeignError,
-    UnreadableError,
     damaged,
     foreign,
     of_another_run,
@@ -43,8 +43,8 @@ Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
 # The columns of the format as a person wants them; HDF5 has sorted them by name.
 _OWN = ("key", "label", "status", "error", "height", "width", "bytes", "sha256")
-# Rows of a long table that are shown at either end; of a longer table no values are read to be looked at.
-ENDS, LARGEST_READ = 5, 100_000
+# Rows of a long table that are shown; of a longer one no values are read to be looked at.
+SHOWN_ROWS, LARGEST_READ = 10, 100_000
 # No leading zeros, underscores or plus signs: 007 and +49 30 are names of something.
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|-?inf|nan|", re.IGNORECASE)
@@ -112,33 +112,19 @@ def open_file(path: Path) -> h5py.File:
 
 def _check_root(file: h5py.File, path: Path) -> None:
     kind, version = file.attrs.get("format"), file.attrs.get("format_version")
-    if kind != format.FORMAT or version is None:
+    if (kind, version) != (format.FORMAT, format.FORMAT_VERSION):
         raise ForeignError(
-            f"{path}: not a file of this program, got format {kind!r}. Expected {format.FORMAT!r}. "
-            f"Give a run folder, its {format.INDEX_NAME} or one of its shards."
+            f"{path}: not a file that this version of the program writes, got format {kind!r}, version {version}. Expected "
+            f"{format.FORMAT!r}, version {format.FORMAT_VERSION}. Give a run folder, its {format.INDEX_NAME} or a shard; read "
+            "a run of another version by that version, or extract it again with output.existing=replace."
         )
-    if int(version) != format.FORMAT_VERSION:
-        is_later = int(version) > format.FORMAT_VERSION
-        raise ForeignError(
-            f"{path}: written by {'a later' if is_later else 'an earlier'} version of this program, got format version "
-            f"{int(version)}. Expected {format.FORMAT_VERSION}. "
-            f"{'Update the program' if is_later else 'Extract again with output.existing=replace'}."
-        )
-    found = str(file.attrs["run_digest"])
-    if hashlib.sha256(str(file.attrs["identity"]).encode()).hexdigest() != found:
-        raise damaged(path, "attribute 'run_digest' of the root", f"{found[:12]}, which is not that of the identity")
 
 
 def _open_hdf5(path: Path) -> h5py.File:
     """Open any HDF5 file for reading; without a lock where the file system has none."""
     require_file(path)
     try:
-        if isinstance(path, RemotePath):
-            source: Any = path.ranges()
-        else:
-            with path.open("rb") as file:
-                file.read(1)
-            source = path
+        source = path.ranges() if isinstance(path, RemotePath) else path
     except OSError as error:
         raise unreadable(path, error) from error
     with reading(path, "the HDF5 file"):
@@ -160,15 +146,11 @@ def is_foreign(path: Path) -> bool:
     """Tell whether this is a whole HDF5 file of another program; of what is damaged nobody can tell.
 
     Raises:
-        UnreadableError: It is in use, or the system does not let us read it.
+        StoreError: It is in use, or the system does not let us read it.
     """
-    try:
-        with _open_hdf5(path) as file, reading(path, "the root"):
-            return bool(file.attrs.get("format") != format.FORMAT)
-    except UnreadableError:
-        raise
-    except StoreError:
-        return False
+    with suppress(DamagedError), _open_hdf5(path) as file, reading(path, "the root"):
+        return bool(file.attrs.get("format") != format.FORMAT)
+    return False
 
 
 def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
@@ -181,7 +163,6 @@ def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
         # A run that was never extended has one part, and no attributes about it.
         stops = [int(stop) for stop in file.attrs.get("part_stops", [file.attrs["rows"]])]
         digests = [str(digest) for digest in file.attrs.get("part_digests", [file.attrs["run_digest"]])]
-        # Before their shards are counted out.
         if len(stops) != len(digests) or [0, *stops] != sorted({0, *stops}):
             raise ValueError(f"parts that end at rows {stops[:5]}")
         if stops[-1] > format.MOST_ROWS or not 0 <= stops[-1] // int(file.attrs["images_per_shard"]) <= format.MOST_SHARDS:
@@ -230,11 +211,9 @@ def as_numbers(texts: Sequence[str]) -> NDArray[np.int64] | NDArray[np.float64] 
         where one is anything else (leading zeros are: 007 is a name), a whole number does not fit 64 bits, or none is a number.
     """
     different = set(texts)
-    try:
-        if different and all(map(_WHOLE.fullmatch, different)):
-            return np.array([*map(int, texts)], np.int64)
-    except OverflowError:
-        return None
+    if different and all(map(_WHOLE.fullmatch, different)):
+        whole = [*map(int, texts)]
+        return np.array(whole, np.int64) if max(map(abs, whole)) < 1 << 63 else None
     if all(map(_NUMBER.fullmatch, different)) and any(map(re.compile("[0-9]").search, different)):
         return np.array([float(text or "nan") for text in texts], np.float64)
     return None
@@ -296,27 +275,16 @@ class ImageTable(Shown, Mapping[str, NDArray[Any]]):
 
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         caption = f"table of {self._rows} images: {', '.join(self._names)}"
+        if self._rows > LARGEST_READ:
+            return caption, (), ()
         try:
-            return caption, *(self._ends() if self._rows <= LARGEST_READ else ((), ()))
+            # Why images failed, where some did; a digest tells a person nothing.
+            names = [name for name in self if name != "sha256" and (name != "error" or any(self[name]))]
+            rows = range(min(self._rows, SHOWN_ROWS))
+            return caption, ["row", *names], [[str(row), *(str(self[name][row]) for name in names)] for row in rows]
         except StoreError as error:
             # Looking at something must be possible whatever is wrong with it.
             return caption, [str(error)], []
-
-    def _ends(self) -> tuple[list[str], list[list[str]]]:
-        """Return headings and cells of the first and the last images, and a row of dots for those between."""
-        # Why images failed, where some did.
-        names = [name for name in self if name != "error" or any(self[name])]
-        is_long = self._rows > 2 * ENDS
-        rows = [*range(ENDS), *range(self._rows - ENDS, self._rows)] if is_long else range(self._rows)
-        cells = [[str(row), *(_text(name, self[name][row]) for name in names)] for row in rows]
-        if is_long:
-            cells.insert(ENDS, ["..."] * (len(names) + 1))
-        return ["row", *names], cells
-
-
-def _text(column: str, value: Any) -> str:
-    # The rest of a digest tells a person no more.
-    return f"{value:.8}..." if column == "sha256" and value else str(value)
 
 
 def _are_folders(labels: Column, keys: NDArray[Any]) -> bool:
