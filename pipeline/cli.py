@@ -10,43 +10,46 @@ import hashlib
 import io
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from . import signals
 from .errors import OptionError, PipelineError, nearest, printable, system_errors_in_one_line
 
-# Options of the images: what a run is called by default.
-SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
 # Options whose value is a piece of text and nothing else, of any command.
-_TYPED = ("name", "output.dir", "output.scratch", "network.model", "network.weights", "engine.address", "run", "image", "file")
-LITERAL_OPTIONS = frozenset((*SOURCES, *_TYPED))
+_IN_GROUPS = "data.dir data.list data.tar data.tfds output.dir output.scratch network.model network.weights engine.address"
+LITERAL_OPTIONS = frozenset((*_IN_GROUPS.split(), "name", "run", "image", "file", "failed"))
 # Options that are lists: commas make one, with brackets or without.
-LISTS = ("layers", "channels", "images")
-# Options that are a choice of files: ``network=vgg16``, not ``network.name=vgg16``.
+_LISTS = ("layers", "channels", "images")
+# Options that are a group of Hydra's: ``network=vgg16``, not ``network.name=vgg16``.
 GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
-MULTIRUN = frozenset({"-m", "--multirun"})
+_MULTIRUN = frozenset({"-m", "--multirun"})
 # Of what is swept: what the name of a run tells anyway, and what is one run.
 _NOT_IN_NAMES = frozenset({"data.split", "network", "name", "output.dir", "part"})
+_HELP = """{what}
+
+  python -m {module} {example}
+
+== Networks (network=NAME), engines (engine=NAME) ==
+$APP_CONFIG_GROUPS
+== Options and their defaults; the README says what they mean ==
+$CONFIG
+"""
 
 
-def start(module: str, work: Callable[[Any], None], *, options: str, when_stopped: str, config_name: str = "") -> None:
+def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> None:
     """Run a command on the process's command line; leave with an exit code where it fails.
 
     Args:
         module: Name after ``python -m``.
         work: Is called with the checked options, in each job.
-        options: Name of their class in :mod:`pipeline.config`; "": the work gets those of ``pipeline.run``, plain and unchecked.
         when_stopped: What Ctrl-C and SIGTERM leave behind, and what to do.
-        config_name: Name of the file in ``conf`` with the defaults; "": as the module.
     """
     signals.install(when_stopped)
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -62,10 +65,9 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As stderr does by itself: a name need not be such as this terminal's encoding has.
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = literal_arguments(sys.argv[1:])
+    kind = declare_options(module)
+    sys.argv[1:] = arguments = literal_arguments(sys.argv[1:])
     is_several = "--multirun" in arguments
-    swept = _swept(arguments) if is_several else []
-    kind = getattr(config, options or "Options")
     alone: list[Any] = []
 
     def do(composed: Any) -> None:
@@ -73,21 +75,16 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
         try:
             values: Any = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
-            raise wrong_override(error, arguments, kind, module) from None
-        checked = config.check(kind, values, module) if options else values
-        if swept and values.get("name", "") is None:
-            checked = replace(checked, name=checked.name + sweep_suffix(values, swept, checked.name))
+            raise wrong_override(error, arguments, kind) from None
+        checked: Any = config.check(kind, values)
+        if is_several and values.get("name", "") is None:
+            checked = replace(checked, name=checked.name + sweep_suffix(HydraConfig.get().overrides.task, swept(arguments)))
         with system_errors_in_one_line():
             work(checked)
 
-    def job(composed: Any) -> None:
-        # Hydra would print lines of its own about what is raised here: a job that is alone is done after it.
-        (do if is_several else alone.append)(composed)
-
     try:
-        sys.argv[1:] = arguments
-        with signals.clearing(_end_joblib):
-            hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=config_name or module[9:])(job)()
+        # Hydra would print lines of its own about what is raised in a job: one that is alone is done after it.
+        hydra.main(version_base="1.3", config_path=None, config_name="config")(do if is_several else alone.append)()
         for composed in alone:
             do(composed)
         sys.stdout.flush()
@@ -102,7 +99,7 @@ def start(module: str, work: Callable[[Any], None], *, options: str, when_stoppe
         # Before a job has begun it is the command line that is wrong; in one it is the program, or what launched it.
         if alone or (is_several and not isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
-        fail(wrong_override(error, arguments, kind, module))
+        fail(wrong_override(error, arguments, kind))
     signals.ignore()
 
 
@@ -112,31 +109,49 @@ def fail(error: PipelineError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def configuration_folder() -> str:
-    """Return the folder of YAML files: inside an installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent / "conf"
-    return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+def declare_options(module: str) -> type:
+    """Tell Hydra names, defaults and help of a command's options, as its configuration ``config``; return their class."""
+    from hydra.core.config_store import ConfigStore
+
+    from . import config
+
+    kind, what, example = config.COMMANDS[module.rpartition(".")[2]]
+    values, store, groups = config.nested(config.defaults(kind)), ConfigStore.instance(), list[dict[str, str]]()
+    for key, group in GROUP_NAMES.items():
+        if group in values:
+            groups.append({group: values[group].pop("name")})
+            for name in config.CHOICES[key]:
+                store.store(name, {"name": name}, group)
+    # The program makes no folder and no log by Hydra, but for a folder for what Hydra notes of several jobs.
+    no_logs = [{f"override hydra/{name}_logging": "none"} for name in ("hydra", "job")]
+    of_hydra = {
+        "output_subdir": None,
+        "run": {"dir": "."},
+        "sweep": {"dir": ".multirun", "subdir": "."},
+        "help": {"app_name": module, "template": _HELP.format(what=what, module=module, example=example)},
+    }
+    store.store("config", {"defaults": ["_self_", *groups, *no_logs], **values, "hydra": of_hydra})
+    return kind
 
 
-def wrong_override(error: BaseException, arguments: Sequence[str], kind: type, module: str) -> OptionError:
-    """Return what Hydra or OmegaConf says of a module's command line as an error of the usual form."""
+def wrong_override(error: BaseException, arguments: Sequence[str], kind: type) -> OptionError:
+    """Return what Hydra or OmegaConf says of a command line as an error of the usual form."""
     from . import config
 
     known = {name for key in config.defaults(kind) for name in (key, GROUP_NAMES.get(key))}
     for argument in arguments:
-        key = argument.partition("=")[0].lstrip("+~")
-        if "=" in argument and key not in known and not key.startswith(("-", "hydra")):
-            return config.unknown_key(key, kind, module)
+        key, equals, _ = argument.lstrip("+~").partition("=")
+        if equals and key not in known and not key.startswith(("-", "hydra")):
+            return config.unknown_key(key, kind)
     said = str(error)
     if found := re.search(r"Could not find '(.+)/([^/']+)'", said):
-        names = re.findall(r"^\s+(\w+)$", said, re.MULTILINE)
-        install = " Launchers of jobs come with `pip install 'deep-feature-pipeline[launchers]'`." * ("/" in found[1])
-        near = nearest(found[2], names)
+        near = nearest(found[2], re.findall(r"^\s+(\w+)$", said, re.MULTILINE))
+        install = " Launchers come with `pip install 'deep-feature-pipeline[launchers]'`." * found[1].startswith("hydra/")
         return OptionError(f"{found[1]}: there is none of this name, got {found[2]!r}. Expected one of: {near}.{install}")
     first_line = " ".join(said.split("\n")[0].split()).rstrip(".")
     return OptionError(
         f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes inside quotes, "
-        f"e.g. 'name=\"a,b\"'. Run `python -m {module} --help` for all options."
+        "e.g. 'name=\"a,b\"'. Run the command with --help for all options."
     )
 
 
@@ -146,28 +161,23 @@ def literal_arguments(arguments: Sequence[str]) -> list[str]:
     Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already stays as it is,
     and so do commas and parentheses of a sweep, whose ``-m`` may stand anywhere. Lists with commas get their brackets.
     """
-    if MULTIRUN & {*arguments}:
-        others = [argument for argument in arguments if argument not in MULTIRUN]
+    others = [argument for argument in arguments if argument not in _MULTIRUN]
+    if len(others) < len(arguments):
         return ["--multirun", *(argument if {*",("} & {*argument} else _literal(argument) for argument in others)]
     tars = [argument.partition("=")[2] for argument in arguments if argument.startswith("data.tar=")]
     if len(tars) > 1:
         # The shell makes many arguments of data.tar=train-{000..012}.tar.
-        names = ",".join(quoted(name) if is_typed(name) else name for name in tars)
-        arguments = [*(other for other in arguments if not other.startswith("data.tar=")), f"data.tar=[{names}]"]
-    return [_literal(argument) for argument in arguments]
+        others = [argument for argument in others if not argument.startswith("data.tar=")]
+        return [*map(_literal, others), f"data.tar=[{','.join(map(quoted, tars))}]"]
+    return [_literal(argument) for argument in others]
 
 
 def _literal(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if key in LISTS and "," in value and not value.startswith(("[", "'", '"')):
+    if key in _LISTS and "," in value and not value.startswith(("[", "'", '"')):
         return f"{key}=[{value}]"
-    if not equals or key not in LITERAL_OPTIONS or not is_typed(value):
-        return argument
-    if key == "data.tar" and value[:1] + value[-1:] == "[]":
-        # Where there are quotes, someone knows Hydra's grammar. Commas in braces are no separators.
-        parts = (quoted(part.strip()) for part in re.findall(r"(?:\{[^{}]*\}|[^,])+", value[1:-1]))
-        return argument if {*value} & {*"\"'"} else f"{key}=[{','.join(parts)}]"
-    return f"{key}={quoted(value)}"
+    is_list = key == "data.tar" and value[:1] + value[-1:] == "[]"
+    return f"{key}={quoted(value)}" if equals and key in LITERAL_OPTIONS and is_typed(value) and not is_list else argument
 
 
 def is_typed(value: str) -> bool:
@@ -180,48 +190,31 @@ def quoted(text: str) -> str:
     # Source: OmegaConf, "Escaping in interpolation strings": a backslash before ${ keeps it from being looked up.
     text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
     # Source: Hydra, "The extended override grammar", quoted values: backslashes count only before a quote.
-    text = re.sub(r'(\\*)(")', lambda match: match[1] * 2 + r"\"", text)
-    text = re.sub(r"(\\+)$", lambda match: match[1] * 2, text)
+    text = re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text)
     return f'"{text}"'
 
 
-def _swept(arguments: Sequence[str]) -> list[str]:
-    """Return the options of which jobs have different values, in the order of the command line."""
+def swept(arguments: Sequence[str]) -> set[str]:
+    """Return the options of which jobs have different values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    with suppress(HydraException):  # which Hydra will say itself
-        overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-        return [override.key_or_group for override in overrides if override.is_sweep_override()]
-    return []
+    overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
+    return {override.key_or_group for override in overrides if override.is_sweep_override()}
 
 
-def sweep_suffix(values: Mapping[str, Any], swept: Sequence[str], name: str) -> str:
+def sweep_suffix(overrides: Sequence[str], keys: Collection[str]) -> str:
     """Return what tells the run of one job of a sweep from the others': ``-layers=relu4_1-size=64``.
 
-    Each option that is swept, by its last word, and its value; but for the network and plain folders, with which the name of the
-    run without this begins, and for parts, which make one run. ``values``: nested options of the job.
+    Args:
+        overrides: Of the job, ``data.size=64``.
+        keys: The options that are swept. Each is named by its last word, but for those that the name of a run tells anyway.
     """
-    from .config import flat
-
-    suffix, given = "", flat(values)
-    for key in swept:
-        value = given.get(f"{key}.name" if key in GROUP_NAMES.values() else key)
-        text = "+".join(map(str, value)) if isinstance(value, list) else "null" if value is None else str(value)
-        if key in SOURCES:
-            text = "" if name.startswith(f"{text}-") else text.replace("/", "+")
-        if key in _NOT_IN_NAMES or key.startswith("hydra") or not text:
-            continue
-        plain = re.sub(r"[^\w.+-]", "-", text)[:80]
-        # Other characters, or more of them, would make one name of two.
-        plain += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" * (plain != text)
-        suffix += f"-{key.rsplit('.', 1)[-1]}={plain}"
+    suffix = ""
+    for key, _, value in (override.partition("=") for override in overrides):
+        if key in keys and key not in _NOT_IN_NAMES and not key.startswith("hydra"):
+            text = re.sub("[,/]", "+", value.strip("[]\"'"))
+            plain = re.sub(r"[^\w.+-]", "-", text)[:80]
+            # Other characters, or more of them, would make one name of two.
+            plain += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" * (plain != text)
+            suffix += f"-{key.rsplit('.', 1)[-1]}={plain}"
     return suffix
-
-
-def _end_joblib() -> None:
-    """End joblib's workers, which outlive whoever started them, for minutes. What they are at is made by whoever goes on."""
-    executor = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
-    for worker in [*getattr(executor, "_processes", ())]:
-        with suppress(OSError):
-            os.kill(worker, signal.SIGTERM)

@@ -1,19 +1,19 @@
 """All options of all commands: their names, types, defaults, rules and checks, each in one place.
 
 A class of options has one field an option. Its annotation is the type after the check, its metadata hold the default as a user
-would write it, the rule in words and the check. ``conf/*.yaml`` has the same names and defaults with a comment each, for Hydra
-and for people; a test compares them. Loads neither Hydra nor TensorFlow, so that a wrong option is answered at once.
+would write it, the rule in words and the check. :mod:`pipeline.cli` tells Hydra the names and the defaults. Loads neither Hydra
+nor TensorFlow, so that a wrong option is answered at once.
 """
 
 # Paths are texts here, and stay as they are written; `option` and its like make fields, as `dataclasses.field` does.
-# ruff: noqa: PTH100, PTH111, PTH119, PTH120, RUF009
+# ruff: noqa: PTH111, PTH119, PTH120, RUF009
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -41,25 +41,22 @@ MOST_CHANNELS = 2**20
 MOST_COMPONENTS = 2**24
 # What network.weights may say besides the path of a file.
 WEIGHTS = ("imagenet", "matconvnet", "torchvision", "random")
+# Options that say which images.
+SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
 # Formats of pictures that are drawn.
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 TAR_SUFFIX = ".tar"
-# Of a Ray cluster. An address of version 6 stands in brackets.
-_CLUSTER = re.compile(r"(?:ray://)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", re.ASCII)
-# Source: tensorflow_datasets.core.naming, names of sets, configurations and versions.
-_TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
-# Of a split: what lies in a slice of one, train[:10%], would be other images in other versions of a set.
-_SPLIT = re.compile(r"[\w.-]+")
 # What makes the path of a tar file a pattern or a range.
 _PATTERN = re.compile(r"[*?\[{]")
-# Options of earlier versions, by their last word, and what replaces them.
-REPLACED = {"convolution": "runtime.backend, which replaces it"}
-# Of what a run is made from.
-_READ_PATHS = ("data.dir", "data.list", "data.tar", "network.model", "network.weights", "reduction.pca.fit")
+# Of a Ray cluster. An address of version 6 stands in brackets.
+_CLUSTER = r"auto|(ray://)?([A-Za-z0-9_.-]+|\[[0-9a-fA-F:]+\]):\d{1,5}"
+# Source: tensorflow_datasets.core.naming, names of sets, configurations and versions.
+_TFDS_NAME = r"[A-Za-z_]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?"
 
 # Of options that several commands have.
-_NAME_RULE = "the name of one folder, without / \\ or :"
+_NAME = ("the name of one folder, without / \\ or :", r"(?!\.\.?$)[^/\\:]+")
 _REDUCE_RULE = "a list of reductions, applied one after the other, e.g. reduce=[gem,l2]"
+_LAYERS_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]"
 _STORED_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]"
 
 T = TypeVar("T")
@@ -68,7 +65,8 @@ T = TypeVar("T")
 def option(default: Any, rule: str, check: Callable[[Any], Any], **metadata: Any) -> Any:
     """Declare an option; ``default``: as a user would write it, where it is None, that is right too; ``rule``: in words.
 
-    ``check`` makes a checked value of a plain one, or raises ValueError or TypeError.
+    ``check`` makes a checked value of a plain one, or raises ValueError or TypeError. With ``is_read`` in the metadata the value
+    is stored as checked: a path that is right from any folder.
     """
 
     def checked(value: Any) -> Any:
@@ -94,104 +92,88 @@ def switch(default: bool) -> Any:
     return option(default, "true or false", lambda value: right(value, isinstance(value, bool)))
 
 
-def whole(default: int | str, least: int, most: int) -> Any:
-    """Declare a whole number; where the default is ``auto``, that is right too and becomes None."""
+def number(default: float | str, least: float, most: float, kind: type = int) -> Any:
+    """Declare a whole number, or any of ``kind`` float; where the default is ``auto``, that is right too and becomes None."""
 
-    def check(value: Any) -> int | None:
-        return None if value == AUTO == default else right(value, type(value) is int and least <= value <= most)
+    def check(value: Any) -> Any:
+        return None if value == AUTO == default else kind(right(value, type(value) in (int, kind) and least <= value <= most))
 
-    return option(default, f"{'auto or ' * (default == AUTO)}a whole number from {least} to {most}", check)
-
-
-def number(default: float | str, least: float, most: float) -> Any:
-    """Declare a number above one and up to another; where the default is ``auto``, that is right too and becomes None."""
-
-    def check(value: Any) -> float | None:
-        return None if value == AUTO == default else float(right(value, not isinstance(value, bool) and least < value <= most))
-
-    return option(default, f"{'auto or ' * (default == AUTO)}a number above {least:g}, at most {most:g}", check)
+    of_kind = "a whole number" if kind is int else "a number"
+    return option(default, f"{'auto or ' * (default == AUTO)}{of_kind} from {least} to {most}", check)
 
 
-def path(default: str | None, key: str) -> Any:
+def text(default: str | None, rule: str, pattern: str = r".+") -> Any:
+    """Declare a text of a form. Hydra reads 2024 as a number, here it is a name."""
+    return option(default, rule, lambda value: right(str(value), value is not None and re.fullmatch(pattern, str(value))))
+
+
+def path(default: str | None, key: str, *, is_read: bool = False) -> Any:
     """Declare a path, or an address that something installed can reach."""
-    return option(default, "a path", lambda value: path_of(key, _text(value)))
+    return option(default, "a path", lambda value: _path(key, value, is_read), is_read=is_read)
 
 
-def _matching(pattern: re.Pattern[str]) -> Callable[[Any], Any]:
-    return lambda value: right(value, pattern.fullmatch(value))
-
-
-def _text(value: Any) -> str:
-    """Check a text that is not empty; Hydra reads 2024 as a number, here it is a name."""
-    text = "" if value is None else str(value)
-    return right(text, text and "\0" not in text)
-
-
-def _texts(value: Sequence[Any]) -> tuple[str, ...]:
-    return right(tuple(value), value and all(isinstance(text, str) and text and "\0" not in text for text in value))
+def _path(key: str, value: Any, is_absolute: bool = False) -> Path:
+    found = path_of(key, right(str(value), value not in (None, "")))
+    return found.absolute() if is_absolute and not isinstance(found, RemotePath) else found
 
 
 def _local(value: Any) -> Path:
-    return expanded(right(_text(value), not is_address(str(value))))
+    return expanded(right(str(value), value not in (None, "") and not is_address(str(value))))
 
 
-def _fraction(value: Any) -> float:
-    return float(right(value, not isinstance(value, bool) and 0 <= value <= 1))
+def _absolute(name: str) -> str:
+    return name if is_address(name) else str(expanded(name).absolute())
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return what a list holds, or a text with commas."""
+    texts = tuple(re.findall(r"[^,]+", value) if isinstance(value, str) else value)
+    return right(texts, all(isinstance(each, str) and each for each in texts))
+
+
+def _tars(value: Any) -> tuple[str, ...]:
+    # Commas in braces are no separators.
+    return right(tuple(map(_absolute, _texts([value] if isinstance(value, str) else value))), value)
+
+
+def _share(value: Any) -> Share | None:
+    return right(share := Share.of_text(value), share)
 
 
 def _size(value: Any) -> Any:
-    if value is None:
-        return None
-    if value == AUTO:
-        return AUTO
+    if value is None or value == AUTO:
+        return value
     height, width = (value, value) if isinstance(value, int) else value
     return right((height, width), all(type(side) is int and 1 <= side <= LARGEST_SIDE_PX for side in (height, width)))
 
 
-def _layers(value: Any) -> tuple[str, ...]:
-    # One name, or several with commas, needs no brackets.
-    return _texts([part for part in value.split(",") if part.strip()] if isinstance(value, str) else value)
-
-
-def _chain(value: Any) -> tuple[str, ...]:
-    return _layers(value) if value else ()
+def _model(value: Any) -> str:
+    model = keras_models.check_model(str(value))
+    return _absolute(model) if keras_models.is_file(model) else model
 
 
 def _weights(value: Any) -> str:
-    text = _text(value)
-    return text if text in WEIGHTS else str(right(expanded(text), expanded(text).exists()))
-
-
-def _name(value: Any) -> str:
-    name = _text(value)
-    return right(name, name not in (".", "..") and not {*name} & {*"/\\:"})
-
-
-def _cluster(value: str) -> str:
-    found = _CLUSTER.fullmatch(value)
-    return right(value, value == AUTO or (found and 0 < int(found[1]) < 65536))
+    return str(value) if value in WEIGHTS else right(_absolute(str(value)), value and expanded(str(value)).exists())
 
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
     """Which images, and how they are brought to size."""
 
-    dir: Path | None = path(None, "data.dir")  # beside a list what its paths are relative to, beside a set where sets are kept
-    list: Path | None = path(None, "data.list")
-    tar: tuple[str, ...] | None = option(
-        None,
-        "a tar file, a folder of them, a pattern, or a list of these, e.g. 'data.tar=train-{000..012}.tar'",
-        lambda value: _texts([value] if isinstance(value, str) else value),
-    )
-    tfds: str | None = option(None, "a set's name: name, name/config or name:1.0.0", _matching(_TFDS_NAME))
-    split: str | None = option(None, "a whole split, e.g. train, test or validation", _matching(_SPLIT))
+    # Beside a list what its paths are relative to, beside a set where sets are kept.
+    dir: Path | None = path(None, "data.dir", is_read=True)
+    list: Path | None = path(None, "data.list", is_read=True)
+    tar: tuple[str, ...] | None = option(None, "a tar file, a folder of them, a pattern, or a list of these", _tars, is_read=True)
+    tfds: str | None = text(None, "a set's name: name, name/config or name:1.0.0", _TFDS_NAME)
+    # What lies in a slice of a split, train[:10%], would be other images in other versions of a set.
+    split: str | None = text(None, "a whole split, e.g. train, test or validation", r"[\w.-]+")
     # (height, width) in px, or None for native size; `auto` until it stands in Options.
     size: Any = option(AUTO, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size", _size)
     resize: str = choice("squash", "squash", "crop", "pad")
     interpolation: str = choice("bilinear", "nearest", "bilinear", "bicubic", "lanczos")
     decode: str = choice("exact", "exact", "fast")
-    label: str = option("folder", "folder, parent, or the name of a column", _text)
-    max_failed_fraction: float = option(1.0, "a number from 0 to 1", _fraction)
+    label: str = text("folder", "folder, parent, or the name of a column")
+    max_failed_fraction: float = number(1.0, 0, 1, float)
 
     @property
     def name(self) -> str:
@@ -199,46 +181,57 @@ class DataOptions:
         if self.tfds is not None:
             return "-".join([re.split("[/:]", self.tfds)[0], *([self.split] if self.split else [])])
         if self.tar is not None:
-            (first, *others) = self.tar
             # Of the only tar file, else of the folder that they are in.
-            is_one = not others and not names_a_folder(first) and not _PATTERN.search(first)
-            return Path(first).stem if is_one else os.path.basename(tar_folder(self.tar))
+            is_one = len(self.tar) == 1 and not _PATTERN.search(self.tar[0])
+            return re.sub(r"\.tar$", "", os.path.basename(self.tar[0] if is_one else tar_folder(self.tar)), flags=re.IGNORECASE)
         if self.list is not None:
             return self.list.stem
         # Also of "." and "imgs/..".
         return self.dir.name if isinstance(self.dir, RemotePath) else self.dir.resolve().name if self.dir else ""
 
 
+def tar_folder(tars: Sequence[str]) -> str:
+    """Return the absolute folder that all of ``data.tar`` is below, whichever files there are: what no pattern is part of."""
+    folders = []
+    for name in map(_absolute, tars):
+        plain = _PATTERN.split(name)[0]
+        # By its name alone, so that it is the same from everywhere.
+        is_folder = plain == name and TAR_SUFFIX not in os.path.basename(name).lower()
+        folders.append(name if is_folder else os.path.dirname(plain))
+    return os.path.commonpath(folders)
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """Which network, with which weights; a group of files in ``conf/network``. Model and preprocessing are of ``keras``."""
+    """Which network, with which weights. Model and preprocessing are of ``keras``."""
 
     name: str = choice("vgg19", *sorted(NETWORKS), KERAS)
-    model: str | None = option(None, "a model", lambda value: keras_models.check_model(_text(value)))
+    model: str | None = option(None, "a model", _model, is_read=True)
     preprocess: str = choice(AUTO, AUTO, *keras_models.MODES)
-    weights: str = option("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights)
+    weights: str = option("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights, is_read=True)
     pooling: str = choice("max", "max", "avg")
     pool_padding: str = choice(AUTO, AUTO, "same", "valid")
     kernel_order: str = choice("hwio", "hwio", "whio")
-    seed: int = whole(0, 0, LARGEST_SEED)
+    seed: int = number(0, 0, LARGEST_SEED)
 
 
-_MATRIX = {"n_components": whole(AUTO, 1, MOST_COMPONENTS), "eps": number(0.1, 0, 0.99), "seed": whole(0, 0, LARGEST_SEED)}
+_COUNT, _SEED = number(AUTO, 1, MOST_COMPONENTS), number(0, 0, LARGEST_SEED)
+_EPS = number(0.1, 1e-6, 0.99, float)
 # Reduction -> its parameters, one value for all of a run. Their meanings: the README and pipeline/network/reductions.py.
-REDUCTIONS: dict[str, dict[str, Any]] = {
-    "gem": {"p": number(3.0, 0, 100), "eps": number(1e-6, 0, 1)},
-    "rmac": {"levels": whole(3, 1, 10)},
-    "grid": {"side": whole(2, 1, 64)},
+_REDUCTIONS: dict[str, dict[str, Any]] = {
+    "gem": {"p": number(3.0, 1e-6, 100, float), "eps": number(1e-6, 1e-30, 1, float)},
+    "rmac": {"levels": number(3, 1, 10)},
+    "grid": {"side": number(2, 1, 64)},
     "gram": {"form": choice("triangle", "triangle", "full")},
-    "units": {"n_components": whole(5000, 1, MOST_COMPONENTS), "seed": whole(0, 0, LARGEST_SEED)},
-    "srp": {**_MATRIX, "density": number(AUTO, 0, 1)},
-    "gaussian": _MATRIX,
+    "units": {"n_components": number(5000, 1, MOST_COMPONENTS), "seed": _SEED},
+    "srp": {"n_components": _COUNT, "eps": _EPS, "density": number(AUTO, 1e-9, 1, float), "seed": _SEED},
+    "gaussian": {"n_components": _COUNT, "eps": _EPS, "seed": _SEED},
     "pca": {
-        "n_components": whole(256, 1, MOST_COMPONENTS),
+        "n_components": number(256, 1, MOST_COMPONENTS),
         "whiten": switch(False),
-        "fit_images": whole(2048, 2, 2**31),
-        "fit": path(None, "reduction.pca.fit"),
-        "seed": whole(0, 0, LARGEST_SEED),
+        "fit_images": number(2048, 2, 2**31),
+        "fit": path(None, "reduction.pca.fit", is_read=True),
+        "seed": _SEED,
     },
 }
 # Reduction -> parameter -> value.
@@ -261,7 +254,7 @@ class FolderOptions:
     dir: Path = path("outputs", "output.dir")
     scratch: Path | None = option(None, "a folder of this machine: files are made there before they are sent", _local)
     compression: str = choice("gzip", "gzip", "none")
-    images_per_shard: int | None = whole(AUTO, 1, 2**31)
+    images_per_shard: int | None = number(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
 
 
@@ -275,20 +268,16 @@ class OutputOptions(FolderOptions):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Which processes make the shards, a group of files in ``conf/engine``; another changes no more than another machine.
+    """Which processes make the shards; another engine changes no more than another machine.
 
     None: of ``address``, a cluster for this run alone; of the others, as the resources of the cluster allow.
     """
 
     name: str = choice("local", "local", "ray")
-    address: str | None = option(None, "null, auto, host:port or ray://host:port", _cluster)
-    workers: int | None = whole(AUTO, 1, 100_000)
-    gpus_per_worker: float | None = option(
-        AUTO,
-        "auto, 1, 0 or a share between them: a worker uses one GPU at most",
-        lambda value: None if value == AUTO else _fraction(value),
-    )
-    cpus_per_worker: int | None = whole(AUTO, 1, 1024)
+    address: str | None = text(None, "null, auto, host:port or ray://host:port", _CLUSTER)
+    workers: int | None = number(AUTO, 1, 100_000)
+    gpus_per_worker: float | None = number(AUTO, 0, 1, float)
+    cpus_per_worker: int | None = number(AUTO, 1, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +290,30 @@ class RuntimeOptions:
     device: str = choice(AUTO, AUTO, "cpu", "gpu")
     backend: str = choice(AUTO, AUTO, "tensorflow", WINOGRAD)
     precision: str = choice("float32", "float32", "tf32", "bfloat16")
-    workers: int | None = whole(AUTO, 1, 1024)
+    workers: int | None = number(AUTO, 1, 1024)
 
     def __post_init__(self) -> None:
         if self.backend == WINOGRAD and self.device == AUTO:
             object.__setattr__(self, "device", "cpu")
+
+
+def options_of(kind: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the full name of each option of a class, ``data.dir``, ``layers`` ..., -> its metadata, in order."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for each in fields(kind):
+        if "check" in each.metadata:
+            found[each.name] = each.metadata
+        found |= {f"{each.name}.{key}": metadata for key, metadata in each.metadata.get("group", {}).items()}
+    return found
+
+
+def _group(kind: type) -> Any:
+    return field(default_factory=kind, metadata={"group": options_of(kind)})
+
+
+def _reductions() -> Any:
+    group = {f"{name}.{key}": of.metadata for name, parameters in _REDUCTIONS.items() for key, of in parameters.items()}
+    return field(default_factory=dict, metadata={"group": group})
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,38 +324,42 @@ class Options:
     as it was set or is by default, name -> plain value, for people.
     """
 
-    data: DataOptions = field(default_factory=DataOptions)
-    layers: tuple[str, ...] = option(
-        ["relu4_1"], "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]", _layers
-    )
-    reduce: tuple[str, ...] = option([], _REDUCE_RULE, _chain)
-    reduction: Parameters = field(default_factory=dict)
-    batch_size: int | None = whole(AUTO, 1, LARGEST_BATCH)
-    network: NetworkOptions = field(default_factory=NetworkOptions)
-    output: OutputOptions = field(default_factory=OutputOptions)
-    name: str = option(None, _NAME_RULE, _name)
-    part: Share | None = option(
-        None,
-        "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run",
-        lambda value: right(share := Share.of_text(value), share),
-    )
+    data: DataOptions = _group(DataOptions)
+    layers: tuple[str, ...] = option(["relu4_1"], _LAYERS_RULE, _texts)
+    reduce: tuple[str, ...] = option([], _REDUCE_RULE, _texts)
+    reduction: Parameters = _reductions()
+    batch_size: int | None = number(AUTO, 1, LARGEST_BATCH)
+    network: NetworkOptions = _group(NetworkOptions)
+    output: OutputOptions = _group(OutputOptions)
+    name: str = text(None, *_NAME)
+    part: Share | None = option(None, "k/n with k from 1 to n, e.g. part=3/8, or null for the whole run", _share)
     dry_run: bool = switch(False)
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    engine: EngineOptions = _group(EngineOptions)
+    runtime: RuntimeOptions = _group(RuntimeOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        network = self.network
+        model = self.network.model
         if not self.name:
-            name = keras_models.model_name(network.model) if network.model else network.name
+            name = keras_models.model_name(model) if model else self.network.name
             object.__setattr__(self, "name", f"{self.data.name or 'images'}-{name}")
         if self.data.size == AUTO:
-            size = keras_models.default_size(network.model) if network.model else DEFAULT_SIZE_PX
+            size = keras_models.default_size(model) if model else DEFAULT_SIZE_PX
             object.__setattr__(self, "data", replace(self.data, size=size))
-        if message := next(_conflicts(self), ""):
-            raise OptionError(message)
-        # Names that are not there and inputs that are too small, from the network's table alone. Keras would build its graph.
-        if network.name != KERAS:
+        _refuse_conflicts(self)
+
+    def require_images(self) -> None:
+        """Refuse options of an extraction without images, without layers of this network, or with a size too small for one.
+
+        Raises:
+            OptionError: What is missing, and what was expected.
+        """
+        if not any(self.given[name] for name in SOURCES):
+            raise OptionError(
+                "data.dir: no images are named, got null. Expected data.dir=FOLDER, data.list, data.tar or data.tfds."
+            )
+        # From the network's table alone. Keras would build its graph.
+        if self.network.name != KERAS:
             self.features()
 
     def table(self, pool_padding: str = AUTO) -> VggTable | KerasTable:
@@ -376,60 +388,54 @@ def run_folder(output: FolderOptions, name: str, mark: str = "") -> Path:
     return RemotePath(str(where), scratch_for(str(where), output.scratch, mark)) if isinstance(where, RemotePath) else where
 
 
-def _conflicts(options: Options) -> Iterator[str]:
-    """Yield a line for each two options that exclude each other."""
-    data, output, engine, runtime, part = options.data, options.output, options.engine, options.runtime, options.part
-    named = [f"data.{key}" for key in ("list", "tar", "tfds") if getattr(data, key) is not None]
-    if data.dir is None and not named:
-        yield "data.dir: no images are named, got null. Expected data.dir=FOLDER, data.list=..., data.tar=... or data.tfds=..."
-    if len(named) > 1:
-        yield f"{named[1]}: the images are named twice, got {named[0]} too. Expected one of the two. Leave the other out."
-    if data.tar is not None and data.dir is not None:
-        yield f"data.dir: of no use beside data.tar, got {str(data.dir)!r}. Expected tar files alone. Leave it out."
-    if data.split is not None and data.tfds is None:
-        yield f"data.split: only a set has splits, got {data.split!r}. Expected data.tfds=NAME too. Leave it out."
-    for name in filter(is_address, [*(data.tar or ()), *([str(data.dir)] if data.tfds else [])]):
-        key = "data.tar" if data.tar else "data.dir"
-        yield f"{key}: read from this machine only, got {name!r}. Expected a path. Download it first."
-    if data.size is None and data.decode == "fast":
-        yield "data.decode: nothing can be reduced at native size, got fast. Expected exact. Or set a data.size."
-    if part and output.existing not in ("resume", "extend"):
-        yield f"output.existing: other parts may write here, got {output.existing} with part={part}. Expected resume or extend."
-    if engine.name == "local" and engine != EngineOptions():
-        yield f"engine: workers are those of a cluster, got options of them with engine={engine.name}. Expected engine=ray too."
-    if engine.name != "local" and part:
-        yield f"part: engine={engine.name} divides the run itself, got part={part}. Expected null, or engine=local."
-    if engine.name != "local" and isinstance(output.dir, RemotePath):
-        yield f"output.dir: workers of engine={engine.name} write files, got {str(output.dir)!r}. Expected a folder they share."
-    network, is_keras = options.network, options.network.name == KERAS
-    for key in ("pooling", "pool_padding", "kernel_order") if is_keras else ("model", "preprocess"):
-        if (value := getattr(network, key)) != getattr(NetworkOptions(), key):
-            which = "VGG networks" if is_keras else "networks of Keras"
-            yield f"network.{key}: of {which} alone, got {value} with network={network.name}. Leave it out."
-    sources = [word for word in WEIGHTS if (word in keras_models.SOURCES if is_keras else files_for(network.name, False, word))]
-    if network.weights in WEIGHTS and network.weights not in sources:
-        expected = f"one of: {', '.join(sources)}, or a file"
-        yield f"network.weights: there are none such of {network.name}, got {network.weights}. Expected {expected}."
-    if is_keras:
-        if network.model is None:
-            yield "network.model: no model is named, got null. Expected a name or a .keras file, e.g. network.model=ResNet50."
-        for key, value in ("backend", WINOGRAD), ("precision", "bfloat16"):
-            if getattr(runtime, key) == value:
-                yield f"runtime.{key}: of VGG networks alone, got {value} with network=keras. Expected another. Leave it out."
-    if runtime.backend == WINOGRAD and runtime.device == "gpu":
-        yield "runtime.backend: this one computes on a CPU, got winograd with runtime.device=gpu. Expected auto or tensorflow."
-    if runtime.device == "cpu" and runtime.precision != "float32":
-        yield f"runtime.precision: a CPU computes in float32, got {runtime.precision}. Expected float32, or runtime.device=gpu."
-    if engine.gpus_per_worker is not None and runtime.device == ("cpu" if engine.gpus_per_worker else "gpu"):
-        got = f"{engine.gpus_per_worker:g} with runtime.device={runtime.device}"
-        yield f"engine.gpus_per_worker: not the device of the workers, got {got}. Expected one of the two. Leave the other out."
+def _refuse_conflicts(options: Options) -> None:
+    data, network, output, engine = options.data, options.network, options.output, options.engine
+    device, backend, precision = options.runtime.device, options.runtime.backend, options.runtime.precision
+    sources = [key for key in SOURCES[1:] if options.given[key] is not None]
+    is_keras, is_ray, is_far = network.name == KERAS, engine.name == "ray", isinstance(output.dir, RemotePath)
+    is_shared = options.part is not None and output.existing not in ("resume", "extend")
+    words = [word for word in WEIGHTS if (word in keras_models.SOURCES if is_keras else files_for(network.name, False, word))]
+    of_others, others = ("VGG", ("pooling", "pool_padding", "kernel_order")) if is_keras else (KERAS, ("model", "preprocess"))
+    # Option, whether it is wrong, what is wrong, what is expected.
+    rules: list[tuple[str, object, str, str]] = [
+        (sources[-1] if sources else "", len(sources) > 1, "the images are named twice", f"this or {sources[:1]} alone"),
+        ("data.dir", data.dir and data.tar, "of no use beside data.tar", "tar files alone"),
+        ("data.dir", data.tfds and isinstance(data.dir, RemotePath), "read from this machine only", "a path"),
+        ("data.tar", any(map(is_address, data.tar or ())), "read from this machine only", "a path; download it first"),
+        ("data.split", data.split and not data.tfds, "only a set has splits", "data.tfds=NAME too"),
+        ("data.decode", not data.size and data.decode == "fast", "nothing is reduced at native size", "exact, or a data.size"),
+        ("output.existing", is_shared, f"others than part={options.part} may write here", "resume or extend"),
+        ("part", is_ray and options.part, "engine=ray divides the run itself", "null, or engine=local"),
+        ("output.dir", is_ray and is_far, "workers of engine=ray write files", "a folder they share"),
+        ("engine.name", not is_ray and engine != EngineOptions(), "workers are those of a cluster", "engine=ray too"),
+        ("network.model", is_keras and not network.model, "no model is named", "a name or a .keras file, e.g. ResNet50"),
+        ("network.weights", {*WEIGHTS} - {*words} >= {network.weights}, "none such are known", f"{', '.join(words)} or a file"),
+        ("runtime.backend", is_keras and backend == WINOGRAD, "of VGG networks alone", "auto or tensorflow"),
+        ("runtime.precision", is_keras and precision == "bfloat16", "of VGG networks alone", "float32 or tf32"),
+        ("runtime.backend", backend == WINOGRAD and device == "gpu", "this one computes on a CPU", "auto or tensorflow"),
+        ("runtime.precision", device == "cpu" and precision != "float32", "a CPU computes in float32", "that, or a GPU"),
+    ]
+    for key in others:
+        is_set = getattr(network, key) != getattr(NetworkOptions(), key)
+        rules.append((f"network.{key}", is_set, f"of networks of {of_others} alone", "another network, or that it is left out"))
+    for key, is_wrong, what, expected in rules:
+        if is_wrong:
+            got = "null" if options.given[key] is None else options.given[key]
+            raise OptionError(f"{key}: {what}, got {got!r}. Expected {expected}.")
 
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """All options of ``python -m pipeline.index``."""
+    """All options of ``python -m pipeline.index``; the other commands that take a run have it too."""
 
-    run: Path = path(None, "run")
+    run: Path = field(
+        default=Path(),
+        metadata={
+            "default": None,
+            "rule": "a run folder, e.g. run=outputs/imgs-vgg19",
+            "check": lambda value: _path("run", value),
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,23 +453,19 @@ class ShowOptions(IndexOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class ReduceOptions:
+class ReduceOptions(IndexOptions):
     """All options of ``python -m pipeline.reduce``; ``layers`` None: all that are stored. ``given`` as of :class:`Options`."""
 
-    run: Path = path(None, "run")
-    layers: tuple[str, ...] | None = option(None, "a list of stored layers, e.g. layers=[relu4_1:avg,relu5_1:gem:l2]", _layers)
-    reduce: tuple[str, ...] = option([], _REDUCE_RULE, _chain)
-    reduction: Parameters = field(default_factory=dict)
-    output: FolderOptions = field(default_factory=FolderOptions)
-    name: str = option(None, _NAME_RULE, _name)
+    layers: tuple[str, ...] | None = option(None, "a list of stored layers, e.g. layers=[relu4_1:avg,relu5_1:gem:l2]", _texts)
+    reduce: tuple[str, ...] = option([], _REDUCE_RULE, _texts)
+    reduction: Parameters = _reductions()
+    output: FolderOptions = _group(FolderOptions)
+    name: str = text(None, *_NAME)
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.layers is None and not self.reduce:
-            raise OptionError(
-                "layers: no reduction is named, got null. Expected e.g. layers=[relu4_1:avg], or reduce=[avg] for all that are "
-                "stored. Run `python -m pipeline.reduce --help` for all."
-            )
+            raise OptionError("layers: no reduction is named, got null. Expected e.g. layers=[relu4_1:avg], or reduce=[avg].")
         if not self.name:
             folder = self.run.parent if self.run.suffix == ".h5" else self.run
             object.__setattr__(self, "name", f"{folder.name or folder.resolve().name}-reduced")
@@ -474,19 +476,13 @@ class ReduceOptions:
         return run_folder(self.output, self.name)
 
 
-def _failed(value: Any) -> str:
-    # Hydra reads nan as a number.
-    return right(str(value), str(value) in ("drop", "nan"))
-
-
 @dataclass(frozen=True, slots=True)
-class ExportOptions:
+class ExportOptions(IndexOptions):
     """All options of ``python -m pipeline.export``; ``file`` None: beside the run."""
 
-    run: Path = path(None, "run")
     format: str = choice("npy", "npy", "parquet", "zarr")
-    layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
-    failed: str = option("drop", "drop or nan", _failed)
+    layers: tuple[str, ...] = option("all", _STORED_RULE, _texts)
+    failed: str = choice("drop", "drop", "nan")
     file: Path | None = option(None, "a path on this machine", _local)
     existing: str = choice("fail", "fail", "replace")
 
@@ -511,27 +507,22 @@ def _channels(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class PlotOptions:
-    """All options of ``python -m pipeline.plot``; ``conf/plot.yaml`` says what they mean."""
+class PlotOptions(IndexOptions):
+    """All options of ``python -m pipeline.plot``; the README says what they mean."""
 
-    run: Path = path(None, "run")
     image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image)
     # Keys and rows, negative ones from the end, that of `image` too; none: the first image that is ok.
     images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
-    layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
-    channel: int = whole(0, 0, MOST_CHANNELS)
+    layers: tuple[str, ...] = option("all", _STORED_RULE, _texts)
+    channel: int = number(0, 0, MOST_CHANNELS)
     # Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
-    channels: range | tuple[int, ...] | None = option(
-        None, "a number of channels, a list of different ones as [0,5,9], or active:64", _channels
-    )
+    channels: range | tuple[int, ...] | None = option(None, "a number, a list of channels as [0,5,9], or active:64", _channels)
     scale: str = choice("own", "own", "shared")
-    colormap: str = option("gray", "the name of one of Matplotlib's colour maps", _text)
-    input: bool | str = option(
-        True, "true, false or only", lambda value: right(value, isinstance(value, bool) or value == "only")
-    )
+    colormap: str = text("gray", "the name of one of Matplotlib's colour maps")
+    input: bool | str = option(True, "true, false or only", lambda value: right(value, value in (True, False, "only")))
     exact: bool = switch(False)
-    file: str | None = option(None, "the name of a picture", lambda value: os.path.expanduser(_text(value)))
-    dpi: int = whole(100, 20, 1200)
+    file: str | None = option(None, "the name of a picture", lambda value: os.path.expanduser(right(value, value != "")))
+    dpi: int = number(100, 20, 1200)
     show: bool = switch(False)
     most_active: int | None = field(default=None, init=False)  # channels of a mosaic, the most active of each layer
 
@@ -545,37 +536,30 @@ class PlotOptions:
             raise OptionError(f"channel: of no use beside channels, got {self.channel}. Expected one of the two. Leave one out.")
         suffixes = PICTURE_SUFFIXES[:1] if self.input == "only" else PICTURE_SUFFIXES
         if self.file is not None and Path(self.file).suffix.lower() not in suffixes:
-            what = "picture of the input alone" if self.input == "only" else "picture"
             raise OptionError(
-                f"file: not the name of a {what}, got {self.file!r}. Expected one that ends in {', '.join(suffixes)}."
+                f"file: not the name of a picture, got {self.file!r}. Expected one that ends in {', '.join(suffixes)}."
             )
 
 
-def _options(kind: Any) -> dict[str, Mapping[str, Any]]:
-    """Return the full name of each option -> its metadata, in order."""
-    found: dict[str, Mapping[str, Any]] = {}
-    groups = _groups(kind)
-    for each in fields(kind):
-        if "check" in each.metadata:
-            found[each.name] = each.metadata
-        elif each.name == "reduction":
-            found |= {f"reduction.{name}.{key}": of.metadata for name, keys in REDUCTIONS.items() for key, of in keys.items()}
-        elif each.name in groups:
-            found |= {f"{each.name}.{key}": metadata for key, metadata in _options(groups[each.name]).items()}
-    return found
-
-
-def _groups(kind: Any) -> dict[str, Any]:
-    """Return the name of each group of options -> its class."""
-    return {each.name: each.default_factory for each in fields(kind) if is_dataclass(each.default_factory)}
+# Command -> class of its options, what it does, an example of its options: what --help says.
+COMMANDS: dict[str, tuple[type, str, str]] = {
+    "run": (Options, "Extract the activations of layers from a folder of images.", "data.dir=imgs layers=[relu4_1]"),
+    "layers": (Options, "Print the layers of a network: shapes, strides, bytes an image, cost.", "network=vgg16 data.size=448"),
+    "show": (ShowOptions, "Say what a run holds, and the command that makes it again.", "run=outputs/imgs-vgg19"),
+    "plot": (PlotOptions, "Draw feature maps of a stored run.", "run=outputs/samples layers=relu4_1 channels=active:64"),
+    "verify": (VerifyOptions, "Check that a run is whole and unchanged.", "run=outputs/imgs-vgg19 repair=true"),
+    "index": (IndexOptions, "Write the index of a run whose shards are all there.", "run=outputs/imgs-vgg19"),
+    "reduce": (ReduceOptions, "Make a smaller run of a finished one.", "run=outputs/imgs-vgg19 layers=[relu4_1:avg] name=small"),
+    "export": (ExportOptions, "Write a run in another format.", "run=outputs/imgs-vgg19 format=parquet layers=[relu5_1.avg]"),
+}
 
 
 def defaults(kind: type = Options) -> dict[str, Any]:
     """Return the full name of each option, ``data.dir``, ``layers`` ..., -> default as a user would write it."""
-    return {key: metadata["default"] for key, metadata in _options(kind).items()}
+    return {key: metadata["default"] for key, metadata in options_of(kind).items()}
 
 
-CHOICES: dict[str, tuple[str, ...]] = {key: of["choices"] for key, of in _options(Options).items() if "choices" in of}
+CHOICES: dict[str, tuple[str, ...]] = {key: of["choices"] for key, of in options_of(Options).items() if "choices" in of}
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -609,87 +593,46 @@ def parse_config(text: str) -> dict[str, Any]:
     """Return the options of a run from their YAML, nested; none if it is not that of a run."""
     import yaml
 
-    try:
-        config = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError):
-        return {}
+    config = yaml.safe_load(text)
     return config if isinstance(config, dict) else {}
 
 
-def check_value(key: str, value: Any, kind: type = Options, module: str = "pipeline.run") -> Any:
-    """Return the checked value of an option, given by its full name; arguments as of :func:`check`.
-
-    Raises:
-        OptionError: It is not a right one.
-    """
-    metadata = _options(kind)[key]
-    try:
-        return metadata["check"](value)
-    except (ValueError, TypeError):
-        raise OptionError(
-            f"{key}: not a valid value, got {value!r}. Expected {metadata['rule']}. Run `python -m {module} --help` for all."
-        ) from None
-
-
-def unknown_key(key: str, kind: type, module: str) -> OptionError:
-    """Return the error for an option that does not exist; arguments as of :func:`check`."""
-    # "resize" alone means data.resize.
-    *_, last = key.split(".")
+def unknown_key(key: str, kind: type = Options) -> OptionError:
+    """Return the error for an option that a class has not."""
+    # By the last word alone: "resize" means data.resize.
     last_words = {name: name.rpartition(".")[2] for name in defaults(kind)}
-    words = nearest(last, {*last_words.values()}).split(", ")
-    near = REPLACED.get(last) or nearest(key, [name for name, word in last_words.items() if word in words])
+    words = nearest(key.rpartition(".")[2], {*last_words.values()}).split(", ")
+    near = nearest(key, [name for name, word in last_words.items() if word in words])
     return OptionError(
-        f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run `python -m {module} --help` for all."
+        f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run the command with --help for all."
     )
 
 
-def check(kind: type[T], values: Mapping[str, Any], module: str = "pipeline.run") -> T:
-    """Return the options of the command ``module``, checked; ``values``: plain and nested, those that are not by default.
+def check(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Return the options of a command, each checked; ``values``: plain and nested, those that are not by default.
 
     Raises:
-        OptionError: The first value that is wrong, what was expected, and where to look; two options exclude each other; no layer
-            is meant, or the size is too small for one.
+        OptionError: The first value that is wrong, and what was expected.
     """
-    usual = defaults(kind)
-    given = usual | flat(values)
-    if wrong := next((key for key in given if key not in usual), None):
-        raise unknown_key(wrong, kind, module)
-    if "run" in given and given["run"] is None:
-        raise OptionError(
-            f"run: no run was named, got None. Expected a run folder. Run e.g. `python -m {module} run=outputs/imgs-vgg19`."
-        )
-    checked = nested({key: check_value(key, value, kind, module) for key, value in given.items()})
-    if kind in (Options, ReduceOptions):
-        checked["given"] = {key: _absolute(key, value) for key, value in given.items()}
-    groups = _groups(kind)
-    return kind(**{name: groups[name](**value) if name in groups else value for name, value in checked.items()})
+    options, given, checked = options_of(kind), defaults(kind) | flat(values), dict[str, Any]()
+    for key, value in given.items():
+        if key not in options:
+            raise unknown_key(key, kind)
+        try:
+            checked[key] = options[key]["check"](value)
+        except (ValueError, TypeError):
+            rule = options[key]["rule"]
+            message = f"{key}: not a valid value, got {value!r}. Expected {rule}. Run the command with --help for all options."
+            raise OptionError(message) from None
+        if options[key].get("is_read") and value is not None:
+            given[key] = list(checked[key]) if isinstance(checked[key], tuple) else str(checked[key])
+    makers: dict[str, Any] = {each.name: each.default_factory for each in fields(kind)}  # type: ignore[arg-type]
+    made = {name: makers[name](**value) if isinstance(value, dict) else value for name, value in nested(checked).items()}
+    return kind(**made, **({"given": given} if "given" in makers else {}))
 
 
 def check_options(values: Mapping[str, Any]) -> Options:
-    """Return the options of an extraction, checked as by :func:`check`."""
-    return check(Options, values)
-
-
-def _absolute(key: str, value: Any) -> Any:
-    """Return the value of an option as it is stored: paths that are read are right in any folder."""
-    if isinstance(value, list):
-        return [_absolute(key, each) for each in value]
-    if value is None or key not in _READ_PATHS or is_address(str(value)):
-        return value
-    is_word = key.startswith("network.") and value in (*WEIGHTS, *keras_models.MODELS)
-    return value if is_word else os.path.abspath(os.path.expanduser(str(value)))
-
-
-def tar_folder(tars: Sequence[str]) -> str:
-    """Return the absolute folder that all of ``data.tar`` is below, whichever files there are: what no pattern is part of."""
-
-    def folder_of(name: str) -> str:
-        match = _PATTERN.search(name)
-        return name if names_a_folder(name) else os.path.dirname(name[: match.start()] + "x" if match else name)
-
-    return os.path.commonpath([folder_of(os.path.abspath(os.path.expanduser(name))) for name in tars])
-
-
-def names_a_folder(name: str) -> bool:
-    """Tell whether one of ``data.tar`` is a folder; by its name alone, so that it is the same from everywhere."""
-    return not _PATTERN.search(name) and TAR_SUFFIX not in os.path.basename(os.path.normpath(name)).lower()
+    """Return the options of an extraction, checked as by :func:`check` and :meth:`Options.require_images`."""
+    options = check(Options, values)
+    options.require_images()
+    return options

@@ -189,7 +189,7 @@ def _export(options: ExportOptions) -> None:
 
 def main() -> None:
     """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.export", _export, options="ExportOptions", when_stopped="nothing was written. Run the command again.")
+    cli.start("pipeline.export", _export, when_stopped="nothing was written. Run the command again.")
 
 
 if __name__ == "__main__":

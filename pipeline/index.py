@@ -58,7 +58,7 @@ def _index(options: IndexOptions) -> None:
 
 def main() -> None:
     """Run the command; leave with 0 for a whole run, 1 where it cannot be one yet, 2 for a wrong option, 130 for Ctrl-C."""
-    cli.start("pipeline.index", _index, options="IndexOptions", when_stopped="all shards are kept. Run the command again.")
+    cli.start("pipeline.index", _index, when_stopped="all shards are kept. Run the command again.")
 
 
 if __name__ == "__main__":

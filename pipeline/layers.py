@@ -6,14 +6,14 @@ Loads no weights, and TensorFlow only for Keras' networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import cli
-from .config import AUTO, check_options, check_value, defaults
+from .config import AUTO, Options, check, defaults
 from .errors import OptionError, nearest
 from .formatting import Shown, text_table, words_for_bytes
 from .network.architectures import VggTable, multiply_adds, output_shapes
@@ -97,27 +97,26 @@ def layer_table(
         OptionError: One of them is wrong.
     """
     of_network = {"name": network, "pool_padding": pool_padding, "weights": weights, "model": model}
-    data = {"dir": ".", "size": list(size) if isinstance(size, tuple) else size}
-    # Of the layers that are marked the input may be too small.
-    values = {"data": data, "network": of_network, "output": {"dtype": dtype}, "layers": ["conv1_1"]}
-    options, words = check_options(values), check_value("layers", layers)
-    size_px, table = options.data.size, options.table()
+    data = {"size": list(size) if isinstance(size, tuple) else size}
+    return _table(check(Options, {"data": data, "network": of_network, "output": {"dtype": dtype}, "layers": layers}))
+
+
+def _table(options: Options) -> LayerTable:
+    size_px, table, dtype, words = options.data.size, options.table(), options.output.dtype, options.layers
     if size_px is None:
         raise OptionError(
-            "data.size: shapes depend on the image at native size, got null. Expected the size of an image. "
-            "Set e.g. data.size=[1440,2560]."
+            "data.size: shapes depend on the image at native size, got null. Expected a size, data.size=[1440,2560]."
         )
-    caption = f"input {size_px[0]} x {size_px[1]} px, {dtype}"
     shapes: list[tuple[LayerSpec, tuple[int, ...] | None]]
     if isinstance(table, KerasTable):
-        caption = f"{model_name(table.model)}, {caption}"
+        caption = f"{model_name(table.model)}, input {size_px[0]} x {size_px[1]} px, {dtype}"
         shapes = [(each.layer, each.shape) for each in table.layers().values()]
         # What the option is by default is a layer of VGG's.
         words = () if list(words) == defaults()["layers"] else words
     else:
-        caption = f"{network}, {caption}, pool_padding {table.pool_padding}"
-        fitting = output_shapes(network, size_px, table.pool_padding)
-        shapes = [(layer, fitting.get(layer.name)) for layer in network_layers(network)]
+        caption = f"{table.network}, input {size_px[0]} x {size_px[1]} px, {dtype}, pool_padding {table.pool_padding}"
+        fitting = output_shapes(table.network, size_px, table.pool_padding)
+        shapes = [(layer, fitting.get(layer.name)) for layer in network_layers(table.network)]
     chosen, itemsize = table.resolve([word.partition(":")[0] for word in words]) if words else (), np.dtype(dtype).itemsize
     rows, multiplications = list[LayerRow](), 0
     for layer, shape in shapes:
@@ -128,21 +127,13 @@ def layer_table(
     return LayerTable(caption, rows)
 
 
-def _print(values: Mapping[str, Any]) -> None:
-    network = values["network"]
-    table = layer_table(
-        *(network["name"], values["data"]["size"], values["layers"]),
-        dtype=values["output"]["dtype"],
-        pool_padding=network["pool_padding"],
-        weights=str(network["weights"]),
-        model=network["model"],
-    )
-    print(table, flush=True)
+def _print(options: Options) -> None:
+    print(_table(options), flush=True)
 
 
 def main() -> None:
     """Print the table; leave with exit code 2 for a wrong option."""
-    cli.start("pipeline.layers", _print, options="", when_stopped="nothing was changed.", config_name="config")
+    cli.start("pipeline.layers", _print, when_stopped="nothing was changed.")
 
 
 if __name__ == "__main__":

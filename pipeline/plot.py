@@ -21,7 +21,7 @@ def _plot(options: PlotOptions) -> None:
 
 def main() -> None:
     """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.plot", _plot, options="PlotOptions", when_stopped=WHEN_STOPPED)
+    cli.start("pipeline.plot", _plot, when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

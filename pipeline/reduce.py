@@ -250,7 +250,7 @@ def _reduce(options: ReduceOptions) -> None:
 
 def main() -> None:
     """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.reduce", _reduce, options="ReduceOptions", when_stopped=WHEN_STOPPED)
+    cli.start("pipeline.reduce", _reduce, when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

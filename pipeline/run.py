@@ -13,6 +13,7 @@ WHEN_STOPPED = "finished shards are kept. Run the command again, with output.exi
 
 
 def _run(options: Options) -> None:
+    options.require_images()
     from .job import run
 
     if options.dry_run:
@@ -23,7 +24,7 @@ def _run(options: Options) -> None:
 
 def main() -> None:
     """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.run", _run, options="Options", when_stopped=WHEN_STOPPED, config_name="config")
+    cli.start("pipeline.run", _run, when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

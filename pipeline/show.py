@@ -160,7 +160,7 @@ def _show(options: ShowOptions) -> None:
 
 def main() -> None:
     """Say what a run holds; leave with exit code 1 where there is none, 2 for a wrong option."""
-    cli.start("pipeline.show", _show, options="ShowOptions", when_stopped="nothing was changed.")
+    cli.start("pipeline.show", _show, when_stopped="nothing was changed.")
 
 
 if __name__ == "__main__":

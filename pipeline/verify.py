@@ -83,7 +83,7 @@ def _verify(options: VerifyOptions) -> None:
 
 def main() -> None:
     """Run the command; leave with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.verify", _verify, options="VerifyOptions", when_stopped=WHEN_STOPPED)
+    cli.start("pipeline.verify", _verify, when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

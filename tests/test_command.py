@@ -198,7 +198,9 @@ def test_a_list_of_which_no_file_is_found_leaves_nothing_behind_and_can_be_mende
     monkeypatch.chdir(tmp_path)
     Path("list.txt").write_text("sky/hubble.jpg 3\npeople/astronaut.jpg 11\n")
     options: dict[str, Any] = {"list": "list.txt", "layers": "relu1_1", "size": 32, "weights": "random"}
-    with pytest.raises(DatasetError, match=r"^data.list: none of its 2 files was found, got 'list.txt' with paths such as") as no:
+    with pytest.raises(
+        DatasetError, match=r"^data.list: none of its 2 files was found, got '.*list.txt' with paths such as"
+    ) as no:
         extract_features(**options)
     assert f"relative to {str(tmp_path)!r}. Set data.dir=FOLDER" in str(no.value)
     assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]

@@ -45,7 +45,7 @@ class Stored:
 
 
 def options_of(**values: Any) -> PlotOptions:
-    return check(PlotOptions, {**defaults(PlotOptions), "run": "x", "colormap": "hot", **values}, "pipeline.plot")
+    return check(PlotOptions, {**defaults(PlotOptions), "run": "x", "colormap": "hot", **values})
 
 
 def maps_of(values: NDArray[np.floating], name: str = "relu1_1", chosen: Sequence[int] = (), **options: Any) -> list[FeatureMap]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline import cli
-from pipeline.cli import literal_arguments, sweep_suffix
-from pipeline.config import nested
+from pipeline.cli import literal_arguments, sweep_suffix, swept
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
@@ -61,36 +58,16 @@ def test_paths_are_as_typed_commas_are_jobs_and_the_flag_may_stand_anywhere() ->
     ]
 
 
-def suffixes(jobs: list[dict[str, Any]], *arguments: str) -> list[str]:
-    """Gives the ends of the names of jobs that have these options, of a command line."""
-    swept = cli._swept(literal_arguments(["-m", *arguments]))
-    return [sweep_suffix(nested(job), swept, "imgs-vgg19") for job in jobs]
-
-
 def test_the_name_of_a_job_tells_what_is_swept() -> None:
-    job = {"layers": ["relu4_1", "pool5"], "data.size": 32, "part": "1/2"}
-    arguments = ["data.dir=x", "layers=[relu4_1,pool5],[relu?_1]", "data.size=32,64", "part=1/2,2/2"]
-    assert suffixes([job], *arguments) == ["-layers=relu4_1+pool5-size=32"]
+    keys = swept(["--multirun", "data.dir=x", "layers=[relu4_1,pool5],[relu?_1]", "data.size=32,null", "part=1/2,2/2"])
+    assert keys == {"layers", "data.size", "part"}
+    job = ["data.dir=x", "layers=[relu4_1,pool5]", "data.size=null", "part=1/2"]
+    assert sweep_suffix(job, keys) == "-layers=relu4_1+pool5-size=null"
+    assert sweep_suffix(["data.dir='a/imgs'", "network=vgg16", "hydra/launcher=x"], {"data.dir", "network"}) == "-dir=a+imgs"
     # What no file's name has is told apart all the same.
-    words = suffixes([{"layers": [word]} for word in ("relu?_1", "relu*_1", "a" * 300, "a" * 301)], "layers=[a],[b]")
+    words = [sweep_suffix([f"layers=[{word}]"], keys) for word in ("relu?_1", "relu*_1", "a" * 300, "a" * 301)]
     assert len(set(words)) == 4
     assert all(len(word) < 110 and "*" not in word for word in words)
-    assert suffixes([{"data.size": None, "engine.name": "ray"}], "data.size=null,1", "engine=local,ray") == [
-        "-size=null-engine=ray"
-    ]
-    assert suffixes([{}], "a=1,2,") == [""]
-
-
-@pytest.mark.parametrize(
-    ("key", "paths", "expected"),
-    [
-        ("data.dir", ["imgs", "a/imgs", "b/imgs"], ["", "-dir=a+imgs", "-dir=b+imgs"]),
-        ("data.dir", ["/imgs", "/a b/imgs"], ["-dir=+imgs", "-dir=+a-b+imgs-a5aa04a7"]),
-        ("data.list", ["birds.csv", "birds.txt"], ["-list=birds.csv", "-list=birds.txt"]),
-    ],
-)
-def test_images_of_one_name_are_told_apart_by_their_paths(key: str, paths: list[str], expected: list[str]) -> None:
-    assert suffixes([{key: path} for path in paths], f"{key}={','.join(paths)}") == expected
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ KEYS = ["sky/rocket.jpg", "people/broken.jpg", "sky/hubble.jpg", "things/coffee.
 
 
 def choice(run: Path | None, **values: Any) -> PlotOptions:
-    return check(PlotOptions, {**defaults(PlotOptions), "run": run and str(run), **values}, MODULE)
+    return check(PlotOptions, {**defaults(PlotOptions), "run": run and str(run), **values})
 
 
 def plot(run: Path | None, **values: Any) -> None:
@@ -174,10 +174,10 @@ def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monk
 
 
 WRONG = [
-    ({"run": None}, "run: no run was named, got None. Expected a run folder. Run e.g. `python -m pipeline.plot run="),
+    ({"run": None}, "run: not a valid value, got None. Expected a run folder, e.g. run=outputs/imgs-vgg19."),
     ({"channel": 3, "channels": 9}, "channel: of no use beside channels, got 3. "),
-    ({"channels": 0}, "channels: not a valid value, got 0. Expected a number of channels, a list of different ones as [0,5,9], "),
-    ({"channels": [1, 1]}, "channels: not a valid value, got [1, 1]. Expected a number of channels, a list of different ones "),
+    ({"channels": 0}, "channels: not a valid value, got 0. Expected a number, a list of channels as [0,5,9], "),
+    ({"channels": [1, 1]}, "channels: not a valid value, got [1, 1]. Expected a number, a list of channels as [0,5,9], "),
     ({"file": "a.jpg"}, "file: not the name of a picture, got 'a.jpg'. Expected one that ends in .png, .pdf, .svg."),
     # What this run does not have.
     (

@@ -1,6 +1,6 @@
 """Tables of the networks: names, kernels, channels, strides; which layers a user's words mean; shapes and costs. No TensorFlow.
 
-A further network is an entry in :data:`NETWORKS` and a file in ``conf/network``.
+A further network is an entry in :data:`NETWORKS`.
 """
 
 from __future__ import annotations
