@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .config import PlotOptions
-from .errors import OptionError, nearest, printable
+from .errors import OptionError, nearest
 from .formatting import shortened, words_for_number
 from .store.disk import replacing
 
@@ -197,7 +197,7 @@ def _figure(width: float, height: float, options: PlotOptions) -> Any:
 
 def _fitted(words: str, width: float, points: float) -> str:
     """Return a line; one that is longer than its space loses its middle, as both ends of a path tell something."""
-    return shortened(printable(words), int(width * 72 / (points * LETTER_WIDTH)))
+    return shortened(words, int(width * 72 / (points * LETTER_WIDTH)))
 
 
 def _words(axes: Any, name: str, lines: Sequence[str], width: float) -> None:

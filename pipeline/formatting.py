@@ -50,10 +50,10 @@ def words_for_seconds(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
 
-def shortened(text: str, longest: int) -> str:
-    """Return a text; one of more characters loses its middle, as both ends of a path tell something."""
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[:half]}…{text[len(text) - half :]}"
+def shortened(text: str, longest: int = LONGEST_CELL) -> str:
+    """Return a text in one printable line; one of more characters loses its middle, as both ends of a path tell something."""
+    plain, half = printable(text), longest // 2
+    return plain if len(plain) <= longest else f"{plain[:half]}…{plain[len(plain) - half :]}"
 
 
 def words_for_device(attributes: Mapping[str, Any]) -> str:
@@ -74,11 +74,13 @@ def count_causes(errors: Iterable[str]) -> dict[str, int]:
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], to_the_left: int | None = None) -> str:
     """Return rows in columns, one below the other; the texts of so many columns to the left, numbers after them to the right."""
-    lines = [list(headings), *([_cell(text) for text in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    signs = ["<" if to_the_left is None or column < to_the_left else ">" for column in range(len(headings))]
-    padded = ([f"{text:{sign}{width}}" for text, sign, width in zip(line, signs, widths, strict=True)] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    lines = [list(headings), *([shortened(text) for text in row] for row in rows)]
+    columns = []
+    for number, texts in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, texts))
+        is_left = to_the_left is None or number < to_the_left
+        columns.append([text.ljust(width) if is_left else text.rjust(width) for text in texts])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 class Shown(ABC):
@@ -95,12 +97,6 @@ class Shown(ABC):
     def _repr_html_(self) -> str:
         caption, headings, rows = self._table()
         head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(text))}</td>' for text in row)}</tr>" for row in rows)
-        top = f"<p>{escape(_cell(caption, 400))}</p>"
+        body = "".join(f"<tr>{''.join(f'<td>{escape(shortened(text))}</td>' for text in row)}</tr>" for row in rows)
+        top = f"<p>{escape(shortened(caption, 400))}</p>"
         return f"<div>{top}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _cell(text: str, longest: int = LONGEST_CELL) -> str:
-    """Return a text in one line, cut where it is long."""
-    plain = printable(text, longest + 1)
-    return plain if len(text) <= longest else f"{plain[: longest - 3]}..."

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .config import nested
-from .errors import ImageError, StoreError, printable
+from .errors import ImageError, StoreError
 from .formatting import counted, shortened, words_for_bytes, words_for_device, words_for_number, words_for_shape, words_for_share
 from .images.reading import thumbnail
 from .progress import STAGES, Made
@@ -189,7 +189,7 @@ def shown(value: Any) -> Any:
 
     What the template made itself stays as it is.
     """
-    return value if isinstance(value, Markup) else printable(shortened(str(value), LONGEST_TEXT))
+    return value if isinstance(value, Markup) else shortened(str(value), LONGEST_TEXT)
 
 
 def spread(items: Sequence[Any], wanted: int) -> list[Any]:

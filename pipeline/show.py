@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
@@ -48,7 +49,7 @@ def overview(path: Path) -> dict[str, Any]:
         "path": str(found["path"]),
         "rows_failed": len(errors),
         "causes": count_causes(errors),
-        "attributes": {name: _plain(value) for name, value in attributes.items() if name not in ("config", "identity")},
+        "attributes": {name: value for name, value in attributes.items() if name not in ("config", "identity")},
         "options": options,
         "differing_options": differing_options(options),
         "command": command_again(options, folder) if options else "",
@@ -66,14 +67,6 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _plain(value: Any) -> Any:
-    """Return an attribute of an HDF5 file as JSON knows it."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-
-
 def as_text(found: Mapping[str, Any]) -> str:
     """Return a screenful of words.
 
@@ -88,74 +81,75 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from .store.run_summary import ONE_SHARD
 
     attributes, identity, report = found["attributes"], found["identity"], found["report"] or {}
-    created = str(attributes.get("created", "")).replace("T", " ").replace("+00:00", " UTC")
-    yield "run", f"{found['path']}: {found['state']}" + (f", made {created}" if created else "")
-    rows, failed = found["rows"], found["rows_failed"]
+    made = f", made {attributes['created']}".replace("T", " ").replace("+00:00", " UTC") if attributes else ""
+    yield "run", f"{found['path']}: {found['state']}{made}"
+    rows, finished, failed = found["rows"], found["rows_finished"], found["rows_failed"]
     first = f"{found['first_row']} to {found['first_row'] + rows - 1}, " if found["first_row"] else ""
-    unfinished = f", {rows - found['rows_finished']} not finished" if rows > found["rows_finished"] else ""
-    yield "rows", f"{first}{rows} ({found['rows_finished'] - failed} ok, {failed} failed{unfinished})"
-    causes = sorted(found["causes"].items(), key=lambda item: (-item[1], item[0]))
+    unfinished = f", {rows - finished} not finished" if rows > finished else ""
+    yield "rows", f"{first}{rows} ({finished - failed} ok, {failed} failed{unfinished})"
+    causes = Counter(found["causes"]).most_common()
     for cause, count in causes[:NAMED]:
         yield "", f"{count:6d} {cause}"
     if len(causes) > NAMED:
         yield "", f"{sum(count for _, count in causes[NAMED:]):6d} for {len(causes) - NAMED} other causes"
-    shards = f"{found['shards_finished']} of {found['shards']}"
-    if found["state"] == ONE_SHARD:
-        shards = f"this one; of a run of {attributes['rows']} rows"
-    several = f", {len(found['parts'])} parts: {' + '.join(map(str, found['parts']))} rows" if len(found["parts"]) > 1 else ""
-    yield "shards", f"{shards}, {found['images_per_shard']} rows each{several}"
+    is_one = found["state"] == ONE_SHARD
+    shards = f"this one; of a run of {attributes['rows']} rows" if is_one else f"{found['shards_finished']} of {found['shards']}"
+    parts = f", {len(found['parts'])} parts: {' + '.join(map(str, found['parts']))} rows" if len(found["parts"]) > 1 else ""
+    yield "shards", f"{shards}, {found['images_per_shard']} rows each{parts}"
     table = _layer_table(found["layers"], "about " * found["bytes_are_estimated"])
     yield from zip_longest(["layers"], table.splitlines(), fillvalue="")
     if damaged := found["unreadable"]:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         yield "damaged", f"{', '.join(damaged[:NAMED])}{more}; say python -m pipeline.verify run=... for all that is wrong"
-    shown = [name for name in identity if name.startswith(("network.", "runtime.")) and name != "network.weights"]
-    settings = [f"{name.partition('.')[2]}={identity[name]}" for name in shown]
-    yield "network", " ".join([identity.get("network", str(attributes.get("network", ""))), *settings])
+    settings = [name for name in identity if name.startswith(("network.", "runtime.")) and name != "network.weights"]
+    yield "network", " ".join([identity["network"], *(f"{name.partition('.')[2]}={identity[name]}" for name in settings)])
     if source := identity.get("reduced from"):
         yield "reduced", f"from the stored features of run {source[:16]}..., not by an extraction"
-    if "weights" in attributes:
-        yield "weights", str(attributes["weights"])
-    if digest := attributes.get("weights_sha256", identity.get("network.weights")):
-        yield "", f"SHA-256 {digest}"
-    if "data_root" in attributes:
-        yield "images", str(attributes["data_root"])
-    if "preprocess" in attributes:
-        colours = [attributes[name] for name in ("mean_pixel", "scale_pixel") if name in attributes]
-        values = "; ".join(", ".join(f"{value:g}" for value in colour) for colour in colours)
-        yield "input", f"{attributes['preprocess']} ({values})"
+    # Without a finished shard there are no attributes.
+    colours = [attributes[name] for name in ("mean_pixel", "scale_pixel") if name in attributes]
+    values = "; ".join(", ".join(f"{value:g}" for value in colour) for colour in colours)
     versions = [f"{name.removeprefix('version_')} {text}" for name, text in attributes.items() if name.startswith("version_")]
-    if versions:
-        yield "versions", ", ".join(versions)
-    if device := words_for_device(attributes):
-        yield "device", device
-    if report.get("rows_now"):
-        rate = f"{report['images_per_second']:.2f} images/s on the {report['device']}"
-        yield "rate", f"{report['rows_now']} rows in {report['seconds']:.1f} s, {rate}"
-    # Last, to be copied.
-    if found["command"]:
-        yield "command", found["command"]
+    digest = attributes.get("weights_sha256", identity.get("network.weights"))
+    rate = f"{report['rows_now']} rows in {report['seconds']:.1f} s" if report.get("rows_now") else ""
+    lines = {
+        "weights": attributes.get("weights"),
+        "": digest and f"SHA-256 {digest}",
+        "images": attributes.get("data_root"),
+        "input": attributes.get("preprocess") and f"{attributes['preprocess']} ({values})",
+        "versions": ", ".join(versions),
+        "device": words_for_device(attributes),
+        "rate": rate and f"{rate}, {report['images_per_second']:.2f} images/s on the {report['device']}",
+        # Last, to be copied.
+        "command": found["command"],
+    }
+    yield from ((label, str(text)) for label, text in lines.items() if text)
 
 
 def _layer_table(layers: Sequence[Mapping[str, Any]], about: str) -> str:
-    def sizes(some: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
-        raw, stored = (sum(layer[name] for layer in some) for name in ("bytes_raw", "bytes_stored"))
-        return words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-"
-
+    sizes = ("bytes_raw", "bytes_stored")
     rows = []
     for layer in layers:
         native = f"native, {layer['channels']} channels" if layer["channels"] else "-"
         shape = " x ".join(map(str, layer["shape"])) if layer["shape"] else native
-        rows.append((layer["name"], shape, layer["dtype"], *sizes([layer])))
+        rows.append((layer["name"], shape, layer["dtype"], *(layer[size] for size in sizes)))
     if len(layers) > 1:
-        rows.append(("all", "", "", *sizes(layers)))
-    return text_table(("", "output", "dtype", f"{about}raw", f"{about}stored", "of raw"), rows, 3)
+        rows.append(("all", "", "", *(sum(layer[size] for layer in layers) for size in sizes)))
+    texts = [
+        (*words, words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-")
+        for *words, raw, stored in rows
+    ]
+    return text_table(("", "output", "dtype", f"{about}raw", f"{about}stored", "of raw"), texts, 3)
 
 
 def _show(options: ShowOptions) -> None:
     found = overview(options.run)
-    # What a user's own options hold, as dates, is told in their words.
-    print(json.dumps(found, indent=2, ensure_ascii=False, default=str) if options.json else as_text(found), flush=True)
+    print(json.dumps(found, indent=2, ensure_ascii=False, default=_plain) if options.json else as_text(found), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON does not know, as it knows it: attributes of an HDF5 file, dates among a user's options."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return value if isinstance(value, (list, int, float, str)) else str(value)
 
 
 def main() -> None:
