@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 # Of a block of rows: a chunk of Zarr, a row group of Parquet.
 BLOCK_BYTES = 16 << 20
 TABLE = "images.csv"
-# Format -> the end of the usual name; what has to be installed, and the extra that has it.
+# A folder without this is of something else, and not replaced.
+MARKS = {"npy": TABLE, "zarr": "zarr.json"}
+# Format -> the end of the usual name; what has to be installed, and from which version on.
 ENDS = {"npy": "-npy", "parquet": ".parquet", "zarr": ".zarr"}
-PACKAGES = {"parquet": ("pyarrow", 17, "parquet"), "zarr": ("zarr", 3, "zarr")}
+PACKAGES = {"parquet": ("pyarrow", 17), "zarr": ("zarr", 3)}
 
 Table: TypeAlias = Mapping[str, NDArray[Any]]
 Rows: TypeAlias = NDArray[np.int64]
 
 
-def export(options: ExportOptions) -> Path:
-    """Write what was chosen, and return where.
+def export(options: ExportOptions) -> None:
+    """Write what was chosen, and say where.
 
     Raises:
         OptionError: A layer is not stored, or not such as the format holds; a package is missing.
@@ -44,7 +46,8 @@ def export(options: ExportOptions) -> Path:
     from .store.disk import replacing
     from .store.reader import beside, choose_layers, open_run
 
-    _require(options.format)
+    if options.format in PACKAGES:
+        _require(options.format, *PACKAGES[options.format])
     with open_run(options.run) as run:
         layers = [run[name] for name in choose_layers(run.layers, options.layers)]
         for layer in layers:
@@ -55,15 +58,17 @@ def export(options: ExportOptions) -> Path:
         table = {name: column[rows] for name, column in run.images.items()}
         folder, name = beside(run.path)
         target = options.file or folder / f"{name}{ENDS[options.format]}"
-        _require_free(target, options)
+        if target.exists() and options.existing == "fail":
+            raise StoreError(f"{target}: it exists, got existing=fail. Expected nothing there. Use existing=replace or file=...")
+        mark = MARKS.get(options.format)
+        if target.exists() and not ((target / mark).exists() if mark else target.is_file()):
+            raise StoreError(f"{target}: it is no export, got something else. Expected {options.format}. Use another file=...")
         with replacing(target) as partial:
             WRITERS[options.format](partial, run, layers, rows, table)
     print(f"written: {target} ({counted(len(rows), 'row')} of {', '.join(layer.name for layer in layers)})", flush=True)
-    return target
 
 
-def _require(format: str) -> None:
-    package, least, extra = PACKAGES.get(format, ("numpy", 0, ""))
+def _require(format: str, package: str, least: int) -> None:
     try:
         found = importlib.import_module(package).__version__
     except ImportError:
@@ -71,44 +76,33 @@ def _require(format: str) -> None:
     if found == "none" or int(found.split(".")[0]) < least:
         raise OptionError(
             f"format: {format} needs the package {package}, got {found}. Expected version {least} or newer. "
-            f"Run `pip install 'deep-feature-pipeline[{extra}]'`."
+            f"Run `pip install 'deep-feature-pipeline[{format}]'`."
         )
 
 
 def _refuse(layer: Layer, options: ExportOptions) -> None:
     """Refuse a layer that the format cannot hold."""
-    how = f"Reduce first: python -m pipeline.reduce run={options.run} layers=[{layer.name}:avg]"
-    if layer.row_shape is None:
-        raise OptionError(
-            f"layers: {options.format} holds arrays of one shape, got {layer.name} of native size. Expected vectors, or maps of "
-            f"one size. {how}"
-        )
-    if options.format == "parquet" and math.prod(layer.row_shape[:-1]) > 1:  # fc6 is (1, 1, c)
-        raise OptionError(
-            f"layers: parquet holds vectors, got {layer.name} with maps of {' x '.join(map(str, layer.row_shape))}. Expected a "
-            f"vector an image. {how}, or use format=zarr."
-        )
+    shape, problem = layer.row_shape, ""
+    if shape is None:
+        problem = f"{options.format} holds arrays of one shape, got {layer.name} of native size. Expected maps of one size"
+    elif options.format == "parquet" and math.prod(shape[:-1]) > 1:  # fc6 is (1, 1, c)
+        problem = f"parquet holds vectors, got {layer.name} with maps of {' x '.join(map(str, shape))}. Expected format=zarr"
+    if problem:
+        reduce = f"python -m pipeline.reduce run={options.run} layers=[{layer.name}:avg]"
+        raise OptionError(f"layers: {problem}, or vectors. Reduce first: {reduce}")
 
 
-def _require_free(target: Path, options: ExportOptions) -> None:
-    """Refuse a target that exists and is not to be replaced, or is none of this program's."""
-    if not target.exists():
-        return
-    if options.existing == "fail":
-        raise StoreError(f"{target}: it exists, got existing=fail. Expected nothing there. Use existing=replace or file=...")
-    is_ours = {"npy": (target / TABLE).exists(), "parquet": target.is_file(), "zarr": (target / "zarr.json").exists()}
-    if not is_ours[options.format]:
-        raise StoreError(f"{target}: it is no export, got something else. Expected {options.format}. Use another file=...")
+def _block_rows(layers: Sequence[Layer]) -> int:
+    return max(1, BLOCK_BYTES // sum(math.prod(layer.row_shape or ()) * layer.dtype.itemsize for layer in layers))
 
 
-def _blocks(run: Run, layers: Sequence[Layer], rows: Rows) -> tuple[int, Iterator[tuple[slice, dict[str, NDArray[Any]]]]]:
-    """Return the rows of a block, and an iterator of blocks: which of the rows, layer -> values."""
-    row_bytes = sum(math.prod(layer.row_shape or ()) * layer.dtype.itemsize for layer in layers)
-    step = max(1, min(len(rows), BLOCK_BYTES // row_bytes))
-    batches = run.batches([layer.name for layer in layers], step, where=rows, failed=True)
-    return step, (
-        (slice(first, first + step), values) for first, (values, _) in zip(range(0, len(rows), step), batches, strict=True)
-    )
+def _blocks(run: Run, layers: Sequence[Layer], rows: Rows) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
+    """Yield block after block: which of the rows, and layer -> values."""
+    first = 0
+    for values, _ in run.batches([layer.name for layer in layers], _block_rows(layers), where=rows, failed=True):
+        count = len(values[layers[0].name])
+        yield slice(first, first + count), values
+        first += count
 
 
 def _write_npy(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table: Table) -> None:
@@ -119,7 +113,7 @@ def _write_npy(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table:
         with (path / f"{layer.name}.npy").open("wb") as array:
             descr = np.lib.format.dtype_to_descr(layer.dtype)
             np.lib.format.write_array_header_2_0(array, {"descr": descr, "fortran_order": False, "shape": shape})
-            for _, values in _blocks(run, [layer], rows)[1]:
+            for _, values in _blocks(run, [layer], rows):
                 array.write(values[layer.name].data)
     with (path / TABLE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -137,13 +131,12 @@ def _write_parquet(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, ta
         raise OptionError(f"layers: the table has a column of this name, got {taken.pop()}. Expected none. Use format=zarr.")
     types = {layer.name: pa.list_(pa.from_numpy_dtype(layer.dtype), layer.channels) for layer in layers}
     schema = pa.schema({**{name: column.type for name, column in columns.items()}, **types})
-    step, blocks = _blocks(run, layers, rows)
     with pq.ParquetWriter(path, schema, use_dictionary=[*columns]) as writer:
-        for where, values in blocks:
+        for where, values in _blocks(run, layers, rows):
             parts = [column[where] for column in columns.values()]
             for name, kind in types.items():
                 parts.append(pa.FixedSizeListArray.from_arrays(pa.array(values[name].reshape(-1)), type=kind))
-            writer.write_table(pa.table(parts, schema=schema), row_group_size=step)
+            writer.write_table(pa.table(parts, schema=schema))
 
 
 def _write_zarr(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table: Table) -> None:
@@ -162,24 +155,19 @@ def _write_zarr(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table
             column[:] = values
     for layer in layers:
         shape = layer.row_shape or ()
-        step, blocks = _blocks(run, [layer], rows)
         array = root.create_array(
             f"features/{layer.name}",
             shape=(len(rows), *shape),
-            chunks=(step, *shape),
+            chunks=(min(len(rows), _block_rows([layer])), *shape),
             dtype=layer.dtype,
             fill_value=np.nan,
             dimension_names=["image", *(f"{axis}_{layer.name}" for axis in AXES[len(shape)][1:])],
         )
-        for where, of_layers in blocks:
+        for where, of_layers in _blocks(run, [layer], rows):
             array[where] = of_layers[layer.name]
 
 
-WRITERS: dict[str, Callable[[Path, Run, Sequence[Layer], Rows, Table], None]] = {
-    "npy": _write_npy,
-    "parquet": _write_parquet,
-    "zarr": _write_zarr,
-}
+WRITERS: dict[str, Callable[..., None]] = {"npy": _write_npy, "parquet": _write_parquet, "zarr": _write_zarr}
 
 
 def _export(options: ExportOptions) -> None:

@@ -107,10 +107,7 @@ def test_what_is_there_stays_unless_it_is_an_export_to_be_replaced(folder: Path,
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (
-            ["format=parquet"],
-            "parquet holds vectors, got conv1_1 with maps of 5 x 4 x 3. Expected a vector an image. Reduce first",
-        ),
+        (["format=parquet"], "parquet holds vectors, got conv1_1 with maps of 5 x 4 x 3. Expected format=zarr, or vectors."),
         (["layers=relu9_9"], "layers: not stored in this run, got 'relu9_9'"),
         (["format=csv"], "format: not a valid value, got 'csv'. Expected one of: npy, parquet, zarr"),
         (["file=s3://bucket/x"], "file: not a valid value"),
