@@ -82,11 +82,8 @@ def is_web(address: str) -> bool:
 
 
 def expanded(text: str) -> Path:
-    """Return a path with its ``~`` replaced by the folder that it stands for."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # ~ and the name of nobody
-        return Path(text)
+    """Return a path with its ``~`` replaced by the folder that it stands for, if it stands for one."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (that of a Path raises where it is the name of nobody)
 
 
 def path_of(key: str, text: str) -> Path:
@@ -112,8 +109,6 @@ def path_of(key: str, text: str) -> Path:
                 f"{key}: nothing reads such an address here ({error}), got {text!r}. Expected a path, or e.g. s3:// with the "
                 f"package that adds it to fsspec.{remedy}"
             ) from None
-        if path.text.endswith("://"):
-            raise OptionError(f"{key}: names no bucket or folder, got {text!r}. Expected e.g. {path}bucket/folder. Complete it.")
     return path
 
 
@@ -350,9 +345,9 @@ class RemotePath(_Base):
 
     def open(self, mode: str = "rb", *how: Any, **named: Any) -> IO[Any]:  # type: ignore[override]
         assert mode == "rb", "files are written by upload"
-        return self._open(STREAM_BYTES, "readahead")  # type: ignore[no-any-return]
+        return self._open(STREAM_BYTES, 1)  # type: ignore[no-any-return]
 
-    def _open(self, block_bytes: int, cache: str, **options: Any) -> Any:
+    def _open(self, block_bytes: int, blocks_kept: int) -> Any:
         """Open the file by fsspec, whose requests are repeated as all others are; for one thread at a time."""
         from fsspec.spec import AbstractBufferedFile
 
@@ -366,12 +361,12 @@ class RemotePath(_Base):
                     raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", source.text)
                 return data
 
-        size = int(self._info().get("size") or 0)
-        return BlockFile(None, self.text, "rb", block_bytes, cache_type=cache, cache_options=options, size=size)
+        caching = {"cache_type": "blockcache", "cache_options": {"maxblocks": blocks_kept}}
+        return BlockFile(None, self.text, "rb", block_bytes, size=self.stat().st_size, **caching)
 
     def ranges(self) -> Any:
         """Open the file for HDF5; what :func:`read_ahead` has fetched is used once."""
-        return self._ahead.pop() if self._ahead else self._open(BLOCK_BYTES, "blockcache", maxblocks=BLOCKS_KEPT)
+        return self._ahead.pop() if self._ahead else self._open(BLOCK_BYTES, BLOCKS_KEPT)
 
     def download(self, local: Path) -> None:
         """Copy the file to this machine."""
@@ -424,9 +419,9 @@ def scratch_for(address: str, above: Path | None = None, mark: str = "") -> Path
         above: Folder that it lies in; None: the system's for temporary files.
         mark: Of one of several processes that write the run folder.
     """
-    user, digest = getattr(os, "getuid", lambda: "user")(), sha256(address.encode()).hexdigest()[:16]
-    parts = ("deep-feature-pipeline", user, address.rpartition("/")[2][:80], digest, mark)
-    return (above or Path(tempfile.gettempdir())) / "-".join(str(part) for part in parts if part != "")
+    user = getattr(os, "getuid", lambda: "user")()
+    digest = sha256(f"{user} {address} {mark}".encode()).hexdigest()[:16]
+    return (above or Path(tempfile.gettempdir())) / f"deep-feature-pipeline-{digest}"
 
 
 def prepare_scratch(folder: Path) -> None:

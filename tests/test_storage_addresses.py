@@ -71,7 +71,6 @@ def test_options_take_addresses_and_name_the_run_after_them(tmp_path: Path) -> N
             "gs://b/outputs",
             r"^output\.dir: nothing reads .*gcsfs.* Run `pip install 'deep-feature-pipeline\[gcs\]'`",
         ),
-        ("data.list", "s3://", r"^data\.list: names no bucket or folder, got 's3://'\. Expected e\.g\. s3://bucket/folder"),
         ("data.tar", "s3://b/x.tar", r"^data\.tar: read from this machine only, got .'s3://b/x\.tar'.\. Expected a path"),
         ("data.tfds", "coco", r"^data\.dir: read from this machine only, got 'memory://sets'\. Expected a path"),
         (
