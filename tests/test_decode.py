@@ -211,7 +211,7 @@ def test_too_little_memory_is_an_image_that_failed(monkeypatch: pytest.MonkeyPat
     def exhausted(*_: object) -> NDArray[np.uint8]:
         raise MemoryError
 
-    monkeypatch.setattr(decode, "_decode_with_pillow", exhausted)
+    monkeypatch.setattr(decode, "_decode_by_pillow", exhausted)
     with pytest.raises(ImageError, match=r"^out of memory: "):
         decode_image(encode(picture("RGB"), "PNG"))
 

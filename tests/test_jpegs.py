@@ -132,17 +132,10 @@ def test_a_restart_that_is_left_out_is_corrupt() -> None:
     assert error_of(data[: first + 2] + data[second:]) == "truncated: premature end of data segment"
 
 
-def test_a_file_that_only_pillow_takes_is_truncated_too() -> None:
-    data = (CASES / "odd-sampling.jpg").read_bytes()
-    np.testing.assert_array_equal(decode_image(data)[0], as_pillow(data))
-    with pytest.raises(ValueError, match="subsampling"):
-        simplejpeg.decode_jpeg(data)
-    first = data.index(b"\xff\xda") + 14
-    for size in range(first, len(data) - 12, 20):
-        assert error_of(data[:size].removesuffix(b"\xff") + END).startswith("truncated: ")
-    odd_version = jpeg(picture(40, 56, 1, "noise")).replace(b"JFIF\0\1", b"JFIF\0\7")
-    np.testing.assert_array_equal(decode_image(odd_version)[0], as_pillow(odd_version))
-    assert error_of(odd_version[:-100] + END).startswith("truncated: ")
+def test_a_file_that_only_pillow_takes_has_its_pixels_or_is_truncated() -> None:
+    for data in ((CASES / "odd-sampling.jpg").read_bytes(), jpeg(picture(40, 56, 1, "noise")).replace(b"JFIF\0\1", b"JFIF\0\7")):
+        np.testing.assert_array_equal(decode_image(data)[0], as_pillow(data))
+        assert error_of(data[:-100]).startswith("truncated: ")
 
 
 def test_what_stands_beside_the_coded_data_does_no_harm() -> None:

@@ -1,7 +1,7 @@
 """The bytes of one image file, in; its RGB pixels, out. Every way in which that can fail is one exception with one line.
 
 :mod:`~pipeline.images.loader` calls it once an image, in several threads. JPEGs are decoded by simplejpeg (libjpeg-turbo with the
-accurate DCT, whose pixels are Pillow's bit for bit), all else by Pillow. What Pillow gets wrong is put right, or refused, in
+accurate DCT, whose pixels are Pillow's bit for bit), all else by Pillow. What Pillow gets wrong is refused, or put right, in
 :mod:`~pipeline.images.corrections`.
 
 What the pixels of each kind of file are:
@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import io
 import re
-import struct
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
-from .corrections import UNSUPPORTED, corrected, missing_parts, refused_kind, why_unidentified, without_metadata
+from .corrections import UNSUPPORTED, corrected, refuse_unsupported, why_unidentified
 
 # Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
 # GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), takes a file
@@ -50,15 +49,8 @@ _FIRST_SIDEWAYS_ORIENTATION = 5
 # Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
 _STRIP_PIXELS = 2**23
 
-# Source: ITU T.81, table B.1. After FF comes 00 in coded data; D0 to D7 divide it; FF itself only fills; 01 has no length either.
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
-_SEGMENT = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd9])(..)", re.DOTALL)
-_SCAN, _APP1, _JPEG_LS, _BASELINE = 0xDA, 0xE1, 0xF7, (0xC0, 0xC1)
-# Where the frame header stands: tables C4, CC and C8 are not among them; F7 is JPEG-LS (ITU T.87).
-_FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC})
-# As much as libjpeg reads ahead of what it decodes. Source: libjpeg-turbo, jdhuff.c, a buffer of 64 bits.
-_READ_AHEAD = bytes(8)
+# Which comes first, a segment APP1, where EXIF and XMP are, or the scan, with the length of its header. Source: ITU T.81, B.1.
+_APP1_OR_SCAN = re.compile(rb"\xff(\xe1|\xda\0[\x08\x0a\x0c\x0e])")
 # What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
 # Source: libjpeg-turbo, jerror.h, JWRN_*.
 _CORRUPT = "Corrupt JPEG data: "
@@ -85,7 +77,7 @@ def decode_image(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode one image as the module's docstring says.
 
-    JPEGs that simplejpeg refuses for what it takes amiss are put to Pillow, unless a part of them is missing.
+    JPEGs of kinds that simplejpeg does not know are put to Pillow.
 
     Args:
         data: The whole file.
@@ -103,54 +95,48 @@ def decode_image(
             ``not an image``, ``truncated``, ``corrupt``, ``too large``, ``unsupported`` or ``out of memory``.
     """
     try:
-        if data.startswith(_JPEG_START) and (decoded := _decode_jpeg(data, ratio_for, admit)):
+        if decoded := _decode_jpeg(data, ratio_for, admit):
             return decoded
-        data = without_metadata(data)
         image = _open(data)
         admit(image.width * image.height)
-        pixels = _decode_with_pillow(image, data)
+        pixels = _decode_by_pillow(image, data)
         # Only now: PNG may hold its EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
         pixels = np.ascontiguousarray(_turn(pixels, _orientation(image)))
         return pixels, pixels.shape[:2]
-    except MemoryError as error:
-        raise ImageError(_one_line(error)) from None
+    except ImageError:
+        raise
+    except Exception as error:  # Readers raise anything from KeyError to struct.error on damaged files.
+        raise ImageError(_one_line(error)) from error
 
 
 def _decode_jpeg(
     data: bytes, ratio_for: Callable[[int, int], int] | None, admit: Callable[[int], None]
 ) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
-    """Decode a JPEG, reading its header in a tenth of the time that Pillow takes; None: too large, or damaged before its scan."""
-    frame, coding, has_app1, place = 0, 0, False, 2
-    while (segment := _SEGMENT.search(data, place)) and segment[1][0] != _SCAN:
-        if segment[1][0] in _FRAMES:
-            frame, coding = segment.end(), segment[1][0]
-        has_app1 |= segment[1][0] == _APP1
-        place = segment.end() + int.from_bytes(segment[2], "big") - 2
-    if not segment or not frame or len(data) < segment.end() + 6:
+    """Decode a JPEG without opening it by Pillow, which takes ten times as long; None: no JPEG, too large, of a rare kind."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # The second: fewer bytes than a header has.
         return None
-    height, width, components = struct.unpack_from(">xHHB", data, frame)
-    if not 0 < height * width <= MAX_PIXELS:
+    if height * width > MAX_PIXELS:
         return None
-    if coding == _JPEG_LS:
-        raise ImageError("unsupported: JPEG-LS")
-    scan = segment.end()  # Behind the length of its segment.
-    orientation = _orientation(_open(data)) if has_app1 else 1
+    first = _APP1_OR_SCAN.search(data)
+    orientation = _orientation(_open(data)) if first and first[1] == b"\xe1" else 1
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
     admit(height * width)
-    ratio = 1 if ratio_for is None or components == 4 else ratio_for(*size_px)
-    pixels = _decode_by_libjpeg(data, components, -(-height // ratio), -(-width // ratio))
+    is_cmyk = colours in ("CMYK", "YCCK")
+    ratio = 1 if ratio_for is None or is_cmyk else ratio_for(*size_px)
+    pixels = _decode_by_libjpeg(data, is_cmyk, -(-height // ratio), -(-width // ratio))
     if pixels is None:
-        has_one_scan = coding in _BASELINE and data[scan] == components
-        pixels = _decode_with_pillow(_open(_without_end(data, scan) if has_one_scan else data), data)
+        pixels = _decode_by_pillow(_open(data), data)
     return np.ascontiguousarray(_turn(pixels, orientation)), size_px
 
 
-def _decode_by_libjpeg(data: bytes, components: int, height: int, width: int) -> NDArray[np.uint8] | None:
+def _decode_by_libjpeg(data: bytes, is_cmyk: bool, height: int, width: int) -> NDArray[np.uint8] | None:
     """Decode a JPEG by simplejpeg; None where that refuses, warns of what is harmless, or gives another size."""
     try:
         # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
         # Strict: what libjpeg only warns of, such as a missing end, is refused.
-        colours = "CMYK" if components == 4 else "RGB"
+        colours = "CMYK" if is_cmyk else "RGB"
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError as error:
         text = str(error)
@@ -161,16 +147,10 @@ def _decode_by_libjpeg(data: bytes, components: int, height: int, width: int) ->
         return None
     if pixels.shape[:2] != (height, width):
         return None
-    if components == 4:
+    if is_cmyk:
         # Inverted, as Adobe's programs write it and Pillow takes it.
         return _as_rgb(Image.frombuffer("CMYK", (width, height), pixels, "raw", "CMYK;I", 0, 1))
     return pixels
-
-
-def _without_end(data: bytes, scan: int) -> bytes:
-    """Take the end from a JPEG of one scan: Pillow fills in what is missing before an end, and refuses a file that just stops."""
-    end = _MARKER.search(data, scan + int.from_bytes(data[scan - 2 : scan], "big") - 2)
-    return data[: end.start()] + _READ_AHEAD if end is not None and end[0] == _JPEG_END else data
 
 
 def _open(data: bytes) -> Image.Image:
@@ -179,17 +159,13 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError("empty: the file has no bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
-        reason = refused_kind(image, data)
     except UnidentifiedImageError:
         raise ImageError(why_unidentified(data, ALLOWED_FORMATS)) from None
-    except Exception as error:  # Readers raise anything from KeyError to struct.error on damaged headers.
-        raise ImageError(_one_line(error)) from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"too large: {image.width} x {image.height} px, limit {MAX_PIXELS} px")
     if min(image.size) < 1:
         raise ImageError(f"corrupt: {image.width} x {image.height} px")
-    if reason:
-        raise ImageError(f"unsupported: {reason}")
+    refuse_unsupported(image, data)
     return image
 
 
@@ -208,17 +184,13 @@ def _one_line(error: Exception) -> str:
     return f"{'unsupported' if UNSUPPORTED.search(text) else 'corrupt'}: {text}"
 
 
-def _decode_with_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+def _decode_by_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     """Return (h, w, 3) uint8 of an image that has been opened, as stored."""
-    try:
-        if missing := missing_parts(image, data):
-            raise ImageError(f"truncated: the file ends early, or was never written to the end: {missing}")
-        image.load()
-        return _as_rgb(corrected(image, data))
-    except ImageError:
-        raise
-    except Exception as error:  # As above.
-        raise ImageError(_one_line(error)) from error
+    if image.format == "PNG":
+        # Its checksums, which Pillow does not look at when it decodes.
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+    image.load()
+    return _as_rgb(corrected(image, data))
 
 
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
