@@ -1,6 +1,6 @@
 """A tf.data pipeline: rows of a manifest in; batches of images, each with one status a row, out.
 
-``from_tensor_slices(rows) -> map(read, hash, decode) -> padded_batch -> prefetch``. Its elements carry the images:
+``from_tensor_slices(rows) -> map(read, hash, decode, prepare) -> padded_batch -> prefetch``. Its elements carry the images:
 
 =========== ======================== =====================================================================================
 ``image``   (B, h, w, 3) uint8       the batch's canvas, as large as its largest sides (products of matrices take any shape,
@@ -37,31 +37,29 @@ from .reading import read_image, words_for
 # tf.data bounds how many images it holds, not how large they are. Above this number of pixels they share MAX_PIXELS among them:
 # each thread may decode a photograph, but not each a decompression bomb.
 LARGE_PIXELS = 2**25
-# Local files that are read at the same time, at least, by whatever decodes them: one on another machine takes some 10 to 100 ms.
+# Local files that are read at the same time, at least: one on another machine takes some 10 to 100 ms.
 LOCAL_READS = 8
 
 Pixels = NDArray[np.uint8]
-Function = Callable[..., Any]
 
 _CPU = "/CPU:0"
-# There is nothing to convert, and AutoGraph writes files that a kill leaves in the folder for temporary ones.
-_plain = tf.autograph.experimental.do_not_convert
 
 
 @dataclass(eq=False)
 class ImageLoader:
     """Reads, hashes and decodes rows, in their order, ahead of whoever iterates over it.
 
-    One batch waits, one is being filled, and each thread that reads holds a file more, or what ``prepare`` leaves of its image.
-    Each worker may hold one at full size, and all those above :data:`LARGE_PIXELS` together no more than one image may have,
-    :data:`~pipeline.images.decode.MAX_PIXELS`. Errors in the statuses begin with a stable word: ``missing``,
+    One batch waits, one is being filled, and each thread holds a file more, or what ``prepare`` leaves of its image. As many
+    threads as there are workers may hold one at full size, and all those above :data:`LARGE_PIXELS` together no more than one
+    image may have, :data:`~pipeline.images.decode.MAX_PIXELS`. Errors in the statuses begin with a stable word: ``missing``,
     ``unreadable``, ``not a regular file``, or one of :func:`~pipeline.images.decode.decode_image`'s.
 
     Attributes:
         manifest: The rows of the run.
         indices: (N,) int64, which of them to load.
         batch_size: Rows a batch; the last may have fewer. None: native size, a batch's images have one height and width.
-        workers: Images decoded at the same time. More are read: of a source ``reads_at_once``, else :data:`LOCAL_READS`.
+        workers: Images decoded at the same time. More are read: of a source ``reads_at_once``, else :data:`LOCAL_READS`; but not
+            at native size, where no more images than that may fit into memory.
         prepare: (h, w, 3) uint8 RGB -> what the batch holds of it, in the worker; may raise ``ImageError``. It must bound the
             sides, since a batch's canvas is as large as the largest.
         size_px: (H, W) where ``prepare`` gives (H, W, 3) float32. None: it gives (h', w', 3) uint8.
@@ -88,26 +86,56 @@ class ImageLoader:
             self.dataset = self._make()
 
     def _make(self) -> tf.data.Dataset:
-        reads = int(getattr(self.manifest.source, "reads_at_once", 0))
-        # At native size no more images than there are workers may fit into memory.
-        calls = self.workers if reads or self.batch_size is None else max(self.workers, LOCAL_READS)
-        dataset = tf.data.Dataset.from_tensor_slices(np.asarray(self.indices, np.int64))
-        types = tf.float32 if self.size_px else tf.uint8, tf.int64, tf.string
-        if reads:
-            dataset = self._map(dataset, self._read, (tf.int64, tf.string, tf.string), reads)
-            images = self._map(dataset, self._decode, types, calls, self._element)
-        else:
-            images = self._map(dataset, lambda row: self._decode(*self._read(row)), types, calls, self._element)
-        if self.batch_size is None:
-            # No copy: the image may be as large as the memory allows.
-            batches = images.map(_plain(lambda element: {name: value[None] for name, value in element.items()}))
-        else:
-            batches = images.batch(self.batch_size) if self.size_px else images.padded_batch(self.batch_size)
+        reads = getattr(self.manifest.source, "reads_at_once", LOCAL_READS) if self.batch_size else 1
+        calls = max(self.workers, reads)
+        rows = tf.data.Dataset.from_tensor_slices(np.asarray(self.indices, np.int64))
+        # AutoGraph would find nothing to convert, and writes files that a kill leaves in the folder for temporary ones.
+        element = tf.autograph.experimental.do_not_convert(self._element)
+        images = rows.map(element, num_parallel_calls=calls, deterministic=True)
+        if self.batch_size:
+            images = images.batch(self.batch_size) if self.size_px else images.padded_batch(self.batch_size)
         options = tf.data.Options()
-        # No thread that looks for something to tune: the numbers above are meant. Those that read mostly wait.
+        # No thread that looks for something to tune: the numbers above are meant.
         options.autotune.enabled = False
-        options.threading.private_threadpool_size = calls + reads
-        return batches.prefetch(1).with_options(options)
+        options.threading.private_threadpool_size = calls
+        return images.prefetch(1).with_options(options)
+
+    def _element(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return the element of a row, as the table above has it; at native size it is a batch already."""
+        image = tf.float32 if self.size_px else tf.uint8
+        found = tf.numpy_function(self._load_or_stop, [row], (image, tf.int64, tf.string))
+        # Known beforehand: tf.ensure_shape would be an operation more for each image.
+        for tensor, shape in zip(found, ((*(self.size_px or (None, None)), 3), (6,), (2,)), strict=True):
+            tensor.set_shape(shape)
+        element = dict(zip(("image", "numbers", "texts"), found, strict=True))
+        # No copy: the image may be as large as the memory allows.
+        return element if self.batch_size else {name: value[None] for name, value in element.items()}
+
+    def _load_or_stop(self, row: np.int64) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.object_]]:
+        try:
+            return self._load(int(row))
+        except BaseException as error:
+            # TensorFlow makes text of it.
+            self._error = self._error or error
+            raise
+
+    def _load(self, row: int) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.object_]]:
+        """Read, hash, decode and prepare the image of a row; return image, numbers and texts. Runs in tf.data's threads."""
+        image = None
+        data, error, sha256, (height, width) = b"", "", "", (0, 0)
+        try:
+            data = read_image(self.manifest[row])
+            sha256 = hashlib.sha256(data).hexdigest()
+            with self._pixels.for_one_image() as admit:
+                decoded, (height, width) = decode_image(data, self.ratio_for, admit)
+                image = self.prepare(decoded)
+        except (ImageError, OSError, MemoryError) as problem:
+            error = words_for(problem)
+        if image is None:
+            # Not before: an array that is made for each image and dropped costs a millisecond of page faults.
+            image = np.zeros((*self.size_px, 3), np.float32) if self.size_px else np.empty((0, 0, 3), np.uint8)
+        numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
+        return image, numbers, np.array([error.encode(), sha256.encode()], np.object_)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Give the batches. Closing the generator stops the workers and frees what they hold.
@@ -135,54 +163,6 @@ class ImageLoader:
                 return
             yield _batch(element, self.batch_size or 1)
             del element
-
-    def _map(self, dataset: Any, function: Function, types: Any, calls: int, finish: Function = tuple) -> tf.data.Dataset:
-        """Apply a function of NumPy to each element, some at a time."""
-
-        def call(*arguments: Any) -> Any:
-            try:
-                return function(*arguments)
-            except BaseException as error:
-                # TensorFlow makes text of it.
-                self._error = self._error or error
-                raise
-
-        traced = _plain(lambda *inputs: finish(tf.numpy_function(call, inputs, types)))
-        return dataset.map(traced, num_parallel_calls=calls, deterministic=True)
-
-    def _element(self, found: Any) -> dict[str, tf.Tensor]:
-        shapes = {"image": (*(self.size_px or (None, None)), 3), "numbers": (6,), "texts": (2,)}
-        for tensor, shape in zip(found, shapes.values(), strict=True):
-            # Known beforehand: tf.ensure_shape would be an operation more for each image.
-            tensor.set_shape(shape)
-        return dict(zip(shapes, found, strict=True))
-
-    # -- What is done to each row, in tf.data's threads ------------------------------------------------------------------------
-
-    def _read(self, row: np.int64) -> tuple[np.int64, bytes, bytes]:
-        """Return the row, the bytes of its file, and why it cannot be read."""
-        try:
-            return row, read_image(self.manifest[int(row)]), b""
-        except (ImageError, OSError, MemoryError) as error:
-            return row, b"", words_for(error).encode()
-
-    def _decode(self, row: np.int64, data: bytes, error: bytes) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.object_]]:
-        """Return image, numbers and texts of a row that has been read."""
-        height = width = 0
-        image, sha256 = None, ""
-        text = error.decode()
-        if not text:
-            sha256 = hashlib.sha256(data).hexdigest()
-            try:
-                with self._pixels.for_one_image() as admit:
-                    decoded, (height, width) = decode_image(data, self.ratio_for, admit)
-                    image = self.prepare(decoded)
-            except (ImageError, MemoryError) as problem:
-                text = words_for(problem)
-        if image is None:
-            image = np.zeros((*self.size_px, 3), np.float32) if self.size_px else np.empty((0, 0, 3), np.uint8)
-        numbers = np.array([row, height, width, len(data), *image.shape[:2]], np.int64)
-        return image, numbers, np.array([text.encode(), sha256.encode()], np.object_)
 
 
 def _batch(element: dict[str, Any], full_rows: int) -> Batch:
