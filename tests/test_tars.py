@@ -84,7 +84,7 @@ def test_rows_come_in_the_order_of_the_files_and_of_their_members(tmp_path: Path
     assert manifest.labels == ("k", "", "z", "a")
     assert manifest.metadata == {"tar": ("s-0.tar", "s-0.tar", "s-1.tar", "s-1.tar")}
     assert manifest.file_bytes.tolist() == [len(png(3)), len(png(4)), len(png(1)), 5000]
-    assert manifest.skipped == {"extension .txt": 1, "no extension": 1}
+    assert manifest.skipped == {"extension .txt": 1, "other extension": 1}
     assert manifest.root == str(tmp_path)
     assert manifest.digest == digest_images(manifest.keys, manifest.labels, manifest.file_bytes, manifest.metadata)
     sent = pickle.loads(pickle.dumps(manifest))

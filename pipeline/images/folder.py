@@ -1,13 +1,11 @@
 """A folder of images, here or at an address, in; a :class:`~pipeline.records.Manifest`, out. No image is opened, only sized."""
 
 # Paths are strings here: a million Path objects would take longer than all the rest, and Path would normalise names.
-# ruff: noqa: PTH100, PTH112, PTH118
+# ruff: noqa: PTH100, PTH112, PTH113, PTH116, PTH118
 
 from __future__ import annotations
 
-import heapq
 import os
-import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -18,11 +16,8 @@ import numpy as np
 from ..errors import DatasetError
 from ..records import Manifest
 from ..storage import RemotePath
-from .manifest import SYSTEM_FOLDERS, make_manifest, no_images, quoted_names, reason_to_skip, refuse_repeated, valid_text
+from .manifest import make_manifest, no_images, quoted_names, reason_to_skip, reason_to_skip_folder, refuse_repeated, valid_text
 from .reading import RemoteImages
-
-# Files and folders that a run writes; two of the three are in no data set together.
-_NAMES_IN_A_RUN = frozenset({"features.h5", "shards", "manifest.jsonl.gz"})
 
 
 def list_folder(folder: Path) -> Manifest:
@@ -41,16 +36,12 @@ def list_folder(folder: Path) -> Manifest:
         what = "not a folder" if os.path.lexists(root) else "no such folder"
         raise DatasetError(f"data.dir: {what}, got {root!r}. Expected a folder of images. Check the path.")
     skipped: Counter[str] = Counter()
-    unreadable: list[str] = []
-    runs: dict[str, tuple[str, ...]] = {}
-    found = list(_walk(root, skipped, unreadable, runs))
-    if runs:
-        images = [image for image in found if not _is_picture(image[0], runs)]
-        skipped += Counter({"picture of a run": len(found) - len(images)})
-        found = images
+    unreadable: list[OSError] = []
+    found = list(_walk(root, skipped, unreadable))
     if unreadable:
+        shut = [f"{quoted_names([error.filename])} ({str(error.strerror).lower()})" for error in unreadable]
         raise DatasetError(
-            f"data.dir: {len(unreadable)} folder(s) cannot be read, got {', '.join(sorted(unreadable)[:3])}. Expected folders "
+            f"data.dir: {len(shut)} folder(s) cannot be read, got {', '.join(sorted(shut)[:3])}. Expected folders "
             f"that this user may list; {len(found)} images were seen in others. Mend their permissions."
         )
     if not found:
@@ -68,14 +59,14 @@ def list_address(folder: RemotePath) -> Manifest:
     Raises:
         DatasetError: It cannot be listed, or holds no image.
     """
-    found: dict[str, tuple[int, float]] = {}
+    found: list[tuple[str, int, float]] = []
     skipped: Counter[str] = Counter()
     try:
-        for name, size_bytes, written in folder.find_files():
-            if reason := reason_to_skip(name):
+        for file in folder.find_files():
+            if reason := reason_to_skip(file[0]):
                 skipped[reason] += 1
             else:
-                found[name] = size_bytes, written
+                found.append(file)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -85,71 +76,51 @@ def list_address(folder: RemotePath) -> Manifest:
         ) from error
     if not found:
         raise no_images("data.dir", repr(str(folder)), skipped)
-    keys = sorted(found)
-    sizes, written_seconds = zip(*(found[key] for key in keys), strict=True)
+    keys, sizes, written_seconds = zip(*sorted(found), strict=True)
     source = RemoteImages(np.array(written_seconds))
     return make_manifest(str(folder), keys, sizes, columns={}, skipped=skipped, source=source)
 
 
-def _walk(root: str, skipped: Counter[str], unreadable: list[str], runs: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, int]]:
-    """Yield the images below a folder: names from there, as the system gives them and possibly not valid Unicode; bytes.
-
-    Fills in what is passed over and why, which folders cannot be read, and the names of run folders by the folder they are in.
-    """
+def _walk(root: str, skipped: Counter[str], unreadable: list[OSError]) -> Iterator[tuple[str, int]]:
+    """Yield the images below a folder: names from there, as the system gives them and possibly not valid Unicode; bytes."""
     visited: set[str] = set()
-    folders = [(root, "")]
     # Folders behind links wait until all real ones are listed, and come in the order of their names: which of two
     # names a folder is listed under must not depend on the order in which the system gives them.
-    linked: list[tuple[str, str]] = []
-    while folders or linked:
-        path, prefix = folders.pop() if folders else heapq.heappop(linked)
-        real = os.path.realpath(path)
-        if real in visited:
-            skipped["folder reached twice"] += 1
-            continue
-        visited.add(real)
-        try:
-            with os.scandir(path) as listing:
-                entries = [*listing]
-        except OSError as error:
-            unreadable.append(f"{quoted_names([path])} ({(error.strerror or '').lower()})")
-            continue
-        if prefix and len(_NAMES_IN_A_RUN.intersection(entry.name for entry in entries)) >= 2:
-            skipped["run folder"] += 1
-            parent, name = posixpath.split(prefix[:-1])
-            runs[parent] = (*runs.get(parent, ()), f"{name}-")
-            continue
-        for entry in entries:
-            name = entry.name
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # A link that leads round in a circle, or where this user may not go: a file that cannot be read.
-                is_folder = False
-            if is_folder:
-                if reason := "hidden folder" if name.startswith(".") else "system folder" if name in SYSTEM_FOLDERS else "":
+    waiting = [root]
+    while waiting:
+        waiting.sort()
+        for path, folders, files in os.walk(waiting.pop(0), onerror=unreadable.append):
+            if (real := os.path.realpath(path)) in visited:
+                skipped["folder reached twice"] += 1
+                folders.clear()
+                continue
+            visited.add(real)
+            runs = [name for name in folders if _is_run(os.path.join(path, name))]
+            for name in folders.copy():
+                if reason := "run folder" if name in runs else reason_to_skip_folder(name):
                     skipped[reason] += 1
-                elif entry.is_symlink():
-                    heapq.heappush(linked, (entry.path, f"{prefix}{name}/"))
+                    folders.remove(name)
+            # The walk itself follows none.
+            waiting += filter(os.path.islink, (os.path.join(path, name) for name in folders))
+            prefix = os.path.join(path[len(root) :].lstrip(os.sep), "").replace(os.sep, "/")
+            pictures = tuple(f"{name}-" for name in runs)
+            for name in files:
+                reason = reason_to_skip(name) or ("picture of a run" if name.startswith(pictures) else "")
+                size = None if reason else _size(os.path.join(path, name))
+                if size is None:
+                    skipped[reason or "special file"] += 1
                 else:
-                    folders.append((entry.path, f"{prefix}{name}/"))
-            elif reason := reason_to_skip(name):
-                skipped[reason] += 1
-            elif (size := _size(entry)) is None:
-                skipped["special file"] += 1
-            else:
-                yield prefix + name, size
+                    yield prefix + name, size
 
 
-def _size(entry: os.DirEntry[str]) -> int | None:
+def _is_run(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, "manifest.jsonl.gz")) and os.path.isdir(os.path.join(folder, "shards"))
+
+
+def _size(path: str) -> int | None:
     """Return the bytes of a file, 0 where it cannot be asked; None of what is no file."""
     try:
-        info = entry.stat()
+        info = os.stat(path)
     except OSError:
         return 0
     return info.st_size if stat.S_ISREG(info.st_mode) else None
-
-
-def _is_picture(name: str, runs: dict[str, tuple[str, ...]]) -> bool:
-    """Tell whether an image is a picture that was drawn of a run: those lie beside its folder and begin with its name."""
-    folder, last = posixpath.split(name)
-    return last.lower().endswith(".png") and last.startswith(runs.get(folder, ()))

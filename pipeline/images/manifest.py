@@ -66,20 +66,24 @@ def refuse_repeated(option: str, names: Sequence[str]) -> None:
         )
 
 
+def reason_to_skip_folder(name: str) -> str:
+    """Return why a folder of this name holds no images; "" where it may."""
+    if name in SYSTEM_FOLDERS:
+        return "system folder"
+    return "hidden folder" if name.startswith(".") and name not in (".", "..") else ""
+
+
 def reason_to_skip(name: str) -> str:
     """Return why a file, by its path below the source, is no image; "" where it is one."""
     *folders, last = name.split("/")
-    if any(folder.startswith(".") and folder not in (".", "..") for folder in folders):
-        return "hidden folder"
-    if not SYSTEM_FOLDERS.isdisjoint(folders):
-        return "system folder"
+    if reason := next(filter(None, map(reason_to_skip_folder, folders)), ""):
+        return reason
     if last.startswith("."):
         return "hidden file"
     extension = posixpath.splitext(last)[1].lower()
     if extension in image_extensions():
         return ""
-    usual = extension.isascii() and extension[1:].isalnum() and len(extension) < 12
-    return f"extension {extension}" if usual else "other extension" if extension else "no extension"
+    return f"extension {extension}" if extension.isascii() and extension[1:].isalnum() else "other extension"
 
 
 def first_folders(keys: Sequence[str]) -> list[str]:
@@ -91,21 +95,16 @@ def first_folders(keys: Sequence[str]) -> list[str]:
 
 def valid_text(text: str) -> str:
     r"""Return text that can be encoded: bytes that are not UTF-8, which Python keeps as half a surrogate pair, as ``\xff``."""
-    return text if text.isascii() else re.sub("[\ud800-\udfff]", _readable, text)
-
-
-def _readable(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def cell_text(value: str | float | None) -> str:
     r"""Return a value as a cell of a column: what is missing as "", truth as true or false, NUL and the like as ``\x00``."""
     if value is None or isinstance(value, bool):
         return {None: "", True: "true", False: "false"}[value]
-    if not isinstance(value, str):
-        return str(value)
-    return re.sub(CONTROL_CHARACTERS, lambda match: f"\\x{ord(match[0]):02x}", valid_text(value))
+    # The halves of surrogate pairs that JSON may hold are no text either.
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return re.sub(CONTROL_CHARACTERS, lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def quoted_names(names: Sequence[str]) -> str:
