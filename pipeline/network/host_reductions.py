@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -41,13 +41,17 @@ GAUSSIAN_GRID = 2.0**-12
 # -- Matrices ------------------------------------------------------------------------------------------------------------------
 
 
-def _generator(seed: int, name: str) -> np.random.Philox:
+def _generator(name: str, seed: int) -> np.random.Philox:
     return np.random.Philox(key=[seed, STREAMS[name]])
+
+
+def _smallest(name: str, length: int, count: int, seed: int) -> NDArray[np.int64]:
+    return np.sort(np.argsort(_generator(name, seed).random_raw(length), kind="stable")[:count])
 
 
 def unit_places(length: int, n_components: int, seed: int) -> NDArray[np.int64]:
     """Return the places of ``units``, (n_components,) int64, ascending: those with the smallest of ``length`` raw integers."""
-    return np.sort(np.argsort(_generator(seed, "units").random_raw(length), kind="stable")[:n_components])
+    return _smallest("units", length, n_components, seed)
 
 
 def sparse_matrix(length: int, n_components: int, density: float, seed: int) -> scipy.sparse.csr_matrix:
@@ -60,7 +64,7 @@ def sparse_matrix(length: int, n_components: int, density: float, seed: int) -> 
     """
     strips = nonzeros(length, density)
     bounds = np.arange(strips + 1, dtype=np.int64) * length // strips
-    raw = _generator(seed, "srp").random_raw(n_components * strips).reshape(n_components, strips)
+    raw = _generator("srp", seed).random_raw(n_components * strips).reshape(n_components, strips)
     places = bounds[:-1] + (((raw >> np.uint64(32)) * np.diff(bounds).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
     value = np.float32(1 / math.sqrt(strips / length * n_components))
     values = np.where(raw & np.uint64(1), -value, value)
@@ -74,12 +78,16 @@ def gaussian_matrix(length: int, n_components: int, seed: int) -> Array:
     Entry i, in C order, is the normal quantile of (u + 0.5) / 2^53, u being the upper 53 bits of raw integer i, rounded to a
     multiple of 2^-12 and divided by sqrt(n_components).
     """
-    generator = _generator(seed, "gaussian")
+    generator = _generator("gaussian", seed)
     matrix = np.empty((n_components, length), np.float32)
     for row in matrix:
         upper = (generator.random_raw(length) >> np.uint64(11)).astype(np.float64)
         row[:] = np.round(ndtri((upper + 0.5) * 2.0**-53) / GAUSSIAN_GRID) * (GAUSSIAN_GRID / math.sqrt(n_components))
     return matrix
+
+
+# Reduction -> what makes its matrix, or the places of its values, of the length of what it takes and its parameters.
+MATRICES: dict[str, Callable[..., Any]] = {"units": unit_places, "srp": sparse_matrix, "gaussian": gaussian_matrix}
 
 
 # -- One image at a time -------------------------------------------------------------------------------------------------------
@@ -96,6 +104,7 @@ def prepare(
     map_shape: tuple[int, ...] | None,
     transforms: Mapping[str, Transform] = MappingProxyType({}),
     done: int = 0,
+    make_step: Callable[[Reduction, int, Transform | None], Callable[[Any], Any]] | None = None,
 ) -> Reducer:
     """Return a function that makes a feature of an image's activations: (h, w, c) float32 -> (d,) float32.
 
@@ -104,14 +113,15 @@ def prepare(
         map_shape: (h, w, c) of the layer; None at native size.
         transforms: Fitted ones, by the name of the feature up to the reduction.
         done: How many of the reductions have been done already; the shape is then that of what they have given.
+        make_step: Makes the function of one reduction of so many values, with its transform; None: for an image on the CPU.
     """
     steps, shape = [], map_shape or (feature.layer.channels,)
     for number, reduction in enumerate(feature.reductions[done:], done):
         name = replace(feature, reductions=feature.reductions[: number + 1]).name
-        steps.append(_step(reduction, math.prod(shape), transforms.get(name)))
+        steps.append((make_step or _step)(reduction, math.prod(shape), transforms.get(name)))
         shape = (output_length(reduction, shape),)
 
-    def reduce(values: Array) -> Array:
+    def reduce(values: Any) -> Any:
         for step in steps:
             values = step(values)
         return values
@@ -120,35 +130,15 @@ def prepare(
 
 
 def _step(reduction: Reduction, length: int, transform: Transform | None) -> Reducer:
-    of: Mapping[str, Any] = reduction.parameters
     if transform is not None:
-        mean, components = transform.mean, scaled_components(transform, of["whiten"])
+        mean, components = transform.mean, scaled_components(transform, bool(reduction.parameters["whiten"]))
         return lambda values: np.asarray(components @ (values.reshape(-1) - mean))
+    if reduction.name not in MATRICES:
+        return partial(STEPS[reduction.name], **reduction.parameters)
+    matrix = MATRICES[reduction.name](length, **reduction.parameters)
     if reduction.name == "units":
-        places = unit_places(length, of["n_components"], of["seed"])
-        return lambda values: np.take(values, places)
-    if reduction.name in ("srp", "gaussian"):
-        matrix: Any = projection(reduction, length)
-        return lambda values: np.asarray(matrix @ values.reshape(-1))
-    steps: dict[str, Reducer] = {
-        "avg": _mean,
-        "max": _maximum,
-        "catavgmax": lambda values: np.concatenate([_mean(values), _maximum(values)]),
-        "gem": lambda values: _generalized_mean(values, of["p"], of["eps"]),
-        "rmac": lambda values: _regional_maxima(values, of["levels"]),
-        "grid": lambda values: _grid(values, of["side"]),
-        "gram": lambda values: _gram(values, of["form"]),
-        "l2": _normalized,
-    }
-    return steps[reduction.name]
-
-
-def projection(reduction: Reduction, length: int) -> Any:
-    """Return the matrix of ``srp`` or ``gaussian`` for values of this length, (n_components, length) float32."""
-    of: Mapping[str, Any] = reduction.parameters
-    if reduction.name == "srp":
-        return sparse_matrix(length, of["n_components"], of["density"], of["seed"])
-    return gaussian_matrix(length, of["n_components"], of["seed"])
+        return lambda values: np.take(values, matrix)
+    return lambda values: np.asarray(matrix @ values.reshape(-1))
 
 
 def scaled_components(transform: Transform, whiten: bool) -> Array:
@@ -160,7 +150,7 @@ def scaled_components(transform: Transform, whiten: bool) -> Array:
 
 def sample_places(rows: int, count: int, seed: int) -> NDArray[np.int64]:
     """Return the rows of a run that a transform is fitted to, ascending: those with the smallest raw integers."""
-    return np.sort(np.argsort(_generator(seed, "pca").random_raw(rows), kind="stable")[:count])
+    return _smallest("pca", rows, count, seed)
 
 
 def fit_pca(sample: Array, n_components: int) -> Transform:
@@ -199,6 +189,10 @@ def _mean(values: Array) -> Array:
 def _maximum(values: Array) -> Array:
     result: Array = values.reshape(-1, values.shape[-1]).max(axis=0)
     return result
+
+
+def _mean_and_maximum(values: Array) -> Array:
+    return np.concatenate([_mean(values), _maximum(values)])
 
 
 def _generalized_mean(values: Array, p: float, eps: float) -> Array:
@@ -274,6 +268,19 @@ def _normalized(values: Array) -> Array:
     norm = math.sqrt(np.square(values, dtype=np.float64).sum())
     flat: Array = values.reshape(-1)
     return flat / np.float32(norm) if norm else flat
+
+
+# Reduction -> what computes it of a map and its parameters, ``l2`` of a vector.
+STEPS: dict[str, Callable[..., Array]] = {
+    "avg": _mean,
+    "max": _maximum,
+    "catavgmax": _mean_and_maximum,
+    "gem": _generalized_mean,
+    "rmac": _regional_maxima,
+    "grid": _grid,
+    "gram": _gram,
+    "l2": _normalized,
+}
 
 
 def reduce_rows(reducer: Reducer, values: Array, pool: Executor) -> Array:

@@ -27,7 +27,7 @@ They are computed by :mod:`.host_reductions` on a CPU and by :mod:`.device_reduc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +77,7 @@ def resolve_features(
         for layer in table.resolve([name] if word else []):
             chains.setdefault(layer, set()).add(tuple(steps) or default)
     planned = table.plan(sorted(chains, key=lambda layer: layer.network_index), size_px)
-    return _distinct(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
+    return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
 
 
 def reduce_stored(
@@ -105,18 +105,7 @@ def reduce_stored(
                     )
         feature = _reduced(stored, chain, parameters, rows)
         found[feature.layer.network_index, tuple(step.name for step in feature.reductions)] = feature
-    return _distinct(found[place] for place in sorted(found))
-
-
-def _distinct(features: Iterable[FeatureSpec]) -> tuple[FeatureSpec, ...]:
-    by_name: dict[str, FeatureSpec] = {}
-    for feature in features:
-        if by_name.setdefault(feature.name, feature) is not feature:
-            raise OptionError(
-                f"layers: the network has a layer of the name of a reduction, got {feature.name} twice. Expected one of them. "
-                "Name them in runs of their own."
-            )
-    return tuple(by_name.values())
+    return tuple(found[place] for place in sorted(found))
 
 
 def require_sample(n_components: int, images: int, which: str) -> None:
@@ -148,38 +137,28 @@ def prefixes(features: Sequence[FeatureSpec]) -> dict[str, FeatureSpec]:
     return found
 
 
-def require_known(name: str, word: str) -> None:
-    """Refuse a reduction that there is not; ``word``: what it is of.
-
-    Raises:
-        OptionError: It is that.
-    """
-    if name not in TAKES:
-        known = nearest(name, [*TAKES])
-        raise OptionError(f"layers: there is no such reduction, got {name!r} of {word}. Expected one of: {known}.")
-
-
 def _reduced(
     feature: FeatureSpec, chain: Sequence[str], parameters: Mapping[str, Mapping[str, Any]], rows: int | None
 ) -> FeatureSpec:
     word, shape = ":".join([feature.layer.name, *(step.name for step in feature.reductions)]), feature.shape
     is_map = shape is None or len(shape) > 1
     for name in chain:
-        require_known(name, word)
+        if name not in TAKES:
+            known = nearest(name, [*TAKES])
+            raise OptionError(f"layers: there is no such reduction, got {name!r} of {word}. Expected one of: {known}.")
         is_long = is_map and (shape is None or shape[:2] != (1, 1))
+        refused = ""
         if (TAKES[name] == MAP and not is_map) or (TAKES[name] == VECTOR and is_long):
-            others = ", ".join(other for other, takes in TAKES.items() if takes != TAKES[name])
-            what = "a map" if is_map else "a vector"
+            refused = f"{name} takes a {TAKES[name]} and {word} is {'a map' if is_map else 'a vector'}"
+        elif shape is None and TAKES[name] == ANY and is_map:
+            refused = f"{name} takes vectors of one length and maps of native size differ"
+        elif name == "pca" and name in word.split(":"):
+            refused = "pca comes once in a chain"
+        if refused:
             raise OptionError(
-                f"layers: {name} takes a {TAKES[name]} and {word} is {what}, got {word}:{name}. Expected one of: {others}."
+                f"layers: {refused}, got {word}:{name}. Expected e.g. relu5_1:gem:l2: of a map avg, max, catavgmax, gem, rmac, "
+                "grid or gram, of a vector l2, of both units, srp, gaussian or pca. Change the chain."
             )
-        if shape is None and TAKES[name] == ANY and is_map:
-            raise OptionError(
-                f"layers: {name} takes vectors of one length and maps of native size differ, got {word}:{name}. "
-                f"Expected a vector before it, e.g. {word}:avg:{name}. Or set data.size."
-            )
-        if name == "pca" and name in word.split(":"):
-            raise OptionError(f"layers: pca comes once in a chain, got {word}:{name}. Expected it once. Leave the second out.")
         length = math.prod(shape) if shape else feature.layer.channels
         reduction = Reduction(name, _with_auto(parameters.get(name, {}), length, rows))
         word, is_map = f"{word}:{name}", False
