@@ -17,8 +17,6 @@ from pipeline.network.device import (
     TOLERANCES,
     choose_device,
     gpu_memory,
-    image_bytes,
-    plan_batches,
     set_precision,
 )
 from pipeline.network.vgg import Network
@@ -137,29 +135,6 @@ def test_a_batch_size_that_nobody_chose_fits_the_device() -> None:
     assert choose_device("cpu", 32, (224, 224), "winograd", 2) == choose_device("auto", 32, (224, 224), "winograd", 2)
     # Native size: the CPU's own engine takes an image at a time, whoever says what.
     assert choose_device("cpu", 3, None, "winograd", 2).batch_size == 1
-
-
-@pytest.mark.parametrize(
-    ("size_px", "free_gib", "given", "expected"),
-    [
-        ((224, 224), (80, 64), None, (128, 5)),
-        # Of a fourth of what is there: on the host one batch more is being stored.
-        ((224, 224), (6, 64), None, (22, 3)),
-        ((224, 224), (80, 2), None, (36, 3)),
-        ((1024, 1024), (8, 64), None, (1, 4)),
-        ((4000, 4000), (8, 64), None, (1, 1)),
-        # The user's: fewer at a time.
-        ((224, 224), (24, 64), 128, (128, 1)),
-        ((224, 224), (24, 64), 64, (64, 4)),
-        ((224, 224), (2, 64), 512, (512, 1)),
-    ],
-)
-def test_three_to_five_batches_fit_into_the_memory_that_is_free(
-    size_px: tuple[int, int], free_gib: tuple[int, int], given: int | None, expected: tuple[int, int]
-) -> None:
-    relu4_1 = 28 * 28 * 512 * 4
-    there, here = free_gib
-    assert plan_batches(image_bytes(size_px, relu4_1), (there << 30, here << 30), given) == expected
 
 
 @pytest.mark.parametrize("fails_at", [None, "cuInit", "cuMemGetInfo_v2"])

@@ -104,8 +104,8 @@ def choose_device(
         )
     if requested == "gpu" and not gpus:
         raise OptionError(
-            "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device and the `gpu` extra "
-            "(tensorflow[and-cuda]). Install it, or use runtime.device=cpu."
+            "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device, the `gpu` extra "
+            "(tensorflow[and-cuda]), and a process whose first run was not on the CPU. Install it, or use runtime.device=cpu."
         )
     if not gpus:
         most = CPU_BATCH if backend == TENSORFLOW else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
@@ -141,11 +141,6 @@ def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
     except RuntimeError:
         # A process decides once, with its first use of TensorFlow. A CPU can be used in any case.
         gpus = [gpu for gpu in gpus if gpu in tf.config.get_visible_devices("GPU")]
-        if requested == "gpu" and not gpus:
-            raise OptionError(
-                "runtime.device: an earlier run of this process uses the CPU, got gpu. Expected the device of the first run, or "
-                "cpu. Start Python anew."
-            ) from None
     return gpus, place, count
 
 

@@ -109,10 +109,7 @@ class Network:
                     continue
                 features = [feature for feature in self.wanted if feature.layer in layers]
                 shape = shapes.get(layer.name)
-                if layer.name in parts:
-                    function = self._engine(parts[layer.name], features, layer, shapes)
-                else:
-                    function = self._segment(layers, input_shape, features, shape)
+                function = self._segment(layers, input_shape, features, shape, parts.get(layer.name))
                 self.segments.append(Segment(layer.name, function, features))
                 input_shape, layers = shape or (None, None, layer.channels), []
 
@@ -158,16 +155,31 @@ class Network:
         input_shape: tuple[int | None, ...],
         features: Sequence[FeatureSpec],
         shape: tuple[int, ...] | None,
+        part: Function | None,
     ) -> Function:
-        """Return the function of a segment; ``shape``: of the activations of an image, None at native size."""
-        if self.parts is None and (shape or not any(feature.reductions for feature in features)):
-            reducers = [prepare_on_device(feature, shape or (), self.transforms) for feature in features]
-            return self._graph(layers, input_shape, reducers, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
-        # At native size every image has another shape: a reduction on the device would be traced for each.
-        on_host = self._reducers(features, {layers[-1].name: shape} if shape else {})
-        graph = self._graph(layers, input_shape, [tf.identity])
+        """Return the function of a segment.
 
-        def segment(*inputs: Any) -> tuple[Any, list[Any]]:
+        Args:
+            layers: Of the segment; of those before its last nothing but averages is wanted.
+            input_shape: Of an image's activations before it.
+            features: Of its layers.
+            shape: Of an image's activations after it; None at native size.
+            part: Of the CPU's engine.
+        """
+        if self.parts is None and (shape or not any(feature.reductions for feature in features)):
+            on_device = [prepare_on_device(feature, shape or (), self.transforms) for feature in features]
+            return self._graph(layers, input_shape, on_device, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
+        averages = [feature for feature in features if feature.layer != layers[-1]]
+        following = [host_reductions.prepare(feature, (feature.layer.channels,), self.transforms, 1) for feature in averages]
+        of_end = features[len(averages) :]
+        reducers = [
+            host_reductions.prepare(feature, shape, self.transforms) if feature.reductions else None for feature in of_end
+        ]
+        self._reduces_on_host |= bool(averages) or any(reducers)
+        # At native size every image has another shape: a reduction on the device would be traced for each.
+        graph = None if part else self._graph(layers, input_shape, [tf.identity])
+
+        def in_tensorflow(*inputs: Any) -> tuple[Any, list[Any]]:
             if self.parts is None:
                 kept, (found,) = graph(*inputs)
                 found = np.asarray(found)
@@ -176,32 +188,11 @@ class Network:
                 # fast. One by one: its sums depend on the number of images.
                 maps = np.asarray(inputs[0])
                 kept = found = np.concatenate([graph(maps[place : place + 1])[0] for place in range(len(maps))])
-            return kept, [
-                host_reductions.reduce_rows(reducer, found, self._reducing) if reducer else found for reducer in on_host
-            ]
+            given = [host_reductions.reduce_rows(reducer, found, self._reducing) if reducer else found for reducer in reducers]
+            return kept, given
 
-        return segment
-
-    def _reducers(self, features: Sequence[FeatureSpec], shapes: Mapping[str, Any]) -> list[Reducer | None]:
-        reducers = [
-            host_reductions.prepare(feature, shapes.get(feature.layer.name), self.transforms) if feature.reductions else None
-            for feature in features
-        ]
-        self._reduces_on_host |= any(reducers)
-        return reducers
-
-    def _engine(self, part: Function, features: Sequence[FeatureSpec], end: LayerSpec, shapes: Mapping[str, Any]) -> Function:
-        """Return a function of layers of the CPU's engine, whose threads reduce each image as soon as they have computed it.
-
-        Of the layers before the end nothing but averages is wanted.
-        """
-        averages = [feature for feature in features if feature.layer != end]
-        following = [host_reductions.prepare(feature, (feature.layer.channels,), self.transforms, 1) for feature in averages]
-        of_end = features[len(averages) :]
-        reducers = self._reducers(of_end, shapes)
-        self._reduces_on_host |= bool(averages)
-
-        def segment(images: Any) -> tuple[Any, list[Any]]:
+        def in_engine(images: Any) -> tuple[Any, list[Any]]:
+            # Its threads reduce each image as soon as they have computed it.
             vectors = [
                 np.empty((images.shape[0], feature.channels), np.float32) if reducer else None
                 for feature, reducer in zip(of_end, reducers, strict=True)
@@ -216,7 +207,7 @@ class Network:
             means = [_Means(kept, feature.layer.name, reducer) for feature, reducer in zip(averages, following, strict=True)]
             return kept, [*means, *(kept if vector is None else Pending(vector, kept.groups) for vector in vectors)]
 
-        return segment
+        return in_engine if part else in_tensorflow
 
     def _graph(
         self,
