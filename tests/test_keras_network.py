@@ -115,12 +115,7 @@ def test_a_file_at_native_size_takes_images_of_any(images: Path, tiny: Path, tmp
 
 def test_dots_in_names_are_not_taken_for_reductions(images: Path, tiny: Path, tmp_path: Path) -> None:
     extract(images, tiny, ["small.avg", "active.pca", "small"], tmp_path / "outputs", size=SIDE)
-    for words, said in (
-        (["layers=[active.pca,*]", "reduce=[max]"], ""),
-        (["layers=[small.avg,small:avg]"], "layers: the network has a layer of the name of a reduction, got small.avg twice"),
-    ):
-        ended = call_here("run=outputs/run", "name=reduced", *words, cwd=tmp_path, module="pipeline.reduce")
-        assert said in ended.stderr
+    call_here("run=outputs/run", "name=reduced", "layers=[active.pca,*]", "reduce=[max]", cwd=tmp_path, module="pipeline.reduce")
     assert open_run(tmp_path / "outputs/reduced").layers == ("small.avg.max", "active.pca.max", "small.max")
 
 
@@ -219,9 +214,8 @@ def test_without_a_network_imagenet_says_what_to_put_where(monkeypatch: pytest.M
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    with pytest.raises(
-        WeightsError, match=r"cannot download https://.*/mobilenet_1_0_224_tf_no_top.h5, got .*keras/models"
-    ) as error:
+    said = r"imagenet cannot be used for MobileNet, got: .*https://.*/mobilenet_1_0_224_tf_no_top.h5.* into .*keras/models"
+    with pytest.raises(WeightsError, match=said) as error:
         extract(images, "MobileNet", ["conv1_relu"], tmp_path / "out", size=96)
     assert "\n" not in str(error.value)
 
@@ -250,7 +244,7 @@ def test_published_weights_are_taken_from_keras_cache_or_as_a_file(images: Path,
     for path in (cached, tmp_path / "whole.weights.h5"):
         run = extract(images, "MobileNet", ["conv_pw_3_relu"], tmp_path / path.stem, size=SIDE, weights=str(path))
         assert relative_error(run["conv_pw_3_relu"][:], cached_rows) < 1e-6
-    with pytest.raises(WeightsError, match=r"network.weights: .*whole.weights.h5 does not fit MobileNetV2"):
+    with pytest.raises(WeightsError, match=r"network.weights: .*whole.weights.h5 cannot be used for MobileNetV2"):
         extract(images, "MobileNetV2", ["block_2_add"], tmp_path / "other", size=SIDE, weights=str(tmp_path / "whole.weights.h5"))
 
 

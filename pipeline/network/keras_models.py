@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -210,18 +211,12 @@ def in_fresh_thread(build: Callable[[], T], refusal: Callable[[str], PipelineErr
     """Return what a function returns in a thread of its own, with Keras loaded.
 
     Raises:
-        OptionError: Keras is set up for another library or another order of axes.
         PipelineError: What the refusal makes of Keras' words.
     """
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     load_tensorflow()
     keras = load_undisturbed("keras")
-    found = keras.backend.backend(), keras.config.image_data_format()
-    if found != ("tensorflow", "channels_last"):
-        raise OptionError(
-            f"network: Keras computes by {found[0]} with {found[1]} here. Expected tensorflow and channels_last. Set "
-            "KERAS_BACKEND=tensorflow, and image_data_format in ~/.keras/keras.json."
-        )
+    keras.config.set_image_data_format("channels_last")
 
     def call() -> T:
         # Of downloads and of graphs it would tell on the terminal.
@@ -327,10 +322,8 @@ def load_keras(
     """
     if preprocess == "auto":
         preprocess = "none" if is_file(model) else MODELS[model][1]
-    name, table = model_name(model), KerasTable(model, size_px).layers()
-    size = size_px or (None, None)
     # Keras takes the published weights of a classifier for one size of images alone.
-    needs_classifier = not is_file(model) and layers[-1].network_index >= _classifier_index(table)
+    has_classifier = not is_file(model) and layers[-1].network_index >= _classifier_index(KerasTable(model, size_px).layers())
     if not is_file(model) and _ADJUSTED.fullmatch(Path(source).name):
         raise WeightsError(
             f"network.weights: Keras divides the input of {model} once more for its own files, got {source!r}. "
@@ -343,11 +336,10 @@ def load_keras(
 
         with tf.device("/CPU:0"):
             if is_file(model):
-                network = keras.saving.load_model(model, compile=False, safe_mode=True)
-                text = _stored_graph(model)
+                network, text = keras.saving.load_model(model, compile=False, safe_mode=True), _stored_graph(model)
             else:
                 published = source if source == "imagenet" else None
-                network = _application(model, size, classifier=classifier, weights=published)
+                network = _application(model, size_px or (None, None), classifier=classifier, weights=published)
                 text = network.to_json()
             if source not in SOURCES:
                 try:
@@ -359,17 +351,21 @@ def load_keras(
                     return build(True)
             return text, [(variable.path, np.asarray(variable)) for variable in network.weights]
 
-    published = f"the weights in {name}{SUFFIX}" if is_file(model) else f"Keras' weights of {name} (ImageNet)"
-    known = {"imagenet": published, "random": f"random (He normal, seed {seed})"}
-    words = known.get(source, f"{Path(source).name} for {name}")
+    own = f"the weights in {model_name(model)}{SUFFIX}" if is_file(model) else f"Keras' weights of {model} (ImageNet)"
+    words = {"imagenet": own, "random": f"random (He normal, seed {seed})"}.get(
+        source, f"{Path(source).name} for {model_name(model)}"
+    )
     log(f"weights: {words}")
-    text, arrays = in_fresh_thread(lambda: build(needs_classifier), functools.partial(_refusal, model, source))
+    text, arrays = in_fresh_thread(lambda: build(has_classifier), functools.partial(_refusal, model, source))
     if source == "random":
         arrays = _random(arrays, seed)
     mean, scale = MODES[preprocess]
     return KerasWeights(
-        *(KERAS, text, arrays, np.array(mean, np.float64)),
-        None if scale is None else np.array(scale, np.float64),
+        network=KERAS,
+        graph=text,
+        arrays=arrays,
+        mean_pixel=np.array(mean, np.float64),
+        scale_pixel=None if scale is None else np.array(scale, np.float64),
         is_bgr=preprocess == "caffe",
         source=words,
         sha256=digest_arrays(arrays),
@@ -379,31 +375,23 @@ def load_keras(
 
 def _classifier_index(table: Mapping[str, FeatureSpec]) -> int:
     """Return where the classifier of a model of ``keras.applications`` begins: the last global mean, or flattening."""
-    kinds = [feature.layer.kind for feature in table.values()]
-    first = next((kind for kind in ("GlobalAveragePooling2D", "Flatten") if kind in kinds), "")
-    return max((feature.layer.network_index for feature in table.values() if feature.layer.kind == first), default=10**9)
+    for kind in ("GlobalAveragePooling2D", "Flatten"):
+        if found := [feature.layer.network_index for feature in table.values() if feature.layer.kind == kind]:
+            return max(found)
+    return sys.maxsize
+
+
+def _refusal(model: str, source: str, words: str) -> WeightsError:
+    return WeightsError(
+        f"network.weights: {source} cannot be used for {model_name(model)}, got: {words}. Expected what Keras has saved or "
+        f"published for this model, and images of a size that it takes. Put what cannot be downloaded into {_cache()}, or run "
+        "again with network.weights=random for seeded untrained weights."
+    )
 
 
 def _cache() -> Path:
     """Return where Keras keeps published weights. Source: ``keras/src/backend/config.py``."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras", "models")
-
-
-def _refusal(model: str, source: str, words: str) -> WeightsError:
-    found = re.search(r"URL fetch failure on (\S+): (.*)", words)
-    if found:
-        return WeightsError(
-            f"network.weights: cannot download {found[1]}, got {found[2]}. Expected that file in {_cache()}, under the name "
-            f"{found[1].rpartition('/')[2]}. Put it there by hand, or run again with network.weights=random for seeded untrained "
-            "weights."
-        )
-    if source == "imagenet" and not is_file(model):
-        return WeightsError(
-            f"network.weights: Keras does not give its own for {model}, got: {words}. Expected images of the size that it was "
-            "trained on, where Keras asks for them. Leave out data.size, or give a file or random."
-        )
-    where = f"{model} is not read" if source in SOURCES else f"{source} does not fit {model_name(model)}"
-    return WeightsError(f"network.weights: {where}, got: {words}. Expected what Keras has saved for this model. {REMEDY}")
 
 
 def _random(arrays: Sequence[tuple[str, NDArray[Any]]], seed: int) -> list[tuple[str, NDArray[Any]]]:
