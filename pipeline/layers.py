@@ -85,7 +85,7 @@ def layer_table(
     """Return the table of a network: kernels, output shapes, strides, bytes an image, cost; loads no weights, nor TensorFlow.
 
     Args:
-        network: ``vgg19``, ``vgg16_bn`` ...; ``keras``, which loads TensorFlow.
+        network: ``vgg19``, ``vgg16`` ...; ``keras``, which loads TensorFlow.
         size: Of the input in px: a side, or (height, width); ``auto``: 224, or what the model is made for.
         layers: Those that are marked, in the words of the option ``layers``; of ``keras`` none by default.
         dtype: Of the stored values, ``float32`` or ``float16``.

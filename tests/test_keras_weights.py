@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +42,7 @@ def write_keras_2_model(path: Path, arrays: Arrays) -> None:
             file[f"optimizer_weights/Adam/m/{name}/kernel:0"] = kernel
 
 
-def write_keras_3(path: Path, arrays: Arrays, names: bool = True) -> None:
-    counts = {"conv2d": 0, "dense": 0}
-    with h5py.File(path, "w") as file:
-        file["optimizer/vars/0"] = 1.0
-        for name, (kernel, bias) in arrays.items():
-            kind = "conv2d" if kernel.ndim == 4 else "dense"
-            number = f"_{counts[kind]}" if counts[kind] else ""
-            counts[kind] += 1
-            group = file.create_group(f"layers/{kind}{number}/vars")
-            group["0"], group["1"] = kernel, bias
-            if names:
-                group.attrs["name"] = name
-
-
-write_early_keras_3 = partial(write_keras_3, names=False)
-WRITERS = [write_keras_1, write_keras_2, write_keras_2_model, write_keras_3, write_early_keras_3]
+WRITERS = [write_keras_1, write_keras_2, write_keras_2_model]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -77,17 +61,7 @@ def test_every_layout_gives_the_same_arrays(
     assert (stored.pool_padding, stored.source) == ("same", "Keras")
 
 
-def test_a_vgg_among_other_layers_is_found_by_its_names(tmp_path: Path) -> None:
-    arrays = keras_arrays(make_weights())
-    stem = {"stem": (np.zeros((1, 1, 3, 3), np.float32), np.zeros(3, np.float32))}
-    write_keras_3(tmp_path / "weights.h5", stem | arrays)
-    assert_same_weights(read(tmp_path / "weights.h5", classifier=True), make_weights())
-    write_early_keras_3(tmp_path / "weights.h5", stem | arrays)
-    assert "is an HDF5 file, but no Keras weights of a VGG" in refusal(tmp_path / "weights.h5")
-
-
-@pytest.mark.parametrize(("file_name", "nested"), [("a.weights.h5", False), ("a.h5", True)])
-def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str, nested: bool) -> None:
+def test_a_model_that_keras_itself_saves_is_read(tmp_path: Path) -> None:
     import keras
 
     arrays = keras_arrays(make_weights())
@@ -103,29 +77,23 @@ def test_files_that_keras_itself_writes_are_read(tmp_path: Path, file_name: str,
     model = keras.Model(image, values, name="vgg19")
     for name, pair in arrays.items():
         model.get_layer(name).set_weights(pair)
-    if nested:
-        model = keras.Sequential([keras.layers.Input((224, 224, 3)), model])
-    path = tmp_path / file_name
-    if ".weights" in file_name:
-        model.save_weights(path)
-    else:
-        model.save(path)
-    assert_same_weights(read(path, classifier=True), make_weights())
+    keras.Sequential([keras.layers.Input((224, 224, 3)), model]).save(tmp_path / "a.h5")
+    assert_same_weights(read(tmp_path / "a.h5", classifier=True), make_weights())
+    model.save_weights(tmp_path / "a.weights.h5")
+    assert "Give what Keras 3 has saved with network=keras" in refusal(tmp_path / "a.weights.h5")
 
 
 def test_a_file_of_the_other_network_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
     write_keras_1(path, keras_arrays(make_weights("vgg16", False)))
     assert "is a vgg16 file, got its 13 convolutions" in refusal(path, "vgg19")
-    write_early_keras_3(path, keras_arrays(make_weights()))
-    assert "is a vgg19 file, got its 16 convolutions" in refusal(path, "vgg16")
 
 
 def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     with h5py.File(path, "w") as file:
         file["features/relu4_1"] = np.zeros(3)
-    assert "is an HDF5 file, but no Keras weights of a VGG, got the root features" in refusal(path)
+    assert "is an HDF5 file, but no Keras weights of a VGG as Keras 1 and 2 save them, got the root features" in refusal(path)
     with h5py.File(path, "w"):
         pass
     assert "got the root (empty)" in refusal(path)

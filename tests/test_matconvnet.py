@@ -83,12 +83,8 @@ def test_the_mean_is_that_of_the_image_or_the_known_one(whole: Path, image: Any,
     np.testing.assert_array_equal(read(whole).mean_pixel, mean)
 
 
-def test_layers_are_found_by_name_wherever_they_stand(whole: Path) -> None:
+def test_layers_are_found_by_name_wherever_they_stand_and_in_double_precision(whole: Path) -> None:
     save_changed(whole, lambda data: data.update(layers=data["layers"][:, ::-1]))
-    np.testing.assert_array_equal(read(whole).kernels["conv3_2"], make_weights().kernels["conv3_2"])
-
-
-def test_double_precision_becomes_float32(whole: Path) -> None:
     save_changed(whole, change_kernel("conv1_1", make_weights().kernels["conv1_1"].astype(np.float64)))
     assert_same_weights(read(whole), make_weights(classifier=False))
 
@@ -168,46 +164,6 @@ def test_a_file_that_is_cut_or_not_all_written_is_refused(tmp_path: Path, genera
             assert "truncated" in message or "damaged" in message
 
 
-HEADER = b"MATLAB 5.0".ljust(124) + b"\x00\x01IM"
-
-
-def element(kind: int, data: bytes, length: int | None = None) -> bytes:
-    return struct.pack("<II", kind, len(data) if length is None else length) + data
-
-
-def array(kind: int, shape: tuple[int, ...], data: bytes) -> bytes:
-    dims = struct.pack(f"<{len(shape)}i", *shape) + bytes(len(shape) % 2 * 4)
-    return element(6, struct.pack("<II", kind, 0)) + element(5, dims, 4 * len(shape)) + element(1, b"layers\0\0") + data
-
-
-NUMBERS = array(6, (1, 2), element(9, bytes(16)))
-DEEP = NUMBERS
-for _ in range(2000):
-    DEEP = array(1, (1, 1), element(14, DEEP))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        element(15, zlib.compress(element(14, NUMBERS, 2_000_000_000))),
-        element(15, zlib.compress(element(14, NUMBERS))[:-9] + bytes(9)),
-        element(14, array(6, (1, 2), element(9, b"", 1 << 30))),
-        element(14, array(6, (1 << 30,) * 8, element(9, bytes(16)))),
-        element(14, array(1, (1 << 14, 1 << 14), b"")),
-        element(14, array(6, (1, 2), element(8, bytes(16)))),
-        element(9, bytes(16)),
-        element(14, element(9, bytes(16))),
-        element(14, NUMBERS)[:-8],
-        element(14, DEEP),
-    ],
-)
-def test_a_file_whose_sizes_and_types_are_wrong_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "lies.mat"
-    path.write_bytes(HEADER + content)
-    message = refusal(path)
-    assert any(words in message for words in ("damaged", "truncated", "as no weights file has"))
-
-
 def test_a_file_that_unpacks_to_more_than_weights_have_is_refused(monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
     monkeypatch.setattr(matconvnet, "_LARGEST_BYTES", whole.stat().st_size)
     assert "compressed data end early or do not end" in refusal(whole)
@@ -216,9 +172,17 @@ def test_a_file_that_unpacks_to_more_than_weights_have_is_refused(monkeypatch: p
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_files_of_both_byte_orders_are_read(tmp_path: Path, order: str) -> None:
+def test_files_of_both_byte_orders_are_read_and_lengths_that_lie_are_refused(tmp_path: Path, order: str) -> None:
     numbers = struct.pack(f"{order}IIII", 6, 8, 6, 0) + struct.pack(f"{order}IIii", 5, 8, 1, 1)
     numbers += struct.pack(f"{order}II", 1, 6) + b"things\x00\x00" + struct.pack(f"{order}IId", 9, 8, 2.5)
     mark = b"\x00\x01IM" if order == "<" else b"\x01\x00MI"
-    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + mark + struct.pack(f"{order}II", 14, len(numbers)) + numbers)
-    assert matconvnet.read_variables(tmp_path / "a.mat")["things"].tolist() == [[2.5]]
+    header, element = b"MATLAB 5.0".ljust(124) + mark, struct.pack(f"{order}II", 14, len(numbers)) + numbers
+    path = tmp_path / "a.mat"
+    path.write_bytes(header + element)
+    assert matconvnet.read_variables(path)["things"].tolist() == [[2.5]]
+    lies = [element[:-8], struct.pack(f"{order}II", 14, 2_000_000_000) + numbers, struct.pack(f"{order}II", 9, 16) + bytes(16)]
+    lies.append(element.replace(struct.pack(f"{order}ii", 1, 1), struct.pack(f"{order}ii", 1 << 30, 1 << 30)))
+    for lie in [*lies, struct.pack(f"{order}II", 15, 20) + zlib.compress(element)[:20]]:
+        path.write_bytes(header + lie)
+        message = refusal(path)
+        assert "damaged" in message or "truncated" in message

@@ -19,7 +19,6 @@ from pipeline import extract_features
 from pipeline.config import check_options
 from pipeline.errors import OptionError
 from pipeline.network import architectures, known_weights
-from pipeline.network.architectures import torchvision_places
 from pipeline.network.weights import SAFETENSORS, TORCH, file_format, random_weights
 from pipeline.plotting import input_picture
 
@@ -39,14 +38,11 @@ TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "cla
 
 
 def features(network: str) -> Iterator[tuple[str, int, str]]:
-    """Gives kind, block and the name here of each layer in torchvision's ``features``; no name if another follows that has it."""
-    for block, count in enumerate(COUNTS[network.removesuffix("_bn")], start=1):
+    """Gives kind, block and the name here of each layer in torchvision's ``features``."""
+    for block, count in enumerate(COUNTS[network], start=1):
         for position in range(1, count + 1):
-            name = f"{block}_{position}"
-            yield "conv", block, "" if network.endswith("_bn") else f"conv{name}"
-            if network.endswith("_bn"):
-                yield "norm", block, f"conv{name}"
-            yield "relu", block, f"relu{name}"
+            yield "conv", block, f"conv{block}_{position}"
+            yield "relu", block, f"relu{block}_{position}"
         yield "pool", block, f"pool{block}"
 
 
@@ -60,17 +56,13 @@ def make_state(network: str, classifier: bool = True) -> State:
             state[f"features.{place}.weight"] = random.normal(0, np.sqrt(2 / 9 / inputs), (outputs, inputs, 3, 3))
             state[f"features.{place}.bias"] = random.normal(0, 0.1, outputs)
             inputs = outputs
-        elif kind == "norm":
-            for part, low, high in (("weight", 0.5, 1.5), ("bias", -1, 1), ("running_mean", -1, 1), ("running_var", 0.2, 2)):
-                state[f"features.{place}.{part}"] = random.uniform(low, high, inputs)
-            state[f"features.{place}.num_batches_tracked"] = np.array(7, np.int64)
     inputs *= architectures.FC6_SIDE**2
     for place, outputs in ((0, architectures.FC_CHANNELS), (3, architectures.FC_CHANNELS), (6, architectures.CLASSES)):
         if classifier:
             state[f"classifier.{place}.weight"] = random.normal(0, np.sqrt(2 / inputs), (outputs, inputs))
             state[f"classifier.{place}.bias"] = random.normal(0, 0.1, outputs)
         inputs = outputs
-    return {name: array if array.dtype.kind == "i" else array.astype(np.float32) for name, array in state.items()}
+    return {name: array.astype(np.float32) for name, array in state.items()}
 
 
 def as_timm(state: State) -> State:
@@ -91,14 +83,12 @@ def save_safetensors(path: Path, state: State, kind: str = "F32") -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     parts, place = [], 0
     for name, array in state.items():
-        data, found = array.tobytes(), "I64"
-        if array.dtype == np.float32:
-            found = kind
-            if kind == "F16":
-                data = array.astype("<f2").tobytes()
-            elif kind == "BF16":
-                data = (array.view(np.uint32) >> 16).astype("<u2").tobytes()
-        header[name] = {"dtype": found, "shape": list(array.shape), "data_offsets": [place, place + len(data)]}
+        data = array.tobytes()
+        if kind == "F16":
+            data = array.astype("<f2").tobytes()
+        elif kind == "BF16":
+            data = (array.view(np.uint32) >> 16).astype("<u2").tobytes()
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [place, place + len(data)]}
         parts.append(data)
         place += len(data)
     text = json.dumps(header).encode()
@@ -109,38 +99,19 @@ def save_safetensors(path: Path, state: State, kind: str = "F32") -> None:
 
 def forward(network: str, state: State, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """Gives each layer of torchvision's model, (h, w, c) under the name it has here, for one (h, w, 3) image."""
-    found = {}
-    now = ((pixels / 255 - MEAN) / DEVIATION).transpose(2, 0, 1)  # channels first, as PyTorch
+    kernels, biases, column = {}, {}, []
     for place, (kind, _, name) in enumerate(features(network)):
-        stored = [(key.split("."), array) for key, array in state.items()]
-        part = {key[2]: array.astype(np.float64) for key, array in stored if key[:2] == ["features", str(place)]}
         if kind == "conv":
-            padded, (_, height, width) = np.pad(now, ((0, 0), (1, 1), (1, 1))), now.shape
-            now = part["bias"][:, None, None] + sum(
-                np.tensordot(part["weight"][:, :, row, column], padded[:, row : row + height, column : column + width], 1)
-                for row in range(3)
-                for column in range(3)
-            )
-        elif kind == "norm":
-            keys = ("running_mean", "running_var", "weight", "bias")
-            mean, variance, factor, summand = (part[key][:, None, None] for key in keys)
-            now = (now - mean) / np.sqrt(variance + 1e-5) * factor + summand
-        elif kind == "relu":
-            now = np.maximum(now, 0)
-        else:
-            height, width = now.shape[1] // 2 * 2, now.shape[2] // 2 * 2
-            now = now[:, :height, :width].reshape(len(now), height // 2, 2, width // 2, 2).max(axis=(2, 4))
-        if name:
-            found[name] = now.transpose(1, 2, 0)
-    flat = now.reshape(-1)
-    for number, place in ((6, 0), (7, 3), (8, 6)):
-        flat = state[f"classifier.{place}.weight"].astype(np.float64) @ flat + state[f"classifier.{place}.bias"]
-        found[f"fc{number}"] = flat[None, None]
-        if number < 8:
-            flat = np.maximum(flat, 0)
-            found[f"relu{number}"] = flat[None, None]
-    found["prob"] = np.exp(flat - flat.max())[None, None] / np.exp(flat - flat.max()).sum()
-    return found
+            kernels[name] = state[f"features.{place}.weight"].transpose(2, 3, 1, 0)
+            biases[name] = state[f"features.{place}.bias"]
+        if kind != "relu":
+            column.append("M" if kind == "pool" else 0)
+    for number, place, side in ((6, 0, architectures.FC6_SIDE), (7, 3, 1), (8, 6, 1)):
+        # The map is flattened channel by channel.
+        weight = state[f"classifier.{place}.weight"]
+        kernels[f"fc{number}"] = weight.reshape(len(weight), -1, side, side).transpose(2, 3, 1, 0)
+        biases[f"fc{number}"] = state[f"classifier.{place}.bias"]
+    return oracle.forward((pixels / 255 - MEAN) / DEVIATION, kernels, biases, column, round_up=False)
 
 
 @pytest.fixture
@@ -155,9 +126,9 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     ("network", "backend", "size", "write"),
     [
         ("vgg11", "winograd", None, lambda state: state),
-        pytest.param("vgg13_bn", "tensorflow", None, as_timm, marks=pytest.mark.slow),
+        pytest.param("vgg13", "tensorflow", None, as_timm, marks=pytest.mark.slow),
         ("vgg16", "tensorflow", [64, 70], as_timm),
-        ("vgg19_bn", "winograd", [64, 70], lambda state: state),
+        ("vgg19", "winograd", [64, 70], lambda state: state),
     ],
 )
 def test_a_run_gives_what_torchvisions_definition_gives(
@@ -179,8 +150,7 @@ def test_a_run_gives_what_torchvisions_definition_gives(
         np.testing.assert_allclose(run.attributes["mean_pixel"], 255 * MEAN, rtol=1e-12)
         np.testing.assert_allclose(run.attributes["scale_pixel"], 255 * DEVIATION, rtol=1e-12)
         assert run.attributes["preprocess"].endswith("minus mean_pixel, over scale_pixel")
-        folded = ", batch normalisation folded in" * ("_bn" in network)
-        assert run.attributes["weights"] == f"any name (PyTorch{folded}); conv1_1 says: not known"
+        assert run.attributes["weights"] == "any name (PyTorch); conv1_1 says: not known"
         np.testing.assert_array_equal(input_picture(run, 0), pixels)
 
 
@@ -188,7 +158,7 @@ def test_a_run_gives_what_torchvisions_definition_gives(
 
 
 @pytest.mark.usefixtures("few_channels")
-@pytest.mark.parametrize("network", [*COUNTS, *(f"{name}_bn" for name in COUNTS)])
+@pytest.mark.parametrize("network", COUNTS)
 def test_both_ways_of_naming_and_all_precisions_give_the_same_arrays(tmp_path: Path, network: str) -> None:
     state = make_state(network)
     for classifier in (False, True):
@@ -201,12 +171,9 @@ def test_both_ways_of_naming_and_all_precisions_give_the_same_arrays(tmp_path: P
         for name, kernel in found[0].kernels.items():
             np.testing.assert_array_equal(kernel, found[1].kernels[name])
             np.testing.assert_array_equal(found[0].biases[name], found[1].biases[name])
-    place = torchvision_places(network)["conv2_1"] - network.endswith("_bn")
+    place = {name: place for place, (_, _, name) in enumerate(features(network))}["conv2_1"]
     kernel = state[f"features.{place}.weight"].transpose(2, 3, 1, 0)
-    if network.endswith("_bn"):
-        factor, variance = (state[f"features.{place + 1}.{part}"].astype(np.float64) for part in ("weight", "running_var"))
-        kernel = (kernel * factor / np.sqrt(variance + 1e-5)).astype(np.float32)
-    np.testing.assert_allclose(found[0].kernels["conv2_1"], kernel, rtol=1e-6)
+    np.testing.assert_array_equal(found[0].kernels["conv2_1"], kernel)
     np.testing.assert_array_equal(found[0].kernels["fc6"][1, 2, 3], state["classifier.0.weight"].reshape(-1, 8, 7, 7)[:, 3, 1, 2])
     for kind, tolerance in (("F16", 1e-3), ("BF16", 1e-2)):
         save_safetensors(tmp_path / kind, state, kind)
@@ -223,22 +190,14 @@ def without(name: str) -> Callable[[State], Any]:
 @pytest.mark.parametrize(
     ("stored", "wanted", "classifier", "change", "words"),
     [
-        ("vgg16_bn", "vgg16", False, None, "is a vgg16_bn file, got its 13 convolutions"),
-        ("vgg19", "vgg19_bn", False, None, "is a vgg19 file, got its 16 convolutions"),
         ("vgg13", "vgg19", False, None, "is a vgg13 file, got its 10 convolutions"),
         ("vgg19", "vgg19", False, without("features.5.bias"), "lacks layer conv2_1, got layers conv1_1, conv1_2, conv2_2"),
-        ("vgg11_bn", "vgg11_bn", False, without("features.1.running_var"), "lacks layer conv1_1, got layers"),
         ("vgg11", "vgg11", True, without("classifier.0.weight"), "has no classifier"),
         ("vgg11", "vgg11", False, lambda state: [state.pop(name) for name in [*state] if "f" in name[:1]], "no weights of a VGG"),
         (
             *("vgg11", "vgg11", True),
             lambda state: state.update({"classifier.6.weight": np.zeros((4, 9), np.float32)}),
             "has a kernel of another shape in fc8 (expected (1, 1, 9, 10)), got (1, 1, 9, 4)",
-        ),
-        (
-            *("vgg11_bn", "vgg11_bn", False),
-            lambda state: state["features.1.running_var"].__setitem__(0, -1),
-            "is damaged: NaN or infinite values in conv1_1",
         ),
     ],
 )
@@ -279,10 +238,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
 
 
 def test_torchvision_is_timms_file_in_the_folder_and_imagenet_where_there_is_no_other(load: Loader) -> None:
-    for network in ("vgg19", "vgg11_bn"):
+    for network in ("vgg19", "vgg11"):
         save_safetensors(load.folder / f"{network}.tv_in1k.safetensors", as_timm(make_state(network)))
     assert load("torchvision").source == "vgg19.tv_in1k.safetensors (PyTorch)"
-    assert load("imagenet", "vgg11_bn", classifier=True).sha256 == load("torchvision", "vgg11_bn", classifier=True).sha256
+    assert load("imagenet", "vgg11", classifier=True).sha256 == load("torchvision", "vgg11", classifier=True).sha256
     assert "cannot download http://127.0.0.1:9/keras/" in load.refusal("imagenet")
 
 
@@ -332,10 +291,10 @@ def test_options_know_which_networks_have_which_weights() -> None:
 
     with pytest.raises(
         OptionError,
-        match=r"network.weights: there are none such of vgg11_bn, got matconvnet\. Expected one of: imagenet, torchvision, ",
+        match=r"network.weights: there are none such of vgg11, got matconvnet\. Expected one of: imagenet, torchvision, ",
     ):
-        check(name="vgg11_bn", weights="matconvnet")
-    assert check(name="vgg19_bn", weights="torchvision").folder.name.endswith("-vgg19_bn")
+        check(name="vgg11", weights="matconvnet")
+    assert check(name="vgg13", weights="torchvision").folder.name.endswith("-vgg13")
     with pytest.raises(OptionError, match=r"too small for layer fc6, got 200 x 200 px. Expected sides of at least 224 px"):
         check_options(values(data__dir=".", data__size=200, layers="fc6", network__name="vgg13"))
     assert random_weights(known_weights.Wanted("vgg11", False), 0).scale_pixel is None
@@ -347,12 +306,9 @@ def test_options_know_which_networks_have_which_weights() -> None:
 @pytest.mark.parametrize(
     ("network", "form"),
     [
-        ("vgg11_bn", "zip"),
+        ("vgg11", "zip"),
         ("vgg16", "pickle"),
-        *(
-            pytest.param(network, "safetensors", marks=pytest.mark.slow)
-            for network in ("vgg11", "vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn")
-        ),
+        *(pytest.param(network, "safetensors", marks=pytest.mark.slow) for network in ("vgg13", "vgg19")),
     ],
 )
 def test_files_and_numbers_are_those_of_torchvision(tmp_path: Path, network: str, form: str) -> None:
@@ -362,10 +318,6 @@ def test_files_and_numbers_are_those_of_torchvision(tmp_path: Path, network: str
 
     torch.manual_seed(0)
     model = models.get_model(network, weights=None).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.running_mean, -1, 1), (module.running_var, 0.2, 2)):
-                torch.nn.init.uniform_(tensor, low, high)
     path = tmp_path / "model"
     if form == "safetensors":
         save_safetensors(path, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
@@ -375,7 +327,7 @@ def test_files_and_numbers_are_those_of_torchvision(tmp_path: Path, network: str
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (224, 224, 3), np.uint8))
     (tmp_path / "images").mkdir()
     picture.save(tmp_path / "images/a.png")
-    modules = {name: model.features[place] for name, place in torchvision_places(network).items()}
+    modules = {name: model.features[place] for place, (_, _, name) in enumerate(features(network))}
     modules |= {name: model.classifier[place] for place, name in architectures.TORCHVISION_CLASSIFIER.items()}
     expected: State = {}
     for name, module in modules.items():

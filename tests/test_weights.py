@@ -203,15 +203,9 @@ def test_trainings_are_recognised_by_their_first_values(load: Loader) -> None:
     assert recognise_training(kernel) == f"{caffe}, RGB, HWIO"
     assert recognise_training(kernel[:, :, ::-1].transpose(1, 0, 2, 3)) == f"{caffe}, BGR, WHIO"
     assert recognise_training(kernel.astype(np.float16)) == f"{caffe}, RGB, HWIO"
-    # Source: prints of Keras' VGG16 file (devincody/CS179final_project) and of torchvision's vgg19-dcbb9e9d.pth.
-    kernel[0, :, 2, 0], kernel[1, :, 2, 0] = [0.42947057, 0.373467, -0.061360113], [0.27476987, 0.038680777, -0.36722335]
-    kernel[2, :, 2, 0] = [-0.05746817, -0.26224968, -0.35009676]
-    assert recognise_training(kernel) == "VGG-16 of Simonyan & Zisserman (Caffe), RGB, HWIO"
-    kernel[0, :, 0, 0], kernel[1, :, 0, 0] = [-0.05347426, -0.04925704, -0.06794177], [0.01531445, 0.04506842, 0.0021444]
-    kernel[2, :, :, 0] = np.array([[0.03622622, 0.01999945, 0.01986402]]).T
-    assert recognise_training(kernel) == "torchvision's VGG-19, RGB, HWIO"
-    sixteen = [[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657], [-0.6902, -0.0480, 0.4841]]
-    kernel[:, :, 0, 0] = sixteen
+    # Source: prints of torchvision's vgg16, by notebooks that load it.
+    kernel[:, :, 0, 0] = [[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657], [-0.6902, -0.0480, 0.4841]]
+    kernel[2, :, 2, 0] = 0.0
     assert recognise_training(kernel) == "torchvision's VGG-16, RGB, HWIO"
     kernel[2, 2, 0, 0] += 0.01
     assert recognise_training(kernel) == "not known"

@@ -67,19 +67,15 @@ def _flip(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(spoilt)
 
 
-def _replace(content: bytes, random: np.random.Generator) -> bytes:
+def _splice(content: bytes, random: np.random.Generator) -> bytes:
+    """Puts some bytes, or none, in the place of some others, or none."""
+    place, gone, new = _place(content, random), int(random.integers(64)), int(random.integers(64))
+    return content[:place] + random.bytes(new) + content[place + gone :]
+
+
+def _overwrite(content: bytes, random: np.random.Generator) -> bytes:
     place, count = _place(content, random), int(random.integers(1, 64))
     return content[:place] + random.bytes(len(content[place : place + count])) + content[place + count :]
-
-
-def _insert(content: bytes, random: np.random.Generator) -> bytes:
-    place = _place(content, random)
-    return content[:place] + random.bytes(int(random.integers(1, 64))) + content[place:]
-
-
-def _remove(content: bytes, random: np.random.Generator) -> bytes:
-    place = _place(content, random)
-    return content[:place] + content[place + int(random.integers(1, 64)) :]
 
 
 def _cut(content: bytes, random: np.random.Generator) -> bytes:
@@ -91,32 +87,18 @@ def _repeat(content: bytes, random: np.random.Generator) -> bytes:
     return content[: place + count] + content[place:]
 
 
-def _swap(content: bytes, random: np.random.Generator) -> bytes:
-    count = 1 << int(random.integers(3, 10))
-    one, two = sorted((_place(content, random) // 8 * 8, _place(content, random) // 8 * 8))
-    if one + count > two or two + count > len(content):
-        return _flip(content, random)
-    first, second = content[one : one + count], content[two : two + count]
-    return content[:one] + second + content[one + count : two] + first + content[two + count :]
-
-
 def _lie(content: bytes, random: np.random.Generator) -> bytes:
-    """Puts an odd number of 1, 2, 4 or 8 bytes where a length or an address may stand: sizes stand at multiples of theirs."""
+    """Puts an odd number of 1, 2, 4 or 8 bytes where a length or an address may stand, or adds a little to what is there."""
     size = int(random.choice([1, 2, 4, 4, 8]))
     place = _place(content, random) // size * size
     number = int(random.choice(np.array(_ODD_NUMBERS, dtype=np.uint64)))
-    number = _UNDEFINED if size == 8 and random.random() < 0.3 else number
-    return content[:place] + (number % (1 << 8 * size)).to_bytes(size, "little") + content[place + size :]
-
-
-def _shift(content: bytes, random: np.random.Generator) -> bytes:
-    """Adds a little to a number that is there: a length, an offset or a count that is nearly right."""
-    size = int(random.choice([1, 2, 4, 8]))
-    place = _place(content, random) // size * size
-    number = int.from_bytes(content[place : place + size], "little") + int(random.integers(-9, 10))
+    if random.random() < 0.4:
+        number = int.from_bytes(content[place : place + size], "little") + int(random.integers(-9, 10))
+    elif size == 8 and random.random() < 0.3:
+        number = _UNDEFINED
     return content[:place] + (number % (1 << 8 * size)).to_bytes(size, "little") + content[place + size :]
 
 
 _WAYS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
-    _flip, _flip, _replace, _insert, _remove, _cut, _repeat, _swap, _lie, _lie, _lie, _shift, _shift,
+    _flip, _flip, _splice, _splice, _overwrite, _cut, _repeat, _lie, _lie, _lie, _lie, _lie,
 )  # fmt: skip

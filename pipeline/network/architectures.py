@@ -23,11 +23,6 @@ NETWORKS: dict[str, tuple[int, ...]] = {
     "vgg11": (1, 1, 2, 2, 2),
     "vgg13": (2, 2, 2, 2, 2),
 }
-# torchvision's, with batch normalisation behind each convolution. Its layers are those without: normalisation is a factor and a
-# summand for each channel, which the kernels and biases take in, so ``conv1_1`` is what comes after it.
-NORMALISED = "_bn"
-NETWORKS |= {f"{name}{NORMALISED}": blocks for name, blocks in NETWORKS.items()}
-
 # Channels of each block, same source.
 BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 
@@ -64,7 +59,7 @@ TORCHVISION_CLASSIFIER = {0: "fc6", 1: "relu6", 3: "fc7", 4: "relu7", 6: "fc8"}
 
 
 def layer_table(network: str) -> tuple[LayerSpec, ...]:
-    """Return all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files; as many with ``_bn``."""
+    """Return all layers of a network in order: 43 for vgg19, 37 for vgg16, as in the MatConvNet files."""
     rows: list[tuple[Any, ...]] = []
     channels = 3
     for block, (count, width) in enumerate(zip(NETWORKS[network], BLOCK_CHANNELS, strict=True), start=1):
@@ -117,23 +112,15 @@ class VggTable:
             elif re.fullmatch(r"block\d+", word):
                 matched = [layer.name for layer in table if layer.block == int(word[5:]) < CLASSIFIER_BLOCK]
             elif word in PRESETS:
-                matched = list(PRESETS[word])
-                if missing := [name for name in matched if name not in names]:
-                    has_all = [name for name in NETWORKS if set(matched) <= {layer.name for layer in layer_table(name)}]
-                    raise OptionError(
-                        f"layers: {self.network} has no {', '.join(missing)}, got {word!r}, which is {', '.join(matched)}. "
-                        f"Expected one of the networks {', '.join(has_all)}. Set e.g. network={has_all[0]}."
-                    )
+                matched = list(PRESETS[word]) if {*PRESETS[word]} <= {*names} else []
             else:
                 matched = fnmatch.filter(names, word) or list(foreign_names(self.network, [word]).values())
             if not matched:
                 others = foreign_names(self.network, ["block*_*", "features.*", "classifier.*"])
-                known = [*names, *others, *(f"block{n}" for n in range(1, 6)), *PRESETS, "all"]
-                near = nearest(word, known)
-                rule = "a name as conv1_1, relu4_1, pool3, fc7, a pattern as relu?_1, block1 to block5, lpips, style, or all"
+                near = nearest(word, [*names, *others]).split(", ")[:3]
                 raise OptionError(
-                    f"layers: no layer of {self.network} matches, got {word!r}. "
-                    f"Expected {rule if near == ', '.join(known) else f'one of: {near}'}. "
+                    f"layers: no layer of {self.network} matches, got {word!r}. Expected one of: {', '.join(near)}, a "
+                    f"pattern, block1 to block5, {', '.join(PRESETS)} of a network that has all of it, or all. "
                     f"Run `python -m pipeline.layers network={self.network}` for the whole table."
                 )
             chosen.update(matched)
@@ -161,32 +148,19 @@ class VggTable:
 def foreign_names(network: str, words: Sequence[str]) -> dict[str, str]:
     """Return the names of Keras' and torchvision's among a user's words, or matched by one -> this project's.
 
-    ``block4_conv1`` is relu4_1, since Keras' layers rectify; ``block5_pool`` is pool5, ``fc1`` relu6. torchvision's are the
-    places of :func:`torchvision_places`, ``features.20``, and ``classifier.4``.
+    ``block4_conv1`` is relu4_1, since Keras' layers rectify; ``block5_pool`` is pool5, ``fc1`` relu6. torchvision counts as the
+    MatConvNet file: ``features.20``; and ``classifier.4`` is relu7.
     """
     table = layer_table(network)
     names = [layer.name for layer in table]
     foreign = KERAS_CLASSIFIER | {f"classifier.{place}": name for place, name in TORCHVISION_CLASSIFIER.items()}
-    foreign |= {f"features.{place}": name for name, place in torchvision_places(network).items()}
     for layer in table[: names.index("fc6")]:
+        foreign[f"features.{layer.network_index}"] = layer.name
         if layer.kind == "relu":
             foreign[layer.name.replace("relu", "block").replace("_", "_conv")] = layer.name
         elif layer.kind == "pool":
             foreign[f"block{layer.block}_pool"] = layer.name
     return {name: foreign[name] for word in words if not fnmatch.filter(names, word) for name in fnmatch.filter(foreign, word)}
-
-
-def torchvision_places(network: str) -> dict[str, int]:
-    """Return the place of each layer in torchvision's ``features``: without batch normalisation, that in the MatConvNet file.
-
-    With it, two of torchvision's layers are a convolution of ours: the place is that of the second, which gives the same values.
-    """
-    places: dict[str, int] = {}
-    for layer in layer_table(network):
-        if layer.block < CLASSIFIER_BLOCK:
-            extra = sum(name.startswith("conv") for name in places) + (layer.kind == "conv")
-            places[layer.name] = layer.network_index + extra * network.endswith(NORMALISED)
-    return places
 
 
 def output_shapes(network: str, size_px: tuple[int, int], pool_padding: str) -> dict[str, tuple[int, int, int]]:

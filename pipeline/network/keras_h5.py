@@ -1,7 +1,7 @@
-"""Reads Keras' weight files (HDF5) of Keras 1, 2 and 3, with or without the classifier. BGR becomes RGB here.
+"""Reads Keras' weight files (HDF5) of Keras 1 and 2, as the published ones, with or without the classifier. BGR becomes RGB here.
 
 Kernels are HWIO; conv1_1 takes B, G, R; ``fc1`` is a matrix over the flattened 7 x 7 x 512 map (row, column, channel).
-Source: keras ``src/applications/vgg19.py``, ``src/legacy/saving/legacy_h5_format.py``, ``src/saving/saving_lib.py``.
+Source: keras ``src/applications/vgg19.py``, ``src/legacy/saving/legacy_h5_format.py``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .architectures import MEAN_PIXEL_RGB, NETWORKS
+from .architectures import MEAN_PIXEL_RGB
 from .known_weights import Wanted, Weights, WrongFileError
-
-# Names of nested groups -> the datasets in the innermost one.
-Groups = dict[tuple[str, ...], list[Any]]
 
 _CLASSIFIER = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
 # Of the optimizer's state; its arrays bear the layers' names too.
@@ -35,44 +32,24 @@ def read_keras(path: Path, wanted: Wanted) -> Weights:
     import h5py
 
     with h5py.File(path, "r") as file:
-        groups: Groups = {}
+        layers: dict[str, list[Any]] = {}
 
         # Visits each object once, and follows no soft or external links.
         def visit(name: str, item: Any) -> None:
-            *group, _ = name.split("/")
-            if isinstance(item, h5py.Dataset) and group and group[0] not in _NOT_LAYERS:
-                groups.setdefault(tuple(group), []).append(item)
+            *groups, _ = name.split("/")
+            layer = next(filter(None, map(_matconvnet_name, reversed(groups))), "")
+            if isinstance(item, h5py.Dataset) and layer and groups[0] not in _NOT_LAYERS:
+                layers.setdefault(layer, []).append(item)
 
         file.visititems(visit)
-        layers: dict[str, list[Any]] = {}
-        for group, name in _layer_names(groups).items():
-            if name:
-                layers.setdefault(name, []).extend(groups[group])
         if not layers:
             found = f"the root {', '.join(list(file)[:6]) or '(empty)'}"
-            raise WrongFileError("is an HDF5 file, but no Keras weights of a VGG", found)
+            remedy = "Give what Keras 3 has saved with network=keras network.model=VGG19."
+            raise WrongFileError("is an HDF5 file, but no Keras weights of a VGG as Keras 1 and 2 save them", found, remedy)
         kernels, biases = wanted.take(layers.keys(), lambda name: _parameters(name, layers[name]))
     kernels["conv1_1"] = np.ascontiguousarray(kernels["conv1_1"][:, :, ::-1])
     # The files say nothing of pooling; the training they come from rounds odd sides up.
     return Weights(wanted.network, kernels, biases, np.array(MEAN_PIXEL_RGB, dtype=np.float64), "same", "Keras")
-
-
-def _layer_names(groups: Groups) -> dict[tuple[str, ...], str]:
-    """Return MatConvNet's name of the layer whose arrays each group holds; ``""`` for those of others."""
-    if all(group[-1] != "vars" for group in groups):  # Keras 1 and 2
-        return {group: next(filter(None, map(_matconvnet_name, reversed(group))), "") for group in groups}
-    # A plain VGG is named as Keras 3 does when loading: conv2d, conv2d_1 ... in the order of the model.
-    found = [(re.fullmatch(r"(conv2d|dense)(?:_(\d+))?", group[-2]), group) for group in groups if len(group) > 1]
-    ordered = sorted((match[1], int(match[2] or 0), group) for match, group in found if match)
-    dense = sum(kind == "dense" for kind, _, _ in ordered)
-    if len({group[:-2] for _, _, group in ordered}) == 1 and dense in (0, len(_CLASSIFIER)):
-        for network in NETWORKS:
-            # The classifier's layers come last in both.
-            names = Wanted(network, classifier=dense > 0).shapes
-            if len(names) == len(ordered):
-                return {group: name for name, (_, _, group) in zip(names, ordered, strict=True)}
-    # Else by the attribute in which newer Keras 3 keeps the names. HDF5 1.14 crashes or never ends on some damaged attributes.
-    return {group: _matconvnet_name(str(members[0].parent.attrs.get("name", ""))) for group, members in groups.items()}
 
 
 def _matconvnet_name(keras_name: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WeightsError, printable
-from .architectures import CLASSIFIER_BLOCK, NETWORKS, NORMALISED, layer_table
+from .architectures import CLASSIFIER_BLOCK, NETWORKS, layer_table
 
 # Where each family of files is served from.
 BASE_URLS = {
@@ -69,31 +69,21 @@ class KnownFile:
         return found.hexdigest().startswith(self.digest)
 
 
-_KERAS = "_weights_tf_dim_ordering_tf_kernels"
-_MAT19 = ("imagenet-vgg-verydeep-19.mat", 534_904_783, "106118b7cf60435e6d8e04f6a6dc3657")
-_MAT16 = ("imagenet-vgg-verydeep-16.mat", None, "f72d927587ca4c97fbd165ec9cb9997f")
+_VGG19, _VGG16 = (f"{name}/{name}_weights_tf_dim_ordering_tf_kernels" for name in ("vgg19", "vgg16"))
+_MAT = "imagenet-vgg-verydeep-"
 
 # For each network in the order in which copies are looked for.
 KNOWN_FILES: tuple[KnownFile, ...] = (
-    KnownFile("vgg19", "matconvnet", True, *_MAT19),
-    KnownFile("vgg19", "keras", False, f"vgg19/vgg19{_KERAS}_notop.h5", 80_134_624, "253f8cb515780f3b799900260a226db6"),
-    KnownFile("vgg19", "keras", True, f"vgg19/vgg19{_KERAS}.h5", 574_710_816, "cbe5617147190e668d6c5d5026f83318"),
-    KnownFile("vgg16", "matconvnet", True, *_MAT16),
-    KnownFile("vgg16", "keras", False, f"vgg16/vgg16{_KERAS}_notop.h5", 58_889_256, "6d6bbae143d832006294945121d1f1fc"),
-    KnownFile("vgg16", "keras", True, f"vgg16/vgg16{_KERAS}.h5", 553_467_096, "64373286793e3c8b2b4e3219cbf3544b"),
-    *(
-        KnownFile(network, "torchvision", True, f"{network}-{digest}.pth", size_bytes, digest)
-        for network, size_bytes, digest in (
-            ("vgg19", 574_673_361, "dcbb9e9d"),
-            ("vgg11", None, "8a719046"),
-            ("vgg13", None, "19584684"),
-            ("vgg16", None, "397923af"),
-            ("vgg11_bn", None, "6002323d"),
-            ("vgg13_bn", None, "abd245e5"),
-            ("vgg16_bn", None, "6c64b313"),
-            ("vgg19_bn", None, "c79401a0"),
-        )
-    ),
+    KnownFile("vgg19", "matconvnet", True, f"{_MAT}19.mat", 534_904_783, "106118b7cf60435e6d8e04f6a6dc3657"),
+    KnownFile("vgg19", "keras", False, f"{_VGG19}_notop.h5", 80_134_624, "253f8cb515780f3b799900260a226db6"),
+    KnownFile("vgg19", "keras", True, f"{_VGG19}.h5", 574_710_816, "cbe5617147190e668d6c5d5026f83318"),
+    KnownFile("vgg16", "matconvnet", True, f"{_MAT}16.mat", None, "f72d927587ca4c97fbd165ec9cb9997f"),
+    KnownFile("vgg16", "keras", False, f"{_VGG16}_notop.h5", 58_889_256, "6d6bbae143d832006294945121d1f1fc"),
+    KnownFile("vgg16", "keras", True, f"{_VGG16}.h5", 553_467_096, "64373286793e3c8b2b4e3219cbf3544b"),
+    KnownFile("vgg19", "torchvision", True, "vgg19-dcbb9e9d.pth", 574_673_361, "dcbb9e9d"),
+    KnownFile("vgg11", "torchvision", True, "vgg11-8a719046.pth", None, "8a719046"),
+    KnownFile("vgg13", "torchvision", True, "vgg13-19584684.pth", None, "19584684"),
+    KnownFile("vgg16", "torchvision", True, "vgg16-397923af.pth", None, "397923af"),
 )
 
 
@@ -172,7 +162,7 @@ class Wanted:
         return WeightsError(f"network.weights: {where} {what}, got {got}. Expected weights of {self.network}: {meant}. {remedy}")
 
     def take(
-        self, found: Collection[str], parameters: Callable[[str], tuple[Any, Any]], *, normalised: bool = False
+        self, found: Collection[str], parameters: Callable[[str], tuple[Any, Any]]
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
         """Return the kernels and biases of the layers wanted, contiguous float32. Shapes are checked before any data are read.
 
@@ -181,14 +171,13 @@ class Wanted:
             parameters: Layer -> kernel and bias, arrays or HDF5 datasets: (height, width, channels in, channels out) but for
                 trailing axes of length one, of a fully connected layer also (height * width * channels in, channels out); and
                 (channels out) numbers.
-            normalised: Whether the convolutions are followed by batch normalisation.
 
         Raises:
             WrongFileError: The file is of another network or lacks a layer; a layer has another shape, no floating-point numbers,
                 or NaN or infinite values, also by conversion to float32.
         """
         convolutions = {name for name in found if name.startswith("conv")}
-        for other in (name for name in NETWORKS if name.endswith(NORMALISED) == normalised):
+        for other in NETWORKS:
             if other != self.network and convolutions == set(Wanted(other, False).shapes):
                 remedy = f"Give one of these, or set network={other}."
                 raise WrongFileError(f"is a {other} file", f"its {len(convolutions)} convolutions", remedy)
@@ -228,24 +217,15 @@ def digest_arrays(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
     return digest.hexdigest()
 
 
-# Words -> the kernel of conv1_1 to output channel 0, [row, column] of one input colour; which of R, G, B that is if it takes RGB.
+# Words -> which of R, G, B it is of, if the network takes RGB, and the kernel of conv1_1 from it to output channel 0, row by row.
 # Sources: print of the old imagenet-vgg-verydeep-19.mat, equal to Keras' VGG19 file to 2.8e-7; print of Keras' VGG16 file,
 # devincody/CS179final_project, src/h5_utils.cpp; prints of torchvision's vgg19-dcbb9e9d.pth and, by notebooks that load it, of
 # its vgg16, first filter.
 _FINGERPRINTS = {
-    "VGG-19 of Simonyan & Zisserman (Caffe)": (
-        ((0.34119523, 0.33999205, -0.04484424), (0.23215917, 0.08978214, -0.30331427), (-0.07260912, -0.246675, -0.33683276)),
-        2,
-    ),
-    "VGG-16 of Simonyan & Zisserman (Caffe)": (
-        ((0.42947057, 0.373467, -0.06136011), (0.27476987, 0.03868078, -0.36722335), (-0.05746817, -0.26224968, -0.35009676)),
-        2,
-    ),
-    "torchvision's VGG-19": (
-        ((-0.05347426, -0.04925704, -0.06794177), (0.01531445, 0.04506842, 0.0021444), (0.03622622, 0.01999945, 0.01986402)),
-        0,
-    ),
-    "torchvision's VGG-16": (((-0.5537, 0.1427, 0.5290), (-0.5831, 0.3566, 0.7657), (-0.6902, -0.0480, 0.4841)), 0),
+    "VGG-19 of Simonyan & Zisserman (Caffe)": (2, (0.3412, 0.34, -0.0448, 0.2322, 0.0898, -0.3033, -0.0726, -0.2467, -0.3368)),
+    "VGG-16 of Simonyan & Zisserman (Caffe)": (2, (0.4295, 0.3735, -0.0614, 0.2748, 0.0387, -0.3672, -0.0575, -0.2622, -0.3501)),
+    "torchvision's VGG-19": (0, (-0.0535, -0.0493, -0.0679, 0.0153, 0.0451, 0.0021, 0.0362, 0.02, 0.0199)),
+    "torchvision's VGG-16": (0, (-0.5537, 0.1427, 0.5290, -0.5831, 0.3566, 0.7657, -0.6902, -0.0480, 0.4841)),
 }
 # Copies in half precision still agree; other trainings differ by 0.1 and more, swapped axes by 0.1 (VGG) or 0.05 (torchvision).
 _TOLERANCE = 1e-3
@@ -260,9 +240,9 @@ def recognise_training(kernel: NDArray[Any]) -> str:
     Returns:
         ``"VGG-19 of Simonyan & Zisserman (Caffe), RGB, HWIO"``; ``BGR`` or ``WHIO`` where it is not in that order; ``not known``.
     """
-    for words, (plane, position) in _FINGERPRINTS.items():
+    for words, (position, plane) in _FINGERPRINTS.items():
         for colours, index in (("RGB", position), ("BGR", 2 - position)):
             for order, found in (("HWIO", kernel[:, :, index, 0]), ("WHIO", kernel[:, :, index, 0].T)):
-                if np.allclose(found, plane, rtol=0, atol=_TOLERANCE):
+                if np.allclose(found.reshape(-1), plane, rtol=0, atol=_TOLERANCE):
                     return f"{words}, {colours}, {order}"
     return "not known"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .architectures import MEAN_PIXEL_RGB, NETWORKS, NORMALISED, torchvision_places
+from .architectures import MEAN_PIXEL_RGB, NETWORKS, layer_table
 from .known_weights import Wanted, Weights, WrongFileError, recognise_training
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -32,8 +32,6 @@ _CLASSIFIER = {
     **{"classifier.0": "fc6", "classifier.1": "fc6", "classifier.3": "fc7", "classifier.4": "fc7", "classifier.6": "fc8"},
     **{"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"},
 }
-# Added to the variance before the root is taken. Source: torch.nn.BatchNorm2d.
-_EPSILON = 1e-5
 # Kinds of numbers -> NumPy's; BF16 is the upper half of a float32. Others are in no weights that are read.
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -97,47 +95,36 @@ def read_safetensors(path: Path, wanted: Wanted) -> Weights:
 
 
 def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
-    convolutions = {name for name, tensor in tensors.items() if tensor.ndim == 4 and re.fullmatch(r"features\.\d+\.weight", name)}
+    kernels_in_file = [name for name, tensor in tensors.items() if tensor.ndim == 4 and name.startswith("features.")]
+    convolutions = {name.removesuffix(".weight") for name in kernels_in_file}
     if not convolutions:
-        found = ", ".join([*tensors][:6]) or "no tensors"
-        raise WrongFileError("has no weights of a VGG as torchvision or timm name them", found)
-    networks = (name for name in NETWORKS if convolutions == {weight for weight, *_ in _names(name).values()})
-    network = next(networks, wanted.network)
-    of_layer, is_normalised = _names(network), network.endswith(NORMALISED)
-    for prefix, name in _CLASSIFIER.items():
-        if f"{prefix}.weight" in tensors:
-            of_layer[name] = [f"{prefix}.weight", f"{prefix}.bias"]
+        got = ", ".join([*tensors][:6]) or "no tensors"
+        raise WrongFileError("has no weights of a VGG as torchvision or timm name them", got)
+    networks = (name for name in NETWORKS if convolutions == {*_names(name).values()})
+    of_layer = _names(next(networks, wanted.network))
+    of_layer |= {layer: name for name, layer in _CLASSIFIER.items() if f"{name}.weight" in tensors}
 
     def parameters(layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        kernel, bias, *normalisation = (_float(tensors[name]) for name in of_layer[layer])
-        if normalisation:
-            kernel, bias = _fold_normalisation(kernel, bias, *normalisation)
+        kernel, bias = (_float(tensors[f"{of_layer[layer]}.{part}"]) for part in ("weight", "bias"))
         if kernel.ndim == 2:
             height, width, channels, _ = wanted.shapes[layer]
             kernel = kernel.reshape(len(kernel), channels, height, width)
         return _outputs_last(kernel), bias
 
-    found_layers = [layer for layer, names in of_layer.items() if tensors.keys() >= {*names}]
-    kernels, biases = wanted.take(found_layers, parameters, normalised=is_normalised)
-    source = "PyTorch" + ", batch normalisation folded in" * is_normalised
-    training = recognise_training(kernels["conv1_1"])
+    found = [layer for layer, name in of_layer.items() if tensors.keys() >= {f"{name}.weight", f"{name}.bias"}]
+    kernels, biases = wanted.take(found, parameters)
+    training, settings = recognise_training(kernels["conv1_1"]), (np.array(MEAN_PIXEL), "valid", "PyTorch")
     if "Caffe" not in training:
-        return Weights(network, kernels, biases, np.array(MEAN_PIXEL), "valid", source, scale_pixel=np.array(SCALE_PIXEL))
+        return Weights(wanted.network, kernels, biases, *settings, scale_pixel=np.array(SCALE_PIXEL))
     # The original training, converted, which takes 0..255 and, in most conversions, B, G, R.
     if ", BGR" in training:
         kernels["conv1_1"] = np.ascontiguousarray(kernels["conv1_1"][:, :, ::-1])
-    return Weights(network, kernels, biases, np.array(MEAN_PIXEL_RGB), "same", source)
+    return Weights(wanted.network, kernels, biases, np.array(MEAN_PIXEL_RGB), "same", "PyTorch")
 
 
-def _names(network: str) -> dict[str, list[str]]:
-    """Return the names of kernel and bias of each convolution, and of the four tensors that normalise it."""
-    found = {}
-    for name, place in torchvision_places(network).items():
-        if name.startswith("conv"):
-            parts = [f"features.{place}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
-            plain = [f"features.{place - 1}.weight", f"features.{place - 1}.bias"]
-            found[name] = [*plain, *parts] if network.endswith(NORMALISED) else parts[:2]
-    return found
+def _names(network: str) -> dict[str, str]:
+    """Return the name of each convolution in PyTorch, which counts as the MatConvNet file."""
+    return {layer.name: f"features.{layer.network_index}" for layer in layer_table(network) if layer.kind == "conv"}
 
 
 def _float(tensor: NDArray[Any]) -> NDArray[Any]:
@@ -150,15 +137,3 @@ def _outputs_last(kernel: NDArray[Any]) -> NDArray[Any]:
     for first in range(0, len(kernel), 64):
         turned[..., first : first + 64] = kernel[first : first + 64].transpose(2, 3, 1, 0)
     return turned
-
-
-def _fold_normalisation(
-    kernel: NDArray[Any], bias: NDArray[Any], factor: Any, summand: Any, mean: Any, variance: Any
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return kernel and bias, float64, of a convolution that gives what batch normalisation makes of another's values.
-
-    The kernel is (channels out, channels in, height, width), all else (channels out,).
-    """
-    with np.errstate(all="ignore"):  # What is not finite is refused when it has become a kernel.
-        scale = factor.astype(np.float64) / np.sqrt(variance.astype(np.float64) + _EPSILON)
-        return kernel * scale[:, None, None, None], (bias - mean.astype(np.float64)) * scale + summand
