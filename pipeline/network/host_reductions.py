@@ -99,36 +99,6 @@ def summed_layers(features: Sequence[FeatureSpec]) -> set[str]:
     return {feature.layer.name for feature in features} - {*others, features[-1].layer.name}
 
 
-def prepare(
-    feature: FeatureSpec,
-    map_shape: tuple[int, ...] | None,
-    transforms: Mapping[str, Transform] = MappingProxyType({}),
-    done: int = 0,
-    make_step: Callable[[Reduction, int, Transform | None], Callable[[Any], Any]] | None = None,
-) -> Reducer:
-    """Return a function that makes a feature of an image's activations: (h, w, c) float32 -> (d,) float32.
-
-    Args:
-        feature: With reductions.
-        map_shape: (h, w, c) of the layer; None at native size.
-        transforms: Fitted ones, by the name of the feature up to the reduction.
-        done: How many of the reductions have been done already; the shape is then that of what they have given.
-        make_step: Makes the function of one reduction of so many values, with its transform; None: for an image on the CPU.
-    """
-    steps, shape = [], map_shape or (feature.layer.channels,)
-    for number, reduction in enumerate(feature.reductions[done:], done):
-        name = replace(feature, reductions=feature.reductions[: number + 1]).name
-        steps.append((make_step or _step)(reduction, math.prod(shape), transforms.get(name)))
-        shape = (output_length(reduction, shape),)
-
-    def reduce(values: Any) -> Any:
-        for step in steps:
-            values = step(values)
-        return values
-
-    return reduce
-
-
 def _step(reduction: Reduction, length: int, transform: Transform | None) -> Reducer:
     if transform is not None:
         mean, components = transform.mean, scaled_components(transform, bool(reduction.parameters["whiten"]))
@@ -139,6 +109,36 @@ def _step(reduction: Reduction, length: int, transform: Transform | None) -> Red
     if reduction.name == "units":
         return lambda values: np.take(values, matrix)
     return lambda values: np.asarray(matrix @ values.reshape(-1))
+
+
+def prepare(
+    feature: FeatureSpec,
+    map_shape: tuple[int, ...] | None,
+    transforms: Mapping[str, Transform] = MappingProxyType({}),
+    done: int = 0,
+    make_step: Callable[[Reduction, int, Transform | None], Callable[[Any], Any]] = _step,
+) -> Reducer:
+    """Return a function that makes a feature of an image's activations: (h, w, c) float32 -> (d,) float32.
+
+    Args:
+        feature: With reductions.
+        map_shape: (h, w, c) of the layer; None at native size.
+        transforms: Fitted ones, by the name of the feature up to the reduction.
+        done: How many of the reductions have been done already; the shape is then that of what they have given.
+        make_step: Makes the function of one reduction of so many values, with its transform.
+    """
+    steps, shape = [], map_shape or (feature.layer.channels,)
+    for number, reduction in enumerate(feature.reductions[done:], done):
+        name = replace(feature, reductions=feature.reductions[: number + 1]).name
+        steps.append(make_step(reduction, math.prod(shape), transforms.get(name)))
+        shape = (output_length(reduction, shape),)
+
+    def reduce(values: Any) -> Any:
+        for step in steps:
+            values = step(values)
+        return values
+
+    return reduce
 
 
 def scaled_components(transform: Transform, whiten: bool) -> Array:

@@ -12,7 +12,6 @@ import itertools
 import math
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -155,7 +154,7 @@ class Network:
         input_shape: tuple[int | None, ...],
         features: Sequence[FeatureSpec],
         shape: tuple[int, ...] | None,
-        part: Function | None,
+        part: Any,
     ) -> Function:
         """Return the function of a segment.
 
@@ -164,7 +163,7 @@ class Network:
             input_shape: Of an image's activations before it.
             features: Of its layers.
             shape: Of an image's activations after it; None at native size.
-            part: Of the CPU's engine.
+            part: Of the CPU's engine, or None.
         """
         if self.parts is None and (shape or not any(feature.reductions for feature in features)):
             on_device = [prepare_on_device(feature, shape or (), self.transforms) for feature in features]
@@ -177,7 +176,7 @@ class Network:
         ]
         self._reduces_on_host |= bool(averages) or any(reducers)
         # At native size every image has another shape: a reduction on the device would be traced for each.
-        graph = None if part else self._graph(layers, input_shape, [tf.identity])
+        graph: Any = None if part else self._graph(layers, input_shape, [tf.identity])
 
         def in_tensorflow(*inputs: Any) -> tuple[Any, list[Any]]:
             if self.parts is None:
@@ -324,31 +323,33 @@ class DeviceFunctions:
         Raises:
             DeviceMemoryError: The device is out of memory for one image.
         """
-        # First row, row behind the last, and layers that have been given.
-        waiting = deque([(0, len(batch), 0)])
-        while waiting:
-            first, stop, given = waiting.popleft()
-            size = min(self.most_rows, max(batch.full_rows, len(batch)))
-            if stop - first > size:
-                waiting.extendleft((start, min(start + size, stop), given) for start in reversed(range(first, stop, size)))
-                continue
-            try:
-                found: Iterable[FeatureBatch] = self._step(batch, first, stop, size)
-                if self.fills and size not in self._tuned:
-                    # A GPU's first step of a size times cuDNN's algorithms, which steps beside it would disturb.
-                    with self._tuning:
-                        found = [*found]
-                    self._tuned.add(size)
-                for features in itertools.islice(found, given, None):
-                    yield features
-                    given += 1
-                    del features
-            except DeviceMemoryError:
-                if size == 1:
-                    raise
-                self.most_rows = min(self.most_rows, size - size // 2)
-                self.warn(f"device: out of memory with {size} images a step, {self.most_rows} from now on")
-                waiting.appendleft((first, stop, given))
+        return self._rows(batch, 0, len(batch), 0)
+
+    def _rows(self, batch: Batch, first: int, stop: int, given: int) -> Iterator[FeatureBatch]:
+        """Yield the features of some rows, but for the layers that have been given."""
+        size = min(self.most_rows, max(batch.full_rows, len(batch)))
+        if stop - first > size:
+            for start in range(first, stop, size):
+                yield from self._rows(batch, start, min(start + size, stop), given)
+            return
+        try:
+            found: Iterable[FeatureBatch] = self._step(batch, first, stop, size)
+            if self.fills and size not in self._tuned:
+                # A GPU's first step of a size times cuDNN's algorithms, which steps beside it would disturb.
+                with self._tuning:
+                    found = [*found]
+                self._tuned.add(size)
+            for features in itertools.islice(found, given, None):
+                yield features
+                given += 1
+                del features
+            return
+        except DeviceMemoryError:
+            if size == 1:
+                raise
+            self.most_rows = min(self.most_rows, size - size // 2)
+        self.warn(f"device: out of memory with {size} images a step, {self.most_rows} from now on")
+        yield from self._rows(batch, first, stop, given)
 
     def _step(self, batch: Batch, first: int, stop: int, size: int) -> Iterator[FeatureBatch]:
         good = batch.good[(batch.good >= first) & (batch.good < stop)]
