@@ -1,4 +1,4 @@
-"""Reads spoilt weight files one after the other, in a process that may crash: ``python -m tests.weight_fuzzer SEED FIRST STOP``.
+"""Spoils weight files and reads them, in a process that may crash: ``python -m tests.weight_fuzzer SEED FIRST STOP``.
 
 Says on stdout, a line each: the number of the mutation, ``loaded`` or ``refused`` or ``wrong``, seconds, the message.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import resource
 import signal
+import struct
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py  # noqa: F401 (loaded before memory is limited)
+import numpy as np
 import pytest
 
 from pipeline.errors import WeightsError
@@ -20,11 +24,16 @@ from pipeline.network.known_weights import Wanted
 from pipeline.network.weights import read_file
 
 from .weight_files import shrink_networks
-from .weight_mutations import mutate
 
 # The seeds have some tens of kilobytes; a file that takes more than this does so for nothing.
 MEMORY_BYTES = 1 << 30
 SECONDS = 20.0
+# What stands in the place of a length, a size, an offset or a type.
+_ODD_NUMBERS = (0, 1, 2, 7, 8, 15, 16, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+_UNDEFINED = 0xFFFFFFFFFFFFFFFF
+
+# Of a MATLAB 5 file: what cannot be spoilt without its becoming a file of another format, which is tested elsewhere.
+_MAT_HEADER_BYTES = 128
 
 
 def main(seed: Path, first: int, stop: int) -> None:
@@ -62,6 +71,94 @@ def _read(path: Path, wanted: Wanted) -> str:
     biases = {name: bias.shape for name, bias in stored.biases.items()}
     right = shapes == dict(wanted.shapes) and biases == {name: shape[3:] for name, shape in wanted.shapes.items()}
     return "loaded" if right else f"wrong shapes {shapes} {biases}"
+
+
+def mutate(content: bytes, number: int, kind: str) -> bytes:
+    """Gives a spoilt copy of a weights file.
+
+    Args:
+        content: The whole file.
+        number: Of the mutation; the same number gives the same bytes.
+        kind: ``mat`` or ``h5``: in a compressed ``.mat``, what is inside the compressed elements is spoilt too.
+    """
+    random = np.random.Generator(np.random.PCG64([number, len(kind)]))
+    if kind == "mat" and number % 2:
+        return _inside_an_element(content, random)
+    first = _MAT_HEADER_BYTES if kind == "mat" else 0
+    return content[:first] + _spoil(content[first:], random)
+
+
+def _spoil(content: bytes, random: np.random.Generator) -> bytes:
+    for _ in range(int(random.choice([1, 1, 1, 2, 5]))):
+        way = _WAYS[int(random.integers(len(_WAYS)))]
+        if len(content) > 16:
+            content = way(content, random)
+    return content
+
+
+def _inside_an_element(content: bytes, random: np.random.Generator) -> bytes:
+    """Spoils what one compressed element unpacks to, and packs it again with a right length and checksum."""
+    elements, place = [], _MAT_HEADER_BYTES
+    while place < len(content):
+        kind, length = struct.unpack_from("<II", content, place)
+        elements.append((kind, content[place + 8 : place + 8 + length]))
+        place += 8 + length
+    packed = [at for at, (kind, _) in enumerate(elements) if kind == 15]
+    if not packed:
+        return content[:_MAT_HEADER_BYTES] + _spoil(content[_MAT_HEADER_BYTES:], random)
+    at = packed[int(random.integers(len(packed)))]
+    elements[at] = (15, zlib.compress(_spoil(zlib.decompress(elements[at][1]), random), 1))
+    return content[:_MAT_HEADER_BYTES] + b"".join(struct.pack("<II", kind, len(data)) + data for kind, data in elements)
+
+
+def _place(content: bytes, random: np.random.Generator) -> int:
+    # Half of the time near the beginning, where sizes, types and names are closer together than the numbers are.
+    end = len(content) if random.random() < 0.5 else min(len(content), 4096)
+    return int(random.integers(end))
+
+
+def _flip(content: bytes, random: np.random.Generator) -> bytes:
+    spoilt = bytearray(content)
+    for _ in range(int(random.choice([1, 1, 4, 32]))):
+        spoilt[_place(content, random)] ^= 1 << int(random.integers(8))
+    return bytes(spoilt)
+
+
+def _splice(content: bytes, random: np.random.Generator) -> bytes:
+    """Puts some bytes, or none, in the place of some others, or none."""
+    place, gone, new = _place(content, random), int(random.integers(64)), int(random.integers(64))
+    return content[:place] + random.bytes(new) + content[place + gone :]
+
+
+def _overwrite(content: bytes, random: np.random.Generator) -> bytes:
+    place, count = _place(content, random), int(random.integers(1, 64))
+    return content[:place] + random.bytes(len(content[place : place + count])) + content[place + count :]
+
+
+def _cut(content: bytes, random: np.random.Generator) -> bytes:
+    return content[: _place(content, random)]
+
+
+def _repeat(content: bytes, random: np.random.Generator) -> bytes:
+    place, count = _place(content, random), int(random.integers(8, 2048))
+    return content[: place + count] + content[place:]
+
+
+def _lie(content: bytes, random: np.random.Generator) -> bytes:
+    """Puts an odd number of 1, 2, 4 or 8 bytes where a length or an address may stand, or adds a little to what is there."""
+    size = int(random.choice([1, 2, 4, 4, 8]))
+    place = _place(content, random) // size * size
+    number = int(random.choice(np.array(_ODD_NUMBERS, dtype=np.uint64)))
+    if random.random() < 0.4:
+        number = int.from_bytes(content[place : place + size], "little") + int(random.integers(-9, 10))
+    elif size == 8 and random.random() < 0.3:
+        number = _UNDEFINED
+    return content[:place] + (number % (1 << 8 * size)).to_bytes(size, "little") + content[place + size :]
+
+
+_WAYS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
+    _flip, _flip, _splice, _splice, _overwrite, _cut, _repeat, _lie, _lie, _lie, _lie, _lie,
+)  # fmt: skip
 
 
 if __name__ == "__main__":
