@@ -8,13 +8,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from .config import AUTO, Options, flat, parse_config
 from .dry_run import free_bytes, run_sample
@@ -39,7 +41,7 @@ from .sharding import ShardSpec
 from .signals import clearing, leaving_at_once
 from .storage import read_ahead
 from .store import disk, format
-from .store.damage import UnreadableError, read_file
+from .store.damage import read_file
 from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
@@ -88,8 +90,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             opened = open_folder(options.folder, planned, options.output.existing, options.part, preview=options.dry_run)
             run_folder = stack.enter_context(opened)
             # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
-            if options.part is None:
-                _try_again(run_folder)
+            errors = check_finished(run_folder)
             say_plan(run_folder)
             if options.dry_run:
                 _dry_run(options, run_folder, weights)
@@ -106,7 +107,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
             log = run_folder.path / format.marked(format.LOG_NAME, options.part.mark if options.part else "")
             stack.enter_context(log_to_file(log, kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))
-            made = make_missing(run_folder, engine, _check_finished(run_folder), watch)
+            made = make_missing(run_folder, engine, errors, watch)
             if options.part is not None:
                 return finish_share(run_folder, made, watch)
             return finish_run(run_folder.path, run_folder.spec, made, watch)
@@ -145,30 +146,6 @@ def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights |
     return with_transforms(options.reduction, run_folder, partial(compute_sample, options, run_folder.spec, weights))
 
 
-def _try_again(run_folder: RunFolder) -> None:
-    """Have the finished shards made again that lack a local image whose file has come, can be read or is another one now."""
-    manifest = run_folder.spec.manifest
-
-    def is_mended(row: int, sha256: str) -> bool:
-        try:
-            # To ask a storage for each image that it has lost may take hours.
-            return manifest[row].source is None and hashlib.sha256(read_image(manifest[row])).hexdigest() != sha256
-        except (OSError, ImageError):
-            return False
-
-    found = {shard: [row for row, read in rows.items() if is_mended(row, read)] for shard, rows in run_folder.failed.items()}
-    found = {shard: rows for shard, rows in found.items() if rows}
-    if found:
-        rows = [row for rows in found.values() for row in rows]
-        _log.info(
-            "resume: %s failed before, and can be read now or changed, e.g. %r; %s made again",
-            counted(len(rows), "image"),
-            manifest.keys[rows[0]],
-            counted(len(found), "shard"),
-        )
-        run_folder.make_again(found)
-
-
 def say_plan(run_folder: RunFolder) -> None:
     """Say what will be written, before the first image is read.
 
@@ -180,14 +157,14 @@ def say_plan(run_folder: RunFolder) -> None:
         if feature.shape is None:
             size = f"{feature.channels} channels, one value for {feature.layer.stride_px} px"
         else:
-            size_bytes = words_for_bytes(format.row_bytes([feature], spec.dtype))
-            size = f"{' x '.join(map(str, feature.shape))} {spec.dtype}, {size_bytes} an image"
+            row_bytes = format.row_bytes([feature], spec.dtype)
+            size = f"{' x '.join(map(str, feature.shape))} {spec.dtype}, {words_for_bytes(row_bytes)} an image"
         _log.info("layer: %s, %s", feature.name, size)
     rows = count_rows(missing)
     if share is not None:
         _log.info("part: %s, %d of %s, %d images", share, len(own), counted(len(spec.shards()), "shard"), count_rows(own))
-    if run_folder.added:
-        _log.info("extend: %s after the %d of the run", counted(run_folder.added, "new image"), spec.first_row)
+    if added := count_rows(shard for shard in missing if shard.part):
+        _log.info("extend: %s after the %d of the run", counted(added, "new image"), spec.parts[0].stop)
     if len(gone := run_folder.removed):
         words = f"{counted(len(gone), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(gone[0])]!r}"
         _log.warning("extend: %s: finished rows are kept, others will fail", words)
@@ -196,22 +173,19 @@ def say_plan(run_folder: RunFolder) -> None:
     if not rows:
         return
     is_native = any(feature.shape is None for feature in spec.features)
-    all_bytes = None if is_native else rows * format.row_bytes(spec.features, spec.dtype)
-    free, place = free_bytes(run_folder), disk.scratch_of(run_folder.path)
-    size = "a size that depends on the images" if all_bytes is None else f"{words_for_bytes(all_bytes)} before compression"
-    shards = counted(len(missing), "shard")
-    _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, words_for_bytes(free))
-    # Of a run at an address this machine's disk has only what is being made.
-    is_here = place == run_folder.path
-    if is_here and spec.compression == "none" and all_bytes is not None and all_bytes > free:
+    all_bytes, free = rows * format.row_bytes(spec.features, spec.dtype), free_bytes(run_folder)
+    size = "a size that depends on the images" if is_native else f"{words_for_bytes(all_bytes)} before compression"
+    shards, there = counted(len(missing), "shard"), words_for_bytes(free)
+    _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, there)
+    # Of a run at an address this machine's disk has only what is being made. At native size this is the least.
+    if spec.compression == "none" and all_bytes > free and disk.scratch_of(run_folder.path) == run_folder.path:
         raise StoreError(
-            f"{place}: the features do not fit, got {words_for_bytes(free)} free for {words_for_bytes(all_bytes)}. Expected "
-            "enough for all. Use output.compression=gzip, float16 or another disk."
+            f"{run_folder.path}: the features do not fit, got {there} free for {words_for_bytes(all_bytes)}. Expected enough for "
+            "all. Use output.compression=gzip, float16 or another disk."
         )
 
 
 def _dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
-    _check_finished(run_folder)
     if not run_folder.missing:
         _log.info("estimate: all %d rows are finished, nothing is left to make", count_rows(run_folder.own))
     else:
@@ -246,77 +220,90 @@ def _options(spec: RunSpec) -> dict[str, Any]:
     return flat(parse_config(str(spec.attributes.get("config", ""))))
 
 
-def _check_finished(run_folder: RunFolder) -> list[str]:
-    """Return why rows of the finished shards failed; say where other libraries or another compression have made them.
+def check_finished(run_folder: RunFolder) -> list[str]:
+    """Hold the finished shards to the images as they are now, and return why rows of them failed.
+
+    A shard that has a failed row whose image can be read now, or is another one, is made again; by a share of the run it is kept.
+    Says where other libraries or another compression have made the others.
 
     Raises:
-        StoreError: An image has changed since.
+        StoreError: An image of which there are features has changed since.
     """
-    path, spec = run_folder.path, run_folder.spec
-    errors: list[str] = []
-    others: set[str] = set()
+    path, manifest, attributes = run_folder.path, run_folder.spec.manifest, run_folder.spec.attributes
+    errors, mended, again, others = list[str](), list[str](), list[ShardSpec](), set[str]()
     finished = [shard for shard in run_folder.own if shard in run_folder.finished]
     paths = read_ahead(path / format.shard_path(shard.file_name) for shard in finished)
     for shard, shard_path in zip(finished, paths, strict=True):
         with open_run(shard_path) as found:
-            created, root = str(found.attributes.get("created")), str(found.attributes.get("data_root"))
-            refuse_changed_images(path, spec.manifest, shard, found.images["sha256"].tolist(), created, root)
-            errors += [error for error in found.images["error"] if error]
-            for name, text in {"compression": spec.compression, **spec.attributes}.items():
+            failures, root = found.images["error"].tolist(), str(found.attributes.get("data_root"))
+            changed = changed_rows(manifest, shard, found.images, str(found.attributes.get("created")), root)
+            if good := [row for row in changed if not failures[row - shard.first]]:
+                raise StoreError(
+                    f"{path}: an image has changed since its features were made, got another content of "
+                    f"{manifest.keys[good[0]]!r}. Expected the images of {root!r} as they were. Use another name=..., or "
+                    f"output.existing=replace to start again."
+                )
+            if changed and run_folder.share is None:
+                mended += [manifest.keys[row] for row in changed]
+                again.append(shard)
+                continue
+            errors += filter(None, failures)
+            for name, text in attributes.items():
                 if name.startswith(("version_", "compression")) and found.attributes.get(name, text) != text:
                     others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
+    if again:
+        said = counted(len(mended), "image"), mended[0], counted(len(again), "shard")
+        _log.info("resume: %s failed before, and can be read now or changed, e.g. %r; %s made again", *said)
+        run_folder.make_again(again)
     if others and run_folder.missing:
         _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
     return errors
 
 
-def refuse_changed_images(
-    path: Path, manifest: Manifest, shard: ShardSpec, sha256: Sequence[str], created: str, root: str
-) -> None:
-    """Read again the images of a finished shard that may have changed since, and refuse to go on where one has.
+def changed_rows(manifest: Manifest, shard: ShardSpec, images: Mapping[str, NDArray[Any]], created: str, root: str) -> list[int]:
+    """Return the rows of a finished shard whose images have another content now than they had; those that can be read.
 
-    Those that were written after the shard was ``created`` (ISO 8601), or all if it was made from another folder, ``root``;
-    where the clock has been set back since, nobody can say what was written after it. ``sha256``: of the files as they were
-    read, hex; "" where they could not be.
-
-    Raises:
-        StoreError: An image has another content than the features were made from.
+    Read again are local images that failed, and those that were written after the shard was ``created`` (ISO 8601) or have
+    another size, or all if it was made from another folder, ``root``; where the clock has been set back since, nobody can say
+    what was written after it. ``images``: what the shard says of them.
     """
     finished_seconds = 0.0  # before all images, if that cannot be read or is still to come
     with suppress(ValueError, OverflowError, OSError):
         seconds = datetime.fromisoformat(created).timestamp()
         finished_seconds = seconds if seconds <= time.time() else 0.0
-    for index, digest in zip(range(shard.first, shard.stop), sha256, strict=True):
-        record = manifest[index]
+    columns = (images[name].tolist() for name in ("error", "bytes", "sha256"))
+    changed = []
+    for row, error, size_bytes, digest in zip(range(shard.first, shard.stop), *columns, strict=True):
+        record = manifest[row]
         try:
-            # Not by way of a Path: thousands are asked a second.
-            written = os.stat(record.path).st_mtime if record.source is None else record.source.modified_seconds(record)  # noqa: PTH116
-            if root == manifest.root and written < finished_seconds:
+            if record.source is None:
+                # Not by way of a Path: thousands are asked a second.
+                there = os.stat(record.path)  # noqa: PTH116
+                written, is_same_size = there.st_mtime, there.st_size == size_bytes
+            elif error:
+                # To ask a storage for each image that it has lost may take hours.
                 continue
-            found = hashlib.sha256(read_image(record)).hexdigest() if digest else ""
+            else:
+                written, is_same_size = record.source.modified_seconds(record), True
+            is_old = root == manifest.root and written < finished_seconds and is_same_size
+            if (error or not is_old) and hashlib.sha256(read_image(record)).hexdigest() != digest:
+                changed.append(row)
         except (OSError, ImageError):
             # Its features are there; that it cannot be read now is no reason to doubt them.
             continue
-        if found != digest:
-            raise StoreError(
-                f"{path}: an image has changed since its features were made, got another content of {manifest.keys[index]!r}. "
-                f"Expected the images of {root!r} as they were. Use another name=..., or output.existing=replace to start again."
-            )
+    return changed
 
 
 def finish_share(run_folder: RunFolder, made: Made, watch: Stopwatch) -> Report:
     """End the run as :func:`finish_run` if all shards are there, those of other processes too; else say how many are not."""
     path, spec, share = run_folder.path, run_folder.spec, run_folder.share
     assert share is not None
-    errors: list[str] = []
-    for shard in run_folder.own:
-        with open_run(path / format.shard_path(shard.file_name)) as found:
-            errors += [error for error in found.images["error"] if error]
-    report = _report(path, spec, made, watch, count_rows(run_folder.own), errors, part=str(share))
+    errors = [error for shard in run_folder.own for error in _errors(path / format.shard_path(shard.file_name))]
+    report = _report(path, spec, made, watch, count_rows(run_folder.own), errors, str(share))
     own = path / format.marked(REPORT, share.mark)
     if made.rows_now or not own.exists():
-        # It has no line in SHA256SUMS. Where nothing was made, what it took when something was is worth more.
-        write_text(own, report.json(), disk.publish)
+        # Where nothing was made, what it took when something was is worth more.
+        write_text(own, report.json(), has_line=False)
     with run_folder.alone():
         lacking = run_folder.lacking()
         if not lacking and not run_folder.is_extended():
@@ -340,9 +327,8 @@ def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part:
         is_indexed = (bool(part) or not made.rows_now) and index_is_whole(path, spec)
         if not is_indexed:
             build_index(path, spec)
-        with open_run(path) as run:
-            errors = [error for error in run.images["error"] if error]
-    report = _report(path, spec, made, watch, len(spec.manifest), errors, part, is_indexed=True)
+        errors = _errors(path)
+    report = _report(path, spec, made, watch, len(spec.manifest), errors, part, index=str(path / format.INDEX_NAME))
     write_reports(path, spec, report, is_unchanged=is_indexed)
     _log.info("%s", report.summary())
     refuse_failed_run(spec.manifest.root, errors, report.rows, report.options.get(MOST_FAILED, 1.0))
@@ -355,34 +341,26 @@ def index_is_whole(path: Path, spec: RunSpec) -> bool:
     Raises:
         UnreadableError: It is in use, or the system does not let us read it, so that it must not be written anew.
     """
-    index = path / format.INDEX_NAME
-    if not index.is_file():
+    if not Digests(path).agrees(format.INDEX_NAME):
         return False
-    try:
-        with open_run(index) as found:
-            return bool(found.attributes["run_digest"] == spec.digest) and Digests(path).agrees(index.name)
-    except UnreadableError:
-        raise
-    except StoreError:
-        return False
+    with open_run(path / format.INDEX_NAME) as found:
+        return bool(found.attributes["run_digest"] == spec.digest)
+
+
+def _errors(path: Path) -> list[str]:
+    """Return why rows of a run or a shard failed."""
+    with open_run(path) as run:
+        return [error for error in run.images["error"] if error]
 
 
 def _report(
-    path: Path,
-    spec: RunSpec,
-    made: Made,
-    watch: Stopwatch,
-    rows: int,
-    errors: Sequence[str],
-    part: str,
-    *,
-    is_indexed: bool = False,
+    path: Path, spec: RunSpec, made: Made, watch: Stopwatch, rows: int, errors: Sequence[str], part: str, index: str = ""
 ) -> Report:
     made.peak_memory_bytes = max(made.peak_memory_bytes, peak_memory_bytes())
     return Report(
         **asdict(made),
         folder=str(path),
-        index=str(path / format.INDEX_NAME) if is_indexed else "",
+        index=index,
         network=spec.identity["network"],
         weights=str(spec.attributes["weights"]),
         layers={feature.name: feature.shape for feature in spec.features},
@@ -399,43 +377,30 @@ def _report(
 
 
 def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bool) -> None:
-    """Write ``report.json`` and ``report.html`` of a finished run.
+    """Write ``report.html`` and ``report.json`` of a finished run.
 
-    What the run took when it did something is worth more than that nothing was left to do: then (``is_unchanged``) a report
-    that is there stays, and the page says what is in it.
+    What the run took when it did something is worth more than that nothing was left to do: then (``is_unchanged``) reports that
+    are there stay.
 
     Raises:
         StoreError: The disk refuses; a shard is damaged.
     """
-    digests = Digests(path)
-    stored = _stored_report(path) if is_unchanged and digests.agrees(REPORT) else None
-    # A power cut after the index leaves the report of the run as it was before it was extended, or images could be read again.
-    if stored is None or (stored.run_digest, stored.failed) != (report.run_digest, report.failed):
-        stored = None
-        # The page first: a kill in between must leave none of another state of the run.
-        digests.drop([PAGE])
-        disk.remove(path / PAGE)
-        write_text(path / REPORT, report.json())
-    elif digests.agrees(PAGE):
-        return
-    report = stored or report
+    if is_unchanged and all(map(Digests(path).agrees, (REPORT, PAGE))):
+        # A power cut after the index leaves those of the run as it was before it was extended, or images could be read again.
+        there = json.loads(read_file(path / REPORT))
+        if (there["run_digest"], there["failed"]) == (report.run_digest, report.failed):
+            return
     with open_run(path) as run:
         write_text(path / PAGE, render_page(report, run, spec.manifest))
+    # Last: where it is that of the run, so is the page.
+    write_text(path / REPORT, report.json())
 
 
-def _stored_report(path: Path) -> Report | None:
-    """Return what ``report.json`` says; None where it is of another version of this program."""
-    try:
-        content = json.loads(read_file(path / REPORT))
-        return Report(**{each.name: content[each.name] for each in fields(Report)})
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def write_text(path: Path, text: str, publish: Callable[[Path], object] | None = None) -> None:
-    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` unless it is published otherwise."""
+def write_text(path: Path, text: str, *, has_line: bool = True) -> None:
+    """Write a file of a run folder, whole or not at all, and its line in ``SHA256SUMS`` if it has one."""
     # A folder's name need not be UTF-8; the escapes are those of JSON and YAML too.
-    disk.write_file(path, text.encode("utf-8", "backslashreplace"), publish or Digests(path.parent).publish)
+    content = text.encode("utf-8", "backslashreplace")
+    disk.write_file(path, content, Digests(path.parent).publish if has_line else disk.publish)
 
 
 def count_rows(shards: Iterable[ShardSpec]) -> int:

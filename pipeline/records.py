@@ -230,6 +230,12 @@ class FeatureBatch:
     values: NDArray[np.float32]  # (n, h, w, c) or (n, d)
 
 
+def part_identity(options: Mapping[str, str], rows: int, digest: str, before: Sequence[Part]) -> dict[str, str]:
+    """Return the identity of a run that ends with a part of so many rows; ``digest``: of its images."""
+    identity = {**options, "images": f"{rows} rows, digest {digest}"}
+    return {**identity, "extends": str(before[-1])} if before else identity
+
+
 def digest_identity(identity: Mapping[str, str]) -> str:
     """Return the run digest: SHA-256, hex, of the identity."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
@@ -258,10 +264,7 @@ class RunSpec:
     @property
     def identity(self) -> dict[str, str]:
         """All that can change a number: the options, the images of the last part, and the run that it extends."""
-        identity = {**self.options, "images": f"{len(self.manifest) - self.first_row} rows, digest {self.manifest.digest}"}
-        if self.before:
-            identity["extends"] = str(self.before[-1])
-        return identity
+        return part_identity(self.options, len(self.manifest) - self.first_row, self.manifest.digest, self.before)
 
     @property
     def digest(self) -> str:

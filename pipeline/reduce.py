@@ -68,10 +68,13 @@ def reduce_run(options: ReduceOptions) -> Report:
             LOGGER.warning("numbers: not those of an extraction with these options, since the run is %s", words_for)
         target = stack.enter_context(open_folder(options.folder, planned, options.output.existing))
         places = _find_rows(source, target)
-        # Of shards made before, what failed then may be there now.
-        good, sha256 = run.images["status"][places] == OK, run.images["sha256"][places]
-        failed = target.failed.items()
-        target.make_again([shard for shard, rows in failed if any(good[row] and sha256[row] != rows[row] for row in rows)])
+        # Of shards made before, images may have been mended or changed since.
+        sha256, again = run.images["sha256"][places], []
+        for shard in target.finished:
+            with open_run(target.path / format.shard_path(shard.file_name)) as found:
+                if (found.images["sha256"] != sha256[shard.first : shard.stop]).any():
+                    again.append(shard)
+        target.make_again(again)
         say_plan(target)
         sample = partial(_take_sample, run, places, bases)
         with with_transforms(options.reduction, target, sample) as transforms:

@@ -28,7 +28,7 @@ def overview(path: Path) -> dict[str, Any]:
     """Return what is known of a run, as ``json=true`` prints it.
 
     Args:
-        path: A run folder, finished or not, its ``features.h5``, or one shard.
+        path: A run folder, finished or not, its ``features.h5``, or a shard of it.
 
     Raises:
         StoreError: There is no run.
@@ -36,17 +36,14 @@ def overview(path: Path) -> dict[str, Any]:
     from .store.run_summary import summarise_run
 
     found = summarise_run(path)
-    folder, is_folder, attributes, errors = found["path"], found["path"].is_dir(), found["attributes"], found.pop("errors")
-    if not is_folder:
-        # A shard lies in the folder of shards of its run.
-        folder = folder.absolute().parent.parent
+    folder, attributes, errors = found["path"], found["attributes"], found.pop("errors")
     options = parse_config(str(attributes.get("config") or _read_text(folder / "config.yaml")))
     report = None
     with suppress(ValueError):
-        report = json.loads(_read_text(folder / "report.json")) if is_folder else None
+        report = json.loads(_read_text(folder / "report.json"))
     return {
         **found,
-        "path": str(found["path"]),
+        "path": str(folder),
         "rows_failed": len(errors),
         "causes": count_causes(errors),
         "attributes": {name: value for name, value in attributes.items() if name not in ("config", "identity")},
@@ -78,26 +75,23 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (label, text) of each line."""
-    from .store.run_summary import ONE_SHARD
-
     attributes, identity, report = found["attributes"], found["identity"], found["report"] or {}
     made = f", made {attributes['created']}".replace("T", " ").replace("+00:00", " UTC") if attributes else ""
     yield "run", f"{found['path']}: {found['state']}{made}"
     rows, finished, failed = found["rows"], found["rows_finished"], found["rows_failed"]
-    first = f"{found['first_row']} to {found['first_row'] + rows - 1}, " if found["first_row"] else ""
     unfinished = f", {rows - finished} not finished" if rows > finished else ""
-    yield "rows", f"{first}{rows} ({finished - failed} ok, {failed} failed{unfinished})"
+    yield "rows", f"{rows} ({finished - failed} ok, {failed} failed{unfinished})"
     causes = Counter(found["causes"]).most_common()
     for cause, count in causes[:NAMED]:
         yield "", f"{count:6d} {cause}"
     if len(causes) > NAMED:
         yield "", f"{sum(count for _, count in causes[NAMED:]):6d} for {len(causes) - NAMED} other causes"
-    is_one = found["state"] == ONE_SHARD
-    shards = f"this one; of a run of {attributes['rows']} rows" if is_one else f"{found['shards_finished']} of {found['shards']}"
     parts = f", {len(found['parts'])} parts: {' + '.join(map(str, found['parts']))} rows" if len(found["parts"]) > 1 else ""
-    yield "shards", f"{shards}, {found['images_per_shard']} rows each{parts}"
-    table = _layer_table(found["layers"], "about " * found["bytes_are_estimated"])
-    yield from zip_longest(["layers"], table.splitlines(), fillvalue="")
+    yield "shards", f"{found['shards_finished']} of {found['shards']}, {found['images_per_shard']} rows each{parts}"
+    yield from zip_longest(["layers"], _layer_table(found["layers"]).splitlines(), fillvalue="")
+    raw = sum(layer["bytes_raw"] or 0 for layer in found["layers"])
+    share = f", {found['bytes_stored'] / raw:.0%} of raw" if raw and all(layer["shape"] for layer in found["layers"]) else ""
+    yield "stored", words_for_bytes(found["bytes_stored"]) + share
     if damaged := found["unreadable"]:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         yield "damaged", f"{', '.join(damaged[:NAMED])}{more}; say python -m pipeline.verify run=... for all that is wrong"
@@ -125,20 +119,13 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((label, str(text)) for label, text in lines.items() if text)
 
 
-def _layer_table(layers: Sequence[Mapping[str, Any]], about: str) -> str:
-    sizes = ("bytes_raw", "bytes_stored")
+def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for layer in layers:
         native = f"native, {layer['channels']} channels" if layer["channels"] else "-"
-        shape = " x ".join(map(str, layer["shape"])) if layer["shape"] else native
-        rows.append((layer["name"], shape, layer["dtype"], *(layer[size] for size in sizes)))
-    if len(layers) > 1:
-        rows.append(("all", "", "", *(sum(layer[size] for layer in layers) for size in sizes)))
-    texts = [
-        (*words, words_for_bytes(raw), words_for_bytes(stored), f"{stored / raw:.0%}" if raw else "-")
-        for *words, raw, stored in rows
-    ]
-    return text_table(("", "output", "dtype", f"{about}raw", f"{about}stored", "of raw"), texts, 3)
+        shape, raw = " x ".join(map(str, layer["shape"] or ())), layer["bytes_raw"]
+        rows.append((layer["name"], shape or native, layer["dtype"], "-" if raw is None else words_for_bytes(raw)))
+    return text_table(("", "output", "dtype", "raw"), rows, 3)
 
 
 def _show(options: ShowOptions) -> None:

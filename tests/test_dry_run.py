@@ -123,7 +123,7 @@ def test_of_a_run_that_was_stopped_only_what_is_left_counts(images: Path, capsys
 def test_an_extension_is_tried_and_refused_as_it_would_be(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extract(images)
     shutil.copy(images / "0.jpg", images / "new.jpg")
-    with pytest.raises(StoreError, match=r"the images are not those of the run in the folder, got 1 added"):
+    with pytest.raises(StoreError, match=r"the folder holds another run, got 1 added"):
         dry_run(images)
     dry_run(images, output__existing="extend")
     said = capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_a_disk_that_is_too_small_is_said_before_and_refused_as_in_the_run(
 def test_what_the_run_would_refuse_is_refused(images: Path) -> None:
     refusals: list[tuple[dict[str, Any], Any, str]] = [
         ({"name": "y", "runtime__device": "gpu"}, OptionError, r"runtime.device: TensorFlow sees no GPU here"),
-        ({"data__size": 48}, StoreError, r"a run with other options, got data.size '48x48' \(in the folder '32x32'"),
+        ({"data__size": 48}, StoreError, r"the folder holds another run, got data.size 48x48 \(in the folder 32x32"),
         ({"output__existing": "fail"}, StoreError, r"the folder holds results, got 2 files"),
     ]
     extract(images)

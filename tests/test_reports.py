@@ -153,24 +153,11 @@ def test_a_page_that_is_not_there_is_made(run: tuple[Path, RunSpec], how: str) -
     assert verify_folder(folder, 1).count == 0
 
 
-def test_a_kill_between_the_two_leaves_no_page_of_another_state(
-    run: tuple[Path, RunSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reports_of_another_state_of_the_run_are_written_anew(run: tuple[Path, RunSpec]) -> None:
     folder, spec = run
-    renamed = Path.replace
-
-    def stop(path: Path, target: Path) -> Any:
-        if target.name == "report.json":
-            raise KeyboardInterrupt
-        return renamed(path, target)
-
-    monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        write_reports(folder, spec, report_of(folder, spec, rows_now=3), is_unchanged=False)
-    assert not (folder / "report.html").exists()
-    assert "report.html" not in Digests(folder).by_name
-    monkeypatch.undo()
-    write_reports(folder, spec, report_of(folder, spec, rows_now=0), is_unchanged=True)
+    before = state(folder)
+    write_reports(folder, spec, report_of(folder, spec, rows_now=0, failed=1), is_unchanged=True)
+    assert all(content != before[name] for name, content in state(folder).items())
     assert verify_folder(folder, 1).count == 0
 
 
@@ -186,8 +173,8 @@ def test_a_full_disk_is_one_line(run: tuple[Path, RunSpec], monkeypatch: pytest.
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StoreError, match=r"report\.html: the disk is full, got ENOSPC\."):
         write_reports(folder, spec, report_of(folder, spec), is_unchanged=False)
-    assert list(folder.glob("report.html*")) == []
-    assert (folder / "report.json").exists()
+    assert sorted(path.name for path in folder.glob("report.*")) == ["report.html", "report.json"]
+    assert verify_folder(folder, 1).count == 0
 
 
 def test_failures_are_counted_by_cause_and_the_first_are_named(tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def test_another_run_is_refused_with_the_differing_options(tmp_path: Path) -> No
     with pytest.raises(StoreError) as raised:
         open_folder(tmp_path, make_spec(identity={"data.size": "256", "network": "vgg19", "list": "x" * 99}), "resume")
     assert str(raised.value) == (
-        f"{tmp_path}: the folder holds a run with other options, got data.size '256' (in the folder '224'), "
-        f"list '{'x' * 99}' (in the folder none), seed none (in the folder '1'). Expected the same options, to go on "
-        f"with that run. Choose another folder with name=..., or use output.existing=replace to discard what is there."
+        f"{tmp_path}: the folder holds another run, got data.size 256 (in the folder 224), list {'x' * 99} (in the folder "
+        f"none), seed none (in the folder 1). Expected the same options and images, to go on with it. Choose another "
+        f"folder with name=..., or use output.existing=replace to discard what is there."
     )
     assert files_in(tmp_path) == before
     write_run(tmp_path, make_spec(identity={"data.size": "224", "network": "vgg19", "seed": "1"}), existing="resume")

@@ -112,7 +112,7 @@ FLIPS: dict[str, tuple[str, Callable[[Path], int], str]] = {
         " is damaged, got ",
     ),
     "config.yaml": ("config.yaml", lambda path: 9, "the file is damaged, got SHA-256 "),
-    "a line's end": ("SHA256SUMS", lambda path: path.read_bytes().index(b"\n"), "line 1 is damaged, got "),
+    "a line's end": ("SHA256SUMS", lambda path: path.read_bytes().index(b"\n"), "there is no line for "),
 }
 
 

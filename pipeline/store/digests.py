@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..sharding import Share
-from ..storage import RemotePath
 from . import damage, disk, format
-from .damage import require_file
 
 # Source: GNU coreutils manual, sha2 utilities: digest, a space, a space for text mode, the name, a newline. Names with a
 # backslash or a newline would be escaped; none of ours has one. Where a newline was lost, a digest lies within the name.
@@ -27,9 +24,9 @@ OWN = re.compile("|".join([*_PATTERNS, *map(re.escape, format.DIGESTED_NAMES)]))
 class Digests:
     """The digests of a run folder, as its ``SHA256SUMS`` says. Threads may publish files at the same time; else one uses it.
 
-    Where several processes write a folder, each adds its lines to a file of its own, ``SHA256SUMS-<writer>``: not every file
-    system of several machines appends in one piece. Whoever holds the folder's lock reads these too, and folds them into
-    ``SHA256SUMS``. A name of which two files say different things counts as having no line, until the file has been checked.
+    Where several processes write a folder, each has its lines in a file of its own, ``SHA256SUMS-<writer>``, since every change
+    writes a file anew. Whoever holds the folder's lock reads these too, and folds them into ``SHA256SUMS``. A name of which two
+    files say different things counts as having no line, until the file has been checked.
 
     Args:
         folder: The run folder.
@@ -41,7 +38,6 @@ class Digests:
     Attributes:
         path: Of the file that lines are added to.
         by_name: Path from the run folder -> SHA-256, hex.
-        unreadable: (number from 1, text) of lines that are none: torn, damaged, or of a file that has one already.
     """
 
     def __init__(self, folder: Path, writer: str = "") -> None:
@@ -49,21 +45,14 @@ class Digests:
         self.writer = writer
         self._folder = folder
         self._adding = threading.Lock()
-        self.by_name, self.unreadable = _read(self.path)
-        # Lines in the file that are not true of it any more: the next change writes all of it anew.
-        self._is_stale = bool(self.unreadable)
-        self._of_writers = {
-            name: folder / format.marked(format.DIGESTS_NAME, name) for name in ([] if writer else _writers(folder))
-        }
-        disputed: set[str] = set()
-        for path in self._of_writers.values():
-            # Lines that are none are those of a kill: the shard is checked, and gets its line.
-            for name, digest in _read(path)[0].items():
-                if self.by_name.setdefault(name, digest) != digest:
-                    disputed.add(name)
+        self.by_name = _read(self.path)
+        self._of_writers = (
+            {} if writer else {name: folder / format.marked(format.DIGESTS_NAME, name) for name in _writers(folder)}
+        )
+        lines = [line for path in self._of_writers.values() for line in _read(path).items()]
+        disputed = {name for name, digest in lines if self.by_name.setdefault(name, digest) != digest}
         for name in disputed:
             del self.by_name[name]
-            self._is_stale = True
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
         """Give a file its final name as :func:`disk.publish` does, and add its line.
@@ -82,34 +71,23 @@ class Digests:
 
     def add(self, name: str, digest: str) -> None:
         """Add a line, on the disk when this returns."""
-        known = self.by_name.get(name)
-        self.by_name[name] = digest
-        if self._is_stale or known not in (None, digest) or (isinstance(self.path, RemotePath) and not known):
-            # Nothing can be added to a file at an address.
-            self._rewrite()
-        elif not known:
-            with disk.writing(self.path):
-                is_new = not self.path.exists()
-                with self.path.open("ab") as file:
-                    file.write(_line(name, digest))
-                    file.flush()
-                    os.fsync(file.fileno())
-                if is_new:
-                    disk.sync(self._folder)
+        if self.by_name.get(name) != digest:
+            self.by_name[name] = digest
+            self._write()
 
     def drop(self, names: Iterable[str]) -> None:
-        """Remove the lines of these files, and those that are none; the others stay on the disk throughout.
+        """Remove the lines of these files; the others stay on the disk throughout.
 
         Lines that writers have of them must have been folded in before.
         """
         known = [name for name in names if name in self.by_name]
         for name in known:
             del self.by_name[name]
-        if known or self._is_stale:
-            self._rewrite()
+        if known:
+            self._write()
 
-    def drop_missing(self, besides: Collection[str] = ()) -> None:
-        """Remove the lines of files of the store that are not there, or among ``besides``, and those that are none."""
+    def drop_missing(self, besides: Collection[str]) -> None:
+        """Remove the lines of files of the store that are not there, or among ``besides``."""
         shards = self._folder / format.SHARD_FOLDER
         # Listed, as asking the system for each of a million files takes minutes.
         with disk.writing(self._folder):
@@ -120,12 +98,10 @@ class Digests:
         """Take the lines of writers into ``SHA256SUMS``, and remove the files of those that make none of these shares now."""
         marks = {share.mark for share in living}
         done = [path for writer, path in self._of_writers.items() if writer not in marks]
-        if not done:
-            return
-        # First: a kill in between leaves lines twice, which say the same.
-        self._rewrite()
-        disk.remove(*done, *map(disk.partial_path, done))
-        self._of_writers = {writer: path for writer, path in self._of_writers.items() if writer in marks}
+        if done:
+            # First: a kill in between leaves lines twice, which say the same.
+            self._write()
+            disk.remove(*done, *map(disk.partial_path, done))
 
     def agrees(self, name: str) -> bool:
         """Tell whether a file has a line, is there, and is as its line says.
@@ -136,11 +112,10 @@ class Digests:
         path = self._folder / name
         return name in self.by_name and path.is_file() and digest_of(path) == self.by_name[name]
 
-    def _rewrite(self) -> None:
-        lines = b"".join(_line(name, digest) for name, digest in self.by_name.items())
-        disk.write_file(self.path, lines, disk.publish)
-        self.unreadable.clear()
-        self._is_stale = False
+    def _write(self) -> None:
+        # All of it anew, whole or not at all: of a thousand lines, 100 kB, it takes a millisecond, of a shard seconds.
+        lines = "".join(f"{digest}  {name}\n" for name, digest in self.by_name.items())
+        disk.write_file(self.path, lines.encode(), disk.publish)
 
 
 class RemoteDigests(Digests):
@@ -166,30 +141,12 @@ def digest_of(path: Path) -> str:
         raise damage.unreadable(path, error) from error
 
 
-def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
-    """Return the lines of a file, name -> digest, and those that are none; nothing if it is not there."""
-    content = b""
-    try:
-        if path.is_symlink() or path.exists():
-            # Else a pipe would be waited for.
-            require_file(path)
-            content = path.read_bytes()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise damage.unreadable(path, error) from error
-    by_name: dict[str, str] = {}
-    unreadable: list[tuple[int, str]] = []
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        text = line.decode("utf-8", "backslashreplace")
-        found = _LINE.fullmatch(text)
-        # What comes after the last newline was torn by a kill.
-        if found and found[2] not in by_name and number < len(lines):
-            by_name[found[2]] = found[1]
-        elif text or number < len(lines):
-            unreadable.append((number, text))
-    return by_name, unreadable
+def _read(path: Path) -> dict[str, str]:
+    """Return the lines of a file, name -> digest, but for those that are none; nothing if it is not there."""
+    if not path.is_symlink() and not path.exists():
+        return {}
+    lines = map(_LINE.fullmatch, damage.read_file(path).decode("utf-8", "replace").split("\n"))
+    return {line[2]: line[1] for line in lines if line}
 
 
 def _writers(folder: Path) -> list[str]:
@@ -199,7 +156,3 @@ def _writers(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted({name[1] for name in found if name})
-
-
-def _line(name: str, digest: str) -> bytes:
-    return f"{digest}  {name}\n".encode()

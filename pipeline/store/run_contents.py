@@ -41,8 +41,8 @@ _READ_ERRORS = (*HDF5_READ_ERRORS, EOFError, zlib.error, StoreError)
 _IMAGES = re.compile(r"(\d{1,10}) rows, digest [0-9a-f]{64}")
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.
 _NAMES = (*map(re.escape, (*format.COMPANION_NAMES, format.INDEX_NAME)), format.MANIFEST_NAME.pattern)
-_NAMES_OF_PARTS = (format.PART_COMPANION_NAME.pattern, format.WRITER_DIGESTS_NAME.pattern)
-_IN_FOLDER = re.compile(f"(?:{'|'.join([*_NAMES, *_NAMES_OF_PARTS])})(?:{re.escape(format.PARTIAL_SUFFIX)})?")
+_OF_A_SHARE = re.compile(f"{format.PART_COMPANION_NAME.pattern}|{format.WRITER_DIGESTS_NAME.pattern}")
+_IN_FOLDER = re.compile(f"(?:{'|'.join(_NAMES)}|{_OF_A_SHARE.pattern})(?:{re.escape(format.PARTIAL_SUFFIX)})?")
 _IN_SHARDS = re.compile(f"{format.SHARD_NAME.pattern}|{format.PARTIAL_SHARD_NAME.pattern}")
 
 
@@ -145,14 +145,13 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
     files, special = [], []
     for where, prefix, names in ((folder, "", _IN_FOLDER), (folder / format.SHARD_FOLDER, format.shard_path(""), _IN_SHARDS)):
         for entry in _entries(where):
-            is_link = entry.is_symlink()
-            if prefix + entry.name == format.SHARD_FOLDER and (is_link or not entry.is_dir()):
-                special.append(entry.name)
-            elif names.fullmatch(entry.name) and not is_link and entry.is_file():
-                files.append(prefix + entry.name)
-            # What has just gone is of neither kind.
-            elif names.fullmatch(entry.name) and (is_link or (where / entry.name).exists()):
-                special.append(prefix + entry.name)
+            if names.fullmatch(entry.name):
+                is_link = entry.is_symlink()
+                if not is_link and entry.is_file():
+                    files.append(prefix + entry.name)
+                # What has just gone is of neither kind.
+                elif is_link or (where / entry.name).exists():
+                    special.append(prefix + entry.name)
     return sorted(files), sorted(special)
 
 
@@ -174,16 +173,15 @@ def finished_shards(files: Sequence[str]) -> list[str]:
 def partial_files(files: Sequence[str], share: Share | None, alone: bool = True) -> list[str]:
     """Return the files that are not whole, by their names: those of a share, or all there are.
 
-    ``alone``: whether nobody else opens the folder or writes its index now, so that these files are among them.
+    ``alone``: whether this process has the lock of the folder, so that those of the whole run are its own.
     """
 
     def is_own(name: str) -> bool:
         if name.startswith(format.shard_path("")):
             return share is None or share.has(format.shard_number(name))
-        whole = name.removesuffix(format.PARTIAL_SUFFIX)
-        if whole == format.INDEX_NAME or format.MANIFEST_NAME.fullmatch(whole):
-            return alone
-        return share is None or whole == format.marked(format.REPORT_NAME, share.mark)
+        if _OF_A_SHARE.match(name):
+            return share is None or f"-{share.mark}." in name
+        return alone
 
     return [name for name in files if name.endswith(format.PARTIAL_SUFFIX) and is_own(name)]
 
@@ -194,8 +192,8 @@ def part_number(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def write_manifest(path: Path, number: int, manifest: PartManifest) -> None:
-    """Write the manifest of a part, with its images, and its line in ``SHA256SUMS``; ``number``: of the part, from 0.
+def write_manifest(folder: Path, number: int, manifest: PartManifest) -> None:
+    """Write the manifest of a part of a run, with its images, and its line in ``SHA256SUMS``; ``number``: of the part, from 0.
 
     Raises:
         StoreError: The disk refuses.
@@ -225,7 +223,7 @@ def write_manifest(path: Path, number: int, manifest: PartManifest) -> None:
                 "columns": {name: values[rows] for name, values in images.metadata.items()},
             }
             file.write(json.dumps(line).encode() + b"\n")
-    disk.write_file(path, content.getvalue(), Digests(path.parent).publish)
+    disk.write_file(folder / format.manifest_name(number), content.getvalue(), Digests(folder).publish)
 
 
 def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
@@ -293,14 +291,12 @@ def parse_identity(found: Any) -> Mapping[str, str]:
         ValueError: It is none that this program writes; also KeyError and RecursionError.
     """
     found = json.loads(found) if isinstance(found, str) else found
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    if not {"layers", "output.dtype", "images", "output.images_per_shard"} <= {*found} or {*map(type, found.values())} != {str}:
         raise ValueError("an identity that no run has")
     rows, step = _rows_of(found), int(found["output.images_per_shard"])
-    if not {"layers", "output.dtype"} <= found.keys() or not 1 <= step <= format.MOST_SHARD_ROWS:
-        raise ValueError("an identity without layers, dtype or shards")
-    if not 1 <= rows <= format.MOST_ROWS or -(-rows // step) > format.MOST_SHARDS:
+    if not (1 <= step <= format.MOST_SHARD_ROWS and 1 <= rows <= format.MOST_ROWS and -(-rows // step) <= format.MOST_SHARDS):
         raise ValueError(f"{rows} rows, {step} a shard")
-    return found
+    return found  # type: ignore[no-any-return]  # as JSON has it
 
 
 def _rows_of(identity: Mapping[str, str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +35,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         share: What of it this process makes, beside others that hold the folder too; None: all of it, alone.
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
-        failed: Of finished shards the rows that failed, row -> SHA-256 of its file as read, hex; "" where it could not be.
         replaced: Files of an earlier run that :meth:`prepare` will remove; none of a share.
-        added: Rows of the part that is new.
         removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
@@ -47,18 +45,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         plan: RunPlan,
         hold: Hold | None,
         share: Share | None,
-        finished: Mapping[ShardSpec, Mapping[int, str]],
-        replaced: Sequence[Path],
+        finished: Collection[ShardSpec],
+        replaced: Collection[Path],
     ) -> None:
-        """Take what was found in the folder; ``finished``: shard -> its failed rows."""
-        self.path, self.share, self.spec = path, share, plan.spec
-        self.added, self.removed = plan.added, plan.removed
-        self.replaced = tuple(replaced)
+        """Take what was found in the folder."""
+        self.path, self.share, self.spec, self.removed, self.replaced = path, share, plan.spec, plan.removed, replaced
         self.own = tuple(shard for shard in plan.spec.shards() if share is None or share.has(shard.number))
-        self.failed = {shard: rows for shard, rows in finished.items() if rows}
-        self._plan, self._hold = plan, hold
-        self._again: frozenset[ShardSpec] = frozenset()
         self.finished = frozenset(finished)
+        self._plan, self._hold, self._has_stale_index = plan, hold, False
 
     @property
     def missing(self) -> tuple[ShardSpec, ...]:
@@ -90,8 +84,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def make_again(self, shards: Collection[ShardSpec]) -> None:
         """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""
-        self._again = frozenset(shards)
-        self.finished -= self._again
+        self._has_stale_index |= bool(shards)
+        self.finished -= frozenset(shards)
 
     def prepare(self) -> None:
         """Remove what is to be replaced, and write the manifest of each part that has none, or a damaged one.
@@ -103,22 +97,21 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """
         assert self._hold is not None
         with self.alone():
-            paths = [self.path / format.manifest_name(part) for part in range(len(self._plan.parts))]
-            for path, part in zip(paths, self._plan.parts, strict=True) if self.share else ():
-                # What was there when the folder was opened is gone: this is what another process has written since.
-                manifest = read_manifest(path, images=False)
+            for number, part in enumerate(self._plan.parts) if self.share else ():
+                # Those of other runs were removed when the folder was opened: this is what another process has written since.
+                manifest = read_manifest(self.path / format.manifest_name(number), images=False)
                 if manifest is not None and manifest.identity != part.identity:
                     raise _other_images(self.path, self._hold)
-            if self._again:
+            if self._has_stale_index:
                 # Its tables are those of the shards as they are. While it is there, a reader takes the run for whole.
                 disk.remove(self.path / format.INDEX_NAME)
             disk.remove(*self.replaced)
-            # A kill must leave no line that is not true of a shard: none of one that is made again.
             digests = Digests(self.path)
-            digests.drop_missing({format.shard_path(shard.file_name) for shard in self._again})
-            for number, (path, part) in enumerate(zip(paths, self._plan.parts, strict=True)):
-                if not digests.agrees(path.name):
-                    write_manifest(path, number, part)
+            # A kill must leave no line that is not true of a shard: none of one that is made again.
+            digests.drop_missing(besides=[format.shard_path(shard.file_name) for shard in self.missing])
+            for number, part in enumerate(self._plan.parts):
+                if not digests.agrees(format.manifest_name(number)):
+                    write_manifest(self.path, number, part)
 
     def is_extended(self) -> bool:
         """Tell whether another process has extended the run since it was opened here; to be asked :meth:`alone`."""
@@ -133,11 +126,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         return [shard for shard in self.spec.shards() if shard.file_name not in there]
 
     def gather_digests(self) -> None:
-        """Take the digests of all processes into ``SHA256SUMS``, all shards being there; to be done :meth:`alone`.
-
-        Raises:
-            StoreError: A shard without one, as a kill leaves it, is damaged; the disk refuses.
-        """
+        """Do as :func:`gather_digests`, all shards being there; :meth:`alone`."""
         assert self._hold is not None
         gather_digests(self.path, self.spec, self._hold.living)
 
@@ -196,11 +185,6 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
     hold = None if preview else Hold(folder, share)
     try:
         run_folder = _find_finished(folder, hold, spec, existing, share)
-        if hold and share and run_folder.replaced:
-            # Manifests that no shard is of. At once: the next one to open the folder would think that their part lives.
-            disk.remove(*run_folder.replaced)
-            Digests(folder).drop_missing()
-            run_folder.replaced = ()
         if hold:
             hold.let_others()
         return run_folder
@@ -233,6 +217,7 @@ def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) 
 def _refuse_foreign_files(folder: Path) -> None:
     """Refuse links, folders and pipes under names of a run, which would be followed or waited for, and somebody else's folder."""
     files, special = list_files(folder)
+    special += [format.SHARD_FOLDER] * (folder / format.SHARD_FOLDER).is_symlink()
     if special:
         path = folder / special[0]
         raise _foreign_file(path, "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no regular file")
@@ -271,74 +256,68 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
                 raise _foreign_file(folder / name, "a file of another program")
         # The index first: while it is there, a reader takes the run for whole.
         replaced = [folder / name for name in sorted(contents.files, key=lambda name: name != format.INDEX_NAME)]
-        return RunFolder(folder, plan_new_run(spec), hold, share, {}, replaced)
+        return RunFolder(folder, plan_new_run(spec), hold, share, (), replaced)
     if hold:
         Digests(folder).fold(hold.living)
     plan = plan_parts(spec, contents, existing == EXTEND)
-    digests = [part.digest for part in plan.spec.parts]
-    shards = {shard.file_name: shard for shard in plan.spec.shards()}
     useless = {folder / name: "unfinished" for name in partial_files(contents.files, share)}
+    identities = {format.manifest_name(number): part.identity for number, part in enumerate(plan.parts)}
+    others = [
+        name
+        for name, manifest in contents.manifests.items()
+        if name not in identities or (manifest and manifest.identity != identities[name])
+    ]
+    if others and hold and hold.living:
+        raise _other_images(folder, hold)
+    useless |= {folder / name: "the plan of a part that has no shards" for name in others}
+    shards, digests = {shard.file_name: shard for shard in plan.spec.shards()}, [part.digest for part in plan.spec.parts]
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
-    found: dict[ShardSpec, dict[int, str]] = {}
+    finished: set[ShardSpec] = set()
     for path in read_ahead(folder / format.shard_path(name) for name in own):
         if path.name not in shards:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
             raise extra_file(path, next(iter(shards)), len(shards))
         shard = shards[path.name]
-        useless[path] = "damaged"
-        with suppress(DamagedError):
-            found[shard] = _failed_rows(path, plan.spec, digests[shard.part], shard)
-            del useless[path]
-    index, parts_indexed = folder / format.INDEX_NAME, 0
+        try:
+            _check_shard(path, plan.spec, digests[shard.part], shard)
+            finished.add(shard)
+        except DamagedError:
+            useless[path] = "damaged"
+    for path, error in (complete_digests(folder, finished) if hold else {}).items():
+        useless[path] = f"damaged: {error}"
+        finished.remove(shards[path.name])
+    index = folder / format.INDEX_NAME
     if format.INDEX_NAME in contents.files:
-        useless[index] = "damaged"
-        with suppress(DamagedError):
-            parts_indexed = _parts_of_index(index, digests)
-            del useless[index]
-    for path, damage in (complete_digests(folder, found) if hold else {}).items():
-        useless[path] = f"damaged: {damage}"
-        del found[shards[path.name]]
-    there = {*contents.shards}.difference(own).union(shard.file_name for shard in found)
-    if any(shard.part < parts_indexed and name not in there for name, shard in shards.items()):
-        useless[index] = "an index of shards that are to be made again"
+        there = contents.shards.difference(path.name for path in useless)
+        try:
+            with tables.open_file(index) as file:
+                last = tables.read_parts(file, index)[-1]
+            if last not in plan.spec.parts:
+                raise of_another_run(index, last.digest, plan.spec.digest)
+            if any(shard.stop <= last.stop and name not in there for name, shard in shards.items()):
+                useless[index] = "an index of shards that are to be made again"
+        except DamagedError:
+            useless[index] = "damaged"
     for path, reason in useless.items():
         _log.warning("%s: %s, since it is %s", path, "removed" if hold else "to be removed", reason)
         if hold:
             disk.remove(path)
-    # A manifest of a part that is not of this run, or is planned anew.
-    kept = {format.manifest_name(part) for part in range(plan.kept)}
-    replaced = [folder / name for name in contents.manifests if name not in kept]
-    if hold:
-        Digests(folder).drop_missing()
-        if replaced and hold.living:
-            raise _other_images(folder, hold)
-    else:
-        replaced += useless
-    return RunFolder(folder, plan, hold, share, found, replaced)
+    return RunFolder(folder, plan, hold, share, finished, () if hold else useless)
 
 
 def _other_images(folder: Path, hold: Hold) -> LockedError:
-    beside = min(hold.living, key=lambda share: share.number) if hold.living else "another"
+    beside = min(map(str, hold.living), default="another")
     return LockedError(
         f"{folder}: other parts make a run of other images or options, got part {beside} of it. Expected all parts with the "
         f"same images and options. Wait for them, then run the parts again with output.existing=extend."
     )
 
 
-def _parts_of_index(path: Path, digests: Sequence[str]) -> int:
-    """Return how many parts of the run, which have these digests, an index has."""
-    with reading(path, "the root"), tables.open_file(path) as file:
-        digest = str(file.attrs["run_digest"])
-    if digest not in digests:
-        raise of_another_run(path, digest, digests[-1])
-    return digests.index(digest) + 1
-
-
-def _failed_rows(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> dict[int, str]:
-    """Return the rows of a shard that failed, with the SHA-256 of their files."""
+def _check_shard(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> None:
+    """Make sure that a shard is of the run, and has its layers and what :func:`pipeline.job.check_finished` reads of it."""
     with reading(path, "the tree"), tables.open_file(path) as file:
         tables.check_shard(file, path, digest, shard)
         for feature in spec.features:
             own_node(file["features"], feature.name)
-        errors, sha256 = (tables.read_column(file, path, name).tolist() for name in ("error", "sha256"))
-    return {row: read for row, error, read in zip(range(shard.first, shard.stop), errors, sha256, strict=True) if error}
+        for name in ("error", "bytes", "sha256"):
+            tables.read_column(file, path, name)

@@ -269,8 +269,6 @@ def _compare(
         if not findings[name]:
             got = f"SHA-256 {checks[name].digest[:12]} in place of {by_name[name][:12]}"
             add(name, damage.damaged(folder / name, "the file", got))
-    for number, text in digests.unreadable:
-        add(format.DIGESTS_NAME, damage.wrong_digests(digests.path, f"line {number} is damaged, got {text[:120]!r}"))
     for name in absent:
         if name not in findings and name != format.INDEX_NAME:
             add(name, damage.missing_file(folder / name, "file", f"a line in {format.DIGESTS_NAME} and no file"))
@@ -336,8 +334,7 @@ def repair(result: VerifyResult) -> list[str]:
         return []
     digests = Digests(result.folder)
     lines = [name for name in digests.by_name if name in {*result.damaged, *result.wrong_lines}]
-    removed = [*result.damaged, *(f"{format.DIGESTS_NAME}: line {number}" for number, _ in digests.unreadable)]
-    removed += [f"{format.DIGESTS_NAME}: {name}" for name in lines]
+    removed = [*result.damaged, *(f"{format.DIGESTS_NAME}: {name}" for name in lines)]
     for name in sorted(result.damaged, key=lambda name: name != format.INDEX_NAME):
         disk.remove(result.folder / name)
     # A power cut must not bring back a damaged file without the line that accuses it.
