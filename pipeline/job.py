@@ -165,9 +165,6 @@ def say_plan(run_folder: RunFolder) -> None:
         _log.info("part: %s, %d of %s, %d images", share, len(own), counted(len(spec.shards()), "shard"), count_rows(own))
     if added := count_rows(shard for shard in missing if shard.part):
         _log.info("extend: %s after the %d of the run", counted(added, "new image"), spec.parts[0].stop)
-    if len(gone := run_folder.removed):
-        words = f"{counted(len(gone), 'image')} of the run no longer there, e.g. {spec.manifest.keys[int(gone[0])]!r}"
-        _log.warning("extend: %s: finished rows are kept, others will fail", words)
     if run_folder.finished:
         _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
     if not rows:

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StoreError
 from pipeline.sharding import Share
-from pipeline.store import disk
 from pipeline.store.digests import Digests
 from pipeline.store.disk import file_digest
 from pipeline.store.run_folder import open_folder
@@ -41,26 +39,6 @@ def test_every_finished_file_has_a_line_that_coreutils_can_check(tmp_path: Path)
     assert (checked.returncode, sorted(checked.stdout.splitlines())) == (0, sorted(f"{name}: OK" for name in NAMES))
 
 
-def test_a_line_is_on_the_disk_after_the_file_and_gone_before_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside: list[list[str]] = []
-    publish = disk.publish
-
-    def note(path: Path, partial: Path | None = None) -> str:
-        if path.name == "config.yaml":
-            beside.append([line.split()[1] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()])
-        return publish(path, partial)
-
-    monkeypatch.setattr(disk, "publish", note)
-    digests = Digests(tmp_path)
-    digests.add("features.h5", "0" * 64)
-    for text in ("a: 1\n", "a: 2\n"):
-        (tmp_path / "config.yaml.partial").write_text(text)
-        digests.publish(tmp_path / "config.yaml")
-    assert beside == [["features.h5"], ["features.h5"]]
-    assert Digests(tmp_path).by_name == {"features.h5": "0" * 64, "config.yaml": hashlib.sha256(b"a: 2\n").hexdigest()}
-    assert not (tmp_path / "SHA256SUMS.partial").exists()
-
-
 @pytest.mark.parametrize(
     "line", [b"1" * 30, b"0" * 64 + b" report.json", b"\xff" * 64 + b"  report.json", b"0" * 64 + b"  re" + b"1" * 64 + b"  x"]
 )
@@ -70,24 +48,6 @@ def test_lines_that_are_none_say_nothing_and_go_with_the_next_change(tmp_path: P
     assert digests.by_name == {"features.h5": "0" * 64}
     digests.add("config.yaml", "2" * 64)
     assert (tmp_path / "SHA256SUMS").read_text() == f"{'0' * 64}  features.h5\n{'2' * 64}  config.yaml\n"
-
-
-def test_a_disk_that_refuses_leaves_the_old_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digests = Digests(tmp_path)
-    digests.add("features.h5", "0" * 64)
-
-    def refuse(path: Path, partial: Path | None = None) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(disk, "publish", refuse)
-    with pytest.raises(StoreError, match="SHA256SUMS: the disk is full, got ENOSPC"):
-        digests.drop(["features.h5"])
-    assert (tmp_path / "SHA256SUMS").read_text() == "0" * 64 + "  features.h5\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["SHA256SUMS"]
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/SHA256SUMS").mkdir()
-    with pytest.raises(StoreError, match=r"folder/SHA256SUMS: not a file of the run, got a folder\."):
-        Digests(tmp_path / "folder")
 
 
 KILLED_BEFORE_ITS_LINE = (
@@ -141,35 +101,6 @@ def test_lines_of_writers_are_folded_in_and_the_files_of_the_living_stay(tmp_pat
     assert living.by_name == {NAMES[0]: "1" * 64, NAMES[2]: "3" * 64}
     assert [path.name for path in tmp_path.iterdir()] == ["SHA256SUMS"]
     assert Digests(tmp_path).by_name == expected
-
-
-@pytest.mark.parametrize("stopped", ["before", "between", "after"])
-def test_a_kill_while_lines_are_folded_in_loses_none(tmp_path: Path, stopped: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Digests(tmp_path).add(NAMES[0], "0" * 64)
-    for number in (1, 2):
-        Digests(tmp_path, f"{number}-of-2").add(NAMES[number], str(number) * 64)
-    real_publish, real_unlink = disk.publish, Path.unlink
-
-    def publish(path: Path, partial: Path | None = None) -> None:
-        if stopped == "before":
-            raise KeyboardInterrupt
-        real_publish(path, partial)
-
-    def unlink(path: Path, missing_ok: bool = False) -> None:
-        if stopped == "between" or path.name.endswith("2-of-2"):
-            raise KeyboardInterrupt
-        real_unlink(path, missing_ok)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(disk, "publish", publish)
-        patched.setattr(Path, "unlink", unlink)
-        with pytest.raises(KeyboardInterrupt):
-            Digests(tmp_path).fold()
-    expected = {NAMES[number]: str(number) * 64 for number in range(3)}
-    assert Digests(tmp_path).by_name == expected
-    Digests(tmp_path).fold()
-    assert Digests(tmp_path).by_name == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["SHA256SUMS"]
 
 
 def test_lines_of_writers_that_disagree_say_nothing_and_damaged_ones_neither(tmp_path: Path) -> None:

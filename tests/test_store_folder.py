@@ -84,10 +84,12 @@ def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path
     own = [
         *("config.yaml", "report.json", "report.html", "run.log", "features.h5.partial"),
         *("shards/shard-00007-of-00009.h5.partial", "manifest-part002.jsonl.gz.partial"),
+        *("run-2-of-3.log", "report-2-of-3.json", "report-2-of-3.json.partial", "SHA256SUMS-1-of-3.partial"),
     ]
     foreign = [
         *("notes.txt", "other.h5", "manifest-part7.jsonl.gz", "shards/notes.txt", "shards/shard-1.h5"),
         *("shards/shard-00000-of-00003.h5.bak", "shards/shard-part01-00000-of-00001.h5", "shards/shard-part003.h5"),
+        *("run-x-of-3.log", "report-2.json", "my SHA256SUMS-1-of-3"),
     ]
     for name in own + foreign:
         (tmp_path / name).write_text("x")

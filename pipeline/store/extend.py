@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..formatting import counted
 from ..records import Manifest, RunSpec, part_identity
 from . import format
 from .run_contents import PartManifest, RunContents, join_images, make_images
 
+_log = logging.getLogger(__name__)
+
 # Images that a message names of each kind.
 NAMED = 3
 
-_NONE = np.zeros(0, np.int64)
 _REPLACE = "Choose another folder with name=..., or use output.existing=replace to discard what is there."
 _EXTEND = f"Use output.existing=extend to append new images and keep the rows of removed ones. {_REPLACE}"
 
@@ -30,12 +33,10 @@ class RunPlan:
     Attributes:
         spec: The run with all its parts.
         parts: The manifest of each.
-        removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
     spec: RunSpec
     parts: tuple[PartManifest, ...]
-    removed: NDArray[np.int64]
 
     def up_to(self, part: int) -> RunSpec:
         """Return the run as it is with this part, and none after it."""
@@ -55,7 +56,7 @@ class RunPlan:
 
 def plan_new_run(spec: RunSpec) -> RunPlan:
     """Return the plan of a run that has one part, the images that are there now."""
-    return RunPlan(spec, (_make_part(spec.options, (), spec.manifest),), _NONE)
+    return RunPlan(spec, (PartManifest(spec.identity, 0, np.zeros(0, np.int64), spec.manifest),))
 
 
 def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> RunPlan:
@@ -74,40 +75,15 @@ def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> RunPlan:
     if len(contents.planned) > contents.begun:
         with suppress(StoreError):
             return _go_on(contents.path, spec, contents.planned, extend=False)
-    if not contents.begun:
+    if contents.lost and contents.begun > 1:
+        raise StoreError(
+            f"{contents.path}: {contents.lost} is missing, damaged or of another run, so the images of the run are not known, "
+            f"got shards of {contents.begun} parts. Expected the manifest of each. Put the file back. {_REPLACE}"
+        )
+    if contents.lost or not contents.begun:
+        # Whether the images of a lost manifest were these, the digests in its shards tell.
         return plan_new_run(spec)
-    return _go_on(contents.path, spec, _begun_parts(spec, contents), extend)
-
-
-def _make_part(
-    options: Mapping[str, str], before: Sequence[PartManifest], images: Manifest, gone: NDArray[np.int64] = _NONE
-) -> PartManifest:
-    identity = part_identity(options, len(images), images.digest, [manifest.part for manifest in before])
-    return PartManifest(identity, before[-1].part.stop if before else 0, gone, images)
-
-
-def _begun_parts(spec: RunSpec, contents: RunContents) -> list[PartManifest]:
-    """Return the manifests of the parts that have shards; one that is lost is made of the images now that no other has.
-
-    Whether these were its images, the digests in its shards tell, and the manifest of the next part.
-    """
-    there = [manifest for manifest in contents.manifests.values() if manifest and manifest.images]
-    others = {key for manifest in there if manifest.images for key in manifest.images.keys}
-    left = _select(spec.manifest, [row for row, key in enumerate(spec.manifest.keys) if key not in others])
-    options = {name: value for name, value in there[0].identity.items() if name != "extends"} if there else spec.options
-    parts: list[PartManifest] = []
-    for number in range(contents.begun):
-        manifest = contents.manifests.get(format.manifest_name(number))
-        if manifest is None and len(left):
-            manifest = _make_part(options, parts, left)
-        if manifest is None or not manifest.follows(parts):
-            raise StoreError(
-                f"{contents.path}: {contents.lost} is missing, damaged or of another run, so the images of the run are not "
-                f"known, got {len(spec.manifest)} images now that are not those of its shards. Expected these. Put the file "
-                f"back. {_REPLACE}"
-            )
-        parts.append(manifest)
-    return parts
+    return _go_on(contents.path, spec, contents.planned[: contents.begun], extend)
 
 
 def _select(images: Manifest, rows: list[int]) -> Manifest:
@@ -122,7 +98,7 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
     there = parts[-1].identity
     spec = _with_choices(spec, there)
     if len(parts) == 1 and spec.identity == there:
-        return RunPlan(spec, tuple(parts), _NONE)
+        return RunPlan(spec, tuple(parts))
     run, now = join_images(parts), spec.manifest
     row_of = {key: row for row, key in enumerate(run.keys)}
     # (N,) for each image now its row in the run; -1 where it has none.
@@ -145,16 +121,21 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
                 f"{folder}: the run has been extended too often, got {len(parts) - 1} times. Expected at most "
                 f"{format.LARGEST_PART}. {_REPLACE}"
             )
-        parts = [*parts, _make_part(spec.options, parts, _select(now, added.tolist()), removed)]
+        images = _select(now, added.tolist())
+        identity = part_identity(spec.options, len(images), images.digest, [part.part for part in parts])
+        parts = [*parts, PartManifest(identity, len(run), removed, images)]
         rows[added] = np.arange(len(run), len(run) + len(added))
         run = join_images(parts)
+    if len(removed):
+        words = f"{counted(len(removed), 'image')} of the run no longer there, e.g. {run.keys[int(removed[0])]!r}"
+        _log.warning("extend: %s: finished rows are kept, others will fail", words)
     places = None
     if now.places is not None:
         places = np.full(len(run), -1, np.int64)
         places[rows] = now.places
     paths = {int(rows[place]): path for place, path in now.paths.items()}
     manifest = replace(run, root=now.root, paths=paths, skipped=now.skipped, source=now.source, places=places)
-    return RunPlan(replace(spec, manifest=manifest, before=tuple(part.part for part in parts[:-1])), tuple(parts), removed)
+    return RunPlan(replace(spec, manifest=manifest, before=tuple(part.part for part in parts[:-1])), tuple(parts))
 
 
 def _with_choices(spec: RunSpec, there: Mapping[str, str]) -> RunSpec:

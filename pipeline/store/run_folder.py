@@ -18,7 +18,7 @@ from .damage import DamagedError, extra_file, of_another_run, own_node, reading,
 from .digests import Digests, digest_of
 from .extend import RunPlan, plan_new_run, plan_parts
 from .lock import Hold
-from .run_contents import finished_shards, list_files, partial_files, read_manifest, read_run_contents, write_manifest
+from .run_contents import finished_shards, list_files, partial_files, read_run_contents, write_manifest
 from .verification import complete_digests
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
         replaced: Files of an earlier run that :meth:`prepare` will remove; none of a share.
-        removed: (r,) int64, rows of the run whose images are no longer there.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         replaced: Collection[Path],
     ) -> None:
         """Take what was found in the folder."""
-        self.path, self.share, self.spec, self.removed, self.replaced = path, share, plan.spec, plan.removed, replaced
+        self.path, self.share, self.spec, self.replaced = path, share, plan.spec, replaced
         self.own = tuple(shard for shard in plan.spec.shards() if share is None or share.has(shard.number))
         self.finished = frozenset(finished)
         self._plan, self._hold, self._has_stale_index = plan, hold, False
@@ -90,18 +89,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def prepare(self) -> None:
         """Remove what is to be replaced, and write the manifest of each part that has none, or a damaged one.
 
-        Not done before everything that could still refuse the run has agreed.
+        Not done before everything that could still refuse the run has agreed; of a share at once, so that others see the plan.
 
         Raises:
-            StoreError: The disk refuses; another process has begun another run meanwhile.
+            StoreError: The disk refuses.
         """
-        assert self._hold is not None
         with self.alone():
-            for number, part in enumerate(self._plan.parts) if self.share else ():
-                # Those of other runs were removed when the folder was opened: this is what another process has written since.
-                manifest = read_manifest(self.path / format.manifest_name(number), images=False)
-                if manifest is not None and manifest.identity != part.identity:
-                    raise _other_images(self.path, self._hold)
             if self._has_stale_index:
                 # Its tables are those of the shards as they are. While it is there, a reader takes the run for whole.
                 disk.remove(self.path / format.INDEX_NAME)
@@ -185,7 +178,8 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
     hold = None if preview else Hold(folder, share)
     try:
         run_folder = _find_finished(folder, hold, spec, existing, share)
-        if hold:
+        if hold and share:
+            run_folder.prepare()
             hold.let_others()
         return run_folder
     except BaseException as error:
@@ -268,7 +262,10 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         if name not in identities or (manifest and manifest.identity != identities[name])
     ]
     if others and hold and hold.living:
-        raise _other_images(folder, hold)
+        raise LockedError(
+            f"{folder}: other parts make a run of other images or options, got part {min(map(str, hold.living))} of it. Expected "
+            f"all parts with the same images and options. Wait for them, then run the parts again with output.existing=extend."
+        )
     useless |= {folder / name: "the plan of a part that has no shards" for name in others}
     shards, digests = {shard.file_name: shard for shard in plan.spec.shards()}, [part.digest for part in plan.spec.parts]
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
@@ -303,14 +300,6 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         if hold:
             disk.remove(path)
     return RunFolder(folder, plan, hold, share, finished, () if hold else useless)
-
-
-def _other_images(folder: Path, hold: Hold) -> LockedError:
-    beside = min(map(str, hold.living), default="another")
-    return LockedError(
-        f"{folder}: other parts make a run of other images or options, got part {beside} of it. Expected all parts with the "
-        f"same images and options. Wait for them, then run the parts again with output.existing=extend."
-    )
 
 
 def _check_shard(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> None:
