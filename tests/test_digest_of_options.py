@@ -179,29 +179,25 @@ def plan(photographs: Path, random_weights: Any) -> Any:
     return make
 
 
-def test_the_backend_counts_by_what_it_comes_to(plan: Any) -> None:
-    assert plan().identity["runtime.backend"] == "winograd"
-    assert plan().digest == plan(runtime__backend="winograd").digest != plan(runtime__backend="tensorflow").digest
-
-
-def test_pooling_counts_only_where_something_is_pooled(plan: Any) -> None:
-    assert plan(layers=["relu1_2"]).digest == plan(layers=["relu1_2"], network__pooling="avg").digest
-    assert plan(layers=["pool1"]).digest != plan(layers=["pool1"], network__pooling="avg").digest
-
-
-def test_the_padding_of_pooling_counts_only_at_odd_sides_and_at_native_size(plan: Any) -> None:
-    for changes, counts in (
-        ({}, False),
-        ({"data__size": 225}, True),
-        ({"data__size": None}, True),
-        ({"data__size": None, "layers": ["relu1_1"]}, False),
-    ):
-        digests = {plan(network__pool_padding=padding, **changes).digest for padding in ("same", "valid")}
-        assert len(digests) == 1 + counts, changes
-
-
-def test_at_native_size_what_resizes_does_not_count(plan: Any) -> None:
-    assert plan(data__size=None).digest == plan(data__size=None, data__resize="crop", data__interpolation="lanczos").digest
+@pytest.mark.parametrize(
+    ("base", "changes", "counts"),
+    [
+        ({}, {"runtime__backend": "winograd"}, False),  # which auto comes to
+        ({"layers": ["relu1_2"]}, {"network__pooling": "avg"}, False),
+        ({"layers": ["pool1"]}, {"network__pooling": "avg"}, True),
+        # Padding counts at odd sides and at native size, where something is pooled.
+        ({}, {"network__pool_padding": "valid"}, False),
+        ({"data__size": 225}, {"network__pool_padding": "valid"}, True),
+        ({"data__size": None}, {"network__pool_padding": "valid"}, True),
+        ({"data__size": None, "layers": ["relu1_1"]}, {"network__pool_padding": "valid"}, False),
+        ({"data__size": None}, {"data__resize": "crop", "data__interpolation": "lanczos"}, False),
+    ],
+)
+def test_an_option_counts_only_where_it_can_change_a_number(
+    plan: Any, base: dict[str, Any], changes: dict[str, Any], counts: bool
+) -> None:
+    base = {"network__pool_padding": "same", **base}
+    assert (plan(**base).digest != plan(**{**base, **changes}).digest) == counts
 
 
 def test_a_plan_holds_what_the_files_say(plan: Any) -> None:

@@ -38,7 +38,6 @@ LEVEL = 1
 
 # What bytes that are not as they were written raise in gzip, JSON and here.
 _READ_ERRORS = (*HDF5_READ_ERRORS, EOFError, zlib.error, StoreError)
-_IMAGES = re.compile(r"(\d{1,10}) rows, digest [0-9a-f]{64}")
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.
 _NAMES = (*map(re.escape, (*format.COMPANION_NAMES, format.INDEX_NAME)), format.MANIFEST_NAME.pattern)
 _OF_A_SHARE = re.compile(f"{format.PART_COMPANION_NAME.pattern}|{format.WRITER_DIGESTS_NAME.pattern}")
@@ -65,7 +64,7 @@ class PartManifest:
     @property
     def part(self) -> Part:
         """Digest of the run with this part, and the row after its last."""
-        return Part(digest_identity(self.identity), self.first_row + _rows_of(self.identity))
+        return Part(digest_identity(self.identity), self.first_row + int(self.identity["images"].split(" ")[0]))
 
     def follows(self, before: Sequence[PartManifest]) -> bool:
         """Tell whether this is the part that comes after these."""
@@ -238,14 +237,15 @@ def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
         require_file(path)
         with path.open("rb") as raw, gzip.open(raw) as file:
             header = json.loads(file.readline())
-            if (header["format"], header["format_version"]) != (format.MANIFEST_FORMAT, format.FORMAT_VERSION):
-                return None
-            identity, first_row, gone = parse_identity(header["identity"]), int(header["first_row"]), header["gone"]
             found = _join_lines([json.loads(line) for line in file]) if images else None
+        manifest = PartManifest(header["identity"], int(header["first_row"]), np.array(header["gone"], np.int64), found)
+        stop, step = manifest.part.stop, int(manifest.identity["output.images_per_shard"])
+        is_right = (header["format"], header["format_version"]) == (format.MANIFEST_FORMAT, format.FORMAT_VERSION)
+        is_right &= {"layers", "output.dtype"} <= manifest.identity.keys() and 0 <= manifest.first_row < stop <= format.MOST_ROWS
+        is_right &= 1 <= step <= format.MOST_SHARD_ROWS and -(-stop // step) <= format.MOST_SHARDS
         # The digest is in the run's, which is in every shard: a manifest that agrees with it is the right one.
-        is_whole = found is None or identity["images"] == f"{len(found)} rows, digest {found.digest}"
-        is_whole &= 0 <= first_row < format.MOST_ROWS
-        return PartManifest(identity, first_row, np.array(gone, np.int64), found) if is_whole else None
+        is_right &= found is None or manifest.identity["images"] == f"{len(found)} rows, digest {found.digest}"
+        return manifest if is_right else None
     except FileNotFoundError:
         return None
     except _READ_ERRORS as error:
@@ -282,26 +282,3 @@ def join_images(parts: Sequence[PartManifest]) -> Manifest:
         skipped={},
         digest=images[-1].digest,
     )
-
-
-def parse_identity(found: Any) -> Mapping[str, str]:
-    """Return the identity of a run from its JSON, or from what was read of that.
-
-    Raises:
-        ValueError: It is none that this program writes; also KeyError and RecursionError.
-    """
-    found = json.loads(found) if isinstance(found, str) else found
-    if not {"layers", "output.dtype", "images", "output.images_per_shard"} <= {*found} or {*map(type, found.values())} != {str}:
-        raise ValueError("an identity that no run has")
-    rows, step = _rows_of(found), int(found["output.images_per_shard"])
-    if not (1 <= step <= format.MOST_SHARD_ROWS and 1 <= rows <= format.MOST_ROWS and -(-rows // step) <= format.MOST_SHARDS):
-        raise ValueError(f"{rows} rows, {step} a shard")
-    return found  # type: ignore[no-any-return]  # as JSON has it
-
-
-def _rows_of(identity: Mapping[str, str]) -> int:
-    """Return the rows of the part that an identity is of; raises ValueError where it does not say."""
-    found = _IMAGES.fullmatch(identity.get("images", ""))
-    if not found:
-        raise ValueError("an identity without images")
-    return int(found[1])

@@ -6,6 +6,7 @@ another process, ``python -m pipeline.store.verification``, which is ended after
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -27,7 +28,7 @@ from . import damage, disk, format, tables
 from .damage import DamagedError, ForeignError, UnreadableError, UnsureError, require_file
 from .digests import OWN, Digests
 from .reader import no_such_run
-from .run_contents import RunContents, finished_shards, parse_identity, part_number, read_run_contents
+from .run_contents import RunContents, finished_shards, part_number, read_run_contents
 from .shard_reader import ShardLayer
 
 # A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
@@ -193,7 +194,7 @@ def check_hdf5(path: Path, stop: Event | None = None) -> FileCheck:
         if shard is None:
             raise damage.extra_file(path, plan[-1].file_name, len(plan))
         tables.check_shard(file, path, digests[-1], shard)
-        for layer in parse_identity(str(file.attrs["identity"]))["layers"].split(","):
+        for layer in json.loads(str(file.attrs["identity"]))["layers"].split(","):
             with check.noting():
                 for error in ShardLayer(path, digests[-1], shard, layer).examine():
                     if (stop and stop.is_set()) or len(check.findings) >= MOST_FINDINGS:
