@@ -130,12 +130,9 @@ def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> Weights | Ke
         model = network.model, network.weights, network.preprocess
         with leaving_at_once():
             return load_keras(*model, size_px=options.data.size, layers=layers, seed=network.seed, log=_log.info)
+    classifier = layers[-1].block == CLASSIFIER_BLOCK
     weights = load_weights(
-        *(network.name, network.weights),
-        seed=network.seed,
-        classifier=layers[-1].block == CLASSIFIER_BLOCK,
-        progress=can_draw(),
-        log=_log.info,
+        network.name, network.weights, seed=network.seed, classifier=classifier, progress=can_draw(), log=_log.info
     )
     if network.weights != "random":
         _log.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)

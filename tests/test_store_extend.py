@@ -34,29 +34,17 @@ STEP = frozenset({"output.images_per_shard"})
 def spec_of(
     keys: str | Sequence[str],
     *,
-    sizes: Mapping[str, int] | None = None,
     labels: Mapping[str, str] | None = None,
     columns: Mapping[str, tuple[str, ...]] | None = None,
     shapes: Mapping[str, tuple[int, int, int] | None] | None = None,
-    identity: Mapping[str, str] | None = None,
     images_per_shard: int = 2,
     chosen: frozenset[str] = frozenset(),
 ) -> RunSpec:
     """Gives the run that an empty folder would get: an image a letter, in this order."""
-    spec = make_spec(
-        len(keys),
-        shapes or SHAPES,
-        keys=list(keys),
-        images_per_shard=images_per_shard,
-        identity=identity,
-        metadata=columns,
-    )
-    manifest = spec.manifest
-    file_bytes = np.array([(sizes or {}).get(key, 1234) for key in keys], np.int64)
-    label = tuple((labels or {}).get(key, "") for key in keys)
-    digest = digest_images(manifest.keys, label, file_bytes, manifest.metadata)
-    manifest = replace(manifest, file_bytes=file_bytes, labels=label, digest=digest)
-    return replace(spec, manifest=manifest, chosen=chosen)
+    spec = make_spec(len(keys), shapes or SHAPES, keys=list(keys), images_per_shard=images_per_shard, metadata=columns)
+    images, label = spec.manifest, tuple((labels or {}).get(key, "") for key in keys)
+    digest = digest_images(images.keys, label, images.file_bytes, images.metadata)
+    return replace(spec, manifest=replace(images, labels=label, digest=digest), chosen=chosen)
 
 
 def run(path: Path, spec: RunSpec, existing: str = "extend", failed: str = "", shards: int | None = None) -> RunFolder:
@@ -326,7 +314,7 @@ def test_a_lost_manifest_is_written_again_for_the_same_images_and_else_refused(t
 def test_a_list_holds_what_the_manifest_held(tmp_path: Path) -> None:
     odd = ['line\nbreak"', "caf\udce9.jpg", "名前/\\x.png", "", "\U0001f600"]
     columns = {"a": ("1", "", "é", "\udcff", "5"), "ü": tuple("vwxyz")}
-    spec = spec_of(odd, columns=columns, sizes={"": 2**40})
+    spec = spec_of(odd, columns=columns)
     run(tmp_path, spec, shards=0)
     found = read_manifest(tmp_path / "manifest.jsonl.gz")
     assert found is not None

@@ -15,9 +15,8 @@ from pipeline.errors import StoreError
 from pipeline.sharding import Share
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import open_folder
-from pipeline.store.writer import Writer
 
-from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
+from .stored_runs import make_spec, write_run
 
 
 def files_in(folder: Path) -> set[str]:
@@ -27,25 +26,6 @@ def files_in(folder: Path) -> set[str]:
 def stored_values(folder: Path) -> dict[str, bytes]:
     run = open_run(folder)
     return {layer: run[layer][:].tobytes() for layer in run.layers}
-
-
-def test_a_stopped_run_goes_on_and_equals_one_never_stopped(tmp_path: Path) -> None:
-    spec = make_spec(rows=10)
-    write_run(tmp_path / "whole", spec, failed=[3])
-    folder = tmp_path / "stopped"
-    with open_folder(folder, spec, "resume") as opened:
-        assert opened.finished == frozenset()
-        assert [shard.number for shard in opened.missing] == [0, 1, 2]
-        writer = Writer(folder, spec, opened.missing, 2)
-        put_rows(writer, range(6), make_values(spec), make_statuses(spec, [3]))
-        writer.abort()
-    kept = (folder / "shards/shard-00000-of-00003.h5").stat().st_mtime_ns
-    with open_folder(folder, spec, "resume") as opened:
-        assert {shard.number for shard in opened.finished} == {0}
-        assert [shard.first for shard in opened.missing] == [4, 8]
-    write_run(folder, spec, failed=[3])
-    assert (folder / "shards/shard-00000-of-00003.h5").stat().st_mtime_ns == kept
-    assert stored_values(folder) == stored_values(tmp_path / "whole")
 
 
 def test_another_run_is_refused_with_the_differing_options(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..formatting import counted
 from ..records import Manifest, RunSpec, part_identity
-from . import format
 from .run_contents import PartManifest, RunContents, join_images, make_images
 
 _log = logging.getLogger(__name__)
@@ -116,11 +115,6 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
             f"on with it. {remedy}"
         )
     if len(added):
-        if len(parts) > format.LARGEST_PART:
-            raise StoreError(
-                f"{folder}: the run has been extended too often, got {len(parts) - 1} times. Expected at most "
-                f"{format.LARGEST_PART}. {_REPLACE}"
-            )
         images = _select(now, added.tolist())
         identity = part_identity(spec.options, len(images), images.digest, [part.part for part in parts])
         parts = [*parts, PartManifest(identity, len(run), removed, images)]

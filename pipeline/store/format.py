@@ -124,17 +124,15 @@ COMPANION_NAMES = ("config.yaml", REPORT_NAME, "report.html", LOG_NAME, TRANSFOR
 WRITER_DIGESTS_NAME = re.compile(rf"{DIGESTS_NAME}-([0-9a-z][0-9a-z-]*)")
 # What has a line in DIGESTS_NAME besides shards and manifests: all of it but the log, which grows with every run.
 DIGESTED_NAMES = (INDEX_NAME, TRANSFORMS_NAME, "config.yaml", REPORT_NAME, "report.html")
-MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3}))?\.jsonl\.gz")
+MANIFEST_NAME = re.compile(r"manifest(?:-part(\d{3,}))?\.jsonl\.gz")
 MANIFEST_FORMAT = f"{FORMAT}-manifest"
-# More would not fit into the attributes of a file (64 KiB each, 16 B a text) by far, nor into three digits.
-LARGEST_PART = 999
 LOCK_NAME = ".lock"
 # Of a process that makes a share of the shards beside others; see :class:`~pipeline.sharding.Share`.
 PART_LOCK_NAME = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+-of-\d+)")
 # What it says of itself.
 PART_COMPANION_NAME = re.compile(r"run-(\d+-of-\d+)\.log|report-(\d+-of-\d+)\.json")
 PARTIAL_SUFFIX = ".partial"
-SHARD_NAME = re.compile(r"shard-(?:part(\d{3})-)?(\d{5,})-of-(\d{5,})\.h5")
+SHARD_NAME = re.compile(r"shard-(?:part(\d{3,})-)?(\d{5,})-of-(\d{5,})\.h5")
 # The name that a shard is to have, and the mark of its writer, if it has one.
 PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.escape(PARTIAL_SUFFIX)}")
 

@@ -187,7 +187,7 @@ def partial_files(files: Sequence[str], share: Share | None, alone: bool = True)
 
 def part_number(name: str) -> int:
     """Return the part that the name of a shard or a manifest says."""
-    found = re.match(r"(?:shard|manifest)-part(\d{3})", name)
+    found = re.match(r"(?:shard|manifest)-part(\d{3,})", name)
     return int(found[1]) if found else 0
 
 
