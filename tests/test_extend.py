@@ -109,11 +109,12 @@ def test_an_image_changed_since_is_named_and_one_gone_is_counted(
     extract()
     picture = (images / "b.png").read_bytes()
     pictures(images, "a")
-    # Of the same size, as only its content tells.
-    (images / "b.png").write_bytes(picture[:-1] + b"x")
-    os.utime(images / "b.png", (2**31, 2**31))
-    with pytest.raises(StoreError, match=r"an image has changed since its features were made, got another content of 'b\.png'"):
-        extract(existing="extend")
+    # Written later, of the same size; of another size, as if it had been written before.
+    for content, seconds in ((picture[:-1] + b"x", 2**31), (picture + b"x", 5)):
+        (images / "b.png").write_bytes(content)
+        os.utime(images / "b.png", (seconds, seconds))
+        with pytest.raises(StoreError, match="an image has changed since its features were made, got another content of 'b"):
+            extract(existing="extend")
     (images / "b.png").write_bytes(picture)
     (images / "d.png").unlink()
     report = extract(existing="extend")
