@@ -174,8 +174,8 @@ def test_a_run_that_is_killed_while_it_reports_has_its_report_in_the_end(real: C
             renamed("run"),
         ],
         [
-            Moment("open", "*SHA256SUMS", 12),
-            Moment("open", "*SHA256SUMS", 12, signal.SIGINT),
+            synced("SHA256SUMS", 12),
+            closed("SHA256SUMS", 4, signal=signal.SIGINT),
             synced("report.json", signal=signal.SIGINT),
             closed("report.json"),
             synced("report.json"),
