@@ -175,7 +175,7 @@ def test_a_run_that_is_killed_while_it_reports_has_its_report_in_the_end(real: C
         ],
         [
             synced("SHA256SUMS", 12),
-            closed("SHA256SUMS", 4, signal=signal.SIGINT),
+            closed("SHA256SUMS", 7, signal=signal.SIGINT),
             synced("report.json", signal=signal.SIGINT),
             closed("report.json"),
             synced("report.json"),
