@@ -92,7 +92,7 @@ def test_a_file_gives_what_keras_predicts_and_goes_on_as_other_runs_do(images: P
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "run/shards").iterdir())] == first
     assert again.attributes["run_digest"] == run.attributes["run_digest"]
     for other in ({"preprocess": "tf"}, {"weights": "random"}):
-        with pytest.raises(PipelineError, match="a run with other options"):
+        with pytest.raises(PipelineError, match="the folder holds another run"):
             extract(images, tiny, words, tmp_path, size=SIDE, images_per_shard=2, **other)
 
 

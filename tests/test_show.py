@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import pytest
 
 from pipeline.errors import StoreError

@@ -94,7 +94,7 @@ def test_an_upload_that_fails_stops_the_run_and_keeps_what_has_arrived(
 def test_results_at_the_address_are_refused_by_name_or_replaced_as_asked(folder: RemotePath) -> None:
     write_run(folder, SPEC, FAILED)
     for existing in ("resume", "extend"):
-        with pytest.raises(StoreError, match=r"^memory://bucket/outputs/run: the folder holds a run with other options, .*seed"):
+        with pytest.raises(StoreError, match=r"^memory://bucket/outputs/run: the folder holds another run, got .*seed"):
             write_run(folder, make_spec(rows=22, identity={"network.seed": "7"}), existing=existing)
     put_files(ADDRESS, {"notes.txt": b"somebody's"})
     with pytest.raises(StoreError, match=r"the folder holds results, got 7 files, e\.g\. features\.h5"):
@@ -172,7 +172,7 @@ def test_a_part_waits_for_one_that_settles_however_long_that_takes(
     left.start()
     open_folder(run_at(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2)).close()
     assert time.monotonic() - began >= 1.1
-    assert names_at(ADDRESS) == []
+    assert not [name for name in names_at(ADDRESS) if "lock" in name]
 
 
 def test_parts_of_a_run_at_one_address_have_scratch_and_digests_of_their_own(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_storage_that_refuses_is_never_called_damage(folder: RemotePath, memor
         return bytes(cat_file(self, *what, **how))
 
     monkeypatch.setattr(type(memory), "cat_file", refusing)
-    for left_at_first in range(0, 12, 2):
+    for left_at_first in range(0, 8, 2):
         left = left_at_first
         with pytest.raises(StoreError, match="the storage refuses, got it does not answer"), open_folder(folder, SPEC, "resume"):
             pass

@@ -39,6 +39,7 @@ def summarise_run(path: Path) -> dict[str, Any]:
             path = path.resolve() if path.is_symlink() else path
             folder = path.parent.parent if format.SHARD_NAME.fullmatch(path.name) else path.parent
         contents = read_run_contents(folder, images=False)
+        sizes = {name: (folder / format.shard_path(name)).stat().st_size for name in contents.shards}
     except OSError as error:  # a name too long, a folder that is another user's
         raise damage.unreadable(Path(error.filename or path), error) from error
     if not contents.planned:
@@ -88,7 +89,7 @@ def summarise_run(path: Path) -> dict[str, Any]:
         "images_per_shard": int(identity["output.images_per_shard"]),
         "parts": [sum(shard.rows for shard in of_part) for _, of_part in groupby(contents.plan, lambda shard: shard.part)],
         "layers": layers,
-        "bytes_stored": sum((folder / format.shard_path(shard.file_name)).stat().st_size for shard in finished),
+        "bytes_stored": sum(sizes[shard.file_name] for shard in finished),
         "attributes": head.attributes if head else {},
         "identity": identity,
         "unreadable": unreadable,
