@@ -138,21 +138,6 @@ def test_sixteen_bit_grey_is_divided_by_257_and_rounded() -> None:
         np.testing.assert_array_equal(decoded(data), np.repeat(expected[..., None], 3, axis=2))
 
 
-def test_32_bit_grey_is_read_as_16_bit_and_other_values_are_refused() -> None:
-    values = np.array([[0, 128, 129, 65535]], np.int32)
-    assert decoded(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 1, 255]
-    with pytest.raises(ImageError, match=r"^unsupported: grey values from 0 to 70000, only 0 to 65535 can be read$"):
-        decode_image(encode(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))
-
-
-def test_float_grey_is_read_from_0_to_1_and_other_values_are_refused() -> None:
-    values = np.array([[0, 0.25, 0.5, 1]], np.float32)
-    assert decoded(encode(Image.fromarray(values), "TIFF"))[0, :, 1].tolist() == [0, 64, 128, 255]
-    for wrong, text in (([[0, 255]], "from 0 to 255"), ([[-1, 0]], "from -1 to 0"), ([[0, np.nan]], "from nan to nan")):
-        with pytest.raises(ImageError, match=f"^unsupported: grey values {text}, only 0 to 1 can be read$"):
-            decode_image(encode(Image.fromarray(np.array(wrong, np.float32)), "TIFF"))
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     ("file_format", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB")]

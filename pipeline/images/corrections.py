@@ -86,6 +86,8 @@ def refuse_unsupported(image: Image.Image, data: bytes) -> None:
     Raises:
         ImageError: It would.
     """
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ImageError("unsupported: grey of 32 bits, or with a sign")
     check = {"TIFF": _check_tiff, "JPEG2000": _check_jpeg2000, "TGA": _check_tga, "PNG": _check_png}.get(image.format or "")
     if check and (kind := check(image, data)):
         raise ImageError(f"unsupported: {kind}")
@@ -112,10 +114,7 @@ def _check_tga(image: Image.Image, data: bytes) -> str:
 def _check_tiff(image: Image.Image, data: bytes) -> str:
     assert isinstance(image, tiff.TiffImageFile)
     tags, mode = image.tag_v2, image.mode
-    bits, is_deep = tags.get(tiff.BITSPERSAMPLE, (1,)), mode in ("I", "F") or mode.startswith("I;16")
-    if mode in ("I", "F") and tags.prefix == b"MM":
-        # libtiff gives the processor's order of bytes, as Pillow knows of 16 bits without a sign alone.
-        image.tile = [tile._replace(args=(tile.args[0].replace("B", "N"), *tile.args[1:])) for tile in image.tile]  # type: ignore[index]
+    bits = tags.get(tiff.BITSPERSAMPLE, (1,))
     is_usual = mode in ("RGB", "RGBA", "CMYK") and len(bits) <= 4 and _MULTIPLIED_ALPHA not in tags.get(tiff.EXTRASAMPLES, ())
     planes = tags.get(tiff.PLANAR_CONFIGURATION) == _SEPARATE_PLANES and len(bits) > 1 and not is_usual
     white_is_zero = tags.get(tiff.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
@@ -124,7 +123,7 @@ def _check_tiff(image: Image.Image, data: bytes) -> str:
         "compressed by WebP": image.info.get("compression") == "webp",
         "of signed 8-bit samples": bits == (8,) and tags.get(tiff.SAMPLEFORMAT) == (_SIGNED,),
         "of 12 bits": bits == (12,),
-        "of more than 8 bits whose zero is white": is_deep and white_is_zero,
+        "of 16 bits whose zero is white": mode.startswith("I;16") and white_is_zero,
         # Read as 16 bits, all would be black.
         "with a palette of 8 bits": mode == "P" and max(tags.get(tiff.COLORMAP, (256,))) < 256,
         f"of {len(bits)} separate planes in mode {mode}": planes,

@@ -9,8 +9,8 @@ What the pixels of each kind of file are:
 - RGB, grey, palette, 1-bit, CMYK, YCCK, YCbCr: as Pillow converts them to RGB. Colour profiles are ignored.
 - Anything with transparency (alpha channel, palette or key colour): composited on white.
 - 16-bit grey: value / 257, rounded (Pillow's own conversion clips at 255). 16-bit colour: Pillow keeps the high byte.
-- 32-bit integer grey: read as 16-bit; values outside 0..65535 fail. Float: 0..1 is black to white; other values fail. There is
-  no rule for such values that is right for all files, and a wrong one would fail in silence.
+- Grey of 32 bits, whole or float: unsupported. No rule says which values are black and white in all such files, and a wrong
+  one would fail in silence.
 - Animations and files of several pictures: the first. EXIF orientation is applied to all of them.
 """
 
@@ -21,7 +21,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -132,9 +131,9 @@ def _decode_jpeg(
 
 
 def _decode_by_libjpeg(data: bytes, is_cmyk: bool, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Decode a JPEG by simplejpeg; None where that refuses, warns of what is harmless, or gives another size."""
+    """Decode a JPEG by simplejpeg; None where that refuses it, or warns of what is harmless."""
     try:
-        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself, but for sides of a few px.
+        # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself.
         # Strict: what libjpeg only warns of, such as a missing end, is refused.
         colours = "CMYK" if is_cmyk else "RGB"
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
@@ -144,8 +143,6 @@ def _decode_by_libjpeg(data: bytes, is_cmyk: bool, height: int, width: int) -> N
             # Pillow would fill in what is missing or wrong without a word.
             word = "truncated" if "remature end" in text else "corrupt"
             raise ImageError(f"{word}: {text.removeprefix(_CORRUPT)}") from None
-        return None
-    if pixels.shape[:2] != (height, width):
         return None
     if is_cmyk:
         # Inverted, as Adobe's programs write it and Pillow takes it.
@@ -206,7 +203,7 @@ def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _strip_as_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode.startswith("I"):
         return _deep_grey(image)
     if image.has_transparency_data:
         # From grey with its alpha multiplied in, Pillow knows no way to colour.
@@ -218,18 +215,11 @@ def _strip_as_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _deep_grey(image: Image.Image) -> NDArray[np.uint8]:
-    """Return (h, w, 3) uint8 of a grey image of more than 8 bits."""
-    values: NDArray[Any] = np.asarray(image)
-    low, high = values.min(), values.max()
-    limit = 1 if image.mode == "F" else 65535
-    if not (low >= 0 and high <= limit):  # So written that NaN is refused too.
-        raise ImageError(f"unsupported: grey values from {low:g} to {high:g}, only 0 to {limit} can be read")
-    if image.mode == "F":
-        grey = np.rint(values * np.float32(255)).astype(np.uint8)
-    else:
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        if isinstance(transparent := image.info.get("transparency"), int):
-            grey[values == transparent] = 255
+    """Return (h, w, 3) uint8 of a grey image of 16 bits."""
+    values = np.asarray(image)
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
     return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
 
 
