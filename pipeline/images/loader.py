@@ -194,8 +194,14 @@ class _PixelSemaphore:
     """Bounds how many images are decoded at the same time, and the pixels of large ones; no image has more than all."""
 
     def __init__(self, images: int) -> None:
-        self._images, self._free = images, MAX_PIXELS
+        self._images, self._pixels = images, MAX_PIXELS
         self._changed = threading.Condition()
+
+    def _take(self, images: int, pixels: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._images >= images and self._pixels >= pixels)
+            self._images, self._pixels = self._images - images, self._pixels - pixels
+            self._changed.notify_all()
 
     @contextmanager
     def for_one_image(self) -> Iterator[Callable[[int], None]]:
@@ -205,17 +211,11 @@ class _PixelSemaphore:
         def admit(pixels: int) -> None:
             nonlocal taken
             if pixels > LARGE_PIXELS:
-                with self._changed:
-                    self._changed.wait_for(lambda: pixels <= self._free)
-                    self._free -= pixels
-                    taken = pixels
+                self._take(0, pixels)
+                taken = pixels
 
-        with self._changed:
-            self._changed.wait_for(lambda: self._images)
-            self._images -= 1
+        self._take(1, 0)
         try:
             yield admit
         finally:
-            with self._changed:
-                self._images, self._free = self._images + 1, self._free + taken
-                self._changed.notify_all()
+            self._take(-1, -taken)
