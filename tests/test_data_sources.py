@@ -47,7 +47,7 @@ def test_features_are_the_same_bit_for_bit_from_wherever_the_images_come(
     pack(Path("shards/s-1.tar"), photographs, keys[3:])
     with pytest.raises(StoreError, match=r"4 added \('"):
         extract_features("shards/*.tar", **options)
-    by_tar = extract_features("shards/s-{0..1}.tar", existing="extend", **options)
+    by_tar = extract_features("shards/s-?.tar", existing="extend", **options)
     assert by_tar.path.parent.name == "shards-vgg19"
     for run in (by_list, by_tar):
         for column in ("key", "label", "status", "sha256", "bytes", "height"):

@@ -113,10 +113,13 @@ def test_a_column_that_is_named_as_a_field_of_another_is_told_from_it(tmp_path: 
 
 BAD_LISTS: dict[str, tuple[Any, str]] = {
     "no path": ({"file": ["a"], "label": ["b"]}, "'PATH': no column 'path', got ['file', 'label']."),
-    "path missing": ({"path": ["a", None, ""]}, "'PATH': rows without a path, got '' in image 2 and 1 others."),
+    "path missing": ({"path": ["a", None, ""]}, "'PATH': rows without a path, got '' in image 2. Expected "),
     "no rows": ({"path": pa.array([], pa.string())}, "'PATH': rows without a path, got an empty list."),
     "twice": ({"path": ["a", "./a"]}, "1 images are named more than once, got 'a'."),
-    "same column": (pa.table([["a"], ["x"], ["y"]], ["path", "c", "c"]), "'PATH': columns of the same name, got ['c']."),
+    "same column": (
+        pa.table([["a"], ["x"], ["y"]], ["path", "c", "c"]),
+        "'PATH': columns of the same name, got ['path', 'c', 'c'].",
+    ),
     "not Unicode": (
         {"path": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff.jpg"], pa.binary()).buffers())},
         "no Parquet file, or damaged ('utf-8' codec can't decode byte 0xff",

@@ -149,7 +149,6 @@ def test_the_class_and_what_is_said_of_an_image_lie_beside_it(tmp_path: Path) ->
     assert manifest.metadata == {
         "caption": ("a\\x00b", "a\\x00b", "", ""),
         "is": ("true", "true", "", ""),
-        "json_tar": ("t", "t", "", ""),
         "more": ("", "", "\\ud800", ""),
         "n": ("3", "3", "", ""),
         "none": ("", "", "", ""),
@@ -162,7 +161,7 @@ def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
     members = {
         "0.png": b"x",
         "0.cls": b"\xff",
-        "1.cls": b"9" * 2000,
+        "1.cls": b"9" * 70000,
         "1.json": b"[" * 60000,
         "2.json": b"3",
         "3.json": b" " * 70000,
@@ -174,10 +173,8 @@ def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
     manifest = list_tars([str(tmp_path / "a.tar")], str(tmp_path), notes.append)
     assert notes == ["'a.tar' lacks the mark that ends a tar file, and may have been cut off"]
     assert manifest.skipped == {
-        ".cls larger than 1024 bytes": 1,
-        ".cls without text": 1,
-        ".json larger than 65536 bytes": 1,
-        ".json without names and values": 2,
+        ".cls that holds no label or is too large": 2,
+        ".json that holds no label or is too large": 3,
     }
 
 
@@ -206,7 +203,7 @@ def test_links_and_what_is_no_file_are_passed_over(tmp_path: Path) -> None:
         add(tar, "pipe.png", kind=tarfile.FIFOTYPE)
         add(tar, "folder.png", kind=tarfile.DIRTYPE)
     manifest = listed(tmp_path / "a.tar")
-    assert (manifest.keys, manifest.skipped) == (("0.png",), {"link": 2})
+    assert (manifest.keys, manifest.skipped) == (("0.png",), {"link or sparse member": 2})
     assert contents(manifest) == [b"zero"]
 
 
@@ -224,7 +221,7 @@ def test_too_large_members_are_failed_rows_and_sparse_ones_are_left_out(tmp_path
         file.write(bytes(1024))
     manifest = listed(tmp_path / "a.tar")
     assert manifest.keys == ("large.png", "2.png")
-    assert manifest.skipped == {"sparse member, which is not stored in one piece": 1}
+    assert manifest.skipped == {"link or sparse member": 1}
     assert errors(manifest)[0] == f"too large: {MAX_FILE_BYTES + 1} bytes, limit {MAX_FILE_BYTES} bytes"
     assert read_image(manifest[1]) == b"abc"
 
@@ -244,7 +241,7 @@ BAD_TARS = {
     "empty": (b"", "it is empty"),
     "text": (b"hello", "it is no tar file"),
     "gzip": (b"\x1f\x8b\x08" + bytes(600), "compressed by gzip"),
-    "negative size": (header(size=b"\xff" * 12) + END, "the header at byte 0 has no valid size"),
+    "negative size": (header(size=b"\xff" * 12) + END, "it ends at byte 1536, its member 'x.png' at 511"),
     "huge size": (
         header(size=b"\x80\0\0\0\x7f" + b"\xff" * 7) + END,
         f"it ends at byte 1536, its member 'x.png' at {2**63 + 511}",
@@ -289,14 +286,12 @@ def test_wrong_names_of_tar_files_are_one_line(tmp_path: Path, monkeypatch: pyte
     assert refused(tmp_path / "u.tar").startswith("data.tar: cannot be read (permission denied), got ")
 
 
-def test_ranges_and_folders_mean_the_files_that_are_there(tmp_path: Path) -> None:
-    for name in ("s-008", "s-009", "s-010", "v-a", "v-b", "odd{1..2}"):
+def test_folders_mean_the_tar_files_in_them_and_patterns_what_matches(tmp_path: Path) -> None:
+    for name in ("s-008", "s-009", "v-a", "odd[1]"):
         write_tar(tmp_path / f"{name}.tar", {f"{name}.png": name.encode()})
-    assert listed(tmp_path / "s-{008..010}.tar").keys == ("s-008.png", "s-009.png", "s-010.png")
-    assert listed(tmp_path / "{s-008,v-{a,b}}.tar").keys == ("s-008.png", "v-a.png", "v-b.png")
-    assert listed(tmp_path / "odd{1..2}.tar").keys == ("odd{1..2}.png",)
-    assert len(listed(tmp_path)) == 6
-    assert refused(tmp_path / "s-{009..011}.tar").startswith("data.tar: 1 names without a tar file, got ")
+    assert listed(tmp_path / "s-*.tar", tmp_path / "v-?.tar").keys == ("s-008.png", "s-009.png", "v-a.png")
+    assert listed(tmp_path / "odd[1].tar").keys == ("odd[1].png",)
+    assert len(listed(tmp_path)) == 4
 
 
 def test_a_tar_file_that_changes_after_it_was_listed_gives_failed_rows(tmp_path: Path) -> None:

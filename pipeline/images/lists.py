@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import os
 import posixpath
 import re
 import stat
-from collections import Counter
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,11 +27,12 @@ from .manifest import CONTROL_CHARACTERS, cell_text, make_manifest, quoted_names
 from .reading import READS_AT_ONCE, RemoteImages
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
-# A line of Caffe's: a path with an extension, and a word or number; or blanks that nobody sees.
-_LABELLED = re.compile(r"\s*(\S.*\.\w+)(?:[\s,;]+(\S*))?")
 _DELIMITERS = (",", "\t", ";")
 # Of a list in a bucket: so many images are asked for one by one; where there are more, the folder that they share is listed.
 _ASKED_ONE_BY_ONE = 200
+
+# Of a file that cannot be found: a row of no bytes here, and a failed row with its reason later.
+_NOTHING = 0, 0.0
 
 Columns = list[tuple[str, list[str]]]
 
@@ -46,14 +46,13 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
     03:04:05.000000; a whole number that is stored as a float without its point), truth as true and false, what is missing as "";
     columns of lists, records and bytes have no one text, and are left out.
 
-    What another system or Caffe has written is understood; see :func:`_as_written_elsewhere`. Relative paths are relative to
-    ``base``, else to the list's own folder. Keys are relative to that folder too; images outside it have their absolute path or
-    their address as key. Files that do not exist are rows.
+    Relative paths are relative to ``base``, else to the list's own folder. Keys are relative to that folder too; images outside
+    it have their absolute path or their address as key. Files that do not exist are rows.
 
     Args:
         listing: The list.
         base: Absolute, relative to the present folder, or an address.
-        log: Takes a line about columns that are left out, and about how lines were understood.
+        log: Takes a line about columns that are left out.
 
     Raises:
         OptionError: It is Parquet, and Arrow is not installed.
@@ -64,9 +63,6 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
     written = columns.pop("path")
     folder = listing.parent if base is None else base
     root = str(folder) if is_address(str(folder)) else os.path.abspath(folder)
-    if not is_address(root):
-        written, labels = _as_written_elsewhere(written, root, has_labels=not columns, log=log)
-        columns |= {"label": labels} if any(labels) else {}
     places = [_place(root, name) for name in written]
     inside = os.path.join(root, "")
     names = [place if is_address(place) else os.path.normpath(place).replace(os.sep, "/") for place in places]
@@ -81,8 +77,7 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
         if key != name or ".." in place or (is_remote and name == place)
     }
     found = _sizes_of(places)
-    # A file that cannot be found is a row of no bytes here, and a failed row with its reason later.
-    sizes, seconds = zip(*(found.get(place, (0, 0.0)) for place in places), strict=True)
+    sizes, seconds = zip(*(found.get(place, _NOTHING) for place in places), strict=True)
     source = RemoteImages(np.array(seconds), is_list=True) if is_remote else None
     return make_manifest(root, keys, sizes, columns=columns, paths=paths, source=source)
 
@@ -96,8 +91,9 @@ def refuse_all_missing(manifest: Manifest, listing: object) -> None:
     if manifest.source is None and not manifest.file_bytes.any() and not any(os.path.lexists(record.path) for record in manifest):
         raise DatasetError(
             f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r} with paths such as "
-            f"{quoted_names([manifest[0].path])}. Expected absolute paths, or paths relative to {manifest.root!r}. Set "
-            "data.dir=FOLDER to the folder that they are relative to."
+            f"{quoted_names([manifest[0].path])}. Expected absolute paths, or paths relative to {manifest.root!r}, with / "
+            "between folders and nothing behind. Set data.dir=FOLDER to the folder that they are relative to; labels need a "
+            "CSV file whose first line is path,label."
         )
 
 
@@ -117,12 +113,12 @@ def _sizes_of(places: Sequence[str]) -> dict[str, tuple[int, float]]:
     Web servers are not asked: to get a size takes as long as to get an image, and the same list must be the same run also where
     one did not answer.
     """
-    found = {place: size for place in places if not is_address(place) and (size := _size(place))}
+    found = {place: _size(place) for place in places if not is_address(place)}
     stored = sorted(place for place in places if is_address(place) and not is_web(place))
     try:
         if len(stored) <= _ASKED_ONE_BY_ONE:
             with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
-                return found | {place: size for place, size in zip(stored, pool.map(_size, stored), strict=True) if size}
+                return found | dict(zip(stored, pool.map(_size, stored), strict=True))
         for _, group in groupby(stored, lambda place: place.split("/")[:3]):
             wanted = {*group}
             folder = posixpath.dirname(posixpath.commonprefix([*wanted]))
@@ -135,44 +131,14 @@ def _sizes_of(places: Sequence[str]) -> dict[str, tuple[int, float]]:
     return found
 
 
-def _size(place: str) -> tuple[int, float] | None:
+def _size(place: str) -> tuple[int, float]:
     try:
         info = RemotePath(place).stat() if is_address(place) else os.stat(place)
     except StorageError:
         raise
     except (OSError, ValueError):
-        return None
+        return _NOTHING
     return (info.st_size if stat.S_ISREG(info.st_mode) else 0), info.st_mtime
-
-
-def _as_written_elsewhere(
-    written: list[str], root: str, has_labels: bool, log: Callable[[str], None]
-) -> tuple[list[str], list[str]]:
-    r"""Return the paths of a list that another program or system has written, and the labels that stand behind them.
-
-    Lines that are no file's are read with ``/`` for ``\``, without their last word where it may be a label (as in Caffe's lists),
-    or both, if any of them is a file's then.
-    """
-
-    def is_there(name: str) -> bool:
-        return os.path.lexists(os.path.join(root, name))
-
-    def reread(line: str, has_slashes: bool, has_label: bool) -> tuple[str, str]:
-        match = _LABELLED.fullmatch(line) if has_label else None
-        path, label = match.groups() if match else (line, "")
-        return path.replace("\\", "/") if has_slashes else path, label or ""
-
-    # Those that can be meant otherwise; of all others nothing is asked.
-    odd = [row for row, line in enumerate(written) if reread(line, True, has_labels)[0] != line and not is_there(line)]
-    for how in ((True, False), (False, True), (True, True)) if has_labels else ((True, False),):
-        meant = {row: reread(written[row], *how) for row in odd}
-        meant = {row: entry for row, entry in meant.items() if entry[0] != written[row]}
-        if any(is_there(path) for path, _ in meant.values()):
-            words = " and ".join(["\\ as /"] * how[0] + ["the last word as the label"] * how[1])
-            log(f"data.list: {words} in {len(meant)} lines, whose files are there then, e.g. {quoted_names([written[odd[0]]])}")
-            paths, labels = zip(*(meant.get(row, (line, "")) for row, line in enumerate(written)), strict=True)
-            return list(paths), list(labels)
-    return written, []
 
 
 def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
@@ -187,14 +153,12 @@ def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]
         reason = (error.strerror or " ".join(str(error).split())[:200]).lower()
         raise DatasetError(f"data.list: cannot be read ({reason}), {what} Check the path; data.dir takes a folder.") from error
     header, paths = [name for name, _ in columns], dict(columns).get("path", [])
-    twice = [name for name, count in Counter(header).items() if count > 1]
     if "path" not in header:
-        got = f"[{quoted_names(header)}]" if header else "no columns"
-        wrong = f"no column 'path', got {got}. Expected a first line that names the columns, one of them path. Add it."
-    elif twice:
-        wrong = f"columns of the same name, got [{quoted_names(twice)}]. Expected names that occur once. Rename them."
+        wrong = f"no column 'path', got [{quoted_names(header)}]. Expected a first line that names the columns. Add it."
+    elif len({*header}) < len(header):
+        wrong = f"columns of the same name, got [{quoted_names(header)}]. Expected names that occur once. Rename them."
     elif not paths or "" in paths:
-        got = f"'' in image {paths.index('') + 1} and {paths.count('') - 1} others" if paths else "an empty list"
+        got = f"'' in image {paths.index('') + 1}" if paths else "an empty list"
         wrong = f"rows without a path, got {got}. Expected a path in each row. Fill it in, or remove the row."
     else:
         return dict(columns)
@@ -203,14 +167,13 @@ def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]
 
 def _read_text(path: Path, what: str) -> Columns:
     """Return the columns of a text or CSV file."""
-    data = path.read_bytes()
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        place = f"byte {error.start}: {data[error.start : error.start + 8]!r}"
-        advice = "Check the path, or convert it: iconv -f cp1252 -t utf-8 OLD > NEW, if it is from Windows."
-        raise DatasetError(f"data.list: not {encoding[:6].rstrip('-').upper()} text ({place}), {what} {advice}") from error
+        raise DatasetError(
+            f"data.list: not UTF-8 text (byte {error.start} of it), {what} Check the path, or convert it: iconv -f cp1252 "
+            "-t utf-8 OLD > NEW, if it is from Windows."
+        ) from error
     if control := re.search(CONTROL_CHARACTERS, text):
         raise DatasetError(f"data.list: not text (character {control[0]!r}), {what} Check the path; data.dir takes a folder.")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
@@ -248,11 +211,10 @@ def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> Columns:
     columns: Columns = []
     try:
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
-            schema = file.schema_arrow
-            # What lies in the file, of types that stand for others, as uuid.
-            types = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}
+            # Of types that stand for others, as uuid, what lies in the file.
+            types = {field.name: getattr(field.type, "storage_type", field.type) for field in file.schema_arrow}
             kept = [name for name, kind in types.items() if not pa.types.is_nested(kind) and "binary" not in str(kind)]
-            if left_out := [name for name in schema.names if name not in kept]:
+            if left_out := [name for name in types if name not in kept]:
                 log(f"{len(left_out)} columns of the list have no text and are left out: {quoted_names(left_out)}")
             table = file.read(kept)
             for name, column in zip(table.column_names, table.columns, strict=True):
@@ -260,8 +222,7 @@ def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> Columns:
                 if name in kept:
                     texts = pc.fill_null(pc.cast(column, pa.large_string()), "").to_pylist()
                     # Each text but once in memory: labels repeat.
-                    cells = {text: cell_text(text) for text in {*texts}}
-                    columns.append((cell_text(name), [cells[text] for text in texts]))
+                    columns.append((cell_text(name), [sys.intern(cell_text(text)) for text in texts]))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(f"data.list: no Parquet file, or damaged ({reason}), {what} Write it again.") from error

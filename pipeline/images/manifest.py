@@ -95,7 +95,8 @@ def first_folders(keys: Sequence[str]) -> list[str]:
 
 def valid_text(text: str) -> str:
     r"""Return text that can be encoded: bytes that are not UTF-8, which Python keeps as half a surrogate pair, as ``\xff``."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    # Labels repeat, and share their text.
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def cell_text(value: str | float | None) -> str:

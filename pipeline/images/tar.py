@@ -13,7 +13,6 @@ import glob
 import json
 import os
 import posixpath
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,7 @@ from .manifest import (
 from .reading import FileSlices, open_regular
 
 # A class is a number or a word, a .json file what a crawler knows of an image. What is larger is not read.
-MOST_BYTES = {".cls": 1024, ".json": 65536}
+_LABEL_ENDINGS, _LARGEST_LABEL_BYTES = (".cls", ".json"), 65536
 # The column that says in which tar file an image is.
 COLUMN = "tar"
 # Read at once: a header, a label of a few bytes, and the next header.
@@ -59,10 +58,10 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
     file is unpacked. Hidden names, system folders, other extensions, links and what cannot be used are passed over and counted.
 
     The label is what ``.cls`` holds, else the ``label`` of ``.json``, else the first folder. Other numbers and texts of ``.json``
-    become columns, as they stand there; what is nested is left out. The column ``tar`` says which file.
+    become columns; what is nested is left out. The column ``tar`` says which file.
 
     Args:
-        names: Of tar files: paths, patterns, ranges as ``{000..012}``, folders.
+        names: Of tar files: paths, patterns, folders.
         root: Absolute folder that all of them are below.
         log: Takes a line about a tar file that may not be whole.
 
@@ -124,10 +123,16 @@ def _read_tar(
     """Return the images of a tar file by their names, and what is said of them, column -> text, by the stems of their names."""
     images, cells = dict[str, _Member](), dict[str, dict[str, str]]()
     for name, member in _members(file, tar, skipped, log):
-        ending = posixpath.splitext(name)[1].lower()
-        if ending in MOST_BYTES:
-            if problem := _read_cells(file, member, ending, cells.setdefault(_stem(name), {})):
-                skipped[f"{ending} {problem}"] += 1
+        ending, stem = posixpath.splitext(name)[1].lower(), _stem(name)
+        if ending in _LABEL_ENDINGS:
+            try:
+                found = _read_cells(file, member, ending)
+            except (ValueError, AttributeError, RecursionError):
+                skipped[f"{ending} that holds no label or is too large"] += 1
+            else:
+                # What .cls says counts, and comes first or last.
+                before = cells.get(stem, {})
+                cells[stem] = before | found if ending == ".cls" else found | before
         elif reason := reason_to_skip(name):
             skipped[reason] += 1
         else:
@@ -138,22 +143,13 @@ def _read_tar(
     return images, cells
 
 
-def _read_cells(file: BinaryIO, member: _Member, ending: str, cells: dict[str, str]) -> str:
-    """Add to an image's cells what lies beside it, a class as its label; return what is wrong with it, else nothing."""
-    if member[1] > MOST_BYTES[ending]:
-        return f"larger than {MOST_BYTES[ending]} bytes"
-    try:
-        text = _read(file, *member).decode("utf-8-sig")
-        if ending == ".cls":
-            cells |= {"label": cell_text(text.strip())} if text.strip() else {}
-            return ""
-        for name, value in json.loads(text).items():
-            if not isinstance(value, (dict, list)):
-                # What .cls says counts, and comes first or last.
-                cells.setdefault(f"json_{name}" if name == COLUMN else cell_text(name), cell_text(value))
-    except (ValueError, AttributeError, RecursionError):
-        return "without text" if ending == ".cls" else "without names and values"
-    return ""
+def _read_cells(file: BinaryIO, member: _Member, ending: str) -> dict[str, str]:
+    """Return an image's cells from what lies beside it, a class as its label; raise ValueError and others where it is neither."""
+    if member[1] > _LARGEST_LABEL_BYTES:
+        raise ValueError
+    text = _read(file, *member).decode("utf-8-sig")
+    said = {"label": text.strip() or None} if ending == ".cls" else json.loads(text)
+    return {cell_text(name): cell_text(value) for name, value in said.items() if not isinstance(value, (dict, list))}
 
 
 def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable[[str], None]) -> Iterator[tuple[str, _Member]]:
@@ -166,8 +162,6 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
     start, end, offset = _read(file, 0, 6), os.fstat(file.fileno()).st_size, -1
     if program := next((program for mark, program in _COMPRESSED.items() if start.startswith(mark)), None):
         raise ValueError(f"compressed by {program}, so that no image in it can be read alone; {program} -d makes a plain one")
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
     try:
         file.seek(0)
         tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
@@ -175,16 +169,12 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
             # It would keep all of them: gigabytes for some millions.
             tar.members.clear()  # type: ignore[attr-defined]  # missing in typeshed
             # Programs that are given a folder write ./ before each name.
-            offset, name = info.offset, posixpath.normpath(info.name)
-            if info.size < 0:
-                raise ValueError(f"the header at byte {offset} has no valid size")
-            if info.islnk() or info.issym():
-                skipped["link"] += 1
-            elif info.sparse is not None:
-                skipped["sparse member, which is not stored in one piece"] += 1
+            offset, stop, name = info.offset, info.offset_data + info.size, posixpath.normpath(info.name)
+            if info.islnk() or info.issym() or info.sparse is not None:
+                skipped["link or sparse member"] += 1
             elif info.isreg():
-                if info.offset_data + info.size > end:
-                    raise ValueError(f"it ends at byte {end}, its member {name[:300]!r} at {info.offset_data + info.size}")
+                if not info.offset_data <= stop <= end:
+                    raise ValueError(f"it ends at byte {end}, its member {name[:300]!r} at {stop}")
                 yield name, (info.offset_data, info.size)
         offset = tar.offset
     except (tarfile.TarError, OverflowError) as error:
@@ -221,37 +211,19 @@ def find_tars(names: Sequence[str]) -> list[str]:
         DatasetError: There is none.
     """
     paths, missing = set[str](), list[str]()
-    for name in (name for written in names for name in _expanded(os.path.abspath(os.path.expanduser(written)))):
-        # What has no .tar in its name is a folder, also where it is not there: the folder of the keys depends on it.
+    for name in (os.path.abspath(os.path.expanduser(name)) for name in names):
         if os.path.isdir(name):
             matches = glob.glob(os.path.join(glob.escape(name), "*.tar"))
         elif os.path.lexists(name):
+            # What has no .tar in its name is a folder, also where it is not there: the folder of the keys depends on it.
             matches = [name] if ".tar" in os.path.basename(name).lower() else []
         else:
-            matches = glob.glob(name, recursive=True)
-        matches = [match for match in matches if not os.path.isdir(match)]
+            matches = [match for match in glob.glob(name, recursive=True) if not os.path.isdir(match)]
         paths.update(matches)
         missing += [] if matches else [name]
     if missing:
         raise DatasetError(
             f"data.tar: {len(missing)} names without a tar file, got {quoted_names(missing)}. Expected files, folders that hold "
-            f"*.tar, or patterns that match some. Check the path."
+            "*.tar, or patterns of * and ? that match some. Check the path."
         )
     return sorted(paths)
-
-
-def _expanded(name: str) -> Iterator[str]:
-    """Yield the names that braces stand for, as the shell and WebDataset do: ``{000..012}``, ``{train,val}``."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", name)
-    # What is there under this very name is meant.
-    if match is None or os.path.lexists(name):
-        yield name
-        return
-    first, last, words = match.groups()
-    if words:
-        parts = words.split(",")
-    else:
-        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-        parts = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    for part in parts:
-        yield from _expanded(name[: match.start()] + part + name[match.end() :])
