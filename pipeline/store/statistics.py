@@ -138,14 +138,20 @@ def _exact_sum(terms: Iterable[float]) -> NDArray[np.float64]:
     return np.array([total, math.fsum([*known, -total])])
 
 
-def _sums(rows: NDArray[np.float32]) -> tuple[list[float], list[float]]:
-    """Return of each row of (r, n) the sum of its values and the sum of their squares."""
-    totals, squares = np.zeros(len(rows)), np.zeros(len(rows))
+def _sums(rows: NDArray[np.float32]) -> tuple[int, list[float], list[float]]:
+    """Return how many values of (r, n) are not zero, and of each row their sum and the sum of their squares."""
+    nonzero, totals, squares = 0, np.zeros(len(rows)), np.zeros(len(rows))
+    # Fresh memory for each block would take a third of the time.
+    memory = np.empty((len(rows), min(BLOCK_VALUES, rows.shape[1])))
     for first in range(0, rows.shape[1], BLOCK_VALUES):
-        block = rows[:, first : first + BLOCK_VALUES].astype(np.float64)
-        totals += block.sum(axis=1)
-        squares += np.square(block, out=block).sum(axis=1)
-    return totals.tolist(), squares.tolist()
+        block = rows[:, first : first + BLOCK_VALUES]
+        doubles = memory[:, : block.shape[1]]
+        doubles[:] = block
+        # NumPy counts truths five times as fast as numbers.
+        nonzero += int(np.count_nonzero(block != 0))
+        totals += doubles.sum(axis=1)
+        squares += np.square(doubles, out=doubles).sum(axis=1)
+    return nonzero, totals.tolist(), squares.tolist()
 
 
 def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -156,7 +162,7 @@ def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
     tiny, octaves = np.split(counts, [BIAS + SMALLEST_EXPONENT], axis=1)
     octaves[:, OCTAVES - 1] += octaves[:, OCTAVES:].sum(axis=1)
     positive, negative = octaves[:, :OCTAVES]
-    zeros = values.size - np.count_nonzero(values)
+    zeros = values.size - np.count_nonzero(values != 0)
     return np.concatenate([negative[::-1], [zeros, tiny.sum() - zeros], positive])
 
 
@@ -182,16 +188,16 @@ class Tally:
         positions = rows.reshape(len(rows), -1, rows.shape[-1])
         # Infinite values of both signs have no sum.
         with np.errstate(invalid="ignore"):
-            totals, squares = _sums(rows.reshape(len(rows), -1))
+            nonzero, totals, squares = _sums(rows.reshape(len(rows), -1))
         # No float32 is so large that the sum of squares would not be finite.
         if not all(map(math.isfinite, squares)):
             return False
         each = rows.reshape(-1, rows.shape[-1])
-        minimum, maximum, zeros = each.min(axis=0), each.max(axis=0), rows.size - int(np.count_nonzero(rows))
+        minimum, maximum = each.min(axis=0), each.max(axis=0)
         histogram = _histogram(positions[:, min(HISTOGRAM_FIRST, positions.shape[1] // 2) :: HISTOGRAM_STEP])
         with self._lock:
             self._values += rows.size
-            self._zeros += zeros
+            self._zeros += rows.size - nonzero
             self._sums += totals
             self._squares += squares
             np.minimum(self._minimum, minimum, out=self._minimum)
