@@ -55,8 +55,8 @@ _OF_ALL_FILES = re.compile(
 )
 # Kinds of errors of one file, which will not pass.
 _OF_ONE_FILE = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
-# What a web server answers where there is no such file, and where it may have it later.
-_WEB_MISSING, _WEB_PASSING = (404, 410), (408, 429)
+# What a web server answers that will not give a file later either; 404 is FileNotFoundError.
+_WEB_REFUSED = (401, 403, 410)
 
 Result = TypeVar("Result")
 
@@ -131,7 +131,6 @@ def attempt(work: Callable[[], Result], where: str) -> Result:
         PermissionError: This user may not.
         FileExistsError: It was to be made, and is there.
         StorageError: The storage as a whole is gone, refuses all, or does not answer after the last attempt.
-        OSError: It refuses this file.
     """
     pauses = iter(PAUSES_SECONDS)
     while True:
@@ -149,15 +148,9 @@ def _explained(error: BaseException, where: str) -> OSError:
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-    if is_web(where):
-        # fsspec calls missing whatever it is told no size of, also by a server that does not answer.
-        error = causes[-1]
     number = next((number for kind, number in _OF_ONE_FILE.items() if isinstance(error, kind)), 0)
-    status = getattr(error, "status", 0)
-    if status in _WEB_MISSING:
-        number = errno.ENOENT
-    elif 400 <= status < 500 and status not in _WEB_PASSING:
-        return OSError(errno.EINVAL, f"the server answers {status}", where)
+    if getattr(error, "status", 0) in _WEB_REFUSED:
+        number = errno.EACCES
     answers = [answer for answer in (getattr(cause, "response", None) for cause in causes) if isinstance(answer, dict)]
     names = [type(cause).__name__ for cause in causes] + [str(answer.get("Error", {}).get("Code")) for answer in answers]
     words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]

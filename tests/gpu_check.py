@@ -7,6 +7,7 @@ device functions run on the CPU, in float32, on few small images: that shows tha
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +25,12 @@ from pipeline import open_run
 from .benchmarks.machine import describe_machine
 from .benchmarks.photographs import make_differing, make_photographs
 from .benchmarks.sides import run_ours, run_program
+from .benchmarks.table import Line, format_table
 from .oracle import relative_error
 
 FIVE = "relu1_1,relu2_1,relu3_1,relu4_1,relu5_1"
 # Largest relative error (norm) of any layer that is allowed, against the CPU's float32.
 TOLERANCES = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 5e-2}
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the table.
-
-    Attributes:
-        what: Was run.
-        figure: Relative error, or images a second.
-        unit: Of it.
-        most: What an error may be; None of a rate.
-        notes: Which layer is worst; where the time went.
-    """
-
-    what: str
-    figure: float
-    unit: str
-    most: float | None = None
-    notes: str = ""
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether an error is larger than it may be, or no number."""
-        return self.most is not None and not self.figure <= self.most
 
 
 class Check:
@@ -68,11 +46,6 @@ class Check:
         self.precisions = [*TOLERANCES] if has_gpu else ["float32"]
         self.device = ["runtime.device=gpu"] if has_gpu else ["runtime.device=cpu", "runtime.backend=tensorflow"]
         self.side = 224 if has_gpu else 64
-
-    def lines(self) -> Iterator[Line]:
-        """Yields each line when it is measured."""
-        yield from self.errors()
-        yield from self.rates()
 
     # -- Numbers -----------------------------------------------------------------------------------------------------------
 
@@ -91,7 +64,10 @@ class Check:
                 found = self.folder / "found"
                 run_ours(found, *common, *self.device, f"runtime.precision={precision}", "output.existing=replace")
                 layer, error = worst_layer(found, self.folder / "expected")
-                yield Line(f"{what}, {precision}", error, "relative error", TOLERANCES[precision], f"worst at {layer}")
+                # Against what is allowed.
+                error, allowed = max(error, sys.float_info.epsilon), TOLERANCES[precision]
+                line = f"{what}, {precision}: allowed"
+                yield Line(line, "relative error", [error], [allowed], False, goal=1.0, notes=f"worst at {layer}")
 
     # -- Rates -------------------------------------------------------------------------------------------------------------
 
@@ -129,7 +105,7 @@ class Check:
         few, many = sorted(reports, key=lambda report: report["rows"])
         seconds = [report["rows"] / report["images_per_second"] for report in (few, many)]
         rate = (many["rows"] - few["rows"]) / (seconds[1] - seconds[0])
-        return Line(what, rate, "images/s", notes=where_time_went(many))
+        return Line(what, "images/s", [rate], notes=where_time_went(many))
 
     def two_processes(self, common: list[str], precision: str) -> Line:
         """Gives the rate of two processes on one GPU, each its part of a run."""
@@ -140,9 +116,8 @@ class Check:
         reports = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob("report-*.json")]
         assert len(reports) == 2
         rate = sum(report["images_per_second"] for report in reports)
-        return Line(
-            f"relu4_1, {precision}, gzip, two processes", rate, "images/s", notes="the sum of both, with their first steps"
-        )
+        what, notes = f"relu4_1, {precision}, gzip, two processes", "the sum of both, with their first steps"
+        return Line(what, "images/s", [rate], notes=notes)
 
 
 def worst_layer(found: Path, expected: Path) -> tuple[str, float]:
@@ -177,18 +152,6 @@ def describe_device() -> tuple[bool, str]:
     return True, f"{gpu.model}, {gpu.count} here, {gpu.free_bytes / 1e9:.0f} GB free, CUDA {gpu.cuda}, cuDNN {gpu.cudnn}"
 
 
-def format_table(lines: list[Line]) -> str:
-    """Gives the lines as a Markdown table."""
-    cells = [("what", "figure", "at most", "notes")]
-    for line in lines:
-        figure = f"{line.figure:.1e}" if line.most else f"{line.figure:.1f} {line.unit}"
-        most = "" if line.most is None else f"{line.most:.0e}{' WRONG' if line.is_wrong else ''}"
-        cells.append((line.what, figure, most, line.notes))
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    rows = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
-
-
 def main() -> int:
     """Runs the check, prints the table and writes it as JSON; gives 1 where a number is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description="Check a GPU's numbers and time its stages.")
@@ -203,14 +166,15 @@ def main() -> int:
     print("\n".join(f"{name}: {text}" for name, text in machine.items()), flush=True)
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        for line in Check(Path(folder), has_gpu).lines():
+        check = Check(Path(folder), has_gpu)
+        for line in itertools.chain(check.errors(), check.rates()):
             lines.append(line)
-            print(f"{line.what}: {line.figure:.3g} {line.unit}", file=sys.stderr, flush=True)
+            print(f"{line.what}: {line.ours[0]:.3g} {line.unit}", file=sys.stderr, flush=True)
             # After every line, so that a check that is stopped leaves what it has found.
             content = {"machine": machine, "lines": [asdict(line) for line in lines]}
             given.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"\n{format_table(lines)}")
-    return int(any(line.is_wrong for line in lines))
+    return int(any(line.is_reached is False for line in lines))
 
 
 if __name__ == "__main__":

@@ -294,6 +294,6 @@ def test_the_check_of_a_gpu_runs_without_one(tmp_path: Path) -> None:
     done = call("--json", str(tmp_path / "found.json"), cwd=REPOSITORY, module="tests.gpu_check")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["lines"]
-    assert [line["figure"] for line in lines if line["most"]] == pytest.approx([3e-6] * 3, abs=5e-6)
+    assert [line["ours"][0] for line in lines if line["rival"]] == pytest.approx([3e-6] * 3, abs=5e-6)
     assert sum(line["unit"] == "images/s" for line in lines) == 6
     assert done.stdout.count("\n| ") == 10

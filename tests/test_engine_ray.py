@@ -6,10 +6,9 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,7 @@ from PIL import Image
 from pipeline import extract_features
 
 from .killed_runs import LISTENER, Moment, assert_same_run, partial_files
-from .processes import call, command, environment
+from .processes import REPOSITORY, call, command, start
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or find_spec("ray") is None, reason="clusters of Ray are for Linux and macOS; pip install ray"
@@ -59,70 +58,44 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return folder / "outputs/run"
 
 
-class Cluster:
-    """Ray's own cluster for tests: nodes that are processes on this machine, each of one core."""
-
-    def __init__(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        from ray.cluster_utils import Cluster as TestCluster
-
-        # The head has no cores: whatever happens to the others, it lives.
-        head = {"num_cpus": 0, "object_store_memory": 128 << 20, "include_dashboard": False}
-        self._cluster = TestCluster(initialize_head=True, head_node_args=head)
-        self.address = str(self._cluster.address)
-
-    def add(self, **resources: Any) -> Any:
-        return self._cluster.add_node(**{"num_cpus": 1, "object_store_memory": 128 << 20, **resources})
-
-    def remove(self, node: Any) -> None:
-        self._cluster.remove_node(node, allow_graceful=False)
-
-    def close(self) -> None:
-        self._cluster.shutdown()
-
-
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with contextlib.closing(Cluster()) as cluster:
-        yield cluster
+def cluster() -> Iterator[Any]:
+    """Ray's own cluster for tests, whose nodes are processes on this machine, each of one core."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    # The head has no cores: whatever happens to the others, it lives.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+def wait_for(what: str, ready: Callable[[], object], seconds: float = 400) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, f"not in time: {what}"
+        time.sleep(0.02)
 
 
 class Running:
     """The command, while it runs."""
 
-    def __init__(self, images: Path, folder: Path, *options: str, listener: Path | None = None, **settings: str) -> None:
-        self.run = folder / "outputs/run"
-        given = {**environment(), **settings}
-        if listener is not None:
-            given["PYTHONPATH"] = f"{listener}{os.pathsep}{given['PYTHONPATH']}"
-        self._process = subprocess.Popen(
-            command(f"data.dir={images}", *OPTIONS, *RAY, *options),
-            cwd=folder,
-            env=given,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = ""
+    def __init__(self, images: Path, folder: Path, *options: str, **variables: str) -> None:
+        self.run, self.said = folder / "outputs/run", ""
+        self._process = start(command(f"data.dir={images}", *OPTIONS, *RAY, *options), folder, **variables)
+        self.send = self._process.send_signal
 
     def wait_for_shards(self, count: int) -> None:
-        end = time.monotonic() + 400
-        while len(list(self.run.glob("shards/*.h5"))) < count:
-            assert self._process.poll() is None, self._process.communicate()[1]
-            assert time.monotonic() < end, f"{count} shards did not come"
-            time.sleep(0.02)
+        def are_there() -> bool:
+            assert self._process.poll() is None, self._process.communicate()
+            return len(list(self.run.glob("shards/*.h5"))) >= count
+
+        wait_for(f"{count} shards", are_there)
 
     def a_worker(self) -> int:
         """Gives one that is in the middle of a shard."""
-        end = time.monotonic() + 200
-        while not (found := workers()) or not list(self.run.glob("shards/*.partial")):
-            assert time.monotonic() < end, "no worker is at a shard"
-        return found[0]
-
-    def kill_a_worker(self) -> None:
-        os.kill(self.a_worker(), signal.SIGKILL)
-
-    def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        wait_for("a worker at a shard", lambda: workers() and list(self.run.glob("shards/*.partial")))
+        return workers()[0]
 
     def end(self) -> int:
         try:
@@ -174,37 +147,37 @@ def test_a_cluster_of_its_own_makes_the_same_run(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 @needs_proc
-def test_what_a_killed_worker_was_at_is_made_again(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
+def test_what_a_killed_worker_was_at_is_made_again(tmp_path: Path, images: Path, undisturbed: Path, cluster: Any) -> None:
     for _ in range(2):
-        cluster.add()
+        cluster.add_node()
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
     for shards in (3, 12):
         running.wait_for_shards(shards)
-        running.kill_a_worker()
+        os.kill(running.a_worker(), signal.SIGKILL)
     assert running.end() == 0, running.said
     assert_whole(tmp_path / "outputs/run", undisturbed)
 
 
 @pytest.mark.slow
-def test_a_node_that_goes_is_done_without(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
-    first, _ = cluster.add(), cluster.add()
+def test_a_node_that_goes_is_done_without(tmp_path: Path, images: Path, undisturbed: Path, cluster: Any) -> None:
+    first, _ = (cluster.add_node() for _ in range(2))
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
     running.wait_for_shards(3)
-    cluster.remove(first)
+    cluster.remove_node(first, allow_graceful=False)
     assert running.end() == 0, running.said
     assert_whole(tmp_path / "outputs/run", undisturbed)
 
 
 @pytest.mark.slow
 @needs_proc
-def test_a_node_that_comes_gets_tasks(tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster) -> None:
-    cluster.add()
+def test_a_node_that_comes_gets_tasks(tmp_path: Path, images: Path, undisturbed: Path, cluster: Any) -> None:
+    cluster.add_node()
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
     running.wait_for_shards(1)
     # The run would be over before the other has loaded TensorFlow.
     first = running.a_worker()
     os.kill(first, signal.SIGSTOP)
-    cluster.add()
+    cluster.add_node()
     try:
         running.wait_for_shards(15)
         assert len(workers()) == 2
@@ -219,19 +192,16 @@ def test_a_node_that_comes_gets_tasks(tmp_path: Path, images: Path, undisturbed:
 @needs_proc
 @pytest.mark.parametrize("own", [True, False])
 def test_a_killed_driver_takes_its_workers_with_it(
-    own: bool, tmp_path: Path, images: Path, undisturbed: Path, cluster: Cluster
+    own: bool, tmp_path: Path, images: Path, undisturbed: Path, cluster: Any
 ) -> None:
     if not own:
-        cluster.add()
+        cluster.add_node()
     where = ["engine.workers=2"] if own else [f"engine.address={cluster.address}"]
     running = Running(images, tmp_path, *where)
     running.wait_for_shards(4)
     running.send(signal.SIGKILL)
     running.end()
-    end = time.monotonic() + 20
-    while workers():
-        assert time.monotonic() < end, "workers outlive their driver"
-        time.sleep(0.1)
+    wait_for("the end of the driver's workers", lambda: not workers(), 20)
     running = Running(images, tmp_path, *where)
     assert running.end() == 0, running.said
     assert_whole(tmp_path / "outputs/run", undisturbed)
@@ -258,9 +228,9 @@ def test_a_signal_ends_all_in_order(number: signal.Signals, exit_code: int, tmp_
 
 @pytest.mark.slow
 def test_a_shard_that_kills_is_named_and_others_are_kept(tmp_path: Path, images: Path) -> None:
-    moment = Moment("os.rename", "*/shard-00005-of-*.partial")
     (tmp_path / "sitecustomize.py").write_text(LISTENER)
-    run = Running(images, tmp_path, "engine.workers=2", listener=tmp_path, **moment.environment())
+    variables = Moment("os.rename", "*/shard-00005-of-*.partial").environment()
+    run = Running(images, tmp_path, "engine.workers=2", **variables, PYTHONPATH=f"{tmp_path}{os.pathsep}{REPOSITORY}")
     assert run.end() == 1
     (line,) = [line for line in run.said.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: engine: shards/shard-00005-of-00030.h5 (images '020.jpg' to '023.jpg')"), line
@@ -294,9 +264,9 @@ def test_what_stops_one_worker_stops_the_run_with_its_line(tmp_path: Path, image
 
 
 @pytest.mark.slow
-def test_a_task_takes_a_gpu_where_there_are_any(tmp_path: Path, images: Path, cluster: Cluster) -> None:
+def test_a_task_takes_a_gpu_where_there_are_any(tmp_path: Path, images: Path, cluster: Any) -> None:
     # No real ones: TensorFlow finds none, and that is what is said. What it finds of several is Ray's own promise.
-    cluster.add(num_cpus=2, num_gpus=2)
+    cluster.add_node(num_cpus=2, num_gpus=2)
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
     assert running.end() == 2
     assert running.said.splitlines()[-1].startswith("error: runtime.device: TensorFlow sees no GPU here, got gpu.")

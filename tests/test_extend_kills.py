@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,17 @@ def whole(images: Path, begun: Path) -> Path:
     return home / "outputs/imgs-vgg19"
 
 
+def assert_ends_as_undisturbed(home: Path, whole: Path, before: dict[str, Any], *arguments: str) -> None:
+    """Goes on to the end, which has the same bits; no shard that was there ``before`` is written again."""
+    folder = home / "outputs/imgs-vgg19"
+    result = call(*arguments, cwd=home)
+    assert result.returncode == 0, result.stderr
+    assert everything(folder) == everything(whole)
+    assert stamps(folder).items() >= before.items()
+    assert not list(folder.rglob("*.partial"))
+    assert '"rows": 13' in (folder / "report.json").read_text()
+
+
 def assert_old_rows_can_be_read(folder: Path, begun: Path) -> None:
     """While there is an index it is right: for the rows before, or for all."""
     with open_run(folder) as now, open_run(begun / "outputs/imgs-vgg19") as then:
@@ -108,13 +120,7 @@ def test_an_extension_killed_at_a_chosen_moment_ends_with_the_same_bits(
     killed = finish(killing, home)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert_old_rows_can_be_read(folder, begun)
-    result = call(*arguments[:-1], f"output.existing={existing}", cwd=home)
-    assert result.returncode == 0, result.stderr
-    assert everything(folder) == everything(whole)
-    now = stamps(folder)
-    assert {shard: now[shard] for shard in before} == before
-    assert not list(folder.rglob("*.partial"))
-    assert '"rows": 13' in (folder / "report.json").read_text()
+    assert_ends_as_undisturbed(home, whole, before, *arguments[:-1], f"output.existing={existing}")
 
 
 def names_in(folder: Path) -> set[Path]:
@@ -148,22 +154,16 @@ def test_an_extension_killed_again_and_again_at_random_ends_with_the_same_bits(
         kills += process.returncode == -signal.SIGKILL
         assert_old_rows_can_be_read(folder, begun)
     assert kills, "nothing was killed"
-    result = call(*arguments, cwd=home)
-    assert result.returncode == 0, result.stderr
-    assert everything(folder) == everything(whole)
-    now = stamps(folder)
-    assert {shard: now[shard] for shard in before} == before
-    assert not list(folder.rglob("*.partial"))
+    assert_ends_as_undisturbed(home, whole, before, *arguments)
 
 
 @pytest.mark.slow
 def test_a_first_run_that_was_killed_is_finished_and_extended_in_one_go(images: Path, whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "outputs/imgs-vgg19"
-    killing = [sys.executable, "-c", KILLING, "after", "shard-00000-of-00003.h5", f"data.dir={images.parent / 'first/imgs'}"]
-    assert finish([*killing, *ARGUMENTS], tmp_path).returncode == -signal.SIGKILL
-    for moment, name in (("after", "shard-00001-of-00003.h5"), ("after", "shard-part001-00001-of-00004.h5")):
-        killing = [sys.executable, "-c", KILLING, moment, name, f"data.dir={images}", *ARGUMENTS, "output.existing=extend"]
+    for name, options in (
+        ("shard-00000-of-00003.h5", [f"data.dir={images.parent / 'first/imgs'}"]),
+        ("shard-00001-of-00003.h5", [f"data.dir={images}", "output.existing=extend"]),
+        ("shard-part001-00001-of-00004.h5", [f"data.dir={images}", "output.existing=extend"]),
+    ):
+        killing = [sys.executable, "-c", KILLING, "after", name, *ARGUMENTS, *options]
         assert finish(killing, tmp_path).returncode == -signal.SIGKILL
-    result = call(f"data.dir={images}", *ARGUMENTS, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert everything(folder) == everything(whole)
+    assert_ends_as_undisturbed(tmp_path, whole, {}, f"data.dir={images}", *ARGUMENTS)

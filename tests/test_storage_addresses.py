@@ -24,38 +24,26 @@ def given(**changes: Any) -> dict[str, Any]:
     return values(**{name.replace(".", "__"): value for name, value in changes.items()})
 
 
-@pytest.mark.parametrize(
-    ("text", "is_one"),
-    [("s3://b/k", True), ("memory://b", True), ("C:\\imgs", False), ("c://imgs", False), ("imgs/a:b", False), ("/s3://x", False)],
-)
-def test_an_address_is_told_from_a_path(text: str, is_one: bool) -> None:
-    assert is_address(text) is is_one
-
-
-def test_an_address_has_the_parts_of_a_path() -> None:
+def test_an_address_is_told_from_a_path_and_has_the_parts_of_one() -> None:
+    texts = {"s3://b/k": True, "C:\\imgs": False, "c://imgs": False, "imgs/a:b": False, "/s3://x": False}
+    assert {text: is_address(text) for text in texts} == texts
     path = path_of("run", "MEMORY://bucket/a/b.csv//")
     assert isinstance(path, RemotePath)
     assert (str(path), path.protocol, path.name, path.stem) == ("memory://bucket/a/b.csv", "memory", "b.csv", "b")
-    assert (str(path.parent), str(path.parent.parent.parent)) == ("memory://bucket/a", "memory://bucket")
-    assert str(path.parent / "c") == "memory://bucket/a/c"
-    assert path_of("run", "file:///tmp/x") == Path("/tmp/x")
-    assert path_of("run", "~/x") == Path.home() / "x"
+    assert [str(other) for other in (path.parent.parent.parent, path.parent / "c")] == ["memory://bucket", "memory://bucket/a/c"]
+    assert [path_of("run", text) for text in ("file:///tmp/x", "~/x")] == [Path("/tmp/x"), Path.home() / "x"]
 
 
 def test_options_take_addresses_and_name_the_run_after_them(tmp_path: Path) -> None:
     places = {"data.dir": "memory://bucket/flowers/", "output.dir": "memory://bucket/outputs"}
-    options = check_options(given(**places))
-    assert isinstance(options.folder, RemotePath)
-    assert str(options.folder) == "memory://bucket/outputs/flowers-vgg19"
-    scratch = check_options(given(**places, **{"output.scratch": str(tmp_path)})).folder
-    assert isinstance(scratch, RemotePath)
-    assert scratch.scratch.parent == tmp_path
-    assert (scratch / "shards/x.h5").scratch == scratch.scratch / "shards/x.h5"
+    folder = check_options(given(**places, **{"output.scratch": str(tmp_path)})).folder
+    assert isinstance(folder, RemotePath)
+    assert str(folder) == "memory://bucket/outputs/flowers-vgg19"
+    assert folder.scratch.parent == tmp_path
+    assert (folder / "shards/x.h5").scratch == folder.scratch / "shards/x.h5"
     parts = [check_options(given(**places, part=f"{k}/2")).folder for k in (1, 2)]
     assert len({part.scratch for part in parts if isinstance(part, RemotePath)}) == 2
-    listed = check_options(given(**{"data.dir": None, "data.list": "memory://bucket/lists/birds.csv"}))
-    assert listed.name == "birds-vgg19"
-    assert check_options(given(**{"data.dir": "x", "output.dir": f"file://{tmp_path}"})).folder == tmp_path / "x-vgg19"
+    assert check_options(given(**{"data.dir": None, "data.list": "memory://bucket/lists/birds.csv"})).name == "birds-vgg19"
 
 
 @pytest.mark.parametrize(

@@ -70,14 +70,6 @@ def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path)
     assert read_image(there[1]) == "a/é.png".encode()
 
 
-def test_where_there_is_no_image_it_is_said_what_there_is() -> None:
-    put_files(ROOT, {"a.txt": b"", "b.txt": b""})
-    with pytest.raises(DatasetError, match=r"^data\.dir: no images, got 'memory://bucket/imgs'\. .*2 extension"):
-        list_address(FOLDER)
-    with pytest.raises(DatasetError, match=r"no images, got 'memory://bucket/none'.*Skipped: nothing"):
-        list_address(RemotePath("memory://bucket/none"))
-
-
 def test_an_image_that_has_gone_grown_or_is_too_large_fails_alone(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put_files(ROOT, dict.fromkeys(("empty.jpg", "fits.jpg", "gone.jpg", "grown.jpg"), b"some bytes"))
     put_files(ROOT, {"empty.jpg": b""})
@@ -213,19 +205,11 @@ def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkey
     assert asked == [f"{ROOT}/list.txt"]
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", r"^data\.list: 'memory://bucket/imgs/list\.txt': rows without a path, got an empty list"),
-        (b"a.jpg\n./a.jpg\n", r"^data\.list: 1 images are named more than once, got 'a\.jpg'"),
-        (b"\xff\xfe\x00", r"got 'memory://bucket/imgs/list\.txt'"),
-        (None, r"^data\.list: cannot be read \(no such file or directory\), got 'memory://bucket/imgs/list\.txt'"),
-    ],
-)
-def test_a_list_at_an_address_that_is_none_is_refused_by_its_address(content: bytes | None, words: str) -> None:
-    if content is not None:
-        put_files(ROOT, {"list.txt": content})
-    with pytest.raises(DatasetError, match=words):
+def test_a_list_at_an_address_that_is_none_is_refused_by_its_address() -> None:
+    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read .* got 'memory://bucket/imgs/list\.txt'"):
+        read_list(FOLDER / "list.txt", None)
+    put_files(ROOT, {"list.txt": b"\xff\xfe\x00"})
+    with pytest.raises(DatasetError, match=r"got 'memory://bucket/imgs/list\.txt'"):
         read_list(FOLDER / "list.txt", None)
 
 
@@ -295,7 +279,7 @@ def closed_port() -> int:
 
 
 def test_only_an_image_that_a_web_server_does_not_have_is_missing(web: str, tmp_path: Path) -> None:
-    names = [f"{web}/{name}.jpg" for name in ("there", "unsized", "busy", "404", "410", "403", "500", "400")]
+    names = [f"{web}/{name}.jpg" for name in ("there", "unsized", "busy", "404", "403", "500")]
     names.append(f"http://127.0.0.1:{closed_port()}/a.jpg")
     (tmp_path / "list.txt").write_text("\n".join(names))
     manifest = read_list(tmp_path / "list.txt", None)
@@ -304,20 +288,9 @@ def test_only_an_image_that_a_web_server_does_not_have_is_missing(web: str, tmp_
     Answers.busy = 2
     errors = errors_of(manifest)
     assert [error.partition(" (")[0] for error in errors] == [
-        *("", "", "", "missing: file not found", "missing: file not found", "unreadable: the server answers 403"),
-        *("unreadable: it does not answer as it should", "unreadable: the server answers 400"),
-        "unreadable: it does not answer as it should",
+        *("", "", "", "missing: file not found", "unreadable: permission denied"),
+        *["unreadable: it does not answer as it should"] * 2,
     ]
     # Said as it is, and asked again by the same command.
-    assert "500" in errors[6]
-    assert "Connect call failed" in errors[8]
-
-
-def test_a_list_of_a_web_server_that_does_not_answer_is_not_called_missing(web: str) -> None:
-    for address in (f"{web}/500.txt", f"http://127.0.0.1:{closed_port()}/list.txt"):
-        with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(it does not answer as it should"):
-            read_list(RemotePath(address), None)
-    with pytest.raises(DatasetError, match=r"^data\.list: cannot be read \(no such file or directory\)"):
-        read_list(RemotePath(f"{web}/404.txt"), None)
-    with pytest.raises(DatasetError, match=r"^data\.dir: cannot be listed, got it does not answer"):
-        list_address(RemotePath(f"http://127.0.0.1:{closed_port()}/imgs"))
+    assert "500" in errors[5]
+    assert "Connect call failed" in errors[6]

@@ -55,16 +55,19 @@ class Line:
         pairs = zip(self.ours, self.rival, strict=True)
         return statistics.median(ours / rival if self.more_is_better else rival / ours for ours, rival in pairs)
 
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether the ratio is as large as it must be; None where there is none, or it need not be."""
+        return None if self.ratio is None or self.goal is None else self.ratio >= self.goal
+
 
 def format_table(lines: Sequence[Line]) -> str:
     """Gives the lines as a Markdown table, and below it the notes that the lines refer to by number."""
     notes = list(dict.fromkeys(line.notes for line in lines if line.notes))
     cells = [HEADINGS]
     for line in lines:
-        goal, ratio = "", line.ratio
-        if line.goal is not None:
-            result = "" if ratio is None else " reached" if ratio >= line.goal else " MISSED"
-            goal = f">= {line.goal:.2f}{result}"
+        result = {None: "", True: " reached", False: " MISSED"}[line.is_reached]
+        goal, ratio = "" if line.goal is None else f">= {line.goal:.2f}{result}", line.ratio
         what = f"{line.what} [{notes.index(line.notes) + 1}]" if line.notes else line.what
         figures = _figure(line.ours, line.unit), _figure(line.rival, line.unit), "" if ratio is None else f"{ratio:.2f}"
         cells.append((what, *figures, goal))
@@ -77,7 +80,7 @@ def format_table(lines: Sequence[Line]) -> str:
 def _figure(figures: Sequence[float], unit: str) -> str:
     if not figures:
         return "-"
-    # Three digits, never an exponent.
+    # Three digits; an exponent for errors alone.
     middle = statistics.median(figures)
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2 if middle >= 1 else 4
-    return f"{middle:.{digits}f} {unit}"
+    return f"{middle:.{digits}f} {unit}" if middle >= 0.01 else f"{middle:.1e} {unit}"
