@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import signals
@@ -84,7 +85,8 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
 
     try:
         # Hydra would print lines of its own about what is raised in a job: one that is alone is done after it.
-        hydra.main(version_base="1.3", config_path=None, config_name="config")(do if is_several else alone.append)()
+        folder, name = (configuration_folder(), "config") if kind is config.Options else (None, "options")
+        hydra.main(version_base="1.3", config_path=folder, config_name=name)(do if is_several else alone.append)()
         for composed in alone:
             do(composed)
         sys.stdout.flush()
@@ -109,17 +111,26 @@ def fail(error: PipelineError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def configuration_folder() -> str:
+    """Return the folder of ``config.yaml``: inside an installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+
+
 def declare_options(module: str) -> type:
-    """Tell Hydra names, defaults and help of a command's options, as its configuration ``config``; return their class."""
+    """Tell Hydra names, defaults and help of a command's options, as its configuration ``options``; return their class.
+
+    Those of an extraction are what ``conf/config.yaml`` begins with.
+    """
     from hydra.core.config_store import ConfigStore
 
     from . import config
 
     kind, what, example = config.COMMANDS[module.rpartition(".")[2]]
-    values, store, groups = config.nested(config.defaults(kind)), ConfigStore.instance(), list[dict[str, str]]()
+    values, store = config.nested(config.defaults(kind)), ConfigStore.instance()
     for key, group in GROUP_NAMES.items():
         if group in values:
-            groups.append({group: values[group].pop("name")})
+            del values[group]["name"]
             for name in config.CHOICES[key]:
                 store.store(name, {"name": name}, group)
     # The program makes no folder and no log by Hydra, but for a folder for what Hydra notes of several jobs.
@@ -130,7 +141,8 @@ def declare_options(module: str) -> type:
         "sweep": {"dir": ".multirun", "subdir": "."},
         "help": {"app_name": module, "template": _HELP.format(what=what, module=module, example=example)},
     }
-    store.store("config", {"defaults": ["_self_", *groups, *no_logs], **values, "hydra": of_hydra})
+    first = {} if kind is config.Options else {"defaults": ["_self_", *no_logs]}
+    store.store("options", {**first, **values, "hydra": of_hydra})
     return kind
 
 

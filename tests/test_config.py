@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.config import (
     CHOICES,
@@ -12,6 +13,8 @@ from pipeline.config import (
     ShowOptions,
     check,
     check_options,
+    defaults,
+    flat,
     nested,
 )
 from pipeline.errors import OptionError
@@ -33,6 +36,13 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (options.output.dtype, options.output.compression, options.output.existing) == ("float32", "gzip", "resume")
     assert options.folder == Path("outputs/imgs-vgg19")
     assert options.engine == EngineOptions("local", None, None, None, None)
+
+
+def test_the_configuration_file_has_the_defaults() -> None:
+    written = yaml.safe_load((Path(__file__).parent.parent / "conf" / "config.yaml").read_text(encoding="utf-8"))
+    chosen = {f"{group}.name": name for entry in written.pop("defaults")[1:3] for group, name in entry.items()}
+    assert {"data.dir", "layers", "batch_size"} <= {*flat(written)} <= {*defaults()}
+    assert {**defaults(), **chosen, **flat(written)} == defaults()
 
 
 @pytest.mark.parametrize(

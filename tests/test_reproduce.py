@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cli import declare_options, literal_arguments
+from pipeline.cli import configuration_folder, declare_options, literal_arguments
 from pipeline.config import check_options, defaults, nested, to_yaml
 from pipeline.reproduce import command_again, differing_options
 
@@ -31,11 +31,11 @@ HARD_NAMES = [
 
 def composed(arguments: list[str]) -> dict[str, Any]:
     """Gives what the options of a command line come to, as they are stored with a run."""
-    from hydra import compose, initialize
+    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     declare_options("pipeline.run")
-    with initialize(config_path=None, version_base="1.3"):
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
         config: Any = OmegaConf.to_container(compose("config", literal_arguments(arguments)), resolve=True)
     stored: dict[str, Any] = yaml.safe_load(to_yaml(config))
     assert stored == config
