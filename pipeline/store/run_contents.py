@@ -40,8 +40,8 @@ LEVEL = 1
 _READ_ERRORS = (*HDF5_READ_ERRORS, EOFError, zlib.error, StoreError)
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.
 _NAMES = (*map(re.escape, (*format.COMPANION_NAMES, format.INDEX_NAME)), format.MANIFEST_NAME.pattern)
-_OF_A_SHARE = re.compile(f"{format.PART_COMPANION_NAME.pattern}|{format.WRITER_DIGESTS_NAME.pattern}")
-_IN_FOLDER = re.compile(f"(?:{'|'.join(_NAMES)}|{_OF_A_SHARE.pattern})(?:{re.escape(format.PARTIAL_SUFFIX)})?")
+_NAMES_OF_SHARES = (format.PART_COMPANION_NAME.pattern, format.WRITER_DIGESTS_NAME.pattern)
+_IN_FOLDER = re.compile(f"(?:{'|'.join([*_NAMES, *_NAMES_OF_SHARES])})(?:{re.escape(format.PARTIAL_SUFFIX)})?")
 _IN_SHARDS = re.compile(f"{format.SHARD_NAME.pattern}|{format.PARTIAL_SHARD_NAME.pattern}")
 
 
@@ -169,18 +169,13 @@ def finished_shards(files: Sequence[str]) -> list[str]:
     return [name for name in names if format.SHARD_NAME.fullmatch(name)]
 
 
-def partial_files(files: Sequence[str], share: Share | None, alone: bool = True) -> list[str]:
-    """Return the files that are not whole, by their names: those of a share, or all there are.
-
-    ``alone``: whether this process has the lock of the folder, so that those of the whole run are its own.
-    """
+def partial_files(files: Sequence[str], share: Share | None) -> list[str]:
+    """Return the files that are not whole, by their names: those of a share alone, or all there are."""
 
     def is_own(name: str) -> bool:
         if name.startswith(format.shard_path("")):
             return share is None or share.has(format.shard_number(name))
-        if _OF_A_SHARE.match(name):
-            return share is None or f"-{share.mark}." in name
-        return alone
+        return share is None or f"-{share.mark}." in name
 
     return [name for name in files if name.endswith(format.PARTIAL_SUFFIX) and is_own(name)]
 

@@ -126,7 +126,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def drop_partial_files(self) -> None:
         """Remove what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
         # By their names alone: to open what is finished takes minutes, and a signal waits for this.
-        for name in partial_files(list_files(self.path)[0], self.share, alone=self.share is None):
+        for name in partial_files(list_files(self.path)[0], self.share):
             (self.path / name).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -255,12 +255,8 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         Digests(folder).fold(hold.living)
     plan = plan_parts(spec, contents, existing == EXTEND)
     useless = {folder / name: "unfinished" for name in partial_files(contents.files, share)}
-    identities = {format.manifest_name(number): part.identity for number, part in enumerate(plan.parts)}
-    others = [
-        name
-        for name, manifest in contents.manifests.items()
-        if name not in identities or (manifest and manifest.identity != identities[name])
-    ]
+    parts = {format.manifest_name(number): manifest.part for number, manifest in enumerate(plan.parts)}
+    others = [name for name, found in contents.manifests.items() if name not in parts or (found and found.part != parts[name])]
     if others and hold and hold.living:
         raise LockedError(
             f"{folder}: other parts make a run of other images or options, got part {min(map(str, hold.living))} of it. Expected "
