@@ -116,9 +116,8 @@ def test_a_link_or_a_folder_under_a_name_of_a_run_is_refused(written: Path, tmp_
     for existing in ("resume", "extend", "replace", "fail"):
         with pytest.raises(StoreError) as raised:
             open_folder(folder, make_spec(), existing)
-        assert str(raised.value) == (
-            f"{path}: not a file that this program has written, got {'a link' if path.is_symlink() else 'a folder'}. Expected "
-            "nothing of this name, since the run needs it. Move it away, or choose another folder with name=..."
+        assert str(raised.value).startswith(
+            f"{path}: not a file of the run, got {'a link' if path.is_symlink() else 'a folder'}."
         )
     assert files_in(folder) == before
     assert kind == "folder" or outside.read_text() == "precious"
@@ -131,7 +130,7 @@ def test_a_file_of_another_program_is_not_replaced(tmp_path: Path, name: str) ->
     with h5py.File(tmp_path / name, "w") as file:
         file["precious"] = 1
     before = (tmp_path / name).read_bytes()
-    with pytest.raises(StoreError, match=r"not a file that this program has written, got a file of another program\. Expected"):
+    with pytest.raises(StoreError, match=r"not a file of the run, got one of another program\. Expected"):
         open_folder(tmp_path, make_spec(), "replace")
     with pytest.raises(StoreError, match="not a file that this version of the program writes, got format None"):
         open_folder(tmp_path, make_spec(), "resume")

@@ -46,9 +46,7 @@ class Digests:
         self._folder = folder
         self._adding = threading.Lock()
         self.by_name = _read(self.path)
-        self._of_writers = (
-            {} if writer else {name: folder / format.marked(format.DIGESTS_NAME, name) for name in _writers(folder)}
-        )
+        self._of_writers = {} if writer else _writers(folder)
         lines = [line for path in self._of_writers.values() for line in _read(path).items()]
         disputed = {name for name, digest in lines if self.by_name.setdefault(name, digest) != digest}
         for name in disputed:
@@ -149,10 +147,10 @@ def _read(path: Path) -> dict[str, str]:
     return {line[2]: line[1] for line in lines if line}
 
 
-def _writers(folder: Path) -> list[str]:
-    """Return the writers that have lines of their own in a run folder."""
+def _writers(folder: Path) -> dict[str, Path]:
+    """Return the files of writers in a run folder, by their names."""
     try:
-        found = [format.WRITER_DIGESTS_NAME.fullmatch(path.name.removesuffix(format.PARTIAL_SUFFIX)) for path in folder.iterdir()]
+        names = [path.name.removesuffix(format.PARTIAL_SUFFIX) for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted({name[1] for name in found if name})
+        return {}
+    return {found[1]: folder / name for name in names if (found := format.WRITER_DIGESTS_NAME.fullmatch(name))}

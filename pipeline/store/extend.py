@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,40 +26,31 @@ _REPLACE = "Choose another folder with name=..., or use output.existing=replace 
 _EXTEND = f"Use output.existing=extend to append new images and keep the rows of removed ones. {_REPLACE}"
 
 
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """A run and its parts.
-
-    Attributes:
-        spec: The run with all its parts.
-        parts: The manifest of each.
-    """
-
-    spec: RunSpec
-    parts: tuple[PartManifest, ...]
-
-    def up_to(self, part: int) -> RunSpec:
-        """Return the run as it is with this part, and none after it."""
-        whole, last = self.spec.manifest, self.parts[part]
-        assert last.images is not None
-        stop = last.part.stop
-        manifest = replace(
-            whole,
-            keys=whole.keys[:stop],
-            labels=whole.labels[:stop],
-            file_bytes=whole.file_bytes[:stop],
-            metadata={name: values[:stop] for name, values in whole.metadata.items()},
-            digest=last.images.digest,
-        )
-        return replace(self.spec, manifest=manifest, before=self.spec.before[:part])
+# A run with all its parts, and the manifest of each.
+Plan: TypeAlias = tuple[RunSpec, Sequence[PartManifest]]
 
 
-def plan_new_run(spec: RunSpec) -> RunPlan:
+def plan_new_run(spec: RunSpec) -> Plan:
     """Return the plan of a run that has one part, the images that are there now."""
-    return RunPlan(spec, (PartManifest(spec.identity, 0, np.zeros(0, np.int64), spec.manifest),))
+    return spec, [PartManifest(spec.identity, 0, np.zeros(0, np.int64), spec.manifest)]
 
 
-def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> RunPlan:
+def up_to(spec: RunSpec, parts: Sequence[PartManifest], part: int) -> RunSpec:
+    """Return a run as it is with this part, and none after it."""
+    whole, images, stop = spec.manifest, parts[part].images, parts[part].part.stop
+    assert images is not None
+    manifest = replace(
+        whole,
+        keys=whole.keys[:stop],
+        labels=whole.labels[:stop],
+        file_bytes=whole.file_bytes[:stop],
+        metadata={name: values[:stop] for name, values in whole.metadata.items()},
+        digest=images.digest,
+    )
+    return replace(spec, manifest=manifest, before=spec.before[:part])
+
+
+def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> Plan:
     """Say of which parts a run consists, so that what is there already fits into it.
 
     Args:
@@ -92,12 +84,12 @@ def _select(images: Manifest, rows: list[int]) -> Manifest:
     return make_images(keys, labels, images.file_bytes[rows], metadata)
 
 
-def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: bool) -> RunPlan:
+def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: bool) -> Plan:
     """Plan the run on from these parts; ``extend``: with a further one for what is new, else refused as it is for changes."""
     there = parts[-1].identity
     spec = _with_choices(spec, there)
     if len(parts) == 1 and spec.identity == there:
-        return RunPlan(spec, tuple(parts))
+        return spec, parts
     run, now = join_images(parts), spec.manifest
     row_of = {key: row for row, key in enumerate(run.keys)}
     # (N,) for each image now its row in the run; -1 where it has none.
@@ -129,7 +121,7 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
         places[rows] = now.places
     paths = {int(rows[place]): path for place, path in now.paths.items()}
     manifest = replace(run, root=now.root, paths=paths, skipped=now.skipped, source=now.source, places=places)
-    return RunPlan(replace(spec, manifest=manifest, before=tuple(part.part for part in parts[:-1])), tuple(parts))
+    return replace(spec, manifest=manifest, before=tuple(part.part for part in parts[:-1])), parts
 
 
 def _with_choices(spec: RunSpec, there: Mapping[str, str]) -> RunSpec:

@@ -39,9 +39,9 @@ LEVEL = 1
 # What bytes that are not as they were written raise in gzip, JSON and here.
 _READ_ERRORS = (*HDF5_READ_ERRORS, EOFError, zlib.error, StoreError)
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.
-_NAMES = (*map(re.escape, (*format.COMPANION_NAMES, format.INDEX_NAME)), format.MANIFEST_NAME.pattern)
-_NAMES_OF_SHARES = (format.PART_COMPANION_NAME.pattern, format.WRITER_DIGESTS_NAME.pattern)
-_IN_FOLDER = re.compile(f"(?:{'|'.join([*_NAMES, *_NAMES_OF_SHARES])})(?:{re.escape(format.PARTIAL_SUFFIX)})?")
+_NAMES = [re.escape(name) for name in (*format.COMPANION_NAMES, format.INDEX_NAME)]
+_NAMES += [name.pattern for name in (format.MANIFEST_NAME, format.PART_COMPANION_NAME, format.WRITER_DIGESTS_NAME)]
+_IN_FOLDER = re.compile(f"(?:{'|'.join(_NAMES)})(?:{re.escape(format.PARTIAL_SUFFIX)})?")
 _IN_SHARDS = re.compile(f"{format.SHARD_NAME.pattern}|{format.PARTIAL_SHARD_NAME.pattern}")
 
 

@@ -13,10 +13,10 @@ from ..errors import LockedError, StoreError
 from ..records import RunSpec, Transform
 from ..sharding import ShardSpec, Share
 from ..storage import read_ahead, refresh
-from . import disk, format, tables
-from .damage import DamagedError, extra_file, of_another_run, own_node, reading, unreadable
+from . import damage, disk, format, tables
+from .damage import DamagedError
 from .digests import Digests, digest_of
-from .extend import RunPlan, plan_new_run, plan_parts
+from .extend import Plan, plan_new_run, plan_parts, up_to
 from .lock import Hold
 from .run_contents import finished_shards, list_files, partial_files, read_run_contents, write_manifest
 from .verification import complete_digests
@@ -41,17 +41,18 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def __init__(
         self,
         path: Path,
-        plan: RunPlan,
+        plan: Plan,
         hold: Hold | None,
         share: Share | None,
         finished: Collection[ShardSpec],
         replaced: Collection[Path],
     ) -> None:
         """Take what was found in the folder."""
-        self.path, self.share, self.spec, self.replaced = path, share, plan.spec, replaced
-        self.own = tuple(shard for shard in plan.spec.shards() if share is None or share.has(shard.number))
+        self.spec, self._parts = plan
+        self.path, self.share, self.replaced = path, share, replaced
+        self.own = tuple(shard for shard in self.spec.shards() if share is None or share.has(shard.number))
         self.finished = frozenset(finished)
-        self._plan, self._hold, self._has_stale_index = plan, hold, False
+        self._hold, self._has_stale_index = hold, False
 
     @property
     def missing(self) -> tuple[ShardSpec, ...]:
@@ -61,7 +62,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def parts(self) -> Iterator[tuple[RunSpec, tuple[ShardSpec, ...]]]:
         """Yield the run up to each part of which shards are missing, and these shards."""
         for part in sorted({shard.part for shard in self.missing}):
-            yield self._plan.up_to(part), tuple(shard for shard in self.missing if shard.part == part)
+            yield up_to(self.spec, self._parts, part), tuple(shard for shard in self.missing if shard.part == part)
 
     def digests(self) -> Digests:
         """Return what finished shards get their lines in."""
@@ -79,7 +80,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Add fitted transforms to the run, and the SHA-256 of their file to what is stored with it."""
         attributes = {**self.spec.attributes, "transforms_sha256": digest}
         self.spec = replace(self.spec, transforms=transforms, attributes=attributes)
-        self._plan = replace(self._plan, spec=self.spec)
 
     def make_again(self, shards: Collection[ShardSpec]) -> None:
         """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""
@@ -102,13 +102,13 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             digests = Digests(self.path)
             # A kill must leave no line that is not true of a shard: none of one that is made again.
             digests.drop_missing(besides=[format.shard_path(shard.file_name) for shard in self.missing])
-            for number, part in enumerate(self._plan.parts):
+            for number, part in enumerate(self._parts):
                 if not digests.agrees(format.manifest_name(number)):
                     write_manifest(self.path, number, part)
 
     def is_extended(self) -> bool:
         """Tell whether another process has extended the run since it was opened here; to be asked :meth:`alone`."""
-        return (self.path / format.manifest_name(len(self._plan.parts))).exists()
+        return (self.path / format.manifest_name(len(self._parts))).exists()
 
     def lacking(self) -> list[ShardSpec]:
         """Return the shards that are not there, those of other processes too; to be asked :meth:`alone`."""
@@ -186,7 +186,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
         if hold:
             hold.release()
         if isinstance(error, OSError):
-            raise unreadable(Path(error.filename or folder), error) from error
+            raise damage.unreadable(Path(error.filename or folder), error) from error
         raise
 
 
@@ -210,11 +210,10 @@ def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) 
 
 def _refuse_foreign_files(folder: Path) -> None:
     """Refuse links, folders and pipes under names of a run, which would be followed or waited for, and somebody else's folder."""
+    damage.require_own_shards(folder)
     files, special = list_files(folder)
-    special += [format.SHARD_FOLDER] * (folder / format.SHARD_FOLDER).is_symlink()
-    if special:
-        path = folder / special[0]
-        raise _foreign_file(path, "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no regular file")
+    for name in special:
+        damage.require_file(folder / name)
     names = [name for name in files if name in format.COMPANION_NAMES]
     is_run = any(name.startswith((format.SHARD_FOLDER, format.INDEX_NAME, "manifest")) for name in files)
     if names and not is_run and not (folder / format.LOCK_NAME).exists():
@@ -222,13 +221,6 @@ def _refuse_foreign_files(folder: Path) -> None:
             f"{folder}: not a run folder, got {', '.join(names)} of somebody else. Expected an empty folder, or one that this "
             f"program has written. Choose another with name=... or output.dir=..."
         )
-
-
-def _foreign_file(path: Path, what: str) -> StoreError:
-    return StoreError(
-        f"{path}: not a file that this program has written, got {what}. Expected nothing of this name, since the run needs "
-        f"it. Move it away, or choose another folder with name=..."
-    )
 
 
 def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
@@ -247,15 +239,15 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
     if existing == REPLACE:
         for name in results:
             if name.endswith(".h5") and tables.is_foreign(folder / name):
-                raise _foreign_file(folder / name, "a file of another program")
+                raise damage.foreign(folder / name, "not a file of the run, got one of another program", "nothing of this name")
         # The index first: while it is there, a reader takes the run for whole.
         replaced = [folder / name for name in sorted(contents.files, key=lambda name: name != format.INDEX_NAME)]
         return RunFolder(folder, plan_new_run(spec), hold, share, (), replaced)
     if hold:
         Digests(folder).fold(hold.living)
-    plan = plan_parts(spec, contents, existing == EXTEND)
+    spec, manifests = plan_parts(spec, contents, existing == EXTEND)
     useless = {folder / name: "unfinished" for name in partial_files(contents.files, share)}
-    parts = {format.manifest_name(number): manifest.part for number, manifest in enumerate(plan.parts)}
+    parts = {format.manifest_name(number): manifest.part for number, manifest in enumerate(manifests)}
     others = [name for name, found in contents.manifests.items() if name not in parts or (found and found.part != parts[name])]
     if others and hold and hold.living:
         raise LockedError(
@@ -263,16 +255,16 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
             f"all parts with the same images and options. Wait for them, then run the parts again with output.existing=extend."
         )
     useless |= {folder / name: "the plan of a part that has no shards" for name in others}
-    shards, digests = {shard.file_name: shard for shard in plan.spec.shards()}, [part.digest for part in plan.spec.parts]
+    shards, digests = {shard.file_name: shard for shard in spec.shards()}, [part.digest for part in spec.parts]
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))
     finished: set[ShardSpec] = set()
     for path in read_ahead(folder / format.shard_path(name) for name in own):
         if path.name not in shards:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
-            raise extra_file(path, next(iter(shards)), len(shards))
+            raise damage.extra_file(path, next(iter(shards)), len(shards))
         shard = shards[path.name]
         try:
-            _check_shard(path, plan.spec, digests[shard.part], shard)
+            _check_shard(path, spec, digests[shard.part], shard)
             finished.add(shard)
         except DamagedError:
             useless[path] = "damaged"
@@ -285,8 +277,8 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         try:
             with tables.open_file(index) as file:
                 last = tables.read_parts(file, index)[-1]
-            if last not in plan.spec.parts:
-                raise of_another_run(index, last.digest, plan.spec.digest)
+            if last not in spec.parts:
+                raise damage.of_another_run(index, last.digest, spec.digest)
             if any(shard.stop <= last.stop and name not in there for name, shard in shards.items()):
                 useless[index] = "an index of shards that are to be made again"
         except DamagedError:
@@ -295,14 +287,14 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         _log.warning("%s: %s, since it is %s", path, "removed" if hold else "to be removed", reason)
         if hold:
             disk.remove(path)
-    return RunFolder(folder, plan, hold, share, finished, () if hold else useless)
+    return RunFolder(folder, (spec, manifests), hold, share, finished, () if hold else useless)
 
 
 def _check_shard(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> None:
     """Make sure that a shard is of the run, and has its layers and what :func:`pipeline.job.check_finished` reads of it."""
-    with reading(path, "the tree"), tables.open_file(path) as file:
+    with damage.reading(path, "the tree"), tables.open_file(path) as file:
         tables.check_shard(file, path, digest, shard)
         for feature in spec.features:
-            own_node(file["features"], feature.name)
+            damage.own_node(file["features"], feature.name)
         for name in ("error", "bytes", "sha256"):
             tables.read_column(file, path, name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -48,18 +46,17 @@ def summarise_run(path: Path) -> dict[str, Any]:
         name = format.manifest_name(0)
         raise damage.damaged(folder / name, "the manifest", "none that agrees with its own digest")
     unreadable = [*contents.special, *(name for name, manifest in contents.manifests.items() if manifest is None)]
-    index = head = None
+    attributes, layers, known = dict[str, Any](), dict[str, dict[str, Any]](), list[str]()
     if format.INDEX_NAME in contents.files:
         try:
-            index = head = _read_file(folder / format.INDEX_NAME)
+            attributes, layers, known = _read_file(folder / format.INDEX_NAME)
         except DamagedError:
             unreadable.append(format.INDEX_NAME)
-    indexed = len(index.errors) if index else 0
     finished = [shard for shard in contents.plan if shard.file_name in contents.shards]
     errors: list[str] = []
     for shard in finished:
-        if index and shard.stop <= indexed:
-            errors += index.errors[shard.first : shard.stop]
+        if shard.stop <= len(known):
+            errors += known[shard.first : shard.stop]
             continue
         name = format.shard_path(shard.file_name)
         try:
@@ -67,12 +64,12 @@ def summarise_run(path: Path) -> dict[str, Any]:
         except (DamagedError, ForeignError):
             unreadable.append(name)
         else:
-            errors += found.errors
-            head = head or found
-    identity, rows = contents.planned[-1].identity, contents.planned[-1].part.stop
+            attributes, layers = attributes or found[0], layers or found[1]
+            errors += found[2]
+    identity, rows, indexed = contents.planned[-1].identity, contents.planned[-1].part.stop, len(known)
     unknown = {"shape": None, "dtype": identity["output.dtype"], "channels": 0, "stride_px": 0}
-    layers = [{"name": name, **(head.layers[name] if head else unknown)} for name in identity["layers"].split(",")]
-    for layer in layers:
+    told = [{"name": name, **layers.get(name, unknown)} for name in identity["layers"].split(",")]
+    for layer in told:
         values = errors.count("") * math.prod(layer["shape"] or ())
         layer["bytes_raw"] = values * format.ITEMSIZE_BYTES[layer["dtype"]] if layer["shape"] else None
     state = "finished" if indexed == rows else "an extension is not finished" if indexed else "not finished"
@@ -88,25 +85,16 @@ def summarise_run(path: Path) -> dict[str, Any]:
         "shards_finished": len(finished),
         "images_per_shard": int(identity["output.images_per_shard"]),
         "parts": [sum(shard.rows for shard in of_part) for _, of_part in groupby(contents.plan, lambda shard: shard.part)],
-        "layers": layers,
+        "layers": told,
         "bytes_stored": sum(sizes[shard.file_name] for shard in finished),
-        "attributes": head.attributes if head else {},
+        "attributes": attributes,
         "identity": identity,
         "unreadable": unreadable,
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """What a shard or the index tells: attributes, why each row failed ("" for the good ones), and its layers by name."""
-
-    attributes: Mapping[str, Any]
-    errors: list[str]
-    layers: Mapping[str, Mapping[str, Any]]
-
-
-def _read_file(path: Path) -> _File:
-    """Read a shard or the index."""
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[str]]:
+    """Return what a shard or the index tells: attributes, layers by name, and why each row failed, "" for the good ones."""
     with tables.open_file(path) as file, damage.reading(path, "the tree"):
         layers = {}
         for name in tables.layer_names(file):
@@ -115,4 +103,4 @@ def _read_file(path: Path) -> _File:
             shape = [int(side) for side in node.shape[1:]] if hasattr(node, "shape") else None
             numbers = {key: int(node.attrs[key]) for key in ("channels", "stride_px")}
             layers[name] = {"shape": shape, "dtype": str(node.attrs["dtype"]), **numbers}
-        return _File(dict(file.attrs), tables.read_column(file, path, "error").tolist(), layers)
+        return dict(file.attrs), layers, tables.read_column(file, path, "error").tolist()
