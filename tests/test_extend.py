@@ -155,7 +155,6 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
     tmp_path: Path,
     pictures: Callable[[Path, str], None],
     extract: Callable[..., Report],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, run = tmp_path / "imgs", tmp_path / "outputs/run"
     pictures(images, "abd")
@@ -178,17 +177,8 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
 
     (images / "c.png").unlink(missing_ok=True)
     pictures(images, "c")
-    first, second = sorted((run / "shards").iterdir())
-    untouched, before = (first.stat().st_ino, first.read_bytes()), second.read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.job.make_missing", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            extract(existing=existing, **settings)
-    # Killed here, nothing is lost, no line accuses the new shard, and no index tells of the old one.
-    assert second.read_bytes() == before
-    assert second.name not in (run / "SHA256SUMS").read_text()
-    assert not (run / "features.h5").exists()
-
+    first = min((run / "shards").iterdir())
+    untouched = first.stat().st_ino, first.read_bytes()
     report = extract(existing=existing, **settings)
     assert (report.rows, report.rows_now, report.failed) == (4, 2, 1)
     assert "can be read now or changed, e.g. " in (run / "run.log").read_text()
