@@ -164,10 +164,8 @@ def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
     Raises:
         StoreError: It cannot be written.
     """
-    try:
+    with disk.writing(path):
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise disk.write_error(path, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # A full disk stops the run by its own error; that the log cannot be written then is no news.
     handler.handleError = lambda record: None  # type: ignore[method-assign]

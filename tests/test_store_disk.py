@@ -83,6 +83,7 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
     folder = tmp_path / "new/outputs/run"
     write_run(folder, make_spec())
     shards = [shard.file_name for shard in make_spec().shards()]
+    assert renamed.pop("SHA256SUMS") == len(synced) - 1
     assert sorted(renamed) == sorted([*shards, "features.h5", "manifest.jsonl.gz"])
     folders = [place.stat().st_ino for place in (tmp_path, tmp_path / "new", tmp_path / "new/outputs", folder)]
     assert [inode for inode, _ in synced[:4]] == folders
@@ -90,5 +91,5 @@ def test_every_file_of_a_run_is_on_the_disk_before_its_name_and_its_name_before_
         assert synced[count][0] == (folder / "shards" if name in shards else folder).stat().st_ino
     # The index says that all shards are there: its name comes after theirs are durable.
     assert max(renamed[shard] for shard in shards) < renamed["features.h5"]
-    # After that there is only its line among the checksums.
-    assert renamed["features.h5"] == len(synced) - 2
+    # After that there are only its folder and the file of digests, with a line of it.
+    assert renamed["features.h5"] == len(synced) - 3

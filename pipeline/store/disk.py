@@ -39,27 +39,26 @@ _CAUSES: dict[int | None, tuple[str, str]] = {
 }
 
 
-def write_error(path: Path, error: OSError) -> StoreError:
-    """Return the one line for a write that the disk refused, or the storage at an address."""
-    if isinstance(error, StorageError):
-        return error
-    if isinstance(path, RemotePath) and not str(error.filename or "").startswith(str(path)):
-        path = path.scratch
-    happened, remedy = _CAUSES.get(error.errno, ("it cannot be written", "Check the disk and the folder"))
-    got = errno.errorcode.get(error.errno or 0) or " ".join(str(error).split())[:200]
-    return StoreError(
-        f"{path}: {happened}, got {got}. Expected a folder that can be written. "
-        f"{remedy}, then run again with output.existing=resume: finished shards are kept."
-    )
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise, for what the disk or the storage refuses in the block, what :func:`write_error` says of a path."""
+    """Raise in one line what the disk refuses in the block; what a storage refuses is one already.
+
+    Raises:
+        StoreError: The path cannot be written; of one at an address, unless an error names it, its scratch folder.
+    """
     try:
         yield
+    except StorageError:
+        raise
     except OSError as error:
-        raise write_error(path, error) from error
+        if isinstance(path, RemotePath) and not str(error.filename or "").startswith(str(path)):
+            path = path.scratch
+        happened, remedy = _CAUSES.get(error.errno, ("it cannot be written", "Check the disk and the folder"))
+        got = errno.errorcode.get(error.errno or 0) or " ".join(str(error).split())[:200]
+        raise StoreError(
+            f"{path}: {happened}, got {got}. Expected a folder that can be written. "
+            f"{remedy}, then run again with output.existing=resume: finished shards are kept."
+        ) from error
 
 
 def partial_path(path: Path, mark: str = "") -> Path:
@@ -186,12 +185,13 @@ def refuse_unwritable(folder: Path) -> None:
     """Refuse a folder in which no files could be made, as far as anybody can tell without making any.
 
     Raises:
-        StoreError: It is such a folder.
+        OSError: It is such a folder.
     """
     place = _nearest(folder)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        number = errno.EACCES if place.is_dir() else errno.ENOTDIR
-        raise write_error(folder, OSError(number, os.strerror(number)))
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def remove(*paths: Path) -> None:

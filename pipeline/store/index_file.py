@@ -67,37 +67,30 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     with h5py.File(content, "w") as file:
         group = file.create_group("features")
         for feature in spec.features:
-            if feature.shape is None:
-                node = _link_images(group, feature.name, spec, joined["status"])
-            else:
-                node = _map_shards(group, feature, spec)
-            write_layer(node, feature, spec.dtype)
+            write_layer(_map_layer(group, feature, spec, joined["status"]), feature, spec.dtype)
         write_tables(file, spec, None, joined, arrays, statistics)
     path = folder / format.INDEX_NAME
     disk.write_file(path, content.getbuffer(), Digests(folder).publish)
     return path
 
 
-def _map_shards(group: h5py.Group, feature: FeatureSpec, spec: RunSpec) -> h5py.Dataset:
-    assert feature.shape is not None
-    layer, dtype = feature.name, np.dtype(format.STORED_DTYPES[spec.dtype])
-    layout = h5py.VirtualLayout((len(spec.manifest), *feature.shape), dtype)
-    for shard in spec.shards():
-        # HDF5 takes a relative path from the folder of the file that holds it.
-        path = format.shard_path(shard.file_name)
-        layout[shard.first : shard.stop] = h5py.VirtualSource(path, f"features/{layer}", (shard.rows, *feature.shape), dtype)
-    return group.create_virtual_dataset(layer, layout, fillvalue=np.nan)
-
-
-def _link_images(group: h5py.Group, layer: str, spec: RunSpec, statuses: Column) -> h5py.Group:
-    """Link each image that is ok, at native size, to its dataset in a shard."""
-    node = group.create_group(layer)
-    for shard in spec.shards():
-        for row in range(shard.first, shard.stop):
-            if statuses[row] == OK:
-                name = format.native_name(row)
-                node[name] = h5py.ExternalLink(format.shard_path(shard.file_name), f"/features/{layer}/{name}")
-    return node
+def _map_layer(group: h5py.Group, feature: FeatureSpec, spec: RunSpec, statuses: Column) -> h5py.Dataset | h5py.Group:
+    """Return a layer of the index: a virtual dataset, or at native size a link to the dataset of each image that is ok."""
+    name, shape, dtype = feature.name, feature.shape, np.dtype(format.STORED_DTYPES[spec.dtype])
+    # HDF5 takes a relative path from the folder of the file that holds it.
+    shards = [(shard, format.shard_path(shard.file_name)) for shard in spec.shards()]
+    if shape is None:
+        node = group.create_group(name)
+        for shard, path in shards:
+            for row in range(shard.first, shard.stop):
+                if statuses[row] == OK:
+                    image = format.native_name(row)
+                    node[image] = h5py.ExternalLink(path, f"/features/{name}/{image}")
+        return node
+    layout = h5py.VirtualLayout((len(spec.manifest), *shape), dtype)
+    for shard, path in shards:
+        layout[shard.first : shard.stop] = h5py.VirtualSource(path, f"features/{name}", (shard.rows, *shape), dtype)
+    return group.create_virtual_dataset(name, layout, fillvalue=np.nan)
 
 
 def read_run_spec(folder: Path) -> RunSpec:

@@ -1,15 +1,13 @@
 """The locks of a run folder: who may change what lies in it.
 
-A whole run holds ``.lock`` as long as it lives. Of several processes that make a run together, each its share of the shards,
-each holds ``.lock-3-of-8`` as long as it lives, and ``.lock`` only while it opens the folder, fits the transforms of ``pca``
-or writes the index; the others wait for that. So whoever has ``.lock`` can tell who lives, and is alone in changing what is
-not of one share.
+A whole run holds ``.lock`` as long as it lives. Of several processes that make a run together, each holds ``.lock-3-of-8`` as
+long as it lives, and ``.lock`` only while it opens the folder, fits the transforms of ``pca`` or writes the index; the others
+wait for that. So whoever has ``.lock`` can tell who lives, and is alone in changing what is not of one share.
 
-At an address a lock is an object, which a kill leaves behind. The system's locks end with their holder, however it ends. On
-another machine too, as far as the file system tells its clients of them: NFS does, Lustre does if it is mounted with
-``flock``. With NFS' ``local_lock`` or Lustre's ``localflock``, or where there are no locks at all, nothing refuses the same
-part started twice. No shard is wrong for that: each is written under a name of its own, and renamed when it is whole. Two
-parts that finish in the same second may write one index together; ``verify`` would tell.
+At an address a lock is an object, which a kill leaves behind. The system's locks end with their holder, on another machine too
+if the file system tells its clients: NFS does, Lustre if it is mounted with ``flock``. With ``local_lock`` or ``localflock``, or
+without locks, nothing refuses the same part started twice. No shard is wrong for that, as each is written under a name of its
+own; two parts that finish in the same second may write one index together, which ``verify`` would tell.
 
 Source: flock(2), NFS details; nfs(5), local_lock; mount.lustre(8), flock and localflock.
 """
@@ -103,12 +101,11 @@ class Lock:
 
     def release(self) -> None:
         """Let go of it, if this process has it; never raises for what the storage does."""
-        if self._file is not None:
-            # The end of the process lets go of what the system does not take back now.
-            with suppress(OSError):
+        # The end of the process lets go of what the system does not take back now.
+        with suppress(OSError):
+            if self._file is not None:
                 self._file.release()
-        elif self.is_taken:
-            with suppress(OSError):
+            elif self.is_taken:
                 self.path.unlink(missing_ok=True)
         self.is_taken = False
 

@@ -164,7 +164,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
             f"{folder}: the run is too large, got {len(spec.manifest)} images in {count} shards. Expected at most "
             f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
         )
-    try:
+    with disk.writing(folder):
         refresh(folder)
         _refuse_foreign_files(folder)
         if not preview:
@@ -173,8 +173,6 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
             disk.refuse_unwritable(folder)
             if (folder / format.LOCK_NAME).exists():
                 Hold(folder, share).release()
-    except OSError as error:
-        raise disk.write_error(folder, error) from error
     hold = None if preview else Hold(folder, share)
     try:
         run_folder = _find_finished(folder, hold, spec, existing, share)

@@ -31,9 +31,9 @@ MOST_FINISHING = 4
 class Writer:
     """Writes the shards of a run's last part that are still to make.
 
-    Rows of a layer must come in ascending order, those of failed images not at all; an image's features and its status may
-    come in either order. A shard is finished in the background as soon as all of it has come. Arrays that are put must not be
-    changed afterwards. One thread puts.
+    Rows of a layer come in ascending order, those of failed images not at all; an image's features and its status in either
+    order. A shard is finished in the background as soon as all of it has come. Arrays that are put may not be copied: they must
+    not be changed afterwards. One thread puts.
 
     Args:
         folder: The run's folder, opened by :func:`pipeline.store.run_folder.open_folder`.
