@@ -102,8 +102,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
                         engine = stack.enter_context(open_engine(options, weights, run_folder))
                 # From here on nothing but the disk can refuse the run.
                 run_folder.prepare()
-                if transforms:
-                    write_transforms(run_folder, transforms)
+                write_transforms(run_folder, transforms)
             log = run_folder.path / format.marked(format.LOG_NAME, options.part.mark if options.part else "")
             stack.enter_context(log_to_file(log, kept_lines))
             stack.enter_context(clearing(run_folder.drop_partial_files))

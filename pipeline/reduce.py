@@ -22,25 +22,32 @@ if TYPE_CHECKING:
     from .network.host_reductions import Reducer
     from .progress import Made, Progress, Stopwatch
     from .records import FeatureSpec, RunSpec, Transform
-    from .report import Report
     from .store.reader import Run
     from .store.run_folder import RunFolder
+
+    # What is read -> the features that are made of it, and how; None: as it is.
+    Reducers = Mapping[str, Sequence[tuple[str, Reducer | None]]]
 
 # Activations of a layer that are read at once.
 BLOCK_BYTES = 256 << 20
 WHEN_STOPPED = "finished shards are kept. Run the command again to go on."
 
 
-def reduce_run(options: ReduceOptions) -> Report:
+def reduce_run(options: ReduceOptions) -> None:
     """Write a run of the images and statuses of a finished one, and of reductions of its layers, shard by shard.
 
     Raises:
         OptionError: A layer is not stored; reductions do not fit together.
         PipelineError: The run cannot be read, or the new one not written; finished shards are kept.
     """
+    from .job import finish_run, make_missing, say_plan
+    from .plan import plan_reduced_run
     from .progress import LOGGER, Stopwatch, log_to_file, log_to_terminal
     from .store import format
+    from .store.index_file import read_run_spec
     from .store.reader import open_run
+    from .store.run_folder import open_folder
+    from .transforms import with_transforms, write_transforms
 
     watch = Stopwatch()
     with log_to_terminal() as kept_lines, open_run(options.run) as run, ExitStack() as stack:
@@ -49,46 +56,33 @@ def reduce_run(options: ReduceOptions) -> Report:
         if options.folder.absolute() == run.path.parent:
             raise OptionError(f"name: that of the run itself, got {options.name!r}. Expected another. Choose another name.")
         wanted = _wanted({name: run[name].layer for name in run.layers}, options)
-        # Not before: a wrong layer is answered at once.
-        from .job import finish_run, make_missing, say_plan
-        from .plan import plan_reduced_run
-        from .store.index_file import read_run_spec
-        from .store.run_folder import open_folder
-        from .transforms import with_transforms, write_transforms
-
-        source = read_run_spec(run.path.parent)
+        spec = read_run_spec(run.path.parent)
         devices = {name: str(run.attributes[name]) for name in format.DEVICE_ATTRIBUTES if name in run.attributes}
-        source = replace(source, attributes={**source.attributes, **devices})
-        reasons = _other_numbers(source)
-        stored = {feature.name: feature for feature in source.features}
-        planned = plan_reduced_run(source, options, [(stored[name], chain) for name, chain in wanted], not reasons)
-        bases = [stored[name] for name in dict.fromkeys(name for name, _ in wanted)]
+        spec = replace(spec, attributes={**spec.attributes, **devices})
+        stored, reasons = {feature.name: feature for feature in spec.features}, _other_numbers(spec)
+        planned = plan_reduced_run(spec, options, [(stored[name], chain) for name, chain in wanted], not reasons)
         if reasons:
-            words_for = ", ".join(reasons)
-            LOGGER.warning("numbers: not those of an extraction with these options, since the run is %s", words_for)
+            LOGGER.warning("numbers: not those of an extraction with these options, since the run is %s", ", ".join(reasons))
         target = stack.enter_context(open_folder(options.folder, planned, options.output.existing))
-        places = _find_rows(source, target)
+        source = _Source(run, _find_rows(spec, target), [stored[name] for name in dict.fromkeys(name for name, _ in wanted)])
         # Of shards made before, images may have been mended or changed since.
-        sha256, again = run.images["sha256"][places], []
+        sha256, again = run.images["sha256"][source.rows], []
         for shard in target.finished:
             with open_run(target.path / format.shard_path(shard.file_name)) as found:
                 if (found.images["sha256"] != sha256[shard.first : shard.stop]).any():
                     again.append(shard)
         target.make_again(again)
         say_plan(target)
-        sample = partial(_take_sample, run, places, bases)
-        with with_transforms(options.reduction, target, sample) as transforms:
+        with with_transforms(options.reduction, target, source.sample) as transforms:
             target.prepare()
-            if transforms:
-                write_transforms(target, transforms)
+            write_transforms(target, transforms)
         stack.enter_context(log_to_file(target.path / format.LOG_NAME, kept_lines))
         stack.enter_context(signals.clearing(target.drop_partial_files))
-        engine = partial(_make_shards, run, places, bases, target) if target.missing else None
         try:
-            made = make_missing(target, engine, [], watch)
+            made = make_missing(target, partial(source.make_shards, target) if target.missing else None, [], watch)
         except NetworkError as error:
             raise NetworkError(f"{str(error).partition(' Use ')[0]} Extract it with output.dtype=float32.") from error
-        return finish_run(target.path, target.spec, made, watch)
+        finish_run(target.path, target.spec, made, watch)
 
 
 def _wanted(stored: Mapping[str, str], options: ReduceOptions) -> list[tuple[str, tuple[str, ...]]]:
@@ -119,26 +113,27 @@ def _wanted(stored: Mapping[str, str], options: ReduceOptions) -> list[tuple[str
     return found
 
 
-def _other_numbers(source: RunSpec) -> list[str]:
+def _other_numbers(spec: RunSpec) -> list[str]:
     """Return why reductions of stored features are not what an extraction computes; nothing where they are, bit for bit."""
     from .network.architectures import WINOGRAD
 
-    backend, device = source.options["runtime.backend"], source.attributes["device"]
-    return [
-        *(["float16"] if source.dtype != "float32" else []),
-        *([f"by runtime.backend={backend}"] if backend != WINOGRAD else []),
-        *([f"made on {device}"] if device != "cpu" else []),
-        *(["such a run itself"] if "reduced from" in source.options else []),
-    ]
+    backend, device = spec.options["runtime.backend"], spec.attributes["device"]
+    reasons = {
+        "float16": spec.dtype != "float32",
+        f"by runtime.backend={backend}": backend != WINOGRAD,
+        f"made on {device}": device != "cpu",
+        "such a run itself": "reduced from" in spec.options,
+    }
+    return [reason for reason, is_so in reasons.items() if is_so]
 
 
-def _find_rows(source: RunSpec, target: RunFolder) -> NDArray[np.int64]:
+def _find_rows(spec: RunSpec, target: RunFolder) -> NDArray[np.int64]:
     """Return (N,) the row in the run of each image of the new one, which may have grown in another order.
 
     Raises:
         StoreError: An image is not there.
     """
-    rows = {key: row for row, key in enumerate(source.manifest.keys)}
+    rows = {key: row for row, key in enumerate(spec.manifest.keys)}
     keys = target.spec.manifest.keys
     if lost := [key for key in keys if key not in rows]:
         raise StoreError(
@@ -148,102 +143,85 @@ def _find_rows(source: RunSpec, target: RunFolder) -> NDArray[np.int64]:
     return np.array([rows[key] for key in keys], np.int64)
 
 
-def _make_shards(
-    run: Run, places: NDArray[np.int64], bases: Sequence[FeatureSpec], target: RunFolder, progress: Progress, watch: Stopwatch
-) -> Made:
-    """Make the missing shards: an engine, see :mod:`pipeline.engines`.
+class _Source:
+    """The run that is reduced: ``rows`` of it for each row of the new one, and ``bases``, what of it is read."""
 
-    Args:
-        run: What is reduced.
-        places: Row of the new run -> row of this one.
-        bases: What of it is read.
-        target: The new run.
-        progress: Is told of each shard.
-        watch: Gets the seconds of each stage.
-    """
-    from .machine import usable_cores
-    from .progress import Made
-    from .store import format
-    from .store.reader import open_run
-    from .store.writer import Writer
+    def __init__(self, run: Run, rows: NDArray[np.int64], bases: Sequence[FeatureSpec]) -> None:
+        self.run, self.rows, self.bases = run, rows, bases
 
-    columns = [run.images[name] for name in ("error", "height", "width", "bytes", "sha256")]
-    # By this time it is told which images have changed since they were read: no later than the features were made.
-    shards = [run.path.parent / format.shard_path(shard.file_name) for shard in run.shards]
-    created = min(str(open_run(path).attributes["created"]) for path in shards)
-    reducers = _prepare(target.spec.features, bases, target.spec.transforms)
-    made = Made("cpu")
-    for part, missing in target.parts():
-        part = replace(part, attributes={**part.attributes, "created": created})
-        writer = Writer(target.path, part, missing, usable_cores(), digests=target.digests())
-        try:
-            for shard in missing:
-                rows = np.arange(shard.first, shard.stop)
-                told = zip(rows.tolist(), *(column[places[rows]].tolist() for column in columns), strict=True)
-                statuses = [ImageStatus(*of_image) for of_image in told]
-                with watch.stage("store"):
-                    writer.put_statuses(statuses)
-                rows = rows[[not status.error for status in statuses]]
-                for batch in watch.over(_reduced(run, places, rows, reducers), "reduce"):
+    def make_shards(self, target: RunFolder, progress: Progress, watch: Stopwatch) -> Made:
+        """Make the missing shards: an engine, see :mod:`pipeline.engines`."""
+        from .machine import usable_cores
+        from .progress import Made
+        from .store import format
+        from .store.reader import open_run
+        from .store.writer import Writer
+
+        columns = [self.run.images[name][self.rows] for name in ("error", "height", "width", "bytes", "sha256")]
+        # By this time it is told which images have changed since they were read: no later than the features were made.
+        shards = [self.run.path.parent / format.shard_path(shard.file_name) for shard in self.run.shards]
+        created = min(str(open_run(path).attributes["created"]) for path in shards)
+        reducers = self._prepare(target.spec.features, target.spec.transforms)
+        made = Made("cpu")
+        for part, missing in target.parts():
+            part = replace(part, attributes={**part.attributes, "created": created})
+            writer = Writer(target.path, part, missing, usable_cores(), digests=target.digests())
+            try:
+                for shard in missing:
+                    rows = np.arange(shard.first, shard.stop)
+                    told = zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
+                    statuses = [ImageStatus(*of_image) for of_image in told]
                     with watch.stage("store"):
-                        writer.put_features(batch)
-                progress.count(statuses)
-            with watch.stage("finish"):
-                writer.close()
-        except BaseException:
-            writer.abort()
-            raise
-        made.add(writer)
-    return made
+                        writer.put_statuses(statuses)
+                    rows = rows[[not status.error for status in statuses]]
+                    for batch in watch.over(self._reduced(rows, reducers), "reduce"):
+                        with watch.stage("store"):
+                            writer.put_features(batch)
+                    progress.count(statuses)
+                with watch.stage("finish"):
+                    writer.close()
+            except BaseException:
+                writer.abort()
+                raise
+            made.add(writer)
+        return made
 
+    def sample(self, features: Sequence[FeatureSpec], rows: NDArray[np.int64]) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+        """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.transforms.TakeSample`."""
+        found: dict[str, list[NDArray[np.float32]]] = {}
+        rows = rows[self.run.images["status"][self.rows[rows]] == OK]
+        for batch in self._reduced(rows, self._prepare(features, {})):
+            found.setdefault(batch.layer, []).append(batch.values.reshape(len(batch.values), -1))
+        return found
 
-def _take_sample(
-    run: Run, places: NDArray[np.int64], bases: Sequence[FeatureSpec], features: Sequence[FeatureSpec], rows: NDArray[np.int64]
-) -> Mapping[str, Sequence[NDArray[np.float32]]]:
-    """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.transforms.TakeSample`."""
-    found: dict[str, list[NDArray[np.float32]]] = {}
-    rows = rows[run.images["status"][places[rows]] == OK]
-    for batch in _reduced(run, places, rows, _prepare(features, bases, {})):
-        found.setdefault(batch.layer, []).append(batch.values.reshape(len(batch.values), -1))
-    return found
+    def _prepare(self, features: Sequence[FeatureSpec], transforms: Mapping[str, Transform]) -> Reducers:
+        from .network.host_reductions import prepare
 
+        found: dict[str, list[tuple[str, Reducer | None]]] = {}
+        for feature in features:
+            # Of what is stored of its layer with the most of its reductions.
+            of_layer = [base for base in self.bases if base.layer.name == feature.layer.name]
+            fitting = [base for base in of_layer if base.reductions == feature.reductions[: len(base.reductions)]]
+            base = max(fitting, key=lambda base: len(base.reductions))
+            done = len(base.reductions)
+            reducer = prepare(feature, base.shape, transforms, done) if done < len(feature.reductions) else None
+            found.setdefault(base.name, []).append((feature.name, reducer))
+        return found
 
-def _prepare(
-    features: Sequence[FeatureSpec], bases: Sequence[FeatureSpec], transforms: Mapping[str, Transform]
-) -> dict[str, list[tuple[str, Reducer | None]]]:
-    """Return what is read -> the features that are made of it, and how; None: as it is.
+    def _reduced(self, rows: NDArray[np.int64], reducers: Reducers) -> Iterator[FeatureBatch]:
+        """Yield the features of rows that are ok, some rows of a layer at a time; at native size each image for itself."""
+        from .machine import usable_cores
+        from .network.host_reductions import reduce_rows
 
-    A feature is made of what is stored of its layer with the most of its reductions.
-    """
-    from .network.host_reductions import prepare
-
-    found: dict[str, list[tuple[str, Reducer | None]]] = {}
-    for feature in features:
-        of_layer = [base for base in bases if base.layer.name == feature.layer.name]
-        fitting = [base for base in of_layer if base.reductions == feature.reductions[: len(base.reductions)]]
-        base = max(fitting, key=lambda base: len(base.reductions))
-        done = len(base.reductions)
-        reducer = prepare(feature, base.shape, transforms, done) if done < len(feature.reductions) else None
-        found.setdefault(base.name, []).append((feature.name, reducer))
-    return found
-
-
-def _reduced(
-    run: Run, places: NDArray[np.int64], rows: NDArray[np.int64], reducers: Mapping[str, Sequence[tuple[str, Reducer | None]]]
-) -> Iterator[FeatureBatch]:
-    """Yield the features of rows that are ok, some rows of a layer at a time; at native size each image for itself."""
-    from .machine import usable_cores
-    from .network.host_reductions import reduce_rows
-
-    with ThreadPoolExecutor(usable_cores(), "reduce") as pool:
-        for base, wanted in reducers.items():
-            layer = run[base]
-            step = max(1, BLOCK_BYTES // (math.prod(layer.row_shape) * 4)) if layer.row_shape else 1
-            for first in range(0, len(rows), step):
-                block = rows[first : first + step]
-                stored = np.asarray(layer.read(places[block]), np.float32)
-                for name, reducer in wanted:
-                    yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else stored)
+        with ThreadPoolExecutor(usable_cores(), "reduce") as pool:
+            for base, wanted in reducers.items():
+                layer = self.run[base]
+                step = max(1, BLOCK_BYTES // (math.prod(layer.row_shape) * 4)) if layer.row_shape else 1
+                for first in range(0, len(rows), step):
+                    block = rows[first : first + step]
+                    stored = np.asarray(layer.read(self.rows[block]), np.float32)
+                    for name, reducer in wanted:
+                        yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else stored)
 
 
 def _reduce(options: ReduceOptions) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: T
         take_sample: Computes what is to be transformed, of a sample of the images.
 
     Yields:
-        What is to be written as ``transforms.npz`` before the first shard; nothing where it is there, or none is needed.
+        What :func:`write_transforms` is to write before the first shard; nothing where it is there, or none is needed.
 
     Raises:
         OptionError: Too few images are ok; the other run has no such transform.
@@ -68,8 +68,8 @@ def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: T
         return
     with run_folder.alone():
         # Not to rows that an extension has added: the first part's transform is the run's.
-        first = spec.parts[0]
-        content, is_there = b"", Digests(run_folder.path).agrees(path.name)
+        first, content = spec.parts[0], b""
+        is_there = Digests(run_folder.path).agrees(path.name)
         if is_there:
             content = read_file(path)
             is_there = _read(content, path)[1] == first.digest
@@ -88,12 +88,8 @@ def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: T
         yield b"" if is_there else content
 
 
-def other_transforms(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec]) -> dict[str, Transform]:
-    """Return the transforms of the run that ``reduction.pca.fit`` names; none if it names none.
-
-    Args:
-        pca: Its parameters.
-        wanted: Name of a transform -> what it is applied to.
+def other_transforms(pca: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Transform]:
+    """Return the transforms of the run that ``reduction.pca.fit`` names, by their names; none if it names none.
 
     Raises:
         OptionError: There is no such transform, of this length and with as many components.
@@ -103,16 +99,14 @@ def other_transforms(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec]) 
         return {}
     there = _read(read_file(transforms_file(path)), path)[0]
     for name in wanted:
-        transform = there.get(name)
-        if transform is None or len(transform.components) < count:
-            got = f"{len(transform.components)} components" if transform else f"transforms of {', '.join(there)}"
+        if name not in there or len(there[name].components) < count:
+            got = f"{len(there[name].components)} components" if name in there else f"transforms of {', '.join(there)}"
             raise OptionError(
                 f"reduction.pca.fit: {path} has no transform of {name} with {count} components, got {got}. "
                 f"Expected a run with it. Name another, or fit anew with reduction.pca.fit=null."
             )
-        found[name] = replace(
-            transform, components=transform.components[:count], explained_variance=transform.explained_variance[:count]
-        )
+        one = there[name]
+        found[name] = Transform(one.mean, one.components[:count], one.explained_variance[:count])
     return found
 
 
@@ -146,7 +140,7 @@ def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, t
 
 
 def _written(transforms: Mapping[str, Transform], fitted_for: str) -> bytes:
-    arrays = {f"{name}/{key}": getattr(transform, key) for name, transform in sorted(transforms.items()) for key in _ARRAYS}
+    arrays = {f"{name}/{key}": getattr(one, key) for name, one in sorted(transforms.items()) for key in _ARRAYS}
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays, **{_FITTED_FOR: np.array(fitted_for)})
     return file.getvalue()
@@ -163,11 +157,11 @@ def _read(content: bytes, path: Path) -> tuple[dict[str, Transform], str]:
 
 
 def write_transforms(run_folder: RunFolder, content: bytes) -> None:
-    """Write the file, whole or not at all, with its line in ``SHA256SUMS``.
+    """Write the file, if there is anything to write, whole or not at all, with its line in ``SHA256SUMS``.
 
     Raises:
         StoreError: The disk refuses.
     """
     path = run_folder.path / format.TRANSFORMS_NAME
-    with run_folder.alone():
+    if content:
         disk.write_file(path, content, Digests(path.parent).publish)
