@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,6 @@ NAMED_LAYERS = 3
 DEFAULT_NAME = "{run}-{image}-{layer}.png"
 # Source: ext4, NTFS and APFS take names of 255 bytes; there are three such parts, and a suffix while one is being written.
 LONGEST_PART_BYTES = 75
-# The kind of source that is tar files.
-TAR = "tar"
 
 
 def draw_plots(options: PlotOptions) -> None:
@@ -48,30 +46,36 @@ def draw_plots(options: PlotOptions) -> None:
         StoreError: The run cannot be read, an image failed, its input cannot be had, or a file cannot be written.
     """
     with open_run(options.run) as run, figures.plain_settings():
-        layers = choose_layers(run.layers, options.layers)
-        rows = _choose_rows(run, options.images)
-        path_of = _picture_paths(run, options, rows, layers)
-        for row in rows:
-            _draw_image(run, row, layers, options, path_of)
+        layers, written = choose_layers(run.layers, options.layers), set[Path]()
+        for row in _choose_rows(run, options.images):
+            for word, picture, what in _pictures(run, row, layers, options):
+                path = _path_of(run, row, word, options.file)
+                if path in written:
+                    raise OptionError(
+                        f"file: several pictures would have one name, got {str(path)!r}. Expected {{image}} and {{layer}} in it. "
+                        f"Write e.g. 'file={{image}}-{{layer}}{path.suffix}'."
+                    )
+                width, height = figures.save(picture, path)
+                written.add(path)
+                print(f"written: {path} ({width} x {height} px{what})", flush=True)
         if options.show:
             figures.show_windows()
 
 
-def _draw_image(run: Run, row: int, layers: Sequence[str], options: PlotOptions, path_of: Callable[[int, str], Path]) -> None:
+def _pictures(run: Run, row: int, layers: Sequence[str], options: PlotOptions) -> Iterator[tuple[str, Any, str]]:
+    """Yield each picture of an image: the word for its file's name, the figure or the picture, and what is to be said of it."""
     seen: Any = None
-    size_px = int(run.images["height"][row]), int(run.images["width"][row])
+    key, size_px = str(run.images["key"][row]), (int(run.images["height"][row]), int(run.images["width"][row]))
     try:
         seen = input_picture(run, row) if options.input is not False else None
     except ImageError as error:
-        problem = StoreError(
-            f"{image_place(run, row)!r}: the input cannot be shown, got {error}. Expected the file that was extracted. "
-            "Put it back, or use input=false."
-        )
+        problem = f"the input cannot be shown, got {error}. Expected the file that was extracted"
+        problem = f"{run.attributes.get('data_root', '')}: {key!r}: {problem}. Put it back, or use input=false."
         if options.input == "only":
-            raise problem from error
+            raise StoreError(problem) from error
         print(f"drawn without input: {problem}", file=sys.stderr)
     if options.input == "only":
-        _save(Image.fromarray(seen), path_of(row, "input"))
+        yield "input", Image.fromarray(seen), ""
         return
     seen_lines = [f"{words_for_shape(size_px)} px"]
     if seen is not None and seen.shape[:2] != size_px:
@@ -81,13 +85,7 @@ def _draw_image(run: Run, row: int, layers: Sequence[str], options: PlotOptions,
     about = f"row {row} of {beside(run.path)[1]} · {run.attributes['network']}, {weights}"
     scale = ", one scale for all" if options.scale == "shared" else ""
     for word, line, maps in _sheets(run, row, layers, options):
-        figure = figures.draw((str(run.images["key"][row]), about, line + scale), maps, options, seen, seen_lines)
-        _save(figure, path_of(row, word), f", {counted(len(maps), 'map')}")
-
-
-def _save(picture: Any, path: Path, what: str = "") -> None:
-    width, height = figures.save(picture, path)
-    print(f"written: {path} ({width} x {height} px{what})", flush=True)
+        yield word, figures.draw((key, about, line + scale), maps, options, seen, seen_lines), f", {counted(len(maps), 'map')}"
 
 
 def _choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
@@ -210,26 +208,12 @@ def _feature_map(
     return FeatureMap(name, [*lines, *said], drawn, channels, low, high)
 
 
-def _picture_paths(run: Run, options: PlotOptions, rows: Sequence[int], layers: Sequence[str]) -> Callable[[int, str], Path]:
-    """Return what names the file of a sheet, from its row and the word for its layers: beside the run unless asked otherwise."""
-    (folder, run_name), pattern = beside(run.path), options.file or DEFAULT_NAME
-    names = {row: _file_name(str(run.images["key"][row])) for row in rows}
-    if len(set(names.values())) < len(names):
-        names = {row: f"{row}-{name}" for row, name in names.items()}
-    sheets = len(layers) if options.channels is not None and options.input != "only" else 1
-    for count, mark in ((len(rows), "{image}"), (sheets, "{layer}")):
-        if count > 1 and mark not in pattern:
-            raise OptionError(
-                f"file: {count} pictures would have one name, got {pattern!r}. Expected {mark} in it. "
-                f"Write e.g. 'file={Path(pattern).stem}-{mark}{Path(pattern).suffix}'."
-            )
-
-    def path_of(row: int, word: str) -> Path:
-        parts = {"{run}": _file_name(run_name), "{image}": names[row], "{layer}": _file_name(word)}
-        name = re.sub(r"\{(?:run|image|layer)\}", lambda mark: parts[mark[0]], pattern)
-        return Path(name) if options.file else folder / name
-
-    return path_of
+def _path_of(run: Run, row: int, word: str, file: str | None) -> Path:
+    """Return the file of a picture, from the word for its layers: beside the run unless asked otherwise."""
+    folder, run_name = beside(run.path)
+    parts = {"run": run_name, "image": str(run.images["key"][row]), "layer": word}
+    name = re.sub(r"\{(run|image|layer)\}", lambda mark: _file_name(parts[mark[1]]), file or DEFAULT_NAME)
+    return Path(name) if file else folder / name
 
 
 def _file_name(text: str) -> str:
@@ -261,26 +245,17 @@ def find_image(run: Run, row: int) -> ImageRecord:
     Raises:
         ImageError: It cannot be found, for the reason given.
     """
-    key, place, kind = str(run.images["key"][row]), image_place(run, row), run.attributes.get("data_source", "")
+    root, key, kind = str(run.attributes.get("data_root", "")), str(run.images["key"][row]), run.attributes.get("data_source", "")
+    # What lay outside the folder of a list has all of its address, or its path, as key.
+    path = key if is_address(key) or key.startswith("/") else f"{root}/{key}"
     if kind == RemoteImages.kind:
-        return ImageRecord(row, key, place, "", int(run.images["bytes"][row]), RemoteImages(np.zeros(0)))
-    if kind == TAR:
+        return ImageRecord(row, key, path, "", int(run.images["bytes"][row]), RemoteImages(np.zeros(0)))
+    if kind == "tar":
+        tar = str(run.images[COLUMN][row])
         try:
-            return find_in_tar(place.removesuffix(f"/{key}"), key, str(run.images[COLUMN][row]))
-        except DatasetError as error:
-            raise ImageError(f"unreadable: {error}") from error
-        except OSError as error:
+            return find_in_tar(f"{root}/{tar}", key, tar)
+        except (DatasetError, OSError) as error:
             raise ImageError(words_for(error)) from error
     if kind:
         raise ImageError(f"not looked for: the images were in {kind}")
-    return ImageRecord(row, key, place, "", 0)
-
-
-def image_place(run: Run, row: int) -> str:
-    """Return the path or address of the image of a row; of one in a tar file, that of the tar file and the key after it."""
-    root, key = str(run.attributes.get("data_root", "")), str(run.images["key"][row])
-    if is_address(key) or key.startswith("/"):
-        # What lay outside the folder of a list has all of its address, or its path, as key.
-        return key
-    tar = [str(run.images[COLUMN][row])] if run.attributes.get("data_source") == TAR else []
-    return "/".join([root, *tar, key])
+    return ImageRecord(row, key, path, "", 0)

@@ -15,7 +15,7 @@ from pipeline.cli import literal_arguments
 from pipeline.errors import ImageError, StoreError
 from pipeline.from_python import _option_of
 from pipeline.images.reading import read_image
-from pipeline.plotting import find_image, image_place, input_picture
+from pipeline.plotting import find_image, input_picture
 from pipeline.store.reader import Run
 
 from .test_reproduce import composed
@@ -65,13 +65,12 @@ def look_again(run: Run, photographs: Path, keys: list[str]) -> None:
         assert read_image(find_image(run, row)) == (photographs / key).read_bytes()
     seen = input_picture(run, 5)
     assert seen.shape == (32, 32, 3)
-    assert image_place(run, 5) == f"{Path('shards/s-1.tar').absolute()}/{keys[5]}"
     page = (run.path.parent / "report.html").read_text()
     assert "no picture" not in page
     assert page.count("data:image/png") == 6
     for spoil, said in (
         (Path.unlink, "missing: file not found"),
-        (lambda path: path.write_bytes(b"x" * 999), "unreadable: .*it is no tar file"),
+        (lambda path: path.write_bytes(b"x" * 999), ".*it is no tar file"),
     ):
         spoil(Path("shards/s-1.tar"))
         with pytest.raises(ImageError, match=said):
@@ -82,7 +81,6 @@ def test_images_of_a_set_are_not_looked_for_and_that_is_said() -> None:
     stored: Any = SimpleNamespace(attributes={"data_source": "tfds", "data_root": "/sets"}, images={"key": ["tiny-train__0"]})
     with pytest.raises(ImageError, match=r"^not looked for: the images were in tfds$"):
         find_image(stored, 0)
-    assert image_place(stored, 0) == "/sets/tiny-train__0"
 
 
 def test_what_is_given_alone_tells_the_option(tmp_path: Path) -> None:
