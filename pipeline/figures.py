@@ -33,7 +33,7 @@ LETTER_WIDTH = 0.7
 # Inches from here on.
 MARGIN, GAP, LINE_HEIGHT, SCALE_SPACE, SCALE_WIDTH = 0.2, 0.25, 0.14, 0.85, 0.09
 # Width of the only map; of one of many, at least. Charts alone are twice as wide.
-LARGEST_WIDTH, LEAST_WIDTH, INPUT_WIDTH, LEAST_SHEET = 4.2, 1.4, 2.6, 4.0
+LARGEST_WIDTH, LEAST_WIDTH, INPUT_WIDTH = 4.2, 1.4, 2.6
 # Height of the axes of a map as a part of their width; a longer map is drawn narrower. Of charts alone.
 LEAST_ASPECT, GREATEST_ASPECT, CHART_ASPECT = 0.15, 1.5, 0.33
 # Columns of a sheet over its rows, about: there is text below each map.
@@ -127,7 +127,7 @@ def draw(
     left, top = MARGIN + (INPUT_WIDTH + GAP) * (seen is not None), MARGIN + LINE_HEIGHT * (len(lines) + 3)
     gap_y = LINE_HEIGHT * (2 + max(len(one.lines) for one in maps)) + GAP
     right, bottom = left + columns * (width + GAP) - GAP, top + rows * (height + gap_y) - gap_y
-    sheet_width, sheet_height = max(right + (SCALE_SPACE if is_shared else GAP), LEAST_SHEET), bottom + gap_y
+    sheet_width, sheet_height = right + (SCALE_SPACE if is_shared else GAP), bottom + gap_y
     if seen is not None:
         sheet_height = max(
             sheet_height, top + INPUT_WIDTH * min(seen.shape[0] / seen.shape[1], GREATEST_ASPECT) + 4 * LINE_HEIGHT

@@ -9,12 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,6 +28,9 @@ from .reproduce import command_again
 from .store.reader import Run, place_of
 from .store.statistics import LayerStatistics
 
+# Stages while images are flowing.
+LOOP = ("read", "network", "reduce", "store")
+TITLE_WIDTH = 11
 # Of failures, and failed images; a run may have a million, each with a cause of its own.
 CAUSES, EXAMPLES = 12, 24
 # More of a name or of an error says nothing more.
@@ -85,11 +87,7 @@ class Report(Made):
     @property
     def bottleneck(self) -> str:
         """Stage of the loop that took longest once images were flowing; "" where none were."""
-        return (
-            max(("read", "network", "reduce", "store"), key=lambda name: self.seconds_by_stage.get(name, 0.0))
-            if self.rows_now
-            else ""
-        )
+        return max(LOOP, key=lambda name: self.seconds_by_stage.get(name, 0.0)) if self.rows_now else ""
 
     def json(self) -> str:
         """Return the report as JSON text."""
@@ -98,43 +96,38 @@ class Report(Made):
 
     def numbers(self) -> dict[str, str]:
         """Return what was done, title -> words: lines of the log, and boxes of the page."""
-        found = {}
-        if self.part:
-            what = "rows are those of the run, all else is" if self.index else "all of it is"
-            found["part"] = f"{self.part}; {what} of this part alone"
-        found["rows"] = f"{self.rows} ({self.rows - self.failed} ok, {self.failed} failed)"
-        if self.rows_now < self.rows:
-            before = "other parts or an earlier run" if self.part and self.index else "an earlier run"
-            found["kept"] = f"{self.rows - self.rows_now} finished by {before}"
-        if self.rows_added:
-            found["new"] = f"{self.rows_added} added to it"
+        kept = self.rows - self.rows_now
+        found = {
+            "part": f"{self.part}; rate, bytes, memory and seconds are of this part alone" if self.part else "",
+            "rows": f"{self.rows} ({self.rows - self.failed} ok, {self.failed} failed)",
+            "kept": f"{kept} finished by an earlier run{' or another part' * bool(self.part)}" if kept > 0 else "",
+            "new": f"{self.rows_added} added to it" if self.rows_added else "",
+        }
         if self.rows_now:
-            found["rate"] = f"{self.images_per_second:.2f} images/s on the {self.device}"
             ratio = f", {self.bytes_stored / self.bytes_raw:.0%} of raw" if self.bytes_raw else ""
+            found["rate"] = f"{self.images_per_second:.2f} images/s on the {self.device}"
             found["stored"] = f"{words_for_bytes(self.bytes_stored)}{ratio}"
             found["memory"] = f"{words_for_bytes(self.peak_memory_bytes)} at the peak"
-        return found
+        return {title: text for title, text in found.items() if text}
 
     def summary(self) -> str:
         """Return the report as a screenful of words."""
-        lines = []
-        for title, text in self.numbers().items():
-            lines.append(f"{title:11}{text}")
-            if title == "rows":
-                lines += [f"             {count:6d} {cause}" for cause, count in Counter(self.causes).most_common()]
+        found = self.numbers()
+        causes = [f"{count:8d} {cause}" for cause, count in Counter(self.causes).most_common()]
+        found["rows"] = f"\n{' ' * TITLE_WIDTH}".join([found["rows"], *causes])
         if self.skipped:
-            lines.append("skipped    " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())))
+            found["skipped"] = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
         parts = [f"{name} {seconds:.1f}" for name, seconds in self.seconds_by_stage.items() if seconds >= 0.05]
-        lines.append(f"seconds    {self.seconds:.1f} = " + " + ".join(parts))
+        found["seconds"] = f"{self.seconds:.1f} = {' + '.join(parts)}"
         if self.bottleneck:
-            lines.append(f"limit      {self.bottleneck}: {STAGES[self.bottleneck]}")
+            found["limit"] = f"{self.bottleneck}: {STAGES[self.bottleneck]}"
         if self.index:
-            lines.append(f"results    {self.index}")
+            found["results"] = self.index
             # An address is no Path.
-            lines.append(f"page       {self.index.removesuffix('features.h5')}report.html")
+            found["page"] = f"{self.index.removesuffix('features.h5')}report.html"
             first = next(iter(self.layers))
-            lines.append(f'open       from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]')
-        return "\n".join(lines)
+            found["open"] = f'from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]'
+        return "\n".join(f"{title:{TITLE_WIDTH}}{text}" for title, text in found.items())
 
 
 def render_page(report: Report, run: Run, manifest: Manifest) -> str:
@@ -163,7 +156,9 @@ def render_page(report: Report, run: Run, manifest: Manifest) -> str:
         "written": of["created"],
         "versions": ", ".join(f"{library} {version}" for library, version in report.versions.items()),
     }
-    return _template().render(
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
         name=folder.name,
         report=report,
         is_untrained=str(of["weights"]).startswith("random"),
@@ -176,12 +171,6 @@ def render_page(report: Report, run: Run, manifest: Manifest) -> str:
         # All of it is printable, and to be copied.
         command=Markup.escape(command_again(config, folder)) if config else "",
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
 
 
 def shown(value: Any) -> Any:
@@ -200,32 +189,31 @@ def spread(items: Sequence[Any], wanted: int) -> list[Any]:
 
 def _layer_cells(name: str, shape: tuple[int, ...] | None, channels: int, of: LayerStatistics) -> list[str]:
     """Return name, output, range, mean and deviation, share of zeros, and dead channels of a layer."""
-    cells = [name, words_for_shape(shape) if shape else f"native size × {channels}"]
-    if not of.rows:
-        return cells + ["–"] * 4
+    output = words_for_shape(shape) if shape else f"native size × {channels}"
     low, high, mean, deviation = map(words_for_number, (of.minimum, of.maximum, of.mean, of.standard_deviation))
-    return [*cells, f"{low} to {high}", f"{mean} ± {deviation}", words_for_share(of.zero_share), str(len(of.dead_channels))]
+    return [
+        *(name, output, f"{low} to {high}", f"{mean} ± {deviation}", words_for_share(of.zero_share)),
+        str(len(of.dead_channels)),
+    ]
 
 
 def _sample(run: Run, record: ImageRecord, layers: Sequence[str]) -> dict[str, Any]:
-    """Return an image of the run and a feature map of each of some layers: (caption, picture or "")."""
-    row = record.index
-    photo, note, maps = "", "", list[tuple[str, str]]()
+    """Return an image of the run; ``pictures``: it, and a feature map of each of some layers, as (caption, picture or "")."""
+    row, pictures = record.index, list[tuple[str, str]]()
     try:
         pixels = thumbnail(record, str(run.images["sha256"][row]), PICTURE_PX)
-        photo = _address(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY)
+        pictures.append(("", _address(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY)))
     except ImageError as error:
-        note = f"no picture: {error}"
+        pictures.append((f"no picture: {error}", ""))
     for name in layers:
         try:
             if (size_bytes := math.prod(run[name].shape_of(row)) * 4) > LARGEST_ROW_BYTES:
                 raise StoreError(f"{words_for_bytes(size_bytes)} an image, too much to be read for this page")
             channel, picture = most_active_map(run[name][row])
-            maps.append((f"{name}, channel {channel}", picture))
+            pictures.append((f"{name}, channel {channel}", picture))
         except StoreError as error:
-            maps.append((f"{name}: {error}", ""))
-    columns = {name: run.images[name][row] for name in ("key", "label", "height", "width")}
-    return {**columns, "row": row, "photo": photo, "note": note, "maps": maps}
+            pictures.append((f"{name}: {error}", ""))
+    return {"row": row, "pictures": pictures, **{name: run.images[name][row] for name in ("key", "label", "height", "width")}}
 
 
 def most_active_map(values: NDArray[np.floating]) -> tuple[int, Markup]:

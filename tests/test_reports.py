@@ -322,4 +322,4 @@ def test_a_run_of_failed_images_alone_has_a_page(tmp_path: Path) -> None:
     found = Page(render_page(report_of(tmp_path, spec), open_run(tmp_path), spec.manifest))
     assert found.wrong == []
     assert "Samples" not in found.text
-    assert "conv1_15 × 4 × 3––––" in found.text.replace("\n", "")
+    assert "conv1_15 × 4 × 3– to –– ± ––0" in found.text.replace("\n", "")
