@@ -13,7 +13,7 @@ from .config import Options
 from .extract import Stages, extract, rows_of
 from .formatting import count_causes, words_for_bytes, words_for_seconds
 from .progress import LOGGER as _log
-from .progress import Stopwatch, refuse_failed_run
+from .progress import Stopwatch, refuse_failures
 from .records import ImageStatus
 from .store import disk
 from .store.run_folder import RunFolder
@@ -36,8 +36,8 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
     statuses: list[ImageStatus] = []
     ends: list[tuple[int, float]] = []
-    # Layer -> of each row, how many bytes it has before compression and after.
-    encoded: dict[str, list[Future[tuple[int, int]]]] = {feature.name: [] for feature in spec.features}
+    # Of each row of each layer, how many bytes it has before compression and after.
+    encoded: list[Future[tuple[int, int]]] = []
     latest: list[Future[tuple[int, int]]] = []
     began = time.monotonic()
     with (
@@ -51,45 +51,38 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
                 wait(latest)
                 rows_of_layer = zip(features.indices.tolist(), features.values, strict=True)
                 latest = [encoders.submit(encoded_bytes, spec, features.layer, *row) for row in rows_of_layer]
-                encoded[features.layer] += latest
+                encoded += latest
             ends.append((len(batch), time.monotonic()))
-    sizes = {
-        layer: np.array([task.result() for task in tasks]).reshape(-1, 2).sum(0).tolist() for layer, tasks in encoded.items()
-    }
     before, began = ends[0] if len(ends) > 1 else (0, began)
     rate = (count - before) / (time.monotonic() - began)
     errors = [status.error for status in statuses if status.error]
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(count_causes(errors).items()))
     which = f"all {count} images" if count == len(rows) else f"{count} of {len(rows)} images, spread evenly"
     _log.info("sample: %s; %d failed%s", which, len(errors), f": {causes}" if causes else "")
-    raw, stored = (sum(column) for column in zip(*sizes.values(), strict=True))
-    if raw:
-        if spec.compression != "none":
-            for layer, (raw_bytes, stored_bytes) in sizes.items():
-                _log.info("sample: %s is stored in %.0f%% of its bytes", layer, 100 * stored_bytes / raw_bytes)
-        share = len(rows) / len(statuses)
-        _say_size(run_folder, raw * share, stored * share)
+    if encoded:
+        sizes = np.array([task.result() for task in encoded]).sum(0) * (len(rows) / len(statuses))
+        _say_size(run_folder, *sizes.tolist())
         _log.info(
             "estimate: about %s for %d images, at %.2f images/s on the %s; the disk's own time is not in it",
             *(words_for_seconds(math.ceil(len(rows) / rate)), len(rows), rate, stages.device.kind),
         )
     else:
         _log.warning("sample: no image of it can be used, so nothing can be said of the rest")
-    if count == len(rows) == len(spec.manifest):
-        refuse_failed_run(spec.manifest.root, errors, count, options.data.max_failed_fraction)
+    if count == len(rows) == len(spec.manifest) and errors:
+        refuse_failures(len(errors), count, options.data.max_failed_fraction, errors[0])
 
 
 def _say_size(run_folder: RunFolder, raw_bytes: float, stored_bytes: float) -> None:
     """Say what a run will take on the disk, and warn if the disk has less."""
-    free, total = words_for_bytes(free_bytes(run_folder)), words_for_bytes(stored_bytes)
-    if stored_bytes < raw_bytes:
-        total += f" after compression, {stored_bytes / raw_bytes:.0%} of {words_for_bytes(raw_bytes)}"
-    _log.info("estimate: about %s; %s free", total, free)
-    if stored_bytes > free_bytes(run_folder):
+    has_bytes, stored = free_bytes(run_folder), words_for_bytes(stored_bytes)
+    share = f" after compression, {stored_bytes / raw_bytes:.0%} of {words_for_bytes(raw_bytes)}"
+    free = words_for_bytes(has_bytes)
+    _log.info("estimate: about %s; %s free", stored + share * (stored_bytes < raw_bytes), free)
+    if stored_bytes > has_bytes:
         _log.warning(
             "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
             "Free some space, use output.dtype=float16, or another disk with output.dir=...",
-            *(run_folder.path, free, words_for_bytes(stored_bytes)),
+            *(run_folder.path, free, stored),
         )
 
 

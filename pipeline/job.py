@@ -34,7 +34,7 @@ from .network.known_weights import Weights
 from .network.weights import load_weights
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
-from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failed_run
+from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
 from .records import LayerSpec, Manifest, RunSpec
 from .report import Report, render_page
 from .sharding import ShardSpec
@@ -201,7 +201,7 @@ def make_missing(run_folder: RunFolder, engine: Engine | None, errors: Sequence[
         return Made()
     rows, began = count_rows(run_folder.missing), time.monotonic()
     before = count_rows(run_folder.own) - rows
-    with Progress(spec, rows, before, errors, _options(spec).get(MOST_FAILED, 1.0)) as progress:
+    with Progress(spec, rows, before, len(errors), _options(spec).get(MOST_FAILED, 1.0)) as progress:
         made = engine(progress, watch)
     made.rows_now, made.rows_added = rows, count_rows(shard for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)
@@ -324,7 +324,8 @@ def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part:
     report = _report(path, spec, made, watch, len(spec.manifest), errors, part, index=str(path / format.INDEX_NAME))
     write_reports(path, spec, report, is_unchanged=is_indexed)
     _log.info("%s", report.summary())
-    refuse_failed_run(spec.manifest.root, errors, report.rows, report.options.get(MOST_FAILED, 1.0))
+    if errors:
+        refuse_failures(len(errors), report.rows, report.options.get(MOST_FAILED, 1.0), errors[0])
     return report
 
 

@@ -5,22 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import TqdmWarning
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-with warnings.catch_warnings():
-    # That a notebook lacks ipywidgets is no fault: the bar is drawn in characters then.
-    warnings.simplefilter("ignore", TqdmWarning)
-    from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .errors import DatasetError, PipelineError
 from .formatting import words_for_seconds
@@ -29,8 +22,11 @@ from .store import disk
 
 Item = TypeVar("Item")
 
-# All modules log below this name.
+# All modules log below this name. A program that runs a job from Python may have handlers of its own at the root: lines must not
+# come twice.
 LOGGER = logging.getLogger("pipeline")
+LOGGER.setLevel(logging.INFO)
+LOGGER.propagate = False
 
 # Stages of the loop in order, and what a user can do where most of the time goes there.
 STAGES: dict[str, str] = {
@@ -49,9 +45,6 @@ FAILURES_SAID = 20
 # Characters of a key in a line: a list may have a name of megabytes.
 LONGEST_KEY = 300
 
-# The log's level and propagation before each handler that is attached now. The first are restored when none is: two threads may
-# run a job each.
-_before: list[tuple[int, bool]] = []
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
@@ -138,23 +131,29 @@ class Made:
 
 def can_draw() -> bool:
     """Return whether a bar may be drawn: on a terminal, or in a notebook, whose kernel says of its stderr that it is none."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return not _is_quiet.get() and (sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", {}))
+    return not _is_quiet.get() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+
+
+class _Terminal(logging.Handler):
+    """Writes lines to stderr, as they are, above a bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            tqdm.write(self.format(record), sys.stderr)
 
 
 @contextmanager
 def log_to_terminal(quiet: bool = False) -> Iterator[MemoryHandler]:
-    """Send lines to stderr, as they are, and keep them for :func:`log_to_file`.
-
-    Args:
-        quiet: Whether only warnings are sent, and no bar is drawn.
-    """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING if quiet else logging.INFO)
-    kept = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    """Send lines to stderr, and keep them for :func:`log_to_file`; ``quiet``: only warnings, and no bar is drawn."""
+    terminal, kept = _Terminal(logging.WARNING if quiet else logging.INFO), MemoryHandler(sys.maxsize, sys.maxsize)
     _is_quiet.set(quiet)
-    with _attached(handler), _attached(kept):
+    LOGGER.addHandler(terminal)
+    LOGGER.addHandler(kept)
+    try:
         yield kept
+    finally:
+        LOGGER.removeHandler(terminal)
+        LOGGER.removeHandler(kept)
 
 
 @contextmanager
@@ -169,34 +168,19 @@ def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # A full disk stops the run by its own error; that the log cannot be written then is no news.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
-    for record in kept.buffer:
-        handler.handle(record)
-    with _attached(handler):
-        try:
-            yield
-        except BaseException as error:
-            # For the file alone: the command says it on the terminal.
-            text = str(error) if isinstance(error, PipelineError) else f"stopped by {type(error).__name__} {error}".strip()
-            handler.handle(LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, text, (), None))
-            raise
-
-
-@contextmanager
-def _attached(handler: logging.Handler) -> Iterator[None]:
-    _before.append((LOGGER.level, LOGGER.propagate))
-    # By its method: a logger remembers which levels it lets through.
-    LOGGER.setLevel(logging.INFO)
-    # A program that runs a job from Python may have handlers of its own at the root; lines must not come twice.
-    LOGGER.propagate = False
-    LOGGER.addHandler(handler)
+    kept.setTarget(handler)
+    kept.flush()
+    # From here on none is kept.
+    kept.capacity = 0
     try:
         yield
+    except BaseException as error:
+        # For the file alone: the command says it on the terminal.
+        text = str(error) if isinstance(error, PipelineError) else f"stopped by {type(error).__name__} {error}".strip()
+        handler.handle(LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, text, (), None))
+        raise
     finally:
-        LOGGER.removeHandler(handler)
-        level, propagates = _before.pop()
-        if not _before:
-            LOGGER.setLevel(level)
-            LOGGER.propagate = propagates
+        kept.setTarget(None)
         with suppress(OSError):
             handler.close()
 
@@ -208,22 +192,17 @@ class Progress:
         spec: The run.
         rows: To be made by this process.
         rows_before: Finished by an earlier run.
-        errors_before: Why some of these failed.
+        failed_before: How many of these failed.
         max_failed_fraction: The run stops when more than this share of all rows has failed.
     """
 
     def __init__(
-        self, spec: RunSpec, rows: int, rows_before: int = 0, errors_before: Sequence[str] = (), max_failed_fraction: float = 1.0
+        self, spec: RunSpec, rows: int, rows_before: int = 0, failed_before: int = 0, max_failed_fraction: float = 1.0
     ) -> None:
-        self._keys, self._fraction = spec.manifest.keys, max_failed_fraction
+        self._keys, self._fraction, self._failed, self._failures_said = spec.manifest.keys, max_failed_fraction, failed_before, 0
         self._rows, self._rows_before, self._done = rows, rows_before, 0
-        self._failed, self._example = len(errors_before), next(iter(errors_before), "")
-        self._failures_said = 0
         self._began = self._last_line = time.monotonic()
-        self._draws = can_draw()
-        # Lines go above the bar. Without one tqdm would let through what is to be kept quiet.
-        self._redirected: Any = logging_redirect_tqdm([LOGGER]) if self._draws else nullcontext()
-        settings = {"unit": "img", "disable": not self._draws, "dynamic_ncols": True, "smoothing": 0.05}
+        settings: dict[str, Any] = {"unit": "img", "disable": not can_draw(), "dynamic_ncols": True, "smoothing": 0.05}
         self._bar = tqdm(total=rows_before + rows, initial=rows_before, **settings)
 
     def count(self, statuses: Sequence[ImageStatus]) -> None:
@@ -234,17 +213,19 @@ class Progress:
         """
         self._done += len(statuses)
         for status in filter(lambda status: status.error, statuses):
-            self._failed, self._example = self._failed + 1, status.error
+            self._failed += 1
             self._failures_said += 1
             if self._failures_said <= FAILURES_SAID:
                 LOGGER.warning("failed: %r: %s", self._keys[status.index][:LONGEST_KEY], status.error)
             elif self._failures_said == FAILURES_SAID + 1:
                 LOGGER.warning("failed: further ones are only counted here; all reasons are in /images/error")
+            if self._failed < len(self._keys):
+                # Where all fail, the run ends in order, with a report.
+                refuse_failures(self._failed, len(self._keys), self._fraction, status.error)
         self._bar.set_postfix({"failed": self._failed}, refresh=False)
         self._bar.update(len(statuses))
-        refuse_failures(self._failed, len(self._keys), self._fraction, self._example)
         now = time.monotonic()
-        if not self._draws and now - self._last_line >= LINE_EVERY_SECONDS:
+        if self._bar.disable and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             rate = self._done / (now - self._began)
             LOGGER.info(
@@ -254,37 +235,22 @@ class Progress:
             )
 
     def __enter__(self) -> Progress:
-        self._redirected.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._redirected.__exit__(*error)
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
 
 def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example: str) -> None:
-    """Stop a run in which too much fails.
+    """Refuse a run in which too much fails; ``example``: why one of the images failed.
 
     Raises:
-        DatasetError: More than this share of all rows has failed.
+        DatasetError: All of so many rows have failed, or more than this share.
     """
     # The quotient is rounded the way the user's decimal number was: 29 of 100 is 0.29.
-    if failed / rows > max_failed_fraction:
+    if failed == rows or failed / rows > max_failed_fraction:
         raise DatasetError(
-            f"data.max_failed_fraction: too many images fail, got {failed} of {rows}, e.g. {example!r}. Expected "
-            f"at most a share of {max_failed_fraction:g}. Raise data.max_failed_fraction to go on, or "
-            "mend the images and start again with output.existing=replace."
+            f"data.max_failed_fraction: too many images fail, got {failed} of {rows}, e.g. {example!r}. Expected one that can be "
+            f"read, and at most a share of {max_failed_fraction:g} that fail. Raise the option to go on, or mend the images and "
+            "start again with output.existing=replace."
         )
-
-
-def refuse_failed_run(root: str, errors: Sequence[str], rows: int, max_failed_fraction: float) -> None:
-    """Refuse a run at its end; ``root``: of its images; ``errors``: of those that failed.
-
-    Raises:
-        DatasetError: All of so many rows have failed, or more than the allowed share.
-    """
-    if len(errors) == rows:
-        raise DatasetError(
-            f"{root}: all {rows} images failed, got e.g. {errors[0]!r}. Expected at least one that can be read. Check the images."
-        )
-    refuse_failures(len(errors), rows, max_failed_fraction, next(iter(errors), ""))

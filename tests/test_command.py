@@ -121,7 +121,7 @@ def test_what_cannot_be_a_run_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("none").mkdir()
     Path("none/a.txt").write_text("")
     for folder, said in (
-        ("bad", r'all 3 images failed, got e\.g\. "not an image'),
+        ("bad", r'too many images fail, got 3 of 3, e\.g\. "not an image'),
         ("none", r"none.*extension \.txt"),
         ("nowhere", r"^data.dir: no such folder, got '.*nowhere'"),
     ):
