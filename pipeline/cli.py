@@ -29,15 +29,6 @@ GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
 _MULTIRUN = frozenset({"-m", "--multirun"})
 # Of what is swept: what the name of a run tells anyway, and what is one run.
 _NOT_IN_NAMES = frozenset({"data.split", "network", "name", "output.dir", "part"})
-_HELP = """{what}
-
-  python -m {module} {example}
-
-== Networks (network=NAME), engines (engine=NAME) ==
-$APP_CONFIG_GROUPS
-== Options and their defaults; the README says what they mean ==
-$CONFIG
-"""
 
 
 def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> None:
@@ -59,10 +50,6 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
 
     # Hydra would print its errors itself, over several lines and with its own exit code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            # It was closed by what started this: a file would get its number, and what libraries print.
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As stderr does by itself: a name need not be such as this terminal's encoding has.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -118,7 +105,7 @@ def configuration_folder() -> str:
 
 
 def declare_options(module: str) -> type:
-    """Tell Hydra names, defaults and help of a command's options, as its configuration ``options``; return their class.
+    """Tell Hydra names and defaults of a command's options, as its configuration ``options``; return their class.
 
     Those of an extraction are what ``conf/config.yaml`` begins with.
     """
@@ -126,7 +113,7 @@ def declare_options(module: str) -> type:
 
     from . import config
 
-    kind, what, example = config.COMMANDS[module.rpartition(".")[2]]
+    kind = config.COMMANDS[module.rpartition(".")[2]]
     values, store = config.nested(config.defaults(kind)), ConfigStore.instance()
     for key, group in GROUP_NAMES.items():
         if group in values:
@@ -139,7 +126,7 @@ def declare_options(module: str) -> type:
         "output_subdir": None,
         "run": {"dir": "."},
         "sweep": {"dir": ".multirun", "subdir": "."},
-        "help": {"app_name": module, "template": _HELP.format(what=what, module=module, example=example)},
+        "help": {"app_name": f"python -m {module}"},
     }
     first = {} if kind is config.Options else {"defaults": ["_self_", *no_logs]}
     store.store("options", {**first, **values, "hydra": of_hydra})

@@ -420,8 +420,8 @@ def _refuse_conflicts(options: Options) -> None:
         rules.append((f"network.{key}", is_set, f"of networks of {of_others} alone", "another network, or that it is left out"))
     for key, is_wrong, what, expected in rules:
         if is_wrong:
-            got = "null" if options.given[key] is None else options.given[key]
-            raise OptionError(f"{key}: {what}, got {got!r}. Expected {expected}.")
+            got = "null" if options.given[key] is None else repr(options.given[key])
+            raise OptionError(f"{key}: {what}, got {got}. Expected {expected}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,16 +541,10 @@ class PlotOptions(IndexOptions):
             )
 
 
-# Command -> class of its options, what it does, an example of its options: what --help says.
-COMMANDS: dict[str, tuple[type, str, str]] = {
-    "run": (Options, "Extract the activations of layers from a folder of images.", "data.dir=imgs layers=[relu4_1]"),
-    "layers": (Options, "Print the layers of a network: shapes, strides, bytes an image, cost.", "network=vgg16 data.size=448"),
-    "show": (ShowOptions, "Say what a run holds, and the command that makes it again.", "run=outputs/imgs-vgg19"),
-    "plot": (PlotOptions, "Draw feature maps of a stored run.", "run=outputs/samples layers=relu4_1 channels=active:64"),
-    "verify": (VerifyOptions, "Check that a run is whole and unchanged.", "run=outputs/imgs-vgg19 repair=true"),
-    "index": (IndexOptions, "Write the index of a run whose shards are all there.", "run=outputs/imgs-vgg19"),
-    "reduce": (ReduceOptions, "Make a smaller run of a finished one.", "run=outputs/imgs-vgg19 layers=[relu4_1:avg] name=small"),
-    "export": (ExportOptions, "Write a run in another format.", "run=outputs/imgs-vgg19 format=parquet layers=[relu5_1.avg]"),
+# Command -> class of its options.
+COMMANDS: dict[str, type] = {
+    **{"run": Options, "layers": Options, "reduce": ReduceOptions, "export": ExportOptions, "plot": PlotOptions},
+    **{"show": ShowOptions, "verify": VerifyOptions, "index": IndexOptions},
 }
 
 

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
     from .store.reader import Run
 
 # Names in Python of those options whose last word alone would not say what they are.
-_OWN_NAMES = {
-    **GROUP_NAMES,
-    "output.dir": "output_dir",
-    "engine.address": "engine_address",
-    "engine.workers": "engine_workers",
-}
+_OWN_NAMES = {name: name.replace(".", "_") for name in ("output.dir", "engine.address", "engine.workers")} | GROUP_NAMES
 # Files that name images; with these endings, or whatever else is a file, they are no folders.
 _LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
 # What makes no run to be returned.
@@ -79,8 +74,6 @@ def extract_features(
             raise OptionError(
                 f"{word}: there is no such option, got {word!r}. Expected one of: {near}. See help(pipeline.extract_features)."
             )
-        if full_names[word] in given:
-            raise OptionError(f"{full_names[word]}: given twice, got {value!r} too. Expected one value. Leave one of them out.")
         given[full_names[word]] = value
     checked = check_options(nested({name: _plain(value) for name, value in given.items()}))
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
@@ -107,9 +100,7 @@ def _plain(value: Any) -> Any:
 
 def _option_of(value: Any) -> str:
     """Return the option that a value is for, where only the value was given: the folder, the list or the tar files."""
-    if not isinstance(value, str):
-        return "data.tar" if isinstance(value, Sequence) else "data.dir"
-    suffix = Path(value).suffix.lower()
-    if Path(value).is_dir() or suffix not in {TAR_SUFFIX, *_LIST_SUFFIXES}:
-        return "data.dir"
-    return "data.tar" if suffix == TAR_SUFFIX else "data.list"
+    if isinstance(value, list):
+        return "data.tar"
+    suffix = "" if Path(str(value)).is_dir() else Path(str(value)).suffix.lower()
+    return "data.tar" if suffix == TAR_SUFFIX else "data.list" if suffix in _LIST_SUFFIXES else "data.dir"

@@ -42,7 +42,7 @@ class LayerRow:
         return "*" * self.is_chosen, self.name, kernel or "-", output or "input too small", f"{self.layer.stride_px} px", *numbers
 
 
-class LayerTable(Shown, Sequence[LayerRow]):
+class LayerTable(Shown, list[LayerRow]):
     """All layers of a network in order; printed, a table. A layer is had by its place or by its name.
 
     Attributes:
@@ -50,22 +50,20 @@ class LayerTable(Shown, Sequence[LayerRow]):
     """
 
     def __init__(self, caption: str, rows: Sequence[LayerRow]) -> None:
-        self.caption, self._rows = f"{caption}; * = layers of this configuration", rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        super().__init__(rows)
+        self.caption = f"{caption}; * = layers of this configuration"
 
     def __getitem__(self, wanted: Any) -> Any:
         if not isinstance(wanted, str):
-            return self._rows[wanted]
-        by_name = {row.name: row for row in self._rows}
+            return super().__getitem__(wanted)
+        by_name = {row.name: row for row in self}
         if wanted not in by_name:
             near = nearest(wanted, by_name)
             raise OptionError(f"layers: no such layer, got {wanted!r}. Expected one of: {near}. Print the table to see them all.")
         return by_name[wanted]
 
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
-        return self.caption, HEADINGS, [row.cells() for row in self._rows]
+        return self.caption, HEADINGS, [row.cells() for row in self]
 
     def __repr__(self) -> str:
         caption, headings, rows = self._table()

@@ -76,8 +76,8 @@ def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subproces
     for text in ("33 images, relu2_1, pool3 of vgg19", "1 truncated", "class 0/broken.jpg", "Untrained weights", "dead channels"):
         assert text in page.text, text
     assert f"python -m pipeline.run data.dir={images} 'data.size=[72,64]' 'layers=[relu2_1,pool3]'" in page.text
-    # Of six rows a photograph, and of two layers three maps each.
-    assert len(page.of("img")) == 6 * 7
+    # Of six rows a photograph, and of two layers a map each.
+    assert len(page.of("img")) == 6 * 3
     assert "rows       33 (30 ok, 3 failed)" in (folder / "run.log").read_text()
     assert sorted(path.name for path in (folder / "shards").iterdir()) == [f"shard-0000{n}-of-00003.h5" for n in range(3)]
 

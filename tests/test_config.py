@@ -127,7 +127,7 @@ RAY, KERAS = {"engine__name": "ray"}, {"network__name": "keras", "network__model
         ({"part": "3/8", "output__existing": "replace"}, "output.existing: others than part=3/8 may write here, got 'replace'."),
         ({"output__dir": "memory://outputs", **RAY}, "output.dir: workers of engine=ray write files, got 'memory://outputs'"),
         ({"engine__workers": 2}, "engine.name: workers are those of a cluster, got 'local'. Expected engine=ray too."),
-        ({**KERAS, "network__model": None}, "network.model: no model is named, got 'null'. Expected a name or a .keras file"),
+        ({**KERAS, "network__model": None}, "network.model: no model is named, got null. Expected a name or a .keras file"),
         ({**KERAS, "network__pooling": "avg"}, "network.pooling: of networks of VGG alone, got 'avg'."),
         (
             {**KERAS, "network__weights": "matconvnet"},

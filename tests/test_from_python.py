@@ -64,8 +64,6 @@ def test_the_stored_options_are_those_that_the_command_stores(photographs: Path)
         ({"data.sise": 3}, OptionError, r"^data.sise: there is no such option, got 'data.sise'. Expected one of: size"),
         ({"dry_run": True}, OptionError, r"^dry_run: there is no such option"),
         ({"part": "1/2"}, OptionError, r"^part: there is no such option"),
-        ({"size": 3, "data.size": 4}, OptionError, r"^data.size: given twice, got 4 too. Expected one value"),
-        ({"data.dir": "other"}, OptionError, r"^data.dir: given twice, got 'other' too. Expected one value"),
         ({"network": "vgg18"}, OptionError, r"^network.name: not a valid value, got 'vgg18'"),
         ({"dir": None, "data.dir": "nowhere", "weights": "random"}, DatasetError, r"^data.dir: no such folder, got '.*nowhere'"),
         ({"output_dir": "/dev/null", "weights": "random", "size": 32}, StoreError, r"a part of the path is a file, not a folder"),

@@ -45,11 +45,6 @@ def test_findings_are_printed_whatever_the_terminal_and_the_name_of_the_folder(t
     assert error.startswith("error: ")
 
 
-def test_a_command_needs_no_streams() -> None:
-    without = ["sh", "-c", '"$0" -m pipeline.layers <&- >&- 2>&-', sys.executable]
-    assert subprocess.run(without, env=environment(), check=False).returncode == 0
-
-
 def test_an_error_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fail(PipelineError("a\nb\x1b[2J\udcff é"))
