@@ -79,8 +79,8 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
         sys.stdout.flush()
     except PipelineError as error:
         fail(error)
-    except (KeyboardInterrupt, signals.Terminated) as error:
-        signals.stop(error)
+    except KeyboardInterrupt:
+        signals.stop()
     except BrokenPipeError:
         # The reader of the pipe, `head` for instance, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

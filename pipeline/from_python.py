@@ -71,9 +71,7 @@ def extract_features(
     for word, value in options.items():
         if word not in full_names:
             near = nearest(word.rpartition(".")[2], full_names)
-            raise OptionError(
-                f"{word}: there is no such option, got {word!r}. Expected one of: {near}. See help(pipeline.extract_features)."
-            )
+            raise OptionError(f"{word}: there is no such option, got {word!r}. Expected one of: {near}. See the README's table.")
         given[full_names[word]] = value
     checked = check_options(nested({name: _plain(value) for name, value in given.items()}))
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.

@@ -75,10 +75,9 @@ class Stopwatch:
         iterator = iter(items)
         while True:
             with self.stage(name):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
+                item = next(iterator, None)
+            if item is None:
+                return
             yield item
 
     def divide(self, name: str, shares: Mapping[str, float]) -> None:

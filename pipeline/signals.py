@@ -23,15 +23,13 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # which loses no more than SIGKILL. Half of what `docker stop` waits before it kills.
 GRACE_SECONDS = 5.0
 
-# Signals belong to the process, and so does this: whether they raise, what is said, where, and what is called before the end.
+# Signals belong to the process, and so does this: whether they raise, what is said, where, which one has come, and what is called
+# before the end.
 _raises = False
 _advice = ""
 _terminal = 2
+_number = int(signal.SIGINT)
 _clear: Callable[[], None] | None = None
-
-
-class Terminated(BaseException):
-    """SIGTERM: what is unfinished is dropped as for Ctrl-C, with an exit code of its own."""
 
 
 def install(advice: str) -> None:
@@ -47,7 +45,7 @@ def install(advice: str) -> None:
 
 
 def raise_in_main_thread() -> None:
-    """Make the first signal raise ``KeyboardInterrupt`` or :class:`Terminated` in the main thread; further ones do nothing.
+    """Make the first signal raise ``KeyboardInterrupt`` in the main thread, SIGTERM too; further ones do nothing.
 
     Does nothing unless :func:`install` has been called: a program that runs a job from Python answers its own signals.
     """
@@ -102,8 +100,8 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def stop(error: BaseException) -> NoReturn:
-    """Say that a signal, by what it raised, has stopped the run, and end the process at once with its exit code.
+def stop() -> NoReturn:
+    """Say which signal has stopped the run, and end the process at once with its exit code.
 
     Everything has been closed by then. Python would clear TensorFlow away object by object, which takes a second, on a busy
     machine ten.
@@ -111,17 +109,19 @@ def stop(error: BaseException) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    _end(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    _end(_number)
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
+    global _number
+    _number = number
     # Impatient people press twice, and a shell may pass on what the terminal has sent already.
     ignore()
     if not _raises:
         _end(number)
     # It may come into the middle of a library's making an object, which then cannot be cleared away: h5py says so at length.
     sys.unraisablehook = lambda _: None
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+    raise KeyboardInterrupt
 
 
 def _watch(reader: int) -> None:

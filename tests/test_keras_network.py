@@ -163,7 +163,7 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": None}, "network.model: no model is named, got 'null'"),
+        ({"model": None}, "network.model: no model is named, got null"),
         ({"model": "ResNet5"}, "got 'ResNet5'. Expected a .keras file or one of: ResNet50"),
         ({"model": "x.keras"}, "got 'x.keras'. Expected a .keras file that exists"),
         ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),

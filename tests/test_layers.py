@@ -81,14 +81,6 @@ def test_sets_of_layers_have_names_where_a_network_has_all_of_them() -> None:
         names("vgg13", "lpips")
 
 
-@pytest.mark.parametrize(
-    ("word", "near"), [("block4_conv5", "block4_conv4"), ("block6_pool", "block5_pool"), ("features.37", "features.7")]
-)
-def test_names_that_keras_and_torchvision_do_not_have_are_unknown(word: str, near: str) -> None:
-    with pytest.raises(OptionError, match=f"layers: no layer of vgg19 matches, got '{word}'. Expected one of: {near}, "):
-        VggTable("vgg19").resolve([word])
-
-
 def test_an_unknown_layer_names_the_nearest_ones() -> None:
     with pytest.raises(OptionError, match=r"layers: no layer of vgg16 matches, got 'relu4_4'. Expected one of: .*relu4_3"):
         VggTable("vgg16").resolve(["relu4_4"])

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.cli import configuration_folder, declare_options, literal_arguments
 from pipeline.config import check_options, defaults, nested, to_yaml
-from pipeline.reproduce import command_again, differing_options
+from pipeline.reproduce import command_again
 
 from .test_command import ODD_NAMES
 
@@ -93,17 +93,6 @@ def test_options_come_back_as_they_were(arguments: list[str], tmp_path: Path, mo
 def test_what_is_quoted_is_left_to_hydra() -> None:
     for arguments in (["data.dir='a b'"], ['name="x"'], ["data.dir=null"], ["layers=[a,b]"], ["batch_size=3"]):
         assert literal_arguments(arguments) == arguments
-
-
-def test_only_options_that_differ_are_named() -> None:
-    assert differing_options(nested(defaults() | {"data.dir": "imgs"})) == {"data.dir": "imgs"}
-    assert differing_options(nested(defaults() | {"data.dir": "imgs", "network.name": "vgg16", "data.size": None})) == {
-        "data.dir": "imgs",
-        "data.size": None,
-        "network.name": "vgg16",
-    }
-    # Of a run of a later version.
-    assert differing_options({"data": {"dir": "x", "tint": 3}}) == {"data.dir": "x", "data.tint": 3}
 
 
 def test_going_on_neither_discards_nor_refuses_what_is_there(tmp_path: Path) -> None:
