@@ -5,6 +5,7 @@ What there is to know is in the shards: neither images, weights nor options are 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from . import cli, signals
@@ -35,20 +36,17 @@ def index_run(folder: Path) -> Report:
     from .store.verification import require_run
 
     refresh(folder)
-    require_run(folder, images=False)  # for its refusals
+    require_run(folder)
     watch = Stopwatch()
-    with log_to_terminal() as kept_lines:
-        hold = Hold(folder)
-        try:
-            spec = read_run_spec(folder)
-            LOGGER.info("shards: all %d are there, %d rows", len(spec.shards()), len(spec.manifest))
-            with log_to_file(folder / format.LOG_NAME, kept_lines):
-                gather_digests(folder, spec)
-                if not Digests(folder).agrees("config.yaml"):
-                    write_text(folder / "config.yaml", str(spec.attributes["config"]))
-                return finish_run(folder, spec, Made(), watch)
-        finally:
-            hold.release()
+    with log_to_terminal() as kept_lines, ExitStack() as stack:
+        stack.callback(Hold(folder).release)
+        spec = read_run_spec(folder)
+        LOGGER.info("shards: all %d are there, %d rows", len(spec.shards()), len(spec.manifest))
+        stack.enter_context(log_to_file(folder / format.LOG_NAME, kept_lines))
+        gather_digests(folder, spec)
+        if not Digests(folder).agrees("config.yaml"):
+            write_text(folder / "config.yaml", str(spec.attributes["config"]))
+        return finish_run(folder, spec, Made(), watch)
 
 
 def _index(options: IndexOptions) -> None:

@@ -94,7 +94,7 @@ def test_a_file_that_another_program_has_open_is_named_and_kept(
     folder: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = (
-        f"{folder / name}: in use by another program, got a lock on the file. Expected no program that has it open for writing. "
+        f"{folder / name}: in use by another program, got a lock. Expected no program that has it open for writing. "
         f"Close it there, then run the command again. It is kept as it is."
     )
     with held_open(folder / name):
@@ -107,10 +107,10 @@ def test_a_file_that_another_program_has_open_is_named_and_kept(
             verify(folder, repair=True)
         assert bytes_of(folder) == before
     assert str(refused.value) == (
-        f"{folder}: not all of the run could be read, got 1 file(s) in use or unreadable: {name}. Expected none. Nothing was "
-        f"removed. Do what is said of them above, then verify again."
+        f"{folder}: not all of the run could be read, got 1 file in use or unreadable, {name} among them. Expected none. "
+        f"Nothing was removed. Do what is said above, then verify again."
     )
-    assert capsys.readouterr().out.startswith(f"{folder / name}: in use by another program, got a lock on the file. Expected ")
+    assert capsys.readouterr().out.startswith(f"{folder / name}: in use by another program, got a lock. Expected ")
 
 
 def test_a_shard_in_use_that_must_be_looked_into_is_kept(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_file_that_is_being_changed_by_another_program_is_kept_and_nothing_els
     flip(other, chunk_place(other, "relu4_1", 1))
     with held_open(folder / SHARD):
         before = bytes_of(folder)
-        with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
+        with pytest.raises(StoreError, match=r"1 file in use or unreadable"):
             verify(folder, repair=True)
         assert bytes_of(folder) == before
     with pytest.raises(StoreError, match="What could be removed has been"):
@@ -157,10 +157,10 @@ def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
     before = bytes_of(folder)
     for action in ("resume", "replace"):
         with pytest.raises(
-            UnreadableError, match=r"in use by another program, or left open by one that was killed, got a file ma"
+            UnreadableError, match="in use by another program, got the mark of a writer, which may have been killed"
         ):
             ACTIONS[action](folder)
-    with pytest.raises(StoreError, match=r"1 file\(s\) in use or unreadable"):
+    with pytest.raises(StoreError, match=r"1 file in use or unreadable"):
         verify(folder, repair=True)
     assert bytes_of(folder) == before
 
@@ -199,7 +199,7 @@ def test_a_file_that_the_system_does_not_let_us_read_is_named_and_kept(
     for act in acts:
         with pytest.raises(UnreadableError, match=words):
             act(folder)
-    with pytest.raises(StoreError, match=words if name in (LISTING, "SHA256SUMS") else r"1 file\(s\) in use or unreadable"):
+    with pytest.raises(StoreError, match=words if name in (LISTING, "SHA256SUMS") else r"1 file in use or unreadable"):
         verify(folder, repair=True)
     monkeypatch.undo()
     assert bytes_of(folder) == before

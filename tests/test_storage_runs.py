@@ -227,7 +227,7 @@ def test_a_chunk_that_was_damaged_at_the_address_is_named(folder: RemotePath, me
         place = file["features/relu4_1"].id.get_chunk_info(2).byte_offset + 9
     data[place] ^= 255
     memory.pipe_file(f"/bucket/outputs/run/{shard(1)}", bytes(data))
-    with open_run(ADDRESS) as run, pytest.raises(StoreError, match=rf"^{ADDRESS}/{shard(1)}: layer relu4_1, row 6 .* is damaged"):
+    with open_run(ADDRESS) as run, pytest.raises(StoreError, match=rf"^{ADDRESS}/{shard(1)}: layer relu4_1, row 6 is damaged"):
         run["relu4_1"][6]
     verdict = verify_folder(open_run(ADDRESS).path.parent, 2)
     assert verdict.count == 1

@@ -71,17 +71,17 @@ def test_a_run_comes_back_bit_for_bit_in_whatever_chunks_and_shards(
             patch.setattr(format, name, data.draw(st.integers(1, 500), name))
         folder = tmp_path_factory.mktemp("run")
         write_run(folder, spec, sorted(failed), {"relu1_1": values}, batch_size=data.draw(st.integers(1, 4), "batch_size"))
-    with open_run(folder) as run, h5py.File(folder / "features.h5") as index:
-        assert [status == "failed" for status in run.images["status"]] == [row in failed for row in range(rows)]
-        for row, expected in enumerate(values):
-            if row in failed:
-                assert np.isnan(run["relu1_1"][row]).all()
-                continue
-            assert as_bits(run["relu1_1"][row], dtype) == as_bits(expected, dtype)
-            node = index["features/relu1_1"]
-            by_hdf5 = node[format.native_name(row)][()] if native else node[row]
-            assert as_bits(by_hdf5, dtype) == as_bits(expected, dtype)
-            assert index["checksums/relu1_1"][row] == zlib.crc32(as_bits(expected, dtype))
+        with open_run(folder) as run, h5py.File(folder / "features.h5") as index:
+            assert [status == "failed" for status in run.images["status"]] == [row in failed for row in range(rows)]
+            for row, expected in enumerate(values):
+                if row in failed:
+                    assert np.isnan(run["relu1_1"][row]).all()
+                    continue
+                assert as_bits(run["relu1_1"][row], dtype) == as_bits(expected, dtype)
+                node = index["features/relu1_1"]
+                by_hdf5 = node[format.native_name(row)][()] if native else node[row]
+                assert as_bits(by_hdf5, dtype) == as_bits(expected, dtype)
+                assert index["checksums/relu1_1"][row] == zlib.crc32(as_bits(expected, dtype))
 
 
 def test_bands_of_one_value_each_do_not_overwrite_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_a_damaged_chunk_names_shard_layer_and_row(tmp_path: Path, compression: 
     row, line = max(errors.items())
     first = min(errors)  # what shares a chunk is named together
     assert line.startswith(f"{path}: layer {layer}, row")
-    assert f" {first} (folder{first % 3}/image é{first}.jpg) " in line
+    assert f" {first} " in line
     assert line.endswith("Remove this file and run the extraction again: only what is missing is made again.")
     for read in (lambda: run[layer][:], lambda: list(run[layer].bands(row))):
         with pytest.raises(StoreError, match="is damaged"):
@@ -69,7 +69,7 @@ def test_a_row_that_was_never_stored_is_not_taken_for_nan(copy: Path) -> None:
         new.attrs.update(attributes)
 
     change(copy / "shards/shard-00000-of-00003.h5", empty)
-    with pytest.raises(StoreError, match=r"shard-00000-of-00003.h5: layer relu4_1, row 0 .* is damaged"):
+    with pytest.raises(StoreError, match=r"shard-00000-of-00003.h5: layer relu4_1, row 0 is damaged"):
         open_run(copy)["relu4_1"][0]
 
 
@@ -78,7 +78,7 @@ def test_a_missing_shard_is_an_error_not_nan(copy: Path) -> None:
     path = copy / "shards/shard-00001-of-00003.h5"
     path.unlink()
     np.testing.assert_array_equal(run["conv1_1"][0], run["conv1_1"][0])
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: cannot be read, got No such file or directory"):
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: the file is missing, got No such file or directory"):
         run["conv1_1"][5]
     with pytest.raises(StoreError) as raised:
         open_run(copy)

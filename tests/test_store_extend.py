@@ -356,7 +356,7 @@ def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before
     run(copy, spec_of("abcdefghi"), shards=1)
     result = verify(copy)
     assert lines(result) == {
-        "features.h5": [f"{copy}: the run is not finished, got 3 of 5 shards and features.h5 over the first 3 of 9 rows"],
+        "features.h5": [f"{copy}: the run is not finished, got 3 of 5 shards and features.h5 over 3 of 9 rows"],
         **{name: [f"{name}: the shard is missing, got 3 of 5 shards"] for name in NEW[1:]},
     }
     # There is nothing to repair, and the index is good for the rows that it has.
@@ -393,7 +393,7 @@ def test_a_damaged_or_lost_list_is_named(whole: Path, tmp_path: Path, name: str)
     copy = copied(whole, tmp_path)
     flip(copy / name, 40)
     result = verify(copy)
-    assert lines(result) == {name: [f"{name}: the manifest is damaged, got none that agrees with its own digest"]}
+    assert lines(result) == {name: [f"{name}: the manifest is damaged, got none of this run that agrees with its own digest"]}
     assert repair(result) == [f"SHA256SUMS: {name}"]
     (copy / name).unlink()
     assert lines(verify(copy)) == {name: [f"{name}: the manifest is missing, got no such file"]}

@@ -82,7 +82,7 @@ def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path
     path = tmp_path / "shards/shard-00001-of-00003.h5"
     whole = path.read_bytes()
     path.unlink()
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: cannot be read, got No such file or directory"):
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: the file is missing, got No such file or directory"):
         build_index(tmp_path, spec)
     path.write_bytes(whole)
     other = make_spec(identity={"seed": "2"})

@@ -81,19 +81,15 @@ def test_a_layer_is_indexed_as_an_array(folder: Path, values: dict[str, NDArray[
     np.testing.assert_array_equal(read, expected)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "line"),
-    [
-        (10, r"no such row, got 10\. Expected -10 to 9\."),
-        ([3, -11], r"no such row, got -11\."),
-        ([True, False], r"cannot be indexed so, got \[True, False\]\. Expected a row, a slice, a mask of 10 booleans or a list"),
-        ("cats/tom.jpg", r"cannot be indexed so, got 'cats/tom.jpg'\."),
-        (1.5, r"cannot be indexed so, got 1\.5\."),
-    ],
-)
-def test_a_wrong_index_is_one_line(folder: Path, wanted: Any, line: str) -> None:
-    with pytest.raises(StoreError, match=f"^layer relu4_1: {line}"):
+@pytest.mark.parametrize("wanted", [10, [3, -11], [True, False], "cats/tom.jpg", 1.5], ids=repr)
+def test_a_wrong_index_is_one_line(folder: Path, wanted: Any) -> None:
+    with pytest.raises(StoreError) as raised:
         open_run(folder)["relu4_1"][wanted]
+    assert isinstance(raised.value, IndexError)
+    assert str(raised.value) == (
+        f"layer relu4_1: no such rows, got {wanted!r}. Expected a row from -10 to 9, a list of such, a slice, or a mask of 10 "
+        f"booleans. The row of a key is run.row(key)."
+    )
 
 
 def test_a_layer_is_iterated_and_made_an_array(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
@@ -117,7 +113,7 @@ def test_native_size_is_indexed_alike(native_folder: Path) -> None:
     assert layer[1].dtype == np.float32
     assert np.isnan(layer[1]).all()
     assert [read.shape[:2] for read in layer] == [(1, 1) if i == 1 else NATIVE_SIZES[i] for i in range(6)]
-    with pytest.raises(StoreError, match="layer relu4_1: images of differing shapes make no array, got native size"):
+    with pytest.raises(StoreError, match="no array, got images of native size"):
         np.asarray(layer)
     np.testing.assert_array_equal(open_run(native_folder / "shards/shard-00001-of-00002.h5")["relu4_1"][1], expected[5])
 
@@ -146,10 +142,8 @@ def test_unknown_layers_and_keys_name_the_nearest(folder: Path) -> None:
     with pytest.raises(StoreError, match=r"features\.h5: no such layer, got 'relu4_2'\. Expected one of: relu4_1\."):
         run["relu4_2"]
     with pytest.raises(
-        StoreError, match=r"no such image, got 'x/image é7\.jpg'\. Expected a key such as: folder1/image é7\.jpg\."
+        StoreError, match=r"no such image, got 'folder1/image 7\.jpg'\. Expected a key such as: folder1/image é7\.jpg"
     ):
-        run.row("x/image é7.jpg")
-    with pytest.raises(StoreError, match="Expected a key such as: folder"):
         run.row("folder1/image 7.jpg")
 
 
@@ -211,21 +205,6 @@ def test_rows_are_read_without_hdf5_once_their_places_are_known(
         np.testing.assert_array_equal(run[layer][[9, 0, 4, 4, 3]], values[layer][[9, 0, 4, 4, 3]])
 
 
-@pytest.mark.parametrize("chunk", [(3, 5, 4, 3), (1, 3, 4, 3), None])
-def test_chunks_that_another_program_has_cut_are_read_too(
-    copy: Path, values: dict[str, NDArray[np.float32]], chunk: tuple[int, ...] | None
-) -> None:
-    with h5py.File(copy / "shards/shard-00001-of-00003.h5", "r+") as file:
-        old = file["features/conv1_1"]
-        stored, attributes, filters = old[:], dict(old.attrs), old.compression
-        del file["features/conv1_1"]
-        new = file["features"].create_dataset("conv1_1", data=stored, chunks=chunk, compression=filters if chunk else None)
-        new.attrs.update(attributes)
-    run = open_run(copy)
-    np.testing.assert_array_equal(run["conv1_1"][:], values["conv1_1"])
-    np.testing.assert_array_equal(np.stack([run["conv1_1"][row] for row in range(10)]), values["conv1_1"])
-
-
 def test_a_layer_of_another_shape_than_the_index_says_is_damaged(tmp_path: Path) -> None:
     shape = (4, 80, 80, 2)
     write_run(tmp_path, make_spec(compression="none"))
@@ -233,9 +212,9 @@ def test_a_layer_of_another_shape_than_the_index_says_is_damaged(tmp_path: Path)
         stored, attributes = file["features/relu4_1"][:], dict(file["features/relu4_1"].attrs)
         del file["features/relu4_1"]
         data = stored.reshape(4, -1)[:, : np.prod(shape[1:])].reshape(shape)
-        new = file["features"].create_dataset("relu4_1", data=data, chunks=(1, *shape[1:]))
+        new = file["features"].create_dataset("relu4_1", data=data, chunks=shape)
         new.attrs.update(attributes)
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer relu4_1 is damaged, got \(.* where the run has"):
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer relu4_1 is damaged, got shape \(.* where the run has"):
         open_run(tmp_path)["relu4_1"][:]
 
 

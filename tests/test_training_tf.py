@@ -75,10 +75,10 @@ def test_native_sizes_are_unknown_sides_and_batches_ragged(tmp_path: Path) -> No
 def test_what_is_wrong_is_said(run: Run, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such layer, got 'lerge'"):
         run.tf_dataset("lerge")
-    with pytest.raises(OptionError, match="batch_size: out of range, got 0"):
+    with pytest.raises(OptionError, match="batches: out of range, got batch_size=0"):
         run.tf_dataset("large", batch_size=0)
     write_run(tmp_path, make_spec(10, SHAPES))
     path = tmp_path / "shards/shard-00001-of-00003.h5"
     flip(path, chunk_place(path, "large", 2))
-    with pytest.raises(tf.errors.OpError, match=r"shard-00001-of-00003\.h5: layer large, row 6 .* is damaged"):
+    with pytest.raises(tf.errors.OpError, match=r"shard-00001-of-00003\.h5: layer large, row 6 is damaged"):
         list(open_run(tmp_path).tf_dataset("large", batch_size=3, shuffle=True))

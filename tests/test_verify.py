@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import LockedError
-from pipeline.formatting import words_for_bytes
 from pipeline.store.lock import Hold
 from pipeline.store.verification import repair, verify_folder
 from pipeline.verify import verify as verify_run
@@ -47,10 +46,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 def test_a_whole_run_is_one_line_and_exit_code_0(folder: Path) -> None:
     result = verify(f"run=outputs/{folder.name}", cwd=folder.parent.parent)
     assert (result.returncode, result.stderr) == (0, "")
-    size = words_for_bytes(
-        sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".h5", ".gz", ".yaml", ".json"))
-    )
-    assert result.stdout == (f"checked: 7 files ({size}), 10 rows: whole and unchanged\n")
+    assert result.stdout == "checked: 7 files, 10 rows: whole and unchanged\n"
 
 
 def test_damage_is_named_and_exit_code_1_and_nothing_is_written(copy: Path) -> None:
@@ -61,15 +57,13 @@ def test_damage_is_named_and_exit_code_1_and_nothing_is_written(copy: Path) -> N
     result = verify(f"run={copy}/features.h5", cwd=copy)
     assert result.returncode == 1
     first, second, missing, last = result.stdout.splitlines()
-    assert first.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 4 (folder1/image é4.jpg) is damaged, got ")
-    assert second.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 6 (folder0/image é6.jpg) is damaged, got ")
+    assert first.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 4 is damaged, got ")
+    assert second.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 6 is damaged, got ")
     assert missing.startswith(f"{copy / SHARDS[2]}: the shard is missing, got 2 of 3 shards. ")
-    assert last.startswith("checked: 6 files (")
-    assert last.endswith(": 3 findings")
+    assert last == "checked: 6 files, 10 rows: 3 findings"
     assert result.stderr == (
         f"error: {copy}: the run is not whole and unchanged, got 3 findings. Expected none. Verify with repair=true, or remove "
-        f"what is named, then run the extraction again (python -m pipeline.run with the options in {copy}/config.yaml): "
-        f"it makes what is missing.\n"
+        f"what is named, then run the extraction again with the options in {copy}/config.yaml: it makes what is missing.\n"
     )
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
@@ -85,8 +79,6 @@ def test_repair_removes_what_is_damaged_and_says_what_to_run(copy: Path) -> None
         "removed: features.h5",
         f"removed: SHA256SUMS: {SHARDS[1]}",
         "removed: SHA256SUMS: features.h5",
-        f"next: run the extraction again (python -m pipeline.run with the options in {copy}/config.yaml): "
-        "it makes what is missing.",
     ]
     assert "What could be removed has been; run the extraction again" in result.stderr
     assert files_in(copy) == before - {SHARDS[1], "features.h5"} | {".lock"}
@@ -126,7 +118,7 @@ def test_whatever_byte_changes_is_found_and_named(kind: str, tmp_path: Path) -> 
         path = dice.choice(files) if number % 2 else dice.choices(files, sizes)[0]
         place, bit = dice.randrange(path.stat().st_size), 1 << dice.randrange(8)
         flip(path, place, bit)
-        result = verify_folder(tmp_path, workers=1, timeout_seconds=20)
+        result = verify_folder(tmp_path, workers=1)
         name = path.relative_to(tmp_path).as_posix()
         assert result.count, (name, place, bit)
         if name != "SHA256SUMS":
@@ -154,7 +146,7 @@ def test_repair_and_resume_mend_whatever_byte_has_changed(tmp_path: Path) -> Non
         folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"run{number}"))
         write_companions(folder)
         name = damaged_at_random(folder, dice)
-        repair(verify_folder(folder, workers=1, timeout_seconds=20))
+        repair(verify_folder(folder, workers=1))
         write_run(folder, spec, failed=[3])
         write_companions(folder)
         assert verify_folder(folder, workers=1).count == 0, name

@@ -23,12 +23,12 @@ import h5py
 
 from ..errors import StoreError, printable
 from ..storage import StorageError
-from . import format
+from . import codec, format
 
-# What h5py raises for bytes that are not as they were written, or are missing; those of the second line where an object or a
-# number has become one of another kind, a size has become 0, or larger than the memory.
-HDF5_READ_ERRORS = (
-    *(OSError, RuntimeError, ValueError, KeyError),
+# What h5py and ISA-L raise for bytes that are not as they were written, or are missing; those of the second line where an object
+# or a number has become one of another kind, a size has become 0, or larger than the memory.
+READ_ERRORS = (
+    *(codec.DecodeError, OSError, RuntimeError, ValueError, KeyError),
     *(TypeError, AttributeError, IndexError, ArithmeticError, MemoryError),
 )
 # What the system says where a file system has no locks. Source: flock(2), fcntl(2); on Linux ENOTSUP is EOPNOTSUPP.
@@ -44,12 +44,6 @@ _LOCKED = "unable to lock file"
 DEFLATE_FACTOR = 1032
 # A chunk may be larger than a small array in it.
 _SPARE_BYTES = 1 << 20
-
-_REMEDIES = {
-    errno.ENOMEM: "Free some memory",
-    errno.EACCES: "Change its permissions",
-    errno.EMFILE: "Raise the limit on open files (ulimit -n)",
-}
 
 
 class DamagedError(StoreError):
@@ -80,8 +74,8 @@ def system_errno(error: object) -> int:
     return int(found[1]) if found else 0
 
 
-def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableError:
-    """Return the one-line error for a file that is not as it was written, or that another program or the system keeps from us.
+def damaged(path: Path, part: str, got: object) -> StoreError:
+    """Return the one-line error for a file that is damaged, missing, in use by another program, or kept from us by the system.
 
     Args:
         path: Of the file.
@@ -91,29 +85,24 @@ def damaged(path: Path, part: str, got: object) -> DamagedError | UnreadableErro
     if isinstance(got, StorageError):
         return UnreadableError(str(got))
     number, words = system_errno(got), " ".join(str(got).split())
-    unread = f"{printable(part, 1000)} cannot be read".lstrip()
-    if number == errno.EAGAIN or (number == errno.EACCES and _LOCKED in words):
+    if number in _MISSING:
+        return missing_file(path, "file", os.strerror(number))
+    if number == errno.EAGAIN or _MARKED in words or (number == errno.EACCES and _LOCKED in words):
+        found = "a lock" if number else "the mark of a writer, which may have been killed (`h5clear -s` removes it)"
+        what = f"in use by another program, got {found}. Expected no program that has it open for writing. Close it there"
+    elif number or isinstance(got, MemoryError):
+        number = number or errno.ENOMEM
+        found = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
         what = (
-            "in use by another program, got a lock on the file. Expected no program that has it open for writing. Close it there"
+            f"{part} cannot be read, got {found}. Expected a file that can be read. Check disk, network, permissions and memory"
         )
-    elif _MARKED in words:
-        what = (
-            "in use by another program, or left open by one that was killed, got a file marked as open for writing. "
-            "Expected no such mark. Close it there, or remove the mark with `h5clear -s`"
-        )
-    elif number:
-        remedy = _REMEDIES.get(number, "Check the disk or the network")
-        got = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
-        what = f"{unread}, got {got}. Expected a file that can be read. {remedy}"
-    elif isinstance(got, MemoryError):
-        what = f"{unread}, got MemoryError. Expected enough memory. {_REMEDIES[errno.ENOMEM]}"
     else:
         return DamagedError(
             f"{path}: {printable(part, 1000)} is damaged, got {printable(words, 200) or type(got).__name__}. Expected the bytes "
             f"that were written. Remove this file and run the extraction again: only what is missing is made again."
         )
     kind = UnsureError if isinstance(got, MemoryError) else UnreadableError
-    return kind(f"{path}: {what}, then run the command again. It is kept as it is.")
+    return kind(f"{path}: {what.lstrip()}, then run the command again. It is kept as it is.")
 
 
 @contextmanager
@@ -121,9 +110,7 @@ def reading(path: Path, part: str) -> Iterator[None]:
     """Raise, for what h5py raises in the block, what :func:`damaged` says of the file and its part."""
     try:
         yield
-    except StoreError:
-        raise
-    except HDF5_READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise damaged(path, part, error) from error
 
 
@@ -137,11 +124,6 @@ def foreign(path: Path, happened: str, expected: str) -> ForeignError:
 def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
     """Return the one-line error for a file whose run digest is not that of the run."""
     return foreign(path, f"a file of another run, got run digest {found[:12]}", expected[:12])
-
-
-def extra_file(path: Path, example: str, count: int) -> ForeignError:
-    """Return the one-line error for a file with the name of a shard that the run does not have."""
-    return foreign(path, f"not in this run's plan of {count} shards, got an extra file", f"{example} and its like")
 
 
 def missing_file(path: Path, what: str, got: str) -> StoreError:
@@ -160,29 +142,11 @@ def unfinished(folder: Path, there: int, count: int, index: str = f"no {format.I
     )
 
 
-def no_run(folder: Path, got: str = f"no {format.INDEX_NAME}") -> StoreError:
+def no_run(folder: Path) -> StoreError:
     """Return the one-line error for what is no run folder."""
     return StoreError(
-        f"{folder}: not a run folder, got {got}. Expected what an extraction has written. "
+        f"{folder}: not a run folder, got no {format.INDEX_NAME}. Expected what an extraction has written. "
         f"Give the folder that was named by name=..., usually outputs/<name>."
-    )
-
-
-def unreadable(path: Path, error: OSError) -> StoreError:
-    """Return the one-line error for a file that is missing, or that the system or the storage does not let us read."""
-    if isinstance(error, StorageError) or (error.errno and error.errno not in _MISSING):
-        return damaged(path, "", error)
-    return StoreError(
-        f"{path}: cannot be read, got {error.strerror or error}. Expected a file of a finished run. "
-        f"Put it back, or run the extraction again: only what is missing is made again."
-    )
-
-
-def wrong_digests(path: Path, happened: str) -> StoreError:
-    """Return the one-line error for lines of ``SHA256SUMS`` that are not as they should be."""
-    return StoreError(
-        f"{path}: {happened}. Expected one line a file, a digest and a name. "
-        f"Verify with repair=true, then run the extraction again: it checks the file and adds its line."
     )
 
 
@@ -192,10 +156,8 @@ def require_file(path: Path) -> None:
     Raises:
         StoreError: It is missing or something else.
     """
-    try:
+    with reading(path, ""):
         mode = path.lstat().st_mode
-    except OSError as error:
-        raise unreadable(path, error) from error
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
         raise foreign(path, f"not a file of the run, got {kinds.get(stat.S_IFMT(mode), 'a device')}", "the file itself")
@@ -208,10 +170,8 @@ def read_file(path: Path) -> bytes:
         StoreError: It is missing, no regular file, or cannot be read.
     """
     require_file(path)
-    try:
+    with reading(path, ""):
         return path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def require_own_shards(folder: Path) -> None:
@@ -230,30 +190,20 @@ def own_node(group: h5py.Group, name: str) -> Any:
 
     Raises:
         KeyError: There is nothing.
-        ValueError: It is a link, its values lie elsewhere, or it is larger than its file can be.
+        ValueError: It is a link, its values lie in another file, or it is larger than its file can be.
     """
     if "/" in name or group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
         raise ValueError("a link, which is not followed")
     node = group[name]
-    if isinstance(node, h5py.Dataset):
-        _check_dataset(node)
-    elif not isinstance(node, h5py.Group):
-        raise ValueError("no array")
-    return node
-
-
-def _check_dataset(node: h5py.Dataset) -> None:
-    properties = node.id.get_create_plist()
-    if properties.get_external_count():
+    if isinstance(node, h5py.Group):
+        return node
+    is_layer = node.ndim in map(len, format.AXES.values())
+    if node.id.get_create_plist().get_external_count() or (node.is_virtual and not is_layer):
         raise ValueError("data in another file, which is not read")
-    layout = properties.get_layout()
-    for number in range(properties.get_virtual_count() if layout == h5py.h5d.VIRTUAL else 0):
-        folder, _, name = properties.get_virtual_filename(number).rpartition("/")
-        if folder != format.SHARD_FOLDER or not format.SHARD_NAME.fullmatch(name):
-            raise ValueError(f"a source {f'{folder}/{name}'[:200]!r} that is no shard of the run")
     # Of a layer, chunks of failed rows are not stored; what is, is bounded by its stream.
-    if layout != h5py.h5d.VIRTUAL and node.ndim not in map(len, format.AXES.values()):
+    if not is_layer:
         file_bytes = h5py.h5i.get_file_id(node.id).get_filesize()
-        most_bytes = max(_SPARE_BYTES, file_bytes * DEFLATE_FACTOR) if layout == h5py.h5d.CHUNKED else file_bytes
-        if max(math.prod(node.shape), math.prod(node.chunks or ())) * node.id.get_type().get_size() > most_bytes:
+        size_bytes = max(math.prod(node.shape), math.prod(node.chunks or ())) * node.id.get_type().get_size()
+        if size_bytes > max(_SPARE_BYTES, file_bytes * DEFLATE_FACTOR):
             raise ValueError(f"shape {node.shape} in a file of {file_bytes} bytes")
+    return node

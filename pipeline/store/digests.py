@@ -136,7 +136,7 @@ def digest_of(path: Path) -> str:
     try:
         return disk.file_digest(path)
     except OSError as error:
-        raise damage.unreadable(path, error) from error
+        raise damage.damaged(path, "", error) from error
 
 
 def _read(path: Path) -> dict[str, str]:

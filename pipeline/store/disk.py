@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -228,14 +227,14 @@ def _nearest(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def file_digest(path: Path, stop: threading.Event | None = None) -> str:
-    """Return the SHA-256 of a file, in hex; once ``stop`` is set, reading stops and the digest means nothing.
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex.
 
     Raises:
         OSError: The file cannot be read.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(HASH_BYTES))
     with path.open("rb", buffering=0) as file:
-        while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
+        while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()

@@ -7,7 +7,6 @@ import functools
 import operator
 import os
 import re
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,11 +21,10 @@ from numpy.typing import NDArray
 from ..errors import OptionError, StoreError, nearest
 from ..formatting import Shown
 from ..machine import usable_cores
-from ..sharding import ShardSpec
-from ..storage import RemotePath, is_address, path_of, refresh
-from ..training.batches import ROWS_AT_ONCE, Batches, Examples, no_array, select_rows, to_numpy
+from ..storage import RemotePath, path_of, refresh
+from ..training.batches import ROWS_AT_ONCE, Batches, Examples, select_rows
 from . import format, tables
-from .damage import damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished, unreadable
+from .damage import damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished
 from .shard_reader import ShardLayer
 from .statistics import LayerStatistics, read_statistics
 from .tables import Column, ImageTable
@@ -45,30 +43,20 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         StoreError: There is no run, it is not finished, or a shard of it is missing.
     """
     path = place_of(path)
-    try:
-        file = _file_of(path)
-    except OSError as error:  # also a name too long, a folder that is another user's
-        raise unreadable(path, error) from error
-    return Run(file)
-
-
-def _file_of(path: Path) -> Path:
-    """Return the index or the shard that a path means."""
-    if path.is_dir():
-        index = path / format.INDEX_NAME
-        if not index.exists():
-            shards = [name for name in _names_in(path / format.SHARD_FOLDER) if format.SHARD_NAME.fullmatch(name)]
-            raise unfinished(path, len(shards), format.planned_shards(shards)) if shards else no_run(path)
-        return index
-    if not path.exists():
-        raise no_such_run(path)
-    if path.is_symlink():
-        # What the caller has named is followed; what lies in a run folder is not.
-        path = path.resolve()
-    own_name = path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name)
-    if path.is_file() and not own_name and (isinstance(path, RemotePath) or not h5py.is_hdf5(path)):
-        raise StoreError(f"{path}: not a run, got a file that is no HDF5. Expected a run folder, its features.h5 or a shard.")
-    return path
+    with reading(path, ""):  # a name too long, a folder that is another user's
+        if path.is_dir():
+            folder, path = path, path / format.INDEX_NAME
+            if not path.exists():
+                shards = [name for name in _names_in(folder / format.SHARD_FOLDER) if format.SHARD_NAME.fullmatch(name)]
+                raise unfinished(folder, len(shards), format.planned_shards(shards)) if shards else no_run(folder)
+        elif not path.exists():
+            raise no_such_run(path)
+        elif path.is_symlink():
+            # What the caller has named is followed; what lies in a run folder is not.
+            path = path.resolve()
+        if path.suffix != ".h5":
+            raise StoreError(f"{path}: not a run, got another file. Expected a run folder, its features.h5 or a shard.")
+    return Run(path)
 
 
 def choose_layers(stored: Collection[str], words: Sequence[str]) -> list[str]:
@@ -95,11 +83,9 @@ def place_of(path: str | os.PathLike[str]) -> Path:
     Raises:
         OptionError: Nothing installed reads such an address.
     """
-    if isinstance(path, RemotePath):
-        refresh(path)
-        return path
-    text = os.fspath(path)
-    return place_of(path_of("run", text)) if is_address(text) else Path(text)
+    found = path if isinstance(path, RemotePath) else path_of("run", os.fspath(path))
+    refresh(found)
+    return found
 
 
 def beside(path: Path) -> tuple[Path, str]:
@@ -132,12 +118,9 @@ LEAST_THREADS, LEAST_THREADS_REMOTE = 4, 16
 
 
 @functools.cache
-def _threads_and_lock(process: int, least_threads: int) -> tuple[ThreadPoolExecutor, threading.Lock]:
-    """Return the threads that read rows in a process, and the lock of the one that asks HDF5 where chunks lie.
-
-    A forked process has none of its parent's threads, and must not wait for what they held.
-    """
-    return ThreadPoolExecutor(max(least_threads, usable_cores()), "rows"), threading.Lock()
+def _threads(process: int, least: int) -> ThreadPoolExecutor:
+    """Return the threads that read rows in a process; a forked one has none of its parent's."""
+    return ThreadPoolExecutor(max(least, usable_cores()), "rows")
 
 
 class Layer:
@@ -169,8 +152,6 @@ class Layer:
         self.row_shape: tuple[int, ...] | None = None
         self.chunk_rows = 1
         if isinstance(node, h5py.Dataset):
-            if 0 in node.shape[1:] or len(node.shape) not in (2, 4):
-                raise ValueError(f"layer {name} of shape {node.shape}")
             self.row_shape = node.shape[1:]
             self.chunk_rows = format.chunk_shape(self.row_shape, self.dtype.itemsize)[0]
 
@@ -199,9 +180,7 @@ class Layer:
             yield from self[first : first + step]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if self.row_shape is None:
-            raise no_array(f"layer {self.name}")
-        return np.asarray(self[:], dtype)
+        return np.asarray(self._run.to_numpy(self.name, failed=True), dtype)
 
     def shape_of(self, row: int) -> tuple[int, ...]:
         """Return (h, w, c), or (d,), of one image that is ok, at native size too; reads none of its values.
@@ -235,21 +214,17 @@ class Layer:
         number, local = self._run._locate(np.asarray(row))
         return self._shard(int(number)), int(local)
 
-    def _threads_and_lock(self) -> tuple[ThreadPoolExecutor, threading.Lock]:
-        return _threads_and_lock(os.getpid(), LEAST_THREADS_REMOTE if isinstance(self._run.path, RemotePath) else LEAST_THREADS)
-
     def _shard(self, number: int) -> ShardLayer:
         """Return the layer of a shard, which HDF5 is asked for once."""
-        if number not in self._shards:
-            with self._threads_and_lock()[1]:
-                if number not in self._shards:
-                    spec, path = self._run.shards[number], self._run._paths[number]
-                    found = ShardLayer(path, self._run._digests[spec.part], spec, self.name)
-                    if found.row_shape != self.row_shape:
-                        got = f"{found.row_shape or 'native size'} where the run has {self.row_shape}"
-                        raise damaged(path, f"layer {self.name}", got)
-                    self._shards[number] = found
-        return self._shards[number]
+        found = self._shards.get(number)
+        if not found:
+            spec, path = self._run.shards[number], self._run._paths[number]
+            refresh(path)
+            found = ShardLayer(path, self._run._digests[spec.part], spec, self.name)
+            if found.row_shape != self.row_shape:
+                raise damaged(path, f"layer {self.name}", f"shape {found.row_shape} where the run has {self.row_shape}")
+            self._shards[number] = found
+        return found
 
     def chunk_starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the first row of the chunk that each row lies in, (n,): reading one of its rows costs as much as all."""
@@ -269,28 +244,33 @@ class Layer:
             StoreError: A shard is missing or damaged.
             MemoryError: The rows do not fit into memory; NumPy says how large they are.
         """
-        found: Any
-        if self.row_shape is None:
-            found = [np.full((1, 1, self.channels), np.nan, self.dtype) for _ in rows]
-        else:
-            found = np.empty((len(rows), *self.row_shape), self.dtype)
+        is_native = self.row_shape is None
+        found: Any = [None] * len(rows) if is_native else np.empty((len(rows), *(self.row_shape or ())), self.dtype)
         order = np.argsort(rows, kind="stable")
         numbers, local = self._run._locate(rows[order])
+        shards = {number: self._shard(number) for number in np.unique(numbers).tolist()}
         starts = np.flatnonzero(np.diff(self.chunk_starts(rows[order]), prepend=-1)).tolist()
 
-        def read_chunk(start: int, stop: int) -> None:
+        def read_chunk(shard: ShardLayer, start: int, stop: int) -> None:
+            places = order[start:stop].tolist()
+            for place, values in zip(places, shard.read(local[start:stop].tolist(), found[places[0]]), strict=True):
+                if is_native:
+                    found[place] = np.full((1, 1, self.channels), np.nan, self.dtype) if values is None else values.copy()
+                elif values is None or not np.may_share_memory(values, found[place]):  # it was not read there
+                    found[place] = np.nan if values is None else values
+
+        def read(start: int, stop: int) -> None:
             number = int(numbers[start])
-            arguments = local[start:stop].tolist(), found, order[start:stop].tolist()
             try:
-                self._shard(number).read(*arguments)
+                read_chunk(shards[number], start, stop)
             except StoreError:
                 # The shard may have been made anew since it was opened: what is there now says whether anything is wrong.
                 self._shards.pop(number, None)
-                refresh(self._run._paths[number])
-                self._shard(number).read(*arguments)
+                read_chunk(self._shard(number), start, stop)
 
-        read = map if alone or len(starts) < 2 else self._threads_and_lock()[0].map
-        for _ in read(read_chunk, starts, [*starts[1:], len(rows)]):
+        least = LEAST_THREADS_REMOTE if isinstance(self._run.path, RemotePath) else LEAST_THREADS
+        each = map if alone or len(starts) < 2 else _threads(os.getpid(), least).map
+        for _ in each(read, starts, [*starts[1:], len(rows)]):
             pass
         return found
 
@@ -299,10 +279,6 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<layer {self.name}: {self.shape} {self.dtype}>"
-
-    def _cells(self) -> list[str]:
-        shape = " x ".join("native" if side is None else str(side) for side in self.shape)
-        return [self.name, shape, str(self.dtype), str(self.channels), f"{self.stride_px} px"]
 
 
 class Run(Shown):
@@ -330,7 +306,12 @@ class Run(Shown):
                     plan = tuple(shard for shard in plan if shard.first == int(self.attributes["first_row"]))
                     self._paths = [self.path]
                 else:
-                    self._paths = self._find_shards(plan)
+                    require_own_shards(self.path.parent)
+                    folder = self.path.parent / format.SHARD_FOLDER
+                    there, self._paths = {*_names_in(folder)}, [folder / shard.file_name for shard in plan]
+                    # HDF5 would read a missing shard as NaN, as if all its images had failed.
+                    if missing := [path for path in self._paths if path.name not in there]:
+                        raise missing_file(missing[0], "shard", f"{len(plan) - len(missing)} of {len(plan)} shards")
                 self.shards = plan
                 if rows != sum(shard.rows for shard in plan):
                     raise ValueError(f"a table /images of {rows} rows")
@@ -339,16 +320,6 @@ class Run(Shown):
                 self.layers = tuple(tables.layer_names(file))
                 self._layers = {name: Layer(self, name, file["features"][name]) for name in self.layers}
         self.images: Mapping[str, Column] = ImageTable(self.path, columns, rows)
-
-    def _find_shards(self, plan: Sequence[ShardSpec]) -> list[Path]:
-        require_own_shards(self.path.parent)
-        folder = self.path.parent / format.SHARD_FOLDER
-        present = {*_names_in(folder)}
-        missing = [shard.file_name for shard in plan if shard.file_name not in present]
-        if missing:
-            # HDF5 would read a missing shard as NaN, as if all its images had failed.
-            raise missing_file(folder / missing[0], "shard", f"{len(plan) - len(missing)} of {len(plan)} shards")
-        return [folder / shard.file_name for shard in plan]
 
     def _locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the number of the shard that has each row, and the row's place in it."""
@@ -391,12 +362,9 @@ class Run(Shown):
         rows = self._rows_by_key
         found = rows.get(format.plain_text(key))
         if found is None:
-            name = key.rpartition("/")[2]
-            same_name = [other for other in rows if other.rpartition("/")[2] == name]
-            known = nearest(key, same_name or [*rows][:KEYS_COMPARED])
+            known = nearest(key, [*rows][:KEYS_COMPARED])[:300]
             raise StoreError(
-                f"{self.path}: no such image, got {key!r}. Expected a key such as: {known[:300]}. "
-                f"All keys are in run.images['key']."
+                f"{self.path}: no such image, got {key!r}. Expected a key such as: {known}. All keys are in run.images['key']."
             )
         return found
 
@@ -443,14 +411,7 @@ class Run(Shown):
         return Batches(examples, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, share=share)
 
     def torch_dataset(
-        self,
-        layers: str | Sequence[str],
-        *,
-        shuffle: bool = False,
-        batch_size: int | None = None,
-        drop_last: bool = False,
-        share: tuple[int, int] | None = None,
-        **options: Any,
+        self, layers: str | Sequence[str], *, shuffle: bool = False, batch_size: int | None = None, **options: Any
     ) -> Any:
         """Return a dataset for PyTorch. The other ``options`` are those of :meth:`batches`: ``label``, ``where``, ``seed`` ...
 
@@ -458,23 +419,22 @@ class Run(Shown):
         of them an iterable one, which reads ahead with all cores and needs no worker processes: for whole batches
         ``DataLoader(dataset, batch_size=None)``. Items are features, or (features, label) where ``label`` is given.
 
-        ``batch_size`` is rows an item, None: items are single rows. ``share`` is (rank, ranks) of iterable ones, None: those of
-        ``torch.distributed``, where it has been started.
+        ``batch_size`` is rows an item, None: items are single rows. ``share`` is (rank, ranks) of iterable ones, by default those
+        of ``torch.distributed``, where it has been started.
 
         Raises:
-            OptionError: PyTorch is not installed, and as in :meth:`batches`.
+            ImportError: PyTorch is not installed.
+            OptionError: As in :meth:`batches`.
         """
-        try:
-            from ..training import torch_data
-        except ImportError as error:
-            raise OptionError(
-                f"torch_dataset: PyTorch cannot be loaded, got {error}. Expected it in this environment. pip install torch"
-            ) from error
+        from ..training import torch_data
+
         if batch_size is None and not shuffle:
             return torch_data.RowDataset(self.batches(layers, 1, **options).examples)
-        share = torch_data.rank_and_ranks() if share is None else share
-        rows, drop_last = (ROWS_AT_ONCE, False) if batch_size is None else (batch_size, drop_last)
-        batches = self.batches(layers, rows, shuffle=shuffle, drop_last=drop_last, share=share, **options)
+        options = {"share": torch_data.rank_and_ranks(), **options}
+        if batch_size is None:
+            options["drop_last"] = False
+        rows = ROWS_AT_ONCE if batch_size is None else batch_size
+        batches = self.batches(layers, rows, shuffle=shuffle, **options)
         return torch_data.StreamDataset(batches, is_batched=batch_size is not None)
 
     def tf_dataset(
@@ -506,7 +466,7 @@ class Run(Shown):
         Raises:
             StoreError: It does not fit into memory, with the bytes that it takes; and as in :meth:`batches`.
         """
-        return to_numpy(Examples(self, layers, **options))
+        return Examples(self, layers, **options).read_all()
 
     def close(self) -> None:
         """Forget where chunks lie in the shards; reading asks again."""
@@ -524,4 +484,8 @@ class Run(Shown):
 
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         caption = f"run {str(self.path)!r}: {len(self)} images, {self.attributes['network']}, made {self.attributes['created']}"
-        return caption, ("layer", "shape", "dtype", "channels", "stride"), [layer._cells() for layer in self._layers.values()]
+        rows = []
+        for name, layer in self._layers.items():
+            shape = " x ".join("native" if side is None else str(side) for side in layer.shape)
+            rows.append([name, shape, str(layer.dtype), str(layer.channels), f"{layer.stride_px} px"])
+        return caption, ("layer", "shape", "dtype", "channels", "stride"), rows

@@ -28,7 +28,7 @@ from ..records import Manifest, digest_identity, digest_images
 from ..sharding import Part, ShardSpec, Share, plan_shards
 from ..storage import RemotePath
 from . import disk, format
-from .damage import HDF5_READ_ERRORS, UnreadableError, UnsureError, damaged, require_file, require_own_shards
+from .damage import READ_ERRORS, UnreadableError, UnsureError, damaged, require_file, require_own_shards
 from .digests import Digests
 
 # A line of a manifest of so many rows is some megabytes: one of millions never lies in memory twice.
@@ -37,7 +37,7 @@ ROWS_A_LINE = 1 << 15
 LEVEL = 1
 
 # What bytes that are not as they were written raise in gzip, JSON and here.
-_READ_ERRORS = (*HDF5_READ_ERRORS, EOFError, zlib.error, StoreError)
+_MANIFEST_ERRORS = (*READ_ERRORS, EOFError, zlib.error, StoreError)
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.
 _NAMES = [re.escape(name) for name in (*format.COMPANION_NAMES, format.INDEX_NAME)]
 _NAMES += [name.pattern for name in (format.MANIFEST_NAME, format.PART_COMPANION_NAME, format.WRITER_DIGESTS_NAME)]
@@ -243,7 +243,7 @@ def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
         return manifest if is_right else None
     except FileNotFoundError:
         return None
-    except _READ_ERRORS as error:
+    except _MANIFEST_ERRORS as error:
         unread = error if isinstance(error, UnreadableError) else damaged(path, "the manifest", error)
         # One that unpacks to more than the memory holds is as likely a damaged one.
         if isinstance(unread, UnreadableError) and not isinstance(unread, UnsureError):

@@ -184,7 +184,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
         if hold:
             hold.release()
         if isinstance(error, OSError):
-            raise damage.unreadable(Path(error.filename or folder), error) from error
+            raise damage.damaged(Path(error.filename or folder), "", error) from error
         raise
 
 
@@ -259,7 +259,7 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
     for path in read_ahead(folder / format.shard_path(name) for name in own):
         if path.name not in shards:
             # Perhaps somebody else's; what this run would never write over is not for it to remove.
-            raise damage.extra_file(path, next(iter(shards)), len(shards))
+            raise damage.foreign(path, f"not in this run's plan of {len(shards)} shards, got an extra file", "a shard of it")
         shard = shards[path.name]
         try:
             _check_shard(path, spec, digests[shard.part], shard)

@@ -39,7 +39,7 @@ def summarise_run(path: Path) -> dict[str, Any]:
         contents = read_run_contents(folder, images=False)
         sizes = {name: (folder / format.shard_path(name)).stat().st_size for name in contents.shards}
     except OSError as error:  # a name too long, a folder that is another user's
-        raise damage.unreadable(Path(error.filename or path), error) from error
+        raise damage.damaged(Path(error.filename or path), "", error) from error
     if not contents.planned:
         if not (contents.shards or contents.manifests or format.INDEX_NAME in contents.files):
             raise damage.no_run(folder)

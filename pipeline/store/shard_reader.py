@@ -6,7 +6,6 @@ and ISA-L, which any number of threads do at once.
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,15 +17,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreError
 from ..records import FAILED
 from ..sharding import ShardSpec
 from ..storage import RemotePath
 from . import codec, format, tables
-from .damage import HDF5_READ_ERRORS, damaged, own_node, reading
+from .damage import damaged, own_node, reading
 
-# What a damaged chunk raises: ISA-L, an absurd length, HDF5.
-_CHUNK_ERRORS = (codec.DecodeError, *HDF5_READ_ERRORS)
 # A thread keeps its memory for what is stored, up to so much: fresh memory for each chunk costs a fifth of reading it.
 _SCRATCH_BYTES = 16 << 20
 
@@ -43,41 +39,37 @@ class _Chunks:
         dtype: Of the values.
         is_deflated: Whether chunks are zlib streams.
         positions: (groups of rows, bands, 2) int64, position in the file and size in bytes of each chunk as stored; (-1, 0) where
-            none is. None where another program has cut or packed the chunks, and HDF5 must read them.
+            none is.
     """
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
     dtype: np.dtype[np.floating]
     is_deflated: bool
-    positions: NDArray[np.int64] | None
-
-
-# Of a failed image at native size.
-_NOTHING = _Chunks((1, 1, 1), (1, 1, 1, 1), np.dtype(np.float32), False, np.array([[[-1, 0]]]))
+    positions: NDArray[np.int64]
 
 
 def _find_chunks(dataset: h5py.Dataset, lead: tuple[int, ...] = ()) -> _Chunks:
-    """Ask HDF5 for the chunks of an array of rows; of one image with ``lead`` (1,), the axis that it lacks."""
+    """Ask HDF5 for the chunks of an array of rows; of one image with ``lead`` (1,), the axis that it lacks.
+
+    Raises:
+        ValueError: They are not as this program writes them.
+    """
     rows, *shape = lead + dataset.shape
-    chunk_shape = format.band_shape if lead else format.chunk_shape
-    chunk = lead + chunk_shape(tuple(shape), dataset.dtype.itemsize)
+    chunk = lead + (format.band_shape if lead else format.chunk_shape)(tuple(shape), dataset.dtype.itemsize)
     chunk = (min(chunk[0], rows), *chunk[1:])
     is_deflated = dataset.compression == "gzip"
-    positions = None
-    if (
-        lead + (dataset.chunks or ()) == chunk
-        and dataset.id.get_create_plist().get_nfilters() == is_deflated
-        and dataset.dtype.newbyteorder("<") == dataset.dtype
-    ):
-        positions = np.full((-(-rows // chunk[0]), -(-shape[0] // chunk[1]), 2), (-1, 0), np.int64)
+    found = lead + (dataset.chunks or ()), dataset.id.get_create_plist().get_nfilters(), dataset.dtype
+    if found != (chunk, is_deflated, dataset.dtype.newbyteorder("<")):
+        raise ValueError(f"other chunks than {chunk}")
+    positions = np.full((-(-rows // chunk[0]), -(-shape[0] // chunk[1]), 2), (-1, 0), np.int64)
 
-        def note(info: Any) -> None:
-            row, top = ((0,) * len(lead) + info.chunk_offset)[:2]
-            if not info.filter_mask:
-                positions[row // chunk[0], top // chunk[1]] = info.byte_offset, info.size
+    def note(info: Any) -> None:
+        row, top = ((0,) * len(lead) + info.chunk_offset)[:2]
+        if not info.filter_mask:
+            positions[row // chunk[0], top // chunk[1]] = info.byte_offset, info.size
 
-        dataset.id.chunk_iter(note)
+    dataset.id.chunk_iter(note)
     return _Chunks(tuple(shape), chunk, dataset.dtype, is_deflated, positions)
 
 
@@ -92,6 +84,7 @@ class ShardLayer:
 
     Attributes:
         row_shape: (h, w, c) or (d,); None at native size.
+        chunk_rows: Rows that share a chunk.
 
     Raises:
         StoreError: The shard is missing, of another run or damaged, or cannot be read.
@@ -101,6 +94,7 @@ class ShardLayer:
         self._path = path
         self._shard = shard
         self._name = name
+        self.row_shape: tuple[int, ...] | None = None
         with tables.open_file(path) as file:
             tables.check_shard(file, path, digest, shard)
             self._failed = tables.read_column(file, path, "status") == FAILED
@@ -112,143 +106,83 @@ class ShardLayer:
                 lengths = {len(self._failed), len(self._checksums), shard.rows if is_native else len(node)}
                 if lengths != {shard.rows}:
                     raise ValueError(f"{lengths} rows in place of {shard.rows}")
-                self.row_shape: tuple[int, ...] | None = None if is_native else node.shape[1:]
-                # Which has each row: all rows the same, at native size each its own; an error where the row is damaged.
-                rows = range(shard.rows)
-                self._chunks = [self._find_image(node, row) for row in rows] if is_native else [_find_chunks(node)] * len(rows)
+                # Which has each row: all rows the same, at native size each its own, but for failed ones.
+                self._chunks: list[Any] = [None] * shard.rows
+                if not is_native:
+                    self.row_shape = node.shape[1:]
+                    self._chunks = [_find_chunks(node)] * shard.rows
+            for row in np.flatnonzero(~self._failed).tolist() if is_native else ():
+                with reading(path, self._words(row)):
+                    self._chunks[row] = _find_chunks(own_node(node, format.native_name(shard.first + row)), lead=(1,))
+        self.chunk_rows = self._chunks[0].chunk[0] if self.row_shape else 1
 
-    def _find_image(self, group: h5py.Group, row: int) -> _Chunks | StoreError:
-        """Return the chunks of an image at native size."""
-        if self._failed[row]:
-            return _NOTHING
-        try:
-            node = own_node(group, format.native_name(self._shard.first + row))
-            if not isinstance(node, h5py.Dataset) or node.ndim != 3:
-                raise ValueError("no array of an image")
-            return _find_chunks(node, lead=(1,))
-        except HDF5_READ_ERRORS as error:
-            return self._damaged(range(row, row + 1), error)
-
-    def read(self, rows: Sequence[int], out: Any, places: Sequence[int]) -> None:
-        """Read rows that share a chunk.
+    def read(self, rows: Sequence[int], target: NDArray[np.floating] | None = None) -> Iterator[NDArray[np.floating] | None]:
+        """Yield rows that share a chunk, each (h, w, c), read-only, and compared with its checksum; None for a failed image.
 
         Args:
             rows: In the shard.
-            out: Where they come to: (n, h, w, c), or at native size a list, in which each row is put as (h, w, c).
-            places: In ``out``, one a row; what lies at that of a failed image becomes NaN.
+            target: (h, w, c). A row that is one chunk, and stored as this has it, may be read into it.
 
         Raises:
             StoreError: The shard is missing or cannot be read; a row is damaged.
         """
         chunk = None
-        for row, place in zip(rows, places, strict=True):
-            target = out[place]
+        for row in rows:
             if self._failed[row]:
-                target[...] = np.nan
+                yield None
                 continue
             if chunk is None:
-                chunk = self._decode(row, target)
-            values = self._checked(row, chunk)
-            if self.row_shape is None:
-                out[place] = values.copy()
-            elif not np.may_share_memory(values, target):  # it was not read there
-                target[...] = values
+                bands = [band for _, band in self._bands(row, target=target)]
+                chunk = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=1)
+            values = chunk[row % self.chunk_rows]
+            self._compare(row, codec.checksum(values))
+            yield values
 
     def shape(self, row: int) -> tuple[int, ...]:
         """Return (h, w, c), or (d,), of a row that is ok; reads none of its values."""
-        return self._chunks_of(row).shape
+        return tuple(self._chunks[row].shape)
 
     def bands(self, row: int, every: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
         """Yield a row that is ok piece after piece; see :meth:`.reader.Layer.bands`."""
-        chunks = self._chunks_of(row)
-        if chunks.positions is None or chunks.chunk[0] > 1:
-            yield 0, self._checked(row, self._decode(row))
-            return
-        sums, wanted, tops = [], 0, range(0, chunks.shape[0], chunks.chunk[1])
-        for top, (position, size) in zip(tops, self._stored(row), strict=True):
-            if top < wanted and top != tops[-1]:
-                continue
-            wanted = top + every
-            band = self._chunk(row, position, size)[0, : chunks.shape[0] - top]
+        sums, height = [], 0
+        for top, chunk in self._bands(row, every):
+            band = chunk[row % self.chunk_rows]
             sums.append((codec.checksum(band), band.nbytes))
+            height += len(band)
             yield top, band
-        if len(sums) == len(tops) and codec.join_checksums(sums) != self._checksums[row]:
-            raise self._damaged(range(row, row + 1), "another checksum")
+        if height == self.shape(row)[0]:
+            self._compare(row, codec.join_checksums(sums))
 
-    def examine(self) -> Iterator[StoreError | None]:
-        """Yield what is wrong with each row that is ok, None if nothing; once for rows that share a damaged chunk."""
-        for _, rows in itertools.groupby(np.flatnonzero(~self._failed).tolist(), self._group):
-            chunk = None
-            for row in rows:
-                try:
-                    chunk = self._decode(row) if chunk is None else chunk
-                    self._checked(row, chunk)
-                    yield None
-                except StoreError as error:
-                    yield error
-                    if chunk is None:
-                        break
-
-    def _chunks_of(self, row: int) -> _Chunks:
-        found = self._chunks[row]
-        if isinstance(found, StoreError):
-            raise found
-        return found
-
-    def _group(self, row: int) -> range:
-        """Return the rows that share a chunk with one, itself among them."""
-        chunks = self._chunks[row]
-        count = chunks.chunk[0] if isinstance(chunks, _Chunks) else 1
-        first = row - row % count
-        return range(first, min(first + count, self._shard.rows))
-
-    def _stored(self, row: int) -> list[tuple[int, int]]:
-        """Return position and size of each chunk that has values of a row."""
-        chunks = self._chunks_of(row)
-        assert chunks.positions is not None
+    def _bands(
+        self, row: int, every: int = 1, target: NDArray[np.floating] | None = None
+    ) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        """Yield the chunks that have values of a row, decoded: the first map row, and (n, h', w, c) of the rows that share it."""
+        chunks, wanted = self._chunks[row], 0
         # At native size an image has positions of its own.
-        found: list[tuple[int, int]] = chunks.positions[row // chunks.chunk[0] % len(chunks.positions)].tolist()
-        return found
+        stored = chunks.positions[row // self.chunk_rows % len(chunks.positions)].tolist()
+        for number, (position, size) in enumerate(stored):
+            top = number * chunks.chunk[1]
+            if top >= wanted or number == len(stored) - 1:
+                wanted = top + every
+                with reading(self._path, self._words(row - row % self.chunk_rows, self.chunk_rows)):
+                    chunk = self._chunk(chunks, position, size, target)
+                yield top, chunk[:, : chunks.shape[0] - top]
 
-    def _decode(self, row: int, target: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
-        """Return the values of the rows that share a chunk with one, (n, h, w, c), not yet compared with their checksums.
-
-        Of a row that is one chunk, and stored as ``target`` has it, they are read into that.
-        """
-        chunks = self._chunks_of(row)
-        if chunks.positions is None:
-            return self._read_by_hdf5(row)
-        stored = self._stored(row)
-        bands = [self._chunk(row, *of_band, target if len(stored) == 1 else None) for of_band in stored]
-        return bands[0] if len(bands) == 1 else np.concatenate(bands, axis=1)[:, : chunks.shape[0]]
-
-    def _checked(self, row: int, chunk: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return the values of a row of a decoded chunk, (h, w, c), compared with its checksum."""
-        values: NDArray[np.floating] = chunk[row - self._group(row).start]
-        got, expected = codec.checksum(values), int(self._checksums[row])
-        if got != expected:
-            raise self._damaged(range(row, row + 1), f"checksum {got:08x} in place of {expected:08x}")
-        return values
-
-    def _chunk(self, row: int, position: int, size: int, target: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
-        """Read and decode a chunk."""
-        chunks = self._chunks_of(row)
-        try:
-            if position < 0:
-                raise ValueError("no chunk")
-            if chunks.is_deflated:
-                stored = _scratch(size)
-            elif size != math.prod(chunks.chunk) * chunks.dtype.itemsize:
-                raise ValueError(f"a chunk of {size} bytes")
-            elif target is not None and (chunks.dtype, chunks.chunk) == (target.dtype, (1, *target.shape)):
-                stored = target.reshape(-1).view(np.uint8)
-            else:
-                stored = np.empty(size, np.uint8)
-            if self._read_into(stored, position) < size:
-                raise ValueError(f"fewer than {size} bytes")
-            return codec.decode(stored, chunks.chunk, chunks.dtype, chunks.is_deflated)
-        except _CHUNK_ERRORS as error:
-            raise self._damaged(self._group(row), error) from error
+    def _chunk(self, chunks: _Chunks, position: int, size: int, target: NDArray[np.floating] | None) -> NDArray[np.floating]:
+        """Read and decode a chunk; into ``target`` where it is stored as that has it."""
+        if position < 0:
+            raise ValueError("no chunk")
+        if chunks.is_deflated:
+            stored = _scratch(size)
+        elif size != math.prod(chunks.chunk) * chunks.dtype.itemsize:
+            raise ValueError(f"a chunk of {size} bytes")
+        elif target is not None and (chunks.dtype, chunks.chunk) == (target.dtype, (1, *target.shape)):
+            stored = target.reshape(-1).view(np.uint8)
+        else:
+            stored = np.empty(size, np.uint8)
+        if self._read_into(stored, position) < size:
+            raise ValueError(f"fewer than {size} bytes")
+        return codec.decode(stored, chunks.chunk, chunks.dtype, chunks.is_deflated)
 
     def _read_into(self, values: NDArray[np.uint8], position: int) -> int:
         """Read bytes from a position of the file; return how many there were."""
@@ -261,28 +195,16 @@ class ShardLayer:
             file.seek(position)
             return file.readinto(values.data)
 
-    def _read_by_hdf5(self, row: int) -> NDArray[np.floating]:
-        """Read the rows of a chunk that another program has cut or packed, as :meth:`_decode` gives them."""
-        rows = self._group(row)
-        try:
-            with tables.open_file(self._path) as file:
-                node = own_node(file["features"], self._name)
-                if isinstance(node, h5py.Group):
-                    return np.asarray(own_node(node, format.native_name(self._shard.first + row))[()])[None]
-                return np.asarray(node[rows.start : rows.stop])
-        except _CHUNK_ERRORS as error:
-            raise self._damaged(rows, error) from error
+    def _compare(self, row: int, got: int) -> None:
+        """Hold a row to its checksum."""
+        expected = int(self._checksums[row])
+        if got != expected:
+            raise damaged(self._path, self._words(row), f"checksum {got:08x} in place of {expected:08x}")
 
-    def _damaged(self, rows: range, got: object) -> StoreError:
-        try:
-            with tables.open_file(self._path) as file:
-                key = str(tables.read_column(file, self._path, "key")[rows[0]])
-        except StoreError:
-            # Two things are damaged; the row is what was asked for.
-            key = "key damaged too"
-        first = self._shard.first
-        words = f"row {first + rows[0]} ({key})" if len(rows) == 1 else f"rows {first + rows[0]} ({key}) to {first + rows[-1]}"
-        return damaged(self._path, f"layer {self._name}, {words}", got)
+    def _words(self, row: int, count: int = 1) -> str:
+        """Return what messages call so many rows, or those of them that there are."""
+        first, stop = self._shard.first + row, min(self._shard.first + row + count, self._shard.stop)
+        return f"layer {self._name}, row {first}" if stop - first == 1 else f"layer {self._name}, rows {first} to {stop - 1}"
 
 
 def _scratch(size: int) -> NDArray[np.uint8]:

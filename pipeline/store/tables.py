@@ -36,7 +36,6 @@ from .damage import (
     reading,
     require_file,
     system_errno,
-    unreadable,
 )
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
@@ -126,7 +125,7 @@ def _open_hdf5(path: Path) -> h5py.File:
     try:
         source = path.ranges() if isinstance(path, RemotePath) else path
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise damaged(path, "", error) from error
     with reading(path, "the HDF5 file"):
         try:
             return h5py.File(source, "r")

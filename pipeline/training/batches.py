@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..errors import OptionError, StoreError, nearest
 from ..machine import available_bytes
@@ -55,36 +55,33 @@ class Examples:
         rows: (n,) int64, rows of the run, in the order in which they were given.
         layers: Name -> layer of the run.
         classes: The texts that labels are numbers of, of all images of the run: every subset has the same numbers. Those made of
-            digits come first, sorted as numbers, then the others, sorted as texts. Where a column holds the numbers 0, 1, 2 ...
-            without a gap, these as texts. None where labels are other numbers, or there are none.
+            digits come first, sorted as numbers, then the others, sorted as texts. None where labels were numbers already, or
+            there are none.
         labels: (n,) int64 for texts, else (n, ...) in their own dtype; None.
         is_native: Whether images have arrays of differing shapes.
-        shapes: Layer -> (h, w, c) of a row; h and w are None at native size.
 
     Raises:
         StoreError: There is no such layer or column; the rows are none of the run's, or none are left.
-        OptionError: There is no layer, or another number of labels.
+        OptionError: There is another number of labels.
     """
 
-    def __init__(
-        self,
-        run: Any,
-        layers: str | Sequence[str],
-        *,
-        label: str | ArrayLike | None = None,
-        where: Any = None,
-        failed: bool = False,
-    ) -> None:
+    def __init__(self, run: Any, layers: str | Sequence[str], label: Any = None, where: Any = None, failed: bool = False) -> None:
         self.run = run
         self._is_single = isinstance(layers, str)
-        names = (layers,) if isinstance(layers, str) else tuple(layers)
-        if not names:
-            raise OptionError(f"layers: none is given, got {layers!r}. Expected one or more of: {', '.join(run.layers)}.")
-        self.layers: dict[str, Any] = {name: run[name] for name in names}
-        self.shapes: dict[str, tuple[int | None, ...]] = {name: layer.shape[1:] for name, layer in self.layers.items()}
-        self.is_native = any(None in shape for shape in self.shapes.values())
-        self.rows = _choose(run, where, failed)
-        self.classes, self.labels = _label(run, label, self.rows)
+        self.layers: dict[str, Any] = {name: run[name] for name in ([layers] if isinstance(layers, str) else layers)}
+        self.is_native = any(layer.row_shape is None for layer in self.layers.values())
+        rows = np.atleast_1d(select_rows(slice(None) if where is None else where, len(run), "where"))
+        self.rows = rows if failed else rows[(run.images["status"] == OK)[rows]]
+        if not len(self.rows):
+            raise StoreError(
+                f"{run.path}: no rows are left, got {len(rows)} of {len(run)} by where=, {len(rows)} of them failed. "
+                f"Expected at least one. Widen where=; failed=True keeps failed images."
+            )
+        self.classes: tuple[str, ...] | None = None
+        self.labels: NDArray[Any] | None = None
+        if label is not None:
+            self.classes, labels = _label(run, label)
+            self.labels = labels[self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,8 +97,8 @@ class Examples:
 
     def items(self, columns: Columns) -> Iterator[Any]:
         """Yield the rows of columns one by one, not copied."""
-        for place in range(_length(columns)):
-            yield self.item({name: values[place] for name, values in columns.items()})
+        for of_row in zip(*columns.values(), strict=True):
+            yield self.item(dict(zip(columns, of_row, strict=True)))
 
     def read(self, places: NDArray[np.int64], alone: bool = False) -> Columns:
         """Read some of the rows.
@@ -120,28 +117,26 @@ class Examples:
         columns: Columns = {name: layer.read(rows, alone) for name, layer in self.layers.items()}
         return columns if self.labels is None else {**columns, None: self.labels[places]}
 
+    def read_all(self) -> Any:
+        """Return all rows as one array, (n, h, w, c), or layer -> such; with labels (features, labels).
 
-def _length(columns: Columns) -> int:
-    return len(next(iter(columns.values())))
+        Raises:
+            StoreError: It does not fit into memory; images have differing shapes.
+        """
+        if self.is_native:
+            raise StoreError(f"{self.run.path}: no array, got images of native size. Expected one shape. Read image by image.")
+        row_bytes = sum(math.prod(layer.row_shape) * layer.dtype.itemsize for layer in self.layers.values())
+        needed, free = len(self) * row_bytes, available_bytes()
+        if free is not None and needed > free:
+            raise StoreError(
+                f"{self.run.path}: does not fit into memory, got {needed / 1e9:.3g} GB for {len(self)} rows. "
+                f"Expected at most the {free / 1e9:.3g} GB that are free. Read batches, choose rows, or use pipeline.export."
+            )
+        return self.item(self.read(np.arange(len(self))))
 
 
-def _choose(run: Any, where: Any, failed: bool) -> NDArray[np.int64]:
-    rows = np.atleast_1d(select_rows(slice(None) if where is None else where, len(run), "where"))
-    kept = rows if failed else rows[(run.images["status"] == OK)[rows]]
-    if not len(kept):
-        raise StoreError(
-            f"{run.path}: no rows are left, got {len(rows)} of {len(run)} by where=, {len(rows) - len(kept)} of them failed. "
-            f"Expected at least one. Widen where=; failed=True keeps failed images."
-        )
-    return kept
-
-
-def _label(
-    run: Any, label: str | ArrayLike | None, rows: NDArray[np.int64]
-) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
-    """Return classes and labels."""
-    if label is None:
-        return None, None
+def _label(run: Any, label: Any) -> tuple[tuple[str, ...] | None, NDArray[Any]]:
+    """Return the classes, and the label of each row of a run."""
     values: NDArray[Any] = np.asarray(run.images[label] if isinstance(label, str) else label)
     if values.ndim == 0 or len(values) != len(run):
         raise OptionError(
@@ -152,13 +147,11 @@ def _label(
         # Numbers in a column of objects, as pandas gives some, are numbers.
         values = np.asarray(values.tolist())
     if values.dtype.kind not in "OUS":
-        different = np.unique(values)
-        is_count = isinstance(label, str) and values.dtype.kind in "iu" and np.array_equal(different, np.arange(len(different)))
-        return tuple(map(str, different.tolist())) if is_count else None, values[rows]
-    texts = values.astype(str)
-    classes = tuple(sorted({*texts.ravel().tolist()}, key=_place_of_class))
+        return None, values
+    texts = values.astype(str).ravel().tolist()
+    classes = tuple(sorted({*texts}, key=_place_of_class))
     numbers = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([numbers[text] for text in texts.ravel().tolist()], np.int64).reshape(texts.shape)[rows]
+    return classes, np.array([numbers[text] for text in texts], np.int64).reshape(values.shape)
 
 
 def _place_of_class(name: str) -> tuple[int, int, str]:
@@ -196,32 +189,28 @@ class Batches:
     Args:
         examples: What to read; the other arguments are those of ``run.batches``.
 
+    Attributes:
+        epoch: Number of the one that begins next; may be set.
+        rows: Of an epoch.
+
     Raises:
         OptionError: A number is out of range, or no batch is left.
     """
 
     def __init__(
-        self,
-        examples: Examples,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        drop_last: bool = False,
-        share: tuple[int, int] = (0, 1),
+        self, examples: Examples, batch_size: int, shuffle: bool, seed: int, drop_last: bool, share: tuple[int, int]
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise OptionError(f"{name}: out of range, got {value!r}. Expected a whole number from {least} on.")
         rank, ranks = share
-        if not 0 <= rank < ranks:
-            raise OptionError(f"share: out of range, got {share!r}. Expected (rank, ranks) with 0 <= rank < ranks.")
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1 or seed < 0 or not 0 <= rank < ranks:
+            raise OptionError(
+                f"batches: out of range, got batch_size={batch_size!r}, seed={seed!r}, share={share!r}. Expected whole numbers: "
+                f"batch_size from 1 on, seed from 0 on, share=(rank, ranks) with 0 <= rank < ranks."
+            )
         self.examples = examples
         self.batch_size = int(batch_size)
-        self.share = share
         self.epoch = 0
         self._shuffle = shuffle
-        self._seed = int(seed)
+        self._seed = seed
         # Shuffled, all ranks get the same number, and up to ranks - 1 rows are nobody's.
         count = len(examples) // ranks * ranks if shuffle else len(examples)
         self._start, stop = rank * count // ranks, (rank + 1) * count // ranks
@@ -235,29 +224,23 @@ class Batches:
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the number of the epoch that begins next."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[tuple[Any, NDArray[Any] | None]]:
         return ((self.examples.features(columns), columns.get(None)) for columns in self.next_epoch())
 
     def next_epoch(self) -> Iterator[Columns]:
         """Begin the next epoch; yield its batches as columns."""
-        places, windows = self._order()
-        self.epoch += 1
-        start, stop = self._start, self._start + self.rows
-        cuts = range(start, stop, self.batch_size) if windows is None else [cut for cut in windows if start < cut < stop]
-        pieces = [places[begin:end] for begin, end in itertools.pairwise([start, *cuts, stop]) if begin < end]
-        return self._rebatch(self._read_ahead(pieces, AHEAD if windows is None else WINDOWS_AHEAD))
-
-    def _order(self) -> tuple[NDArray[np.int64], Sequence[int] | None]:
-        """Return the places of the rows of an epoch; and where those end that are best read as one, None: each is for itself."""
+        start, stop, count = self._start, self._start + self.rows, len(self.examples)
         layer = max(self.examples.layers.values(), key=lambda layer: layer.chunk_rows)
+        # Where those rows end that are best read as one; None: each is for itself.
+        cuts: Sequence[int] | None = range(0, count, STRAIGHT_CHUNKS * layer.chunk_rows) if layer.chunk_rows > 1 else None
+        places = np.arange(count)
         if self._shuffle:
-            return shuffled(layer.chunk_starts(self.examples.rows), WINDOW_CHUNKS, (self._seed, self.epoch))
-        count = len(self.examples)
-        return np.arange(count), None if layer.chunk_rows == 1 else range(0, count, STRAIGHT_CHUNKS * layer.chunk_rows)
+            places, cuts = shuffled(layer.chunk_starts(self.examples.rows), WINDOW_CHUNKS, (self._seed, self.epoch))
+        self.epoch += 1
+        ahead = AHEAD if cuts is None else WINDOWS_AHEAD
+        cuts = range(start, stop, self.batch_size) if cuts is None else cuts
+        ends = [start, *(cut for cut in cuts if start < cut < stop), stop]
+        return self._rebatch(self._read_ahead([places[begin:end] for begin, end in itertools.pairwise(ends)], ahead))
 
     def _read_ahead(self, pieces: list[NDArray[np.int64]], ahead: int) -> Iterator[Columns]:
         """Read pieces in order, some ahead, in a thread of its own."""
@@ -279,7 +262,7 @@ class Batches:
         held: list[Columns] = []
         missing = self.batch_size
         for piece in pieces:
-            start, rows = 0, _length(piece)
+            start, rows = 0, len(next(iter(piece.values())))
             while start < rows:
                 stop = min(rows, start + missing)
                 held.append({name: values[start:stop] for name, values in piece.items()})
@@ -299,34 +282,8 @@ def _join(parts: list[Columns]) -> Columns:
     return {name: [*itertools.chain(*of)] if isinstance(of[0], list) else np.concatenate(of) for name, of in columns.items()}
 
 
-def no_array(where: str) -> StoreError:
-    """Return the one-line error for images of native size that are to be one array."""
-    return StoreError(
-        f"{where}: images of differing shapes make no array, got native size. Expected one shape. "
-        f"Read image by image, or extract with a fixed data.size."
-    )
-
-
-def to_numpy(examples: Examples) -> Any:
-    """Return all rows as one array, (n, h, w, c), or layer -> such; with labels (features, labels).
-
-    Raises:
-        StoreError: It does not fit into memory; images have differing shapes.
-    """
-    if examples.is_native:
-        raise no_array(str(examples.run.path))
-    row_bytes = sum(math.prod(layer.row_shape) * layer.dtype.itemsize for layer in examples.layers.values())
-    needed, free = len(examples) * row_bytes, available_bytes()
-    if free is not None and needed > free:
-        raise StoreError(
-            f"{examples.run.path}: does not fit into memory, got {needed / 1e9:.3g} GB for {len(examples)} rows. "
-            f"Expected at most the {free / 1e9:.3g} GB that are free. Read batches, choose rows, or use pipeline.export."
-        )
-    return examples.item(examples.read(np.arange(len(examples))))
-
-
 class RowError(StoreError, IndexError):
-    """There is no such row; an IndexError too, by which Python knows where a sequence ends."""
+    """There are no such rows; an IndexError too, by which Python knows where a sequence ends."""
 
 
 def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
@@ -341,7 +298,7 @@ def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
         One row for an integer, else (n,) int64, each in [0, rows).
 
     Raises:
-        StoreError: It is out of range, of another length or of another type.
+        RowError: It is out of range, of another length or of another type.
     """
     if isinstance(wanted, slice):
         return np.arange(*wanted.indices(rows), dtype=np.int64)
@@ -350,14 +307,11 @@ def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
         return np.flatnonzero(array)
     if array.shape == (0,):
         return np.zeros(0, np.int64)
-    if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise StoreError(
-            f"{where}: cannot be indexed so, got {repr(wanted)[:60]}. Expected a row, a slice, a mask of {rows} booleans or a "
-            f"list of rows. The row of a key is run.row(key)."
+    if array.dtype.kind not in "iu" or array.ndim > 1 or np.any((array < -rows) | (array >= rows)):
+        raise RowError(
+            f"{where}: no such rows, got {repr(wanted)[:60]}. Expected a row from {-rows} to {rows - 1}, a list of such, "
+            f"a slice, or a mask of {rows} booleans. The row of a key is run.row(key)."
         )
     indices = array.astype(np.int64)
-    wrong = indices[(indices < -rows) | (indices >= rows)]
-    if wrong.size:
-        raise RowError(f"{where}: no such row, got {wrong.reshape(-1)[0]}. Expected {-rows} to {rows - 1}. len(run) is {rows}.")
     indices = np.where(indices < 0, indices + rows, indices)
     return int(indices) if indices.ndim == 0 else indices

@@ -23,7 +23,7 @@ def as_dataset(batches: Batches, batch_size: int | None, drop_remainder: bool) -
     examples = batches.examples
     is_split = batch_size is None or examples.is_native
     lead: tuple[int | None, ...] = () if is_split else (batch_size if drop_remainder else None,)
-    specs: Columns = {name: _spec((*lead, *shape), examples.layers[name].dtype) for name, shape in examples.shapes.items()}
+    specs: Columns = {name: _spec((*lead, *layer.shape[1:]), layer.dtype) for name, layer in examples.layers.items()}
     if examples.labels is not None:
         specs[None] = _spec((*lead, *examples.labels.shape[1:]), examples.labels.dtype)
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..errors import OptionError
-from .batches import Batches, Columns, Examples, select_rows
+from .batches import Batches, Columns, Examples
 
 
 class RowDataset(Dataset):
@@ -38,8 +38,7 @@ class RowDataset(Dataset):
 
     def __getitems__(self, places: list[int]) -> list[Any]:
         """Return several items, each chunk decoded once; a DataLoader calls it."""
-        wanted = np.atleast_1d(select_rows(places, len(self), "dataset"))
-        columns = self._examples.read(wanted, alone=get_worker_info() is not None)
+        columns = self._examples.read(np.array(places, np.int64), alone=get_worker_info() is not None)
         return list(self._examples.items(_tensors(columns)))
 
 
@@ -61,7 +60,7 @@ class StreamDataset(IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that begins next."""
-        self._batches.set_epoch(epoch)
+        self._batches.epoch = epoch
 
     def __len__(self) -> int:
         return len(self._batches) if self._is_batched else self._batches.rows
