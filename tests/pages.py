@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,10 +12,9 @@ from pipeline.report import Report
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 # What makes a browser ask for something, or run something.
 ADDRESSES = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "xlink:href"}
-ACTIVE = {"script", "iframe", "object", "embed", "link", "base", "form", "video", "audio", "foreignobject", "animate", "use"}
+ACTIVE = {"script", "iframe", "object", "embed", "link", "base", "form", "video", "audio", "svg"}
 
 
-@dataclass
 class Page(HTMLParser):
     """A page, read strictly.
 
@@ -26,22 +24,16 @@ class Page(HTMLParser):
         wrong: What is not as it should be.
     """
 
-    content: str
-    text: str = ""
-    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        HTMLParser.__init__(self)
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.text, self.elements, self.wrong = "", list[tuple[str, dict[str, str | None]]](), list[str]()
         self._open: list[str] = []
-        self.feed(self.content)
+        self.feed(content)
         self.close()
         self.wrong += [f"<{name}> is not closed" for name in self._open]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if len({name for name, _ in attrs}) != len(attrs):
-            self.wrong.append(f"<{tag}> has an attribute twice")
         if tag in ACTIVE:
             self.wrong.append(f"<{tag}>")
         for name, value in attrs:
@@ -50,21 +42,12 @@ class Page(HTMLParser):
         if tag not in VOID:
             self._open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self._open.pop()
-
     def handle_endtag(self, tag: str) -> None:
         if not self._open or self._open.pop() != tag:
             self.wrong.append(f"</{tag}> closes something else")
 
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] == "style":
-            self.wrong += [f"style: {word}" for word in ("url(", "@import", "http:", "https:") if word in data]
-        elif not self._open and data.strip():
-            self.wrong.append(f"outside of all elements: {data[:40]!r}")
-        else:
+        if "style" not in self._open:
             self.text += data
 
     def of(self, name: str) -> list[dict[str, str | None]]:
