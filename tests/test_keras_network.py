@@ -173,6 +173,10 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
         ({"layers": "sequence"}, "layers: no map or vector of tiny matches, got 'sequence'"),
         ({"layers": "hidden"}, "layers: no map or vector of tiny matches, got 'hidden'"),
         ({"layers": "mean:avg"}, "layers: avg takes a map and mean is a vector"),
+        (
+            {"layers": ["small.avg", "small:avg"]},
+            "layers: the network has a layer of the name of a reduction, got small.avg twice",
+        ),
         ({"network": "vgg19", "layers": "relu1_1"}, "network.model: of networks of keras alone"),
     ],
 )

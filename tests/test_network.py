@@ -160,14 +160,6 @@ def test_the_driver_is_asked_for_the_memory_of_the_gpu_that_this_process_sees(
     gpu_memory.cache_clear()
 
 
-def test_a_gpu_that_is_not_there_is_an_error_that_says_so() -> None:
-    import tensorflow as tf
-
-    assert not tf.config.list_physical_devices("GPU")
-    with pytest.raises(OptionError, match=r"runtime.device: TensorFlow sees no GPU here, got gpu. .*runtime.device=cpu"):
-        choose_device("gpu", None, (224, 224), "winograd", 2)
-
-
 def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reason(thin_weights: Any) -> None:
     network = build(replace(thin_weights(), pool_padding="valid"), ["pool5"], None)
     image = np.zeros((200, 32, 3), np.uint8)

@@ -126,7 +126,6 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     ("network", "backend", "size", "write"),
     [
         ("vgg11", "winograd", None, lambda state: state),
-        pytest.param("vgg13", "tensorflow", None, as_timm, marks=pytest.mark.slow),
         ("vgg16", "tensorflow", [64, 70], as_timm),
         ("vgg19", "winograd", [64, 70], lambda state: state),
     ],

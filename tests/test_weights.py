@@ -80,12 +80,6 @@ def test_imagenet_takes_keras_own_download_if_it_is_whole(load: Loader, monkeypa
     assert message.startswith(f"network.weights: cannot download http://127.0.0.1:9/keras/vgg19/{NOTOP} to ")
     publish(monkeypatch, path, "keras", False)
     assert load("imagenet").sha256 == load("random").sha256
-    monkeypatch.delenv("KERAS_HOME")
-    for name in ("HOME", "USERPROFILE"):
-        monkeypatch.setenv(name, str(tmp_path / "user"))
-    (tmp_path / "user").mkdir()
-    load.keras_home.rename(tmp_path / "user" / ".keras")
-    assert load("imagenet").source == f"{NOTOP} (Keras)"
 
 
 @pytest.mark.parametrize(

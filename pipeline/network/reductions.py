@@ -77,7 +77,9 @@ def resolve_features(
         for layer in table.resolve([name] if word else []):
             chains.setdefault(layer, set()).add(tuple(steps) or default)
     planned = table.plan(sorted(chains, key=lambda layer: layer.network_index), size_px)
-    return tuple(_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer]))
+    return _distinct(
+        [_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer])]
+    )
 
 
 def reduce_stored(
@@ -105,7 +107,17 @@ def reduce_stored(
                     )
         feature = _reduced(stored, chain, parameters, rows)
         found[feature.layer.network_index, tuple(step.name for step in feature.reductions)] = feature
-    return tuple(found[place] for place in sorted(found))
+    return _distinct([found[place] for place in sorted(found)])
+
+
+def _distinct(features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
+    names = [feature.name for feature in features]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise OptionError(
+            f"layers: the network has a layer of the name of a reduction, got {twice[0]} twice. Expected one of them. Name them "
+            "in runs of their own."
+        )
+    return tuple(features)
 
 
 def require_sample(n_components: int, images: int, which: str) -> None:
