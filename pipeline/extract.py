@@ -24,9 +24,9 @@ from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import total_bytes, usable_cores
 from .network import load_tensorflow
 from .network.architectures import WINOGRAD
-from .network.host_reductions import summed_layers
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
+from .network.reductions import summed_layers
 from .network.winograd import prepare_segments
 from .progress import LOGGER as _log
 from .progress import Stopwatch

@@ -195,7 +195,8 @@ class _Source:
         return found
 
     def _prepare(self, features: Sequence[FeatureSpec], transforms: Mapping[str, Transform]) -> Reducers:
-        from .network.host_reductions import prepare
+        from .network.host_reductions import on_host
+        from .network.reductions import prepare
 
         found: dict[str, list[tuple[str, Reducer | None]]] = {}
         for feature in features:
@@ -204,7 +205,7 @@ class _Source:
             fitting = [base for base in of_layer if base.reductions == feature.reductions[: len(base.reductions)]]
             base = max(fitting, key=lambda base: len(base.reductions))
             done = len(base.reductions)
-            reducer = prepare(feature, base.shape, transforms, done) if done < len(feature.reductions) else None
+            reducer = prepare(feature, base.shape, on_host, transforms, done) if done < len(feature.reductions) else None
             found.setdefault(base.name, []).append((feature.name, reducer))
         return found
 

@@ -23,7 +23,8 @@ from pipeline.images.folder import list_folder
 from pipeline.images.resize import NO_IMAGE, ResizeSpec
 from pipeline.network.architectures import VggTable
 from pipeline.network.device import HOST, set_precision
-from pipeline.network.device_reductions import prepare_on_device
+from pipeline.network.device_reductions import on_device
+from pipeline.network.reductions import prepare
 from pipeline.network.vgg import Network, first_step
 from pipeline.plan import plan_run
 from pipeline.records import FeatureSpec
@@ -116,7 +117,7 @@ def test_every_reduction_has_kernels_for_gpus_and_none_waits_for_the_host(chain:
     counts = {f"reduction__{name}__n_components": 50 for name in ("units", "srp", "gaussian")}
     options = check_options(values(data__dir="x", layers=[f"relu4_1:{chain}"], **counts))
     (feature,) = options.features("same", 100)
-    reduce = tf.function(prepare_on_device(feature, (28, 28, 512)), autograph=False)
+    reduce = tf.function(prepare(feature, (28, 28, 512), on_device, {}), autograph=False)
     for operation in operations(reduce.get_concrete_function(tf.TensorSpec((None, 28, 28, 512), tf.float32)).graph):
         assert operation.type not in ON_HOST - {"GatherV2"}
         assert_a_gpu_runs(operation)

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ..records import FeatureSpec, Reduction, Transform
-from .host_reductions import MATRICES, RMAC_EPS, cells, prepare, regions, scaled_components, triangle
+from ..records import Reduction, Transform
+from .host_reductions import MATRICES, RMAC_EPS, cells, regions, scaled_components, triangle
 
 Operation = Callable[[Any], Any]
 
 
-def prepare_on_device(
-    feature: FeatureSpec, map_shape: tuple[int, ...], transforms: Mapping[str, Transform] = MappingProxyType({})
-) -> Operation:
-    """Return a function for a graph that makes a feature of activations: (n, h, w, c) float32 -> (n, d) float32.
+def on_device(reduction: Reduction, length: int, transform: Transform | None) -> Operation:
+    """Return the function of one reduction of maps or vectors of so many values, whose shapes the graph must know.
 
-    Args:
-        feature: With reductions, or without: then it changes nothing.
-        map_shape: (h, w, c) of the layer, which the graph must know too.
-        transforms: Fitted ones, by the name of the feature up to the reduction.
+    See :func:`.reductions.prepare`.
     """
-    return prepare(feature, map_shape, transforms, make_step=_operation)
-
-
-def _operation(reduction: Reduction, length: int, transform: Transform | None) -> Operation:
     if transform is not None:
         mean = tf.constant(transform.mean)
         components = tf.constant(scaled_components(transform, bool(reduction.parameters["whiten"])))

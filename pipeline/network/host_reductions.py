@@ -8,12 +8,10 @@ machine and in every version (Salmon et al. 2011, "Parallel random numbers: as e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import lru_cache, partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ import threadpoolctl
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ..records import FeatureSpec, Reduction, Transform
-from .reductions import nonzeros, output_length
+from ..records import Reduction, Transform
+from .reductions import nonzeros
 
 Array = NDArray[np.float32]
 Reducer = Callable[[Array], Array]
@@ -93,13 +91,8 @@ MATRICES: dict[str, Callable[..., Any]] = {"units": unit_places, "srp": sparse_m
 # -- One image at a time -------------------------------------------------------------------------------------------------------
 
 
-def summed_layers(features: Sequence[FeatureSpec]) -> set[str]:
-    """Return the names of the layers of which only averages are wanted; of the last one the map is computed anyway."""
-    others = [feature.layer.name for feature in features if not feature.reductions or feature.reductions[0].name != "avg"]
-    return {feature.layer.name for feature in features} - {*others, features[-1].layer.name}
-
-
-def _step(reduction: Reduction, length: int, transform: Transform | None) -> Reducer:
+def on_host(reduction: Reduction, length: int, transform: Transform | None) -> Reducer:
+    """Return the function of one reduction of an image's map or vector of so many values; see :func:`.reductions.prepare`."""
     if transform is not None:
         mean, components = transform.mean, scaled_components(transform, bool(reduction.parameters["whiten"]))
         return lambda values: np.asarray(components @ (values.reshape(-1) - mean))
@@ -109,36 +102,6 @@ def _step(reduction: Reduction, length: int, transform: Transform | None) -> Red
     if reduction.name == "units":
         return lambda values: np.take(values, matrix)
     return lambda values: np.asarray(matrix @ values.reshape(-1))
-
-
-def prepare(
-    feature: FeatureSpec,
-    map_shape: tuple[int, ...] | None,
-    transforms: Mapping[str, Transform] = MappingProxyType({}),
-    done: int = 0,
-    make_step: Callable[[Reduction, int, Transform | None], Callable[[Any], Any]] = _step,
-) -> Reducer:
-    """Return a function that makes a feature of an image's activations: (h, w, c) float32 -> (d,) float32.
-
-    Args:
-        feature: With reductions.
-        map_shape: (h, w, c) of the layer; None at native size.
-        transforms: Fitted ones, by the name of the feature up to the reduction.
-        done: How many of the reductions have been done already; the shape is then that of what they have given.
-        make_step: Makes the function of one reduction of so many values, with its transform.
-    """
-    steps, shape = [], map_shape or (feature.layer.channels,)
-    for number, reduction in enumerate(feature.reductions[done:], done):
-        name = replace(feature, reductions=feature.reductions[: number + 1]).name
-        steps.append(make_step(reduction, math.prod(shape), transforms.get(name)))
-        shape = (output_length(reduction, shape),)
-
-    def reduce(values: Any) -> Any:
-        for step in steps:
-            values = step(values)
-        return values
-
-    return reduce
 
 
 def scaled_components(transform: Transform, whiten: bool) -> Array:

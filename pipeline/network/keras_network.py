@@ -15,8 +15,9 @@ from ..errors import ImageError, WeightsError
 from ..records import FeatureSpec, Transform
 from . import host_reductions
 from .device import HOST, LARGEST_CHANNELS, memory_errors, refuse_too_large
-from .device_reductions import prepare_on_device
+from .device_reductions import on_device
 from .keras_models import COLOURS, REMEDY, KerasWeights, graph_of, in_fresh_thread
+from .reductions import prepare
 
 
 class KerasNetwork:
@@ -55,15 +56,15 @@ class KerasNetwork:
         outputs: list[tuple[int, Any]] = []
         self._on_host = []
         for feature in wanted:
-            place, on_device, on_host = names.index(feature.layer.name), tf.identity, None
+            place, operation, reducer = names.index(feature.layer.name), tf.identity, None
             shape = tuple(self._tapped.outputs[place].shape)[1:]
             if not self._is_native:
-                on_device = prepare_on_device(feature, shape, transforms)
+                operation = prepare(feature, shape, on_device, transforms)
             elif feature.reductions:
                 # Every image has another shape there: a reduction on the device would be traced for each.
-                on_host = host_reductions.prepare(feature, None if len(shape) == 3 else shape, transforms)
-            outputs.append((place, on_device))
-            self._on_host.append(on_host)
+                reducer = prepare(feature, None if len(shape) == 3 else shape, host_reductions.on_host, transforms)
+            outputs.append((place, operation))
+            self._on_host.append(reducer)
 
         @functools.lru_cache(4096)
         def refuses(height: int, width: int) -> bool:

@@ -27,12 +27,12 @@ They are computed by :mod:`.host_reductions` on a CPU and by :mod:`.device_reduc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import OptionError, nearest
-from ..records import FeatureSpec, LayerSpec, Reduction
+from ..records import FeatureSpec, LayerSpec, Reduction, Transform
 from .architectures import VggTable
 from .keras_models import KerasTable
 
@@ -232,6 +232,43 @@ def _check_size(reduction: Reduction, length: int, word: str) -> None:
             f"Expected at most 1 GiB. Put avg, grid or srp before it, or lower reduction.{name}.n_components"
             f"{' and reduction.pca.fit_images' * (name == 'pca')}."
         )
+
+
+def prepare(
+    feature: FeatureSpec,
+    shape: tuple[int, ...] | None,
+    make_step: Callable[[Reduction, int, Transform | None], Callable[[Any], Any]],
+    transforms: Mapping[str, Transform],
+    done: int = 0,
+) -> Callable[[Any], Any]:
+    """Return a function that makes a feature of activations.
+
+    Args:
+        feature: With reductions, or without: then it changes nothing.
+        shape: (h, w, c) of the layer; None at native size.
+        make_step: Makes the function of a reduction of so many values: :func:`.host_reductions.on_host` for an image,
+            (h, w, c) float32 -> (d,); :func:`.device_reductions.on_device` for a batch in a graph, (n, h, w, c) -> (n, d).
+        transforms: Fitted ones, by the name of the feature up to the reduction.
+        done: How many of the reductions have been done already; the shape is then that of what they have given.
+    """
+    steps, shape = [], shape or (feature.layer.channels,)
+    for number, reduction in enumerate(feature.reductions[done:], done):
+        name = replace(feature, reductions=feature.reductions[: number + 1]).name
+        steps.append(make_step(reduction, math.prod(shape), transforms.get(name)))
+        shape = (output_length(reduction, shape),)
+
+    def reduce(values: Any) -> Any:
+        for step in steps:
+            values = step(values)
+        return values
+
+    return reduce
+
+
+def summed_layers(features: Sequence[FeatureSpec]) -> set[str]:
+    """Return the names of the layers of which only averages are wanted; of the last one the map is computed anyway."""
+    others = [feature.layer.name for feature in features if not feature.reductions or feature.reductions[0].name != "avg"]
+    return {feature.layer.name for feature in features} - {*others, features[-1].layer.name}
 
 
 def nonzeros(length: int, density: float) -> int:

@@ -28,9 +28,10 @@ from ..records import Batch, FeatureBatch, FeatureSpec, LayerSpec, Transform
 from . import host_reductions
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes, smallest_side_px
 from .device import BFLOAT, FLOAT32, HOST, memory_errors, refuse_too_large
-from .device_reductions import prepare_on_device
-from .host_reductions import Reducer
+from .device_reductions import on_device
+from .host_reductions import Reducer, on_host
 from .known_weights import Weights
+from .reductions import prepare
 from .winograd import Pending
 
 Function = Callable[..., Any]
@@ -166,14 +167,12 @@ class Network:
             part: Of the CPU's engine, or None.
         """
         if self.parts is None and (shape or not any(feature.reductions for feature in features)):
-            on_device = [prepare_on_device(feature, shape or (), self.transforms) for feature in features]
-            return self._graph(layers, input_shape, on_device, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
+            reductions = [prepare(feature, shape, on_device, self.transforms) for feature in features]
+            return self._graph(layers, input_shape, reductions, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
         averages = [feature for feature in features if feature.layer != layers[-1]]
-        following = [host_reductions.prepare(feature, (feature.layer.channels,), self.transforms, 1) for feature in averages]
+        following = [prepare(feature, (feature.layer.channels,), on_host, self.transforms, done=1) for feature in averages]
         of_end = features[len(averages) :]
-        reducers = [
-            host_reductions.prepare(feature, shape, self.transforms) if feature.reductions else None for feature in of_end
-        ]
+        reducers = [prepare(feature, shape, on_host, self.transforms) if feature.reductions else None for feature in of_end]
         self._reduces_on_host |= bool(averages) or any(reducers)
         # At native size every image has another shape: a reduction on the device would be traced for each.
         graph: Any = None if part else self._graph(layers, input_shape, [tf.identity])
