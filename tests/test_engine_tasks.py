@@ -90,7 +90,7 @@ def make_job(folder: Path, **changes: Any) -> engine.Job:
 def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_prepared", (os.environ.get("CUDA_VISIBLE_DEVICES"), make_job(tmp_path), fake_stages()))
     shards = SPEC.shards()[2:5]
-    found = engine.make_task((), "abc-2", shards)
+    found = engine.make_task((), shards)
     assert found.digests == {f"shards/{shard.file_name}": file_digest(tmp_path / "shards" / shard.file_name) for shard in shards}
     assert [status.index for status in found.statuses] == [*range(8, 20)]
     assert (found.made.device, found.made.bytes_raw) == ("cpu", 12 * 240)
@@ -98,7 +98,7 @@ def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path, monk
     # Whoever holds the lock writes the digests.
     assert not list(tmp_path.glob("SHA256SUMS*"))
     assert not list(tmp_path.rglob("*.partial"))
-    assert engine.make_task((), "abc-2", shards).made.bytes_stored == found.made.bytes_stored
+    assert engine.make_task((), shards).made.bytes_stored == found.made.bytes_stored
 
 
 def test_a_process_whose_network_is_for_another_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_a_process_whose_network_is_for_another_gpu_ends(monkeypatch: pytest.Mon
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     monkeypatch.setattr(engine, "_prepared", ("0", None, None))
     with pytest.raises(Ended):
-        engine.make_task((), "abc-0", ())
+        engine.make_task((), ())
 
 
 def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

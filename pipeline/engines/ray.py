@@ -10,7 +10,6 @@ import itertools
 import logging
 import math
 import os
-import secrets
 import socket
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -144,12 +143,11 @@ def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list
 _prepared: tuple[str | None, Job, Stages] | None = None
 
 
-def make_task(job: Sequence[Any], name: str, shards: Shards) -> Outcome:
+def make_task(job: Sequence[Any], shards: Shards) -> Outcome:
     """Make shards; runs in a worker process, which works for one job alone.
 
     Args:
         job: A reference to it, in a list so that Ray does not fetch it for each task.
-        name: Of the task; its unfinished files have it.
         shards: Of one part; none: only the network is made.
 
     Raises:
@@ -168,7 +166,7 @@ def make_task(job: Sequence[Any], name: str, shards: Shards) -> Outcome:
     _, given, stages = _prepared
     outcome = Outcome(stages.device, Made(stages.device.kind))
     if shards:
-        watch, digests, part = Stopwatch(), RemoteDigests(given.folder, name), given.parts[shards[0].part]
+        watch, digests, part = Stopwatch(), RemoteDigests(given.folder, "ray"), given.parts[shards[0].part]
         outcome.made.add(make_shards(given.folder, part, shards, stages, digests, watch, outcome.statuses.extend))
         outcome.made.peak_memory_bytes = peak_memory_bytes()
         outcome.digests, outcome.seconds = digests.by_name, watch.seconds()
@@ -311,7 +309,7 @@ class Tasks:
         # Not the options' auto: a task that has no GPU must not take one, and one that has must not do without.
         device, threads = "gpu" if gpus else "cpu", runtime.workers or max(1, int(cpus))
         self.job = replace(job, options=replace(job.options, runtime=replace(runtime, device=device, workers=threads)))
-        self._reference, self._token = [ray.put(self.job)], secrets.token_hex(4)
+        self._reference = [ray.put(self.job)]
         # With a GPU Ray's default is a new process a task.
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(make_task)
         self._running: dict[Any, Shards] = {}
@@ -326,8 +324,7 @@ class Tasks:
         while waiting or self._running:
             while waiting and len(self._running) < self._most:
                 shards = waiting.popleft()
-                name = f"{self._token}-{shards[0].number if shards else 'start'}"
-                self._running[self._task.remote(self._reference, name, shards)] = shards
+                self._running[self._task.remote(self._reference, shards)] = shards
             try:
                 done, _ = self._ray.wait(list(self._running), timeout=1.0)
             except SystemError as error:
