@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -260,10 +261,11 @@ def changed_rows(manifest: Manifest, shard: ShardSpec, images: Mapping[str, NDAr
     another size, or all if it was made from another folder, ``root``; where the clock has been set back since, nobody can say
     what was written after it. ``images``: what the shard says of them.
     """
-    finished_seconds = 0.0  # before all images, if that cannot be read or is still to come
+    finished_seconds = -math.inf  # before all images, if that cannot be read, is still to come or says nothing of this folder
     with suppress(ValueError, OverflowError, OSError):
         seconds = datetime.fromisoformat(created).timestamp()
-        finished_seconds = seconds if seconds <= time.time() else 0.0
+        if seconds <= time.time() and root == manifest.root:
+            finished_seconds = seconds
     columns = (images[name].tolist() for name in ("error", "bytes", "sha256"))
     changed = []
     for row, error, size_bytes, digest in zip(range(shard.first, shard.stop), *columns, strict=True):
@@ -272,13 +274,12 @@ def changed_rows(manifest: Manifest, shard: ShardSpec, images: Mapping[str, NDAr
             if record.source is None:
                 # Not by way of a Path: thousands are asked a second.
                 there = os.stat(record.path)  # noqa: PTH116
-                written, is_same_size = there.st_mtime, there.st_size == size_bytes
+                is_old = there.st_mtime < finished_seconds and there.st_size == size_bytes
             elif error:
                 # To ask a storage for each image that it has lost may take hours.
                 continue
             else:
-                written, is_same_size = record.source.modified_seconds(record), True
-            is_old = root == manifest.root and written < finished_seconds and is_same_size
+                is_old = record.source.modified_seconds(record) < finished_seconds
             if (error or not is_old) and hashlib.sha256(read_image(record)).hexdigest() != digest:
                 changed.append(row)
         except (OSError, ImageError):

@@ -37,16 +37,10 @@ def plan_new_run(spec: RunSpec) -> Plan:
 
 def up_to(spec: RunSpec, parts: Sequence[PartManifest], part: int) -> RunSpec:
     """Return a run as it is with this part, and none after it."""
-    whole, images, stop = spec.manifest, parts[part].images, parts[part].part.stop
-    assert images is not None
-    manifest = replace(
-        whole,
-        keys=whole.keys[:stop],
-        labels=whole.labels[:stop],
-        file_bytes=whole.file_bytes[:stop],
-        metadata={name: values[:stop] for name, values in whole.metadata.items()},
-        digest=images.digest,
-    )
+    if part == len(parts) - 1:
+        return spec
+    images, now = join_images(parts[: part + 1]), spec.manifest
+    manifest = replace(images, root=now.root, paths=now.paths, skipped=now.skipped, source=now.source, places=now.places)
     return replace(spec, manifest=manifest, before=spec.before[:part])
 
 
