@@ -80,7 +80,7 @@ def test_a_model_that_keras_itself_saves_is_read(tmp_path: Path) -> None:
     keras.Sequential([keras.layers.Input((224, 224, 3)), model]).save(tmp_path / "a.h5")
     assert_same_weights(read(tmp_path / "a.h5", classifier=True), make_weights())
     model.save_weights(tmp_path / "a.weights.h5")
-    assert "Give what Keras 3 has saved with network=keras" in refusal(tmp_path / "a.weights.h5")
+    assert "Give what Keras 3 has saved with network=keras network.model=VGG19." in refusal(tmp_path / "a.weights.h5")
 
 
 def test_a_file_of_the_other_network_is_refused_by_its_name(tmp_path: Path) -> None:

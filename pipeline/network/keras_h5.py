@@ -44,7 +44,7 @@ def read_keras(path: Path, wanted: Wanted) -> Weights:
         file.visititems(visit)
         if not layers:
             found = f"the root {', '.join(list(file)[:6]) or '(empty)'}"
-            remedy = "Give what Keras 3 has saved with network=keras network.model=VGG19."
+            remedy = f"Give what Keras 3 has saved with network=keras network.model={wanted.network.upper()}."
             raise WrongFileError("is an HDF5 file, but no Keras weights of a VGG as Keras 1 and 2 save them", found, remedy)
         kernels, biases = wanted.take(layers.keys(), lambda name: _parameters(name, layers[name]))
     kernels["conv1_1"] = np.ascontiguousarray(kernels["conv1_1"][:, :, ::-1])
