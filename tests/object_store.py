@@ -97,11 +97,6 @@ def object_store() -> Iterator[ObjectStore]:
         os.environ.update(before)
 
 
-def run_at(address: str, scratch: Path) -> RemotePath:
-    """Gives what stands for a run folder at an address."""
-    return RemotePath(address, scratch)
-
-
 def put_files(address: str, files: dict[str, bytes]) -> None:
     system, path = file_system(address)
     for name, data in files.items():

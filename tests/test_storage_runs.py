@@ -28,7 +28,7 @@ from pipeline.store.verification import verify_folder
 
 from .bad_images import picture
 from .killed_runs import assert_same_run
-from .object_store import clean_memory, copy_here, names_at, put_files, run_at
+from .object_store import clean_memory, copy_here, names_at, put_files
 from .stored_runs import make_spec, write_run, write_share
 from .test_command import call_here
 from .test_index import CONFIG, spec_of
@@ -43,7 +43,7 @@ memory = pytest.fixture(autouse=True)(clean_memory)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RemotePath:
-    return run_at(ADDRESS, tmp_path / "scratch")
+    return RemotePath(ADDRESS, tmp_path / "scratch")
 
 
 def shard(number: int) -> str:
@@ -53,7 +53,6 @@ def shard(number: int) -> str:
 def test_a_run_at_an_address_is_that_of_a_folder_bit_for_bit(folder: RemotePath, tmp_path: Path) -> None:
     write_run(folder, SPEC, FAILED)
     write_run(tmp_path / "local", SPEC, FAILED)
-    (tmp_path / "local/.lock").unlink(missing_ok=True)
     assert_same_run(copy_here(ADDRESS, tmp_path / "copy"), tmp_path / "local")
     verdict = verify_folder(tmp_path / "copy", 2)
     assert (verdict.count, verdict.rows) == (0, 22)
@@ -124,7 +123,7 @@ def test_looking_before_running_changes_nothing(folder: RemotePath, memory: Any,
 
 
 def test_two_runs_at_one_address_are_refused_wherever_they_are_made(tmp_path: Path) -> None:
-    here, there = (run_at(ADDRESS, tmp_path / name) for name in ("here", "there"))
+    here, there = (RemotePath(ADDRESS, tmp_path / name) for name in ("here", "there"))
     with open_folder(here, SPEC, "resume"):
         for again in (here, there):
             with pytest.raises(LockedError, match=rf"^{ADDRESS}: another run writes this folder, got a lock held by "):
@@ -167,14 +166,14 @@ def test_a_part_waits_for_one_that_settles_however_long_that_takes(
     began = time.monotonic()
     taken.start()
     left.start()
-    open_folder(run_at(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2)).close()
+    open_folder(RemotePath(ADDRESS, tmp_path / "scratch"), SPEC, "resume", Share(2, 2)).close()
     assert time.monotonic() - began >= 1.1
     assert not [name for name in names_at(ADDRESS) if "lock" in name]
 
 
 def test_parts_of_a_run_at_one_address_have_scratch_and_digests_of_their_own(tmp_path: Path) -> None:
     for number in (1, 2):
-        folder = run_at(ADDRESS, tmp_path / f"scratch{number}")
+        folder = RemotePath(ADDRESS, tmp_path / f"scratch{number}")
         assert write_share(folder, SPEC, Share(number, 2), FAILED) == (number == 2)
     assert verify_folder(open_run(ADDRESS).path.parent, 2).count == 0
     assert not [name for name in names_at(ADDRESS) if "lock" in name]
@@ -182,7 +181,7 @@ def test_parts_of_a_run_at_one_address_have_scratch_and_digests_of_their_own(tmp
 
 def test_a_run_at_an_address_is_ended_by_hand(tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    write_run(run_at(ADDRESS, tmp_path / "scratch"), spec_of(), failed=[3, 8], index=False)
+    write_run(RemotePath(ADDRESS, tmp_path / "scratch"), spec_of(), failed=[3, 8], index=False)
     for _ in range(2):
         report = index_run(RemotePath(ADDRESS))
         assert (report.rows, report.failed, report.index) == (30, 2, f"{ADDRESS}/features.h5")
@@ -292,7 +291,6 @@ def test_every_command_takes_a_run_at_an_address(tmp_path: Path, thin_weights: A
         (["layers=[relu1_1:avg:pca]", "reduction.pca.n_components=2", "name=fitted"], "outputs/fitted"),
     ):
         assert f"results    {place}/features.h5" in said("reduce", "reduce=[avg]", *arguments)
-    (tmp_path / "outputs/run-reduced/.lock").unlink(missing_ok=True)
     assert_same_run(copy_here(f"{ADDRESS}-reduced", tmp_path / "copy"), tmp_path / "outputs/run-reduced", but=["@config"])
     assert "name: that of the run itself, got 'run'" in said(
         "reduce", "reduce=[avg]", "output.dir=memory://bucket/outputs", "name=run"
