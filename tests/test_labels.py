@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from pipeline import Run, extract_features, open_run
+from pipeline import Run, open_run
 from pipeline.store.tables import as_numbers
 
 from .stored_runs import make_spec, write_run
@@ -100,15 +100,3 @@ def test_a_column_is_numbers_where_every_text_is_written_as_one(texts: list[str]
         assert_array_equal(found, np.array(numbers))
         assert found is not None
         assert found.dtype == np.array(numbers).dtype
-
-
-def test_a_list_of_numbers_is_numbers_from_the_file_to_the_batch(photographs: Path, tmp_path: Path) -> None:
-    paths = sorted(path for path in photographs.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
-    path = tmp_path / "list.csv"
-    lines = [f"{image},{label},{score}" for image, label, score in zip(paths, (2, 0, 1), (0.5, 1, 0.25), strict=True)]
-    path.write_text("\n".join(["path,label,score", *lines]))
-    run = extract_features(path, ["relu1_1"], size=32, weights="random", output_dir=tmp_path / "outputs", quiet=True)
-    (_, labels), *_ = run.batches("relu1_1", 3, label="label")
-    (_, scores), *_ = run.batches("relu1_1", 3, label="score")
-    assert (labels.dtype, labels.tolist()) == (np.dtype(np.int64), [2, 0, 1])
-    assert (scores.dtype, scores.tolist()) == (np.dtype(np.float64), [0.5, 1.0, 0.25])
