@@ -6,13 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from pipeline.errors import LockedError, StoreError
 from pipeline.job import index_is_whole
@@ -167,29 +164,6 @@ def test_who_may_not_be_beside_whom_is_refused_in_one_line(
     end()
     open_folder(tmp_path, make_spec(rows=30), "resume", second).close()
     assert [name for name in files_in(tmp_path) if ".lock" in name] == [".lock"]
-
-
-def test_parts_wait_for_each_other_and_say_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.0)
-    caplog.set_level("INFO", "pipeline")
-    end = held(tmp_path, Share(1, 2))
-    opening = FileLock(tmp_path / ".lock", timeout=0, thread_local=False)
-    opening.acquire()
-    until = time.monotonic() + 60
-
-    def release() -> None:
-        while not caplog.messages and time.monotonic() < until:
-            time.sleep(0.01)
-        opening.release()
-
-    threading.Thread(target=release).start()
-    held(tmp_path, Share(2, 2))()
-    assert caplog.messages == [
-        f"{tmp_path}: waiting for another part, which opens the folder, fits a transform or writes the index"
-    ]
-    end()
 
 
 def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_path: Path) -> None:
