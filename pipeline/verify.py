@@ -38,8 +38,7 @@ def verify(folder: Path, repair: bool) -> None:
         result = verify_folder(folder, usable_cores())
         for error in chain(*result.findings.values()):
             print(printable(str(error)))
-        found = counted(result.count, "finding")
-        outcome = found if result.count else "whole and unchanged"
+        outcome = counted(result.count, "finding") if result.count else "whole and unchanged"
         print(f"checked: {counted(result.files, 'file')}, {counted(result.rows, 'row')}: {outcome}", flush=True)
         if result.unread:
             raise StoreError(
@@ -53,7 +52,7 @@ def verify(folder: Path, repair: bool) -> None:
                 "What could be removed has been; run" if repair else "Verify with repair=true, or remove what is named, then run"
             )
             raise StoreError(
-                f"{folder}: the run is not whole and unchanged, got {found}. Expected none. {advice} the extraction again with "
+                f"{folder}: the run is not whole and unchanged, got {outcome}. Expected none. {advice} the extraction again with "
                 f"the options in {folder}/config.yaml: it makes what is missing."
             )
 

@@ -149,11 +149,8 @@ class Layer:
         self.dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
         self.channels = int(node.attrs["channels"])
         self.stride_px = int(node.attrs["stride_px"])
-        self.row_shape: tuple[int, ...] | None = None
-        self.chunk_rows = 1
-        if isinstance(node, h5py.Dataset):
-            self.row_shape = node.shape[1:]
-            self.chunk_rows = format.chunk_shape(self.row_shape, self.dtype.itemsize)[0]
+        self.row_shape: tuple[int, ...] | None = None if isinstance(node, h5py.Group) else node.shape[1:]
+        self.chunk_rows = format.chunk_shape(self.row_shape, self.dtype.itemsize)[0] if self.row_shape else 1
 
     @property
     def shape(self) -> tuple[int | None, ...]:

@@ -94,7 +94,6 @@ class ShardLayer:
         self._path = path
         self._shard = shard
         self._name = name
-        self.row_shape: tuple[int, ...] | None = None
         with tables.open_file(path) as file:
             tables.check_shard(file, path, digest, shard)
             self._failed = tables.read_column(file, path, "status") == FAILED
@@ -103,14 +102,11 @@ class ShardLayer:
             with reading(path, f"layer {name}"):
                 node = own_node(file["features"], name)
                 is_native = isinstance(node, h5py.Group)
-                lengths = {len(self._failed), len(self._checksums), shard.rows if is_native else len(node)}
-                if lengths != {shard.rows}:
-                    raise ValueError(f"{lengths} rows in place of {shard.rows}")
+                if {len(self._failed), len(self._checksums), shard.rows if is_native else len(node)} != {shard.rows}:
+                    raise ValueError(f"other rows than {shard.rows}")
+                self.row_shape: tuple[int, ...] | None = None if is_native else node.shape[1:]
                 # Which has each row: all rows the same, at native size each its own, but for failed ones.
-                self._chunks: list[Any] = [None] * shard.rows
-                if not is_native:
-                    self.row_shape = node.shape[1:]
-                    self._chunks = [_find_chunks(node)] * shard.rows
+                self._chunks: list[Any] = [None if is_native else _find_chunks(node)] * shard.rows
             for row in np.flatnonzero(~self._failed).tolist() if is_native else ():
                 with reading(path, self._words(row)):
                     self._chunks[row] = _find_chunks(own_node(node, format.native_name(shard.first + row)), lead=(1,))

@@ -77,11 +77,7 @@ class Examples:
                 f"{run.path}: no rows are left, got {len(rows)} of {len(run)} by where=, {len(rows)} of them failed. "
                 f"Expected at least one. Widen where=; failed=True keeps failed images."
             )
-        self.classes: tuple[str, ...] | None = None
-        self.labels: NDArray[Any] | None = None
-        if label is not None:
-            self.classes, labels = _label(run, label)
-            self.labels = labels[self.rows]
+        self.classes, self.labels = (None, None) if label is None else _label(run, label, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,8 +131,8 @@ class Examples:
         return self.item(self.read(np.arange(len(self))))
 
 
-def _label(run: Any, label: Any) -> tuple[tuple[str, ...] | None, NDArray[Any]]:
-    """Return the classes, and the label of each row of a run."""
+def _label(run: Any, label: Any, rows: NDArray[np.int64]) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
+    """Return the classes of all rows of a run, and the labels of some."""
     values: NDArray[Any] = np.asarray(run.images[label] if isinstance(label, str) else label)
     if values.ndim == 0 or len(values) != len(run):
         raise OptionError(
@@ -147,11 +143,11 @@ def _label(run: Any, label: Any) -> tuple[tuple[str, ...] | None, NDArray[Any]]:
         # Numbers in a column of objects, as pandas gives some, are numbers.
         values = np.asarray(values.tolist())
     if values.dtype.kind not in "OUS":
-        return None, values
+        return None, values[rows]
     texts = values.astype(str).ravel().tolist()
     classes = tuple(sorted({*texts}, key=_place_of_class))
     numbers = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([numbers[text] for text in texts], np.int64).reshape(values.shape)
+    return classes, np.array([numbers[text] for text in texts], np.int64).reshape(values.shape)[rows]
 
 
 def _place_of_class(name: str) -> tuple[int, int, str]:

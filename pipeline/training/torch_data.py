@@ -80,9 +80,8 @@ class StreamDataset(IterableDataset):
 
 def rank_and_ranks() -> tuple[int, int]:
     """Return those of ``torch.distributed`` where it has been started, else (0, 1)."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_rank()), int(distributed.get_world_size())
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return int(torch.distributed.get_rank()), int(torch.distributed.get_world_size())
     return 0, 1
 
 
