@@ -218,7 +218,8 @@ def open_ray(options: Options, weights: Weights | KerasWeights, run_folder: RunF
     some = (manifest[int(row)] for row in manifest.file_bytes.nonzero()[0][:100])
     parts = {missing[0].part: part for part, missing in run_folder.parts()}
     job = Job(options, parts, weights, run_folder.path.absolute(), next(filter(_can_read, some), None))
-    os.environ |= {**_SETTINGS, **os.environ}
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     with leaving_at_once():
         import ray
     connect(ray, options.engine.address)
