@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from .photographs import make_photographs
-from .sides import in_process, measure_sides, run_ours
+from .sides import REPOSITORY, in_process, measure_sides, missing, run_ours
 from .table import Bench, Line
 
-LAYER = "relu4_1"
+LAYER, SHAPE = "relu4_1", (28, 28, 512)
 # 308 MB of 28 x 28 x 512 float32, each of another cut of a photograph.
 ROWS = 192
 BATCH = 32
+
+# Where `make bench` installs the newest h5py, which is newer than TensorFlow allows.
+NEWEST = REPOSITORY / ".venv/h5py"
 
 COLD = (
     "before each turn the files' pages are dropped from the system's cache (fsync, then posix_fadvise DONTNEED); what a disk, or "
@@ -37,15 +41,39 @@ def ours(run: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
 
 def h5py_rows(run: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
     """h5py, a row at a time, into a batch that is used again."""
+    sys.path.insert(0, str(NEWEST))
     import h5py
 
     dataset = h5py.File(run / "features.h5", "r")[f"features/{LAYER}"]
-    return {}, _passing(lambda: _rows(dataset), sorted(run.rglob("shard*.h5")) if cold else [])
+    return {"version": h5py.__version__}, _passing(lambda: _rows(dataset), sorted(run.rglob("shard*.h5")) if cold else [])
 
 
 def memory_map(path: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
     """NumPy's memory map, likewise; mapped anew each turn, since pages that are mapped are not dropped."""
     return {}, _passing(lambda: _rows(np.load(path, mmap_mode="r")), [path] if cold else [])
+
+
+def lance_rows(path: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Lance's ``take`` of the rows of each batch, by its own threads."""
+    import lance
+
+    dataset = lance.dataset(path)
+
+    def epoch() -> Iterator[int]:
+        order = np.random.default_rng().permutation(ROWS)
+        for start in range(0, ROWS, BATCH):
+            column = dataset.take(order[start : start + BATCH].tolist())["row"].combine_chunks()
+            yield len(column.flatten().to_numpy().reshape(-1, *SHAPE))
+
+    return {"version": lance.__version__}, _passing(epoch, sorted(path.rglob("*.lance")) if cold else [])
+
+
+def webdataset_rows(path: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
+    """WebDataset: read in order, mixed in a buffer of two batches, which is no permutation of all rows."""
+    import webdataset
+
+    dataset = webdataset.WebDataset(str(path), shardshuffle=False).shuffle(2 * BATCH).decode().to_tuple("npy").batched(BATCH)
+    return {"version": webdataset.__version__}, _passing(lambda: (len(rows) for (rows,) in dataset), [path] if cold else [])
 
 
 def write_map(run: Path, path: Path) -> None:
@@ -55,20 +83,57 @@ def write_map(run: Path, path: Path) -> None:
     np.save(path, open_run(run).to_numpy(LAYER))
 
 
+def write_lance(array: Path, path: Path) -> None:
+    """Writes the rows of an array as Lance stores vectors."""
+    import lance
+    import pyarrow
+
+    rows = np.load(array, mmap_mode="r")
+    kind = pyarrow.list_(pyarrow.float32(), int(rows[0].size))
+    batches = (pyarrow.record_batch({"row": pyarrow.FixedSizeListArray.from_arrays(row.ravel(), type=kind)}) for row in rows)
+    schema = pyarrow.schema([("row", kind)])
+    lance.write_dataset(pyarrow.RecordBatchReader.from_batches(schema, batches), path)
+
+
+def write_webdataset(array: Path, path: Path) -> None:
+    """Writes the rows of an array as a tar file of .npy files."""
+    import webdataset
+
+    with webdataset.TarWriter(str(path)) as tar:
+        for number, row in enumerate(np.load(array, mmap_mode="r")):
+            tar.write({"__key__": f"{number:06}", "npy": np.asarray(row)})
+
+
+# Rival -> its package, what copies the rows for it, what is measured.
+COPIES: dict[str, tuple[str, Callable[[Path, Path], None], Callable[..., Any]]] = {
+    "Lance, uncompressed": ("lance", write_lance, lance_rows),
+    "WebDataset, uncompressed": ("webdataset", write_webdataset, webdataset_rows),
+}
+
+
 def measure(bench: Bench) -> Iterator[Line]:
     """192 rows of relu4_1 read in batches of 32, shuffled, rows a second: from disk and from memory."""
     run, array = bench.folder / "training/gzip", bench.folder / "training/all.npy"
     run_ours(run, f"data.dir={make_photographs(bench.folder / 'for training', ROWS)}", f"layers=[{LAYER}]")
     in_process(write_map, run, array)
-    # Rival -> its goal from disk.
-    goals = {"h5py, the same file": 4.0, ".npy memory map, uncompressed": 0.5}
+    rivals: dict[str, Callable[[bool], Any]] = {
+        "h5py, the same file": partial(h5py_rows, run),
+        ".npy memory map, uncompressed": partial(memory_map, array),
+    }
+    for name, (package, copy, read) in COPIES.items():
+        if missing([package]):
+            yield Line(f"features shuffled: {name}", notes="not installed: `make bench` does so")
+            continue
+        path = bench.folder / f"training/rows.{package}"
+        in_process(copy, array, path)
+        rivals[name] = partial(read, path)
     for cold in (True, False):
-        rivals = dict(zip(goals, (partial(h5py_rows, run, cold), partial(memory_map, array, cold)), strict=True))
-        figures, _ = measure_sides({"ours": partial(ours, run, cold), **rivals}, bench.turns)
-        for name, goal in goals.items():
-            what = f"features shuffled, {'from disk' if cold else 'from memory'}: {name}"
-            notes = COLD if cold else WARM
-            yield Line(what, "rows/s", figures["ours"], figures[name], goal=goal if cold else None, notes=notes)
+        sides = {name: partial(prepare, cold) for name, prepare in {"ours": partial(ours, run), **rivals}.items()}
+        figures, facts = measure_sides(sides, bench.turns)
+        for name in rivals:
+            what = f"features shuffled, {'from disk' if cold else 'from memory'}: {name} {facts[name].get('version', '')}".strip()
+            goal = 3.0 if cold and name.startswith("h5py") else None
+            yield Line(what, "rows/s", figures["ours"], figures[name], goal=goal, notes=COLD if cold else WARM)
 
 
 def _rows(values: Any) -> Iterator[int]:
