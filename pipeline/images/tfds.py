@@ -43,18 +43,14 @@ def find_set(name: str, folder: Path) -> Path:
         DatasetError: It is not there, or has several configurations, and none was named.
     """
     path, _, version = name.partition(":")
-    sets: dict[str, list[str]] = {}  # name or name/config -> versions
-    for info in (*folder.glob(f"*/*/{_INFO}"), *folder.glob(f"*/*/*/{_INFO}")):
-        if _VERSION.fullmatch(info.parent.name):
-            sets.setdefault(info.parent.parent.relative_to(folder).as_posix(), []).append(info.parent.name)
-    configurations = [found for found in sets if found.startswith(f"{path}/")]
-    path = configurations[0] if path not in sets and len(configurations) == 1 else path
-    versions = sets.get(path, [])
-    version = version or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
-    if version in versions:
-        return folder / path / version
-    known = [f"{path}:{found}" for found in versions] or configurations or [*sets]
-    expected = f"one of: {nearest(name, sorted(known))}" if known else "one that has been downloaded and prepared"
+    places = [info.parent for depth in ("*/*", "*/*/*") for info in folder.glob(f"{depth}/{_INFO}")]
+    found = [place.relative_to(folder) for place in places if _VERSION.fullmatch(place.name)]
+    # A configuration need not be named where there is one alone.
+    fitting = [place for place in found if path in (place.parent.as_posix(), place.parts[0]) and version in ("", place.name)]
+    if len({place.parent for place in fitting}) == 1:
+        return folder / max(fitting, key=lambda place: [*map(int, place.name.split("."))])
+    known = sorted(f"{place.parent.as_posix()}:{place.name}" for place in found)
+    expected = f"one of: {nearest(name, known)}" if known else "one that has been downloaded and prepared"
     builder = f"import tensorflow_datasets as t; t.builder('{name}', data_dir='{folder}').download_and_prepare()"
     raise DatasetError(
         f"data.tfds: no such set is prepared in {str(folder)!r}, got {name!r}. Expected {expected}. data.dir=FOLDER is for "
