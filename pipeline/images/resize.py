@@ -61,7 +61,7 @@ class ResizeSpec:
 
 
 class Geometry(NamedTuple):
-    """Where an image lies in its result, all in px.
+    """Where an image lies in its result, all in px; or each of a batch, as tensors (B,).
 
     Attributes:
         height, width: Of the image.
@@ -77,9 +77,9 @@ class Geometry(NamedTuple):
     left: int
 
     @property
-    def rows_first(self) -> bool:
+    def rows_first(self) -> Any:
         """Whether the vertical pass comes first. Source: Pillow 13, where rows shrink by far more pixels than columns."""
-        return self.height > self.scaled_height and self.height - self.scaled_height > 2 * (self.width - self.scaled_width)
+        return (self.height > self.scaled_height) & (self.height - self.scaled_height > 2 * (self.width - self.scaled_width))
 
     def seen(self, axis: int, spec: ResizeSpec) -> range:
         """Return the positions along an axis of the scaled image that the result shows."""
@@ -129,13 +129,9 @@ def fit_canvas(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     (h, w, 3) RGB become (h', w', 3), sides at most :data:`CANVAS_SIDE_PX` or those of the result, which :func:`place_image`
     neither scales nor moves.
     """
-    if spec.interpolation == "nearest" or max(pixels.shape[:2]) > CANVAS_SIDE_PX:
-        return _resize_by_pillow(pixels, spec)
-    return pixels
-
-
-def _resize_by_pillow(pixels: Pixels, spec: ResizeSpec) -> Pixels:
-    """Return the visible part of what Pillow's ``resize`` makes of an image, bit for bit."""
+    if spec.interpolation != "nearest" and max(pixels.shape[:2]) <= CANVAS_SIDE_PX:
+        return pixels
+    # The visible part of what Pillow's resize makes of it, bit for bit.
     place = place_image(*pixels.shape[:2], spec)
     rows, columns = place.seen(0, spec), place.seen(1, spec)
     image, resampling = Image.fromarray(pixels), Image.Resampling[spec.interpolation.upper()]
@@ -159,7 +155,6 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pi
     """
     pixels = fit_canvas(pixels, spec)
     place = place_image(*pixels.shape[:2], spec)
-    height, width = spec.size_px
     # Rows of R, G, B, R, G, B ...: NumPy moves pairs of axes ten times as fast as triples of numbers.
     values = pixels.astype(np.float32).reshape(place.height, -1)
     is_clipped = spec.interpolation in ("bicubic", "lanczos")
@@ -267,10 +262,14 @@ def resize_batch(
     """
     import tensorflow as tf  # Late: plots resize on the host, without waiting for it.
 
-    heights, widths, scaled_heights, scaled_widths, tops, lefts = tf.unstack(geometry, num=6, axis=1)
+    place = Geometry(*tf.unstack(geometry, num=6, axis=1))
     canvas_height, canvas_width = tf.unstack(tf.shape(canvas)[1:3])
-    rows, seen_rows = _axis_weights(heights, scaled_heights, tops, spec.size_px[0], canvas_height, spec.interpolation)
-    columns, seen_columns = _axis_weights(widths, scaled_widths, lefts, spec.size_px[1], canvas_width, spec.interpolation)
+    rows, seen_rows = _axis_weights(
+        place.height, place.scaled_height, place.top, spec.size_px[0], canvas_height, spec.interpolation
+    )
+    columns, seen_columns = _axis_weights(
+        place.width, place.scaled_width, place.left, spec.size_px[1], canvas_width, spec.interpolation
+    )
     # Planes, so that both axes are a product of matrices: B x 3 x h x w. First to a type that GPUs can transpose.
     planes = tf.transpose(tf.cast(canvas, tf.float32), [0, 3, 1, 2])
 
@@ -282,8 +281,7 @@ def resize_batch(
 
     values = along_columns(along_rows(planes))  # B x 3 x H x W
     if spec.interpolation in ("bicubic", "lanczos"):
-        rows_first = (heights > scaled_heights) & (heights - scaled_heights > 2.0 * (widths - scaled_widths))
-        values = tf.where(rows_first[:, None, None, None], values, along_rows(along_columns(planes)))
+        values = tf.where(place.rows_first[:, None, None, None], values, along_rows(along_columns(planes)))
     images = standardise(tf.transpose(values, [0, 2, 3, 1]), mean_pixel, scale_pixel)
     seen = (seen_rows[:, :, None] & seen_columns[:, None, :])[..., None]
     return tf.ensure_shape(tf.where(seen, images, 0.0), (None, *spec.size_px, 3))
