@@ -27,8 +27,6 @@ MAX_FILE_BYTES = 2**30
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 # Requests under way at a time: an object store answers each after some 10 to 50 ms, and any number of them at once.
 READS_AT_ONCE = 32
-# More would take seconds and gigabytes for a picture the size of a stamp. JPEGs of this size are reduced while they are decoded.
-MAX_THUMBNAIL_PIXELS = 64_000_000
 
 
 def read_image(record: ImageRecord) -> bytes:
@@ -186,17 +184,13 @@ def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint
     """Return a copy of an image whose longer side has so many px at most, (h, w, 3) uint8 RGB.
 
     Raises:
-        ImageError: As of :func:`read_again`; or it is too large.
+        ImageError: As of :func:`read_again`.
     """
-
-    def refuse(pixels: int) -> None:
-        if pixels > MAX_THUMBNAIL_PIXELS:
-            raise ImageError(f"too large: {pixels} px, limit {MAX_THUMBNAIL_PIXELS} px")
 
     def ratio_for(height: int, width: int) -> int:
         return next((ratio for ratio in (8, 4, 2) if max(height, width) >= 2 * ratio * side_px), 1)
 
-    pixels, _ = decode_image(read_again(record, sha256), ratio_for, refuse)
+    pixels, _ = decode_image(read_again(record, sha256), ratio_for)
     picture = Image.fromarray(pixels)
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     return np.asarray(picture)
