@@ -41,8 +41,6 @@ _SIGNATURES = {
     b"P7\n": "PAM",
     b"PF\n": "PFM in colour",
 }
-# Source: ISO 23008-12, brands of HEIF. Some are AVIF's too.
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1", b"avci", b"avcs"})
 # Source: ITU T.87: the frame header, and how its length begins.
 _JPEG_LS_FRAME = b"\xff\xf7\0"
 # Source: Truevision TGA specification: bits a pixel, and the image descriptor, whose lower four bits say how many are opacity.
@@ -60,8 +58,9 @@ def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
     for signature, name in _SIGNATURES.items():
         if data.startswith(signature):
             return f"unsupported: {name}"
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[:64]:
-        return "unsupported: HEIC or HEIF"
+    # Of ISO media only AVIF is read, whose brand may be second. Source: ISO 23008-12.
+    if data[4:8] == b"ftyp" and b"avi" not in data[8:64]:
+        return "unsupported: HEIC, HEIF or a video"
     head = data[:16].ljust(16, b"\0")
     name = next((name for name in formats if (accept := Image.OPEN[name][1]) and accept(head) is True), "")
     if not name:

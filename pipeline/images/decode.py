@@ -193,18 +193,17 @@ def _decode_by_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Return (h, w, 3) uint8 of a loaded image, converted some rows at a time."""
     rows = max(1, _STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        return _strip_as_rgb(image)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        pixels[top:bottom] = _strip_as_rgb(image.crop((0, top, image.width, bottom)))
-    return pixels
-
-
-def _strip_as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if rows < image.height:
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, rows):
+            pixels[top : top + rows] = _as_rgb(image.crop((0, top, image.width, min(top + rows, image.height))))
+        return pixels
     if image.mode.startswith("I"):
-        return _deep_grey(image)
+        values = np.asarray(image)
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            grey[values == transparent] = 255
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     if image.has_transparency_data:
         # From grey with its alpha multiplied in, Pillow knows no way to colour.
         layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -212,15 +211,6 @@ def _strip_as_rgb(image: Image.Image) -> NDArray[np.uint8]:
         image.paste(layer, mask=layer)
     # Converting RGB to RGB would copy it.
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _deep_grey(image: Image.Image) -> NDArray[np.uint8]:
-    """Return (h, w, 3) uint8 of a grey image of 16 bits."""
-    values = np.asarray(image)
-    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey[values == transparent] = 255
-    return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
 
 
 def _orientation(image: Image.Image) -> int:
