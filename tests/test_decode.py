@@ -12,24 +12,20 @@ from pipeline.errors import ImageError
 from pipeline.images import decode
 from pipeline.images.decode import decode_image, image_extensions
 
+from . import bad_images
+
 ORIENTATION = 0x0112
 
 
-def smooth(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
-    """(height, width, channels) uint8 of no symmetry, with the soft gradients of a photograph."""
-    rows, columns, channel = np.ogrid[:height, :width, :channels]
-    waves = np.sin(rows / (5 + channel)) + np.cos(columns / (7 - channel)) + rows * columns / (height * width)
-    noise = np.random.default_rng(height * 1000 + width).normal(0, 0.1, (height, width, channels))
-    return np.clip((waves + noise) * 50 + 100, 0, 255).astype(np.uint8)
+def smooth(height: int, width: int) -> NDArray[np.uint8]:
+    """(height, width, 3) uint8 of no symmetry, with the soft gradients of a photograph."""
+    return np.array(bad_images.picture(3, height, width))
 
 
 def picture(mode: str, height: int = 43, width: int = 61) -> Image.Image:
     rgb = Image.fromarray(smooth(height, width))
-    if mode == "RGBA":
+    if mode in ("RGBA", "LA"):
         rgb.putalpha(Image.fromarray(smooth(height, width)[..., 1]))
-        return rgb
-    if mode == "LA":
-        return Image.merge("LA", [rgb.convert("L"), Image.fromarray(smooth(height, width)[..., 1])])
     return rgb.quantize(32) if mode == "P" else rgb.convert(mode)
 
 

@@ -11,14 +11,14 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.errors import ImageError
 from pipeline.images import decode
 from pipeline.images.decode import decode_image
 
 from .bad_images import error_of
+from .test_decode import as_pillow, encode
 
 CASES = Path(__file__).parent / "image_cases"
 END = b"\xff\xd9"
@@ -37,13 +37,7 @@ def picture(height: int, width: int, seed: int, kind: str) -> Image.Image:
 
 
 def jpeg(image: Image.Image, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def as_pillow(data: bytes) -> NDArray[np.uint8]:
-    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    return encode(image, "JPEG", **options)
 
 
 @st.composite

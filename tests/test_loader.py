@@ -101,19 +101,12 @@ def test_a_failed_row_has_its_reason_and_no_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.image(1), photograph(1))
 
 
-def test_prepared_images_lie_in_the_canvas_and_the_status_keeps_the_full_size(tmp_path: Path) -> None:
-    manifest = folder_of(tmp_path, 2)
-    (batch,) = load(manifest, prepare=lambda image: image[::2, ::3])
-    np.testing.assert_array_equal(batch.image(1), photograph(1, 21, 59)[::2, ::3])
-    assert batch.sizes_px.tolist() == [[10, 20], [11, 20]]
-    assert [(status.height_px, status.width_px) for status in batch.statuses] == [(20, 60), (21, 59)]
-
-
 def test_a_canvas_is_zero_beside_its_images(tmp_path: Path) -> None:
     for name, size in (("a.png", (20, 70)), ("b.png", (64, 10)), ("c.png", (65, 64)), ("d.png", (1, 1))):
         Image.fromarray(photograph(1, *size)).save(tmp_path / name)
-    first, second = load(list_folder(tmp_path), batch_size=2)
-    assert (first.images.shape, second.images.shape) == ((2, 64, 70, 3), (2, 65, 64, 3))
+    first, second = load(list_folder(tmp_path), batch_size=2, prepare=lambda image: image[:64])
+    assert (first.images.shape, second.images.shape) == ((2, 64, 70, 3), (2, 64, 64, 3))
+    assert (second.sizes_px[0].tolist(), second.statuses[0].height_px) == ([64, 64], 65)
     for batch in (first, second):
         for row in range(2):
             canvas = np.array(batch.images[row])
@@ -121,13 +114,6 @@ def test_a_canvas_is_zero_beside_its_images(tmp_path: Path) -> None:
             assert not canvas.any()
     (native,) = load(list_folder(tmp_path), indices=np.array([1]), batch_size=None)
     assert native.images.shape == (1, 64, 10, 3)
-
-
-def test_jpegs_are_reduced_while_they_are_decoded(tmp_path: Path) -> None:
-    Image.fromarray(photograph(0, 64, 33)).save(tmp_path / "a.jpg")
-    (batch,) = load(list_folder(tmp_path), ratio_for=lambda height_px, width_px: 8)
-    assert batch.sizes_px.tolist() == [[8, 5]]
-    assert (batch.statuses[0].height_px, batch.statuses[0].width_px) == (64, 33)
 
 
 def test_what_an_image_is_refused_for_is_its_status_and_what_goes_wrong_otherwise_stops_the_run(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_values_become_text_and_what_has_none_is_left_out_and_said(tmp_path: Pat
         "bytes": [b"x", b"y"],
         "list": [[1], [2]],
         "uuid": pa.array([bytes(16), None], pa.uuid()),
+        "image.path": ["p", "q"],  # told from the field of the next
         "image": [{"bytes": b"x", "path": "y"}] * 2,
         "odd\x01": ["q", ""],
     }
@@ -98,17 +99,10 @@ def test_values_become_text_and_what_has_none_is_left_out_and_said(tmp_path: Pat
         "nothing": ("", ""),
         "class": ("7", "8"),
         "view": ("x", "y"),
+        "image.path": ("p", "q"),
         "odd\\x01": ("q", ""),
     }
     assert lines == ["4 columns of the list have no text and are left out: 'bytes', 'list', 'uuid' and 1 others"]
-
-
-def test_a_column_that_is_named_as_a_field_of_another_is_told_from_it(tmp_path: Path) -> None:
-    for names in (("path", "m.a", "m"), ("m", "m.a", "path")):
-        columns = {"path": ["a.jpg", "b.jpg"], "m.a": ["x", "y"], "m": [{"a": "no"}] * 2}
-        manifest, lines = listed(tmp_path, {name: columns[name] for name in names})
-        assert dict(manifest.metadata) == {"m.a": ("x", "y")}
-        assert lines == ["1 columns of the list have no text and are left out: 'm'"]
 
 
 BAD_LISTS: dict[str, tuple[Any, str]] = {

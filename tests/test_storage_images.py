@@ -67,7 +67,10 @@ def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path)
     assert there.digest == here.digest
     assert there.root == ROOT
     assert [there[row].path for row in range(4)] == [f"{ROOT}/{key}" for key in there.keys]
-    assert read_image(there[1]) == "a/é.png".encode()
+    assert read_image(pickle.loads(pickle.dumps(there))[1]) == "a/é.png".encode()
+    assert there.source is not None
+    assert abs(there.source.modified_seconds(there[0]) - time.time()) < 60
+    assert RemoteImages(np.zeros(1)).modified_seconds(there[0]) == float("inf")
 
 
 def test_an_image_that_has_gone_grown_or_is_too_large_fails_alone(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,16 +144,6 @@ def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(mon
     assert 8 < most[0] <= RemoteImages.reads_at_once
 
 
-def test_when_an_image_was_written_is_known_from_the_listing() -> None:
-    put_files(ROOT, {"a.jpg": b"x"})
-    manifest = list_address(FOLDER)
-    assert manifest.source is not None
-    assert abs(manifest.source.modified_seconds(manifest[0]) - time.time()) < 60
-    copy = pickle.loads(pickle.dumps(manifest))
-    assert read_image(copy[0]) == b"x"
-    assert RemoteImages(np.zeros(1)).modified_seconds(manifest[0]) == float("inf")
-
-
 # -- Lists
 
 
@@ -166,15 +159,6 @@ def test_a_list_at_an_address_names_images_beside_it_and_elsewhere() -> None:
     assert manifest.metadata == {"kind": ("k1", "k2")}
     assert manifest.file_bytes.tolist() == [4, 5]
     assert [read_image(record) for record in manifest] == [b"twoo", b"three"]
-
-
-def test_a_parquet_list_may_be_at_an_address(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table({"path": ["a.jpg"], "label": ["x"]}), tmp_path / "list.parquet")
-    put_folder(tmp_path)
-    manifest = read_list(FOLDER / "list.parquet", None)
-    assert (manifest.keys, manifest.labels) == (("a.jpg",), ("x",))
 
 
 def test_a_list_here_may_name_addresses_files_and_what_is_not_there(tmp_path: Path) -> None:

@@ -123,14 +123,6 @@ def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path) -> None:
     assert manifest.skipped == {"replaced by a later one of its name": 1}
 
 
-def test_hidden_names_and_system_folders_are_passed_over(tmp_path: Path) -> None:
-    members = dict.fromkeys(("._a.png", ".git/b.png", "__MACOSX/c.png", "../d.png", "./e.png", "lost+found/f.png"), b"x")
-    write_tar(tmp_path / "a.tar", members)
-    manifest = listed(tmp_path / "a.tar")
-    assert manifest.keys == ("../d.png", "e.png")
-    assert manifest.skipped == {"hidden file": 1, "hidden folder": 1, "system folder": 2}
-
-
 def test_the_class_and_what_is_said_of_an_image_lie_beside_it(tmp_path: Path) -> None:
     said = {"caption": "a\x00b", "n": 3, "x": 0.5, "is": True, "none": None, "in": {"a": 1}, "l": [1], "label": "no", "tar": "t"}
     samples = {
