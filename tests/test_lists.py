@@ -85,17 +85,17 @@ BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
         "path\na.jpg\nb.jpg\n./a.jpg\nx/../b.jpg\nc.jpg\nc.jpg\nd.jpg\nd.jpg\n",
         "4 images are named more than once, got 'a.jpg', 'b.jpg', 'c.jpg'. Expected each image once.",
     ),
-    "no rows": ("path,label\n", "'LIST': rows without a path, got an empty list."),
-    "JPEG": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not UTF-8 text (byte 0 of it), got "),
-    "terminal": (b"path,x\na.jpg,\x1b[2J\n", "not text (character '\\x1b')"),
-    "UTF-16": ("path\na.jpg\n".encode("utf-16-le"), "not text (character '\\x00')"),
-    "no path": ("file,label\na.jpg,x\n", "'LIST': no column 'path', got ['file', 'label']. Expected a first line that names"),
-    "long header": ("a" * 100_000 + "\nb.jpg\n", "'LIST': no column 'path', got ["),
-    "same columns": ("path,x,x\na.jpg,1,2\n", "'LIST': columns of the same name, got ['path', 'x', 'x']."),
-    "short line": ("path,x\na.jpg,1\nb.jpg\n", "line 3: 1 fields where the header has 2, got "),
-    "open quote": ('path,x\na.jpg,"open\nb.jpg,1\n', "line 3: unexpected end of data, got "),
-    "long field": ("path,x\na.jpg," + "1" * 200_000 + "\n", "line 2: field larger than field limit (131072), got "),
-    "empty path": ("path,x\na.jpg,1\n,2\n,3\n", "'LIST': rows without a path, got '' in image 2. Expected "),
+    "no rows": ("path,label\n", "no images, got "),
+    "JPEG": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not UTF-8 text (byte 0; if it is from Windows: iconv "),
+    "terminal": (b"path,x\na.jpg,\x1b[2J\n", "not text (character '\\x1b'), got "),
+    "UTF-16": ("path\na.jpg\n".encode("utf-16-le"), "not text (character '\\x00'), got "),
+    "no path": ("file,label\na.jpg,x\n", "no column 'path' among ['file', 'label'], got "),
+    "long header": ("a" * 100_000 + "\nb.jpg\n", "no column 'path' among ['aaa"),
+    "same columns": ("path,x,x\na.jpg,1,2\n", "columns of the same name among ['path', 'x', 'x'], got "),
+    "short line": ("path,x\na.jpg,1\nb.jpg\n", "line 3: 1 fields where the header has 2; "),
+    "open quote": ('path,x\na.jpg,"open\nb.jpg,1\n', "line 3: unexpected end of data; "),
+    "long field": ("path,x\na.jpg," + "1" * 200_000 + "\n", "line 2: field larger than field limit (131072); "),
+    "empty path": ("path,x\na.jpg,1\n,2\n,3\n", "no path in image 2, got "),
 }
 
 
@@ -105,10 +105,10 @@ def test_a_list_that_is_none_is_one_short_line(tmp_path: Path, case: str) -> Non
     with pytest.raises(DatasetError) as error:
         listed(tmp_path, content, "list.csv")
     message = str(error.value)
-    assert message.startswith(f"data.list: {words}".replace("LIST", str(tmp_path / "list.csv"))), message
+    assert message.startswith(f"data.list: {words}"), message
     assert re.search(r", got .+\. Expected .+\. \w", message)
     assert message.isprintable()
-    assert len(message) < 1000
+    assert len(message) < 1500
 
 
 def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         (tmp_path, "not a regular file"),
         (Path("/dev/zero"), "not a regular file"),
     ):
-        with pytest.raises(DatasetError, match=rf"^data\.list: {words}, got '.*'\. Expected a text or CSV file"):
+        with pytest.raises(DatasetError, match=rf"^data\.list: {words}, got '.*'\. Expected a file of image paths"):
             read_list(path)
 
 

@@ -106,13 +106,13 @@ def test_values_become_text_and_what_has_none_is_left_out_and_said(tmp_path: Pat
 
 
 BAD_LISTS: dict[str, tuple[Any, str]] = {
-    "no path": ({"file": ["a"], "label": ["b"]}, "'PATH': no column 'path', got ['file', 'label']."),
-    "path missing": ({"path": ["a", None, ""]}, "'PATH': rows without a path, got '' in image 2. Expected "),
-    "no rows": ({"path": pa.array([], pa.string())}, "'PATH': rows without a path, got an empty list."),
+    "no path": ({"file": ["a"], "label": ["b"]}, "no column 'path' among ['file', 'label'], got "),
+    "path missing": ({"path": ["a", None, ""]}, "no path in image 2, got "),
+    "no rows": ({"path": pa.array([], pa.string())}, "no images, got "),
     "twice": ({"path": ["a", "./a"]}, "1 images are named more than once, got 'a'."),
     "same column": (
         pa.table([["a"], ["x"], ["y"]], ["path", "c", "c"]),
-        "'PATH': columns of the same name, got ['path', 'c', 'c'].",
+        "columns of the same name among ['path', 'c', 'c'], got ",
     ),
     "not Unicode": (
         {"path": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff.jpg"], pa.binary()).buffers())},
@@ -127,7 +127,7 @@ BAD_LISTS: dict[str, tuple[Any, str]] = {
 def test_a_list_that_is_none_is_one_line(case: str, tmp_path: Path) -> None:
     columns, words = BAD_LISTS[case]
     message = refused(tmp_path, columns)
-    assert message.startswith(f"data.list: {words}".replace("PATH", str(tmp_path / "list.parquet"))), message
+    assert message.startswith(f"data.list: {words}"), message
 
 
 def test_a_file_cut_off_or_changed_anywhere_is_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
@@ -145,5 +145,5 @@ def test_a_file_cut_off_or_changed_anywhere_is_refused_or_read_and_nothing_else(
 def test_without_arrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(OptionError, match=r"^data.list: Parquet needs the package pyarrow, got .+ `pip install '.*\[parquet\]'`"):
+    with pytest.raises(OptionError, match=r"^data.list: Parquet needs a further package, got .+ `pip install '.*\[parquet\]'`"):
         read_list(tmp_path / "list.parquet")

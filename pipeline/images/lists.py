@@ -143,39 +143,35 @@ def _size(place: str) -> tuple[int, float]:
 
 def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]]:
     """Return the columns of a list, ``path`` among them; see :func:`read_list`."""
-    is_parquet = path.name.lower().endswith(_PARQUET_SUFFIXES)
-    what = f"got {str(path)!r}. Expected a {'Parquet' if is_parquet else 'text or CSV'} file of image paths."
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DatasetError(f"data.list: not a regular file, {what} Write it to a file; data.dir takes a folder.")
-        columns = _read_parquet(path, what, log) if is_parquet else _read_text(path, what)
-    except OSError as error:
-        reason = (error.strerror or " ".join(str(error).split())[:200]).lower()
-        raise DatasetError(f"data.list: cannot be read ({reason}), {what} Check the path; data.dir takes a folder.") from error
-    header, paths = [name for name, _ in columns], dict(columns).get("path", [])
-    if "path" not in header:
-        wrong = f"no column 'path', got [{quoted_names(header)}]. Expected a first line that names the columns. Add it."
-    elif len({*header}) < len(header):
-        wrong = f"columns of the same name, got [{quoted_names(header)}]. Expected names that occur once. Rename them."
-    elif not paths or "" in paths:
-        got = f"'' in image {paths.index('') + 1}" if paths else "an empty list"
-        wrong = f"rows without a path, got {got}. Expected a path in each row. Fill it in, or remove the row."
-    else:
-        return dict(columns)
-    raise DatasetError(f"data.list: {str(path)!r}: {wrong}")
+            raise ValueError("not a regular file")
+        columns = _read_parquet(path, log) if path.name.lower().endswith(_PARQUET_SUFFIXES) else _read_text(path)
+        header, paths = [name for name, _ in columns], dict(columns).get("path", [])
+        if "path" not in header:
+            raise ValueError(f"no column 'path' among [{quoted_names(header)}]")
+        if len({*header}) < len(header):
+            raise ValueError(f"columns of the same name among [{quoted_names(header)}]")
+        if not paths or "" in paths:
+            raise ValueError(f"no path in image {paths.index('') + 1}" if paths else "no images")
+    except (OSError, ValueError) as error:
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())[:1000]
+        reason = f"cannot be read ({text.lower()})" if isinstance(error, OSError) else text
+        raise DatasetError(
+            f"data.list: {reason}, got {str(path)!r}. Expected a file of image paths, as UTF-8 text, as CSV or as Parquet, the "
+            "latter two with a column path and others of other names. Check the path, or mend the file; data.dir takes a folder."
+        ) from error
+    return dict(columns)
 
 
-def _read_text(path: Path, what: str) -> Columns:
-    """Return the columns of a text or CSV file."""
+def _read_text(path: Path) -> Columns:
+    """Return the columns of a text or CSV file; raise ValueError where it is none."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"data.list: not UTF-8 text (byte {error.start} of it), {what} Check the path, or convert it: iconv -f cp1252 "
-            "-t utf-8 OLD > NEW, if it is from Windows."
-        ) from error
+        raise ValueError(f"not UTF-8 text (byte {error.start}; if it is from Windows: iconv -f cp1252 -t utf-8)") from error
     if control := re.search(CONTROL_CHARACTERS, text):
-        raise DatasetError(f"data.list: not text (character {control[0]!r}), {what} Check the path; data.dir takes a folder.")
+        raise ValueError(f"not text (character {control[0]!r})")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     marks = [mark for mark in _DELIMITERS if "path" in [name.strip(' "') for name in first_line.split(mark)]]
     delimiter = marks[0] if marks else {".csv": ",", ".tsv": "\t"}.get(path.name[-4:].lower())
@@ -189,24 +185,24 @@ def _read_text(path: Path, what: str) -> Columns:
             if len(row) != len(rows[0]):
                 raise csv.Error(f"{len(row)} fields where the header has {len(rows[0])}")
     except csv.Error as error:
-        raise DatasetError(
-            f"data.list: line {reader.line_num}: {error}, got {str(path)!r}. Expected CSV with as many fields in each line as in "
-            'the first. Put fields that hold a separator or a line break in "quotes".'
+        raise ValueError(
+            f'line {reader.line_num}: {error}; fields that hold a separator or a line break need "quotes"'
         ) from error
     # Data frames are often saved with an index, whose column has no name.
     header = [name.strip() or f"column{number}" for number, name in enumerate(rows[0], 1)] if rows else []
     return [(name, [row[place] for row in rows[1:]]) for place, name in enumerate(header)]
 
 
-def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> Columns:
-    """Return the columns of a Parquet file that have texts; see :func:`read_list`."""
+def _read_parquet(path: Path, log: Callable[[str], None]) -> Columns:
+    """Return the columns of a Parquet file that have texts; raise ValueError where it is none."""
     try:
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
     except ImportError as error:
         raise OptionError(
-            f"data.list: Parquet needs the package pyarrow, {what} Run `pip install 'deep-feature-pipeline[parquet]'`."
+            f"data.list: Parquet needs a further package, got {str(path)!r}. Expected pyarrow. Run `pip install "
+            "'deep-feature-pipeline[parquet]'`."
         ) from error
     columns: Columns = []
     try:
@@ -224,6 +220,5 @@ def _read_parquet(path: Path, what: str, log: Callable[[str], None]) -> Columns:
                     # Each text but once in memory: labels repeat.
                     columns.append((cell_text(name), [sys.intern(cell_text(text)) for text in texts]))
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DatasetError(f"data.list: no Parquet file, or damaged ({reason}), {what} Write it again.") from error
+        raise ValueError(f"no Parquet file, or damaged ({error})") from error
     return columns
