@@ -169,6 +169,7 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
             "float16",
             "got 65520. Expected values from -65504 to 65504. Use output.dtype=float32, or output.overflow=row",
         ),
+        (np.inf, "float16", "got inf. Expected finite numbers. Check network.weights and the image."),
         (np.nan, "float32", "got nan. Expected finite numbers. Check network.weights and the image."),
     ],
 )

@@ -250,7 +250,7 @@ def _value_error(
     """Return the one line for a row with a value that cannot be stored."""
     got, expected, remedy = values[~np.isfinite(stored)][0], "finite numbers", "Check network.weights and the image"
     # What a device has made float16 is infinite.
-    if spec.dtype == "float16" and not np.isnan(got):
+    if np.isfinite(got) or (values.dtype == np.float16 and np.isinf(got)):
         expected = "values from -65504 to 65504"
         remedy = "Use output.dtype=float32, or output.overflow=row, which fails that image alone"
     where = f"{spec.manifest.keys[index]}: layer {layer}"

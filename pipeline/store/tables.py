@@ -75,10 +75,7 @@ def read_checksums(file: h5py.File, path: Path, layer: str) -> NDArray[np.uint32
         StoreError: It is damaged.
     """
     with reading(path, f"/checksums/{layer}"):
-        dataset = own_node(file["checksums"], layer)
-        if dataset.dtype != np.dtype("<u4"):
-            raise ValueError(f"{dataset.dtype} of shape {dataset.shape}")
-        values: NDArray[np.uint32] = dataset[()]
+        values: NDArray[np.uint32] = own_node(file["checksums"], layer)[()]
     return values
 
 
