@@ -33,7 +33,7 @@ LETTER_WIDTH = 0.7
 # Inches from here on.
 MARGIN, GAP, LINE_HEIGHT, SCALE_SPACE, SCALE_WIDTH = 0.2, 0.25, 0.14, 0.85, 0.09
 # Width of the only map; of one of many, at least. Charts alone are twice as wide.
-LARGEST_WIDTH, LEAST_WIDTH, INPUT_WIDTH = 4.2, 1.4, 2.6
+LARGEST_WIDTH, LEAST_WIDTH = 4.2, 1.4
 # Height of the axes of a map as a part of their width; a longer map is drawn narrower. Of charts alone.
 LEAST_ASPECT, GREATEST_ASPECT, CHART_ASPECT = 0.15, 1.5, 0.33
 # Columns of a sheet over its rows, about: there is text below each map.
@@ -48,12 +48,12 @@ LARGEST_SIDE_PX, LARGEST_PIXELS = 65000, 2**28
 
 @dataclass(frozen=True, slots=True)
 class FeatureMap:
-    """A channel of a layer; or components of a vector, which is what has one position an image: fc6, relu5_1.avg.
+    """A channel of a layer; or components of a vector, which is what has one position an image: fc6, relu5_1.avg; or the input.
 
     Attributes:
         name: Is written above it.
         lines: Are written below it.
-        values: float32, what is drawn: (h, w); of a vector (n,).
+        values: What is drawn, float32 (h, w); of a vector (n,); of the input uint8 (h, w, 3).
         channels: The channel; or the component of each value.
         low: Least value, of those that are finite; inf where none is.
         high: Greatest, likewise; -inf where none is.
@@ -61,10 +61,10 @@ class FeatureMap:
 
     name: str
     lines: Sequence[str]
-    values: NDArray[np.float32]
-    channels: Sequence[int]
-    low: float
-    high: float
+    values: NDArray[Any]
+    channels: Sequence[int] = ()
+    low: float = math.inf
+    high: float = -math.inf
 
 
 def map_width(count: int) -> float:
@@ -95,17 +95,13 @@ def draw(
     lines: Sequence[str],
     maps: Sequence[FeatureMap],
     options: PlotOptions,
-    seen: NDArray[np.uint8] | None = None,
-    seen_lines: Sequence[str] = (),
 ) -> Figure:
     """Draw a sheet.
 
     Args:
         lines: The image's key, and what else is to be known of all maps.
-        maps: At least one, in reading order.
+        maps: In reading order; the first may be the input. At least one.
         options: Scale, colour map, pixels an inch, component to be marked.
-        seen: (H, W, 3) uint8, the picture that the network saw; None: not wanted, or not to be had.
-        seen_lines: What is to be known of it.
 
     Raises:
         OptionError: There is no such colour map, it would have too many pixels, or no window can be opened.
@@ -119,19 +115,15 @@ def draw(
         )
     colormap, is_shared = colormaps[name].with_extremes(bad=NOT_FINITE), options.scale == "shared"
     aspects = [one.values.shape[0] / one.values.shape[1] for one in maps if one.values.ndim > 1]
-    stretch = 1 if aspects else 2
+    has_maps = any(one.values.ndim == 2 for one in maps)
+    stretch = 1 if has_maps else 2
     rows = math.ceil(len(maps) / math.ceil(math.sqrt(len(maps) * SHEET_ASPECT) / stretch))
     columns = math.ceil(len(maps) / rows)
     width = map_width(len(maps)) * stretch
-    height = width * (min(max(LEAST_ASPECT, *aspects), GREATEST_ASPECT) if aspects else CHART_ASPECT)
-    left, top = MARGIN + (INPUT_WIDTH + GAP) * (seen is not None), MARGIN + LINE_HEIGHT * (len(lines) + 3)
-    gap_y = LINE_HEIGHT * (2 + max(len(one.lines) for one in maps)) + GAP
-    right, bottom = left + columns * (width + GAP) - GAP, top + rows * (height + gap_y) - gap_y
+    height = width * (min(max(LEAST_ASPECT, *aspects), GREATEST_ASPECT) if has_maps else CHART_ASPECT)
+    top, gap_y = MARGIN + LINE_HEIGHT * (len(lines) + 3), LINE_HEIGHT * (2 + max(len(one.lines) for one in maps)) + GAP
+    right, bottom = MARGIN + columns * (width + GAP) - GAP, top + rows * (height + gap_y) - gap_y
     sheet_width, sheet_height = right + (SCALE_SPACE if is_shared else GAP), bottom + gap_y
-    if seen is not None:
-        sheet_height = max(
-            sheet_height, top + INPUT_WIDTH * min(seen.shape[0] / seen.shape[1], GREATEST_ASPECT) + 4 * LINE_HEIGHT
-        )
     figure = _figure(sheet_width, sheet_height, options)
 
     def box(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
@@ -142,23 +134,22 @@ def draw(
         look: dict[str, Any] = {"size": TEXT_POINTS, "color": FAINT} if number else {"size": HEADING_POINTS, "weight": "bold"}
         place = box(MARGIN, MARGIN + LINE_HEIGHT * (number + (number > 0) / 2), 0, 0)[:2]
         figure.text(*place, _fitted(line, sheet_width - 2 * MARGIN, look["size"]), va="top", **look)
-    if seen is not None:
-        axes = figure.add_axes(box(MARGIN, top, INPUT_WIDTH, GREATEST_ASPECT * INPUT_WIDTH))
-        _words(axes, "input", seen_lines, INPUT_WIDTH)
-        _show_pixels(axes, seen, INPUT_WIDTH)
     common = _ends(maps)
     for number, one in enumerate(maps):
         row, column = divmod(number, columns)
-        axes = figure.add_axes(box(left + column * (width + GAP), top + row * (height + gap_y), width, height))
+        axes = figure.add_axes(box(MARGIN + column * (width + GAP), top + row * (height + gap_y), width, height))
         _words(axes, one.name, one.lines, width + GAP)
         low, high = common if is_shared else _ends([one])
         if one.values.ndim == 1:
             _chart(axes, one, (low, high) if low < high else (0.0, 1.0), options.channel or None, width)
             continue
+        if one.values.ndim == 3:
+            _show_pixels(axes, one.values, width)
+            continue
         low, high = (low, high) if low <= high else (0.0, 1.0)
         # Of float32 the range of all that it holds would overflow.
         picture = _show_pixels(axes, one.values.astype(np.float64), width, cmap=colormap, vmin=low, vmax=high)
-    if is_shared and aspects and common[0] < common[1]:
+    if is_shared and has_maps and common[0] < common[1]:
         strip = figure.add_axes(box(right + GAP / 2, top, SCALE_WIDTH, height))
         figure.colorbar(picture, cax=strip).outline.set(edgecolor=FRAME, linewidth=0.6)
         strip.set_yticks(common, [words_for_number(value, 3) for value in common])

@@ -64,8 +64,7 @@ def draw_plots(options: PlotOptions) -> None:
 
 def _pictures(run: Run, row: int, layers: Sequence[str], options: PlotOptions) -> Iterator[tuple[str, Any, str]]:
     """Yield each picture of an image: the word for its file's name, the figure or the picture, and what is to be said of it."""
-    seen: Any = None
-    key, size_px = str(run.images["key"][row]), (int(run.images["height"][row]), int(run.images["width"][row]))
+    seen, key = None, str(run.images["key"][row])
     try:
         seen = input_picture(run, row) if options.input is not False else None
     except ImageError as error:
@@ -74,18 +73,21 @@ def _pictures(run: Run, row: int, layers: Sequence[str], options: PlotOptions) -
         if options.input == "only":
             raise StoreError(problem) from error
         print(f"drawn without input: {problem}", file=sys.stderr)
-    if options.input == "only":
-        yield "input", Image.fromarray(seen), ""
-        return
-    seen_lines = [f"{words_for_shape(size_px)} px"]
-    if seen is not None and seen.shape[:2] != size_px:
-        seen_lines.append(f"seen as {words_for_shape(seen.shape[:2])} px")
+    before: list[FeatureMap] = []
+    if seen is not None:
+        if options.input == "only":
+            yield "input", Image.fromarray(seen), ""
+            return
+        size_px = int(run.images["height"][row]), int(run.images["width"][row])
+        seen_as = [f"seen as {words_for_shape(seen.shape[:2])} px"] * (seen.shape[:2] != size_px)
+        before = [FeatureMap("input", [f"{words_for_shape(size_px)} px", *seen_as], seen)]
     weights = str(run.attributes.get("weights", "")).partition("; conv1_1 says")[0]
     weights = "untrained (random weights)" if weights.startswith("random") else weights
     about = f"row {row} of {beside(run.path)[1]} · {run.attributes['network']}, {weights}"
     scale = ", one scale for all" if options.scale == "shared" else ""
     for word, line, maps in _sheets(run, row, layers, options):
-        yield word, figures.draw((key, about, line + scale), maps, options, seen, seen_lines), f", {counted(len(maps), 'map')}"
+        figure = figures.draw((key, about, line + scale), [*before, *maps], options)
+        yield word, figure, f", {counted(len(maps), 'map')}"
 
 
 def _choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:

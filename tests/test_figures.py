@@ -55,8 +55,9 @@ def maps_of(values: NDArray[np.floating], name: str = "relu1_1", chosen: Sequenc
 
 
 def draw(maps: Sequence[FeatureMap], lines: Sequence[str] = ("a/b.jpg", "row 0"), seen: Any = None, **options: Any) -> Figure:
+    before = [] if seen is None else [FeatureMap("input", ("a" * 20, "b"), seen)]
     with figures.plain_settings():
-        return figures.draw(lines, maps, options_of(**options), seen, ("a" * 40, "b"))
+        return figures.draw(lines, [*before, *maps], options_of(**options))
 
 
 def render(path: Path, maps: Sequence[FeatureMap], **options: Any) -> list[NDArray[np.uint8]]:
