@@ -43,11 +43,8 @@ MOST_COMPONENTS = 2**24
 WEIGHTS = ("imagenet", "matconvnet", "torchvision", "random")
 # Options that say which images.
 SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
-# Formats of pictures that are drawn.
-PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
-TAR_SUFFIX = ".tar"
-# What makes the path of a tar file a pattern or a range.
-_PATTERN = re.compile(r"[*?\[{]")
+# What makes the path of a tar file a pattern.
+_PATTERN = re.compile(r"[*?\[]")
 # Of a Ray cluster. An address of version 6 stands in brackets.
 _CLUSTER = r"auto|(ray://)?([A-Za-z0-9_.-]+|\[[0-9a-fA-F:]+\]):\d{1,5}"
 # Source: tensorflow_datasets.core.naming, names of sets, configurations and versions.
@@ -132,7 +129,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _tars(value: Any) -> tuple[str, ...]:
-    # Commas in braces are no separators.
+    # A name may have commas.
     return right(tuple(map(_absolute, _texts([value] if isinstance(value, str) else value))), value)
 
 
@@ -196,7 +193,7 @@ def tar_folder(tars: Sequence[str]) -> str:
     for name in map(_absolute, tars):
         plain = _PATTERN.split(name)[0]
         # By its name alone, so that it is the same from everywhere.
-        is_folder = plain == name and TAR_SUFFIX not in os.path.basename(name).lower()
+        is_folder = plain == name and ".tar" not in os.path.basename(name).lower()
         folders.append(name if is_folder else os.path.dirname(plain))
     return os.path.commonpath(folders)
 
@@ -498,6 +495,10 @@ def _images(value: Any) -> tuple[int | str, ...]:
     return right(tuple(map(_image, wanted)), wanted)
 
 
+def _picture(value: Any) -> str:
+    return os.path.expanduser(str(right(value, re.search(r"(?i)\.(png|pdf|svg)$", value))))
+
+
 def _channels(value: Any) -> Any:
     if isinstance(value, str):
         return right(value, re.fullmatch(r"active:0*[1-9][0-9]{0,8}", value))
@@ -521,7 +522,7 @@ class PlotOptions(IndexOptions):
     colormap: str = text("gray", "the name of one of Matplotlib's colour maps")
     input: bool | str = option(True, "true, false or only", lambda value: right(value, value in (True, False, "only")))
     exact: bool = switch(False)
-    file: str | None = option(None, "the name of a picture", lambda value: os.path.expanduser(right(value, value != "")))
+    file: str | None = option(None, "a name that ends in .png, .pdf or .svg", _picture)
     dpi: int = number(100, 20, 1200)
     show: bool = switch(False)
     most_active: int | None = field(default=None, init=False)  # channels of a mosaic, the most active of each layer
@@ -534,11 +535,8 @@ class PlotOptions(IndexOptions):
         object.__setattr__(self, "images", own + (self.images or ()))
         if self.channel and self.channels is not None:
             raise OptionError(f"channel: of no use beside channels, got {self.channel}. Expected one of the two. Leave one out.")
-        suffixes = PICTURE_SUFFIXES[:1] if self.input == "only" else PICTURE_SUFFIXES
-        if self.file is not None and Path(self.file).suffix.lower() not in suffixes:
-            raise OptionError(
-                f"file: not the name of a picture, got {self.file!r}. Expected one that ends in {', '.join(suffixes)}."
-            )
+        if self.input == "only" and self.file is not None and not self.file.lower().endswith(".png"):
+            raise OptionError(f"file: the input is drawn pixel for pixel, got {self.file!r}. Expected a name that ends in .png.")
 
 
 # Command -> class of its options.

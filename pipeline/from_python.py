@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .cli import GROUP_NAMES
-from .config import TAR_SUFFIX, check_options, defaults, nested
+from .config import check_options, defaults, nested
 from .errors import OptionError, nearest
 from .network import load_undisturbed
 
@@ -23,14 +22,12 @@ if TYPE_CHECKING:
 
 # Names in Python of those options whose last word alone would not say what they are.
 _OWN_NAMES = {name: name.replace(".", "_") for name in ("output.dir", "engine.address", "engine.workers")} | GROUP_NAMES
-# Files that name images; with these endings, or whatever else is a file, they are no folders.
-_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
 # What makes no run to be returned.
 _OF_THE_COMMAND = ("dry_run", "part")
 
 
 def extract_features(
-    dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    dir: str | os.PathLike[str] | None = None,
     layers: str | Sequence[str] = "relu4_1",
     *,
     quiet: bool = False,
@@ -49,8 +46,7 @@ def extract_features(
     Where all is there already, nothing is computed. After Ctrl-C finished shards are kept, and the same call goes on.
 
     Args:
-        dir: Folder of images, walked recursively; a file of paths (``.txt``, ``.csv``, ``.tsv``, ``.parquet``); a tar file,
-            a pattern of them, or several in a list. Or else one of ``list``, ``tar`` and ``tfds``.
+        dir: Folder of images, walked recursively; or else one of ``list``, ``tar`` and ``tfds``.
         layers: Names, patterns, blocks, or ``"all"``.
         quiet: Whether only warnings are printed; the whole of it is in ``run.log`` all the same.
         **options: Those of the README's table.
@@ -65,9 +61,7 @@ def extract_features(
     known = [name for name in defaults() if name not in _OF_THE_COMMAND]
     # Of options with the same last word the first has it alone; by its full name there is each.
     full_names = {_short_name(name): name for name in reversed(known)} | {name: name for name in known}
-    given: dict[str, Any] = {"layers": layers}
-    if dir is not None:
-        given[_option_of(_plain(dir))] = dir
+    given: dict[str, Any] = {"data.dir": dir, "layers": layers}
     for word, value in options.items():
         if word not in full_names:
             near = nearest(word.rpartition(".")[2], full_names)
@@ -94,11 +88,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return list(map(_plain, value)) if isinstance(value, (tuple, list, np.ndarray)) else value
-
-
-def _option_of(value: Any) -> str:
-    """Return the option that a value is for, where only the value was given: the folder, the list or the tar files."""
-    if isinstance(value, list):
-        return "data.tar"
-    suffix = "" if Path(str(value)).is_dir() else Path(str(value)).suffix.lower()
-    return "data.tar" if suffix == TAR_SUFFIX else "data.list" if suffix in _LIST_SUFFIXES else "data.dir"

@@ -166,7 +166,6 @@ def test_a_backend_that_needs_a_cpu_chooses_it() -> None:
         ({"data.tar": "x/train.v2.TAR"}, "train.v2"),
         ({"data.tar": "shards/*.tar"}, "shards"),
         ({"data.tar": "shards"}, "shards"),
-        ({"data.tar": "a/b/{train,val}-{000..012}.tar"}, "b"),
         ({"data.tar": ["a/b/x.tar", "a/c/y.tar"]}, "a"),
         ({"data.tfds": "mnist/x:1.0.0", "data.split": "test"}, "mnist-test"),
         ({"data.tfds": "mnist", "data.dir": "sets"}, "mnist"),

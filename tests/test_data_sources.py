@@ -13,7 +13,6 @@ import pytest
 from pipeline import extract_features
 from pipeline.cli import literal_arguments
 from pipeline.errors import ImageError, StoreError
-from pipeline.from_python import _option_of
 from pipeline.images.reading import read_image
 from pipeline.plotting import find_image, input_picture
 from pipeline.store.reader import Run
@@ -40,14 +39,14 @@ def test_features_are_the_same_bit_for_bit_from_wherever_the_images_come(
     keys = by_folder.images["key"].tolist()
     pack(Path("shards/s-0.tar"), photographs, keys[:3])
     pq.write_table(pa.table({"path": keys}), "list.parquet")
-    by_list = extract_features("list.parquet", **{"data.dir": photographs}, **options)
+    by_list = extract_features(photographs, list="list.parquet", **options)
     assert by_list.path.parent.name == "list-vgg19"
-    by_tar = extract_features("shards/*.tar", **options)
+    by_tar = extract_features(tar="shards/*.tar", **options)
     assert len(by_tar) == 3
     pack(Path("shards/s-1.tar"), photographs, keys[3:])
     with pytest.raises(StoreError, match=r"4 added \('"):
-        extract_features("shards/*.tar", **options)
-    by_tar = extract_features("shards/s-?.tar", existing="extend", **options)
+        extract_features(tar="shards/*.tar", **options)
+    by_tar = extract_features(tar="shards/s-?.tar", existing="extend", **options)
     assert by_tar.path.parent.name == "shards-vgg19"
     for run in (by_list, by_tar):
         for column in ("key", "label", "status", "sha256", "bytes", "height"):
@@ -81,19 +80,6 @@ def test_images_of_a_set_are_not_looked_for_and_that_is_said() -> None:
     stored: Any = SimpleNamespace(attributes={"data_source": "tfds", "data_root": "/sets"}, images={"key": ["tiny-train__0"]})
     with pytest.raises(ImageError, match=r"^not looked for: the images were in tfds$"):
         find_image(stored, 0)
-
-
-def test_what_is_given_alone_tells_the_option(tmp_path: Path) -> None:
-    (tmp_path / "odd.tar").mkdir()
-    for value, option in (
-        ("imgs", "data.dir"),
-        ("list.CSV", "data.list"),
-        ("a.parquet", "data.list"),
-        ("shards/{0..3}.tar", "data.tar"),
-        (["a.tar", "b.tar"], "data.tar"),
-        (str(tmp_path / "odd.tar"), "data.dir"),
-    ):
-        assert _option_of(value) == option, value
 
 
 def test_tar_files_are_taken_as_typed_and_a_range_that_the_shell_has_spread_is_one_list() -> None:

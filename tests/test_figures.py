@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import figures
-from pipeline.config import PICTURE_SUFFIXES as SUFFIXES
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError
 from pipeline.figures import FeatureMap
 from pipeline.plotting import read_maps, square_means
 
+SUFFIXES = (".png", ".pdf", ".svg")
 MAGENTA = (255, 0, 255)
 ONES = np.ones((2, 2, 1), np.float32)
 

@@ -175,7 +175,7 @@ WRONG = [
     ({"channel": 3, "channels": 9}, "channel: of no use beside channels, got 3. "),
     ({"channels": 0}, "channels: not a valid value, got 0. Expected a number, a list of channels as [0,5,9], "),
     ({"channels": [1, 1]}, "channels: not a valid value, got [1, 1]. Expected a number, a list of channels as [0,5,9], "),
-    ({"file": "a.jpg"}, "file: not the name of a picture, got 'a.jpg'. Expected one that ends in .png, .pdf, .svg."),
+    ({"file": "a.jpg"}, "file: not a valid value, got 'a.jpg'. Expected a name that ends in .png, .pdf or .svg."),
     # What this run does not have.
     (
         {"image": "sky/rockt.jpg"},
