@@ -163,7 +163,8 @@ TEXT_COLUMNS = ("key", "status", "error", "label", "sha256")
 NUMBER_COLUMNS = {"height": "<i4", "width": "<i4", "bytes": "<i8"}
 
 # A row of this size or more is a chunk of its own: smaller pieces cost more in bookkeeping and seeks than they save in
-# reading; and chunks of several rows are made about as large as four such rows.
+# reading; and chunks of several rows are made about as large as four such rows. Readers count on chunks that follow from these
+# numbers: with others the format has another version.
 SINGLE_ROW_BYTES = 64 << 10
 SEVERAL_ROWS_BYTES = 256 << 10
 BAND_BYTES = 1 << 20
