@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import all_layers, bare_network, reading, training, whole_job
+from . import all_layers, bare_network, overlap, reading, training, whole_job
 from .machine import describe_machine
 from .table import Bench, Line, format_table
 
@@ -19,6 +19,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "batches": bare_network.measure_batches,
     "whole-job": whole_job.measure,
     "reductions": whole_job.measure_reductions,
+    "overlap": overlap.measure,
     "training": training.measure,
     "loader": reading.measure,
     "reference": all_layers.measure,
