@@ -192,6 +192,11 @@ def without(name: str) -> Callable[[State], Any]:
         ("vgg13", "vgg19", False, None, "is a vgg13 file, got its 10 convolutions"),
         ("vgg19", "vgg19", False, without("features.5.bias"), "lacks layer conv2_1, got layers conv1_1, conv1_2, conv2_2"),
         ("vgg11", "vgg11", True, without("classifier.0.weight"), "has no classifier"),
+        (
+            *("vgg11", "vgg11", False),
+            lambda state: state.update({"features.1.running_mean": np.zeros(4, np.float32)}),
+            "is a VGG with batch normalisation, which is not read, got 23 tensors",
+        ),
         ("vgg11", "vgg11", False, lambda state: [state.pop(name) for name in [*state] if "f" in name[:1]], "no weights of a VGG"),
         (
             *("vgg11", "vgg11", True),

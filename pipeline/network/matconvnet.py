@@ -40,6 +40,16 @@ _MATRIX, _COMPRESSED = 14, 15
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 _NUMBERS = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 
+# Kind of layer -> fields and the number that all of their values are, which files may leave out. Another dilation or stride is
+# another network, whose kernels may have the same shapes.
+_FIELDS = {
+    "conv": {"pad": 1, "stride": 1, "dilate": 1},
+    "fc": {"pad": 0, "stride": 1, "dilate": 1},
+    "pool": {"pool": 2, "stride": 2},
+}
+# ``[top bottom left right]`` of a pooling layer -> how odd sides are rounded, up or down. MATLAB has one number for equal ones.
+_ROUNDING = {(0, 1, 0, 1): "same", (0, 0, 0, 0): "valid", (0,): "valid"}
+
 
 def read_matconvnet(path: Path, wanted: Wanted) -> Weights:
     """Read the wanted layers of a MatConvNet file.
@@ -56,14 +66,21 @@ def read_matconvnet(path: Path, wanted: Wanted) -> Weights:
     layers = _layers(data)
     if "fc8" in layers and _parameters(layers["fc8"])[1].size == _FACES:
         raise WrongFileError("is a VGG-Face file", f"{_FACES} classes in fc8")
+    pools = {name: layer for name, layer in layers.items() if layer.get("type") == "pool"}
     found = [name for name, layer in layers.items() if layer.get("type") == "conv"]
     kernels, biases = wanted.take(found, lambda name: _parameters(layers[name]))
+    for name in [*wanted.shapes, *pools]:
+        for field, expected in _FIELDS[name.rstrip("0123456789_")].items():
+            stored = np.ravel(layers[name].get(field, expected))
+            if (stored != expected).any():
+                raise WrongFileError(f"has another {field} in {name} (expected {expected})", str(stored[:9].tolist()))
+    pads = {tuple(np.ravel(layer.get("pad", 0)).tolist()) for layer in pools.values()}
+    paddings = {_ROUNDING.get(pad, "") for pad in pads} or {"same"}
+    if len(paddings) > 1 or "" in paddings:
+        raise WrongFileError("has other pads in its pooling layers (expected [0 1 0 1] or zeros in all)", str(sorted(pads)[:9]))
     is_old = any("filters" in layer for layer in layers.values())
     generation = "before beta11" if is_old else "to beta16" if "normalization" in data else "from beta17"
-    # ``[top bottom left right]`` of 0 1 0 1 round an odd side up when pooling, zeros down.
-    pads = [np.any(layer.get("pad", 0)) for layer in layers.values() if layer.get("type") == "pool"]
-    padding = "same" if not pads or any(pads) else "valid"
-    return Weights(wanted.network, kernels, biases, _mean_pixel(data), padding, f"MatConvNet {generation}")
+    return Weights(wanted.network, kernels, biases, _mean_pixel(data), paddings.pop(), f"MatConvNet {generation}")
 
 
 def _layers(data: dict[str, Any]) -> dict[str, Struct]:

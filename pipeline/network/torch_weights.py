@@ -96,6 +96,8 @@ def read_safetensors(path: Path, wanted: Wanted) -> Weights:
 
 
 def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
+    if any(name.endswith(".running_mean") for name in tensors):
+        raise WrongFileError("is a VGG with batch normalisation, which is not read", f"{len(tensors)} tensors")
     kernels_in_file = [name for name, tensor in tensors.items() if tensor.ndim == 4 and name.startswith("features.")]
     convolutions = {name.removesuffix(".weight") for name in kernels_in_file}
     if not convolutions:

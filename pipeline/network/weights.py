@@ -49,7 +49,8 @@ _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _LONGEST_HEADER = 100_000_000
 _SAVE_MAT = "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet."
 _SAVE_ANY = (
-    "Of Keras, what model.save_weights('x.weights.h5') writes is read, of PyTorch what torch.save(model.state_dict(), FILE) does."
+    "Of Keras, what model.save('x.h5') writes is read, a .keras file as network=keras network.model=FILE; of PyTorch, what "
+    "torch.save(model.state_dict(), FILE) writes."
 )
 
 
