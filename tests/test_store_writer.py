@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import os
 import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -293,3 +296,28 @@ def test_hdf5_reads_back_what_it_has_written_on_a_disk_that_refuses(tmp_path: Pa
         assert hdf5["key"].asstr()[:].tolist() == names
         with pytest.raises(OSError, match="No space left"):
             file.write_rest()
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), None])
+def test_nothing_is_collected_while_hdf5_calls_a_file(
+    tmp_path: Path, shape: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were HDF5's objects closed within its own call, it would lose count of them."""
+    enabled: list[bool] = []
+
+    class Shard(ShardFile):
+        def write(self, data: Any) -> int:
+            enabled.append(gc.isenabled())
+            return super().write(data)
+
+    class Index(io.BytesIO):
+        def write(self, data: Any) -> int:
+            enabled.append(gc.isenabled())
+            return super().write(data)
+
+    monkeypatch.setattr("pipeline.store.shard.ShardFile", Shard)
+    monkeypatch.setattr("pipeline.store.index_file.io", SimpleNamespace(BytesIO=Index))
+    write_run(tmp_path, make_spec(6, {"relu4_1": shape}))
+    assert enabled
+    assert not any(enabled)
+    assert gc.isenabled()

@@ -20,7 +20,7 @@ from . import damage, disk, format, tables
 from .damage import require_own_shards
 from .digests import Digests
 from .run_contents import join_images, read_run_contents
-from .shard import write_layer, write_tables
+from .shard import hdf5_alone, write_layer, write_tables
 from .statistics import LayerStatistics, join_statistics, read_statistics
 from .tables import Column
 
@@ -64,7 +64,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
     spec = replace(spec, attributes={**spec.attributes, **of_devices})
     # In memory: a disk that refuses is more than HDF5 survives, see ShardFile; and the tables are in memory already.
     content = io.BytesIO()
-    with h5py.File(content, "w") as file:
+    with hdf5_alone(), h5py.File(content, "w") as file:
         group = file.create_group("features")
         for feature in spec.features:
             write_layer(_map_layer(group, feature, spec, joined["status"]), feature, spec.dtype)

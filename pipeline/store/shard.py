@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -87,7 +88,8 @@ class OpenLayer:
 
     def _create_dataset(self, group: h5py.Group, name: str, shape: Shape, chunk: Shape) -> h5py.Dataset:
         filters = {"compression": "gzip", "compression_opts": codec.STORED_LEVEL} if self._spec.compression == "gzip" else {}
-        return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
+        with hdf5_alone():
+            return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
 
     def put(self, index: int, values: NDArray[np.float32]) -> Iterator[Piece]:
         """Return the pieces that are complete.
@@ -179,9 +181,10 @@ class OpenShard:
         self._rows_ok = self._rows_put = 0
         with disk.writing(self._partial):
             self._file = ShardFile(self._partial.open("wb", buffering=0))
-        self._hdf5 = h5py.File(self._file, "w")
-        group = self._hdf5.create_group("features")
-        self._layers = {feature.name: OpenLayer(group, spec, feature, shard) for feature in spec.features}
+        with hdf5_alone():
+            self._hdf5 = h5py.File(self._file, "w")
+            group = self._hdf5.create_group("features")
+            self._layers = {feature.name: OpenLayer(group, spec, feature, shard) for feature in spec.features}
 
     def add_status(self, status: ImageStatus) -> None:
         """Note what became of an image."""
@@ -216,8 +219,9 @@ class OpenShard:
         checksums = {name: of_rows for name, (of_rows, _) in found.items()}
         statistics = {name: of_layer for name, (_, of_layer) in found.items()}
         columns = _image_columns(self._spec, self.shard, [self._statuses[row] for row in range(self.shard.rows)])
-        write_tables(self._hdf5, self._spec, self.shard, columns, checksums, statistics)
-        self._hdf5.close()
+        with hdf5_alone():
+            write_tables(self._hdf5, self._spec, self.shard, columns, checksums, statistics)
+            self._hdf5.close()
         with disk.writing(self._partial):
             self._file.write_rest()
             self._file.close()
@@ -225,7 +229,8 @@ class OpenShard:
 
     def drop(self) -> None:
         """Remove the file, whatever state it is in."""
-        self._hdf5.close()
+        with hdf5_alone():
+            self._hdf5.close()
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):
@@ -363,6 +368,23 @@ def _make_scale(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     return scale
 
 
+@contextlib.contextmanager
+def hdf5_alone() -> Iterator[None]:
+    """Let nothing else call HDF5 during the block, in which it writes a file that is a Python object.
+
+    Neither other threads nor the garbage collector: were it to close HDF5's objects inside such a call, HDF5 would lose count of
+    them ("can't remove ID node from hash table").
+    """
+    with phil:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_enabled:
+                gc.enable()
+
+
 class ShardFile(io.RawIOBase):
     """The file of a shard as HDF5 sees it: in memory until it is complete, but for the chunks, which go to the disk as they come.
 
@@ -388,7 +410,7 @@ class ShardFile(io.RawIOBase):
         Raises:
             OSError: The disk refuses.
         """
-        with phil:
+        with hdf5_alone():
             count, self._awaited = len(self._chunks), _whereabouts(data)
             try:
                 dataset.id.write_direct_chunk(offset, data)
