@@ -125,9 +125,11 @@ def test_files_of_other_programs_and_later_versions_are_refused(copy: Path, tmp_
 def test_what_is_no_finished_run_says_what_it_is(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cpoy: there is no such run, got a path that does not exist\. Expected one of: copy\."):
         open_run(tmp_path / "cpoy")
-    (tmp_path / "photo.jpg").touch()
-    with pytest.raises(StoreError, match=r"photo\.jpg: not a run, got another file\. Expected a run folder, its features\.h5"):
-        open_run(tmp_path / "photo.jpg")
+    for name in ("photo.jpg", "weights.h5"):
+        (tmp_path / name).write_text("mine")
+        # Nobody is told to remove a file of his own.
+        with pytest.raises(StoreError, match=rf"{name}: not a run, got another file\. Expected a run folder, its features\.h5"):
+            open_run(tmp_path / name)
     with pytest.raises(StoreError, match=r"not a run folder, got no features.h5\. Expected what an extraction has written\."):
         open_run(tmp_path)
     (copy / "features.h5").unlink()

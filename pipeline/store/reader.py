@@ -24,7 +24,7 @@ from ..machine import usable_cores
 from ..storage import RemotePath, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, select_rows
 from . import format, tables
-from .damage import damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished
+from .damage import DamagedError, damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished
 from .shard_reader import ShardLayer
 from .statistics import LayerStatistics, read_statistics
 from .tables import Column, ImageTable
@@ -55,8 +55,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
             # What the caller has named is followed; what lies in a run folder is not.
             path = path.resolve()
         if path.suffix != ".h5":
-            raise StoreError(f"{path}: not a run, got another file. Expected a run folder, its features.h5 or a shard.")
-    return Run(path)
+            raise _no_run_file(path)
+    try:
+        return Run(path)
+    except DamagedError as error:
+        if path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name):
+            raise
+        # A file of a user's is not to be called damaged, with the advice to remove it.
+        raise _no_run_file(path) from error
 
 
 def choose_layers(stored: Collection[str], words: Sequence[str]) -> list[str]:
@@ -106,6 +112,10 @@ def no_such_run(path: Path) -> StoreError:
     runs = [name for name in _names_in(path.parent) if (path.parent / name / format.INDEX_NAME).exists()]
     known = f" one of: {nearest(path.name, runs)}" if runs else " a run folder, its features.h5 or a shard"
     return StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
+
+
+def _no_run_file(path: Path) -> StoreError:
+    return StoreError(f"{path}: not a run, got another file. Expected a run folder, its features.h5 or a shard.")
 
 
 def _names_in(folder: Path) -> list[str]:
