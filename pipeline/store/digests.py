@@ -73,6 +73,10 @@ class Digests:
             self.by_name[name] = digest
             self._write()
 
+    def close(self) -> None:
+        """Let threads write no more lines, since the process ends; wait at most a second for one that does so now."""
+        self._adding.acquire(timeout=1.0)
+
     def drop(self, names: Iterable[str]) -> None:
         """Remove the lines of these files; the others stay on the disk throughout.
 

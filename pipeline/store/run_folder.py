@@ -53,6 +53,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.own = tuple(shard for shard in self.spec.shards() if share is None or share.has(shard.number))
         self.finished = frozenset(finished)
         self._hold, self._has_stale_index = hold, False
+        self._digests: Digests | None = None
 
     @property
     def missing(self) -> tuple[ShardSpec, ...]:
@@ -66,7 +67,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def digests(self) -> Digests:
         """Return what finished shards get their lines in."""
-        return Digests(self.path, self.share.mark if self.share else "")
+        self._digests = Digests(self.path, self.share.mark if self.share else "")
+        return self._digests
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep other processes from opening the folder, or from writing its index, during the block; not in a preview.
@@ -125,6 +127,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def drop_partial_files(self) -> None:
         """Remove what is unfinished, beside threads that may still be writing it; never raises for a file that is gone."""
+        if self._digests:
+            self._digests.close()
         # By their names alone: to open what is finished takes minutes, and a signal waits for this.
         for name in partial_files(list_files(self.path)[0], self.share):
             (self.path / name).unlink(missing_ok=True)
