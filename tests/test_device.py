@@ -30,7 +30,7 @@ from pipeline.extract import say_device
 from pipeline.network import device
 from pipeline.network.architectures import VggTable
 from pipeline.network.vgg import DeviceFunctions, Network, Segment
-from pipeline.progress import LOGGER
+from pipeline.progress import log_to_terminal
 from pipeline.records import Batch, Device, Gpu, ImageStatus
 from pipeline.sharding import plan_images_per_shard, plan_shards
 from pipeline.store import format
@@ -70,16 +70,15 @@ def test_as_many_batches_are_in_flight_as_fit(free: int, batch_size: int | None,
 
 @pytest.mark.parametrize(("number", "taken"), [(0, 0), (1, 1), (2, 0), (5, 1)])
 def test_each_part_takes_a_gpu_of_its_own_and_says_which(
-    number: int, taken: int, two_gpus: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    number: int, taken: int, two_gpus: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(LOGGER, "propagate", True)
     found = device.choose_device("auto", None, (224, 224), "winograd", 2, row_bytes=1_605_632, number=number)
     assert [gpu.name for gpu in two_gpus] == [f"/physical_device:GPU:{taken}"]
     assert (found.name, found.kind, found.batch_size, found.in_flight) == ("/GPU:0", "gpu", 128, 5)
     options = check_options(values(data__dir="x", part=None if number == 0 else f"{number + 1}/8", runtime__precision="tf32"))
-    with caplog.at_level("INFO", "pipeline"):
+    with log_to_terminal():
         say_device(found, options)
-    said = caplog.messages
+    said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(f"device: GPU {taken} of 2, NVIDIA H100, 75.2 GB free of 85.9 GB; tf32; CUDA 12.")
     assert said[1] == "device: batches of 128, 5 at a time: up to 33.9 GB there, 8.5 GB here"
     assert len(said) == (3 if number == 0 else 2)
