@@ -212,6 +212,11 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
             r"lives\. Look at the memory",
         ),
         (RayTaskError("Traceback\nZeroDivisionError: oh"), RuntimeError, r"ZeroDivisionError: oh$"),
+        (
+            RayTaskError("Traceback\nNo module named 'h5py'", ModuleNotFoundError("No module named 'h5py'")),
+            EngineError,
+            r"^engine: a node cannot load this program, got \"No module named 'h5py'\"\. Expected it, and all that it needs",
+        ),
     ],
 )
 def test_what_stops_the_first_task_stops_the_run(answer: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:

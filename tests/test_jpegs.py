@@ -151,6 +151,15 @@ def test_what_stands_beside_the_coded_data_does_no_harm() -> None:
         np.testing.assert_array_equal(pixels, expected)
 
 
+def test_a_small_copy_before_the_orientation_does_not_hide_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data, small = jpeg(picture(40, 56, 0, "waves"), exif=exif), jpeg(picture(8, 8, 0, "waves"))
+    place = data.index(b"\xff\xe1")
+    changed = data[:place] + b"\xff\xed" + (len(small) + 2).to_bytes(2, "big") + small + data[place:]
+    np.testing.assert_array_equal(decode_image(changed)[0], as_pillow(data))
+
+
 def test_a_plain_file_is_not_opened_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer to open one than all that is done here beside decoding."""
     monkeypatch.setattr(decode, "_open", None)

@@ -339,6 +339,11 @@ class Tasks:
         try:
             return self._ray.get(future)  # type: ignore[no-any-return]  # Ray is not loaded
         except errors.RayTaskError as error:
+            if isinstance(error.cause, ImportError) or "failed to import on the worker" in str(error):
+                raise EngineError(
+                    f"engine: a node cannot load this program, got {str(error).splitlines()[-1]!r}. Expected it, and all that it "
+                    "needs, on every node. Install it there."
+                ) from None
             # What the task has raised, or a fault of this program.
             raise error.cause if isinstance(error.cause, PipelineError) else RuntimeError(str(error)) from None
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:

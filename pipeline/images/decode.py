@@ -48,8 +48,8 @@ _FIRST_SIDEWAYS_ORIENTATION = 5
 # Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
 _STRIP_PIXELS = 2**23
 
-# Which comes first, a segment APP1, where EXIF and XMP are, or the scan, with the length of its header. Source: ITU T.81, B.1.
-_APP1_OR_SCAN = re.compile(rb"\xff(\xe1|\xda\0[\x08\x0a\x0c\x0e])")
+# Source: ITU T.81, B.1: markers of the segments where EXIF and XMP are, and of the scan, which comes behind all segments.
+_APP1, _SCAN = b"\xff\xe1", b"\xff\xda"
 # What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
 # Source: libjpeg-turbo, jerror.h, JWRN_*.
 _CORRUPT = "Corrupt JPEG data: "
@@ -118,8 +118,10 @@ def _decode_jpeg(
         return None
     if height * width > MAX_PIXELS:
         return None
-    first = _APP1_OR_SCAN.search(data)
-    orientation = _orientation(_open(data)) if first and first[1] == b"\xe1" else 1
+    place = 2
+    while (marker := data[place : place + 2]).startswith(b"\xff") and marker not in (_APP1, _SCAN):
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    orientation = 1 if marker == _SCAN else _orientation(_open(data))
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
     admit(height * width)
     is_cmyk = colours in ("CMYK", "YCCK")

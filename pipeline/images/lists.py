@@ -57,7 +57,7 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
     Raises:
         OptionError: It is Parquet, and Arrow is not installed.
         DatasetError: The list cannot be read, is no text, is not UTF-8, is empty, has no column ``path``, a line of the wrong
-            length, a column whose name is taken, or names an image twice; the storage refuses.
+            length, two columns of one name, or names an image twice; the storage refuses.
     """
     columns = _read_columns(listing, log)
     written = columns.pop("path")
@@ -92,7 +92,7 @@ def refuse_all_missing(manifest: Manifest, listing: object) -> None:
         raise DatasetError(
             f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r} with paths such as "
             f"{quoted_names([manifest[0].path])}. Expected absolute paths, or paths relative to {manifest.root!r}, with / "
-            "between folders and nothing behind. Set data.dir=FOLDER to the folder that they are relative to; labels need a "
+            "between folders and nothing behind the path. Set data.dir=FOLDER to the folder that they are relative to; labels need a "
             "CSV file whose first line is path,label."
         )
 
@@ -169,7 +169,7 @@ def _read_text(path: Path) -> Columns:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text (byte {error.start}; if it is from Windows: iconv -f cp1252 -t utf-8)") from error
+        raise ValueError(f"not UTF-8 text (byte {error.start}; if it is from Windows: iconv -f cp1252, or utf-16, -t utf-8)") from error
     if control := re.search(CONTROL_CHARACTERS, text):
         raise ValueError(f"not text (character {control[0]!r})")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
