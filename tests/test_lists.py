@@ -86,7 +86,7 @@ BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
         "4 images are named more than once, got 'a.jpg', 'b.jpg', 'c.jpg'. Expected each image once.",
     ),
     "no rows": ("path,label\n", "no images, got "),
-    "JPEG": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not UTF-8 text (byte 0; if it is from Windows: iconv "),
+    "JPEG": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not UTF-8 text (byte 0; from Windows? iconv "),
     "terminal": (b"path,x\na.jpg,\x1b[2J\n", "not text (character '\\x1b'), got "),
     "UTF-16": ("path\na.jpg\n".encode("utf-16-le"), "not text (character '\\x00'), got "),
     "no path": ("file,label\na.jpg,x\n", "no column 'path' among ['file', 'label'], got "),

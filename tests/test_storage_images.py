@@ -93,24 +93,6 @@ def test_an_image_that_has_gone_grown_or_is_too_large_fails_alone(memory: Any, m
         read_image(manifest[1])
 
 
-def test_every_row_gets_its_status_and_the_pixels_of_the_local_file(memory: Any, photographs: Path) -> None:
-    put_folder(photographs)
-    put_files(ROOT, {"broken/gone.jpg": b"x", "broken/text.jpg": b"no image"})
-    manifest = list_address(FOLDER)
-    memory.rm_file("/bucket/imgs/broken/gone.jpg")
-    local = list_folder(photographs)
-    batches = list(ImageLoader(manifest, np.arange(len(manifest)), batch_size=4, workers=2))
-    statuses = [status for batch in batches for status in batch.statuses]
-    images = [batch.image(row) for batch in batches for row in range(len(batch))]
-    errors = {manifest.keys[status.index]: status.error for status in statuses if status.error}
-    assert errors == {"broken/gone.jpg": "missing: file not found", "broken/text.jpg": "not an image: begins with b'no image'"}
-    for batch in ImageLoader(local, np.arange(len(local)), batch_size=4, workers=2):
-        for row, status in enumerate(batch.statuses):
-            place = manifest.keys.index(local.keys[status.index])
-            assert statuses[place].sha256 == status.sha256
-            np.testing.assert_array_equal(images[place], batch.image(row))
-
-
 def test_a_bucket_that_does_not_answer_stops_the_run_and_denied_permission_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     put_files(ROOT, {"a.jpg": b"x", "b.jpg": b"y"})
     manifest = list_address(FOLDER)
@@ -175,18 +157,6 @@ def test_a_list_here_may_name_addresses_files_and_what_is_not_there(tmp_path: Pa
     assert [read_image(manifest[row]) for row in range(3)] == [b"one", b"zwei", b"vier"]
     with pytest.raises(FileNotFoundError):
         read_image(manifest[3])
-
-
-def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"deep/{number % 7}/{number:04d}.jpg" for number in range(300)]
-    put_files(ROOT, {name: bytes(1 + place % 5) for place, name in enumerate(names)})
-    put_files(ROOT, {"list.txt": "\n".join(names).encode()})
-    asked: list[str] = []
-    info = RemotePath._info
-    monkeypatch.setattr(RemotePath, "_info", lambda self: asked.append(str(self)) or info(self))
-    manifest = read_list(FOLDER / "list.txt", None)
-    assert manifest.file_bytes.tolist() == [1 + place % 5 for place in range(300)]
-    assert asked == [f"{ROOT}/list.txt"]
 
 
 def test_a_list_at_an_address_that_is_none_is_refused_by_its_address() -> None:

@@ -13,9 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import groupby
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +26,6 @@ from .reading import READS_AT_ONCE, RemoteImages
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _DELIMITERS = (",", "\t", ";")
-# Of a list in a bucket: so many images are asked for one by one; where there are more, the folder that they share is listed.
-_ASKED_ONE_BY_ONE = 200
-
 # Of a file that cannot be found: a row of no bytes here, and a failed row with its reason later.
 _NOTHING = 0, 0.0
 
@@ -76,8 +71,7 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
         for row, (key, name, place) in enumerate(zip(keys, names, places, strict=True))
         if key != name or ".." in place or (is_remote and name == place)
     }
-    found = _sizes_of(places)
-    sizes, seconds = zip(*(found.get(place, _NOTHING) for place in places), strict=True)
+    sizes, seconds = zip(*_sizes_of(places), strict=True)
     source = RemoteImages(np.array(seconds), is_list=True) if is_remote else None
     return make_manifest(root, keys, sizes, columns=columns, paths=paths, source=source)
 
@@ -91,9 +85,9 @@ def refuse_all_missing(manifest: Manifest, listing: object) -> None:
     if manifest.source is None and not manifest.file_bytes.any() and not any(os.path.lexists(record.path) for record in manifest):
         raise DatasetError(
             f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r} with paths such as "
-            f"{quoted_names([manifest[0].path])}. Expected absolute paths, or paths relative to {manifest.root!r}, with / "
-            "between folders and nothing behind the path. Set data.dir=FOLDER to the folder that they are relative to; labels need a "
-            "CSV file whose first line is path,label."
+            f"{quoted_names([manifest[0].path])}. Expected lines of a path alone, absolute or relative to "
+            f"{manifest.root!r}, with / between folders. Set data.dir=FOLDER to the folder they are relative to; labels need "
+            "a CSV file whose first line is path,label."
         )
 
 
@@ -107,31 +101,22 @@ def _place(root: str, name: str) -> str:
     return f"{protocol}://{posixpath.normpath(f'{rest}/{name}')}"
 
 
-def _sizes_of(places: Sequence[str]) -> dict[str, tuple[int, float]]:
-    """Return bytes, and when they were written in seconds since 1970, of the addresses and paths where something is.
-
-    Web servers are not asked: to get a size takes as long as to get an image, and the same list must be the same run also where
-    one did not answer.
-    """
-    found = {place: _size(place) for place in places if not is_address(place)}
-    stored = sorted(place for place in places if is_address(place) and not is_web(place))
+def _sizes_of(places: Sequence[str]) -> list[tuple[int, float]]:
+    """Return bytes, and when they were written in seconds since 1970, of addresses and paths: nothing where nothing is."""
+    if not any(map(is_address, places)):
+        return [*map(_size, places)]
     try:
-        if len(stored) <= _ASKED_ONE_BY_ONE:
-            with ThreadPoolExecutor(READS_AT_ONCE, "ask") as pool:
-                return found | dict(zip(stored, pool.map(_size, stored), strict=True))
-        for _, group in groupby(stored, lambda place: place.split("/")[:3]):
-            wanted = {*group}
-            folder = posixpath.dirname(posixpath.commonprefix([*wanted]))
-            with suppress(FileNotFoundError):
-                for name, size_bytes, written in RemotePath(folder).find_files():
-                    if (place := f"{folder}/{name}") in wanted:
-                        found[place] = size_bytes, written
+        with ThreadPool(READS_AT_ONCE) as pool:
+            return pool.map(_size, places)
     except StorageError as error:
         raise DatasetError(str(error)) from error
-    return found
 
 
 def _size(place: str) -> tuple[int, float]:
+    # Web servers are not asked: to get a size takes as long as to get an image, and the same list must be the same run also
+    # where one did not answer.
+    if is_web(place):
+        return _NOTHING
     try:
         info = RemotePath(place).stat() if is_address(place) else os.stat(place)
     except StorageError:
@@ -169,7 +154,7 @@ def _read_text(path: Path) -> Columns:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text (byte {error.start}; if it is from Windows: iconv -f cp1252, or utf-16, -t utf-8)") from error
+        raise ValueError(f"not UTF-8 text (byte {error.start}; from Windows? iconv -f cp1252 or utf-16 -t utf-8)") from error
     if control := re.search(CONTROL_CHARACTERS, text):
         raise ValueError(f"not text (character {control[0]!r})")
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
