@@ -42,7 +42,8 @@ _LABEL_ENDINGS, _LARGEST_LABEL_BYTES = (".cls", ".json"), 65536
 COLUMN = "tar"
 # Read at once: a header, a label of a few bytes, and the next header.
 _WINDOW_BYTES = 4096
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+# How files of gzip, bzip2, xz and zstd begin.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 # Where the bytes of a member begin, and how many there are.
@@ -159,9 +160,9 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
         ValueError: It is compressed, no tar file, damaged or cut off.
         OSError: It cannot be read.
     """
-    start, end, offset = _read(file, 0, 6), os.fstat(file.fileno()).st_size, -1
-    if program := next((program for mark, program in _COMPRESSED.items() if start.startswith(mark)), None):
-        raise ValueError(f"compressed by {program}, so that no image in it can be read alone; {program} -d makes a plain one")
+    if _read(file, 0, 6).startswith(_COMPRESSED):
+        raise ValueError("it is compressed, so that no image in it can be read alone")
+    end, offset = os.fstat(file.fileno()).st_size, -1
     try:
         file.seek(0)
         tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
