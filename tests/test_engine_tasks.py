@@ -224,18 +224,6 @@ def test_what_stops_the_first_task_stops_the_run(answer: Any, kind: type[Excepti
         next(make_engine(FakeRay(answer), tmp_path).run([()]))
 
 
-def test_shards_over_which_three_workers_died_are_named_but_not_those_that_are_finished(tmp_path: Path) -> None:
-    started = make_engine(FakeRay(WorkerCrashedError("a flood.")), tmp_path)
-    (tmp_path / "shards" / SPEC.shards()[1].file_name).touch()
-    message = (
-        r"^engine: shards/shard-00000-of-00006.h5 \(images '\S*image é0.jpg' to '\S*image é3.jpg'\), "
-        r"shards/shard-00002-of-00006.h5 \(images .*\) could not be made, got 3 workers that died over it, the last since a "
-        r"flood\. Expected one that lives\. .* shards are kept\.$"
-    )
-    with pytest.raises(EngineError, match=message):
-        started._outcome(object(), SPEC.shards()[:3])
-
-
 def test_a_cluster_that_is_not_there_or_cannot_be_started_is_said_in_a_line() -> None:
     def said(address: str | None) -> str:
         with pytest.raises(EngineError) as caught:

@@ -91,27 +91,14 @@ def test_the_order_does_not_depend_on_the_system(tmp_path: Path, monkeypatch: py
     for name in "pqr":
         (tmp_path / "data" / name).symlink_to(tmp_path / "out")
     forwards = list_folder(tmp_path / "data")
-    scandir = os.scandir
+    walk = os.walk
 
-    class Backwards:
-        def __init__(self, path: str) -> None:
-            with scandir(path) as entries:
-                self.entries = sorted(entries, key=lambda entry: entry.name)
+    def walk_backwards(*given: Any, **how: Any) -> Iterator[Any]:
+        for path, folders, files in walk(*given, **how):
+            folders.sort(reverse=True)
+            yield path, folders, sorted(files, reverse=True)
 
-        def __enter__(self) -> Iterator[Any]:
-            return self
-
-        def __iter__(self) -> Iterator[Any]:
-            return self
-
-        def __next__(self) -> Any:
-            if not self.entries:
-                raise StopIteration
-            return self.entries.pop()
-
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.setattr(os, "scandir", Backwards)
+    monkeypatch.setattr(os, "walk", walk_backwards)
     backwards = list_folder(tmp_path / "data")
     assert backwards.keys == forwards.keys
     assert backwards.digest == forwards.digest
