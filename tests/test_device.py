@@ -101,14 +101,12 @@ def test_a_gpu_that_the_process_uses_already_is_taken_as_it_is(two_gpus: list[An
     assert device.claim_gpu("gpu", 1) == (two_gpus, 1, 2)
 
 
-def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(device, "has_driver", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert device.choose_device("auto", None, (224, 224), "winograd", 2, warn=said.append).kind == "cpu"
     (line,) = said
-    # What this TensorFlow says, here where there is no driver.
-    assert "Could not find cuda drivers on your machine, GPU will not be used" in line
     assert "pip install 'deep-feature-pipeline[gpu]'" in line
     # Nobody wants to be told who has asked for a CPU.
     device.choose_device("cpu", None, (224, 224), "winograd", 2, warn=said.append)

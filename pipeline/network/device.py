@@ -7,8 +7,6 @@ import functools
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,14 +54,11 @@ FLOAT_BYTES = 4
 CANVAS_BYTES = CANVAS_SIDE_PX**2 * COLOURS * (1 + 3 * FLOAT_BYTES)
 GPU_BYTES_WHERE_NOBODY_TELLS = 6 << 30
 DRIVER = Path("/proc/driver/nvidia/version")
-REASON_SECONDS = 120
 # Where cuDNN has no memory to try its algorithms TensorFlow says "not found", "unknown" or "internal".
 # Source: tensorflow/tensorflow issues 45068 and 60713.
 # A copy between host and GPU finds its destination "not initialized".
 MEMORY_WORDS = ("No algorithm worked", "ALLOC_FAILED", "RESOURCE_EXHAUSTED", "out of memory", "Dst tensor is not initialized")
 LONGEST_TEXT = 120
-# Words of TensorFlow's log that tell why it sees no GPU.
-REASONS = ("cuda", "cuinit", "dlopen", "gpu librar")
 REFERENCE_PIXELS = 224 * 224
 
 BYTES_WHERE_NOBODY_TELLS = 16 << 30
@@ -98,9 +93,9 @@ def choose_device(
     gpus, place, count = claim_gpu(requested, number)
     if not count and requested != "cpu" and has_driver() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         warn(
-            f"runtime.device: there is an NVIDIA driver here and TensorFlow sees no GPU, got: {why_no_gpu()}. Expected the `gpu` "
-            "extra and a driver as new as its CUDA. Install it with `pip install 'deep-feature-pipeline[gpu]'`, or set "
-            "runtime.device=cpu."
+            "runtime.device: there is an NVIDIA driver here and TensorFlow sees no GPU. Expected the `gpu` extra and a driver as "
+            "new as its CUDA. Install it with `pip install 'deep-feature-pipeline[gpu]'`, or set runtime.device=cpu. TensorFlow "
+            "says why it sees none: python -c \"import tensorflow; tensorflow.config.list_physical_devices('GPU')\""
         )
     if requested == "gpu" and not gpus:
         raise OptionError(
@@ -215,21 +210,6 @@ def gpu_memory(number: int) -> tuple[int, int] | None:
 def has_driver() -> bool:
     """Return whether NVIDIA's driver is installed."""
     return DRIVER.exists() or shutil.which("nvidia-smi") is not None
-
-
-def why_no_gpu() -> str:
-    """Return TensorFlow's own words for why it sees no GPU: what it logs in another process, where logging is not off."""
-    code = "import tensorflow; tensorflow.config.list_physical_devices('GPU')"
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=REASON_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "no answer"
-    # Of the lines ``E0000 00:00:1795912120.552395 20491 cuda_platform.cc:52] words``, the words.
-    said = [line.partition("] ")[2] for line in done.stderr.splitlines() if any(word in line.lower() for word in REASONS)]
-    return "; ".join(dict.fromkeys(filter(None, (line.strip(" .") for line in said)))) or "nothing in TensorFlow's log"
 
 
 def set_precision(precision: str, kind: str) -> None:
