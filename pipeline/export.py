@@ -46,6 +46,7 @@ def export(options: ExportOptions) -> None:
     from .store.disk import replacing
     from .store.reader import beside, choose_layers, open_run
 
+    signals.raise_in_main_thread()
     if options.format in PACKAGES:
         _require(options.format, *PACKAGES[options.format])
     with open_run(options.run) as run:
@@ -170,14 +171,9 @@ def _write_zarr(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table
 WRITERS: dict[str, Callable[..., None]] = {"npy": _write_npy, "parquet": _write_parquet, "zarr": _write_zarr}
 
 
-def _export(options: ExportOptions) -> None:
-    signals.raise_in_main_thread()
-    export(options)
-
-
 def main() -> None:
     """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.export", _export, when_stopped="nothing was written. Run the command again.")
+    cli.start("pipeline.export", export, when_stopped="nothing was written. Run the command again.")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def reduce_run(options: ReduceOptions) -> None:
     from .store.run_folder import open_folder
     from .transforms import with_transforms, write_transforms
 
+    signals.raise_in_main_thread()
     watch = Stopwatch()
     with log_to_terminal() as kept_lines, open_run(options.run) as run, ExitStack() as stack:
         if run.attributes["file_kind"] != format.INDEX:
@@ -225,14 +226,9 @@ class _Source:
                         yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else stored)
 
 
-def _reduce(options: ReduceOptions) -> None:
-    signals.raise_in_main_thread()
-    reduce_run(options)
-
-
 def main() -> None:
     """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.reduce", _reduce, when_stopped=WHEN_STOPPED)
+    cli.start("pipeline.reduce", reduce_run, when_stopped=WHEN_STOPPED)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import WeightsError
-from pipeline.network import known_weights
+from pipeline.network import known_weights, weights
 from pipeline.network.known_weights import KnownFile
 from pipeline.network.weights import download_file
 
@@ -58,15 +58,16 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-def fetch(address: str, target: Path, *, progress: bool = False, timeout_seconds: float = 5) -> None:
+def fetch(address: str, target: Path, *, progress: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(known_weights.BASE_URLS, "keras", address)
-        download_file(KNOWN, target, progress=progress, timeout_seconds=timeout_seconds)
+        patch.setattr(weights, "TIMEOUT_SECONDS", 0.3)
+        download_file(KNOWN, target, progress=progress)
 
 
-def refusal(address: str, target: Path, timeout_seconds: float = 5) -> str:
+def refusal(address: str, target: Path) -> str:
     with pytest.raises(WeightsError) as caught:
-        fetch(address, target, timeout_seconds=timeout_seconds)
+        fetch(address, target)
     message = str(caught.value)
     assert "\n" not in message
     assert KNOWN.words in message
@@ -99,7 +100,7 @@ def test_a_whole_file_appears_under_its_name(
     ],
 )
 def test_a_download_that_goes_wrong_says_how_and_leaves_nothing(address: str, tmp_path: Path, kind: str, words: str) -> None:
-    message = refusal(f"{address}/{kind}", tmp_path / "weights" / "some.h5", timeout_seconds=0.3)
+    message = refusal(f"{address}/{kind}", tmp_path / "weights" / "some.h5")
     assert words in message
     assert f"to {tmp_path / 'weights' / 'some.h5'}, got" in message
     assert "Put that file there by hand, or run again with network.weights=random" in message

@@ -31,6 +31,7 @@ SOURCES = ("imagenet", "matconvnet", "torchvision", "random")
 # Where published files are looked for and downloaded to.
 FOLDER = Path("weights")
 
+# Until the server answers, and for each further piece.
 TIMEOUT_SECONDS = 30.0
 
 # Kind of file, by its content -> its reader.
@@ -202,14 +203,13 @@ def read_file(path: Path, wanted: Wanted) -> Weights:
     raise wanted.refusal(path, "is not a weights file that can be read", size, _SAVE_MAT if found == _MAT73 else _SAVE_ANY)
 
 
-def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+def download_file(known: KnownFile, target: Path, *, progress: bool) -> None:
     """Download a published file. The final name appears only when the content is whole, checked and on the disk.
 
     Args:
         known: Which file.
         target: Where to put it; the folder is made. An existing file is replaced.
         progress: Whether to show a bar on stderr.
-        timeout_seconds: How long to wait for the server to answer, and for each further piece.
 
     Raises:
         WeightsError: No network, no such file, a cut connection, a wrong checksum, or a folder that cannot be written.
@@ -222,7 +222,7 @@ def download_file(known: KnownFile, target: Path, *, progress: bool, timeout_sec
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as file, urllib.request.urlopen(request, timeout=timeout_seconds) as response:
+        with partial.open("xb") as file, urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             with tqdm.wrapattr(file, "write", total=known.size_bytes, desc=known.name, disable=not progress) as out:
                 shutil.copyfileobj(response, out)
             file.flush()
