@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,20 +186,6 @@ def test_convolution_bias_and_relu_are_one_kernel_on_a_gpu(
     else:
         assert fused == [(order, b"BiasAdd", b"Relu")] * 3
         assert not {"Conv2D", "BiasAdd", "Relu"} & {*kinds}
-
-
-@pytest.mark.parametrize("filter_", ["bilinear", "lanczos"])
-def test_resize_and_network_lower_for_a_gpu(filter_: str, thin_weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tf.raw_ops, "DeepCopy", lambda x: x)
-    spec = ResizeSpec((32, 48), "crop", filter_)
-    features = features_of("vgg19", ["pool1"], spec)
-    network = Network(thin_weights(), features, **SETTINGS, size_px=spec.size_px, first=first_step(spec, MEAN_PIXEL))
-    shapes = tf.TensorSpec((4, 80, 96, 3), tf.uint8), tf.TensorSpec((4, len(NO_IMAGE)), tf.float64)
-    compiled = tf.function(network.segments[0].function.python_function, jit_compile=True, autograph=False)
-    text = compiled.experimental_get_compiler_ir(*shapes)(stage="hlo", platform_name="GPU")
-    assert text.splitlines()[0].endswith("->f32[4,16,24,64]{3,2,1,0}}")
-    # No loop over images, and nothing that asks the host.
-    assert not re.search(r"\b(while|conditional|infeed|outfeed|custom-call)\(", text)
 
 
 def assert_known_on_host(tensor: tf.Tensor) -> None:

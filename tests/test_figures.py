@@ -117,19 +117,6 @@ def test_channels_come_as_wanted_and_the_most_active_ones_first() -> None:
     assert [one.channels[0] for one in maps_of(values, channels="active:99")] == [5, 1, 3, 0, 2, 4]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 5), (5,)])
-def test_a_vector_is_one_map_of_the_components_that_are_chosen(shape: tuple[int, ...]) -> None:
-    values = np.array([2, -3, 0, np.nan, 7], np.float16)
-    (one,) = maps_of(values.reshape(shape), channel=4)
-    np.testing.assert_array_equal(one.values, values.astype(np.float32))
-    assert (one.values.dtype, [*one.channels], one.low, one.high) == (np.float32, [0, 1, 2, 3, 4], -3, 7)
-    assert [*one.lines[1:]] == ["component 4: 7", "−3 to 7", "20.0 % zeros", "1 not finite"]
-    (some,) = maps_of(values.reshape(shape), chosen=[4, 1], channels=[4, 1])
-    assert ([*some.channels], some.values.tolist()) == ([4, 1], [7, -3])
-    (active,) = maps_of(values.reshape(shape), channels="active:3")
-    assert ([*active.channels], active.values.tolist()) == ([4, 0, 1], [7, 2, -3])
-
-
 @pytest.mark.parametrize("sides", [(14, 25), (40, 12)])
 def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, int], tmp_path: Path) -> None:
     (one,) = maps_of(np.random.default_rng(1).standard_normal((*sides, 1)).astype(np.float32))
@@ -140,15 +127,6 @@ def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, i
     height, width = drawn.shape[:2]
     assert abs(height / sides[0] - width / sides[1]) <= 5 * max(1 / sides[0], 1 / sides[1])
     assert max(height, width) > 200
-
-
-def test_a_large_map_is_shown_by_its_means(tmp_path: Path) -> None:
-    values = np.kron(np.array([[0, 1], [2, 3]], np.float32), np.ones((360, 640), np.float32))[:, :, None]
-    # A single value that is far above: it makes the range, and vanishes in the means.
-    values[300, 300] = 30
-    (drawn,) = render(tmp_path, maps_of(values))
-    np.testing.assert_allclose(drawn.shape[:2], (235, 418), atol=2)
-    np.testing.assert_allclose(cells(drawn, 2, 2).astype(int), colour([[0, 1], [2, 3]], 0, 30), atol=2)
 
 
 def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -110,22 +109,9 @@ def test_the_table_of_a_network_is_had_from_python() -> None:
     assert [row.name for row in small[:2]] == ["conv1_1", "relu1_1"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"network": "vgg18"}, r"network.name: not a valid value, got 'vgg18'"),
-        ({"size": None}, r"data.size: shapes depend on the image at native size"),
-        ({"layers": "zz"}, r"layers: no layer of vgg19 matches, got 'zz'"),
-    ],
-)
-def test_a_wrong_table_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        layer_table(**arguments)
-
-
-def test_a_layer_that_a_table_lacks_is_named() -> None:
-    with pytest.raises(OptionError, match=re.escape("no such layer, got 'relu4_4'. Expected one of: relu4_3")):
-        layer_table("vgg16")["relu4_4"]
+def test_native_size_has_no_table() -> None:
+    with pytest.raises(OptionError, match=r"data.size: shapes depend on the image at native size"):
+        layer_table(size=None)
 
 
 def test_numbers_are_short_and_shares_are_no_rounder_than_true() -> None:

@@ -83,12 +83,6 @@ def test_a_model_that_keras_itself_saves_is_read(tmp_path: Path) -> None:
     assert "Give what Keras 3 has saved with network=keras network.model=VGG19." in refusal(tmp_path / "a.weights.h5")
 
 
-def test_a_file_of_the_other_network_is_refused_by_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "weights.h5"
-    write_keras_1(path, keras_arrays(make_weights("vgg16", False)))
-    assert "is a vgg16 file, got its 13 convolutions" in refusal(path, "vgg19")
-
-
 def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     with h5py.File(path, "w") as file:
@@ -97,15 +91,6 @@ def test_hdf5_files_of_something_else_are_refused(tmp_path: Path) -> None:
     with h5py.File(path, "w"):
         pass
     assert "got the root (empty)" in refusal(path)
-
-
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.h5"
-    write_keras_2(path, keras_arrays(make_weights(classifier=False)))
-    content = path.read_bytes()
-    for size in np.linspace(8, len(content) - 1, 9, dtype=int):
-        path.write_bytes(content[:size])
-        assert f"is an HDF5 file, but truncated or damaged, got {size:,} bytes" in refusal(path)
 
 
 KERNEL = "block1_conv1/block1_conv1/kernel:0"

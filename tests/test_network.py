@@ -170,10 +170,8 @@ def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reaso
         network.check_native_size(np.zeros((2000, 1000, 3), np.uint8), 10**9)
 
 
-def build(
-    weights: Any, words: list[str], size_px: Any, *, backend: str = "tensorflow", pooling: str = "max", kernel_order: str = "hwio"
-) -> Network:
-    wanted, settings = VggTable(weights.network).resolve(words), {"pooling": pooling, "kernel_order": kernel_order}
+def build(weights: Any, words: list[str], size_px: Any, *, backend: str = "tensorflow", **options: Any) -> Network:
+    wanted, settings = VggTable(weights.network).resolve(words), {"pooling": "max", "kernel_order": "hwio"} | options
     parts = prepare_segments(weights, wanted, threads=2, **settings) if backend == "winograd" else None
     features = VggTable(weights.network, weights.pool_padding).plan(wanted, size_px)
     return Network(weights, features, device="/CPU:0", size_px=size_px, parts=parts, **settings)
@@ -193,16 +191,6 @@ def shorten(values: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tf.bitwise.bitwise_and(bits, -(1 << DROPPED_BITS)), tf.float32)
 
 
-def errors_of(image: np.ndarray, weights: Any, expected: dict[str, Any], precision: str) -> dict[str, float]:
-    settings = {"pooling": "max", "kernel_order": "hwio", "device": "/CPU:0", "size_px": None}
-    network = Network(
-        weights, VggTable("vgg19", "same").plan(VggTable("vgg19").resolve(LAYERS), None), precision=precision, **settings
-    )
-    found = {name: np.asarray(values)[0] for name, values in network(image[None].astype(np.float32))}
-    assert all(values.dtype == np.float32 for values in found.values())
-    return {name: oracle.relative_error(values, expected[name]) for name, values in found.items()}
-
-
 @pytest.mark.parametrize("side", [32, pytest.param(224, marks=pytest.mark.slow)])
 def test_each_precision_keeps_its_tolerance(
     side: int, photographs: Path, thin_weights: Any, monkeypatch: pytest.MonkeyPatch
@@ -211,15 +199,17 @@ def test_each_precision_keeps_its_tolerance(
     with Image.open(photographs / "animals/chelsea.jpg") as picture:
         image = np.asarray(picture.convert("RGB").resize((side, side)), np.float64) - MEAN_PIXEL
     expected = oracle.forward(image, weights.kernels, weights.biases, until="relu5_4")
-    errors = {"bfloat16": errors_of(image, weights, expected, "bfloat16")}
+
+    def errors_of(precision: str) -> dict[str, float]:
+        return differences(run(weights, LAYERS, image[None].astype(np.float32), fixed=False, precision=precision), expected)
 
     def with_short_factors(values: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -> tf.Tensor:
         return convolve(shorten(values), shorten(kernel), stride, padding)
 
-    errors["float32"] = errors_of(image, weights, expected, "float32")
+    errors = {precision: errors_of(precision) for precision in ("bfloat16", "float32")}
     convolve = tf.nn.conv2d
     monkeypatch.setattr(tf.nn, "conv2d", with_short_factors)
-    errors["tf32"] = errors_of(image, weights, expected, "tf32")
+    errors["tf32"] = errors_of("tf32")
     print({name: f"{max(found.values()):.1e}" for name, found in errors.items()})
     for precision, found in errors.items():
         assert max(found.values()) < TOLERANCES[precision], (precision, found)

@@ -261,15 +261,3 @@ def test_too_few_images_for_the_components_are_one_line(folder: Path, thin_weigh
         extract_features(folder, "relu3_1:avg:pca", **PCA, output_dir=tmp_path)
     with pytest.raises(StoreError, match="No such file"):
         extract_features(folder, "relu3_1:avg:pca", **PCA, output_dir=tmp_path, pca_fit=tmp_path / "none")
-
-
-def test_readers_and_training_sets_take_vectors(folder: Path, thin_weights: Callable[..., Any], tmp_path: Path) -> None:
-    run = extract_features(folder, ["relu3_1:avg"], **SETTINGS, output_dir=tmp_path)
-    run = open_run(run.path.parent)
-    everything, labels = run.to_numpy("relu3_1.avg", label="width")
-    assert everything.shape == (4, 128)
-    assert everything.dtype == np.float32
-    assert len(labels) == 4
-    assert [features.shape for features, _ in run.batches("relu3_1.avg", 3)] == [(3, 128), (1, 128)]
-    assert [batch.shape.as_list() for batch in run.tf_dataset("relu3_1.avg", batch_size=4)] == [[4, 128]]
-    assert len(run.statistics["relu3_1.avg"].channel_maximum) == 128

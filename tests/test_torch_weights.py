@@ -19,7 +19,7 @@ from pipeline import extract_features
 from pipeline.config import check_options
 from pipeline.errors import OptionError
 from pipeline.network import architectures, known_weights
-from pipeline.network.weights import TORCH, file_format, random_weights
+from pipeline.network.weights import TORCH, file_format
 from pipeline.plotting import input_picture
 
 from . import oracle
@@ -216,13 +216,10 @@ def test_what_is_not_the_network_wanted_is_refused(
 
 
 @pytest.mark.usefixtures("few_channels")
-def test_a_file_cut_anywhere_or_with_wrong_places_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_wrong_places_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_safetensors(path, make_state("vgg19", classifier=False))
     content = path.read_bytes()
-    for size in np.linspace(16, len(content) - 1, 9, dtype=int):
-        path.write_bytes(content[:size])
-        assert "damaged" in refusal(path)
     place = content.index(b"data_offsets")
     for old, new in ((b"[0, 432]", b"[0, 431]"), (b"[0, 432]", b"[-4, 42]"), (b"[4, 3, 3, 3]", b"[4, 3, 3, 9]")):
         assert content.count(old) == 1
@@ -297,10 +294,8 @@ def test_options_know_which_networks_have_which_weights() -> None:
         OptionError, match=r"network.weights: none such .*, got 'matconvnet'\. Expected imagenet, torchvision, random"
     ):
         check(name="vgg11", weights="matconvnet")
-    assert check(name="vgg13", weights="torchvision").folder.name.endswith("-vgg13")
     with pytest.raises(OptionError, match=r"too small for layer fc6, got 200 x 200 px. Expected sides of at least 224 px"):
         check_options(values(data__dir=".", data__size=200, layers="fc6", network__name="vgg13"))
-    assert random_weights(known_weights.Wanted("vgg11", False), 0).scale_pixel is None
 
 
 # Against PyTorch itself, where it is installed.

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from .processes import command, finish
 from .test_torch_weights import make_state, save_safetensors
-from .weight_files import keras_arrays, make_weights, save_mat, shrink_networks, write_keras_2
+from .weight_files import few_channels, keras_arrays, make_weights, refusal, save_mat, shrink_networks, write_keras_2
 
+__all__ = ["few_channels"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time of a process are limited on Linux")
 
 # Seed -> how many mutations of it in the slow test.
@@ -63,6 +65,18 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
     died: list[int] = field(default_factory=list)
     slowest_seconds: float = 0.0
+
+
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_file_that_is_cut_or_not_all_written_is_refused(seeds: Path, name: str, tmp_path: Path) -> None:
+    path, content = tmp_path / "a file", (seeds / name).read_bytes()
+    for size in np.linspace(136, len(content) - 1024, 9, dtype=int):
+        # HDF5 cannot tell zeros in an array from numbers.
+        for rest in (b"", bytes(len(content) - size)) if name.endswith(".mat") else (b"",):
+            path.write_bytes(content[:size] + rest)
+            message = refusal(path)
+            assert "truncated" in message or "damaged" in message
 
 
 def fuzz(seed: Path, count: int) -> Outcome:
