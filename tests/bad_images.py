@@ -81,11 +81,11 @@ def picture(number: int, height: int = 40, width: int = 56) -> Image.Image:
     return Image.fromarray(np.clip((np.dstack(waves) + noise) * 50 + 120, 0, 255).astype(np.uint8))
 
 
-def encode(image: Image.Image, file_format: str, mode: str = "RGB", **options: Any) -> bytes:
+def encode(image: Image.Image, file_format: str, mode: str = "", **options: Any) -> bytes:
     buffer = io.BytesIO()
     if mode == "RGBA":
         image.putalpha(image.convert("L"))
-    image.convert(mode).save(buffer, file_format, **options)
+    (image.convert(mode) if mode else image).save(buffer, file_format, **options)
     return buffer.getvalue()
 
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from pipeline.images.tfds import FIRST_PYTHON
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # A busy machine is no fault of the code.
@@ -69,7 +67,7 @@ def _weights_are_drawn_once(monkeypatch: pytest.MonkeyPatch, random_weights: Cal
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gives a folder of TensorFlow Datasets sets that holds one, ``tiny``, made without a network."""
-    if sys.version_info < FIRST_PYTHON:
+    if sys.version_info < (3, 11):
         pytest.skip("TensorFlow Datasets does not run on this Python")
     tfds = pytest.importorskip("tensorflow_datasets", exc_type=ImportError)
     from .tiny_sets import make_tiny_set

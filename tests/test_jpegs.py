@@ -17,8 +17,8 @@ from pipeline.errors import ImageError
 from pipeline.images import decode
 from pipeline.images.decode import decode_image
 
-from .bad_images import error_of
-from .test_decode import as_pillow, encode
+from .bad_images import encode, error_of
+from .test_decode import as_pillow
 
 CASES = Path(__file__).parent / "image_cases"
 END = b"\xff\xd9"

@@ -21,9 +21,6 @@ from ..records import Manifest
 from .manifest import cell_text, make_manifest, quoted_names
 from .reading import FileSlices
 
-DEFAULT_SPLIT = "train"
-# The releases of tensorflow-metadata, which it needs, for older ones want a protobuf before 4.21, and TensorFlow a newer one.
-FIRST_PYTHON = 3, 11
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
 
@@ -68,19 +65,20 @@ def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
         OptionError: TensorFlow Datasets is not installed, or does not run on this Python.
         DatasetError: There is no such set, split or image in it; it cannot be read.
     """
-    folder = find_set(name, sets_folder(given))
+    sets = sets_folder(given)
+    folder = find_set(name, sets)
     try:
         import tensorflow_datasets as tfds
     except (ImportError, TypeError) as error:  # the second: an older protobuf than it was made for
         raise OptionError(
             f"data.tfds: TensorFlow Datasets cannot be loaded ({' '.join(str(error).split())}), got {name!r}. Expected the "
-            f"package tensorflow-datasets on Python {'.'.join(map(str, FIRST_PYTHON))} or newer. Run `pip install "
-            "'deep-feature-pipeline[tfds]'`."
+            # For older ones, tensorflow-metadata wants a protobuf before 4.21, and TensorFlow a newer one.
+            "package tensorflow-datasets on Python 3.11 or newer. Run `pip install 'deep-feature-pipeline[tfds]'`."
         ) from error
     # Its warnings are for those who write sets, not for those who read them.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return _read_split(tfds, folder, split or DEFAULT_SPLIT, str(sets_folder(given)))
+        return _read_split(tfds, folder, split or "train", str(sets))
     except DatasetError:
         raise
     except Exception as error:  # Whatever its reader meets in files that it did not expect.
