@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
-from html.parser import HTMLParser
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,24 +19,9 @@ from .stored_runs import make_spec, write_run
 HOSTILE = ["<script>alert(1)</script>.jpg", "a&b\x1b[31m.jpg", "line\nbreak.jpg", "x" * 500 + ".jpg"]
 
 
-class Cells(HTMLParser):
-    """Collects tags, and the text of each cell."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.cells: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cells:
-            self.cells[-1] += data
+def cells(table: str) -> list[str]:
+    """Gives the text of each cell of an HTML table."""
+    return [html.unescape(text) for text in re.findall(r"<t[dh]>(.*?)</t[dh]>", table)]
 
 
 def test_the_table_of_images_shows_the_first_and_why_images_failed(tmp_path: Path) -> None:
@@ -47,16 +32,16 @@ def test_the_table_of_images_shows_the_first_and_why_images_failed(tmp_path: Pat
     assert lines[1].split() == ["row", "key", "label", "status", "error", "height", "width", "bytes"]
     assert [line.split()[0] for line in lines[2:]] == [str(row) for row in range(10)]
     assert "failed  truncated after 17 bytes" in lines[4]
-    assert Cells(images._repr_html_()).cells.count("truncated after 17 bytes") == 1
+    assert cells(images._repr_html_()).count("truncated after 17 bytes") == 1
 
 
 def test_no_name_means_anything_to_a_browser_or_a_terminal(tmp_path: Path) -> None:
     write_run(tmp_path, make_spec(4, keys=HOSTILE))
     images = open_run(tmp_path).images
-    html = Cells(images._repr_html_())
-    assert set(html.tags) == {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
-    assert HOSTILE[0] in html.cells
-    assert "a&b\\x1b[31m.jpg" in html.cells
+    table = images._repr_html_()
+    assert {*re.findall(r"<(\w+)", table)} == {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
+    assert HOSTILE[0] in cells(table)
+    assert "a&b\\x1b[31m.jpg" in cells(table)
     assert len(repr(images).splitlines()) == 2 + 4
     assert "\x1b" not in repr(images)
     assert max(map(len, repr(images).splitlines())) < 200
@@ -67,7 +52,7 @@ def test_a_long_table_is_not_read_to_be_looked_at(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("pipeline.store.tables.LARGEST_READ", 9)
     images = open_run(tmp_path).images
     assert repr(images) == "<table of 10 images: key, label, status, error, height, width, bytes, sha256>"
-    assert Cells(images._repr_html_()).cells == []
+    assert cells(images._repr_html_()) == []
     assert not images._columns  # type: ignore[attr-defined]
 
 
@@ -83,8 +68,7 @@ def test_a_damaged_table_can_be_looked_at_too(tmp_path: Path) -> None:
 def test_runs_have_a_form_for_notebooks(tmp_path: Path) -> None:
     write_run(tmp_path / "a<b", make_spec(10))
     run = open_run(tmp_path / "a<b")
-    html = Cells(run._repr_html_())
-    assert html.cells == [
+    assert cells(run._repr_html_()) == [
         *("layer", "shape", "dtype", "channels", "stride"),
         *("conv1_1", "10 x 5 x 4 x 3", "float32", "3", "8 px"),
         *("relu4_1", "10 x 80 x 80 x 3", "float32", "3", "8 px"),
@@ -101,8 +85,7 @@ def test_the_table_of_a_network_is_had_from_python() -> None:
     lines = repr(table).splitlines()
     assert lines[0] == "vgg19, input 1440 x 2560 px, float16, pool_padding same; * = layers of this configuration"
     assert len(lines) == 2 + 43
-    cells = Cells(table._repr_html_()).cells
-    assert cells[7:11] == ["", "conv1_1", "3 x 3 x 3 x 64", "1440 x 2560 x 64"]
+    assert cells(table._repr_html_())[7:11] == ["", "conv1_1", "3 x 3 x 3 x 64", "1440 x 2560 x 64"]
     small = layer_table(size=32)
     assert small["fc6"].shape is None
     assert "input too small" in repr(small)

@@ -48,19 +48,11 @@ def full_spec(rows: int = 10, **settings: Any) -> RunSpec:
 
 def report_of(folder: Path, spec: RunSpec, **changes: Any) -> Report:
     rows = len(spec.manifest)
-    given = {
-        **{
-            "folder": str(folder),
-            "index": str(folder / "features.h5"),
-            "run_digest": spec.digest,
-            "rows": rows,
-            "rows_now": rows,
-        },
-        **{"layers": {feature.layer.name: feature.shape for feature in spec.features}, "failed": 2},
-        **{"causes": {"truncated after 17 bytes": 2}},
-        "options": defaults() | {"data.dir": "imgs <1>", "layers": ["conv1_1", "relu4_1"]},
-    }
-    return make_report(**{**given, **changes})
+    given: dict[str, Any] = {"folder": str(folder), "index": str(folder / "features.h5"), "run_digest": spec.digest}
+    given |= {"rows": rows, "rows_now": rows, "failed": 2, "causes": {"truncated after 17 bytes": 2}}
+    given["layers"] = {feature.layer.name: feature.shape for feature in spec.features}
+    given["options"] = defaults() | {"data.dir": "imgs <1>", "layers": ["conv1_1", "relu4_1"]}
+    return make_report(**given | changes)
 
 
 @pytest.fixture(autouse=True)

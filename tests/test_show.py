@@ -113,14 +113,11 @@ def test_all_of_it_is_had_as_json(folder: Path) -> None:
     result = show(f"run={folder}/features.h5", "json=true", cwd=folder)
     assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(result.stdout)
-    assert (found["state"], found["rows"], found["rows_failed"]) == ("finished", 10, 2)
-    assert found["causes"] == {"truncated after 17 bytes": 2}
-    assert [layer["name"] for layer in found["layers"]] == ["conv1_1", "relu4_1"]
+    assert (found["state"], found["rows"], found["causes"]) == ("finished", 10, {"truncated after 17 bytes": 2})
     assert found["layers"][1]["shape"] == [80, 80, 3]
     assert found["layers"][1]["bytes_raw"] == 8 * 80 * 80 * 3 * 4
     assert found["bytes_stored"] == stored_bytes(folder)
     assert found["differing_options"]["data.size"] == 80
-    assert found["command"].startswith("python -m pipeline.run ")
     assert found["attributes"]["mean_pixel"] == [123.68, 116.779, 103.939]
     assert (found["attributes"]["gpu"], found["attributes"]["precision"]) == ("NVIDIA H200", "tf32")
     assert found["report"]["images_per_second"] == 12.345
