@@ -90,8 +90,7 @@ def read_safetensors(path: Path, wanted: Wanted) -> Weights:
         if not 0 <= first <= stop <= len(content) or stop - first != math.prod(shape) * dtype.itemsize:
             got = f"shape {shape}, bytes {first} to {stop} of {len(content):,}"
             raise WrongFileError(f"is damaged, or a part of a file: {name} is not where it should be", got)
-        values = content[first:stop].view(dtype).reshape(shape)
-        tensors[name] = (values.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else values
+        tensors[name] = content[first:stop].view(dtype).reshape(shape)
     return _weights(tensors, wanted)
 
 
@@ -108,7 +107,7 @@ def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
     of_layer |= {layer: name for name, layer in _CLASSIFIER.items() if f"{name}.weight" in tensors}
 
     def parameters(layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        kernel, bias = (tensors[f"{of_layer[layer]}.{part}"] for part in ("weight", "bias"))
+        kernel, bias = (_float(tensors[f"{of_layer[layer]}.{part}"]) for part in ("weight", "bias"))
         if kernel.ndim == 2:
             height, width, channels, _ = wanted.shapes[layer]
             kernel = kernel.reshape(len(kernel), channels, height, width)
@@ -128,6 +127,10 @@ def _weights(tensors: Tensors, wanted: Wanted) -> Weights:
 def _names(network: str) -> dict[str, str]:
     """Return the name of each convolution in PyTorch, which counts as the MatConvNet file."""
     return {layer.name: f"features.{layer.network_index}" for layer in layer_table(network) if layer.kind == "conv"}
+
+
+def _float(tensor: NDArray[Any]) -> NDArray[Any]:
+    return (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == _TYPES["BF16"] else tensor
 
 
 def _outputs_last(kernel: NDArray[Any]) -> NDArray[Any]:
