@@ -91,11 +91,7 @@ def plain_settings() -> Iterator[None]:
         yield
 
 
-def draw(
-    lines: Sequence[str],
-    maps: Sequence[FeatureMap],
-    options: PlotOptions,
-) -> Figure:
+def draw(lines: Sequence[str], maps: Sequence[FeatureMap], options: PlotOptions) -> Figure:
     """Draw a sheet.
 
     Args:

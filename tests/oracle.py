@@ -200,8 +200,4 @@ REDUCTIONS: dict[str, Callable[..., Array]] = {
     "gram": gram,
     "l2": lambda values: values.ravel() / (np.linalg.norm(values) or 1.0),
 }
-MATRICES: dict[str, Callable[..., Array]] = {
-    "units": some_units,
-    "srp": sparse_projection,
-    "gaussian": gaussian_projection,
-}
+MATRICES: dict[str, Callable[..., Array]] = {"units": some_units, "srp": sparse_projection, "gaussian": gaussian_projection}

@@ -5,14 +5,7 @@ import math
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.network.architectures import (
-    VggTable,
-    foreign_names,
-    layer_table,
-    multiply_adds,
-    output_shapes,
-    smallest_side_px,
-)
+from pipeline.network.architectures import VggTable, foreign_names, layer_table, multiply_adds, output_shapes, smallest_side_px
 
 
 def names(network: str, *words: str) -> list[str]:
@@ -46,7 +39,7 @@ def test_networks_have_the_published_number_of_parameters(network: str, whole: i
 
 def test_names_patterns_and_blocks_mix_keep_network_order_and_drop_doubles() -> None:
     assert names("vgg19", "relu4_1", "block1", "relu?_1", "conv1_1") == [
-        *("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
+        *("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     ]
 
 

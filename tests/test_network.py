@@ -13,12 +13,7 @@ from PIL import Image
 
 from pipeline.errors import ImageError, OptionError
 from pipeline.network.architectures import VggTable
-from pipeline.network.device import (
-    TOLERANCES,
-    choose_device,
-    gpu_memory,
-    set_precision,
-)
+from pipeline.network.device import TOLERANCES, choose_device, gpu_memory, set_precision
 from pipeline.network.vgg import Network
 from pipeline.network.winograd import prepare_segments
 

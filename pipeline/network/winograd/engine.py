@@ -24,17 +24,7 @@ from ...errors import NetworkError
 from ...records import LayerSpec
 from ..architectures import CLASSIFIER_BLOCK, layer_table
 from .codegen import FLOAT_BYTES, MachineCode, host_processor
-from .convolution import (
-    CACHE_LINE_BYTES,
-    Array,
-    Maps,
-    Pass,
-    Pooling,
-    Strip,
-    Workspace,
-    aligned,
-    prepare_convolution,
-)
+from .convolution import CACHE_LINE_BYTES, Array, Maps, Pass, Pooling, Strip, Workspace, aligned, prepare_convolution
 from .kernels import COLOURS, TILE, compile_kernels
 
 if TYPE_CHECKING:
@@ -242,13 +232,7 @@ class Segment:
 
 
 def prepare_segments(
-    weights: Weights,
-    wanted: Sequence[LayerSpec],
-    *,
-    pooling: str,
-    kernel_order: str,
-    threads: int,
-    summed: Collection[str] = (),
+    weights: Weights, wanted: Sequence[LayerSpec], *, pooling: str, kernel_order: str, threads: int, summed: Collection[str] = ()
 ) -> dict[str, Segment]:
     """Prepare the layers wanted, those of the classifier excepted. Needs no TensorFlow, so it can be done while that is loaded.
 
