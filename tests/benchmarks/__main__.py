@@ -18,6 +18,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "network": bare_network.measure,
     "batches": bare_network.measure_batches,
     "whole-job": whole_job.measure,
+    "conditions": whole_job.measure_conditions,
     "reductions": whole_job.measure_reductions,
     "overlap": overlap.measure,
     "training": training.measure,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from .photographs import make_photographs
+from .bare_network import make_inputs
+from .bare_network import ours as bare
+from .photographs import LARGE_PX, make_differing, make_photographs
 from .rivals import relative_difference, write_ncnn_model
 from .scripts import keras_script
 from .sides import Finished, in_process, interleave, missing, run_ours, run_program, side
@@ -82,6 +85,39 @@ def measure_reductions(bench: Bench) -> Iterator[Line]:
     for reduced, (whole, goal) in pairs.items():
         notes = f"stored: {stored_bytes[reduced]:,.0f} against {stored_bytes[whole]:,.0f} bytes an image"
         yield Line(f"{reduced}: {whole}", "images/s", figures[reduced], figures[whole], goal=goal, notes=notes)
+
+
+def measure_conditions(bench: Bench) -> Iterator[Line]:
+    """The whole job, relu4_1, images a second: against the bare network; other photographs against 500 x 375 px; the start.
+
+    The start is one image from the command to the exit, against the import of TensorFlow and a second.
+    """
+    whole = make_photographs(bench.folder / "photographs", bench.images)
+    one, large = make_photographs(bench.folder / "one", 1), make_photographs(bench.folder / "large", bench.images // 2, LARGE_PX)
+    output, inputs = bench.folder / "conditions", make_inputs(bench.folder)
+
+    def job(photographs: Path, decode: str = "exact") -> Finished:
+        shutil.rmtree(output, ignore_errors=True)
+        return run_ours(output, f"data.dir={photographs}", f"data.decode={decode}", f"layers=[{LAYER}]")
+
+    def rate(*settings: Any) -> float:
+        return float(job(*settings).report["images_per_second"])
+
+    differing = make_differing(bench.folder / "differing", bench.images)
+    jobs = {"differing": (differing,), "large": (large,), "fast": (large, "fast"), "whole": (whole,)}
+    with side(partial(bare, inputs, [LAYER], bench.folder / "bare.npz")) as (_, network):
+        turns: dict[str, Callable[[], float]] = {name: partial(rate, *settings) for name, settings in jobs.items()}
+        turns |= {"network": network, "start": lambda: job(one).seconds}
+        # A module without a work of its own: the package is loaded before it.
+        turns["import"] = lambda: run_program("tensorflow.python.platform.build_info").seconds + 1.0
+        figures = interleave(turns, bench.turns)
+    yield Line("whole job: network alone", "images/s", figures["whole"], figures["network"], goal=0.95)
+    yield Line("whole job, no two sizes the same: 500 x 375 px", "images/s", figures["differing"], figures["whole"], goal=0.97)
+    yield Line("whole job, 12 megapixels: 500 x 375 px", "images/s", figures["large"], figures["whole"])
+    yield Line(
+        "whole job, 12 megapixels, data.decode=fast: 500 x 375 px", "images/s", figures["fast"], figures["whole"], goal=0.85
+    )
+    yield Line("one image, start to exit: TensorFlow's import + 1 s", "s", figures["start"], figures["import"], False, 1.0)
 
 
 def _compare(file: Path, output: Path, axes: tuple[int, ...], resizes_alike: bool) -> str:
