@@ -95,7 +95,7 @@ def plan_reduced_run(
         source: The finished run. Its parts become one.
         options: The user's.
         wanted: What is stored, and a chain of reductions or none.
-        is_exact: Whether the numbers are those of that extraction, on the default road of a CPU; else the run has an identity
+        is_exact: Whether the numbers are those of that extraction, by the default backend of a CPU; else the run has an identity
             of its own. So it has where the classifier's layers are left out: weights that are read without it have another
             digest.
 

@@ -1,4 +1,4 @@
-"""``make gpu-check``: a GPU's numbers against the CPU's, and images a second of each part of the road. Small where there is none.
+"""``make gpu-check``: a GPU's numbers against the CPU's, and images a second of each stage. Small where there is none.
 
 Every line is of runs of ``python -m pipeline.run`` in a process of their own, so that it is what users get. Without a GPU the
 device functions run on the CPU, in float32, on few small images: that shows that the check works, and nothing of a GPU.
@@ -72,7 +72,7 @@ class Check:
     # -- Rates -------------------------------------------------------------------------------------------------------------
 
     def rates(self) -> Iterator[Line]:
-        """Yields images a second of whole jobs that differ in one part of the road."""
+        """Yields images a second of whole jobs that differ in one stage."""
         originals = make_photographs(self.folder / "photographs", 256 if self.has_gpu else 4)
         few, many = self.folder / "few", self.folder / "many"
         for folder, copies in (few, 4 if self.has_gpu else 1), (many, 32 if self.has_gpu else 8):

@@ -1,7 +1,7 @@
 """Bring images to one size as Pillow does: where each pixel comes from, on the host and in batches on a device.
 
 Resampling is separable: each axis is a product with a matrix of weights, a filter around the centre of every output position,
-widened where the image shrinks. Three roads give the same picture:
+widened where the image shrinks. Three ways give the same picture:
 
 - :func:`resize_batch`: a whole batch in one canvas, two matrix products on the device (a GPU, or TensorFlow on a CPU).
 - :func:`resize_on_host`: one image by sparse products, in the loader, where the network itself runs on the CPU.
@@ -120,7 +120,7 @@ def dct_reduction(height: int, width: int, spec: ResizeSpec) -> int:
     return 2 ** min(3, max(0, math.floor(math.log2(reduction)))) if reduction >= 1.0 else 1
 
 
-# -- In the loader, on every road ----------------------------------------------------------------------------------------------
+# -- In the loader, whatever the backend ---------------------------------------------------------------------------------------
 
 
 def fit_canvas(pixels: Pixels, spec: ResizeSpec) -> Pixels:
