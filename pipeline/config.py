@@ -21,7 +21,7 @@ from .errors import OptionError, nearest
 from .network import keras_models
 from .network.architectures import NETWORKS, WINOGRAD, VggTable
 from .network.keras_models import KERAS, KerasTable
-from .network.known_weights import expected_padding, files_for
+from .network.known_weights import WEIGHTS, expected_padding, files_for
 from .network.reductions import resolve_features
 from .records import FeatureSpec
 from .sharding import Share
@@ -39,8 +39,6 @@ LARGEST_SEED = 2**64 - 1
 # More than any layer has.
 MOST_CHANNELS = 2**20
 MOST_COMPONENTS = 2**24
-# What network.weights may say besides the path of a file.
-WEIGHTS = ("imagenet", "matconvnet", "torchvision", "random")
 # Options that say which images.
 SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
 # What makes the path of a tar file a pattern.

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from ..errors import WeightsError, printable
 from .architectures import CLASSIFIER_BLOCK, NETWORKS, layer_table
 
+# What ``network.weights`` may say besides the path of a file.
+WEIGHTS = ("imagenet", "matconvnet", "torchvision", "random")
 # Where each family of files is served from.
 BASE_URLS = {
     "keras": "https://storage.googleapis.com/tensorflow/keras-applications",

@@ -19,15 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import WeightsError, nearest
+from ..errors import WeightsError
 from .architectures import MEAN_PIXEL_RGB
 from .keras_h5 import read_keras
-from .known_weights import KnownFile, Wanted, Weights, WrongFileError, digest_arrays, files_for, recognise_training
+from .known_weights import WEIGHTS, KnownFile, Wanted, Weights, WrongFileError, digest_arrays, files_for, recognise_training
 from .matconvnet import read_matconvnet
 from .torch_weights import import_torch, read_safetensors, read_torch
 
-# Words that mean more than a path.
-SOURCES = ("imagenet", "matconvnet", "torchvision", "random")
 # Where published files are looked for and downloaded to.
 FOLDER = Path("weights")
 
@@ -76,7 +74,9 @@ def load_weights(
     wanted = Wanted(network, classifier)
     if source == "random":
         return random_weights(wanted, seed)
-    path = _published_file(wanted, source, folder, progress, log) if source in SOURCES else _given_file(wanted, source)
+    path = _published_file(wanted, source, folder, progress, log) if source in WEIGHTS else Path(source)
+    if not path.is_file():
+        raise wanted.refusal(path, "is no file", "a folder, a pipe or nothing")
     log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
     weights = read_file(path, wanted)
     weights = _identified(weights, f"{path.name} ({weights.source})")
@@ -151,14 +151,6 @@ def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, l
     log(f"weights: downloading {known.words} to {folder}")
     download_file(known, folder / known.name, progress=progress)
     return folder / known.name
-
-
-def _given_file(wanted: Wanted, source: str) -> Path:
-    path = os.path.expanduser(source)  # noqa: PTH111 (of a user without a home it raises nothing)
-    if not os.path.isfile(path):  # noqa: PTH113 (nor this, of a folder on the way that may not be searched)
-        remedy = f"Give the path of one of these, or one of the words: {nearest(source, SOURCES)}."
-        raise wanted.refusal(Path(path), "is no file", repr(source), remedy)
-    return Path(path)
 
 
 def file_format(path: Path) -> str:
