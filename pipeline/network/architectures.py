@@ -102,8 +102,6 @@ class VggTable:
         """
         table = layer_table(self.network)
         names = [layer.name for layer in table]
-        if not words:
-            raise OptionError("layers: the list is empty. Expected at least one layer name, e.g. layers=[relu4_1].")
         chosen: set[str] = set()
         for word in words:
             word = SYNONYMS.get(word.strip(), word.strip())
