@@ -126,6 +126,10 @@ def _texts(value: Any) -> tuple[str, ...]:
     return right(texts, all(isinstance(each, str) and each for each in texts))
 
 
+def _layers(value: Any) -> tuple[str, ...]:
+    return right(_texts(value), value)
+
+
 def _tars(value: Any) -> tuple[str, ...]:
     # A name may have commas.
     return right(tuple(map(_absolute, _texts([value] if isinstance(value, str) else value))), value)
@@ -320,7 +324,7 @@ class Options:
     """
 
     data: DataOptions = _group(DataOptions)
-    layers: tuple[str, ...] = option(["relu4_1"], _LAYERS_RULE, _texts)
+    layers: tuple[str, ...] = option(["relu4_1"], _LAYERS_RULE, _layers)
     reduce: tuple[str, ...] = option([], _REDUCE_RULE, _texts)
     reduction: Parameters = _reductions()
     batch_size: int | None = number(AUTO, 1, LARGEST_BATCH)
@@ -451,7 +455,7 @@ class ShowOptions(IndexOptions):
 class ReduceOptions(IndexOptions):
     """All options of ``python -m pipeline.reduce``; ``layers`` None: all that are stored. ``given`` as of :class:`Options`."""
 
-    layers: tuple[str, ...] | None = option(None, "a list of stored layers, e.g. layers=[relu4_1:avg,relu5_1:gem:l2]", _texts)
+    layers: tuple[str, ...] | None = option(None, "a list of stored layers, e.g. layers=[relu4_1:avg,relu5_1:gem:l2]", _layers)
     reduce: tuple[str, ...] = option([], _REDUCE_RULE, _texts)
     reduction: Parameters = _reductions()
     output: FolderOptions = _group(FolderOptions)
@@ -476,7 +480,7 @@ class ExportOptions(IndexOptions):
     """All options of ``python -m pipeline.export``; ``file`` None: beside the run."""
 
     format: str = choice("npy", "npy", "parquet", "zarr")
-    layers: tuple[str, ...] = option("all", _STORED_RULE, _texts)
+    layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     failed: str = choice("drop", "drop", "nan")
     file: Path | None = option(None, "a path on this machine", _local)
     existing: str = choice("fail", "fail", "replace")
@@ -512,7 +516,7 @@ class PlotOptions(IndexOptions):
     image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image)
     # Keys and rows, negative ones from the end, that of `image` too; none: the first image that is ok.
     images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
-    layers: tuple[str, ...] = option("all", _STORED_RULE, _texts)
+    layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     channel: int = number(0, 0, MOST_CHANNELS)
     # Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
     channels: range | tuple[int, ...] | None = option(None, "a number, a list of channels as [0,5,9], or active:64", _channels)

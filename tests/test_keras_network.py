@@ -169,7 +169,7 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
         ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),
         ({"pooling": "avg"}, "network.pooling: of networks of VGG alone"),
         ({"weights": "torchvision"}, "network.weights: none such are known, got 'torchvision'"),
-        ({"layers": []}, "layers: the list is empty"),
+        ({"layers": []}, "layers: not a valid value, got []. Expected a list of names, patterns"),
         ({"layers": "smal"}, "layers: no map or vector of tiny matches, got 'smal'. Expected e.g. small, small.avg."),
         ({"layers": "sequence"}, "layers: no map or vector of tiny matches, got 'sequence'"),
         ({"layers": "hidden"}, "layers: no map or vector of tiny matches, got 'hidden'"),

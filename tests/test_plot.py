@@ -174,7 +174,7 @@ WRONG = [
     ({"run": None}, "run: not a valid value, got None. Expected a run folder, e.g. run=outputs/imgs-vgg19."),
     ({"channel": 3, "channels": 9}, "channel: of no use beside channels, got 3. "),
     ({"channels": 0}, "channels: not a valid value, got 0. Expected a number, a list of channels as [0,5,9], "),
-    ({"channels": [1, 1]}, "channels: not a valid value, got [1, 1]. Expected a number, a list of channels as [0,5,9], "),
+    ({"layers": []}, "layers: not a valid value, got []. Expected a list of names, patterns, blocks or all, "),
     ({"file": "a.jpg"}, "file: not a valid value, got 'a.jpg'. Expected a name that ends in .png, .pdf or .svg."),
     # What this run does not have.
     (

@@ -70,8 +70,6 @@ def resolve_features(
         OptionError: A word means no layer or no reduction; reductions do not fit together; the input is too small; a matrix
             would be too large.
     """
-    if not words:
-        raise OptionError("layers: the list is empty. Expected at least one layer name, e.g. layers=[relu4_1].")
     chains: dict[LayerSpec, set[tuple[str, ...]]] = {}
     default = tuple(step for word in reduce for step in word.split(":"))
     for word in words:
