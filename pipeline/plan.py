@@ -14,11 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from .config import AUTO, DataOptions, Options, ReduceOptions, flat, nested, parameters_of_results, to_yaml
-from .network.architectures import CLASSIFIER_BLOCK, TENSORFLOW, WINOGRAD, layer_table, output_shapes
+from .config import AUTO, DataOptions, Options, ReduceOptions, nested, parameters_of_results, to_yaml
+from .network.architectures import TENSORFLOW, WINOGRAD, layer_table, output_shapes
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
 from .network.reductions import reduce_stored
@@ -86,44 +85,26 @@ def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeigh
     return _planned(options, manifest, features, options.output.dtype, identity, attributes)
 
 
-def plan_reduced_run(
-    source: RunSpec, options: ReduceOptions, wanted: Sequence[tuple[FeatureSpec, Sequence[str]]], is_exact: bool
-) -> RunSpec:
-    """Plan the run that a finished one is reduced to: that of an extraction with these layers, of the images in their order.
+def plan_reduced_run(source: RunSpec, options: ReduceOptions, wanted: Sequence[tuple[FeatureSpec, Sequence[str]]]) -> RunSpec:
+    """Plan the run that a finished one is reduced to, of its images in their order; its parts become one.
 
     Args:
-        source: The finished run. Its parts become one.
+        source: The finished run.
         options: The user's.
         wanted: What is stored, and a chain of reductions or none.
-        is_exact: Whether the numbers are those of that extraction, by the default backend of a CPU; else the run has an identity
-            of its own. So it has where the classifier's layers are left out: weights that are read without it have another
-            digest.
 
     Raises:
         OptionError: Reductions do not fit together, or to what they are of.
     """
     features = reduce_stored(wanted, parameters_of_results(options.reduction), len(source.manifest))
     identity = {name: text for name, text in source.options.items() if not name.startswith("reduction.")}
-    if is_exact:
-        network, size = identity["network"], identity["data.size"]
-        height, _, width = size.partition("x")
-        size_px = None if size == "native" else (int(height), int(width))
-        pooling, padding = identity.pop("network.pooling", ""), identity.pop("network.pool_padding", "same")
-        identity |= _pooling_identity(network, size_px, features[-1].layer, pooling, padding)
-        deepest = [layer_table(network)[of[-1].layer.network_index] for of in (source.features, features)]
-        is_exact = len({layer.block == CLASSIFIER_BLOCK for layer in deepest}) == 1
+    # A run that has grown since is still the same one.
+    identity["reduced from"] = source.parts[0].digest
     images = source.manifest
     manifest = replace(images, digest=digest_images(images.keys, images.labels, images.file_bytes, images.metadata))
-    words = [":".join([feature.layer.name, *(step.name for step in feature.reductions)]) for feature in features]
-    config = flat(yaml.safe_load(str(source.attributes["config"]))) | {**options.given, "layers": words, "reduce": []}
-    if is_exact:
-        # An extraction makes it again.
-        del config["run"]
-    else:
-        identity["reduced from"] = source.digest
-        config |= {"run": str(options.run.absolute()), "layers": [":".join([stored.name, *chain]) for stored, chain in wanted]}
     attributes = {name: value for name, value in source.attributes.items() if name != "transforms_sha256"}
-    return _planned(options, manifest, features, source.dtype, identity, {**attributes, "config": to_yaml(nested(config))})
+    attributes["config"] = to_yaml(nested({**options.given, "run": str(options.run.absolute())}))
+    return _planned(options, manifest, features, source.dtype, identity, attributes)
 
 
 def _planned(

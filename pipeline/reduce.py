@@ -42,7 +42,7 @@ def reduce_run(options: ReduceOptions) -> None:
     """
     from .job import finish_run, make_missing, say_plan
     from .plan import plan_reduced_run
-    from .progress import LOGGER, Stopwatch, log_to_file, log_to_terminal
+    from .progress import Stopwatch, log_to_file, log_to_terminal
     from .store import format
     from .store.index_file import read_run_spec
     from .store.reader import open_run
@@ -60,10 +60,8 @@ def reduce_run(options: ReduceOptions) -> None:
         spec = read_run_spec(run.path.parent)
         devices = {name: str(run.attributes[name]) for name in format.DEVICE_ATTRIBUTES if name in run.attributes}
         spec = replace(spec, attributes={**spec.attributes, **devices})
-        stored, reasons = {feature.name: feature for feature in spec.features}, _other_numbers(spec)
-        planned = plan_reduced_run(spec, options, [(stored[name], chain) for name, chain in wanted], not reasons)
-        if reasons:
-            LOGGER.warning("numbers: not those of an extraction with these options, since the run is %s", ", ".join(reasons))
+        stored = {feature.name: feature for feature in spec.features}
+        planned = plan_reduced_run(spec, options, [(stored[name], chain) for name, chain in wanted])
         target = stack.enter_context(open_folder(options.folder, planned, options.output.existing))
         source = _Source(run, _find_rows(spec, target), [stored[name] for name in dict.fromkeys(name for name, _ in wanted)])
         # Of shards made before, images may have been mended or changed since.
@@ -112,20 +110,6 @@ def _wanted(stored: Mapping[str, str], options: ReduceOptions) -> list[tuple[str
                 f"layers: its components were fitted for the run that has it, got {base}. Expected what it is of. Extract it."
             )
     return found
-
-
-def _other_numbers(spec: RunSpec) -> list[str]:
-    """Return why reductions of stored features are not what an extraction computes; nothing where they are, bit for bit."""
-    from .network.architectures import WINOGRAD
-
-    backend, device = spec.options["runtime.backend"], spec.attributes["device"]
-    reasons = {
-        "float16": spec.dtype != "float32",
-        f"by runtime.backend={backend}": backend != WINOGRAD,
-        f"made on {device}": device != "cpu",
-        "such a run itself": "reduced from" in spec.options,
-    }
-    return [reason for reason, is_so in reasons.items() if is_so]
 
 
 def _find_rows(spec: RunSpec, target: RunFolder) -> NDArray[np.int64]:

@@ -18,7 +18,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from .config import nested
 from .errors import ImageError, StoreError
 from .formatting import counted, shortened, words_for_bytes, words_for_device, words_for_number, words_for_shape, words_for_share
 from .images.reading import thumbnail
@@ -138,7 +137,7 @@ def render_page(report: Report, run: Run, manifest: Manifest) -> str:
         run: All of it.
         manifest: Its rows; where the images are.
     """
-    of, folder, config = run.attributes, place_of(report.folder), nested(report.options)
+    of, folder = run.attributes, place_of(report.folder)
     is_good = run.images["status"] == OK
     good, failed = np.flatnonzero(is_good), np.flatnonzero(~is_good)[:EXAMPLES]
     # Of a vector there is nothing to see; at native size there is no shape, and all are maps.
@@ -169,7 +168,7 @@ def render_page(report: Report, run: Run, manifest: Manifest) -> str:
         failures=[(run.images["key"][row], run.images["error"][row]) for row in failed],
         about=about,
         # All of it is printable, and to be copied.
-        command=Markup.escape(command_again(config, folder)) if config else "",
+        command=Markup.escape(command_again(report.options, folder)) if report.options else "",
     )
 
 

@@ -6,26 +6,23 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .cli import GROUP_NAMES, LITERAL_OPTIONS, is_typed, quoted
-from .config import ReduceOptions, check_options, defaults, flat, nested
-from .errors import OptionError
+from .config import Options, ReduceOptions, defaults, flat
 
 # What Hydra takes for a word between brackets and commas, without quotes.
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 
 
 def differing_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored options that are not as they are by default, in the order of the defaults; unknown ones last."""
-    usual, given = defaults() | (defaults(ReduceOptions) if "run" in config else {}), flat(config)
-    names = [name for name in usual if name in given] + [name for name in given if name not in usual]
-    return {name: given[name] for name in names if name not in usual or given[name] != usual[name]}
+    """Return the stored options, by their full names, that are not as they are by default."""
+    usual = defaults(ReduceOptions if "run" in config else Options)
+    return {name: value for name, value in flat(config).items() if name not in usual or value != usual[name]}
 
 
-def argument(name: str, value: Any) -> str:
+def _argument(name: str, value: Any) -> str:
     """Return an option as :mod:`pipeline.cli` and Hydra read it; not yet quoted for a shell."""
     if name in LITERAL_OPTIONS and isinstance(value, (str, int, float)):
         return f"{name}={value}" if is_typed(str(value)) else f"{name}={quoted(str(value))}"
@@ -42,22 +39,11 @@ def _grammar(value: Any) -> str:
 
 def command_again(config: Mapping[str, Any], folder: Path) -> str:
     """Return the command for a shell that makes the run with these stored options in the folder where it is now."""
-    options = {name: value for name, value in differing_options(config).items() if name not in ("output.dir", "name")}
     # "." has no name of its own.
     folder = folder if folder.name not in ("", "..") else folder.resolve()
+    options = differing_options({**flat(config), "output.dir": str(folder.parent), "name": folder.name})
     if options.get("output.existing") in ("replace", "fail"):
         # To make a run again is to go on with it: these would remove what is there, or refuse it.
         del options["output.existing"]
-    usual = ""
-    with suppress(OptionError):
-        usual = check_options(nested(options)).name
-    if folder.absolute().parent != Path("outputs").absolute():
-        options["output.dir"] = str(folder.parent)
-    if config.get("name") is not None or folder.name != usual:
-        options["name"] = folder.name
-    module = "pipeline.run"
-    if "run" in config:
-        # It was reduced, and no extraction makes it.
-        module = "pipeline.reduce"
-        options = {name: value for name, value in options.items() if name in defaults(ReduceOptions)} | {"name": folder.name}
-    return " ".join([f"python -m {module}", *(shlex.quote(argument(name, value)) for name, value in options.items())])
+    module = "pipeline.reduce" if "run" in config else "pipeline.run"
+    return " ".join([f"python -m {module}", *(shlex.quote(_argument(name, value)) for name, value in options.items())])

@@ -77,7 +77,7 @@ rows and the run digest of the run before, so that ``run_digest`` stands for all
 ``part_stops``, (P,) int64, the rows of the run after each part up to this one, and ``part_digests``, (P,) UTF-8, the
 ``run_digest`` that the shards of each part have.
 
-``identity`` of a run that was reduced from another, and is not what an extraction makes, has ``reduced from``, that one's digest.
+``identity`` of a run that was reduced from another has ``reduced from``, the digest of that one's first part.
 
 Bins of a histogram are powers of two, ascending. Bin 129 + k, for k from 0 to 126, has values from 2^(k - 62) to below
 2^(k - 61), the last one all above; bin 126 - k the same with a minus sign; bin 127 has the zeros of either sign, bin 128 all
