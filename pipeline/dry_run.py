@@ -6,6 +6,7 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
     _log.info("sample: %s; %d failed%s", which, len(errors), f": {causes}" if causes else "")
     if encoded:
         sizes = np.array([task.result() for task in encoded]).sum(0) * (len(rows) / len(statuses))
-        _say_size(run_folder, *sizes.tolist())
+        _say_size(run_folder.path, *sizes.tolist())
         _log.info(
             "estimate: about %s for %d images, at %.2f images/s on the %s; the disk's own time is not in it",
             *(words_for_seconds(math.ceil(len(rows) / rate)), len(rows), rate, stages.device.kind),
@@ -72,9 +73,9 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
         refuse_failures(len(errors), count, options.data.max_failed_fraction, errors[0])
 
 
-def _say_size(run_folder: RunFolder, raw_bytes: float, stored_bytes: float) -> None:
+def _say_size(path: Path, raw_bytes: float, stored_bytes: float) -> None:
     """Say what a run will take on the disk, and warn if the disk has less."""
-    has_bytes, stored = free_bytes(run_folder), words_for_bytes(stored_bytes)
+    has_bytes, stored = disk.free_bytes(path), words_for_bytes(stored_bytes)
     share = f" after compression, {stored_bytes / raw_bytes:.0%} of {words_for_bytes(raw_bytes)}"
     free = words_for_bytes(has_bytes)
     _log.info("estimate: about %s; %s free", stored + share * (stored_bytes < raw_bytes), free)
@@ -82,13 +83,5 @@ def _say_size(run_folder: RunFolder, raw_bytes: float, stored_bytes: float) -> N
         _log.warning(
             "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
             "Free some space, use output.dtype=float16, or another disk with output.dir=...",
-            *(run_folder.path, free, stored),
+            *(path, free, stored),
         )
-
-
-def free_bytes(run_folder: RunFolder) -> int:
-    """Return what the disk has for a run: what is free, and what the run will replace."""
-    # At an address the disk has only what is being made.
-    is_here = disk.scratch_of(run_folder.path) == run_folder.path
-    replaced = sum(path.stat().st_size for path in run_folder.replaced) if is_here else 0
-    return disk.free_bytes(run_folder.path) + replaced

@@ -20,7 +20,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .config import AUTO, Options, flat, parse_config
-from .dry_run import free_bytes, run_sample
+from .dry_run import run_sample
 from .engines import Engine, open_local
 from .errors import ImageError, StoreError, system_errors_in_one_line
 from .extract import make_stages
@@ -144,11 +144,7 @@ def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights |
 
 
 def say_plan(run_folder: RunFolder) -> None:
-    """Say what will be written, before the first image is read.
-
-    Raises:
-        StoreError: It cannot fit on the disk.
-    """
+    """Say what will be written, before the first image is read."""
     spec, own, missing, share = run_folder.spec, run_folder.own, run_folder.missing, run_folder.share
     for feature in spec.features:
         if feature.shape is None:
@@ -167,16 +163,10 @@ def say_plan(run_folder: RunFolder) -> None:
     if not rows:
         return
     is_native = any(feature.shape is None for feature in spec.features)
-    all_bytes, free = rows * format.row_bytes(spec.features, spec.dtype), free_bytes(run_folder)
-    size = "a size that depends on the images" if is_native else f"{words_for_bytes(all_bytes)} before compression"
-    shards, there = counted(len(missing), "shard"), words_for_bytes(free)
-    _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, there)
-    # Of a run at an address this machine's disk has only what is being made. At native size this is the least.
-    if spec.compression == "none" and all_bytes > free and disk.scratch_of(run_folder.path) == run_folder.path:
-        raise StoreError(
-            f"{run_folder.path}: the features do not fit, got {there} free for {words_for_bytes(all_bytes)}. Expected enough for "
-            "all. Use output.compression=gzip, float16 or another disk."
-        )
+    all_bytes = words_for_bytes(rows * format.row_bytes(spec.features, spec.dtype))
+    size = "a size that depends on the images" if is_native else f"{all_bytes} before compression"
+    shards, free = counted(len(missing), "shard"), words_for_bytes(disk.free_bytes(run_folder.path))
+    _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, free)
 
 
 def _dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
