@@ -272,16 +272,13 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
 
 
 def say_device(device: Device, options: Options) -> None:
-    """Say where the network runs, and what that takes; where other GPUs are idle, how to use them."""
-    gpu, precision = device.gpu, options.runtime.precision
+    """Say where the network runs; where other GPUs are idle, how to use them."""
+    gpu, batches = device.gpu, f"{options.runtime.precision}, batches of {device.batch_size}"
     if gpu is None:
-        _log.info("device: cpu, %s, batches of %d", precision, device.batch_size)
+        _log.info("device: cpu, %s", batches)
         return
     memory = f"{words_for_bytes(gpu.free_bytes)} free" + f" of {words_for_bytes(gpu.total_bytes)}" * bool(gpu.total_bytes)
-    built = f"CUDA {gpu.cuda}, cuDNN {gpu.cudnn}"
-    _log.info("device: GPU %d of %d, %s, %s; %s; %s", gpu.number, gpu.count, gpu.model, memory, precision, built)
-    if device.device_bytes:
-        sums = words_for_bytes(device.device_bytes), words_for_bytes(device.host_bytes)
-        _log.info("device: batches of %d, %d at a time: up to %s there, %s here", device.batch_size, device.in_flight, *sums)
+    where = f"GPU {gpu.number} of {gpu.count}, {gpu.model}, {memory}"
+    _log.info("device: %s; %s, %d at a time; CUDA %s, cuDNN %s", where, batches, device.in_flight, gpu.cuda, gpu.cudnn)
     if gpu.count > 1 and options.part is None and options.engine.name == "local":
         _log.info("device: the others are not used. Use engine=ray, or %d processes, each with its part=k/%d.", *[gpu.count] * 2)

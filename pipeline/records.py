@@ -305,8 +305,6 @@ class Device:
     # features of all its layers. With 1, a layer is handed over before the next one is computed.
     in_flight: int = 1
     gpu: Gpu | None = None
-    device_bytes: int = 0  # what all batches in flight take there, at most; 0 where nobody knows before
-    host_bytes: int = 0  # likewise on the host
 
     def step_rows(self, rows: int) -> int:
         """Return the images of a batch where so many are to be computed in all.

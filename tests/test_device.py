@@ -25,7 +25,7 @@ from PIL import Image
 from pipeline import extract_features
 from pipeline.config import check_options
 from pipeline.engines.ray import plan_tasks
-from pipeline.errors import DeviceMemoryError
+from pipeline.errors import DeviceMemoryError, OptionError
 from pipeline.extract import say_device
 from pipeline.network import device
 from pipeline.network.architectures import VggTable
@@ -79,16 +79,15 @@ def test_each_part_takes_a_gpu_of_its_own_and_says_which(
     with log_to_terminal():
         say_device(found, options)
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith(f"device: GPU {taken} of 2, NVIDIA H100, 75.2 GB free of 85.9 GB; tf32; CUDA 12.")
-    assert said[1] == "device: batches of 128, 5 at a time: up to 33.9 GB there, 8.5 GB here"
-    assert len(said) == (3 if number == 0 else 2)
-    if number == 0:
-        assert said[2] == "device: the others are not used. Use engine=ray, or 2 processes, each with its part=k/2."
+    expected = f"device: GPU {taken} of 2, NVIDIA H100, 75.2 GB free of 85.9 GB; tf32, batches of 128, 5 at a time; CUDA 12."
+    assert said[0].startswith(expected)
+    others = ["device: the others are not used. Use engine=ray, or 2 processes, each with its part=k/2."]
+    assert said[1:] == others * (number == 0)
     attributes = found.attributes("tf32")
     assert attributes.pop("cuda").startswith("12.")
     assert attributes.pop("cudnn").startswith("9")
-    expected = {"device": "gpu", "precision": "tf32", "gpu": "NVIDIA H100"}
-    assert attributes == expected | {"gpu_memory_bytes": str(80 << 30), "batch_size": "128"}
+    of_all = {"device": "gpu", "precision": "tf32", "gpu": "NVIDIA H100"}
+    assert attributes == of_all | {"gpu_memory_bytes": str(80 << 30), "batch_size": "128"}
     assert {*found.attributes("tf32")} == {*DEVICE_ATTRIBUTES}
 
 
@@ -99,6 +98,11 @@ def test_a_gpu_that_the_process_uses_already_is_taken_as_it_is(two_gpus: list[An
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", refuse)
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: two_gpus)
     assert device.claim_gpu("gpu", 1) == (two_gpus, 1, 2)
+    # One that an earlier run on the CPU has hidden stays hidden.
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [])
+    assert device.choose_device("auto", None, (32, 32), "winograd", 2).kind == "cpu"
+    with pytest.raises(OptionError, match=r"runtime.device: TensorFlow sees no GPU here, got gpu\. .* not on the CPU"):
+        device.choose_device("gpu", None, (32, 32), "winograd", 2)
 
 
 def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,25 +90,6 @@ except Exception as error:
     assert run_python(code).stdout.split() == ["OptionError", "False", "False", "False", "False"]
 
 
-@pytest.mark.parametrize("requested", ["gpu", "auto", "cpu"])
-def test_a_gpu_that_an_earlier_run_has_hidden_stays_hidden(requested: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tensorflow as tf
-
-    from pipeline.network.device import choose_device
-
-    def refuse(devices: Any, kind: str) -> None:
-        raise RuntimeError("Visible devices cannot be modified after being initialized")
-
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["the GPU"])
-    monkeypatch.setattr(tf.config, "set_visible_devices", refuse)
-    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [])
-    if requested == "gpu":
-        with pytest.raises(OptionError, match=r"runtime.device: TensorFlow sees no GPU here, got gpu\. .* not on the CPU"):
-            choose_device(requested, None, (32, 32), "winograd", 2)
-    else:
-        assert choose_device(requested, None, (32, 32), "winograd", 2).kind == "cpu"
-
-
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from pathlib import Path

@@ -114,10 +114,7 @@ def choose_device(
     gpu = Gpu(str(details.get("device_name", "GPU")), place, count, *memory, *versions)
     if size_px is None:
         return Device("/GPU:0", "gpu", batch_size or GPU_BATCH, gpu=gpu)
-    device_bytes, host_bytes = image_bytes(size_px, row_bytes)
-    batch_size, in_flight = plan_batches((device_bytes, host_bytes), _free_bytes(gpu), batch_size)
-    device_bytes, host_bytes = batch_size * in_flight * device_bytes, batch_size * (in_flight + 1) * host_bytes
-    return Device("/GPU:0", "gpu", batch_size, in_flight, gpu, device_bytes, host_bytes)
+    return Device("/GPU:0", "gpu", *plan_batches(image_bytes(size_px, row_bytes), _free_bytes(gpu), batch_size), gpu)
 
 
 def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
