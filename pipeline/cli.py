@@ -10,8 +10,10 @@ import hashlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -73,7 +75,8 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
     try:
         # Hydra would print lines of its own about what is raised in a job: one that is alone is done after it.
         folder, name = (configuration_folder(), "config") if kind is config.Options else (None, "options")
-        hydra.main(version_base="1.3", config_path=folder, config_name=name)(do if is_several else alone.append)()
+        with signals.clearing(_end_joblib):
+            hydra.main(version_base="1.3", config_path=folder, config_name=name)(do if is_several else alone.append)()
         for composed in alone:
             do(composed)
         sys.stdout.flush()
@@ -90,6 +93,14 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
             raise
         fail(wrong_override(error, arguments, kind))
     signals.ignore()
+
+
+def _end_joblib() -> None:
+    """End joblib's workers, which would go on without whoever started them. What they are at is made by whoever goes on."""
+    executor = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
+    for worker in [*getattr(executor, "_processes", ())]:
+        with suppress(OSError):
+            os.kill(worker, signal.SIGTERM)
 
 
 def fail(error: PipelineError) -> NoReturn:

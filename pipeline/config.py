@@ -597,6 +597,8 @@ def unknown_key(key: str, kind: type = Options) -> OptionError:
     last_words = {name: name.rpartition(".")[2] for name in defaults(kind)}
     words = nearest(key.rpartition(".")[2], {*last_words.values()}).split(", ")
     near = nearest(key, [name for name, word in last_words.items() if word in words])
+    if key == "runtime.convolution":
+        near = "runtime.backend, which replaces it"
     return OptionError(
         f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run the command with --help for all."
     )

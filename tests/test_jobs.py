@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from pipeline.cli import literal_arguments, sweep_suffix, swept
 from pipeline.store.verification import verify_folder
 
 from .killed_runs import assert_same_run
-from .processes import call, run_python
+from .processes import call, command, run_python, start
 from .test_command import REFUSALS
 from .test_kills import OPTIONS, images
 
@@ -103,6 +105,20 @@ def test_a_failed_part_is_one_line_whatever_launches_it(tmp_path: Path, launcher
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     assert failed.stderr.splitlines()[-1].startswith("error: data.dir: no such folder, got '")
+
+
+@pytest.mark.slow
+def test_workers_of_joblib_end_with_the_command(images: Path, tmp_path: Path) -> None:
+    require("joblib")
+    shards = tmp_path / "outputs/run/shards"
+    options = [f"data.dir={images}", "network.weights=random", "data.size=512", "layers=[relu5_4]", "name=run"]
+    with start(command("-m", *options, "part=1/2,2/2", "hydra/launcher=joblib"), tmp_path) as process:
+        while not (shards.is_dir() and any(shards.iterdir())):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        # Workers that went on would keep the pipes open.
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said.splitlines()[-1][:11]) == (143, "terminated:")
 
 
 @pytest.mark.slow
