@@ -9,12 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from pipeline import extract_features, open_run
-from pipeline.errors import DatasetError, OptionError, StoreError
+from pipeline import extract_features
+from pipeline.errors import StoreError
 
 from .pages import Page
 from .processes import call, call_here, run_python
@@ -82,21 +80,6 @@ def test_a_run_says_what_it_does_and_what_it_did(finished: tuple[Path, subproces
     assert sorted(path.name for path in (folder / "shards").iterdir()) == [f"shard-0000{n}-of-00003.h5" for n in range(3)]
 
 
-def test_rows_are_those_of_the_manifest_whatever_fails(finished: tuple[Path, Any], images: Path) -> None:
-    run = open_run(finished[0])
-    keys = sorted((path.relative_to(images).as_posix() for path in images.rglob("class*/*")), key=str.encode)
-    assert list(run.images["key"]) == keys
-    failed = run.images["status"] == "failed"
-    assert failed.sum() == 3
-    assert [key.split("/")[1] for key in run.images["key"][failed]] == ["broken.jpg", "empty.png", "page.jpg"]
-    assert list(run.images["label"]) == [key.split("/")[0] for key in keys]
-    assert np.isnan(run["relu2_1"][np.flatnonzero(failed)]).all()
-    assert np.isfinite(run["pool3"][np.flatnonzero(~failed)]).all()
-    row = run.row("class 0/00.jpg")
-    with Image.open(images / "class 0/00.jpg") as picture:
-        assert (run.images["height"][row], run.images["width"][row]) == (picture.height, picture.width)
-
-
 def test_a_finished_run_has_nothing_left_to_do_and_another_is_refused_with_the_differences(
     finished: tuple[Path, Any], images: Path
 ) -> None:
@@ -111,22 +94,6 @@ def test_a_finished_run_has_nothing_left_to_do_and_another_is_refused_with_the_d
     assert "relu2_2" in str(refused.value)
     assert "data.size" not in str(refused.value)
     assert [path.stat().st_mtime_ns for path in kept] == stamps
-
-
-def test_what_cannot_be_a_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("bad").mkdir()
-    for number in range(3):
-        Path(f"bad/{number}.jpg").write_text("no image")
-    Path("none").mkdir()
-    Path("none/a.txt").write_text("")
-    for folder, said in (
-        ("bad", r'too many images fail, got 3 of 3, e\.g\. "not an image'),
-        ("none", r"none.*extension \.txt"),
-        ("nowhere", r"^data.dir: no such folder, got '.*nowhere'"),
-    ):
-        with pytest.raises(DatasetError, match=said):
-            extract_features(folder, "relu1_1", size=32, weights="random", quiet=True)
 
 
 # All in one process: each of its own would take a second or two.
@@ -190,38 +157,3 @@ def test_help_names_every_option(tmp_path: Path) -> None:
 
 
 ODD_NAMES = ["2024_01", "1e3", "true", "ünï", "it's", 'q"uote', "a,b", "a=b", "${foo}", "[br]", "#x", "~x", "back\\", "null "]
-
-
-def test_a_list_of_which_no_file_is_found_leaves_nothing_behind_and_can_be_mended(
-    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("list.txt").write_text("sky/hubble.jpg 3\npeople/astronaut.jpg 11\n")
-    options: dict[str, Any] = {"list": "list.txt", "layers": "relu1_1", "size": 32, "weights": "random"}
-    with pytest.raises(
-        DatasetError, match=r"^data.list: none of its 2 files was found, got '.*list.txt' with paths such as"
-    ) as no:
-        extract_features(**options)
-    assert f"relative to {str(tmp_path)!r}, with / between folders and nothing behind. Set data.dir=FOLDER" in str(no.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
-    Path("list.txt").write_text("path,label\nsky/hubble.jpg,3\npeople/astronaut.jpg,11\n")
-    run = extract_features(photographs, quiet=True, **options)
-    assert run.images["label"].tolist() == [3, 11]
-
-
-def test_labels_are_those_that_were_asked_for(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, split in (("chelsea", "train"), ("cameraman", "val")):
-        source = next(photographs.glob(f"*/{name}.jpg"))
-        target = tmp_path / "imgs" / split / source.parent.name / source.name
-        target.parent.mkdir(parents=True)
-        shutil.copy(source, target)
-    options: dict[str, Any] = {"layers": "relu1_1", "size": 32, "weights": "random", "quiet": True}
-    with pytest.raises(
-        OptionError, match=r"^data.label: there is no such column, got 'parnt'. Expected one of: folder, parent\."
-    ):
-        extract_features("imgs", label="parnt", **options)
-    assert extract_features("imgs", label="parent", **options).images["label"].tolist() == ["animals", "people"]
-    # Labels are stored, so another rule is another run.
-    with pytest.raises(StoreError, match="label"):
-        extract_features("imgs", **options)
