@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,8 +72,8 @@ class OpenLayer:
         self._spec, self._shard, self._name = spec, shard, feature.name
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._tally = Tally(feature.channels)
-        # Row in the shard -> first map row of a band -> (CRC-32, bytes): threads finish the bands of a row in any order.
-        self._checksums: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
+        # (row in the shard, first map row of a band) -> (CRC-32, bytes): threads finish the bands of a row in any order.
+        self._checksums: dict[tuple[int, int], tuple[int, int]] = {}
         # Rows of the chunk that is begun, where it holds several.
         self._rows: list[int] = []
         self._values = np.empty(0, np.float32)
@@ -135,7 +136,7 @@ class OpenLayer:
             index = self._shard.first + piece.rows[number]
             raise _value_error(self._spec, index, self._name, piece.values[places[number]], there[number])
         for row, values in zip(piece.rows, there, strict=True):
-            self._checksums[row][piece.top] = codec.checksum(values), values.nbytes
+            self._checksums[row, piece.top] = codec.checksum(values), values.nbytes
         raw_bytes = stored.nbytes
         chunk = (len(stored), *piece.dataset.chunks[1 - stored.ndim :])
         if stored.shape != chunk:
@@ -148,8 +149,8 @@ class OpenLayer:
     def finish(self, rows_ok: int) -> tuple[NDArray[np.uint32], LayerStatistics]:
         """Return the checksums of all rows, and their statistics, all pieces being encoded."""
         checksums = np.zeros(self._shard.rows, np.uint32)
-        for row, bands in self._checksums.items():
-            checksums[row] = codec.join_checksums([bands[top] for top in sorted(bands)])
+        for row, bands in groupby(sorted(self._checksums.items()), lambda band: band[0][0]):
+            checksums[row] = codec.join_checksums([checksum for _, checksum in bands])
         return checksums, self._tally.statistics(rows_ok)
 
 
@@ -377,8 +378,8 @@ def hdf5_alone() -> Iterator[None]:
     """
     with phil:
         was_enabled = gc.isenabled()
-        gc.disable()
         try:
+            gc.disable()
             yield
         finally:
             if was_enabled:
