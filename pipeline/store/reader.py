@@ -9,9 +9,9 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -227,7 +227,7 @@ class Layer:
         if not found:
             spec, path = self._run.shards[number], self._run._paths[number]
             refresh(path)
-            found = ShardLayer(path, self._run._digests[spec.part], spec, self.name)
+            found = ShardLayer(path, self._run._parts[spec.part].digest, spec, self.name)
             if found.row_shape != self.row_shape:
                 raise damaged(path, f"layer {self.name}", f"shape {found.row_shape} where the run has {self.row_shape}")
             self._shards[number] = found
@@ -288,7 +288,7 @@ class Layer:
         return f"<layer {self.name}: {self.shape} {self.dtype}>"
 
 
-class Run(Shown):
+class Run(Shown, AbstractContextManager["Run"]):
     """The activations and the table of images of a finished run. Made by :func:`open_run`.
 
     It may be pickled, and used after a fork: each process opens the shards for itself.
@@ -305,7 +305,7 @@ class Run(Shown):
         # Absolute: the run must still be found after a change of the working directory.
         self.path = path.absolute()
         with tables.open_file(path) as file:
-            self._digests, plan = tables.read_plan(file, path)
+            self._parts, plan = tables.read_plan(file, path)
             with reading(path, "the tree"):
                 self.attributes: dict[str, Any] = dict(file.attrs)
                 rows, columns = len(own_node(file["images"], "key")), tuple(file["images"])
@@ -480,10 +480,7 @@ class Run(Shown):
         for layer in self._layers.values():
             layer._shards.clear()
 
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[type[Run], tuple[Path]]:

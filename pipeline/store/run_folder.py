@@ -278,7 +278,7 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         there = contents.shards.difference(path.name for path in useless)
         try:
             with tables.open_file(index) as file:
-                last = tables.read_parts(file, index)[-1]
+                last = tables.read_plan(file, index)[0][-1]
             if last not in spec.parts:
                 raise damage.of_another_run(index, last.digest, spec.digest)
             if any(shard.stop <= last.stop and name not in there for name, shard in shards.items()):

@@ -149,8 +149,8 @@ def is_foreign(path: Path) -> bool:
     return False
 
 
-def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
-    """Return the parts of the run, up to its own, that a shard or index names.
+def read_plan(file: h5py.File, path: Path) -> tuple[tuple[Part, ...], tuple[ShardSpec, ...]]:
+    """Return the parts of the run that a shard or index names, up to its own, and the shard plan of these.
 
     Raises:
         StoreError: They are damaged.
@@ -161,20 +161,10 @@ def read_parts(file: h5py.File, path: Path) -> tuple[Part, ...]:
         digests = [str(digest) for digest in file.attrs.get("part_digests", [file.attrs["run_digest"]])]
         if len(stops) != len(digests) or [0, *stops] != sorted({0, *stops}):
             raise ValueError(f"parts that end at rows {stops[:5]}")
-        if stops[-1] > format.MOST_ROWS or not 0 <= stops[-1] // int(file.attrs["images_per_shard"]) <= format.MOST_SHARDS:
-            raise ValueError(f"{stops[-1]} rows in shards of {file.attrs['images_per_shard']}")
-    return tuple(map(Part, digests, stops))
-
-
-def read_plan(file: h5py.File, path: Path) -> tuple[tuple[str, ...], tuple[ShardSpec, ...]]:
-    """Return the digest that the shards of each part have, and the shard plan of all parts, that a shard or index names.
-
-    Raises:
-        StoreError: They are damaged.
-    """
-    parts = read_parts(file, path)
-    shards = plan_shards(tuple(part.stop for part in parts), int(file.attrs["images_per_shard"]))
-    return tuple(part.digest for part in parts), shards
+        step = int(file.attrs["images_per_shard"])
+        if stops[-1] > format.MOST_ROWS or not 0 <= stops[-1] // step <= format.MOST_SHARDS:
+            raise ValueError(f"{stops[-1]} rows in shards of {step}")
+    return tuple(map(Part, digests, stops)), plan_shards(tuple(stops), step)
 
 
 def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> None:

@@ -32,8 +32,8 @@ from .shard_reader import ShardLayer
 
 # A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
 TIMEOUT_SECONDS, SLOWEST_BYTES_A_SECOND = 120.0, 2 << 20
-# What that process runs. Not by multiprocessing, which would run a script of the user's again.
-CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.store import verification; verification.main()"
+# What that process runs: no module of the present folder, and not by multiprocessing, which would run a user's script again.
+CHILD = "import sys; sys.path[0] = sys.argv[1]; from pipeline.store import verification; verification.main()"
 
 _log = logging.getLogger(__name__)
 
@@ -150,20 +150,20 @@ def check_hdf5(path: Path) -> FileCheck:
     """Check a file by what its name says it is, a shard or the index, in this process."""
     check = FileCheck()
     with check.noting(), damage.reading(path, "the HDF5 file"), tables.open_file(path) as file:
-        check.parts = tables.read_parts(file, path)
+        check.parts, plan = tables.read_plan(file, path)
         for name in sorted({*file["images"], *format.TEXT_COLUMNS, *format.NUMBER_COLUMNS}):
             with check.noting():
                 tables.read_column(file, path, name)
         if path.name == format.INDEX_NAME:
             return check
-        digests, plan = tables.read_plan(file, path)
+        digest = check.parts[-1].digest
         shard = next((shard for shard in plan if shard.file_name == path.name), None)
         if shard is None:
             raise damage.foreign(path, f"not in this run's plan of {len(plan)} shards, got an extra file", "a shard of it")
-        tables.check_shard(file, path, digests[-1], shard)
+        tables.check_shard(file, path, digest, shard)
         for name in json.loads(str(file.attrs["identity"]))["layers"].split(","):
             with check.noting():
-                layer = ShardLayer(path, digests[-1], shard, name)
+                layer = ShardLayer(path, digest, shard, name)
                 for first in range(0, shard.rows, layer.chunk_rows):
                     with check.noting():
                         for _ in layer.read(range(first, min(first + layer.chunk_rows, shard.rows))):
