@@ -43,7 +43,7 @@ def accept(folder: Path, *names: str) -> None:
 
 
 def write_companions(folder: Path) -> None:
-    """Writes the files that the doors write beside the data."""
+    """Writes the files that a run has beside its data."""
     for name, text in (("config.yaml", "data:\n  size: 224\n"), ("report.json", '{\n  "rows": 10\n}\n')):
         (folder / f"{name}.partial").write_text(text)
         Digests(folder).publish(folder / name)

@@ -26,7 +26,6 @@ from pipeline.store.run_summary import summarise_run
 from pipeline.store.verification import check_in_child
 from pipeline.verify import verify
 
-from .damage import chunk_place, flip
 from .stored_runs import write_run
 from .test_index import spec_of
 
@@ -129,22 +128,6 @@ def test_a_shard_in_use_that_must_be_looked_into_is_kept(folder: Path) -> None:
     assert check_in_child(folder / SHARD).findings == []
 
 
-@pytest.mark.slow
-def test_a_file_that_is_being_changed_by_another_program_is_kept_and_nothing_else_is_removed(folder: Path) -> None:
-    """Its bytes differ from its digest, but whoever has it open may not have written all of them."""
-    flip(folder / SHARD, chunk_place(folder / SHARD, "relu4_1", 1))
-    other = folder / SHARD.replace("00001-", "00002-")
-    flip(other, chunk_place(other, "relu4_1", 1))
-    with held_open(folder / SHARD):
-        before = bytes_of(folder)
-        with pytest.raises(StoreError, match=r"1 file in use or unreadable"):
-            verify(folder, repair=True)
-        assert bytes_of(folder) == before
-    with pytest.raises(StoreError, match="What could be removed has been"):
-        verify(folder, repair=True)
-    assert {*before} - {*bytes_of(folder)} == {SHARD, other.relative_to(folder).as_posix(), INDEX}
-
-
 def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
     path = folder / SHARD
     with h5py.File(path, "r") as old, h5py.File(folder / "new.h5", "w", libver="latest") as new:
@@ -201,24 +184,6 @@ def test_a_file_that_the_system_does_not_let_us_read_is_named_and_kept(
             act(folder)
     with pytest.raises(StoreError, match=words if name in (LISTING, "SHA256SUMS") else r"1 file in use or unreadable"):
         verify(folder, repair=True)
-    monkeypatch.undo()
-    assert bytes_of(folder) == before
-
-
-@pytest.mark.parametrize(("number", "name", "existing"), [(errno.ENOMEM, SHARD, "replace"), (errno.ESTALE, INDEX, "resume")])
-def test_a_file_that_the_system_does_not_let_us_ask_for_is_named_and_kept(
-    folder: Path, number: int, name: str, existing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, asked = bytes_of(folder), Path.stat
-
-    def refused(path: Path, **options: Any) -> os.stat_result:
-        if str(path).endswith(name):
-            raise OSError(number, os.strerror(number), str(path))
-        return asked(path, **options)
-
-    monkeypatch.setattr(Path, "stat", refused)
-    with pytest.raises(UnreadableError, match=rf"{name}: .*cannot be read, got .* \({errno.errorcode[number]}\)"):
-        resume(folder, existing)
     monkeypatch.undo()
     assert bytes_of(folder) == before
 

@@ -80,16 +80,6 @@ def test_a_live_run_or_part_is_left_alone(whole: Path) -> None:
             index_run(whole)
 
 
-def test_a_damaged_shard_without_a_digest_is_no_part_of_an_index(shards_only: Path) -> None:
-    path = shards_only / "shards/shard-00001-of-00008.h5"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"shard-00001-of-00008\.h5: .* is damaged"):
-        index_run(shards_only)
-    assert not (shards_only / "features.h5").exists()
-
-
 def test_the_command_ends_with_its_exit_codes(shards_only: Path) -> None:
     cwd = shards_only.parent
     good = call_here("run=run", cwd=cwd, module="pipeline.index")

@@ -156,21 +156,6 @@ def whole(begun: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("shards", "existing"), [(0, "resume"), (1, "extend"), pytest.param(2, "resume", marks=pytest.mark.slow), (3, "extend")]
-)
-def test_a_stopped_extension_goes_on_to_the_same_bits(
-    begun: Path, whole: Path, tmp_path: Path, shards: int, existing: str
-) -> None:
-    shutil.copytree(begun, tmp_path / "stopped")
-    run(tmp_path / "stopped", spec_of("abcdefghi"), shards=shards)
-    # Until the last, a reader sees the run as it was.
-    rows_are_those_of_their_keys(tmp_path / "stopped", "bdf")
-    folder = run(tmp_path / "stopped", spec_of("abcdefghi"), existing)
-    assert len(folder.missing) == 3 - shards
-    assert everything(tmp_path / "stopped") == everything(whole)
-
-
 def test_an_extension_of_which_nothing_was_made_is_planned_anew(tmp_path: Path) -> None:
     run(tmp_path, spec_of("bd"))
     run(tmp_path, spec_of("abcd"), shards=0)

@@ -199,7 +199,8 @@ def test_an_error_in_the_background_is_raised_at_the_next_put(tmp_path: Path) ->
         with pytest.raises(NetworkError):
             writer.put_features(FeatureBatch("relu4_1", np.zeros(0, np.int64), np.zeros((0, 80, 80, 3), np.float32)))
         writer.abort()
-    assert names_in(tmp_path) == []
+    # All of the other shard may have come before.
+    assert {*names_in(tmp_path)} <= {"shard-00001-of-00002.h5"}
 
 
 def test_running_out_of_memory_is_one_line_and_other_shards_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
