@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import WeightsError
-from pipeline.network import architectures, known_weights
+from pipeline.network import architectures, known_weights, weights
 from pipeline.network.known_weights import Wanted, Weights, files_for
 from pipeline.network.weights import content_digest, load_weights, random_weights, read_file
 
@@ -106,13 +106,14 @@ class Loader:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.keras_home = root / "weights", root / "keras"
         self.lines: list[str] = []
+        monkeypatch.setattr(weights, "FOLDER", self.folder)
         monkeypatch.setenv("KERAS_HOME", str(self.keras_home))
         for family in known_weights.BASE_URLS:
             monkeypatch.setitem(known_weights.BASE_URLS, family, f"http://127.0.0.1:9/{family}")
 
     def __call__(self, source: str | Path, network: str = "vgg19", classifier: bool = False, seed: int = 0) -> Weights:
         given = {"seed": seed, "classifier": classifier, "progress": False, "log": self.lines.append}
-        return load_weights(network, str(source), folder=self.folder, **given)
+        return load_weights(network, str(source), **given)
 
     def refusal(self, source: str | Path, network: str = "vgg19", classifier: bool = False) -> str:
         with pytest.raises(WeightsError) as caught:

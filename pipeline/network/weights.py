@@ -54,19 +54,18 @@ _SAVE_ANY = (
 
 
 def load_weights(
-    network: str, source: str, *, seed: int, classifier: bool, progress: bool, log: Callable[[str], None], folder: Path = FOLDER
+    network: str, source: str, *, seed: int, classifier: bool, progress: bool, log: Callable[[str], None]
 ) -> Weights:
     """Return the weights that a user's word means.
 
     Args:
         network: Name in :data:`pipeline.network.architectures.NETWORKS`.
-        source: ``imagenet``, ``matconvnet``, ``torchvision``: a published file, see :func:`.files_for`, in ``folder`` or in the
+        source: ``imagenet``, ``matconvnet``, ``torchvision``: a published file (:func:`.files_for`), in :data:`FOLDER` or in the
             cache of Keras or PyTorch, else downloaded; ``random``: He normal; else the path of a file.
         seed: Of the random weights.
         classifier: Whether fc6, fc7 and fc8 are needed.
         progress: Whether downloads show a bar.
         log: Takes lines for the user: where weights come from, and warnings.
-        folder: Where published files are looked for and downloaded to.
 
     Raises:
         WeightsError: There is no such file, it cannot be downloaded, or it cannot be used.
@@ -74,7 +73,7 @@ def load_weights(
     wanted = Wanted(network, classifier)
     if source == "random":
         return random_weights(wanted, seed)
-    path = _published_file(wanted, source, folder, progress, log) if source in WEIGHTS else Path(source)
+    path = _published_file(wanted, source, progress, log) if source in WEIGHTS else Path(source)
     if not path.is_file():
         raise wanted.refusal(path, "is no file", "a folder, a pipe or nothing")
     log(f"weights: reading {path} ({path.stat().st_size:,} bytes)")
@@ -118,14 +117,14 @@ def content_digest(weights: Weights) -> str:
     return digest_arrays((name, values) for name, values in arrays.items() if values is not None)
 
 
-def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, log: Callable[[str], None]) -> Path:
-    """Return a published file: from the folder, from the cache of Keras or PyTorch, or downloaded to the folder."""
+def _published_file(wanted: Wanted, source: str, progress: bool, log: Callable[[str], None]) -> Path:
+    """Return a published file: from :data:`FOLDER`, from the cache of Keras or PyTorch, or downloaded to the folder."""
     files = files_for(wanted.network, wanted.classifier, source)
     names = [known.name for known in files]
     if files[0].family == "torchvision":
         # timm's copy of the weights, which needs no PyTorch.
         names.insert(0, f"{wanted.network}.tv_in1k.safetensors")
-    for path in (folder / name for name in names):
+    for path in (FOLDER / name for name in names):
         if path.is_file():
             return path
     # Sources: keras/src/backend/config.py, keras_home(); torch/hub.py, get_dir() and load_state_dict_from_url().
@@ -135,7 +134,7 @@ def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, l
         "torchvision": Path(torch_home, "hub", "checkpoints"),
     }
     for known in files:
-        path = caches.get(known.family, folder).expanduser() / known.name
+        path = caches.get(known.family, FOLDER).expanduser() / known.name
         # Keras downloads under the final name, so a download of its that was stopped looks like a file.
         with contextlib.suppress(OSError):
             if known.has_checksum_of(path):
@@ -147,10 +146,10 @@ def _published_file(wanted: Wanted, source: str, folder: Path, progress: bool, l
         try:
             import_torch(wanted.network)
         except WrongFileError as error:
-            raise wanted.refusal(folder / known.name, *error.args) from error
-    log(f"weights: downloading {known.words} to {folder}")
-    download_file(known, folder / known.name, progress=progress)
-    return folder / known.name
+            raise wanted.refusal(FOLDER / known.name, *error.args) from error
+    log(f"weights: downloading {known.words} to {FOLDER}")
+    download_file(known, FOLDER / known.name, progress=progress)
+    return FOLDER / known.name
 
 
 def file_format(path: Path) -> str:
