@@ -190,10 +190,8 @@ def _layer_cells(name: str, shape: tuple[int, ...] | None, channels: int, of: La
     """Return name, output, range, mean and deviation, share of zeros, and dead channels of a layer."""
     output = words_for_shape(shape) if shape else f"native size × {channels}"
     low, high, mean, deviation = map(words_for_number, (of.minimum, of.maximum, of.mean, of.standard_deviation))
-    return [
-        *(name, output, f"{low} to {high}", f"{mean} ± {deviation}", words_for_share(of.zero_share)),
-        str(len(of.dead_channels)),
-    ]
+    zeros, dead = words_for_share(of.zero_share), str(len(of.dead_channels))
+    return [name, output, f"{low} to {high}", f"{mean} ± {deviation}", zeros, dead]
 
 
 def _sample(run: Run, record: ImageRecord, layers: Sequence[str]) -> dict[str, Any]:

@@ -32,14 +32,9 @@ FOLDER = Path("weights")
 # Until the server answers, and for each further piece.
 TIMEOUT_SECONDS = 30.0
 
-# Kind of file, by its content -> its reader.
-READERS = {
-    "a MATLAB 5 file": read_matconvnet,
-    "an HDF5 file": read_keras,
-    "a PyTorch file": read_torch,
-    "a file of safetensors": read_safetensors,
-}
-MAT5, HDF5, TORCH, SAFETENSORS = READERS
+# Kinds of files, told by their content, and what reads them.
+MAT5, HDF5, TORCH, SAFETENSORS = "a MATLAB 5 file", "an HDF5 file", "a PyTorch file", "a file of safetensors"
+READERS = {MAT5: read_matconvnet, HDF5: read_keras, TORCH: read_torch, SAFETENSORS: read_safetensors}
 _MAT73 = "a MATLAB v7.3 file"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Files of torch.save before 1.6. Source: MAGIC_NUMBER in torch/serialization.py, pickled.
