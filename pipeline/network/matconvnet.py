@@ -70,7 +70,8 @@ def read_matconvnet(path: Path, wanted: Wanted) -> Weights:
     found = [name for name, layer in layers.items() if layer.get("type") == "conv"]
     kernels, biases = wanted.take(found, lambda name: _parameters(layers[name]))
     for name in [*wanted.shapes, *pools]:
-        for field, expected in _FIELDS[name.rstrip("0123456789_")].items():
+        kind = "pool" if name in pools else name.rstrip("0123456789_")
+        for field, expected in _FIELDS[kind].items():
             stored = np.ravel(layers[name].get(field, expected))
             if (stored != expected).any():
                 raise WrongFileError(f"has another {field} in {name} (expected {expected})", str(stored[:9].tolist()))
