@@ -75,11 +75,7 @@ def run(folder: Path, name: str, cwd: Path) -> tuple[str, int]:
     command = [sys.executable, "-m", "pipeline.run", *arguments, f"name={name}", "runtime.workers=2"]
     with (cwd / f"{name}.txt").open("wb") as said:
         process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment(PYTHONWARNINGS="error::ResourceWarning"),
-            stdout=said,
-            stderr=subprocess.STDOUT,
+            command, cwd=cwd, env=environment(PYTHONWARNINGS="error::ResourceWarning"), stdout=said, stderr=subprocess.STDOUT
         )
         watch = threading.Timer(900, process.kill)
         watch.start()

@@ -68,10 +68,7 @@ def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.Ca
     LOGGER.info("nothing")
     dry_run(images)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[2:4] == [
-        "layer: relu1_1, 32 x 32 x 64 float32, 262.1 kB an image",
-        lines[3],
-    ]
+    assert lines[2:4] == ["layer: relu1_1, 32 x 32 x 64 float32, 262.1 kB an image", lines[3]]
     assert re.fullmatch(r"output: 7 images, 1.8 MB before compression, in 1 shard under outputs/x; .* free", lines[3])
     assert lines[4].startswith("device: cpu, float32")
     assert lines[5] == "sample: all 7 images; 1 failed: 1 not an image"

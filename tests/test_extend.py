@@ -70,8 +70,7 @@ def test_added_rows_are_those_of_a_run_over_everything(
     pictures(images, "aceg")
     (images / "h.png").write_bytes(b"")
     with pytest.raises(
-        StoreError,
-        match=r"got 5 added \('a\.png', 'c\.png', 'e\.png', \.\.\.\)\. Expected .* Use output\.existing=extend",
+        StoreError, match=r"got 5 added \('a\.png', 'c\.png', 'e\.png', \.\.\.\)\. Expected .* Use output\.existing=extend"
     ):
         extract()
     report = extract(existing="extend")
@@ -150,11 +149,7 @@ def test_a_list_of_images_is_extended_with_its_columns(
     [("unreadable", "resume"), ("truncated", "resume"), pytest.param("missing", "extend", marks=pytest.mark.slow)],
 )
 def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
-    kind: str,
-    existing: str,
-    tmp_path: Path,
-    pictures: Callable[[Path, str], None],
-    extract: Callable[..., Report],
+    kind: str, existing: str, tmp_path: Path, pictures: Callable[[Path, str], None], extract: Callable[..., Report]
 ) -> None:
     images, run = tmp_path / "imgs", tmp_path / "outputs/run"
     pictures(images, "abd")

@@ -61,11 +61,7 @@ def test_options_take_addresses_and_name_the_run_after_them(tmp_path: Path) -> N
         ),
         ("data.tar", "s3://b/x.tar", r"^data\.tar: read from this machine only, got .'s3://b/x\.tar'.\. Expected a path"),
         ("data.tfds", "coco", r"^data\.dir: read from this machine only, got 'memory://sets'\. Expected a path"),
-        (
-            "output.scratch",
-            "s3://b/x",
-            r"^output\.scratch: not a valid value, got 's3://b/x'\. Expected a folder of this mach",
-        ),
+        ("output.scratch", "s3://b/x", r"^output\.scratch: not a valid value, got 's3://b/x'\. Expected a folder of this mach"),
         ("output.scratch", "", r"^output\.scratch: not a valid value, got ''\. Expected a folder"),
     ],
 )

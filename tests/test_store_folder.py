@@ -96,8 +96,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["shards/shard-00001-of-00003.h5", "shards/shard-00007-of-00009.h5", "features.h5", "SHA256SUMS.partial", "shards"],
+    "name", ["shards/shard-00001-of-00003.h5", "shards/shard-00007-of-00009.h5", "features.h5", "SHA256SUMS.partial", "shards"]
 )
 @pytest.mark.parametrize("kind", ["link to a file", "folder"])
 def test_a_link_or_a_folder_under_a_name_of_a_run_is_refused(written: Path, tmp_path: Path, kind: str, name: str) -> None:

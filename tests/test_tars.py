@@ -159,10 +159,7 @@ def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
     notes: list[str] = []
     manifest = list_tars([str(tmp_path / "a.tar")], str(tmp_path), notes.append)
     assert notes == ["'a.tar' lacks the mark that ends a tar file, and may have been cut off"]
-    assert manifest.skipped == {
-        ".cls that holds no label or is too large": 2,
-        ".json that holds no label or is too large": 3,
-    }
+    assert manifest.skipped == {".cls that holds no label or is too large": 2, ".json that holds no label or is too large": 3}
 
 
 def end_of(path: Path) -> int:
@@ -216,14 +213,8 @@ BAD_TARS = {
         f"it ends at byte 1536, its member 'x.png' at {2**63 + 511}",
     ),
     "cut off in an image": (header(size=b"00000001000\0") + b"x" * 100, "it ends at byte 612, its member 'x.png' at 1024"),
-    "cut off in a header": (
-        header() + header()[:200],
-        "it is damaged or cut off: there is no whole header",
-    ),
-    "rubbish after an image": (
-        header() + b"\1" * 512 + END,
-        "it is damaged or cut off: there is no whole header",
-    ),
+    "cut off in a header": (header() + header()[:200], "it is damaged or cut off: there is no whole header"),
+    "rubbish after an image": (header() + b"\1" * 512 + END, "it is damaged or cut off: there is no whole header"),
     "long name cut off": (header(type=b"L", size=b"00000010000\0") + b"a" * 9, "it is "),
 }
 

@@ -82,12 +82,7 @@ def test_sets_are_found_by_name_configuration_and_version(tmp_path: Path) -> Non
     assert find_set("a:1.9.0", tmp_path) == tmp_path / "a/1.9.0"
     assert find_set("b", tmp_path) == find_set("b/only:2.0.0", tmp_path) == tmp_path / "b/only/2.0.0"
     assert find_set("c/y", tmp_path) == tmp_path / "c/y/1.0.0"
-    for name, words in (
-        ("c", "c/x:1.0.0, c/y:1.0.0"),
-        ("a:3.0.0", "a:1.0.0"),
-        ("d", "a:1.0.0"),
-        ("c/z", "c/x:1.0.0, c/y:1.0.0"),
-    ):
+    for name, words in (("c", "c/x:1.0.0, c/y:1.0.0"), ("a:3.0.0", "a:1.0.0"), ("d", "a:1.0.0"), ("c/z", "c/x:1.0.0, c/y:1.0.0")):
         message = refused(name, tmp_path)
         assert message.startswith(f"data.tfds: no such set is prepared in '{tmp_path}', got '{name}'. Expected one of: ")
         assert words in message

@@ -89,12 +89,7 @@ def test_shuffled_batches_have_all_rows_once_in_another_order_each_epoch(run: Ru
 
 @pytest.mark.parametrize(
     ("where", "expected"),
-    [
-        ([5, 3, -1, 5], [5, 39, 5]),
-        (slice(2, 9, 2), [2, 4, 6, 8]),
-        (np.arange(ROWS) % 10 == 7, [7, 27, 37]),
-        (-2, [38]),
-    ],
+    [([5, 3, -1, 5], [5, 39, 5]), (slice(2, 9, 2), [2, 4, 6, 8]), (np.arange(ROWS) % 10 == 7, [7, 27, 37]), (-2, [38])],
     ids=repr,
 )
 def test_rows_are_chosen_by_mask_rows_or_slice_and_failed_ones_left_out(run: Run, where: Any, expected: list[int]) -> None:

@@ -70,9 +70,7 @@ def image_extensions() -> frozenset[str]:
 
 
 def decode_image(
-    data: bytes,
-    ratio_for: Callable[[int, int], int] | None = None,
-    admit: Callable[[int], None] = lambda pixels: None,
+    data: bytes, ratio_for: Callable[[int, int], int] | None = None, admit: Callable[[int], None] = lambda pixels: None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode one image as the module's docstring says.
 

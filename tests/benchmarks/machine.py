@@ -12,10 +12,7 @@ from pipeline.machine import usable_cores
 
 from .sides import REPOSITORY
 
-PROGRAMS = (
-    *("tensorflow", "keras", "numpy", "h5py", "pillow", "isal", "llvmlite"),
-    *("ncnn", "MNN", "onnxruntime", "onnx"),
-)
+PROGRAMS = (*("tensorflow", "keras", "numpy", "h5py", "pillow", "isal", "llvmlite"), *("ncnn", "MNN", "onnxruntime", "onnx"))
 
 
 def describe_machine() -> dict[str, str]:
