@@ -246,9 +246,6 @@ class RemotePath(_Base):
     def absolute(self) -> RemotePath:
         return self
 
-    def resolve(self, strict: bool = False) -> RemotePath:
-        return self
-
     def relative_to(self, *others: Any, **how: Any) -> Any:
         return PurePosixPath(self.text).relative_to(str(others[0]))
 

@@ -22,7 +22,7 @@ from pipeline.sharding import Share
 from pipeline.storage import RemotePath, StorageError, prepare_scratch, scratch_for
 from pipeline.store import lock
 from pipeline.store.lock import Lock
-from pipeline.store.reader import open_run
+from pipeline.store.reader import beside, open_run
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 
@@ -217,6 +217,7 @@ def test_rows_columns_and_statistics_are_read_where_they_are(folder: RemotePath,
         np.testing.assert_array_equal(copy["conv1_1"][5], local["conv1_1"][5])
     with open_run(f"{ADDRESS}/{shard(1)}") as run:
         np.testing.assert_array_equal(run["relu4_1"][-1], made["relu4_1"][7])
+    assert beside(RemotePath("memory://bucket/copy.h5")) == (Path(), "copy")
 
 
 def test_a_chunk_that_was_damaged_at_the_address_is_named(folder: RemotePath, memory: Any) -> None:

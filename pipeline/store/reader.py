@@ -100,7 +100,7 @@ def beside(path: Path) -> tuple[Path, str]:
     Of a run at an address it is the present folder. A folder below that is relative, as a person would type it.
     """
     is_shard = path.parent.name == format.SHARD_FOLDER
-    run = path.parent.parent if is_shard else path.parent if path.name == format.INDEX_NAME else path.with_suffix("")
+    run = path.parent.parent if is_shard else path.parent if path.name == format.INDEX_NAME else path.parent / path.stem
     folder = Path() if isinstance(path, RemotePath) else run.parent
     if folder.is_relative_to(here := Path.cwd()):
         folder = folder.relative_to(here)
