@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ImageError, OptionError
+from pipeline.images.decode import decode_image
+from pipeline.images.resize import ResizeSpec
 from pipeline.network.architectures import VggTable
 from pipeline.network.device import TOLERANCES, choose_device, gpu_memory, set_precision
 from pipeline.network.vgg import Network
@@ -19,6 +21,7 @@ from pipeline.network.winograd import prepare_segments
 
 from . import oracle
 from .conftest import MEAN_PIXEL
+from .test_resize import on_host
 
 TOLERANCE = 1e-5
 
@@ -90,6 +93,22 @@ def test_kernels_are_used_as_stored(thin_weights: Any) -> None:
     np.testing.assert_allclose(stored[5, 4], kernel[0, 1, 0], rtol=1e-6)
     swapped = run(weights, ["conv1_1"], image, kernel_order="whio")["conv1_1"][0]
     np.testing.assert_allclose(swapped[4, 5], kernel[0, 1, 0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_features_of_every_photograph_agree_with_the_oracle_up_to_the_classifier(photographs: Path, random_weights: Any) -> None:
+    weights = random_weights("vgg19", classifier=True)
+    layers = ["relu1_1", "pool3", "relu4_1", "relu5_4", "fc7"]
+    paths = sorted(path for path in photographs.glob("*/*") if path.suffix in (".jpg", ".png"))
+    assert len(paths) >= 5
+    for path in paths:
+        seen = on_host([decode_image(path.read_bytes())[0]], ResizeSpec((224, 224), "squash", "bilinear"))
+        with Image.open(path) as image:
+            exact = oracle.resize(np.asarray(image.convert("RGB")), 224, 224, "bilinear") - MEAN_PIXEL
+        expected = oracle.forward(exact, weights.kernels, weights.biases, until="fc7")
+        for backend in ("tensorflow", "winograd"):
+            errors = differences(run(weights, layers, seen, backend=backend), expected)
+            assert max(errors.values()) < TOLERANCE, (path, backend, errors)
 
 
 @pytest.mark.slow
