@@ -33,6 +33,7 @@ from .network.architectures import CLASSIFIER_BLOCK, foreign_names
 from .network.keras_models import KERAS, KerasWeights, load_keras
 from .network.known_weights import Weights
 from .network.weights import load_weights
+from .pca import compute_sample, with_transforms, write_transforms
 from .plan import plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
@@ -47,7 +48,6 @@ from .store.digests import Digests
 from .store.index_file import build_index
 from .store.reader import open_run
 from .store.run_folder import RunFolder, open_folder
-from .transforms import compute_sample, with_transforms, write_transforms
 
 REPORT, PAGE = format.REPORT_NAME, "report.html"
 MOST_FAILED = "data.max_failed_fraction"

@@ -41,13 +41,13 @@ def reduce_run(options: ReduceOptions) -> None:
         PipelineError: The run cannot be read, or the new one not written; finished shards are kept.
     """
     from .job import finish_run, make_missing, say_plan
+    from .pca import with_transforms, write_transforms
     from .plan import plan_reduced_run
     from .progress import Stopwatch, log_to_file, log_to_terminal
     from .store import format
     from .store.index_file import read_run_spec
     from .store.reader import open_run
     from .store.run_folder import open_folder
-    from .transforms import with_transforms, write_transforms
 
     signals.raise_in_main_thread()
     watch = Stopwatch()
@@ -172,7 +172,7 @@ class _Source:
         return made
 
     def sample(self, features: Sequence[FeatureSpec], rows: NDArray[np.int64]) -> Mapping[str, Sequence[NDArray[np.float32]]]:
-        """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.transforms.TakeSample`."""
+        """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.pca.TakeSample`."""
         found: dict[str, list[NDArray[np.float32]]] = {}
         rows = rows[self.run.images["status"][self.rows[rows]] == OK]
         for batch in self._reduced(rows, self._prepare(features, {})):

@@ -6,7 +6,7 @@
       features.h5                      the index: virtual datasets over all shards, relative paths
       shards/shard-00000-of-00012.h5   the data; complete, or absent
       manifest.jsonl.gz                the images that the run was planned for
-      transforms.npz                   what ``pca`` was fitted to, where it is used; see :mod:`pipeline.transforms`
+      transforms.npz                   what ``pca`` was fitted to, where it is used; see :mod:`pipeline.pca`
       SHA256SUMS                       SHA-256 of each of these files, of config.yaml, report.json and report.html
 
 A run may be extended: images that came later are a further part, planned for itself. Its shards are
