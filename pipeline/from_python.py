@@ -7,7 +7,7 @@ TensorFlow is loaded after the options have been found right.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,21 +58,28 @@ def extract_features(
         OptionError: An option is wrong; at once, before anything is loaded or written.
         PipelineError: What else stopped it, in one line; finished shards are kept.
     """
-    known = [name for name in defaults() if name not in _OF_THE_COMMAND]
-    # Of options with the same last word the first has it alone; by its full name there is each.
-    full_names = {_short_name(name): name for name in reversed(known)} | {name: name for name in known}
-    given: dict[str, Any] = {"data.dir": dir, "layers": layers}
-    for word, value in options.items():
-        if word not in full_names:
-            near = nearest(word.rpartition(".")[2], full_names)
-            raise OptionError(f"{word}: there is no such option, got {word!r}. Expected one of: {near}. See the README's table.")
-        given[full_names[word]] = value
-    checked = check_options(nested({name: _plain(value) for name, value in given.items()}))
+    checked = check_options(plain_options({"data.dir": dir, "layers": layers, **options}))
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
     load_undisturbed("pipeline.job").run(checked, quiet=quiet)
     from .store.reader import open_run
 
     return open_run(checked.folder)
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options that are named by their last words, or in full, as nested ones with plain values.
+
+    Raises:
+        OptionError: There is no such option.
+    """
+    known = [name for name in defaults() if name not in _OF_THE_COMMAND]
+    # Of options with the same last word the first has it alone; by its full name there is each.
+    full_names = {_short_name(name): name for name in reversed(known)} | {name: name for name in known}
+    for word in options:
+        if word not in full_names:
+            near = nearest(word.rpartition(".")[2], full_names)
+            raise OptionError(f"{word}: there is no such option, got {word!r}. Expected one of: {near}. See the README's table.")
+    return nested({full_names[word]: _plain(value) for word, value in options.items()})
 
 
 def _short_name(name: str) -> str:

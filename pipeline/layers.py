@@ -16,6 +16,7 @@ from . import cli
 from .config import AUTO, Options, check, defaults
 from .errors import OptionError, nearest
 from .formatting import Shown, text_table, words_for_bytes
+from .from_python import plain_options
 from .network.architectures import VggTable, multiply_adds, output_shapes
 from .network.architectures import layer_table as network_layers
 from .network.keras_models import KerasTable, model_name
@@ -71,14 +72,7 @@ class LayerTable(Shown, list[LayerRow]):
 
 
 def layer_table(
-    network: str = "vgg19",
-    size: int | str | Sequence[int] = AUTO,
-    layers: str | Sequence[str] = "relu4_1",
-    *,
-    dtype: str = "float32",
-    pool_padding: str = AUTO,
-    weights: str = "imagenet",
-    model: str | None = None,
+    network: str = "vgg19", size: int | str | Sequence[int] = AUTO, layers: str | Sequence[str] = "relu4_1", **options: Any
 ) -> LayerTable:
     """Return the table of a network: kernels, output shapes, strides, bytes an image, cost; loads no weights, nor TensorFlow.
 
@@ -86,17 +80,13 @@ def layer_table(
         network: ``vgg19``, ``vgg16`` ...; ``keras``, which loads TensorFlow.
         size: Of the input in px: a side, or (height, width); ``auto``: 224, or what the model is made for.
         layers: Those that are marked, in the words of the option ``layers``; of ``keras`` none by default.
-        dtype: Of the stored values, ``float32`` or ``float16``.
-        pool_padding: ``same``, ``valid``, or ``auto``: what the weights say; of a file, ``same`` as nearly all.
-        weights: As of the option ``network.weights``; they are not loaded.
-        model: As of the option ``network.model``, of ``keras``.
+        **options: Others that count, named as in :func:`pipeline.extract_features`: ``dtype`` of the stored values,
+            ``pool_padding``, ``weights`` (which may say it), ``model`` of ``keras``.
 
     Raises:
         OptionError: One of them is wrong.
     """
-    of_network = {"name": network, "pool_padding": pool_padding, "weights": weights, "model": model}
-    data = {"size": list(size) if isinstance(size, tuple) else size}
-    return _table(check(Options, {"data": data, "network": of_network, "output": {"dtype": dtype}, "layers": layers}))
+    return _table(check(Options, plain_options({"network": network, "size": size, "layers": layers, **options})))
 
 
 def _table(options: Options) -> LayerTable:
