@@ -73,6 +73,18 @@ def test_an_address_is_listed_as_the_folder_that_it_is_a_copy_of(tmp_path: Path)
     assert RemoteImages(np.zeros(1)).modified_seconds(there[0]) == float("inf")
 
 
+def test_a_long_list_is_sized_by_listing_the_folder_that_its_images_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"deep/{number % 7}/{number:04d}.jpg" for number in range(300)]
+    put_files(ROOT, {name: bytes(1 + place % 5) for place, name in enumerate(names)})
+    put_files(ROOT, {"list.txt": "\n".join(names).encode()})
+    asked: list[str] = []
+    info = RemotePath._info
+    monkeypatch.setattr(RemotePath, "_info", lambda self: asked.append(str(self)) or info(self))
+    manifest = read_list(FOLDER / "list.txt", None)
+    assert manifest.file_bytes.tolist() == [1 + place % 5 for place in range(300)]
+    assert asked == [f"{ROOT}/list.txt"]
+
+
 def test_an_image_that_has_gone_grown_or_is_too_large_fails_alone(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put_files(ROOT, dict.fromkeys(("empty.jpg", "fits.jpg", "gone.jpg", "grown.jpg"), b"some bytes"))
     put_files(ROOT, {"empty.jpg": b""})
