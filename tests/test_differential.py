@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import h5py
@@ -35,6 +36,8 @@ from .test_tars import write_tar
 from .test_torch_weights import DEVIATION, MEAN, save_safetensors
 from .weight_files import save_keras, save_mat
 
+# A test that fails shows its weights, which are long.
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 # Network -> path -> what is in it.
 WeightsFiles = dict[str, dict[str, plain_script.Weights]]
 
@@ -392,29 +395,30 @@ def thin(thin_weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 EVERY = settings(database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,))
-DRAWN = given(st.randoms(use_true_random=False))
+# Hypothesis calls a test flaky that fails before all is drawn, if it draws more than a seed.
+DRAWN = given(st.integers(0, 2**32))
 
 
-def in_folder(*arguments: Any) -> None:
+def in_folder(seed: int, *arguments: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        check(Path(folder), *arguments)
+        check(Path(folder), Random(seed), *arguments)
 
 
 @settings(EVERY, max_examples=15, derandomize=True)
 @DRAWN
-def test_runs_hold_what_a_plain_script_makes(thin: None, weights_files: WeightsFiles, random: Any) -> None:
-    in_folder(random, weights_files, THIN_CHANNELS)
+def test_runs_hold_what_a_plain_script_makes(thin: None, weights_files: WeightsFiles, seed: int) -> None:
+    in_folder(seed, weights_files, THIN_CHANNELS)
 
 
 @pytest.mark.slow
 @settings(EVERY, max_examples=300)
 @DRAWN
-def test_many_runs_hold_what_a_plain_script_makes(thin: None, weights_files: WeightsFiles, random: Any) -> None:
-    in_folder(random, weights_files, THIN_CHANNELS)
+def test_many_runs_hold_what_a_plain_script_makes(thin: None, weights_files: WeightsFiles, seed: int) -> None:
+    in_folder(seed, weights_files, THIN_CHANNELS)
 
 
 @pytest.mark.slow
 @settings(EVERY, max_examples=8)
 @DRAWN
-def test_commands_in_processes_of_their_own_write_what_a_plain_script_makes(random: Any) -> None:
-    in_folder(random, {}, architectures.BLOCK_CHANNELS, "process")
+def test_commands_in_processes_of_their_own_write_what_a_plain_script_makes(seed: int) -> None:
+    in_folder(seed, {}, architectures.BLOCK_CHANNELS, "process")

@@ -34,9 +34,9 @@ def png(number: int) -> bytes:
     return file.getvalue()
 
 
-def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]]) -> None:
+def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=kind) as tar:
         for name, data in members.items() if isinstance(members, Mapping) else members:
             add(tar, name, data)
 
