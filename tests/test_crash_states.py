@@ -380,7 +380,10 @@ def cut_again_and_again(trials: Trials, count: int, second: int, kinds_first: bo
     states = trials.power_cuts(count - second, kinds_first=kinds_first)
     for where, tree in states:
         trials.go_on(where, tree)
-    for where, tree in spread(states, max(1, second // 20)):
+    # As many as it takes: of some states few that are new come after.
+    for where, tree in random.Random(0).sample(states, len(states)):
+        if len(trials.seen) >= count:
+            break
         for then, after in trials.power_cuts(min(20, count - len(trials.seen)), tree):
             trials.go_on(f"{where}, then {then}", after)
 
