@@ -6,7 +6,6 @@ What must not become slower from one commit to another: commands, start to exit.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,14 +48,17 @@ def measure(name: str, repositories: dict[str, Path], turns: int, folder: Path) 
         )
 
     def read(side: str) -> Finished:
-        shutil.rmtree(folder / "read", ignore_errors=True)
-        arguments = f"run={folder / side}", f"file={folder / 'read'}"
-        return run_program("pipeline.export", *arguments, repository=repositories[side])
+        made = f"from pipeline import open_run; epoch = open_run({str(folder / side)!r}).batches('relu4_1', 32, shuffle=True)"
+        return run_program("timeit", "-n4", "-r1", "-s", made, "for batch in epoch: pass", repository=repositories[side])
 
     if name == READING:
         for side in repositories:
             extract(side)
-    what = f"{count} x {width} x {height} px, {' '.join(options)}" if name != READING else f"export of {count} rows of relu4_1"
+    what = (
+        f"{count} x {width} x {height} px, {' '.join(options)}"
+        if name != READING
+        else f"four shuffled epochs of {count} rows of relu4_1"
+    )
     yield from compare(what, {side: partial(read if name == READING else extract, side) for side in repositories}, turns)
 
 
