@@ -24,7 +24,7 @@ WAITING_ROWS = 256
 LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
 
 # Shards that are hashed, synced, uploaded and named at the same time, each on one core; another one is begun when one of them is
-# done, as they take room in the system's cache, or in the scratch folder of a run at an address.
+# done, as they take space in the system's cache, or in the scratch folder of a run at an address.
 MOST_FINISHING = 4
 
 
