@@ -48,7 +48,10 @@ class Weights(NamedTuple):
 
 @dataclass(eq=False)
 class Row:
-    """An image and what becomes of it; ``maps``: layer -> (h, w, c); ``features``: name -> the same, or a vector."""
+    """An image and what becomes of it; ``maps``: layer -> (h, w, c); ``features``: name -> the same, or a vector.
+
+    ``losses``: name -> how many times larger its relative error may be, since it is a part of what was computed.
+    """
 
     key: str
     label: str
@@ -59,6 +62,11 @@ class Row:
     ok: bool = False
     maps: dict[str, Array] = field(default_factory=dict)
     features: dict[str, Array] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def root_mean_square(values: Array) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def make_rows(options: Mapping[str, Any], weights: Weights, folder: Path, before: Sequence[Row] = ()) -> list[Row]:
@@ -88,11 +96,17 @@ def make_rows(options: Mapping[str, Any], weights: Weights, folder: Path, before
             raise Refused(2)
     good, first = [row for row in rows if row.ok], len(before) or len(rows)
     for name, (layer, chain) in features.items():
-        values = [row.maps[layer] for row in good]
+        values, losses = [row.maps[layer] for row in good], [1.0] * len(good)
         for step in chain:
-            values = reduce(step, values, good, rows[:first], options)
-        for row, one in zip(good, values, strict=True):
-            row.features[name] = one
+            whole, values = values, reduce(step, values, good, rows[:first], options)
+            if step == "units":
+                # A few values may all be small beside those that they were chosen from, whose size decides their rounding.
+                losses = [
+                    max(1.0, root_mean_square(one) / (root_mean_square(some) or np.inf))
+                    for one, some in zip(whole, values, strict=True)
+                ]
+        for row, one, loss in zip(good, values, losses, strict=True):
+            row.features[name], row.losses[name] = one, loss
     for row in good:
         largest = max(np.abs(values).max() for values in row.features.values())
         if options.get("output.dtype") == "float16" and largest >= FLOAT16_LIMIT:

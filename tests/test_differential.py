@@ -343,7 +343,7 @@ def compare_layer(file: h5py.File, name: str, rows: list[Row], dtype: np.dtype[A
         error, norm = np.abs(values - expected), float(np.linalg.norm(expected))
         if dtype == np.float16:
             error = np.maximum(0.0, error - np.spacing(np.abs(values)).astype(np.float64) / 2)
-        assert np.linalg.norm(error) <= (OF_PCA if "pca" in name else TOLERANCE) * norm, (
+        assert np.linalg.norm(error) <= (OF_PCA if "pca" in name else TOLERANCE) * norm * row.losses[name], (
             name,
             row.key,
             np.linalg.norm(error) / norm,
