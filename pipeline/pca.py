@@ -134,7 +134,9 @@ def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, t
         values = np.concatenate(sample.get(feature.name) or [np.zeros((0, 1), np.float32)])
         require_sample(pca["n_components"], len(values), " of the sample that are ok")
         found[name] = fit_pca(values, pca["n_components"])
-        share = found[name].explained_variance.sum() / values.var(axis=0, ddof=1, dtype=np.float64).sum()
+        total = values.var(axis=0, ddof=1, dtype=np.float64).sum()
+        # Images that are all alike have none.
+        share = found[name].explained_variance.sum() / total if total else 1.0
         _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca["n_components"], 100 * share)
     return found
 
