@@ -174,10 +174,10 @@ def test_a_folder_that_is_written_or_cannot_be_is_refused(tmp_path: Path, monkey
     lock.release()
     open_folder(folder, spec, "resume", preview=True).close()
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="a part of the path is a file, not a folder, got ENOTDIR"):
+    with pytest.raises(StoreError, match="cannot be written, got ENOTDIR"):
         open_folder(tmp_path / "file/run", spec, "resume", preview=True)
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(StoreError, match="permission is denied, got EACCES"):
+    with pytest.raises(StoreError, match="cannot be written, got EACCES"):
         open_folder(tmp_path / "new", spec, "resume", preview=True)
     assert not (tmp_path / "new").exists()
 

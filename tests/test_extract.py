@@ -85,7 +85,7 @@ def test_what_fails_leaves_whole_shards_alone(tmp_path: Path, fails_at: int) -> 
     ("what", "kind", "message"),
     [
         ("value", NetworkError, "float32 cannot hold, got nan"),
-        ("disk", StoreError, "the disk is full, got ENOSPC"),
+        ("disk", StoreError, "cannot be written, got ENOSPC"),
         ("network", NetworkError, "the GPU is gone"),
         ("told", KeyboardInterrupt, "^told$"),
     ],

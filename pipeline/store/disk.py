@@ -21,21 +21,14 @@ REMOVED_AT_ONCE = 16
 # hashlib releases the interpreter's lock for buffers above 2 KiB: threads hash at the same time.
 HASH_BYTES = 1 << 20
 
-_ELSEWHERE = "choose another folder with output.dir=... or name=..."
-# errno -> (what happened, what to do).
-_CAUSES: dict[int | None, tuple[str, str]] = {
-    errno.ENOSPC: ("the disk is full", "Free some space"),
-    errno.EDQUOT: ("the disk quota is used up", "Free some space or raise the quota"),
-    errno.EFBIG: ("the file would be larger than this system allows", "Raise the limit or lower output.images_per_shard"),
-    errno.EROFS: ("the file system is read-only", _ELSEWHERE.capitalize()),
-    errno.EACCES: ("permission is denied", f"Change the permissions or {_ELSEWHERE}"),
-    errno.EPERM: ("permission is denied", f"Change the permissions or {_ELSEWHERE}"),
-    errno.ENOENT: ("the folder has been removed", "Leave the folder alone while the run lives"),
-    errno.ENOTDIR: ("a part of the path is a file, not a folder", _ELSEWHERE.capitalize()),
-    errno.EEXIST: ("a part of the path is a file, not a folder", _ELSEWHERE.capitalize()),
-    errno.EMFILE: ("too many files are open", "Lower batch_size or raise the limit (ulimit -n)"),
-    errno.EIO: ("the disk failed", "Check the disk"),
+# What to do about an error of the system, by its number, and about all others.
+_REMEDIES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space or raise the quota",
+    errno.EFBIG: "Raise the limit or lower output.images_per_shard",
+    errno.EMFILE: "Raise the limit (ulimit -n) or lower batch_size",
 }
+_REMEDY = "Check the folder, its permissions and the disk, or choose another with output.dir=..."
 
 
 @contextmanager
@@ -50,14 +43,17 @@ def writing(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if isinstance(path, RemotePath) and not str(error.filename or "").startswith(str(path)):
-            path = path.scratch
-        happened, remedy = _CAUSES.get(error.errno, ("it cannot be written", "Check the disk and the folder"))
-        got = errno.errorcode.get(error.errno or 0) or " ".join(str(error).split())[:200]
+        code = errno.errorcode.get(error.errno or 0, type(error).__name__)
         raise StoreError(
-            f"{path}: {happened}, got {got}. Expected a folder that can be written. "
-            f"{remedy}, then run again with output.existing=resume: finished shards are kept."
+            f"{error.filename or scratch_of(path)}: it cannot be written, got {code} ({error.strerror or error}). Expected a "
+            f"folder that can be written. {_REMEDIES.get(error.errno or 0, _REMEDY)}, then run again with "
+            "output.existing=resume: finished shards are kept."
         ) from error
+
+
+def scratch_of(folder: Path) -> Path:
+    """Return where files are made: in the folder, or in the scratch folder of one at an address."""
+    return folder.scratch if isinstance(folder, RemotePath) else folder
 
 
 def partial_path(path: Path, mark: str = "") -> Path:
@@ -83,6 +79,31 @@ def write_file(path: Path, content: bytes | memoryview, publish: Callable[[Path]
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def publish(path: Path, partial: Path | None = None) -> str:
+    """Give ``<name>.partial`` its final name, once its bytes are on the disk, and return its SHA-256, hex.
+
+    The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
+    cut sees a whole file. To an address the file is uploaded, and has its name there once all of it has come.
+
+    Args:
+        path: The final name.
+        partial: Where the file is now, if not there.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    partial = partial or partial_path(path)
+    sync(partial)
+    digest = file_digest(partial)
+    if isinstance(path, RemotePath):
+        path.upload(partial)
+        partial.unlink()
+    else:
+        partial.replace(path)
+        sync(path.parent)
+    return digest
 
 
 @contextmanager
@@ -115,41 +136,8 @@ def _remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def publish(path: Path, partial: Path | None = None) -> str:
-    """Give ``<name>.partial`` its final name, once its bytes are on the disk, and return its SHA-256, hex.
-
-    The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
-    cut sees a whole file. To an address the file is uploaded, and has its name there once all of it has come.
-
-    Args:
-        path: The final name.
-        partial: Where the file is now, if not there.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    partial = partial or partial_path(path)
-    # The bytes are hashed as they lie in the system's cache, just written, while the disk is told to take them.
-    with ThreadPoolExecutor(1, "flush") as pool:
-        flushed = pool.submit(sync, partial)
-        digest = file_digest(partial)
-        # A disk refuses only once: a later sync of the same bytes could find nothing wrong.
-        flushed.result()
-    if isinstance(path, RemotePath):
-        path.upload(partial)
-        partial.unlink()
-    else:
-        partial.replace(path)
-        sync(path.parent)
-    return digest
-
-
 def sync(path: Path) -> None:
-    """Have the disk take the bytes of a file, or the names in a folder, where the system can.
-
-    Raises:
-        OSError: The disk refuses.
-    """
+    """Have the disk take the bytes of a file, or the names in a folder, where the system can; an ``OSError`` if it refuses."""
     is_folder = not isinstance(path, RemotePath) and path.is_dir()
     # At an address nothing is to be synced; Windows opens no folders and orders its own metadata.
     if isinstance(path, RemotePath) or (is_folder and os.name != "posix"):
@@ -167,30 +155,19 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that a power cut does not take them away with all that is in them.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    if isinstance(folder, RemotePath):
-        # The address has no folders; that for scratch is made with the lock.
-        return
-    for path in reversed([folder, *itertools.takewhile(lambda path: not path.exists(), folder.parents)]):
-        path.mkdir(exist_ok=True)
-        sync(path.parent)
+    """Make a folder and those above it, so that a power cut does not take them away; at an address there are none."""
+    if not isinstance(folder, RemotePath):
+        for path in reversed([folder, *itertools.takewhile(lambda path: not path.exists(), folder.parents)]):
+            path.mkdir(exist_ok=True)
+            sync(path.parent)
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Refuse a folder in which no files could be made, as far as anybody can tell without making any.
-
-    Raises:
-        OSError: It is such a folder.
-    """
+    """Raise an ``OSError`` if no files could be made in a folder, as far as anybody can tell without making any."""
     place = _nearest(folder)
-    if not place.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    number = errno.ENOTDIR if not place.is_dir() else 0 if os.access(place, os.W_OK | os.X_OK) else errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number), str(place))
 
 
 def remove(*paths: Path) -> None:
@@ -211,11 +188,6 @@ def remove(*paths: Path) -> None:
         list(pool.map(unlink, paths[1:]))
 
 
-def scratch_of(folder: Path) -> Path:
-    """Return where files are made: in the folder, or in the scratch folder of one at an address."""
-    return folder.scratch if isinstance(folder, RemotePath) else folder
-
-
 def free_bytes(folder: Path) -> int:
     """Return the free space of the disk that holds this folder, or that will once it is made; at an address that of scratch."""
     return shutil.disk_usage(_nearest(folder)).free
@@ -228,13 +200,9 @@ def _nearest(folder: Path) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(HASH_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
+    """Return the SHA-256 of a file, in hex; raise an ``OSError`` if it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BYTES):
+            digest.update(block)
     return digest.hexdigest()
