@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .images.loader import ImageLoader
 
 Item = TypeVar("Item")
-
+Extracted: TypeAlias = tuple[Batch, Iterable[FeatureBatch]]
 # Told of every batch when its features have been handed over; may raise to stop.
 Done = Callable[[Sequence[ImageStatus]], None]
 
@@ -96,9 +96,7 @@ def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(shard.first, shard.stop) for shard in shards])
 
 
-def extract(
-    manifest: Manifest, rows: NDArray[np.int64], stages: Stages, watch: Stopwatch
-) -> Generator[tuple[Batch, Iterator[FeatureBatch]], None, None]:
+def extract(manifest: Manifest, rows: NDArray[np.int64], stages: Stages, watch: Stopwatch) -> Generator[Extracted, None, None]:
     """Run these rows, (n,), through the stages; to be closed.
 
     Yields:
@@ -106,32 +104,31 @@ def extract(
     """
     loading = iter(stages.load(manifest, rows))
     try:
-        yield from _results(in_thread(loading), stages, watch)
+        for batch, layers in _computed(watch.over(in_thread(loading), "read"), stages, watch):
+            layers = watch.over(layers, "network")
+            # Features cannot be taken back once they have been handed over: where an image may fail in a layer, all come first.
+            if stages.memory_fails_row:
+                try:
+                    layers = [*layers]
+                except DeviceMemoryError as error:
+                    # At native size all images of a batch have one size: where one does not fit alone, none does.
+                    words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
+                    batch, layers = _failed(batch, dict.fromkeys(batch.indices.tolist(), words)), []
+            if stages.overflow_fails_row:
+                batch, layers = _fail_overflow(batch, [*layers])
+            yield batch, layers
     finally:
         # After Ctrl-C a thread that nobody waits for any more may still be in it.
         if inspect.getgeneratorstate(loading) != inspect.GEN_RUNNING:
             loading.close()
 
 
-def _results(batches: Iterator[Batch], stages: Stages, watch: Stopwatch) -> Iterator[tuple[Batch, Iterator[FeatureBatch]]]:
-    for batch, layers in _computed(watch.over(batches, "read"), stages, watch):
-        # A row of a layer cannot be taken back once it has been handed over: all layers of the batch come first.
-        if stages.memory_fails_row:
-            try:
-                layers = [*watch.over(layers, "network")]
-            except DeviceMemoryError as error:
-                if len(batch) > 1:
-                    # Only those fail that do not fit alone.
-                    yield from _results(iter(batch.rows()), stages, watch)
-                    continue
-                words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
-                batch, layers = replace(batch, statuses=(replace(batch.statuses[0], error=words),)), []
-        if stages.overflow_fails_row:
-            batch, layers = fail_overflow(batch, [*watch.over(layers, "network")])
-        yield batch, watch.over(layers, "network")
+def _failed(batch: Batch, errors: Mapping[int, str]) -> Batch:
+    """Return a batch in which further images have failed, row of the run -> why."""
+    return replace(batch, statuses=tuple(replace(one, error=errors.get(one.index, one.error)) for one in batch.statuses))
 
 
-def fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, Sequence[FeatureBatch]]:
+def _fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, Sequence[FeatureBatch]]:
     """Fail the images of which a layer has a finite value that float16 cannot hold, and leave their features out."""
     errors: dict[int, str] = {}
     for features in layers:
@@ -142,16 +139,14 @@ def fail_overflow(batch: Batch, layers: Sequence[FeatureBatch]) -> tuple[Batch, 
                 errors.setdefault(index, f"overflow: {features.layer} has a value of {largest:g}, float16 holds up to 65504")
     if not errors:
         return batch, layers
-    statuses = tuple(replace(status, error=errors.get(status.index, status.error)) for status in batch.statuses)
-    kept = [~np.isin(features.indices, [*errors]) for features in layers]
-    return replace(batch, statuses=statuses), [
-        FeatureBatch(features.layer, features.indices[keep], features.values[keep])
-        for features, keep in zip(layers, kept, strict=True)
-        if keep.any()
-    ]
+    good = []
+    for features in layers:
+        keep = ~np.isin(features.indices, [*errors])
+        good.append(FeatureBatch(features.layer, features.indices[keep], features.values[keep]))
+    return _failed(batch, errors), good
 
 
-def _computed(batches: Iterable[Batch], stages: Stages, watch: Stopwatch) -> Iterator[tuple[Batch, Iterable[FeatureBatch]]]:
+def _computed(batches: Iterable[Batch], stages: Stages, watch: Stopwatch) -> Iterator[Extracted]:
     """Yield each batch with its features, in order."""
     if stages.device.in_flight == 1:
         for batch in batches:
@@ -159,7 +154,7 @@ def _computed(batches: Iterable[Batch], stages: Stages, watch: Stopwatch) -> Ite
         return
     waiting: deque[tuple[Batch, Future[list[FeatureBatch]]]] = deque()
 
-    def first() -> tuple[Batch, list[FeatureBatch]]:
+    def first() -> Extracted:
         batch, future = waiting.popleft()
         with watch.stage("network"):
             return batch, future.result()
@@ -194,19 +189,17 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
         OptionError: The device asked for is not there.
     """
     data, network, runtime, size_px = options.data, options.network, options.runtime, options.data.size
-    backend, threads = spec.identity["runtime.backend"], runtime.workers or usable_cores()
+    backend, threads = spec.options["runtime.backend"], runtime.workers or usable_cores()
     if size_px is None:
         # cuDNN would try its algorithms for each new size, seconds an image.
         os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
-    how: dict[str, Any] = {"pooling": network.pooling, "kernel_order": network.kernel_order}
+    of_vgg: dict[str, Any] = {"pooling": network.pooling, "kernel_order": network.kernel_order}
     preparing: Future[Any] | None = None
-    if backend == WINOGRAD and runtime.device != "gpu":
-        assert isinstance(weights, Weights)
+    if isinstance(weights, Weights) and backend == WINOGRAD and runtime.device != "gpu":
         layers = list(dict.fromkeys(feature.layer for feature in spec.features))
+        arguments = {"threads": threads, "summed": summed_layers(spec.features), **of_vgg}
         # While TensorFlow is loaded.
-        preparing = ThreadPoolExecutor(1).submit(
-            prepare_segments, weights, layers, threads=threads, summed=summed_layers(spec.features), **how
-        )
+        preparing = ThreadPoolExecutor(1).submit(prepare_segments, weights, layers, **arguments)
     load_tensorflow()
     from .images.loader import ImageLoader
     from .network.device import BYTES_WHERE_NOBODY_TELLS, FLOAT_BYTES, USABLE_SHARE, choose_device, native_rows, set_precision
@@ -222,20 +215,17 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     set_precision(runtime.precision, device.kind)
     # On a GPU TensorFlow computes.
     parts = preparing.result() if preparing and device.kind == "cpu" else None
-    by_winograd = parts is not None
-    mean, scale = weights.mean_pixel, weights.scale_pixel
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
-    common: dict[str, Any] = {
-        **{"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms},
-        **{"dtype": "float32" if by_winograd else spec.dtype, "first": None if by_winograd else first_step(resize, mean, scale)},
-    }
+    mean, scale = weights.mean_pixel, weights.scale_pixel
+    how: dict[str, Any] = {"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms}
+    how |= {"dtype": "float32", "first": None} if parts else {"dtype": spec.dtype, "first": first_step(resize, mean, scale)}
     layers_of: Network | KerasNetwork
     if isinstance(weights, KerasWeights):
-        layers_of = KerasNetwork(weights, spec.features, **common)
+        layers_of = KerasNetwork(weights, spec.features, **how)
     else:
-        layers_of = Network(weights, spec.features, precision=runtime.precision, parts=parts, **how, **common)
+        layers_of = Network(weights, spec.features, precision=runtime.precision, parts=parts, **of_vgg, **how)
     compute: Callable[[Batch], Iterable[FeatureBatch]]
-    if by_winograd:
+    if parts:
         compute = partial(infer_on_host, network=layers_of, mean_pixel=None if resize else mean, scale_pixel=scale)
     else:
         compute = DeviceFunctions(layers_of, resize, fills=device.kind == "gpu", warn=_log.warning)
@@ -244,7 +234,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     if resize is None:
         memory_bytes = device.gpu.free_bytes if device.gpu else total_bytes() or BYTES_WHERE_NOBODY_TELLS
         prepare = partial(layers_of.check_native_size, memory_bytes=int(memory_bytes * USABLE_SHARE))
-    elif by_winograd:
+    elif parts:
         scale32 = None if scale is None else scale.astype(np.float32)
         prepare = partial(resize_on_host, spec=resize, mean_pixel=mean.astype(np.float32), scale_pixel=scale32)
     else:
@@ -259,7 +249,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
             native_rows=partial(native_rows, device, bytes_a_pixel),
             workers=threads,
             prepare=prepare,
-            size_px=size_px if by_winograd else None,
+            size_px=size_px if parts else None,
             ratio_for=partial(dct_reduction, spec=resize) if resize and data.decode == "fast" else None,
         )
 

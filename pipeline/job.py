@@ -25,7 +25,6 @@ from .engines import Engine, open_local
 from .errors import ImageError, StoreError, system_errors_in_one_line
 from .extract import make_stages
 from .formatting import count_causes, counted, words_for_bytes
-from .image_list import list_images
 from .images.reading import read_image
 from .machine import peak_memory_bytes
 from .network import load_tensorflow
@@ -34,7 +33,7 @@ from .network.keras_models import KERAS, KerasWeights, load_keras
 from .network.known_weights import Weights
 from .network.weights import load_weights
 from .pca import compute_sample, with_transforms, write_transforms
-from .plan import plan_run, versions
+from .plan import list_images, plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
 from .records import LayerSpec, Manifest, RunSpec

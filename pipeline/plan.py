@@ -1,4 +1,4 @@
-"""What a run is: what is stored of each image, how many images a shard holds, and the options that identify it. No TensorFlow.
+"""What a run is: its images, what is stored of each, how many a shard holds, and the options that identify it.
 
 How shards follow from that, and the digest, are in :class:`pipeline.records.RunSpec`.
 """
@@ -8,21 +8,31 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import platform
+import posixpath
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import AUTO, DataOptions, Options, ReduceOptions, nested, parameters_of_results, to_yaml
+from .config import AUTO, DataOptions, Options, ReduceOptions, nested, parameters_of_results, tar_folder, to_yaml
+from .errors import OptionError
+from .images.folder import list_address, list_folder
+from .images.lists import read_list, refuse_all_missing
+from .images.tar import list_tars
+from .images.tfds import find_set, list_set, sets_folder
+from .network import load_tensorflow
 from .network.architectures import TENSORFLOW, WINOGRAD, layer_table, output_shapes
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
 from .network.reductions import reduce_stored
+from .progress import LOGGER as _log
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec, digest_images
 from .sharding import plan_images_per_shard
+from .storage import RemotePath
 from .store import format
 from .store.digests import digest_of
 
@@ -34,6 +44,60 @@ UNKNOWN_FILE_BYTES = 100_000
 
 # Libraries whose version may show in the numbers or in the files.
 LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "pillow", "simplejpeg", "isal", "llvmlite")
+
+
+def list_images(source: DataOptions) -> Manifest:
+    """List the images, from wherever the options say that they are, and say how many there are.
+
+    Raises:
+        DatasetError: They cannot be listed, or there are none.
+        OptionError: There is no such column of labels.
+    """
+
+    def warn(words: str) -> None:
+        _log.warning("images: %s", words)
+
+    if source.tar is not None:
+        manifest = list_tars(source.tar, tar_folder(source.tar), warn)
+    elif source.tfds is not None:
+        # First: TensorFlow takes seconds to load.
+        find_set(source.tfds, sets_folder(source.dir))
+        load_tensorflow()
+        manifest = list_set(source.tfds, source.split, source.dir)
+    elif source.list is not None:
+        manifest = read_list(source.list, source.dir, warn)
+        refuse_all_missing(manifest, source.list)
+    elif isinstance(source.dir, RemotePath):
+        manifest = list_address(source.dir)
+    else:
+        assert source.dir is not None
+        manifest = list_folder(source.dir)
+    manifest = with_labels(manifest, source.label)
+    skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items()))
+    _log.info("images: %d under %s%s", len(manifest), manifest.root, f"; skipped: {skipped}" if skipped else "")
+    return manifest
+
+
+def with_labels(manifest: Manifest, label: str) -> Manifest:
+    """Return the images with the labels of their source (``folder``), of the last folder of each key (``parent``) or of a column.
+
+    Raises:
+        OptionError: There is no such column.
+    """
+    if label == "folder":
+        return manifest
+    if label == "parent":
+        # What the keys of a tar file may begin with is no folder of images.
+        tars = manifest.metadata.get("tar", ()) if manifest.source is not None and manifest.source.kind == "tar" else ()
+        names = [key.removeprefix(f"{tar}/") for key, tar in zip_longest(manifest.keys, tars, fillvalue="")]
+        labels = tuple(posixpath.basename(posixpath.dirname(name)) for name in names)
+    elif label in manifest.metadata:
+        labels = tuple(manifest.metadata[label])
+    else:
+        columns = ", ".join(["folder", "parent", *sorted(manifest.metadata)[:20]])
+        raise OptionError(f"data.label: there is no such column, got {label!r}. Expected one of: {columns}. Name one of them.")
+    digest = digest_images(manifest.keys, labels, manifest.file_bytes, manifest.metadata)
+    return replace(manifest, labels=labels, digest=digest)
 
 
 def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeights) -> RunSpec:

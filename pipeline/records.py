@@ -149,11 +149,6 @@ class Batch:
         """(n,) int64, which rows of the batch have not failed."""
         return np.flatnonzero([not status.error for status in self.statuses])
 
-    def rows(self) -> list[Batch]:
-        """Return a batch of each row."""
-        parts = zip(self.statuses, self.images, self.sizes_px, strict=True)
-        return [Batch((status,), image[None], size_px[None]) for status, image, size_px in parts]
-
     def image(self, row: int) -> NDArray[Any]:
         """Give the pixels of one row, (h', w', 3), without what lies beside them in the canvas."""
         height, width = self.sizes_px[row]

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from pipeline.config import AUTO, CHOICES, check_options, defaults
-from pipeline.image_list import list_images
 from pipeline.images.folder import list_folder
 from pipeline.network.keras_models import KERAS
 from pipeline.network.weights import load_weights
-from pipeline.plan import plan_run
+from pipeline.plan import list_images, plan_run
 from pipeline.records import RunSpec
 
 from .test_config import values

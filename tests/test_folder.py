@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError, OptionError
-from pipeline.image_list import with_labels
 from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
+from pipeline.plan import with_labels
 
 
 def touch(root: Path, *names: str) -> None:

@@ -119,7 +119,7 @@ def test_what_is_wrong_with_a_set_is_one_line(tiny_set: Path, tmp_path: Path, mo
 def test_a_wrong_name_is_answered_before_anything_is_loaded(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from pipeline.config import DataOptions\n"
-        "from pipeline.image_list import list_images\n"
+        "from pipeline.plan import list_images\n"
         "try: list_images(DataOptions(Path(sys.argv[1]), tfds='none'))\n"
         "except Exception as error: print(type(error).__name__, {'tensorflow', 'tensorflow_datasets'} & {*sys.modules})"
     )
