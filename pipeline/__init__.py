@@ -4,17 +4,21 @@
 the layers of a network with their shapes.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .from_python import extract_features
+    import os
+    from collections.abc import Sequence
+
     from .layers import layer_table
     from .store.reader import Run, open_run
 
 __all__ = ["Run", "extract_features", "layer_table", "open_run"]
 
-_MODULES = {"Run": "store.reader", "open_run": "store.reader", "extract_features": "from_python", "layer_table": "layers"}
+_MODULES = {"Run": "store.reader", "open_run": "store.reader", "layer_table": "layers"}
 
 
 def __getattr__(name: str) -> Any:
@@ -26,3 +30,46 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def extract_features(
+    dir: str | os.PathLike[str] | None = None,
+    layers: str | Sequence[str] = "relu4_1",
+    *,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Extract features of a folder of images, or go on where an earlier call has stopped, and open the result.
+
+    ::
+
+        run = extract_features("imgs", ["relu4_1"], size=256, weights="random")
+        run["relu4_1"][17]
+
+    The same options, checks, files and bits as ``python -m pipeline.run``. An option is named by its last word (``size`` is
+    ``data.size``), or in full: ``**{"data.size": 256}``; ``output.dir`` is ``output_dir``, ``engine.address`` and
+    ``engine.workers`` are ``engine_address`` and ``engine_workers``, ``reduction.gem.p`` is ``gem_p``. Changes no handler of
+    signals and never ends the process: after Ctrl-C finished shards are kept, and the same call goes on.
+
+    Args:
+        dir: Folder of images, walked recursively; or else one of ``list``, ``tar`` and ``tfds``.
+        layers: Names, patterns, blocks, or ``"all"``.
+        quiet: Whether only warnings are printed; the whole of it is in ``run.log`` all the same.
+        **options: Those of the README's table.
+
+    Returns:
+        The finished run, open.
+
+    Raises:
+        OptionError: An option is wrong; at once, before anything is loaded or written.
+        PipelineError: What else stopped it, in one line; finished shards are kept.
+    """
+    from .config import check_options, plain_options
+    from .network import load_undisturbed
+
+    checked = check_options(plain_options({"data.dir": dir, "layers": layers, **options}))
+    # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
+    load_undisturbed("pipeline.job").run(checked, quiet=quiet)
+    from .store.reader import open_run
+
+    return open_run(checked.folder)

@@ -1,18 +1,20 @@
 """The entry of every command: Hydra's command line taken as typed, errors in one line, exit codes, signals, several jobs.
 
 Exit codes: 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM. Loads Hydra, and the options, once it
-listens to signals: in an import Ctrl-C is a traceback otherwise.
+listens to signals: in an import Ctrl-C is a traceback otherwise. The way back too: the command that makes a stored run again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +23,13 @@ from typing import Any, NoReturn
 from . import signals
 from .errors import OptionError, PipelineError, nearest, printable, system_errors_in_one_line
 
-# Options whose value is a piece of text and nothing else, of any command.
-_IN_GROUPS = "data.dir data.list data.tar data.tfds output.dir output.scratch network.model network.weights engine.address"
-LITERAL_OPTIONS = frozenset((*_IN_GROUPS.split(), "name", "run", "image", "file", "failed"))
 # Options that are lists: commas make one, with brackets or without.
 _LISTS = ("layers", "channels", "images")
-# Options that are a group of Hydra's: ``network=vgg16``, not ``network.name=vgg16``.
-GROUP_NAMES = {"network.name": "network", "engine.name": "engine"}
 _MULTIRUN = frozenset({"-m", "--multirun"})
 # Of what is swept: what the name of a run tells anyway, and what is one run.
-_NOT_IN_NAMES = frozenset({"data.split", "network", "name", "output.dir", "part"})
+_NOT_IN_NAMES = frozenset({"data.split", "network.name", "name", "output.dir", "part"})
+# What Hydra takes for a word between brackets and commas, without quotes.
+_WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 
 
 def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> None:
@@ -62,10 +61,7 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
 
     def do(composed: Any) -> None:
         """Do the work of one job; of several, each may be in another process."""
-        try:
-            values: Any = OmegaConf.to_container(composed, resolve=True)
-        except OmegaConfBaseException as error:
-            raise wrong_override(error, arguments, kind) from None
+        values: Any = OmegaConf.to_container(composed, resolve=True)
         checked: Any = config.check(kind, values)
         if is_several and values.get("name", "") is None:
             checked = replace(checked, name=checked.name + sweep_suffix(HydraConfig.get().overrides.task, swept(arguments)))
@@ -74,24 +70,23 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
 
     try:
         # Hydra would print lines of its own about what is raised in a job: one that is alone is done after it.
-        folder, name = (configuration_folder(), "config") if kind is config.Options else (None, "options")
+        name = "config" if kind is config.Options else "options"
         with signals.clearing(_end_joblib):
-            hydra.main(version_base="1.3", config_path=folder, config_name=name)(do if is_several else alone.append)()
+            hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=name)(
+                do if is_several else alone.append
+            )()
         for composed in alone:
             do(composed)
         sys.stdout.flush()
     except PipelineError as error:
         fail(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(wrong_override(str(error), kind))
     except KeyboardInterrupt:
         signals.stop()
     except BrokenPipeError:
         # The reader of the pipe, `head` for instance, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        # Before a job has begun it is the command line that is wrong; in one it is the program, or what launched it.
-        if alone or (is_several and not isinstance(error, (HydraException, OmegaConfBaseException))):
-            raise
-        fail(wrong_override(error, arguments, kind))
     signals.ignore()
 
 
@@ -125,35 +120,25 @@ def declare_options(module: str) -> type:
     from . import config
 
     kind = config.COMMANDS[module.rpartition(".")[2]]
-    values, store = config.nested(config.defaults(kind)), ConfigStore.instance()
-    for key, group in GROUP_NAMES.items():
-        if group in values:
-            del values[group]["name"]
-            for name in config.CHOICES[key]:
-                store.store(name, {"name": name}, group)
     # The program makes no folder and no log by Hydra, but for a folder for what Hydra notes of several jobs.
-    no_logs = [{f"override hydra/{name}_logging": "none"} for name in ("hydra", "job")]
     of_hydra = {
         "output_subdir": None,
         "run": {"dir": "."},
         "sweep": {"dir": ".multirun", "subdir": "."},
+        "hydra_logging": {"root": None},
+        "job_logging": {"root": None},
         "help": {"app_name": f"python -m {module}"},
     }
-    first = {} if kind is config.Options else {"defaults": ["_self_", *no_logs]}
-    store.store("options", {**first, **values, "hydra": of_hydra})
+    ConfigStore.instance().store("options", {**config.nested(config.defaults(kind)), "hydra": of_hydra})
     return kind
 
 
-def wrong_override(error: BaseException, arguments: Sequence[str], kind: type) -> OptionError:
+def wrong_override(said: str, kind: type) -> OptionError:
     """Return what Hydra or OmegaConf says of a command line as an error of the usual form."""
     from . import config
 
-    known = {name for key in config.defaults(kind) for name in (key, GROUP_NAMES.get(key))}
-    for argument in arguments:
-        key, equals, _ = argument.lstrip("+~").partition("=")
-        if equals and key not in known and not key.startswith(("-", "hydra")):
-            return config.unknown_key(key, kind)
-    said = str(error)
+    if found := re.match(r"Could not override '(.+?)'", said):
+        return config.unknown_key(found[1], config.defaults(kind))
     if found := re.search(r"Could not find '(.+)/([^/']+)'", said):
         near = nearest(found[2], re.findall(r"^\s+(\w+)$", said, re.MULTILINE))
         install = " Launchers come with `pip install 'deep-feature-pipeline[launchers]'`." * found[1].startswith("hydra/")
@@ -171,26 +156,28 @@ def literal_arguments(arguments: Sequence[str]) -> list[str]:
     Unquoted, ``2024_01`` would be the number 202401, and ``~/imgs`` or ``a,b`` an error. What is quoted already stays as it is,
     and so do commas and parentheses of a sweep, whose ``-m`` may stand anywhere. Lists with commas get their brackets.
     """
-    others = [argument for argument in arguments if argument not in _MULTIRUN]
+    others = [re.sub("^(network|engine)=", r"\1.name=", argument) for argument in arguments if argument not in _MULTIRUN]
     if len(others) < len(arguments):
         return ["--multirun", *(argument if {*",("} & {*argument} else _literal(argument) for argument in others)]
-    tars = [argument.partition("=")[2] for argument in arguments if argument.startswith("data.tar=")]
+    tars = [argument.partition("=")[2] for argument in others if argument.startswith("data.tar=")]
     if len(tars) > 1:
         # The shell makes many arguments of data.tar=train-{000..012}.tar.
         others = [argument for argument in others if not argument.startswith("data.tar=")]
-        return [*map(_literal, others), f"data.tar=[{','.join(map(quoted, tars))}]"]
+        others.append(f"data.tar=[{','.join(map(quoted, tars))}]")
     return [_literal(argument) for argument in others]
 
 
 def _literal(argument: str) -> str:
+    from .config import TEXT_OPTIONS
+
     key, equals, value = argument.partition("=")
     if key in _LISTS and "," in value and not value.startswith(("[", "'", '"')):
         return f"{key}=[{value}]"
     is_list = key == "data.tar" and value[:1] + value[-1:] == "[]"
-    return f"{key}={quoted(value)}" if equals and key in LITERAL_OPTIONS and is_typed(value) and not is_list else argument
+    return f"{key}={quoted(value)}" if equals and key in TEXT_OPTIONS and _is_typed(value) and not is_list else argument
 
 
-def is_typed(value: str) -> bool:
+def _is_typed(value: str) -> bool:
     """Tell whether the value of a literal option is meant as it stands: neither quoted already, nor null."""
     return value != "null" and not (len(value) > 1 and value[0] == value[-1] and value[0] in "\"'")
 
@@ -228,3 +215,39 @@ def sweep_suffix(overrides: Sequence[str], keys: Collection[str]) -> str:
             plain += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" * (plain != text)
             suffix += f"-{key.rsplit('.', 1)[-1]}={plain}"
     return suffix
+
+
+def differing_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored options of a run, by their full names, that are not as they are by default."""
+    from .config import Options, ReduceOptions, defaults, flat
+
+    usual = defaults(ReduceOptions if "run" in stored else Options)
+    return {name: value for name, value in flat(stored).items() if name not in usual or value != usual[name]}
+
+
+def command_again(stored: Mapping[str, Any], folder: Path) -> str:
+    """Return the command for a shell that makes the run with these stored options, or goes on with it, where it is now."""
+    # "." has no name of its own.
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    options = differing_options({**stored, "output.dir": str(folder.parent), "name": folder.name})
+    if options.get("output.existing") in ("replace", "fail"):
+        # To make a run again is to go on with it: these would remove what is there, or refuse it.
+        del options["output.existing"]
+    module = "pipeline.reduce" if "run" in stored else "pipeline.run"
+    return " ".join([f"python -m {module}", *(shlex.quote(_argument(name, value)) for name, value in options.items())])
+
+
+def _argument(name: str, value: Any) -> str:
+    from .config import TEXT_OPTIONS
+
+    is_typed = name in TEXT_OPTIONS and isinstance(value, (str, int, float)) and _is_typed(str(value))
+    return f"{name.removesuffix('.name')}={value if is_typed else _grammar(value)}"
+
+
+def _grammar(value: Any) -> str:
+    """Return a value as Hydra reads it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_grammar, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value if _WORD.fullmatch(value) and value not in ("null", "true", "false") else quoted(value)

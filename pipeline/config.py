@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -32,8 +32,6 @@ AUTO = "auto"
 LARGEST_SIDE_PX = 8192
 # Of VGG networks. Source: Simonyan & Zisserman, section 2.1.
 DEFAULT_SIZE_PX = (224, 224)
-# A larger batch is one too: it is only what is read ahead.
-LARGEST_BATCH = 65536
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
 LARGEST_SEED = 2**64 - 1
 # More than any layer has.
@@ -52,22 +50,31 @@ _TFDS_NAME = r"[A-Za-z_]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?"
 _NAME = ("the name of one folder, without / \\ or :", r"(?!\.\.?$)[^/\\:]+")
 _REDUCE_RULE = "a list of reductions, applied one after the other, e.g. reduce=[gem,l2]"
 _LAYERS_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]"
+_SIZE_RULE = f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size"
 _STORED_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]"
 
 T = TypeVar("T")
 
 
-def option(default: Any, rule: str, check: Callable[[Any], Any], **metadata: Any) -> Any:
-    """Declare an option; ``default``: as a user would write it, where it is None, that is right too; ``rule``: in words.
+def option(default: Any, rule: str, check: Callable[[Any], Any], *, takes_null: bool | None = None, **metadata: Any) -> Any:
+    """Declare an option.
 
-    ``check`` makes a checked value of a plain one, or raises ValueError or TypeError. With ``is_read`` in the metadata the value
-    is stored as checked: a path that is right from any folder.
+    Args:
+        default: As a user would write it.
+        rule: In words.
+        check: Makes a checked value of a plain one that is not null, or raises ValueError or TypeError.
+        takes_null: Whether null is right, and stays as it is; None: where it is the default.
+        **metadata: ``is_text``: what is typed is the value, whatever is in it; ``is_read``: the value is stored as checked, as a
+            path that is right from any folder.
     """
 
     def checked(value: Any) -> Any:
-        return None if value is None and default is None else check(value)
+        if value is None:
+            return right(None, default is None if takes_null is None else takes_null)
+        return check(value)
 
-    return field(default=checked(default), metadata={"default": default, "rule": rule, "check": checked, **metadata})
+    usual = None if default is None else check(default)
+    return field(default=usual, metadata={"default": default, "rule": rule, "check": checked, **metadata})
 
 
 def right(value: T, is_right: object) -> T:
@@ -79,7 +86,8 @@ def right(value: T, is_right: object) -> T:
 
 def choice(default: str, *values: str) -> Any:
     """Declare an option with a fixed set of values."""
-    return option(default, f"one of: {', '.join(values)}", lambda value: right(value, value in values), choices=values)
+    # What is not in quotes, as nan, may come as a number.
+    return option(default, f"one of: {', '.join(values)}", lambda value: right(str(value), str(value) in values), choices=values)
 
 
 def switch(default: bool) -> Any:
@@ -99,21 +107,27 @@ def number(default: float | str, least: float, most: float, kind: type = int) ->
 
 def text(default: str | None, rule: str, pattern: str = r".+") -> Any:
     """Declare a text of a form. Hydra reads 2024 as a number, here it is a name."""
-    return option(default, rule, lambda value: right(str(value), value is not None and re.fullmatch(pattern, str(value))))
+    return option(default, rule, lambda value: right(str(value), re.fullmatch(pattern, str(value))), is_text=True)
 
 
-def path(default: str | None, key: str, *, is_read: bool = False) -> Any:
+def path(default: str | None, key: str, rule: str = "a path", **settings: Any) -> Any:
     """Declare a path, or an address that something installed can reach."""
-    return option(default, "a path", lambda value: _path(key, value, is_read), is_read=is_read)
+
+    def check(value: Any) -> Path:
+        found = path_of(key, right(str(value), value != ""))
+        return found.absolute() if settings.get("is_read") else found
+
+    return option(default, rule, check, is_text=True, **settings)
 
 
-def _path(key: str, value: Any, is_absolute: bool = False) -> Path:
-    found = path_of(key, right(str(value), value not in (None, "")))
-    return found.absolute() if is_absolute and not isinstance(found, RemotePath) else found
+def local_path(rule: str) -> Any:
+    """Declare a path on this machine; null by default."""
+    return option(None, rule, lambda value: expanded(right(str(value), value != "" and not is_address(str(value)))), is_text=True)
 
 
-def _local(value: Any) -> Path:
-    return expanded(right(str(value), value not in (None, "") and not is_address(str(value))))
+def source(default: str | None, rule: str, check: Callable[[Any], Any]) -> Any:
+    """Declare what is read: a word, an address, or a path that is made right from any folder."""
+    return option(default, rule, check, is_text=True, is_read=True)
 
 
 def _absolute(name: str) -> str:
@@ -135,12 +149,8 @@ def _tars(value: Any) -> tuple[str, ...]:
     return right(tuple(map(_absolute, _texts([value] if isinstance(value, str) else value))), value)
 
 
-def _share(value: Any) -> Share | None:
-    return right(share := Share.of_text(value), share)
-
-
 def _size(value: Any) -> Any:
-    if value is None or value == AUTO:
+    if value == AUTO:
         return value
     height, width = (value, value) if isinstance(value, int) else value
     return right((height, width), all(type(side) is int and 1 <= side <= LARGEST_SIDE_PX for side in (height, width)))
@@ -155,6 +165,10 @@ def _weights(value: Any) -> str:
     return str(value) if value in WEIGHTS else right(_absolute(str(value)), value and expanded(str(value)).exists())
 
 
+def _share(value: Any) -> Share | None:
+    return right(share := Share.of_text(value), share)
+
+
 @dataclass(frozen=True, slots=True)
 class DataOptions:
     """Which images, and how they are brought to size."""
@@ -162,12 +176,12 @@ class DataOptions:
     # Beside a list what its paths are relative to, beside a set where sets are kept.
     dir: Path | None = path(None, "data.dir", is_read=True)
     list: Path | None = path(None, "data.list", is_read=True)
-    tar: tuple[str, ...] | None = option(None, "a tar file, a folder of them, a pattern, or a list of these", _tars, is_read=True)
+    tar: tuple[str, ...] | None = source(None, "a tar file, a folder of them, a pattern, or a list of these", _tars)
     tfds: str | None = text(None, "a set's name: name, name/config or name:1.0.0", _TFDS_NAME)
     # What lies in a slice of a split, train[:10%], would be other images in other versions of a set.
     split: str | None = text(None, "a whole split, e.g. train, test or validation", r"[\w.-]+")
     # (height, width) in px, or None for native size; `auto` until it stands in Options.
-    size: Any = option(AUTO, f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size", _size)
+    size: Any = option(AUTO, _SIZE_RULE, _size, takes_null=True)
     resize: str = choice("squash", "squash", "crop", "pad")
     interpolation: str = choice("bilinear", "nearest", "bilinear", "bicubic", "lanczos")
     decode: str = choice("exact", "exact", "fast")
@@ -178,7 +192,8 @@ class DataOptions:
     def name(self) -> str:
         """What a run of these images is called; "" for a folder without a name."""
         if self.tfds is not None:
-            return "-".join([re.split("[/:]", self.tfds)[0], *([self.split] if self.split else [])])
+            name = re.split("[/:]", self.tfds)[0]
+            return f"{name}-{self.split}" if self.split else name
         if self.tar is not None:
             # Of the only tar file, else of the folder that they are in.
             is_one = len(self.tar) == 1 and not _PATTERN.search(self.tar[0])
@@ -190,9 +205,9 @@ class DataOptions:
 
 
 def tar_folder(tars: Sequence[str]) -> str:
-    """Return the absolute folder that all of ``data.tar`` is below, whichever files there are: what no pattern is part of."""
+    """Return the folder that all of ``data.tar`` is below, whichever files there are: what no pattern is part of."""
     folders = []
-    for name in map(_absolute, tars):
+    for name in tars:
         plain = _PATTERN.split(name)[0]
         # By its name alone, so that it is the same from everywhere.
         is_folder = plain == name and ".tar" not in os.path.basename(name).lower()
@@ -205,18 +220,18 @@ class NetworkOptions:
     """Which network, with which weights. Model and preprocessing are of ``keras``."""
 
     name: str = choice("vgg19", *sorted(NETWORKS), KERAS)
-    model: str | None = option(None, "a model", _model, is_read=True)
+    model: str | None = source(None, "a model", _model)
     preprocess: str = choice(AUTO, AUTO, *keras_models.MODES)
-    weights: str = option("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights, is_read=True)
+    weights: str = source("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights)
     pooling: str = choice("max", "max", "avg")
     pool_padding: str = choice(AUTO, AUTO, "same", "valid")
     kernel_order: str = choice("hwio", "hwio", "whio")
     seed: int = number(0, 0, LARGEST_SEED)
 
 
+# Reduction -> its parameters, one value for all of a run. Their meanings: the README and pipeline/network/reductions.py.
 _COUNT, _SEED = number(AUTO, 1, MOST_COMPONENTS), number(0, 0, LARGEST_SEED)
 _EPS = number(0.1, 1e-6, 0.99, float)
-# Reduction -> its parameters, one value for all of a run. Their meanings: the README and pipeline/network/reductions.py.
 _REDUCTIONS: dict[str, dict[str, Any]] = {
     "gem": {"p": number(3.0, 1e-6, 100, float), "eps": number(1e-6, 1e-30, 1, float)},
     "rmac": {"levels": number(3, 1, 10)},
@@ -251,7 +266,7 @@ class FolderOptions:
     """
 
     dir: Path = path("outputs", "output.dir")
-    scratch: Path | None = option(None, "a folder of this machine: files are made there before they are sent", _local)
+    scratch: Path | None = local_path("a folder of this machine: files are made there before they are sent")
     compression: str = choice("gzip", "gzip", "none")
     images_per_shard: int | None = number(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
@@ -296,6 +311,26 @@ class RuntimeOptions:
             object.__setattr__(self, "device", "cpu")
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by full names, ``data.size``, as nested ones."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        inner = found
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return found
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their full names: ``data.size`` -> 224."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def options_of(kind: Any) -> dict[str, Mapping[str, Any]]:
     """Return the full name of each option of a class, ``data.dir``, ``layers`` ..., -> its metadata, in order."""
     found: dict[str, Mapping[str, Any]] = {}
@@ -311,8 +346,7 @@ def _group(kind: type) -> Any:
 
 
 def _reductions() -> Any:
-    group = {f"{name}.{key}": of.metadata for name, parameters in _REDUCTIONS.items() for key, of in parameters.items()}
-    return field(default_factory=dict, metadata={"group": group})
+    return field(default_factory=dict, metadata={"group": {key: of.metadata for key, of in flat(_REDUCTIONS).items()}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +361,8 @@ class Options:
     layers: tuple[str, ...] = option(["relu4_1"], _LAYERS_RULE, _layers)
     reduce: tuple[str, ...] = option([], _REDUCE_RULE, _texts)
     reduction: Parameters = _reductions()
-    batch_size: int | None = number(AUTO, 1, LARGEST_BATCH)
+    # A larger batch is a slip of the keyboard: it is only what is read ahead.
+    batch_size: int | None = number(AUTO, 1, 65536)
     network: NetworkOptions = _group(NetworkOptions)
     output: OutputOptions = _group(OutputOptions)
     name: str = text(None, *_NAME)
@@ -366,9 +401,8 @@ class Options:
         network = self.network
         if network.model is not None:
             return KerasTable(network.model, self.data.size)
-        if pool_padding == AUTO:
-            pool_padding = network.pool_padding
-        return VggTable(network.name, expected_padding(network.name, network.weights) if pool_padding == AUTO else pool_padding)
+        paddings = pool_padding, network.pool_padding, expected_padding(network.name, network.weights)
+        return VggTable(network.name, next(padding for padding in paddings if padding != AUTO))
 
     def features(self, pool_padding: str = AUTO, rows: int | None = None) -> tuple[FeatureSpec, ...]:
         """Return what is to be stored; see :meth:`table` and :func:`~pipeline.network.reductions.resolve_features`."""
@@ -388,16 +422,15 @@ def run_folder(output: FolderOptions, name: str, mark: str = "") -> Path:
 
 
 def _refuse_conflicts(options: Options) -> None:
-    data, network, output, engine = options.data, options.network, options.output, options.engine
+    data, network, output, engine, given = options.data, options.network, options.output, options.engine, options.given
     device, backend, precision = options.runtime.device, options.runtime.backend, options.runtime.precision
-    sources = [key for key in SOURCES[1:] if options.given[key] is not None]
-    is_keras, is_ray, is_far = network.name == KERAS, engine.name == "ray", isinstance(output.dir, RemotePath)
+    is_keras, is_ray = network.name == KERAS, engine.name == "ray"
+    sources = [key for key in SOURCES[1:] if given[key] is not None]
     is_shared = options.part is not None and output.existing not in ("resume", "extend")
     words = [word for word in WEIGHTS if (word in keras_models.SOURCES if is_keras else files_for(network.name, False, word))]
-    of_others, others = ("VGG", ("pooling", "pool_padding", "kernel_order")) if is_keras else (KERAS, ("model", "preprocess"))
     # Option, whether it is wrong, what is wrong, what is expected.
     rules: list[tuple[str, object, str, str]] = [
-        (sources[-1] if sources else "", len(sources) > 1, "the images are named twice", f"this or {sources[:1]} alone"),
+        ("".join(sources[-1:]), len(sources) > 1, "the images are named twice", f"this or {sources[:1]} alone"),
         ("data.dir", data.dir and data.tar, "of no use beside data.tar", "tar files alone"),
         ("data.dir", data.tfds and isinstance(data.dir, RemotePath), "read from this machine only", "a path"),
         ("data.tar", any(map(is_address, data.tar or ())), "read from this machine only", "a path; download it first"),
@@ -405,7 +438,7 @@ def _refuse_conflicts(options: Options) -> None:
         ("data.decode", not data.size and data.decode == "fast", "nothing is reduced at native size", "exact, or a data.size"),
         ("output.existing", is_shared, f"others than part={options.part} may write here", "resume or extend"),
         ("part", is_ray and options.part, "engine=ray divides the run itself", "null, or engine=local"),
-        ("output.dir", is_ray and is_far, "workers of engine=ray write files", "a folder they share"),
+        ("output.dir", is_ray and isinstance(output.dir, RemotePath), "workers of engine=ray write files", "a folder they share"),
         ("engine.name", not is_ray and engine != EngineOptions(), "workers are those of a cluster", "engine=ray too"),
         ("network.model", is_keras and not network.model, "no model is named", "a name or a .keras file, e.g. ResNet50"),
         ("network.weights", {*WEIGHTS} - {*words} >= {network.weights}, "none such are known", f"{', '.join(words)} or a file"),
@@ -414,27 +447,20 @@ def _refuse_conflicts(options: Options) -> None:
         ("runtime.backend", backend == WINOGRAD and device == "gpu", "this one computes on a CPU", "auto or tensorflow"),
         ("runtime.precision", device == "cpu" and precision != "float32", "a CPU computes in float32", "that, or a GPU"),
     ]
-    for key in others:
+    others, unused = ("VGG", ("pooling", "pool_padding", "kernel_order")) if is_keras else (KERAS, ("model", "preprocess"))
+    for key in unused:
         is_set = getattr(network, key) != getattr(NetworkOptions(), key)
-        rules.append((f"network.{key}", is_set, f"of networks of {of_others} alone", "another network, or that it is left out"))
+        rules.append((f"network.{key}", is_set, f"of networks of {others} alone", "another network, or that it is left out"))
     for key, is_wrong, what, expected in rules:
         if is_wrong:
-            got = "null" if options.given[key] is None else repr(options.given[key])
-            raise OptionError(f"{key}: {what}, got {got}. Expected {expected}.")
+            raise OptionError(f"{key}: {what}, got {given[key]!r}. Expected {expected}.")
 
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
     """All options of ``python -m pipeline.index``; the other commands that take a run have it too."""
 
-    run: Path = field(
-        default=Path(),
-        metadata={
-            "default": None,
-            "rule": "a run folder, e.g. run=outputs/imgs-vgg19",
-            "check": lambda value: _path("run", value),
-        },
-    )
+    run: Path = path(None, "run", "a run folder, e.g. run=outputs/imgs-vgg19", is_required=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,7 +508,7 @@ class ExportOptions(IndexOptions):
     format: str = choice("npy", "npy", "parquet", "zarr")
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     failed: str = choice("drop", "drop", "nan")
-    file: Path | None = option(None, "a path on this machine", _local)
+    file: Path | None = local_path("a path on this machine")
     existing: str = choice("fail", "fail", "replace")
 
 
@@ -504,16 +530,17 @@ def _picture(value: Any) -> str:
 def _channels(value: Any) -> Any:
     if isinstance(value, str):
         return right(value, re.fullmatch(r"active:0*[1-9][0-9]{0,8}", value))
-    numbers = range(value) if type(value) is int else tuple(value)
-    are_right = type(value) is int or all(type(number) is int and 0 <= number <= MOST_CHANNELS for number in numbers)
-    return right(numbers, numbers and are_right and len({*numbers}) == len(numbers))
+    if type(value) is int:
+        return right(range(value), value > 0)
+    are_right = all(type(number) is int and 0 <= number <= MOST_CHANNELS for number in value)
+    return right(tuple(value), value and are_right and len({*value}) == len(value))
 
 
 @dataclass(frozen=True, slots=True)
 class PlotOptions(IndexOptions):
     """All options of ``python -m pipeline.plot``; the README says what they mean."""
 
-    image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image)
+    image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image, is_text=True)
     # Keys and rows, negative ones from the end, that of `image` too; none: the first image that is ok.
     images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
@@ -524,7 +551,7 @@ class PlotOptions(IndexOptions):
     colormap: str = text("gray", "the name of one of Matplotlib's colour maps")
     input: bool | str = option(True, "true, false or only", lambda value: right(value, value in (True, False, "only")))
     exact: bool = switch(False)
-    file: str | None = option(None, "a name that ends in .png, .pdf or .svg", _picture)
+    file: str | None = option(None, "a name that ends in .png, .pdf or .svg", _picture, is_text=True)
     dpi: int = number(100, 20, 1200)
     show: bool = switch(False)
     most_active: int | None = field(default=None, init=False)  # channels of a mosaic, the most active of each layer
@@ -553,27 +580,9 @@ def defaults(kind: type = Options) -> dict[str, Any]:
     return {key: metadata["default"] for key, metadata in options_of(kind).items()}
 
 
+# Options whose value is a piece of text and nothing else, of any command.
+TEXT_OPTIONS = {key for kind in COMMANDS.values() for key, of in options_of(kind).items() if of.get("is_text")}
 CHOICES: dict[str, tuple[str, ...]] = {key: of["choices"] for key, of in options_of(Options).items() if "choices" in of}
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by full names, ``data.size``, as nested ones."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        *groups, last = key.split(".")
-        inner = found
-        for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[last] = value
-    return found
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by their full names: ``data.size`` -> 224."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -591,10 +600,10 @@ def parse_config(text: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def unknown_key(key: str, kind: type = Options) -> OptionError:
-    """Return the error for an option that a class has not."""
+def unknown_key(key: str, known: Iterable[str]) -> OptionError:
+    """Return the error for an option that is not among the known ones."""
     # By the last word alone: "resize" means data.resize.
-    last_words = {name: name.rpartition(".")[2] for name in defaults(kind)}
+    last_words = {name: name.rpartition(".")[2] for name in known}
     words = nearest(key.rpartition(".")[2], {*last_words.values()}).split(", ")
     near = nearest(key, [name for name, word in last_words.items() if word in words])
     if key == "runtime.convolution":
@@ -613,7 +622,7 @@ def check(kind: type[T], values: Mapping[str, Any]) -> T:
     options, given, checked = options_of(kind), defaults(kind) | flat(values), dict[str, Any]()
     for key, value in given.items():
         if key not in options:
-            raise unknown_key(key, kind)
+            raise unknown_key(key, options)
         try:
             checked[key] = options[key]["check"](value)
         except (ValueError, TypeError):
@@ -632,3 +641,33 @@ def check_options(values: Mapping[str, Any]) -> Options:
     options = check(Options, values)
     options.require_images()
     return options
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as Python gives them, named by their last words or in full, as nested plain ones.
+
+    Raises:
+        OptionError: There is no such option.
+    """
+    # Those of the command alone make no run to be returned.
+    names = {_python_name(name): name for name in defaults() if name not in ("dry_run", "part")}
+    names |= {name: name for name in names.values()}
+    for word in options:
+        if word not in names:
+            raise unknown_key(word, names)
+    return nested({names[word]: _plain(value) for word, value in options.items()})
+
+
+def _python_name(name: str) -> str:
+    """Return the last word of an option's name, or two where that would not say what it is: ``output_dir``, ``gem_p``."""
+    if name.startswith("reduction.") or name in ("output.dir", "engine.address", "engine.workers"):
+        return name.removeprefix("reduction.").replace(".", "_")
+    return name.removesuffix(".name").rpartition(".")[2]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML would have it: paths as text, NumPy's numbers as Python's, sequences as lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(map(_plain, value)) if isinstance(value, (tuple, list)) else value

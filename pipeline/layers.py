@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from . import cli
-from .config import AUTO, Options, check, defaults
+from .config import AUTO, Options, check, defaults, plain_options
 from .errors import OptionError, nearest
 from .formatting import Shown, text_table, words_for_bytes
-from .from_python import plain_options
 from .network.architectures import VggTable, multiply_adds, output_shapes
 from .network.architectures import layer_table as network_layers
 from .network.keras_models import KerasTable, model_name

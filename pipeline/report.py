@@ -18,12 +18,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from .cli import command_again
 from .errors import ImageError, StoreError
 from .formatting import counted, shortened, words_for_bytes, words_for_device, words_for_number, words_for_shape, words_for_share
 from .images.reading import thumbnail
 from .progress import STAGES, Made
 from .records import OK, ImageRecord, Manifest
-from .reproduce import command_again
 from .store.reader import Run, place_of
 from .store.statistics import LayerStatistics
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli
+from .cli import command_again, differing_options
 from .config import parse_config
 from .errors import StoreError, printable
 from .formatting import count_causes, text_table, words_for_bytes, words_for_device
-from .reproduce import command_again, differing_options
 
 if TYPE_CHECKING:
     from .config import ShowOptions

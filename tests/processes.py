@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
+
+from pipeline.cli import configuration_folder, declare_options, literal_arguments
+from pipeline.config import to_yaml
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -66,3 +71,16 @@ def call_here(*arguments: str, cwd: Path, module: str) -> subprocess.CompletedPr
 def run_python(program: str, *arguments: object, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs a program that is given as text."""
     return finish([sys.executable, "-c", program, *map(str, arguments)], cwd, **variables)
+
+
+def composed(arguments: list[str]) -> dict[str, Any]:
+    """Gives what the options of a command line come to, as they are stored with a run."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    declare_options("pipeline.run")
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config", literal_arguments(arguments)), resolve=True)
+    stored: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    assert stored == config
+    return stored

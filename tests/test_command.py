@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from pipeline import extract_features
+from pipeline.cli import command_again, literal_arguments
+from pipeline.config import COMMANDS, check_options, defaults, nested
 from pipeline.errors import StoreError
 
 from .pages import Page
-from .processes import call, call_here, run_python
+from .processes import REPOSITORY, call, call_here, composed, run_python
 
 QUICK = ["network.weights=random", "data.size=32"]
 WHOLE = ["network.weights=random", "data.size=[72,64]", "layers=[relu2_1,pool3]", "output.images_per_shard=16"]
@@ -119,12 +121,13 @@ WRONG = [
     (["data.dir=x", "+extra=3"], "extra: there is no such option"),
     (
         ["data.dir=x", "network=vgg18"],
-        "network: there is none of this name, got 'vgg18'. Expected one of: vgg19, vgg16, vgg13.\n",
+        "network.name: not a valid value, got 'vgg18'. Expected one of: vgg11, vgg13, vgg16, vgg19",
     ),
+    (["data.dir=x", "data.dir.x=3"], "data.dir.x: there is no such option"),
     (["data.dir=x", "batch_size=${nosuch}"], "command line: Interpolation key 'nosuch' not found"),
     (["data.dir=x", "data=3"], "data: there is no such option"),
     (["data.dir=x", "batch_size=1,2"], "command line: "),
-    (["data.dir=x", "network=null"], "command line: "),
+    (["data.dir=x", "network=null"], "network.name: not a valid value, got None"),
     (["data.dir=x", "layers=[nope]"], "layers: no layer of vgg19 matches, got 'nope'."),
     (["foo"], "command line: "),
     ([], "data.dir: no images are named"),
@@ -144,16 +147,86 @@ def test_a_wrong_option_is_one_line_and_exit_code_2_and_loads_nothing_heavy(tmp_
 def test_an_option_of_another_command_is_none_of_this_one(tmp_path: Path) -> None:
     result = call_here("network=vgg16", cwd=tmp_path, module="pipeline.show")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: network: there is no such option, got 'network'. Expected one of: run, json. Run")
+    assert result.stderr.startswith("error: network.name: there is no such option, got 'network.name'. Expected one of: run, json. Run")
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:
-    from pipeline.config import defaults
-
     result = call_here("--help", cwd=tmp_path, module="pipeline.run")
     assert result.returncode == 0
     for key in defaults():
         assert f"{key.rsplit('.', 1)[-1]}:" in result.stdout, key
 
 
-ODD_NAMES = ["2024_01", "1e3", "true", "ünï", "it's", 'q"uote', "a,b", "a=b", "${foo}", "[br]", "#x", "~x", "back\\", "null "]
+HARD_NAMES = [
+    *("2024_01", "1e3", "true", "ünï", "it's", 'q"uote', "a,b", "a=b", "${foo}", "[br]", "#x", "~x", "back\\", "null ", "null"),
+    *("'x'", '"', "a b ", "$(x)`y`", "*", "\\${a}", "-m", "!x"),
+]
+
+
+def again(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Gives the options that the command of a run comes to, through bash and Hydra."""
+    command = command_again(config, folder)
+    assert command.isprintable()
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+    python, _, module, *arguments = done.stdout.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    assert (python, module) == ("python", "pipeline.run")
+    return composed(arguments)
+
+
+def test_hard_names_come_back_as_they_were(tmp_path: Path) -> None:
+    # Composing takes a quarter of a second, and each option takes a name as the others do.
+    for number in range(0, len(HARD_NAMES), 3):
+        folder, weights, name = (HARD_NAMES[number - place] for place in range(3))
+        config = nested({**defaults(), "data.dir": f"/data/{folder}", "network.weights": weights, "data.label": name})
+        found = again(config, tmp_path / "outputs" / name)
+        config["name"], config["output"]["dir"] = name, str(tmp_path / "outputs")
+        assert found == config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["layers=[relu?_1,'conv[45]_*',all]", "data.size=[72,64]", "network=vgg16"],
+        ["layers=relu4_1,relu5_1", "data.size=null", "batch_size=3", "network.seed=7", "data.max_failed_fraction=0.05"],
+        ["engine=ray", "engine.address=ray://head:10001", "engine.workers=8", "engine.gpus_per_worker=0.5"],
+    ],
+)
+def test_options_come_back_as_they_were(arguments: list[str]) -> None:
+    config = composed(["data.dir=imgs", *arguments])
+    assert again(config, Path("outputs/x")) == {**config, "name": "x"}
+
+
+def test_what_is_quoted_is_left_to_hydra() -> None:
+    for arguments in (["data.dir='a b'"], ['name="x"'], ["data.dir=null"], ["layers=[a,b]"], ["batch_size=3"]):
+        assert literal_arguments(arguments) == arguments
+
+
+def test_going_on_neither_discards_nor_refuses_what_is_there(tmp_path: Path) -> None:
+    for existing, is_named in (("replace", False), ("fail", False), ("extend", True)):
+        config = composed(["data.dir=/imgs", f"output.existing={existing}"])
+        assert ("output.existing" in command_again(config, tmp_path / "x")) == is_named
+
+
+def test_what_is_read_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.mat").write_bytes(b"")
+    for given, expected in (
+        ({"data.dir": "imgs"}, {"data.dir": f"{tmp_path}/imgs"}),
+        ({"data.dir": "~/imgs"}, {"data.dir": str(Path("~/imgs").expanduser())}),
+        ({"data.dir": "memory://b/imgs", "data.list": "l/birds.csv"}, {"data.dir": "memory://b/imgs"}),
+        ({"data.tar": ["s/x-{0..3}.tar", "/s/*.tar"]}, {"data.tar": [f"{tmp_path}/s/x-{{0..3}}.tar", "/s/*.tar"]}),
+        ({"data.dir": "random", "network.weights": "random"}, {"data.dir": f"{tmp_path}/random", "network.weights": "random"}),
+        ({"data.dir": "imgs", "network.weights": "w.mat"}, {"network.weights": f"{tmp_path}/w.mat"}),
+    ):
+        stored = check_options(nested(given)).given
+        assert {key: stored[key] for key in expected} == expected
+        found = again(nested(stored), Path("/runs/mine"))
+        assert found == nested({**stored, "output.dir": "/runs", "name": "mine"})
+    # The present folder has a name all the same.
+    assert command_again(nested(stored), Path()).endswith(f" output.dir={tmp_path.parent} name={tmp_path.name}")
+
+
+def test_every_console_script_is_a_command() -> None:
+    scripts = re.findall(r'^deep-features(?:-(\w+))? = "pipeline.(\w+):main"$', (REPOSITORY / "pyproject.toml").read_text(), re.M)
+    assert [name or "run" for name, _ in scripts] == [module for _, module in scripts]
+    assert {module for _, module in scripts} == {*COMMANDS}

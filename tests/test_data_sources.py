@@ -17,7 +17,7 @@ from pipeline.images.reading import read_image
 from pipeline.plotting import find_image, input_picture
 from pipeline.store.reader import Run
 
-from .test_reproduce import composed
+from .processes import composed
 
 
 def pack(path: Path, photographs: Path, names: list[str]) -> None:

@@ -18,8 +18,7 @@ from pipeline import extract_features, open_run
 from pipeline.errors import DatasetError, OptionError, PipelineError, StoreError
 
 from .killed_runs import assert_same_file
-from .processes import call, run_python
-from .test_reproduce import composed
+from .processes import call, composed, run_python
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +60,7 @@ def test_the_stored_options_are_those_that_the_command_stores(photographs: Path)
     ("options", "kind", "message"),
     [
         ({"sise": 3}, OptionError, r"^sise: there is no such option, got 'sise'. Expected one of: size"),
-        ({"data.sise": 3}, OptionError, r"^data.sise: there is no such option, got 'data.sise'. Expected one of: size"),
+        ({"data.sise": 3}, OptionError, r"^data.sise: there is no such option, got 'data.sise'. Expected one of: data.size"),
         ({"dry_run": True}, OptionError, r"^dry_run: there is no such option"),
         ({"part": "1/2"}, OptionError, r"^part: there is no such option"),
         ({"network": "vgg18"}, OptionError, r"^network.name: not a valid value, got 'vgg18'"),

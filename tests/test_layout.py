@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "store": {"storage", "training"},
     "training": set(),
 }
-COMMANDS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "reduce.py", "export.py", "from_python.py"}
+COMMANDS = {"run.py", "layers.py", "verify.py", "index.py", "show.py", "plot.py", "reduce.py", "export.py"}
 
 # Library -> where it may be imported. The Keras reader reads HDF5 because the weights file is one.
 ONLY_IN = {
@@ -45,7 +45,7 @@ ONLY_IN = {
 # A wrong option is answered before any of HEAVY is loaded.
 HEAVY = {"tensorflow", "scipy", "h5py", "matplotlib"}
 LIGHT = COMMANDS | {
-    *("cli.py", "config.py", "errors.py", "formatting.py", "signals.py", "reproduce.py", "storage.py"),
+    *("cli.py", "config.py", "errors.py", "formatting.py", "signals.py", "storage.py", "__init__.py"),
     *("network/architectures.py", "network/__init__.py"),
 }
 

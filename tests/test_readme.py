@@ -19,8 +19,7 @@ from pipeline import extract_features
 from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults
 from pipeline.store import format
 
-from .processes import REPOSITORY, call, call_here
-from .test_reproduce import composed
+from .processes import REPOSITORY, call, call_here, composed
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
