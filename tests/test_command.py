@@ -147,7 +147,9 @@ def test_a_wrong_option_is_one_line_and_exit_code_2_and_loads_nothing_heavy(tmp_
 def test_an_option_of_another_command_is_none_of_this_one(tmp_path: Path) -> None:
     result = call_here("network=vgg16", cwd=tmp_path, module="pipeline.show")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: network.name: there is no such option, got 'network.name'. Expected one of: run, json. Run")
+    assert result.stderr.startswith(
+        "error: network.name: there is no such option, got 'network.name'. Expected one of: run, json. Run"
+    )
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:
