@@ -460,7 +460,7 @@ def _refuse_conflicts(options: Options) -> None:
 class IndexOptions:
     """All options of ``python -m pipeline.index``; the other commands that take a run have it too."""
 
-    run: Path = path(None, "run", "a run folder, e.g. run=outputs/imgs-vgg19", is_required=True)
+    run: Path = path(None, "run", "a run folder, e.g. run=outputs/imgs-vgg19", takes_null=False)
 
 
 @dataclass(frozen=True, slots=True)
