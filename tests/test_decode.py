@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,11 @@ def test_a_ratio_reduces_jpegs_alone_and_is_asked_with_the_turned_size() -> None
     assert asked == [(203, 101)]
     assert size_px == (203, 101)
     assert pixels.shape == (51, 26, 3)
-    for data in (encode(image, "PNG"), encode(image.convert("CMYK"), "JPEG")):
+    lossless = (Path(__file__).parent / "image_cases/lossless.jpg").read_bytes()
+    for data in (encode(image, "PNG"), encode(image.convert("CMYK"), "JPEG"), lossless):
         pixels, size_px = decode_image(data, quarter)
-        assert pixels.shape == (101, 203, 3)
-        assert size_px == (101, 203)
+        np.testing.assert_array_equal(pixels, as_pillow(data))
+        assert size_px == pixels.shape[:2]
     assert len(asked) == 1
 
 

@@ -1,17 +1,12 @@
 """The bytes of one image file, in; its RGB pixels, out. Every way in which that can fail is one exception with one line.
 
-:mod:`~pipeline.images.loader` calls it once an image, in several threads. JPEGs are decoded by simplejpeg (libjpeg-turbo with the
-accurate DCT, whose pixels are Pillow's bit for bit), all else by Pillow. What Pillow gets wrong is refused, or put right, in
-:mod:`~pipeline.images.corrections`.
+JPEGs are decoded by simplejpeg (libjpeg-turbo with the accurate DCT, whose pixels are Pillow's bit for bit), all else by Pillow.
+What Pillow gets wrong is refused in :mod:`~pipeline.images.unsupported`. The pixels are
 
-What the pixels of each kind of file are:
-
-- RGB, grey, palette, 1-bit, CMYK, YCCK, YCbCr: as Pillow converts them to RGB. Colour profiles are ignored.
-- Anything with transparency (alpha channel, palette or key colour): composited on white.
-- 16-bit grey: value / 257, rounded (Pillow's own conversion clips at 255). 16-bit colour: Pillow keeps the high byte.
-- Grey of 32 bits, whole or float: unsupported. No rule says which values are black and white in all such files, and a wrong
-  one would fail in silence.
-- Animations and files of several pictures: the first. EXIF orientation is applied to all of them.
+- of RGB, grey, palette, 1-bit, CMYK, YCCK, YCbCr: as Pillow converts them to RGB. Colour profiles are ignored.
+- of anything with transparency (alpha channel, palette or key colour): composited on white.
+- of 16-bit grey: value / 257, rounded (Pillow's own conversion clips at 255); of 16-bit colour: the high byte.
+- of animations and files of several pictures: the first. EXIF orientation is applied to all of them.
 """
 
 from __future__ import annotations
@@ -28,12 +23,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
-from .corrections import UNSUPPORTED, corrected, refuse_unsupported, why_unidentified
+from .unsupported import UNSUPPORTED, refuse_unsupported, why_unidentified
 
-# Photographs and the output of graphics programs. Left out are formats whose reader runs another program (EPS), is a stub (BUFR,
-# GRIB, HDF5, MPEG, WMF), knows its files by so little that it would take text for a picture (XBM, SPIDER, IMT), takes a file
-# without its end for another picture (PCX: a cut colour image becomes a grey one), or what is selected for transparent (PSD).
-# The order is that of Pillow's own trials: TGA has no signature and comes last.
+# Left out are formats whose reader runs another program (EPS), is a stub (BUFR, GRIB, HDF5, MPEG, WMF), knows its files by so
+# little that it would take text for a picture (XBM, SPIDER, IMT), takes a file without its end for another picture (PCX), or what
+# is selected for transparent (PSD). The order is that of Pillow's own trials: TGA has no signature and comes last.
 ALLOWED_FORMATS = (
     "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "SGI", "TGA",
 )  # fmt: skip
@@ -48,8 +42,9 @@ _FIRST_SIDEWAYS_ORIENTATION = 5
 # Pixels converted to RGB at a time, since Pillow's ways of doing so take three more copies of them.
 _STRIP_PIXELS = 2**23
 
-# Source: ITU T.81, B.1: markers of the segments where EXIF and XMP are, and of the scan, which comes behind all segments.
-_APP1, _SCAN = b"\xff\xe1", b"\xff\xda"
+# Source: ITU T.81, B.1: markers of the segments where EXIF and XMP are, and of the scan, which comes behind all segments; frame
+# header of a lossless JPEG, with how its length begins.
+_APP1, _SCAN, _LOSSLESS = b"\xff\xe1", b"\xff\xda", b"\xff\xc3\0"
 # What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
 # Source: libjpeg-turbo, jerror.h, JWRN_*.
 _CORRUPT = "Corrupt JPEG data: "
@@ -74,13 +69,10 @@ def decode_image(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode one image as the module's docstring says.
 
-    JPEGs of kinds that simplejpeg does not know are put to Pillow.
-
     Args:
         data: The whole file.
         ratio_for: (height, width) in px after orientation -> 1, 2, 4 or 8, by which a JPEG's sides are divided (rounding up)
-            while it is decoded, by libjpeg-turbo. Other formats, CMYK JPEGs and JPEGs that only Pillow accepts keep their size.
-            None: exact, Pillow's pixels bit for bit.
+            while it is decoded. Other formats, and rare kinds of JPEG, keep their size. None: all do.
         admit: Told how many pixels the header promises before any of them takes memory; may wait.
 
     Returns:
@@ -109,7 +101,7 @@ def decode_image(
 def _decode_jpeg(
     data: bytes, ratio_for: Callable[[int, int], int] | None, admit: Callable[[int], None]
 ) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
-    """Decode a JPEG without opening it by Pillow, which takes ten times as long; None: no JPEG, too large, of a rare kind."""
+    """Decode a JPEG without opening it by Pillow, which takes ten times as long; None: no JPEG, or too large."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # The second: fewer bytes than a header has.
@@ -123,7 +115,8 @@ def _decode_jpeg(
     size_px = (width, height) if orientation >= _FIRST_SIDEWAYS_ORIENTATION else (height, width)
     admit(height * width)
     is_cmyk = colours in ("CMYK", "YCCK")
-    ratio = 1 if ratio_for is None or is_cmyk else ratio_for(*size_px)
+    # Of a lossless JPEG, libjpeg-turbo would write all pixels into the memory of fewer.
+    ratio = 1 if ratio_for is None or is_cmyk or _LOSSLESS in data else ratio_for(*size_px)
     pixels = _decode_by_libjpeg(data, is_cmyk, -(-height // ratio), -(-width // ratio))
     if pixels is None:
         pixels = _decode_by_pillow(_open(data), data)
@@ -187,7 +180,7 @@ def _decode_by_pillow(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
         # Its checksums, which Pillow does not look at when it decodes.
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()
     image.load()
-    return _as_rgb(corrected(image, data))
+    return _as_rgb(image)
 
 
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
-"""What Pillow decodes into another picture, or calls damaged though it is whole: refused as unsupported, or put right.
+"""What Pillow decodes into another picture, or calls damaged though it is whole: refused as unsupported.
 
 Found by decoding every mode and bit depth of every format that :mod:`~pipeline.images.decode` allows, and comparing with what was
-encoded (Pillow 13.0). What Pillow reads rightly does not come here; the tests hold it to that.
+encoded (Pillow 13.0). The tests hold Pillow to what it reads rightly.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image, PngImagePlugin
 from PIL import TiffImagePlugin as tiff
 
@@ -80,11 +79,7 @@ def why_unidentified(data: bytes, formats: Sequence[str]) -> str:
 
 
 def refuse_unsupported(image: Image.Image, data: bytes) -> None:
-    """Refuse an image that has been opened, but would become another picture.
-
-    Raises:
-        ImageError: It would.
-    """
+    """Refuse, by an ``ImageError``, an image that has been opened, but would become another picture."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ImageError("unsupported: grey of 32 bits, or with a sign")
     check = {"TIFF": _check_tiff, "JPEG2000": _check_jpeg2000, "TGA": _check_tga, "PNG": _check_png}.get(image.format or "")
@@ -130,9 +125,6 @@ def _check_tiff(image: Image.Image, data: bytes) -> str:
     return next((f"TIFF {kind}" for kind, is_so in refused.items() if is_so), "")
 
 
-# -- JPEG 2000 -----------------------------------------------------------------------------------------------------------------
-
-
 def _j2k_components(data: bytes) -> list[tuple[int, int, int]]:
     """Return bits, and px from sample to sample across and down, of each component; nothing where no code stream is found."""
     place = data.find(_J2K_START)
@@ -150,8 +142,9 @@ def _check_jpeg2000(image: Image.Image, data: bytes) -> str:
         raise ImageError("truncated: its code stream has no end")
     if len({*components}) > 1 or any(part[1:] != (1, 1) for part in components):
         return "JPEG 2000 with fewer samples or other bits of some components"
-    if components and components[0][0] < 8:
-        return f"JPEG 2000 of {components[0][0]} bits"
+    # Of more than 8 bits, Pillow rounds the brightest values up to 256, and stores them as 0; but not of grey of 16 bits.
+    if components and components[0][0] != 8 and image.mode != "I;16":
+        return f"JPEG 2000 of {components[0][0]} bits in mode {image.mode}"
     # Source: ITU T.800, I.5.3.6: channel, type and association of each. Usual are colours in their order, then opacity.
     if (place := data.find(b"cdef", 0, start)) >= 0:
         (count,) = struct.unpack_from(">H", data, place + 4)
@@ -159,20 +152,3 @@ def _check_jpeg2000(image: Image.Image, data: bytes) -> str:
         if any((kind, shown) not in ((0, channel + 1), (1, 0)) for channel, kind, shown in channels):
             return "JPEG 2000 with channels in another order or of another meaning"
     return ""
-
-
-def corrected(image: Image.Image, data: bytes) -> Image.Image:
-    """Return the right picture for an image that has been loaded: most often the image itself.
-
-    Of JPEG 2000 with more than 8 bits Pillow rounds the brightest values up to 256, and stores them as 0.
-    """
-    if image.format != "JPEG2000" or image.mode in ("P", "PA", "I;16") or _j2k_components(data)[0][0] <= 8:
-        return image
-    # The same code stream, said to be of 8 bits, is not rounded but clipped: what is bright there is white and not black.
-    place, count = data.find(_J2K_START) + _J2K_COMPONENTS + 2, len(image.getbands())
-    claimed = bytearray(data)
-    claimed[place : place + 3 * count : 3] = bytes([7]) * count
-    with Image.open(io.BytesIO(claimed), formats=("JPEG2000",)) as clipped:
-        bright = np.asarray(clipped) >= 128
-    values = np.asarray(image)
-    return Image.frombytes(image.mode, image.size, np.where((values == 0) & bright, np.uint8(255), values).tobytes())
