@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, FRAME = "#1a1a1a", "#666666", "#b0b0b0"
-# What is no finite number: a colour that the usual colour maps do not have; and the component that was asked for.
-NOT_FINITE, MARKED = "#ff00ff", "#d9480f"
+# The component that was asked for.
+MARKED = "#d9480f"
 HEADING_POINTS, NAME_POINTS, TEXT_POINTS = 11.0, 9.0, 7.5
 TICKS: dict[str, Any] = {"length": 2, "pad": 2, "color": FRAME, "labelcolor": FAINT, "labelsize": TEXT_POINTS}
 # Width of a letter as a part of its size, of bold DejaVu Sans about.
@@ -55,8 +55,8 @@ class FeatureMap:
         lines: Are written below it.
         values: What is drawn, float32 (h, w); of a vector (n,); of the input uint8 (h, w, 3).
         channels: The channel; or the component of each value.
-        low: Least value, of those that are finite; inf where none is.
-        high: Greatest, likewise; -inf where none is.
+        low: Least value of the map; inf of the input.
+        high: Greatest; -inf of the input.
     """
 
     name: str
@@ -105,11 +105,9 @@ def draw(lines: Sequence[str], maps: Sequence[FeatureMap], options: PlotOptions)
     from matplotlib import colormaps
 
     if (name := options.colormap) not in colormaps:
-        raise OptionError(
-            f"colormap: there is none of this name, got {name!r}. Expected one of: {nearest(name.lower(), colormaps)[:100]}. "
-            f"Matplotlib's documentation shows them all."
-        )
-    colormap, is_shared = colormaps[name].with_extremes(bad=NOT_FINITE), options.scale == "shared"
+        near = nearest(name.lower(), colormaps)[:100]
+        raise OptionError(f"colormap: Matplotlib has none of this name, got {name!r}. Expected one of: {near}.")
+    is_shared = options.scale == "shared"
     aspects = [one.values.shape[0] / one.values.shape[1] for one in maps if one.values.ndim > 1]
     has_maps = any(one.values.ndim == 2 for one in maps)
     stretch = 1 if has_maps else 2
@@ -142,9 +140,8 @@ def draw(lines: Sequence[str], maps: Sequence[FeatureMap], options: PlotOptions)
         if one.values.ndim == 3:
             _show_pixels(axes, one.values, width)
             continue
-        low, high = (low, high) if low <= high else (0.0, 1.0)
         # Of float32 the range of all that it holds would overflow.
-        picture = _show_pixels(axes, one.values.astype(np.float64), width, cmap=colormap, vmin=low, vmax=high)
+        picture = _show_pixels(axes, one.values.astype(np.float64), width, cmap=name, vmin=low, vmax=high)
     if is_shared and has_maps and common[0] < common[1]:
         strip = figure.add_axes(box(right + GAP / 2, top, SCALE_WIDTH, height))
         figure.colorbar(picture, cax=strip).outline.set(edgecolor=FRAME, linewidth=0.6)
@@ -165,8 +162,8 @@ def _figure(width: float, height: float, options: PlotOptions) -> Any:
     width_px, height_px = round(width * options.dpi), round(height * options.dpi)
     if max(width_px, height_px) > LARGEST_SIDE_PX or width_px * height_px > LARGEST_PIXELS:
         raise OptionError(
-            f"dpi: the picture would be too large, got {width_px} x {height_px} px with {options.dpi}. Expected at most "
-            f"{LARGEST_PIXELS} px in all. Choose a smaller dpi, or fewer channels or layers."
+            f"dpi: the picture would be too large, got {width_px} x {height_px} px. Expected {LARGEST_PIXELS} px at most. "
+            "Choose a smaller dpi, or fewer channels or layers."
         )
     if not options.show:
         return Figure((width, height), options.dpi)
@@ -176,8 +173,7 @@ def _figure(width: float, height: float, options: PlotOptions) -> Any:
     if figure.canvas.required_interactive_framework is None:
         pyplot.close(figure)
         raise OptionError(
-            "show: no window can be opened here, got no display or no window toolkit. Expected a display, and a toolkit as "
-            "tkinter or PyQt. Leave show out and open the file that is written."
+            "show: no window can be opened, got no display or toolkit. Expected both, e.g. tkinter. Leave show out."
         )
     return figure
 
@@ -205,10 +201,9 @@ def _show_pixels(axes: Any, pixels: NDArray[Any], width: float, **look: Any) -> 
 
 def _chart(axes: Any, one: FeatureMap, ends: tuple[float, float], marked: int | None, width: float) -> None:
     """Draw components as bars from zero, which are lines so that a hundred thousand of them take a second."""
-    count, is_finite = len(one.values), np.isfinite(one.values)
+    count = len(one.values)
     thick = max(0.8 * 72 * width / count, LEAST_BAR_PX * 72 / axes.figure.dpi)
-    axes.vlines(np.flatnonzero(is_finite), 0, one.values[is_finite], INK, linewidth=thick)
-    axes.vlines(np.flatnonzero(~is_finite), *ends, NOT_FINITE, linewidth=thick)
+    axes.vlines(np.arange(count), 0, one.values, INK, linewidth=thick)
     if marked in one.channels:
         axes.axvline(one.channels.index(marked), color=MARKED, linewidth=max(0.8, thick), zorder=0)
     axes.axhline(0, color=FRAME, linewidth=0.6)

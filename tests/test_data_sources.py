@@ -14,7 +14,7 @@ from pipeline import extract_features
 from pipeline.cli import literal_arguments
 from pipeline.errors import ImageError, StoreError
 from pipeline.images.reading import read_image
-from pipeline.plotting import find_image, input_picture
+from pipeline.plot import find_image, input_picture
 from pipeline.store.reader import Run
 
 from .processes import composed

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.config import PlotOptions, check, defaults
 from pipeline.errors import OptionError, StoreError
 from pipeline.formatting import words_for_number
-from pipeline.plotting import draw_plots
+from pipeline.plot import draw_plots
 from pipeline.records import ImageStatus
 from pipeline.store import format
 
@@ -154,7 +154,7 @@ def test_native_size_float16_and_added_parts_are_drawn(tmp_path: Path, monkeypat
 
 def test_of_a_large_layer_as_many_rows_are_read_as_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(format, "BAND_BYTES", 1)
-    monkeypatch.setattr("pipeline.plotting.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("pipeline.plot.WHOLE_BYTES", 1000)
     spec = make_spec(1, {"relu1_1": None}, keys=["a.jpg"])
     values = make_values(spec, {0: (480, 360)})
     write_run(tmp_path / "run", spec, values=values)
@@ -181,15 +181,15 @@ WRONG = [
         {"image": "sky/rockt.jpg"},
         "image: {run}/features.h5: no such image, got 'sky/rockt.jpg'. Expected a key such as: sky/rocket",
     ),
-    ({"image": "6"}, "image: no such row, got 6. Expected -6 to 5, or a key. Rows are counted from 0."),
+    ({"image": "6"}, "image: no such row, got 6. Expected -6 to 5, or a key."),
     ({"layers": "relu1_2"}, "layers: not stored in this run, got 'relu1_2'. Expected one of: relu1_1. Leave it out for all"),
     (
         {"layers": "block3"},
         "layers: not stored in this run, got 'block3'. Expected one of: conv1_1, relu1_1, pool2, fc6, relu5_1.avg.l2, all",
     ),
-    ({"channel": 3}, "channel: layer conv1_1 has no such channel, got 3. Expected 0 to 2. Choose another, or other layers."),
-    ({"channels": [0, 5], "layers": "pool2"}, "channels: layer pool2 has no such channel, got 5. Expected 0 to 4. Choose"),
-    ({"colormap": "grey2"}, "colormap: there is none of this name, got 'grey2'. Expected one of: grey"),
+    ({"channel": 3}, "channel: layer conv1_1 has no such channel, got 3. Expected 0 to 2."),
+    ({"channels": [0, 5], "layers": "pool2"}, "channels: layer pool2 has no such channel, got 5. Expected 0 to 4."),
+    ({"colormap": "grey2"}, "colormap: Matplotlib has none of this name, got 'grey2'. Expected one of: grey"),
 ]
 
 
@@ -201,11 +201,12 @@ def test_a_wrong_value_says_what_is_right(folder: Path, values: dict[str, Any], 
 
 
 def test_a_failed_image_says_why_it_has_no_picture(folder: Path, tmp_path: Path) -> None:
-    said = r"row 1 \('people/broken.jpg'\) failed and has no features, got 'truncated .*'. Expected an image that is ok, as row 0"
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(
+        StoreError, match=r"row 1 \('people/broken.jpg'\) failed and has no features, got 'truncated .*'. Expected"
+    ):
         plot(folder, image="people/broken.jpg")
     write_run(tmp_path / "bad", make_spec(2), failed=[0, 1])
-    with pytest.raises(StoreError, match=r"row 0 .* failed and has no features, .* Expected an image that is ok, but all failed"):
+    with pytest.raises(StoreError, match=r"row 0 .* failed and has no features"):
         plot(tmp_path / "bad")
 
 
@@ -228,7 +229,7 @@ def test_a_window_is_refused_where_there_is_none(folder: Path, tmp_path: Path) -
     from matplotlib import pyplot
 
     pyplot.switch_backend("agg")
-    with pytest.raises(OptionError, match=r"^show: no window can be opened here, got no display or no window toolkit\. Expected"):
+    with pytest.raises(OptionError, match=r"^show: no window can be opened, got no display"):
         plot(folder, layers="pool2", show=True, file=str(tmp_path / "a.png"))
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.plotting import input_picture
+from pipeline.plot import input_picture
 
 from .conftest import MEAN_PIXEL, PHOTOGRAPHS
 from .processes import run_python
@@ -29,7 +29,9 @@ def run_of(path: Path, size: str = "native", resize: str = "squash", interpolati
     identity = json.dumps({f"data.{name}": value for name, value in options.items()})
     return SimpleNamespace(
         attributes={"identity": identity, "mean_pixel": MEAN_PIXEL, "data_root": str(path.parent)},
-        images={name: np.array([value], object) for name, value in {"key": path.name, "sha256": sha256_of(path)}.items()},
+        images={
+            name: np.array([value], object) for name, value in {"key": path.name, "bytes": 0, "sha256": sha256_of(path)}.items()
+        },
     )
 
 

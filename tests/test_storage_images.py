@@ -180,7 +180,7 @@ def test_a_list_at_an_address_that_is_none_is_refused_by_its_address() -> None:
 
 
 def test_a_stored_row_finds_its_image_at_the_address_again() -> None:
-    from pipeline.plotting import find_image
+    from pipeline.plot import find_image
 
     put_folder(PHOTOGRAPHS)
     key = "animals/chelsea.jpg"

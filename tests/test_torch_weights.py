@@ -20,7 +20,7 @@ from pipeline.config import check_options
 from pipeline.errors import OptionError
 from pipeline.network import architectures, known_weights
 from pipeline.network.weights import TORCH, file_format
-from pipeline.plotting import input_picture
+from pipeline.plot import input_picture
 
 from . import oracle
 from .conftest import THIN_CHANNELS
