@@ -4,65 +4,87 @@ from __future__ import annotations
 
 import math
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
 from .config import Options
-from .extract import Stages, extract, rows_of
+from .extract import extract, make_stages, rows_of
 from .formatting import count_causes, words_for_bytes, words_for_seconds
+from .network.keras_models import KerasWeights
+from .network.known_weights import Weights
 from .progress import LOGGER as _log
 from .progress import Stopwatch, refuse_failures
-from .records import ImageStatus
+from .signals import leaving_at_once
 from .store import disk
 from .store.run_folder import RunFolder
 from .store.shard import encoded_bytes
 
-# Batches of the sample. The first finds its memory and makes its code, so the time is taken of the others, if there are any.
 SAMPLE_BATCHES = 4
 
 
-def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
+def dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
     """Run a sample of what is missing, and say what came of it.
 
     Raises:
         DatasetError: The sample is all there is, and too much of it fails.
+        OptionError: The device asked for is not there.
         NetworkError: A value cannot be stored.
     """
+    if run_folder.missing:
+        if options.engine.name != "local":
+            _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
+        _run_sample(options, run_folder, weights)
+    else:
+        _log.info("estimate: all rows are finished, nothing is left to make")
+    _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
+
+
+def _run_sample(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
     spec, rows = run_folder.spec, rows_of(run_folder.missing)
+    with leaving_at_once():
+        stages = make_stages(options, spec, weights)
     # At native size few images share a step.
     count = min(len(rows), SAMPLE_BATCHES * (stages.device.batch_size if options.data.size else 1))
     sample = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
-    statuses: list[ImageStatus] = []
-    ends: list[tuple[int, float]] = []
-    # Of each row of each layer, how many bytes it has before compression and after.
-    encoded: list[Future[tuple[int, int]]] = []
-    latest: list[Future[tuple[int, int]]] = []
-    began = time.monotonic()
+    errors: list[str] = []
+    uncounted, began = 0, time.monotonic()
+    encoding: Iterable[tuple[int, int]] = ()
+    sizes = np.zeros(2)  # bytes before compression, and after
     with (
         ThreadPoolExecutor(stages.threads, "encode") as encoders,
         closing(extract(spec.manifest, sample, stages, Stopwatch())) as batches,
     ):
         for batch, layers in batches:
-            statuses += batch.statuses
+            errors += [status.error for status in batch.statuses if status.error]
             for features in layers:
                 # No more than one layer waits in memory.
-                wait(latest)
-                rows_of_layer = zip(features.indices.tolist(), features.values, strict=True)
-                latest = [encoders.submit(encoded_bytes, spec, features.layer, *row) for row in rows_of_layer]
-                encoded += latest
-            ends.append((len(batch), time.monotonic()))
-    before, began = ends[0] if len(ends) > 1 else (0, began)
-    rate = (count - before) / (time.monotonic() - began)
-    errors = [status.error for status in statuses if status.error]
+                sizes += np.sum([*encoding], 0)
+                encode = partial(encoded_bytes, spec, features.layer)
+                encoding = encoders.map(encode, features.indices.tolist(), features.values)
+            if not uncounted and len(batch) < count:
+                # The first batch finds its memory and makes its code: the time is taken of the others.
+                uncounted, began = len(batch), time.monotonic()
+        sizes += np.sum([*encoding], 0)
+    rate = (count - uncounted) / (time.monotonic() - began)
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(count_causes(errors).items()))
     which = f"all {count} images" if count == len(rows) else f"{count} of {len(rows)} images, spread evenly"
     _log.info("sample: %s; %d failed%s", which, len(errors), f": {causes}" if causes else "")
-    if encoded:
-        sizes = np.array([task.result() for task in encoded]).sum(0) * (len(rows) / len(statuses))
-        _say_size(run_folder.path, *sizes.tolist())
+    if sizes.any():
+        raw_bytes, stored_bytes = (sizes * (len(rows) / count)).tolist()
+        free_bytes = disk.free_bytes(run_folder.path)
+        raw, stored, free = map(words_for_bytes, (raw_bytes, stored_bytes, free_bytes))
+        share = f" after compression, {stored_bytes / raw_bytes:.0%} of {raw}"
+        _log.info("estimate: about %s; %s free", stored + share * (stored_bytes < raw_bytes), free)
+        if stored_bytes > free_bytes:
+            _log.warning(
+                "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
+                "Free some space, use output.dtype=float16, or another disk with output.dir=...",
+                *(run_folder.path, free, stored),
+            )
         _log.info(
             "estimate: about %s for %d images, at %.2f images/s on the %s; the disk's own time is not in it",
             *(words_for_seconds(math.ceil(len(rows) / rate)), len(rows), rate, stages.device.kind),
@@ -71,17 +93,3 @@ def run_sample(options: Options, run_folder: RunFolder, stages: Stages) -> None:
         _log.warning("sample: no image of it can be used, so nothing can be said of the rest")
     if count == len(rows) == len(spec.manifest) and errors:
         refuse_failures(len(errors), count, options.data.max_failed_fraction, errors[0])
-
-
-def _say_size(path: Path, raw_bytes: float, stored_bytes: float) -> None:
-    """Say what a run will take on the disk, and warn if the disk has less."""
-    has_bytes, stored = disk.free_bytes(path), words_for_bytes(stored_bytes)
-    share = f" after compression, {stored_bytes / raw_bytes:.0%} of {words_for_bytes(raw_bytes)}"
-    free = words_for_bytes(has_bytes)
-    _log.info("estimate: about %s; %s free", stored + share * (stored_bytes < raw_bytes), free)
-    if stored_bytes > has_bytes:
-        _log.warning(
-            "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
-            "Free some space, use output.dtype=float16, or another disk with output.dir=...",
-            *(path, free, stored),
-        )

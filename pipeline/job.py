@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -20,10 +20,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .config import AUTO, Options, flat, parse_config
-from .dry_run import run_sample
+from .dry_run import dry_run
 from .engines import Engine, open_local
 from .errors import ImageError, StoreError, system_errors_in_one_line
-from .extract import make_stages
 from .formatting import count_causes, counted, words_for_bytes
 from .images.reading import read_image
 from .machine import peak_memory_bytes
@@ -32,7 +31,7 @@ from .network.architectures import CLASSIFIER_BLOCK, foreign_names
 from .network.keras_models import KERAS, KerasWeights, load_keras
 from .network.known_weights import Weights
 from .network.weights import load_weights
-from .pca import compute_sample, with_transforms, write_transforms
+from .pca import compute_sample, with_transforms
 from .plan import list_images, plan_run, versions
 from .progress import LOGGER as _log
 from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
@@ -66,50 +65,49 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         # An earlier run of this process: its network, gigabytes, and TensorFlow's functions of it keep one another.
         gc.collect()
     watch = Stopwatch()
-    with log_to_terminal(quiet) as kept_lines, system_errors_in_one_line():
+    with log_to_terminal(quiet) as kept_lines, system_errors_in_one_line(), ExitStack() as stack:
         open_engine = open_local
         if options.engine.name == "ray":
             from .engines.ray import open_ray, require_ray
 
             require_ray()
             open_engine = open_ray
-        words = [word.partition(":")[0] for word in options.layers]
         if options.network.name == KERAS:
             with watch.stage("start"), leaving_at_once():
                 _claim_gpu(options)
                 # Which is checked already of the others.
                 options.features()
-        elif foreign := foreign_names(options.network.name, words):
+        elif foreign := foreign_names(options.network.name, [word.partition(":")[0] for word in options.layers]):
             _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
         with watch.stage("list"):
             manifest = list_images(options.data)
         with watch.stage("start"):
             weights = _load_weights(options, [feature.layer for feature in options.features(rows=len(manifest))])
         planned = plan_run(options, manifest, weights)
-        with ExitStack() as stack:
-            opened = open_folder(options.folder, planned, options.output.existing, options.part, preview=options.dry_run)
-            run_folder = stack.enter_context(opened)
-            # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
-            errors = check_finished(run_folder)
-            say_plan(run_folder)
-            if options.dry_run:
-                _dry_run(options, run_folder, weights)
-                return None
-            engine = None
-            with _with_transforms(options, run_folder, weights) as transforms:
-                if run_folder.missing:
-                    with watch.stage("start"):
-                        engine = stack.enter_context(open_engine(options, weights, run_folder))
-                # From here on nothing but the disk can refuse the run.
-                run_folder.prepare()
-                write_transforms(run_folder, transforms)
-            log = run_folder.path / format.marked(format.LOG_NAME, options.part.mark if options.part else "")
-            stack.enter_context(log_to_file(log, kept_lines))
-            stack.enter_context(clearing(run_folder.drop_partial_files))
-            made = make_missing(run_folder, engine, errors, watch)
-            if options.part is not None:
-                return finish_share(run_folder, made, watch)
-            return finish_run(run_folder.path, run_folder.spec, made, watch)
+        opened = open_folder(options.folder, planned, options.output.existing, options.part, preview=options.dry_run)
+        run_folder = stack.enter_context(opened)
+        # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
+        failed = check_finished(run_folder)
+        say_plan(run_folder)
+        take_sample = partial(compute_sample, options, run_folder.spec, weights)
+        if options.dry_run:
+            with with_transforms(options.reduction, run_folder, take_sample):
+                dry_run(options, run_folder, weights)
+            return None
+        engine = None
+        with with_transforms(options.reduction, run_folder, take_sample):
+            if run_folder.missing:
+                with watch.stage("start"):
+                    engine = stack.enter_context(open_engine(options, weights, run_folder))
+            # From here on nothing but the disk can refuse the run.
+            run_folder.prepare()
+        log = run_folder.path / format.marked(format.LOG_NAME, options.part.mark if options.part else "")
+        stack.enter_context(log_to_file(log, kept_lines))
+        stack.enter_context(clearing(run_folder.drop_partial_files))
+        made = make_missing(run_folder, engine, failed, watch)
+        if options.part is not None:
+            return finish_share(run_folder, made, watch)
+        return finish_run(run_folder.path, run_folder.spec, made, watch)
 
 
 def _claim_gpu(options: Options) -> None:
@@ -138,10 +136,6 @@ def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> Weights | Ke
     return weights if network.pool_padding == AUTO else replace(weights, pool_padding=network.pool_padding)
 
 
-def _with_transforms(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> AbstractContextManager[bytes]:
-    return with_transforms(options.reduction, run_folder, partial(compute_sample, options, run_folder.spec, weights))
-
-
 def say_plan(run_folder: RunFolder) -> None:
     """Say what will be written, before the first image is read."""
     spec, own, missing, share = run_folder.spec, run_folder.own, run_folder.missing, run_folder.share
@@ -168,20 +162,8 @@ def say_plan(run_folder: RunFolder) -> None:
     _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, free)
 
 
-def _dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
-    if not run_folder.missing:
-        _log.info("estimate: all %d rows are finished, nothing is left to make", count_rows(run_folder.own))
-    else:
-        if options.engine.name != "local":
-            _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
-        with _with_transforms(options, run_folder, weights), leaving_at_once():
-            stages = make_stages(options, run_folder.spec, weights)
-        run_sample(options, run_folder, stages)
-    _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
-
-
-def make_missing(run_folder: RunFolder, engine: Engine | None, errors: Sequence[str], watch: Stopwatch) -> Made:
-    """Write ``config.yaml``, and have an engine make the missing shards; ``errors``: why rows of the finished ones failed."""
+def make_missing(run_folder: RunFolder, engine: Engine | None, failed: int, watch: Stopwatch) -> Made:
+    """Write ``config.yaml``, and have an engine make the missing shards; ``failed``: rows of the finished ones."""
     path, spec = run_folder.path, run_folder.spec
     with run_folder.alone():
         # Of parts the first one that comes writes it: to the others it may be the run's already.
@@ -191,7 +173,7 @@ def make_missing(run_folder: RunFolder, engine: Engine | None, errors: Sequence[
         return Made()
     rows, began = count_rows(run_folder.missing), time.monotonic()
     before = count_rows(run_folder.own) - rows
-    with Progress(spec, rows, before, len(errors), _options(spec).get(MOST_FAILED, 1.0)) as progress:
+    with Progress(spec, rows, before, failed, _options(spec).get(MOST_FAILED, 1.0)) as progress:
         made = engine(progress, watch)
     made.rows_now, made.rows_added = rows, count_rows(shard for shard in run_folder.missing if shard.part)
     made.images_per_second = rows / (time.monotonic() - began)
@@ -203,8 +185,8 @@ def _options(spec: RunSpec) -> dict[str, Any]:
     return flat(parse_config(str(spec.attributes.get("config", ""))))
 
 
-def check_finished(run_folder: RunFolder) -> list[str]:
-    """Hold the finished shards to the images as they are now, and return why rows of them failed.
+def check_finished(run_folder: RunFolder) -> int:
+    """Hold the finished shards to the images as they are now, and return how many rows of them failed.
 
     A shard that has a failed row whose image can be read now, or is another one, is made again; by a share of the run it is kept.
     Says where other libraries or another compression have made the others.
@@ -212,35 +194,35 @@ def check_finished(run_folder: RunFolder) -> list[str]:
     Raises:
         StoreError: An image of which there are features has changed since.
     """
-    path, manifest, attributes = run_folder.path, run_folder.spec.manifest, run_folder.spec.attributes
-    errors, mended, again, others = list[str](), list[str](), list[ShardSpec](), set[str]()
+    spec, keys, share = run_folder.spec, run_folder.spec.manifest.keys, run_folder.share
+    failed, mended, again, others = 0, list[int](), list[ShardSpec](), set[str]()
     finished = [shard for shard in run_folder.own if shard in run_folder.finished]
-    paths = read_ahead(path / format.shard_path(shard.file_name) for shard in finished)
-    for shard, shard_path in zip(finished, paths, strict=True):
-        with open_run(shard_path) as found:
-            failures, root = found.images["error"].tolist(), str(found.attributes.get("data_root"))
-            changed = changed_rows(manifest, shard, found.images, str(found.attributes.get("created")), root)
-            if good := [row for row in changed if not failures[row - shard.first]]:
+    paths = read_ahead(run_folder.path / format.shard_path(shard.file_name) for shard in finished)
+    for shard, path in zip(finished, paths, strict=True):
+        with open_run(path) as found:
+            errors, root = found.images["error"].tolist(), str(found.attributes.get("data_root"))
+            changed = changed_rows(spec.manifest, shard, found.images, str(found.attributes.get("created")), root)
+            if good := [row for row in changed if not errors[row - shard.first]]:
                 raise StoreError(
-                    f"{path}: an image has changed since its features were made, got another content of "
-                    f"{manifest.keys[good[0]]!r}. Expected the images of {root!r} as they were. Use another name=..., or "
-                    f"output.existing=replace to start again."
+                    f"{run_folder.path}: an image has changed since its features were made, got another content of "
+                    f"{keys[good[0]]!r}. Expected the images of {root!r} as they were. Use another name=..., or "
+                    "output.existing=replace to start again."
                 )
-            if changed and run_folder.share is None:
-                mended += [manifest.keys[row] for row in changed]
+            if changed and share is None:
+                mended += changed
                 again.append(shard)
                 continue
-            errors += filter(None, failures)
-            for name, text in attributes.items():
+            failed += sum(map(bool, errors))
+            for name, text in spec.attributes.items():
                 if name.startswith(("version_", "compression")) and found.attributes.get(name, text) != text:
                     others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
     if again:
-        said = counted(len(mended), "image"), mended[0], counted(len(again), "shard")
+        said = counted(len(mended), "image"), keys[mended[0]], counted(len(again), "shard")
         _log.info("resume: %s failed before, and can be read now or changed, e.g. %r; %s made again", *said)
         run_folder.make_again(again)
     if others and run_folder.missing:
         _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
-    return errors
+    return failed
 
 
 def changed_rows(manifest: Manifest, shard: ShardSpec, images: Mapping[str, NDArray[Any]], created: str, root: str) -> list[int]:
@@ -259,21 +241,19 @@ def changed_rows(manifest: Manifest, shard: ShardSpec, images: Mapping[str, NDAr
     changed = []
     for row, error, size_bytes, digest in zip(range(shard.first, shard.stop), *columns, strict=True):
         record = manifest[row]
-        try:
+        if error and record.source is not None:
+            # To ask a storage for each image that it has lost may take hours.
+            continue
+        # An image that cannot be read now is no reason to doubt its features.
+        with suppress(OSError, ImageError):
             if record.source is None:
                 # Not by way of a Path: thousands are asked a second.
                 there = os.stat(record.path)  # noqa: PTH116
                 is_old = there.st_mtime < finished_seconds and there.st_size == size_bytes
-            elif error:
-                # To ask a storage for each image that it has lost may take hours.
-                continue
             else:
                 is_old = record.source.modified_seconds(record) < finished_seconds
             if (error or not is_old) and hashlib.sha256(read_image(record)).hexdigest() != digest:
                 changed.append(row)
-        except (OSError, ImageError):
-            # Its features are there; that it cannot be read now is no reason to doubt them.
-            continue
     return changed
 
 
@@ -306,8 +286,8 @@ def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part:
         DatasetError: All images have failed, or more than may.
     """
     with watch.stage("finish"):
-        # Another part may have written it meanwhile.
-        is_indexed = (bool(part) or not made.rows_now) and index_is_whole(path, spec)
+        # It is if there was nothing to make, or another part has written it.
+        is_indexed = index_is_whole(path, spec)
         if not is_indexed:
             build_index(path, spec)
         errors = _errors(path)

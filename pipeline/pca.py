@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,34 +28,27 @@ from .network.reductions import prefixes, require_sample
 from .plan import transforms_file
 from .progress import LOGGER as _log
 from .progress import Stopwatch
-from .records import FeatureSpec, RunSpec, Transform
+from .records import FeatureBatch, FeatureSpec, RunSpec, Transform
 from .signals import leaving_at_once
-from .store import disk, format
+from .store import format
 from .store.damage import read_file
 from .store.digests import Digests
 from .store.reader import open_run
 from .store.run_folder import RunFolder
 
-# Given features and rows of the run, ascending, returns the feature's name -> pieces (m, d) float32 of the rows that are ok.
-TakeSample = Callable[[Sequence[FeatureSpec], NDArray[np.int64]], Mapping[str, Sequence[NDArray[np.float32]]]]
+# Given features and rows of the run, ascending, yields these features of the rows that are ok.
+TakeSample: TypeAlias = Callable[[Sequence[FeatureSpec], NDArray[np.int64]], Iterator[FeatureBatch]]
 
 _FITTED_FOR = "fitted_for"
 _ARRAYS = ("mean", "components", "explained_variance")
 
 
 @contextmanager
-def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[bytes]:
-    """Give the run the transforms that it lacks: those of its folder, else fitted now, or another run's.
+def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[None]:
+    """Give the run the transforms that it lacks: those of its folder, else another run's, else fitted now.
 
-    Of processes that make parts of a run one fits, and the others wait for it.
-
-    Args:
-        reduction: Parameters of the run.
-        run_folder: Opened.
-        take_sample: Computes what is to be transformed, of a sample of the images.
-
-    Yields:
-        What :func:`write_transforms` is to write before the first shard; nothing where it is there, or none is needed.
+    In the block the folder is to be prepared, which writes them. Of processes that make parts of a run one fits, and the others
+    wait until it has left the block.
 
     Raises:
         OptionError: Too few images are ok; the other run has no such transform.
@@ -64,39 +57,45 @@ def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: T
     spec, path = run_folder.spec, run_folder.path / format.TRANSFORMS_NAME
     wanted = prefixes(spec.features)
     if not wanted:
-        yield b""
+        yield
         return
     with run_folder.alone():
         # Not to rows that an extension has added: the first part's transform is the run's.
-        first, content = spec.parts[0], b""
-        is_there = Digests(run_folder.path).agrees(path.name)
-        if is_there:
+        first, content, is_there = spec.parts[0], b"", False
+        if Digests(run_folder.path).agrees(path.name):
             content = read_file(path)
             is_there = _read(content, path)[1] == first.digest
         if not is_there:
-            found = other_transforms(reduction["pca"], wanted) or _fit(reduction["pca"], wanted, first.stop, take_sample)
+            pca = reduction["pca"]
+            found = _of_other_run(pca, wanted) if pca["fit"] else _fit(pca, wanted, first.stop, take_sample)
             content = _written(found, first.digest)
         digest = hashlib.sha256(content).hexdigest()
         for shard in sorted(run_folder.finished, key=lambda shard: shard.first)[:1]:
             with open_run(run_folder.path / format.shard_path(shard.file_name)) as run:
-                if run.attributes.get("transforms_sha256") != digest:
-                    raise StoreError(
-                        f"{path}: another transform than that of the finished shards, got SHA-256 {digest[:12]}. Expected "
-                        f"{str(run.attributes.get('transforms_sha256'))[:12]}. Put the file back, or use output.existing=replace."
-                    )
-        run_folder.give_transforms(_read(content, path)[0], digest)
-        yield b"" if is_there else content
+                expected = str(run.attributes.get("transforms_sha256"))
+            if expected != digest:
+                raise StoreError(
+                    f"{path}: another transform than that of the finished shards, got SHA-256 {digest[:12]}. Expected "
+                    f"{expected[:12]}. Put the file back, or use output.existing=replace."
+                )
+        run_folder.give_transforms(_read(content, path)[0], digest, b"" if is_there else content)
+        yield
 
 
-def other_transforms(pca: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Transform]:
-    """Return the transforms of the run that ``reduction.pca.fit`` names, by their names; none if it names none.
+def compute_sample(
+    options: Options, spec: RunSpec, weights: Weights | KerasWeights, features: Sequence[FeatureSpec], rows: NDArray[np.int64]
+) -> Iterator[FeatureBatch]:
+    """Extract features of some images of a run; see :data:`TakeSample`."""
+    with leaving_at_once():
+        stages = make_stages(options, replace(spec, features=tuple(features), dtype="float32"), weights)
+    with closing(extract(spec.manifest, rows, replace(stages, overflow_fails_row=False), Stopwatch())) as batches:
+        for _, layers in batches:
+            yield from layers
 
-    Raises:
-        OptionError: There is no such transform, of this length and with as many components.
-    """
+
+def _of_other_run(pca: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Transform]:
+    """Return the first components of the run that ``reduction.pca.fit`` names."""
     path, count, found = pca["fit"], pca["n_components"], {}
-    if path is None:
-        return {}
     there = _read(read_file(transforms_file(path)), path)[0]
     for name in wanted:
         if name not in there or len(there[name].components) < count:
@@ -110,28 +109,17 @@ def other_transforms(pca: Mapping[str, Any], wanted: Iterable[str]) -> dict[str,
     return found
 
 
-def compute_sample(
-    options: Options, spec: RunSpec, weights: Weights | KerasWeights, features: Sequence[FeatureSpec], places: NDArray[np.int64]
-) -> Mapping[str, Sequence[NDArray[np.float32]]]:
-    """Extract features of some images of a run; see :data:`TakeSample`."""
-    with leaving_at_once():
-        stages = make_stages(options, replace(spec, features=tuple(features), dtype="float32"), weights)
-    found: dict[str, list[NDArray[np.float32]]] = {}
-    with closing(extract(spec.manifest, places, replace(stages, overflow_fails_row=False), Stopwatch())) as batches:
-        for _, layers in batches:
-            for one in layers:
-                found.setdefault(one.layer, []).append(one.values.reshape(len(one.values), -1).astype(np.float32))
-    return found
-
-
 def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
+    """Fit components to a sample of the run's first rows."""
     places = sample_places(rows, pca["fit_images"], pca["seed"])
     _log.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
     given = {feature.name: feature for feature in wanted.values()}
-    sample = take_sample(sorted(given.values(), key=lambda feature: feature.layer.network_index), places)
+    sample = {name: [np.zeros((0, feature.channels), np.float32)] for name, feature in given.items()}
+    for batch in take_sample(sorted(given.values(), key=lambda feature: feature.layer.network_index), places):
+        sample[batch.layer].append(batch.values.reshape(len(batch.values), -1).astype(np.float32))
     found = {}
     for name, feature in wanted.items():
-        values = np.concatenate(sample.get(feature.name) or [np.zeros((0, 1), np.float32)])
+        values = np.concatenate(sample[feature.name])
         require_sample(pca["n_components"], len(values), " of the sample that are ok")
         found[name] = fit_pca(values, pca["n_components"])
         total = values.var(axis=0, ddof=1, dtype=np.float64).sum()
@@ -156,14 +144,3 @@ def _read(content: bytes, path: Path) -> tuple[dict[str, Transform], str]:
             return {name: Transform(*(file[f"{name}/{key}"] for key in _ARRAYS)) for name in names}, str(file[_FITTED_FOR])
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path}: not a file of transforms, got {error}. Expected {format.TRANSFORMS_NAME} of a run.") from error
-
-
-def write_transforms(run_folder: RunFolder, content: bytes) -> None:
-    """Write the file, if there is anything to write, whole or not at all, with its line in ``SHA256SUMS``.
-
-    Raises:
-        StoreError: The disk refuses.
-    """
-    path = run_folder.path / format.TRANSFORMS_NAME
-    if content:
-        disk.write_file(path, content, Digests(path.parent).publish)

@@ -41,7 +41,7 @@ def reduce_run(options: ReduceOptions) -> None:
         PipelineError: The run cannot be read, or the new one not written; finished shards are kept.
     """
     from .job import finish_run, make_missing, say_plan
-    from .pca import with_transforms, write_transforms
+    from .pca import with_transforms
     from .plan import plan_reduced_run
     from .progress import Stopwatch, log_to_file, log_to_terminal
     from .store import format
@@ -72,13 +72,12 @@ def reduce_run(options: ReduceOptions) -> None:
                     again.append(shard)
         target.make_again(again)
         say_plan(target)
-        with with_transforms(options.reduction, target, source.sample) as transforms:
+        with with_transforms(options.reduction, target, source.sample):
             target.prepare()
-            write_transforms(target, transforms)
         stack.enter_context(log_to_file(target.path / format.LOG_NAME, kept_lines))
         stack.enter_context(signals.clearing(target.drop_partial_files))
         try:
-            made = make_missing(target, partial(source.make_shards, target) if target.missing else None, [], watch)
+            made = make_missing(target, partial(source.make_shards, target) if target.missing else None, 0, watch)
         except NetworkError as error:
             raise NetworkError(f"{str(error).partition(' Use ')[0]} Extract it with output.dtype=float32.") from error
         finish_run(target.path, target.spec, made, watch)
@@ -171,13 +170,10 @@ class _Source:
             made.add(writer)
         return made
 
-    def sample(self, features: Sequence[FeatureSpec], rows: NDArray[np.int64]) -> Mapping[str, Sequence[NDArray[np.float32]]]:
-        """Return features of some images, name -> (m, d) pieces; see :data:`pipeline.pca.TakeSample`."""
-        found: dict[str, list[NDArray[np.float32]]] = {}
+    def sample(self, features: Sequence[FeatureSpec], rows: NDArray[np.int64]) -> Iterator[FeatureBatch]:
+        """Yield features of some images; see :data:`pipeline.pca.TakeSample`."""
         rows = rows[self.run.images["status"][self.rows[rows]] == OK]
-        for batch in self._reduced(rows, self._prepare(features, {})):
-            found.setdefault(batch.layer, []).append(batch.values.reshape(len(batch.values), -1))
-        return found
+        return self._reduced(rows, self._prepare(features, {}))
 
     def _prepare(self, features: Sequence[FeatureSpec], transforms: Mapping[str, Transform]) -> Reducers:
         from .network.host_reductions import on_host

@@ -54,6 +54,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.finished = frozenset(finished)
         self._hold, self._has_stale_index = hold, False
         self._digests: Digests | None = None
+        self._transforms = b""
 
     @property
     def missing(self) -> tuple[ShardSpec, ...]:
@@ -78,8 +79,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """
         return self._hold.alone() if self._hold else nullcontext()
 
-    def give_transforms(self, transforms: Mapping[str, Transform], digest: str) -> None:
-        """Add fitted transforms to the run, and the SHA-256 of their file to what is stored with it."""
+    def give_transforms(self, transforms: Mapping[str, Transform], digest: str, content: bytes) -> None:
+        """Add fitted transforms to the run, with the SHA-256 of their file, whose content, if any, :meth:`prepare` will write."""
+        self._transforms = content
         attributes = {**self.spec.attributes, "transforms_sha256": digest}
         self.spec = replace(self.spec, transforms=transforms, attributes=attributes)
 
@@ -89,7 +91,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.finished -= frozenset(shards)
 
     def prepare(self) -> None:
-        """Remove what is to be replaced, and write the manifest of each part that has none, or a damaged one.
+        """Remove what is to be replaced, write the manifest of each part that has none, or a damaged one, and the transforms.
 
         Not done before everything that could still refuse the run has agreed; of a share at once, so that others see the plan.
 
@@ -107,6 +109,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             for number, part in enumerate(self._parts):
                 if not digests.agrees(format.manifest_name(number)):
                     write_manifest(self.path, number, part)
+            if self._transforms:
+                disk.write_file(self.path / format.TRANSFORMS_NAME, self._transforms, Digests(self.path).publish)
 
     def is_extended(self) -> bool:
         """Tell whether another process has extended the run since it was opened here; to be asked :meth:`alone`."""
