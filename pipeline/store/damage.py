@@ -77,32 +77,31 @@ def system_errno(error: object) -> int:
 def damaged(path: Path, part: str, got: object) -> StoreError:
     """Return the one-line error for a file that is damaged, missing, in use by another program, or kept from us by the system.
 
-    Args:
-        path: Of the file.
-        part: What of it was read: ``the HDF5 file``; empty: all of it.
-        got: What was found there, or what h5py, HDF5 or the system raised. For bytes that are wrong h5py gives no error number.
+    ``part``: what of it was read, "": all; ``got``: what was found there, or what h5py, HDF5 or the system raised.
     """
     if isinstance(got, StorageError):
         return UnreadableError(str(got))
     number, words = system_errno(got), " ".join(str(got).split())
     if number in _MISSING:
         return missing_file(path, "file", os.strerror(number))
+    kept = "then run the command again. It is kept as it is."
     if number == errno.EAGAIN or _MARKED in words or (number == errno.EACCES and _LOCKED in words):
         found = "a lock" if number else "the mark of a writer, which may have been killed (`h5clear -s` removes it)"
-        what = f"in use by another program, got {found}. Expected no program that has it open for writing. Close it there"
-    elif number or isinstance(got, MemoryError):
+        return UnreadableError(
+            f"{path}: in use by another program, got {found}. Expected no program that has it open for writing. "
+            f"Close it there, {kept}"
+        )
+    if number or isinstance(got, MemoryError):
         number = number or errno.ENOMEM
-        found = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
-        what = (
-            f"{part} cannot be read, got {found}. Expected a file that can be read. Check disk, network, permissions and memory"
+        kind = UnsureError if isinstance(got, MemoryError) else UnreadableError
+        return kind(
+            f"{path}: {f'{part} cannot'.lstrip()} be read, got {os.strerror(number)} ({errno.errorcode.get(number, number)}). "
+            f"Expected a file that can be read. Check disk, network, permissions and memory, {kept}"
         )
-    else:
-        return DamagedError(
-            f"{path}: {printable(part, 1000)} is damaged, got {printable(words, 200) or type(got).__name__}. Expected the bytes "
-            f"that were written. Remove this file and run the extraction again: only what is missing is made again."
-        )
-    kind = UnsureError if isinstance(got, MemoryError) else UnreadableError
-    return kind(f"{path}: {what.lstrip()}, then run the command again. It is kept as it is.")
+    return DamagedError(
+        f"{path}: {printable(part, 1000)} is damaged, got {printable(words, 200) or type(got).__name__}. Expected the bytes "
+        f"that were written. Remove this file and run the extraction again: only what is missing is made again."
+    )
 
 
 @contextmanager
@@ -129,8 +128,7 @@ def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
 def missing_file(path: Path, what: str, got: str) -> StoreError:
     """Return the one-line error for a file that is not there: a ``shard``, a ``manifest``."""
     return StoreError(
-        f"{path}: the {what} is missing, got {got}. Expected all that was written. Put it back, or run the extraction again: "
-        f"only what is missing is made again."
+        f"{path}: the {what} is missing, got {got}. Expected all that was written. Put it back, or run the extraction again."
     )
 
 
@@ -151,11 +149,7 @@ def no_run(folder: Path) -> StoreError:
 
 
 def require_file(path: Path) -> None:
-    """Make sure that a name in a run folder is a regular file: no link, and nothing that would be waited for.
-
-    Raises:
-        StoreError: It is missing or something else.
-    """
+    """Refuse what is no regular file under a name in a run folder: a link, and what would be waited for."""
     with reading(path, ""):
         mode = path.lstat().st_mode
     if not stat.S_ISREG(mode):
@@ -164,29 +158,21 @@ def require_file(path: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the content of a file of a run folder, such as its options.
-
-    Raises:
-        StoreError: It is missing, no regular file, or cannot be read.
-    """
+    """Return the content of a file of a run folder, such as its options; a StoreError where it is missing or no file."""
     require_file(path)
     with reading(path, ""):
         return path.read_bytes()
 
 
 def require_own_shards(folder: Path) -> None:
-    """Make sure that the folder of shards of a run folder is no link.
-
-    Raises:
-        StoreError: It is one.
-    """
+    """Refuse a run folder whose folder of shards is a link."""
     shards = folder / format.SHARD_FOLDER
     if shards.is_symlink():
         raise foreign(shards, "not a file of the run, got a link", "the folder itself")
 
 
 def own_node(group: h5py.Group, name: str) -> Any:
-    """Return the array or group that lies in a group under a name; follow no link.
+    """Return the array or group that lies in a group under a name.
 
     Raises:
         KeyError: There is nothing.

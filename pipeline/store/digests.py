@@ -153,8 +153,5 @@ def _read(path: Path) -> dict[str, str]:
 
 def _writers(folder: Path) -> dict[str, Path]:
     """Return the files of writers in a run folder, by their names."""
-    try:
-        names = [path.name.removesuffix(format.PARTIAL_SUFFIX) for path in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    names = [name.removesuffix(format.PARTIAL_SUFFIX) for name in disk.names_in(folder)]
     return {found[1]: folder / name for name in names if (found := format.WRITER_DIGESTS_NAME.fullmatch(name))}

@@ -154,6 +154,11 @@ def sync(path: Path) -> None:
             raise
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return what lies in a folder, sorted; nothing where there is none."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, so that a power cut does not take them away; at an address there are none."""
     if not isinstance(folder, RemotePath):

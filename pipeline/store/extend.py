@@ -45,16 +45,12 @@ def up_to(spec: RunSpec, parts: Sequence[PartManifest], part: int) -> RunSpec:
 
 
 def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> Plan:
-    """Say of which parts a run consists, so that what is there already fits into it.
+    """Return of which parts a run consists, so that what a folder holds fits into it.
 
-    Args:
-        spec: The run as it would be in an empty folder.
-        contents: What the folder holds.
-        extend: Whether images that the run does not have become a further part of it.
+    ``spec``: as it would be in an empty folder; ``extend``: whether images that the run does not have become a part of it.
 
     Raises:
-        StoreError: The folder holds a run with other options or, as far as they are not to be added, other images; a manifest
-            is lost and is not that of these images.
+        StoreError: The folder holds another run, or its images are not known.
     """
     # A part without a shard holds nobody up: where it is not that of the images now, it is planned anew.
     if len(contents.planned) > contents.begun:
@@ -71,13 +67,6 @@ def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> Plan:
     return _go_on(contents.path, spec, contents.planned[: contents.begun], extend)
 
 
-def _select(images: Manifest, rows: list[int]) -> Manifest:
-    """Return some rows of a manifest, without what reads them."""
-    keys, labels = (tuple(column[row] for row in rows) for column in (images.keys, images.labels))
-    metadata = {name: tuple(values[row] for row in rows) for name, values in images.metadata.items()}
-    return make_images(keys, labels, images.file_bytes[rows], metadata)
-
-
 def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: bool) -> Plan:
     """Plan the run on from these parts; ``extend``: with a further one for what is new, else refused as it is for changes."""
     there = parts[-1].identity
@@ -92,16 +81,18 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
     differences = [*_differing_options(spec, there, run), *_differing_images(run, now, rows, parts)]
     remedy = _REPLACE if differences else _EXTEND
     if not extend:
-        differences += _counted("added", [repr(now.keys[row]) for row in added.tolist()])
         # What was not there any more when the last part was planned need not be there now.
-        differences += _counted("removed", [repr(run.keys[row]) for row in np.setdiff1d(removed, parts[-1].gone).tolist()])
+        differences += _counted("added", now, added) + _counted("removed", run, np.setdiff1d(removed, parts[-1].gone))
     if differences:
         raise StoreError(
             f"{folder}: the folder holds another run, got {', '.join(differences)}. Expected the same options and images, to go "
             f"on with it. {remedy}"
         )
     if len(added):
-        images = _select(now, added.tolist())
+        keys, labels, *columns = (
+            tuple(column[row] for row in added.tolist()) for column in (now.keys, now.labels, *now.metadata.values())
+        )
+        images = make_images(keys, labels, now.file_bytes[added], dict(zip(now.metadata, columns, strict=True)))
         identity = part_identity(spec.options, len(images), images.digest, [part.part for part in parts])
         parts = [*parts, PartManifest(identity, len(run), removed, images)]
         rows[added] = np.arange(len(run), len(run) + len(added))
@@ -137,10 +128,9 @@ def _differing_options(spec: RunSpec, there: Mapping[str, str], run: Manifest) -
 
 
 def _differing_images(run: Manifest, now: Manifest, rows: NDArray[np.int64], parts: Sequence[PartManifest]) -> list[str]:
-    """Return what is said of images with another label or column now, and of their order.
+    """Return what is said of images with another label or column now, and of their order; ``rows``: as in :func:`_go_on`.
 
     Columns that only one of both has are not compared; contents are, when the run goes on, with those of finished shards.
-    ``rows``: as in :func:`_go_on`.
     """
     known = np.flatnonzero(rows >= 0)
     there = rows[known]
@@ -148,7 +138,7 @@ def _differing_images(run: Manifest, now: Manifest, rows: NDArray[np.int64], par
     columns += [(run.metadata[name], now.metadata[name]) for name in run.metadata if name in now.metadata]
     pairs = list(zip(there.tolist(), known.tolist(), strict=True))
     changed = {row for before, after in columns for row, place in pairs if before[row] != after[place]}
-    differences = _counted("with another label or column", [repr(run.keys[row]) for row in sorted(changed)])
+    differences = _counted("with another label or column", run, sorted(changed))
     # Each part has the order in which its images were listed; a later list may have new ones between them.
     of_parts = np.searchsorted([part.part.stop for part in parts], there, side="right")
     if (np.diff(there[np.argsort(of_parts, kind="stable")]) < 0).any():
@@ -156,6 +146,7 @@ def _differing_images(run: Manifest, now: Manifest, rows: NDArray[np.int64], par
     return differences
 
 
-def _counted(word: str, names: Sequence[str]) -> list[str]:
+def _counted(word: str, images: Manifest, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
     """Return ``5 added ('a.jpg', 'b.jpg', 'c.jpg', ...)``, or nothing."""
-    return [f"{len(names)} {word} ({', '.join(names[:NAMED])}{', ...' * (len(names) > NAMED)})"] if names else []
+    names = ", ".join(repr(images.keys[row]) for row in rows[:NAMED]) + ", ..." * (len(rows) > NAMED)
+    return [f"{len(rows)} {word} ({names})"] if len(rows) else []

@@ -176,8 +176,6 @@ LARGE_ROW_BAND_BYTES = 64 << 20
 # A row has nine digits at native size; and what a plan holds in memory must have an end.
 MOST_ROWS = 10**9
 MOST_SHARDS = 1_000_000
-# What the option allows.
-MOST_SHARD_ROWS = 2**31
 
 
 def shard_path(file_name: str) -> str:
@@ -201,12 +199,6 @@ def shard_number(name: str) -> int:
     found = SHARD_NAME.search(name)
     assert found is not None, name
     return int(found[2])
-
-
-def planned_shards(names: Iterable[str]) -> int:
-    """Return how many shards the parts have of which these are the names of shards."""
-    found = [name for text in names if (name := SHARD_NAME.fullmatch(text))]
-    return sum({name[1]: int(name[3]) for name in found}.values())
 
 
 def native_name(index: int) -> str:

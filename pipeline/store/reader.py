@@ -23,8 +23,9 @@ from ..formatting import Shown
 from ..machine import usable_cores
 from ..storage import RemotePath, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, select_rows
-from . import format, tables
+from . import disk, format, tables
 from .damage import DamagedError, damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished
+from .run_contents import read_run_contents
 from .shard_reader import ShardLayer
 from .statistics import LayerStatistics, read_statistics
 from .tables import Column, ImageTable
@@ -47,8 +48,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         if path.is_dir():
             folder, path = path, path / format.INDEX_NAME
             if not path.exists():
-                shards = [name for name in _names_in(folder / format.SHARD_FOLDER) if format.SHARD_NAME.fullmatch(name)]
-                raise unfinished(folder, len(shards), format.planned_shards(shards)) if shards else no_run(folder)
+                contents = read_run_contents(folder, images=False)
+                raise unfinished(folder, len(contents.shards), len(contents.plan)) if contents.shards else no_run(folder)
         elif not path.exists():
             raise no_such_run(path)
         elif path.is_symlink():
@@ -84,11 +85,7 @@ def choose_layers(stored: Collection[str], words: Sequence[str]) -> list[str]:
 
 
 def place_of(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a run, or what stands for it at an address.
-
-    Raises:
-        OptionError: Nothing installed reads such an address.
-    """
+    """Return the path of a run, or what stands for it at an address; an OptionError where nothing installed reads that."""
     found = path if isinstance(path, RemotePath) else path_of("run", os.fspath(path))
     refresh(found)
     return found
@@ -109,17 +106,13 @@ def beside(path: Path) -> tuple[Path, str]:
 
 def no_such_run(path: Path) -> StoreError:
     """Return the one-line error for a path that does not exist, with the names of the runs beside it."""
-    runs = [name for name in _names_in(path.parent) if (path.parent / name / format.INDEX_NAME).exists()]
+    runs = [name for name in disk.names_in(path.parent) if (path.parent / name / format.INDEX_NAME).exists()]
     known = f" one of: {nearest(path.name, runs)}" if runs else " a run folder, its features.h5 or a shard"
     return StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
 
 
 def _no_run_file(path: Path) -> StoreError:
     return StoreError(f"{path}: not a run, got another file. Expected a run folder, its features.h5 or a shard.")
-
-
-def _names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 # Threads that read, at least. A disk reads several chunks at the same time; on what is in memory 16 threads on 2 cores are 7 %
@@ -152,8 +145,8 @@ class Layer:
 
     def __init__(self, run: Run, name: str, node: h5py.Dataset | h5py.Group) -> None:
         self._run = run
-        # Of every shard that was ever read where its chunks lie, some 20 bytes a row: asking HDF5 costs more than reading a row,
-        # and a shuffled pass over a large run reads another shard for almost every row.
+        # Where the chunks of every shard lie that was ever read, some 20 bytes a row: asking HDF5 costs more than reading a row,
+        # and a shuffled pass reads another shard for almost every row.
         self._shards: dict[int, ShardLayer] = {}
         self.name, self.layer = name, str(node.attrs.get("layer", name))
         self.dtype = np.dtype(format.STORED_DTYPES[str(node.attrs["dtype"])])
@@ -190,11 +183,7 @@ class Layer:
         return np.asarray(self._run.to_numpy(self.name, failed=True), dtype)
 
     def shape_of(self, row: int) -> tuple[int, ...]:
-        """Return (h, w, c), or (d,), of one image that is ok, at native size too; reads none of its values.
-
-        Raises:
-            StoreError: The row is damaged.
-        """
+        """Return (h, w, c), or (d,), of one image that is ok, at native size too; reads none of its values."""
         shard, local = self._locate(row)
         return shard.shape(local)
 
@@ -209,10 +198,7 @@ class Layer:
                 the last, and the row's checksum cannot be compared. 1: all of it.
 
         Yields:
-            The piece's first map row, and (h', w, c) in the stored dtype, read-only.
-
-        Raises:
-            StoreError: The row is damaged; it may be the last piece only that tells.
+            The piece's first map row, and (h', w, c) in the stored dtype, read-only. Damage may be told after the last piece.
         """
         shard, local = self._locate(row)
         return shard.bands(local, every)
@@ -222,7 +208,7 @@ class Layer:
         return self._shard(int(number)), int(local)
 
     def _shard(self, number: int) -> ShardLayer:
-        """Return the layer of a shard, which HDF5 is asked for once."""
+        """Return the layer in a shard, which HDF5 is asked for once."""
         found = self._shards.get(number)
         if not found:
             spec, path = self._run.shards[number], self._run._paths[number]
@@ -249,35 +235,32 @@ class Layer:
 
         Raises:
             StoreError: A shard is missing or damaged.
-            MemoryError: The rows do not fit into memory; NumPy says how large they are.
         """
         is_native = self.row_shape is None
         found: Any = [None] * len(rows) if is_native else np.empty((len(rows), *(self.row_shape or ())), self.dtype)
         order = np.argsort(rows, kind="stable")
         numbers, local = self._run._locate(rows[order])
-        shards = {number: self._shard(number) for number in np.unique(numbers).tolist()}
+        for number in np.unique(numbers).tolist():
+            self._shard(number)
         starts = np.flatnonzero(np.diff(self.chunk_starts(rows[order]), prepend=-1)).tolist()
 
-        def read_chunk(shard: ShardLayer, start: int, stop: int) -> None:
-            places = order[start:stop].tolist()
-            for place, values in zip(places, shard.read(local[start:stop].tolist(), found[places[0]]), strict=True):
+        def read_chunk(start: int, stop: int) -> None:
+            number, places, wanted = int(numbers[start]), order[start:stop].tolist(), local[start:stop].tolist()
+            try:
+                of_rows = self._shard(number).read(wanted, found[places[0]])
+            except StoreError:
+                # The shard may have been made anew since it was opened: what is there now says whether anything is wrong.
+                self._shards.pop(number, None)
+                of_rows = self._shard(number).read(wanted)
+            for place, values in zip(places, of_rows, strict=True):
                 if is_native:
                     found[place] = np.full((1, 1, self.channels), np.nan, self.dtype) if values is None else values.copy()
                 elif values is None or not np.may_share_memory(values, found[place]):  # it was not read there
                     found[place] = np.nan if values is None else values
 
-        def read(start: int, stop: int) -> None:
-            number = int(numbers[start])
-            try:
-                read_chunk(shards[number], start, stop)
-            except StoreError:
-                # The shard may have been made anew since it was opened: what is there now says whether anything is wrong.
-                self._shards.pop(number, None)
-                read_chunk(self._shard(number), start, stop)
-
         least = LEAST_THREADS_REMOTE if isinstance(self._run.path, RemotePath) else LEAST_THREADS
         each = map if alone or len(starts) < 2 else _threads(os.getpid(), least).map
-        for _ in each(read, starts, [*starts[1:], len(rows)]):
+        for _ in each(read_chunk, starts, [*starts[1:], len(rows)]):
             pass
         return found
 
@@ -289,9 +272,7 @@ class Layer:
 
 
 class Run(Shown, AbstractContextManager["Run"]):
-    """The activations and the table of images of a finished run. Made by :func:`open_run`.
-
-    It may be pickled, and used after a fork: each process opens the shards for itself.
+    """The activations and the table of images of a finished run, made by :func:`open_run`. May be pickled, and used after a fork.
 
     Attributes:
         path: The file that was opened: the index, or a shard.
@@ -315,7 +296,7 @@ class Run(Shown, AbstractContextManager["Run"]):
                 else:
                     require_own_shards(self.path.parent)
                     folder = self.path.parent / format.SHARD_FOLDER
-                    there, self._paths = {*_names_in(folder)}, [folder / shard.file_name for shard in plan]
+                    there, self._paths = {*disk.names_in(folder)}, [folder / shard.file_name for shard in plan]
                     # HDF5 would read a missing shard as NaN, as if all its images had failed.
                     if missing := [path for path in self._paths if path.name not in there]:
                         raise missing_file(missing[0], "shard", f"{len(plan) - len(missing)} of {len(plan)} shards")
@@ -335,11 +316,7 @@ class Run(Shown, AbstractContextManager["Run"]):
 
     @cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
-        """Layer -> range, mean, zeros, dead channels and a sampled histogram, gathered while values were written.
-
-        Raises:
-            StoreError: They are damaged.
-        """
+        """Layer -> range, mean, zeros, dead channels and a sampled histogram, gathered while values were written."""
         with tables.open_file(self.path) as file:
             return read_statistics(file, self.path, self.layers)
 
@@ -358,18 +335,14 @@ class Run(Shown, AbstractContextManager["Run"]):
         return self._layers[layer]
 
     def row(self, key: str) -> int:
-        """Return the row of an image.
-
-        Args:
-            key: Its path relative to the data folder, with ``/``.
+        """Return the row of an image by its key, the path relative to the data folder with ``/``.
 
         Raises:
             StoreError: There is no such key; the nearest ones are given.
         """
-        rows = self._rows_by_key
-        found = rows.get(format.plain_text(key))
+        found = self._rows_by_key.get(format.plain_text(key))
         if found is None:
-            known = nearest(key, [*rows][:KEYS_COMPARED])[:300]
+            known = nearest(key, [*self._rows_by_key][:KEYS_COMPARED])[:300]
             raise StoreError(
                 f"{self.path}: no such image, got {key!r}. Expected a key such as: {known}. All keys are in run.images['key']."
             )
@@ -394,17 +367,17 @@ class Run(Shown, AbstractContextManager["Run"]):
     ) -> Batches:
         """Return batches of NumPy arrays, (features, labels), decoded by all cores while the last one is in use.
 
-        Iterate it once an epoch; each time is the next epoch, in another order if shuffled.
+        Each time they are iterated is the next epoch, in another order if shuffled.
 
         Args:
             layers: A name: features are (n, h, w, c), at native size a list of (h, w, c); or names: layer -> such.
             batch_size: Rows a batch; the last may have fewer.
             label: Column of :attr:`images`, or one value a row of the run. Numbers stay as they are; texts become numbers of
-                the sorted ``classes``, int64, those made of digits sorted as numbers. None: labels are None.
+                the ``classes``, int64, see :class:`~pipeline.training.batches.Examples`. None: labels are None.
             where: Which rows: a mask over all rows of the run, rows, or a slice. None: all.
             failed: Whether to keep failed images, whose features are NaN.
             shuffle: Whether rows come in a random order: a uniform permutation where a row is 64 KiB or more; else see
-                ``pipeline/training/batches.py``.
+                :mod:`pipeline.training.batches`.
             seed: Of the order. The same seed gives the same epochs, on every machine.
             drop_last: Leave out a last batch that is not full.
             share: (rank, ranks): the part of one of several processes. Shuffled, all get the same number, and up to
@@ -428,10 +401,6 @@ class Run(Shown, AbstractContextManager["Run"]):
 
         ``batch_size`` is rows an item, None: items are single rows. ``share`` is (rank, ranks) of iterable ones, by default those
         of ``torch.distributed``, where it has been started.
-
-        Raises:
-            ImportError: PyTorch is not installed.
-            OptionError: As in :meth:`batches`.
         """
         from ..training import torch_data
 
@@ -455,9 +424,6 @@ class Run(Shown, AbstractContextManager["Run"]):
 
         ``batch_size`` is rows an element, None: elements are single rows. ``drop_remainder`` leaves out a last batch that is not
         full, and makes ``batch_size`` a part of the shapes.
-
-        Raises:
-            OptionError: As in :meth:`batches`.
         """
         from ..training.tf_data import as_dataset
 
@@ -468,10 +434,7 @@ class Run(Shown, AbstractContextManager["Run"]):
     def to_numpy(self, layers: str | Sequence[str], **options: Any) -> Any:
         """Return rows as one array, (n, h, w, c), or layer -> such; with a ``label`` (features, labels).
 
-        The ``options`` are ``label``, ``where`` and ``failed`` of :meth:`batches`.
-
-        Raises:
-            StoreError: It does not fit into memory, with the bytes that it takes; and as in :meth:`batches`.
+        The ``options`` are ``label``, ``where`` and ``failed`` of :meth:`batches`. A StoreError where memory does not suffice.
         """
         return Examples(self, layers, **options).read_all()
 

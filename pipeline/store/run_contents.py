@@ -10,25 +10,22 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import re
+import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreError
 from ..records import Manifest, digest_identity, digest_images
 from ..sharding import Part, ShardSpec, Share, plan_shards
-from ..storage import RemotePath
 from . import disk, format
-from .damage import READ_ERRORS, UnreadableError, UnsureError, damaged, require_file, require_own_shards
+from .damage import READ_ERRORS, UnreadableError, damaged, require_own_shards
 from .digests import Digests
 
 # A line of a manifest of so many rows is some megabytes: one of millions never lies in memory twice.
@@ -36,8 +33,6 @@ ROWS_A_LINE = 1 << 15
 # The fastest of zlib's: higher ones take several times as long for a tenth less.
 LEVEL = 1
 
-# What bytes that are not as they were written raise in gzip, JSON and here.
-_MANIFEST_ERRORS = (*READ_ERRORS, EOFError, zlib.error, StoreError)
 # Names of files in a run folder, whole or with the suffix of those that are not; and of those in its folder of shards.
 _NAMES = [re.escape(name) for name in (*format.COMPANION_NAMES, format.INDEX_NAME)]
 _NAMES += [name.pattern for name in (format.MANIFEST_NAME, format.PART_COMPANION_NAME, format.WRITER_DIGESTS_NAME)]
@@ -47,19 +42,12 @@ _IN_SHARDS = re.compile(f"{format.SHARD_NAME.pattern}|{format.PARTIAL_SHARD_NAME
 
 @dataclass(frozen=True, slots=True)
 class PartManifest:
-    """What a part of a run is planned for.
+    """What a part of a run is planned for."""
 
-    Attributes:
-        identity: Of the run with this part, option -> value.
-        first_row: Of the part, in the run.
-        gone: (g,) int64, rows of the run before the part whose images were no longer there when it was planned.
-        images: Of this part alone: row 0 is the part's first. None where only the first line was read.
-    """
-
-    identity: Mapping[str, str]
-    first_row: int
-    gone: NDArray[np.int64]
-    images: Manifest | None = None
+    identity: Mapping[str, str]  # of the run with this part, option -> value
+    first_row: int  # of the part, in the run
+    gone: NDArray[np.int64]  # (g,) rows before the part whose images were no longer there when it was planned
+    images: Manifest | None = None  # of this part alone: row 0 is its first; None where only the first line was read
 
     @property
     def part(self) -> Part:
@@ -73,23 +61,18 @@ class PartManifest:
 
 @dataclass(frozen=True)
 class RunContents:
-    """What a run folder holds, by names and manifests.
-
-    Attributes:
-        path: The folder.
-        files: As of :func:`list_files`; likewise ``special``.
-        manifests: File name -> what it says, None for one that is damaged; in the order of the parts.
-    """
+    """What a run folder holds, by names and manifests."""
 
     path: Path
-    files: Sequence[str]
+    files: Sequence[str]  # as of list_files, likewise the next
     special: Sequence[str]
-    manifests: Mapping[str, PartManifest | None]
+    manifests: Mapping[str, PartManifest | None]  # file name -> what it says, None: damaged; in the order of the parts
 
     @cached_property
     def shards(self) -> frozenset[str]:
         """Names of finished shards."""
-        return frozenset(finished_shards(self.files))
+        names = (name.removeprefix(format.shard_path("")) for name in self.files)
+        return frozenset(filter(format.SHARD_NAME.fullmatch, names))
 
     @cached_property
     def planned(self) -> tuple[PartManifest, ...]:
@@ -129,7 +112,6 @@ def read_run_contents(folder: Path, images: bool = True) -> RunContents:
         StoreError: A link in place of the folder of shards leads out of it; the system does not let us read a manifest.
         OSError: The folder cannot be listed.
     """
-    require_own_shards(folder)
     files, special = list_files(folder)
     names = sorted(filter(format.MANIFEST_NAME.fullmatch, files), key=part_number)
     return RunContents(folder, files, special, {name: read_manifest(folder / name, images) for name in names})
@@ -141,41 +123,25 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
     Returns:
         Regular files, whole or not; and links, folders and pipes. This program makes none, so they are somebody else's.
     """
-    files, special = [], []
+    require_own_shards(folder)
+    files: list[str] = []
+    special: list[str] = []
     for where, prefix, names in ((folder, "", _IN_FOLDER), (folder / format.SHARD_FOLDER, format.shard_path(""), _IN_SHARDS)):
-        for entry in _entries(where):
-            if names.fullmatch(entry.name):
-                is_link = entry.is_symlink()
-                if not is_link and entry.is_file():
-                    files.append(prefix + entry.name)
-                # What has just gone is of neither kind.
-                elif is_link or (where / entry.name).exists():
-                    special.append(prefix + entry.name)
+        for name in filter(names.fullmatch, disk.names_in(where)):
+            # What has just gone is of neither kind.
+            with suppress(FileNotFoundError):
+                is_file = stat.S_ISREG((where / name).lstat().st_mode)
+                (files if is_file else special).append(prefix + name)
     return sorted(files), sorted(special)
-
-
-def _entries(folder: Path) -> Iterator[Any]:
-    try:
-        # The system tells what a name is while it lists it. Asking for each of a million takes seconds, of a server minutes.
-        with nullcontext(folder.iterdir()) if isinstance(folder, RemotePath) else os.scandir(folder) as entries:
-            yield from entries
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def finished_shards(files: Sequence[str]) -> list[str]:
-    """Return the names of the finished shards among such files, in order."""
-    names = (name.removeprefix(format.shard_path("")) for name in files)
-    return [name for name in names if format.SHARD_NAME.fullmatch(name)]
 
 
 def partial_files(files: Sequence[str], share: Share | None) -> list[str]:
     """Return the files that are not whole, by their names: those of a share alone, or all there are."""
 
     def is_own(name: str) -> bool:
-        if name.startswith(format.shard_path("")):
-            return share is None or share.has(format.shard_number(name))
-        return share is None or f"-{share.mark}." in name
+        if share is None or not name.startswith(format.shard_path("")):
+            return share is None or f"-{share.mark}." in name
+        return share.has(format.shard_number(name))
 
     return [name for name in files if name.endswith(format.PARTIAL_SUFFIX) and is_own(name)]
 
@@ -187,11 +153,7 @@ def part_number(name: str) -> int:
 
 
 def write_manifest(folder: Path, number: int, manifest: PartManifest) -> None:
-    """Write the manifest of a part of a run, with its images, and its line in ``SHA256SUMS``; ``number``: of the part, from 0.
-
-    Raises:
-        StoreError: The disk refuses.
-    """
+    """Write the manifest of a part of a run, with its images, and its line in ``SHA256SUMS``; ``number``: of the part, from 0."""
     images = manifest.images
     assert images is not None
     header = {
@@ -221,40 +183,32 @@ def write_manifest(folder: Path, number: int, manifest: PartManifest) -> None:
 
 
 def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
-    """Return what :func:`write_manifest` has written; None if it is not there or not as it was written.
-
-    ``images``: whether all is read and compared with its digest, or the first line alone.
+    """Return what :func:`write_manifest` has written, with its images or without; None if it is not as it was written.
 
     Raises:
         UnreadableError: The system does not let us read it.
     """
     try:
-        require_file(path)
         with path.open("rb") as raw, gzip.open(raw) as file:
             header = json.loads(file.readline())
-            found = _join_lines([json.loads(line) for line in file]) if images else None
-        manifest = PartManifest(header["identity"], int(header["first_row"]), np.array(header["gone"], np.int64), found)
-        stop, step = manifest.part.stop, int(manifest.identity["output.images_per_shard"])
-        is_right = (header["format"], header["format_version"]) == (format.MANIFEST_FORMAT, format.FORMAT_VERSION)
-        is_right &= {"layers", "output.dtype"} <= manifest.identity.keys() and 0 <= manifest.first_row < stop <= format.MOST_ROWS
-        is_right &= 1 <= step <= format.MOST_SHARD_ROWS and -(-stop // step) <= format.MOST_SHARDS
+            if (header["format"], header["format_version"]) != (format.MANIFEST_FORMAT, format.FORMAT_VERSION):
+                return None
+            manifest = PartManifest(header["identity"], int(header["first_row"]), np.array(header["gone"], np.int64))
+            if not images:
+                return manifest
+            lines = [json.loads(line) for line in file]
+        keys, labels, sizes = ([value for line in lines for value in line[name]] for name in ("key", "label", "bytes"))
+        columns = {name: tuple(value for line in lines for value in line["columns"][name]) for name in lines[0]["columns"]}
+        found = make_images(tuple(keys), tuple(labels), np.array(sizes, np.int64), columns)
         # The digest is in the run's, which is in every shard: a manifest that agrees with it is the right one.
-        is_right &= found is None or manifest.identity["images"] == f"{len(found)} rows, digest {found.digest}"
-        return manifest if is_right else None
-    except FileNotFoundError:
-        return None
-    except _MANIFEST_ERRORS as error:
-        unread = error if isinstance(error, UnreadableError) else damaged(path, "the manifest", error)
+        is_right = manifest.identity["images"] == f"{len(found)} rows, digest {found.digest}"
+        return replace(manifest, images=found) if is_right else None
+    except (*READ_ERRORS, EOFError, zlib.error) as error:
+        unread = damaged(path, "the manifest", error)
         # One that unpacks to more than the memory holds is as likely a damaged one.
-        if isinstance(unread, UnreadableError) and not isinstance(unread, UnsureError):
+        if type(unread) is UnreadableError:
             raise unread from error
         return None
-
-
-def _join_lines(lines: list[dict[str, Any]]) -> Manifest:
-    keys, labels, sizes = ([value for line in lines for value in line[name]] for name in ("key", "label", "bytes"))
-    columns = {name: tuple(value for line in lines for value in line["columns"][name]) for name in lines[0]["columns"]}
-    return make_images(tuple(keys), tuple(labels), np.array(sizes, np.int64), columns)
 
 
 def make_images(

@@ -18,7 +18,7 @@ from .damage import DamagedError
 from .digests import Digests, digest_of
 from .extend import Plan, plan_new_run, plan_parts, up_to
 from .lock import Hold
-from .run_contents import finished_shards, list_files, partial_files, read_run_contents, write_manifest
+from .run_contents import list_files, partial_files, read_run_contents, write_manifest
 from .verification import complete_digests
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         finished: Collection[ShardSpec],
         replaced: Collection[Path],
     ) -> None:
-        """Take what was found in the folder."""
         self.spec, self._parts = plan
         self.path, self.share, self.replaced = path, share, replaced
         self.own = tuple(shard for shard in self.spec.shards() if share is None or share.has(shard.number))
@@ -72,11 +71,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         return self._digests
 
     def alone(self) -> AbstractContextManager[None]:
-        """Keep other processes from opening the folder, or from writing its index, during the block; not in a preview.
-
-        Raises:
-            LockedError: One of them does not let go.
-        """
+        """Keep other processes from opening the folder, or from writing its index, during the block; not in a preview."""
         return self._hold.alone() if self._hold else nullcontext()
 
     def give_transforms(self, transforms: Mapping[str, Transform], digest: str, content: bytes) -> None:
@@ -94,9 +89,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Remove what is to be replaced, write the manifest of each part that has none, or a damaged one, and the transforms.
 
         Not done before everything that could still refuse the run has agreed; of a share at once, so that others see the plan.
-
-        Raises:
-            StoreError: The disk refuses.
         """
         with self.alone():
             if self._has_stale_index:
@@ -121,8 +113,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         with suppress(OSError):
             # A change of its own makes an NFS client ask for what others have changed.
             os.utime(self.path / format.SHARD_FOLDER)
-        there = {*finished_shards(list_files(self.path)[0])}
-        return [shard for shard in self.spec.shards() if shard.file_name not in there]
+        there = {*list_files(self.path)[0]}
+        return [shard for shard in self.spec.shards() if format.shard_path(shard.file_name) not in there]
 
     def gather_digests(self) -> None:
         """Do as :func:`gather_digests`, all shards being there; :meth:`alone`."""
@@ -154,8 +146,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
         spec: The run, as it would be in an empty folder.
         existing: ``resume``: keep finished shards of the same run, refuse those of another; ``extend``: likewise, but images
             that the run does not have are added to it, and rows of those that are no longer there stay; ``replace``: what this
-            program has written there, and nothing else, is removed by :meth:`RunFolder.prepare`; ``fail``: refuse a folder
-            that holds results.
+            program has written there, and nothing else, is removed by :meth:`RunFolder.prepare`; ``fail``: refuse results.
         share: What of the run this process makes; others may open the folder for other shares at any time. Not with
             ``replace`` and ``fail``, which would mean what the others have made.
         preview: Whether nothing is changed and no lock is held after this. Shards without a digest then count as finished: to
@@ -163,8 +154,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
 
     Raises:
         LockedError: A live process writes the folder, or makes the same share, or one of another division.
-        StoreError: It holds another run, or results where ``fail`` allows none, or something else under a name that this
-            program gives; the disk refuses.
+        StoreError: It holds what ``existing`` does not allow, or files of somebody else; the disk refuses.
     """
     count = -(-len(spec.manifest) // spec.images_per_shard)
     if count > format.MOST_SHARDS or len(spec.manifest) > format.MOST_ROWS:
@@ -201,9 +191,6 @@ def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) 
 
     The folder is locked, all shards are there, and the manifests as they were written. ``living``: shares that other processes
     make, or have made just now.
-
-    Raises:
-        StoreError: A shard without a digest is damaged; the disk refuses.
     """
     Digests(folder).fold(living)
     for error in complete_digests(folder, spec.shards()).values():
@@ -216,7 +203,6 @@ def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) 
 
 def _refuse_foreign_files(folder: Path) -> None:
     """Refuse links, folders and pipes under names of a run, which would be followed or waited for, and somebody else's folder."""
-    damage.require_own_shards(folder)
     files, special = list_files(folder)
     for name in special:
         damage.require_file(folder / name)
@@ -270,15 +256,18 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
             raise damage.foreign(path, f"not in this run's plan of {len(shards)} shards, got an extra file", "a shard of it")
         shard = shards[path.name]
         try:
-            _check_shard(path, spec, digests[shard.part], shard)
+            with tables.open_file(path) as file:
+                tables.check_shard(file, path, digests[shard.part], shard)
+                for name in ("error", "bytes", "sha256"):  # which pipeline.job.check_finished reads
+                    tables.read_column(file, path, name)
             finished.add(shard)
         except DamagedError:
             useless[path] = "damaged"
     for path, error in (complete_digests(folder, finished) if hold else {}).items():
         useless[path] = f"damaged: {error}"
         finished.remove(shards[path.name])
-    index = folder / format.INDEX_NAME
     if format.INDEX_NAME in contents.files:
+        index = folder / format.INDEX_NAME
         there = contents.shards.difference(path.name for path in useless)
         try:
             with tables.open_file(index) as file:
@@ -294,13 +283,3 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
         if hold:
             disk.remove(path)
     return RunFolder(folder, (spec, manifests), hold, share, finished, () if hold else useless)
-
-
-def _check_shard(path: Path, spec: RunSpec, digest: str, shard: ShardSpec) -> None:
-    """Make sure that a shard is of the run, and has its layers and what :func:`pipeline.job.check_finished` reads of it."""
-    with damage.reading(path, "the tree"), tables.open_file(path) as file:
-        tables.check_shard(file, path, digest, shard)
-        for feature in spec.features:
-            damage.own_node(file["features"], feature.name)
-        for name in ("error", "bytes", "sha256"):
-            tables.read_column(file, path, name)

@@ -31,30 +31,18 @@ _of_thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class _Chunks:
-    """Where the chunks of a layer, or at native size of one image, lie in the file.
+    """Where the chunks of a layer, or at native size of one image, lie in the file."""
 
-    Attributes:
-        shape: (h, w, c) or (d,) of a row.
-        chunk: (rows, h', w, c) or (rows, d): whole rows, or a band of one row.
-        dtype: Of the values.
-        is_deflated: Whether chunks are zlib streams.
-        positions: (groups of rows, bands, 2) int64, position in the file and size in bytes of each chunk as stored; (-1, 0) where
-            none is.
-    """
-
-    shape: tuple[int, ...]
-    chunk: tuple[int, ...]
+    shape: tuple[int, ...]  # (h, w, c) or (d,) of a row
+    chunk: tuple[int, ...]  # (rows, h', w, c) or (rows, d): whole rows, or a band of one row
     dtype: np.dtype[np.floating]
     is_deflated: bool
+    # (groups of rows, bands, 2) int64, position in the file and bytes of each chunk as stored; (-1, 0) where none is.
     positions: NDArray[np.int64]
 
 
 def _find_chunks(dataset: h5py.Dataset, lead: tuple[int, ...] = ()) -> _Chunks:
-    """Ask HDF5 for the chunks of an array of rows; of one image with ``lead`` (1,), the axis that it lacks.
-
-    Raises:
-        ValueError: They are not as this program writes them.
-    """
+    """Ask HDF5 for the chunks of an array of rows; of one image with ``lead`` (1,), the axis that it lacks."""
     rows, *shape = lead + dataset.shape
     chunk = lead + (format.band_shape if lead else format.chunk_shape)(tuple(shape), dataset.dtype.itemsize)
     chunk = (min(chunk[0], rows), *chunk[1:])
@@ -74,30 +62,21 @@ def _find_chunks(dataset: h5py.Dataset, lead: tuple[int, ...] = ()) -> _Chunks:
 
 
 class ShardLayer:
-    """A layer of a finished shard, read by row. Threads may share it, and a fork may go on with it.
-
-    Args:
-        path: Of the shard.
-        digest: Of the run that it must be of.
-        shard: Which rows it must hold.
-        name: Of the layer.
+    """A layer of a finished shard, of this run and these rows. Threads may share it, and a fork may go on with it.
 
     Attributes:
         row_shape: (h, w, c) or (d,); None at native size.
         chunk_rows: Rows that share a chunk.
 
     Raises:
-        StoreError: The shard is missing, of another run or damaged, or cannot be read.
+        StoreError: The shard is missing, of another run or damaged, or cannot be read; in all methods.
     """
 
     def __init__(self, path: Path, digest: str, shard: ShardSpec, name: str) -> None:
-        self._path = path
-        self._shard = shard
-        self._name = name
+        self._path, self._shard, self._name = path, shard, name
         with tables.open_file(path) as file:
             tables.check_shard(file, path, digest, shard)
             self._failed = tables.read_column(file, path, "status") == FAILED
-            # CRC-32 of each row's values.
             self._checksums = tables.read_checksums(file, path, name)
             with reading(path, f"layer {name}"):
                 node = own_node(file["features"], name)
@@ -112,27 +91,25 @@ class ShardLayer:
                     self._chunks[row] = _find_chunks(own_node(node, format.native_name(shard.first + row)), lead=(1,))
         self.chunk_rows = self._chunks[0].chunk[0] if self.row_shape else 1
 
-    def read(self, rows: Sequence[int], target: NDArray[np.floating] | None = None) -> Iterator[NDArray[np.floating] | None]:
-        """Yield rows that share a chunk, each (h, w, c), read-only, and compared with its checksum; None for a failed image.
+    def read(self, rows: Sequence[int], target: NDArray[np.floating] | None = None) -> list[NDArray[np.floating] | None]:
+        """Return rows that share a chunk, each (h, w, c), read-only, and compared with its checksum; None for a failed image.
 
         Args:
             rows: In the shard.
             target: (h, w, c). A row that is one chunk, and stored as this has it, may be read into it.
-
-        Raises:
-            StoreError: The shard is missing or cannot be read; a row is damaged.
         """
         chunk = None
+        found: list[NDArray[np.floating] | None] = []
         for row in rows:
             if self._failed[row]:
-                yield None
+                found.append(None)
                 continue
             if chunk is None:
                 bands = [band for _, band in self._bands(row, target=target)]
                 chunk = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=1)
-            values = chunk[row % self.chunk_rows]
-            self._compare(row, codec.checksum(values))
-            yield values
+            found.append(chunk[row % self.chunk_rows])
+            self._compare(row, codec.checksum(chunk[row % self.chunk_rows]))
+        return found
 
     def shape(self, row: int) -> tuple[int, ...]:
         """Return (h, w, c), or (d,), of a row that is ok; reads none of its values."""
@@ -192,7 +169,7 @@ class ShardLayer:
             return file.readinto(values.data)
 
     def _compare(self, row: int, got: int) -> None:
-        """Hold a row to its checksum."""
+        """Refuse a row that is not as its checksum says."""
         expected = int(self._checksums[row])
         if got != expected:
             raise damaged(self._path, self._words(row), f"checksum {got:08x} in place of {expected:08x}")

@@ -25,18 +25,7 @@ from ..formatting import Shown
 from ..sharding import Part, ShardSpec, plan_shards
 from ..storage import RemotePath
 from . import format
-from .damage import (
-    NO_LOCKS,
-    DamagedError,
-    ForeignError,
-    damaged,
-    foreign,
-    of_another_run,
-    own_node,
-    reading,
-    require_file,
-    system_errno,
-)
+from .damage import NO_LOCKS, DamagedError, ForeignError, foreign, of_another_run, own_node, reading, require_file, system_errno
 
 Column = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.object_]
 
@@ -52,11 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_column(file: h5py.File, path: Path, name: str) -> Column:
-    """Return one column of ``/images``: numbers, or an object array of str.
-
-    Raises:
-        StoreError: It is damaged.
-    """
+    """Return one column of ``/images``: numbers, or an object array of str; refuse a damaged one."""
     with reading(path, f"column {name!r} of /images"):
         dataset = own_node(file["images"], name)
         values: Column = dataset[()] if name in format.NUMBER_COLUMNS else np.asarray(dataset.asstr()[()], object)
@@ -69,11 +54,7 @@ def read_column(file: h5py.File, path: Path, name: str) -> Column:
 
 
 def read_checksums(file: h5py.File, path: Path, layer: str) -> NDArray[np.uint32]:
-    """Return ``/checksums/<layer>``, one a row.
-
-    Raises:
-        StoreError: It is damaged.
-    """
+    """Return ``/checksums/<layer>``, one a row; refuse damaged ones."""
     with reading(path, f"/checksums/{layer}"):
         values: NDArray[np.uint32] = own_node(file["checksums"], layer)[()]
     return values
@@ -90,13 +71,18 @@ def open_file(path: Path) -> h5py.File:
     """Open a shard or an index for reading; what is taken of its groups, :func:`~pipeline.store.damage.own_node` looks at.
 
     Raises:
-        StoreError: It is missing, a link, cannot be read, is damaged, leads out of itself, is not of this program or of a later
-            version of the format.
+        StoreError: It is missing, a link, damaged, cannot be read, or is of another program or version of the format.
     """
     opened = _open_hdf5(path)
     try:
         with reading(path, "the root"):
-            _check_root(opened, path)
+            kind, version = opened.attrs.get("format"), opened.attrs.get("format_version")
+            if (kind, version) != (format.FORMAT, format.FORMAT_VERSION):
+                raise ForeignError(
+                    f"{path}: not a file that this version of the program writes, got format {kind!r}, version {version}. "
+                    f"Expected {format.FORMAT!r}, version {format.FORMAT_VERSION}. Give a run folder, its {format.INDEX_NAME} or "
+                    "a shard; read another version by that version, or extract again with output.existing=replace."
+                )
             for name in ("features", "images", "checksums", "statistics"):
                 if not isinstance(own_node(opened, name), h5py.Group):
                     raise ValueError(f"no group /{name}")
@@ -106,24 +92,11 @@ def open_file(path: Path) -> h5py.File:
     return opened
 
 
-def _check_root(file: h5py.File, path: Path) -> None:
-    kind, version = file.attrs.get("format"), file.attrs.get("format_version")
-    if (kind, version) != (format.FORMAT, format.FORMAT_VERSION):
-        raise ForeignError(
-            f"{path}: not a file that this version of the program writes, got format {kind!r}, version {version}. Expected "
-            f"{format.FORMAT!r}, version {format.FORMAT_VERSION}. Give a run folder, its {format.INDEX_NAME} or a shard; read "
-            "a run of another version by that version, or extract it again with output.existing=replace."
-        )
-
-
 def _open_hdf5(path: Path) -> h5py.File:
     """Open any HDF5 file for reading; without a lock where the file system has none."""
     require_file(path)
-    try:
-        source = path.ranges() if isinstance(path, RemotePath) else path
-    except OSError as error:
-        raise damaged(path, "", error) from error
     with reading(path, "the HDF5 file"):
+        source = path.ranges() if isinstance(path, RemotePath) else path
         try:
             return h5py.File(source, "r")
         except OSError as error:
@@ -139,22 +112,14 @@ def _say_no_locks(words: str) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Tell whether this is a whole HDF5 file of another program; of what is damaged nobody can tell.
-
-    Raises:
-        StoreError: It is in use, or the system does not let us read it.
-    """
+    """Tell whether this is a whole HDF5 file of another program; of what is damaged nobody can tell."""
     with suppress(DamagedError), _open_hdf5(path) as file, reading(path, "the root"):
         return bool(file.attrs.get("format") != format.FORMAT)
     return False
 
 
 def read_plan(file: h5py.File, path: Path) -> tuple[tuple[Part, ...], tuple[ShardSpec, ...]]:
-    """Return the parts of the run that a shard or index names, up to its own, and the shard plan of these.
-
-    Raises:
-        StoreError: They are damaged.
-    """
+    """Return the parts of the run that a shard or index names, up to its own, and the shards planned for these."""
     with reading(path, "the root"):
         # A run that was never extended has one part, and no attributes about it.
         stops = [int(stop) for stop in file.attrs.get("part_stops", [file.attrs["rows"]])]
@@ -168,19 +133,15 @@ def read_plan(file: h5py.File, path: Path) -> tuple[tuple[Part, ...], tuple[Shar
 
 
 def check_shard(file: h5py.File, path: Path, digest: str, shard: ShardSpec) -> None:
-    """Compare an open file with the run and the rows that it should be of.
-
-    Raises:
-        StoreError: It is of another run, of other rows, or damaged.
-    """
+    """Refuse an open file that is not of the run, or not of the rows, that it should be of."""
     with reading(path, "the root"):
         found = str(file.attrs["run_digest"])
         first, rows = int(file.attrs["first_row"]), len(own_node(file["images"], "key"))
     if found != digest:
         raise of_another_run(path, found, digest)
     if (first, rows) != (shard.first, shard.rows):
-        got = f"rows {first} to {first + rows - 1}"
-        raise foreign(path, f"not the shard that its name says, got {got}", f"{shard.first} to {shard.stop - 1}")
+        happened = f"not the shard that its name says, got rows {first} to {first + rows - 1}"
+        raise foreign(path, happened, f"{shard.first} to {shard.stop - 1}")
 
 
 def layer_names(file: h5py.File) -> list[str]:
@@ -217,17 +178,11 @@ class ImageTable(Shown, Mapping[str, NDArray[Any]]):
 
     The columns of a list, ``label`` among them, are int64 or float64 where all their values are numbers, else object arrays of
     str. A label that is a folder of its key is the name of a class, and str whatever it looks like.
-
-    Args:
-        path: Of the index or shard that holds it.
-        names: Of the columns.
-        rows: How many.
     """
 
     def __init__(self, path: Path, names: Iterable[str], rows: int) -> None:
-        self._path = path
+        self._path, self._rows = path, rows
         self._names = (*_OWN, *sorted({*names} - {*_OWN}))
-        self._rows = rows
         self._columns: dict[str, NDArray[Any]] = {}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -238,11 +193,8 @@ class ImageTable(Shown, Mapping[str, NDArray[Any]]):
             )
         if name not in self._columns:
             with open_file(self._path) as file:
-                values: NDArray[Any] = read_column(file, self._path, name)
-            if len(values) < self._rows:
-                raise damaged(self._path, f"column {name!r} of /images", f"{len(values)} rows in place of {self._rows}")
-            # The run may have been extended since it was opened.
-            values = values[: self._rows]
+                # The run may have been extended since it was opened.
+                values: NDArray[Any] = read_column(file, self._path, name)[: self._rows]
             if name == "label" or name not in _OWN:
                 numbers = as_numbers(values.tolist())
                 if numbers is not None and not (name == "label" and _are_folders(values, self["key"])):
@@ -255,9 +207,6 @@ class ImageTable(Shown, Mapping[str, NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
 
     def _table(self) -> tuple[str, Sequence[str], Iterable[Sequence[str]]]:
         caption = f"table of {self._rows} images: {', '.join(self._names)}"
