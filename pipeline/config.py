@@ -400,6 +400,7 @@ class Options:
         """Return the layers of the network; ``auto``: with the padding that can be told without the weights."""
         network = self.network
         if network.model is not None:
+            assert self.data.size is not None
             return KerasTable(network.model, self.data.size)
         paddings = pool_padding, network.pool_padding, expected_padding(network.name, network.weights)
         return VggTable(network.name, next(padding for padding in paddings if padding != AUTO))
@@ -440,6 +441,7 @@ def _refuse_conflicts(options: Options) -> None:
         ("part", is_ray and options.part, "engine=ray divides the run itself", "null, or engine=local"),
         ("output.dir", is_ray and isinstance(output.dir, RemotePath), "workers of engine=ray write files", "a folder they share"),
         ("engine.name", not is_ray and engine != EngineOptions(), "workers are those of a cluster", "engine=ray too"),
+        ("data.size", is_keras and not data.size, "native size is of networks of VGG alone", "a size, or auto"),
         ("network.model", is_keras and not network.model, "no model is named", "a name or a .keras file, e.g. ResNet50"),
         ("network.weights", {*WEIGHTS} - {*words} >= {network.weights}, "none such are known", f"{', '.join(words)} or a file"),
         ("runtime.backend", is_keras and backend == WINOGRAD, "of VGG networks alone", "auto or tensorflow"),

@@ -24,9 +24,10 @@ from .images.resize import ResizeSpec, dct_reduction, fit_canvas, resize_on_host
 from .machine import total_bytes, usable_cores
 from .network import load_tensorflow
 from .network.architectures import WINOGRAD
+from .network.host_reductions import one_blas_thread
 from .network.keras_models import KerasWeights
 from .network.known_weights import Weights
-from .network.reductions import summed_layers
+from .network.reductions import averaged_layers
 from .network.winograd import prepare_segments
 from .progress import LOGGER as _log
 from .progress import Stopwatch
@@ -104,19 +105,20 @@ def extract(manifest: Manifest, rows: NDArray[np.int64], stages: Stages, watch: 
     """
     loading = iter(stages.load(manifest, rows))
     try:
-        for batch, layers in _computed(watch.over(in_thread(loading), "read"), stages, watch):
-            layers = watch.over(layers, "network")
-            # Features cannot be taken back once they have been handed over: where an image may fail in a layer, all come first.
-            if stages.memory_fails_row:
-                try:
-                    layers = [*layers]
-                except DeviceMemoryError as error:
-                    # At native size all images of a batch have one size: where one does not fit alone, none does.
-                    words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
-                    batch, layers = _failed(batch, dict.fromkeys(batch.indices.tolist(), words)), []
-            if stages.overflow_fails_row:
-                batch, layers = _fail_overflow(batch, [*layers])
-            yield batch, layers
+        with one_blas_thread():
+            for batch, layers in _computed(watch.over(in_thread(loading), "read"), stages, watch):
+                layers = watch.over(layers, "network")
+                # Features cannot be taken back once they have been handed over: where an image may fail, all layers come first.
+                if stages.memory_fails_row:
+                    try:
+                        layers = [*layers]
+                    except DeviceMemoryError as error:
+                        # At native size all images of a batch have one size: where one does not fit alone, none does.
+                        words = f"too large for the memory of the GPU: {str(error).partition('. ')[0]}; set data.size"
+                        batch, layers = _failed(batch, dict.fromkeys(batch.indices.tolist(), words)), []
+                if stages.overflow_fails_row:
+                    batch, layers = _fail_overflow(batch, [*layers])
+                yield batch, layers
     finally:
         # After Ctrl-C a thread that nobody waits for any more may still be in it.
         if inspect.getgeneratorstate(loading) != inspect.GEN_RUNNING:
@@ -197,14 +199,14 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     preparing: Future[Any] | None = None
     if isinstance(weights, Weights) and backend == WINOGRAD and runtime.device != "gpu":
         layers = list(dict.fromkeys(feature.layer for feature in spec.features))
-        arguments = {"threads": threads, "summed": summed_layers(spec.features), **of_vgg}
+        arguments = {"threads": threads, "averaged": averaged_layers(spec.features), **of_vgg}
         # While TensorFlow is loaded.
         preparing = ThreadPoolExecutor(1).submit(prepare_segments, weights, layers, **arguments)
     load_tensorflow()
     from .images.loader import ImageLoader
     from .network.device import BYTES_WHERE_NOBODY_TELLS, FLOAT_BYTES, USABLE_SHARE, choose_device, native_rows, set_precision
-    from .network.keras_network import KerasNetwork
-    from .network.vgg import DeviceFunctions, Network, first_step, infer_on_host
+    from .network.keras_network import build_network
+    from .network.vgg import DeviceFunctions, Layers, Network, first_step, infer_on_host
 
     device = choose_device(
         *(runtime.device, options.batch_size, size_px, backend, threads),
@@ -217,13 +219,14 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     parts = preparing.result() if preparing and device.kind == "cpu" else None
     resize = ResizeSpec(size_px, data.resize, data.interpolation) if size_px else None
     mean, scale = weights.mean_pixel, weights.scale_pixel
-    how: dict[str, Any] = {"device": device.name, "size_px": size_px, "threads": threads, "transforms": spec.transforms}
+    how: dict[str, Any] = {"device": device.name, "size_px": size_px, "transforms": spec.transforms}
     how |= {"dtype": "float32", "first": None} if parts else {"dtype": spec.dtype, "first": first_step(resize, mean, scale)}
-    layers_of: Network | KerasNetwork
+    layers_of: Layers
     if isinstance(weights, KerasWeights):
-        layers_of = KerasNetwork(weights, spec.features, **how)
+        layers_of = build_network(weights, spec.features, **how)
     else:
-        layers_of = Network(weights, spec.features, precision=runtime.precision, parts=parts, **of_vgg, **how)
+        of_vgg |= {"precision": runtime.precision, "parts": parts, "threads": threads}
+        layers_of = Network(weights, spec.features, **of_vgg, **how)
     compute: Callable[[Batch], Iterable[FeatureBatch]]
     if parts:
         compute = partial(infer_on_host, network=layers_of, mean_pixel=None if resize else mean, scale_pixel=scale)
@@ -233,6 +236,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
     if resize is None:
         memory_bytes = device.gpu.free_bytes if device.gpu else total_bytes() or BYTES_WHERE_NOBODY_TELLS
+        assert isinstance(layers_of, Network)
         prepare = partial(layers_of.check_native_size, memory_bytes=int(memory_bytes * USABLE_SHARE))
     elif parts:
         scale32 = None if scale is None else scale.astype(np.float32)

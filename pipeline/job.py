@@ -124,6 +124,7 @@ def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> Weights | Ke
     if network.weights == "random":
         _log.info(UNTRAINED)
     if network.model is not None:
+        assert options.data.size is not None
         model = network.model, network.weights, network.preprocess
         with leaving_at_once():
             return load_keras(*model, size_px=options.data.size, layers=layers, seed=network.seed, log=_log.info)

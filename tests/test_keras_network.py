@@ -96,23 +96,6 @@ def test_a_file_gives_what_keras_predicts_and_goes_on_as_other_runs_do(images: P
             extract(images, tiny, words, tmp_path, size=SIDE, images_per_shard=2, **other)
 
 
-def test_a_file_at_native_size_takes_images_of_any(images: Path, tiny: Path, tmp_path: Path) -> None:
-    draws = np.random.default_rng(2)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for height, width in ((20, 30), (1, 1)):
-        Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{height}.png")
-    run = extract(folder, tiny, ["small", "mean", "small:gem"], tmp_path / "out", size=None)
-    assert run.images["error"].tolist() == ["too small: 1 x 1 px, for layers of the network", ""]
-    network = keras.saving.load_model(tiny, compile=False)
-    picture = np.asarray(Image.open(folder / "20.png"), np.float32)[None]
-    outputs = [network.get_layer(name).output for name in ("small", "mean")]
-    small, mean = keras.Model(network.inputs, outputs).predict(picture, verbose=0)
-    assert relative_error(run["small"][1], small[0]) < 1e-5
-    assert relative_error(run["mean"][1], mean[0]) < 1e-5
-    assert run["small.gem"][1].shape == (8,)
-
-
 def test_dots_in_names_are_not_taken_for_reductions(images: Path, tiny: Path, tmp_path: Path) -> None:
     extract(images, tiny, ["small.avg", "active.pca", "small"], tmp_path / "outputs", size=SIDE)
     call_here("run=outputs/run", "name=reduced", "layers=[active.pca,*]", "reduce=[max]", cwd=tmp_path, module="pipeline.reduce")
@@ -167,6 +150,7 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
         ({"model": "ResNet5"}, "got 'ResNet5'. Expected a .keras file or one of: ResNet50"),
         ({"model": "x.keras"}, "got 'x.keras'. Expected a .keras file that exists"),
         ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),
+        ({"size": None}, "data.size: native size is of networks of VGG alone, got null. Expected a size, or auto."),
         ({"pooling": "avg"}, "network.pooling: of networks of VGG alone"),
         ({"weights": "torchvision"}, "network.weights: none such are known, got 'torchvision'"),
         ({"layers": []}, "layers: not a valid value, got []. Expected a list of names, patterns"),

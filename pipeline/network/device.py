@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..errors import DeviceMemoryError, ImageError, OptionError, printable
+from ..errors import DeviceMemoryError, OptionError, printable
 from ..images.resize import CANVAS_SIDE_PX, COLOURS
 from ..machine import available_bytes
 from ..records import Device, Gpu
@@ -221,16 +221,6 @@ def set_precision(precision: str, kind: str) -> None:
             "or a GPU. Leave it out, or install the `gpu` extra (tensorflow[and-cuda])."
         )
     tf.config.experimental.enable_tensor_float_32_execution(precision == TENSOR_FLOAT)
-
-
-def refuse_too_large(height: int, width: int, largest_layer: int, memory_bytes: int) -> None:
-    """Refuse an image, by an ``ImageError``, whose layers do not fit into memory; the largest has so many values."""
-    needed = largest_layer * FLOAT_BYTES * LAYERS_IN_MEMORY
-    if needed > memory_bytes:
-        raise ImageError(
-            f"too large for memory: {height} x {width} px need {needed / 1e9:.0f} GB at native size, "
-            f"{memory_bytes / 1e9:.0f} GB may be used; set data.size"
-        )
 
 
 @contextmanager

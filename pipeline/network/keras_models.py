@@ -137,7 +137,7 @@ class KerasTable:
     """The layers of a model, as :class:`~pipeline.network.architectures.VggTable`. The first answer takes seconds."""
 
     model: str
-    size_px: tuple[int, int] | None
+    size_px: tuple[int, int]
 
     def layers(self) -> dict[str, FeatureSpec]:
         """Return name -> layer and shape, in the order of the graph, of maps and of vectors alone; ``kind`` names its class."""
@@ -164,25 +164,21 @@ class KerasTable:
         return tuple(feature.layer for name, feature in layers.items() if name in chosen)
 
     def plan(self, layers: Sequence[LayerSpec], size_px: tuple[int, int] | None) -> tuple[FeatureSpec, ...]:
-        """Return the layers with the shape of a row of each; of maps none at native size."""
+        """Return the layers with the shape of a row of each, for the size of this table."""
         table = self.layers()
         return tuple(table[layer.name] for layer in layers)
 
 
 @functools.lru_cache(8)
-def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> dict[str, FeatureSpec]:
-    # At native size layers are those for images of the default size, without the classifier, which takes one size.
-    height, width = size_px or default_size(model)
+def _tapped(model: str, size_px: tuple[int, int], file_state: object) -> dict[str, FeatureSpec]:
+    height, width = size_px
 
     def build() -> dict[str, FeatureSpec]:
         import keras
 
         # Without values of the variables, which would be gigabytes of some.
         with keras.StatelessScope(initialize_variables=False):
-            if is_file(model):
-                graph = graph_of(_stored_graph(model), (height, width))
-            else:
-                graph = _application(model, (height, width), classifier=size_px is not None, weights=None)
+            graph = graph_of(_stored_graph(model), size_px) if is_file(model) else _application(model, size_px)
         found = {}
         for index, layer in enumerate(graph.layers):
             try:
@@ -196,7 +192,7 @@ def _tapped(model: str, size_px: tuple[int, int] | None, file_state: object) -> 
             # Sides of convolutions without padding are a little shorter than those of the input over the stride.
             stride = 2 ** round(math.log2(height / shape[0])) if len(shape) == 3 and shape[0] else height
             spec = LayerSpec(layer.name, type(layer).__name__, index, 0, kernel_shape, shape[-1], stride)
-            found[layer.name] = FeatureSpec(spec, None if size_px is None and len(shape) == 3 else shape)
+            found[layer.name] = FeatureSpec(spec, shape)
         return found
 
     what = f"network.model: {model} cannot be built for images of {height} x {width} px"
@@ -233,8 +229,8 @@ def in_fresh_thread(build: Callable[[], T], refusal: Callable[[str], PipelineErr
         raise refusal(_line(error)) from error
 
 
-def graph_of(text: str, size_px: tuple[int | None, int | None]) -> Any:
-    """Return the graph of a JSON text, a ``keras.Model``, for images of (height, width) px; None: of any.
+def graph_of(text: str, size_px: tuple[int, int]) -> Any:
+    """Return the graph of a JSON text, a ``keras.Model``, for images of (height, width) px.
 
     Raises:
         Exception: Of any type, as Keras raises what the text leads to.
@@ -243,10 +239,10 @@ def graph_of(text: str, size_px: tuple[int | None, int | None]) -> Any:
 
     config = json.loads(text)
     stored = _input_shape(config)
-    if any(given and own not in (None, given) for own, given in zip(stored, size_px, strict=True)):
+    if any(own not in (None, given) for own, given in zip(stored, size_px, strict=True)):
         raise ValueError(f"it takes images of {stored[0]} x {stored[1]} px")
     layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "InputLayer")
-    layer["config"]["batch_shape"][1:3] = [own or given for own, given in zip(stored, size_px, strict=True)]
+    layer["config"]["batch_shape"][1:3] = size_px
     return keras.saving.deserialize_keras_object(config, safe_mode=True)
 
 
@@ -280,7 +276,7 @@ def _stored_graph(model: str) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def _application(model: str, size_px: tuple[int | None, int | None], *, classifier: bool, weights: str | None) -> Any:
+def _application(model: str, size_px: tuple[int, int], classifier: bool = True, weights: str | None = None) -> Any:
     import keras
 
     return getattr(keras.applications, model)(weights=weights, include_top=classifier, input_shape=(*size_px, COLOURS))
@@ -300,7 +296,7 @@ def load_keras(
     source: str,
     preprocess: str,
     *,
-    size_px: tuple[int, int] | None,
+    size_px: tuple[int, int],
     layers: Sequence[LayerSpec],
     seed: int,
     log: Callable[[str], None],
@@ -312,7 +308,7 @@ def load_keras(
         source: ``imagenet``: those that Keras has published, from its cache or downloaded, and of a file its own; ``random``: He
             normal; else the path of a file that Keras has saved for this model.
         preprocess: One of :data:`MODES`, or ``auto``: the model's own; of a file, ``none``.
-        size_px: (height, width) of the images; None at native size.
+        size_px: (height, width) of the images.
         layers: That are wanted.
         seed: Of the random weights.
         log: Takes lines for the user.
@@ -339,13 +335,13 @@ def load_keras(
                 network, text = keras.saving.load_model(model, compile=False, safe_mode=True), _stored_graph(model)
             else:
                 published = source if source == "imagenet" else None
-                network = _application(model, size_px or (None, None), classifier=classifier, weights=published)
+                network = _application(model, size_px, classifier, published)
                 text = network.to_json()
             if source not in SOURCES:
                 try:
                     network.load_weights(source)
                 except ValueError:
-                    if is_file(model) or classifier or size_px is None:
+                    if is_file(model) or classifier:
                         raise
                     # It may be a file with the classifier.
                     return build(True)

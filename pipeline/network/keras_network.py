@@ -2,124 +2,70 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
-from ..errors import ImageError, WeightsError
+from ..errors import WeightsError
 from ..records import FeatureSpec, Transform
-from . import host_reductions
-from .device import HOST, LARGEST_CHANNELS, memory_errors, refuse_too_large
+from .device import HOST, memory_errors
 from .device_reductions import on_device
-from .keras_models import COLOURS, REMEDY, KerasWeights, graph_of, in_fresh_thread
+from .keras_models import REMEDY, KerasWeights, graph_of, in_fresh_thread
 from .reductions import prepare
 
 
-class KerasNetwork:
-    """A network of Keras that gives the activations of some of its layers; see :class:`.vgg.Network`.
+def build_network(
+    weights: KerasWeights,
+    wanted: Sequence[FeatureSpec],
+    *,
+    device: str,
+    size_px: tuple[int, int],
+    dtype: str,
+    first: Any,
+    transforms: Mapping[str, Transform],
+) -> Callable[..., Iterator[tuple[str, Any]]]:
+    """Return a function that gives the activations of some layers, as :class:`.vgg.Network`, which has these arguments too."""
+    names = list(dict.fromkeys(feature.layer.name for feature in wanted))
+    tapped, constants = in_fresh_thread(
+        lambda: _build(weights, names, size_px),
+        lambda words: WeightsError(f"network.model: cannot be built, got: {words}. Expected a graph of Keras'. {REMEDY}"),
+    )
+    places = [names.index(feature.layer.name) for feature in wanted]
+    reducers = [
+        prepare(feature, tuple(tapped.outputs[place].shape)[1:], on_device, transforms)
+        for feature, place in zip(wanted, places, strict=True)
+    ]
 
-    Args:
-        weights: Graph and variables.
-        wanted: What to give of which layers.
-        device: TensorFlow's name of the device.
-        size_px: (height, width) of all inputs; None where they differ.
-        dtype: Of the values that are given, ``float32`` or ``float16``.
-        first: What is done before the first layer: resize, mean, scale.
-        threads: That reduce on the CPU, at native size.
-        transforms: Of reductions that are fitted, as of :class:`~pipeline.records.RunSpec`.
-    """
-
-    def __init__(
-        self,
-        weights: KerasWeights,
-        wanted: Sequence[FeatureSpec],
-        *,
-        device: str,
-        size_px: tuple[int, int] | None,
-        dtype: str,
-        first: Any,
-        threads: int,
-        transforms: Mapping[str, Transform],
-    ) -> None:
-        self._wanted, self._device, self._is_native = wanted, device, size_px is None
-        self._reducing = ThreadPoolExecutor(threads, "reduce")
-        names = list(dict.fromkeys(feature.layer.name for feature in wanted))
-        self._tapped, constants = in_fresh_thread(
-            lambda: _build(weights, names, size_px or (None, None)),
-            lambda words: WeightsError(f"network.model: cannot be built, got: {words}. Expected a graph of Keras'. {REMEDY}"),
+    def compute(*inputs: tf.Tensor) -> Any:
+        images = first.function(*inputs)
+        images = images[..., ::-1] if weights.is_bgr else images
+        # Constants let TensorFlow fold the normalisations, and a GPU compute bias and activation with the convolution.
+        trainable, fixed = (
+            [tf.constant(constants[id(variable)]) for variable in variables]
+            for variables in (tapped.trainable_variables, tapped.non_trainable_variables)
         )
-        outputs: list[tuple[int, Any]] = []
-        self._on_host = []
-        for feature in wanted:
-            place, operation, reducer = names.index(feature.layer.name), tf.identity, None
-            shape = tuple(self._tapped.outputs[place].shape)[1:]
-            if not self._is_native:
-                operation = prepare(feature, shape, on_device, transforms)
-            elif feature.reductions:
-                # Every image has another shape there: a reduction on the device would be traced for each.
-                reducer = prepare(feature, None if len(shape) == 3 else shape, host_reductions.on_host, transforms)
-            outputs.append((place, operation))
-            self._on_host.append(reducer)
+        found, _ = tapped.stateless_call(trainable, fixed, images, training=False)
+        found = tf.nest.flatten(found)  # of one output Keras makes no list
+        given = [
+            tf.cast(reducer(tf.cast(found[place], tf.float32)), dtype) for place, reducer in zip(places, reducers, strict=True)
+        ]
+        # As of the VGG networks: through memory that is pinned.
+        with tf.device(HOST):
+            return [tf.identity(values) for values in given]
 
-        @functools.lru_cache(4096)
-        def refuses(height: int, width: int) -> bool:
-            try:
-                found = self._tapped.compute_output_shape((1, height, width, COLOURS))
-            except Exception:  # of any type, as the layer likes
-                return True
-            return any(0 in shape for shape in found)
+    function = tf.function(compute, input_signature=first.signature, autograph=False)
 
-        self._refuses = refuses
+    def layers_of(*inputs: Any) -> Iterator[tuple[str, Any]]:
+        with memory_errors(wanted[-1].layer.name, inputs), tf.device(device):
+            found = function(*inputs)
+        return zip((feature.name for feature in wanted), found, strict=True)
 
-        def compute(*inputs: tf.Tensor) -> Any:
-            images = first.function(*inputs)
-            images = images[..., ::-1] if weights.is_bgr else images
-            # Constants let TensorFlow fold the normalisations, and a GPU compute bias and activation with the convolution.
-            trainable, fixed = (
-                [tf.constant(constants[id(variable)]) for variable in variables]
-                for variables in (self._tapped.trainable_variables, self._tapped.non_trainable_variables)
-            )
-            found, _ = self._tapped.stateless_call(trainable, fixed, images, training=False)
-            found = tf.nest.flatten(found)  # of one output Keras makes no list
-            given = [tf.cast(reducer(tf.cast(found[place], tf.float32)), dtype) for place, reducer in outputs]
-            # As of the VGG networks: through memory that is pinned.
-            with tf.device(HOST):
-                return [tf.identity(values) for values in given]
-
-        self._function = tf.function(compute, input_signature=first.signature, autograph=False)
-
-    def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
-        """Return (name, values (n, h, w, c) or (n, d) in the dtype) of each wanted feature, in the host's memory.
-
-        Raises:
-            DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
-        """
-        with memory_errors(self._wanted[-1].layer.name, inputs), tf.device(self._device):
-            found = self._function(*inputs)
-        for feature, values, reducer in zip(self._wanted, found, self._on_host, strict=True):
-            if reducer:
-                values = host_reductions.reduce_rows(reducer, np.asarray(values), self._reducing)
-            yield feature.name, values
-
-    def check_native_size(self, pixels: NDArray[np.uint8], memory_bytes: int) -> NDArray[np.uint8]:
-        """Return an image, (h, w, 3) uint8, that the network can take at its own size.
-
-        Raises:
-            ImageError: It is too small for a layer, or would not fit into memory.
-        """
-        height, width = pixels.shape[:2]
-        if self._refuses(height, width):
-            raise ImageError(f"too small: {height} x {width} px, for layers of the network")
-        refuse_too_large(height, width, height * width * LARGEST_CHANNELS, memory_bytes)
-        return pixels
+    return layers_of
 
 
-def _build(weights: KerasWeights, names: Sequence[str], size_px: tuple[int | None, int | None]) -> tuple[Any, dict[int, Any]]:
+def _build(weights: KerasWeights, names: Sequence[str], size_px: tuple[int, int]) -> tuple[Any, dict[int, Any]]:
     """Return a ``keras.Model`` with these layers as outputs, and the values of its variables by ``id``."""
     import keras
 

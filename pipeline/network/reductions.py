@@ -265,7 +265,7 @@ def prepare(
     return reduce
 
 
-def summed_layers(features: Sequence[FeatureSpec]) -> set[str]:
+def averaged_layers(features: Sequence[FeatureSpec]) -> set[str]:
     """Return the names of the layers of which only averages are wanted; of the last one the map is computed anyway."""
     others = [feature.layer.name for feature in features if not feature.reductions or feature.reductions[0].name != "avg"]
     return {feature.layer.name for feature in features} - {*others, features[-1].layer.name}

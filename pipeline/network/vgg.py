@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,11 +24,10 @@ from numpy.typing import NDArray
 from ..errors import DeviceMemoryError, ImageError
 from ..images.resize import NO_IMAGE, ResizeSpec, place_image, resize_batch, standardise
 from ..records import Batch, FeatureBatch, FeatureSpec, LayerSpec, Transform
-from . import host_reductions
 from .architectures import CLASSIFIER_BLOCK, POOL_SIDE, POOL_STRIDE, layer_table, output_shapes, smallest_side_px
-from .device import BFLOAT, FLOAT32, HOST, memory_errors, refuse_too_large
+from .device import BFLOAT, FLOAT32, FLOAT_BYTES, HOST, LAYERS_IN_MEMORY, memory_errors
 from .device_reductions import on_device
-from .host_reductions import Reducer, on_host
+from .host_reductions import on_host, reduce_rows
 from .known_weights import Weights
 from .reductions import prepare
 from .winograd import Pending
@@ -96,11 +94,11 @@ class Network:
 
     def __post_init__(self) -> None:
         network, size_px, parts = self.weights.network, self.size_px, self.parts or {}
-        shapes = output_shapes(network, size_px, self.weights.pool_padding) if size_px else {}
+        self._shapes = output_shapes(network, size_px, self.weights.pool_padding) if size_px else {}
+        self._computed = tf.bfloat16 if self.precision == BFLOAT else tf.float32
+        self._reducing = ThreadPoolExecutor(self.threads, "reduce")
         input_shape: tuple[int | None, ...] = (*(size_px or (None, None)), 3)
         layers: list[LayerSpec] = []
-        self._computed = tf.bfloat16 if self.precision == BFLOAT else tf.float32
-        self._reducing, self._reduces_on_host = ThreadPoolExecutor(self.threads, "reduce"), False
         wanted = {feature.layer.name for feature in self.wanted}
         with memory_errors("network"), tf.device(self.device):
             for layer in layer_table(network)[: self.wanted[-1].layer.network_index + 1]:
@@ -108,10 +106,12 @@ class Network:
                 if layer.name not in (wanted if self.parts is None or layer.block >= CLASSIFIER_BLOCK else parts):
                     continue
                 features = [feature for feature in self.wanted if feature.layer in layers]
-                shape = shapes.get(layer.name)
-                function = self._segment(layers, input_shape, features, shape, parts.get(layer.name))
+                if layer.name in parts:
+                    function = self._in_engine(parts[layer.name], features)
+                else:
+                    function = self._in_tensorflow(layers, input_shape, features)
                 self.segments.append(Segment(layer.name, function, features))
-                input_shape, layers = shape or (None, None, layer.channels), []
+                input_shape, layers = self._shapes.get(layer.name, (None, None, layer.channels)), []
 
     def __call__(self, *inputs: Any) -> Iterator[tuple[str, Any]]:
         """Return (name, values (n, h, w, c) or (n, d) in the dtype) of each wanted feature, computed when asked for.
@@ -122,17 +122,13 @@ class Network:
             DeviceMemoryError: The device is out of memory, in upload, resize, network or download.
         """
         values = inputs
-        with host_reductions.one_blas_thread() if self._reduces_on_host else nullcontext():
-            for segment in self.segments:
-                with memory_errors(segment.name, values), tf.device(self.device):
-                    kept, given = segment.function(*values)
-                values = (kept,)
-                del kept
-                if self._reduces_on_host and segment is self.segments[-1]:
-                    # All is reduced before BLAS gets its threads back.
-                    given = [np.asarray(one) for one in given]
-                yield from zip((feature.name for feature in segment.features), given, strict=True)
-                del given
+        for segment in self.segments:
+            with memory_errors(segment.name, values), tf.device(self.device):
+                kept, given = segment.function(*values)
+            values = (kept,)
+            del kept
+            yield from zip((feature.name for feature in segment.features), given, strict=True)
+            del given
 
     def check_native_size(self, pixels: NDArray[np.uint8], memory_bytes: int) -> NDArray[np.uint8]:
         """Return an image, (h, w, 3) uint8, that the network can take at its own size.
@@ -146,86 +142,79 @@ class Network:
         if layer.name not in shapes:
             smallest = smallest_side_px(network, layer, padding)
             raise ImageError(f"too small: {height} x {width} px, layer {layer.name} needs sides of {smallest} px")
-        refuse_too_large(height, width, max(math.prod(shape) for shape in shapes.values()), memory_bytes)
+        needed = max(map(math.prod, shapes.values())) * FLOAT_BYTES * LAYERS_IN_MEMORY
+        if needed > memory_bytes:
+            raise ImageError(
+                f"too large for memory: {height} x {width} px need {needed / 1e9:.0f} GB at native size, "
+                f"{memory_bytes / 1e9:.0f} GB may be used; set data.size"
+            )
         return pixels
 
-    def _segment(
-        self,
-        layers: Sequence[LayerSpec],
-        input_shape: tuple[int | None, ...],
-        features: Sequence[FeatureSpec],
-        shape: tuple[int, ...] | None,
-        part: Any,
+    def _in_engine(self, part: Any, features: Sequence[FeatureSpec]) -> Function:
+        """Return the function of a segment that the CPU's engine computes; its threads reduce what they have just computed."""
+        reducers = {
+            feature.name: (feature.layer.name, prepare(feature, self._shapes.get(feature.layer.name), on_host, self.transforms))
+            for feature in features
+            if feature.reductions
+        }
+
+        def segment(images: Any) -> tuple[Any, list[Any]]:
+            vectors = {
+                feature.name: np.empty((images.shape[0], feature.channels), np.float32)
+                for feature in features
+                if feature.reductions
+            }
+
+            def reduce(row: int, values: NDArray[np.float32], means: Mapping[str, NDArray[np.float32]]) -> None:
+                for name, (layer, reducer) in reducers.items():
+                    vectors[name][row] = reducer(means.get(layer, values))
+
+            kept = part(images, reduce if reducers else None)
+            return kept, [Pending(vectors[one.name], kept.groups) if one.reductions else kept for one in features]
+
+        return segment
+
+    def _in_tensorflow(
+        self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], features: Sequence[FeatureSpec]
     ) -> Function:
-        """Return the function of a segment.
+        """Return the function of a segment in TensorFlow, given the shape of an image's activations before it."""
+        graph = self._graph(layers, input_shape, [self._reducer(feature) for feature in features])
 
-        Args:
-            layers: Of the segment; of those before its last nothing but averages is wanted.
-            input_shape: Of an image's activations before it.
-            features: Of its layers.
-            shape: Of an image's activations after it; None at native size.
-            part: Of the CPU's engine, or None.
-        """
-        if self.parts is None and (shape or not any(feature.reductions for feature in features)):
-            reductions = [prepare(feature, shape, on_device, self.transforms) for feature in features]
-            return self._graph(layers, input_shape, reductions, dtype=self.dtype, is_last=features[-1] is self.wanted[-1])
-        averages = [feature for feature in features if feature.layer != layers[-1]]
-        following = [prepare(feature, (feature.layer.channels,), on_host, self.transforms, done=1) for feature in averages]
-        of_end = features[len(averages) :]
-        reducers = [prepare(feature, shape, on_host, self.transforms) if feature.reductions else None for feature in of_end]
-        self._reduces_on_host |= bool(averages) or any(reducers)
-        # At native size every image has another shape: a reduction on the device would be traced for each.
-        graph: Any = None if part else self._graph(layers, input_shape, [tf.identity])
+        def image_by_image(maps: Any) -> tuple[Any, list[Any]]:
+            # The classifier on a CPU: its matrices are read once an image, which is all the work, and TensorFlow does that as
+            # fast. One by one: its sums depend on the number of images.
+            maps = np.asarray(maps)
+            kept, given = zip(*(graph(maps[place : place + 1]) for place in range(len(maps))), strict=True)
+            is_last = kept[0] is None
+            return None if is_last else np.concatenate(kept), [np.concatenate(rows) for rows in zip(*given, strict=True)]
 
-        def in_tensorflow(*inputs: Any) -> tuple[Any, list[Any]]:
-            if self.parts is None:
-                kept, (found,) = graph(*inputs)
-                found = np.asarray(found)
-            else:
-                # The classifier on a CPU: its matrices are read once an image, which is all the work, and TensorFlow does that as
-                # fast. One by one: its sums depend on the number of images.
-                maps = np.asarray(inputs[0])
-                kept = found = np.concatenate([graph(maps[place : place + 1])[0] for place in range(len(maps))])
-            given = [host_reductions.reduce_rows(reducer, found, self._reducing) if reducer else found for reducer in reducers]
-            return kept, given
+        return graph if self.parts is None else image_by_image
 
-        def in_engine(images: Any) -> tuple[Any, list[Any]]:
-            # Its threads reduce each image as soon as they have computed it.
-            vectors = [
-                np.empty((images.shape[0], feature.channels), np.float32) if reducer else None
-                for feature, reducer in zip(of_end, reducers, strict=True)
-            ]
+    def _reducer(self, feature: FeatureSpec) -> Function:
+        """Return what makes a feature of its layer's maps in a graph."""
+        shape = self._shapes.get(feature.layer.name)
+        if not feature.reductions or (shape and self.parts is None):
+            return prepare(feature, shape, on_device, self.transforms)
+        # At native size every image has another shape, for each of which a reduction on the device would be traced.
+        reducer = prepare(feature, shape, on_host, self.transforms)
 
-            def done(row: int, values: NDArray[np.float32]) -> None:
-                for reducer, vector in zip(reducers, vectors, strict=True):
-                    if reducer is not None and vector is not None:
-                        vector[row] = reducer(values)
+        def by_numpy(maps: tf.Tensor) -> tf.Tensor:
+            with tf.device(HOST):
+                return tf.numpy_function(lambda values: reduce_rows(reducer, values, self._reducing), [maps], tf.float32)
 
-            kept = part(images, done if any(reducers) else None)
-            means = [_Means(kept, feature.layer.name, reducer) for feature, reducer in zip(averages, following, strict=True)]
-            return kept, [*means, *(kept if vector is None else Pending(vector, kept.groups) for vector in vectors)]
+        return by_numpy
 
-        return in_engine if part else in_tensorflow
-
-    def _graph(
-        self,
-        layers: Sequence[LayerSpec],
-        input_shape: tuple[int | None, ...],
-        reducers: Sequence[Function],
-        *,
-        dtype: str = FLOAT32,
-        is_last: bool = False,
-    ) -> Function:
+    def _graph(self, layers: Sequence[LayerSpec], input_shape: tuple[int | None, ...], reducers: Sequence[Function]) -> Function:
         """Return a function of layers in TensorFlow: inputs -> activations, None if last, and what reducers make of them."""
         operations = [self._operation(layer) for layer in layers]
-        first = None if self.segments else self.first
+        first, is_last = None if self.segments else self.first, layers[-1] == self.wanted[-1].layer
 
         def segment(*inputs: tf.Tensor) -> Any:
             values = tf.cast(first.function(*inputs) if first else inputs[0], self._computed)
             for operation in operations:
                 values = operation(values)
             full = tf.cast(values, tf.float32)
-            given = [tf.cast(reducer(full), dtype) for reducer in reducers]
+            given = [tf.cast(reducer(full), self.dtype) for reducer in reducers]
             # Between a GPU and the memory that TensorFlow keeps for it on the host, which is pinned: ten times as fast as a copy
             # into pageable memory, and it waits for this batch alone. What the next segment takes stays on the device.
             with tf.device(HOST):
@@ -258,25 +247,6 @@ class Network:
         # SAME ignores what lies outside the map, in the maximum and in the average: Caffe's and MatConvNet's rule.
         pool = tf.nn.max_pool2d if self.pooling == "max" else tf.nn.avg_pool2d
         return pool(values, POOL_SIDE, POOL_STRIDE, self.weights.pool_padding.upper())
-
-
-class _Means(NamedTuple):
-    """Vectors that begin with the means of a layer that is being computed; ``numpy.asarray`` waits for them.
-
-    Attributes:
-        source: Has the sums.
-        layer: Its name.
-        reducer: What follows the mean.
-    """
-
-    source: Pending
-    layer: str
-    reducer: Reducer
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
-        self.source.wait()
-        positions = self.source.positions[self.layer]
-        return np.stack([self.reducer(host_reductions.mean_of_sums(sums, positions)) for sums in self.source.sums[self.layer]])
 
 
 def _fully_connected(values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ...errors import NetworkError
 from ...records import LayerSpec
 from ..architectures import CLASSIFIER_BLOCK, layer_table
+from ..host_reductions import mean_of_sums
 from .codegen import FLOAT_BYTES, MachineCode, host_processor
 from .convolution import CACHE_LINE_BYTES, Array, Maps, Pass, Pooling, Strip, Workspace, aligned, prepare_convolution
 from .kernels import COLOURS, TILE, compile_kernels
@@ -40,8 +41,8 @@ SIDE_BY_SIDE_BYTES = 2 << 30
 KEPT_BYTES = 1 << 30
 # A larger piece is not used for a small array.
 LARGEST_WASTE = 1.25
-# Row of the batch, its activations (h, w, c).
-Done = Callable[[int, Array], None]
+# Row of the batch, its activations (h, w, c), and layers on the way -> their means as maps of one position, (1, 1, c).
+Done = Callable[[int, Array, Mapping[str, Array]], None]
 
 
 class MemoryPool:
@@ -86,15 +87,10 @@ class Pending:
     Attributes:
         values: float32 (n, h, w, c), not to be read before :meth:`wait`.
         groups: For each group of the images: where it is, and what is done when it is.
-        sums: Of layers on the way that were asked for: (n, h', c) float32, sums of the rows of each map as by
-            :func:`~pipeline.network.host_reductions.sum_rows`, zero where h' is above its height.
-        positions: How many each of these maps has.
     """
 
     values: Array
     groups: Sequence[tuple[slice, Future[None]]] = ()
-    sums: Mapping[str, Array] = field(default_factory=dict)
-    positions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,7 +130,7 @@ class Segment:
 
     passes: Sequence[Pass]
     workers: Workers
-    summed: Collection[str] = ()  # layers of which the sums of rows are wanted, if they are computed here
+    averaged: Collection[str] = ()  # layers on the way of which the means are wanted, if they are computed here
 
     def __call__(self, images: Any, done: Done | None = None) -> Pending:
         """Start the computation.
@@ -148,28 +144,33 @@ class Segment:
         """
         given = images if isinstance(images, Pending) else Pending(np.ascontiguousarray(np.asarray(images), np.float32))
         count, workers = len(given.values), self.workers
-        shapes, sums, positions = [given.shape[1:]], {}, {}
+        shapes, sums, positions = [given.shape[1:]], dict[str, Array](), dict[str, int]()
         for one in self.passes:
             layers = one.shapes(*shapes[-1])
             shapes.append([*layers.values()][-1])
-            for layer in layers.keys() & self.summed:
+            for layer in layers.keys() & self.averaged:
                 rows, columns, channels = layers[layer]
                 sums[layer] = np.zeros((count, -(-rows // TILE) * TILE, channels), np.float32)
                 positions[layer] = rows * columns
+
+        def finish(row: int, values: Array) -> None:
+            if done:
+                done(row, values, {name: mean_of_sums(sums[name][row], positions[name])[None, None] for name in sums})
+
         own_bytes = 2 * max(map(math.prod, shapes[1:-1]), default=0) * FLOAT_BYTES * workers.count
         try:
             if count < workers.count or own_bytes > SIDE_BY_SIDE_BYTES:
-                return Pending(self._strip_by_strip(given.wait(), shapes, sums, done), (), sums, positions)
+                return Pending(self._strip_by_strip(given.wait(), shapes, sums, finish))
             maps = Maps(given.values, workers.memory.take(count, *shapes[-1]), sums)
         except MemoryError as error:
             raise _out_of_memory((count, *shapes[-1])) from error
         groups: Sequence[tuple[slice, Future[None] | None]] = given.groups
         groups = groups or [(group, None) for group in _groups(count, workers.count)]
-        futures = [(group, workers.pool.submit(self._run_group, before, maps, shapes, group, done)) for group, before in groups]
-        return Pending(maps.outputs, futures, sums, positions)
+        futures = [(group, workers.pool.submit(self._run_group, before, maps, shapes, group, finish)) for group, before in groups]
+        return Pending(maps.outputs, futures)
 
     def _strip_by_strip(
-        self, images: Array, shapes: Sequence[Sequence[int]], sums: Mapping[str, Array], done: Done | None
+        self, images: Array, shapes: Sequence[Sequence[int]], sums: Mapping[str, Array], finish: Callable[[int, Array], None]
     ) -> Array:
         """Compute all images, all threads at one pass over one image."""
         workers = self.workers
@@ -190,13 +191,17 @@ class Segment:
                     deque(strips, 0)
                     raise
             images = maps.outputs
-        if done:
-            for row, values in enumerate(images):
-                done(row, values)
+        for row, values in enumerate(images):
+            finish(row, values)
         return images
 
     def _run_group(
-        self, before: Future[None] | None, batch: Maps, shapes: Sequence[Sequence[int]], group: slice, done: Done | None
+        self,
+        before: Future[None] | None,
+        batch: Maps,
+        shapes: Sequence[Sequence[int]],
+        group: slice,
+        finish: Callable[[int, Array], None],
     ) -> None:
         """Compute some images in this thread: large maps one by one, small ones together."""
         if before is not None:
@@ -213,9 +218,8 @@ class Segment:
             for image in range(images):
                 self._run(passes[:split], maps._replace(outputs=between).of(slice(image, image + 1)))
         self._run(passes[split:], maps._replace(sources=between))
-        if done:
-            for row, output in enumerate(maps.outputs, group.start):
-                done(row, output)
+        for row, output in enumerate(maps.outputs, group.start):
+            finish(row, output)
 
     def _run(self, passes: Sequence[Pass], maps: Maps) -> None:
         workspace, sources = self.workers.workspace, maps.sources
@@ -232,7 +236,13 @@ class Segment:
 
 
 def prepare_segments(
-    weights: Weights, wanted: Sequence[LayerSpec], *, pooling: str, kernel_order: str, threads: int, summed: Collection[str] = ()
+    weights: Weights,
+    wanted: Sequence[LayerSpec],
+    *,
+    pooling: str,
+    kernel_order: str,
+    threads: int,
+    averaged: Collection[str] = (),
 ) -> dict[str, Segment]:
     """Prepare the layers wanted, those of the classifier excepted. Needs no TensorFlow, so it can be done while that is loaded.
 
@@ -245,7 +255,7 @@ def prepare_segments(
         pooling: ``max`` or ``avg``.
         kernel_order: ``hwio``, or ``whio``: first two axes of the kernels swapped.
         threads: That will compute.
-        summed: Names of those wanted of which the sums of rows are enough, :attr:`Pending.sums`: they end no segment.
+        averaged: Names of those wanted of which the means are enough: they end no segment, see :data:`Done`.
 
     Returns:
         Name of a wanted layer -> the segment from the one before, or from the image, to it; and ``pool5`` to the classifier.
@@ -271,7 +281,7 @@ def prepare_segments(
                 found["relu"] = layer.name
         return Pass(**found)
 
-    ends = {layer.name for layer in wanted} - {*summed} | {maps[-1].name}
+    ends = {layer.name for layer in wanted} - {*averaged} | {maps[-1].name}
     passes: dict[str, list[list[LayerSpec]]] = {}
     start = 0
     for stop, layer in enumerate(maps, start=1):
@@ -279,7 +289,7 @@ def prepare_segments(
             passes[layer.name] = _passes(maps[start:stop])
             start = stop
     prepared = workers.pool.map(prepare, itertools.chain.from_iterable(passes.values()))
-    return {name: Segment([*itertools.islice(prepared, len(of_one))], workers, summed) for name, of_one in passes.items()}
+    return {name: Segment([*itertools.islice(prepared, len(of_one))], workers, averaged) for name, of_one in passes.items()}
 
 
 def _passes(layers: Sequence[LayerSpec]) -> list[list[LayerSpec]]:
