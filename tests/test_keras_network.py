@@ -146,11 +146,11 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": None}, "network.model: no model is named, got null"),
+        ({"model": None}, "network.model: no model is named, got"),
         ({"model": "ResNet5"}, "got 'ResNet5'. Expected a .keras file or one of: ResNet50"),
         ({"model": "x.keras"}, "got 'x.keras'. Expected a .keras file that exists"),
         ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),
-        ({"size": None}, "data.size: native size is of networks of VGG alone, got null. Expected a size, or auto."),
+        ({"size": None}, "data.size: native size is of networks of VGG alone"),
         ({"pooling": "avg"}, "network.pooling: of networks of VGG alone"),
         ({"weights": "torchvision"}, "network.weights: none such are known, got 'torchvision'"),
         ({"layers": []}, "layers: not a valid value, got []. Expected a list of names, patterns"),
