@@ -126,7 +126,7 @@ def make_missing(
     made = dict(make_values(folder.spec) if values is None else values)
     left = len(folder.missing) if shards is None else shards
     for part, missing in folder.parts():
-        writer = Writer(folder.path, part, missing[:left], workers, digests=digests)
+        writer = Writer(folder.path, part, missing[:left], workers, digests or Digests(folder.path))
         rows = [row for shard in missing[:left] for row in range(shard.first, shard.stop)]
         try:
             told = [(statuses or {}).get(status.index, status) for status in make_statuses(part, failed)]

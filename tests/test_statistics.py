@@ -191,7 +191,7 @@ def test_neither_batches_nor_threads_change_a_bit(tmp_path: Path, monkeypatch: p
     statuses = make_statuses(spec, [3, 13])
     for name, workers, batch_size in (("one", 1, 1), ("many", 8, 11)):
         with open_folder(tmp_path / name, spec, "fail") as folder:
-            writer = Writer(tmp_path / name, spec, folder.missing, workers)
+            writer = Writer(tmp_path / name, spec, folder.missing, workers, folder.digests())
             put_rows(writer, range(18), values, statuses, batch_size)
             writer.close()
             build_index(tmp_path / name, spec)

@@ -19,7 +19,7 @@ from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_
 def test_a_folder_removed_under_the_run_is_one_line(tmp_path: Path) -> None:
     spec = make_spec()
     with open_folder(tmp_path / "run", spec, "resume") as opened:
-        writer = Writer(tmp_path / "run", spec, opened.missing, 2)
+        writer = Writer(tmp_path / "run", spec, opened.missing, 2, opened.digests())
         put_rows(writer, range(3), make_values(spec), make_statuses(spec))
         (tmp_path / "run").rename(tmp_path / "gone")
         with pytest.raises(StoreError, match=r"\.h5\.partial: it cannot be written, got ENOENT "):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
-import os
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,12 @@ from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_
 
 def shard_path(folder: Path, spec: RunSpec, number: int) -> Path:
     return folder / "shards" / spec.shards()[number].file_name
+
+
+@contextmanager
+def open_writer(folder: Path, spec: RunSpec, workers: int = 2) -> Iterator[Writer]:
+    with open_folder(folder, spec, "fail") as opened:
+        yield Writer(folder, spec, opened.missing, workers, opened.digests())
 
 
 def names_in(folder: Path) -> list[str]:
@@ -119,16 +125,14 @@ def test_putting_waits_until_there_is_room(tmp_path: Path, monkeypatch: pytest.M
     gate, encode = threading.Event(), OpenLayer.encode
     waiting: list[int] = []
 
-    def slow(self: OpenLayer, *arguments: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
         waiting.append(writer._bytes_waiting)
         gate.wait(10)
-        return encode(self, *arguments)
+        return encode(*arguments)
 
     monkeypatch.setattr(OpenLayer, "encode", slow)
-    monkeypatch.setattr("pipeline.store.writer.LEAST_WAITING_BYTES", 2 * 76_800)
     monkeypatch.setattr("pipeline.store.writer.WAITING_BYTES", 2 * 76_800)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 4)
+    with open_writer(tmp_path, spec, 4) as writer:
         putting = threading.Thread(target=put_rows, args=(writer, range(4), make_values(spec), make_statuses(spec), 4))
         putting.start()
         putting.join(0.3)
@@ -149,8 +153,7 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(OpenShard, "finish", slow)
     spec = make_spec(rows=12, shapes={"conv1_1": (5, 4, 3)}, images_per_shard=1)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 2)
+    with open_writer(tmp_path, spec) as writer:
         putting = threading.Thread(
             target=put_rows, args=(writer, range(12), make_values(spec), make_statuses(spec)), kwargs={"batch_size": 1}
         )
@@ -167,13 +170,9 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("value", "dtype", "expected"),
     [
-        (
-            65_520.0,
-            "float16",
-            "got 65520. Expected values from -65504 to 65504. Use output.dtype=float32, or output.overflow=row",
-        ),
-        (np.inf, "float16", "got inf. Expected finite numbers. Check network.weights and the image."),
-        (np.nan, "float32", "got nan. Expected finite numbers. Check network.weights and the image."),
+        (65_520.0, "float16", "got 65520. Expected values from -65504 to 65504."),
+        (np.inf, "float16", "got inf. Expected finite numbers."),
+        (np.nan, "float32", "got nan. Expected finite numbers."),
     ],
 )
 def test_values_that_cannot_be_stored_name_layer_and_image(tmp_path: Path, value: float, dtype: str, expected: str) -> None:
@@ -190,8 +189,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_put(tmp_path: Path) ->
     spec = make_spec(rows=8, shapes={"relu4_1": (80, 80, 3)})
     values = make_values(spec)
     values["relu4_1"][1][0] = np.nan
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 1)
+    with open_writer(tmp_path, spec, 1) as writer:
         with pytest.raises(NetworkError):
             fill_and_close(writer, spec, range(8), values)
         with pytest.raises(NetworkError):
@@ -207,16 +205,15 @@ def test_running_out_of_memory_is_one_line_and_other_shards_are_kept(tmp_path: P
     spec = make_spec(rows=10)
     encode = OpenLayer.encode
 
-    def exhausted(self: OpenLayer, *arguments: Any) -> Any:
-        if self._shard.number == 1:
+    def exhausted(layer: OpenLayer, piece: Any) -> Any:
+        if layer._shard.number == 1:
             raise MemoryError
-        return encode(self, *arguments)
+        return encode(layer, piece)
 
     monkeypatch.setattr(OpenLayer, "encode", exhausted)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 2)
+    with open_writer(tmp_path, spec) as writer:
         put_rows(writer, range(4), make_values(spec), make_statuses(spec))
-        with pytest.raises(StoreError, match=r"out of memory while encoding, got 134217728 bytes allowed to wait\."):
+        with pytest.raises(StoreError, match="out of memory while encoding"):
             fill_and_close(writer, spec, range(4, 10), make_values(spec))
         writer.abort()
     assert "shard-00000-of-00003.h5" in names_in(tmp_path)
@@ -230,8 +227,7 @@ def fill_and_close(writer: Writer, spec: RunSpec, rows: range, values: dict[str,
 
 def test_abort_keeps_whole_shards_and_leaves_no_partial_file(tmp_path: Path) -> None:
     spec = make_spec(rows=10)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 2)
+    with open_writer(tmp_path, spec) as writer:
         put_rows(writer, range(6), make_values(spec), make_statuses(spec))
         assert (tmp_path / "shards/shard-00001-of-00003.h5.partial").exists()
         writer.abort()
@@ -247,8 +243,7 @@ def test_an_interrupt_while_a_file_is_made_leaves_no_partial_file(tmp_path: Path
         raise KeyboardInterrupt
 
     spec = make_spec(rows=6)
-    with open_folder(tmp_path, spec, "fail") as folder:
-        writer = Writer(tmp_path, spec, folder.missing, 1)
+    with open_writer(tmp_path, spec, 1) as writer:
         monkeypatch.setattr("pipeline.store.writer.OpenShard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             writer.put_statuses(make_statuses(spec, [])[:1])
@@ -263,14 +258,8 @@ def test_an_interrupt_while_a_file_is_made_leaves_no_partial_file(tmp_path: Path
 CHUNKS = np.random.default_rng(0).integers(0, 256, (7, 5000), np.uint8)
 
 
-@pytest.mark.parametrize("has_pwrite", [True, False])
 @pytest.mark.parametrize("compression", [None, "gzip"])
-def test_chunks_written_beside_hdf5_make_the_file_that_hdf5_makes(
-    tmp_path: Path, compression: str | None, has_pwrite: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not has_pwrite:
-        monkeypatch.delattr(os, "pwrite")
-
+def test_chunks_written_beside_hdf5_make_the_file_that_hdf5_makes(tmp_path: Path, compression: str | None) -> None:
     def make(file: Any, write_chunk: Callable[..., object]) -> None:
         with h5py.File(file, "w") as hdf5:
             dataset = hdf5.create_dataset("x", CHUNKS.shape, np.uint8, chunks=(1, 5000), compression=compression)
@@ -306,18 +295,15 @@ def test_nothing_is_collected_while_hdf5_calls_a_file(
     """Were HDF5's objects closed within its own call, it would lose count of them."""
     enabled: list[bool] = []
 
-    class Shard(ShardFile):
-        def write(self, data: Any) -> int:
+    def noting(kind: Any) -> Any:
+        def write(file: Any, data: Any) -> int:
             enabled.append(gc.isenabled())
-            return super().write(data)
+            return int(kind.write(file, data))
 
-    class Index(io.BytesIO):
-        def write(self, data: Any) -> int:
-            enabled.append(gc.isenabled())
-            return super().write(data)
+        return type("Noting", (kind,), {"write": write})
 
-    monkeypatch.setattr("pipeline.store.shard.ShardFile", Shard)
-    monkeypatch.setattr("pipeline.store.index_file.io", SimpleNamespace(BytesIO=Index))
+    monkeypatch.setattr("pipeline.store.shard.ShardFile", noting(ShardFile))
+    monkeypatch.setattr("pipeline.store.index_file.io", SimpleNamespace(BytesIO=noting(io.BytesIO)))
     write_run(tmp_path, make_spec(6, {"relu4_1": shape}))
     assert enabled
     assert not any(enabled)

@@ -39,21 +39,16 @@ def checksum(values: NDArray[np.floating]) -> int:
 
 def join_checksums(parts: list[tuple[int, int]]) -> int:
     """Return the CRC-32 of bytes joined end to end from (CRC-32, number of bytes) of each part."""
-    joined, _ = parts[0]
-    for crc, length_bytes in parts[1:]:
+    joined = 0
+    for crc, length_bytes in parts:
         joined = int(isal_zlib.crc32_combine(joined, crc, length_bytes))
     return joined
 
 
 def encode(values: NDArray[np.floating], compression: str) -> bytes | NDArray[np.uint8]:
-    """Return the bytes of a chunk as HDF5 stores them.
+    """Return the bytes of a chunk as HDF5 stores them: by ``gzip`` a zlib stream, by ``none`` the chunk's own, not copied.
 
-    Args:
-        values: The whole chunk in the stored dtype, little-endian, C order.
-        compression: ``gzip`` or ``none``.
-
-    Returns:
-        A zlib stream, or the chunk's own bytes, not copied.
+    ``values``: the whole chunk in the stored dtype, little-endian, C order.
     """
     raw = _bytes(values)
     return bytes(isal_zlib.compress(raw, LEVEL)) if compression == "gzip" else raw
@@ -62,16 +57,7 @@ def encode(values: NDArray[np.floating], compression: str) -> bytes | NDArray[np
 def decode(
     data: bytes | NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[np.floating], deflated: bool
 ) -> NDArray[np.floating]:
-    """Return the chunk that :func:`encode` was given, or any HDF5 program's deflated one.
-
-    Args:
-        data: As stored.
-        shape: Of the chunk.
-        dtype: Stored dtype.
-        deflated: Whether it is a zlib stream.
-
-    Returns:
-        The chunk, read-only.
+    """Return the chunk that :func:`encode` was given, or any HDF5 program's deflated one, read-only.
 
     Raises:
         DecodeError: The stream is damaged.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import io
 import json
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -41,21 +42,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Values that become one chunk: rows of a layer, or a band of one row.
-
-    Attributes:
-        layer: That it is of.
-        dataset: That the chunk is of; at native size an image's own, without an axis of images.
-        rows: Rows in the shard that it holds values of, ascending.
-        top: First map row of the band; 0 for whole rows.
-        values: (r, h, w, c) or (r, d), float32: as many rows as a chunk has, NaN where absent; row i of the shard is i modulo r.
-            The last band of a row may be lower than the chunk.
-    """
+    """Values that become one chunk: rows of a layer, or a band of one row."""
 
     layer: OpenLayer
-    dataset: h5py.Dataset
-    rows: tuple[int, ...]
-    top: int
+    dataset: h5py.Dataset  # that the chunk is of; at native size an image's own, without an axis of images
+    rows: tuple[int, ...]  # of the shard, ascending: those that it holds values of
+    top: int  # first map row of the band; 0 for whole rows
+    # (r, h, w, c) or (r, d), as many rows as a chunk has, NaN where absent; row i of the shard is i modulo r. The last band of a
+    # row may be lower than the chunk.
     values: NDArray[np.float32]
 
     @property
@@ -69,6 +63,7 @@ class OpenLayer:
     """One layer of a shard while it is made: its rows are cut into chunks, and these encoded."""
 
     def __init__(self, group: h5py.Group, spec: RunSpec, feature: FeatureSpec, shard: ShardSpec) -> None:
+        self.rows_put = 0
         self._spec, self._shard, self._name = spec, shard, feature.name
         self._dtype = np.dtype(format.STORED_DTYPES[spec.dtype])
         self._tally = Tally(feature.channels)
@@ -93,14 +88,11 @@ class OpenLayer:
             return group.create_dataset(name, shape, self._dtype, chunks=chunk, fillvalue=np.nan, **filters)
 
     def put(self, index: int, values: NDArray[np.float32]) -> Iterator[Piece]:
-        """Return the pieces that are complete.
+        """Yield the pieces that are complete with this row of the run, (h, w, c) or (d,); rows come in order, failed ones never.
 
         A piece of one row refers to ``values``, which must stay as they are until it is written; small rows are copied.
-
-        Args:
-            index: Row of the run, after all that were put before; failed ones are never put.
-            values: (h, w, c) or (d,).
         """
+        self.rows_put += 1
         row, dataset, chunk = index - self._shard.first, self._node, self._chunk
         if not chunk:
             band = format.band_shape(values.shape, self._dtype.itemsize)
@@ -117,13 +109,13 @@ class OpenLayer:
         self._rows.append(row)
 
     def flush(self) -> Iterator[Piece]:
-        """Return the piece that is begun, if any: no more of its rows will come."""
+        """Yield the piece that is begun, if any: no more of its rows will come."""
         if self._rows:
             yield Piece(self, self._node, tuple(self._rows), 0, self._values)
             self._rows = []
 
-    def encode(self, piece: Piece) -> tuple[bytes | NDArray[np.uint8], int]:
-        """Return the chunk's bytes, and how many the values had; note the checksum and the statistics of each row.
+    def encode(self, piece: Piece) -> bytes | NDArray[np.uint8]:
+        """Return the chunk's bytes; note the checksum and the statistics of each row.
 
         Raises:
             NetworkError: A value cannot be stored.
@@ -132,82 +124,64 @@ class OpenLayer:
         places = [row % len(stored) for row in piece.rows]
         there = stored if len(places) == len(stored) else stored[places]
         if not self._tally.add(there.astype(np.float32, copy=False)):
-            number = next(number for number, values in enumerate(there) if not np.isfinite(values).all())
-            index = self._shard.first + piece.rows[number]
-            raise _value_error(self._spec, index, self._name, piece.values[places[number]], there[number])
+            row = next(row for row, values in zip(piece.rows, there, strict=True) if not np.isfinite(values).all())
+            place = row % len(stored)
+            raise _value_error(self._spec, self._shard.first + row, self._name, piece.values[place], stored[place])
         for row, values in zip(piece.rows, there, strict=True):
             self._checksums[row, piece.top] = codec.checksum(values), values.nbytes
-        raw_bytes = stored.nbytes
-        chunk = (len(stored), *piece.dataset.chunks[1 - stored.ndim :])
-        if stored.shape != chunk:
+        missing = piece.dataset.chunks[1 - stored.ndim] - stored.shape[1]
+        if missing:
             # HDF5 stores the chunk at the edge of a dataset in full.
-            whole = np.full(chunk, np.nan, self._dtype)
-            whole[:, : stored.shape[1]] = stored
-            stored = whole
-        return codec.encode(stored, self._spec.compression), raw_bytes
+            stored = np.pad(stored, [(0, 0), (0, missing), (0, 0), (0, 0)], constant_values=np.nan)
+        return codec.encode(stored, self._spec.compression)
 
-    def finish(self, rows_ok: int) -> tuple[NDArray[np.uint32], LayerStatistics]:
+    def finish(self) -> tuple[NDArray[np.uint32], LayerStatistics]:
         """Return the checksums of all rows, and their statistics, all pieces being encoded."""
         checksums = np.zeros(self._shard.rows, np.uint32)
         for row, bands in groupby(sorted(self._checksums.items()), lambda band: band[0][0]):
             checksums[row] = codec.join_checksums([checksum for _, checksum in bands])
-        return checksums, self._tally.statistics(rows_ok)
+        return checksums, self._tally.statistics(self.rows_put)
 
 
 class OpenShard:
-    """A shard while it is made: an open ``.partial`` file with its layers, and what has come of its rows.
+    """A shard while it is made: an open ``.partial`` file with its layers, and what became of its images.
 
     Args:
         folder: The run's folder; ``shards`` in it must exist.
         spec: The run.
         shard: Which rows.
-        mark: Of this writer, where another process might write the same shard.
+        mark: Of this writer, where another might write the same shard.
 
     Raises:
         StoreError: The disk refuses; here and in every method that writes.
-
-    Attributes:
-        shard: As given.
-        tasks: That encode and write its pieces.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, shard: ShardSpec, mark: str = "") -> None:
         self.shard = shard
-        self.tasks: list[Future[None]] = []
+        self.tasks: list[Future[None]] = []  # that encode and write its pieces
         self._spec = spec
         self._path = folder / format.SHARD_FOLDER / shard.file_name
         self._partial = disk.partial_path(self._path, mark)
-        # By row in the shard; how many of them are ok; and how many rows have come, of all layers together.
         self._statuses: dict[int, ImageStatus] = {}
-        self._rows_ok = self._rows_put = 0
+        self._rows_ok = 0
         with disk.writing(self._partial):
             self._file = ShardFile(self._partial.open("wb", buffering=0))
         with hdf5_alone():
             self._hdf5 = h5py.File(self._file, "w")
             group = self._hdf5.create_group("features")
-            self._layers = {feature.name: OpenLayer(group, spec, feature, shard) for feature in spec.features}
+            self.layers = {feature.name: OpenLayer(group, spec, feature, shard) for feature in spec.features}
 
     def add_status(self, status: ImageStatus) -> None:
         """Note what became of an image."""
-        row = status.index - self.shard.first
-        assert row not in self._statuses, f"two statuses for row {status.index}"
-        self._statuses[row] = status
+        assert status.index not in self._statuses, f"two statuses for row {status.index}"
+        self._statuses[status.index] = status
         self._rows_ok += not status.error
 
     @property
     def complete(self) -> bool:
         """Whether every row has a status, and every row that is ok has come of every layer."""
-        return len(self._statuses) == self.shard.rows and self._rows_put == self._rows_ok * len(self._layers)
-
-    def cut(self, layer: str, index: int, values: NDArray[np.float32]) -> Iterator[Piece]:
-        """Return the pieces that are complete with these values of a row of the run."""
-        self._rows_put += 1
-        return self._layers[layer].put(index, values)
-
-    def flush(self) -> Iterator[Piece]:
-        """Return the pieces that are begun."""
-        for layer in self._layers.values():
-            yield from layer.flush()
+        has_statuses = len(self._statuses) == self.shard.rows
+        return has_statuses and all(layer.rows_put == self._rows_ok for layer in self.layers.values())
 
     def write(self, piece: Piece, data: bytes | NDArray[np.uint8]) -> None:
         """Write the bytes of a chunk; threads may do that at the same time."""
@@ -216,10 +190,10 @@ class OpenShard:
 
     def finish(self, digests: Digests) -> None:
         """Add the tables, close the file, and give it its final name and its digest once it is on the disk."""
-        found = {name: layer.finish(self._rows_ok) for name, layer in self._layers.items()}
-        checksums = {name: of_rows for name, (of_rows, _) in found.items()}
-        statistics = {name: of_layer for name, (_, of_layer) in found.items()}
-        columns = _image_columns(self._spec, self.shard, [self._statuses[row] for row in range(self.shard.rows)])
+        checksums, statistics = {}, {}
+        for name, layer in self.layers.items():
+            checksums[name], statistics[name] = layer.finish()
+        columns = _image_columns(self._spec, self.shard, [status for _, status in sorted(self._statuses.items())])
         with hdf5_alone():
             write_tables(self._hdf5, self._spec, self.shard, columns, checksums, statistics)
             self._hdf5.close()
@@ -228,14 +202,12 @@ class OpenShard:
             self._file.close()
             digests.publish(self._path, self._partial)
 
-    def drop(self) -> None:
-        """Remove the file, whatever state it is in."""
+    def close(self) -> None:
+        """Close the file, whatever state it is in."""
         with hdf5_alone():
             self._hdf5.close()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self._file.close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink(missing_ok=True)
 
 
 def encoded_bytes(spec: RunSpec, layer: str, index: int, values: NDArray[np.float32]) -> tuple[int, int]:
@@ -266,23 +238,23 @@ def _value_error(
 def _image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, tables.Column]:
     """Return the columns of a shard's ``/images``; ``statuses``: one for each of its rows, in order."""
     rows, manifest = slice(shard.first, shard.stop), spec.manifest
-    columns: dict[str, tables.Column] = {
-        "key": _texts(manifest.keys[rows]),
-        "status": _texts([status.word for status in statuses]),
-        "error": _texts([status.error for status in statuses]),
-        "label": _texts(manifest.labels[rows]),
-        "height": np.array([status.height_px for status in statuses], np.int32),
-        "width": np.array([status.width_px for status in statuses], np.int32),
-        "bytes": np.array([status.file_bytes for status in statuses], np.int64),
-        "sha256": _texts([status.sha256 for status in statuses]),
+    columns: dict[str, Sequence[Any]] = {
+        "key": manifest.keys[rows],
+        "status": [status.word for status in statuses],
+        "error": [status.error for status in statuses],
+        "label": manifest.labels[rows],
+        "height": [status.height_px for status in statuses],
+        "width": [status.width_px for status in statuses],
+        "bytes": [status.file_bytes for status in statuses],
+        "sha256": [status.sha256 for status in statuses],
     }
-    for name, stored in format.column_names(manifest.metadata).items():
-        columns[stored] = _texts(manifest.metadata[name][rows])
-    return columns
-
-
-def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
-    return np.array([*map(format.plain_text, texts)], object)
+    columns |= {stored: manifest.metadata[name][rows] for name, stored in format.column_names(manifest.metadata).items()}
+    return {
+        name: np.array(values, format.NUMBER_COLUMNS[name])
+        if name in format.NUMBER_COLUMNS
+        else np.array([*map(format.plain_text, values)], object)
+        for name, values in columns.items()
+    }
 
 
 def write_tables(
@@ -369,7 +341,7 @@ def _make_scale(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     return scale
 
 
-@contextlib.contextmanager
+@contextmanager
 def hdf5_alone() -> Iterator[None]:
     """Let nothing else call HDF5 during the block, in which it writes a file that is a Python object.
 
@@ -378,8 +350,8 @@ def hdf5_alone() -> Iterator[None]:
     """
     with phil:
         was_enabled = gc.isenabled()
+        gc.disable()
         try:
-            gc.disable()
             yield
         finally:
             if was_enabled:
@@ -398,36 +370,25 @@ class ShardFile(io.RawIOBase):
     """
 
     def __init__(self, disk: IO[bytes]) -> None:
-        self._disk = disk
+        self._disk, self._writing = disk, threading.Lock()
         self._pages: defaultdict[int, bytearray] = defaultdict(partial(bytearray, PAGE_BYTES))
         self._place = self._size_bytes = 0
         # First byte and the one after the last of the chunks on the disk; and where the one that is awaited is in memory.
         self._chunks: list[tuple[int, int]] = []
-        self._awaited: tuple[int, int] | None = None
+        self._awaited: int | None = None
 
     def write_chunk(self, dataset: h5py.Dataset, offset: Shape, data: bytes | NDArray[np.uint8]) -> None:
-        """Write the bytes of a chunk; threads may do that at the same time.
-
-        Raises:
-            OSError: The disk refuses.
-        """
+        """Write the bytes of a chunk, as several threads may at the same time; an ``OSError`` if the disk refuses."""
         with hdf5_alone():
-            count, self._awaited = len(self._chunks), _whereabouts(data)
-            try:
-                dataset.id.write_direct_chunk(offset, data)
-            finally:
-                self._awaited = None
-            places = self._chunks[count:]
-        # HDF5 hands a ready chunk through from where it is, and need not wait until it is written.
-        for place, _ in places:
-            self._write_at(data, place)
+            count, self._awaited = len(self._chunks), _address(data)
+            dataset.id.write_direct_chunk(offset, data)
+            self._awaited = None
+            # HDF5 hands a ready chunk through from where it is, and need not wait until it is written.
+            ((place, _),) = self._chunks[count:]
+        self._write_at(data, place)
 
     def write_rest(self) -> None:
-        """Write what lies between the chunks, HDF5 having closed the file.
-
-        Raises:
-            OSError: The disk refuses.
-        """
+        """Write what lies between the chunks, HDF5 having closed the file; an ``OSError`` if the disk refuses."""
         end = 0
         for start, stop in [*sorted(self._chunks), (self._size_bytes, self._size_bytes)]:
             self.seek(end)
@@ -436,15 +397,11 @@ class ShardFile(io.RawIOBase):
 
     def _write_at(self, data: bytes | NDArray[np.uint8], place: int) -> None:
         rest = memoryview(data)  # type: ignore[arg-type]
-        while rest:
-            # The system may take a part only, up to a limit for instance.
-            if hasattr(os, "pwrite"):
-                count = os.pwrite(self._disk.fileno(), rest, place)
-            else:
-                with phil:
-                    self._disk.seek(place)
-                    count = self._disk.write(rest)
-            rest, place = rest[count:], place + count
+        with self._writing:
+            self._disk.seek(place)
+            while rest:
+                # The system may take a part only, up to a limit for instance.
+                rest = rest[self._disk.write(rest) :]
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a place."""
@@ -454,7 +411,7 @@ class ShardFile(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Keep bytes in memory, or the place of the chunk that is awaited."""
         size_bytes = len(data)
-        if self._awaited is not None and _whereabouts(data) == self._awaited:
+        if _address(data) == self._awaited:
             self._chunks.append((self._place, self._place + size_bytes))
             self._place += size_bytes
         else:
@@ -489,6 +446,5 @@ class ShardFile(io.RawIOBase):
             done, self._place = done + count, self._place + count
 
 
-def _whereabouts(data: Any) -> tuple[int, int]:
-    values = np.frombuffer(data, np.uint8)
-    return int(values.ctypes.data), len(values)
+def _address(data: Any) -> int:
+    return int(np.frombuffer(data, np.uint8).ctypes.data)

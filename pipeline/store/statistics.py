@@ -44,28 +44,16 @@ FRACTION_BITS, EXPONENTS, BIAS = 23, 256, 127
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerStatistics:
-    """Statistics of one layer, of the values as they are stored, over the rows of images that did not fail.
-
-    Attributes:
-        rows: How many rows.
-        values: How many values.
-        zeros: How many of them are zero, of either sign.
-        exact_sum: (2,) float64: the sum of all values, and what is lost by rounding it.
-        exact_sum_of_squares: (2,) float64, likewise.
-        channel_minimum: (c,) float32, of each channel; inf without rows.
-        channel_maximum: (c,) float32, likewise; -inf without rows.
-        histogram: (256,) int64, how many values of every 16th position lie in each bin, ascending; see
-            :mod:`~pipeline.store.format`.
-    """
+    """Statistics of one layer, of the values as they are stored, over the rows of images that did not fail."""
 
     rows: int
     values: int
-    zeros: int
-    exact_sum: NDArray[np.float64]
-    exact_sum_of_squares: NDArray[np.float64]
-    channel_minimum: NDArray[np.float32]
-    channel_maximum: NDArray[np.float32]
-    histogram: NDArray[np.int64]
+    zeros: int  # of either sign
+    exact_sum: NDArray[np.float64]  # (2,) the sum of all values, and what is lost by rounding it
+    exact_sum_of_squares: NDArray[np.float64]  # (2,) likewise
+    channel_minimum: NDArray[np.float32]  # (c,) of each channel; inf without rows
+    channel_maximum: NDArray[np.float32]  # (c,) likewise; -inf without rows
+    histogram: NDArray[np.int64]  # (256,) how many values of every 16th position lie in each bin, see :mod:`.format`
 
     @property
     def minimum(self) -> float:
@@ -123,8 +111,8 @@ def join_statistics(parts: Sequence[LayerStatistics]) -> LayerStatistics:
         rows=sum(part.rows for part in parts),
         values=sum(part.values for part in parts),
         zeros=sum(part.zeros for part in parts),
-        exact_sum=_exact_sum(term for part in parts for term in part.exact_sum.tolist()),
-        exact_sum_of_squares=_exact_sum(term for part in parts for term in part.exact_sum_of_squares.tolist()),
+        exact_sum=_exact_sum(np.concatenate([part.exact_sum for part in parts])),
+        exact_sum_of_squares=_exact_sum(np.concatenate([part.exact_sum_of_squares for part in parts])),
         channel_minimum=np.minimum.reduce([part.channel_minimum for part in parts]),
         channel_maximum=np.maximum.reduce([part.channel_maximum for part in parts]),
         histogram=np.add.reduce([part.histogram for part in parts]),
@@ -138,22 +126,6 @@ def _exact_sum(terms: Iterable[float]) -> NDArray[np.float64]:
     return np.array([total, math.fsum([*known, -total])])
 
 
-def _sums(rows: NDArray[np.float32]) -> tuple[int, list[float], list[float]]:
-    """Return how many values of (r, n) are not zero, and of each row their sum and the sum of their squares."""
-    nonzero, totals, squares = 0, np.zeros(len(rows)), np.zeros(len(rows))
-    # Fresh memory for each block would take a third of the time.
-    memory = np.empty((len(rows), min(BLOCK_VALUES, rows.shape[1])))
-    for first in range(0, rows.shape[1], BLOCK_VALUES):
-        block = rows[:, first : first + BLOCK_VALUES]
-        doubles = memory[:, : block.shape[1]]
-        doubles[:] = block
-        # NumPy counts truths five times as fast as numbers.
-        nonzero += int(np.count_nonzero(block != 0))
-        totals += doubles.sum(axis=1)
-        squares += np.square(doubles, out=doubles).sum(axis=1)
-    return nonzero, totals.tolist(), squares.tolist()
-
-
 def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return how many values lie in each bin, (BINS,) int64."""
     exponents = np.right_shift(values.view(np.uint32), FRACTION_BITS, dtype=np.intp)
@@ -162,7 +134,7 @@ def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
     tiny, octaves = np.split(counts, [BIAS + SMALLEST_EXPONENT], axis=1)
     octaves[:, OCTAVES - 1] += octaves[:, OCTAVES:].sum(axis=1)
     positive, negative = octaves[:, :OCTAVES]
-    zeros = values.size - np.count_nonzero(values != 0)
+    zeros = np.count_nonzero(values == 0)
     return np.concatenate([negative[::-1], [zeros, tiny.sum() - zeros], positive])
 
 
@@ -180,44 +152,44 @@ class Tally:
         self._histogram = np.zeros(BINS, np.int64)
 
     def add(self, rows: NDArray[np.float32]) -> bool:
-        """Add the values of some rows, or of a band of one; tell whether all are finite, and add nothing otherwise.
-
-        Args:
-            rows: (r, ..., c) float32, C order, not empty.
-        """
-        positions = rows.reshape(len(rows), -1, rows.shape[-1])
-        # Infinite values of both signs have no sum.
-        with np.errstate(invalid="ignore"):
-            nonzero, totals, squares = _sums(rows.reshape(len(rows), -1))
+        """Add (r, ..., c) values of some rows, or of a band of one; tell whether all are finite, and add nothing otherwise."""
+        flat = rows.reshape(len(rows), -1)
+        zeros, sums, squares = 0, np.zeros(len(rows)), np.zeros(len(rows))
+        # Fresh memory for each block would take a third of the time.
+        memory = np.empty((len(rows), min(BLOCK_VALUES, flat.shape[1])))
+        for first in range(0, flat.shape[1], BLOCK_VALUES):
+            block = flat[:, first : first + BLOCK_VALUES]
+            doubles = memory[:, : block.shape[1]]
+            doubles[:] = block
+            # NumPy counts truths five times as fast as numbers.
+            zeros += int(np.count_nonzero(block == 0))
+            # Infinite values of both signs have no sum.
+            with np.errstate(invalid="ignore"):
+                sums += doubles.sum(axis=1)
+            squares += np.square(doubles, out=doubles).sum(axis=1)
         # No float32 is so large that the sum of squares would not be finite.
-        if not all(map(math.isfinite, squares)):
+        if not np.isfinite(squares).all():
             return False
-        each = rows.reshape(-1, rows.shape[-1])
-        minimum, maximum = each.min(axis=0), each.max(axis=0)
+        channels = rows.reshape(-1, rows.shape[-1])
+        minimum, maximum = channels.min(axis=0), channels.max(axis=0)
+        positions = rows.reshape(len(rows), -1, rows.shape[-1])
         histogram = _histogram(positions[:, min(HISTOGRAM_FIRST, positions.shape[1] // 2) :: HISTOGRAM_STEP])
         with self._lock:
             self._values += rows.size
-            self._zeros += rows.size - nonzero
-            self._sums += totals
-            self._squares += squares
+            self._zeros += zeros
+            self._sums += sums.tolist()
+            self._squares += squares.tolist()
             np.minimum(self._minimum, minimum, out=self._minimum)
             np.maximum(self._maximum, maximum, out=self._maximum)
             self._histogram += histogram
         return True
 
     def statistics(self, rows: int) -> LayerStatistics:
-        """Return the statistics, all rows having come; ``rows``: how many these were."""
-        return LayerStatistics(
-            rows,
-            self._values,
-            self._zeros,
-            _exact_sum(self._sums),
-            _exact_sum(self._squares),
-            # A zero has no sign here: which of two comes out of a comparison depends on their order.
-            self._minimum + np.float32(0.0),
-            self._maximum + np.float32(0.0),
-            self._histogram.copy(),
-        )
+        """Return the statistics of so many rows, all of which have come."""
+        sums, squares = _exact_sum(self._sums), _exact_sum(self._squares)
+        # A zero has no sign here: which of two comes out of a comparison depends on their order.
+        minimum, maximum = self._minimum + np.float32(0.0), self._maximum + np.float32(0.0)
+        return LayerStatistics(rows, self._values, self._zeros, sums, squares, minimum, maximum, self._histogram)
 
 
 def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics]) -> None:

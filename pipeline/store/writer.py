@@ -18,10 +18,9 @@ from . import disk, format
 from .digests import Digests
 from .shard import OpenShard, Piece
 
-# What may wait where the network is faster than the disk: so many rows, but no less and no more than these bytes. A large image's
-# first layers come faster than they are stored, and its last ones slower: they are stored meanwhile.
-WAITING_ROWS = 256
-LEAST_WAITING_BYTES, WAITING_BYTES = 1 << 27, 1 << 30
+# What may wait where the network is faster than the disk. A large image's first layers come faster than they are stored, and its
+# last ones slower: they are stored meanwhile.
+WAITING_BYTES = 1 << 30
 
 # Shards that are hashed, synced, uploaded and named at the same time, each on one core; another one is begun when one of them is
 # done, as they take space in the system's cache, or in the scratch folder of a run at an address.
@@ -40,8 +39,7 @@ class Writer:
         spec: The run, up to the part that the shards are of.
         shards: Those to make.
         workers: Threads that encode.
-        digests: Where finished shards get their lines. None: in ``SHA256SUMS``, as only the holder of the folder's lock may;
-            another process gives one with a writer's name, and its unfinished files have names of their own.
+        digests: Where finished shards get their lines. Unfinished files have names of their own if it has a writer's name.
 
     Attributes:
         bytes_raw: Activations written so far, before compression.
@@ -50,22 +48,16 @@ class Writer:
         write_seconds: Spent on writing and on finishing files.
     """
 
-    def __init__(
-        self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, digests: Digests | None = None
-    ) -> None:
+    def __init__(self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, digests: Digests) -> None:
         self.bytes_raw = self.bytes_stored = 0
         self.encode_seconds = self.write_seconds = 0.0
-        self._folder = folder
-        self._digests = Digests(folder) if digests is None else digests
+        self._folder, self._spec, self._digests = folder, spec, digests
         # Two processes may come to write the same shard, where locks do not work or one was taken for dead: each writes all of
         # it, and either is the whole one.
-        self._mark = f"{self._digests.writer}-{secrets.token_hex(4)}" if self._digests.writer else ""
-        self._spec = spec
-        self._to_make = {shard.number: shard for shard in shards}
+        self._mark = f"{digests.writer}-{secrets.token_hex(4)}" if digests.writer else ""
+        self._shards = {shard.number: shard for shard in shards}
+        self._to_make = {*self._shards}
         self._open: dict[int, OpenShard] = {}
-        is_native = any(feature.shape is None for feature in spec.features)
-        rows_bytes = WAITING_BYTES if is_native else WAITING_ROWS * format.row_bytes(spec.features, "float32")
-        self._most_waiting_bytes = max(LEAST_WAITING_BYTES, min(WAITING_BYTES, rows_bytes))
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._bytes_waiting = 0
         self._finishing: list[Future[None]] = []
@@ -98,7 +90,7 @@ class Writer:
         self.check()
         for index, values in zip(features.indices.tolist(), features.values, strict=True):
             shard = self._shard(index)
-            for piece in shard.cut(features.layer, index, values):
+            for piece in shard.layers[features.layer].put(index, values):
                 self._submit(shard, piece)
             self._finish_if_complete(shard)
 
@@ -109,13 +101,13 @@ class Writer:
             while len(self._finishing) >= MOST_FINISHING:
                 self._finishing = [*wait(self._finishing, return_when=FIRST_COMPLETED).not_done]
             self.check()
-            self._open[number] = OpenShard(self._folder, self._spec, self._to_make[number], self._mark)
-            del self._to_make[number]
+            self._to_make.remove(number)
+            self._open[number] = OpenShard(self._folder, self._spec, self._shards[number], self._mark)
         return self._open[number]
 
     def _submit(self, shard: OpenShard, piece: Piece) -> None:
         """Have a piece stored; wait while too much is waiting."""
-        while self._waiting and self._bytes_waiting + piece.values.nbytes > self._most_waiting_bytes:
+        while self._waiting and self._bytes_waiting + piece.values.nbytes > WAITING_BYTES:
             wait([self._waiting[0][0]])
             self._bytes_waiting -= self._waiting.popleft()[1]
         self.check()
@@ -127,19 +119,20 @@ class Writer:
 
     def _store(self, shard: OpenShard, piece: Piece) -> None:
         began = time.perf_counter()
-        data, raw_bytes = piece.layer.encode(piece)
+        data = piece.layer.encode(piece)
         encoded = time.perf_counter()
         shard.write(piece, data)
         with self._lock:
-            self.bytes_raw += raw_bytes
+            self.bytes_raw += piece.values.size * format.ITEMSIZE_BYTES[self._spec.dtype]
             self.bytes_stored += len(data)
             self.encode_seconds += encoded - began
             self.write_seconds += time.perf_counter() - encoded
 
     def _finish_if_complete(self, shard: OpenShard) -> None:
         if shard.complete:
-            for piece in shard.flush():
-                self._submit(shard, piece)
+            for layer in shard.layers.values():
+                for piece in layer.flush():
+                    self._submit(shard, piece)
             task = self._finishers.submit(self._finish, shard)
             task.add_done_callback(self._note_error)
             self._finishing.append(task)
@@ -161,9 +154,8 @@ class Writer:
         error = task.exception()
         if isinstance(error, MemoryError):
             error = StoreError(
-                f"{self._folder}: out of memory while encoding, got {self._most_waiting_bytes} bytes allowed to wait. "
-                f"Expected memory for them. Lower batch_size or data.size, then run again with output.existing=resume: "
-                "finished shards are kept."
+                f"{self._folder}: out of memory while encoding, got {WAITING_BYTES >> 20} MiB that may wait. Expected memory for "
+                "them. Lower batch_size or data.size, then run again with output.existing=resume: finished shards are kept."
             )
         self._error = self._error or error
 
@@ -192,9 +184,9 @@ class Writer:
         self._encoders.shutdown()
         self._finishers.shutdown()
         for shard in self._open.values():
-            shard.drop()
+            shard.close()
         self._open.clear()
-        # Ctrl-C comes anywhere, also after a file has been made and before anybody knows of it.
-        for spec in self._to_make.values():
+        # Of all: Ctrl-C comes anywhere, also after a file has been made and before anybody knows of it.
+        for spec in self._shards.values():
             with suppress(OSError):
                 disk.partial_path(self._folder / format.SHARD_FOLDER / spec.file_name, self._mark).unlink()
