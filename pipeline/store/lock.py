@@ -14,26 +14,24 @@ Source: flock(2), NFS details; nfs(5), local_lock; mount.lustre(8), flock and lo
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
 import random
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from ..errors import LockedError
 from ..sharding import Share
 from ..storage import RemotePath, prepare_scratch, refresh, remove_scratch
 from . import disk, format
-from .damage import NO_LOCKS, require_file
+from .damage import NO_LOCKS
 
 # Where no part lives, it is no part that holds the lock: a part takes a lock of its own as soon as it has this one.
 NOBODY_SECONDS = 5.0
@@ -50,36 +48,27 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_taken = False
-        self._file = None if isinstance(path, RemotePath) else FileLock(path, timeout=0)
+        # It follows no link. A file that a kill leaves behind is no lock, so there is nothing to fall back to.
+        self._file = None if isinstance(path, RemotePath) else FileLock(path, timeout=0, fallback_to_soft=False)
 
     def take(self) -> str:
         """Take it, and return "", or return who has it instead; of an object, which outlives a kill, also how to remove it.
 
         Raises:
-            StoreError: Something else than a file is in its place.
-            OSError: The disk or the storage refuses.
+            OSError: The disk or the storage refuses, or something else than a file is in its place.
         """
         holder = self._make_object(self.path) if isinstance(self.path, RemotePath) else self._lock_file()
         self.is_taken = not holder
         return holder
 
     def _lock_file(self) -> str:
-        # Another process may remove its own just now. Behind a link, the lock would empty whatever that leads to.
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
-            require_file(self.path)
         assert self._file is not None
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._file.acquire()
-            if isinstance(self._file, SoftFileLock):
-                # A file that a kill would leave behind is no lock.
-                self._file.release()
-                raise OSError(errno.ENOSYS, "no locks")
+            self._file.acquire()
         except Timeout:
             return "a live process"
-        except (OSError, NotImplementedError) as error:  # the second is filelock's before version 4
-            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
                 raise
             _say_no_locks(self.path.parent)
         return ""
@@ -129,8 +118,8 @@ class Hold:
             whole folder.
 
     Raises:
-        LockedError: A live process has the folder, or a part of the run that excludes this one.
-        StoreError: The disk refuses, or something else than a file is in the lock's place.
+        LockedError: A live process has the folder, or a part of the run that excludes this one; here and in :meth:`alone`.
+        StoreError: The disk or the storage refuses; likewise.
 
     Attributes:
         living: Shares that other processes made when ``.lock`` was taken last.
@@ -140,33 +129,33 @@ class Hold:
         self.living: frozenset[Share] = frozenset()
         self._folder, self._share = folder, share
         self._lock = Lock(folder / format.LOCK_NAME)
-        self._own = Lock(folder / format.marked(format.LOCK_NAME, share.mark)) if share else None
-        self._has_scratch = False
+        self._own = self._lock_of(share) if share else None
         try:
             self._take()
+            with disk.writing(folder):
+                prepare_scratch(folder)
         except BaseException:
-            self.release()
+            self._let_go()
             raise
+
+    def _lock_of(self, share: Share) -> Lock:
+        return Lock(self._folder / format.marked(format.LOCK_NAME, share.mark))
 
     def _take(self) -> None:
         """Take ``.lock``, find out who else lives, and take the lock of the own share."""
         with disk.writing(self._lock.path):
             if holder := self._wait() if self._share else self._lock.take():
                 raise self._refused("another run writes this folder", f"a lock held by {holder}", "one run at a time")
-            is_own = self._own is not None and self._own.is_taken
-            others = [share for share in self._part_locks() if not (is_own and share == self._share)]
+            others = [share for share in self._part_locks() if not (share == self._share and self._own and self._own.is_taken)]
             holders = {share: holder for share in others if (holder := self._holder_of(share))}
             self.living = frozenset(holders)
             for other, holder in holders.items():
                 if self._share is None or other.count != self._share.count or other == self._share:
                     expected = f"another part of {other.count}" if self._share else "no other process"
                     raise self._refused("a part of the run is being made", f"part {other} held by {holder}", expected)
-            if self._own is not None and not is_own:
-                # Nobody has it: for that, one has to have `.lock`.
+            # Nobody has it: for that, one has to have `.lock`.
+            if self._own and not self._own.is_taken:
                 self._own.take()
-            if not self._has_scratch:
-                prepare_scratch(self._folder)
-                self._has_scratch = True
 
     def _wait(self) -> str:
         """Take ``.lock``, waiting as long as another part may have it; return who has it where no part lives."""
@@ -190,7 +179,7 @@ class Hold:
 
     def _holder_of(self, share: Share) -> str:
         """Return who has the lock of a share; "" for nobody, and then it is removed."""
-        lock = Lock(self._folder / format.marked(format.LOCK_NAME, share.mark))
+        lock = self._lock_of(share)
         if holder := lock.take():
             return holder
         lock.release()
@@ -205,17 +194,12 @@ class Hold:
 
     def let_others(self) -> None:
         """Let the other parts open the folder; does nothing for a whole run."""
-        if self._share is not None:
+        if self._share:
             self._lock.release()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep the others from opening the folder during the block; a whole run does so anyway.
-
-        Raises:
-            LockedError: A process lives that must not.
-            StoreError: The disk or the storage refuses.
-        """
+        """Keep the others from opening the folder during the block; a whole run does so anyway."""
         if self._lock.is_taken:
             yield
             return
@@ -227,9 +211,11 @@ class Hold:
 
     def release(self) -> None:
         """Let go of all."""
-        if self._has_scratch:
-            remove_scratch(self._folder)
-        if self._own is not None and self._own.is_taken:
+        remove_scratch(self._folder)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._own and self._own.is_taken:
             # First, since nobody may lock what is gone; should another process find it before, it is one that is dead.
             with suppress(OSError):
                 self._own.path.unlink(missing_ok=True)
