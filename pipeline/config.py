@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from .errors import OptionError, nearest
 from .network import keras_models
@@ -51,21 +51,18 @@ _NAME = ("the name of one folder, without / \\ or :", r"(?!\.\.?$)[^/\\:]+")
 _REDUCE_RULE = "a list of reductions, applied one after the other, e.g. reduce=[gem,l2]"
 _LAYERS_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]"
 _SIZE_RULE = f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size"
+_SCRATCH_RULE = "a folder of this machine: files are made there before they are sent"
 _STORED_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]"
 
 T = TypeVar("T")
 
 
 def option(default: Any, rule: str, check: Callable[[Any], Any], *, takes_null: bool | None = None, **metadata: Any) -> Any:
-    """Declare an option.
+    """Declare an option; ``default``: as a user would write it; ``rule``: in words.
 
-    Args:
-        default: As a user would write it.
-        rule: In words.
-        check: Makes a checked value of a plain one that is not null, or raises ValueError or TypeError.
-        takes_null: Whether null is right, and stays as it is; None: where it is the default.
-        **metadata: ``is_text``: what is typed is the value, whatever is in it; ``is_read``: the value is stored as checked, as a
-            path that is right from any folder.
+    ``check`` makes a checked value of a plain one, or raises ValueError or TypeError. Null stays null, and is right where it is
+    the default, unless ``takes_null`` says otherwise. In the metadata: ``is_text``, what is typed is the value, whatever is in
+    it; ``is_read``, the value is stored as checked, a path that is right from any folder.
     """
 
     def checked(value: Any) -> Any:
@@ -120,18 +117,13 @@ def path(default: str | None, key: str, rule: str = "a path", **settings: Any) -
     return option(default, rule, check, is_text=True, **settings)
 
 
-def local_path(rule: str) -> Any:
-    """Declare a path on this machine; null by default."""
-    return option(None, rule, lambda value: expanded(right(str(value), value != "" and not is_address(str(value)))), is_text=True)
-
-
 def source(default: str | None, rule: str, check: Callable[[Any], Any]) -> Any:
     """Declare what is read: a word, an address, or a path that is made right from any folder."""
     return option(default, rule, check, is_text=True, is_read=True)
 
 
-def _absolute(name: str) -> str:
-    return name if is_address(name) else str(expanded(name).absolute())
+def _local(value: Any) -> Path:
+    return expanded(right(str(value), value != "" and not is_address(str(value))))
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -146,7 +138,8 @@ def _layers(value: Any) -> tuple[str, ...]:
 
 def _tars(value: Any) -> tuple[str, ...]:
     # A name may have commas.
-    return right(tuple(map(_absolute, _texts([value] if isinstance(value, str) else value))), value)
+    names = [value] if isinstance(value, str) else value
+    return right(tuple(str(_local(name).absolute()) for name in names), names)
 
 
 def _size(value: Any) -> Any:
@@ -156,13 +149,8 @@ def _size(value: Any) -> Any:
     return right((height, width), all(type(side) is int and 1 <= side <= LARGEST_SIDE_PX for side in (height, width)))
 
 
-def _model(value: Any) -> str:
-    model = keras_models.check_model(str(value))
-    return _absolute(model) if keras_models.is_file(model) else model
-
-
 def _weights(value: Any) -> str:
-    return str(value) if value in WEIGHTS else right(_absolute(str(value)), value and expanded(str(value)).exists())
+    return str(value) if value in WEIGHTS else right(str(_local(value).absolute()), _local(value).exists())
 
 
 def _share(value: Any) -> Share | None:
@@ -176,7 +164,9 @@ class DataOptions:
     # Beside a list what its paths are relative to, beside a set where sets are kept.
     dir: Path | None = path(None, "data.dir", is_read=True)
     list: Path | None = path(None, "data.list", is_read=True)
-    tar: tuple[str, ...] | None = source(None, "a tar file, a folder of them, a pattern, or a list of these", _tars)
+    tar: tuple[str, ...] | None = source(
+        None, "a tar file, a folder of them, a pattern, or a list of these, on this machine", _tars
+    )
     tfds: str | None = text(None, "a set's name: name, name/config or name:1.0.0", _TFDS_NAME)
     # What lies in a slice of a split, train[:10%], would be other images in other versions of a set.
     split: str | None = text(None, "a whole split, e.g. train, test or validation", r"[\w.-]+")
@@ -220,7 +210,7 @@ class NetworkOptions:
     """Which network, with which weights. Model and preprocessing are of ``keras``."""
 
     name: str = choice("vgg19", *sorted(NETWORKS), KERAS)
-    model: str | None = source(None, "a model", _model)
+    model: str | None = source(None, "a model", lambda value: keras_models.check_model(str(value)))
     preprocess: str = choice(AUTO, AUTO, *keras_models.MODES)
     weights: str = source("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights)
     pooling: str = choice("max", "max", "avg")
@@ -266,7 +256,7 @@ class FolderOptions:
     """
 
     dir: Path = path("outputs", "output.dir")
-    scratch: Path | None = local_path("a folder of this machine: files are made there before they are sent")
+    scratch: Path | None = option(None, _SCRATCH_RULE, _local, is_text=True)
     compression: str = choice("gzip", "gzip", "none")
     images_per_shard: int | None = number(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
@@ -371,6 +361,7 @@ class Options:
     engine: EngineOptions = _group(EngineOptions)
     runtime: RuntimeOptions = _group(RuntimeOptions)
     given: Mapping[str, Any] = field(default_factory=dict)
+    is_extraction: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         model = self.network.model
@@ -381,19 +372,8 @@ class Options:
             size = keras_models.default_size(model) if model else DEFAULT_SIZE_PX
             object.__setattr__(self, "data", replace(self.data, size=size))
         _refuse_conflicts(self)
-
-    def require_images(self) -> None:
-        """Refuse options of an extraction without images, without layers of this network, or with a size too small for one.
-
-        Raises:
-            OptionError: What is missing, and what was expected.
-        """
-        if not any(self.given[name] for name in SOURCES):
-            raise OptionError(
-                "data.dir: no images are named, got null. Expected data.dir=FOLDER, data.list, data.tar or data.tfds."
-            )
         # From the network's table alone. Keras would build its graph.
-        if self.network.name != KERAS:
+        if self.is_extraction and self.network.name != KERAS:
             self.features()
 
     def table(self, pool_padding: str = AUTO) -> VggTable | KerasTable:
@@ -426,15 +406,17 @@ def _refuse_conflicts(options: Options) -> None:
     data, network, output, engine, given = options.data, options.network, options.output, options.engine, options.given
     device, backend, precision = options.runtime.device, options.runtime.backend, options.runtime.precision
     is_keras, is_ray = network.name == KERAS, engine.name == "ray"
+    # Beside a list or a set data.dir says where it is.
     sources = [key for key in SOURCES[1:] if given[key] is not None]
+    has_images = sources or data.dir or not options.is_extraction
     is_shared = options.part is not None and output.existing not in ("resume", "extend")
     words = [word for word in WEIGHTS if (word in keras_models.SOURCES if is_keras else files_for(network.name, False, word))]
     # Option, whether it is wrong, what is wrong, what is expected.
     rules: list[tuple[str, object, str, str]] = [
+        ("data.dir", not has_images, "no images are named", "data.dir=FOLDER, data.list, data.tar or data.tfds"),
         ("".join(sources[-1:]), len(sources) > 1, "the images are named twice", f"this or {sources[:1]} alone"),
         ("data.dir", data.dir and data.tar, "of no use beside data.tar", "tar files alone"),
         ("data.dir", data.tfds and isinstance(data.dir, RemotePath), "read from this machine only", "a path"),
-        ("data.tar", any(map(is_address, data.tar or ())), "read from this machine only", "a path; download it first"),
         ("data.split", data.split and not data.tfds, "only a set has splits", "data.tfds=NAME too"),
         ("data.decode", not data.size and data.decode == "fast", "nothing is reduced at native size", "exact, or a data.size"),
         ("output.existing", is_shared, f"others than part={options.part} may write here", "resume or extend"),
@@ -456,6 +438,12 @@ def _refuse_conflicts(options: Options) -> None:
     for key, is_wrong, what, expected in rules:
         if is_wrong:
             raise OptionError(f"{key}: {what}, got {given[key]!r}. Expected {expected}.")
+
+
+class LayersOptions(Options):
+    """All options of ``python -m pipeline.layers``, which needs no images, and shows layers that do not fit, too."""
+
+    is_extraction = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,7 +498,7 @@ class ExportOptions(IndexOptions):
     format: str = choice("npy", "npy", "parquet", "zarr")
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     failed: str = choice("drop", "drop", "nan")
-    file: Path | None = local_path("a path on this machine")
+    file: Path | None = option(None, "a path on this machine", _local, is_text=True)
     existing: str = choice("fail", "fail", "replace")
 
 
@@ -572,7 +560,7 @@ class PlotOptions(IndexOptions):
 
 # Command -> class of its options.
 COMMANDS: dict[str, type] = {
-    **{"run": Options, "layers": Options, "reduce": ReduceOptions, "export": ExportOptions, "plot": PlotOptions},
+    **{"run": Options, "layers": LayersOptions, "reduce": ReduceOptions, "export": ExportOptions, "plot": PlotOptions},
     **{"show": ShowOptions, "verify": VerifyOptions, "index": IndexOptions},
 }
 
@@ -616,7 +604,7 @@ def unknown_key(key: str, known: Iterable[str]) -> OptionError:
 
 
 def check(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return the options of a command, each checked; ``values``: plain and nested, those that are not by default.
+    """Return the options of a command, each checked, also against one another; ``values``: plain, nested, not all.
 
     Raises:
         OptionError: The first value that is wrong, and what was expected.
@@ -629,8 +617,7 @@ def check(kind: type[T], values: Mapping[str, Any]) -> T:
             checked[key] = options[key]["check"](value)
         except (ValueError, TypeError):
             rule = options[key]["rule"]
-            message = f"{key}: not a valid value, got {value!r}. Expected {rule}. Run the command with --help for all options."
-            raise OptionError(message) from None
+            raise OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}. Run the command with --help.") from None
         if options[key].get("is_read") and value is not None:
             given[key] = list(checked[key]) if isinstance(checked[key], tuple) else str(checked[key])
     makers: dict[str, Any] = {each.name: each.default_factory for each in fields(kind)}  # type: ignore[arg-type]
@@ -639,10 +626,8 @@ def check(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def check_options(values: Mapping[str, Any]) -> Options:
-    """Return the options of an extraction, checked as by :func:`check` and :meth:`Options.require_images`."""
-    options = check(Options, values)
-    options.require_images()
-    return options
+    """Return the options of an extraction, checked as by :func:`check`."""
+    return check(Options, values)
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

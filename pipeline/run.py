@@ -13,7 +13,6 @@ WHEN_STOPPED = "finished shards are kept. Run the command again, with output.exi
 
 
 def _run(options: Options) -> None:
-    options.require_images()
     from .job import run
 
     if options.dry_run:

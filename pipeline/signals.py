@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Source of the exit codes: POSIX shells report death by signal n as 128 + n.
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -23,63 +24,38 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # which loses no more than SIGKILL. Half of what `docker stop` waits before it kills.
 GRACE_SECONDS = 5.0
 
-# Signals belong to the process, and so does this: whether they raise, what is said, where, which one has come, and what is called
-# before the end.
-_raises = False
-_advice = ""
-_terminal = 2
-_number = int(signal.SIGINT)
-_clear: Callable[[], None] | None = None
+
+@dataclass
+class _State:
+    raises: bool = False  # in the main thread, instead of ending the process
+    clear: Callable[[], None] | None = None  # is called before the end
+    advice: str = ""
+    terminal: int = 2
+    number: int = signal.SIGINT  # of the signal that has come
 
 
-def install(advice: str) -> None:
-    """Make signals end the process at once, with a line that ends in advice; those that the parent ignores stay ignored."""
-    global _advice, _terminal
-    _advice = advice
-    for number in WORDS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _answer)
-    # Of its own: loading TensorFlow sends the usual one elsewhere for a while.
-    with suppress(OSError):
-        _terminal = os.dup(2)
-
-
-def raise_in_main_thread() -> None:
-    """Make the first signal raise ``KeyboardInterrupt`` in the main thread, SIGTERM too; further ones do nothing.
-
-    Does nothing unless :func:`install` has been called: a program that runs a job from Python answers its own signals.
-    """
-    global _raises
-    if _raises or not any(signal.getsignal(number) is _answer for number in WORDS):
-        return
-    _raises = True
-    # Python's handlers wait until the main thread comes back from what it computes; the thread that reads these bytes does not.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+# Signals belong to the process, and so does this.
+_state = _State()
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Make signals end the process at once inside the block, for imports: libraries take what is raised there for their fault."""
-    global _raises
-    before, _raises = _raises, False
+def _changed(**changes: Any) -> Iterator[None]:
+    before = {name: getattr(_state, name) for name in changes}
+    vars(_state).update(changes)
     try:
         yield
     finally:
-        _raises = before
+        vars(_state).update(before)
 
 
-@contextmanager
-def clearing(clear: Callable[[], None]) -> Iterator[None]:
-    """Call something if the process is ended inside the block without the block's own end; what it raises is lost."""
-    global _clear
-    before, _clear = _clear, clear
-    try:
-        yield
-    finally:
-        _clear = before
+def leaving_at_once() -> AbstractContextManager[None]:
+    """Make signals end the process at once inside a block, for imports: libraries take what is raised there for their fault."""
+    return _changed(raises=False)
+
+
+def clearing(clear: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call something if the process is ended inside a block without the block's own end; what it raises is lost."""
+    return _changed(clear=clear)
 
 
 @contextmanager
@@ -92,6 +68,32 @@ def kept_handlers() -> Iterator[None]:
         with suppress(ValueError, TypeError):  # in another thread, where a library cannot have put any; unknown to Python
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def install(advice: str) -> None:
+    """Make signals end the process at once, with a line that ends in advice; those that the parent ignores stay ignored."""
+    _state.advice = advice
+    for number in WORDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _answer)
+    # Of its own: loading TensorFlow sends the usual one elsewhere for a while.
+    with suppress(OSError):
+        _state.terminal = os.dup(2)
+
+
+def raise_in_main_thread() -> None:
+    """Make the first signal raise ``KeyboardInterrupt`` in the main thread, SIGTERM too; further ones do nothing.
+
+    Does nothing unless :func:`install` has been called: a program that runs a job from Python answers its own signals.
+    """
+    if _state.raises or not any(signal.getsignal(number) is _answer for number in WORDS):
+        return
+    _state.raises = True
+    # Python's handlers wait until the main thread comes back from what it computes; the thread that reads these bytes does not.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
 
 
 def ignore() -> None:
@@ -109,15 +111,14 @@ def stop() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    _end(_number)
+    _end(_state.number)
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
-    global _number
-    _number = number
+    _state.number = number
     # Impatient people press twice, and a shell may pass on what the terminal has sent already.
     ignore()
-    if not _raises:
+    if not _state.raises:
         _end(number)
     # It may come into the middle of a library's making an object, which then cannot be cleared away: h5py says so at length.
     sys.unraisablehook = lambda _: None
@@ -133,10 +134,10 @@ def _watch(reader: int) -> None:
 
 
 def _end(number: int) -> NoReturn:
-    with suppress(Exception):
-        if _clear is not None:
-            _clear()
+    if _state.clear is not None:
+        with suppress(Exception):
+            _state.clear()
     # Not by print, which may wait for a lock of the thread that was stopped.
     with suppress(OSError):
-        os.write(_terminal, f"{WORDS[signal.Signals(number)]}: {_advice}\n".encode())
+        os.write(_state.terminal, f"{WORDS[signal.Signals(number)]}: {_state.advice}\n".encode())
     os._exit(128 + number)

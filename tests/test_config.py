@@ -86,14 +86,14 @@ RAY, KERAS = {"engine__name": "ray"}, {"network__name": "keras", "network__model
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__dir": None}, "data.dir: no images are named, got null. Expected data.dir=FOLDER, "),
+        ({"data__dir": None}, "data.dir: no images are named, got None. Expected data.dir=FOLDER, "),
         (
             {"data__size": None, "data__decode": "fast"},
             "data.decode: nothing is reduced at native size, got 'fast'. Expected exact",
         ),
         ({"data__list": "a", "data__tar": "b.tar"}, "data.tar: the images are named twice, got "),
         ({"data__tar": "b.tar"}, "data.dir: of no use beside data.tar, got '"),
-        ({"data__dir": None, "data__tar": "s3://b/x.tar"}, "data.tar: read from this machine only, got ["),
+        ({"data__dir": None, "data__tar": "s3://b/x.tar"}, "data.tar: not a valid value, got 's3://b/x.tar'"),
         (
             {"data__dir": "memory://b", "data__tfds": "c"},
             "data.dir: read from this machine only, got 'memory://b'. Expected a path",

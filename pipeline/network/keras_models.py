@@ -103,13 +103,13 @@ def is_file(model: str) -> bool:
 
 
 def check_model(text: str) -> str:
-    """Return a name of :data:`MODELS` or the path of a ``.keras`` file; nothing is loaded.
+    """Return a name of :data:`MODELS` or the absolute path of a ``.keras`` file; nothing is loaded.
 
     Raises:
         OptionError: It is neither.
     """
     if is_file(text) and Path(text).expanduser().is_file():
-        return str(Path(text).expanduser())
+        return str(Path(text).expanduser().absolute())
     if text in MODELS:
         return text
     rule = f"a {SUFFIX} file that exists" if is_file(text) else f"a {SUFFIX} file or one of: {nearest(text, MODELS)}"
