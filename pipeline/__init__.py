@@ -64,10 +64,10 @@ def extract_features(
         OptionError: An option is wrong; at once, before anything is loaded or written.
         PipelineError: What else stopped it, in one line; finished shards are kept.
     """
-    from .config import check_options, plain_options
+    from .config import Options, check_options, plain_options
     from .network import load_undisturbed
 
-    checked = check_options(plain_options({"data.dir": dir, "layers": layers, **options}))
+    checked: Options = check_options(plain_options({"data.dir": dir, "layers": layers, **options}))
     # Not in this thread: an import that Ctrl-C breaks off cannot be done again in the same process.
     load_undisturbed("pipeline.job").run(checked, quiet=quiet)
     from .store.reader import open_run

@@ -14,14 +14,14 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import signals
-from .errors import OptionError, PipelineError, nearest, printable, system_errors_in_one_line
+from .errors import OptionError, PipelineError, printable, system_errors_in_one_line
 
 # Options that are lists: commas make one, with brackets or without.
 _LISTS = ("layers", "channels", "images")
@@ -62,9 +62,9 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
     def do(composed: Any) -> None:
         """Do the work of one job; of several, each may be in another process."""
         values: Any = OmegaConf.to_container(composed, resolve=True)
-        checked: Any = config.check(kind, values)
+        checked = config.check_options(values, kind)
         if is_several and values.get("name", "") is None:
-            checked = replace(checked, name=checked.name + sweep_suffix(HydraConfig.get().overrides.task, swept(arguments)))
+            checked = replace(checked, name=checked.name + sweep_suffix(arguments, HydraConfig.get().overrides.task))
         with system_errors_in_one_line():
             work(checked)
 
@@ -139,14 +139,14 @@ def wrong_override(said: str, kind: type) -> OptionError:
 
     if found := re.match(r"Could not override '(.+?)'", said):
         return config.unknown_key(found[1], config.defaults(kind))
-    if found := re.search(r"Could not find '(.+)/([^/']+)'", said):
-        near = nearest(found[2], re.findall(r"^\s+(\w+)$", said, re.MULTILINE))
-        install = " Launchers come with `pip install 'deep-feature-pipeline[launchers]'`." * found[1].startswith("hydra/")
-        return OptionError(f"{found[1]}: there is none of this name, got {found[2]!r}. Expected one of: {near}.{install}")
+    if found := re.search(r"Could not find '(hydra/\w+)/(.+)'", said):
+        known = ", ".join(re.findall(r"^\s+(\w+)$", said, re.MULTILINE))
+        install = "Launchers come with `pip install 'deep-feature-pipeline[launchers]'`."
+        return OptionError(f"{found[1]}: there is none of this name, got {found[2]!r}. Expected one of: {known}. {install}")
     first_line = " ".join(said.split("\n")[0].split()).rstrip(".")
     return OptionError(
         f"command line: {first_line}. Expected key=value, values with commas, equals signs or brackets in quotes inside quotes, "
-        "e.g. 'name=\"a,b\"'. Run the command with --help for all options."
+        "e.g. 'name=\"a,b\"'. Run the command with --help."
     )
 
 
@@ -191,24 +191,20 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def swept(arguments: Sequence[str]) -> set[str]:
-    """Return the options of which jobs have different values."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-    return {override.key_or_group for override in overrides if override.is_sweep_override()}
-
-
-def sweep_suffix(overrides: Sequence[str], keys: Collection[str]) -> str:
+def sweep_suffix(arguments: Sequence[str], overrides: Sequence[str]) -> str:
     """Return what tells the run of one job of a sweep from the others': ``-layers=relu4_1-size=64``.
 
     Args:
+        arguments: The command line. What is swept is named by its last word.
         overrides: Of the job, ``data.size=64``.
-        keys: The options that are swept. Each is named by its last word, but for those that the name of a run tells anyway.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    typed = OverridesParser.create().parse_overrides([argument for argument in arguments if not argument.startswith("-")])
+    swept = {override.key_or_group for override in typed if override.is_sweep_override()} - _NOT_IN_NAMES
     suffix = ""
     for key, _, value in (override.partition("=") for override in overrides):
-        if key in keys and key not in _NOT_IN_NAMES and not key.startswith("hydra"):
+        if key in swept:
             text = re.sub("[,/]", "+", value.strip("[]\"'"))
             plain = re.sub(r"[^\w.+-]", "-", text)[:80]
             # Other characters, or more of them, would make one name of two.

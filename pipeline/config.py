@@ -17,10 +17,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
+import yaml
+
 from .errors import OptionError, nearest
-from .network import keras_models
 from .network.architectures import NETWORKS, WINOGRAD, VggTable
-from .network.keras_models import KERAS, KerasTable
+from .network.keras_models import KERAS, MODES, KerasTable, check_model, default_size, model_name
+from .network.keras_models import SOURCES as KERAS_WEIGHTS
 from .network.known_weights import WEIGHTS, expected_padding, files_for
 from .network.reductions import resolve_features
 from .records import FeatureSpec
@@ -35,7 +37,6 @@ DEFAULT_SIZE_PX = (224, 224)
 # Source: numpy.random.PCG64 takes any non-negative integer; 64 bits are what a seed needs.
 LARGEST_SEED = 2**64 - 1
 # More than any layer has.
-MOST_CHANNELS = 2**20
 MOST_COMPONENTS = 2**24
 # Options that say which images.
 SOURCES = ("data.dir", "data.list", "data.tar", "data.tfds")
@@ -51,18 +52,40 @@ _NAME = ("the name of one folder, without / \\ or :", r"(?!\.\.?$)[^/\\:]+")
 _REDUCE_RULE = "a list of reductions, applied one after the other, e.g. reduce=[gem,l2]"
 _LAYERS_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5,relu5_1:gem:l2]"
 _SIZE_RULE = f"a side from 1 to {LARGEST_SIDE_PX} px, [height,width], auto, or null for native size"
-_SCRATCH_RULE = "a folder of this machine: files are made there before they are sent"
 _STORED_RULE = "a list of names, patterns, blocks or all, e.g. layers=[relu4_1,block5]"
 
+# What an option is besides: a text as it is typed, whatever is in it; stored as checked, a path that is right from any folder.
+_TEXT = {"is_text": True}
+_READ = {"is_text": True, "is_read": True}
+
 T = TypeVar("T")
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by full names, ``data.size``, as nested ones."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        inner = found
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return found
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their full names: ``data.size`` -> 224."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def option(default: Any, rule: str, check: Callable[[Any], Any], *, takes_null: bool | None = None, **metadata: Any) -> Any:
     """Declare an option; ``default``: as a user would write it; ``rule``: in words.
 
     ``check`` makes a checked value of a plain one, or raises ValueError or TypeError. Null stays null, and is right where it is
-    the default, unless ``takes_null`` says otherwise. In the metadata: ``is_text``, what is typed is the value, whatever is in
-    it; ``is_read``, the value is stored as checked, a path that is right from any folder.
+    the default, unless ``takes_null`` says otherwise.
     """
 
     def checked(value: Any) -> Any:
@@ -104,22 +127,17 @@ def number(default: float | str, least: float, most: float, kind: type = int) ->
 
 def text(default: str | None, rule: str, pattern: str = r".+") -> Any:
     """Declare a text of a form. Hydra reads 2024 as a number, here it is a name."""
-    return option(default, rule, lambda value: right(str(value), re.fullmatch(pattern, str(value))), is_text=True)
+    return option(default, rule, lambda value: right(str(value), re.fullmatch(pattern, str(value))), **_TEXT)
 
 
-def path(default: str | None, key: str, rule: str = "a path", **settings: Any) -> Any:
+def path(default: str | None, key: str, rule: str = "a path", *, is_read: bool = False, **settings: Any) -> Any:
     """Declare a path, or an address that something installed can reach."""
 
     def check(value: Any) -> Path:
         found = path_of(key, right(str(value), value != ""))
-        return found.absolute() if settings.get("is_read") else found
+        return found.absolute() if is_read else found
 
-    return option(default, rule, check, is_text=True, **settings)
-
-
-def source(default: str | None, rule: str, check: Callable[[Any], Any]) -> Any:
-    """Declare what is read: a word, an address, or a path that is made right from any folder."""
-    return option(default, rule, check, is_text=True, is_read=True)
+    return option(default, rule, check, **(_READ if is_read else _TEXT), **settings)
 
 
 def _local(value: Any) -> Path:
@@ -164,8 +182,8 @@ class DataOptions:
     # Beside a list what its paths are relative to, beside a set where sets are kept.
     dir: Path | None = path(None, "data.dir", is_read=True)
     list: Path | None = path(None, "data.list", is_read=True)
-    tar: tuple[str, ...] | None = source(
-        None, "a tar file, a folder of them, a pattern, or a list of these, on this machine", _tars
+    tar: tuple[str, ...] | None = option(
+        None, "a tar file, a folder of them, a pattern or a list, on this machine", _tars, **_READ
     )
     tfds: str | None = text(None, "a set's name: name, name/config or name:1.0.0", _TFDS_NAME)
     # What lies in a slice of a split, train[:10%], would be other images in other versions of a set.
@@ -210,9 +228,9 @@ class NetworkOptions:
     """Which network, with which weights. Model and preprocessing are of ``keras``."""
 
     name: str = choice("vgg19", *sorted(NETWORKS), KERAS)
-    model: str | None = source(None, "a model", lambda value: keras_models.check_model(str(value)))
-    preprocess: str = choice(AUTO, AUTO, *keras_models.MODES)
-    weights: str = source("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights)
+    model: str | None = option(None, "a model", lambda value: check_model(str(value)), **_READ)
+    preprocess: str = choice(AUTO, AUTO, *MODES)
+    weights: str = option("imagenet", f"one of: {', '.join(WEIGHTS)}, or a file that exists", _weights, **_READ)
     pooling: str = choice("max", "max", "avg")
     pool_padding: str = choice(AUTO, AUTO, "same", "valid")
     kernel_order: str = choice("hwio", "hwio", "whio")
@@ -222,7 +240,7 @@ class NetworkOptions:
 # Reduction -> its parameters, one value for all of a run. Their meanings: the README and pipeline/network/reductions.py.
 _COUNT, _SEED = number(AUTO, 1, MOST_COMPONENTS), number(0, 0, LARGEST_SEED)
 _EPS = number(0.1, 1e-6, 0.99, float)
-_REDUCTIONS: dict[str, dict[str, Any]] = {
+_PARAMETERS = {
     "gem": {"p": number(3.0, 1e-6, 100, float), "eps": number(1e-6, 1e-30, 1, float)},
     "rmac": {"levels": number(3, 1, 10)},
     "grid": {"side": number(2, 1, 64)},
@@ -238,6 +256,7 @@ _REDUCTIONS: dict[str, dict[str, Any]] = {
         "seed": _SEED,
     },
 }
+_REDUCTIONS = {key: of.metadata for key, of in flat(_PARAMETERS).items()}
 # Reduction -> parameter -> value.
 Parameters: TypeAlias = Mapping[str, Mapping[str, Any]]
 
@@ -256,7 +275,7 @@ class FolderOptions:
     """
 
     dir: Path = path("outputs", "output.dir")
-    scratch: Path | None = option(None, _SCRATCH_RULE, _local, is_text=True)
+    scratch: Path | None = option(None, "a folder of this machine, to make files in before they are sent", _local, **_TEXT)
     compression: str = choice("gzip", "gzip", "none")
     images_per_shard: int | None = number(AUTO, 1, 2**31)
     existing: str = choice("resume", "resume", "extend", "replace", "fail")
@@ -301,26 +320,6 @@ class RuntimeOptions:
             object.__setattr__(self, "device", "cpu")
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by full names, ``data.size``, as nested ones."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        *groups, last = key.split(".")
-        inner = found
-        for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[last] = value
-    return found
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by their full names: ``data.size`` -> 224."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
-
-
 def options_of(kind: Any) -> dict[str, Mapping[str, Any]]:
     """Return the full name of each option of a class, ``data.dir``, ``layers`` ..., -> its metadata, in order."""
     found: dict[str, Mapping[str, Any]] = {}
@@ -335,10 +334,6 @@ def _group(kind: type) -> Any:
     return field(default_factory=kind, metadata={"group": options_of(kind)})
 
 
-def _reductions() -> Any:
-    return field(default_factory=dict, metadata={"group": {key: of.metadata for key, of in flat(_REDUCTIONS).items()}})
-
-
 @dataclass(frozen=True, slots=True)
 class Options:
     """All options of ``python -m pipeline.run``, checked, also against one another.
@@ -350,7 +345,7 @@ class Options:
     data: DataOptions = _group(DataOptions)
     layers: tuple[str, ...] = option(["relu4_1"], _LAYERS_RULE, _layers)
     reduce: tuple[str, ...] = option([], _REDUCE_RULE, _texts)
-    reduction: Parameters = _reductions()
+    reduction: Parameters = field(default_factory=dict, metadata={"group": _REDUCTIONS})
     # A larger batch is a slip of the keyboard: it is only what is read ahead.
     batch_size: int | None = number(AUTO, 1, 65536)
     network: NetworkOptions = _group(NetworkOptions)
@@ -366,10 +361,10 @@ class Options:
     def __post_init__(self) -> None:
         model = self.network.model
         if not self.name:
-            name = keras_models.model_name(model) if model else self.network.name
+            name = model_name(model) if model else self.network.name
             object.__setattr__(self, "name", f"{self.data.name or 'images'}-{name}")
         if self.data.size == AUTO:
-            size = keras_models.default_size(model) if model else DEFAULT_SIZE_PX
+            size = default_size(model) if model else DEFAULT_SIZE_PX
             object.__setattr__(self, "data", replace(self.data, size=size))
         _refuse_conflicts(self)
         # From the network's table alone. Keras would build its graph.
@@ -410,7 +405,7 @@ def _refuse_conflicts(options: Options) -> None:
     sources = [key for key in SOURCES[1:] if given[key] is not None]
     has_images = sources or data.dir or not options.is_extraction
     is_shared = options.part is not None and output.existing not in ("resume", "extend")
-    words = [word for word in WEIGHTS if (word in keras_models.SOURCES if is_keras else files_for(network.name, False, word))]
+    words = [word for word in WEIGHTS if (word in KERAS_WEIGHTS if is_keras else files_for(network.name, False, word))]
     # Option, whether it is wrong, what is wrong, what is expected.
     rules: list[tuple[str, object, str, str]] = [
         ("data.dir", not has_images, "no images are named", "data.dir=FOLDER, data.list, data.tar or data.tfds"),
@@ -432,9 +427,8 @@ def _refuse_conflicts(options: Options) -> None:
         ("runtime.precision", device == "cpu" and precision != "float32", "a CPU computes in float32", "that, or a GPU"),
     ]
     others, unused = ("VGG", ("pooling", "pool_padding", "kernel_order")) if is_keras else (KERAS, ("model", "preprocess"))
-    for key in unused:
-        is_set = getattr(network, key) != getattr(NetworkOptions(), key)
-        rules.append((f"network.{key}", is_set, f"of networks of {others} alone", "another network, or that it is left out"))
+    for key in (f"network.{key}" for key in unused):
+        rules.append((key, given[key] != defaults()[key], f"of networks of {others} alone", "another network, or none of it"))
     for key, is_wrong, what, expected in rules:
         if is_wrong:
             raise OptionError(f"{key}: {what}, got {given[key]!r}. Expected {expected}.")
@@ -473,7 +467,7 @@ class ReduceOptions(IndexOptions):
 
     layers: tuple[str, ...] | None = option(None, "a list of stored layers, e.g. layers=[relu4_1:avg,relu5_1:gem:l2]", _layers)
     reduce: tuple[str, ...] = option([], _REDUCE_RULE, _texts)
-    reduction: Parameters = _reductions()
+    reduction: Parameters = field(default_factory=dict, metadata={"group": _REDUCTIONS})
     output: FolderOptions = _group(FolderOptions)
     name: str = text(None, *_NAME)
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -498,7 +492,7 @@ class ExportOptions(IndexOptions):
     format: str = choice("npy", "npy", "parquet", "zarr")
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     failed: str = choice("drop", "drop", "nan")
-    file: Path | None = option(None, "a path on this machine", _local, is_text=True)
+    file: Path | None = option(None, "a path on this machine", _local, **_TEXT)
     existing: str = choice("fail", "fail", "replace")
 
 
@@ -522,7 +516,7 @@ def _channels(value: Any) -> Any:
         return right(value, re.fullmatch(r"active:0*[1-9][0-9]{0,8}", value))
     if type(value) is int:
         return right(range(value), value > 0)
-    are_right = all(type(number) is int and 0 <= number <= MOST_CHANNELS for number in value)
+    are_right = all(type(number) is int and 0 <= number <= MOST_COMPONENTS for number in value)
     return right(tuple(value), value and are_right and len({*value}) == len(value))
 
 
@@ -530,18 +524,18 @@ def _channels(value: Any) -> Any:
 class PlotOptions(IndexOptions):
     """All options of ``python -m pipeline.plot``; the README says what they mean."""
 
-    image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image, is_text=True)
+    image: int | str | None = option(None, "a key as cats/tom.jpg, or a row as 3", _image, **_TEXT)
     # Keys and rows, negative ones from the end, that of `image` too; none: the first image that is ok.
     images: tuple[int | str, ...] = option(None, "a list of keys and rows, e.g. images=[3,cats/tom.jpg]", _images)
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
-    channel: int = number(0, 0, MOST_CHANNELS)
+    channel: int = number(0, 0, MOST_COMPONENTS)
     # Those of a mosaic: a range, of which a layer may have fewer, or a list; None: no mosaic.
     channels: range | tuple[int, ...] | None = option(None, "a number, a list of channels as [0,5,9], or active:64", _channels)
     scale: str = choice("own", "own", "shared")
     colormap: str = text("gray", "the name of one of Matplotlib's colour maps")
     input: bool | str = option(True, "true, false or only", lambda value: right(value, value in (True, False, "only")))
     exact: bool = switch(False)
-    file: str | None = option(None, "a name that ends in .png, .pdf or .svg", _picture, is_text=True)
+    file: str | None = option(None, "a name that ends in .png, .pdf or .svg", _picture, **_TEXT)
     dpi: int = number(100, 20, 1200)
     show: bool = switch(False)
     most_active: int | None = field(default=None, init=False)  # channels of a mosaic, the most active of each layer
@@ -572,20 +566,15 @@ def defaults(kind: type = Options) -> dict[str, Any]:
 
 # Options whose value is a piece of text and nothing else, of any command.
 TEXT_OPTIONS = {key for kind in COMMANDS.values() for key, of in options_of(kind).items() if of.get("is_text")}
-CHOICES: dict[str, tuple[str, ...]] = {key: of["choices"] for key, of in options_of(Options).items() if "choices" in of}
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Return nested plain values as they are stored with a run."""
-    import yaml
-
     return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False))
 
 
 def parse_config(text: str) -> dict[str, Any]:
     """Return the options of a run from their YAML, nested; none if it is not that of a run."""
-    import yaml
-
     config = yaml.safe_load(text)
     return config if isinstance(config, dict) else {}
 
@@ -598,13 +587,11 @@ def unknown_key(key: str, known: Iterable[str]) -> OptionError:
     near = nearest(key, [name for name, word in last_words.items() if word in words])
     if key == "runtime.convolution":
         near = "runtime.backend, which replaces it"
-    return OptionError(
-        f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run the command with --help for all."
-    )
+    return OptionError(f"{key}: there is no such option, got {key!r}. Expected one of: {near}. Run the command with --help.")
 
 
-def check(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return the options of a command, each checked, also against one another; ``values``: plain, nested, not all.
+def check_options(values: Mapping[str, Any], kind: Any = Options) -> Any:
+    """Return the options of a command, each checked, also against one another; ``values``: nested, plain, of those that are set.
 
     Raises:
         OptionError: The first value that is wrong, and what was expected.
@@ -620,14 +607,9 @@ def check(kind: type[T], values: Mapping[str, Any]) -> T:
             raise OptionError(f"{key}: not a valid value, got {value!r}. Expected {rule}. Run the command with --help.") from None
         if options[key].get("is_read") and value is not None:
             given[key] = list(checked[key]) if isinstance(checked[key], tuple) else str(checked[key])
-    makers: dict[str, Any] = {each.name: each.default_factory for each in fields(kind)}  # type: ignore[arg-type]
+    makers: dict[str, Any] = {each.name: each.default_factory for each in fields(kind)}
     made = {name: makers[name](**value) if isinstance(value, dict) else value for name, value in nested(checked).items()}
     return kind(**made, **({"given": given} if "given" in makers else {}))
-
-
-def check_options(values: Mapping[str, Any]) -> Options:
-    """Return the options of an extraction, checked as by :func:`check`."""
-    return check(Options, values)
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

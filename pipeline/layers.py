@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import cli
-from .config import AUTO, LayersOptions, Options, check, defaults, plain_options
+from .config import AUTO, LayersOptions, Options, check_options, defaults, plain_options
 from .errors import OptionError, nearest
 from .formatting import Shown, text_table, words_for_bytes
 from .network.architectures import VggTable, multiply_adds, output_shapes
@@ -85,7 +85,7 @@ def layer_table(
     Raises:
         OptionError: One of them is wrong.
     """
-    return _table(check(LayersOptions, plain_options({"network": network, "size": size, "layers": layers, **options})))
+    return _table(check_options(plain_options({"network": network, "size": size, "layers": layers, **options}), LayersOptions))
 
 
 def _table(options: Options) -> LayerTable:

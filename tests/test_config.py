@@ -6,15 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import (
-    CHOICES,
-    check_options,
-    defaults,
-    flat,
-    nested,
-)
+from pipeline.config import Options, check_options, defaults, flat, nested, options_of
 from pipeline.errors import OptionError
 from pipeline.sharding import Share
+
+CHOICES = {key: of["choices"] for key, of in options_of(Options).items() if "choices" in of}
 
 
 def values(**changes: Any) -> dict[str, Any]:

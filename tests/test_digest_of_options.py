@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import AUTO, CHOICES, check_options, defaults
+from pipeline.config import AUTO, check_options, defaults
 from pipeline.images.folder import list_folder
 from pipeline.network.keras_models import KERAS
 from pipeline.network.weights import load_weights
 from pipeline.plan import list_images, plan_run
 from pipeline.records import RunSpec
 
-from .test_config import values
+from .test_config import CHOICES, values
 
 # An odd side, at which the padding of the pooling shows.
 BASE = {"data__size": 225, "network__weights": "random", "reduction__gaussian__eps": 0.9, "reduction__pca__n_components": 1}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import figures
-from pipeline.config import PlotOptions, check, defaults
+from pipeline.config import PlotOptions, check_options, defaults
 from pipeline.errors import OptionError
 from pipeline.figures import FeatureMap
 from pipeline.plot import read_maps, square_means
@@ -41,7 +41,7 @@ class Stored:
 
 
 def options_of(**values: Any) -> PlotOptions:
-    return check(PlotOptions, {**defaults(PlotOptions), "run": "x", "colormap": "hot", **values})
+    return check_options({**defaults(PlotOptions), "run": "x", "colormap": "hot", **values}, PlotOptions)
 
 
 def maps_of(values: NDArray[np.floating], name: str = "relu1_1", chosen: Sequence[int] = (), **options: Any) -> list[FeatureMap]:

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.config import PlotOptions, check, defaults
+from pipeline.config import PlotOptions, check_options, defaults
 from pipeline.errors import OptionError, StoreError
 from pipeline.formatting import words_for_number
 from pipeline.plot import draw_plots
@@ -32,7 +32,7 @@ KEYS = ["sky/rocket.jpg", "people/broken.jpg", "sky/hubble.jpg", "things/coffee.
 
 
 def choice(run: Path | None, **values: Any) -> PlotOptions:
-    return check(PlotOptions, {**defaults(PlotOptions), "run": run and str(run), **values})
+    return check_options({**defaults(PlotOptions), "run": run and str(run), **values}, PlotOptions)
 
 
 def plot(run: Path | None, **values: Any) -> None:

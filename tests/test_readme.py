@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from pipeline import extract_features
-from pipeline.config import CHOICES, Options, PlotOptions, VerifyOptions, check_options, defaults
+from pipeline.config import Options, PlotOptions, VerifyOptions, check_options, defaults
 from pipeline.store import format
 
 from .processes import REPOSITORY, call, call_here, composed
+from .test_config import CHOICES
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
