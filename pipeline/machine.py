@@ -1,14 +1,68 @@
-"""What the machine has and what this process takes of it. Every stage may ask; it imports none."""
+"""What the machine has and what this process takes of it, and another process for what may crash. Imports no stage."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import pickle
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+T = TypeVar("T")
+
+# A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
+TIMEOUT_SECONDS, SLOWEST_BYTES_A_SECOND = 120.0, 2 << 20
+# What that process runs: no module of the present folder, and not by multiprocessing, which would run a user's script again.
+_CHILD = "import sys; sys.path[0] = sys.argv[1]; from pipeline import machine; machine.answer_parent()"
 
 _MEMORY = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
+
+
+class ChildError(Exception):
+    """The process that was to read a file crashed, or did not end in time."""
+
+
+def read_in_child(function: Callable[..., T], path: Path, *arguments: Any) -> T:
+    """Return ``function(path, *arguments)``, called in another process: libraries may crash on a damaged file, or never return.
+
+    Args:
+        function: Of a module's top level, as pickle finds it by name. What it takes and returns goes through a pipe.
+        path: Of the file that is read.
+        arguments: Further ones.
+
+    Raises:
+        ChildError: The process crashed or did not end in time.
+        Exception: What the function raises.
+    """
+    seconds = TIMEOUT_SECONDS + path.stat().st_size / SLOWEST_BYTES_A_SECOND
+    task = pickle.dumps((seconds, function, path, *arguments)).hex()
+    words = [sys.executable, "-c", _CHILD, str(Path(__file__).parents[1]), task]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        try:
+            result = pickle.load(cast(BinaryIO, child.stdout))
+        except (EOFError, pickle.UnpicklingError) as error:
+            raise ChildError(f"a crash, or no answer for {seconds:.0f} s, exit code {child.wait()}") from error
+    if isinstance(result, Exception):
+        raise result
+    return cast(T, result)
+
+
+def answer_parent() -> None:
+    """Do what :func:`read_in_child` asks for, and write what came of it to stdout."""
+    seconds, function, *arguments = pickle.loads(bytes.fromhex(sys.argv[2]))
+    # Here, since the parent may be killed before.
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        result = function(*arguments)
+    except Exception as error:
+        result = error
+    # Protocol 5 copies no arrays.
+    pickle.dump(result, sys.stdout.buffer, protocol=5)
 
 
 def usable_cores() -> int:

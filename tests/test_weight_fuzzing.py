@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time
 
 # Seed -> how many mutations of it in the slow test.
 COUNTS = {
-    "old.mat": 600,
-    "new.mat": 2000,
-    "pre11.mat": 400,
+    "old.mat": 300,
+    "new.mat": 600,
+    "pre11.mat": 300,
     "keras2.h5": 1500,
     "gzip.h5": 1000,
     "latest.h5": 1500,
@@ -71,7 +71,7 @@ class Outcome:
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_file_that_is_cut_or_not_all_written_is_refused(seeds: Path, name: str, tmp_path: Path) -> None:
     path, content = tmp_path / "a file", (seeds / name).read_bytes()
-    for size in np.linspace(136, len(content) - 1024, 9, dtype=int):
+    for size in np.linspace(136, len(content) - 1024, 5, dtype=int):
         # HDF5 cannot tell zeros in an array from numbers.
         for rest in (b"", bytes(len(content) - size)) if name.endswith(".mat") else (b"",):
             path.write_bytes(content[:size] + rest)
@@ -111,7 +111,7 @@ def check(seed: Path, count: int) -> None:
 
 @pytest.mark.parametrize("name", ["new.mat", "keras2.h5", "torch.safetensors"])
 def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
-    check(seeds / name, 40)
+    check(seeds / name, 20)
 
 
 @pytest.mark.slow

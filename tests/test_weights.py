@@ -38,9 +38,9 @@ def test_the_digest_is_that_of_the_numbers_whatever_the_file(load: Loader, tmp_p
     found.append(load(tmp_path / "weights.h5", classifier=True))
     assert {loaded.sha256 for loaded in found} == {plain.sha256}
     assert [loaded.source for loaded in found] == [
-        "old.mat (MatConvNet to beta16)",
-        "new.mat (MatConvNet from beta17)",
-        "pre11.mat (MatConvNet before beta11)",
+        "old.mat (MatConvNet)",
+        "new.mat (MatConvNet)",
+        "pre11.mat (MatConvNet)",
         "weights.h5 (Keras)",
     ]
     for array in (plain.kernels["conv3_2"], plain.biases["conv5_3"], plain.mean_pixel):
@@ -57,7 +57,7 @@ def test_imagenet_takes_a_local_copy_of_any_format(load: Loader) -> None:
     assert load("imagenet").source == f"{NOTOP} (Keras)"
     assert load("imagenet", classifier=True).source == f"{WHOLE} (Keras)"
     save_mat(load.folder / MAT, plain)
-    assert load("imagenet").source == load("matconvnet").source == f"{MAT} (MatConvNet from beta17)"
+    assert load("imagenet").source == load("matconvnet").source == f"{MAT} (MatConvNet)"
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, path: Path, family: str, classifier: bool) -> KnownFile:

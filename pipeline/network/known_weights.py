@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,20 +139,21 @@ class Weights:
     scale_pixel: NDArray[np.float64] | None = None
 
 
-@dataclass(frozen=True)
 class Wanted:
-    """Which layers a reader shall look for: those of a network, with or without fc6, fc7 and fc8. Others are left alone."""
+    """Which layers a reader shall look for: those of a network, with or without fc6, fc7 and fc8. Others are left alone.
 
-    network: str
-    classifier: bool
+    Attributes:
+        network: Name in :data:`pipeline.network.architectures.NETWORKS`.
+        classifier: Whether fc6, fc7 and fc8 are wanted.
+        shapes: Layer -> (height, width, channels in, channels out) of its kernel, in network order.
+    """
 
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Layer -> (height, width, channels in, channels out) of its kernel, in network order."""
-        return {
+    def __init__(self, network: str, classifier: bool) -> None:
+        self.network, self.classifier = network, classifier
+        self.shapes = {
             layer.name: layer.kernel_shape
-            for layer in layer_table(self.network)
-            if layer.kernel_shape is not None and (self.classifier or layer.block < CLASSIFIER_BLOCK)
+            for layer in layer_table(network)
+            if layer.kernel_shape is not None and (classifier or layer.block < CLASSIFIER_BLOCK)
         }
 
     def refusal(self, path: Path, what: str, got: str, remedy: str = "") -> WeightsError:
@@ -170,13 +170,12 @@ class Wanted:
 
         Args:
             found: Names of the layers with kernels in the file.
-            parameters: Layer -> kernel and bias, arrays or HDF5 datasets: (height, width, channels in, channels out) but for
-                trailing axes of length one, of a fully connected layer also (height * width * channels in, channels out); and
-                (channels out) numbers.
+            parameters: Layer -> kernel and bias, arrays or HDF5 datasets: (height, width, channels in, channels out), of a fully
+                connected layer also (height * width * channels in, channels out); and (channels out) numbers.
 
         Raises:
-            WrongFileError: The file is of another network or lacks a layer; a layer has another shape, no floating-point numbers,
-                or NaN or infinite values, also by conversion to float32.
+            WrongFileError: The file is of another network or lacks a layer; a layer has another shape, or NaN or infinite values,
+                also by conversion to float32.
         """
         convolutions = {name for name in found if name.startswith("conv")}
         for other in NETWORKS:
@@ -192,7 +191,7 @@ class Wanted:
         for name, sides in self.shapes.items():
             kernel, bias = parameters(name)
             is_matrix = name.startswith("fc") and kernel.shape == (math.prod(sides[:3]), sides[3])
-            if not is_matrix and tuple(kernel.shape) + (1,) * (4 - len(kernel.shape)) != sides:
+            if not is_matrix and kernel.shape != sides:
                 raise WrongFileError(f"has a kernel of another shape in {name} (expected {sides})", str(kernel.shape))
             if bias.size != sides[3]:
                 raise WrongFileError(f"has another number of biases in {name} (expected {sides[3]})", str(bias.size))
@@ -201,8 +200,6 @@ class Wanted:
 
 
 def _float32(layer: str, stored: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if stored.dtype.kind != "f":
-        raise WrongFileError(f"has no floating-point values in {layer}", str(stored.dtype))
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(np.asarray(stored).reshape(shape), dtype=np.float32)
     if wrong := int(values.size - np.count_nonzero(np.isfinite(values))):

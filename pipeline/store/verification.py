@@ -6,12 +6,8 @@ another process, which is ended after a time.
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import logging
-import pickle
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import StoreError
+from ..machine import ChildError, read_in_child
 from ..sharding import Part, ShardSpec
 from ..storage import local_copy
 from . import damage, disk, format, tables
@@ -29,11 +26,6 @@ from .digests import OWN, Digests
 from .reader import no_such_run
 from .run_contents import RunContents, list_files, part_number, read_run_contents
 from .shard_reader import ShardLayer
-
-# A file is read in so many seconds, and one more for each so many bytes, or the process that reads it hangs.
-TIMEOUT_SECONDS, SLOWEST_BYTES_A_SECOND = 120.0, 2 << 20
-# What that process runs: no module of the present folder, and not by multiprocessing, which would run a user's script again.
-CHILD = "import sys; sys.path[0] = sys.argv[1]; from pipeline.store import verification; verification.main()"
 
 _log = logging.getLogger(__name__)
 
@@ -172,21 +164,12 @@ def check_hdf5(path: Path) -> FileCheck:
 
 
 def check_in_child(path: Path) -> FileCheck:
-    """Check a file as :func:`check_hdf5` does, in another process; one that crashes or hangs is a finding."""
-    ended = subprocess.run([sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), str(path)], capture_output=True)
-    if ended.returncode == 0:
-        check: FileCheck = pickle.loads(ended.stdout)
-        return check
-    got = f"a crash of HDF5, or no answer for too long, exit code {ended.returncode}"
-    # The machine may have failed, and not the file.
-    return FileCheck([UnsureError(str(damage.damaged(path, "the HDF5 file", got)))])
-
-
-def main() -> None:
-    """Check the file that is named, and write what came of it to stdout; end if that takes too long."""
-    path = Path(sys.argv[2])
-    faulthandler.dump_traceback_later(TIMEOUT_SECONDS + path.stat().st_size / SLOWEST_BYTES_A_SECOND, exit=True)
-    pickle.dump(check_hdf5(path), sys.stdout.buffer)
+    """Check a file as :func:`check_hdf5` does, in another process; that one crashes or hangs is a finding."""
+    try:
+        return read_in_child(check_hdf5, path)
+    except ChildError as error:
+        # The machine may have failed, and not the file.
+        return FileCheck([UnsureError(str(damage.damaged(path, "the HDF5 file", error)))])
 
 
 def _compare(folder: Path, digests: Digests, checks: Mapping[str, FileCheck], contents: RunContents) -> VerifyResult:
