@@ -1,4 +1,8 @@
-"""The loop that makes shards: batches in, features out; and the stages it is handed, set up as the options say."""
+"""The loop that makes shards: batches in, features out; the stages it is handed, set up as the options say; the local engine.
+
+An engine is a context manager that is opened for a run; what it yields makes the missing shards. The other one is
+:func:`pipeline.ray_engine.open_ray`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +34,14 @@ from .network.known_weights import Weights
 from .network.reductions import averaged_layers
 from .network.winograd import prepare_segments
 from .progress import LOGGER as _log
-from .progress import Stopwatch
+from .progress import Made, Progress, Stopwatch
 from .records import Batch, Device, FeatureBatch, ImageStatus, Manifest, RunSpec
 from .sharding import ShardSpec
+from .signals import leaving_at_once
 from .store.codec import FLOAT16_LIMIT
 from .store.digests import Digests
 from .store.format import row_bytes
+from .store.run_folder import RunFolder
 from .store.writer import Writer
 
 if TYPE_CHECKING:
@@ -44,7 +50,9 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Extracted: TypeAlias = tuple[Batch, Iterable[FeatureBatch]]
 # Told of every batch when its features have been handed over; may raise to stop.
-Done = Callable[[Sequence[ImageStatus]], None]
+Done: TypeAlias = Callable[[Sequence[ImageStatus]], None]
+# Makes what is missing in a run folder, tells the progress, and returns what was made.
+Engine: TypeAlias = Callable[[Progress, Stopwatch], Made]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +218,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
 
     device = choose_device(
         *(runtime.device, options.batch_size, size_px, backend, threads),
-        row_bytes=row_bytes(spec.features, spec.dtype) if size_px else 0,
+        row_bytes=row_bytes(spec.features, spec.dtype),
         number=options.part.number - 1 if options.part else 0,
         warn=_log.warning,
     )
@@ -239,8 +247,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
         assert isinstance(layers_of, Network)
         prepare = partial(layers_of.check_native_size, memory_bytes=int(memory_bytes * USABLE_SHARE))
     elif parts:
-        scale32 = None if scale is None else scale.astype(np.float32)
-        prepare = partial(resize_on_host, spec=resize, mean_pixel=mean.astype(np.float32), scale_pixel=scale32)
+        prepare = partial(resize_on_host, spec=resize, mean_pixel=mean, scale_pixel=scale)
     else:
         prepare = partial(fit_canvas, spec=resize)
     bytes_a_pixel = FLOAT_BYTES * sum(feature.layer.channels / feature.layer.stride_px**2 for feature in spec.features)
@@ -276,3 +283,22 @@ def say_device(device: Device, options: Options) -> None:
     _log.info("device: %s; %s, %d at a time; CUDA %s, cuDNN %s", where, batches, device.in_flight, gpu.cuda, gpu.cudnn)
     if gpu.count > 1 and options.part is None and options.engine.name == "local":
         _log.info("device: the others are not used. Use engine=ray, or %d processes, each with its part=k/%d.", *[gpu.count] * 2)
+
+
+@contextmanager
+def open_local(options: Options, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
+    """Make the stages, and yield what makes the missing shards in this process, those of one part after the other.
+
+    Raises:
+        OptionError: The device asked for is not there.
+    """
+    with leaving_at_once():
+        stages = make_stages(options, run_folder.spec, weights)
+
+    def make(progress: Progress, watch: Stopwatch) -> Made:
+        made = Made(stages.device.kind)
+        for part, missing in run_folder.parts():
+            made.add(make_shards(run_folder.path, part, missing, stages, run_folder.digests(), watch, progress.count))
+        return made
+
+    yield make

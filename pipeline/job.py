@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from .config import AUTO, Options, flat, parse_config
 from .dry_run import dry_run
-from .engines import Engine, open_local
 from .errors import ImageError, StoreError, system_errors_in_one_line
+from .extract import Engine, open_local
 from .formatting import count_causes, counted, words_for_bytes
 from .images.reading import read_image
 from .machine import peak_memory_bytes
@@ -68,7 +68,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
     with log_to_terminal(quiet) as kept_lines, system_errors_in_one_line(), ExitStack() as stack:
         open_engine = open_local
         if options.engine.name == "ray":
-            from .engines.ray import open_ray, require_ray
+            from .ray_engine import open_ray, require_ray
 
             require_ray()
             open_engine = open_ray

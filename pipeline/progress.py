@@ -82,8 +82,8 @@ class Stopwatch:
 
     def divide(self, name: str, shares: Mapping[str, float]) -> None:
         """Give the time of one stage to others, in proportion: it was spent waiting for workers that were at these."""
-        whole, total = self.seconds()[name], sum(shares.values())
-        if total > 0:
+        whole, total = self._seconds[name], sum(shares.values())
+        if total:
             self._seconds[name] = 0.0
             for stage, share in shares.items():
                 self._seconds[stage] += whole * share / total
@@ -98,29 +98,17 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class Made:
-    """What was made of a run, by this process or by its workers.
+    """What was made of a run, by this process or by its workers."""
 
-    Attributes:
-        device: ``cpu`` or ``gpu``; ``none`` where there was nothing to make.
-        bytes_raw: Activations before compression.
-        bytes_stored: The same, after.
-        encode_seconds: Of background threads, summed.
-        write_seconds: Likewise.
-        peak_memory_bytes: Largest resident size of any process; 0 where the system does not tell.
-        rows_now: Rows of the shards that were made; the others of the run were finished before and kept.
-        rows_added: Those of them whose images came after the run had begun: ``output.existing=extend``.
-        images_per_second: ``rows_now`` over the time from the first batch asked for to the last shard finished.
-    """
-
-    device: str = "none"
-    bytes_raw: int = 0
-    bytes_stored: int = 0
-    encode_seconds: float = 0.0
-    write_seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    rows_now: int = 0
-    rows_added: int = 0
-    images_per_second: float = 0.0
+    device: str = "none"  # cpu or gpu; none where there was nothing to make
+    bytes_raw: int = 0  # activations before compression
+    bytes_stored: int = 0  # the same, after
+    encode_seconds: float = 0.0  # of background threads, summed
+    write_seconds: float = 0.0  # likewise
+    peak_memory_bytes: int = 0  # largest resident size of any process; 0 where the system does not tell
+    rows_now: int = 0  # of the shards that were made; the others of the run were finished before and kept
+    rows_added: int = 0  # those of them whose images came after the run had begun: output.existing=extend
+    images_per_second: float = 0.0  # rows_now over the time from the first batch asked for to the last shard finished
 
     def add(self, other: Any) -> None:
         """Add the bytes and seconds of something else that was made, or of a writer."""
@@ -198,7 +186,8 @@ class Progress:
     def __init__(
         self, spec: RunSpec, rows: int, rows_before: int = 0, failed_before: int = 0, max_failed_fraction: float = 1.0
     ) -> None:
-        self._keys, self._fraction, self._failed, self._failures_said = spec.manifest.keys, max_failed_fraction, failed_before, 0
+        self._keys, self._fraction = spec.manifest.keys, max_failed_fraction
+        self._failed, self._failed_before = failed_before, failed_before
         self._rows, self._rows_before, self._done = rows, rows_before, 0
         self._began = self._last_line = time.monotonic()
         settings: dict[str, Any] = {"unit": "img", "disable": not can_draw(), "dynamic_ncols": True, "smoothing": 0.05}
@@ -213,10 +202,10 @@ class Progress:
         self._done += len(statuses)
         for status in filter(lambda status: status.error, statuses):
             self._failed += 1
-            self._failures_said += 1
-            if self._failures_said <= FAILURES_SAID:
+            said = self._failed - self._failed_before
+            if said <= FAILURES_SAID:
                 LOGGER.warning("failed: %r: %s", self._keys[status.index][:LONGEST_KEY], status.error)
-            elif self._failures_said == FAILURES_SAID + 1:
+            elif said == FAILURES_SAID + 1:
                 LOGGER.warning("failed: further ones are only counted here; all reasons are in /images/error")
             if self._failed < len(self._keys):
                 # Where all fail, the run ends in order, with a report.
@@ -225,8 +214,7 @@ class Progress:
         self._bar.update(len(statuses))
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= LINE_EVERY_SECONDS:
-            self._last_line = now
-            rate = self._done / (now - self._began)
+            self._last_line, rate = now, self._done / (now - self._began)
             LOGGER.info(
                 "%d of %d images, %d failed, %.2f images/s, %s left",
                 *(self._rows_before + self._done, self._rows_before + self._rows, self._failed, rate),
@@ -249,7 +237,6 @@ def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example:
     # The quotient is rounded the way the user's decimal number was: 29 of 100 is 0.29.
     if failed == rows or failed / rows > max_failed_fraction:
         raise DatasetError(
-            f"data.max_failed_fraction: too many images fail, got {failed} of {rows}, e.g. {example!r}. Expected one that can be "
-            f"read, and at most a share of {max_failed_fraction:g} that fail. Raise the option to go on, or mend the images and "
-            "start again with output.existing=replace."
+            f"data.max_failed_fraction: too many images fail, got {failed} of {rows}, e.g. {example!r}. Expected at most a share "
+            f"of {max_failed_fraction:g}, and never all. Raise it, or mend the images and use output.existing=replace."
         )

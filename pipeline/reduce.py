@@ -134,7 +134,7 @@ class _Source:
         self.run, self.rows, self.bases = run, rows, bases
 
     def make_shards(self, target: RunFolder, progress: Progress, watch: Stopwatch) -> Made:
-        """Make the missing shards: an engine, see :mod:`pipeline.engines`."""
+        """Make the missing shards: an engine, see :mod:`pipeline.extract`."""
         from .machine import usable_cores
         from .progress import Made
         from .store import format

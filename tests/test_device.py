@@ -24,13 +24,13 @@ from PIL import Image
 
 from pipeline import extract_features
 from pipeline.config import check_options
-from pipeline.engines.ray import plan_tasks
 from pipeline.errors import DeviceMemoryError, OptionError
 from pipeline.extract import say_device
 from pipeline.network import device
 from pipeline.network.architectures import VggTable
 from pipeline.network.vgg import DeviceFunctions, Network, Segment
 from pipeline.progress import log_to_terminal
+from pipeline.ray_engine import plan_tasks
 from pipeline.records import Batch, Device, Gpu, ImageStatus
 from pipeline.sharding import plan_images_per_shard, plan_shards
 from pipeline.store import format

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline import ray_engine as engine
 from pipeline.config import EngineOptions, check_options
-from pipeline.engines import ray as engine
 from pipeline.errors import EngineError, OptionError
 from pipeline.plan import versions
 from pipeline.records import ImageRecord
@@ -84,6 +83,7 @@ def make_job(folder: Path, **changes: Any) -> engine.Job:
     (folder / ".lock").touch()
     found = check_options(values(runtime__workers=2))
     settings: dict[str, Any] = {"options": found, "parts": {0: SPEC}, "weights": None, "folder": folder, "image": None}
+    settings["versions"] = versions()
     return engine.Job(**{**settings, **changes})
 
 
@@ -132,8 +132,7 @@ def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, 
     node = f"engine: node {socket.gethostname()}"
     line = said(make_job(tmp_path, image=ImageRecord(0, "a.jpg", "/nowhere/a.jpg", "", 1)))
     assert line.startswith(f"{node} does not see the images, got nothing under the path that it has on the driver's machine.")
-    attributes: Any = {"version_numpy": "1.0", "version_pillow": versions()["pillow"]}
-    line = said(make_job(tmp_path, parts={0: replace(SPEC, attributes=attributes)}))
+    line = said(make_job(tmp_path, versions={**versions(), "numpy": "1.0"}))
     assert f"has other libraries than the driver's machine, got numpy {versions()['numpy']} (there 1.0)." in line
     job = make_job(tmp_path)
     (tmp_path / ".lock").unlink()

@@ -131,7 +131,7 @@ def test_every_column_and_every_package_is_named() -> None:
     assert len(README.splitlines()) <= 250
     # What the last section names is there.
     listing = README.split("    pipeline/\n")[1].split("\n\n")[0]
-    for folder in ("engines", "images", "network", "store", "training"):
+    for folder in ("images", "network", "store", "training"):
         assert f" {folder}/ " in listing
     for name in (
         "cli",

@@ -147,8 +147,10 @@ def fit_canvas(pixels: Pixels, spec: ResizeSpec) -> Pixels:
 # -- On the host ---------------------------------------------------------------------------------------------------------------
 
 
-def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pixel: Array | None = None) -> Array:
-    """Resize one image, (h, w, 3) RGB as decoded, and standardise it, as :func:`standardise` but with float32 colours.
+def resize_on_host(
+    pixels: Pixels, spec: ResizeSpec, mean_pixel: NDArray[np.floating], scale_pixel: NDArray[np.floating] | None = None
+) -> Array:
+    """Resize one image, (h, w, 3) RGB as decoded, and standardise it as :func:`standardise`.
 
     Returns:
         (H, W, 3) RGB, zero where the image is padded.
@@ -170,9 +172,9 @@ def resize_on_host(pixels: Pixels, spec: ResizeSpec, mean_pixel: Array, scale_pi
             np.clip(product, 0.0, 255.0, out=product)
         values = np.ascontiguousarray(product.T) if axis else product
     height, width = len(values), values.shape[1] // COLOURS
-    values -= np.tile(mean_pixel, width)
+    values -= np.tile(mean_pixel.astype(np.float32), width)
     if scale_pixel is not None:
-        values /= np.tile(scale_pixel, width)
+        values /= np.tile(scale_pixel.astype(np.float32), width)
     if (height, width) == spec.size_px:
         return values.reshape(height, width, COLOURS)
     padded = np.zeros((*spec.size_px, COLOURS), np.float32)

@@ -54,12 +54,12 @@ class FixedTimes:
 
 def job(photographs: Path, output: Path, seconds: Sequence[float]) -> tuple[dict[str, Any], Callable[[], float]]:
     """The whole job in this process; a turn gives the seconds from the first batch asked for to the last shard finished."""
-    import pipeline.engines
+    import pipeline.extract
     from pipeline import extract_features
     from pipeline.network.device import MOST_IN_FLIGHT
     from pipeline.records import Gpu
 
-    make_stages = pipeline.engines.make_stages
+    make_stages = pipeline.extract.make_stages
 
     def on_a_fake_gpu(*arguments: Any) -> Any:
         stages = make_stages(*arguments)
@@ -67,7 +67,7 @@ def job(photographs: Path, output: Path, seconds: Sequence[float]) -> tuple[dict
         device = replace(stages.device, kind="gpu", gpu=gpu, in_flight=MOST_IN_FLIGHT)
         return replace(stages, device=device, compute=FixedTimes(seconds))
 
-    pipeline.engines.make_stages = on_a_fake_gpu
+    pipeline.extract.make_stages = on_a_fake_gpu
 
     def turn() -> float:
         shutil.rmtree(output, ignore_errors=True)

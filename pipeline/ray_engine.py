@@ -14,27 +14,26 @@ import socket
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..config import AUTO, EngineOptions, Options
-from ..errors import EngineError, ImageError, OptionError, PipelineError, printable
-from ..extract import Stages, make_shards, make_stages, say_device
-from ..images.reading import read_again
-from ..machine import peak_memory_bytes, usable_cores
-from ..network.keras_models import KerasWeights
-from ..network.known_weights import Weights
-from ..plan import versions
-from ..progress import LOGGER as _log
-from ..progress import Made, Progress, Stopwatch
-from ..records import Device, ImageRecord, ImageStatus, RunSpec
-from ..sharding import ShardSpec
-from ..signals import kept_handlers, leaving_at_once
-from ..store import format
-from ..store.digests import RemoteDigests
-from ..store.run_folder import RunFolder
-from . import Engine
+from .config import AUTO, EngineOptions, Options
+from .errors import EngineError, ImageError, OptionError, PipelineError, printable
+from .extract import Engine, Stages, make_shards, make_stages, say_device
+from .images.reading import read_again
+from .machine import peak_memory_bytes, usable_cores
+from .network.keras_models import KerasWeights
+from .network.known_weights import Weights
+from .plan import versions
+from .progress import LOGGER as _log
+from .progress import Made, Progress, Stopwatch
+from .records import Device, ImageRecord, ImageStatus, RunSpec
+from .sharding import ShardSpec
+from .signals import kept_handlers, leaving_at_once
+from .store import format
+from .store.digests import RemoteDigests
+from .store.run_folder import RunFolder
 
 # A task that dies is run again so often.
 RETRIES = 2
@@ -60,40 +59,24 @@ Shards = tuple[ShardSpec, ...]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every task needs; put into Ray's object store once.
+    """What every task needs; put into Ray's object store once."""
 
-    Attributes:
-        options: Of the run, with the device and the threads of a task.
-        parts: Number -> the run up to that part.
-        weights: Of the network.
-        folder: The run folder, absolute.
-        image: One that the driver can read, and so must every node; None if there is none.
-    """
-
-    options: Options
-    parts: Mapping[int, RunSpec]
+    options: Options  # of the run, with the device and the threads of a task
+    parts: Mapping[int, RunSpec]  # number -> the run up to that part
     weights: Weights | KerasWeights
-    folder: Path
-    image: ImageRecord | None
+    folder: Path  # the run's, absolute
+    image: ImageRecord | None  # one that the driver can read, and so must every node; None if there is none
+    versions: Mapping[str, str]  # of the driver's libraries, which every node must have
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What a task has made.
-
-    Attributes:
-        device: Of the worker.
-        made: Bytes and seconds.
-        statuses: Of its rows.
-        digests: Path from the run folder -> SHA-256, hex.
-        seconds: By stage.
-    """
+class Outcome(NamedTuple):
+    """What a task has made."""
 
     device: Device
     made: Made
-    statuses: list[ImageStatus] = field(default_factory=list)
-    digests: dict[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    statuses: list[ImageStatus]
+    digests: Mapping[str, str]  # path from the run folder -> SHA-256, hex
+    seconds: Mapping[str, float]  # by stage
 
 
 def require_ray() -> None:
@@ -124,13 +107,7 @@ def count_slots(nodes: Nodes, cpus: float, gpus: float) -> int:
 
 
 def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list[Shards]:
-    """Divide shards, in order, into tasks, each of one part.
-
-    Args:
-        shards: To make.
-        slots: Tasks that run at a time.
-        batch_size: Rows of a device step.
-    """
+    """Divide shards, in order, into tasks of one part each, of which so many run at a time; ``batch_size``: of a device step."""
     rows = max(shard.rows for shard in shards)
     size = max(1, min(-(-TASK_STEPS * batch_size // rows), len(shards) // (TASKS_A_WORKER * slots)))
     parts = (list(group) for _, group in itertools.groupby(shards, lambda shard: shard.part))
@@ -143,52 +120,46 @@ def plan_tasks(shards: Sequence[ShardSpec], slots: int, batch_size: int) -> list
 _prepared: tuple[str | None, Job, Stages] | None = None
 
 
-def make_task(job: Sequence[Any], shards: Shards) -> Outcome:
-    """Make shards; runs in a worker process, which works for one job alone.
+def make_task(reference: Sequence[Any], shards: Shards) -> Outcome:
+    """Make shards of one part, or none but the network; runs in a worker process, which works for one job alone.
 
-    Args:
-        job: A reference to it, in a list so that Ray does not fetch it for each task.
-        shards: Of one part; none: only the network is made.
-
-    Raises:
-        PipelineError: What stopped it. No partial file is left behind.
+    ``reference``: to the job, in a list so that Ray does not fetch it for each task.
     """
     global _prepared
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
     if _prepared is None:
         import ray
 
-        given = ray.get(job[0])
-        _prepared = gpu, given, _prepare(given)
+        job = ray.get(reference[0])
+        _prepared = gpu, job, _prepare(job)
     elif _prepared[0] != gpu:
         # TensorFlow keeps its GPU as long as the process lives. Ray runs the task again, in another one.
         os._exit(0)
-    _, given, stages = _prepared
-    outcome = Outcome(stages.device, Made(stages.device.kind))
+    _, job, stages = _prepared
+    made, statuses = Made(stages.device.kind), list[ImageStatus]()
+    digests, watch = RemoteDigests(job.folder, "ray"), Stopwatch()
     if shards:
-        watch, digests, part = Stopwatch(), RemoteDigests(given.folder, "ray"), given.parts[shards[0].part]
-        outcome.made.add(make_shards(given.folder, part, shards, stages, digests, watch, outcome.statuses.extend))
-        outcome.made.peak_memory_bytes = peak_memory_bytes()
-        outcome.digests, outcome.seconds = digests.by_name, watch.seconds()
-    return outcome
+        made.add(make_shards(job.folder, job.parts[shards[0].part], shards, stages, digests, watch, statuses.extend))
+        made.peak_memory_bytes = peak_memory_bytes()
+    return Outcome(stages.device, made, statuses, digests.by_name, watch.seconds())
 
 
 def _prepare(job: Job) -> Stages:
     """Look for what the driver sees, without which all images of this node would fail or differ; make the network."""
-    node, part = f"engine: node {socket.gethostname()}", next(iter(job.parts.values()))
+    node = f"engine: node {socket.gethostname()}"
     has_folder = (job.folder / format.LOCK_NAME).exists()
     if not has_folder or (job.image and not _can_read(job.image)):
         raise EngineError(
             f"{node} does not see the {'images' if has_folder else 'run folder'}, got nothing under the path that it has on the "
             "driver's machine. Expected storage that all nodes share. Use another folder, or nodes that have it."
         )
-    there = {name: str(part.attributes.get(f"version_{name}", text)) for name, text in versions().items()}
+    there = {**versions(), **job.versions}
     if other := [f"{name} {text} (there {there[name]})" for name, text in versions().items() if text != there[name]]:
         raise EngineError(f"{node} has other libraries than the driver's machine, got {', '.join(other)}. Expected the same.")
     # On a CPU TensorFlow's own convolutions would take all cores from the workers beside this one.
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[name] = str(job.options.runtime.workers)
-    return make_stages(job.options, part, job.weights)
+    return make_stages(job.options, next(iter(job.parts.values())), job.weights)
 
 
 def _can_read(image: ImageRecord) -> bool:
@@ -203,12 +174,7 @@ def _can_read(image: ImageRecord) -> bool:
 
 @contextmanager
 def open_ray(options: Options, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
-    """Connect to a cluster, have a first worker ready, and yield what makes the missing shards.
-
-    Args:
-        options: Of the run.
-        weights: Of the network.
-        run_folder: Held by this process, on storage that all nodes share.
+    """Connect to a cluster, have a first worker ready, and yield what makes the missing shards; all nodes share the folder.
 
     Raises:
         OptionError: A node does not have the device.
@@ -217,7 +183,7 @@ def open_ray(options: Options, weights: Weights | KerasWeights, run_folder: RunF
     manifest = run_folder.spec.manifest
     some = (manifest[int(row)] for row in manifest.file_bytes.nonzero()[0][:100])
     parts = {missing[0].part: part for part, missing in run_folder.parts()}
-    job = Job(options, parts, weights, run_folder.path.absolute(), next(filter(_can_read, some), None))
+    job = Job(options, parts, weights, run_folder.path.absolute(), next(filter(_can_read, some), None), versions())
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     with leaving_at_once():
@@ -258,11 +224,7 @@ def open_ray(options: Options, weights: Weights | KerasWeights, run_folder: RunF
 
 
 def connect(ray: Any, address: str | None) -> None:
-    """Connect to a cluster; without an address one of this machine is started, for as long as the connection.
-
-    Raises:
-        EngineError: None answers, or can be started.
-    """
+    """Connect to a cluster; without an address one of this machine is started, for as long as the connection."""
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         settings |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
@@ -281,21 +243,10 @@ def connect(ray: Any, address: str | None) -> None:
 
 
 class Tasks:
-    """Runs tasks of a job on a cluster.
-
-    Args:
-        ray: Connected.
-        job: With the options as the user gave them.
-
-    Attributes:
-        job: With the device and the threads of a task.
-        slots: Tasks that can run at a time.
-
-    Raises:
-        EngineError: No node can run any.
-    """
+    """Runs tasks of a job on a cluster: ``slots`` at a time, of a ``job`` that has the device and the threads of a task."""
 
     def __init__(self, ray: Any, job: Job) -> None:
+        """Choose what a task takes, from the nodes and from the options as the user gave them."""
         runtime, engine = job.options.runtime, job.options.engine
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = [(has["CPU"], has.get("GPU", 0.0)) for has in resources if has.get("CPU")]
@@ -339,13 +290,15 @@ class Tasks:
         try:
             return self._ray.get(future)  # type: ignore[no-any-return]  # Ray is not loaded
         except errors.RayTaskError as error:
+            if isinstance(error.cause, PipelineError):
+                raise error.cause from None
             if isinstance(error.cause, ImportError) or "failed to import on the worker" in str(error):
                 raise EngineError(
-                    f"engine: a node cannot load this program, got {str(error).splitlines()[-1]!r}. Expected it, and all that it "
-                    "needs, on every node. Install it there."
+                    f"engine: a node cannot load this program, got {str(error).splitlines()[-1]!r}. Expected it on every node, "
+                    "with all that it needs. Install it there."
                 ) from None
-            # What the task has raised, or a fault of this program.
-            raise error.cause if isinstance(error.cause, PipelineError) else RuntimeError(str(error)) from None
+            # A fault of this program, and none of Ray.
+            raise RuntimeError(str(error)) from None
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             # Of its shards those that no attempt has finished.
             names = []
